@@ -1,0 +1,1 @@
+"""Bytes to batches: the training world, and how a batch is composed from it."""

@@ -1,0 +1,28 @@
+"""What a batch is. Letters: `B` batch, `S` picture size, `C` size of the canonical cut-out."""
+
+from collections.abc import Callable
+from typing import TypedDict
+
+from torch import Tensor
+
+
+class SubjectBatch(TypedDict):
+    """Prompted context generation (Li et al. 2023, section 3.2): a reference, a prompt, and the picture they ask for.
+
+    Every picture is float32 in [0, 1]. The full sentence `caption` describes `target`; `prompt` is the same sentence
+    without its subject, so that `a {category} {prompt}` is what the generator reads.
+    """
+
+    reference: Tensor  # (B, 3, S, S) the subject on some other background
+    reference_caption: list[str]  # "a teapot on a plain blue background"
+    canonical: Tensor  # (B, 4, C, C) the reference's cut-out, filling the frame: RGB times alpha, alpha
+    category: list[str]  # "teapot"
+    prompt: list[str]  # "on the beach"
+    caption: list[str]  # "a teapot on the beach"
+    target: Tensor  # (B, 3, S, S) the subject in the scene of the prompt
+    target_alpha: Tensor  # (B, 1, S, S) where the subject stands in the target
+    identity: Tensor  # (B,) int64, equal for two pictures of one subject
+
+
+Batches = Callable[[int], SubjectBatch]
+"""The batch of an index. A pure function of it: that is what makes a resumed run equal an uninterrupted one."""

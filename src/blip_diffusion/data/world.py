@@ -1,0 +1,174 @@
+"""The packed training world: named cut-outs of subjects and named scenes in one zip file.
+
+cutouts.jsonl           one `CutOut` a line       cutouts/00000.webp  RGBA, trimmed, longest side <= 128
+scenes.jsonl            one `Scene` a line        scenes/000.webp     RGB, 160 pixels high
+LICENCES.md             every source with its licence and authors
+"""
+
+import dataclasses
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from blip_diffusion.errors import DataError
+
+Pixels = NDArray[np.uint8]
+
+CUTOUT_SIZE = 128
+SCENE_HEIGHT, SCENE_WIDTH = 160, 208
+PERMISSIVE = ("MIT", "Apache-2.0", "CC0-1.0", "CC-BY-3.0", "CC-BY-4.0", "PD")
+
+
+@dataclass(frozen=True)
+class CutOut:
+    """One picture of one subject, without its background."""
+
+    identity: str  # what the split goes by: all views, poses and styles of one subject share it
+    category: str  # head noun that a prompt uses: "teapot"
+    name: str  # the longer name: "silver teapot"; may equal the category
+    kind: str  # "3d" | "emoji" | "photo" | "drawing" | "outline"
+    source: str  # package and path inside it
+    licence: str  # SPDX id, or "PD"
+    view: str = ""  # what tells it from the others of its identity: azimuth in degrees, pose letter or style
+    animate: bool = False  # people and animals: they wear hats
+    split: str = "train"  # "train" | "heldout"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One picture of one place."""
+
+    phrases: tuple[str, ...]  # ways to say it in a prompt: ("on the beach", "at the beach")
+    word: str  # the class that a scene judge names: "beach"
+    source: str
+    licence: str
+    horizon: float = 0.6  # where things stand: the fraction of the height below which ground begins
+    split: str = "train"
+
+
+@dataclass(frozen=True)
+class World:
+    """All of it in memory: `pixels[i]` belongs to `cutouts[i]`, `scene_pixels[j]` to `scenes[j]`."""
+
+    cutouts: tuple[CutOut, ...]
+    pixels: Tensor  # (N, 4, 128, 128) uint8, straight alpha, centred
+    scenes: tuple[Scene, ...]
+    scene_pixels: Tensor  # (M, 3, 160, 208) uint8
+
+    def subset(self, *, split: str | None = None, permissive: bool = False) -> "World":
+        """The part of one split, and on request only rows whose licence allows any use."""
+
+        def keeps(rows: Sequence[CutOut | Scene]) -> list[int]:
+            return [
+                i
+                for i, row in enumerate(rows)
+                if split in (None, row.split) and (not permissive or row.licence in PERMISSIVE)
+            ]
+
+        cut, scn = keeps(self.cutouts), keeps(self.scenes)
+        return World(
+            tuple(self.cutouts[i] for i in cut),
+            self.pixels[cut],
+            tuple(self.scenes[i] for i in scn),
+            self.scene_pixels[scn],
+        )
+
+    @staticmethod
+    def load(path: str | Path) -> "World":
+        """Reads a packed world. Raises `DataError` where the file is missing or not a world."""
+        path = Path(path)
+        if not path.is_file():
+            raise DataError(
+                f"There is no world at {path}: make one with `blip-diffusion data build --out {path.parent}`."
+            )
+        try:
+            with zipfile.ZipFile(path) as archive:
+                cutouts = [CutOut(**row) for row in _rows(archive, "cutouts.jsonl")]
+                scenes = [Scene(**{**row, "phrases": tuple(row["phrases"])}) for row in _rows(archive, "scenes.jsonl")]
+                blobs = [archive.read(f"cutouts/{i:05d}.webp") for i in range(len(cutouts))]
+                scene_blobs = [archive.read(f"scenes/{i:03d}.webp") for i in range(len(scenes))]
+        except (zipfile.BadZipFile, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise DataError(f"{path} is not a packed world ({error}): build it again.") from error
+        with ThreadPoolExecutor() as pool:
+            pixels = list(pool.map(_cutout_pixels, blobs))
+            scene_pixels = list(pool.map(_scene_pixels, scene_blobs))
+        return World(tuple(cutouts), _stack(pixels, 4, CUTOUT_SIZE, CUTOUT_SIZE), tuple(scenes),
+                     _stack(scene_pixels, 3, SCENE_HEIGHT, SCENE_WIDTH))  # fmt: skip
+
+
+def pack(
+    path: Path,
+    cutouts: Sequence[tuple[CutOut, Image.Image]],
+    scenes: Sequence[tuple[Scene, Image.Image]],
+    licences: str,
+    *,
+    quality: int = 82,
+) -> None:
+    """Writes a world of trimmed RGBA cut-outs and RGB scenes of any size. The same rows give the same bytes."""
+    partial = path.with_suffix(".partial")
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+        _write(archive, "cutouts.jsonl", "\n".join(json.dumps(dataclasses.asdict(row)) for row, _ in cutouts).encode())
+        _write(archive, "scenes.jsonl", "\n".join(json.dumps(dataclasses.asdict(row)) for row, _ in scenes).encode())
+        _write(archive, "LICENCES.md", licences.encode())
+        for i, (_, picture) in enumerate(cutouts):
+            _write(archive, f"cutouts/{i:05d}.webp", _webp(_fit(picture), quality))
+        for i, (_, picture) in enumerate(scenes):
+            _write(archive, f"scenes/{i:03d}.webp", _webp(_cover(picture), quality))
+    partial.replace(path)
+
+
+def _rows(archive: zipfile.ZipFile, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in archive.read(name).decode().splitlines() if line]
+
+
+def _write(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+    archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), data)
+
+
+def _webp(picture: Image.Image, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=quality, alpha_quality=90, method=4)
+    return buffer.getvalue()
+
+
+def _fit(picture: Image.Image) -> Image.Image:
+    picture = picture.convert("RGBA")
+    picture.thumbnail((CUTOUT_SIZE, CUTOUT_SIZE), Image.Resampling.LANCZOS)
+    return picture
+
+
+def _cover(picture: Image.Image) -> Image.Image:
+    picture = picture.convert("RGB")
+    scale = max(SCENE_WIDTH / picture.width, SCENE_HEIGHT / picture.height)
+    picture = picture.resize(
+        (max(SCENE_WIDTH, round(picture.width * scale)), max(SCENE_HEIGHT, round(picture.height * scale))),
+        Image.Resampling.LANCZOS,
+    )
+    left, top = (picture.width - SCENE_WIDTH) // 2, (picture.height - SCENE_HEIGHT) // 2
+    return picture.crop((left, top, left + SCENE_WIDTH, top + SCENE_HEIGHT))
+
+
+def _cutout_pixels(blob: bytes) -> Pixels:
+    picture = Image.open(io.BytesIO(blob)).convert("RGBA")
+    frame = Image.new("RGBA", (CUTOUT_SIZE, CUTOUT_SIZE))
+    frame.paste(picture, ((CUTOUT_SIZE - picture.width) // 2, (CUTOUT_SIZE - picture.height) // 2))
+    return np.asarray(frame).transpose(2, 0, 1)
+
+
+def _scene_pixels(blob: bytes) -> Pixels:
+    return np.asarray(Image.open(io.BytesIO(blob)).convert("RGB")).transpose(2, 0, 1)
+
+
+def _stack(arrays: list[Pixels], *shape: int) -> Tensor:
+    return torch.from_numpy(np.stack(arrays)) if arrays else torch.zeros((0, *shape), dtype=torch.uint8)

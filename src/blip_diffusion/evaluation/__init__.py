@@ -1,0 +1,1 @@
+"""Scores, and the judges that give them."""

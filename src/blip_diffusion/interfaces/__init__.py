@@ -1,0 +1,1 @@
+"""The command line and its kin: parse, call one function, show the result."""

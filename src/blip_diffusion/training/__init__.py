@@ -1,0 +1,1 @@
+"""One loop and the small things it needs; the methods are in `methods/`."""
