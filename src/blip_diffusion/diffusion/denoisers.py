@@ -1,0 +1,41 @@
+"""A denoiser is a callable `(latents, timestep) -> prediction`; guidance is one more of the same shape."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+"""Noised latents (B, C, H, W) and a timestep to the network's answer (B, C, H, W)."""
+
+
+def unet_denoiser(unet: Any, text: Tensor) -> Denoiser:
+    """The U-Net looking at text states (B, L, D) through cross-attention."""
+
+    def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
+        answer: Tensor = unet(latents, timestep, encoder_hidden_states=text, return_dict=False)[0]
+        return answer
+
+    return denoise
+
+
+def guided(both: Denoiser, scale: float, *, rescale: float = 0.0) -> Denoiser:
+    """Classifier-free guidance (Ho & Salimans 2022). `both` answers for [unconditional, conditional] batches of 2B.
+
+    `rescale` in [0, 1] pulls the answer's spread back to the conditional one's (Lin et al. 2023, section 3.4), which
+    schedules that end in pure noise need.
+    """
+
+    def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
+        empty, full = both(torch.cat([latents, latents]), timestep).chunk(2)
+        answer = empty + scale * (full - empty)
+        return _rescaled(answer, full, rescale) if rescale else answer
+
+    return denoise
+
+
+def _rescaled(answer: Tensor, conditional: Tensor, amount: float) -> Tensor:
+    dims = tuple(range(1, answer.ndim))
+    ratio = conditional.std(dim=dims, keepdim=True) / answer.std(dim=dims, keepdim=True)
+    return answer * (amount * ratio + 1 - amount)

@@ -1,0 +1,109 @@
+"""Pictures: PIL to tensors and back, and the only file that knows how a reference is cut to the encoder's square.
+
+Tensors of pictures are float, (B, 3, H, W), in [0, 1], unless a name says otherwise.
+"""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from blip_diffusion.errors import InputError
+
+Fit = Literal["crop", "squash", "pad"]
+"""`crop`: short side, then centre (the original's); `squash`: both sides (diffusers'); `pad`: keeps the whole subject."""
+
+MIN_SIDE = 16
+MAX_PIXELS = 64_000_000
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """A picture file as upright RGB on white. Raises `InputError` for what is missing, broken, tiny or huge."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"There is no picture at {path}: check the path.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                check_size(picture, str(path))
+                return as_rgb(picture)
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+        if isinstance(error, Image.DecompressionBombError):
+            raise InputError(
+                f"{path} is too large a picture: use one of at most {MAX_PIXELS // 10**6} megapixels."
+            ) from error
+        raise InputError(f"{path} is not a picture that can be read: use a PNG, JPEG or WebP file.") from error
+
+
+def check_size(picture: Image.Image, name: str = "The reference") -> None:
+    """Raises `InputError` for a picture too small to show a subject, or too large to be one."""
+    width, height = picture.size
+    if min(width, height) < MIN_SIDE:
+        raise InputError(f"{name} has {width} x {height} pixels: use one of at least {MIN_SIDE} x {MIN_SIDE}.")
+    if width * height > MAX_PIXELS:
+        raise InputError(
+            f"{name} has {width * height / 1e6:.0f} megapixels: use one of at most {MAX_PIXELS // 10**6} megapixels."
+        )
+
+
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """Upright (EXIF), 8 bit, RGB; what is transparent becomes white."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
+        values = np.asarray(picture, dtype=np.float32)
+        scale = 257.0 if values.max() > 255 else 1.0
+        picture = Image.fromarray((values / scale).clip(0, 255).astype(np.uint8))
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+    return picture.convert("RGB")
+
+
+def fit_square(picture: Image.Image, size: int, fit: Fit = "crop") -> Image.Image:
+    """A `size` x `size` picture, by bicubic resampling."""
+    match fit:
+        case "squash":
+            return picture.resize((size, size), Image.Resampling.BICUBIC)
+        case "pad":
+            return ImageOps.pad(picture, (size, size), Image.Resampling.BICUBIC, color="white")
+        case "crop":
+            scale = size / min(picture.size)
+            width, height = (max(size, round(side * scale)) for side in picture.size)
+            left, top = round((width - size) / 2), round((height - size) / 2)
+            resized = picture.resize((width, height), Image.Resampling.BICUBIC)
+            return resized.crop((left, top, left + size, top + size))
+    raise InputError(f"There is no way to fit a reference called {fit!r}: use crop, squash or pad.")
+
+
+def to_tensor(pictures: Sequence[Image.Image]) -> Tensor:
+    """Equal-sized RGB pictures to (B, 3, H, W) in [0, 1]."""
+    stacked = np.stack([np.asarray(picture, dtype=np.float32) for picture in pictures])
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous() / 255
+
+
+def to_pictures(pixels: Tensor) -> list[Image.Image]:
+    """(B, 3, H, W) in [0, 1], clamped and rounded to 8 bit."""
+    array = (pixels.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(picture) for picture in array]
+
+
+def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """[0, 1] to what an image encoder was trained on."""
+    shape = (1, 3, 1, 1)
+    return (pixels - pixels.new_tensor(mean).view(shape)) / pixels.new_tensor(std).view(shape)
+
+
+def grid(pictures: Sequence[Image.Image], columns: int, *, gap: int = 2) -> Image.Image:
+    """Equal-sized pictures, row by row, on white."""
+    width, height = pictures[0].size
+    rows = -(-len(pictures) // columns)
+    page = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+    for index, picture in enumerate(pictures):
+        page.paste(picture, (index % columns * (width + gap), index // columns * (height + gap)))
+    return page

@@ -1,0 +1,186 @@
+"""BLIP-Diffusion on one screen: the parts, and how a picture and a sentence become what the U-Net looks at.
+
+    reference image ─► image_encoder ─► qformer ─► projection ─► subject tokens ─┐
+    subject word ("dog") ──────────────────┘                                     ▼
+    prompt ─────────────────────────────────────────────────────────────► text_encoder ─► text states ─► unet
+
+Letters: `B` batch, `N` patches, `V` vision width, `Q` queries, `D` text width, `L` text length, `S` reference size.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig
+
+from blip_diffusion.diffusion.denoisers import Denoiser, unet_denoiser
+from blip_diffusion.diffusion.latents import LatentCodec
+from blip_diffusion.images import normalise
+from blip_diffusion.modules.image_encoder import ImageEncoder, ImageEncoderConfig
+from blip_diffusion.modules.projection import SubjectProjection
+from blip_diffusion.modules.qformer import Pattern, QFormer, QFormerConfig
+from blip_diffusion.modules.text_encoder import SubjectTextEncoder
+from blip_diffusion.prompts import Words, category_words, insert_position, prompt_ids
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """CLIP's text model. The defaults are the published shapes (ViT-L/14)."""
+
+    vocabulary: int = 49408
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    inner: int = 3072
+    positions: int = 77
+    activation: str = "quick_gelu"
+
+
+@dataclass(frozen=True)
+class ReferenceConfig:
+    """How the image encoder wants a reference."""
+
+    size: int = 224
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Every shape of the model; the defaults are the published ones, on Stable Diffusion 1.5."""
+
+    image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
+    qformer: QFormerConfig = field(default_factory=QFormerConfig)
+    projection_inner: int = 3072
+    text_encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    unet: Mapping[str, Any] = field(
+        default_factory=lambda: {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
+    )
+    vae: Mapping[str, Any] = field(
+        default_factory=lambda: {
+            "block_out_channels": (128, 256, 512, 512),
+            "layers_per_block": 2,
+            "down_block_types": ("DownEncoderBlock2D",) * 4,
+            "up_block_types": ("UpDecoderBlock2D",) * 4,
+            "sample_size": 512,
+        }
+    )
+
+
+class SubjectEncoder(nn.Module):
+    """A picture of a subject and its word, to subject tokens: the `qformer/` folder of the published layout."""
+
+    def __init__(self, image_encoder: ImageEncoder, qformer: QFormer, projection: SubjectProjection) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.qformer = qformer
+        self.projection = projection
+
+    def forward(self, pixels: Tensor, words: Words) -> Tensor:
+        """Normalised pixels (B, 3, S, S) and the words of their categories to subject tokens (B, Q, D)."""
+        features = self.image_encoder(pixels)  # (B, N, V)
+        states = self.qformer(features, words.input_ids, words.attention_mask, Pattern.BIDIRECTIONAL)
+        tokens: Tensor = self.projection(states.queries)  # (B, Q, D)
+        return tokens
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.qformer.query_tokens.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the weights."""
+        return self.qformer.query_tokens.device
+
+
+class BlipDiffusion(nn.Module):
+    """The parts, in the order in which data meets them, and the flow."""
+
+    def __init__(
+        self,
+        subject_encoder: SubjectEncoder,
+        text_encoder: SubjectTextEncoder,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL,
+        *,
+        tokenizer: Any,
+        qformer_tokenizer: Any,
+        scheduler: Any,
+        reference: ReferenceConfig,
+    ) -> None:
+        super().__init__()
+        self.subject_encoder = subject_encoder
+        self.text_encoder = text_encoder
+        self.unet = unet
+        self.vae = vae
+        self.tokenizer = tokenizer
+        self.qformer_tokenizer = qformer_tokenizer
+        self.scheduler = scheduler
+        self.reference = reference
+
+    @property
+    def latents(self) -> LatentCodec:
+        """Pictures to latents and back."""
+        return LatentCodec(self.vae)
+
+    @property
+    def text_length(self) -> int:
+        """The number of positions of the text encoder, subject tokens included."""
+        return int(self.text_encoder.config.max_position_embeddings)
+
+    def subject_tokens(self, pixels: Tensor, categories: Sequence[str]) -> Tensor:
+        """Reference pictures (B, 3, S, S) in [0, 1] and what they show, to subject tokens (B, Q, D)."""
+        words = category_words(self.qformer_tokenizer, categories).to(pixels.device)
+        pixels = normalise(pixels, self.reference.mean, self.reference.std)
+        tokens: Tensor = self.subject_encoder(pixels.to(self.subject_encoder.dtype), words)
+        return tokens
+
+    def text_states(self, prompts: Sequence[str], subject: Tensor | None = None) -> Tensor:
+        """Full prompts, and the subject tokens that stand in them, to text states (B, L, D)."""
+        device = self.text_encoder.device
+        if subject is None:
+            ids = prompt_ids(self.tokenizer, prompts, self.text_length).to(device)
+            states: Tensor = self.text_encoder(ids).last_hidden_state
+            return states
+        ids = prompt_ids(self.tokenizer, prompts, self.text_length - subject.shape[1]).to(device)
+        with_subject: Tensor = self.text_encoder(ids, subject, insert_position(self.tokenizer))
+        return with_subject
+
+    def denoiser(self, text: Tensor) -> Denoiser:
+        """(B, L, D) to a denoiser of B pictures."""
+        return unet_denoiser(self.unet, text)
+
+
+def build_subject_encoder(config: ModelConfig) -> SubjectEncoder:
+    """A subject encoder with random weights."""
+    return SubjectEncoder(
+        ImageEncoder(config.image_encoder),
+        QFormer(config.qformer),
+        SubjectProjection(config.qformer.width, config.projection_inner, eps=config.qformer.eps),
+    )
+
+
+def build_text_encoder(config: TextEncoderConfig) -> SubjectTextEncoder:
+    """A text encoder with random weights; the last two words of the vocabulary are [BOS] and [EOS]."""
+    return SubjectTextEncoder(
+        CLIPTextConfig(
+            vocab_size=config.vocabulary,
+            hidden_size=config.width,
+            intermediate_size=config.inner,
+            projection_dim=config.width,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            max_position_embeddings=config.positions,
+            hidden_act=config.activation,
+            bos_token_id=config.vocabulary - 2,
+            eos_token_id=config.vocabulary - 1,
+            pad_token_id=config.vocabulary - 1,
+        )
+    )

@@ -1,0 +1,83 @@
+"""Heads that only training has: BLIP-2's three (Li, Li, Savarese & Hoi 2023, section 3.1) and our redrawing head."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from blip_diffusion.modules.qformer import QFormerConfig
+
+
+class ContrastiveHead(nn.Module):
+    """Query states and a sentence state to unit vectors, and the temperature that divides their similarity."""
+
+    def __init__(self, width: int, shared_width: int = 256) -> None:
+        super().__init__()
+        self.vision = nn.Linear(width, shared_width)
+        self.text = nn.Linear(width, shared_width)
+        self.temperature = nn.Parameter(torch.tensor(0.07))
+
+    def images(self, queries: Tensor) -> Tensor:
+        """(B, Q, D) to unit vectors (B, Q, E)."""
+        return F.normalize(self.vision(queries), dim=-1)
+
+    def sentences(self, words: Tensor) -> Tensor:
+        """Word states (B, L, D), of which the first row stands for all, to unit vectors (B, E)."""
+        return F.normalize(self.text(words[:, 0]), dim=-1)
+
+    def similarity(self, images: Tensor, sentences: Tensor) -> Tensor:
+        """(B, Q, E) and (C, E) to (B, C): the best query's cosine over the temperature, clamped to [0.001, 0.5]."""
+        cosines = torch.einsum("bqe,ce->bqc", images, sentences).amax(dim=1)
+        return cosines / self.temperature.clamp(0.001, 0.5)
+
+
+class MatchingHead(nn.Linear):
+    """Query states (B, Q, D) to logits (B, 2): do picture and words belong together? Averaged over the queries."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, 2)
+
+    def forward(self, queries: Tensor) -> Tensor:
+        return super().forward(queries).mean(dim=1)
+
+
+class LanguageHead(nn.Module):
+    """BERT's masked-language-model head; its output layer is the word embedding itself."""
+
+    def __init__(self, config: QFormerConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocabulary))
+
+    def forward(self, words: Tensor, word_embeddings: Tensor) -> Tensor:
+        """Word states (B, L, D) and embeddings (W, D) to logits (B, L, W)."""
+        return F.linear(self.norm(F.gelu(self.dense(words))), word_embeddings, self.bias)
+
+
+class RedrawHead(nn.Module):
+    """Draws the subject without its background from its tokens: does it show early that they carry shape?
+
+    Ours, no part of the paper. A grid of learned places asks the tokens, and each place paints its patch.
+    """
+
+    def __init__(self, width: int, *, size: int = 32, patch: int = 4, layers: int = 2, heads: int = 4) -> None:
+        super().__init__()
+        self.grid, self.patch = size // patch, patch
+        self.places = nn.Parameter(torch.randn(1, self.grid**2, width) * 0.02)
+        self.layers = nn.ModuleList(
+            nn.TransformerDecoderLayer(
+                width, heads, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.paint = nn.Linear(width, 4 * patch**2)
+
+    def forward(self, subject_tokens: Tensor) -> Tensor:
+        """(B, Q, D) to (B, 4, C, C): RGB times alpha, and alpha, each in [0, 1]."""
+        x = self.places.expand(len(subject_tokens), -1, -1)
+        for layer in self.layers:
+            x = layer(x, subject_tokens)
+        patches = torch.sigmoid(self.paint(self.norm(x)))
+        return rearrange(patches, "b (y x) (c p q) -> b c (y p) (x q)", y=self.grid, p=self.patch, q=self.patch)

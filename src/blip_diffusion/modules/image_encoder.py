@@ -1,0 +1,188 @@
+"""The frozen image encoder: pixels to patch features (B, N, V), then the one layer of it that is trained.
+
+The published model reads OpenAI's CLIP ViT-L/14 without its last block; `mini` reads EfficientNet-Lite0 up to block 10.
+Any tower that gives patch features will do. What the tower knows of real pictures is kept (frozen); the layer norm
+after it, `ln_vision` in the published code, belongs to what is trained.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from blip_diffusion.errors import ConfigError
+from blip_diffusion.modules.efficientnet_lite import EfficientNetLite
+
+
+@dataclass(frozen=True)
+class ImageEncoderConfig:
+    """The defaults are the published shapes. The five after `eps` say nothing to towers other than `clip`."""
+
+    tower: Literal["clip", "efficientnet-lite0", "timm"] = "clip"
+    timm_name: str = ""  # "vit_small_patch14_dinov2": only for the tower `timm`
+    image_size: int = 224
+    eps: float = 1e-5
+    width: int = 1024
+    layers: int = 23
+    heads: int = 16
+    inner: int = 4096
+    patch: int = 14
+    activation: str = "quick_gelu"
+
+
+class Tower(Protocol):
+    """Frozen pixels (B, 3, S, S) to features (B, N, width)."""
+
+    width: int
+
+    def __call__(self, pixels: Tensor) -> Tensor: ...
+
+
+class ImageEncoder(nn.Module):
+    """A frozen tower and a trainable layer norm over its features."""
+
+    def __init__(self, config: ImageEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tower = build_tower(config)
+        self.norm = nn.LayerNorm(self.tower.width, eps=config.eps)
+        self.freeze()
+
+    @property
+    def width(self) -> int:
+        """The number V of features of a patch."""
+        return self.norm.normalized_shape[0]
+
+    def freeze(self) -> None:
+        """The tower never moves and never drops out."""
+        self.tower.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "ImageEncoder":
+        super().train(mode)
+        self.tower.eval()
+        return self
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels (B, 3, S, S) to features (B, N, V)."""
+        normed: Tensor = self.norm(self.features(pixels))
+        return normed
+
+    @torch.no_grad()
+    def features(self, pixels: Tensor) -> Tensor:
+        """What the frozen tower sees, before the trained layer norm: worth keeping when a picture comes again."""
+        seen: Tensor = self.tower(pixels)
+        return seen
+
+
+def build_tower(config: ImageEncoderConfig) -> Any:
+    """The network of a config, with random weights."""
+    match config.tower:
+        case "clip":
+            return ClipTower(config)
+        case "efficientnet-lite0":
+            return EfficientNetTower()
+        case "timm":
+            return TimmTower(config.timm_name)
+    raise ConfigError(f"image encoder: there is no tower {config.tower!r}; use clip, efficientnet-lite0 or timm.")
+
+
+class ClipTower(nn.Module):
+    """CLIP's vision transformer up to its last hidden state: the class token and a token a patch, N = (S / patch)² + 1."""
+
+    def __init__(self, config: ImageEncoderConfig) -> None:
+        super().__init__()
+        from transformers import CLIPVisionConfig, CLIPVisionModel
+
+        self.width = config.width
+        self.vision = CLIPVisionModel(
+            CLIPVisionConfig(
+                hidden_size=config.width,
+                intermediate_size=config.inner,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                image_size=config.image_size,
+                patch_size=config.patch,
+                hidden_act=config.activation,
+                layer_norm_eps=config.eps,
+            )
+        )
+        self.vision.post_layernorm = nn.Identity()  # serves the pooled output alone, which nothing here reads
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        states: Tensor = self.vision(pixel_values=pixels).last_hidden_state
+        return states
+
+
+class EfficientNetTower(nn.Module):
+    """EfficientNet-Lite0 at stride 16, with what it forgets beside it: finer features, colours, and the place.
+
+    A patch of 16 x 16 pixels gets block 10 (112 numbers), block 4 of its four quarters (160), the mean colours of its
+    sixteen cells (48), each standardised by statistics of the training world, and where it lies (32).
+    """
+
+    taps = (4, 10)
+    places = 32
+    width = 112 + 4 * 40 + 16 * 3 + places
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = EfficientNetLite(last_block=self.taps[-1])
+        self.register_buffer("mean", torch.zeros(self.width - self.places))
+        self.register_buffer("std", torch.ones(self.width - self.places))
+        self.mean: Tensor
+        self.std: Tensor
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        raw = self._raw(pixels)  # (B, N, V - places)
+        side = math.isqrt(raw.shape[1])
+        place = place_features(side, self.places, raw.device, raw.dtype).expand(len(raw), -1, -1)
+        return torch.cat([(raw - self.mean) / self.std, place], dim=-1)
+
+    @torch.no_grad()
+    def calibrate(self, pixels: Tensor) -> None:
+        """Takes the statistics that standardise the features from a batch of normalised pictures."""
+        raw = self._raw(pixels)
+        self.mean.copy_(raw.mean(dim=(0, 1)))
+        self.std.copy_(raw.std(dim=(0, 1)).clamp(min=1e-3))
+
+    def _raw(self, pixels: Tensor) -> Tensor:
+        if pixels.shape[-1] % 16 or pixels.shape[-1] != pixels.shape[-2]:
+            raise ValueError(
+                f"EfficientNetTower reads squares whose side is a multiple of 16, not {tuple(pixels.shape)}"
+            )
+        fine, coarse = self.network(pixels, self.taps)  # (B, 40, S/8, S/8), (B, 112, S/16, S/16)
+        colours = F.avg_pool2d(pixels, 4)  # (B, 3, S/4, S/4)
+        cells = [coarse, F.pixel_unshuffle(fine, 2), F.pixel_unshuffle(colours, 4)]
+        return rearrange(torch.cat(cells, dim=1), "b v y x -> b (y x) v")
+
+
+class TimmTower(nn.Module):
+    """Any of timm's networks that gives patch features, with its own pretrained weights."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        try:
+            import timm
+        except ImportError as error:
+            raise ConfigError("The tower `timm` needs timm: pip install 'blip-diffusion[timm]'.") from error
+        self.network = timm.create_model(name, pretrained=False, num_classes=0)
+        self.width = int(self.network.num_features)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.network.forward_features(pixels)
+        return rearrange(features, "b v y x -> b (y x) v") if features.ndim == 4 else features
+
+
+def place_features(side: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Sines and cosines of a square grid's coordinates, (1, side², width): convolutions don't say where they look."""
+    centres = (torch.arange(side, device=device, dtype=torch.float32) + 0.5) / side * math.pi
+    frequencies = 2.0 ** torch.linspace(0, 4, width // 4, device=device)
+    angles = centres[:, None] * frequencies  # (side, width / 4)
+    wave = torch.cat([angles.sin(), angles.cos()], dim=-1)  # (side, width / 2)
+    rows = wave[:, None].expand(side, side, -1)
+    columns = wave[None, :].expand(side, side, -1)
+    return torch.cat([rows, columns], dim=-1).reshape(1, side * side, width).to(dtype)

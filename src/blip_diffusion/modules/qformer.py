@@ -1,0 +1,204 @@
+"""The Q-Former (Li, Li, Savarese & Hoi 2023, section 3): learned queries that read a picture, with or without words.
+
+One BERT whose self-attention is shared by two kinds of rows, queries and words. Only the queries look at the picture,
+through cross-attention; each kind has its own feed-forward layers. Which rows see which is the whole difference between
+the three objectives of BLIP-2 (figure 2 there):
+
+                     unimodal (ITC)      multimodal causal (ITG)     bidirectional (ITM, subject tokens)
+                     queries words       queries words               queries words
+        queries         x      .            x      .                    x      x
+        words           .      x            x   lower triangle          x      x
+
+Letters: `B` batch, `N` patches, `V` vision width, `Q` queries, `L` words, `D` width.
+"""
+
+import enum
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from blip_diffusion.errors import ConfigError
+
+
+class Pattern(enum.Enum):
+    """Who sees whom."""
+
+    UNIMODAL = "unimodal"
+    CAUSAL = "multimodal causal"
+    BIDIRECTIONAL = "bidirectional"
+
+
+@dataclass(frozen=True)
+class QFormerConfig:
+    """The defaults are the published shapes (BERT base)."""
+
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    inner: int = 3072
+    vocabulary: int = 30523
+    positions: int = 512
+    vision_width: int = 1024
+    queries: int = 16
+    cross_attention_every: int = 1
+    eps: float = 1e-12
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ConfigError(f"qformer: width {self.width} is no multiple of {self.heads} heads.")
+
+
+class QFormerOutput(NamedTuple):
+    """The last hidden states of the two kinds of rows; a kind that was not given has no rows."""
+
+    queries: Tensor  # (B, Q, D)
+    words: Tensor  # (B, L, D)
+
+
+class Attention(nn.Module):
+    """Multi-head attention, then BERT's add and norm. Keys and values may come from another sequence."""
+
+    def __init__(self, config: QFormerConfig, *, source_width: int | None = None) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.query = nn.Linear(config.width, config.width)
+        self.key = nn.Linear(source_width or config.width, config.width)
+        self.value = nn.Linear(source_width or config.width, config.width)
+        self.out = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, source: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        source = x if source is None else source
+        q, k, v = (
+            rearrange(layer(rows), "b n (h d) -> b h n d", h=self.heads)
+            for layer, rows in ((self.query, x), (self.key, source), (self.value, source))
+        )
+        dropout = self.dropout.p if self.training else 0.0
+        hidden = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        return self.norm(x + self.dropout(self.out(rearrange(hidden, "b h n d -> b n (h d)"))))
+
+
+class FeedForward(nn.Module):
+    """BERT's feed-forward layer, then add and norm."""
+
+    def __init__(self, config: QFormerConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.width, config.inner)
+        self.down = nn.Linear(config.inner, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + self.dropout(self.down(F.gelu(self.up(x)))))
+
+
+class Layer(nn.Module):
+    """Self-attention over all rows; the queries look at the picture; each kind of row its own feed-forward."""
+
+    def __init__(self, config: QFormerConfig, *, looks: bool) -> None:
+        super().__init__()
+        self.self_attention = Attention(config)
+        self.cross_attention = Attention(config, source_width=config.vision_width) if looks else None
+        self.query_feed_forward = FeedForward(config)
+        self.word_feed_forward = FeedForward(config)
+
+    def forward(self, x: Tensor, features: Tensor | None, mask: Tensor, queries: int) -> Tensor:
+        x = self.self_attention(x, mask=mask)  # (B, Q + L, D)
+        query_rows, word_rows = x[:, :queries], x[:, queries:]
+        if queries:
+            if self.cross_attention is not None and features is not None:
+                query_rows = self.cross_attention(query_rows, features)
+            query_rows = self.query_feed_forward(query_rows)
+        if word_rows.shape[1]:
+            word_rows = self.word_feed_forward(word_rows)
+        return torch.cat([query_rows, word_rows], dim=1)
+
+
+class QFormer(nn.Module):
+    """Image features and words to query states and word states, under one of three attention patterns."""
+
+    def __init__(self, config: QFormerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.query_tokens = nn.Parameter(torch.empty(1, config.queries, config.width))
+        self.word_embeddings = nn.Embedding(config.vocabulary, config.width)
+        self.position_embeddings = nn.Embedding(config.positions, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.eps)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(
+            Layer(config, looks=index % config.cross_attention_every == 0) for index in range(config.layers)
+        )
+        self.apply(_initialise)
+        nn.init.normal_(self.query_tokens, std=0.02)
+        self.copy_word_layers()
+
+    def copy_word_layers(self) -> None:
+        """Each query feed-forward starts as a copy of the one for words (as the published stage 1 does)."""
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            layer.query_feed_forward.load_state_dict(layer.word_feed_forward.state_dict())
+
+    def forward(
+        self,
+        features: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pattern: Pattern = Pattern.BIDIRECTIONAL,
+    ) -> QFormerOutput:
+        """Reads `features` (B, N, V) with the queries and `input_ids` (B, L) with the words; either may be missing.
+
+        `attention_mask` (B, L) is 1 for words and 0 for padding.
+        """
+        if features is None and input_ids is None:
+            raise ValueError("the Q-Former needs image features, words, or both")
+        rows = []
+        if features is not None:
+            rows.append(self.query_tokens.expand(len(features), -1, -1))  # (B, Q, D)
+        if input_ids is not None:
+            rows.append(self._embed(input_ids))  # (B, L, D)
+        queries = self.config.queries if features is not None else 0
+        x = self.dropout(self.norm(torch.cat(rows, dim=1)))  # (B, Q + L, D)
+        mask = attention_pattern(pattern, queries, input_ids, attention_mask, x.device)
+        for layer in self.layers:
+            x = layer(x, features, mask, queries)
+        return QFormerOutput(x[:, :queries], x[:, queries:])
+
+    def _embed(self, input_ids: Tensor) -> Tensor:
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        embedded: Tensor = self.word_embeddings(input_ids) + self.position_embeddings(positions)
+        return embedded
+
+
+def attention_pattern(
+    pattern: Pattern, queries: int, input_ids: Tensor | None, attention_mask: Tensor | None, device: torch.device
+) -> Tensor:
+    """The mask (B or 1, 1, Q + L, Q + L): True where a row (first) may see another (second). Padding is never seen."""
+    words = 0 if input_ids is None else input_ids.shape[1]
+    total = queries + words
+    is_query = torch.arange(total, device=device) < queries
+    row, column = is_query[:, None], is_query[None, :]
+    match pattern:
+        case Pattern.UNIMODAL:
+            sees = row == column
+        case Pattern.CAUSAL:
+            past = torch.ones(total, total, dtype=torch.bool, device=device).tril()
+            sees = column | (~row & past)
+        case Pattern.BIDIRECTIONAL:
+            sees = torch.ones(total, total, dtype=torch.bool, device=device)
+    if attention_mask is None:
+        return sees[None, None]
+    kept = F.pad(attention_mask.bool(), (queries, 0), value=True)  # (B, Q + L)
+    return sees[None, None] & kept[:, None, None, :]
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,41 @@
+"""The subject-aware text encoder: CLIP's, with subject tokens inserted among the words (Li et al. 2023, figure 2).
+
+The only file that touches transformers' internals; `tests/parity` holds it to the published code.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel
+from transformers.masking_utils import create_causal_mask
+
+
+class SubjectTextEncoder(CLIPTextModel):  # type: ignore[misc]
+    """CLIP's text model; its weights, names and files are unchanged, so that anything made for it loads."""
+
+    config: CLIPTextConfig
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        subject_tokens: Tensor | None = None,
+        insert_at: int = 2,
+        **kwargs: Any,
+    ) -> Any:
+        """Without subject tokens: CLIP's forward. With them: the last hidden state (B, L + Q, D) of the longer sequence.
+
+        `subject_tokens` (B, Q, D) are inserted before word `insert_at` at the level of token embeddings, so that they
+        take positions of their own and the words after them move up. `L + Q` must not exceed the model's positions.
+        """
+        if subject_tokens is None:
+            return super().forward(input_ids=input_ids, **kwargs)
+        if input_ids is None:
+            raise ValueError("subject tokens are inserted among words: input_ids is missing")
+        words = self.embeddings.token_embedding(input_ids)  # (B, L, D)
+        subject = subject_tokens.to(words.dtype)
+        embedded = torch.cat([words[:, :insert_at], subject, words[:, insert_at:]], dim=1)  # (B, L + Q, D)
+        hidden = self.embeddings(inputs_embeds=embedded)
+        mask = create_causal_mask(config=self.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None)
+        states = self.encoder(inputs_embeds=hidden, attention_mask=mask, is_causal=True).last_hidden_state
+        return self.final_layer_norm(states)

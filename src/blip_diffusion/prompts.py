@@ -1,0 +1,68 @@
+"""Words: how a prompt is built, where the subject tokens go in it, and how words become ids. One place for all of it.
+
+[BOS] a <subject tokens> {target category} {prompt} [EOS]
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blip_diffusion.errors import InputError
+
+BEFORE_SUBJECT = "a"
+"""The words before the subject tokens: what the published weights were trained with."""
+
+
+def subject_prompt(prompt: str, category: str, *, strength: float = 1.0, repetitions: int = 1) -> str:
+    """The full prompt, said `int(strength * repetitions)` times over (at least once) to make the words weigh more.
+
+    Repeating is the published inference's way to strengthen the text; training never does it.
+    """
+    sentence = f"{BEFORE_SUBJECT} {category.strip()} {prompt.strip()}".strip()
+    return ", ".join([sentence] * max(1, int(strength * repetitions)))
+
+
+def insert_position(tokenizer: Any) -> int:
+    """Before which token the subject stands: after [BOS] and the words of the template that precede it."""
+    return 1 + len(tokenizer(BEFORE_SUBJECT, add_special_tokens=False).input_ids)
+
+
+@dataclass(frozen=True)
+class Words:
+    """Token ids (B, L), and 1 where they are words and 0 where padding."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+
+    def to(self, device: torch.device) -> "Words":
+        """On another device."""
+        return Words(self.input_ids.to(device), self.attention_mask.to(device))
+
+
+def prompt_ids(tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
+    """Prompts to ids (B, length), padded, cut after `length` tokens."""
+    batch = tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    ids: Tensor = batch.input_ids
+    return ids
+
+
+def category_words(tokenizer: Any, categories: Sequence[str], *, limit: int = 512) -> Words:
+    """Categories to the Q-Former's ids, padded to the longest. An empty one is an `InputError`."""
+    if any(not category.strip() for category in categories):
+        raise InputError("The category is empty: say what the subject is, for example dog.")
+    batch = tokenizer(list(categories), padding=True, truncation=True, max_length=limit, return_tensors="pt")
+    return Words(batch.input_ids, batch.attention_mask)
+
+
+def warn_of_dropped(tokenizer: Any, sentences: Sequence[str], length: int) -> None:
+    """Warns of every sentence, said once, that `prompt_ids` must cut, and quotes what is lost."""
+    room = length - 2  # [BOS] and [EOS]
+    for sentence in dict.fromkeys(sentences):
+        ids = tokenizer(sentence, add_special_tokens=False).input_ids
+        if len(ids) > room:
+            lost = tokenizer.decode(ids[room:]).strip()
+            warnings.warn(f"The prompt is too long for the text encoder; dropped from its end: {lost!r}", stacklevel=3)

@@ -1,0 +1,118 @@
+"""The autoencoder of latent diffusion (Rombach et al. 2022, section 3.1 and appendix G).
+
+An absolute and a perceptual error, a slight pull of the posterior towards a unit Gaussian, and after a while a patch
+discriminator. Convolutions don't care about the size of a picture, so crops teach them as much for less.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from blip_diffusion.data.records import SubjectBatch
+from blip_diffusion.errors import ConfigError
+from blip_diffusion.modules.perceptual import PatchDiscriminator, PerceptualDistance, hinge
+from blip_diffusion.training.method import Gather, Losses, ParameterGroup, StepContext
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Weights of the terms, and what the network sees."""
+
+    crop: int = 64  # side of the random crops, in pixels
+    perceptual: float = 0.2
+    kl: float = 1e-5  # of the KL divergence per latent number
+    adversarial: float = 0.0  # 0 builds no discriminator
+    adversarial_start: int = 0  # step at which the drawings begin to be judged
+    lr: float = 1.0  # times the schedule
+    train_encoder: bool = True  # False polishes the decoder of a codec whose latents are in use
+
+    def __post_init__(self) -> None:
+        if self.crop % 16:
+            raise ConfigError(f"autoencoder.crop is {self.crop}: use a multiple of 16.")
+
+
+class Autoencoder(nn.Module):
+    """Trains a diffusers `AutoencoderKL`."""
+
+    def __init__(self, vae: Any, perceptual: PerceptualDistance | None, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vae = vae.requires_grad_(True)
+        if not config.train_encoder:
+            self.vae.encoder.requires_grad_(False)
+            self.vae.quant_conv.requires_grad_(False)
+        self.perceptual = perceptual
+        self.discriminator = PatchDiscriminator() if config.adversarial else None
+        self.register_buffer("latent_variance", torch.ones(()))
+        self.latent_variance: Tensor
+
+    def forward(self, batch: SubjectBatch, context: StepContext) -> Losses:
+        """The losses on one crop of every target and reference."""
+        wanted = random_crops(torch.cat([batch["target"], batch["reference"]]), self.config.crop, context.rng)
+        posterior = self.vae.encode(wanted * 2 - 1).latent_dist
+        latents = posterior.mean + posterior.std * _noise_like(posterior.mean, context.rng)
+        drawn = self.vae.decode(latents).sample / 2 + 0.5
+        losses = self._likeness(drawn.float(), wanted) | {"kl": posterior.kl().mean() / posterior.mean[0].numel()}
+        losses["loss"] = losses["absolute"] + self.config.kl * losses["kl"]
+        if self.perceptual is not None:
+            losses["loss"] = losses["loss"] + self.config.perceptual * losses["perceptual"]
+        if self.discriminator is not None:
+            losses |= self._judged(drawn.float(), wanted)
+            taken_in = self.config.adversarial if context.step >= self.config.adversarial_start else 0.0
+            losses["loss"] = losses["loss"] + losses["discriminator"] + taken_in * losses["adversarial"]
+        if self.training:
+            self._measure(posterior.mean.detach())
+        return losses
+
+    def _likeness(self, drawn: Tensor, wanted: Tensor) -> Losses:
+        losses = {"absolute": F.l1_loss(drawn, wanted)}
+        losses["psnr"] = -10 * F.mse_loss(drawn.detach().clamp(0, 1), wanted).log10()
+        if self.perceptual is not None:
+            losses["perceptual"] = self.perceptual(drawn, wanted)
+        return losses
+
+    def _judged(self, drawn: Tensor, wanted: Tensor) -> Losses:
+        """Both players at once: the discriminator learns from detached drawings, and judges with detached weights."""
+        assert self.discriminator is not None
+        frozen = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
+        verdict: Tensor = functional_call(self.discriminator, frozen, (drawn,))
+        learned = hinge(self.discriminator(wanted), self.discriminator(drawn.detach()))
+        return {"adversarial": -verdict.mean(), "discriminator": learned}
+
+    @torch.no_grad()
+    def _measure(self, mean: Tensor) -> None:
+        self.latent_variance.lerp_(mean.float().var(), 0.01)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The autoencoder, and its judge."""
+        groups = [ParameterGroup("vae", [p for p in self.vae.parameters() if p.requires_grad], self.config.lr)]
+        if self.discriminator is not None:
+            groups.append(ParameterGroup("discriminator", list(self.discriminator.parameters()), self.config.lr))
+        return groups
+
+    def share(self, batches: Sequence[SubjectBatch], contexts: Sequence[StepContext], gather: Gather) -> None:
+        """Pictures are independent of each other."""
+
+    def export(self, folder: Path) -> None:
+        """The VAE; its scaling factor brings the latents to unit variance (Rombach et al. 2022, appendix G)."""
+        if self.config.train_encoder:
+            self.vae.register_to_config(scaling_factor=round(float(self.latent_variance.rsqrt()), 5))
+        self.vae.save_pretrained(folder / "vae")
+
+
+def random_crops(pixels: Tensor, size: int, rng: torch.Generator) -> Tensor:
+    """One crop of each picture (B, 3, H, W), at the same place in all: (B, 3, size, size)."""
+    height, width = pixels.shape[-2:]
+    top = int(torch.randint(0, max(1, height - size + 1), (), generator=rng, device=rng.device))
+    left = int(torch.randint(0, max(1, width - size + 1), (), generator=rng, device=rng.device))
+    return pixels[..., top : top + size, left : left + size]
+
+
+def _noise_like(x: Tensor, rng: torch.Generator) -> Tensor:
+    return torch.randn(x.shape, generator=rng, device=rng.device, dtype=torch.float32).to(x.dtype)

@@ -1,0 +1,57 @@
+"""Latent diffusion, text to image (Rombach et al. 2022, section 3.3): the U-Net reads the sentence by cross-attention."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from blip_diffusion.checkpoint import save_model
+from blip_diffusion.data.records import SubjectBatch
+from blip_diffusion.diffusion.noising import Noising, denoising_loss
+from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.training.method import Gather, Losses, ParameterGroup, StepContext
+
+
+@dataclass(frozen=True)
+class TextToImageConfig:
+    """What is left out, what weighs, what moves how fast."""
+
+    caption_drop: float = 0.1  # share of pictures whose sentence is empty, for guidance (Ho & Salimans 2022)
+    min_snr: float | None = None  # γ of the loss weights; none: the simple loss
+    unet_lr: float = 1.0  # times the schedule
+    text_lr: float = 1.0  # 0 freezes the text encoder, as Stable Diffusion does with CLIP's
+
+
+class TextToImage(nn.Module):
+    """Trains the U-Net, and where nobody has trained it before, the text encoder; the autoencoder is frozen."""
+
+    def __init__(self, model: BlipDiffusion, noising: Noising, config: TextToImageConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.noising = noising
+        self.config = config
+
+    def forward(self, batch: SubjectBatch, context: StepContext) -> Losses:
+        """The denoising loss of the targets under their captions."""
+        with torch.no_grad():
+            latents = self.model.latents.encode(batch["target"]).float()
+        kept = torch.rand(len(latents), generator=context.rng, device=context.rng.device) >= self.config.caption_drop
+        captions = [caption if keep else "" for caption, keep in zip(batch["caption"], kept.tolist(), strict=True)]
+        denoiser = self.model.denoiser(self.model.text_states(captions))
+        return {"loss": denoising_loss(denoiser, latents, self.noising, context.rng, gamma=self.config.min_snr)}
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The U-Net, and the text encoder unless its rate is 0."""
+        groups = [ParameterGroup("unet", list(self.model.unet.parameters()), self.config.unet_lr)]
+        if self.config.text_lr:
+            groups.append(ParameterGroup("text", list(self.model.text_encoder.parameters()), self.config.text_lr))
+        return groups
+
+    def share(self, batches: Sequence[SubjectBatch], contexts: Sequence[StepContext], gather: Gather) -> None:
+        """Pictures are independent of each other."""
+
+    def export(self, folder: Path) -> None:
+        """The whole model: what did not move goes along."""
+        save_model(self.model, folder)

