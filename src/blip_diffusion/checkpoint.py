@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import CLIPTextConfig
 
 from blip_diffusion.errors import CheckpointError
 from blip_diffusion.model import (
@@ -282,6 +283,25 @@ def subject_encoder_shapes(table: Mapping[str, Any]) -> ModelConfig:
     )
 
 
+def load_text_encoder(folder: Path) -> SubjectTextEncoder:
+    """The `text_encoder/` folder. Its names may carry the prefix `text_model.` that transformers 4 wrote, or not."""
+    table = read_json(folder / "config.json")
+    unread = {"model_type", "architectures", "torch_dtype", "dtype", "transformers_version", "_name_or_path"}
+    encoder = SubjectTextEncoder(CLIPTextConfig(**{key: table[key] for key in table.keys() - unread}))
+    state = read_state(folder, "model.safetensors", "pytorch_model.bin")
+    ours = {name.removeprefix("text_model."): t for name, t in state.items() if not UNREAD.search(name)}
+    check_state(ours, encoder.state_dict(), where="the text encoder")
+    encoder.load_state_dict(ours)
+    return encoder.eval()
+
+
+def save_text_encoder(encoder: SubjectTextEncoder, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+    """The `text_encoder/` folder, with the prefix that the published one and Stable Diffusion's have."""
+    encoder.config.save_pretrained(folder)
+    state = {f"text_model.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    save_file(contiguous(state, dtype), folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def save_reference(config: ReferenceConfig, folder: Path) -> None:
     """The `image_processor/` folder."""
     size = {"height": config.size, "width": config.size}
@@ -377,8 +397,9 @@ def _load_part(folder: Path, name: str, index: Mapping[str, Any]) -> Any:
     from transformers import CLIPTokenizer
 
     scheduler = (index.get("scheduler") or (None, "PNDMScheduler"))[1]
+    if name == "text_encoder":
+        return load_text_encoder(folder / name)
     classes = {
-        "text_encoder": SubjectTextEncoder,
         "tokenizer": CLIPTokenizer,
         "unet": diffusers.UNet2DConditionModel,
         "vae": diffusers.AutoencoderKL,
@@ -391,12 +412,56 @@ def _load_part(folder: Path, name: str, index: Mapping[str, Any]) -> Any:
     return part.eval() if isinstance(part, nn.Module) else part
 
 
+def find_model(name_or_path: str | Path, **hub: Any) -> Path:
+    """The folder of a model: `mini`, a folder, or a hub id, which alone is downloaded."""
+    if str(name_or_path) == "mini":
+        return ASSETS / "mini"
+    if Path(name_or_path).is_dir():
+        return Path(name_or_path)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)):
+        raise CheckpointError(f"There is no model {name_or_path}: use mini, a folder, or a hub id such as owner/name.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(name_or_path), **hub))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"There is no folder {name_or_path}, and it can't be had from the hub ({reason}): check the name."
+        ) from error
+
+
+def whole(parts: Parts, folder: Path) -> BlipDiffusion:
+    """A model of parts, none of which may be missing."""
+    missing = [field.name for field in dataclasses.fields(parts) if getattr(parts, field.name) is None]
+    if missing:
+        raise CheckpointError(f"The model in {folder} is incomplete: {', '.join(missing)} missing.")
+    return BlipDiffusion(
+        parts.subject_encoder,  # type: ignore[arg-type]  # checked above
+        parts.text_encoder,
+        parts.unet,
+        parts.vae,
+        tokenizer=parts.tokenizer,
+        qformer_tokenizer=parts.qformer_tokenizer,
+        scheduler=parts.scheduler,
+        reference=parts.reference,  # type: ignore[arg-type]
+    )
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """The inference settings of a folder: its own, or the published ones."""
+    index = read_json(folder / "model_index.json")
+    return {name: index.get(name, default) for name, default in DEFAULTS.items()}
+
+
 def save_model(model: BlipDiffusion, folder: Path, *, dtype: torch.dtype | None = None, **settings: Any) -> None:
     """The whole folder. `settings` go into `model_index.json` over `DEFAULTS`; floats are saved in `dtype`."""
     save_subject_model(model.subject_encoder, model.qformer_tokenizer, model.reference, folder, dtype=dtype)
     model.tokenizer.save_pretrained(folder / "tokenizer")
     model.scheduler.save_pretrained(folder / "scheduler")
-    for name, part in (("text_encoder", model.text_encoder), ("unet", model.unet), ("vae", model.vae)):
+    save_text_encoder(model.text_encoder, folder / "text_encoder", dtype=dtype)
+    for name, part in (("unet", model.unet), ("vae", model.vae)):
         (part if dtype is None else copy.deepcopy(part).to(dtype)).save_pretrained(folder / name)
     write_json(folder / "model_index.json", _index(model, settings))
 

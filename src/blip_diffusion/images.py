@@ -10,13 +10,14 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from blip_diffusion.errors import InputError
 
 Fit = Literal["crop", "squash", "pad"]
-"""`crop`: short side, then centre (the original's); `squash`: both sides (diffusers'); `pad`: keeps the whole subject."""
+"""`crop`: short side, then centre (the original's); `squash`: both sides (diffusers'); `pad`: the whole picture."""
 
 MIN_SIDE = 16
 MAX_PIXELS = 64_000_000
@@ -107,3 +108,11 @@ def grid(pictures: Sequence[Image.Image], columns: int, *, gap: int = 2) -> Imag
     for index, picture in enumerate(pictures):
         page.paste(picture, (index % columns * (width + gap), index // columns * (height + gap)))
     return page
+
+
+def page(columns: Sequence[Tensor], *, gap: int = 2) -> Image.Image:
+    """Columns of pictures, each (B, 3, H, W) in [0, 1], side by side; smaller ones are enlarged to the largest."""
+    side = max(column.shape[-1] for column in columns)
+    rows = [F.interpolate(column.float(), (side, side), mode="bilinear", antialias=True) for column in columns]
+    cells = [picture for row in zip(*map(to_pictures, rows), strict=True) for picture in row]
+    return grid(cells, len(columns), gap=gap)

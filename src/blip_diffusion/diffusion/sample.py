@@ -22,7 +22,7 @@ def sample(
     eta: float = 0.0,
     hook: StepHook | None = None,
 ) -> Tensor:
-    """Latents of pure noise (B, C, H, W) to clean ones, over the timesteps that `scheduler.set_timesteps` has chosen."""
+    """Pure noise (B, C, H, W) to clean latents, over the timesteps that `scheduler.set_timesteps` has chosen."""
     latents = latents * scheduler.init_noise_sigma
     extra = _extra_arguments(scheduler, generators, eta)
     for index, timestep in enumerate(scheduler.timesteps):

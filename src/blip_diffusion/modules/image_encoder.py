@@ -91,7 +91,7 @@ def build_tower(config: ImageEncoderConfig) -> Any:
 
 
 class ClipTower(nn.Module):
-    """CLIP's vision transformer up to its last hidden state: the class token and a token a patch, N = (S / patch)² + 1."""
+    """CLIP's vision transformer up to its last hidden state: a class token and one a patch, N = (S / patch)² + 1."""
 
     def __init__(self, config: ImageEncoderConfig) -> None:
         super().__init__()

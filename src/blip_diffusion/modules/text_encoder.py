@@ -23,7 +23,7 @@ class SubjectTextEncoder(CLIPTextModel):  # type: ignore[misc]
         insert_at: int = 2,
         **kwargs: Any,
     ) -> Any:
-        """Without subject tokens: CLIP's forward. With them: the last hidden state (B, L + Q, D) of the longer sequence.
+        """Without subject tokens: CLIP's forward. With them: the last hidden state (B, L + Q, D) of the whole.
 
         `subject_tokens` (B, Q, D) are inserted before word `insert_at` at the level of token embeddings, so that they
         take positions of their own and the words after them move up. `L + Q` must not exceed the model's positions.

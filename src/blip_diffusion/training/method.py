@@ -12,7 +12,10 @@ Losses = dict[str, Tensor]
 """Scalars by name. `loss` is what is minimised; the others are logged beside it."""
 
 Gather = Callable[[Tensor], Tensor]
-"""Concatenates a tensor over the processes of a run, along dimension 0, in rank order, without gradient."""
+"""Joins a tensor of the whole step over the processes, without gradient, in the order of `StepContext.position`.
+
+Dimension 0 holds this process's micro-batches one after another, equally many rows of each; so it is in the result.
+"""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class ParameterGroup:
     name: str
     parameters: Sequence[nn.Parameter]
     lr: float
-    weight_decay: float = 0.0
+    weight_decay: float | None = None  # the configuration's where it is None
 
 
 @runtime_checkable
@@ -50,6 +53,9 @@ class Method(Protocol):
 
         `batches` are this process's micro-batches. `None` where a method's samples are independent.
         """
+
+    def show(self, batch: Any) -> list[Tensor]:
+        """What a person should look at: columns of pictures (B, 3, H, W) in [0, 1]; empty where there is nothing."""
 
     def export(self, folder: Path) -> None:
         """Writes what is kept, in the published folder layout."""

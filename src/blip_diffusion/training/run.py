@@ -1,7 +1,7 @@
 """A training run from its configuration: world, parts, method, loop. The composition root of training."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,9 @@ from blip_diffusion.training.methods.autoencoder import Autoencoder, Autoencoder
 from blip_diffusion.training.methods.representation import Representation, RepresentationConfig
 from blip_diffusion.training.methods.subject import Subject, SubjectConfig
 from blip_diffusion.training.methods.text_to_image import TextToImage, TextToImageConfig
+from blip_diffusion.training.preview import Preview
+
+PREVIEWED, PROBES, PREVIEW_SEED = 8, 8, 99
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,8 @@ def run(
     *,
     overrides: Sequence[str] = (),
     resume: bool | Literal["latest"] | Path = False,
-    hooks: Sequence[Hook] = (),
 ) -> Result:
-    """Trains what a TOML file says, into a folder: checkpoints, logs, sample sheets, and the exported weights."""
+    """Trains what a TOML file says, into a folder: checkpoints, logs, pages of samples, and the exported weights."""
     config = configuration.build(RunConfig, configuration.read(path, overrides))
     world = World.load(config.world.path).subset(permissive=config.world.licences == "permissive")
     composer = Composer(
@@ -118,6 +120,7 @@ def run(
     if _device(config).type == "cpu":
         # The flash kernel's backward was 28 % of a U-Net step on two Zen 4 cores; plain matrix products take 10 %.
         torch.backends.cuda.enable_flash_sdp(False)
+    hooks: list[Hook] = [preview_of(config, world)] if config.train.sample_every else []
     return fit(
         method,
         composer,
@@ -127,6 +130,14 @@ def run(
         hooks=hooks,
         config_text=configuration.to_toml(config),
     )
+
+
+def preview_of(config: RunConfig, world: World) -> Preview:
+    """Pictures and numbers of held-out subjects, or of any where the world holds none out."""
+    split = "heldout" if any(row.split == "heldout" for row in world.cutouts) else config.world.compose.split
+    compose = replace(config.world.compose, split=split)
+    composer = Composer(world, compose, batch_size=PREVIEWED, seed=PREVIEW_SEED, device=_device(config))
+    return Preview(composer(0), [composer(index) for index in range(1, 1 + PROBES)])
 
 
 def _device(config: RunConfig) -> torch.device:

@@ -99,6 +99,11 @@ class Autoencoder(nn.Module):
     def share(self, batches: Sequence[SubjectBatch], contexts: Sequence[StepContext], gather: Gather) -> None:
         """Pictures are independent of each other."""
 
+    def show(self, batch: SubjectBatch) -> list[Tensor]:
+        """Pictures, and what is left of them."""
+        latents = self.vae.encode(batch["target"] * 2 - 1).latent_dist.mode()
+        return [batch["target"], (self.vae.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1)]
+
     def export(self, folder: Path) -> None:
         """The VAE; its scaling factor brings the latents to unit variance (Rombach et al. 2022, appendix G)."""
         if self.config.train_encoder:

@@ -78,7 +78,7 @@ class Representation(nn.Module):
             losses |= self._contrast_and_match(seen, features, words, batch["identity"], context)
             losses["generation"] = self._generation(seen, words)
         if self.config.redraw:
-            losses["redraw"] = self._redraw(seen, batch)
+            losses["redraw"] = F.l1_loss(self._redrawn(seen, batch["category"]), batch["canonical"])
         weights = {"contrast": self.config.contrast, "matching": self.config.matching}
         weights |= {"generation": self.config.generation, "redraw": self.config.redraw}
         losses["loss"] = torch.stack([weights[name] * loss for name, loss in losses.items() if name in weights]).sum()
@@ -151,11 +151,10 @@ class Representation(nn.Module):
 
     # ----------------------------------------------------------------------------------------------------- and ours
 
-    def _redraw(self, seen: Tensor, batch: SubjectBatch) -> Tensor:
-        words = category_words(self.tokenizer, batch["category"]).to(seen.device)
+    def _redrawn(self, seen: Tensor, categories: list[str]) -> Tensor:
+        words = category_words(self.tokenizer, categories).to(seen.device)
         states = self.encoder.qformer(seen, words.input_ids, words.attention_mask, Pattern.BIDIRECTIONAL)
-        drawn = self._redraw_head(self.encoder.projection(states.queries))
-        return F.l1_loss(drawn.float(), batch["canonical"])
+        return self._redraw_head(self.encoder.projection(states.queries)).float()
 
     # -------------------------------------------------------------------------------------------------------- parts
 
@@ -216,6 +215,13 @@ class Representation(nn.Module):
         words = self._words(batch)
         images, sentences = self._embedded(self.encoder.image_encoder.norm(features), words)
         return Shared(images, sentences, features, words.input_ids, words.attention_mask, batch["identity"])
+
+    def show(self, batch: SubjectBatch) -> list[Tensor]:
+        """References, their cut-outs, and what the tokens redraw."""
+        if not self.config.redraw:
+            return []
+        drawn = self._redrawn(self.encoder.image_encoder(self._pixels(batch)), batch["category"])
+        return [batch["reference"], batch["canonical"][:, :3], drawn[:, :3]]
 
     def export(self, folder: Path) -> None:
         """The Q-Former's folder with its tokenizer, and the heads beside it."""

@@ -19,6 +19,7 @@ from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.modules.heads import RedrawHead
 from blip_diffusion.training.method import Gather, Losses, ParameterGroup, StepContext
+from blip_diffusion.training.preview import drawn
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,13 @@ class Subject(nn.Module):
 
     def share(self, batches: Sequence[SubjectBatch], contexts: Sequence[StepContext], gather: Gather) -> None:
         """Pairs are independent of each other."""
+
+    def show(self, batch: SubjectBatch) -> list[Tensor]:
+        """Reference, what its tokens redraw, the true target, and the drawing: all from the same noise."""
+        tokens = self.model.subject_tokens(batch["reference"], batch["category"])
+        redrawn = [self.redraw(tokens).float()[:, :3]] if self.redraw is not None else []
+        pictures = drawn(self.model, self.model.text_states(batch["caption"], tokens))
+        return [batch["reference"], *redrawn, batch["target"], pictures]
 
     def export(self, folder: Path) -> None:
         """The whole model, and the redrawing head beside it."""

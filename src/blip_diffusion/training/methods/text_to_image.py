@@ -1,17 +1,18 @@
-"""Latent diffusion, text to image (Rombach et al. 2022, section 3.3): the U-Net reads the sentence by cross-attention."""
+"""Latent diffusion, text to image (Rombach et al. 2022, section 3.3): the U-Net reads by cross-attention."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from blip_diffusion.checkpoint import save_model
 from blip_diffusion.data.records import SubjectBatch
 from blip_diffusion.diffusion.noising import Noising, denoising_loss
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training.method import Gather, Losses, ParameterGroup, StepContext
+from blip_diffusion.training.preview import drawn
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,10 @@ class TextToImage(nn.Module):
 
     def share(self, batches: Sequence[SubjectBatch], contexts: Sequence[StepContext], gather: Gather) -> None:
         """Pictures are independent of each other."""
+
+    def show(self, batch: SubjectBatch) -> list[Tensor]:
+        """A picture of the world for each caption, and the drawing."""
+        return [batch["target"], drawn(self.model, self.model.text_states(batch["caption"]))]
 
     def export(self, folder: Path) -> None:
         """The whole model: what did not move goes along."""

@@ -1,0 +1,156 @@
+"""An order of pictures, from whichever interface it comes: checked, drawn, and written with all that makes it again."""
+
+import base64
+import dataclasses
+import hashlib
+import io
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, PngImagePlugin
+
+from blip_diffusion import __version__, images
+from blip_diffusion.errors import InputError
+
+METADATA = "blip-diffusion"
+"""The PNG text chunk that holds an order as JSON."""
+MAX_COUNT, MAX_STEPS = 1000, 1000
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to draw. `None` leaves a thing to the model."""
+
+    prompts: tuple[str, ...]
+    reference: bytes  # a PNG
+    category: str
+    target_category: str
+    model: str = "mini"
+    count: int = 1
+    seed: int = 0
+    steps: int | None = None
+    guidance: float | None = None
+    negative: str = ""
+    size: int | None = None
+    fit: images.Fit = "crop"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if not self.prompts or any(not prompt.strip() for prompt in self.prompts):
+            raise InputError("The prompt is empty: say where the subject shall be, for example on the beach.")
+        if not self.category.strip() or not self.target_category.strip():
+            raise InputError("The category is empty: say what the subject is, for example dog.")
+        for name, value, highest in (("count", self.count, MAX_COUNT), ("steps", self.steps, MAX_STEPS)):
+            if value is not None and not 1 <= value <= highest:
+                raise InputError(f"--{name} is {value}: use a number from 1 to {highest}.")
+        if self.seed < 0 or self.seed + self.count > 2**63:
+            raise InputError(f"--seed is {self.seed}: use a number from 0 to 2^63.")
+        if self.guidance is not None and not 0 <= self.guidance <= 100:
+            raise InputError(f"--guidance is {self.guidance}: use a number from 0 to 100.")
+
+
+def reference_bytes(path: Path) -> bytes:
+    """A reference as an order keeps it: upright RGB, its short side at most 512 pixels."""
+    picture = images.open_picture(path)
+    scale = min(1.0, 512 / min(picture.size))
+    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def draw(order: Order, out: Path, *, device: str = "auto", sheet: Path | None = None) -> list[Path]:
+    """Draws an order into a folder and answers the files. Nothing is written before all is known to be drawable."""
+    from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+
+    place = _device(device)
+    pipe = BlipDiffusionPipeline.from_pretrained(order.model, torch_dtype=getattr(torch, order.dtype)).to(place)
+    reference = Image.open(io.BytesIO(order.reference))
+    subject = pipe.encode_subject(reference, order.category, reference_fit=order.fit)
+    prompts = [prompt for prompt in order.prompts for _ in range(order.count)]
+    seeds = [order.seed + copy for _ in order.prompts for copy in range(order.count)]
+    pictures: list[Image.Image] = pipe(
+        prompts,
+        target_subject_category=order.target_category,
+        subject_embeds=subject,
+        negative_prompt=order.negative,
+        height=order.size,
+        width=order.size,
+        num_inference_steps=order.steps,
+        guidance_scale=order.guidance,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+    ).images
+    paths = _write(order, pictures, prompts, seeds, out)
+    if sheet is not None:
+        _save(_page(reference, pictures, order), sheet)
+        paths.append(sheet)
+    return paths
+
+
+def order_of(path: Path) -> Order:
+    """The order of one picture that `draw` wrote. Raises `InputError` where the file tells none."""
+    try:
+        with Image.open(path) as picture:
+            table = json.loads(picture.info[METADATA])
+        names = {field.name for field in dataclasses.fields(Order)}
+        known = {name: value for name, value in table.items() if name in names}
+        return Order(**known | {"prompts": (table["prompt"],), "reference": base64.b64decode(table["reference"])})
+    except FileNotFoundError as error:
+        raise InputError(f"There is no picture at {path}: check the path.") from error
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} does not tell how it was made: only pictures of blip-diffusion do.") from error
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"There is no device {name} here: use --device cpu.") from error
+
+
+def _write(order: Order, pictures: list[Image.Image], prompts: list[str], seeds: list[int], out: Path) -> list[Path]:
+    names = [f"{_slug(prompt)}-{seed}.png" for prompt, seed in zip(prompts, seeds, strict=True)]
+    paths = [out / name for name in names]
+    for path, picture, prompt, seed in zip(paths, pictures, prompts, seeds, strict=True):
+        _save(picture, path, json.dumps(_metadata(order, prompt, seed), sort_keys=True))
+    return paths
+
+
+def _metadata(order: Order, prompt: str, seed: int) -> dict[str, Any]:
+    table = dataclasses.asdict(order) | {"prompt": prompt, "seed": seed, "count": 1, "version": __version__}
+    table["reference"] = base64.b64encode(order.reference).decode()
+    table["reference_sha256"] = hashlib.sha256(order.reference).hexdigest()
+    del table["prompts"]
+    return table
+
+
+def _save(picture: Image.Image, path: Path, metadata: str | None = None) -> None:
+    information = PngImagePlugin.PngInfo()
+    if metadata is not None:
+        information.add_text(METADATA, metadata)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path, "PNG", pnginfo=information)
+    except OSError as error:
+        raise InputError(f"{path} can't be written ({error.strerror}): choose another --out.") from error
+
+
+def _slug(prompt: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48] or "picture"
+
+
+def _page(reference: Image.Image, pictures: list[Image.Image], order: Order) -> Image.Image:
+    """The reference at the left, a column a prompt, a row a seed."""
+    first = images.fit_square(images.as_rgb(reference), pictures[0].width, order.fit)
+    blank = Image.new("RGB", first.size, "white")
+    rows = []
+    for copy in range(order.count):
+        rows += [first if copy == 0 else blank, *pictures[copy :: order.count]]
+    return images.grid(rows, len(order.prompts) + 1)

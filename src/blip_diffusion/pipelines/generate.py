@@ -1,0 +1,328 @@
+"""Zero-shot subject generation (Li et al. 2023, section 3.3): a reference, its word and a prompt in, pictures out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeAlias, TypeVar
+
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput
+from diffusers.loaders import StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
+from PIL import Image
+from torch import Tensor
+
+from blip_diffusion import checkpoint, images
+from blip_diffusion.diffusion.denoisers import Denoiser, guided
+from blip_diffusion.diffusion.sample import initial_noise, sample
+from blip_diffusion.errors import InputError
+from blip_diffusion.images import Fit
+from blip_diffusion.model import BlipDiffusion, ReferenceConfig, SubjectEncoder
+from blip_diffusion.prompts import subject_prompt, warn_of_dropped
+
+T = TypeVar("T")
+OneOrMany: TypeAlias = T | Sequence[T]
+MAX_SIDE = 2048
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One row a picture."""
+
+    prompts: list[str]  # full sentences, said as often as asked for
+    negatives: list[str]
+    subject: Tensor  # (B, Q, D)
+
+
+class BlipDiffusionPipeline(  # type: ignore[misc]
+    DiffusionPipeline, StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
+):
+    """BLIP-Diffusion as a diffusers pipeline; devices, offloading, LoRA and progress bars are inherited."""
+
+    model_cpu_offload_seq = "qformer->text_encoder->unet->vae"
+    _callback_tensor_inputs = ("latents",)
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        text_encoder: Any,
+        vae: Any,
+        unet: Any,
+        scheduler: Any,
+        qformer: SubjectEncoder,
+        image_processor: ReferenceConfig,
+        qformer_tokenizer: Any,
+        *,
+        prompt_reps: int = 20,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        guidance_rescale: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            vae=vae,
+            unet=unet,
+            scheduler=scheduler,
+            qformer=qformer,
+            image_processor=image_processor,
+            qformer_tokenizer=qformer_tokenizer,
+        )
+        self.register_to_config(
+            prompt_reps=prompt_reps,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+        )
+
+    @classmethod
+    def from_model(cls, model: BlipDiffusion, **settings: Any) -> Self:
+        """A pipeline over the parts of a model; `settings` are those of `model_index.json`."""
+        return cls(
+            model.tokenizer,
+            model.text_encoder,
+            model.vae,
+            model.unet,
+            model.scheduler,
+            model.subject_encoder,
+            model.reference,
+            model.qformer_tokenizer,
+            **settings,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path = "mini",
+        *,
+        torch_dtype: torch.dtype | None = None,
+        qformer_tokenizer: str | Path | None = None,
+        **hub: Any,
+    ) -> Self:
+        """Loads `mini` (which ships with the package), a folder, or a hub id, in the published layout.
+
+        `qformer_tokenizer` names another WordPiece list than the folder's own or bert-base-uncased's; `hub` goes to
+        `huggingface_hub.snapshot_download`. Raises `CheckpointError` for what is missing, damaged or unknown.
+        """
+        folder = checkpoint.find_model(name_or_path, **hub)
+        parts = checkpoint.read_parts(folder, qformer_tokenizer=qformer_tokenizer)
+        model = checkpoint.whole(parts, folder)
+        settings = checkpoint.settings_of(folder)
+        pipe = cls.from_model(model if torch_dtype is None else model.to(torch_dtype), **settings)
+        pipe.register_to_config(_name_or_path=str(name_or_path))
+        return pipe
+
+    def save_pretrained(self, save_directory: str | Path, *, torch_dtype: torch.dtype | None = None, **_: Any) -> None:
+        """Writes the published layout; floats in `torch_dtype` where one is given."""
+        settings = {name: self.config[name] for name in checkpoint.DEFAULTS}
+        checkpoint.save_model(self.model, Path(save_directory), dtype=torch_dtype, **settings)
+
+    @property
+    def model(self) -> BlipDiffusion:
+        """The parts and the flow."""
+        return BlipDiffusion(
+            self.qformer,
+            self.text_encoder,
+            self.unet,
+            self.vae,
+            tokenizer=self.tokenizer,
+            qformer_tokenizer=self.qformer_tokenizer,
+            scheduler=self.scheduler,
+            reference=self.image_processor,
+        )
+
+    @torch.no_grad()
+    def encode_subject(self, pictures: OneOrMany[Image.Image], category: str, *, reference_fit: Fit = "crop") -> Tensor:
+        """Subject tokens (1, Q, D); several pictures of one subject give their mean."""
+        pictures = _many(pictures)
+        tokens = self._tokens(pictures, [category] * len(pictures), reference_fit)
+        return tokens.mean(dim=0, keepdim=True)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: OneOrMany[str],
+        reference_image: OneOrMany[Image.Image] | None = None,
+        source_subject_category: OneOrMany[str] = "",
+        target_subject_category: OneOrMany[str] = "",
+        *,
+        negative_prompt: OneOrMany[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_rescale: float | None = None,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: OneOrMany[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        prompt_strength: float = 1.0,
+        prompt_reps: int | None = None,
+        reference_fit: Fit = "crop",
+        subject_embeds: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]] | None = None,
+        neg_prompt: OneOrMany[str] | None = None,
+    ) -> Any:
+        """Draws the subject of each reference in the scene of each prompt.
+
+        Prompts, references, categories and negative prompts may be lists of one length; one of a thing serves all.
+        `None` asks for the checkpoint's own setting. `subject_embeds` (1 or B, Q, D) stand in for references.
+        `output_type`: "pil", "np", "pt" (B, 3, H, W) in [0, 1], or "latent". `neg_prompt` is an old name for
+        `negative_prompt`. Raises `InputError` for what can't be drawn.
+        """
+        height, width = self._size(height, width)
+        request = self._request(
+            prompt,
+            reference_image,
+            source_subject_category,
+            target_subject_category,
+            negative_prompt if negative_prompt is not None else neg_prompt,
+            subject_embeds,
+            fit=reference_fit,
+            copies=num_images_per_prompt,
+            strength=prompt_strength,
+            repetitions=self._or_own(prompt_reps, "prompt_reps"),
+        )
+        scale = self._or_own(guidance_scale, "guidance_scale")
+        denoiser = self._denoiser(request, scale, self._or_own(guidance_rescale, "guidance_rescale"))
+        generators = self._generators(generator, len(request.prompts))
+        latents = self._noise(latents, generators, height, width)
+        self.scheduler.set_timesteps(
+            self._or_own(num_inference_steps, "num_inference_steps"), device=self._execution_device
+        )
+        with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
+
+            def hook(index: int, timestep: Tensor, now: Tensor) -> Tensor:
+                bar.update()
+                if callback_on_step_end is None:
+                    return now
+                return callback_on_step_end(self, index, timestep, {"latents": now}).get("latents", now)
+
+            latents = sample(denoiser, latents, self.scheduler, generators=generators, eta=eta, hook=hook)
+        pictures = self._pictures(latents, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=pictures) if return_dict else (pictures,)
+
+    # ------------------------------------------------------------------------------------------------- the small steps
+
+    def _or_own(self, value: Any, name: str) -> Any:
+        return self.config[name] if value is None else value
+
+    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        factor = self.model.latents.factor
+        own = int(self.unet.config.sample_size) * factor
+        step = factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        for side in (height, width):
+            if side is not None and (side % step or not step <= side <= MAX_SIDE):
+                raise InputError(f"The size {side} can't be drawn: use a multiple of {step} from {step} to {MAX_SIDE}.")
+        return height or own, width or own
+
+    def _tokens(self, pictures: list[Image.Image], categories: list[str], fit: Fit) -> Tensor:
+        for picture in pictures:
+            images.check_size(picture)
+        squares = [images.fit_square(images.as_rgb(picture), self.image_processor.size, fit) for picture in pictures]
+        pixels = images.to_tensor(squares).to(self._execution_device)
+        return self.model.subject_tokens(pixels, categories)
+
+    def _request(
+        self,
+        prompt: OneOrMany[str],
+        reference: OneOrMany[Image.Image] | None,
+        source: OneOrMany[str],
+        target: OneOrMany[str],
+        negative: OneOrMany[str] | None,
+        embeds: Tensor | None,
+        *,
+        fit: Fit,
+        copies: int,
+        strength: float,
+        repetitions: int,
+    ) -> _Request:
+        named: dict[str, list[str]] = {"prompt": _many(prompt), "negative_prompt": _many(negative or "")}
+        named |= {"source_subject_category": _many(source), "target_subject_category": _many(target)}
+        rows = {name: len(values) for name, values in named.items()}
+        rows["reference_image"] = len(_many(reference)) if reference is not None else 1
+        rows["subject_embeds"] = 1 if embeds is None else len(embeds)
+        size = _common_length(rows)
+        prompts, negatives, sources, targets = (_spread(values, size) for values in named.values())
+        sentences = [subject_prompt(p, t or s) for p, t, s in zip(prompts, targets, sources, strict=True)]
+        subject = self._subject(reference, sources, embeds, fit, size)
+        warn_of_dropped(self.tokenizer, sentences, self.model.text_length - subject.shape[1])
+        warn_of_dropped(self.tokenizer, negatives, self.model.text_length)
+        full = [
+            subject_prompt(p, t or s, strength=strength, repetitions=repetitions)
+            for p, t, s in zip(prompts, targets, sources, strict=True)
+        ]
+        return _Request(_copied(full, copies), _copied(negatives, copies), subject.repeat_interleave(copies, dim=0))
+
+    def _subject(
+        self, reference: OneOrMany[Image.Image] | None, sources: list[str], embeds: Tensor | None, fit: Fit, size: int
+    ) -> Tensor:
+        """Subject tokens (B, Q, D). Each different pair of picture and word is encoded once."""
+        if embeds is not None:
+            return embeds.to(self._execution_device).expand(size, -1, -1)
+        if reference is None:
+            raise InputError("There is no subject: give reference_image or subject_embeds.")
+        pairs = list(zip(_spread(_many(reference), size), sources, strict=True))
+        different = list({(id(picture), word): (picture, word) for picture, word in pairs}.values())
+        tokens = self._tokens([picture for picture, _ in different], [word for _, word in different], fit)
+        place = {(id(picture), word): row for row, (picture, word) in enumerate(different)}
+        return tokens[[place[id(picture), word] for picture, word in pairs]]
+
+    def _denoiser(self, request: _Request, scale: float, rescale: float) -> Denoiser:
+        full = self.model.text_states(request.prompts, request.subject)
+        if scale <= 1:
+            return self.model.denoiser(full)
+        empty = self.model.text_states(request.negatives)
+        return guided(self.model.denoiser(torch.cat([empty, full])), scale, rescale=rescale)
+
+    def _generators(self, given: OneOrMany[torch.Generator] | None, size: int) -> list[torch.Generator]:
+        if given is None:
+            return [torch.default_generator] * size
+        generators = _many(given)
+        if len(generators) not in (1, size):
+            raise InputError(f"There are {len(generators)} generators for {size} pictures: use one, or one each.")
+        return _spread(generators, size)
+
+    def _noise(self, given: Tensor | None, generators: list[torch.Generator], height: int, width: int) -> Tensor:
+        factor, channels = self.model.latents.factor, self.model.latents.channels
+        like = torch.empty(0, device=self._execution_device, dtype=self.unet.dtype)
+        if given is not None:
+            return given.to(like)
+        return initial_noise((channels, height // factor, width // factor), generators, like)
+
+    def _pictures(self, latents: Tensor, output_type: str) -> Any:
+        if output_type == "latent":
+            return latents
+        pixels = self.model.latents.decode(latents).float()
+        match output_type:
+            case "pt":
+                return pixels
+            case "np":
+                return pixels.permute(0, 2, 3, 1).cpu().numpy()
+            case "pil":
+                return images.to_pictures(pixels)
+        raise InputError(f"There is no output_type {output_type!r}: use pil, np, pt or latent.")
+
+
+def _many(values: OneOrMany[T]) -> list[T]:
+    return list(values) if isinstance(values, list | tuple) else [values]  # type: ignore[list-item]
+
+
+def _spread(values: list[T], size: int) -> list[T]:
+    return values * size if len(values) == 1 else values
+
+
+def _copied(values: list[T], copies: int) -> list[T]:
+    return [value for value in values for _ in range(copies)]
+
+
+def _common_length(lengths: dict[str, int]) -> int:
+    size = max(lengths.values())
+    odd = {name: length for name, length in lengths.items() if length not in (1, size)}
+    if odd or 0 in lengths.values():
+        counts = ", ".join(f"{length} of {name}" for name, length in lengths.items() if length != 1)
+        raise InputError(f"The lists don't match ({counts}): use one of a thing, or as many as of the others.")
+    return size

@@ -1,0 +1,66 @@
+"""Pictures and held-out numbers while a run goes on: what it can draw, and what each part of the question is worth."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from blip_diffusion import images
+from blip_diffusion.data.records import SubjectBatch
+from blip_diffusion.diffusion.denoisers import guided
+from blip_diffusion.diffusion.sample import sample
+from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.training.loop import HookContext
+from blip_diffusion.training.method import Method, StepContext
+
+STEPS, GUIDANCE, RESCALE = 20, 3.0, 0.6
+
+
+class Preview:
+    """A hook: draws `page.png` of a fixed held-out batch, and logs the losses there under wrong questions too."""
+
+    def __init__(self, batch: SubjectBatch, probes: Sequence[SubjectBatch]) -> None:
+        self.batch = batch
+        self.probes = probes
+
+    def __call__(self, context: HookContext) -> None:
+        method = cast(Method, context.method)
+        columns = method.show(self.batch)
+        if columns:
+            context.tracker.picture("page", images.page(columns), context.step)
+        context.tracker.log(context.step, self._measured(method))
+
+    def _measured(self, method: Method) -> dict[str, float]:
+        """Means over the probes. The noise is the same for every question, so that their gap is not chance."""
+        sums: dict[str, float] = {}
+        for number, batch in enumerate(self.probes):
+            for name, asked in questions(batch).items():
+                rng = torch.Generator(batch["target"].device).manual_seed(number)
+                for key, value in method(asked, StepContext(step=0, rng=rng)).items():
+                    label = f"heldout/{key}" if name == "right" else f"heldout/{key} {name}"
+                    sums[label] = sums.get(label, 0.0) + float(value) / len(self.probes)
+        return {key: value for key, value in sums.items() if "wrong" not in key or "denoising" in key}
+
+
+def questions(batch: SubjectBatch) -> dict[str, SubjectBatch]:
+    """The batch as it is, with the references of other subjects, and with the scenes of other prompts."""
+    turned = [*batch["prompt"][1:], batch["prompt"][0]]
+    scenes = [f"a {category} {prompt}" for category, prompt in zip(batch["category"], turned, strict=True)]
+    return {
+        "right": batch,
+        "wrong reference": cast(SubjectBatch, {**batch, "reference": batch["reference"].roll(1, dims=0)}),
+        "wrong scene": cast(SubjectBatch, {**batch, "caption": scenes}),
+    }
+
+
+@torch.no_grad()
+def drawn(model: BlipDiffusion, states: Tensor, seed: int = 0) -> Tensor:
+    """Pictures (B, 3, H, W) in [0, 1] of text states (B, L, D), all from the same noise."""
+    empty = model.text_states([""]).expand(len(states), -1, -1)
+    denoiser = guided(model.denoiser(torch.cat([empty, states])), GUIDANCE, rescale=RESCALE)
+    side, channels = int(model.unet.config.sample_size), model.latents.channels
+    noise = torch.randn(1, channels, side, side, generator=torch.Generator().manual_seed(seed))
+    model.scheduler.set_timesteps(STEPS, device=states.device)
+    latents = sample(denoiser, noise.to(states.device).expand(len(states), -1, -1, -1), model.scheduler)
+    return model.latents.decode(latents).float()
