@@ -1,0 +1,124 @@
+"""What a picture shall show, and the closed set of sentences that say so.
+
+A generator reads `a [subject tokens] {category} {prompt}`: the category straight after the tokens, the scene near the
+end. The set is closed, so that a text encoder that starts from nothing can learn every word of it.
+"""
+
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey")
+PAINTS = COLOURS[:8]  # what a subject can be painted: shading stays visible in these
+
+COUNTS = {2: ("two of them", "a pair of them"), 3: ("three of them", "three in a row")}
+SIZES = {"small": ("small", "very small", "tiny"), "big": ("big", "very big", "huge")}
+PAINTED = ("in {}", "painted {}", "all {}")
+POSITIONS = {
+    "left": ("at the left", "on the left side"),
+    "right": ("at the right", "on the right side"),
+    "top": ("at the top", "near the top"),
+    "bottom": ("at the bottom", "near the bottom"),
+    "centre": ("in the centre", "in the middle"),
+    "top left": ("at the top left", "in the top left corner"),
+    "top right": ("at the top right", "in the top right corner"),
+    "bottom left": ("at the bottom left", "in the bottom left corner"),
+    "bottom right": ("at the bottom right", "in the bottom right corner"),
+}
+STYLES = {
+    "pixel art": ("as pixel art", "in pixel art style"),
+    "sketch": ("as a pencil sketch", "drawn with a pencil"),
+    "black and white": ("in black and white", "as a black and white picture"),
+    "blurry": ("out of focus", "as a blurry picture"),
+    "mosaic": ("as a mosaic", "made of mosaic tiles"),
+    "silhouette": ("as a black silhouette", "as a dark shadow"),
+}
+ACCESSORIES = {
+    "hat": ("wearing a hat", "with a hat on"),
+    "crown": ("wearing a crown", "with a crown on"),
+    "bow": ("wearing a bow", "with a bow on"),
+    "balloon": ("with a balloon", "holding a balloon"),
+    "ball": ("with a ball", "next to a ball"),
+    "tree": ("next to a tree", "beside a tree"),
+    "apple": ("next to an apple", "beside an apple"),
+    "flower": ("next to a flower", "beside a flower"),
+    "box": ("next to a box", "beside a box"),
+    "cup": ("next to a cup", "beside a cup"),
+    "candle": ("next to a candle", "beside a candle"),
+    "umbrella": ("with an umbrella", "next to an umbrella"),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a picture of a subject shall show. Every field but the scene is a key of the table named beside it.
+
+    A sketch is drawn on bare paper, so its scene is empty.
+    """
+
+    scene: str = ""  # the phrase itself: "on the beach"; empty for a sketch on bare paper
+    accessory: str = ""  # ACCESSORIES
+    colour: str = ""  # PAINTS: what the subject is painted
+    count: int = 1  # COUNTS
+    size: str = ""  # SIZES
+    position: str = ""  # POSITIONS
+    style: str = ""  # STYLES
+
+
+def prompt(request: Request, rng: random.Random | None = None) -> str:
+    """The sentence after `a {category}`. Without `rng`, the first paraphrase of every slot."""
+
+    def say(phrases: tuple[str, ...]) -> str:
+        return rng.choice(phrases) if rng else phrases[0]
+
+    parts = []
+    if request.accessory:
+        parts.append(say(ACCESSORIES[request.accessory]))
+    if request.colour:
+        parts.append(say(PAINTED).format(request.colour))
+    if request.count > 1:
+        parts.append(say(COUNTS[request.count]))
+    if request.size:
+        parts.append(say(SIZES[request.size]))
+    if request.position:
+        parts.append(say(POSITIONS[request.position]))
+    if request.scene:
+        parts.append(request.scene)
+    if request.style:
+        parts.append(say(STYLES[request.style]))
+    return (", " if _is_apposed(request) else "") + " , ".join(parts)
+
+
+def caption(category: str, words: str) -> str:
+    """The full sentence of a category and a prompt: "a teapot on the beach"."""
+    return f"a {category} {words}".rstrip()
+
+
+def sentences(scenes: Iterable[str], categories: Iterable[str]) -> Iterator[str]:
+    """Sentences that hold every phrase at least once: what a tokenizer and its tests need to see."""
+    scenes, categories = sorted(set(scenes)), sorted(set(categories))
+    for category in categories:
+        yield caption(category, "")
+    for scene in scenes:
+        yield caption("subject", scene)
+    for phrase in _modifiers():
+        yield caption("subject", phrase)
+    yield caption("subject", ", small")  # the comma itself
+
+
+def vocabulary(scenes: Iterable[str], categories: Iterable[str]) -> tuple[str, ...]:
+    """Every word that a caption can hold, sorted."""
+    return tuple(sorted({word for sentence in sentences(scenes, categories) for word in sentence.split()}))
+
+
+def _modifiers() -> Iterator[str]:
+    for table in (ACCESSORIES, COUNTS, SIZES, POSITIONS, STYLES):
+        for phrases in table.values():
+            yield from phrases
+    for template in PAINTED:
+        yield from (template.format(colour) for colour in PAINTS)
+
+
+def _is_apposed(request: Request) -> bool:
+    """Whether the prompt begins with words that cannot follow a noun without a comma: "a dog , two of them"."""
+    return not request.accessory and not request.colour and (request.count > 1 or bool(request.size))
