@@ -26,6 +26,7 @@ from blip_diffusion.modules.efficientnet_lite import EfficientNetLite, read_weig
 from blip_diffusion.modules.heads import ContrastiveHead, LanguageHead, MatchingHead, RedrawHead
 from blip_diffusion.modules.image_encoder import EfficientNetTower, ImageEncoderConfig
 from blip_diffusion.modules.qformer import QFormerConfig
+from blip_diffusion.training.methods.autoencoder import begin_linear
 
 LITE_PIXELS = (127 / 255,) * 3, (128 / 255,) * 3
 """Mean and spread that EfficientNet-Lite expects of pixels in [0, 1]."""
@@ -48,7 +49,10 @@ MINI = ModelConfig(
     reference=ReferenceConfig(128, *LITE_PIXELS),
     unet={
         "sample_size": 16,
+        "in_channels": 8,
+        "out_channels": 8,
         "block_out_channels": (96, 160, 256),
+        "norm_num_groups": 16,
         "layers_per_block": 1,
         "down_block_types": ("CrossAttnDownBlock2D",) * 3,
         "up_block_types": ("CrossAttnUpBlock2D",) * 3,
@@ -59,15 +63,16 @@ MINI = ModelConfig(
     },
     vae={
         "sample_size": 128,
+        "latent_channels": 8,  # four spend themselves on light and edges, and forget the difference of green and red
         "block_out_channels": (16, 32, 96, 128),
         "layers_per_block": 1,
-        "norm_num_groups": 8,
+        "norm_num_groups": 2,  # groups of two channels would forget how strong a flat colour is
         "down_block_types": ("DownEncoderBlock2D",) * 4,
         "up_block_types": ("UpDecoderBlock2D",) * 4,
         "mid_block_add_attention": False,
     },
 )
-"""The shipped model's shapes: 128 x 128 pixels, 16 x 16 latents, 32 million parameters."""
+"""The shipped model's shapes: 128 x 128 pixels, 16 x 16 x 8 latents, 32 million parameters."""
 
 TINY = ModelConfig(
     image_encoder=ImageEncoderConfig(tower="efficientnet-lite0", image_size=32),
@@ -91,7 +96,7 @@ TINY = ModelConfig(
         "sample_size": 32,
         "block_out_channels": (8, 8, 16, 16),
         "layers_per_block": 1,
-        "norm_num_groups": 8,
+        "norm_num_groups": 2,
         "down_block_types": ("DownEncoderBlock2D",) * 4,
         "up_block_types": ("UpDecoderBlock2D",) * 4,
         "mid_block_add_attention": False,
@@ -124,8 +129,12 @@ def found_parts(config: StartConfig) -> Parts:
 
 def start_vae(parts: Parts, config: StartConfig) -> AutoencoderKL:
     """The autoencoder."""
+    if parts.vae is not None:
+        return parts.vae
     torch.manual_seed(config.seed)
-    return parts.vae or AutoencoderKL(**SHAPES[config.shape].vae)
+    vae = AutoencoderKL(**SHAPES[config.shape].vae)
+    begin_linear(vae)
+    return vae
 
 
 def start_subject_encoder(parts: Parts, config: StartConfig, corpus: Sequence[str], pixels: torch.Tensor) -> Parts:

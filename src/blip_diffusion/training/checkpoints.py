@@ -1,0 +1,201 @@
+"""Checkpoints that are whole or absent: written under a temporary name, flushed to disk, renamed.
+
+step-00001234/
+├── model.safetensors    trainable parameters and buffers
+├── ema.safetensors      the average of the parameters
+├── optimizer.pt         moments by parameter name; the loss scale of fp16
+├── config.toml          the resolved configuration
+└── state.json           `State`, and the digests of the files above, by which damage is found
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from blip_diffusion.errors import CheckpointError
+
+MODEL, EMA, OPTIMIZER, CONFIG, STATE = (
+    "model.safetensors",
+    "ema.safetensors",
+    "optimizer.pt",
+    "config.toml",
+    "state.json",
+)
+PREFIX, UNFINISHED, SUPERSEDED = "step-", ".unfinished-", "superseded-"
+
+Window = dict[str, tuple[float, int]]
+"""Sum and count of every loss since the last report."""
+
+
+@dataclass
+class State:
+    """Where a run stands."""
+
+    step: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    """Spent in training steps; hooks and saving are not counted."""
+    losses: dict[str, float] = field(default_factory=dict)
+    """The means last reported."""
+    best: float | None = None
+    """The lowest mean of `loss` reported."""
+    windows: list[Window] = field(default_factory=list)
+    """What is not yet reported, by process."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a folder holds, on the CPU."""
+
+    path: Path
+    state: State
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    config: str = ""
+
+
+def name(step: int) -> str:
+    return f"{PREFIX}{step:08d}"
+
+
+def save(checkpoint: Checkpoint, *, keep: int) -> None:
+    """Writes `checkpoint.path` so that no half-written one is ever seen, and keeps the newest `keep` beside it."""
+    path = checkpoint.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(leftover)
+    unfinished = _unfinished(path)
+    try:
+        _write(unfinished, checkpoint)
+        if path.exists():
+            path.rename(path.with_name(f"{UNFINISHED}replaced-{path.name}"))
+        unfinished.rename(path)
+        _flush(path.parent)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"The checkpoint {path} can't be written: {error}.") from error
+    for old in complete(path.parent)[:-keep]:
+        shutil.rmtree(old.rename(_unfinished(old)))
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f"{UNFINISHED}{path.name}")
+
+
+def _write(folder: Path, checkpoint: Checkpoint) -> None:
+    folder.mkdir()
+    save_file(_on_cpu(checkpoint.model), folder / MODEL)
+    save_file(_on_cpu(checkpoint.ema), folder / EMA)
+    torch.save(checkpoint.optimizer, folder / OPTIMIZER)
+    (folder / CONFIG).write_text(checkpoint.config, encoding="utf-8")
+    files = {path.name: _digest(path) for path in sorted(folder.iterdir())}
+    state = json.dumps({**asdict(checkpoint.state), "files": files}, indent=1)
+    (folder / STATE).write_text(state, encoding="utf-8")
+    for path in (*folder.iterdir(), folder):
+        _flush(path)
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies, because safetensors refuses tensors that share memory."""
+    return {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unchanged(path: Path, digest: str) -> bool:
+    return path.is_file() and _digest(path) == digest
+
+
+def _flush(path: Path) -> None:
+    """Makes a file or a folder's entries last through a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def complete(folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first. A folder of this name was renamed to it, and so was whole once."""
+    found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit() and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest checkpoint that is undamaged, if there is any."""
+    for path in reversed(complete(folder)):
+        try:
+            verify(path)
+        except CheckpointError:
+            continue
+        return path
+    return None
+
+
+def verify(path: Path) -> State:
+    """The state of a checkpoint whose files are all as they were written."""
+    try:
+        table = json.loads((path / STATE).read_text(encoding="utf-8"))
+        files: dict[str, str] = table.pop("files")
+        state = State(**table)
+        damaged = [
+            file for file, digest in files.items() if not (path / file).exists() or _digest(path / file) != digest
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint, or its {STATE} is damaged: {error}.") from error
+    if damaged:
+        raise CheckpointError(f"The checkpoint {path} is damaged: {' and '.join(damaged)} changed or went missing.")
+    return state
+
+
+def load(path: Path) -> Checkpoint:
+    """A checkpoint's contents, after a check that it is undamaged."""
+    state = verify(path)
+    try:
+        optimizer = torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True)
+        config = (path / CONFIG).read_text(encoding="utf-8")
+        return Checkpoint(path, state, load_file(path / MODEL), load_file(path / EMA), optimizer, config)
+    except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"The checkpoint {path} can't be loaded: {error}.") from error
+
+
+def supersede(folder: Path, step: int) -> None:
+    """Puts aside the checkpoints past a step, which a run that resumes from that step takes again."""
+    for path in complete(folder):
+        if int(path.name.removeprefix(PREFIX)) > step:
+            aside = path.with_name(f"{SUPERSEDED}{path.name}")
+            if aside.exists():
+                shutil.rmtree(aside)
+            path.rename(aside)
+
+
+def copy_into(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], where: Path) -> None:
+    """Copies tensors by name, after a check that names and shapes agree; otherwise all differences are listed."""
+    differences = [
+        *(f"{key} is missing" for key in wanted if key not in found),
+        *(f"{key} is unexpected" for key in found if key not in wanted),
+        *(
+            f"{key} has shape {tuple(found[key].shape)} instead of {tuple(tensor.shape)}"
+            for key, tensor in wanted.items()
+            if key in found and found[key].shape != tensor.shape
+        ),
+    ]
+    if differences:
+        raise CheckpointError(f"{where} was saved for something else: {', '.join(differences)}.")
+    with torch.no_grad():
+        for key, tensor in wanted.items():
+            tensor.copy_(found[key])

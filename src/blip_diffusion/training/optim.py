@@ -1,0 +1,125 @@
+"""AdamW over a method's parameter groups, and a learning rate that is a pure function of the step.
+
+Because the rate has no state, a resumed run needs none of a scheduler's.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from blip_diffusion.errors import ConfigError
+from blip_diffusion.training.method import ParameterGroup
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    lr: float = 1e-4
+    """The rate after warm-up; a group's own `lr` multiplies it."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    """For groups that name none of their own; parameters of fewer than two dimensions are never decayed."""
+    warmup: int = 0
+    """Steps over which the rate rises linearly."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    hold: float = 0.0
+    """The fraction of the run before the cosine starts."""
+    floor: float = 0.0
+    """What the cosine ends at, as a fraction of `lr`."""
+    clip: float = 1.0
+    """The norm to which gradients are clipped; 0 for no clipping."""
+    fused: bool = True
+    """One kernel for the whole update, on devices that have it."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be positive and finite, not {getattr(self, name)}.")
+        for name in ("weight_decay", "warmup", "clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be finite and not negative, not {getattr(self, name)}.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas must lie in [0, 1), not {self.betas}.")
+        if not 0 <= self.hold < 1:
+            raise ConfigError(f"hold is a fraction of the run in [0, 1), not {self.hold}.")
+        if not 0 <= self.floor <= 1:
+            raise ConfigError(f"floor is a fraction of lr in [0, 1], not {self.floor}.")
+
+
+def learning_rate(step: int, config: OptimConfig, total: int) -> float:
+    """The rate of the step that follows `step` others, in a run of `total`."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return config.lr
+    start = max(config.warmup, config.hold * total)
+    progress = min(max((step - start) / max(total - start, 1), 0.0), 1.0)
+    return config.lr * (config.floor + (1 - config.floor) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def freeze_the_rest(module: nn.Module, groups: Sequence[ParameterGroup]) -> dict[str, nn.Parameter]:
+    """Makes the groups' parameters, by name, the only ones that move, in float32; frozen ones keep their dtype."""
+    moving = {id(parameter) for group in groups for parameter in group.parameters}
+    trainable = {}
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(id(parameter) in moving)
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+            trainable[name] = parameter
+    _check_groups(groups, len(trainable))
+    return trainable
+
+
+def _check_groups(groups: Sequence[ParameterGroup], registered: int) -> None:
+    listed = [id(parameter) for group in groups for parameter in group.parameters]
+    if not listed:
+        raise ValueError("parameter_groups() names no parameter, so there is nothing to train")
+    if len(listed) != len(set(listed)):
+        raise ValueError("parameter_groups() names a parameter twice")
+    if len(listed) != registered:
+        raise ValueError(f"parameter_groups() names {len(listed)} parameters, of which the module has {registered}")
+
+
+def adamw(groups: Sequence[ParameterGroup], config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW whose groups carry their multiplier of the rate as `scale`."""
+    parameters = [parameter for group in groups for parameter in group.parameters]
+    fused = config.fused and all(parameter.device.type in ("cuda", "cpu") for parameter in parameters)
+    options = list(_options(groups, config.weight_decay))
+    return torch.optim.AdamW(options, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+
+
+def _options(groups: Sequence[ParameterGroup], default_decay: float) -> Iterator[dict[str, Any]]:
+    for group in groups:
+        decay = default_decay if group.weight_decay is None else group.weight_decay
+        for parameters, weight_decay in (
+            ([parameter for parameter in group.parameters if parameter.ndim > 1], decay),
+            ([parameter for parameter in group.parameters if parameter.ndim <= 1], 0.0),
+        ):
+            if parameters:
+                yield {"params": parameters, "scale": group.lr, "weight_decay": weight_decay}
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["scale"]
+
+
+def moments(optimizer: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter]) -> dict[str, Any]:
+    """The optimizer's state by parameter name: what a checkpoint keeps. Hyperparameters are the configuration's."""
+    return {name: dict(optimizer.state[value]) for name, value in trainable.items() if value in optimizer.state}
+
+
+def restore_moments(
+    optimizer: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter], saved: Mapping[str, Any]
+) -> None:
+    """The inverse of `moments`; torch moves and casts."""
+    names = {id(parameter): name for name, parameter in trainable.items()}
+    order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    state = {number: saved[name] for number, name in enumerate(order) if name in saved}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

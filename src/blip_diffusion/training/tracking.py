@@ -1,0 +1,108 @@
+"""What a run says of itself: a line of JSON and one on the console per report, pictures, TensorBoard if asked for."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from blip_diffusion.errors import ConfigError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+LOG = "log.jsonl"
+PICTURES = "samples"
+
+
+class Tracker:
+    """Writes to the folder of a run. Lines past step `start`, which a resumed run takes again, are dropped."""
+
+    def __init__(
+        self, folder: Path, *, start: int = 0, steps: int = 0, console: bool = True, tensorboard: bool = False
+    ) -> None:
+        self.folder = folder
+        self._steps = steps
+        self._console = console
+        folder.mkdir(parents=True, exist_ok=True)
+        self._board = _tensorboard(folder, start) if tensorboard else None
+        _drop_after(folder / LOG, start)
+        self._log = (folder / LOG).open("a", encoding="utf-8")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Reports numbers by name; the console knows how to say `samples_per_second`, `lr` and `eta`."""
+        self._log.write(json.dumps({"step": step, **values}) + "\n")
+        self._log.flush()
+        if self._console:
+            print(console_line(step, self._steps, values), flush=True)
+        if self._board:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def picture(self, name: str, image: "Image", step: int) -> Path:
+        """Writes `samples/{name}-{step}.png`."""
+        path = self.folder / PICTURES / f"{name}-{step:08d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+        if self._board:
+            import numpy as np
+
+            self._board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        return path
+
+    def close(self) -> None:
+        self._log.close()
+        if self._board:
+            self._board.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def console_line(step: int, steps: int, values: Mapping[str, float]) -> str:
+    """`120/1000  loss 0.1234  312.5 samples/s  lr 1.0e-04  eta 0:12:03`"""
+    words = [f"{step}/{steps}" if steps else f"{step}"]
+    for name, value in values.items():
+        if name == "samples_per_second":
+            words.append(f"{value:.1f} samples/s")
+        elif name == "lr":
+            words.append(f"lr {value:.1e}")
+        elif name == "eta":
+            words.append(f"eta {_clock(value)}")
+        elif name not in ("samples", "seconds"):
+            words.append(f"{name} {value:.4g}")
+    return "  ".join(words)
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}"
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Keeps the whole lines up to a step; the last line may be torn by a killed process."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _step_of(line) <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def _tensorboard(folder: Path, start: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError("tensorboard was asked for but isn't installed: pip install tensorboard.") from error
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)

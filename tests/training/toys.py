@@ -1,0 +1,123 @@
+"""Tiny real methods, whose data is a pure function of an index; also the program that the tests launch and kill.
+
+`python toys.py '[{"folder": ..., "method": ..., "config": {...}}, ...]'` is one `fit` after another.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blip_diffusion.config import build, to_toml
+from blip_diffusion.training.loop import Result, TrainConfig, fit
+from blip_diffusion.training.method import Gather, Losses, ParameterGroup, StepContext
+
+ROWS, WIDTH = 4, 5
+
+
+class Regression(nn.Module):
+    """A perceptron with dropout and noise, so that chance takes part; and a frozen part in another precision."""
+
+    def __init__(self, poison: int = -1, where: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            self.net = nn.Sequential(nn.Linear(WIDTH, 8), nn.GELU(), nn.Dropout(0.2), nn.Linear(8, 1))
+            self.frozen = nn.Linear(WIDTH, 1).to(torch.float64)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.poison = (poison, where)
+
+    def forward(self, batch: Any, context: StepContext) -> Losses:
+        self.seen += len(batch["x"])
+        noise = torch.randn(batch["x"].shape, generator=context.rng, device=batch["x"].device)
+        wanted = self.frozen(batch["x"].double()).float()
+        loss = (self.net(batch["x"] + 0.1 * noise) - wanted).float().square().mean()
+        if (context.step, context.position) == self.poison:
+            loss = loss * float("nan")
+        return {"loss": loss, "noise": noise.square().mean()}
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        first, last = self.net[0], self.net[3]
+        return [ParameterGroup("first", [*first.parameters()], 1.0), ParameterGroup("last", [*last.parameters()], 0.5)]
+
+    def share(self, batches: Sequence[Any], contexts: Sequence[StepContext], gather: Gather) -> None:
+        return None
+
+    def show(self, batch: Any) -> list[Tensor]:
+        return []
+
+    def export(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(self.net.state_dict(), folder / "net.pt")
+
+
+class Contrast(nn.Module):
+    """InfoNCE of two linear towers over the whole step, negatives from every micro-batch and process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(8)
+            self.left, self.right = nn.Linear(WIDTH, 3), nn.Linear(WIDTH, 3, bias=False)
+
+    def forward(self, batch: Any, context: StepContext) -> Losses:
+        own = slice(context.position * ROWS, (context.position + 1) * ROWS)
+        left, right = self.left(batch["x"]), self.right(batch["y"])
+        all_right = torch.cat([context.shared[: own.start], right, context.shared[own.stop :]])
+        labels = torch.arange(own.start, own.stop, device=left.device)
+        # the step's own rows must be where `position` says, or the labels are wrong
+        assert torch.allclose(context.shared[own], right.detach(), atol=1e-6)
+        return {"loss": nn.functional.cross_entropy(left @ all_right.T, labels)}
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        return [ParameterGroup("towers", list(self.parameters()), 1.0, weight_decay=0.1)]
+
+    def share(self, batches: Sequence[Any], contexts: Sequence[StepContext], gather: Gather) -> Tensor:
+        assert not torch.is_grad_enabled()
+        return gather(torch.cat([self.right(batch["y"]) for batch in batches]))
+
+    def show(self, batch: Any) -> list[Tensor]:
+        return []
+
+    def export(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(self.state_dict(), folder / "net.pt")
+
+
+METHODS = {"regression": Regression, "contrast": Contrast}
+
+
+def batches(index: int) -> dict[str, Any]:
+    rng = torch.Generator().manual_seed(1000 + index)
+    x = torch.randn(ROWS, WIDTH, generator=rng)
+    return {"x": x, "y": x.roll(1, 1) + 0.1 * torch.randn(ROWS, WIDTH, generator=rng), "words": ["a", "b", "c", "d"]}
+
+
+def train(order: dict[str, Any]) -> Result:
+    """One `fit`. The process is sent a signal when an index is asked for: `order["signals"]` is index: number."""
+    config = build(TrainConfig, order.get("config", {}))
+    signals = {int(index): number for index, number in order.get("signals", {}).items()}
+
+    def watched(index: int) -> dict[str, Any]:
+        if index in signals:
+            os.kill(os.getpid(), signals.pop(index))
+        return batches(index)
+
+    method = METHODS[order.get("method", "regression")](**order.get("arguments", {}))
+    resume, text = order.get("resume", False), to_toml(config)
+    return fit(method, watched, config, folder=Path(order["folder"]), resume=resume, config_text=text)
+
+
+def main() -> None:
+    for order in json.loads(sys.argv[1]):
+        result = train(order)
+        print(f"stopped: {result.stopped} at {result.step}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
