@@ -52,7 +52,13 @@ def category_tokenizer(corpus: Iterable[str], size: int) -> Any:
     learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     learner.normalizer = normalizers.BertNormalizer(lowercase=True)
     learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=specials, show_progress=False)
+    corpus = list(corpus)
+    letters = sorted({sign for line in set(corpus) for sign in learner.normalizer.normalize_str(line) if sign.strip()})
+    # Named in order, because the trainer would name them in the order of a hash table, which is another each time.
+    specials += [f"##{letter}" for letter in letters]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size, initial_alphabet=letters, special_tokens=specials, show_progress=False
+    )
     learner.train_from_iterator(corpus, trainer)
     tokens = sorted(learner.get_vocab().items(), key=lambda item: item[1])
     return BertTokenizer(vocab={token: index for index, (token, _) in enumerate(tokens)}, bos_token="[DEC]")

@@ -98,11 +98,11 @@ class World:
                 scenes = [Scene(**{**row, "phrases": tuple(row["phrases"])}) for row in _rows(archive, "scenes.jsonl")]
                 blobs = [archive.read(f"cutouts/{i:05d}.webp") for i in range(len(cutouts))]
                 scene_blobs = [archive.read(f"scenes/{i:03d}.webp") for i in range(len(scenes))]
-        except (zipfile.BadZipFile, KeyError, TypeError, json.JSONDecodeError) as error:
+            with ThreadPoolExecutor() as pool:
+                pixels = list(pool.map(_cutout_pixels, blobs))
+                scene_pixels = list(pool.map(_scene_pixels, scene_blobs))
+        except (zipfile.BadZipFile, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise DataError(f"{path} is not a packed world ({error}): build it again.") from error
-        with ThreadPoolExecutor() as pool:
-            pixels = list(pool.map(_cutout_pixels, blobs))
-            scene_pixels = list(pool.map(_scene_pixels, scene_blobs))
         return World(tuple(cutouts), _stack(pixels, 4, CUTOUT_SIZE, CUTOUT_SIZE), tuple(scenes),
                      _stack(scene_pixels, 3, SCENE_HEIGHT, SCENE_WIDTH))  # fmt: skip
 

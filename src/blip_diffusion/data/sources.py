@@ -1,0 +1,207 @@
+"""Where the pictures come from: open packages of Debian and npm, fetched with the ordinary clients and verified.
+
+Archives are written by strangers: their checksums are pinned, and what they contain may not leave its folder.
+"""
+
+import hashlib
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from blip_diffusion.errors import DataError
+
+
+@dataclass(frozen=True)
+class Source:
+    """One package. `name` is also the folder it is unpacked into."""
+
+    name: str
+    client: str  # "apt" | "npm"
+    package: str  # what the client calls it, with the version where the client takes one
+    version: str
+    licence: str  # SPDX id
+    sha256: str
+    gives: str
+    authors: str
+
+
+SOURCES: tuple[Source, ...] = (
+    Source(
+        "sweethome3d-furniture", "apt", "sweethome3d-furniture", "1.8-1", "CC-BY-3.0",
+        "3ccb90c63f9525e887a767b9cd5c8b6933b8b6b2973a615a5359ee68a2118668",
+        "795 textured 3D models", "Scopia, Andrew Kator and Jennifer Legaz, Blend Swap contributors, Emmanuel Puybaret",
+    ),
+    Source(
+        "fluent-emoji-3d", "npm", "@lobehub/fluent-emoji-3d@1.1.0", "1.1.0", "MIT",
+        "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
+        "shaded emoji", "Microsoft (Fluent Emoji), LobeHub",
+    ),
+    Source(
+        "fluent-emoji-flat", "npm", "@iconify-json/fluent-emoji-flat@1.2.6", "1.2.6", "MIT",
+        "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175",
+        "flat emoji, scenes", "Microsoft (Fluent Emoji)",
+    ),
+    Source(
+        "noto", "npm", "@iconify-json/noto@1.2.9", "1.2.9", "Apache-2.0",
+        "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad",
+        "emoji, scenes", "Google (Noto Emoji)",
+    ),
+    Source(
+        "twemoji", "npm", "@iconify-json/twemoji@1.2.5", "1.2.5", "CC-BY-4.0",
+        "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7",
+        "emoji, scenes", "Twitter and other contributors (Twemoji)",
+    ),
+    Source(
+        "openmoji", "npm", "@iconify-json/openmoji@1.2.29", "1.2.29", "CC-BY-SA-4.0",
+        "03181e2c156cab35cf4a62f1f7886bd971d59212e75ac3f189d5a4cae3930fc5",
+        "outlined emoji", "OpenMoji, HfG Schwäbisch Gmünd, Benedikt Groß, Daniel Utz and contributors",
+    ),
+    Source(
+        "emojione", "npm", "@iconify-json/emojione@1.2.3", "1.2.3", "CC-BY-4.0",
+        "26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e",
+        "emoji, scenes", "EmojiOne (now JoyPixels)",
+    ),
+    Source(
+        "tuxpaint-stamps-default", "apt", "tuxpaint-stamps-default", "2022.06.04-1", "GPL-2.0-only",
+        "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
+        "cut-out photographs and drawings", "Bill Kendrick and the Tux Paint stamp artists",
+    ),
+    Source(
+        "tuxpaint-data", "apt", "tuxpaint-data", "1:0.9.28-sdl2-1", "GPL-2.0-or-later",
+        "f5d0de8f9a70d2efc1241d19f26168cb8bf279f1b77abd3631e7a1a55c40e5e5",
+        "photographs of nature", "Bill Kendrick and the Tux Paint contributors",
+    ),
+    Source(
+        "scratch", "apt", "scratch", "1.4.0.6~dfsg1-6.1", "CC-BY-SA-3.0",
+        "36c582eb93110f64f06c4e685c41e933ccba2fa68db12f79b10bfe840b21fc10",
+        "costumes in several poses, scenes", "Lifelong Kindergarten Group, MIT Media Laboratory",
+    ),
+    Source(
+        "plasma-workspace-wallpapers", "apt", "plasma-workspace-wallpapers", "4:5.27.5-2", "GPL-2.0-or-later",
+        "32cd18b71c8c938a18b3b351f217c02ac590e323caa3cf322fbb875ce8892f8b",
+        "photographs of places", "KDE and the wallpaper artists",
+    ),
+    Source(
+        "mate-backgrounds", "apt", "mate-backgrounds", "1.26.0-1", "GPL-2.0-or-later",
+        "7bf4c2209f34b4f61ba6d24c8b58c28b361e82e4b943aae6d42c030169af9e04",
+        "photographs of nature", "the MATE developers and contributors",
+    ),
+)  # fmt: skip
+
+
+def chosen(names: Sequence[str] | None) -> tuple[Source, ...]:
+    """Sources by name, all where `names` is None. Raises `DataError` for a name there isn't."""
+    known = {source.name: source for source in SOURCES}
+    for name in names or ():
+        if name not in known:
+            raise DataError(f"There is no source named {name}: choose from {', '.join(known)}.")
+    return SOURCES if names is None else tuple(source for source in SOURCES if source.name in names)
+
+
+def fetch(sources: Sequence[Source], cache: Path, *, progress: Callable[[str], None] = print) -> dict[str, Path]:
+    """The folder of every source, fetched and unpacked where it isn't yet. Safe to interrupt and call again."""
+    archives, folders = cache / "archives", cache / "unpacked"
+    archives.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for source in sources:
+        archive, folder = archives / f"{source.name}-{source.version.replace(':', '_')}", folders / source.name
+        stamp = folder / ".sha256"
+        if not (stamp.is_file() and stamp.read_text() == source.sha256):
+            if not (archive.is_file() and sha256(archive) == source.sha256):
+                progress(f"fetching {source.package} {source.version}")
+                _download(source, archive)
+            _unpack(source, archive, folder)
+            stamp.write_text(source.sha256)
+        found[source.name] = folder
+    return found
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download(source: Source, archive: Path) -> None:
+    """Puts a package's verified archive at `archive`, by way of a folder that is thrown away."""
+    client, *arguments = (
+        ("apt-get", "download", "-qq", source.package) if source.client == "apt"
+        else ("npm", "pack", "--silent", source.package)
+    )  # fmt: skip
+    if shutil.which(client) is None:
+        raise DataError(f"{source.name} needs {client}, which isn't installed: install it or leave this source out.")
+    with tempfile.TemporaryDirectory(dir=archive.parent) as folder:
+        result = subprocess.run([client, *arguments], cwd=folder, capture_output=True, text=True)
+        files = sorted(Path(folder).iterdir())
+        if result.returncode or len(files) != 1:
+            last = (result.stderr.strip() or "no file came").splitlines()[-1]
+            raise DataError(f"{client} could not fetch {source.package}: {last}.")
+        verify(source, files[0])
+        files[0].replace(archive)
+
+
+def verify(source: Source, path: Path) -> None:
+    """Raises `DataError` where a file isn't the pinned package."""
+    if (digest := sha256(path)) != source.sha256:
+        raise DataError(
+            f"The package of {source.name} is not the one this build knows: its SHA-256 is {digest[:12]}…, "
+            f"expected {source.sha256[:12]}… (version {source.version})."
+        )
+
+
+def _unpack(source: Source, archive: Path, folder: Path) -> None:
+    """Unpacks into a temporary folder that takes its place when it is complete."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.mkdir(parents=True)
+    if source.client == "apt":
+        undeb(archive, partial)
+    else:
+        untar(archive, partial)
+    partial.replace(folder)
+
+
+def undeb(archive: Path, folder: Path) -> None:
+    """Unpacks a Debian package's files: the data.tar member of an `ar` archive, whose headers are 60 bytes of text."""
+    with archive.open("rb") as file:
+        if file.read(8) != b"!<arch>\n":
+            raise DataError(f"{archive.name} is not a Debian package.")
+        while header := file.read(60):
+            name, size = header[:16].decode("ascii").strip().rstrip("/"), int(header[48:58])
+            if name.startswith("data.tar"):
+                with tempfile.NamedTemporaryFile(dir=folder.parent, suffix=name) as member:
+                    member.write(file.read(size))
+                    member.flush()
+                    untar(Path(member.name), folder)
+                return
+            file.seek(size + size % 2, 1)
+    raise DataError(f"{archive.name} is a Debian package without files.")
+
+
+def untar(archive: Path, folder: Path) -> None:
+    """Unpacks a tar file; a member that would leave `folder` is a `DataError`."""
+    try:
+        with tarfile.open(archive) as files:
+            files.extractall(folder, filter="data")
+    except tarfile.TarError as error:
+        raise DataError(f"{archive.name} can't be unpacked safely: {error}.") from error
+
+
+def unzip(archive: Path, folder: Path, prefix: str = "") -> None:
+    """Unpacks the members of a zip file that start with `prefix`; one that would leave `folder` is a `DataError`."""
+    try:
+        with zipfile.ZipFile(archive) as files:
+            for info in files.infolist():
+                path = Path(info.filename.replace("\\", "/"))
+                if path.is_absolute() or ".." in path.parts:
+                    raise DataError(f"{archive.name} can't be unpacked safely: {info.filename} leaves its folder.")
+                if info.filename.startswith(prefix):
+                    files.extract(info, folder)
+    except zipfile.BadZipFile as error:
+        raise DataError(f"{archive.name} can't be unpacked: {error}.") from error
