@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from blip_diffusion.model import (
     CLIP_MEAN,
     CLIP_STD,
     BlipDiffusion,
+    InferenceConfig,
     ModelConfig,
     ReferenceConfig,
     SubjectEncoder,
@@ -107,8 +108,11 @@ def subject_encoder_from_published(published: Mapping[str, Tensor], wanted: Mapp
         source, part = _source(name)
         used.add(source)
         if source in found:
-            tensor = found[source] if part is None else found[source].chunk(3)[part]
-            state[name] = tensor.view(like.shape) if tensor.numel() == like.numel() else tensor
+            tensor = found[source]
+            if part is not None and len(tensor) % 3 == 0:
+                tensor = tensor.chunk(3)[part]
+            same = _without_ones(tensor.shape) == _without_ones(like.shape)
+            state[name] = tensor.view(like.shape) if same else tensor
     check_state(state, wanted, extra=sorted(found.keys() - used), where="the Q-Former")
     return state
 
@@ -127,6 +131,10 @@ def _published_shape(name: str, tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.shape)
 
 
+def _without_ones(shape: Sequence[int]) -> list[int]:
+    return [length for length in shape if length != 1]
+
+
 def check_state(
     state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, extra: list[str] | None = None, where: str
 ) -> None:
@@ -138,6 +146,10 @@ def check_state(
         for name in sorted(state.keys() & wanted.keys())
         if state[name].shape != wanted[name].shape
     ]
+    _check_none(where, missing=missing, unexpected=unexpected, wrong=wrong)
+
+
+def _check_none(where: str, *, missing: list[str], unexpected: list[str], wrong: list[str]) -> None:
     complaints = [
         f"{len(names)} {kind} ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
         for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
@@ -154,20 +166,23 @@ def read_state(folder: Path, *names: str) -> dict[str, Tensor]:
         if path.is_file():
             try:
                 return load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
-            except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+            except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
                 raise CheckpointError(f"{path} is not a file of weights ({error}): fetch it again.") from error
     raise CheckpointError(f"There are no weights in {folder}: it should hold {' or '.join(names)}.")
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:
     import pickle
+    import zipfile
 
     try:
-        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds more than weights, and running it could do harm: it is refused."
         ) from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise CheckpointError(f"{path} is not a table of tensors.")
     return state
 
 
@@ -356,8 +371,6 @@ def state_size(module: nn.Module) -> int:
 # -------------------------------------------------------------------------------------------------- a model's folder
 
 PARTS = ("qformer", "image_processor", "qformer_tokenizer", "text_encoder", "tokenizer", "unet", "vae", "scheduler")
-DEFAULTS = {"prompt_reps": 20, "num_inference_steps": 50, "guidance_scale": 7.5, "guidance_rescale": 0.0}
-"""What `model_index.json` leaves unsaid, and the published one does: its inference's own settings."""
 
 
 @dataclasses.dataclass
@@ -405,11 +418,17 @@ def _load_part(folder: Path, name: str, index: Mapping[str, Any]) -> Any:
         "vae": diffusers.AutoencoderKL,
         "scheduler": getattr(diffusers, str(scheduler), diffusers.PNDMScheduler),
     }
+    more = {"output_loading_info": True} if name in ("unet", "vae") else {}
     try:
-        part = classes[name].from_pretrained(folder / name, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        loaded = classes[name].from_pretrained(folder / name, local_files_only=True, **more)
+    except Exception as error:  # tokenizers knows no other kind
         raise CheckpointError(f"The {name} in {folder} can't be loaded: {str(error).splitlines()[0]}") from error
-    return part.eval() if isinstance(part, nn.Module) else part
+    if not more:
+        return loaded
+    part, found = loaded
+    missing, unexpected = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    _check_none(f"the {name}", missing=missing, unexpected=unexpected, wrong=[])
+    return part.eval()
 
 
 def find_model(name_or_path: str | Path, **hub: Any) -> Path:
@@ -446,27 +465,32 @@ def whole(parts: Parts, folder: Path) -> BlipDiffusion:
         qformer_tokenizer=parts.qformer_tokenizer,
         scheduler=parts.scheduler,
         reference=parts.reference,  # type: ignore[arg-type]
+        inference=inference_of(folder),
     )
 
 
-def settings_of(folder: Path) -> dict[str, Any]:
-    """The inference settings of a folder: its own, or the published ones."""
-    index = read_json(folder / "model_index.json")
-    return {name: index.get(name, default) for name, default in DEFAULTS.items()}
+def inference_of(folder: Path) -> InferenceConfig:
+    """How the model in a folder wants to be asked; what its index leaves unsaid is as published."""
+    index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+    names = [field.name for field in dataclasses.fields(InferenceConfig)]
+    return InferenceConfig(**{name: index[name] for name in names if name in index})
 
 
-def save_model(model: BlipDiffusion, folder: Path, *, dtype: torch.dtype | None = None, **settings: Any) -> None:
-    """The whole folder. `settings` go into `model_index.json` over `DEFAULTS`; floats are saved in `dtype`."""
+def save_model(model: BlipDiffusion, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+    """The whole folder; floats in `dtype` where one is given."""
     save_subject_model(model.subject_encoder, model.qformer_tokenizer, model.reference, folder, dtype=dtype)
     model.tokenizer.save_pretrained(folder / "tokenizer")
     model.scheduler.save_pretrained(folder / "scheduler")
     save_text_encoder(model.text_encoder, folder / "text_encoder", dtype=dtype)
     for name, part in (("unet", model.unet), ("vae", model.vae)):
         (part if dtype is None else copy.deepcopy(part).to(dtype)).save_pretrained(folder / name)
-    write_json(folder / "model_index.json", _index(model, settings))
+        table = read_json(folder / name / "config.json")
+        table.pop("_name_or_path", None)  # where it was loaded from is no one's business
+        write_json(folder / name / "config.json", table)
+    write_json(folder / "model_index.json", _index(model))
 
 
-def _index(model: BlipDiffusion, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _index(model: BlipDiffusion) -> dict[str, Any]:
     """`model_index.json`, with the class names that the published one has."""
     parts = {
         "image_processor": ("blip_diffusion", "BlipImageProcessor"),
@@ -479,7 +503,7 @@ def _index(model: BlipDiffusion, settings: Mapping[str, Any]) -> dict[str, Any]:
     }
     names = {"_class_name": "BlipDiffusionPipeline", "_diffusers_version": diffusers.__version__}
     own = {"ctx_begin_pos": insert_position(model.tokenizer), "mean": model.reference.mean, "std": model.reference.std}
-    return {**names, **parts, **own, **DEFAULTS, **settings}
+    return {**names, **parts, **own, **dataclasses.asdict(model.inference)}
 
 
 def save_subject_model(

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from blip_diffusion.errors import InputError
@@ -34,11 +34,12 @@ def open_picture(path: str | Path) -> Image.Image:
             with Image.open(path) as picture:
                 check_size(picture, str(path))
                 return as_rgb(picture)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
-        if isinstance(error, Image.DecompressionBombError):
-            raise InputError(
-                f"{path} is too large a picture: use one of at most {MAX_PIXELS // 10**6} megapixels."
-            ) from error
+    except InputError:
+        raise
+    except Image.DecompressionBombError as error:
+        limit = f"{MAX_PIXELS // 10**6} megapixels"
+        raise InputError(f"{path} is too large a picture: use one of at most {limit}.") from error
+    except Exception as error:  # on a damaged file, Pillow raises whatever it trips over
         raise InputError(f"{path} is not a picture that can be read: use a PNG, JPEG or WebP file.") from error
 
 
@@ -77,8 +78,9 @@ def fit_square(picture: Image.Image, size: int, fit: Fit = "crop") -> Image.Imag
             scale = size / min(picture.size)
             width, height = (max(size, round(side * scale)) for side in picture.size)
             left, top = round((width - size) / 2), round((height - size) / 2)
-            resized = picture.resize((width, height), Image.Resampling.BICUBIC)
-            return resized.crop((left, top, left + size, top + size))
+            x, y = picture.width / width, picture.height / height  # resizing the crop alone costs a thin picture less
+            box = (left * x, top * y, (left + size) * x, (top + size) * y)
+            return picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
     raise InputError(f"There is no way to fit a reference called {fit!r}: use crop, squash or pad.")
 
 

@@ -51,6 +51,16 @@ class ReferenceConfig:
 
 
 @dataclass(frozen=True)
+class InferenceConfig:
+    """How a model wants to be asked; the defaults are the published pipeline's."""
+
+    prompt_reps: int = 20  # how often the prompt is said over, to make the words weigh more
+    num_inference_steps: int = 50
+    guidance_scale: float = 7.5
+    guidance_rescale: float = 0.0
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Every shape of the model; the defaults are the published ones, on Stable Diffusion 1.5."""
 
@@ -114,6 +124,7 @@ class BlipDiffusion(nn.Module):
         qformer_tokenizer: Any,
         scheduler: Any,
         reference: ReferenceConfig,
+        inference: InferenceConfig | None = None,
     ) -> None:
         super().__init__()
         self.subject_encoder = subject_encoder
@@ -124,6 +135,7 @@ class BlipDiffusion(nn.Module):
         self.qformer_tokenizer = qformer_tokenizer
         self.scheduler = scheduler
         self.reference = reference
+        self.inference = inference or InferenceConfig()
 
     @property
     def latents(self) -> LatentCodec:

@@ -62,7 +62,7 @@ def warn_of_dropped(tokenizer: Any, sentences: Sequence[str], length: int) -> No
     """Warns of every sentence, said once, that `prompt_ids` must cut, and quotes what is lost."""
     room = length - 2  # [BOS] and [EOS]
     for sentence in dict.fromkeys(sentences):
-        ids = tokenizer(sentence, add_special_tokens=False).input_ids
+        ids = tokenizer(sentence, add_special_tokens=False, verbose=False).input_ids
         if len(ids) > room:
             lost = tokenizer.decode(ids[room:]).strip()
             warnings.warn(f"The prompt is too long for the text encoder; dropped from its end: {lost!r}", stacklevel=3)

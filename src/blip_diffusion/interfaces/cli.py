@@ -37,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _generate_flags(commands.add_parser("generate", help="draw a subject in the scene that a sentence describes"))
     _train_flags(commands.add_parser("train", help="train what a TOML file says"))
+    _convert_flags(commands.add_parser("convert", help="write a model in our folder layout, in another precision"))
     data = commands.add_parser("data", help="build the training world, and look at it")
     parts = data.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _build_flags(parts.add_parser("build", help="fetch the open packages and pack the world"))
@@ -131,6 +132,26 @@ def _train(arguments: argparse.Namespace) -> None:
     print(
         f"{result.step} steps, {result.samples} samples, {result.seconds / 60:.1f} minutes ({result.stopped}): {folder}"
     )
+
+
+# ------------------------------------------------------------------------------------------------------------ convert
+
+
+def _convert_flags(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_convert)
+    parser.add_argument("model", help="mini, a folder, or a hub id")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights")
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
+    BlipDiffusionPipeline.from_pretrained(arguments.model).save_pretrained(arguments.out, torch_dtype=dtype)
+    print(arguments.out)
 
 
 # --------------------------------------------------------------------------------------------------------------- data

@@ -5,7 +5,9 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +70,10 @@ def draw(order: Order, out: Path, *, device: str = "auto", sheet: Path | None = 
     from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
 
     place = _device(device)
+    for folder in (out, *([sheet.parent] if sheet is not None else [])):
+        _check_writable(folder)
     pipe = BlipDiffusionPipeline.from_pretrained(order.model, torch_dtype=getattr(torch, order.dtype)).to(place)
+    pipe.set_progress_bar_config(disable=None)  # a bar is for a terminal
     reference = Image.open(io.BytesIO(order.reference))
     subject = pipe.encode_subject(reference, order.category, reference_fit=order.fit)
     prompts = [prompt for prompt in order.prompts for _ in range(order.count)]
@@ -101,7 +106,7 @@ def order_of(path: Path) -> Order:
         return Order(**known | {"prompts": (table["prompt"],), "reference": base64.b64decode(table["reference"])})
     except FileNotFoundError as error:
         raise InputError(f"There is no picture at {path}: check the path.") from error
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # on a damaged file, Pillow raises whatever it trips over
         raise InputError(f"{path} does not tell how it was made: only pictures of blip-diffusion do.") from error
 
 
@@ -115,9 +120,15 @@ def _device(name: str) -> torch.device:
         raise InputError(f"There is no device {name} here: use --device cpu.") from error
 
 
+def _check_writable(folder: Path) -> None:
+    """Before an hour of drawing, not after it."""
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"Nothing can be written to {folder}: choose another --out.")
+
+
 def _write(order: Order, pictures: list[Image.Image], prompts: list[str], seeds: list[int], out: Path) -> list[Path]:
-    names = [f"{_slug(prompt)}-{seed}.png" for prompt, seed in zip(prompts, seeds, strict=True)]
-    paths = [out / name for name in names]
+    paths = [out / name for name in _file_names(prompts, seeds)]
     for path, picture, prompt, seed in zip(paths, pictures, prompts, seeds, strict=True):
         _save(picture, path, json.dumps(_metadata(order, prompt, seed), sort_keys=True))
     return paths
@@ -139,7 +150,18 @@ def _save(picture: Image.Image, path: Path, metadata: str | None = None) -> None
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path, "PNG", pnginfo=information)
     except OSError as error:
-        raise InputError(f"{path} can't be written ({error.strerror}): choose another --out.") from error
+        raise InputError(f"{path} can't be written ({error.strerror or error}): choose another --out.") from error
+
+
+def _file_names(prompts: list[str], seeds: list[int]) -> list[str]:
+    """One a picture, also where prompts differ in their signs alone."""
+    seen: Counter[str] = Counter()
+    names = []
+    for prompt, seed in zip(prompts, seeds, strict=True):
+        name = f"{_slug(prompt)}-{seed}"
+        seen[name] += 1
+        names.append(f"{name}.png" if seen[name] == 1 else f"{name}_{seen[name]}.png")
+    return names
 
 
 def _slug(prompt: str) -> str:

@@ -11,7 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from transformers.masking_utils import create_causal_mask
 
 
-class SubjectTextEncoder(CLIPTextModel):  # type: ignore[misc]
+class SubjectTextEncoder(CLIPTextModel):
     """CLIP's text model; its weights, names and files are unchanged, so that anything made for it loads."""
 
     config: CLIPTextConfig

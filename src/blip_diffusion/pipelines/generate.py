@@ -1,7 +1,7 @@
 """Zero-shot subject generation (Li et al. 2023, section 3.3): a reference, its word and a prompt in, pictures out."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self, TypeAlias, TypeVar
 
@@ -16,12 +16,13 @@ from blip_diffusion.diffusion.denoisers import Denoiser, guided
 from blip_diffusion.diffusion.sample import initial_noise, sample
 from blip_diffusion.errors import InputError
 from blip_diffusion.images import Fit
-from blip_diffusion.model import BlipDiffusion, ReferenceConfig, SubjectEncoder
+from blip_diffusion.model import BlipDiffusion, InferenceConfig, ReferenceConfig, SubjectEncoder
 from blip_diffusion.prompts import subject_prompt, warn_of_dropped
 
 T = TypeVar("T")
 OneOrMany: TypeAlias = T | Sequence[T]
 MAX_SIDE = 2048
+OUTPUTS = ("pil", "np", "pt", "latent")
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,7 @@ class _Request:
     subject: Tensor  # (B, Q, D)
 
 
-class BlipDiffusionPipeline(  # type: ignore[misc]
-    DiffusionPipeline, StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
-):
+class BlipDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin):
     """BLIP-Diffusion as a diffusers pipeline; devices, offloading, LoRA and progress bars are inherited."""
 
     model_cpu_offload_seq = "qformer->text_encoder->unet->vae"
@@ -76,8 +75,8 @@ class BlipDiffusionPipeline(  # type: ignore[misc]
         )
 
     @classmethod
-    def from_model(cls, model: BlipDiffusion, **settings: Any) -> Self:
-        """A pipeline over the parts of a model; `settings` are those of `model_index.json`."""
+    def from_model(cls, model: BlipDiffusion) -> Self:
+        """A pipeline over the parts of a model."""
         return cls(
             model.tokenizer,
             model.text_encoder,
@@ -87,7 +86,7 @@ class BlipDiffusionPipeline(  # type: ignore[misc]
             model.subject_encoder,
             model.reference,
             model.qformer_tokenizer,
-            **settings,
+            **asdict(model.inference),
         )
 
     @classmethod
@@ -107,15 +106,13 @@ class BlipDiffusionPipeline(  # type: ignore[misc]
         folder = checkpoint.find_model(name_or_path, **hub)
         parts = checkpoint.read_parts(folder, qformer_tokenizer=qformer_tokenizer)
         model = checkpoint.whole(parts, folder)
-        settings = checkpoint.settings_of(folder)
-        pipe = cls.from_model(model if torch_dtype is None else model.to(torch_dtype), **settings)
+        pipe = cls.from_model(model if torch_dtype is None else model.to(torch_dtype))
         pipe.register_to_config(_name_or_path=str(name_or_path))
         return pipe
 
     def save_pretrained(self, save_directory: str | Path, *, torch_dtype: torch.dtype | None = None, **_: Any) -> None:
         """Writes the published layout; floats in `torch_dtype` where one is given."""
-        settings = {name: self.config[name] for name in checkpoint.DEFAULTS}
-        checkpoint.save_model(self.model, Path(save_directory), dtype=torch_dtype, **settings)
+        checkpoint.save_model(self.model, Path(save_directory), dtype=torch_dtype)
 
     @property
     def model(self) -> BlipDiffusion:
@@ -129,6 +126,7 @@ class BlipDiffusionPipeline(  # type: ignore[misc]
             qformer_tokenizer=self.qformer_tokenizer,
             scheduler=self.scheduler,
             reference=self.image_processor,
+            inference=InferenceConfig(**{field.name: self.config[field.name] for field in fields(InferenceConfig)}),
         )
 
     @torch.no_grad()
@@ -173,6 +171,8 @@ class BlipDiffusionPipeline(  # type: ignore[misc]
         `negative_prompt`. Raises `InputError` for what can't be drawn.
         """
         height, width = self._size(height, width)
+        steps = self._or_own(num_inference_steps, "num_inference_steps")
+        _check(output_type, steps=steps, copies=num_images_per_prompt)
         request = self._request(
             prompt,
             reference_image,
@@ -189,9 +189,7 @@ class BlipDiffusionPipeline(  # type: ignore[misc]
         denoiser = self._denoiser(request, scale, self._or_own(guidance_rescale, "guidance_rescale"))
         generators = self._generators(generator, len(request.prompts))
         latents = self._noise(latents, generators, height, width)
-        self.scheduler.set_timesteps(
-            self._or_own(num_inference_steps, "num_inference_steps"), device=self._execution_device
-        )
+        self.scheduler.set_timesteps(steps, device=self._execution_device)
         with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
 
             def hook(index: int, timestep: Tensor, now: Tensor) -> Tensor:
@@ -240,8 +238,8 @@ class BlipDiffusionPipeline(  # type: ignore[misc]
         strength: float,
         repetitions: int,
     ) -> _Request:
-        named: dict[str, list[str]] = {"prompt": _many(prompt), "negative_prompt": _many(negative or "")}
-        named |= {"source_subject_category": _many(source), "target_subject_category": _many(target)}
+        named: dict[str, list[str]] = {"prompt": _words(prompt), "negative_prompt": _words(negative or "")}
+        named |= {"source_subject_category": _words(source), "target_subject_category": _words(target)}
         rows = {name: len(values) for name, values in named.items()}
         rows["reference_image"] = len(_many(reference)) if reference is not None else 1
         rows["subject_embeds"] = 1 if embeds is None else len(embeds)
@@ -289,26 +287,37 @@ class BlipDiffusionPipeline(  # type: ignore[misc]
     def _noise(self, given: Tensor | None, generators: list[torch.Generator], height: int, width: int) -> Tensor:
         factor, channels = self.model.latents.factor, self.model.latents.channels
         like = torch.empty(0, device=self._execution_device, dtype=self.unet.dtype)
-        if given is not None:
-            return given.to(like)
-        return initial_noise((channels, height // factor, width // factor), generators, like)
+        shape = (channels, height // factor, width // factor)
+        if given is None:
+            return initial_noise(shape, generators, like)
+        if given.shape != (len(generators), *shape):
+            wanted = (len(generators), *shape)
+            raise InputError(f"The latents are {tuple(given.shape)}: these pictures begin with {wanted}.")
+        return given.to(like)
 
     def _pictures(self, latents: Tensor, output_type: str) -> Any:
         if output_type == "latent":
             return latents
         pixels = self.model.latents.decode(latents).float()
-        match output_type:
-            case "pt":
-                return pixels
-            case "np":
-                return pixels.permute(0, 2, 3, 1).cpu().numpy()
-            case "pil":
-                return images.to_pictures(pixels)
-        raise InputError(f"There is no output_type {output_type!r}: use pil, np, pt or latent.")
+        if output_type == "pt":
+            return pixels
+        return images.to_pictures(pixels) if output_type == "pil" else pixels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _check(output_type: str, *, steps: int, copies: int) -> None:
+    if output_type not in OUTPUTS:
+        raise InputError(f"There is no output_type {output_type!r}: use {', '.join(OUTPUTS[:-1])} or {OUTPUTS[-1]}.")
+    for name, value in (("num_inference_steps", steps), ("num_images_per_prompt", copies)):
+        if value < 1:
+            raise InputError(f"{name} is {value}: use 1 or more.")
 
 
 def _many(values: OneOrMany[T]) -> list[T]:
     return list(values) if isinstance(values, list | tuple) else [values]  # type: ignore[list-item]
+
+
+def _words(values: OneOrMany[str]) -> list[str]:
+    return [values] if isinstance(values, str) else list(values)
 
 
 def _spread(values: list[T], size: int) -> list[T]:

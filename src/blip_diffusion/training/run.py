@@ -1,5 +1,6 @@
 """A training run from its configuration: world, parts, method, loop. The composition root of training."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from blip_diffusion.training.methods.text_to_image import TextToImage, TextToIma
 from blip_diffusion.training.preview import Preview
 
 PREVIEWED, PROBES, PREVIEW_SEED = 8, 8, 99
+START = "start"
+"""Where a run keeps all that it began with: going on needs neither the earlier stages nor the same world."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,8 @@ def run(
 ) -> Result:
     """Trains what a TOML file says, into a folder: checkpoints, logs, pages of samples, and the exported weights."""
     config = configuration.build(RunConfig, configuration.read(path, overrides))
+    if (folder / START).is_dir():  # a world that has changed since must not change what a word's number is
+        config = replace(config, model=replace(config.model, start=(folder / START, *config.model.start)))
     world = World.load(config.world.path).subset(permissive=config.world.licences == "permissive")
     composer = Composer(
         world, config.world.compose, batch_size=config.world.batch_size, seed=config.train.seed, device=_device(config)
@@ -117,6 +122,7 @@ def run(
     torch.manual_seed(config.model.seed)
     material = Material(config, world_sentences(world, procedural_phrases()), composer(0)["reference"].cpu())
     method = METHODS[config.method](material)
+    _keep_start(method, folder / START)
     if _device(config).type == "cpu":
         # The flash kernel's backward was 28 % of a U-Net step on two Zen 4 cores; plain matrix products take 10 %.
         torch.backends.cuda.enable_flash_sdp(False)
@@ -130,6 +136,14 @@ def run(
         hooks=hooks,
         config_text=configuration.to_toml(config),
     )
+
+
+def _keep_start(method: Method, folder: Path) -> None:
+    if folder.is_dir() or int(os.environ.get("RANK", "0")):
+        return
+    partial = folder.with_name(f"{folder.name}.partial")
+    method.export(partial)
+    partial.replace(folder)
 
 
 def preview_of(config: RunConfig, world: World) -> Preview:

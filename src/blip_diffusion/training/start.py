@@ -1,7 +1,7 @@
 """Where a run starts: the parts that earlier stages left, and new ones, of a named shape, for what is missing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from blip_diffusion.errors import CheckpointError
 from blip_diffusion.images import normalise
 from blip_diffusion.model import (
     BlipDiffusion,
+    InferenceConfig,
     ModelConfig,
     ReferenceConfig,
     TextEncoderConfig,
@@ -114,6 +115,8 @@ class StartConfig:
     shape: Literal["mini", "tiny", "published"] = "mini"
     start: tuple[Path, ...] = ()  # model folders; each part comes from the first that has it
     seed: int = 0  # of new parts
+    inference: InferenceConfig = field(default_factory=lambda: InferenceConfig(1, 25, 3.0, 0.6))
+    """How the model shall be asked: training says a prompt once, and noise that ends pure wants rescaled guidance."""
 
 
 def found_parts(config: StartConfig) -> Parts:
@@ -121,9 +124,9 @@ def found_parts(config: StartConfig) -> Parts:
     parts = Parts()
     for folder in config.start:
         found = read_parts(folder)
-        for field in fields(Parts):
-            if getattr(parts, field.name) is None:
-                setattr(parts, field.name, getattr(found, field.name))
+        for part in fields(Parts):
+            if getattr(parts, part.name) is None:
+                setattr(parts, part.name, getattr(found, part.name))
     return parts
 
 
@@ -173,6 +176,7 @@ def start_model(parts: Parts, config: StartConfig, corpus: Sequence[str], pixels
         qformer_tokenizer=parts.qformer_tokenizer,
         scheduler=parts.scheduler or zero_snr_scheduler(),
         reference=parts.reference,  # type: ignore[arg-type]
+        inference=config.inference,
     )
 
 

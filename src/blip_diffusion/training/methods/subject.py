@@ -79,17 +79,18 @@ class Subject(nn.Module):
     def _text_states(self, captions: list[str], tokens: Tensor, rng: torch.Generator) -> Tensor:
         """The first prompts of a batch lose their words and tokens, the next their tokens; a batch has no order."""
         empty, bare = self._dropped(len(captions), rng)
-        without = [""] * empty + captions[empty : empty + bare]
-        states = [self.model.text_states(captions[empty + bare :], tokens[empty + bare :])]
-        if without:
-            states.insert(0, self.model.text_states(without))
-        return torch.cat(states)
+        without, full = [""] * empty + captions[empty : empty + bare], captions[empty + bare :]
+        states = [self.model.text_states(without)] if without else []
+        if full:
+            states.append(self.model.text_states(full, tokens[empty + bare :]))
+        return torch.cat(states) + 0 * tokens.mean()  # every process needs every gradient, with a subject or without
 
     def _dropped(self, size: int, rng: torch.Generator) -> tuple[int, int]:
+        """How many prompts lose all and how many their tokens: the shares of a batch, rounded up or down by chance."""
         chances = torch.rand(2, generator=rng, device=rng.device).tolist()
         shares = (self.config.prompt_drop, self.config.subject_drop)
         empty, bare = (int(share * size + chance) for share, chance in zip(shares, chances, strict=True))
-        return min(empty, size - 1), min(bare, size - 1 - min(empty, size - 1))
+        return empty, min(bare, size - empty)
 
     def _importance(self, alpha: Tensor, latents: Tensor) -> Tensor:
         """(B, 1, H, W) of mean 1: `subject_weight` on the subject, 1 elsewhere, then scaled."""

@@ -1,0 +1,102 @@
+"""What the tests share: a tiny world, a tiny model on disk, a picture of a subject. All real, nothing downloaded."""
+
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
+
+from blip_diffusion.checkpoint import Parts, save_model
+from blip_diffusion.data.compose import Composer, ComposerConfig, sentences
+from blip_diffusion.data.records import SubjectBatch
+from blip_diffusion.data.world import World
+from blip_diffusion.model import BlipDiffusion, InferenceConfig
+from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.training.start import StartConfig, start_model
+
+WORLD = Path(__file__).parent / "fixtures" / "world.zip"
+INFERENCE = InferenceConfig(prompt_reps=1, num_inference_steps=3, guidance_scale=3.0, guidance_rescale=0.6)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """For tiny tensors, one is faster, and the sums are always in the same order."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def world() -> World:
+    """A small part of the real one: 58 pictures of subjects, seven scenes, each with some held out."""
+    return World.load(WORLD)
+
+
+@pytest.fixture(scope="session")
+def batch(world: World) -> SubjectBatch:
+    """Six pairs of the world, at the size of the tiny model."""
+    return Composer(world, ComposerConfig(size=32, canonical_size=16), batch_size=6, seed=1)(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(world: World, batch: SubjectBatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole model in the published layout, with the shapes `tiny` and weights that no one has trained."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_model(tiny_model(world, batch), folder)
+    return folder
+
+
+@pytest.fixture
+def model(tiny_folder: Path) -> BlipDiffusion:
+    """That model, one's own to change."""
+    return BlipDiffusionPipeline.from_pretrained(tiny_folder).model
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_folder: Path) -> BlipDiffusionPipeline:
+    """That model as a pipeline. A test that changes it loads its own."""
+    pipe = BlipDiffusionPipeline.from_pretrained(tiny_folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def dog() -> Image.Image:
+    """A picture of a subject, wider than high."""
+    picture = Image.new("RGB", (64, 48), "lightblue")
+    pen = ImageDraw.Draw(picture)
+    pen.ellipse((14, 12, 50, 44), fill="saddlebrown")
+    pen.ellipse((36, 4, 54, 22), fill="peru")
+    return picture
+
+
+@pytest.fixture
+def huge_png(tmp_path: Path) -> Callable[[int], Path]:
+    """Writes a black and white PNG of a given side, as its header says; there are no pixels behind it."""
+
+    def write(side: int) -> Path:
+        def chunk(name: bytes, data: bytes) -> bytes:
+            return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
+        path = tmp_path / f"{side}.png"
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+        return path
+
+    return write
+
+
+def tiny_model(world: World, batch: SubjectBatch) -> BlipDiffusion:
+    """Weights large enough for every part to show in the picture; fresh ones hardly move it."""
+    model = start_model(Parts(), StartConfig("tiny", inference=INFERENCE), list(sentences(world)), batch["reference"])
+    model.inference = INFERENCE
+    with torch.no_grad():
+        for part in (model.subject_encoder.qformer, model.subject_encoder.projection, model.text_encoder):
+            for parameter in part.parameters():
+                if parameter.ndim > 1:
+                    parameter.mul_(5)
+    return model.eval()

@@ -1,0 +1,319 @@
+"""The command line from outside: what it prints, what it writes, how it ends."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from blip_diffusion.interfaces.cli import main
+
+Run = Callable[..., int]
+HEAVY = ("torch", "diffusers", "transformers", "PIL", "numpy")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative paths lie in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def reference(tmp_path_factory: pytest.TempPathFactory, dog: Image.Image) -> Path:
+    path = tmp_path_factory.mktemp("references") / "dog.png"
+    dog.save(path)
+    return path
+
+
+@pytest.fixture
+def generate(tiny_folder: Path, reference: Path) -> Run:
+    """`generate` with the tiny model; what a test says comes last and so wins."""
+
+    def run(*arguments: object, prompts: tuple[str, ...] = ("on the beach",)) -> int:
+        own = ["--model", tiny_folder, "--reference", reference, "--category", "dog"]
+        return main([str(argument) for argument in ("generate", *prompts, *own, *arguments)])
+
+    return run
+
+
+def written() -> list[str]:
+    return sorted(str(path) for path in Path().rglob("*") if path.is_file())
+
+
+def pixels(path: Path | str) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+# ---------------------------------------------------------------------------------------------------------------- good
+
+
+def test_pictures_are_written_and_their_paths_printed(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    code = generate("--count", 2, "--seed", 7, "--out", "drawn", prompts=("on the beach", "At the forest!"))
+    printed = capsys.readouterr()
+    assert code == 0 and printed.err == ""
+    paths = ["on-the-beach-7.png", "on-the-beach-8.png", "at-the-forest-7.png", "at-the-forest-8.png"]
+    assert printed.out.split() == [f"drawn/{path}" for path in paths]
+    assert written() == sorted(printed.out.split())
+    pictures = [pixels(path) for path in printed.out.split()]
+    assert all(picture.shape == (32, 32, 3) for picture in pictures)
+    assert len({picture.tobytes() for picture in pictures}) == 4
+
+
+def test_the_same_order_gives_the_same_bytes(generate: Run) -> None:
+    for out in ("first", "second"):
+        assert generate("--out", out, "--seed", 3) == 0
+    assert Path("first/on-the-beach-3.png").read_bytes() == Path("second/on-the-beach-3.png").read_bytes()
+
+
+def test_prompts_of_one_name_do_not_overwrite_each_other(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate("--out", "out", prompts=("on the beach", "on the beach!")) == 0
+    assert capsys.readouterr().out.split() == written() == ["out/on-the-beach-0.png", "out/on-the-beach-0_2.png"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        (
+            "--steps",
+            2,
+            "--guidance",
+            1.5,
+            "--negative",
+            "a cat",
+            "--size",
+            48,
+            "--fit",
+            "pad",
+            "--target-category",
+            "cat",
+        ),
+        ("--dtype", "bfloat16", "--seed", 2**40),
+    ],
+    ids=["plain", "every flag", "bfloat16"],
+)
+def test_a_picture_tells_how_to_make_it_again(generate: Run, more: tuple[object, ...]) -> None:
+    assert generate("--out", "first", *more) == 0
+    (path,) = written()
+    assert main(["generate", "--again", path, "--out", "again"]) == 0
+    assert np.array_equal(pixels(path), pixels(path.replace("first", "again")))
+    assert Path(path).read_bytes() == Path(path.replace("first", "again")).read_bytes()
+
+
+def test_one_of_many_can_be_made_again(generate: Run) -> None:
+    assert generate("--count", 3, "--out", "first", prompts=("on the beach", "at the forest")) == 0
+    assert main(["generate", "--again", "first/at-the-forest-1.png", "--out", "again"]) == 0
+    assert written()[0] == "again/at-the-forest-1.png"
+    apart = pixels("first/at-the-forest-1.png").astype(int) - pixels("again/at-the-forest-1.png")
+    assert np.abs(apart).max() <= 1  # sums are in another order in a batch of six
+
+
+def test_each_flag_shows(generate: Run) -> None:
+    changes: list[tuple[object, ...]] = [
+        (), ("--seed", 1), ("--steps", 2), ("--guidance", 6), ("--negative", "a dog"), ("--fit", "squash"),
+        ("--target-category", "cat"), ("--category", "cat"), ("--size", 16),
+    ]  # fmt: skip
+    for number, change in enumerate(changes):
+        assert generate("--out", str(number), *change) == 0
+    assert len({pixels(path).tobytes() for path in written()}) == len(changes)
+
+
+def test_a_page_of_all(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = ("on the beach", "at the forest")
+    assert generate("--count", 3, "--sheet", "page.png", prompts=prompts) == 0
+    assert capsys.readouterr().out.split()[-1] == "page.png"
+    page = pixels("page.png")
+    assert page.shape == (3 * 34 - 2, 3 * 34 - 2, 3)
+    assert np.array_equal(page[34:66, 34:66], pixels("out/on-the-beach-1.png"))
+    assert np.array_equal(page[68:, 68:], pixels("out/at-the-forest-2.png"))
+
+
+@pytest.mark.parametrize("kind", ["rotated", "RGBA", "CMYK", "I;16", "P"])
+def test_references_of_every_kind(generate: Run, dog: Image.Image, kind: str) -> None:
+    """Whatever its kind, the picture of the dog is read as the dog: grey where the kind is, else in colours."""
+    path = Path("reference.tif" if kind == "CMYK" else "reference.png")
+    same = dog
+    if kind == "rotated":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        dog.rotate(90, expand=True).save(path, exif=exif)
+    elif kind == "I;16":
+        same = dog.convert("L").convert("RGB")
+        Image.fromarray(np.asarray(dog.convert("L")).astype(np.uint16) * 257).save(path)
+    elif kind == "P":
+        dog.quantize(16).save(path)
+        same = dog.quantize(16).convert("RGB")
+    else:
+        dog.convert(kind).save(path)
+    same.save("same.png")
+    assert generate("--reference", path, "--out", "odd") == 0
+    assert generate("--reference", "same.png", "--out", "plain") == 0
+    assert np.array_equal(pixels("odd/on-the-beach-0.png"), pixels("plain/on-the-beach-0.png"))
+
+
+def test_too_long_a_prompt_warns_and_draws(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(prompts=("on the beach " * 20 + "red",)) == 0
+    error = capsys.readouterr().err
+    assert error.startswith("blip-diffusion: The prompt is too long for the text encoder; dropped from its end: '")
+    assert error.endswith("red'\n") and error.count("\n") == 1
+    assert len(written()) == 1
+
+
+# ----------------------------------------------------------------------------------------------------------------- bad
+
+
+def make_bad(name: str, huge_png: Callable[[int], Path]) -> list[str]:
+    """Flags of something that can't be used."""
+    match name:
+        case "missing file":
+            return ["--reference", "nowhere.png"]
+        case "text file":
+            Path("text.png").write_text("no picture")
+            return ["--reference", "text.png"]
+        case "one pixel":
+            Image.new("RGB", (1, 1)).save("pixel.png")
+            return ["--reference", "pixel.png"]
+        case "200 megapixels":
+            return ["--reference", str(huge_png(14_200))]
+        case "folder":
+            return ["--reference", "."]
+        case "out is a file":
+            Path("taken").touch()
+            return ["--out", "taken"]
+        case "out below a file":
+            Path("taken").touch()
+            return ["--out", "taken/below"]
+        case "page below a file":
+            Path("taken").touch()
+            return ["--sheet", "taken/page.png"]
+        case "a picture of no one's":
+            Image.new("RGB", (20, 20)).save("plain.png")
+            return ["--again", "plain.png"]
+        case "a huge picture again":
+            return ["--again", str(huge_png(14_200))]
+        case "broken weights":
+            folder = Path("broken/unet")
+            folder.mkdir(parents=True)
+            (folder / "config.json").write_text("{")
+            return ["--model", "broken"]
+    return name.split()
+
+
+BAD = {
+    "missing file": "There is no picture at nowhere.png",
+    "text file": "text.png is not a picture that can be read",
+    "one pixel": "pixel.png has 1 x 1 pixels",
+    "200 megapixels": "at most 64 megapixels",
+    "folder": "There is no picture at .",
+    "out is a file": "Nothing can be written to taken: choose another --out",
+    "out below a file": "Nothing can be written to taken/below",
+    "page below a file": "Nothing can be written to taken",
+    "a picture of no one's": "plain.png does not tell how it was made",
+    "a huge picture again": "does not tell how it was made",
+    "broken weights": "The unet in broken can't be loaded",
+    "--again nowhere.png": "There is no picture at nowhere.png",
+    "--size 30": "The size 30 can't be drawn: use a multiple of 16",
+    "--size 0": "The size 0 can't be drawn",
+    "--model nowhere": "There is no model nowhere: use mini, a folder, or a hub id",
+    "--model nobody/nothing": "There is no folder nobody/nothing, and it can't be had from the hub",
+    "--model .": "The model in . is incomplete",
+    "--count 0": "--count is 0: use a number from 1 to 1000",
+    "--count -1": "--count is -1",
+    "--steps 0": "--steps is 0",
+    "--seed -1": "--seed is -1",
+    "--guidance -2": "--guidance is -2.0",
+    "--device nonsense": "There is no device nonsense here",
+}
+
+
+@pytest.mark.parametrize(("name", "sentence"), BAD.items(), ids=list(BAD))
+def test_bad_input_is_one_sentence(
+    generate: Run, capsys: pytest.CaptureFixture[str], huge_png: Callable[[int], Path], name: str, sentence: str
+) -> None:
+    arguments = make_bad(name, huge_png)
+    before = written()
+    code = generate(*arguments)
+    printed = capsys.readouterr()
+    assert code == 2 and printed.out == "" and written() == before
+    assert printed.err.startswith("blip-diffusion: ") and sentence in printed.err
+    assert printed.err.count("\n") == 1 and printed.err.endswith(".\n")
+
+
+@pytest.mark.parametrize("prompts", [(), ("",), ("on the beach", "  ")], ids=["none", "empty", "one of two"])
+def test_an_empty_prompt(generate: Run, capsys: pytest.CaptureFixture[str], prompts: tuple[str, ...]) -> None:
+    assert generate(prompts=prompts) == 2
+    assert "rompt" in capsys.readouterr().err and written() == []
+
+
+def test_an_empty_category(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate("--category", " ") == 2
+    assert "The category is empty" in capsys.readouterr().err and written() == []
+
+
+@pytest.mark.parametrize("arguments", [["generate", "--count", "many"], ["generate", "--fit", "stretch"], ["paint"], [],
+                                       ["data"], ["generate", "--no-such-flag"]])  # fmt: skip
+def test_flags_that_do_not_exist(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2 and "usage: blip-diffusion" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["train", "nowhere.toml"], "The configuration nowhere.toml can't be read"),
+        (["train", "bad.toml"], "is not a configuration key"),
+        (["data", "sheet", "--world", "nowhere.zip"], "There is no world at nowhere.zip"),
+    ],
+)
+def test_other_commands_say_what_is_wrong(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("bad.toml").write_text('method = "subject"\n[train]\nstepps = 3\n')
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
+
+
+def test_an_interrupt_is_no_traceback(
+    generate: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "randn", interrupted)
+    assert generate() == 130
+    assert capsys.readouterr().err == "blip-diffusion: interrupted\n" and written() == []
+
+
+# ------------------------------------------------------------------------------------------------- in its own process
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300, env=environment)
+
+
+def test_a_real_process(tiny_folder: Path, reference: Path) -> None:
+    command = ["-m", "blip_diffusion.interfaces.cli", "generate", "on the beach", "--category", "dog"]
+    ended = python(*command, "--model", str(tiny_folder), "--reference", str(reference))
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == "out/on-the-beach-0.png\n" and written() == ["out/on-the-beach-0.png"]
+    assert "Traceback" not in ended.stderr and "Warning" not in ended.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["--version"]])
+def test_help_needs_no_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys; from blip_diffusion.interfaces.cli import main\n"
+        f"try: main({arguments!r})\n"
+        f"finally: print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    ended = python("-c", code)
+    assert ended.returncode == 0 and ended.stdout.rstrip().endswith("[]")

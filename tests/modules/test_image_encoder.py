@@ -1,0 +1,87 @@
+import pytest
+import torch
+
+from blip_diffusion.errors import ConfigError
+from blip_diffusion.modules.image_encoder import (
+    EfficientNetTower,
+    ImageEncoder,
+    ImageEncoderConfig,
+    build_tower,
+    place_features,
+)
+
+CLIP = ImageEncoderConfig(image_size=28, width=24, layers=2, heads=2, inner=48, patch=14)
+LITE = ImageEncoderConfig(tower="efficientnet-lite0", image_size=32)
+
+
+@pytest.fixture(scope="module", params=[CLIP, LITE], ids=["clip", "efficientnet-lite0"])
+def encoder(request: pytest.FixtureRequest) -> ImageEncoder:
+    torch.manual_seed(0)
+    return ImageEncoder(request.param)
+
+
+def pictures(encoder: ImageEncoder) -> torch.Tensor:
+    return torch.randn(2, 3, encoder.config.image_size, encoder.config.image_size)
+
+
+def test_shapes(encoder: ImageEncoder) -> None:
+    patches = (encoder.config.image_size // 14) ** 2 + 1 if encoder.config.tower == "clip" else 4
+    assert encoder(pictures(encoder)).shape == (2, patches, encoder.width)
+
+
+def test_training_leaves_the_tower_frozen(encoder: ImageEncoder) -> None:
+    encoder.train()
+    assert encoder.training and encoder.norm.training
+    assert not any(module.training for module in encoder.tower.modules())
+    assert not any(parameter.requires_grad for parameter in encoder.tower.parameters())
+    encoder(pictures(encoder)).square().sum().backward()
+    assert encoder.norm.weight.grad is not None
+    assert all(parameter.grad is None for parameter in encoder.tower.parameters())
+
+
+def test_features_are_what_the_norm_reads(encoder: ImageEncoder) -> None:
+    pixels = pictures(encoder)
+    features = encoder.features(pixels)
+    assert not features.requires_grad
+    assert torch.equal(encoder.norm(features), encoder(pixels))
+
+
+def test_pictures_of_a_batch_are_independent(encoder: ImageEncoder) -> None:
+    pixels = pictures(encoder)
+    torch.testing.assert_close(encoder(pixels)[1:], encoder(pixels[1:]), atol=1e-5, rtol=1e-5)
+
+
+def test_calibrated_features_are_standardised() -> None:
+    torch.manual_seed(0)
+    tower, pixels = EfficientNetTower(), torch.randn(16, 3, 32, 32)
+    for parameter in tower.parameters():
+        parameter.requires_grad_(False)
+    tower.calibrate(pixels)
+    features = tower(pixels)[..., : tower.width - tower.places]
+    assert features.mean(dim=(0, 1)).abs().max() < 1e-3
+    spread = features.std(dim=(0, 1))
+    assert ((spread - 1).abs() < 1e-3)[tower.std > 1e-3].all() and spread.max() < 1.001
+
+
+def test_the_tower_tells_the_colours_of_its_cells() -> None:
+    """Of a picture that is red at the left, the cells of the left patches are red: 48 numbers after the features."""
+    pixels = torch.zeros(1, 3, 32, 32)
+    pixels[:, 0, :, :16] = 1
+    colours = EfficientNetTower()(pixels)[0, :, 112 + 160 : 112 + 160 + 48].view(2, 2, 3, 16)
+    assert (colours[:, 0, 0] == 1).all() and colours[:, 1].abs().max() == 0 and colours[:, :, 1:].abs().max() == 0
+
+
+def test_places_differ_and_are_symmetric() -> None:
+    places = place_features(8, 32, torch.device("cpu"), torch.float32)
+    assert places.shape == (1, 64, 32)
+    apart = torch.cdist(places[0], places[0]) + torch.eye(64) * 9
+    assert apart.min() > 0.1
+    grid = places.view(8, 8, 2, 16)
+    assert torch.equal(grid[:, :, 0], grid[:, :, 1].transpose(0, 1))
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="a multiple of 16"):
+        EfficientNetTower()(torch.zeros(1, 3, 40, 40))
+    with pytest.raises(ConfigError, match="no tower 'resnet'"):
+        build_tower(ImageEncoderConfig(tower="resnet"))  # type: ignore[arg-type]

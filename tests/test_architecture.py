@@ -1,0 +1,139 @@
+"""The promises of the layout: arrows point down only, importing does nothing, one owner for each secret."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import blip_diffusion
+
+PACKAGE = Path(blip_diffusion.__file__).parent
+LEAVES = {"errors", "config", "images", "prompts"}
+NETWORKS = LEAVES | {"modules", "diffusion"}
+MODEL = NETWORKS | {"model", "checkpoint"}
+MAY_IMPORT = {
+    "errors": set(),
+    "config": {"errors"},
+    "images": {"errors"},
+    "prompts": {"errors"},
+    "modules": {"errors"},
+    "diffusion": {"errors"},
+    "data": LEAVES,
+    "model": NETWORKS,
+    "checkpoint": NETWORKS | {"model"},
+    "pipelines": MODEL,
+    "training": MODEL | {"data"},
+    "evaluation": MODEL | {"data", "pipelines", "training"},
+    "interfaces": MODEL | {"data", "pipelines", "training", "evaluation"},
+}
+"""What each part may import beside itself: siblings (modules and diffusion, pipelines and training) not each other."""
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, wherever in it, `from package import module` included."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_parts(path: Path) -> set[str]:
+    """The parts of this package that a file imports."""
+    names = [name.split(".") for name in imports(path) if name.startswith("blip_diffusion.")]
+    return {parts[1] for parts in names if (PACKAGE / parts[1]).is_dir() or (PACKAGE / f"{parts[1]}.py").is_file()}
+
+
+def files(part: str) -> list[Path]:
+    return [PACKAGE / f"{part}.py"] if (PACKAGE / f"{part}.py").is_file() else sorted((PACKAGE / part).rglob("*.py"))
+
+
+def mentioning(word: str) -> list[str]:
+    return sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if word in path.read_text())
+
+
+def test_every_part_has_its_place() -> None:
+    found = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert found - {"__init__"} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_arrows_point_down(part: str) -> None:
+    for path in files(part):
+        assert own_parts(path) <= MAY_IMPORT[part] | {part}, path
+
+
+@pytest.mark.parametrize(
+    ("word", "owners"),
+    [
+        ("scaling_factor", ["diffusion/latents.py", "training/methods/autoencoder.py"]),  # the second one measures it
+        ("transformers.models", []),
+        ("transformers.masking_utils", ["modules/text_encoder.py"]),
+    ],
+)
+def test_secrets_have_one_owner(word: str, owners: list[str]) -> None:
+    assert mentioning(word) == owners
+
+
+def test_the_loop_knows_no_method_and_no_model() -> None:
+    for name in ("loop", "optim", "ema", "checkpoints", "tracking", "method"):
+        path = PACKAGE / "training" / f"{name}.py"
+        assert own_parts(path) <= {"errors", "training"}, path
+        assert not [module for module in imports(path) if "training.methods" in module or "diffusers" in module], path
+
+
+def test_methods_are_siblings() -> None:
+    methods = {path.stem for path in (PACKAGE / "training/methods").glob("*.py")}
+    for name in methods:
+        others = {f"blip_diffusion.training.methods.{other}" for other in methods - {name}}
+        found = list(imports(PACKAGE / "training/methods" / f"{name}.py"))
+        assert not [module for module in found if module.rpartition(".")[0] in others], name
+
+
+def test_packages_hold_no_code() -> None:
+    for path in PACKAGE.rglob("__init__.py"):
+        if path.parent != PACKAGE:
+            body = ast.parse(path.read_text()).body
+            assert all(isinstance(node, ast.Expr) for node in body), path
+
+
+def test_every_file_says_why_it_exists() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def python(code: str, where: Path) -> str:
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=where, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == "" and list(where.iterdir()) == []
+    return ended.stdout
+
+
+def test_importing_the_package_is_light(tmp_path: Path) -> None:
+    heavy = "torch", "diffusers", "transformers", "numpy", "PIL", "accelerate"
+    code = f"import blip_diffusion, blip_diffusion.interfaces.cli, sys; print([n for n in {heavy} if n in sys.modules])"
+    assert python(code, tmp_path) == "[]\n"
+
+
+def test_importing_every_module_does_nothing(tmp_path: Path) -> None:
+    """Nothing printed, nothing written, no chance taken, no thread count or default changed."""
+    names = [
+        ".".join(("blip_diffusion", *path.relative_to(PACKAGE).with_suffix("").parts))
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path.name != "__init__.py"
+    ]
+    code = f"""
+import importlib, random, warnings, torch, diffusers, transformers
+def state():
+    return (random.getstate(), torch.get_rng_state().sum().item(), torch.get_num_threads(), torch.get_default_dtype(),
+            torch.is_grad_enabled(), torch.backends.cuda.flash_sdp_enabled())
+before = state()
+for name in {names}:
+    importlib.import_module(name)
+assert state() == before
+"""
+    assert python(code, tmp_path) == ""

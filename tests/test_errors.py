@@ -1,0 +1,25 @@
+import ast
+import inspect
+from pathlib import Path
+
+import blip_diffusion
+from blip_diffusion import errors
+
+
+def test_every_error_is_ours_and_drawn_in_the_tree() -> None:
+    found = [error for _, error in inspect.getmembers(errors, inspect.isclass) if issubclass(error, Exception)]
+    assert errors.BlipDiffusionError in found and len(found) > 1
+    for error in found:
+        assert issubclass(error, errors.BlipDiffusionError)
+        assert error.__name__ in (errors.__doc__ or "")
+
+
+def test_messages_of_errors_are_sentences() -> None:
+    """Every message that is written down where our errors are raised begins upright or with a value, and ends."""
+    names = {"InputError", "ConfigError", "CheckpointError", "DataError"}
+    for path in Path(blip_diffusion.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names and node.args:
+                last = node.args[0].values[-1] if isinstance(node.args[0], ast.JoinedStr) else node.args[0]
+                if isinstance(last, ast.Constant):
+                    assert str(last.value).rstrip().endswith((".", "?")), f"{path}:{node.lineno}"

@@ -1,0 +1,78 @@
+import warnings
+from typing import Any
+
+import pytest
+
+from blip_diffusion.errors import InputError
+from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.prompts import category_words, insert_position, prompt_ids, subject_prompt, warn_of_dropped
+
+
+@pytest.fixture(scope="module")
+def clip(pipe: Any) -> Any:
+    return pipe.tokenizer
+
+
+@pytest.fixture(scope="module")
+def bert(pipe: Any) -> Any:
+    return pipe.qformer_tokenizer
+
+
+def test_the_template() -> None:
+    assert subject_prompt("on the beach", "dog") == "a dog on the beach"
+    assert subject_prompt("  on the beach\n", " dog ") == "a dog on the beach"
+    assert subject_prompt("", "dog") == "a dog"
+
+
+@pytest.mark.parametrize(("strength", "repetitions", "times"), [(1.0, 3, 3), (0.5, 5, 2), (0.0, 20, 1), (1.0, 0, 1)])
+def test_repetitions(strength: float, repetitions: int, times: int) -> None:
+    """At least once: the published code answers an empty prompt for a strength of 0."""
+    full = subject_prompt("on the beach", "dog", strength=strength, repetitions=repetitions)
+    assert full == ", ".join(["a dog on the beach"] * times)
+
+
+def test_the_subject_stands_after_the_first_word(clip: Any) -> None:
+    assert insert_position(clip) == 2
+    before = prompt_ids(clip, ["a dog on the beach"], 16)[0, :2]
+    assert clip.decode(before) == "<|startoftext|>a"
+
+
+def test_prompt_ids_pad_and_cut(clip: Any) -> None:
+    short, long = prompt_ids(clip, ["a dog", "dog " * 40], 16)
+    assert short.shape == long.shape == (16,)
+    assert short[0] == long[0] == clip.bos_token_id
+    assert short[-1] == long[-1] == clip.eos_token_id
+    assert (short == clip.eos_token_id).sum() == 13 and (long == clip.eos_token_id).sum() == 1
+
+
+def test_category_words_pad_to_the_longest(bert: Any) -> None:
+    words = category_words(bert, ["dog", "dog dog dog"])
+    assert words.input_ids.shape == words.attention_mask.shape == (2, 5)
+    assert words.attention_mask.tolist() == [[1, 1, 1, 0, 0], [1] * 5]
+    assert words.input_ids[0].tolist()[:3] == [bert.cls_token_id, bert.vocab["dog"], bert.sep_token_id]
+
+
+@pytest.mark.parametrize("empty", ["", "   "])
+def test_an_empty_category(bert: Any, empty: str) -> None:
+    with pytest.raises(InputError, match="category is empty"):
+        category_words(bert, ["dog", empty])
+
+
+def test_what_is_dropped_is_quoted_once(clip: Any) -> None:
+    sentence = "a dog on the beach at the forest"
+    with pytest.warns(UserWarning) as caught:
+        warn_of_dropped(clip, [sentence, sentence], 7)
+    assert [str(warning.message) for warning in caught] == [
+        "The prompt is too long for the text encoder; dropped from its end: 'at the forest'"
+    ]
+
+
+def test_what_fits_is_not_warned_of(clip: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_dropped(clip, ["a dog on the beach"], 7)
+
+
+def test_the_text_encoder_reads_what_was_not_dropped(model: BlipDiffusion, clip: Any) -> None:
+    kept = prompt_ids(clip, ["a dog on the beach at the forest"], 7)
+    assert clip.decode(kept[0, 1:-1]).strip() == "a dog on the beach"

@@ -1,0 +1,160 @@
+"""The four stages of `configs/debug`, one after the other, as a person would run them; then pictures from the last."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from blip_diffusion import config as configuration
+from blip_diffusion.errors import CheckpointError, ConfigError, DataError
+from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.training.run import METHODS, RunConfig, run
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+WORLD = Path(__file__).parents[1] / "fixtures" / "world.zip"
+STAGES = ("autoencoder", "text_to_image", "representation", "subject")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder `runs/debug` after all four stages."""
+    root = tmp_path_factory.mktemp("runs")
+    for stage in STAGES:
+        result = run(CONFIGS / "debug" / f"{stage}.toml", root / stage, overrides=overrides(stage, root))
+        assert (result.step, result.stopped) == (4, "done")
+        assert all(torch.tensor(value).isfinite() for value in result.losses.values())
+    return root
+
+
+def overrides(stage: str, root: Path) -> list[str]:
+    """The configuration's paths, which are relative to the repository, moved to this run's folders."""
+    table = tomllib.loads((CONFIGS / "debug" / f"{stage}.toml").read_text())
+    start = [str(root / Path(path).relative_to("runs/debug")) for path in table["model"].get("start", [])]
+    return [f"world.path={WORLD}", f"model.start={json.dumps(start)}", "train.device=cpu"]
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return {
+        f"{path.parent.name}/{name}": tensor
+        for path in sorted(folder.rglob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
+
+
+def parts(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_each_stage_exports_what_the_next_one_needs(runs: Path) -> None:
+    reading = ["image_processor", "qformer", "qformer_tokenizer"]
+    whole = sorted([*reading, "model_index.json", "scheduler", "text_encoder", "tokenizer", "unet", "vae"])
+    assert parts(runs / "autoencoder/export") == ["vae"]
+    assert parts(runs / "text_to_image/export") == whole
+    assert parts(runs / "representation/export") == ["heads.safetensors", *reading]
+    assert parts(runs / "subject/export") == ["heads.safetensors", *whole]
+
+
+@pytest.mark.parametrize(
+    ("stage", "before", "still", "moved"),
+    [
+        ("text_to_image", "autoencoder/export", ("vae/",), ()),
+        ("text_to_image", "text_to_image/start", ("vae/", "qformer/"), ("unet/", "text_encoder/")),
+        ("representation", "representation/start", ("qformer/visual_encoder.tower.",), ("qformer/proj_layer.",)),
+        ("subject", "text_to_image/export", ("vae/", "qformer/visual_encoder.tower."), ("unet/", "text_encoder/")),
+        ("subject", "subject/start", ("vae/", "qformer/visual_encoder.tower."), ("qformer/proj_layer.",)),
+    ],
+)
+def test_what_is_frozen_does_not_move_by_a_bit(
+    runs: Path, stage: str, before: str, still: tuple[str, ...], moved: tuple[str, ...]
+) -> None:
+    """And what is not does."""
+    old, new = weights(runs / before), weights(runs / stage / "export")
+    for part in still:
+        kept = [name for name in old if name.startswith(part)]
+        assert kept and all(torch.equal(old[name], new[name]) for name in kept), part
+    for part in moved:
+        gone = [name for name in old if name.startswith(part)]
+        assert gone and sum(not torch.equal(old[name], new[name]) for name in gone) > 0.9 * len(gone), part
+
+
+def test_the_first_folder_that_has_a_part_gives_it(runs: Path) -> None:
+    """Stage 2 names the text-to-image folder first, which has a subject encoder too: an untrained one."""
+    first, second = (weights(runs / stage / "export") for stage in ("text_to_image", "representation"))
+    towers = [name for name in first if name.startswith("qformer/visual_encoder.tower") and name in second]
+    assert towers and all(torch.equal(first[name], second[name]) for name in towers)
+
+
+def test_the_export_draws(runs: Path, dog: Image.Image) -> None:
+    pipe = BlipDiffusionPipeline.from_pretrained(runs / "subject/export")
+    pipe.set_progress_bar_config(disable=True)
+    pictures = pipe("on the beach", dog, "dog", num_inference_steps=2, generator=torch.Generator().manual_seed(0))
+    assert pictures.images[0].size == (32, 32)
+
+
+def test_a_run_keeps_its_configuration_and_its_page(runs: Path) -> None:
+    saved = next((runs / "subject").rglob("*.toml"))
+    config = configuration.build(RunConfig, configuration.read(saved))
+    assert config.method == "subject" and config.subject.draws == 2 and config.world.path == WORLD
+    assert any((runs / "subject").rglob("page*.png"))
+
+
+def test_a_run_is_a_function_of_its_configuration(runs: Path, tmp_path: Path) -> None:
+    run(CONFIGS / "debug/representation.toml", tmp_path, overrides=overrides("representation", runs))
+    once, twice = weights(runs / "representation/export"), weights(tmp_path / "export")
+    assert once.keys() == twice.keys() and all(torch.equal(once[name], twice[name]) for name in once)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(runs: Path, tmp_path: Path) -> None:
+    own = overrides("text_to_image", runs)
+    path = CONFIGS / "debug/text_to_image.toml"
+    run(path, tmp_path, overrides=[*own, "train.save_every=2"])
+    checkpoint = sorted((tmp_path / "checkpoints").iterdir())[0]
+    resumed = run(path, tmp_path / "resumed", overrides=own, resume=checkpoint)
+    assert resumed.step == 4
+    once, twice = weights(runs / "text_to_image/export"), weights(tmp_path / "resumed/export")
+    assert all(torch.equal(once[name], twice[name]) for name in once)
+
+
+# ------------------------------------------------------------------------------------------------------- configurations
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.toml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_configuration_is_one(path: Path) -> None:
+    config = configuration.build(RunConfig, configuration.read(path))
+    assert config.method in METHODS
+    assert configuration.build(RunConfig, tomllib.loads(configuration.to_toml(config))) == config
+    header = path.read_text().splitlines()
+    assert header[0].startswith("# ") and any(str(path.relative_to(CONFIGS.parent)) in line for line in header[:5])
+
+
+@pytest.mark.parametrize("folder", ["debug", "mini"])
+def test_every_stage_has_a_configuration(folder: str) -> None:
+    assert sorted(path.stem for path in (CONFIGS / folder).glob("*.toml")) == sorted(STAGES)
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "sentence"),
+    [
+        ("world.path=nowhere.zip", DataError, "no world at nowhere.zip"),
+        ("model.start=[\"nowhere\"]", CheckpointError, "no model at nowhere"),
+        ("method=dreams", ConfigError, "method must be"),
+        ("text_to_image.unet_rate=1", ConfigError, "did you mean text_to_image.unet_lr"),
+        ("model.shape=mini", CheckpointError, "no trained autoencoder: name its folder in model.start"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_run(tmp_path: Path, override: str, error: type[Exception], sentence: str) -> None:
+    own = [f"world.path={WORLD}", "model.start=[]", "train.device=cpu", override]
+    with pytest.raises(error, match=sentence):
+        run(CONFIGS / "debug/text_to_image.toml", tmp_path / "run", overrides=own)
+    assert not (tmp_path / "run/export").exists()
+
+
+def test_permissive_worlds_hold_permissive_rows_alone(tmp_path: Path) -> None:
+    own = [*overrides("autoencoder", tmp_path), "world.licences=permissive", "train.steps=1"]
+    run(CONFIGS / "debug/autoencoder.toml", tmp_path / "run", overrides=own)
+    assert (tmp_path / "run/export/vae").is_dir()
