@@ -1,0 +1,59 @@
+"""Retrieval: towers that see the subject find it, towers that see nothing do not."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from blip_diffusion.evaluation.encoders import Gallery, Result, Tower, accuracy, gallery, main, retrieve, table
+
+from .toys import SIZE, WORLD
+
+PICTURES = gallery(WORLD, 4, split="heldout", size=SIZE)
+
+
+def test_gallery_shows_each_subject_four_times() -> None:
+    assert PICTURES.pictures.shape == (4, 4, 3, SIZE, SIZE)
+    assert PICTURES.masks.shape == (4, 4, 1, SIZE, SIZE)
+    assert (PICTURES.masks.amax((2, 3, 4)) > 0.9).all()
+    assert not PICTURES.turned.any()  # the drawn world holds no solid out
+    assert gallery(WORLD, 6, size=SIZE).turned.tolist() == [True] * 3 + [False] * 3
+    again = gallery(WORLD, 4, split="heldout", size=SIZE)
+    torch.testing.assert_close(again.pictures, PICTURES.pictures, atol=0, rtol=0)
+
+
+def test_colours_find_coloured_subjects_and_nothing_finds_nothing() -> None:
+    colours = Tower((("colours", 0), ("nothing", 7)), lambda pixels: [pixels, torch.ones_like(pixels)])
+    sees, blind = retrieve(colours, PICTURES)
+    assert sees.found["A"][0] == 1.0
+    assert blind.found["A"][0] <= 0.25
+    assert "C" not in sees.found
+
+
+def test_other_views_are_asked_of_solids_alone() -> None:
+    turned = Gallery(PICTURES.pictures, PICTURES.masks, torch.tensor([True, True, False, False]))
+    (found,) = retrieve(Tower((("colours", 0),), lambda pixels: [pixels]), turned)
+    assert found.found["C"][0] in (0.0, 0.5, 1.0)
+
+
+def test_accuracy_against_a_loop() -> None:
+    rng = torch.Generator().manual_seed(0)
+    asked, answers = torch.randn(9, 4, generator=rng), torch.randn(9, 4, generator=rng)
+    right = 0
+    for i in range(9):
+        x = asked[i] - asked.mean(0)
+        cosines = [torch.cosine_similarity(x, answers[j] - answers.mean(0), dim=0).item() for j in range(9)]
+        right += cosines.index(max(cosines)) == i
+    share, error = accuracy(asked, answers)
+    assert share == pytest.approx(right / 9)
+    assert error == pytest.approx((share * (1 - share) / 9) ** 0.5)
+
+
+def test_table_leaves_out_what_was_not_asked() -> None:
+    text = table([Result("one", 1_500_000, {"A": (0.5, 0.1)})])
+    assert text.splitlines()[-1] == "| one | 1.50 M | 0.50 |  |  |"
+
+
+def test_a_missing_world_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--world", str(tmp_path / "none.zip")]) == 2
+    assert "There is no world" in capsys.readouterr().out
