@@ -1,6 +1,6 @@
 """Draws the subjects beside this file in new scenes, each from one picture, and puts all of it on one page.
 
-    python examples/demo.py --out out/demo
+python examples/demo.py --out out/demo
 """
 
 import argparse

@@ -12,6 +12,7 @@ from blip_diffusion.data.compose import Composer, ComposerConfig
 from blip_diffusion.data.records import SubjectBatch
 from blip_diffusion.data.world import World
 from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.modules.qformer import Pattern
 from blip_diffusion.training.methods.representation import (
     Representation,
     RepresentationConfig,
@@ -149,6 +150,15 @@ def test_matching_sees_true_pairs_and_wrong_ones(method: Make, pairs: SubjectBat
 
 
 @torch.no_grad()
+def test_matching_says_yes_to_true_pairs_alone(method: Make, pairs: SubjectBatch) -> None:
+    """A head that says yes to all, with logits 5 and -5, errs by 10 on two pairs of three."""
+    own = method()
+    own.heads["matching"].weight.zero_()
+    own.heads["matching"].bias.copy_(torch.tensor([-5.0, 5.0]))
+    assert own(pairs, context())["matching"].item() == pytest.approx(10 * 2 / 3, rel=1e-3)
+
+
+@torch.no_grad()
 def test_a_batch_of_one_subject_has_nothing_to_tell_apart(method: Make, pairs: SubjectBatch) -> None:
     same = cast(SubjectBatch, {**pairs, "identity": torch.zeros(6, dtype=torch.int64)})
     losses = method()(same, context())
@@ -165,6 +175,22 @@ def test_padding_is_not_generated(method: Make, pairs: SubjectBatch) -> None:
     assert short.eval()(pairs, context())["generation"] == pytest.approx(
         long.eval()(pairs, context())["generation"].item(), rel=1e-5
     )
+
+
+@torch.no_grad()
+def test_a_sentence_is_begun_by_its_own_token(method: Make, pairs: SubjectBatch) -> None:
+    own, seen = method(), []
+
+    def note(module: Any, args: tuple[Any, ...]) -> None:
+        if args[3] is Pattern.CAUSAL:
+            seen.append(args[1])
+
+    handle = own.encoder.qformer.register_forward_pre_hook(note)
+    own(pairs, context())
+    handle.remove()
+    (words,) = seen
+    assert own.tokenizer.convert_ids_to_tokens(words[0])[:2] == ["[DEC]", "a"]
+    assert (words[:, 0] == own.tokenizer.bos_token_id).all()
 
 
 @torch.no_grad()

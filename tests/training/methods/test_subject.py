@@ -87,6 +87,25 @@ def test_importance_has_mean_one(model: BlipDiffusion) -> None:
     assert method(model)._importance(alpha, torch.empty(2, 4, 4, 4)).unique().tolist() == [1]
 
 
+@torch.no_grad()
+def test_an_error_on_the_subject_weighs_more(model: BlipDiffusion, batch: SubjectBatch) -> None:
+    """Of a U-Net that errs in the left half."""
+
+    def err_at_the_left(module: Any, args: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        output[0][..., :2] += 30
+        return output
+
+    left, right = torch.zeros(2, 6, 1, 32, 32)
+    left[..., :16], right[..., 16:] = 1, 1
+    handle = model.unet.register_forward_hook(err_at_the_left)
+    losses = [
+        method(model, subject_weight=9.0)(cast(SubjectBatch, {**batch, "target_alpha": alpha}), context())["loss"]
+        for alpha in (left, right, left * 0)
+    ]
+    handle.remove()
+    assert losses[0] / losses[2] == pytest.approx(1.8, abs=0.1) and losses[1] / losses[2] == pytest.approx(0.2, abs=0.1)
+
+
 def test_draws_share_one_reading_of_the_reference(model: BlipDiffusion, batch: SubjectBatch) -> None:
     sizes: dict[str, list[int]] = {"unet": [], "subject_encoder": [], "text_encoder": []}
 
