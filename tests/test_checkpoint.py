@@ -13,6 +13,7 @@ from torch import Tensor
 
 from blip_diffusion.checkpoint import (
     Parts,
+    bert_tokenizer,
     find_model,
     inference_of,
     load_heads,
@@ -357,3 +358,10 @@ def test_another_word_list(folder: Path, tmp_path: Path) -> None:
 def test_whole_wants_every_part() -> None:
     with pytest.raises(CheckpointError, match=r"subject_encoder, reference, .*scheduler missing"):
         whole(Parts(), Path("here"))
+
+
+def test_the_words_that_ship_are_berts() -> None:
+    tokenizer = bert_tokenizer()
+    assert len(tokenizer) == 30523
+    assert tokenizer("dog").input_ids == [101, 3899, 102]  # bert-base-uncased's own numbers
+    assert tokenizer.bos_token_id == 30522  # [DEC]

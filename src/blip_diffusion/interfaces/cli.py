@@ -81,7 +81,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     from blip_diffusion.interfaces import service
 
     if arguments.again is not None:
-        order = service.order_of(arguments.again)
+        order = service.order_of(arguments.again, model=arguments.model)
     else:
         if not arguments.prompt or arguments.reference is None or not arguments.category:
             raise InputError(
@@ -140,7 +140,7 @@ def _train(arguments: argparse.Namespace) -> None:
 def _convert_flags(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_convert)
     parser.add_argument("model", help="mini, a folder, or a hub id")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where it is written")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights")
 
 

@@ -96,14 +96,15 @@ def draw(order: Order, out: Path, *, device: str = "auto", sheet: Path | None = 
     return paths
 
 
-def order_of(path: Path) -> Order:
-    """The order of one picture that `draw` wrote. Raises `InputError` where the file tells none."""
+def order_of(path: Path, *, model: str | None = None) -> Order:
+    """The order of one picture that `draw` wrote, on request for another model. Raises `InputError` without one."""
     try:
         with Image.open(path) as picture:
             table = json.loads(picture.info[METADATA])
         names = {field.name for field in dataclasses.fields(Order)}
         known = {name: value for name, value in table.items() if name in names}
-        return Order(**known | {"prompts": (table["prompt"],), "reference": base64.b64decode(table["reference"])})
+        known |= {"prompts": (table["prompt"],), "reference": base64.b64decode(table["reference"])}
+        return Order(**known | ({"model": model} if model else {}))
     except FileNotFoundError as error:
         raise InputError(f"There is no picture at {path}: check the path.") from error
     except Exception as error:  # on a damaged file, Pillow raises whatever it trips over

@@ -155,4 +155,6 @@ def preview_of(config: RunConfig, world: World) -> Preview:
 
 
 def _device(config: RunConfig) -> torch.device:
-    return torch.device("cuda" if config.train.device == "auto" and torch.cuda.is_available() else "cpu")
+    if config.train.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

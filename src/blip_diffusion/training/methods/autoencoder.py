@@ -71,7 +71,7 @@ class Autoencoder(nn.Module):
             taken_in = self.config.adversarial if context.step >= self.config.adversarial_start else 0.0
             losses["loss"] = losses["loss"] + losses["discriminator"] + taken_in * losses["adversarial"]
         if self.training:
-            self._measure(posterior.mean.detach())
+            self._measure(posterior.mean.detach(), context.step)
         return losses
 
     def _likeness(self, drawn: Tensor, wanted: Tensor) -> Losses:
@@ -90,8 +90,9 @@ class Autoencoder(nn.Module):
         return {"adversarial": -verdict.mean(), "discriminator": learned}
 
     @torch.no_grad()
-    def _measure(self, mean: Tensor) -> None:
-        self.latent_variance.lerp_(mean.float().var(), 0.01)
+    def _measure(self, mean: Tensor, step: int) -> None:
+        """A running mean: of all steps at first, then of about the last hundred."""
+        self.latent_variance.lerp_(mean.float().var(), max(0.01, 1 / (step + 1)))
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """The autoencoder, and its judge."""

@@ -87,6 +87,8 @@ class Subject(nn.Module):
 
     def _dropped(self, size: int, rng: torch.Generator) -> tuple[int, int]:
         """How many prompts lose all and how many their tokens: the shares of a batch, rounded up or down by chance."""
+        if not self.training:
+            return 0, 0
         chances = torch.rand(2, generator=rng, device=rng.device).tolist()
         shares = (self.config.prompt_drop, self.config.subject_drop)
         empty, bare = (int(share * size + chance) for share, chance in zip(shares, chances, strict=True))

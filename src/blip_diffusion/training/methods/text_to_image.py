@@ -38,10 +38,12 @@ class TextToImage(nn.Module):
         """The denoising loss of the targets under their captions."""
         with torch.no_grad():
             latents = self.model.latents.encode(batch["target"]).float()
-        kept = torch.rand(len(latents), generator=context.rng, device=context.rng.device) >= self.config.caption_drop
+        drop = self.config.caption_drop if self.training else 0.0
+        kept = torch.rand(len(latents), generator=context.rng, device=context.rng.device) >= drop
         captions = [caption if keep else "" for caption, keep in zip(batch["caption"], kept.tolist(), strict=True)]
         denoiser = self.model.denoiser(self.model.text_states(captions))
-        return {"loss": denoising_loss(denoiser, latents, self.noising, context.rng, gamma=self.config.min_snr)}
+        loss = denoising_loss(denoiser, latents, self.noising, context.rng, gamma=self.config.min_snr)
+        return {"denoising": loss, "loss": loss}
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """The U-Net, and the text encoder unless its rate is 0."""

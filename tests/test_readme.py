@@ -1,0 +1,47 @@
+"""The README's promises: every path it names is there, every command it shows is a command."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from blip_diffusion.interfaces.cli import build_parser
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([^)#:]+)\)", TEXT))))
+def test_links_lead_somewhere(path: str) -> None:
+    assert (ROOT / path).exists()
+
+
+def commands() -> list[str]:
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL))
+    return [line.split("  #")[0].strip() for line in blocks.splitlines() if line.startswith("blip-diffusion ")]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_are_understood(command: str) -> None:
+    build_parser().parse_args(shlex.split(command)[1:])
+
+
+def test_pictures_named_in_commands_are_there() -> None:
+    for path in re.findall(r"examples/[\w.-]+", TEXT):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_tree_names_what_is_there() -> None:
+    tree = re.search(r"```\nsrc/blip_diffusion/\n(.*?)```", TEXT, re.DOTALL)
+    assert tree
+    for line in tree[1].splitlines():
+        name = line.split()[0] if line.strip() else ""
+        if line.startswith("  ") and not line.startswith("    ") and name:
+            assert (ROOT / "src" / "blip_diffusion" / name).exists(), name
+
+
+def test_targets_of_make_are_there() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^make (\w+)", TEXT, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
