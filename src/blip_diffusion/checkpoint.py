@@ -483,7 +483,7 @@ def save_model(model: BlipDiffusion, folder: Path, *, dtype: torch.dtype | None 
     model.scheduler.save_pretrained(folder / "scheduler")
     save_text_encoder(model.text_encoder, folder / "text_encoder", dtype=dtype)
     for name, part in (("unet", model.unet), ("vae", model.vae)):
-        (part if dtype is None else copy.deepcopy(part).to(dtype)).save_pretrained(folder / name)
+        (part if dtype is None else nn.Module.to(copy.deepcopy(part), dtype)).save_pretrained(folder / name)
         table = read_json(folder / name / "config.json")
         table.pop("_name_or_path", None)  # where it was loaded from is no one's business
         write_json(folder / name / "config.json", table)
