@@ -1,0 +1,45 @@
+"""The model that ships: it is there, small enough, and looks at both the picture and the words."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from blip_diffusion import BlipDiffusionPipeline
+from blip_diffusion.checkpoint import ASSETS
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture(scope="module")
+def mini() -> BlipDiffusionPipeline:
+    pipe = BlipDiffusionPipeline.from_pretrained("mini")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw(pipe: BlipDiffusionPipeline, prompts: list[str], name: str) -> torch.Tensor:
+    """(B, 3) mean colours of the middle, then of the four corners, all from one noise."""
+    picture = Image.open(EXAMPLES / name)
+    noise = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0)).expand(len(prompts), -1, -1, -1)
+    settings = {"num_inference_steps": 8, "output_type": "pt", "latents": noise}
+    pixels = pipe(prompts, picture, Path(name).stem, Path(name).stem, **settings).images
+    corners = torch.cat([pixels[:, :, :24, :24], pixels[:, :, -24:, -24:]], dim=-1)
+    return torch.stack([pixels[:, :, 40:88, 40:88].mean(dim=(2, 3)), corners.mean(dim=(2, 3))])
+
+
+def test_it_fits() -> None:
+    assert sum(path.stat().st_size for path in (ASSETS / "mini").rglob("*")) <= 64 * 2**20
+
+
+def test_it_follows_the_words(mini: BlipDiffusionPipeline) -> None:
+    _, corners = draw(mini, ["on a plain blue background", "on a plain red background"], "apple.png")
+    assert corners[0, 2] > corners[0, 0] + 0.2  # blue
+    assert corners[1, 0] > corners[1, 2] + 0.2  # red
+
+
+def test_it_follows_the_reference(mini: BlipDiffusionPipeline) -> None:
+    (apple, _), (dog, _) = (draw(mini, ["on grass"], name) for name in ("apple.png", "dog.png"))
+    assert apple[0, 0] > apple[0, 2] + 0.2  # a red apple
+    assert dog[0, 2] > dog[0, 0] + 0.2  # a blue dog
