@@ -363,11 +363,6 @@ def bert_tokenizer(path: str | Path | None = None) -> Any:
     return tokenizer
 
 
-def state_size(module: nn.Module) -> int:
-    """The number of numbers in a module's parameters and buffers."""
-    return sum(tensor.numel() for tensor in module.state_dict().values())
-
-
 # -------------------------------------------------------------------------------------------------- a model's folder
 
 PARTS = ("qformer", "image_processor", "qformer_tokenizer", "text_encoder", "tokenizer", "unet", "vae", "scheduler")

@@ -13,7 +13,7 @@ from blip_diffusion.data.world import World
 
 @pytest.fixture(scope="module")
 def corpus(world: World) -> list[str]:
-    return world_sentences(world, backgrounds.phrases())
+    return world_sentences(world)
 
 
 @pytest.fixture(scope="module")

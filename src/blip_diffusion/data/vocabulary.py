@@ -3,19 +3,18 @@
 from collections.abc import Iterable
 from typing import Any
 
-from blip_diffusion.data.grammar import caption, sentences
+from blip_diffusion.data.compose import sentences
+from blip_diffusion.data.grammar import caption
 from blip_diffusion.data.world import World
 
 REPEATS = 20
 """How often a template's sentence counts against one mention of a rare name: its words must not be split."""
 
 
-def world_sentences(world: World, scene_phrases: Iterable[str]) -> list[str]:
+def world_sentences(world: World) -> list[str]:
     """What the tokenizers of a world are made from."""
-    categories = [row.category for row in world.cutouts]
-    phrases = [*scene_phrases, *(phrase for scene in world.scenes for phrase in scene.phrases)]
     names = [caption(row.name, "") for row in world.cutouts]
-    return [sentence for sentence in sentences(phrases, categories) for _ in range(REPEATS)] + names
+    return [sentence for sentence in sentences(world) for _ in range(REPEATS)] + names
 
 
 def prompt_tokenizer(corpus: Iterable[str], size: int, positions: int) -> Any:

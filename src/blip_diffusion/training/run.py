@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 
 from blip_diffusion import config as configuration
-from blip_diffusion.data.backgrounds import phrases as procedural_phrases
 from blip_diffusion.data.compose import Composer, ComposerConfig
 from blip_diffusion.data.vocabulary import world_sentences
 from blip_diffusion.data.world import World
@@ -120,7 +119,7 @@ def run(
         world, config.world.compose, batch_size=config.world.batch_size, seed=config.train.seed, device=_device(config)
     )
     torch.manual_seed(config.model.seed)
-    material = Material(config, world_sentences(world, procedural_phrases()), composer(0)["reference"].cpu())
+    material = Material(config, world_sentences(world), composer(0)["reference"].cpu())
     method = METHODS[config.method](material)
     _keep_start(method, folder / START)
     if _device(config).type == "cpu":
