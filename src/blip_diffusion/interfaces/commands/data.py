@@ -1,0 +1,45 @@
+"""`blip-diffusion data build | sheet`: build the training world, and look at it."""
+
+import argparse
+from pathlib import Path
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The two commands of `data`."""
+    parts = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _build_flags(parts.add_parser("build", help="fetch the open packages and pack the world"))
+    _sheet_flags(parts.add_parser("sheet", help="draw a page of training samples with their captions"))
+
+
+def _build_flags(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_build)
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="gets world.zip, and cache/ with downloads"
+    )
+    parser.add_argument("--sources", nargs="+", metavar="NAME", help="only these packages (default: all)")
+    parser.add_argument("--views", type=int, default=8, help="sides from which a solid is seen (default: 8)")
+    parser.add_argument("--size-limit", type=float, default=40, metavar="MIB", help="of the packed world (default: 40)")
+
+
+def _build(arguments: argparse.Namespace) -> None:
+    from blip_diffusion.data.build import build
+
+    print(build(arguments.out, sources=arguments.sources, views=arguments.views,
+                size_limit_mib=arguments.size_limit, progress=lambda line: print(line, flush=True)))  # fmt: skip
+
+
+def _sheet_flags(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_sheet)
+    parser.add_argument("--world", type=Path, default=Path("world/world.zip"), metavar="FILE")
+    parser.add_argument("--out", type=Path, default=Path("samples.png"), metavar="PNG")
+    parser.add_argument("--count", type=int, default=24, help="samples on the page (default: 24)")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _sheet(arguments: argparse.Namespace) -> None:
+    from blip_diffusion.data.compose import Composer, ComposerConfig, sheet
+    from blip_diffusion.data.world import World
+
+    composer = Composer(World.load(arguments.world), ComposerConfig(), batch_size=arguments.count, seed=arguments.seed)
+    sheet(composer(0), arguments.out)
+    print(arguments.out)
