@@ -14,7 +14,7 @@ from torch import nn
 
 from blip_diffusion.config import build, to_toml
 from blip_diffusion.errors import CheckpointError, ConfigError
-from blip_diffusion.training import checkpoints, loop
+from blip_diffusion.training import checkpoints
 from blip_diffusion.training.loop import DivergedError, HookContext, TrainConfig, fit
 from blip_diffusion.training.method import Method
 from blip_diffusion.training.optim import OptimConfig, learning_rate
@@ -339,16 +339,6 @@ def test_signal_handlers_are_given_back_and_a_thread_may_train(tmp_path: Path) -
     assert results[0].step == 6
     train({"folder": tmp_path, "config": {**CONFIG, "steps": 8}, "resume": True})
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
-
-
-def test_only_an_impatient_second_interrupt_is_obeyed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    with loop._signals() as arrived:
-        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):  # torchrun repeats what the terminal has sent
-            signal.raise_signal(number)
-        assert arrived.is_set()
-        monkeypatch.setattr(loop, "PATIENCE", -1.0)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
 
 
 def test_a_loss_that_is_no_number_stops_before_the_step(tmp_path: Path) -> None:

@@ -7,15 +7,11 @@ resumed run equals an uninterrupted one.
 
 import hashlib
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal, cast
 
 import torch
@@ -26,6 +22,7 @@ from torch import Tensor, nn
 
 from blip_diffusion.errors import BlipDiffusionError, CheckpointError, ConfigError
 from blip_diffusion.training import checkpoints
+from blip_diffusion.training.ahead import Ahead, size_of, to_device
 from blip_diffusion.training.checkpoints import Checkpoint, State, Window
 from blip_diffusion.training.ema import Ema
 from blip_diffusion.training.method import Losses, Method, StepContext
@@ -38,10 +35,10 @@ from blip_diffusion.training.optim import (
     restore_moments,
     set_rate,
 )
+from blip_diffusion.training.signals import signals
 from blip_diffusion.training.tracking import Tracker
 
 CHECKPOINTS, EXPORT = "checkpoints", "export"
-PATIENCE = 2.0  # seconds within which a repeated SIGINT is the same one
 
 
 class DivergedError(BlipDiffusionError):
@@ -140,7 +137,7 @@ def fit(
     from the newest undamaged checkpoint of the folder, or starts where there is none; a path goes on from that one.
     The method is put in training mode once: one that keeps a frozen part in eval mode overrides `train`.
     """
-    with _started(method, batches, config, folder, config_text) as run, _signals() as arrived:
+    with _started(method, batches, config, folder, config_text) as run, signals() as arrived:
         _resume(run, resume)
         while run.state.step < config.steps and not run.stopped:
             _step(run, stop=arrived.is_set)
@@ -162,7 +159,7 @@ class _Run:
     trainable: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
     ema: Ema
-    batches: "_Ahead"
+    batches: Ahead
     accelerator: Accelerator
     config: TrainConfig
     folder: Path
@@ -203,7 +200,7 @@ def _started(
     trainable = freeze_the_rest(module, groups)
     optimizer = adamw(groups, config.optim)
     model, prepared = accelerator.prepare(module, optimizer)
-    ahead = _Ahead(batches, accelerator, config)
+    ahead = Ahead(batches, accelerator, accumulate=config.accumulate, steps=config.steps, depth=config.prefetch)
     ema = Ema(trainable, config.ema_decay)
     run = _Run(module, model, trainable, prepared, ema, ahead, accelerator, config, folder, config_text, clock)
     try:
@@ -247,7 +244,7 @@ def _step(run: _Run, *, stop: Callable[[], bool]) -> None:
     run.optimizer.step()
     run.optimizer.zero_grad()
     run.ema.update(run.state.step)
-    _count(run, [*losses, {"gradient_norm": norm}], sum(_size(batch) for batch in batches), time.monotonic() - began)
+    _count(run, [*losses, {"gradient_norm": norm}], sum(size_of(batch) for batch in batches), time.monotonic() - began)
 
 
 def _micro_batches(run: _Run) -> tuple[list[Any], list[StepContext]]:
@@ -259,7 +256,7 @@ def _micro_batches(run: _Run) -> tuple[list[Any], list[StepContext]]:
         position = a * accelerator.num_processes + accelerator.process_index
         rng = torch.Generator(accelerator.device).manual_seed(_seed(run, "context", run.batches.index(number)))
         contexts.append(StepContext(step=step, rng=rng, position=position))
-        batches.append(_to_device(run.batches(number), accelerator.device))
+        batches.append(to_device(run.batches(number), accelerator.device))
     return batches, contexts
 
 
@@ -355,61 +352,6 @@ def _seed(run: _Run, purpose: str, index: int) -> int:
     """A seed for one use of chance. Uses differ by purpose, or dropout would follow the noise."""
     digest = hashlib.blake2b(f"{run.config.seed} {purpose} {index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1
-
-
-# ---------------------------------------------------------------------------------------------------------- batches
-
-
-class _Ahead:
-    """A process's micro-batches by number, the coming ones prepared by a thread while the device works."""
-
-    def __init__(self, batches: Callable[[int], Any], accelerator: Accelerator, config: TrainConfig) -> None:
-        self._batches, self._device = batches, accelerator.device
-        self._processes, self._rank = accelerator.num_processes, accelerator.process_index
-        self._accumulate, self._end = config.accumulate, config.steps * config.accumulate
-        self._depth = config.prefetch
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches", initializer=self._choose_device)
-        self._coming: dict[int, Future[Any]] = {}
-
-    def index(self, number: int) -> int:
-        return number * self._processes + self._rank
-
-    def index_at(self, step: int, position: int) -> int:
-        return step * self._accumulate * self._processes + position
-
-    def __call__(self, number: int) -> Any:
-        if not self._depth:
-            return self._batches(self.index(number))
-        for coming in range(number, min(number + 1 + self._depth, self._end)):
-            if coming not in self._coming:
-                self._coming[coming] = self._pool.submit(self._batches, self.index(coming))
-        return self._coming.pop(number).result()
-
-    def _choose_device(self) -> None:
-        """A new thread would prepare its batches on the first GPU, whichever is this process's."""
-        if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _to_device(value: Any, device: torch.device) -> Any:
-    """A batch on the device: tensors in dicts, lists and tuples move, all else stays as it is."""
-    if isinstance(value, Tensor):
-        pinned = value.pin_memory() if device.type == "cuda" and value.device.type == "cpu" else value
-        return pinned.to(device, non_blocking=True)
-    if isinstance(value, dict):
-        return {key: _to_device(item, device) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_to_device(item, device) for item in value)
-    return value
-
-
-def _size(batch: Any) -> int:
-    """How many samples a batch holds: the length of the first thing in it."""
-    first = next(iter(batch.values())) if isinstance(batch, dict) else batch[0] if isinstance(batch, tuple) else batch
-    return len(first)
 
 
 # ---------------------------------------------------------------------------------------------------------- reports
@@ -566,28 +508,3 @@ def _shown(run: _Run) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-@contextmanager
-def _signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM or SIGINT sets. A second SIGINT interrupts at once, unless it follows on the first's heels:
-    torchrun passes on to its processes what the terminal has sent to them already.
-    """
-    arrived = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield arrived
-        return
-    first: list[float] = []
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and first and time.monotonic() - first[0] > PATIENCE:
-            raise KeyboardInterrupt
-        first.append(time.monotonic())
-        arrived.set()
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield arrived
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,0 +1,66 @@
+"""Micro-batches by number, prepared while the device works."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from torch import Tensor
+
+
+class Ahead:
+    """A process's micro-batches by number, the coming ones prepared by a thread while the device works."""
+
+    def __init__(
+        self, batches: Callable[[int], Any], accelerator: Accelerator, *, accumulate: int, steps: int, depth: int
+    ) -> None:
+        self._batches, self._device = batches, accelerator.device
+        self._processes, self._rank = accelerator.num_processes, accelerator.process_index
+        self._accumulate, self._end, self._depth = accumulate, steps * accumulate, depth
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches", initializer=self._choose_device)
+        self._coming: dict[int, Future[Any]] = {}
+
+    def index(self, number: int) -> int:
+        """The index, over all processes, of this process's micro-batch of a number."""
+        return number * self._processes + self._rank
+
+    def index_at(self, step: int, position: int) -> int:
+        """The index of the micro-batch at a position within a step, see `StepContext.position`."""
+        return step * self._accumulate * self._processes + position
+
+    def __call__(self, number: int) -> Any:
+        """This process's micro-batch of a number. The next ones are begun meanwhile."""
+        if not self._depth:
+            return self._batches(self.index(number))
+        for coming in range(number, min(number + 1 + self._depth, self._end)):
+            if coming not in self._coming:
+                self._coming[coming] = self._pool.submit(self._batches, self.index(coming))
+        return self._coming.pop(number).result()
+
+    def _choose_device(self) -> None:
+        """A new thread would prepare its batches on the first GPU, whichever is this process's."""
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+
+    def close(self) -> None:
+        """Drops what nobody will ask for."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """A batch on the device: tensors in dicts, lists and tuples move, all else stays as it is."""
+    if isinstance(value, Tensor):
+        pinned = value.pin_memory() if device.type == "cuda" and value.device.type == "cpu" else value
+        return pinned.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {key: to_device(item, device) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(to_device(item, device) for item in value)
+    return value
+
+
+def size_of(batch: Any) -> int:
+    """How many samples a batch holds: the length of the first thing in it."""
+    first = next(iter(batch.values())) if isinstance(batch, dict) else batch[0] if isinstance(batch, tuple) else batch
+    return len(first)
