@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
 
-from blip_diffusion.checkpoint import Parts, save_model
+from blip_diffusion.checkpoint.folder import Parts, save_model
 from blip_diffusion.data.compose import Composer, ComposerConfig, sentences
 from blip_diffusion.data.records import SubjectBatch
 from blip_diffusion.data.world import World

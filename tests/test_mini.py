@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from blip_diffusion import BlipDiffusionPipeline
-from blip_diffusion.checkpoint import ASSETS
+from blip_diffusion.checkpoint.parts import ASSETS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

@@ -55,7 +55,15 @@ def test_the_call() -> None:
         "output_type": "pil",
         "return_dict": True,
         "callback_on_step_end": None,
+        "image": None,
+        "controlnet": None,
+        "controlnet_conditioning_scale": 1.0,
+        "control_guidance_start": 0.0,
+        "control_guidance_end": 1.0,
+        "guess_mode": False,
+        "control_resample": "lanczos",
         "neg_prompt": None,
+        "condtioning_image": None,
     }
 
 

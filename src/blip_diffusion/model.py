@@ -154,9 +154,14 @@ class BlipDiffusion(nn.Module):
         tokens: Tensor = self.subject_encoder(pixels.to(self.subject_encoder.dtype), words)
         return tokens
 
-    def text_states(self, prompts: Sequence[str], subject: Tensor | None = None) -> Tensor:
-        """Full prompts, and the subject tokens that stand in them, to text states (B, L, D)."""
-        device = self.text_encoder.device
+    def text_states(
+        self, prompts: Sequence[str], subject: Tensor | None = None, *, device: torch.device | None = None
+    ) -> Tensor:
+        """Full prompts, and the subject tokens that stand in them, to text states (B, L, D).
+
+        `device` is where it is computed, for weights that are brought there only meanwhile; else they tell.
+        """
+        device = device or self.text_encoder.device
         if subject is None:
             ids = prompt_ids(self.tokenizer, prompts, self.text_length).to(device)
             states: Tensor = self.text_encoder(ids).last_hidden_state

@@ -23,8 +23,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
-from diffusers.pipelines import BlipDiffusionPipeline
+from diffusers import AutoencoderKL, ControlNetModel, PNDMScheduler, UNet2DConditionModel
+from diffusers.pipelines import BlipDiffusionControlNetPipeline, BlipDiffusionPipeline
 from diffusers.pipelines.blip_diffusion.blip_image_processing import BlipImageProcessor
 from diffusers.pipelines.blip_diffusion.modeling_blip2 import Blip2QFormerModel
 from diffusers.pipelines.blip_diffusion.modeling_ctx_clip import ContextCLIPTextModel
@@ -46,6 +46,9 @@ def main() -> None:
     pipe = build(out)
     np.savez(out / "dump.npz", **{name: tensor.numpy() for name, tensor in computed(pipe).items()})
     pipe.save_pretrained(out / "pipe")
+    net = filled(controlnet(), "controlnet")
+    net.save_pretrained(out / "controlnet")
+    np.savez(out / "controlnet.npz", **{name: tensor.numpy() for name, tensor in controlled(pipe, net).items()})
 
 
 def build(out: Path) -> BlipDiffusionPipeline:
@@ -73,7 +76,7 @@ def build(out: Path) -> BlipDiffusionPipeline:
 @torch.no_grad()
 def computed(pipe: BlipDiffusionPipeline) -> dict[str, Tensor]:
     """Every intermediate tensor, and pictures. Lengths are unequal and the reference is not square, on purpose."""
-    reference, latents = inputs()
+    reference, _, latents = inputs()
     pixels = pipe.image_processor.preprocess(reference, return_tensors="pt")["pixel_values"]
     queries = pipe.get_query_embeddings(pixels, ["teapot"])
     both = torch.cat([pixels, pixels.flip(-1)])
@@ -102,12 +105,26 @@ def computed(pipe: BlipDiffusionPipeline) -> dict[str, Tensor]:
     }
 
 
-def inputs() -> tuple[Image.Image, Tensor]:
-    """A reference and noise."""
+@torch.no_grad()
+def controlled(pipe: BlipDiffusionPipeline, net: nn.Module) -> dict[str, Tensor]:
+    """What the net looks at, once for each half of guidance, and a picture."""
+    reference, picture, latents = inputs()
+    both = BlipDiffusionControlNetPipeline(**pipe.components, controlnet=net)
+    both.set_progress_bar_config(disable=True)
+    asked = {"height": 32, "width": 32, "output_type": "pt", "num_inference_steps": 5, "latents": latents}
+    return {
+        "control_image": both.prepare_control_image(picture, 32, 32, 1, 1, "cpu", torch.float32, True),
+        "image_controlnet": both("swimming underwater", reference, picture, "teapot", "dog", **asked).images,
+    }
+
+
+def inputs() -> tuple[Image.Image, Image.Image, Tensor]:
+    """A reference, a control picture and noise."""
     rng = np.random.RandomState(7)
     reference = rng.randint(0, 256, (40, 32, 3), dtype=np.uint8)
-    rng.randint(0, 256, (32, 32, 3), dtype=np.uint8)  # once a control image
-    return Image.fromarray(reference), torch.from_numpy(rng.randn(1, 4, 16, 16).astype("float32"))
+    control = rng.randint(0, 256, (32, 32, 3), dtype=np.uint8)
+    noise = torch.from_numpy(rng.randn(1, 4, 16, 16).astype("float32"))
+    return Image.fromarray(reference), Image.fromarray(control), noise
 
 
 def filled(module: nn.Module, prefix: str, std: float = 0.15) -> nn.Module:
@@ -180,6 +197,19 @@ def unet() -> UNet2DConditionModel:
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=WIDTH,
         attention_head_dim=2,
+    )
+
+
+def controlnet() -> ControlNetModel:
+    return ControlNetModel(
+        block_out_channels=(8, 16),
+        norm_num_groups=8,
+        layers_per_block=1,
+        in_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        cross_attention_dim=WIDTH,
+        attention_head_dim=2,
+        conditioning_embedding_out_channels=(8, 16),
     )
 
 

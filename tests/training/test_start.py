@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from blip_diffusion.checkpoint import Parts, read_parts, save_heads
+from blip_diffusion.checkpoint.folder import Parts, read_parts
+from blip_diffusion.checkpoint.parts import save_heads
 from blip_diffusion.data.compose import sentences
 from blip_diffusion.data.records import SubjectBatch
 from blip_diffusion.data.world import World

@@ -1,6 +1,8 @@
 """A denoiser is a callable `(latents, timestep) -> prediction`; guidance is one more of the same shape."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +20,67 @@ def unet_denoiser(unet: Any, text: Tensor) -> Denoiser:
         return answer
 
     return denoise
+
+
+@dataclass(frozen=True)
+class Control:
+    """A ControlNet (Zhang, Rao & Agrawala 2023), the picture it looks at, how strongly it speaks, and when."""
+
+    net: Any
+    picture: Tensor  # (B, 3, H, W) in [0, 1]
+    scale: float = 1.0
+    start: float = 0.0  # shares of the steps: it speaks in those that lie wholly between
+    end: float = 1.0
+
+    def speaks(self, step: int, steps: int) -> bool:
+        """Whether it does in a step of so many."""
+        return step / steps >= self.start and (step + 1) / steps <= self.end
+
+
+def controlled_denoiser(
+    unet: Any, text: Tensor, controls: Sequence[Control], *, steps: int, guess: bool = False, doubled: bool = False
+) -> Denoiser:
+    """The U-Net with what ControlNets add to its skips and its middle; they look at the same text states (B, L, D).
+
+    It is called once a step, in order. With `guess` the nets speak softer the shallower their layer, and where the
+    batch is `doubled` for guidance only in its second, conditional half: so they can be trusted without a prompt.
+    """
+    counter = itertools.count()
+
+    def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
+        step = next(counter)
+        added: list[Tensor] = []
+        for control in controls:
+            if control.speaks(step, steps):
+                more = _control(control, latents, timestep, text, guess=guess, halved=guess and doubled)
+                added = [a + b for a, b in zip(added, more, strict=True)] if added else more
+        extra = {
+            "down_block_additional_residuals": added[:-1] or None,
+            "mid_block_additional_residual": added[-1] if added else None,
+        }
+        answer: Tensor = unet(latents, timestep, encoder_hidden_states=text, return_dict=False, **extra)[0]
+        return answer
+
+    return denoise
+
+
+def _control(
+    control: Control, latents: Tensor, timestep: Tensor, text: Tensor, *, guess: bool, halved: bool
+) -> list[Tensor]:
+    """A net's additions to the U-Net's skips, and last to its middle."""
+    if halved:
+        latents, text = latents.chunk(2)[1], text.chunk(2)[1]
+    picture = control.picture.to(latents).repeat(len(latents) // len(control.picture), 1, 1, 1)
+    down, middle = control.net(
+        latents,
+        timestep,
+        encoder_hidden_states=text,
+        controlnet_cond=picture,
+        conditioning_scale=control.scale,
+        guess_mode=guess,
+        return_dict=False,
+    )
+    return [torch.cat([torch.zeros_like(x), x]) if halved else x for x in (*down, middle)]
 
 
 def guided(both: Denoiser, scale: float, *, rescale: float = 0.0) -> Denoiser:

@@ -1,26 +1,36 @@
 """Zero-shot subject generation (Li et al. 2023, section 3.3): a reference, its word and a prompt in, pictures out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Self, TypeAlias, TypeVar
+from typing import Any, Self
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.loaders import StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
+from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from PIL import Image
 from torch import Tensor
 
-from blip_diffusion import checkpoint, images
-from blip_diffusion.diffusion.denoisers import Denoiser, guided
+from blip_diffusion import images
+from blip_diffusion.checkpoint.folder import (
+    find_model,
+    load_controlnet,
+    load_unet,
+    load_vae,
+    read_parts,
+    save_model,
+    whole,
+)
+from blip_diffusion.diffusion.denoisers import Control, Denoiser, controlled_denoiser, guided
 from blip_diffusion.diffusion.sample import initial_noise, sample
 from blip_diffusion.errors import InputError
 from blip_diffusion.images import Fit
 from blip_diffusion.model import BlipDiffusion, InferenceConfig, ReferenceConfig, SubjectEncoder
+from blip_diffusion.pipelines.broadcast import OneOrMany, common_length, copied, many, spread, words
+from blip_diffusion.pipelines.control import ControlRequest, Numbers, Pictures, Resample, control_request
 from blip_diffusion.prompts import subject_prompt, warn_of_dropped
 
-T = TypeVar("T")
-OneOrMany: TypeAlias = T | Sequence[T]
 MAX_SIDE = 2048
 OUTPUTS = ("pil", "np", "pt", "latent")
 
@@ -39,6 +49,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, T
 
     model_cpu_offload_seq = "qformer->text_encoder->unet->vae"
     _callback_tensor_inputs = ("latents",)
+    _optional_components = ("controlnet",)
 
     def __init__(
         self,
@@ -50,6 +61,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, T
         qformer: SubjectEncoder,
         image_processor: ReferenceConfig,
         qformer_tokenizer: Any,
+        controlnet: Any = None,
         *,
         prompt_reps: int = 20,
         num_inference_steps: int = 50,
@@ -57,6 +69,8 @@ class BlipDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, T
         guidance_rescale: float = 0.0,
     ) -> None:
         super().__init__()
+        if isinstance(controlnet, list | tuple):
+            controlnet = MultiControlNetModel(controlnet)
         self.register_modules(
             tokenizer=tokenizer,
             text_encoder=text_encoder,
@@ -66,6 +80,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, T
             qformer=qformer,
             image_processor=image_processor,
             qformer_tokenizer=qformer_tokenizer,
+            controlnet=controlnet,
         )
         self.register_to_config(
             prompt_reps=prompt_reps,
@@ -75,8 +90,8 @@ class BlipDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, T
         )
 
     @classmethod
-    def from_model(cls, model: BlipDiffusion) -> Self:
-        """A pipeline over the parts of a model."""
+    def from_model(cls, model: BlipDiffusion, *, controlnet: Any = None) -> Self:
+        """A pipeline over the parts of a model, and a ControlNet where there is one."""
         return cls(
             model.tokenizer,
             model.text_encoder,
@@ -86,6 +101,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, T
             model.subject_encoder,
             model.reference,
             model.qformer_tokenizer,
+            controlnet,
             **asdict(model.inference),
         )
 
@@ -96,23 +112,32 @@ class BlipDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, T
         *,
         torch_dtype: torch.dtype | None = None,
         qformer_tokenizer: str | Path | None = None,
+        unet: Any = None,
+        vae: Any = None,
+        scheduler: Any = None,
+        controlnet: Any = None,
         **hub: Any,
     ) -> Self:
         """Loads `mini` (which ships with the package), a folder, or a hub id, in the published layout.
 
-        `qformer_tokenizer` names another WordPiece list than the folder's own or bert-base-uncased's; `hub` goes to
-        `huggingface_hub.snapshot_download`. Raises `CheckpointError` for what is missing, damaged or unknown.
+        `qformer_tokenizer` names another WordPiece list than the folder's own or bert-base-uncased's. `unet`, `vae`
+        and `controlnet` replace the folder's: a module, a folder, or a Stable Diffusion 1.5 file; so does `scheduler`,
+        an object. `hub` goes to `huggingface_hub.snapshot_download`. Raises `CheckpointError` for what is missing,
+        damaged or unknown.
         """
-        folder = checkpoint.find_model(name_or_path, **hub)
-        parts = checkpoint.read_parts(folder, qformer_tokenizer=qformer_tokenizer)
-        model = checkpoint.whole(parts, folder)
-        pipe = cls.from_model(model if torch_dtype is None else model.to(torch_dtype))
+        folder = find_model(name_or_path, **hub)
+        parts = read_parts(folder, qformer_tokenizer=qformer_tokenizer, dtype=torch_dtype)
+        parts.unet = _loaded(load_unet, unet, dtype=torch_dtype) or parts.unet
+        parts.vae = _loaded(load_vae, vae, dtype=torch_dtype) or parts.vae
+        parts.scheduler = scheduler or parts.scheduler
+        parts.controlnet = _loaded(load_controlnet, controlnet, dtype=torch_dtype) or parts.controlnet
+        pipe = cls.from_model(whole(parts, folder), controlnet=parts.controlnet)
         pipe.register_to_config(_name_or_path=str(name_or_path))
         return pipe
 
     def save_pretrained(self, save_directory: str | Path, *, torch_dtype: torch.dtype | None = None, **_: Any) -> None:
         """Writes the published layout; floats in `torch_dtype` where one is given."""
-        checkpoint.save_model(self.model, Path(save_directory), dtype=torch_dtype)
+        save_model(self.model, Path(save_directory), controlnet=self.controlnet, dtype=torch_dtype)
 
     @property
     def model(self) -> BlipDiffusion:
@@ -132,7 +157,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, T
     @torch.no_grad()
     def encode_subject(self, pictures: OneOrMany[Image.Image], category: str, *, reference_fit: Fit = "crop") -> Tensor:
         """Subject tokens (1, Q, D); several pictures of one subject give their mean."""
-        pictures = _many(pictures)
+        pictures = many(pictures)
         tokens = self._tokens(pictures, [category] * len(pictures), reference_fit)
         return tokens.mean(dim=0, keepdim=True)
 
@@ -161,18 +186,38 @@ class BlipDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, T
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]] | None = None,
+        image: Pictures | list[Pictures] | None = None,
+        controlnet: Any = None,
+        controlnet_conditioning_scale: Numbers = 1.0,
+        control_guidance_start: Numbers = 0.0,
+        control_guidance_end: Numbers = 1.0,
+        guess_mode: bool = False,
+        control_resample: Resample = "lanczos",
         neg_prompt: OneOrMany[str] | None = None,
+        condtioning_image: Pictures | list[Pictures] | None = None,
     ) -> Any:
         """Draws the subject of each reference in the scene of each prompt.
 
         Prompts, references, categories and negative prompts may be lists of one length; one of a thing serves all.
         `None` asks for the checkpoint's own setting. `subject_embeds` (1 or B, Q, D) stand in for references.
-        `output_type`: "pil", "np", "pt" (B, 3, H, W) in [0, 1], or "latent". `neg_prompt` is an old name for
-        `negative_prompt`. Raises `InputError` for what can't be drawn.
+        `output_type`: "pil", "np", "pt" (B, 3, H, W) in [0, 1], or "latent".
+
+        Structure control: `image` is what `controlnet` (default: the model's own) looks at. Several nets take a list
+        of each, and of scales and of the shares of the steps between which they speak; `guess_mode` is for nets that
+        must do without a prompt. `neg_prompt` and `condtioning_image` are the published names of `negative_prompt`
+        and `image`. Raises `InputError` for what can't be drawn.
         """
         height, width = self._size(height, width)
         steps = self._or_own(num_inference_steps, "num_inference_steps")
         _check(output_type, steps=steps, copies=num_images_per_prompt)
+        control = control_request(
+            self.controlnet if controlnet is None else controlnet,
+            image if image is not None else condtioning_image,
+            controlnet_conditioning_scale,
+            control_guidance_start,
+            control_guidance_end,
+            guess=guess_mode,
+        )
         request = self._request(
             prompt,
             reference_image,
@@ -185,11 +230,13 @@ class BlipDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, T
             strength=prompt_strength,
             repetitions=self._or_own(prompt_reps, "prompt_reps"),
         )
-        scale = self._or_own(guidance_scale, "guidance_scale")
-        denoiser = self._denoiser(request, scale, self._or_own(guidance_rescale, "guidance_rescale"))
+        controls = self._controls(control, len(request.prompts), num_images_per_prompt, height, width, control_resample)
         generators = self._generators(generator, len(request.prompts))
         latents = self._noise(latents, generators, height, width)
+        scale = self._or_own(guidance_scale, "guidance_scale")
+        rescale = self._or_own(guidance_rescale, "guidance_rescale")
         self.scheduler.set_timesteps(steps, device=self._execution_device)
+        denoiser = self._denoiser(request, scale, rescale, controls, guess=control is not None and control.guessing)
         with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
 
             def hook(index: int, timestep: Tensor, now: Tensor) -> Tensor:
@@ -238,13 +285,14 @@ class BlipDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, T
         strength: float,
         repetitions: int,
     ) -> _Request:
-        named: dict[str, list[str]] = {"prompt": _words(prompt), "negative_prompt": _words(negative or "")}
-        named |= {"source_subject_category": _words(source), "target_subject_category": _words(target)}
+        named: dict[str, list[str]] = {"prompt": words(prompt), "negative_prompt": words(negative or "")}
+        named |= {"source_subject_category": words(source), "target_subject_category": words(target)}
         rows = {name: len(values) for name, values in named.items()}
-        rows["reference_image"] = len(_many(reference)) if reference is not None else 1
+        rows["reference_image"] = len(many(reference)) if reference is not None else 1
         rows["subject_embeds"] = 1 if embeds is None else len(embeds)
-        size = _common_length(rows)
-        prompts, negatives, sources, targets = (_spread(values, size) for values in named.values())
+        size = common_length(rows)
+        prompts, negatives, sources, targets = (spread(values, size) for values in named.values())
+        prompts, negatives = self._with_inversions(prompts), self._with_inversions(negatives)
         sentences = [subject_prompt(p, t or s) for p, t, s in zip(prompts, targets, sources, strict=True)]
         subject = self._subject(reference, sources, embeds, fit, size)
         warn_of_dropped(self.tokenizer, sentences, self.model.text_length - subject.shape[1])
@@ -253,7 +301,12 @@ class BlipDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, T
             subject_prompt(p, t or s, strength=strength, repetitions=repetitions)
             for p, t, s in zip(prompts, targets, sources, strict=True)
         ]
-        return _Request(_copied(full, copies), _copied(negatives, copies), subject.repeat_interleave(copies, dim=0))
+        return _Request(copied(full, copies), copied(negatives, copies), subject.repeat_interleave(copies, dim=0))
+
+    def _with_inversions(self, prompts: list[str]) -> list[str]:
+        """A textual inversion of several vectors stands in the prompt as so many words."""
+        converted: list[str] = self.maybe_convert_prompt(prompts, self.tokenizer)
+        return converted
 
     def _subject(
         self, reference: OneOrMany[Image.Image] | None, sources: list[str], embeds: Tensor | None, fit: Fit, size: int
@@ -263,26 +316,42 @@ class BlipDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, T
             return embeds.to(self._execution_device).expand(size, -1, -1)
         if reference is None:
             raise InputError("There is no subject: give reference_image or subject_embeds.")
-        pairs = list(zip(_spread(_many(reference), size), sources, strict=True))
+        pairs = list(zip(spread(many(reference), size), sources, strict=True))
         different = list({(id(picture), word): (picture, word) for picture, word in pairs}.values())
         tokens = self._tokens([picture for picture, _ in different], [word for _, word in different], fit)
         place = {(id(picture), word): row for row, (picture, word) in enumerate(different)}
         return tokens[[place[id(picture), word] for picture, word in pairs]]
 
-    def _denoiser(self, request: _Request, scale: float, rescale: float) -> Denoiser:
-        full = self.model.text_states(request.prompts, request.subject)
-        if scale <= 1:
-            return self.model.denoiser(full)
-        empty = self.model.text_states(request.negatives)
-        return guided(self.model.denoiser(torch.cat([empty, full])), scale, rescale=rescale)
+    def _controls(
+        self, control: ControlRequest | None, rows: int, copies: int, height: int, width: int, resample: Resample
+    ) -> list[Control]:
+        if control is None:
+            return []
+        control.check(self.unet)
+        return control.controls(rows // copies, copies, height, width, resample)
+
+    def _denoiser(
+        self, request: _Request, scale: float, rescale: float, controls: list[Control], *, guess: bool
+    ) -> Denoiser:
+        """The figure of the flow, from the right: guided( controlled( unet(·, text states) ) )."""
+        device = self._execution_device
+        text = self.model.text_states(request.prompts, request.subject, device=device)
+        doubled = scale > 1
+        if doubled:
+            text = torch.cat([self.model.text_states(request.negatives, device=device), text])
+        denoiser = self.model.denoiser(text)
+        if controls:
+            steps = len(self.scheduler.timesteps)
+            denoiser = controlled_denoiser(self.unet, text, controls, steps=steps, guess=guess, doubled=doubled)
+        return guided(denoiser, scale, rescale=rescale) if doubled else denoiser
 
     def _generators(self, given: OneOrMany[torch.Generator] | None, size: int) -> list[torch.Generator]:
         if given is None:
             return [torch.default_generator] * size
-        generators = _many(given)
+        generators = many(given)
         if len(generators) not in (1, size):
             raise InputError(f"There are {len(generators)} generators for {size} pictures: use one, or one each.")
-        return _spread(generators, size)
+        return spread(generators, size)
 
     def _noise(self, given: Tensor | None, generators: list[torch.Generator], height: int, width: int) -> Tensor:
         factor, channels = self.model.latents.factor, self.model.latents.channels
@@ -304,34 +373,16 @@ class BlipDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, T
         return images.to_pictures(pixels) if output_type == "pil" else pixels.permute(0, 2, 3, 1).cpu().numpy()
 
 
+def _loaded(load: Callable[..., Any], given: Any, **how: Any) -> Any:
+    """A part, or where a path is given what lies there."""
+    if isinstance(given, list | tuple):
+        return [_loaded(load, one, **how) for one in given]
+    return load(given, **how) if isinstance(given, str | Path) else given
+
+
 def _check(output_type: str, *, steps: int, copies: int) -> None:
     if output_type not in OUTPUTS:
         raise InputError(f"There is no output_type {output_type!r}: use {', '.join(OUTPUTS[:-1])} or {OUTPUTS[-1]}.")
     for name, value in (("num_inference_steps", steps), ("num_images_per_prompt", copies)):
         if value < 1:
             raise InputError(f"{name} is {value}: use 1 or more.")
-
-
-def _many(values: OneOrMany[T]) -> list[T]:
-    return list(values) if isinstance(values, list | tuple) else [values]  # type: ignore[list-item]
-
-
-def _words(values: OneOrMany[str]) -> list[str]:
-    return [values] if isinstance(values, str) else list(values)
-
-
-def _spread(values: list[T], size: int) -> list[T]:
-    return values * size if len(values) == 1 else values
-
-
-def _copied(values: list[T], copies: int) -> list[T]:
-    return [value for value in values for _ in range(copies)]
-
-
-def _common_length(lengths: dict[str, int]) -> int:
-    size = max(lengths.values())
-    odd = {name: length for name, length in lengths.items() if length not in (1, size)}
-    if odd or 0 in lengths.values():
-        counts = ", ".join(f"{length} of {name}" for name, length in lengths.items() if length != 1)
-        raise InputError(f"The lists don't match ({counts}): use one of a thing, or as many as of the others.")
-    return size

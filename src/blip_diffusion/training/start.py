@@ -9,7 +9,8 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import nn
 
-from blip_diffusion.checkpoint import Parts, bert_tokenizer, load_heads, read_parts
+from blip_diffusion.checkpoint.folder import Parts, read_parts
+from blip_diffusion.checkpoint.parts import bert_tokenizer, load_heads
 from blip_diffusion.data.vocabulary import category_tokenizer, prompt_tokenizer
 from blip_diffusion.diffusion.noising import Noising
 from blip_diffusion.errors import CheckpointError

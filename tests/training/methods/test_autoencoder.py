@@ -5,7 +5,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch.nn import functional as F
 
-from blip_diffusion.checkpoint import Parts, read_parts
+from blip_diffusion.checkpoint.folder import Parts, read_parts
 from blip_diffusion.data.records import SubjectBatch
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.modules.perceptual import PerceptualDistance

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blip_diffusion.checkpoint import save_heads, save_subject_model
+from blip_diffusion.checkpoint.folder import save_subject_model
+from blip_diffusion.checkpoint.parts import save_heads
 from blip_diffusion.data.records import SubjectBatch
 from blip_diffusion.images import normalise
 from blip_diffusion.model import ReferenceConfig, SubjectEncoder

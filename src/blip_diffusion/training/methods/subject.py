@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blip_diffusion.checkpoint import save_heads, save_model
+from blip_diffusion.checkpoint.folder import save_model
+from blip_diffusion.checkpoint.parts import save_heads
 from blip_diffusion.data.records import SubjectBatch
 from blip_diffusion.diffusion.noising import Noising, denoising_loss
 from blip_diffusion.errors import ConfigError

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from blip_diffusion.checkpoint import save_model
+from blip_diffusion.checkpoint.folder import save_model
 from blip_diffusion.data.records import SubjectBatch
 from blip_diffusion.diffusion.noising import Noising, denoising_loss
 from blip_diffusion.model import BlipDiffusion

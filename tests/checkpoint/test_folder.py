@@ -11,21 +11,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from blip_diffusion.checkpoint import (
-    Parts,
+from blip_diffusion.checkpoint.folder import Parts, find_model, inference_of, read_parts, whole
+from blip_diffusion.checkpoint.names import published_name, subject_encoder_from_published, subject_encoder_to_published
+from blip_diffusion.checkpoint.parts import (
     bert_tokenizer,
-    find_model,
-    inference_of,
     load_heads,
     load_subject_encoder,
     load_text_encoder,
-    published_name,
-    read_parts,
     save_heads,
     save_subject_encoder,
-    subject_encoder_from_published,
-    subject_encoder_to_published,
-    whole,
 )
 from blip_diffusion.errors import CheckpointError
 from blip_diffusion.model import InferenceConfig, ModelConfig, SubjectEncoder, build_subject_encoder
@@ -153,7 +147,7 @@ def test_names_are_mapped_both_ways(clip_encoder: SubjectEncoder) -> None:
 
 def test_published_names_are_the_published_ones(clip_encoder: SubjectEncoder) -> None:
     """Of `golden/`, whose peer has the same shapes but for its table of positions."""
-    golden = load_file(Path(__file__).parent / "parity/golden/pipe/qformer/model.safetensors")
+    golden = load_file(Path(__file__).parents[1] / "parity/golden/pipe/qformer/model.safetensors")
     ours = subject_encoder_to_published(clip_encoder.state_dict())
     unread = {name for name in golden if name.endswith("position_ids")}
     assert ours.keys() == golden.keys() - unread

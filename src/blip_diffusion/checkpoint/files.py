@@ -1,0 +1,170 @@
+"""Files of weights, read with suspicion and written whole."""
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from blip_diffusion.errors import CheckpointError
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+State = dict[str, Tensor]
+STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")
+"""What libraries call a file of weights."""
+VARIANTS = ("", ".fp16", ".bf16")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def read_state(folder: Path) -> State:
+    """The weights that lie in a part's folder, in one file or in shards, safetensors before pickles."""
+    for suffix in (".safetensors", ".bin"):
+        for stem, variant in itertools.product(STEMS, VARIANTS):
+            if (path := folder / f"{stem}{variant}{suffix}").is_file():
+                return read_file(path)
+            for index in (f"{stem}{suffix}.index{variant}.json", f"{stem}{variant}{suffix}.index.json"):
+                if (folder / index).is_file():
+                    return _read_shards(folder, index)
+    raise CheckpointError(f"There are no weights in {folder}: it should hold model.safetensors or pytorch_model.bin.")
+
+
+def read_file(path: Path) -> State:
+    """The tensors of one file: mapped where the file allows it, and of a pickle nothing but tensors."""
+    try:
+        return load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} is not a file of weights ({reason}): fetch it again.") from error
+
+
+def _read_shards(folder: Path, index: str) -> State:
+    table = read_json(folder / index).get("weight_map")
+    if not isinstance(table, dict):
+        raise CheckpointError(f"{folder / index} doesn't say which file holds what: fetch it again.")
+    state: State = {}
+    for name in sorted(set(table.values())):
+        if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
+            raise CheckpointError(f"{folder / index} names the file {name!r}, which is not beside it: fetch it again.")
+        state |= read_file(folder / name)
+    return state
+
+
+def _unpickled(path: Path) -> State:
+    import pickle
+    import zipfile
+
+    try:
+        table = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than weights, and running it could do harm: it is refused."
+        ) from error
+    return table_of_tensors(table, path)
+
+
+def table_of_tensors(table: Any, path: Path) -> State:
+    """`table`, or what training frameworks wrap it in; of a table of many things, what is a tensor."""
+    for key in ("state_dict", "model"):
+        if isinstance(table, dict) and isinstance(table.get(key), dict):
+            table = table[key]
+    if not isinstance(table, dict):
+        raise CheckpointError(f"{path} is not a table of tensors.")
+    state = {str(name): value for name, value in table.items() if isinstance(value, Tensor)}
+    if not state:
+        raise CheckpointError(f"{path} is not a table of tensors.")
+    return state
+
+
+def save_state(state: Mapping[str, Tensor], path: Path, dtype: torch.dtype | None = None) -> None:
+    """A safetensors file, floats in `dtype` where one is given. It is there whole or not at all.
+
+    A file of that name may be mapped by the very tensors that are written: it is replaced, never written into.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    save_file(contiguous(state, dtype), partial, metadata={"format": "pt"})
+    partial.replace(path)
+
+
+@contextmanager
+def empty() -> Iterator[None]:
+    """Modules built here have shapes and no memory: `fill` gives it to them."""
+    from accelerate import init_empty_weights  # type: ignore[import-untyped]
+
+    with init_empty_weights(include_buffers=False):
+        yield
+
+
+def fill(module: Module, state: Mapping[str, Tensor], *, where: str, dtype: torch.dtype | None = None) -> Module:
+    """Makes the tensors of a file the weights of a module, without a copy where they are of that `dtype` already.
+
+    Floats become float32 where none is given. Raises `CheckpointError` unless names and shapes are the module's.
+    """
+    check_state(state, module.state_dict(), where=where)
+    floats = dtype or torch.float32
+    module.load_state_dict(
+        {name: tensor.to(floats) if tensor.is_floating_point() else tensor for name, tensor in state.items()},
+        assign=True,
+    )
+    module.eval()
+    return module
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises `CheckpointError` where there is none."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing: the model's folder is incomplete.") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} can't be read ({error}).") from error
+    if not isinstance(table, dict):
+        raise CheckpointError(f"{path} is not a JSON object.")
+    return table
+
+
+def write_json(path: Path, table: Mapping[str, Any]) -> None:
+    """A JSON object, sorted and indented."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(table, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def contiguous(state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Tensors as a file wants them: on the CPU, contiguous, and floats of one dtype where one is given."""
+    return {
+        name: (tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor).cpu().contiguous()
+        for name, tensor in state.items()
+    }
+
+
+def check_state(
+    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, extra: list[str] | None = None, where: str
+) -> None:
+    """Raises `CheckpointError` unless the names and shapes are those wanted."""
+    missing = sorted(wanted.keys() - state.keys())
+    unexpected = sorted(state.keys() - wanted.keys()) + (extra or [])
+    wrong = [
+        f"{name} is {tuple(state[name].shape)}, not {tuple(wanted[name].shape)}"
+        for name in sorted(state.keys() & wanted.keys())
+        if state[name].shape != wanted[name].shape
+    ]
+    check_none(where, missing=missing, unexpected=unexpected, wrong=wrong)
+
+
+def check_none(where: str, *, missing: list[str], unexpected: list[str], wrong: list[str]) -> None:
+    """Raises `CheckpointError` with how many there are of each, and the first of them."""
+    complaints = [
+        f"{len(names)} {kind} ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
+        if names
+    ]
+    if complaints:
+        raise CheckpointError(f"The weights don't fit {where}: {'; '.join(complaints)}.")

@@ -1,0 +1,30 @@
+"""Structure control against the published code, and against Stable Diffusion's own ControlNet pipeline elsewhere."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize("name", ["image", "condtioning_image"])
+def test_picture_with_a_controlnet(name: str) -> None:
+    rng = np.random.RandomState(7)  # as `make_golden.py` draws
+    reference = Image.fromarray(rng.randint(0, 256, (40, 32, 3), dtype=np.uint8))
+    control = Image.fromarray(rng.randint(0, 256, (32, 32, 3), dtype=np.uint8))
+    latents = torch.from_numpy(rng.randn(1, 4, 16, 16).astype("float32"))
+    pipe = BlipDiffusionPipeline.from_pretrained(
+        GOLDEN / "pipe", qformer_tokenizer=GOLDEN / "tok" / "bert", controlnet=GOLDEN / "controlnet"
+    )
+    pipe.set_progress_bar_config(disable=True)
+    drawn = pipe(
+        "swimming underwater", reference, "teapot", "dog", latents=latents, height=32, width=32, num_inference_steps=5,
+        reference_fit="squash", output_type="pt", **{name: control},
+    ).images  # fmt: skip
+    with np.load(GOLDEN / "controlnet.npz") as golden:
+        torch.testing.assert_close(drawn, torch.from_numpy(golden["image_controlnet"]), atol=5e-5, rtol=0)
