@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "config": {"errors"},
     "images": {"errors"},
     "prompts": {"errors"},
+    "annotators": {"errors", "images"},
     "modules": {"errors"},
     "diffusion": {"errors"},
     "data": LEAVES,
@@ -27,7 +28,7 @@ MAY_IMPORT = {
     "pipelines": MODEL,
     "training": MODEL | {"data"},
     "evaluation": MODEL | {"data", "pipelines", "training"},
-    "interfaces": MODEL | {"data", "pipelines", "training", "evaluation"},
+    "interfaces": MODEL | {"annotators", "data", "pipelines", "training", "evaluation"},
 }
 """What each part may import beside itself: siblings (modules and diffusion, pipelines and training) not each other."""
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
 from PIL import Image
 
+from blip_diffusion.annotators import annotate
 from blip_diffusion.interfaces.cli import main
 
 Run = Callable[..., int]
@@ -112,6 +114,65 @@ def test_one_of_many_can_be_made_again(generate: Run) -> None:
     assert written()[0] == "again/at-the-forest-1.png"
     apart = pixels("first/at-the-forest-1.png").astype(int) - pixels("again/at-the-forest-1.png")
     assert np.abs(apart).max() <= 1  # sums are in another order in a batch of six
+
+
+@pytest.fixture
+def controlnet(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ControlNet of the tiny model that says something."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel.from_pretrained(tiny_folder / "unet")
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 8, 8))
+    for parameter in net.controlnet_cond_embedding.conv_out.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    for block in (*net.controlnet_down_blocks, net.controlnet_mid_block):
+        torch.nn.init.normal_(block.weight, std=0.3)
+    folder = tmp_path_factory.mktemp("nets")
+    net.save_pretrained(folder)
+    return folder
+
+
+def test_structure_is_kept_and_made_again(generate: Run, controlnet: Path, reference: Path) -> None:
+    net = ("--controlnet", f"canny={controlnet}")
+    assert generate("--out", "plain") == 0
+    assert generate("--out", "held", "--control", f"canny={reference}:0.8", *net) == 0
+    assert generate("--out", "loose", "--control", f"canny={reference}:0.1", *net) == 0
+    held = Path("held/on-the-beach-0.png")
+    assert not np.array_equal(pixels(held), pixels("plain/on-the-beach-0.png"))
+    assert not np.array_equal(pixels(held), pixels("loose/on-the-beach-0.png"))
+    annotate(Image.open(reference), "canny").save("edges.png")
+    assert generate("--out", "map", "--control", "map=edges.png:0.8", "--controlnet", f"map={controlnet}") == 0
+    assert np.array_equal(pixels(held), pixels("map/on-the-beach-0.png"))
+    reference.rename(reference.with_name("gone.png"))
+    assert main(["generate", "--again", str(held), "--out", "again"]) == 0
+    assert held.read_bytes() == Path("again/on-the-beach-0.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--control", "canny"], "write KIND=FILE"),
+        (["--control", "canny=nowhere.png"], "no picture at nowhere.png"),
+        (["--control", "edges={picture}"], "no control 'edges'"),
+        (["--control", "canny={picture}:strong"], "the scale 'strong'"),
+        (["--control", "canny={picture}:inf"], "The scale of --control canny is inf"),
+        (["--control", "depth={picture}"], "pip install 'blip-diffusion[control]'"),
+        (["--control", "canny={picture}"], "no ControlNet for canny and this model"),
+        (["--controlnet", "canny=x"], "say --control canny=FILE"),
+        (["--control", "canny={picture}", "--controlnet", "canny=nowhere"], "There is no model nowhere"),
+        (["--control", "canny={picture}", "--controlnet", "canny={picture}"], "is not a file of weights"),
+    ],
+)
+def test_what_cannot_be_controlled(
+    generate: Run, reference: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    assert generate(*(flag.replace("{picture}", str(reference)) for flag in flags)) == 2
+    assert message in capsys.readouterr().err
+    assert written() == []
+
+
+def test_a_size_of_two_sides(generate: Run) -> None:
+    assert generate("--size", "64x32") == 0
+    assert pixels("out/on-the-beach-0.png").shape == (32, 64, 3)
 
 
 def test_each_flag_shows(generate: Run) -> None:
@@ -216,7 +277,7 @@ BAD = {
     "page below a file": "Nothing can be written to taken",
     "a picture of no one's": "plain.png does not tell how it was made",
     "a huge picture again": "does not tell how it was made",
-    "broken weights": "The unet in broken can't be loaded",
+    "broken weights": "broken/unet/config.json can't be read",
     "--again nowhere.png": "There is no picture at nowhere.png",
     "--size 30": "The size 30 can't be drawn: use a multiple of 16",
     "--size 0": "The size 0 can't be drawn",

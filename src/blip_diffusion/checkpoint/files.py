@@ -38,6 +38,8 @@ def read_state(folder: Path) -> State:
 
 def read_file(path: Path) -> State:
     """The tensors of one file: mapped where the file allows it, and of a pickle nothing but tensors."""
+    if path.suffix not in (".safetensors", *PICKLES):
+        raise CheckpointError(f"{path} is not a file of weights: use a {', '.join(('.safetensors', *PICKLES))} file.")
     try:
         return load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:

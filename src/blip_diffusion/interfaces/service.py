@@ -9,18 +9,35 @@ import os
 import re
 from collections import Counter
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 
 from blip_diffusion import __version__, images
+from blip_diffusion.annotators import annotate
+from blip_diffusion.checkpoint.folder import load_controlnet
 from blip_diffusion.errors import InputError
 
 METADATA = "blip-diffusion"
 """The PNG text chunk that holds an order as JSON."""
 MAX_COUNT, MAX_STEPS = 1000, 1000
+
+
+NETS = {kind: f"lllyasviel/sd-controlnet-{kind}" for kind in ("canny", "depth", "hed", "normal", "openpose")}
+"""The ControlNets that go with Stable Diffusion 1.5, by what they look at."""
+
+
+@dataclass(frozen=True)
+class ControlOrder:
+    """What a ControlNet shall look at, and which one."""
+
+    kind: str  # see `annotators.KINDS`
+    picture: bytes  # a PNG: the control map, drawn already
+    scale: float = 1.0
+    net: str = ""  # a folder, file or hub id; empty: the model's own, or the usual one of Stable Diffusion 1.5
 
 
 @dataclass(frozen=True)
@@ -37,7 +54,9 @@ class Order:
     steps: int | None = None
     guidance: float | None = None
     negative: str = ""
-    size: int | None = None
+    width: int | None = None
+    height: int | None = None
+    controls: tuple[ControlOrder, ...] = ()
     fit: images.Fit = "crop"
     dtype: str = "float32"
 
@@ -57,9 +76,23 @@ class Order:
 
 def reference_bytes(path: Path) -> bytes:
     """A reference as an order keeps it: upright RGB, its short side at most 512 pixels."""
-    picture = images.open_picture(path)
-    scale = min(1.0, 512 / min(picture.size))
-    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
+    return _png(_at_most(images.open_picture(path), 512))
+
+
+def control_order(kind: str, path: Path, scale: float = 1.0, net: str = "") -> ControlOrder:
+    """A control of a picture file, whose map is drawn here and now: an order holds all that is needed."""
+    if not isfinite(scale):
+        raise InputError(f"The scale of --control {kind} is {scale}: use a number, 1 is usual.")
+    return ControlOrder(kind, _png(annotate(_at_most(images.open_picture(path), 1024), kind)), scale, net)
+
+
+def _at_most(picture: Image.Image, side: int) -> Image.Image:
+    """Its short side no longer than that."""
+    scale = min(1.0, side / min(picture.size))
+    return picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
+
+
+def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
@@ -74,6 +107,7 @@ def draw(order: Order, out: Path, *, device: str = "auto", sheet: Path | None = 
         _check_writable(folder)
     pipe = BlipDiffusionPipeline.from_pretrained(order.model, torch_dtype=getattr(torch, order.dtype)).to(place)
     pipe.set_progress_bar_config(disable=None)  # a bar is for a terminal
+    nets = [_net(control, pipe) for control in order.controls]
     reference = Image.open(io.BytesIO(order.reference))
     subject = pipe.encode_subject(reference, order.category, reference_fit=order.fit)
     prompts = [prompt for prompt in order.prompts for _ in range(order.count)]
@@ -83,17 +117,40 @@ def draw(order: Order, out: Path, *, device: str = "auto", sheet: Path | None = 
         target_subject_category=order.target_category,
         subject_embeds=subject,
         negative_prompt=order.negative,
-        height=order.size,
-        width=order.size,
+        height=order.height,
+        width=order.width,
         num_inference_steps=order.steps,
         guidance_scale=order.guidance,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        **_control_arguments(order.controls, nets),
     ).images
     paths = _write(order, pictures, prompts, seeds, out)
     if sheet is not None:
         _save(_page(reference, pictures, order), sheet)
         paths.append(sheet)
     return paths
+
+
+def _net(control: ControlOrder, pipe: Any) -> Any:
+    """The ControlNet of a control; nothing is fetched that could not fit."""
+    if not control.net and pipe.controlnet is not None:
+        return pipe.controlnet
+    if not control.net and (pipe.unet.config.cross_attention_dim != 768 or control.kind not in NETS):
+        raise InputError(f"There is no ControlNet for {control.kind} and this model: name one with --controlnet.")
+    dtype = pipe.unet.dtype
+    return load_controlnet(control.net or NETS[control.kind], dtype=dtype).to(pipe.device)
+
+
+def _control_arguments(controls: tuple[ControlOrder, ...], nets: list[Any]) -> dict[str, Any]:
+    if not controls:
+        return {}
+    pictures = [Image.open(io.BytesIO(control.picture)) for control in controls]
+    single = len(controls) == 1
+    return {
+        "image": pictures[0] if single else pictures,
+        "controlnet": nets[0] if single else nets,
+        "controlnet_conditioning_scale": [control.scale for control in controls],
+    }
 
 
 def order_of(path: Path, *, model: str | None = None) -> Order:
@@ -104,6 +161,11 @@ def order_of(path: Path, *, model: str | None = None) -> Order:
         names = {field.name for field in dataclasses.fields(Order)}
         known = {name: value for name, value in table.items() if name in names}
         known |= {"prompts": (table["prompt"],), "reference": base64.b64decode(table["reference"])}
+        known["controls"] = tuple(
+            ControlOrder(**{**one, "picture": base64.b64decode(one["picture"])}) for one in table.get("controls", ())
+        )
+        if "size" in table:  # what version 0.1 wrote
+            known |= {"width": table["size"], "height": table["size"]}
         return Order(**known | ({"model": model} if model else {}))
     except FileNotFoundError as error:
         raise InputError(f"There is no picture at {path}: check the path.") from error
@@ -138,6 +200,7 @@ def _write(order: Order, pictures: list[Image.Image], prompts: list[str], seeds:
 def _metadata(order: Order, prompt: str, seed: int) -> dict[str, Any]:
     table = dataclasses.asdict(order) | {"prompt": prompt, "seed": seed, "count": 1, "version": __version__}
     table["reference"] = base64.b64encode(order.reference).decode()
+    table["controls"] = [{**one, "picture": base64.b64encode(one["picture"]).decode()} for one in table["controls"]]
     table["reference_sha256"] = hashlib.sha256(order.reference).hexdigest()
     del table["prompts"]
     return table
@@ -171,7 +234,9 @@ def _slug(prompt: str) -> str:
 
 def _page(reference: Image.Image, pictures: list[Image.Image], order: Order) -> Image.Image:
     """The reference at the left, a column a prompt, a row a seed."""
-    first = images.fit_square(images.as_rgb(reference), pictures[0].width, order.fit)
+    first = ImageOps.pad(images.as_rgb(reference), pictures[0].size, color="white")
+    if pictures[0].width == pictures[0].height:
+        first = images.fit_square(images.as_rgb(reference), pictures[0].width, order.fit)
     blank = Image.new("RGB", first.size, "white")
     rows = []
     for copy in range(order.count):

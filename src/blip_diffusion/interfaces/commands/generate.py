@@ -1,10 +1,16 @@
 """`blip-diffusion generate`: draw a subject in the scene that a sentence describes."""
 
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from blip_diffusion.errors import InputError
 from blip_diffusion.interfaces.commands.flags import device_flags
+
+if TYPE_CHECKING:
+    from blip_diffusion.interfaces.service import ControlOrder
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +30,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="sampling steps (default: the model's own)")
     parser.add_argument("--guidance", type=float, help="how strongly the prompt is followed (default: the model's own)")
     parser.add_argument("--negative", default="", metavar="WORDS", help="what shall not be seen")
-    parser.add_argument("--size", type=int, metavar="PIXELS", help="side of the pictures (default: the model's own)")
+    parser.add_argument(
+        "--size", type=_size, metavar="PIXELS", help="of the pictures: 512, or 768x512 (default: the model's own)"
+    )
+    parser.add_argument(
+        "--control",
+        action="append",
+        default=[],
+        metavar="KIND=FILE[:SCALE]",
+        help="keep the structure of a picture, for example canny=room.png:0.8; map=FILE is such a drawing already",
+    )
+    parser.add_argument(
+        "--controlnet", action="append", default=[], metavar="KIND=MODEL", help="which ControlNet looks at it"
+    )
     parser.add_argument(
         "--fit", choices=("crop", "squash", "pad"), default="crop", help="how the reference is cut square"
     )
@@ -54,9 +72,49 @@ def run(arguments: argparse.Namespace) -> None:
             steps=arguments.steps,
             guidance=arguments.guidance,
             negative=arguments.negative,
-            size=arguments.size,
+            width=arguments.size and arguments.size[0],
+            height=arguments.size and arguments.size[1],
+            controls=_controls(arguments.control, arguments.controlnet),
             fit=arguments.fit,
             dtype=arguments.dtype,
         )
     for path in service.draw(order, arguments.out, device=arguments.device, sheet=arguments.sheet):
         print(path)
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Width and height."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: use 512, or 768x512 for width and height")
+    return int(sides[0]), int(sides[-1])
+
+
+def _controls(asked: list[str], nets: list[str]) -> tuple[ControlOrder, ...]:
+    """`--control canny=room.png:0.8 --controlnet canny=FOLDER`, any number of them, one net a kind."""
+    from blip_diffusion.interfaces import service
+
+    named = dict(_pair("--controlnet", text) for text in nets)
+    controls = []
+    for text in asked:
+        kind, rest = _pair("--control", text)
+        path, scale = rest, 1.0
+        if not Path(rest).is_file() and ":" in rest:
+            path, number = rest.rsplit(":", 1)
+            try:
+                scale = float(number)
+            except ValueError:
+                raise InputError(f"--control {text} has the scale {number!r}: use a number, 1 is usual.") from None
+        controls.append(service.control_order(kind, Path(path), scale, named.pop(kind, "")))
+    if named:
+        raise InputError(
+            f"--controlnet {next(iter(named))} has nothing to look at: say --control {next(iter(named))}=FILE."
+        )
+    return tuple(controls)
+
+
+def _pair(flag: str, text: str) -> tuple[str, str]:
+    kind, sign, rest = text.partition("=")
+    if not (kind and sign and rest):
+        raise InputError(f"{flag} {text} can't be understood: write KIND={'FILE' if flag == '--control' else 'MODEL'}.")
+    return kind, rest
