@@ -111,3 +111,58 @@ def modern_vae_name(name: str) -> str:
     """The present name of a VAE's parameter."""
     old = re.search(r"\.attentions\.\d+\.(query|key|value|proj_attn)\.", name)
     return name.replace(f".{old[1]}.", f".{VAE_RENAMES[old[1]]}.") if old else name
+
+
+# The published names to LAVIS', tried in order.
+LAVIS_RENAMES = (
+    (r"^embeddings\.", "Qformer.bert.embeddings."),
+    (r"^encoder\.layer\.(\d+)\.(attention|crossattention)\.attention\.", r"Qformer.bert.encoder.layer.\1.\2.self."),
+    (r"^encoder\.layer\.", "Qformer.bert.encoder.layer."),
+    (r"^visual_encoder\.post_layernorm\.", "ln_vision."),
+    (r"^visual_encoder\.pre_layernorm\.", "visual_encoder.ln_pre."),
+    (r"^visual_encoder\.embeddings\.class_embedding$", "visual_encoder.class_embedding"),
+    (r"^visual_encoder\.embeddings\.position_embedding$", "visual_encoder.positional_embedding"),
+    (r"^visual_encoder\.embeddings\.patch_embedding\.", "visual_encoder.conv1."),
+    (r"^(visual_encoder\.)encoder\.layers\.(\d+)\.layer_norm([12])\.", r"\1transformer.resblocks.\2.ln_\3."),
+    (r"^(visual_encoder\.)encoder\.layers\.(\d+)\.self_attn\.qkv\.", r"\1transformer.resblocks.\2.attn.in_proj_"),
+    (r"^(visual_encoder\.)encoder\.layers\.(\d+)\.self_attn\.projection\.",
+     r"\1transformer.resblocks.\2.attn.out_proj."),
+    (r"^(visual_encoder\.)encoder\.layers\.(\d+)\.mlp\.fc1\.", r"\1transformer.resblocks.\2.mlp.c_fc."),
+    (r"^(visual_encoder\.)encoder\.layers\.(\d+)\.mlp\.fc2\.", r"\1transformer.resblocks.\2.mlp.c_proj."),
+)  # fmt: skip
+LAVIS_HEADS = {
+    "contrastive.vision.weight": "vision_proj.weight",
+    "contrastive.vision.bias": "vision_proj.bias",
+    "contrastive.text.weight": "text_proj.weight",
+    "contrastive.text.bias": "text_proj.bias",
+    "contrastive.temperature": "temp",
+    "matching.weight": "itm_head.weight",
+    "matching.bias": "itm_head.bias",
+    "language.dense.weight": "Qformer.cls.predictions.transform.dense.weight",
+    "language.dense.bias": "Qformer.cls.predictions.transform.dense.bias",
+    "language.norm.weight": "Qformer.cls.predictions.transform.LayerNorm.weight",
+    "language.norm.bias": "Qformer.cls.predictions.transform.LayerNorm.bias",
+    "language.bias": "Qformer.cls.predictions.bias",
+}
+"""Stage 1's heads by our names."""
+LAVIS_TIED = {
+    "Qformer.cls.predictions.decoder.weight": "Qformer.bert.embeddings.word_embeddings.weight",
+    "Qformer.cls.predictions.decoder.bias": "Qformer.cls.predictions.bias",
+}
+"""Tensors that LAVIS writes twice."""
+
+
+def lavis_name(published: str) -> str:
+    """What LAVIS calls a parameter of the published Q-Former folder, `proj_layer` aside."""
+    for pattern, replacement in LAVIS_RENAMES:
+        renamed, count = re.subn(pattern, replacement, published)
+        if count:
+            return renamed
+    return published
+
+
+def old_vae_name(name: str) -> str:
+    """The name of a VAE's parameter in diffusers up to 0.16, which LAVIS pins."""
+    for old, modern in VAE_RENAMES.items():
+        name = re.sub(rf"(\.attentions\.\d+\.){re.escape(modern)}\.", rf"\1{old}.", name)
+    return name

@@ -127,8 +127,8 @@ class BlipDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, T
         """
         folder = find_model(name_or_path, **hub)
         parts = read_parts(folder, qformer_tokenizer=qformer_tokenizer, dtype=torch_dtype)
-        parts.unet = _loaded(load_unet, unet, dtype=torch_dtype) or parts.unet
-        parts.vae = _loaded(load_vae, vae, dtype=torch_dtype) or parts.vae
+        parts.unet = _loaded(load_unet, unet, config=parts.unet and parts.unet.config, dtype=torch_dtype) or parts.unet
+        parts.vae = _loaded(load_vae, vae, config=parts.vae and parts.vae.config, dtype=torch_dtype) or parts.vae
         parts.scheduler = scheduler or parts.scheduler
         parts.controlnet = _loaded(load_controlnet, controlnet, dtype=torch_dtype) or parts.controlnet
         pipe = cls.from_model(whole(parts, folder), controlnet=parts.controlnet)

@@ -1,4 +1,4 @@
-"""`blip-diffusion convert`: write a model in our folder layout, in another precision."""
+"""`blip-diffusion convert`: from any layout to any."""
 
 import argparse
 from pathlib import Path
@@ -7,8 +7,12 @@ from pathlib import Path
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.set_defaults(command=run)
-    parser.add_argument("model", help="mini, a folder, or a hub id")
+    parser.add_argument("model", help="mini, a folder, a hub id, LAVIS' folder or .tar.gz, or a .pth of its tuning")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where it is written")
+    parser.add_argument("--to", choices=("folder", "lavis"), default="folder", help="layout (default: folder, ours)")
+    parser.add_argument("--base", metavar="MODEL", help="what LAVIS tuned from; or whose shapes its files have")
+    parser.add_argument("--unet", metavar="PATH", help="take the U-Net of a folder or a Stable Diffusion 1.5 file")
+    parser.add_argument("--vae", metavar="PATH", help="take the VAE of a folder or a Stable Diffusion 1.5 file")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights")
 
 
@@ -16,8 +20,15 @@ def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
     import torch
 
-    from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+    from blip_diffusion.checkpoint.convert import convert
 
-    dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
-    BlipDiffusionPipeline.from_pretrained(arguments.model).save_pretrained(arguments.out, torch_dtype=dtype)
+    convert(
+        arguments.model,
+        arguments.out,
+        to=arguments.to,
+        base=arguments.base,
+        unet=arguments.unet,
+        vae=arguments.vae,
+        dtype=getattr(torch, arguments.dtype) if arguments.dtype else None,
+    )
     print(arguments.out)

@@ -1,0 +1,230 @@
+"""The original's files (LAVIS): a folder or `.tar.gz` of plain state dicts, and what its few-shot tuning saves.
+
+blip_model/blip_weight.pt           image encoder, Q-Former, and the heads of stage 1
+proj_layer/proj_weight.pt           projection
+text_encoder/ unet/ vae/            as Stable Diffusion 1.5 has them, without configurations
+ctx_embeddings_cache/               a tuned subject, where there is one
+
+Shapes, tokenizers and the scheduler are not in it. They are the published ones, or those of a `base` model.
+"""
+
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import PNDMScheduler
+from torch import Tensor
+
+from blip_diffusion.checkpoint.files import State, empty, fill, read_file
+from blip_diffusion.checkpoint.names import (
+    LAVIS_HEADS,
+    LAVIS_TIED,
+    UNREAD,
+    lavis_name,
+    modern_vae_name,
+    old_vae_name,
+    subject_encoder_from_published,
+    subject_encoder_to_published,
+)
+from blip_diffusion.checkpoint.parts import ASSETS, bert_tokenizer, build_diffusers
+from blip_diffusion.errors import CheckpointError
+from blip_diffusion.model import (
+    BlipDiffusion,
+    ModelConfig,
+    SubjectEncoder,
+    build_subject_encoder,
+    build_text_encoder,
+)
+
+BLIP, PROJECTION, TEXT = "blip_model/blip_weight.pt", "proj_layer/proj_weight.pt", "text_encoder/pytorch_model.bin"
+UNET, VAE = "unet/diffusion_pytorch_model.bin", "vae/diffusion_pytorch_model.bin"
+CACHE = "ctx_embeddings_cache/ctx_embeddings_cache.pt"
+FILES = (BLIP, PROJECTION, TEXT, UNET, VAE, CACHE)
+LARGEST = 16 * 2**30  # bytes of one file of an archive: four times the largest of the published ones
+
+
+@dataclass
+class Original:
+    """What LAVIS' files hold."""
+
+    model: BlipDiffusion
+    heads: State = field(default_factory=dict)  # stage 1's, by our names
+    subject: Tensor | None = None  # (1, Q, D): a tuned subject
+
+
+def is_original(folder: Path) -> bool:
+    """Whether a folder is laid out so."""
+    return (folder / BLIP).is_file()
+
+
+def read_original(folder: Path, *, base: BlipDiffusion | None = None) -> Original:
+    """A folder of LAVIS' files. Raises `CheckpointError` for what is missing, too much, or of another shape."""
+    missing = [name for name in FILES if name != CACHE and not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{folder} is not what LAVIS' archive holds: {', '.join(missing)} missing.")
+    blip = {name: tensor for name, tensor in read_file(folder / BLIP).items() if not UNREAD.search(name)}
+    heads = _heads(blip)
+    published = ModelConfig()
+    with empty():
+        encoder = build_subject_encoder(published) if base is None else _like(base.subject_encoder)
+        text = (
+            build_text_encoder(published.text_encoder)
+            if base is None
+            else type(base.text_encoder)(base.text_encoder.config)
+        )
+    fill(encoder, _subject_state(blip, read_file(folder / PROJECTION), encoder), where="the Q-Former")
+    words = {n.removeprefix("text_model."): t for n, t in read_file(folder / TEXT).items() if not UNREAD.search(n)}
+    fill(text, words, where="the text encoder")
+    unet = build_diffusers("unet", published.unet if base is None else base.unet.config, read_file(folder / UNET))
+    images = {modern_vae_name(name): tensor for name, tensor in read_file(folder / VAE).items()}
+    vae = build_diffusers("vae", published.vae if base is None else base.vae.config, images)
+    model = BlipDiffusion(
+        encoder,
+        text,
+        unet,
+        vae,
+        tokenizer=clip_tokenizer() if base is None else base.tokenizer,
+        qformer_tokenizer=bert_tokenizer() if base is None else base.qformer_tokenizer,
+        scheduler=published_scheduler() if base is None else base.scheduler,
+        reference=published.reference if base is None else base.reference,
+    )
+    cache = folder / CACHE
+    return Original(model, heads, _subject(torch.load(cache, weights_only=True)) if cache.is_file() else None)
+
+
+def read_tuned(path: Path, base: BlipDiffusion) -> Original:
+    """What LAVIS' few-shot tuning saves (`checkpoint_40.pth`): the base with another U-Net, and the tuned subject."""
+    state = read_file(path)
+    unet = {name.removeprefix("unet."): tensor for name, tensor in state.items() if name.startswith("unet.")}
+    if not unet or "ctx_embeddings_cache" not in state:
+        raise CheckpointError(f"{path} is not what LAVIS' tuning saves: it lacks a U-Net or ctx_embeddings_cache.")
+    base.unet = build_diffusers("unet", base.unet.config, unet)
+    return Original(base, subject=_subject(state["ctx_embeddings_cache"]))
+
+
+def write_original(original: Original, folder: Path) -> None:
+    """The same files, for LAVIS to read. A model of other parts than LAVIS has is a `CheckpointError`."""
+    model = original.model
+    if model.subject_encoder.image_encoder.config.tower != "clip":
+        raise CheckpointError("LAVIS knows only CLIP's image encoder: this model has another.")
+    published = subject_encoder_to_published(model.subject_encoder.state_dict())
+    blip = {lavis_name(name): _as_lavis(name, tensor) for name, tensor in published.items() if "proj_layer" not in name}
+    blip |= {LAVIS_HEADS[name]: tensor for name, tensor in original.heads.items() if name in LAVIS_HEADS}
+    blip |= {twin: blip[name] for twin, name in LAVIS_TIED.items() if "Qformer.cls.predictions.bias" in blip}
+    states: dict[str, Any] = {
+        BLIP: blip,
+        PROJECTION: {n.removeprefix("proj_layer."): t for n, t in published.items() if n.startswith("proj_layer.")},
+        TEXT: {f"text_model.{name}": tensor for name, tensor in model.text_encoder.state_dict().items()},
+        UNET: model.unet.state_dict(),
+        VAE: {old_vae_name(name): tensor for name, tensor in model.vae.state_dict().items()},
+    }
+    if original.subject is not None:
+        states[CACHE] = original.subject
+    for name, state in states.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        torch.save(_owned(state), folder / name)
+
+
+def unpack(archive: Path, folder: Path) -> Path:
+    """The files of LAVIS' archive, and no others, into a folder. Raises `CheckpointError` for a suspicious one."""
+    try:
+        with tarfile.open(archive) as files:
+            for member in files:
+                _check_member(member, archive)
+                name = "/".join(Path(member.name).parts[-2:])
+                source = files.extractfile(member) if member.isfile() and name in FILES else None
+                if source is not None:
+                    _write(source, folder / name)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise CheckpointError(f"{archive} is not an archive that can be read ({error}): fetch it again.") from error
+    return folder
+
+
+def _check_member(member: tarfile.TarInfo, archive: Path) -> None:
+    path = Path(member.name)
+    if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
+        raise CheckpointError(f"{archive} holds {member.name!r}, which no archive of weights needs: it is refused.")
+    if member.size > LARGEST:
+        raise CheckpointError(f"{archive} holds {member.name!r} of {member.size / 2**30:.0f} GiB: it is refused.")
+
+
+def _write(source: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as out:
+        while chunk := source.read(2**24):
+            out.write(chunk)
+
+
+def _heads(blip: State) -> State:
+    """Takes stage 1's heads out of `blip`, whose tied tensors must be equal."""
+    for twin, name in LAVIS_TIED.items():
+        if twin in blip and name in blip and not torch.equal(blip.pop(twin), blip[name]):
+            raise CheckpointError(f"{twin} is not tied to {name}: this is not LAVIS' model.")
+    return {ours: blip.pop(theirs) for ours, theirs in LAVIS_HEADS.items() if theirs in blip}
+
+
+def _subject_state(blip: State, projection: State, encoder: SubjectEncoder) -> State:
+    wanted = encoder.state_dict()
+    by_lavis = {lavis_name(name): name for name in subject_encoder_to_published(wanted) if "proj_layer" not in name}
+    found = {by_lavis.get(name, name): tensor for name, tensor in blip.items()}
+    found |= {f"proj_layer.{name}": tensor for name, tensor in projection.items()}
+    return subject_encoder_from_published(found, wanted)
+
+
+def _as_lavis(published: str, tensor: Tensor) -> Tensor:
+    if published == "visual_encoder.embeddings.class_embedding":
+        return tensor.reshape(-1)
+    return tensor[0] if published == "visual_encoder.embeddings.position_embedding" else tensor
+
+
+def _like(encoder: SubjectEncoder) -> SubjectEncoder:
+    shapes = ModelConfig(
+        image_encoder=encoder.image_encoder.config,
+        qformer=encoder.qformer.config,
+        projection_inner=encoder.projection.up.out_features,
+    )
+    return build_subject_encoder(shapes)
+
+
+def _subject(tensor: Any) -> Tensor:
+    if not isinstance(tensor, Tensor) or tensor.ndim != 3 or len(tensor) != 1:
+        raise CheckpointError("The tuned subject of LAVIS should be one tensor (1, Q, D).")
+    return tensor.detach().float()
+
+
+def _owned(state: Any) -> Any:
+    """Without what shares memory with a larger tensor, which would be written whole."""
+    return {n: t.detach().clone() for n, t in state.items()} if isinstance(state, Mapping) else state.detach().clone()
+
+
+def clip_tokenizer() -> Any:
+    """CLIP's words (Radford et al. 2021), which ship with the package: letters, letters that end a word, merges."""
+    from transformers import CLIPTokenizer
+
+    lines = (ASSETS / "clip" / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
+    merges = [tuple(line.split()) for line in lines]
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(256) if byte not in printable]
+    letters = [chr(byte) for byte in printable] + [chr(256 + n) for n in range(len(hidden))]
+    words = [
+        *letters,
+        *(f"{letter}</w>" for letter in letters),
+        *map("".join, merges),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=merges, model_max_length=77)
+
+
+def published_scheduler() -> PNDMScheduler:
+    """The published pipeline's: Stable Diffusion's noise levels, PLMS steps, without the offset of one."""
+    return PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        set_alpha_to_one=False,
+        skip_prk_steps=True,
+    )
