@@ -45,7 +45,7 @@ def test_the_call() -> None:
         "guidance_scale": None,
         "guidance_rescale": None,
         "num_images_per_prompt": 1,
-        "eta": 0.0,
+        "eta": None,
         "generator": None,
         "latents": None,
         "prompt_strength": 1.0,

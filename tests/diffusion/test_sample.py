@@ -9,16 +9,33 @@ from torch import Tensor
 
 from blip_diffusion.diffusion.sample import initial_noise, sample
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers' own sigmas, with numpy 2
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation"),  # diffusers' own sigmas, with numpy 2
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept"),
+]
 NOISE_LEVELS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 DETERMINISTIC = [
     "DDIMScheduler",
+    "DDIMParallelScheduler",
     "PNDMScheduler",
     "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "DEISMultistepScheduler",
     "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
     "UniPCMultistepScheduler",
 ]
-RANDOM = ["EulerAncestralDiscreteScheduler", "DDPMScheduler", "LCMScheduler"]
+RANDOM = [
+    "EulerAncestralDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "DDPMScheduler",
+    "DDPMParallelScheduler",
+    "LCMScheduler",
+    "TCDScheduler",
+]
+ELSEWHERE = {"DPMSolverSDEScheduler"}  # needs torchsde
 
 
 def scheduler(name: str, steps: int = 6) -> Any:
@@ -46,6 +63,18 @@ def test_it_is_diffusers_own_loop(name: str) -> None:
         x = plain.step(answer, timestep, x, **more).prev_sample
     ours = sample(denoise, noise(0), scheduler(name), generators=[torch.Generator().manual_seed(3)])
     assert torch.equal(ours, x)
+
+
+def test_no_scheduler_of_stable_diffusion_is_left_out() -> None:
+    family = {kind.name for kind in diffusers.schedulers.KarrasDiffusionSchedulers}
+    assert family - ELSEWHERE - {*DETERMINISTIC, *RANDOM} == {"EDMEulerScheduler"}  # it has noise levels of its own
+
+
+@pytest.mark.parametrize(("name", "calls"), [("HeunDiscreteScheduler", 11), ("KDPM2DiscreteScheduler", 11)])
+def test_schedulers_of_second_order_ask_twice_a_step(name: str, calls: int) -> None:
+    asked = []
+    sample(lambda x, t: asked.append(t) or denoise(x, t), noise(0), scheduler(name))
+    assert len(asked) == calls
 
 
 def test_pndm_asks_once_more_than_it_has_steps() -> None:

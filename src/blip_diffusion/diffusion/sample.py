@@ -19,10 +19,13 @@ def sample(
     scheduler: Any,
     *,
     generators: list[torch.Generator] | None = None,
-    eta: float = 0.0,
+    eta: float | None = None,
     hook: StepHook | None = None,
 ) -> Tensor:
-    """Pure noise (B, C, H, W) to clean latents, over the timesteps that `scheduler.set_timesteps` has chosen."""
+    """Pure noise (B, C, H, W) to clean latents, over the timesteps that `scheduler.set_timesteps` has chosen.
+
+    `eta` is how much noise DDIM and its kin put back at each step; the scheduler's own default where none is given.
+    """
     latents = latents * scheduler.init_noise_sigma
     extra = _extra_arguments(scheduler, generators, eta)
     for index, timestep in enumerate(scheduler.timesteps):
@@ -39,10 +42,10 @@ def initial_noise(shape: tuple[int, int, int], generators: list[torch.Generator]
     return torch.cat([noise.to(like.device) for noise in drawn])
 
 
-def _extra_arguments(scheduler: Any, generators: list[torch.Generator] | None, eta: float) -> dict[str, Any]:
+def _extra_arguments(scheduler: Any, generators: list[torch.Generator] | None, eta: float | None) -> dict[str, Any]:
     accepted = inspect.signature(scheduler.step).parameters
     extra: dict[str, Any] = {}
-    if "eta" in accepted:
+    if "eta" in accepted and eta is not None:
         extra["eta"] = eta
     if "generator" in accepted and generators is not None:
         extra["generator"] = generators if len(generators) > 1 else generators[0]

@@ -176,7 +176,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, T
         guidance_scale: float | None = None,
         guidance_rescale: float | None = None,
         num_images_per_prompt: int = 1,
-        eta: float = 0.0,
+        eta: float | None = None,
         generator: OneOrMany[torch.Generator] | None = None,
         latents: Tensor | None = None,
         prompt_strength: float = 1.0,
