@@ -9,7 +9,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -19,6 +19,7 @@ from accelerate import Accelerator  # type: ignore[import-untyped]
 from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
 from accelerate.utils import DistributedDataParallelKwargs, gather_object  # type: ignore[import-untyped]
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from blip_diffusion.errors import BlipDiffusionError, CheckpointError, ConfigError
 from blip_diffusion.training import checkpoints
@@ -137,7 +138,7 @@ def fit(
     from the newest undamaged checkpoint of the folder, or starts where there is none; a path goes on from that one.
     The method is put in training mode once: one that keeps a frozen part in eval mode overrides `train`.
     """
-    with _started(method, batches, config, folder, config_text) as run, signals() as arrived:
+    with _started(method, batches, config, folder, config_text) as run, signals() as arrived, _attention(run):
         _resume(run, resume)
         while run.state.step < config.steps and not run.stopped:
             _step(run, stop=arrived.is_set)
@@ -195,7 +196,7 @@ def _started(
     """Puts the parts together, and takes them apart whatever happens."""
     clock = _Clock()
     accelerator = _accelerator(config)
-    module = cast(nn.Module, method).to(accelerator.device).train()
+    module = cast(nn.Module, method).to(accelerator.device, memory_format=torch.channels_last).train()
     groups = method.parameter_groups()
     trainable = freeze_the_rest(module, groups)
     optimizer = adamw(groups, config.optim)
@@ -212,6 +213,11 @@ def _started(
         for patched in ("forward", "_original_forward", "_is_accelerate_prepared"):
             vars(module).pop(patched, None)  # accelerate's traces, by which a second run would go without autocast
         accelerator.free_memory()
+
+
+def _attention(run: _Run) -> AbstractContextManager[None]:
+    """On a CPU the plain formula: the flash kernel's backward pass is 28 % of a U-Net's step on two Zen 4 cores."""
+    return sdpa_kernel(SDPBackend.MATH) if run.accelerator.device.type == "cpu" else nullcontext()
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:

@@ -122,9 +122,6 @@ def run(
     material = Material(config, world_sentences(world), composer(0)["reference"].cpu())
     method = METHODS[config.method](material)
     _keep_start(method, folder / START)
-    if _device(config).type == "cpu":
-        # The flash kernel's backward was 28 % of a U-Net step on two Zen 4 cores; plain matrix products take 10 %.
-        torch.backends.cuda.enable_flash_sdp(False)
     hooks: list[Hook] = [preview_of(config, world)] if config.train.sample_every else []
     return fit(
         method,
