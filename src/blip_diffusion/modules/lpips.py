@@ -1,0 +1,92 @@
+"""LPIPS (Zhang et al. 2018): how alike two pictures look, by VGG-16's features and weights fitted to people's answers.
+
+Its weights are not ours to ship. Who has them puts two files in one folder, under the names they are published by.
+"""
+
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from blip_diffusion.errors import CheckpointError
+
+VGG, LINEAR = "vgg16-397923af.pth", "vgg.pth"
+"""torchvision's VGG-16, and `weights/v0.1/vgg.pth` of the package `lpips`."""
+STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's, for pixels in [-1, 1]
+
+
+class Lpips(nn.Module):
+    """Equation 1 of the paper, with VGG-16 as its network, frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = [3, *(stage[-1] for stage in STAGES)]
+        self.stages = nn.ModuleList(
+            _stage(width_in, stage, pooled=number > 0)
+            for number, (width_in, stage) in enumerate(zip(widths[:-1], STAGES, strict=True))
+        )
+        self.weights = nn.ParameterList(torch.ones(stage[-1]) for stage in STAGES)
+        self.register_buffer("shift", torch.tensor(SHIFT).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor(SCALE).view(1, 3, 1, 1))
+        self.shift: Tensor
+        self.scale: Tensor
+        self.eval().requires_grad_(False)
+
+    def forward(self, drawn: Tensor, wanted: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) in [0, 1], twice, H and W of 16 or more, to a scalar ≥ 0."""
+        ours = self._features(drawn)
+        with torch.no_grad():
+            theirs = self._features(wanted)
+        distances = [
+            ((_unit(a) - _unit(b)).pow(2) * weight.view(1, -1, 1, 1)).sum(dim=1).mean()
+            for a, b, weight in zip(ours, theirs, self.weights, strict=True)
+        ]
+        return torch.stack(distances).sum()
+
+    def _features(self, pixels: Tensor) -> list[Tensor]:
+        x, kept = (pixels * 2 - 1 - self.shift) / self.scale, []
+        for stage in self.stages:
+            x = stage(x)
+            kept.append(x)
+        return kept
+
+
+def read_lpips(folder: Path) -> Lpips:
+    """LPIPS with the weights of a folder. Raises `CheckpointError` for a file that is missing or another one."""
+    vgg, linear = (_tensors(folder / name) for name in (VGG, LINEAR))
+    network = Lpips()
+    published = iter([layer for layer in range(29) if f"features.{layer}.weight" in vgg])
+    state = dict(network.named_buffers())
+    try:
+        for name, layer in network.stages.named_modules():
+            if isinstance(layer, nn.Conv2d):
+                number = next(published)
+                state |= {f"stages.{name}.{part}": vgg[f"features.{number}.{part}"] for part in ("weight", "bias")}
+        state |= {f"weights.{i}": linear[f"lin{i}.model.1.weight"].flatten() for i in range(len(STAGES))}
+        network.load_state_dict(state)
+    except (StopIteration, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{folder} doesn't hold LPIPS: it needs the published {VGG} and {LINEAR}.") from error
+    return network
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        table = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, ImportError, AttributeError) as error:
+        raise CheckpointError(f"{path} can't be read: LPIPS needs the published {VGG} and {LINEAR}.") from error
+    return {name: value for name, value in table.items() if isinstance(value, Tensor)}
+
+
+def _stage(width: int, stage: tuple[int, ...], *, pooled: bool) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.MaxPool2d(2)] if pooled else []
+    for before, after in pairwise((width, *stage)):
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def _unit(features: Tensor) -> Tensor:
+    """Each place's features over their length; the published code adds its ε to the length."""
+    features = features.float()
+    return features / (features.pow(2).sum(dim=1, keepdim=True).sqrt() + 1e-10)
