@@ -76,3 +76,8 @@ def test_what_fits_is_not_warned_of(clip: Any) -> None:
 def test_the_text_encoder_reads_what_was_not_dropped(model: BlipDiffusion, clip: Any) -> None:
     kept = prompt_ids(clip, ["a dog on the beach at the forest"], 7)
     assert clip.decode(kept[0, 1:-1]).strip() == "a dog on the beach"
+
+
+def test_a_word_list_of_another_model(bert: Any) -> None:
+    with pytest.raises(InputError, match=rf"knows 3 words, and its word list has {len(bert)}: .*qformer_tokenizer/"):
+        category_words(bert, ["dog"], vocabulary=3)

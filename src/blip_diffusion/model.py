@@ -149,7 +149,10 @@ class BlipDiffusion(nn.Module):
 
     def subject_tokens(self, pixels: Tensor, categories: Sequence[str]) -> Tensor:
         """Reference pictures (B, 3, S, S) in [0, 1] and what they show, to subject tokens (B, Q, D)."""
-        words = category_words(self.qformer_tokenizer, categories).to(pixels.device)
+        known = self.subject_encoder.qformer.config
+        words = category_words(
+            self.qformer_tokenizer, categories, limit=known.positions, vocabulary=known.vocabulary
+        ).to(pixels.device)
         pixels = normalise(pixels, self.reference.mean, self.reference.std)
         tokens: Tensor = self.subject_encoder(pixels.to(self.subject_encoder.dtype), words)
         return tokens

@@ -50,11 +50,21 @@ def prompt_ids(tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
     return ids
 
 
-def category_words(tokenizer: Any, categories: Sequence[str], *, limit: int = 512) -> Words:
-    """Categories to the Q-Former's ids, padded to the longest. An empty one is an `InputError`."""
+def category_words(
+    tokenizer: Any, categories: Sequence[str], *, limit: int = 512, vocabulary: int | None = None
+) -> Words:
+    """Categories to the Q-Former's ids, padded to the longest.
+
+    Raises `InputError` for an empty one, and where the tokenizer counts beyond `vocabulary`.
+    """
     if any(not category.strip() for category in categories):
         raise InputError("The category is empty: say what the subject is, for example dog.")
     batch = tokenizer(list(categories), padding=True, truncation=True, max_length=limit, return_tensors="pt")
+    if vocabulary is not None and int(batch.input_ids.max()) >= vocabulary:
+        raise InputError(
+            f"The Q-Former knows {vocabulary} words, and its word list has {len(tokenizer)}: put the list that it was "
+            "trained with into the model's folder qformer_tokenizer/, or name it as qformer_tokenizer."
+        )
     return Words(batch.input_ids, batch.attention_mask)
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -133,6 +133,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return table
 
 
+@contextmanager
+def usable(what: str) -> Iterator[None]:
+    """Whatever a library says to a configuration that makes no sense is a `CheckpointError`."""
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".:") if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"The configuration of {what} can't be used: {reason}.") from error
+
+
 def write_json(path: Path, table: Mapping[str, Any]) -> None:
     """A JSON object, sorted and indented."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,22 +161,29 @@ def check_state(
     state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, extra: list[str] | None = None, where: str
 ) -> None:
     """Raises `CheckpointError` unless the names and shapes are those wanted."""
-    missing = sorted(wanted.keys() - state.keys())
-    unexpected = sorted(state.keys() - wanted.keys()) + (extra or [])
-    wrong = [
-        f"{name} is {tuple(state[name].shape)}, not {tuple(wanted[name].shape)}"
+    problem = complaints(
+        missing=wanted.keys() - state.keys(),
+        unexpected=[*(state.keys() - wanted.keys()), *(extra or [])],
+        wrong=misshapen(state, {name: tuple(tensor.shape) for name, tensor in wanted.items()}),
+    )
+    if problem:
+        raise CheckpointError(f"The weights don't fit {where}: {problem}.")
+
+
+def misshapen(state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """What is of another shape than wanted, with both shapes."""
+    return [
+        f"{name} is {tuple(state[name].shape)}, not {wanted[name]}"
         for name in sorted(state.keys() & wanted.keys())
-        if state[name].shape != wanted[name].shape
+        if tuple(state[name].shape) != wanted[name]
     ]
-    check_none(where, missing=missing, unexpected=unexpected, wrong=wrong)
 
 
-def check_none(where: str, *, missing: list[str], unexpected: list[str], wrong: list[str]) -> None:
-    """Raises `CheckpointError` with how many there are of each, and the first of them."""
-    complaints = [
+def complaints(*, missing: Iterable[str], unexpected: Iterable[str], wrong: Iterable[str]) -> str:
+    """How many there are of each, and the first of them; nothing where there are none."""
+    kinds = (("missing", sorted(missing)), ("unexpected", sorted(unexpected)), ("of another shape", sorted(wrong)))
+    return "; ".join(
         f"{len(names)} {kind} ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
+        for kind, names in kinds
         if names
-    ]
-    if complaints:
-        raise CheckpointError(f"The weights don't fit {where}: {'; '.join(complaints)}.")
+    )

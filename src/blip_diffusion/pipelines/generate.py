@@ -7,7 +7,6 @@ from typing import Any, Self
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
-from diffusers.loaders import StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from PIL import Image
 from torch import Tensor
@@ -29,6 +28,7 @@ from blip_diffusion.images import Fit
 from blip_diffusion.model import BlipDiffusion, InferenceConfig, ReferenceConfig, SubjectEncoder
 from blip_diffusion.pipelines.broadcast import OneOrMany, common_length, copied, many, spread, words
 from blip_diffusion.pipelines.control import ControlRequest, Numbers, Pictures, Resample, control_request
+from blip_diffusion.pipelines.extras import ExtrasMixin
 from blip_diffusion.prompts import subject_prompt, warn_of_dropped
 
 MAX_SIDE = 2048
@@ -44,7 +44,7 @@ class _Request:
     subject: Tensor  # (B, Q, D)
 
 
-class BlipDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin):
+class BlipDiffusionPipeline(DiffusionPipeline, ExtrasMixin):
     """BLIP-Diffusion as a diffusers pipeline; devices, offloading, LoRA and progress bars are inherited."""
 
     model_cpu_offload_seq = "qformer->text_encoder->unet->vae"

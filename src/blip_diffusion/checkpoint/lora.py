@@ -1,0 +1,65 @@
+"""Whether a LoRA is for this model. The layers themselves are peft's, and put in place by diffusers."""
+
+from collections.abc import Mapping
+
+from diffusers.utils import convert_state_dict_to_peft, convert_unet_state_dict_to_peft
+from diffusers.utils.state_dict_utils import StateDictType
+from torch import Tensor, nn
+
+from blip_diffusion.checkpoint.files import State, complaints, misshapen
+from blip_diffusion.errors import CheckpointError
+
+DOWN, UP = ".lora_A.weight", ".lora_B.weight"
+
+
+def in_pefts_names(state: State) -> State:
+    """A LoRA by the names of any version of diffusers, or of peft already, by peft's; each after its part's name."""
+    unet = {name: tensor for name, tensor in state.items() if name.startswith("unet.")}
+    words = {name: tensor for name, tensor in state.items() if name.startswith("text_encoder.")}
+    others = {name: tensor for name, tensor in state.items() if name not in unet and name not in words}
+    for kind in (StateDictType.DIFFUSERS_OLD, StateDictType.DIFFUSERS):
+        words = convert_state_dict_to_peft(words, original_type=kind)
+    words = {name.replace("text_encoder.text_model.", "text_encoder."): tensor for name, tensor in words.items()}
+    return {**convert_unet_state_dict_to_peft(unet), **words, **others}
+
+
+def check_lora(state: State, parts: Mapping[str, nn.Module]) -> None:
+    """Raises `CheckpointError` unless every layer of a LoRA has its place in one of `parts`, and that place's widths.
+
+    The names of `state` are peft's, after the part's name.
+    """
+    weights = {
+        f"{part}.{name}": module.weight
+        for part, whole in parts.items()
+        for name, module in whole.named_modules()
+        if isinstance(getattr(module, "weight", None), Tensor) and module.weight.ndim > 1
+    }
+    unexpected = [name for name in state if _layer(name) not in weights or not _is_known(name)]
+    fitting = {name: tensor for name, tensor in state.items() if name not in unexpected and tensor.ndim > 1}
+    wanted = _wanted(fitting, weights)
+    problem = complaints(
+        missing=wanted.keys() - fitting.keys(), unexpected=unexpected, wrong=misshapen(fitting, wanted)
+    )
+    if problem or not fitting:
+        raise CheckpointError(f"The LoRA is for another model: {problem or 'it has no layers'}.")
+
+
+def _layer(name: str) -> str:
+    return name.partition(".lora_")[0]
+
+
+def _is_known(name: str) -> bool:
+    return name.endswith((DOWN, UP, ".lora_B.bias", ".lora_magnitude_vector"))
+
+
+def _wanted(state: State, weights: State) -> dict[str, tuple[int, ...]]:
+    """The shapes of both halves of each layer, of whatever rank; of convolutions, the window is the LoRA's own."""
+    wanted: dict[str, tuple[int, ...]] = {}
+    for layer in {_layer(name) for name in state}:
+        halves = [state.get(layer + half) for half in (DOWN, UP)]
+        rank = next(len(half) if half is halves[0] else half.shape[1] for half in halves if half is not None)
+        windows = [() if half is None else tuple(half.shape[2:]) for half in halves]
+        out, into = weights[layer].shape[:2]
+        wanted[layer + DOWN] = (rank, into, *windows[0])
+        wanted[layer + UP] = (out, rank, *windows[1])
+    return wanted

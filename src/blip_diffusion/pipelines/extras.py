@@ -1,0 +1,75 @@
+"""What users of Stable Diffusion bring along, LoRAs and textual inversions: loaded whole or not at all."""
+
+import pickle
+from typing import Any
+
+from diffusers.loaders import StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
+from safetensors import SafetensorError
+
+from blip_diffusion.checkpoint.files import State
+from blip_diffusion.checkpoint.lora import check_lora, in_pefts_names
+from blip_diffusion.errors import CheckpointError
+
+UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError)
+"""What the libraries raise over a file that is missing, damaged or something else."""
+
+
+class ExtrasMixin(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin):
+    """diffusers' loaders, which leave half of what doesn't fit behind."""
+
+    def load_lora_weights(
+        self,
+        given: Any,
+        adapter_name: str | None = None,
+        hotswap: bool = False,
+        low_cpu_mem_usage: bool = True,
+        **how: Any,
+    ) -> None:
+        """Loads a LoRA for U-Net, text encoder or both, by any of its names; `how` says where it is, as in diffusers.
+
+        Raises `CheckpointError` with the numbers for one that can't be read or is for another base. Nothing of it is
+        loaded then.
+        """
+        state, alphas, metadata = self._read_lora(given, how)
+        check_lora(state, {"unet": self.unet, "text_encoder": self.text_encoder})
+        before = self.get_list_adapters()
+        loaders = {"unet": self.load_lora_into_unet, "text_encoder": self.load_lora_into_text_encoder}
+        common = {"adapter_name": adapter_name, "hotswap": hotswap, "low_cpu_mem_usage": low_cpu_mem_usage}
+        try:
+            for part, load in loaders.items():
+                if any(name.startswith(f"{part}.") for name in state):
+                    load(state, network_alphas=alphas, metadata=metadata, _pipeline=self, **{part: getattr(self, part)},
+                         **common)  # fmt: skip
+        except UNREADABLE as error:
+            self._forget({name for names in self.get_list_adapters().values() for name in names}, before)
+            raise CheckpointError(f"The LoRA can't be loaded: {_reason(error)}.") from error
+
+    def _read_lora(self, given: Any, how: dict[str, Any]) -> tuple[State, Any, Any]:
+        """Weights by peft's names, and what else the file says of them."""
+        try:
+            table = dict(given) if isinstance(given, dict) else given
+            state, alphas, metadata = self.lora_state_dict(table, return_lora_metadata=True, **how)
+            return in_pefts_names(state), alphas, metadata
+        except UNREADABLE as error:
+            raise CheckpointError(f"The LoRA can't be read: {_reason(error)}.") from error
+
+    def _forget(self, names: set[str], before: dict[str, list[str]]) -> None:
+        """Takes out again what was not there before."""
+        for part in ("unet", "text_encoder"):
+            for name in names & getattr(getattr(self, part), "peft_config", {}).keys() - set(before.get(part, ())):
+                delete = getattr(self, part)
+                (delete.delete_adapters if part == "unet" else delete.delete_adapter)(name)
+
+    def load_textual_inversion(self, given: Any, token: str | list[str] | None = None, *more: Any, **how: Any) -> None:
+        """Loads words of the text encoder's width, as diffusers does. Raises `CheckpointError` for any others."""
+        try:
+            super().load_textual_inversion(given, token, *more, **how)
+        except UNREADABLE as error:
+            width = int(self.text_encoder.config.hidden_size)
+            raise CheckpointError(
+                f"The textual inversion isn't words for this model, which are {width} wide ({_reason(error)})."
+            ) from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".:") if str(error).strip() else type(error).__name__
