@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -257,12 +258,71 @@ def test_a_broken_configuration(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("qformer/config.json", {"qformer_config": {"hidden_size": "wide"}}),
+        ("qformer/config.json", {"qformer_config": {"num_attention_heads": 0}}),
+        ("qformer/config.json", {"vision_config": [1]}),
+        ("qformer/config.json", {"vision_config": {"tower": "eiffel"}}),
+        ("qformer/config.json", {"num_query_tokens": -1}),
+        ("text_encoder/config.json", {"hidden_act": "none"}),
+        ("text_encoder/config.json", {"hidden_size": "wide"}),
+        ("text_encoder/config.json", {"max_position_embeddings": 10**15}),
+        ("unet/config.json", {"block_out_channels": 7}),
+        ("unet/config.json", {"_class_name": "AutoencoderKL"}),
+        ("vae/config.json", {"down_block_types": ["Block"]}),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "none"}),
+        ("scheduler/scheduler_config.json", {"_class_name": "AutoencoderKL"}),
+        ("image_processor/preprocessor_config.json", {"size": "large"}),
+        ("image_processor/preprocessor_config.json", {"image_mean": [0.5]}),
+        ("model_index.json", {"mean": ["a", "b", "c"]}),
+        ("model_index.json", {"num_inference_steps": "fifty"}),
+    ],
+)
+def test_a_configuration_that_makes_no_sense(folder: Path, name: str, change: dict[str, Any]) -> None:
+    edit_json(folder / name, **change)
+    with pytest.raises(CheckpointError) as caught:
+        BlipDiffusionPipeline.from_pretrained(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     "part", ["qformer", "image_processor", "text_encoder", "tokenizer", "unet", "vae", "scheduler"]
 )
 def test_a_missing_part(folder: Path, part: str) -> None:
     shutil.rmtree(folder / part)
     name = {"qformer": "subject_encoder, qformer_tokenizer", "image_processor": "reference"}.get(part, part)
     with pytest.raises(CheckpointError, match=rf"incomplete: {name} missing\.$"):
+        BlipDiffusionPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("unet", {"cross_attention_dim": 48}, "text encoder 32 wide, U-Net 48"),
+        ("vae", {"latent_channels": 16}, "VAE's latents 16 wide, U-Net's input 4"),
+    ],
+)
+def test_a_part_of_another_base(folder: Path, tmp_path: Path, part: str, change: dict[str, int], message: str) -> None:
+    config = json.loads((folder / part / "config.json").read_text()) | change
+    kind = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[part]
+    other = kind.from_config(config)
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(CheckpointError, match=f"The parts don't fit: {message}"):
+        BlipDiffusionPipeline.from_pretrained(folder, **{part: tmp_path / "other"})
+    other.save_pretrained(folder / part)
+    with pytest.raises(CheckpointError, match=f"The parts don't fit: {message}"):
+        BlipDiffusionPipeline.from_pretrained(folder)
+
+
+def test_words_of_another_base(folder: Path) -> None:
+    shutil.rmtree(folder / "tokenizer")
+    shutil.copytree(Path(__file__).parents[1] / "parity" / "golden" / "tok" / "clip", folder / "tokenizer")
+    table = json.loads((folder / "tokenizer" / "vocab.json").read_text())
+    known = json.loads((folder / "text_encoder" / "config.json").read_text())["vocab_size"]
+    more = {f"w{number}": number for number in range(len(table), known + 1)}
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(table | more))
+    with pytest.raises(CheckpointError, match=rf"the tokenizer has {known + 1} words, the text encoder {known}"):
         BlipDiffusionPipeline.from_pretrained(folder)
 
 

@@ -163,6 +163,18 @@ def test_there_and_back_bit_for_bit(
         assert same(tmp_path / "back" / name, original / name), name
 
 
+def test_the_published_folder_there_and_back_bit_for_bit(tmp_path: Path) -> None:
+    convert(str(GOLDEN), tmp_path / "lavis", to="lavis")
+    convert(str(tmp_path / "lavis"), tmp_path / "back", base=str(GOLDEN))
+    assert not (tmp_path / "back" / "heads.safetensors").exists()  # there were none
+    for part in ("qformer", "text_encoder", "unet", "vae"):
+        (weights,) = (tmp_path / "back" / part).glob("*.safetensors")
+        ours, published = load_file(weights), load_file(GOLDEN / part / weights.name)
+        unread = {name for name in published if name.endswith("position_ids")}
+        assert ours.keys() == published.keys() - unread
+        assert all(torch.equal(ours[name], published[name]) for name in ours)
+
+
 def test_the_heads_of_stage_1_are_kept(original: Path, tmp_path: Path) -> None:
     from blip_diffusion.checkpoint.parts import load_heads
     from blip_diffusion.modules.heads import ContrastiveHead, LanguageHead, MatchingHead

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from blip_diffusion.pipelines.control import ControlRequest
 from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -28,3 +29,14 @@ def test_picture_with_a_controlnet(name: str) -> None:
     ).images  # fmt: skip
     with np.load(GOLDEN / "controlnet.npz") as golden:
         torch.testing.assert_close(drawn, torch.from_numpy(golden["image_controlnet"]), atol=5e-5, rtol=0)
+
+
+def test_what_the_net_looks_at() -> None:
+    """The published code hands it over twice, once for each half of guidance."""
+    rng = np.random.RandomState(7)
+    rng.randint(0, 256, (40, 32, 3), dtype=np.uint8)
+    control = Image.fromarray(rng.randint(0, 256, (32, 32, 3), dtype=np.uint8))
+    request = ControlRequest([None], [control], [1.0], [0.0], [1.0])
+    with np.load(GOLDEN / "controlnet.npz") as golden:
+        theirs = torch.from_numpy(golden["control_image"])
+    assert torch.equal(request.controls(2, 1, 32, 32, "bicubic")[0].picture, theirs)

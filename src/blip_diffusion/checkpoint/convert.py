@@ -9,7 +9,7 @@ import torch
 
 from blip_diffusion.checkpoint import lavis
 from blip_diffusion.checkpoint.files import read_file, save_state
-from blip_diffusion.checkpoint.folder import find_model, load_unet, load_vae, read_parts, save_model, whole
+from blip_diffusion.checkpoint.folder import check_fit, find_model, load_unet, load_vae, read_parts, save_model, whole
 from blip_diffusion.checkpoint.lavis import Original
 from blip_diffusion.errors import CheckpointError
 from blip_diffusion.model import BlipDiffusion
@@ -42,7 +42,7 @@ def convert(
             original.model.unet = load_unet(unet, config=original.model.unet.config)
         if vae is not None:
             original.model.vae = load_vae(vae, config=original.model.vae.config)
-        _check_widths(original.model)
+        check_fit(original.model)
         made = Path(scratch) / "made"
         if to == "lavis":
             lavis.write_original(original, made)
@@ -84,15 +84,3 @@ def _write(original: Original, folder: Path, dtype: torch.dtype | None) -> None:
         save_state(original.heads, folder / HEADS)
     if original.subject is not None:
         save_state({"subject": original.subject}, folder / SUBJECT)
-
-
-def _check_widths(model: BlipDiffusion) -> None:
-    """A part from elsewhere must meet its neighbours."""
-    tokens, text = model.subject_encoder.qformer.config.width, int(model.text_encoder.config.hidden_size)
-    context, channels = int(model.unet.config.cross_attention_dim), int(model.unet.config.in_channels)
-    latents = int(model.vae.config.latent_channels)
-    pairs = (("subject tokens", tokens, "text encoder", text), ("text encoder", text, "U-Net", context),
-             ("VAE's latents", latents, "U-Net's input", channels))  # fmt: skip
-    for one, width, other, wanted in pairs:
-        if width != wanted:
-            raise CheckpointError(f"The parts don't fit: {one} {width} wide, {other} {wanted}.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -21,6 +22,10 @@ State = dict[str, Tensor]
 STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")
 """What libraries call a file of weights."""
 VARIANTS = ("", ".fp16", ".bf16")
+SENSELESS = (
+    TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError, StrictDataclassError
+)  # fmt: skip
+"""What libraries raise over a configuration that makes no sense."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -138,7 +143,7 @@ def usable(what: str) -> Iterator[None]:
     """Whatever a library says to a configuration that makes no sense is a `CheckpointError`."""
     try:
         yield
-    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+    except SENSELESS as error:
         reason = str(error).strip().splitlines()[0].rstrip(".:") if str(error).strip() else type(error).__name__
         raise CheckpointError(f"The configuration of {what} can't be used: {reason}.") from error
 

@@ -10,7 +10,7 @@ import diffusers
 import torch
 
 from blip_diffusion.checkpoint import single_file
-from blip_diffusion.checkpoint.files import read_json, write_json
+from blip_diffusion.checkpoint.files import read_json, usable, write_json
 from blip_diffusion.checkpoint.parts import (
     ASSETS,
     DIFFUSERS,
@@ -81,16 +81,23 @@ def _load_tokenizer(folder: Path) -> Any:
         raise CheckpointError(f"The tokenizer in {folder} can't be loaded: {str(error).splitlines()[0]}") from error
 
 
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """As transformers 5 saves it, and in the two files that transformers 4 reads, which the published code needs."""
+    tokenizer.save_pretrained(folder)
+    table = read_json(folder / "tokenizer.json")["model"]
+    write_json(folder / "vocab.json", table["vocab"])
+    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in table["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+
+
 def _load_scheduler(folder: Path, index: Mapping[str, Any]) -> Any:
     table = read_json(folder / "scheduler" / "scheduler_config.json")
     name = table.get("_class_name") or (index.get("scheduler") or (None, "PNDMScheduler"))[1]
     kind = getattr(diffusers, str(name), None)
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
         raise CheckpointError(f"The scheduler in {folder} is a {name!r}, which diffusers doesn't know.")
-    try:
+    with usable("the scheduler"):
         return getattr(diffusers, name).from_config(table)
-    except Exception as error:
-        raise CheckpointError(f"The scheduler in {folder} can't be loaded: {str(error).splitlines()[0]}") from error
 
 
 def load_controlnet(name_or_path: str | Path, *, dtype: torch.dtype | None = None, **hub: Any) -> Any:
@@ -148,7 +155,7 @@ def whole(parts: Parts, folder: Path) -> BlipDiffusion:
     missing = [name for name in needed if getattr(parts, name) is None]
     if missing:
         raise CheckpointError(f"The model in {folder} is incomplete: {', '.join(missing)} missing.")
-    return BlipDiffusion(
+    model = BlipDiffusion(
         parts.subject_encoder,  # type: ignore[arg-type]  # checked above
         parts.text_encoder,
         parts.unet,
@@ -159,19 +166,41 @@ def whole(parts: Parts, folder: Path) -> BlipDiffusion:
         reference=parts.reference,  # type: ignore[arg-type]
         inference=inference_of(folder),
     )
+    check_fit(model)
+    return model
+
+
+def check_fit(model: BlipDiffusion) -> None:
+    """Each part must meet its neighbours, wherever it comes from. Raises `CheckpointError` where it doesn't."""
+    tokens, text = model.subject_encoder.qformer.config.width, int(model.text_encoder.config.hidden_size)
+    context, channels = int(model.unet.config.cross_attention_dim), int(model.unet.config.in_channels)
+    latents = int(model.vae.config.latent_channels)
+    pairs = (("subject tokens", tokens, "text encoder", text), ("text encoder", text, "U-Net", context),
+             ("VAE's latents", latents, "U-Net's input", channels))  # fmt: skip
+    for one, width, other, wanted in pairs:
+        if width != wanted:
+            raise CheckpointError(f"The parts don't fit: {one} {width} wide, {other} {wanted}.")
+    words, known = len(model.tokenizer), int(model.text_encoder.config.vocab_size)
+    if words > known:
+        raise CheckpointError(f"The parts don't fit: the tokenizer has {words} words, the text encoder {known}.")
 
 
 def inference_of(folder: Path) -> InferenceConfig:
     """How the model in a folder wants to be asked; what its index leaves unsaid is as published."""
     index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
-    names = [field.name for field in dataclasses.fields(InferenceConfig)]
-    return InferenceConfig(**{name: index[name] for name in names if name in index})
+    own = {name: index[name] for name in (f.name for f in dataclasses.fields(InferenceConfig)) if name in index}
+    for name, value in own.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise CheckpointError(
+                f"{folder / 'model_index.json'} says that {name} is {value!r}: it should be a number."
+            )
+    return InferenceConfig(**own)
 
 
 def save_model(model: BlipDiffusion, folder: Path, *, controlnet: Any = None, dtype: torch.dtype | None = None) -> None:
     """The whole folder; floats in `dtype` where one is given."""
     save_subject_model(model.subject_encoder, model.qformer_tokenizer, model.reference, folder, dtype=dtype)
-    model.tokenizer.save_pretrained(folder / "tokenizer")
+    _save_tokenizer(model.tokenizer, folder / "tokenizer")
     model.scheduler.save_pretrained(folder / "scheduler")
     save_text_encoder(model.text_encoder, folder / "text_encoder", dtype=dtype)
     save_diffusers("unet", model.unet, folder / "unet", dtype=dtype)
@@ -196,7 +225,7 @@ def _index(model: BlipDiffusion, controlnet: Any) -> dict[str, Any]:
         parts["controlnet"] = ("diffusers", "ControlNetModel")
     kind = "BlipDiffusionPipeline" if controlnet is None else "BlipDiffusionControlNetPipeline"
     names = {"_class_name": kind, "_diffusers_version": diffusers.__version__}
-    own = {"ctx_begin_pos": insert_position(model.tokenizer), "mean": model.reference.mean, "std": model.reference.std}
+    own = {"ctx_begin_pos": insert_position(model.tokenizer), "mean": None, "std": None}  # image_processor/ has them
     return {**names, **parts, **own, **dataclasses.asdict(model.inference)}
 
 

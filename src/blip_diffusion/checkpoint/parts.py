@@ -1,6 +1,5 @@
 """The parts of a model, each in its folder of the published layout."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from blip_diffusion.checkpoint.files import (
     read_json,
     read_state,
     save_state,
+    usable,
     write_json,
 )
 from blip_diffusion.checkpoint.names import (
@@ -51,8 +51,9 @@ def save_subject_encoder(encoder: SubjectEncoder, folder: Path, *, dtype: torch.
 
 def load_subject_encoder(folder: Path, *, dtype: torch.dtype | None = None) -> SubjectEncoder:
     """The `qformer/` folder, ours or published."""
-    with empty():
-        encoder = build_subject_encoder(subject_encoder_shapes(read_json(folder / "config.json")))
+    table = read_json(folder / "config.json")
+    with usable("the Q-Former"), empty():
+        encoder = build_subject_encoder(subject_encoder_shapes(table))
     state = subject_encoder_from_published(read_state(folder), encoder.state_dict())
     return fill(encoder, state, where="the Q-Former", dtype=dtype)
 
@@ -131,7 +132,7 @@ def load_text_encoder(folder: Path, *, dtype: torch.dtype | None = None) -> Subj
     """The `text_encoder/` folder. Its names may carry the prefix `text_model.` that transformers 4 wrote, or not."""
     table = read_json(folder / "config.json")
     unread = {"model_type", "architectures", "torch_dtype", "dtype", "transformers_version", "_name_or_path"}
-    with empty():
+    with usable("the text encoder"), empty():
         encoder = SubjectTextEncoder(CLIPTextConfig(**{key: table[key] for key in table.keys() - unread}))
     state = {n.removeprefix("text_model."): t for n, t in read_state(folder).items() if not UNREAD.search(n)}
     return fill(encoder, state, where="the text encoder", dtype=dtype)
@@ -162,13 +163,8 @@ def build_diffusers(
     name: str, table: Mapping[str, Any], state: Mapping[str, Tensor], *, dtype: torch.dtype | None = None
 ) -> Any:
     """The same of a configuration and weights."""
-    try:
-        with empty():
-            part = getattr(diffusers, DIFFUSERS[name]).from_config(dict(table))
-    except (TypeError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"The configuration of the {name} can't be used: {str(error).splitlines()[0]}."
-        ) from error
+    with usable(f"the {name}"), empty():
+        part = getattr(diffusers, DIFFUSERS[name]).from_config(dict(table))
     return fill(part, state, where=f"the {name}", dtype=dtype)
 
 
@@ -196,13 +192,17 @@ def load_reference(folder: Path, *, mean: Any = None, std: Any = None) -> Refere
     """The `image_processor/` folder; `mean` and `std` of `model_index.json` win where they are given."""
     table = read_json(folder / "preprocessor_config.json")
     size = table.get("size", 224)
-    side = size if isinstance(size, int) else size.get("height") or size.get("shortest_edge") or 224
-    return dataclasses.replace(
-        ReferenceConfig(),
-        size=int(side),
-        mean=tuple(mean or table.get("image_mean") or CLIP_MEAN),
-        std=tuple(std or table.get("image_std") or CLIP_STD),
-    )
+    with usable("the image processor"):
+        return ReferenceConfig(
+            size=int(size if isinstance(size, int) else size.get("height") or size.get("shortest_edge") or 224),
+            mean=_of_three_colours(mean or table.get("image_mean") or CLIP_MEAN),
+            std=_of_three_colours(std or table.get("image_std") or CLIP_STD),
+        )
+
+
+def _of_three_colours(values: Any) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
 
 
 def bert_tokenizer(path: str | Path | None = None) -> Any:
