@@ -1,4 +1,4 @@
-"""The README's promises: every path it names is there, every command it shows is a command."""
+"""The README's promises: every path it names is there, every command that it or a document shows is a command."""
 
 import re
 import shlex
@@ -10,6 +10,7 @@ from blip_diffusion.interfaces.cli import build_parser
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([^)#:]+)\)", TEXT))))
@@ -18,7 +19,8 @@ def test_links_lead_somewhere(path: str) -> None:
 
 
 def commands() -> list[str]:
-    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL))
+    text = "\n".join(document.read_text(encoding="utf-8") for document in DOCUMENTS)
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL))
     return [line.split("  #")[0].strip() for line in blocks.splitlines() if line.startswith("blip-diffusion ")]
 
 
