@@ -28,3 +28,9 @@ class CheckpointError(BlipDiffusionError):
 
 class DataError(BlipDiffusionError):
     """A data source, world file or folder that can't be read or built."""
+
+
+def reason(error: Exception) -> str:
+    """What a library says of a problem, in one line, to be quoted within a sentence."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".: ") if lines else type(error).__name__

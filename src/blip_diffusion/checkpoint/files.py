@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from blip_diffusion.errors import CheckpointError
+from blip_diffusion.errors import CheckpointError, reason
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -48,8 +48,7 @@ def read_file(path: Path) -> State:
     try:
         return load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is not a file of weights ({reason}): fetch it again.") from error
+        raise CheckpointError(f"{path} is not a file of weights ({reason(error)}): fetch it again.") from error
 
 
 def _read_shards(folder: Path, index: str) -> State:
@@ -144,8 +143,7 @@ def usable(what: str) -> Iterator[None]:
     try:
         yield
     except SENSELESS as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".:") if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"The configuration of {what} can't be used: {reason}.") from error
+        raise CheckpointError(f"The configuration of {what} can't be used: {reason(error)}.") from error
 
 
 def write_json(path: Path, table: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from blip_diffusion.checkpoint.parts import (
     save_subject_encoder,
     save_text_encoder,
 )
-from blip_diffusion.errors import CheckpointError
+from blip_diffusion.errors import CheckpointError, reason
 from blip_diffusion.model import BlipDiffusion, InferenceConfig, ReferenceConfig, SubjectEncoder
 from blip_diffusion.prompts import insert_position
 
@@ -78,7 +78,7 @@ def _load_tokenizer(folder: Path) -> Any:
     try:
         return CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     except Exception as error:  # tokenizers knows no other kind
-        raise CheckpointError(f"The tokenizer in {folder} can't be loaded: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"The tokenizer in {folder} can't be loaded: {reason(error)}.") from error
 
 
 def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
@@ -143,9 +143,8 @@ def find_model(name_or_path: str | Path, **hub: Any) -> Path:
     try:
         return Path(snapshot_download(str(name_or_path), **hub))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"There is no folder {name_or_path}, and it can't be had from the hub ({reason}): check the name."
+            f"There is no folder {name_or_path}, and it can't be had from the hub ({reason(error)}): check the name."
         ) from error
 
 

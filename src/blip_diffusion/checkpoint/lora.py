@@ -34,7 +34,7 @@ def check_lora(state: State, parts: Mapping[str, nn.Module]) -> None:
         for name, module in whole.named_modules()
         if isinstance(getattr(module, "weight", None), Tensor) and module.weight.ndim > 1
     }
-    unexpected = [name for name in state if _layer(name) not in weights or not _is_known(name)]
+    unexpected = {name for name in state if _layer(name) not in weights or not _is_known(name)}
     fitting = {name: tensor for name, tensor in state.items() if name not in unexpected and tensor.ndim > 1}
     wanted = _wanted(fitting, weights)
     problem = complaints(

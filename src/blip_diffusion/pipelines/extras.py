@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 
 from blip_diffusion.checkpoint.files import State
 from blip_diffusion.checkpoint.lora import check_lora, in_pefts_names
-from blip_diffusion.errors import CheckpointError
+from blip_diffusion.errors import CheckpointError, reason
 
 UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError)
 """What the libraries raise over a file that is missing, damaged or something else."""
@@ -19,7 +19,7 @@ class ExtrasMixin(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin):
 
     def load_lora_weights(
         self,
-        given: Any,
+        pretrained_model_name_or_path_or_dict: Any,
         adapter_name: str | None = None,
         hotswap: bool = False,
         low_cpu_mem_usage: bool = True,
@@ -30,7 +30,7 @@ class ExtrasMixin(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin):
         Raises `CheckpointError` with the numbers for one that can't be read or is for another base. Nothing of it is
         loaded then.
         """
-        state, alphas, metadata = self._read_lora(given, how)
+        state, alphas, metadata = self._read_lora(pretrained_model_name_or_path_or_dict, how)
         check_lora(state, {"unet": self.unet, "text_encoder": self.text_encoder})
         before = self.get_list_adapters()
         loaders = {"unet": self.load_lora_into_unet, "text_encoder": self.load_lora_into_text_encoder}
@@ -41,8 +41,8 @@ class ExtrasMixin(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin):
                     load(state, network_alphas=alphas, metadata=metadata, _pipeline=self, **{part: getattr(self, part)},
                          **common)  # fmt: skip
         except UNREADABLE as error:
-            self._forget({name for names in self.get_list_adapters().values() for name in names}, before)
-            raise CheckpointError(f"The LoRA can't be loaded: {_reason(error)}.") from error
+            self._restore_adapters(before)
+            raise CheckpointError(f"The LoRA can't be loaded: {reason(error)}.") from error
 
     def _read_lora(self, given: Any, how: dict[str, Any]) -> tuple[State, Any, Any]:
         """Weights by peft's names, and what else the file says of them."""
@@ -51,25 +51,24 @@ class ExtrasMixin(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin):
             state, alphas, metadata = self.lora_state_dict(table, return_lora_metadata=True, **how)
             return in_pefts_names(state), alphas, metadata
         except UNREADABLE as error:
-            raise CheckpointError(f"The LoRA can't be read: {_reason(error)}.") from error
+            raise CheckpointError(f"The LoRA can't be read: {reason(error)}.") from error
 
-    def _forget(self, names: set[str], before: dict[str, list[str]]) -> None:
-        """Takes out again what was not there before."""
-        for part in ("unet", "text_encoder"):
-            for name in names & getattr(getattr(self, part), "peft_config", {}).keys() - set(before.get(part, ())):
-                delete = getattr(self, part)
-                (delete.delete_adapters if part == "unet" else delete.delete_adapter)(name)
+    def _restore_adapters(self, before: dict[str, list[str]]) -> None:
+        """Takes out of each part what was not there before."""
+        for part, names in self.get_list_adapters().items():
+            module = getattr(self, part)
+            delete = module.delete_adapters if part == "unet" else module.delete_adapter
+            for name in set(names) - set(before.get(part, ())):
+                delete(name)
 
-    def load_textual_inversion(self, given: Any, token: str | list[str] | None = None, *more: Any, **how: Any) -> None:
+    def load_textual_inversion(
+        self, pretrained_model_name_or_path: Any, token: str | list[str] | None = None, *more: Any, **how: Any
+    ) -> None:
         """Loads words of the text encoder's width, as diffusers does. Raises `CheckpointError` for any others."""
         try:
-            super().load_textual_inversion(given, token, *more, **how)
+            super().load_textual_inversion(pretrained_model_name_or_path, token, *more, **how)
         except UNREADABLE as error:
             width = int(self.text_encoder.config.hidden_size)
             raise CheckpointError(
-                f"The textual inversion isn't words for this model, which are {width} wide ({_reason(error)})."
+                f"The textual inversion isn't words for this model, which are {width} wide ({reason(error)})."
             ) from error
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".:") if str(error).strip() else type(error).__name__
