@@ -2,6 +2,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -343,6 +344,17 @@ def test_an_unknown_model(name: str) -> None:
 def test_a_hub_id_that_cannot_be_had() -> None:
     with pytest.raises(CheckpointError, match=r"no folder nobody/nothing, and it can't be had from the hub"):
         find_model("nobody/nothing")
+
+
+def test_what_nobody_reads_is_not_downloaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **how: asked.update(how) or str(folder))
+    published = ["unet/config.json", "qformer/pytorch_model.bin", "vision_encoder/pytorch_model.bin", "x.ckpt"]
+    assert find_model("owner/name", revision="main") == folder
+    kept = [name for name in published if not any(fnmatch(name, unread) for unread in asked["ignore_patterns"])]
+    assert kept == published[:2] and asked["revision"] == "main"
+    find_model("owner/name", ignore_patterns=None)
+    assert asked["ignore_patterns"] is None
 
 
 # ------------------------------------------------------------------------------------------------------------- pickles

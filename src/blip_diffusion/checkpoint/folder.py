@@ -28,6 +28,8 @@ from blip_diffusion.errors import CheckpointError, reason
 from blip_diffusion.model import BlipDiffusion, InferenceConfig, ReferenceConfig, SubjectEncoder
 from blip_diffusion.prompts import insert_position
 
+UNREAD_FILES = ("vision_encoder/*", "safety_checker/*", "feature_extractor/*", "*.msgpack", "*.ckpt", "*.onnx*")
+"""What repositories hold beside the model: not worth the download."""
 PARTS = ("qformer", "image_processor", "qformer_tokenizer", "text_encoder", "tokenizer", "unet", "vae", "scheduler",
          "controlnet")  # fmt: skip
 
@@ -141,7 +143,7 @@ def find_model(name_or_path: str | Path, **hub: Any) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(name_or_path), **hub))
+        return Path(snapshot_download(str(name_or_path), **{"ignore_patterns": UNREAD_FILES, **hub}))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise CheckpointError(
             f"There is no folder {name_or_path}, and it can't be had from the hub ({reason(error)}): check the name."
