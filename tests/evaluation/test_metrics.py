@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from blip_diffusion.evaluation.metrics import by_subject, centred_cosine, estimate, normalised, relative
+from blip_diffusion.evaluation.metrics import centred_cosine, estimate, normalised, relative
 
 
 def test_centred_cosine_is_the_cosine_of_what_is_left() -> None:
@@ -19,10 +19,6 @@ def test_centred_cosine_is_the_cosine_of_what_is_left() -> None:
             x, y = (a[i] - centre_a).tolist(), (b[j] - centre_b).tolist()
             dot = sum(p * q for p, q in zip(x, y, strict=True))
             assert found[i, j].item() == pytest.approx(dot / math.hypot(*x) / math.hypot(*y), abs=1e-5)
-
-
-def test_by_subject() -> None:
-    assert by_subject(torch.tensor([True, False, True, True]), 2).tolist() == [0.5, 1.0]
 
 
 def test_estimate_is_the_mean_and_the_bootstrap_of_a_plain_loop() -> None:
@@ -50,3 +46,9 @@ def test_normalised(score: float, fidelity: float) -> None:
 
 def test_relative() -> None:
     assert relative(torch.tensor([[0.4], [0.8]])).item() == pytest.approx(0.5)
+
+
+def test_a_subject_that_was_not_asked_is_left_out() -> None:
+    values = torch.tensor([1.0, float("nan"), 3.0])
+    assert estimate(values[None]) == estimate(torch.tensor([[1.0, 3.0]]))
+    assert math.isnan(estimate(torch.full((1, 3), float("nan"))).value)

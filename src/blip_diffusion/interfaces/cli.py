@@ -8,11 +8,12 @@ from typing import Any
 
 from blip_diffusion import __version__
 from blip_diffusion.errors import BlipDiffusionError
-from blip_diffusion.interfaces.commands import convert, data, generate, train
+from blip_diffusion.interfaces.commands import convert, data, evaluate, generate, train
 
 COMMANDS = (
     ("generate", generate, "draw a subject in the scene that a sentence describes"),
     ("train", train, "train what a TOML file says"),
+    ("evaluate", evaluate, "score a model on a bench, with floors, ceilings and a page of all pictures"),
     ("convert", convert, "write a model in our folder layout, in another precision"),
     ("data", data, "build the training world, and look at it"),
 )

@@ -102,7 +102,7 @@ def draw(order: Order, out: Path, *, device: str = "auto", sheet: Path | None = 
     """Draws an order into a folder and answers the files. Nothing is written before all is known to be drawable."""
     from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
 
-    place = _device(device)
+    place = device_of(device)
     for folder in (out, *([sheet.parent] if sheet is not None else [])):
         _check_writable(folder)
     pipe = BlipDiffusionPipeline.from_pretrained(order.model, torch_dtype=getattr(torch, order.dtype)).to(place)
@@ -173,7 +173,8 @@ def order_of(path: Path, *, model: str | None = None) -> Order:
         raise InputError(f"{path} does not tell how it was made: only pictures of blip-diffusion do.") from error
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device of a flag: `auto` is a GPU where there is one. Raises `InputError` for one that isn't here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -108,12 +108,18 @@ def run(
     *,
     overrides: Sequence[str] = (),
     resume: bool | Literal["latest"] | Path = False,
+    beside: Sequence[Callable[[RunConfig, World], Hook]] = (),
 ) -> Result:
-    """Trains what a TOML file says, into a folder: checkpoints, logs, pages of samples, and the exported weights."""
+    """Trains what a TOML file says, into a folder: checkpoints, logs, pages of samples, and the exported weights.
+
+    `beside` makes hooks that this package does not know, of the configuration and the whole world.
+    """
     config = configuration.build(RunConfig, configuration.read(path, overrides))
     if (folder / START).is_dir():  # a world that has changed since must not change what a word's number is
         config = replace(config, model=replace(config.model, start=(folder / START, *config.model.start)))
-    world = World.load(config.world.path).subset(permissive=config.world.licences == "permissive")
+    whole = World.load(config.world.path)
+    further = [make(config, whole) for make in beside]
+    world = whole.subset(permissive=config.world.licences == "permissive")
     composer = Composer(
         world, config.world.compose, batch_size=config.world.batch_size, seed=config.train.seed, device=_device(config)
     )
@@ -121,7 +127,7 @@ def run(
     material = Material(config, world_sentences(world), composer(0)["reference"].cpu())
     method = METHODS[config.method](material)
     _keep_start(method, folder / START)
-    hooks: list[Hook] = [preview_of(config, world)] if config.train.sample_every else []
+    hooks: list[Hook] = [preview_of(config, world), *further] if config.train.sample_every else []
     return fit(
         method,
         composer,

@@ -18,14 +18,27 @@ def _build_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--sources", nargs="+", metavar="NAME", help="only these packages (default: all)")
     parser.add_argument("--views", type=int, default=8, help="sides from which a solid is seen (default: 8)")
+    parser.add_argument(
+        "--bench",
+        action="store_true",
+        help="make MiniBench of it too, in DIR/bench; a world.zip in DIR is taken as it is",
+    )
     parser.add_argument("--size-limit", type=float, default=40, metavar="MIB", help="of the packed world (default: 40)")
 
 
 def _build(arguments: argparse.Namespace) -> None:
     from blip_diffusion.data.build import build
+    from blip_diffusion.data.minibench import build_bench
+    from blip_diffusion.data.world import World
 
-    print(build(arguments.out, sources=arguments.sources, views=arguments.views,
-                size_limit_mib=arguments.size_limit, progress=lambda line: print(line, flush=True)))  # fmt: skip
+    path = arguments.out / "world.zip"
+    if not (arguments.bench and path.is_file()):
+        path = build(arguments.out, sources=arguments.sources, views=arguments.views,
+                     size_limit_mib=arguments.size_limit, progress=lambda line: print(line, flush=True))  # fmt: skip
+        print(path)
+    if arguments.bench:
+        bench = build_bench(World.load(path), arguments.out / "bench")
+        print(f"{arguments.out / 'bench'}: {len(bench.subjects)} subjects, {len(bench.asked)} prompts, {bench.digest}")
 
 
 def _sheet_flags(parser: argparse.ArgumentParser) -> None:

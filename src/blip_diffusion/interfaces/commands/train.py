@@ -15,6 +15,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--minutes", type=float, help="stop, save and export before this much time has passed")
     parser.add_argument("--resume", metavar="latest|DIR", help="go on from a checkpoint")
+    parser.add_argument(
+        "--score", action="store_true", help="wherever samples are drawn, score 24 pictures of MiniBench and log it"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -26,7 +29,12 @@ def run(arguments: argparse.Namespace) -> None:
     resume: bool | Literal["latest"] | Path = False
     if arguments.resume:
         resume = "latest" if arguments.resume == "latest" else Path(arguments.resume)
-    result = train(arguments.config, folder, overrides=overrides, resume=resume)
+    beside = []
+    if arguments.score:
+        from blip_diffusion.evaluation.quick import QuickScore
+
+        beside.append(QuickScore)
+    result = train(arguments.config, folder, overrides=overrides, resume=resume, beside=beside)
     print(
         f"{result.step} steps, {result.samples} samples, {result.seconds / 60:.1f} minutes ({result.stopped}): {folder}"
     )

@@ -1,0 +1,79 @@
+"""The text judge of our own: which sentence a picture answers, and whether it has each thing that was asked for.
+
+A linear probe leads from what `focus` sees to MiniLM's space of sentences, others to scene, colour, count, position,
+style and accessory. They are made from `lessons` alone, in seconds. It is no CLIP-T: it knows the closed grammar of
+the world, and its own accuracy on the ground truth stands beside every score of it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from blip_diffusion.data.bench import Bench
+from blip_diffusion.data.grammar import Request
+from blip_diffusion.errors import InputError
+from blip_diffusion.evaluation.cases import Case
+from blip_diffusion.evaluation.judges import Card, Seen, prompts_named
+from blip_diffusion.evaluation.lessons import Lessons
+from blip_diffusion.evaluation.probes import fit_classifier, fit_probe
+
+ASPECTS = ("scene", "colour", "count", "position", "style", "accessory")
+UNASKED = {aspect: str(getattr(Request(), aspect)) for aspect in ASPECTS}
+
+
+class Sentences(Protocol):
+    """Sentences to unit vectors, as `MiniLM` does."""
+
+    backbone: str
+
+    def __call__(self, sentences: Sequence[str]) -> Tensor:
+        """(B, F)."""
+        ...
+
+
+class TextJudge:
+    """Names the prompt among the bench's, and checks every aspect that the prompt asks for."""
+
+    def __init__(self, seen: Seen, reader: Sentences, bench: Bench, studied: Lessons, *, name: str = "text") -> None:
+        if not bench.world:
+            raise InputError("The judge text knows MiniBench's prompts alone: judge another bench by a CLIP.")
+        self._seen, self._bench = seen, bench
+        features = _in_batches(seen, studied)
+        self._read = reader
+        words = reader(studied.sentences)
+        self._centre = words.mean(0)
+        self._speak = fit_probe(features, words - self._centre)
+        self._checks = {
+            aspect: fit_classifier(features, [str(getattr(request, aspect)) for request in studied.requests])
+            for aspect in ASPECTS
+        }
+        network = seen.network
+        self.card = Card(
+            name, "text", network.family, f"{network.backbone}; {reader.backbone}", network.preprocessing,
+            f"linear probes made from {len(studied.pictures)} composites of held-out subjects beside the bench's, "
+            f"through the generator's autoencoder; one of {len(bench.asked)} prompts is named by chance in "
+            f"{1 / len(bench.asked):.3f} of the pictures, one of {len(self._checks['scene'].labels)} scenes in "
+            f"{1 / len(self._checks['scene'].labels):.3f}",
+            {"match": "like its sentence", "named": "names the prompt", **{a: f"has its {a}" for a in ASPECTS}},
+        )  # fmt: skip
+
+    def __call__(self, pictures: Sequence[Path], cases: Sequence[Case]) -> dict[str, Tensor]:
+        features = self._seen(pictures)
+        spoken = F.normalize(self._speak(features), dim=1)
+        scores = prompts_named(spoken, cases, self._bench, lambda s: F.normalize(self._read(s) - self._centre, dim=1))
+        for aspect, check in self._checks.items():
+            asked = [str(getattr(case.prompt.request, aspect)) for case in cases]
+            found = check(features)
+            right = [a == f if a != UNASKED[aspect] else float("nan") for a, f in zip(asked, found, strict=True)]
+            scores[aspect] = torch.tensor(right, dtype=torch.float)
+        return scores
+
+
+def _in_batches(seen: Seen, studied: Lessons) -> Tensor:
+    """Features (B, F) of pictures that are not on disk."""
+    starts = range(0, len(studied.pictures), seen.batch)
+    return torch.cat([seen.network(studied.pictures[start : start + seen.batch]) for start in starts])

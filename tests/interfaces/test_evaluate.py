@@ -1,0 +1,159 @@
+"""`evaluate` from the command line: real networks, tiny; pictures kept, drawn once, judged, shown on a page."""
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from blip_diffusion.errors import DataError
+from blip_diffusion.evaluation.page import page
+from blip_diffusion.evaluation.report import Report, read
+from blip_diffusion.interfaces.cli import main
+from tests.evaluation.conftest import bench_folder, tiny_clip, tiny_dino  # noqa: F401
+
+Run = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def world_folder(bench_folder: Path) -> Path:  # noqa: F811
+    """A world and, made by the command, its MiniBench."""
+    assert main(["data", "build", "--bench", "--out", str(bench_folder)]) == 0
+    return bench_folder
+
+
+@pytest.fixture(scope="module")
+def evaluate(world_folder: Path, tiny_folder: Path, tiny_dino: Path, tiny_clip: Path) -> Run:  # noqa: F811
+    def run(*arguments: object) -> int:
+        own = ["--model", tiny_folder, "--world", world_folder / "world.zip", "--steps", 1, "--subjects", 2]
+        own += ["--prompts", 3, "--seeds", 2, "--judges", f"dino={tiny_dino}", f"clip-b32={tiny_clip}"]
+        return main([str(argument) for argument in ("evaluate", *own, *arguments)])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def out(evaluate: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole report, drawn by two shards and scored afterwards."""
+    folder = tmp_path_factory.mktemp("reports") / "report"
+    for shard in ("1/2", "2/2"):
+        assert evaluate("--out", folder, "--shard", shard) == 0
+    assert not (folder / "report.json").exists()
+    drawn = {path: path.stat().st_mtime_ns for path in (folder / "pictures").rglob("*.png")}
+    assert len(drawn) == 2 * 3 * 2 + 2 * 3
+    assert evaluate("--out", folder) == 0
+    assert drawn.items() <= {path: path.stat().st_mtime_ns for path in drawn}.items()  # none was made twice
+    return folder
+
+
+def test_a_report_says_all_that_it_depends_on(out: Path) -> None:
+    report = read(out / "report.json")
+    assert len(report.pictures) == 12 and [verdict.card.name for verdict in report.verdicts] == [
+        "DINO", "CLIP-I b32", "CLIP-T b32",
+    ]  # fmt: skip
+    text = (out / "report.md").read_text()
+    rows = ["no-subject", "reference-copy", "other-instance", "ground-truth", "ground-truth, decoded"]
+    rows += ["references shuffled", "prompts shuffled"]
+    assert list(report.verdicts[0].rows) == ["zero-shot", *rows]
+    said = [
+        "DINO, ViT of width 24",
+        "2 subjects x 3 prompts x 2 seeds = 12 pictures",
+        "1 steps",
+        "by DINO: likeness",
+        *rows,
+    ]
+    assert not [words for words in said if words not in text]
+    assert all((out / picture.file).is_file() for picture in report.pictures)
+    assert report.diversity["zero-shot"].value > 0
+    assert report.headline("subject") is report.verdicts[0]
+    with (out / "subjects.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 2 * 3 * len(report.verdicts[0].rows)
+    assert all(float(line["likeness"]) == float(line["likeness"]) for line in lines if line["judge"] == "DINO")
+
+
+def test_the_page_shows_every_picture_and_can_be_moved(out: Path, tmp_path: Path) -> None:
+    text = (out / "index.html").read_text()
+    sources = re.findall(r'src="([^"]+)"', text)
+    assert len(sources) >= 12 + 2 and all((out / source).is_file() for source in sources)
+    assert not [source for source in sources if source.startswith(("/", ".."))]
+
+
+def test_words_of_strangers_are_escaped(out: Path) -> None:
+    raw = json.loads((out / "report.json").read_text())
+    raw["settings"]["model"] = "<script>alert(1)</script>"
+    raw["pictures"][0]["sentence"] = 'a "dog" <img src=x onerror=alert(1)>'
+    (out / "strange.json").write_text(json.dumps(raw))
+    text = page(read(out / "strange.json"))
+    assert "<script" not in text and "<img src=x" not in text and "&lt;script&gt;" in text
+
+
+def test_other_settings_are_refused(evaluate: Run, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (out / "report.json").read_bytes()
+    assert evaluate("--out", out, "--steps", 2) == 2
+    assert "whose steps was 1 and not 2" in capsys.readouterr().err
+    assert evaluate("--out", out, "--method", "no-subject") == 2
+    assert "whose method was" in capsys.readouterr().err
+    assert (out / "report.json").read_bytes() == before
+
+
+def test_a_broken_picture_is_named(evaluate: Run, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    victim = next((out / "pictures" / "zero-shot").rglob("*.png"))
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[:40])
+    assert evaluate("--out", out) == 2
+    assert str(victim) in capsys.readouterr().err
+    victim.write_bytes(whole)
+
+
+def test_another_protocol_is_refused(out: Path, tmp_path: Path) -> None:
+    raw = json.loads((out / "report.json").read_text())
+    for content, said in (({**raw, "protocol": "blip-diffusion 0"}, "'blip-diffusion 0'"), ({}, "no report")):
+        (tmp_path / "old.json").write_text(json.dumps(content))
+        with pytest.raises(DataError, match=said):
+            read(tmp_path / "old.json")
+    assert isinstance(read(out / "report.json"), Report)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--method", "magic"), "--method is magic"),
+        (("--method", "tuned"), "not joined to this command yet"),
+        (("--judges", "taste"), "no judge taste"),
+        (("--judges", "dino=nowhere"), "can't be loaded from nowhere"),
+        (("--bench", "nowhere"), "no bench at nowhere"),
+        (("--bench", "dreambench"), "git clone"),
+        (("--prompts", "99"), "--prompts is 99"),
+        (("--shard", "3/2"), "--shard is 3/2"),
+        (("--device", "warp"), "no device warp"),
+    ],
+)
+def test_what_cannot_be_used_is_said_and_nothing_written(
+    evaluate: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, str], said: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert evaluate("--out", tmp_path / "report", *arguments) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
+
+
+def test_photographs_are_a_bench_too(evaluate: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a world: the ceiling is another photograph, the floor one of another dog, where there is one."""
+    from tests.data.test_bench import published
+
+    folder = published(tmp_path / "photos")
+    (folder / "dataset" / "dog3").mkdir()
+    Image.new("RGB", (40, 30), "grey").save(folder / "dataset" / "dog3" / "00.jpg")
+    words = folder / "dataset" / "prompts_and_classes.txt"
+    words.write_text(words.read_text().replace("dog2,dog", "dog2,dog\ndog3,dog"))
+    assert evaluate("--bench", folder, "--out", tmp_path / "report", "--subjects", 3, "--seeds", 1) == 0
+    report = read(tmp_path / "report" / "report.json")
+    rows = report.verdicts[0].subjects
+    assert [value is None for value in rows["other-instance"]["likeness"]] == [True, False, False]
+    assert "ground-truth" in rows and "ground-truth, decoded" not in rows and not report.neighbours
+    assert evaluate("--bench", folder, "--out", tmp_path / "other", "--judges", "text") == 2
