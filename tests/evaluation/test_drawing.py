@@ -81,3 +81,9 @@ def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text("{")
     with pytest.raises(DataError, match="can't be read"):
         keep_settings(tmp_path, {"steps": 25, "seeds": 4})
+
+
+def test_a_folder_that_is_a_file_is_said(tmp_path: Path) -> None:
+    (tmp_path / "report").write_text("taken")
+    with pytest.raises(InputError, match="Nothing can be written"):
+        keep_settings(tmp_path / "report", {"steps": 25})

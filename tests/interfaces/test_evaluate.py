@@ -129,6 +129,9 @@ def test_another_protocol_is_refused(out: Path, tmp_path: Path) -> None:
         (("--bench", "dreambench"), "git clone"),
         (("--prompts", "99"), "--prompts is 99"),
         (("--shard", "3/2"), "--shard is 3/2"),
+        (("--steps", "0"), "--steps is 0"),
+        (("--batch", "0"), "--batch is 0"),
+        (("--guidance", "-1"), "--guidance is -1"),
         (("--device", "warp"), "no device warp"),
     ],
 )

@@ -128,7 +128,8 @@ def read_dreambench(folder: Path) -> Bench:
     """The published bench, whole. Raises `DataError` where it is not."""
     if not folder.is_dir():
         raise DataError(
-            f"There is no folder {folder}: git clone https://github.com/google/dreambooth, or give --bench its folder."
+            f"There is no folder {folder} here: git clone https://github.com/google/dreambooth {folder}, "
+            "or give --bench its place."
         )
     bench = read_bench(folder, name="dreambench")
     found = len(bench.subjects), sum(len(subject.pictures) for subject in bench.subjects)

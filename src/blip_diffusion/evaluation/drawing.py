@@ -42,10 +42,12 @@ class Shard:
 
 def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Claims a folder for these settings. Raises `DataError` where it holds another run's pictures."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / SETTINGS
-    partial = folder / f".{SETTINGS}.{os.getpid()}"
-    partial.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    path, partial = folder / SETTINGS, folder / f".{SETTINGS}.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"Nothing can be written to {folder} ({error.strerror}): choose another --out.") from error
     try:
         os.link(partial, path)  # of several that begin at once, one is first
     except FileExistsError:

@@ -3,7 +3,8 @@
 Letters: `B` pictures, `F` features, `h w` places.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -232,13 +233,29 @@ def colour_shares(pixels: Tensor) -> Tensor:
 def _loaded(kind: Any, source: str, **how: Any) -> Any:
     """A part of transformers', from a folder or a hub id. Raises `CheckpointError` where there is none."""
     try:
-        part = kind.from_pretrained(source, **how)
+        with _quiet():
+            part = kind.from_pretrained(source, **how)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"The judge's {kind.__name__} can't be loaded from {source}: name a folder of transformers' layout, or a "
             "hub id while online."
         ) from error
     return part.eval().requires_grad_(False) if isinstance(part, torch.nn.Module) else part
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars and its tables of heads that are left out."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()
 
 
 def _named(network: Any, source: str) -> str:

@@ -58,6 +58,10 @@ class Order:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise InputError(f"--method is {self.method}: use {', '.join(METHODS[:-1])} or {METHODS[-1]}.")
+        if self.steps is not None and not 1 <= self.steps <= 1000:
+            raise InputError(f"--steps is {self.steps}: use a number from 1 to 1000.")
+        if self.guidance is not None and not 0 <= self.guidance <= 100:
+            raise InputError(f"--guidance is {self.guidance}: use a number from 0 to 100.")
         for judge in self.judges:
             if judge.partition("=")[0] not in JUDGES:
                 raise InputError(f"There is no judge {judge}: use some of {', '.join(JUDGES)}.")
@@ -205,6 +209,8 @@ def evaluate(
 
     Raises `BlipDiffusionError` for what can't be used: a bench, a model, a judge, a folder of another run.
     """
+    if batch < 1:
+        raise InputError(f"--batch is {batch}: use 1 or more.")
     whole, world = open_bench(order)
     bench = whole.part(order.subjects, order.prompts)
     cases = cases_of(bench, order.seeds)

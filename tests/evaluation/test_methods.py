@@ -1,0 +1,78 @@
+"""Methods of a real, tiny model: who is shown to it, what is said to it, and that neither depends on the batch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from blip_diffusion import images
+from blip_diffusion.data.bench import Bench, BenchSubject, read_bench
+from blip_diffusion.evaluation.cases import Case, cases_of
+from blip_diffusion.evaluation.methods import Draw, no_subject, photograph, photograph_of_another, tuned, zero_shot
+from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from tests.data.test_bench import published
+
+
+def far(first: Sequence[Image.Image], second: Sequence[Image.Image]) -> float:
+    """The largest difference of a pixel, in grey levels."""
+    return max(
+        float(np.abs(np.asarray(a, float) - np.asarray(b, float)).max()) for a, b in zip(first, second, strict=True)
+    )
+
+
+@pytest.fixture
+def cases(bench: Bench) -> list[Case]:
+    return cases_of(bench.part(2, 3), 1)
+
+
+@pytest.mark.parametrize("method", [zero_shot, no_subject])
+def test_a_picture_does_not_depend_on_its_batch(pipe: BlipDiffusionPipeline, cases: list[Case], method: object) -> None:
+    assert callable(method)
+    draw: Draw = method(pipe, num_inference_steps=2)
+    together = draw(cases)
+    assert len(together) == len(cases)
+    assert far(together, [draw([case])[0] for case in cases]) <= 1
+
+
+def test_zero_shot_is_the_pipeline_asked_by_hand(pipe: BlipDiffusionPipeline, tmp_path: Path) -> None:
+    """ "a red dog" keeps the subject's own word for the Q-Former, and says the colour before the noun."""
+    import torch
+
+    bench = read_bench(published(tmp_path))
+    case = cases_of(bench, 1)[5]
+    assert case.sentence == "a red dog"
+    drawn = zero_shot(pipe, num_inference_steps=2)([case])
+    by_hand = pipe(
+        "", images.open_picture(case.subject.pictures[0]), "dog", "red dog",
+        num_inference_steps=2, generator=torch.Generator().manual_seed(case.seed),
+    ).images  # fmt: skip
+    assert far(drawn, by_hand) == 0
+
+
+def test_without_a_subject_the_reference_does_not_matter(pipe: BlipDiffusionPipeline, bench: Bench) -> None:
+    one, other = cases_of(bench, 1)[0], cases_of(bench, 1)[len(bench.asked)]
+    swapped = Case(BenchSubject(one.subject.name, "dog", False, other.subject.pictures), 0, one.prompt, 0)
+    words, picture = (method(pipe, num_inference_steps=2) for method in (no_subject, zero_shot))
+    assert far(words([one]), words([swapped])) == 0
+    assert far(picture([one]), picture([swapped])) > 0
+
+
+def test_each_subject_is_tuned_once_and_drawn_by_its_own_model(pipe: BlipDiffusionPipeline, cases: list[Case]) -> None:
+    asked: list[str] = []
+
+    def tune(subject: BenchSubject) -> BlipDiffusionPipeline:
+        asked.append(subject.name)
+        return pipe
+
+    drawn = tuned(tune, num_inference_steps=2)(cases)
+    assert asked == list(dict.fromkeys(case.subject.name for case in cases))
+    assert far(drawn, zero_shot(pipe, num_inference_steps=2)(cases)) <= 1
+
+
+def test_photographs_are_never_the_reference(bench: Bench) -> None:
+    find = photograph_of_another(bench)
+    for case in cases_of(bench, 3):
+        assert photograph(case) in case.subject.pictures[1:]
+        assert find(case) == find(case) and find(case) not in case.subject.pictures
