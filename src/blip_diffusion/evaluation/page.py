@@ -81,7 +81,10 @@ def _head(report: Report, title: str) -> Iterator[str]:
     yield f'<div class="tile{warned}"><b>{copied}</b>copies its reference<p class="soft">'
     yield "Flagged where subjects are more like the reference than the ground truth is, and prompts count for nothing."
     yield "</p></div></div>"
-    yield "<ul>" + "".join(f"<li>{escape(line.replace('**', ''))}</li>" for line in summary(report)) + "</ul>"
+    lines = [line.replace("**", "") for line in summary(report)]
+    if report.diversity:
+        lines.append(f"Diversity, the distance (1 - cosine) among the seeds of a prompt: {report.diversity}.")
+    yield "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
 
 
 def _tile(verdict: Verdict, report: Report, between: str, metric: str, words: str) -> str:

