@@ -41,7 +41,8 @@ th, td { text-align: left; padding: .4rem .9rem .4rem 0; border-bottom: 1px soli
 figure { margin: 0; } figure img { width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: 10px;
   display: block; }
 figcaption { font-size: .8rem; line-height: 1.35; margin-top: .35rem; }
-.yes { color: var(--good); } .no { color: var(--bad); } .marks { color: var(--soft); }
+.yes, .no { white-space: nowrap; } .yes { color: var(--good); } .no { color: var(--bad); }
+.marks { color: var(--soft); }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 4px; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 1rem; }
 @media (max-width: 640px) { .subject { grid-template-columns: 1fr; } .who { position: static; } }

@@ -26,6 +26,10 @@ from blip_diffusion.evaluation.scoring import Verdict, copies
 PROTOCOL = "blip-diffusion 1"
 """Changes whenever a score would: reports of two protocols are never compared."""
 REPORT = "report.json"
+BETWEEN = {
+    "subject": "Between another instance (0) and the ground truth (1)",
+    "text": "Share of what the judge recognises in the ground truth, decoded",
+}
 
 
 @dataclass(frozen=True)
@@ -169,8 +173,9 @@ def markdown(report: Report) -> str:
 def asked(report: Report) -> str:
     """Everything that a score depends on, in a sentence."""
     s = report.settings
+    seeds = f"{s['seeds']} {'seed' if s['seeds'] == 1 else 'seeds'}"
     return (
-        f"{len(s['subjects'])} subjects x {len(s['prompts'])} prompts x {s['seeds']} seeds = {len(report.pictures)} "
+        f"{len(s['subjects'])} subjects x {len(s['prompts'])} prompts x {seeds} = {len(report.pictures)} "
         f"pictures of {s['size']} pixels; {s['scheduler']}, {s['steps']} steps, guidance {s['guidance']:g}; weights "
         f"{s['weights']}, bench {s['bench_digest']}, protocol {report.protocol}. Zero-shot from one reference: "
         f"{s['reference']}. Means over subjects, with 95 % bootstrap intervals over them."
@@ -230,7 +235,7 @@ def _rows(report: Report, verdict: Verdict) -> list[str]:
         name = f"**{row}**" if row == report.method else f"{row}: {ABOUT[row]}" if row in ABOUT else row
         cells = [str(scores[m]) if m in scores else "" for m in metrics]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    for name, value in verdict.between.items():
-        if not math.isnan(value.value):
-            lines += ["", f"{name}: {value}"] if lines[-1].startswith("|") else [f"; {name}: {value}"]
+    known = [f"{name} {value}" for name, value in verdict.between.items() if not math.isnan(value.value)]
+    if known:
+        lines += ["", f"{BETWEEN[verdict.card.kind]}: {'; '.join(known)}."]
     return lines

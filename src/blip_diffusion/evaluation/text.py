@@ -51,15 +51,18 @@ class TextJudge:
             aspect: fit_classifier(features, [str(getattr(request, aspect)) for request in studied.requests])
             for aspect in ASPECTS
         }
-        network = seen.network
-        self.card = Card(
-            name, "text", network.family, f"{network.backbone}; {reader.backbone}", network.preprocessing,
-            f"linear probes made from {len(studied.pictures)} composites of held-out subjects beside the bench's, "
-            f"through the generator's autoencoder; one of {len(bench.asked)} prompts is named by chance in "
-            f"{1 / len(bench.asked):.3f} of the pictures, one of {len(self._checks['scene'].labels)} scenes in "
-            f"{1 / len(self._checks['scene'].labels):.3f}",
-            {"match": "like its sentence", "named": "names the prompt", **{a: f"has its {a}" for a in ASPECTS}},
-        )  # fmt: skip
+        self.card = self._card(name, seen, reader, len(studied.pictures))
+
+    def _card(self, name: str, seen: Seen, reader: Sentences, pictures: int) -> Card:
+        prompts, scenes = len(self._bench.asked), len(self._checks["scene"].labels)
+        protocol = (
+            f"linear probes made from {pictures} composites of held-out subjects beside the bench's in the world's "
+            f"training scenes, through the generator's autoencoder; by chance, one of {prompts} prompts is named in "
+            f"{1 / prompts:.3f} of the pictures, one of {scenes} scenes in {1 / scenes:.3f}"
+        )
+        metrics = {"match": "like its sentence", "named": "names the prompt", **{a: f"has its {a}" for a in ASPECTS}}
+        network, backbone = seen.network, f"{seen.network.backbone}; {reader.backbone}"
+        return Card(name, "text", network.family, backbone, network.preprocessing, protocol, metrics)
 
     def __call__(self, pictures: Sequence[Path], cases: Sequence[Case]) -> dict[str, Tensor]:
         features = self._seen(pictures)
