@@ -4,9 +4,9 @@ Tensors of pictures are float, (B, 3, H, W), in [0, 1], unless a name says other
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -19,12 +19,19 @@ from blip_diffusion.errors import InputError
 Fit = Literal["crop", "squash", "pad"]
 """`crop`: short side, then centre (the original's); `squash`: both sides (diffusers'); `pad`: the whole picture."""
 
+Read = TypeVar("Read")
+
 MIN_SIDE = 16
 MAX_PIXELS = 64_000_000
 
 
 def open_picture(path: str | Path) -> Image.Image:
     """A picture file as upright RGB on white. Raises `InputError` for what is missing, broken, tiny or huge."""
+    return read_picture(path, as_rgb)
+
+
+def read_picture(path: str | Path, read: Callable[[Image.Image], Read]) -> Read:
+    """What `read` makes of a picture file, under the same checks."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"There is no picture at {path}: check the path.")
@@ -33,7 +40,7 @@ def open_picture(path: str | Path) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as picture:
                 check_size(picture, str(path))
-                return as_rgb(picture)
+                return read(picture)
     except InputError:
         raise
     except Image.DecompressionBombError as error:
@@ -65,6 +72,15 @@ def as_rgb(picture: Image.Image) -> Image.Image:
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
     return picture.convert("RGB")
+
+
+def alpha_of(picture: Image.Image) -> Image.Image | None:
+    """What a picture says of its own transparency, upright, white where it is opaque; `None` where it says nothing."""
+    if picture.mode not in ("RGBA", "LA", "PA") and "transparency" not in picture.info:
+        return None
+    alpha = ImageOps.exif_transpose(picture).convert("RGBA").getchannel("A")
+    darkest, brightest = alpha.getextrema()
+    return alpha if darkest != brightest else None
 
 
 def fit_square(picture: Image.Image, size: int, fit: Fit = "crop") -> Image.Image:

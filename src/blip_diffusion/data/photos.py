@@ -1,0 +1,167 @@
+"""A user's photos of one subject: found, checked, cut square, masked, and dealt out in batches.
+
+Letters: `P` photos, `S` their side, `C H W` latents.
+"""
+
+import random
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NotRequired, TypedDict
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from blip_diffusion import images
+from blip_diffusion.errors import InputError
+from blip_diffusion.images import Fit
+
+MOST = 30
+"""Photos of one subject; the paper and DreamBooth use three to seven."""
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".avif")
+"""What is taken from a folder; a file that is named is tried whatever its name."""
+
+Segmenter = Callable[[Image.Image], Image.Image]
+"""An RGB picture to a mask of its size, mode L: white where its main subject is."""
+Masks = Literal["auto", "none"] | Sequence[Path]
+"""`auto`: a picture's own transparency, else a segmenter's; `none`; or files, one a photo."""
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """One picture, and where the subject is in it."""
+
+    name: str
+    picture: Image.Image  # upright RGB
+    mask: Image.Image | None = None  # mode L, of the same size: white is the subject
+
+
+class PhotoBatch(TypedDict):
+    """Latents of photos, and what their errors weigh."""
+
+    latents: Tensor  # (B, C, H, W)
+    mask: Tensor  # (B, 1, H, W) in [0, 1]: 1 where the subject is, and everywhere where nobody knows
+    prior: NotRequired[Tensor]  # (B, C, H, W) of the category's other members, as the untuned model draws them
+
+
+Source = str | Path | Image.Image
+
+
+def read_photos(sources: Sequence[Source], *, masks: Masks = "auto", segmenter: Segmenter | None = None) -> list[Photo]:
+    """These pictures and picture files; a folder stands for the pictures in it.
+
+    One that can't be used is named in a warning and left out. Raises `InputError` where none is left, where there are
+    too many, and for masks that don't go with them.
+    """
+    files = _files(sources)
+    given = _given_masks(files, masks)
+    photos, faults = [], []
+    for number, (source, mask) in enumerate(zip(files, given, strict=True), start=1):
+        try:
+            photos.append(_read(source, f"photo {number}", mask, own_alpha=masks == "auto", segmenter=segmenter))
+        except InputError as error:
+            faults.append(str(error))
+    if not photos:
+        raise InputError(f"None of the {len(files)} photos can be used: {faults[0]}")
+    for fault in faults:
+        warnings.warn(f"A photo is left out. {fault}", stacklevel=2)
+    return photos
+
+
+def _files(sources: Sequence[Source]) -> list[Path | Image.Image]:
+    files: list[Path | Image.Image] = []
+    for source in sources:
+        if isinstance(source, Image.Image):
+            files.append(source)
+            continue
+        path = Path(source)
+        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES) if path.is_dir() else [path]
+        if not inside:
+            raise InputError(f"There are no pictures in {path}: name PNG, JPEG or WebP files, or a folder of them.")
+        files += inside
+    if not files:
+        raise InputError("There are no photos: name one to thirty pictures of the subject, or a folder of them.")
+    if len(files) > MOST:
+        raise InputError(f"There are {len(files)} photos: choose at most {MOST} good ones, three to seven are usual.")
+    return files
+
+
+def _given_masks(files: Sequence[object], masks: Masks) -> Sequence[Path | None]:
+    if isinstance(masks, str):
+        if masks not in ("auto", "none"):
+            raise InputError(f"There are no masks called {masks!r}: say auto, none, or name a file for each photo.")
+        return [None] * len(files)
+    if len(masks) != len(files):
+        raise InputError(f"There are {len(masks)} masks for {len(files)} photos: name one for each, in their order.")
+    return masks
+
+
+def _read(
+    source: Path | Image.Image, name: str, mask: Path | None, *, own_alpha: bool, segmenter: Segmenter | None
+) -> Photo:
+    if isinstance(source, Image.Image):
+        images.check_size(source, name)
+        picture, alpha = _opened(source)
+    else:
+        name, (picture, alpha) = source.name, images.read_picture(source, _opened)
+    if mask is not None:
+        return Photo(name, picture, _mask(mask, picture))
+    if not own_alpha:
+        return Photo(name, picture)
+    if alpha is None and segmenter is not None:
+        alpha = segmenter(picture)
+    return Photo(name, picture, alpha)
+
+
+def _opened(picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    return images.as_rgb(picture), images.alpha_of(picture)
+
+
+def _mask(path: Path, picture: Image.Image) -> Image.Image:
+    mask = images.open_picture(path).convert("L")
+    if abs(mask.width / mask.height - picture.width / picture.height) > 0.02:
+        raise InputError(f"The mask {path} is {mask.width} x {mask.height}, of another shape than its photo.")
+    if mask.getextrema()[1] == 0:
+        raise InputError(f"The mask {path} is black all over: paint the subject white in it.")
+    return mask.resize(picture.size, Image.Resampling.BILINEAR)
+
+
+def squares(photos: Sequence[Photo], size: int, fit: Fit = "crop") -> tuple[Tensor, Tensor]:
+    """Photos to pixels (P, 3, S, S) and masks (P, 1, S, S), in [0, 1]; an unknown mask is 1 everywhere."""
+    pixels = images.to_tensor([images.fit_square(photo.picture, size, fit) for photo in photos])
+    masks = [photo.mask or Image.new("L", photo.picture.size, 255) for photo in photos]
+    cut = [images.fit_square(mask.convert("RGB"), size, fit) for mask in masks]
+    covered = images.to_tensor(cut)[:, :1]
+    empty = [photo.name for photo, mask in zip(photos, covered, strict=True) if not mask.any()]
+    if empty:
+        raise InputError(f"The subject of {empty[0]} lies outside the middle square: use --fit pad, or cut the photo.")
+    return pixels, covered
+
+
+class PhotoBatches:
+    """The batch of an index: every photo equally often, in an order drawn anew for each round through them."""
+
+    def __init__(
+        self, latents: Tensor, masks: Tensor, *, batch_size: int, seed: int = 0, prior: Tensor | None = None
+    ) -> None:
+        """`latents` (P, C, H, W), `masks` (P, 1, S, S) of any size, `prior` (K, C, H, W)."""
+        self.latents, self.prior = latents, prior
+        self.masks = F.interpolate(masks, latents.shape[-2:], mode="area")
+        self.batch_size, self.seed = batch_size, seed
+
+    def __call__(self, index: int) -> PhotoBatch:
+        rows = self._rows(index, len(self.latents), "photos")
+        batch = PhotoBatch(latents=self.latents[rows], mask=self.masks[rows])
+        if self.prior is not None:
+            batch["prior"] = self.prior[self._rows(index, len(self.prior), "prior")]
+        return batch
+
+    def _rows(self, index: int, count: int, purpose: str) -> Tensor:
+        places = range(index * self.batch_size, (index + 1) * self.batch_size)
+        return torch.tensor([self._order(place // count, count, purpose)[place % count] for place in places])
+
+    def _order(self, round_: int, count: int, purpose: str) -> list[int]:
+        return random.Random(f"{self.seed} {purpose} {round_}").sample(range(count), count)
