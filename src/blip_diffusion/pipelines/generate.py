@@ -29,6 +29,7 @@ from blip_diffusion.model import BlipDiffusion, InferenceConfig, ReferenceConfig
 from blip_diffusion.pipelines.broadcast import OneOrMany, common_length, copied, many, spread, words
 from blip_diffusion.pipelines.control import ControlRequest, Numbers, Pictures, Resample, control_request
 from blip_diffusion.pipelines.extras import ExtrasMixin
+from blip_diffusion.pipelines.subjects import SubjectsMixin
 from blip_diffusion.prompts import subject_prompt, warn_of_dropped
 
 MAX_SIDE = 2048
@@ -44,7 +45,7 @@ class _Request:
     subject: Tensor  # (B, Q, D)
 
 
-class BlipDiffusionPipeline(DiffusionPipeline, ExtrasMixin):
+class BlipDiffusionPipeline(DiffusionPipeline, ExtrasMixin, SubjectsMixin):
     """BLIP-Diffusion as a diffusers pipeline; devices, offloading, LoRA and progress bars are inherited."""
 
     model_cpu_offload_seq = "qformer->text_encoder->unet->vae"
@@ -199,7 +200,8 @@ class BlipDiffusionPipeline(DiffusionPipeline, ExtrasMixin):
         """Draws the subject of each reference in the scene of each prompt.
 
         Prompts, references, categories and negative prompts may be lists of one length; one of a thing serves all.
-        `None` asks for the checkpoint's own setting. `subject_embeds` (1 or B, Q, D) stand in for references.
+        `None` asks for the checkpoint's own setting. `subject_embeds` (1 or B, Q, D) stand in for references; where
+        there are neither, the subject is what `load_subject` and `set_subjects` have chosen.
         `output_type`: "pil", "np", "pt" (B, 3, H, W) in [0, 1], or "latent".
 
         Structure control: `image` is what `controlnet` (default: the model's own) looks at. Several nets take a list
@@ -218,6 +220,9 @@ class BlipDiffusionPipeline(DiffusionPipeline, ExtrasMixin):
             control_guidance_end,
             guess=guess_mode,
         )
+        if reference_image is None and subject_embeds is None and self.active_subjects:
+            subject_embeds = self.active_embedding()
+            source_subject_category = source_subject_category or self.active_category()
         request = self._request(
             prompt,
             reference_image,
@@ -315,7 +320,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, ExtrasMixin):
         if embeds is not None:
             return embeds.to(self._execution_device).expand(size, -1, -1)
         if reference is None:
-            raise InputError("There is no subject: give reference_image or subject_embeds.")
+            raise InputError("There is no subject: give reference_image or subject_embeds, or load_subject first.")
         pairs = list(zip(spread(many(reference), size), sources, strict=True))
         different = list({(id(picture), word): (picture, word) for picture, word in pairs}.values())
         tokens = self._tokens([picture for picture, _ in different], [word for _, word in different], fit)

@@ -1,0 +1,56 @@
+"""What plain diffusers reads: a Stable Diffusion folder, a LoRA file."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from safetensors.torch import save_file
+from torch import Tensor
+
+from blip_diffusion.checkpoint.files import State, contiguous, read_json, write_json
+from blip_diffusion.checkpoint.parts import save_diffusers, save_text_encoder
+from blip_diffusion.checkpoint.subject_file import ADAPTER
+from blip_diffusion.model import BlipDiffusion
+
+
+def save_stable_diffusion(model: BlipDiffusion, folder: Path) -> None:
+    """The parts that draw from words alone, as a `StableDiffusionPipeline`."""
+    save_diffusers("unet", model.unet, folder / "unet")
+    save_diffusers("vae", model.vae, folder / "vae")
+    save_text_encoder(model.text_encoder, folder / "text_encoder")
+    model.tokenizer.save_pretrained(folder / "tokenizer")
+    _save_scheduler(model.scheduler, folder / "scheduler")
+    nothing = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"), (None, None))
+    parts = {
+        "unet": ("diffusers", "UNet2DConditionModel"),
+        "vae": ("diffusers", "AutoencoderKL"),
+        "text_encoder": ("transformers", "CLIPTextModel"),
+        "tokenizer": ("transformers", "CLIPTokenizer"),
+        "scheduler": ("diffusers", type(model.scheduler).__name__),
+    }
+    names = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": diffusers.__version__}
+    write_json(folder / "model_index.json", {**names, **parts, **nothing, "requires_safety_checker": False})
+
+
+def _save_scheduler(scheduler: Any, folder: Path) -> None:
+    """With the offset that Stable Diffusion's pipelines ask for, where it is one that reads none."""
+    scheduler.save_pretrained(folder)
+    table = read_json(folder / "scheduler_config.json")
+    if table.get("timestep_spacing") == "trailing":
+        write_json(folder / "scheduler_config.json", table | {"steps_offset": 1})
+
+
+def save_lora(path: Path, unet: Mapping[str, Tensor], text_encoder: Mapping[str, Tensor], *, rank: int) -> None:
+    """A LoRA of that rank and alpha, which `load_lora_weights` reads: matrices by PEFT's names within each network."""
+    tensors: State = {}
+    header: dict[str, Any] = {}
+    for part, state in (("unet", unet), ("text_encoder", text_encoder)):
+        tensors |= {f"{part}.{name}": tensor for name, tensor in state.items()}
+        if state:
+            modules = sorted({name.partition(".lora_")[0] for name in state})
+            adapter = {"r": rank, "lora_alpha": rank, "target_modules": modules, "peft_type": "LORA"}
+            header |= {f"{part}.{key}": value for key, value in adapter.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(contiguous(tensors), path, metadata={"format": "pt", ADAPTER: json.dumps(header, sort_keys=True)})

@@ -1,0 +1,178 @@
+"""A subject of one's own in a small file: what tuning found, and the model that it goes with.
+
+subject_embedding.lora        (1, Q, D): the subject tokens
+unet.….lora_A.weight          where a LoRA was trained, under diffusers' and PEFT's names
+weights.…                     U-Net weights that stand in for the base's, where those were trained themselves
+
+The header says the rest, in JSON; its thumbnail is where modelspec has it. A plain Stable Diffusion pipeline reads the
+file as a LoRA. It refuses any with a key that lacks "lora", hence the embedding's odd name.
+"""
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from blip_diffusion import __version__
+from blip_diffusion.checkpoint.files import State, contiguous
+from blip_diffusion.errors import CheckpointError, InputError
+
+EMBEDDING, WEIGHTS, LORA = "subject_embedding.lora", "weights.", "unet."
+TABLE, THUMBNAIL, ADAPTER = "blip-diffusion", "modelspec.thumbnail", "lora_adapter_metadata"
+DATA_URI = "data:image/jpeg;base64,"
+THUMBNAIL_SIDE = 128
+MOST_WORDS = 4
+SAMPLED = 64  # weights of every tensor, for a fingerprint
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """One subject, tuned for one model."""
+
+    name: str
+    category: str
+    embedding: Tensor  # (1, Q, D)
+    base: str  # `fingerprint` of the model that it was tuned for
+    lora: State = field(default_factory=dict)  # by PEFT's names within the U-Net
+    alpha: float = 0.0  # of the LoRA; its rank is its shape
+    weights: State = field(default_factory=dict)  # by names within the U-Net
+    thumbnail: bytes = b""  # JPEG
+    details: Mapping[str, Any] = field(default_factory=dict)  # steps, method, base's name …: for people
+    version: str = __version__  # of the library that wrote it
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        check_category(self.category)
+        if self.embedding.ndim != 3 or len(self.embedding) != 1 or not self.embedding.isfinite().all():
+            raise CheckpointError(f"The embedding of {self.name!r} is not finite numbers of shape (1, Q, D).")
+
+    @property
+    def rank(self) -> int:
+        """Of the LoRA; 0 without one."""
+        return next((len(tensor) for name, tensor in self.lora.items() if ".lora_A." in name), 0)
+
+
+def check_name(name: str) -> None:
+    """A name serves as a file's and as an adapter's."""
+    if not 0 < len(name) <= 64 or not all(letter.isalnum() or letter in "-_" for letter in name):
+        raise InputError(f"The name {name!r} can't be used: use letters, digits, - and _, for example rex.")
+
+
+def check_category(category: str) -> None:
+    """A category is what one calls the subject in a sentence."""
+    if not category.strip():
+        raise InputError("The category is empty: say what the subject is, for example dog.")
+    if len(category.split()) > MOST_WORDS:
+        raise InputError(f"The category {category!r} is too long: say what the subject is in a word or two, as dog.")
+
+
+def write_subject(subject: Subject, path: Path) -> None:
+    """The file, which is there whole or not at all."""
+    tensors = {EMBEDDING: subject.embedding.float()}
+    tensors |= {f"{LORA}{name}": tensor for name, tensor in subject.lora.items()}
+    tensors |= {f"{WEIGHTS}{name}": tensor for name, tensor in subject.weights.items()}
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: t.detach() for name, t in contiguous(tensors).items()}, partial, metadata=_header(subject))
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} can't be written ({error}): choose another place.") from error
+
+
+def read_subject(path: str | Path) -> Subject:
+    """The subject of a file. Raises `CheckpointError` for what is missing, damaged or no subject."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"There is no subject at {path}: check the path, or make one with blip-diffusion tune.")
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            if TABLE not in header:
+                raise CheckpointError(f"{path} holds weights but no subject: blip-diffusion tune makes such files.")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return _subject(header, tensors)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is not a subject's file, or damaged ({_first_line(error)}).") from error
+
+
+def _header(subject: Subject) -> dict[str, str]:
+    """Strings alone, as safetensors wants them."""
+    table = {"name": subject.name, "category": subject.category, "base": subject.base, "alpha": subject.alpha}
+    table |= {"version": subject.version, "details": dict(subject.details)}
+    header = {"format": "pt", TABLE: json.dumps(table, sort_keys=True), "modelspec.title": subject.name}
+    if subject.thumbnail:
+        header[THUMBNAIL] = DATA_URI + base64.b64encode(subject.thumbnail).decode()
+    if subject.lora:
+        modules = sorted({name.partition(".lora_")[0] for name in subject.lora})
+        adapter = {"r": subject.rank, "lora_alpha": subject.alpha, "target_modules": modules, "peft_type": "LORA"}
+        header[ADAPTER] = json.dumps({f"{LORA}{key}": value for key, value in adapter.items()}, sort_keys=True)
+    return header
+
+
+def _subject(header: Mapping[str, str], tensors: State) -> Subject:
+    table = json.loads(header[TABLE])
+    known = {key: str(table[key]) for key in ("name", "category", "base", "version")}
+    return Subject(
+        **known,
+        embedding=tensors[EMBEDDING].float(),
+        lora={name.removeprefix(LORA): tensor for name, tensor in tensors.items() if name.startswith(LORA)},
+        alpha=float(table["alpha"]),
+        weights={name.removeprefix(WEIGHTS): tensor for name, tensor in tensors.items() if name.startswith(WEIGHTS)},
+        thumbnail=base64.b64decode(header.get(THUMBNAIL, "").removeprefix(DATA_URI)),
+        details=dict(table["details"]),
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def renamed(subject: Subject, name: str) -> Subject:
+    """The same under another name, for two of one name to be resident."""
+    return replace(subject, name=name)
+
+
+def thumbnail(picture: Image.Image) -> bytes:
+    """A small JPEG of a picture."""
+    small = picture.copy()
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def fingerprint(unet: nn.Module, text_encoder: nn.Module) -> str:
+    """What tells one base model from another: a hash of the signs of some weights of every tensor.
+
+    Signs, because they are the same in every precision. Adapters and the words of a vocabulary, which textual inversion
+    adds to, don't count; nor does the VAE, which people exchange.
+    """
+    digest = hashlib.sha256()
+    for part in (unet, text_encoder):
+        for name, tensor in sorted(own_weights(part).items()):
+            if not name.endswith("token_embedding.weight"):
+                flat = tensor.detach().flatten()
+                chosen = flat[torch.arange(SAMPLED, device=flat.device) * (len(flat) - 1) // (SAMPLED - 1)]
+                signs = torch.signbit(chosen).cpu().numpy().tobytes()
+                digest.update(f"{name} {tuple(tensor.shape)}".encode() + signs)
+    return digest.hexdigest()[:32]
+
+
+def own_weights(module: nn.Module) -> dict[str, nn.Parameter]:
+    """A module's parameters by the names that they have without PEFT's adapters, and without these."""
+    return {
+        name.replace(".base_layer", ""): parameter
+        for name, parameter in module.named_parameters()
+        if ".lora_" not in name and ".modules_to_save" not in name
+    }

@@ -1,0 +1,229 @@
+"""Tuned subjects in a pipeline: many may be resident, one or a mixture of them is drawn. As with diffusers' adapters,
+`load_subject` brings one in and `set_subjects` chooses.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from blip_diffusion.checkpoint.files import State, check_none
+from blip_diffusion.checkpoint.subject_file import (
+    Subject,
+    fingerprint,
+    own_weights,
+    read_subject,
+    renamed,
+    write_subject,
+)
+from blip_diffusion.errors import CheckpointError, InputError
+
+ADAPTER = "subject_"
+"""What the names of subjects' adapters begin with, so that other people's LoRAs are left alone."""
+
+
+@dataclass
+class Shelf:
+    """The subjects that are resident, and how much of each is drawn."""
+
+    subjects: dict[str, Subject] = field(default_factory=dict)
+    mixture: dict[str, float] = field(default_factory=dict)
+    replaced: State = field(default_factory=dict)  # the base's own weights, where subjects bring others
+    base: str = ""  # the base's fingerprint, taken before anything was changed
+
+
+class SubjectsMixin:
+    """What a pipeline with `unet` and `text_encoder` knows of tuned subjects."""
+
+    unet: Any
+    text_encoder: Any
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """The names of those that are resident."""
+        return tuple(self._shelf.subjects)
+
+    @property
+    def active_subjects(self) -> dict[str, float]:
+        """What is drawn where a call names no reference: names and weights."""
+        return dict(self._shelf.mixture)
+
+    def load_subject(self, subject: str | Path | Subject, *, name: str | None = None) -> Subject:
+        """Makes a subject's file resident, and draws it from now on. One of that name is replaced.
+
+        Raises `CheckpointError` for a file that is none, or that was made for another base model.
+        """
+        found = subject if isinstance(subject, Subject) else read_subject(subject)
+        found = renamed(found, name) if name else found
+        shelf = self._shelf
+        shelf.base = shelf.base or fingerprint(self.unet, self.text_encoder)
+        _check_base(found, shelf.base, int(self.text_encoder.config.hidden_size))
+        _check_lora(self.unet, found)
+        if found.name in shelf.subjects:
+            self.unload_subject(found.name)
+        _keep_own(self.unet, found, shelf.replaced)
+        shelf.subjects[found.name] = found
+        self.set_subjects(found.name)
+        return found
+
+    def set_subjects(self, names: str | Sequence[str] | None, weights: Sequence[float] | None = None) -> None:
+        """Draws these of the resident subjects from now on, mixed with weights (default: alike); `None`: no one.
+
+        Weights sum to 1 for an interpolation; nothing forbids others. Other LoRAs stay as they are.
+        """
+        names = [names] if isinstance(names, str) else list(names or ())
+        weights = list(weights) if weights is not None else [1 / len(names) for _ in names]
+        strangers = [name for name in names if name not in self._shelf.subjects]
+        if strangers:
+            there = ", ".join(self._shelf.subjects) or "none is loaded"
+            raise InputError(f"There is no subject {strangers[0]!r}: load its file first ({there}).")
+        if len(weights) != len(names):
+            raise InputError(f"There are {len(weights)} weights for {len(names)} subjects: give one for each.")
+        adapters = {f"{ADAPTER}{n}": w for n, w in zip(names, weights, strict=True) if self._resident(n).lora}
+        for name in names:
+            if f"{ADAPTER}{name}" in adapters.keys() - getattr(self.unet, "peft_config", {}).keys():
+                _add_lora(self.unet, self._resident(name))  # the first time, and after unload_lora_weights
+        self._shelf.mixture = dict(zip(names, weights, strict=True))
+        _mix_loras(self.unet, adapters)
+        _mix_weights(self.unet, self._shelf)
+
+    def unload_subject(self, name: str) -> None:
+        """Forgets a subject. If it was drawn, none is any more."""
+        self._resident(name)
+        if name in self._shelf.mixture:
+            self.set_subjects(None)
+        if f"{ADAPTER}{name}" in getattr(self.unet, "peft_config", {}):
+            self.unet.delete_adapters(f"{ADAPTER}{name}")
+        del self._shelf.subjects[name]
+
+    def save_subject(self, path: str | Path, *, name: str | None = None) -> Path:
+        """Writes a resident subject's file; without a name, that of the one that is drawn."""
+        if name is None:
+            if len(self._shelf.mixture) != 1:
+                raise InputError(f"{len(self._shelf.mixture)} subjects are drawn: name the one to be saved.")
+            (name,) = self._shelf.mixture
+        write_subject(self._resident(name), Path(path))
+        return Path(path)
+
+    def active_embedding(self) -> Tensor | None:
+        """The subject tokens (1, Q, D) of what is drawn: a weighted sum where it is a mixture."""
+        parts = [weight * self._resident(name).embedding for name, weight in self._shelf.mixture.items()]
+        return torch.stack(parts).sum(dim=0) if parts else None
+
+    def active_category(self) -> str:
+        """The word for what is drawn: that of the weightiest."""
+        mixture = self._shelf.mixture
+        return self._resident(max(mixture, key=mixture.__getitem__)).category if mixture else ""
+
+    def _resident(self, name: str) -> Subject:
+        try:
+            return self._shelf.subjects[name]
+        except KeyError:
+            raise InputError(f"There is no subject {name!r}: load its file first.") from None
+
+    @property
+    def _shelf(self) -> Shelf:
+        """Made when it is first asked for: diffusers builds pipelines in more ways than one."""
+        shelf: Shelf = self.__dict__.setdefault("_subject_shelf", Shelf())
+        return shelf
+
+
+def _check_base(subject: Subject, base: str, width: int) -> None:
+    if subject.base != base:
+        made_for = subject.details.get("model") or "another model"
+        raise CheckpointError(
+            f"{subject.name!r} was tuned for {made_for}, not for this model: load that one, or tune it anew."
+        )
+    if subject.embedding.shape[-1] != width:
+        raise CheckpointError(f"The tokens of {subject.name!r} are {subject.embedding.shape[-1]} wide, not {width}.")
+
+
+def _modules(subject: Subject) -> list[str]:
+    """Which layers of the U-Net its LoRA belongs to."""
+    return sorted({name.partition(".lora_")[0] for name in subject.lora})
+
+
+def _check_lora(unet: nn.Module, subject: Subject) -> None:
+    """Every name and shape, before anything is changed."""
+    wanted = _lora_shapes(unet, _modules(subject), subject.rank)
+    found = subject.lora
+    wrong = [name for name in wanted.keys() & found.keys() if tuple(found[name].shape) != wanted[name]]
+    check_none(
+        f"the LoRA of {subject.name!r}",
+        missing=sorted(wanted.keys() - found.keys()),
+        unexpected=sorted(found.keys() - wanted.keys()),
+        wrong=sorted(wrong),
+    )
+
+
+def _add_lora(unet: nn.Module, subject: Subject) -> None:
+    """An adapter of the subject's own, inactive."""
+    config = LoraConfig(r=subject.rank, lora_alpha=subject.alpha, target_modules=_modules(subject))
+    adapter = f"{ADAPTER}{subject.name}"
+    active = {layer: list(layer.active_adapters) for layer in _tuned_layers(unet)}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several are what we want
+        unet.add_adapter(config, adapter_name=adapter)  # type: ignore[operator]
+    for layer in _tuned_layers(unet):  # add_adapter makes its own the only active one
+        layer.set_adapter(active.get(layer, []), inference_mode=True)
+    like = next(iter(own_weights(unet).values()))
+    state = {name: tensor.to(like) for name, tensor in subject.lora.items()}
+    set_peft_model_state_dict(unet, state, adapter_name=adapter)
+
+
+def _lora_shapes(unet: nn.Module, modules: Sequence[str], rank: int) -> dict[str, tuple[int, ...]]:
+    """What each module's two matrices measure; a name that is no linear layer of the U-Net has none."""
+    layers = {name.replace(".base_layer", ""): module for name, module in unet.named_modules()}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in modules:
+        layer = layers.get(name)
+        if isinstance(layer, nn.Linear):
+            shapes[f"{name}.lora_A.weight"] = (rank, layer.in_features)
+            shapes[f"{name}.lora_B.weight"] = (layer.out_features, rank)
+    return shapes
+
+
+def _mix_loras(unet: nn.Module, weights: Mapping[str, float]) -> None:
+    """Makes these the only active ones of the subjects' adapters."""
+    for layer in _tuned_layers(unet):
+        others = [name for name in layer.active_adapters if not name.startswith(ADAPTER)]
+        own = [name for name in weights if name in layer.r]
+        layer.set_adapter([*others, *own], inference_mode=True)
+        for name in own:
+            layer.set_scale(name, weights[name])
+
+
+def _tuned_layers(unet: nn.Module) -> list[BaseTunerLayer]:
+    return [layer for layer in unet.modules() if isinstance(layer, BaseTunerLayer)]
+
+
+def _keep_own(unet: nn.Module, subject: Subject, kept: State) -> None:
+    """Keeps what a subject's weights will replace, on the CPU, after a check that they fit."""
+    own = own_weights(unet)
+    found = subject.weights
+    check_none(
+        f"the weights of {subject.name!r}",
+        missing=[],
+        unexpected=sorted(found.keys() - own.keys()),
+        wrong=sorted(name for name in found.keys() & own.keys() if found[name].shape != own[name].shape),
+    )
+    for name in found.keys() - kept.keys():
+        kept[name] = own[name].detach().cpu().clone()
+
+
+@torch.no_grad()
+def _mix_weights(unet: nn.Module, shelf: Shelf) -> None:
+    """The base's own weights, moved towards each subject's by its share of the mixture."""
+    own = own_weights(unet)
+    for name, base in shelf.replaced.items():
+        mixed = base.float()
+        for subject, weight in shelf.mixture.items():
+            if name in shelf.subjects[subject].weights:
+                mixed = mixed + weight * (shelf.subjects[subject].weights[name].float() - base.float())
+        own[name].copy_(mixed)

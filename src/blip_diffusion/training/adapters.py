@@ -1,0 +1,25 @@
+"""LoRA (Hu et al. 2022) by PEFT: put on a network to be trained, and taken off it under diffusers' names."""
+
+from typing import Any
+
+from peft import LoraConfig, get_peft_model_state_dict
+from torch import Tensor, nn
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+"""The U-Net's attention projections: what diffusers' own LoRA training moves."""
+TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+"""The same of CLIP's text encoder."""
+TRAINED = "trained"
+
+
+def add_lora(network: Any, rank: int, targets: tuple[str, ...] = ATTENTION) -> list[nn.Parameter]:
+    """Puts a LoRA on a diffusers or transformers network, which draws as before, and answers what of it moves."""
+    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(targets))
+    network.add_adapter(config, adapter_name=TRAINED)
+    return [parameter for name, parameter in network.named_parameters() if f".{TRAINED}." in name]
+
+
+def lora_state(network: nn.Module) -> dict[str, Tensor]:
+    """The matrices of the LoRA that was trained, by PEFT's names within the network."""
+    state: dict[str, Tensor] = get_peft_model_state_dict(network, adapter_name=TRAINED)
+    return {name: tensor.detach().cpu() for name, tensor in state.items()}

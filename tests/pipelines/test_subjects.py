@@ -1,0 +1,196 @@
+"""Subjects in a pipeline: many resident, one or a mixture drawn, and nothing of the base lost."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from blip_diffusion.checkpoint.subject_file import Subject, fingerprint, write_subject
+from blip_diffusion.errors import CheckpointError, InputError
+from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.training.adapters import ATTENTION
+
+
+@pytest.fixture
+def own(tiny_folder: Path) -> BlipDiffusionPipeline:
+    pipe = BlipDiffusionPipeline.from_pretrained(tiny_folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def subject(pipe: BlipDiffusionPipeline, name: str, seed: int, *, rank: int = 0, weights: bool = False) -> Subject:
+    rng = torch.Generator().manual_seed(seed)
+    lora, replaced = {}, {}
+    if rank:
+        for layer, module in pipe.unet.named_modules():
+            if layer.endswith(ATTENTION):
+                lora[f"{layer}.lora_A.weight"] = torch.randn(rank, module.in_features, generator=rng)
+                lora[f"{layer}.lora_B.weight"] = torch.randn(module.out_features, rank, generator=rng)
+    if weights:
+        own = dict(pipe.unet.named_parameters())
+        replaced = {
+            n: (p + torch.randn(p.shape, generator=rng)).detach() for n, p in own.items() if ".attn2.to_k." in n
+        }
+    embedding = torch.randn(1, 4, 32, generator=rng)
+    base = fingerprint(pipe.unet, pipe.text_encoder)
+    return Subject(name, "dog", embedding, base, lora=lora, alpha=float(rank), weights=replaced)
+
+
+def drawn(pipe: BlipDiffusionPipeline, **more: object) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(5)
+    return pipe("on the beach", generator=generator, output_type="pt", num_inference_steps=2, **more).images  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", [{}, {"rank": 2}, {"weights": True}], ids=["embedding", "lora", "weights"])
+def test_a_file_is_drawn_as_its_subject(own: BlipDiffusionPipeline, tmp_path: Path, kind: dict[str, object]) -> None:
+    rex = subject(own, "rex", 1, **kind)  # type: ignore[arg-type]
+    plain = drawn(own, subject_embeds=rex.embedding, target_subject_category="dog")
+    write_subject(rex, tmp_path / "rex.safetensors")
+    own.load_subject(tmp_path / "rex.safetensors")
+    assert own.subjects == ("rex",) and own.active_subjects == {"rex": 1.0}
+    tuned = drawn(own)
+    assert torch.equal(plain, tuned) == (not kind)
+    own.set_subjects(None)
+    assert torch.equal(drawn(own, subject_embeds=rex.embedding, target_subject_category="dog"), plain)
+    own.set_subjects("rex")
+    assert torch.equal(drawn(own), tuned)
+    own.unload_subject("rex")
+    assert own.subjects == () and own.active_subjects == {}
+    assert torch.equal(drawn(own, subject_embeds=rex.embedding, target_subject_category="dog"), plain)
+    with pytest.raises(InputError, match="no subject: give reference_image or subject_embeds, or load_subject"):
+        drawn(own)
+
+
+def test_many_are_resident_and_switching_is_quick(own: BlipDiffusionPipeline) -> None:
+    names = [f"s{number}" for number in range(4)]
+    for seed, name in enumerate(names):
+        own.load_subject(subject(own, name, seed, rank=2))
+    pictures = []
+    for name in names:
+        own.set_subjects(name)
+        pictures.append(drawn(own))
+    began = time.perf_counter()
+    for _ in range(5):
+        for name in names:
+            own.set_subjects(name)
+    assert (time.perf_counter() - began) / 20 < 0.25  # milliseconds; the rest is for a busy machine
+    for name, picture in zip(reversed(names), reversed(pictures), strict=True):
+        own.set_subjects(name)
+        assert torch.equal(drawn(own), picture)
+    assert len({picture.numpy().tobytes() for picture in pictures}) == 4
+
+
+@pytest.mark.parametrize("kind", [{}, {"rank": 2}, {"weights": True}], ids=["embedding", "lora", "weights"])
+def test_two_are_mixed(own: BlipDiffusionPipeline, kind: dict[str, object]) -> None:
+    """All of one is that one; and what lies between differs from both, half of twice the same does not."""
+    rex, tom = subject(own, "rex", 1, **kind), subject(own, "tom", 2, **kind)  # type: ignore[arg-type]
+    for one in (rex, tom, replace(rex, name="twin")):
+        own.load_subject(one)
+    own.set_subjects("rex")
+    alone = drawn(own)
+    own.set_subjects(["rex", "tom"], [1.0, 0.0])
+    torch.testing.assert_close(drawn(own), alone, atol=1e-5, rtol=1e-5)
+    own.set_subjects(["rex", "twin"])
+    torch.testing.assert_close(drawn(own), alone, atol=2e-3, rtol=2e-2)  # sums in another order, of large numbers
+    own.set_subjects(["rex", "tom"], [0.4, 0.6])
+    torch.testing.assert_close(own.active_embedding(), 0.4 * rex.embedding + 0.6 * tom.embedding)
+    assert (drawn(own) - alone).abs().max() > 1e-2
+
+
+def test_a_reference_comes_before_a_resident_subject(own: BlipDiffusionPipeline, dog: Image.Image) -> None:
+    before = drawn(own, reference_image=dog, source_subject_category="dog")
+    own.load_subject(subject(own, "rex", 1))
+    assert torch.equal(drawn(own, reference_image=dog, source_subject_category="dog"), before)
+    assert not torch.equal(drawn(own), drawn(own, target_subject_category="cat"))
+
+
+def test_other_peoples_loras_stay(own: BlipDiffusionPipeline, tmp_path: Path) -> None:
+    """One that is loaded by diffusers' own means keeps its weight while subjects come and go."""
+    style = {f"unet.{name}": tensor for name, tensor in subject(own, "style", 9, rank=2).lora.items()}
+    own.load_lora_weights(style, adapter_name="style")
+    own.set_adapters(["style"], [0.3])
+    rex = subject(own, "rex", 1)
+    with_style = drawn(own, subject_embeds=rex.embedding, target_subject_category="dog")
+    own.load_subject(rex)
+    assert torch.equal(drawn(own), with_style)
+    own.load_subject(subject(own, "tom", 2, rank=2))
+    assert own.get_active_adapters() == ["style", "subject_tom"]
+    own.set_subjects("rex")
+    assert own.get_active_adapters() == ["style"]
+    assert torch.equal(drawn(own), with_style)
+
+
+def test_it_outlives_unload_lora_weights(own: BlipDiffusionPipeline) -> None:
+    own.load_subject(subject(own, "rex", 1, rank=2))
+    before = drawn(own)
+    own.unload_lora_weights()
+    own.set_subjects("rex")
+    assert torch.equal(drawn(own), before)
+
+
+def test_it_is_saved(own: BlipDiffusionPipeline, tmp_path: Path) -> None:
+    rex = subject(own, "rex", 1, rank=2)
+    own.load_subject(rex, name="other")
+    assert own.save_subject(tmp_path / "x.safetensors") == tmp_path / "x.safetensors"
+    other = own.load_subject(tmp_path / "x.safetensors")
+    assert other.name == "other" and torch.equal(other.embedding, rex.embedding)
+    own.set_subjects(None)
+    with pytest.raises(InputError, match="0 subjects are drawn: name the one"):
+        own.save_subject(tmp_path / "y.safetensors")
+
+
+def test_a_file_for_another_base_is_refused(own: BlipDiffusionPipeline, tmp_path: Path) -> None:
+    stranger = replace(subject(own, "rex", 1), base="0" * 32, details={"model": "some/model"})
+    with pytest.raises(CheckpointError, match="'rex' was tuned for some/model, not for this model"):
+        own.load_subject(stranger)
+    assert own.subjects == ()
+
+
+def test_what_does_not_fit_changes_nothing(own: BlipDiffusionPipeline) -> None:
+    rex = subject(own, "rex", 1, rank=2, weights=True)
+    name = next(iter(rex.lora))
+    broken = [
+        replace(rex, lora={**rex.lora, name: torch.zeros(2, 3)}),
+        replace(rex, lora={n: t for n, t in rex.lora.items() if n != name}),
+        replace(rex, lora={**rex.lora, "nowhere.lora_A.weight": torch.zeros(2, 3)}),
+        replace(rex, weights={"nowhere": torch.zeros(3)}),
+        replace(rex, embedding=torch.zeros(1, 4, 8)),
+    ]
+    before = {name: parameter.clone() for name, parameter in own.unet.named_parameters()}
+    for one in broken:
+        with pytest.raises(CheckpointError):
+            own.load_subject(one)
+    assert own.subjects == ()
+    after = dict(own.unet.named_parameters())
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_unknown_names_and_wrong_weights(own: BlipDiffusionPipeline) -> None:
+    own.load_subject(subject(own, "rex", 1))
+    with pytest.raises(InputError, match=r"no subject 'tom': load its file first \(rex\)"):
+        own.set_subjects("tom")
+    with pytest.raises(InputError, match="1 weights for 2 subjects"):
+        own.set_subjects(["rex", "rex"], [1.0])
+    assert own.active_subjects == {"rex": 1.0}
+
+
+def test_a_plain_stable_diffusion_pipeline_reads_the_lora(own: BlipDiffusionPipeline, tmp_path: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    from blip_diffusion.checkpoint.plain import save_stable_diffusion
+
+    save_stable_diffusion(own.model, tmp_path / "plain")
+    plain = StableDiffusionPipeline.from_pretrained(tmp_path / "plain")
+    rex = subject(own, "rex", 1, rank=2)
+    write_subject(rex, tmp_path / "rex.safetensors")
+    plain.load_lora_weights(tmp_path, weight_name="rex.safetensors")
+    own.load_subject(rex)
+    noised, states = torch.randn(1, 4, 4, 4), torch.randn(1, 8, 32)
+    answers = [pipe.unet(noised, 7, encoder_hidden_states=states).sample for pipe in (plain, own)]
+    torch.testing.assert_close(*answers, atol=1e-5, rtol=1e-5)
+    own.set_subjects(None)
+    assert not np.allclose(own.unet(noised, 7, encoder_hidden_states=states).sample.detach(), answers[0].detach())
