@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from blip_diffusion.errors import CheckpointError, reason
+from blip_diffusion.errors import CheckpointError, InputError, reason
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -98,6 +99,13 @@ def save_state(state: Mapping[str, Tensor], path: Path, dtype: torch.dtype | Non
     partial = path.with_name(f"{path.name}.partial")
     save_file(contiguous(state, dtype), partial, metadata={"format": "pt"})
     partial.replace(path)
+
+
+def check_writable(folder: Path) -> None:
+    """Before an hour of work, not after it. Raises `InputError` for a folder that can't be written to."""
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"Nothing can be written to {folder}: choose another --out.")
 
 
 @contextmanager

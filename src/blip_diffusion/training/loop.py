@@ -102,7 +102,7 @@ class Result:
     """Spent in training steps, over all resumptions."""
     losses: dict[str, float]
     """The means last reported."""
-    stopped: Literal["done", "minutes", "signal"]
+    stopped: Literal["done", "minutes", "signal", "hook"]
     """After a signal nothing is exported: who sends one is in a hurry."""
 
 
@@ -115,10 +115,12 @@ class HookContext:
     tracker: Tracker
     ema: Ema
     """`with context.ema.swapped()` gives the raw weights back for a while."""
+    seconds: float = 0.0
+    """Spent in training steps so far."""
 
 
-Hook = Callable[[HookContext], None]
-"""Called on the main process only, every `sample_every` steps; its time is not counted."""
+Hook = Callable[[HookContext], bool | None]
+"""Called on the main process only, every `sample_every` steps; its time is not counted. `True` ends the run."""
 
 
 def fit(
@@ -140,6 +142,8 @@ def fit(
     """
     with _started(method, batches, config, folder, config_text) as run, signals() as arrived, _attention(run):
         _resume(run, resume)
+        if run.saved > 0:
+            _sample(run, hooks)  # a signal may have come before they looked at this step
         while run.state.step < config.steps and not run.stopped:
             _step(run, stop=arrived.is_set)
             _report(run)
@@ -169,7 +173,7 @@ class _Run:
     tracker: Tracker | None = None  # on the main process
     state: State = field(default_factory=State)
     window: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
-    stopped: Literal["", "minutes", "signal"] = ""
+    stopped: Literal["", "minutes", "signal", "hook"] = ""
     save_due: bool = False
     saved: int = -1  # the step of the last checkpoint
 
@@ -484,14 +488,18 @@ def _save(run: _Run) -> None:
 
 
 def _sample(run: _Run, hooks: Sequence[Hook]) -> None:
-    """Lets the hooks look at the averaged weights, if there is time for it."""
+    """Lets the hooks look at the averaged weights, if there is time for it, and end the run."""
     if run.stopped or not hooks or not run.config.sample_every or run.state.step % run.config.sample_every:
         return
+    enough = False
     if run.tracker:
+        context = HookContext(run.state.step, run.module, run.tracker, run.ema, run.state.seconds)
         with _shown(run):
             for hook in hooks:
-                hook(HookContext(run.state.step, run.module, run.tracker, run.ema))
-    run.accelerator.wait_for_everyone()
+                enough = bool(hook(context)) or enough
+    wish = torch.tensor(float(enough), device=run.accelerator.device)
+    if run.accelerator.reduce(wish, "sum") > 0:  # all wait for the one that looks
+        run.stopped = "hook"
 
 
 def _finish(run: _Run) -> Result:
