@@ -8,10 +8,11 @@ from typing import Any
 
 from blip_diffusion import __version__
 from blip_diffusion.errors import BlipDiffusionError
-from blip_diffusion.interfaces.commands import convert, data, evaluate, generate, train
+from blip_diffusion.interfaces.commands import convert, data, evaluate, generate, train, tune
 
 COMMANDS = (
     ("generate", generate, "draw a subject in the scene that a sentence describes"),
+    ("tune", tune, "learn a subject of one's own from a few photos"),
     ("train", train, "train what a TOML file says"),
     ("evaluate", evaluate, "score a model on a bench, with floors, ceilings and a page of all pictures"),
     ("convert", convert, "write a model in our folder layout, in another precision"),

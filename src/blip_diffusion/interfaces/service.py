@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -18,8 +17,10 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from blip_diffusion import __version__, images
 from blip_diffusion.annotators import annotate
+from blip_diffusion.checkpoint.files import check_writable
 from blip_diffusion.checkpoint.folder import load_controlnet
 from blip_diffusion.errors import InputError
+from blip_diffusion.interfaces.subjects import SubjectOrder, load_subjects
 
 METADATA = "blip-diffusion"
 """The PNG text chunk that holds an order as JSON."""
@@ -45,7 +46,7 @@ class Order:
     """What to draw. `None` leaves a thing to the model."""
 
     prompts: tuple[str, ...]
-    reference: bytes  # a PNG
+    reference: bytes  # a PNG; of tuned subjects, only for people to look at
     category: str
     target_category: str
     model: str = "mini"
@@ -57,6 +58,7 @@ class Order:
     width: int | None = None
     height: int | None = None
     controls: tuple[ControlOrder, ...] = ()
+    subjects: tuple[SubjectOrder, ...] = ()  # tuned ones, which then stand for the reference
     fit: images.Fit = "crop"
     dtype: str = "float32"
 
@@ -104,12 +106,15 @@ def draw(order: Order, out: Path, *, device: str = "auto", sheet: Path | None = 
 
     place = device_of(device)
     for folder in (out, *([sheet.parent] if sheet is not None else [])):
-        _check_writable(folder)
+        check_writable(folder)
     pipe = BlipDiffusionPipeline.from_pretrained(order.model, torch_dtype=getattr(torch, order.dtype)).to(place)
     pipe.set_progress_bar_config(disable=None)  # a bar is for a terminal
     nets = [_net(control, pipe) for control in order.controls]
     reference = Image.open(io.BytesIO(order.reference))
-    subject = pipe.encode_subject(reference, order.category, reference_fit=order.fit)
+    if order.subjects:
+        subject = load_subjects(pipe, order.subjects)
+    else:
+        subject = pipe.encode_subject(reference, order.category, reference_fit=order.fit)
     prompts = [prompt for prompt in order.prompts for _ in range(order.count)]
     seeds = [order.seed + copy for _ in order.prompts for copy in range(order.count)]
     pictures: list[Image.Image] = pipe(
@@ -164,6 +169,7 @@ def order_of(path: Path, *, model: str | None = None) -> Order:
         known["controls"] = tuple(
             ControlOrder(**{**one, "picture": base64.b64decode(one["picture"])}) for one in table.get("controls", ())
         )
+        known["subjects"] = tuple(SubjectOrder(**{**one, "picture": b""}) for one in table.get("subjects", ()))
         if "size" in table:  # what version 0.1 wrote
             known |= {"width": table["size"], "height": table["size"]}
         return Order(**known | ({"model": model} if model else {}))
@@ -184,13 +190,6 @@ def device_of(name: str) -> torch.device:
         raise InputError(f"There is no device {name} here: use --device cpu.") from error
 
 
-def _check_writable(folder: Path) -> None:
-    """Before an hour of drawing, not after it."""
-    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise InputError(f"Nothing can be written to {folder}: choose another --out.")
-
-
 def _write(order: Order, pictures: list[Image.Image], prompts: list[str], seeds: list[int], out: Path) -> list[Path]:
     paths = [out / name for name in _file_names(prompts, seeds)]
     for path, picture, prompt, seed in zip(paths, pictures, prompts, seeds, strict=True):
@@ -202,6 +201,7 @@ def _metadata(order: Order, prompt: str, seed: int) -> dict[str, Any]:
     table = dataclasses.asdict(order) | {"prompt": prompt, "seed": seed, "count": 1, "version": __version__}
     table["reference"] = base64.b64encode(order.reference).decode()
     table["controls"] = [{**one, "picture": base64.b64encode(one["picture"]).decode()} for one in table["controls"]]
+    table["subjects"] = [{name: value for name, value in one.items() if name != "picture"} for one in table["subjects"]]
     table["reference_sha256"] = hashlib.sha256(order.reference).hexdigest()
     del table["prompts"]
     return table

@@ -21,6 +21,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--reference", type=Path, metavar="FILE", help="the picture of the subject")
     parser.add_argument("--category", metavar="WORD", help="what the subject is, for example dog")
+    parser.add_argument(
+        "--subject",
+        action="append",
+        default=[],
+        metavar="FILE[:WEIGHT]",
+        help="a tuned subject instead of a reference; several are mixed",
+    )
     parser.add_argument("--target-category", metavar="WORD", help="what it shall be drawn as (default: the category)")
     parser.add_argument("--again", type=Path, metavar="PNG", help="make the picture of this file once more")
     parser.add_argument("--model", default=None, help="mini (default), a folder, or a hub id")
@@ -53,19 +60,26 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
     from blip_diffusion.interfaces import service
+    from blip_diffusion.interfaces.subjects import subject_order
 
     if arguments.again is not None:
         order = service.order_of(arguments.again, model=arguments.model)
     else:
-        if not arguments.prompt or arguments.reference is None or not arguments.category:
+        if not arguments.prompt or not (arguments.subject or (arguments.reference and arguments.category)):
             raise InputError(
-                "Say a prompt, --reference FILE and --category WORD; blip-diffusion generate --help tells more."
+                "Say a prompt, and --reference FILE with --category WORD or --subject FILE; "
+                "blip-diffusion generate --help tells more."
             )
+        if arguments.subject and arguments.reference:
+            raise InputError("A tuned subject needs no reference: say --subject or --reference.")
+        subjects = tuple(subject_order(*_weighted(text)) for text in arguments.subject)
+        category = arguments.category or max(subjects, key=lambda subject: subject.weight).category
         order = service.Order(
             prompts=tuple(arguments.prompt),
-            reference=service.reference_bytes(arguments.reference),
-            category=arguments.category,
-            target_category=arguments.target_category or arguments.category,
+            reference=service.reference_bytes(arguments.reference) if arguments.reference else subjects[0].picture,
+            category=category,
+            target_category=arguments.target_category or category,
+            subjects=subjects,
             model=arguments.model or "mini",
             count=arguments.count,
             seed=arguments.seed,
@@ -80,6 +94,17 @@ def run(arguments: argparse.Namespace) -> None:
         )
     for path in service.draw(order, arguments.out, device=arguments.device, sheet=arguments.sheet):
         print(path)
+
+
+def _weighted(text: str) -> tuple[Path, float]:
+    """`rex.safetensors` or `rex.safetensors:0.3`."""
+    if Path(text).is_file() or ":" not in text:
+        return Path(text), 1.0
+    path, number = text.rsplit(":", 1)
+    try:
+        return Path(path), float(number)
+    except ValueError:
+        raise InputError(f"--subject {text} has the weight {number!r}: use a number, 0.5 is half of it.") from None
 
 
 def _size(text: str) -> tuple[int, int]:
