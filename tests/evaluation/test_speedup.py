@@ -1,0 +1,131 @@
+"""The comparison of ways to tune: its arithmetic, and the whole of it in small."""
+
+import dataclasses
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from blip_diffusion.checkpoint.folder import read_parts, whole
+from blip_diffusion.data.world import World
+from blip_diffusion.errors import DataError, InputError
+from blip_diffusion.evaluation.speedup import (
+    Contestant,
+    Outcome,
+    Point,
+    SpeedupConfig,
+    charts,
+    compare,
+    markdown,
+    moments,
+    reached,
+    sitters,
+    speedup,
+)
+from blip_diffusion.training.tune import TuneConfig
+
+
+def curve(*subjects: float, pace: float = 2.0) -> list[Point]:
+    return [Point(20 * i, 3 + pace * 20 * i, subject, 0.5) for i, subject in enumerate(subjects)]
+
+
+def outcome(**curves: list[list[Point]]) -> Outcome:
+    named = {name.replace("_", " "): value for name, value in curves.items()}
+    return Outcome(SpeedupConfig(steps=80), "a judge", dict.fromkeys(named, 1e-4), named)
+
+
+def test_when_a_goal_is_reached() -> None:
+    curves = [curve(0.0, 0.2, 0.6, 0.6), curve(0.0, 0.4, 0.6, 0.6)]
+    assert reached(curves, 0.3, "step") == pytest.approx(20)
+    assert reached(curves, 0.45, "step") == pytest.approx(30)
+    assert reached(curves, 0.45, "seconds") == pytest.approx(63)
+    assert reached(curves, 0.0, "step") == 0 and reached(curves, 0.7, "step") == float("inf")
+
+
+def test_how_many_times_sooner() -> None:
+    slow, quick = curve(0.0, 0.2, 0.4, 0.6, 0.8), curve(0.4, 0.8, 0.8, 0.8, 0.8, pace=4)
+    found = outcome(dreambooth=[slow, slow], few_shot=[quick, quick])
+    assert speedup(found, "few shot", "step").value == pytest.approx(4)
+    assert speedup(found, "few shot", "seconds").value == pytest.approx((3 + 160) / (3 + 80))
+    assert speedup(found, "dreambooth", "step").value == 1
+    at_once = outcome(dreambooth=[slow, slow], few_shot=[curve(0.9, 0.9, 0.9, 0.9, 0.9)] * 2)
+    assert speedup(at_once, "few shot", "step").value == 80  # counts as one step
+    never = outcome(dreambooth=[slow, slow], few_shot=[curve(0.1, 0.1, 0.1, 0.1, 0.1)] * 2)
+    assert speedup(never, "few shot", "step").value == 0 and "never gets there" in markdown(never)
+
+
+def test_dreambooth_that_is_there_before_its_end_is_timed_then() -> None:
+    early = curve(0.0, 0.8, 0.8, 0.8, 0.8)
+    found = outcome(dreambooth=[early, early], few_shot=[early, early])
+    assert speedup(found, "few shot", "step").value == 1
+
+
+def test_the_interval_is_over_subjects() -> None:
+    quick, slow = curve(0.0, 1.4, 1.4, 1.4, 1.4), curve(0.0, 0.2, 0.4, 0.6, 0.8)
+    found = outcome(dreambooth=[slow] * 4, few_shot=[quick, slow, quick, slow])
+    ratio = speedup(found, "few shot", "step")
+    assert ratio.value == pytest.approx(4) and ratio.low == 1 and ratio.high == pytest.approx(7)
+    again = speedup(found, "few shot", "step")
+    assert again == ratio
+
+
+def test_moments() -> None:
+    config = SpeedupConfig(every=20)
+    assert moments(config, 60) == [0, 5, 10, 20, 40, 60]
+    assert moments(SpeedupConfig(every=5, steps=10), 10) == [0, 5, 10]
+
+
+def test_errors(world: World) -> None:
+    with pytest.raises(InputError, match="two subjects"):
+        SpeedupConfig(subjects=1)
+    with pytest.raises(InputError, match="multiple of 20"):
+        SpeedupConfig(steps=50)
+    with pytest.raises(DataError, match="of eight views: ask for at most so many"):
+        sitters(world, 1000)
+
+
+def turning(world: World) -> World:
+    """Three held-out subjects in eight views each: here all the same, which the machinery can't know."""
+    rows = [i for i, row in enumerate(world.cutouts) if row.split == "heldout" and row.kind != "outline"]
+    different = list({world.cutouts[i].identity: i for i in rows}.values())[:3]
+    train = [i for i, row in enumerate(world.cutouts) if row.split == "train"]
+    chosen = train + [i for i in different for _ in range(8)]
+    return dataclasses.replace(world, cutouts=tuple(world.cutouts[i] for i in chosen), pixels=world.pixels[chosen])
+
+
+class Colours:
+    """A judge that knows colours: real features, of no network."""
+
+    name = backbone = preprocessing = "colours"
+
+    def maps(self, pixels: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.interpolate(pixels, (8, 8), mode="area")
+
+    def features(self, pixels: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        return self.maps(pixels).mean((2, 3))
+
+
+def test_the_whole_in_small(world: World, tiny_folder: Path, tmp_path: Path) -> None:
+    turned = turning(world)
+    scenes = tuple({phrase: 0 for scene in turned.scenes if scene.split == "train" for phrase in scene.phrases[:1]})[:2]
+    config = SpeedupConfig(subjects=2, search_subjects=1, steps=2, every=1, prompts=scenes, sampling_steps=1,
+                           batch_size=1, probe_pictures=3)  # fmt: skip
+    contestants = (
+        Contestant("few-shot", TuneConfig(train="embedding"), (1e-3, 1e-2)),
+        Contestant("dreambooth", TuneConfig(method="dreambooth"), (1e-4,)),
+    )
+    said: list[str] = []
+    found = compare(lambda: whole(read_parts(tiny_folder), tiny_folder), turned, Colours(), config, tmp_path / "runs",
+                    contestants=contestants, tell=said.append)  # fmt: skip
+    assert set(found.curves) == {"few-shot", "dreambooth"} and len(said) == 2 + 4
+    for curves in found.curves.values():
+        assert [[point.step for point in one] for one in curves] == [[0, 1, 2]] * 2
+        assert all(a.seconds < b.seconds for one in curves for a, b in pairwise(one))
+    assert found.rates["few-shot"] in (1e-3, 1e-2) and set(found.searches["few-shot"]) == {"0.001", "0.01"}
+    table = markdown(found)
+    assert "| few-shot |" in table and "| dreambooth |" in table
+    charts(found, tmp_path)
+    assert Image.open(tmp_path / "subject-steps.png").width > 400 and (tmp_path / "text-seconds.png").is_file()
+    assert len(list((tmp_path / "runs").rglob("00002.png"))) == 3 + 4  # three searches, four measured
