@@ -87,6 +87,7 @@ def test_a_resumed_tuning_equals_an_uninterrupted_one(
     with pytest.raises(CheckpointError, match="interrupted: say --resume"):
         learn(tmp_path / "parts", tiny_folder, dog, **how)  # type: ignore[arg-type]
     resumed = learn(tmp_path / "parts", tiny_folder, dog, resume=True, **how)  # type: ignore[arg-type]
+    assert whole.scores[0].subject != whole.scores[-1].subject and whole.scores[0].text != whole.scores[-1].text
     assert resumed.scores == whole.scores and resumed.step == whole.step
     one, other = load_file(whole.out), load_file(resumed.out)
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
@@ -131,6 +132,14 @@ def test_bad_input_is_found_before_training(
     with pytest.raises(BlipDiffusionError, match=sentence):
         tune(asked.pop("photos"), **asked)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_learning_rate_goes_with_the_width() -> None:
+    assert TuneConfig(train="unet").resolved(768).learning_rate == 5e-6
+    assert TuneConfig(train="unet").resolved(256).learning_rate == 1e-4
+    assert TuneConfig(method="dreambooth", learning_rate=0.5).resolved(768).learning_rate == 0.5
+    with pytest.raises(ConfigError, match="learning_rate must be positive"):
+        TuneConfig(learning_rate=0.0)
 
 
 def test_bad_settings() -> None:

@@ -68,7 +68,7 @@ def test_the_best_trade_off_is_kept_and_it_stops_when_it_has_turned(model: BlipD
     validation.report("rex")
     strip, curve = Image.open(tmp_path / STRIP), Image.open(tmp_path / CURVE)
     assert strip.height == 6 * 34 and strip.width > 3 * 32 and curve.width > 400
-    red = torch.tensor(images.to_tensor([strip.convert("RGB")]))[0]
+    red = images.to_tensor([strip.convert("RGB")])[0]
     loud = (red[0] > 0.7) & (red[1] < 0.2) & (red[2] < 0.2)
     assert loud[34 * 3 :, :110].any() and not loud[: 34 * 3, :110].any()  # overfitting is shown as such
 

@@ -38,16 +38,18 @@ from blip_diffusion.training.start import noising_of
 from blip_diffusion.training.validation import BEST, Evaluator, OwnEncoders, Score, Validation, ValidationConfig
 
 Kind = Literal["few-shot", "dreambooth", "dreambooth-lora", "textual-inversion"]
-RATES: dict[str, float] = {
-    "embedding": 1e-2,
-    "lora": 1e-3,
-    "cross-attention": 1e-4,
-    "unet": 5e-5,  # the paper's; LAVIS has 5e-6
-    "dreambooth": 5e-5,
-    "dreambooth-lora": 1e-3,
-    "textual-inversion": 1e-2,
+RATES: dict[str, tuple[float, float]] = {
+    "embedding": (1e-3, 1e-2),
+    "lora": (1e-4, 3e-3),
+    "cross-attention": (1e-5, 3e-4),
+    "unet": (5e-6, 1e-4),  # the first is LAVIS'; the paper has 5e-5
+    "dreambooth": (5e-6, 1e-4),
+    "dreambooth-lora": (1e-4, 3e-3),
+    "textual-inversion": (5e-4, 1e-2),
 }
-"""The learning rate of each method, or of what few-shot tuning trains."""
+"""The learning rate of each method, or of what few-shot tuning trains: at published widths, where they are what others
+use, and for networks half as wide or narrower, where they come from trying on `mini`."""
+PUBLISHED_WIDTH = 768
 PRIOR_BATCH, PRIOR_SEED = 8, 10_000
 
 
@@ -62,7 +64,7 @@ class TuneConfig:
     """Optimizer steps; `None` stops by itself, after `most` at the latest."""
     most: int = 200
     learning_rate: float | None = None
-    """`None`: the method's own, see `RATES`."""
+    """`None`: what is usual, see `RATES`."""
     batch_size: int = 3
     rank: int = 8
     """Of LoRAs."""
@@ -95,13 +97,16 @@ class TuneConfig:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if self.steps is not None and self.steps < 1:
             raise ConfigError(f"steps is {self.steps}: use 1 or more, or auto.")
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise ConfigError(f"learning_rate must be positive, not {self.learning_rate}.")
         if self.prior_images < 0:
             raise ConfigError(f"prior_images must not be negative, but is {self.prior_images}.")
 
-    @property
-    def rate(self) -> float:
-        """The learning rate that holds."""
-        return self.learning_rate or RATES[self.train if self.method == "few-shot" else self.method]
+    def resolved(self, width: int) -> "TuneConfig":
+        """With the learning rate that is usual for text states of that width, where none is set."""
+        usual = RATES[self.train if self.method == "few-shot" else self.method]
+        rate = self.learning_rate or usual[0 if width >= PUBLISHED_WIDTH else 1]
+        return replace(self, learning_rate=rate)
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,7 @@ def tune(
         validation = Validation(judge, config.validation, work)
         newest = checkpoints.latest(work / CHECKPOINTS) if resume else None
         validation.begin(lesson.method, after=checkpoints.verify(newest).step if newest else 0)
-    result = run(lesson, config, work, validation, resume=resume)
+    result = run(lesson, work, validation, resume=resume)
     if result.stopped == "signal":
         return Tuned(path, work, result.step, result)
     return _keep(path, work, result, validation)
@@ -166,6 +171,7 @@ def tune(
 class Lesson:
     """What is to be learned, by what."""
 
+    config: TuneConfig  # nothing in it is left open
     method: Method
     batches: PhotoBatches
     pixels: Tensor  # (P, 3, S, S) of the photos
@@ -176,6 +182,7 @@ def prepare(
     model: BlipDiffusion, photos: Sequence[Photo], category: str, name: str, config: TuneConfig, *, model_name: str = ""
 ) -> Lesson:
     """The method that learns these photos, and its batches. The model becomes its part."""
+    config = config.resolved(int(model.text_encoder.config.hidden_size))
     model.requires_grad_(False)
     if config.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
@@ -186,13 +193,12 @@ def prepare(
     prior = _prior(model, category, config) if config.prior_images else None
     batches = PhotoBatches(latents, cut, batch_size=config.batch_size, seed=config.seed, prior=prior)
     method = _method(model, photos, category, name, config, model_name)
-    return Lesson(method, batches, pixels[: len(photos)], cut[: len(photos)])
+    return Lesson(config, method, batches, pixels[: len(photos)], cut[: len(photos)])
 
 
-def run(
-    lesson: Lesson, config: TuneConfig, folder: Path, validation: Hook | None = None, *, resume: bool = False
-) -> Result:
+def run(lesson: Lesson, folder: Path, validation: Hook | None = None, *, resume: bool = False) -> Result:
     """The loop, as tuning wants it: no average, one checkpoint."""
+    config = lesson.config
     steps = config.steps or config.most
     train = TrainConfig(
         steps=steps,
@@ -204,7 +210,7 @@ def run(
         sample_every=config.validation.every,
         keep=1,
         prefetch=0,
-        optim=OptimConfig(lr=config.rate, eight_bit=config.eight_bit),
+        optim=OptimConfig(lr=config.learning_rate or 0.0, eight_bit=config.eight_bit),
     )
     hooks = [validation] if validation is not None else []
     text = configuration.to_toml(config)
@@ -248,7 +254,7 @@ def first_subject(
     """The subject before any tuning: the mean of its photos' tokens."""
     pixels, _ = squares(photos, model.reference.size, config.fit)
     tokens = model.subject_tokens(pixels.to(model.subject_encoder.device), [category] * len(pixels))
-    details = {"model": model_name, "photos": len(photos), "train": config.train, "learning_rate": config.rate}
+    details = {"model": model_name, "photos": len(photos), "train": config.train, "learning_rate": config.learning_rate}
     details |= {"batch_size": config.batch_size, "seed": config.seed}
     return Subject(
         name,

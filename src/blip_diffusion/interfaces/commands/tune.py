@@ -67,6 +67,8 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"stopped after {tuned.step} steps; the same command with --resume goes on")
         raise KeyboardInterrupt
     print(f"{tuned.step} steps, {tuned.result.seconds:.0f} s of training: {tuned.out}")
+    if tuned.scores and not tuned.step:
+        print("no step was better than none: the mean of the photos' embeddings was kept")
     if tuned.scores:
         print(f"what it looked like meanwhile: {tuned.folder / 'strip.png'}, {tuned.folder / 'curve.png'}")
     if tuned.overfitted:
