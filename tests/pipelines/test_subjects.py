@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import ControlNetModel
 from PIL import Image
 
 from blip_diffusion.checkpoint.subject_file import Subject, fingerprint, write_subject
@@ -106,6 +107,16 @@ def test_a_reference_comes_before_a_resident_subject(own: BlipDiffusionPipeline,
     own.load_subject(subject(own, "rex", 1))
     assert torch.equal(drawn(own, reference_image=dog, source_subject_category="dog"), before)
     assert not torch.equal(drawn(own), drawn(own, target_subject_category="cat"))
+
+
+def test_it_is_drawn_with_a_controlnet(own: BlipDiffusionPipeline, dog: Image.Image) -> None:
+    """A fresh one adds nothing yet, and so must change nothing; one that has learned does."""
+    net = ControlNetModel.from_unet(own.unet).eval()
+    own.load_subject(subject(own, "rex", 1, rank=2))
+    plain = drawn(own)
+    torch.testing.assert_close(drawn(own, image=dog, controlnet=net), plain, atol=1e-4, rtol=1e-4)
+    torch.nn.init.ones_(net.controlnet_mid_block.weight)
+    assert (drawn(own, image=dog, controlnet=net) - plain).abs().max() > 1e-2
 
 
 def test_other_peoples_loras_stay(own: BlipDiffusionPipeline, tmp_path: Path) -> None:

@@ -177,26 +177,38 @@ class Jury:
         views = [see(judge, _round_trip(model, sitter.views)).subject for sitter in shown]
         self.centre = torch.cat(views).mean(dim=0)
         self.views = {sitter.identity: features for sitter, features in zip(shown, views, strict=True)}
-        self.ceiling = self._mutual(views)
+        self.ceiling = self._ceiling()
 
     def __call__(self, sitter: Sitter, pictures: Tensor) -> tuple[float, float]:
-        """Pictures (B, 3, S, S) of a subject in the prompts, seed after seed: how alike it is, of 1 as its own views
-        are; and how many show the scene that was asked for."""
+        """Pictures (B, 3, S, S) of a subject in the prompts, seed after seed, to two scores.
+
+        Subject: how much more alike it is than other subjects are, of 1 as its own views are among themselves. Text:
+        how many show the scene that was asked for.
+        """
         disc = subject_region(pictures.shape[-1])
         maps = self.judge.maps(pictures)
         features, scene = pooled(maps, disc), pooled(maps, 1 - disc)
-        cosines = centred_cosine(features, self.views[sitter.identity], self.centre, self.centre)
+        own = float(self._cosines(features, sitter.identity).mean())
         asked = torch.arange(len(self.config.prompts)).repeat(self.config.seeds)
-        return float(cosines.mean()) / self.ceiling, float((self.probe(scene) == asked).float().mean())
+        text = float((self.probe(scene) == asked).float().mean())
+        return (own - self._others(features, sitter.identity)) / self.ceiling, text
 
-    def _mutual(self, views: Sequence[Tensor]) -> float:
-        """The mean cosine of different views of a subject."""
-        means = []
-        for features in views:
-            cosines = centred_cosine(features, features, self.centre, self.centre)
-            count = len(features)
-            means.append(float((cosines.sum() - cosines.trace()) / (count * (count - 1))))
-        return max(sum(means) / len(means), 0.05)
+    def _cosines(self, features: Tensor, identity: str) -> Tensor:
+        return centred_cosine(features, self.views[identity], self.centre, self.centre)
+
+    def _others(self, features: Tensor, identity: str) -> float:
+        """The mean cosine with every other subject."""
+        means = [float(self._cosines(features, name).mean()) for name in self.views if name != identity]
+        return sum(means) / len(means)
+
+    def _ceiling(self) -> float:
+        """The same difference, of views of a subject among themselves: a mean over subjects."""
+        gaps = []
+        for name, features in self.views.items():
+            cosines, count = self._cosines(features, name), len(features)
+            own = float((cosines.sum() - cosines.trace()) / (count * (count - 1)))
+            gaps.append(own - self._others(features, name))
+        return max(sum(gaps) / len(gaps), 0.05)
 
 
 @torch.no_grad()
@@ -245,32 +257,28 @@ def follow(
 
     due = moments(config, steps)
     look(lesson.method, 0, 0.0)
-    _quiet_run(lesson, settings, work / "run", hook)
+    _quiet_run(lesson, work / "run", hook)
     return curve
 
 
-def _quiet_run(lesson: Lesson, settings: TuneConfig, folder: Path, hook: Callable[[HookContext], None]) -> None:
+def _quiet_run(lesson: Lesson, folder: Path, hook: Callable[[HookContext], None]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    run(lesson, settings, folder, hook)
+    run(lesson, folder, hook)
     shutil.rmtree(folder)
 
 
 def search(
     load: Callable[[], BlipDiffusion], shown: Sequence[Sitter], contestant: Contestant, jury: Jury, work: Path
 ) -> dict[str, float]:
-    """Of every rate of a contestant, the best balance that a curve reaches, on average over subjects."""
+    """Of every rate of a contestant, the best mean of both scores that tuning reaches, on average over subjects."""
     steps = jury.config.search_steps or jury.config.steps
     found = {}
     for rate in contestant.rates:
         config = dataclasses.replace(contestant.config, learning_rate=rate)
         curves = [follow(load, one, config, jury, work / f"{rate:g}" / one.category, steps) for one in shown]
-        found[f"{rate:g}"] = sum(max(balance(point) for point in curve) for curve in curves) / len(curves)
+        best = [max((point.subject + point.text) / 2 for point in curve[1:]) for curve in curves]
+        found[f"{rate:g}"] = sum(best) / len(best)
     return found
-
-
-def balance(point: Point) -> float:
-    """The geometric mean of both scores, cut to [0, 1]."""
-    return float((min(max(point.subject, 0.0), 1.0) * min(max(point.text, 0.0), 1.0)) ** 0.5)
 
 
 def compare(
