@@ -11,17 +11,15 @@ from PIL import Image
 from blip_diffusion.checkpoint.folder import read_parts, whole
 from blip_diffusion.data.world import World
 from blip_diffusion.errors import DataError, InputError
-from blip_diffusion.evaluation.speedup import (
-    Contestant,
+from blip_diffusion.evaluation.sitters import sitters
+from blip_diffusion.evaluation.speedup import Contestant, compare, moments
+from blip_diffusion.evaluation.speedup_report import (
     Outcome,
     Point,
     SpeedupConfig,
     charts,
-    compare,
     markdown,
-    moments,
     reached,
-    sitters,
     speedup,
 )
 from blip_diffusion.training.tune import TuneConfig

@@ -1,0 +1,136 @@
+"""Held-out subjects of several views, as a user has them: some views are photos, the others judge what is drawn."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blip_diffusion import images
+from blip_diffusion.data.compose import Composer, ComposerConfig
+from blip_diffusion.data.photos import Photo
+from blip_diffusion.data.world import World
+from blip_diffusion.errors import DataError
+from blip_diffusion.evaluation.judges import Judge, pooled
+from blip_diffusion.evaluation.metrics import centred_cosine
+from blip_diffusion.evaluation.scenes import PHRASES, SceneProbe, fit_probe, order_in, training_pictures
+from blip_diffusion.evaluation.scoring import see, subject_region
+from blip_diffusion.model import BlipDiffusion
+
+PHOTOS, VIEWS = 4, 4
+"""Views of a subject that are its photos, and views that judge."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sitter:
+    """A held-out subject with several views."""
+
+    identity: str
+    category: str
+    photos: list[Photo]
+    views: Tensor  # (V, 3, S, S) others of it, in scenes
+
+
+def sitters(world: World, count: int, prompts: Sequence[str] = (), *, size: int = 128) -> list[Sitter]:
+    """So many held-out subjects with enough views, by chance. Their photos stand in other scenes than `prompts`."""
+    views: dict[str, list[int]] = {}
+    for number, row in enumerate(world.cutouts):
+        if row.split == "heldout" and row.kind != "outline":
+            views.setdefault(row.identity, []).append(number)
+    many = sorted(identity for identity, rows in views.items() if len(rows) >= PHOTOS + VIEWS)
+    if len(many) < count:
+        raise DataError(f"The world holds out {len(many)} subjects of eight views: ask for at most so many.")
+    chosen = random.Random("sitters").sample(many, count)
+    composer = Composer(world, ComposerConfig(size=size, rotation=0.0), batch_size=1, seed=0)
+    places = _places(world, prompts)
+    return [_sitter(composer, identity, views[identity], places) for identity in chosen]
+
+
+def _places(world: World, prompts: Sequence[str]) -> list[str]:
+    """Phrases of which the world has photographs to train on, other than the prompts."""
+    photographed = {phrase for scene in world.scenes if scene.split == "train" for phrase in scene.phrases}
+    found = [phrase for phrase in PHRASES if phrase in photographed and phrase not in prompts]
+    if not found:
+        raise DataError("The world has no scenes but those of the prompts: choose fewer prompts.")
+    return found
+
+
+def _sitter(composer: Composer, identity: str, rows: Sequence[int], places: Sequence[str]) -> Sitter:
+    rng = random.Random(f"sitter {identity}")
+    near, far = rows[::2][:PHOTOS], rows[1::2][:VIEWS]  # every other view, so that both see all sides
+    shown, kept = (
+        composer.compose([order_in(composer, row, rng.choice(places), rng) for row in some], rng)
+        for some in (near, far)
+    )
+    pictures, masks = (
+        images.to_pictures(shown["target"]),
+        images.to_pictures(shown["target_alpha"].expand(-1, 3, -1, -1)),
+    )
+    photos = [
+        Photo(f"{number}.png", picture, mask.convert("L"))
+        for number, (picture, mask) in enumerate(zip(pictures, masks, strict=True))
+    ]
+    return Sitter(identity, composer.world.cutouts[rows[0]].category, photos, kept["target"])
+
+
+class Jury:
+    """A judge with what it must know: how subjects look on average, and what the scenes look like once decoded."""
+
+    def __init__(
+        self,
+        judge: Judge,
+        world: World,
+        model: BlipDiffusion,
+        shown: Sequence[Sitter],
+        prompts: Sequence[str],
+        *,
+        seeds: int = 1,
+        probe_pictures: int = 12,
+    ) -> None:
+        """`probe_pictures` of each prompt's scene are what the judge learns scenes from."""
+        self.judge = judge
+        self.asked = torch.arange(len(prompts)).repeat(seeds)
+        composer = Composer(world, ComposerConfig(), batch_size=1, seed=0)
+        studied = training_pictures(composer, prompts, probe_pictures)
+        decoded = torch.cat([_round_trip(model, some) for some in torch.split(studied.pictures, 16)])
+        self.probe: SceneProbe = fit_probe(see(judge, decoded).scene, studied.labels, len(prompts))
+        views = [see(judge, _round_trip(model, sitter.views)).subject for sitter in shown]
+        self.centre = torch.cat(views).mean(dim=0)
+        self.views = {sitter.identity: features for sitter, features in zip(shown, views, strict=True)}
+        self.ceiling = self._ceiling()
+
+    def __call__(self, sitter: Sitter, pictures: Tensor) -> tuple[float, float]:
+        """Pictures (B, 3, S, S) of a subject in the prompts, seed after seed, to two scores.
+
+        Subject: how much more alike it is than other subjects are, of 1 as its own views are among themselves. Text:
+        how many show the scene that was asked for.
+        """
+        disc = subject_region(pictures.shape[-1])
+        maps = self.judge.maps(pictures)
+        features, scene = pooled(maps, disc), pooled(maps, 1 - disc)
+        own = float(self._cosines(features, sitter.identity).mean())
+        text = float((self.probe(scene) == self.asked).float().mean())
+        return (own - self._others(features, sitter.identity)) / self.ceiling, text
+
+    def _cosines(self, features: Tensor, identity: str) -> Tensor:
+        return centred_cosine(features, self.views[identity], self.centre, self.centre)
+
+    def _others(self, features: Tensor, identity: str) -> float:
+        """The mean cosine with every other subject."""
+        means = [float(self._cosines(features, name).mean()) for name in self.views if name != identity]
+        return sum(means) / len(means)
+
+    def _ceiling(self) -> float:
+        """The same difference, of views of a subject among themselves: a mean over subjects."""
+        gaps = []
+        for name, features in self.views.items():
+            cosines, count = self._cosines(features, name), len(features)
+            own = float((cosines.sum() - cosines.trace()) / (count * (count - 1)))
+            gaps.append(own - self._others(features, name))
+        return max(sum(gaps) / len(gaps), 0.05)
+
+
+@torch.no_grad()
+def _round_trip(model: BlipDiffusion, pixels: Tensor) -> Tensor:
+    return model.latents.decode(model.latents.encode(pixels)).float()
