@@ -102,10 +102,14 @@ def _ratio(outcome: Outcome, name: str, quantity: str, rows: Sequence[int]) -> f
     rival = [outcome.curves[DREAMBOOTH][row] for row in rows]
     own = [outcome.curves[name][row] for row in rows]
     goal = float(columns(rival, "subject")[-1].mean())
-    slow, quick = reached(rival, goal, quantity), reached(own, goal, quantity)
-    first = own[0][1]
-    least = 1.0 if quantity == "step" else first.seconds / max(first.step, 1)
-    return slow / max(quick, least) if quick < float("inf") else 0.0
+    slow, quick = (max(reached(curves, goal, quantity), _first_step(curves, quantity)) for curves in (rival, own))
+    return slow / quick if quick < float("inf") else 0.0
+
+
+def _first_step(curves: Sequence[Curve], quantity: str) -> float:
+    """What one step costs: no one is there in less."""
+    spent = columns(curves, quantity).mean(dim=1).tolist()
+    return spent[0] + (spent[1] - spent[0]) / max(curves[0][1].step, 1)
 
 
 def markdown(outcome: Outcome) -> str:
