@@ -3,7 +3,7 @@
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from peft import LoraConfig, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from blip_diffusion.checkpoint.files import State, check_none
+from blip_diffusion.checkpoint.files import State, complaints, misshapen
 from blip_diffusion.checkpoint.subject_file import (
     Subject,
     fingerprint,
@@ -152,14 +152,7 @@ def _modules(subject: Subject) -> list[str]:
 def _check_lora(unet: nn.Module, subject: Subject) -> None:
     """Every name and shape, before anything is changed."""
     wanted = _lora_shapes(unet, _modules(subject), subject.rank)
-    found = subject.lora
-    wrong = [name for name in wanted.keys() & found.keys() if tuple(found[name].shape) != wanted[name]]
-    check_none(
-        f"the LoRA of {subject.name!r}",
-        missing=sorted(wanted.keys() - found.keys()),
-        unexpected=sorted(found.keys() - wanted.keys()),
-        wrong=sorted(wrong),
-    )
+    _check_names(f"the LoRA of {subject.name!r}", subject.lora, wanted, missing=wanted.keys() - subject.lora.keys())
 
 
 def _add_lora(unet: nn.Module, subject: Subject) -> None:
@@ -206,15 +199,18 @@ def _tuned_layers(unet: nn.Module) -> list[BaseTunerLayer]:
 def _keep_own(unet: nn.Module, subject: Subject, kept: State) -> None:
     """Keeps what a subject's weights will replace, on the CPU, after a check that they fit."""
     own = own_weights(unet)
-    found = subject.weights
-    check_none(
-        f"the weights of {subject.name!r}",
-        missing=[],
-        unexpected=sorted(found.keys() - own.keys()),
-        wrong=sorted(name for name in found.keys() & own.keys() if found[name].shape != own[name].shape),
-    )
-    for name in found.keys() - kept.keys():
+    _check_names(f"the weights of {subject.name!r}", subject.weights, {k: tuple(v.shape) for k, v in own.items()})
+    for name in subject.weights.keys() - kept.keys():
         kept[name] = own[name].detach().cpu().clone()
+
+
+def _check_names(
+    what: str, found: State, wanted: Mapping[str, tuple[int, ...]], *, missing: Iterable[str] = ()
+) -> None:
+    """Raises `CheckpointError` for what is too much or of another shape than wanted, and for what is missing."""
+    problem = complaints(missing=missing, unexpected=found.keys() - wanted.keys(), wrong=misshapen(found, wanted))
+    if problem:
+        raise CheckpointError(f"The weights don't fit {what}: {problem}.")
 
 
 @torch.no_grad()
