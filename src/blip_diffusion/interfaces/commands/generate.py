@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from blip_diffusion.errors import InputError
 from blip_diffusion.interfaces.commands.flags import device_flags
+from blip_diffusion.interfaces.startup import importing
 
 if TYPE_CHECKING:
     from blip_diffusion.interfaces.service import ControlOrder
@@ -59,8 +60,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
-    from blip_diffusion.interfaces import service
-    from blip_diffusion.interfaces.subjects import subject_order
+    with importing():
+        import blip_diffusion.pipelines.generate  # noqa: F401  # which the service needs next
+        from blip_diffusion.interfaces import service
+        from blip_diffusion.interfaces.subjects import subject_order
 
     if arguments.again is not None:
         order = service.order_of(arguments.again, model=arguments.model)
