@@ -13,11 +13,15 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 
 def unet_denoiser(unet: Any, text: Tensor) -> Denoiser:
-    """The U-Net looking at text states (B, L, D) through cross-attention."""
+    """The U-Net looking at text states (B, L, D) through cross-attention.
+
+    It computes in its own precision; latents keep theirs, in which a solver's small steps add up.
+    """
+    text = text.to(unet.dtype)
 
     def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
-        answer: Tensor = unet(latents, timestep, encoder_hidden_states=text, return_dict=False)[0]
-        return answer
+        answer: Tensor = unet(latents.to(unet.dtype), timestep, encoder_hidden_states=text, return_dict=False)[0]
+        return answer.to(latents.dtype)
 
     return denoise
 
@@ -46,20 +50,22 @@ def controlled_denoiser(
     batch is `doubled` for guidance only in its second, conditional half: so they can be trusted without a prompt.
     """
     counter = itertools.count()
+    text = text.to(unet.dtype)
 
     def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
         step = next(counter)
         added: list[Tensor] = []
+        given = latents.to(unet.dtype)
         for control in controls:
             if control.speaks(step, steps):
-                more = _control(control, latents, timestep, text, guess=guess, halved=guess and doubled)
+                more = _control(control, given, timestep, text, guess=guess, halved=guess and doubled)
                 added = [a + b for a, b in zip(added, more, strict=True)] if added else more
         extra = {
             "down_block_additional_residuals": added[:-1] or None,
             "mid_block_additional_residual": added[-1] if added else None,
         }
-        answer: Tensor = unet(latents, timestep, encoder_hidden_states=text, return_dict=False, **extra)[0]
-        return answer
+        answer: Tensor = unet(given, timestep, encoder_hidden_states=text, return_dict=False, **extra)[0]
+        return answer.to(latents.dtype)
 
     return denoise
 

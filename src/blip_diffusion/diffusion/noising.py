@@ -52,6 +52,11 @@ class Noising:
             return (noised - spread * answer) / signal.clamp(min=1e-4)
         return signal * noised - spread * answer
 
+    def noise(self, noised: Tensor, clean: Tensor, timesteps: Tensor) -> Tensor:
+        """The ε that together with x_0 makes x_t."""
+        signal, spread = self.signal_and_noise(timesteps, noised)
+        return (noised - signal * clean) / spread.clamp(min=1e-4)
+
     def weight(self, timesteps: Tensor, gamma: float | None) -> Tensor:
         """Min-SNR-γ weights (B,) (Hang et al. 2023), with SNR + 1 for v so that no noise level is left out.
 
