@@ -81,7 +81,7 @@ def test_commands_and_their_flags() -> None:
     assert {"generate", "train", "convert", "data"} <= known.keys()
     assert flags(known["generate"]) >= {
         "--reference", "--category", "--target-category", "--again", "--model", "--out", "--count", "--seed", "--steps",
-        "--guidance", "--negative", "--size", "--fit", "--sheet", "--device", "--dtype",
+        "--guidance", "--negative", "--size", "--fit", "--sheet", "--device", "--dtype", "--preset", "--engine",
     }  # fmt: skip
     assert flags(known["train"]) >= {"--out", "--set", "--minutes", "--resume"}
     assert {"build", "sheet"} <= commands(known["data"]).keys()

@@ -13,7 +13,9 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from PIL import Image
 
 from blip_diffusion.annotators import annotate
+from blip_diffusion.interfaces import service
 from blip_diffusion.interfaces.cli import main
+from blip_diffusion.pipelines.presets import has_bfloat16
 
 Run = Callable[..., int]
 HEAVY = ("torch", "diffusers", "transformers", "PIL", "numpy")
@@ -97,8 +99,9 @@ def test_prompts_of_one_name_do_not_overwrite_each_other(generate: Run, capsys: 
             "cat",
         ),
         ("--dtype", "bfloat16", "--seed", 2**40),
+        ("--preset", "fast"),
     ],
-    ids=["plain", "every flag", "bfloat16"],
+    ids=["plain", "every flag", "bfloat16", "fast"],
 )
 def test_a_picture_tells_how_to_make_it_again(generate: Run, more: tuple[object, ...]) -> None:
     assert generate("--out", "first", *more) == 0
@@ -175,10 +178,23 @@ def test_a_size_of_two_sides(generate: Run) -> None:
     assert pixels("out/on-the-beach-0.png").shape == (32, 64, 3)
 
 
+def test_a_preset_chooses_the_precision_unless_it_is_said(generate: Run) -> None:
+    fastest = "bfloat16" if has_bfloat16() else "float32"
+    for number, (more, dtype) in enumerate(
+        [((), "float32"), (("--preset", "exact"), fastest), (("--preset", "exact", "--dtype", "float32"), "float32")]
+    ):
+        assert generate("--out", str(number), *more) == 0
+        made = service.order_of(Path(f"{number}/on-the-beach-0.png"))
+        assert (made.dtype, made.preset) == (dtype, "exact" if more else "")
+    whole, plain = pixels("2/on-the-beach-0.png").astype(int), pixels("0/on-the-beach-0.png")
+    assert np.abs(whole - plain).max() <= 1
+
+
 def test_each_flag_shows(generate: Run) -> None:
     changes: list[tuple[object, ...]] = [
         (), ("--seed", 1), ("--steps", 2), ("--guidance", 6), ("--negative", "a dog"), ("--fit", "squash"),
-        ("--target-category", "cat"), ("--category", "cat"), ("--size", 16),
+        ("--target-category", "cat"), ("--category", "cat"), ("--size", 16), ("--preset", "fast"),
+        ("--preset", "turbo"),
     ]  # fmt: skip
     for number, change in enumerate(changes):
         assert generate("--out", str(number), *change) == 0

@@ -1,4 +1,4 @@
-"""What the commands import, read from `-X importtime`: that is most of their start-up, and doesn't vary with the machine."""
+"""What the commands import, read from `-X importtime`: most of their start-up, and the same on every machine."""
 
 import gc
 import subprocess

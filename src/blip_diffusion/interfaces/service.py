@@ -21,6 +21,7 @@ from blip_diffusion.checkpoint.files import check_writable
 from blip_diffusion.checkpoint.folder import load_controlnet
 from blip_diffusion.errors import InputError
 from blip_diffusion.interfaces.subjects import SubjectOrder, load_subjects
+from blip_diffusion.pipelines.presets import Engine, Preset, named, precision
 
 METADATA = "blip-diffusion"
 """The PNG text chunk that holds an order as JSON."""
@@ -61,8 +62,12 @@ class Order:
     subjects: tuple[SubjectOrder, ...] = ()  # tuned ones, which then stand for the reference
     fit: images.Fit = "crop"
     dtype: str = "float32"
+    preset: str = ""
+    engine: Engine = "torch"
 
     def __post_init__(self) -> None:
+        if self.preset:
+            named(self.preset)
         if not self.prompts or any(not prompt.strip() for prompt in self.prompts):
             raise InputError("The prompt is empty: say where the subject shall be, for example on the beach.")
         if not self.category.strip() or not self.target_category.strip():
@@ -79,6 +84,12 @@ class Order:
 def reference_bytes(path: Path) -> bytes:
     """A reference as an order keeps it: upright RGB, its short side at most 512 pixels."""
     return _png(_at_most(images.open_picture(path), 512))
+
+
+def dtype_of(preset: str | None, device: str = "auto") -> str:
+    """The precision that an order with a preset, or with none, computes in on a device."""
+    chosen = precision(named(preset).dtype, _device(device)) if preset else None
+    return str(chosen or torch.float32).removeprefix("torch.")
 
 
 def control_order(kind: str, path: Path, scale: float = 1.0, net: str = "") -> ControlOrder:
@@ -109,6 +120,8 @@ def draw(order: Order, out: Path, *, device: str = "auto", sheet: Path | None = 
         check_writable(folder)
     pipe = BlipDiffusionPipeline.from_pretrained(order.model, torch_dtype=getattr(torch, order.dtype)).to(place)
     pipe.set_progress_bar_config(disable=None)  # a bar is for a terminal
+    chosen = named(order.preset) if order.preset else Preset()
+    pipe.set_preset(dataclasses.replace(chosen, dtype="own", engine=order.engine))  # the order names the precision
     nets = [_net(control, pipe) for control in order.controls]
     reference = Image.open(io.BytesIO(order.reference))
     if order.subjects:

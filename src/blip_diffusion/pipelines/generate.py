@@ -29,6 +29,8 @@ from blip_diffusion.model import BlipDiffusion, InferenceConfig, ReferenceConfig
 from blip_diffusion.pipelines.broadcast import OneOrMany, common_length, copied, many, spread, words
 from blip_diffusion.pipelines.control import ControlRequest, Numbers, Pictures, Resample, control_request
 from blip_diffusion.pipelines.extras import ExtrasMixin
+from blip_diffusion.pipelines.memo import Memo, bytes_of, state_of
+from blip_diffusion.pipelines.speed import SpeedMixin
 from blip_diffusion.pipelines.subjects import SubjectsMixin
 from blip_diffusion.prompts import subject_prompt, warn_of_dropped
 
@@ -45,7 +47,7 @@ class _Request:
     subject: Tensor  # (B, Q, D)
 
 
-class BlipDiffusionPipeline(DiffusionPipeline, ExtrasMixin, SubjectsMixin):
+class BlipDiffusionPipeline(DiffusionPipeline, ExtrasMixin, SubjectsMixin, SpeedMixin):
     """BLIP-Diffusion as a diffusers pipeline; devices, offloading, LoRA and progress bars are inherited."""
 
     model_cpu_offload_seq = "qformer->text_encoder->unet->vae"
@@ -70,6 +72,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, ExtrasMixin, SubjectsMixin):
         guidance_rescale: float = 0.0,
     ) -> None:
         super().__init__()
+        self._memo = Memo()
         if isinstance(controlnet, list | tuple):
             controlnet = MultiControlNetModel(controlnet)
         self.register_modules(
@@ -159,7 +162,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, ExtrasMixin, SubjectsMixin):
     def encode_subject(self, pictures: OneOrMany[Image.Image], category: str, *, reference_fit: Fit = "crop") -> Tensor:
         """Subject tokens (1, Q, D); several pictures of one subject give their mean."""
         pictures = many(pictures)
-        tokens = self._tokens(pictures, [category] * len(pictures), reference_fit)
+        tokens = self._encoded(pictures, [category] * len(pictures), reference_fit)
         return tokens.mean(dim=0, keepdim=True)
 
     @torch.no_grad()
@@ -210,7 +213,8 @@ class BlipDiffusionPipeline(DiffusionPipeline, ExtrasMixin, SubjectsMixin):
         and `image`. Raises `InputError` for what can't be drawn.
         """
         height, width = self._size(height, width)
-        steps = self._or_own(num_inference_steps, "num_inference_steps")
+        own_steps = self.preset.steps(self.config["num_inference_steps"])
+        steps = own_steps if num_inference_steps is None else num_inference_steps
         _check(output_type, steps=steps, copies=num_images_per_prompt)
         control = control_request(
             self.controlnet if controlnet is None else controlnet,
@@ -269,12 +273,31 @@ class BlipDiffusionPipeline(DiffusionPipeline, ExtrasMixin, SubjectsMixin):
                 raise InputError(f"The size {side} can't be drawn: use a multiple of {step} from {step} to {MAX_SIDE}.")
         return height or own, width or own
 
-    def _tokens(self, pictures: list[Image.Image], categories: list[str], fit: Fit) -> Tensor:
+    def _encoded(self, pictures: list[Image.Image], categories: list[str], fit: Fit) -> Tensor:
+        """Subject tokens (B, Q, D). What was encoded before is remembered."""
         for picture in pictures:
             images.check_size(picture)
         squares = [images.fit_square(images.as_rgb(picture), self.image_processor.size, fit) for picture in pictures]
-        pixels = images.to_tensor(squares).to(self._execution_device)
-        return self.model.subject_tokens(pixels, categories)
+        state = state_of(self.qformer)
+        keys = [(state, word, square.tobytes()) for square, word in zip(squares, categories, strict=True)]
+
+        def compute(places: list[int]) -> Tensor:
+            pixels = images.to_tensor([squares[place] for place in places]).to(self._execution_device)
+            return self.model.subject_tokens(pixels, [categories[place] for place in places])
+
+        return self._memo.rows(keys, compute)
+
+    def _read(self, prompts: list[str], subject: Tensor | None = None) -> Tensor:
+        """Text states (B, L, D). What was read before is remembered."""
+        state = state_of(self.text_encoder)
+        rows = [b""] * len(prompts) if subject is None else [bytes_of(row) for row in subject]
+        keys = [(state, prompt, row) for prompt, row in zip(prompts, rows, strict=True)]
+
+        def compute(places: list[int]) -> Tensor:
+            chosen = None if subject is None else subject[places]
+            return self.model.text_states([prompts[p] for p in places], chosen, device=self._execution_device)
+
+        return self._memo.rows(keys, compute)
 
     def _request(
         self,
@@ -316,16 +339,12 @@ class BlipDiffusionPipeline(DiffusionPipeline, ExtrasMixin, SubjectsMixin):
     def _subject(
         self, reference: OneOrMany[Image.Image] | None, sources: list[str], embeds: Tensor | None, fit: Fit, size: int
     ) -> Tensor:
-        """Subject tokens (B, Q, D). Each different pair of picture and word is encoded once."""
+        """Subject tokens (B, Q, D)."""
         if embeds is not None:
             return embeds.to(self._execution_device).expand(size, -1, -1)
         if reference is None:
             raise InputError("There is no subject: give reference_image or subject_embeds, or load_subject first.")
-        pairs = list(zip(spread(many(reference), size), sources, strict=True))
-        different = list({(id(picture), word): (picture, word) for picture, word in pairs}.values())
-        tokens = self._tokens([picture for picture, _ in different], [word for _, word in different], fit)
-        place = {(id(picture), word): row for row, (picture, word) in enumerate(different)}
-        return tokens[[place[id(picture), word] for picture, word in pairs]]
+        return self._encoded(spread(many(reference), size), sources, fit)
 
     def _controls(
         self, control: ControlRequest | None, rows: int, copies: int, height: int, width: int, resample: Resample
@@ -339,15 +358,15 @@ class BlipDiffusionPipeline(DiffusionPipeline, ExtrasMixin, SubjectsMixin):
         self, request: _Request, scale: float, rescale: float, controls: list[Control], *, guess: bool
     ) -> Denoiser:
         """The figure of the flow, from the right: guided( controlled( unet(·, text states) ) )."""
-        device = self._execution_device
-        text = self.model.text_states(request.prompts, request.subject, device=device)
-        doubled = scale > 1
-        if doubled:
-            text = torch.cat([self.model.text_states(request.negatives, device=device), text])
-        denoiser = self.model.denoiser(text)
-        if controls:
-            steps = len(self.scheduler.timesteps)
-            denoiser = controlled_denoiser(self.unet, text, controls, steps=steps, guess=guess, doubled=doubled)
+        text = self._read(request.prompts, request.subject)
+        steps = len(self.scheduler.timesteps)
+        doubled = scale > 1 and self.preset.guides
+        empty = self._read(request.negatives) if doubled else None
+        if not controls:
+            return self._shortened(text, empty, scale, rescale, steps=steps)
+        if empty is not None:
+            text = torch.cat([empty, text])
+        denoiser = controlled_denoiser(self.unet, text, controls, steps=steps, guess=guess, doubled=doubled)
         return guided(denoiser, scale, rescale=rescale) if doubled else denoiser
 
     def _generators(self, given: OneOrMany[torch.Generator] | None, size: int) -> list[torch.Generator]:
@@ -360,7 +379,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, ExtrasMixin, SubjectsMixin):
 
     def _noise(self, given: Tensor | None, generators: list[torch.Generator], height: int, width: int) -> Tensor:
         factor, channels = self.model.latents.factor, self.model.latents.channels
-        like = torch.empty(0, device=self._execution_device, dtype=self.unet.dtype)
+        like = torch.empty(0, device=self._execution_device)  # float32: in each precision a seed means the same noise
         shape = (channels, height // factor, width // factor)
         if given is None:
             return initial_noise(shape, generators, like)
@@ -372,7 +391,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, ExtrasMixin, SubjectsMixin):
     def _pictures(self, latents: Tensor, output_type: str) -> Any:
         if output_type == "latent":
             return latents
-        pixels = self.model.latents.decode(latents).float()
+        pixels = self._decoded(latents).float()
         if output_type == "pt":
             return pixels
         return images.to_pictures(pixels) if output_type == "pil" else pixels.permute(0, 2, 3, 1).cpu().numpy()

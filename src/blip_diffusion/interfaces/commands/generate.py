@@ -54,6 +54,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fit", choices=("crop", "squash", "pad"), default="crop", help="how the reference is cut square"
     )
+    parser.add_argument(
+        "--preset",
+        choices=("exact", "fast", "turbo"),
+        help="exact: the same picture sooner; fast: nearly as good, much sooner; turbo: previews",
+    )
+    parser.add_argument(
+        "--engine", choices=("torch", "compiled", "openvino"), default="torch",
+        help="what runs the networks: openvino on CPUs (a minute to convert, once), compiled on GPUs (default: torch)",
+    )  # fmt: skip
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="also draw all pictures on one page")
     device_flags(parser)
 
@@ -93,7 +102,9 @@ def run(arguments: argparse.Namespace) -> None:
             height=arguments.size and arguments.size[1],
             controls=_controls(arguments.control, arguments.controlnet),
             fit=arguments.fit,
-            dtype=arguments.dtype,
+            preset=arguments.preset or "",
+            engine=arguments.engine,
+            dtype=arguments.dtype or service.dtype_of(arguments.preset, arguments.device),
         )
     for path in service.draw(order, arguments.out, device=arguments.device, sheet=arguments.sheet):
         print(path)

@@ -1,0 +1,117 @@
+"""Other engines than torch's own for a network that is only run: OpenVINO on CPUs.
+
+A conversion takes a minute or two for a U-Net of Stable Diffusion's size. It is kept on disk under a key of the
+network's weights, so that it happens once.
+"""
+
+import copy
+import hashlib
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+Run = Callable[..., Any]
+"""Tensors to a tensor or several, as the network's own forward."""
+
+
+def openvino(network: nn.Module, *, name: str, quiet: bool = False) -> Run:
+    """The network on OpenVINO; itself, with a warning, where that isn't installed. `name` is for people."""
+    try:
+        import openvino as ov
+    except ImportError:
+        warnings.warn(
+            "OpenVINO isn't installed (pip install 'blip-diffusion[openvino]'): torch computes.", stacklevel=2
+        )
+        return network
+    return OpenVino(ov, network, name=name, quiet=quiet)
+
+
+class OpenVino:
+    """A network that is converted when it is first called, and compiled for each set of shapes.
+
+    Where OpenVINO can't do that, torch goes on, with a warning.
+    """
+
+    def __init__(self, ov: Any, network: nn.Module, *, name: str, quiet: bool) -> None:
+        self._ov, self._network, self._name, self._quiet = ov, network, name, quiet
+        self._core: Any = None
+        self._compiled: dict[tuple[torch.Size, ...], Any] = {}
+        self._failed = False
+
+    def __call__(self, *tensors: Tensor) -> Any:
+        shapes = tuple(tensor.shape for tensor in tensors)
+        if shapes not in self._compiled and not self._failed:
+            self._prepare(tensors)
+        if self._failed:
+            return self._network(*tensors)
+        results = self._compiled[shapes]([tensor.detach().float().contiguous().numpy() for tensor in tensors])
+        answers = tuple(torch.from_numpy(results[index].copy()) for index in range(len(results)))
+        return answers if len(answers) > 1 else answers[0]
+
+    def _prepare(self, tensors: tuple[Tensor, ...]) -> None:
+        try:
+            with tqdm(total=3, desc=f"OpenVINO: {self._name}", disable=self._quiet or None, leave=False) as bar:
+                folder = cache_folder() / key_of(self._network, self._ov.__version__)
+                bar.update()
+                if not (folder / "network.xml").is_file():
+                    _convert(self._ov, self._network, tensors, folder)
+                bar.update()
+                self._compile(folder / "network.xml", tensors)
+                bar.update()
+        except Exception as error:  # OpenVINO raises whatever its C++ does
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            warnings.warn(f"OpenVINO can't run the {self._name} ({reason}): torch computes.", stacklevel=4)
+            self._failed = True
+
+    def _compile(self, path: Path, tensors: tuple[Tensor, ...]) -> None:
+        self._core = self._core or self._ov.Core()
+        model = self._core.read_model(path)
+        model.reshape({port: list(tensor.shape) for port, tensor in zip(model.inputs, tensors, strict=True)})
+        threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        self._compiled[tuple(tensor.shape for tensor in tensors)] = self._core.compile_model(model, "CPU", threads)
+
+
+def cache_folder() -> Path:
+    """Where conversions are kept."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "blip-diffusion" / "openvino"
+
+
+def key_of(network: nn.Module, version: str) -> str:
+    """Of the weights, to the bit, of the network's kind and settings, and of what converts it."""
+    digest = hashlib.blake2b(f"{version} {torch.__version__} {network}".encode(), digest_size=16)
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _convert(ov: Any, network: nn.Module, example: tuple[Tensor, ...], folder: Path) -> None:
+    """Into a folder of its own, which is there whole or not at all.
+
+    It does what `openvino.convert_model` does, except that it doesn't report it to Intel.
+    """
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    plain = network
+    if any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in network.state_dict().values()):
+        plain = copy.deepcopy(network).float()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's tracer warns of every Python branch on a shape
+        decoder = TorchScriptPythonDecoder(plain, example_input=tuple(tensor.float() for tensor in example))
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    model = frontend.convert(frontend.load(decoder))  # reads from the decoder, which must live as long
+    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    ov.save_model(model, partial / "network.xml", compress_to_fp16=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)

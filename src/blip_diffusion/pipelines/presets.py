@@ -1,0 +1,125 @@
+"""How fast, at what price: the choices, one by one, and three named sets of them.
+
+    exact   the same sampling; only the arithmetic is done faster, within the error of bfloat16
+    fast    a better solver in fewer steps, guidance in the middle, deep features of every other step used again
+    turbo   previews: few steps, with a latent consistency LoRA when one is given
+
+What each costs in quality and what it gains is measured in docs/performance.md.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from blip_diffusion.errors import InputError
+
+Precision = Literal["own", "auto", "float32", "bfloat16", "float16"]
+Engine = Literal["torch", "compiled", "openvino"]
+Solver = Literal["own", "dpm++", "unipc", "lcm"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The defaults change nothing."""
+
+    dtype: Precision = "own"
+    """`auto` is bfloat16 on processors that compute in it, float16 on GPUs that don't, else float32."""
+    channels_last: bool = False
+    """For the VAE and the image encoder, which are convolutions; the U-Net gains nothing by it."""
+    engine: Engine = "torch"
+    """What runs the U-Net and the VAE's decoder. `compiled` is for GPUs, `openvino` for CPUs."""
+    passes: Literal[1, 2] = 1
+    """Guidance's two answers in one batch, or one after the other in half the memory."""
+    solver: Solver = "own"
+    """`own` is the model's scheduler; the others take its noise levels over."""
+    step_share: float = 1.0
+    """How many of the model's own number of steps, where the caller names no number."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """The shares of the steps between which there is guidance; outside, each step costs half."""
+    reuse_every: int = 1
+    """Deep features of the U-Net are computed in one step out of so many."""
+    reuse_layers: int = 1
+    """How many of its outermost layers are computed in every step."""
+    lcm_lora: str | None = None
+    """A latent consistency LoRA: a file, a folder, or a hub id. It brings its own guidance and wants `solver="lcm"`."""
+    tiny_vae: str | None = None
+    """A folder or hub id of an `AutoencoderTiny` to decode with, such as `madebyollin/taesd`."""
+
+    def __post_init__(self) -> None:
+        start, end = self.guidance_interval
+        if not 0 <= start <= end <= 1:
+            raise InputError(f"guidance_interval is {self.guidance_interval}: use two shares from 0 to 1, in order.")
+        if not 0 < self.step_share <= 1:
+            raise InputError(f"step_share is {self.step_share}: use a share of the steps above 0, up to 1.")
+        if self.reuse_every < 1 or self.reuse_layers < 1:
+            raise InputError(f"reuse_every is {self.reuse_every}, reuse_layers {self.reuse_layers}: use 1 or more.")
+        if (self.lcm_lora is not None) != (self.solver == "lcm"):
+            raise InputError('lcm_lora and solver="lcm" go together: give both, or neither.')
+
+    @property
+    def guides(self) -> bool:
+        """Whether guidance is a second pass; what is distilled for few steps has it inside."""
+        return self.lcm_lora is None
+
+    def steps(self, own: int) -> int:
+        """Of a model that takes `own` steps itself."""
+        return max(1, round(self.step_share * own))
+
+
+EXACT = Preset(dtype="auto", channels_last=True)
+FAST = replace(EXACT, solver="dpm++", step_share=0.4, guidance_interval=(0.0, 0.6), reuse_every=2, passes=2)
+TURBO = replace(FAST, step_share=0.16, guidance_interval=(0.0, 0.5), reuse_every=3)
+PRESETS = {"exact": EXACT, "fast": FAST, "turbo": TURBO}
+
+
+def named(choice: str | Preset) -> Preset:
+    """A preset by its name, or itself."""
+    if isinstance(choice, Preset):
+        return choice
+    if choice not in PRESETS:
+        raise InputError(f"There is no preset {choice!r}: use exact, fast or turbo.")
+    return PRESETS[choice]
+
+
+def with_lora(lora: str, base: Preset = TURBO) -> Preset:
+    """Few steps by a latent consistency LoRA (Luo et al. 2023): guidance is in it, and steps have less in common."""
+    return replace(
+        base, lcm_lora=lora, solver="lcm", step_share=0.08, guidance_interval=(0.0, 1.0), reuse_every=1, passes=1
+    )
+
+
+def precision(choice: Precision, device: torch.device) -> torch.dtype | None:
+    """The dtype to compute in; none to leave it as it is. float16 is never chosen on a CPU, which emulates it."""
+    if choice == "own":
+        return None
+    if choice != "auto":
+        dtype: torch.dtype = getattr(torch, choice)
+        return dtype
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if device.type == "cpu" and has_bfloat16() else torch.float32
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies in bfloat16 (AVX512-BF16, AMX or ARM's), rather than by way of float32."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # torch before 2.10
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    able = torch.cpu.get_capabilities()
+    return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def solver(choice: Solver, scheduler: Any) -> Any:
+    """Another solver over the noise levels of a model's own scheduler."""
+    import diffusers
+
+    match choice:
+        case "dpm++":  # Lu et al. 2022: second order, multistep
+            kind, more = diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}
+        case "unipc":  # Zhao et al. 2023
+            kind, more = diffusers.UniPCMultistepScheduler, {"solver_order": 2}
+        case "lcm":
+            return diffusers.LCMScheduler.from_config(scheduler.config)
+        case _:
+            return scheduler
+    return kind.from_config(scheduler.config, **more, timestep_spacing="trailing", final_sigmas_type="zero")

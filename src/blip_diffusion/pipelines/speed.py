@@ -1,0 +1,144 @@
+"""The part of the pipeline that makes it fast: takes a preset's choices, and builds the denoiser that they ask for."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import MappingProxyType, SimpleNamespace
+from typing import Any
+
+import torch
+from diffusers import AutoencoderTiny, LCMScheduler
+from diffusers.models.autoencoders.vae import DecoderOutput
+from torch import Tensor, nn
+
+from blip_diffusion.diffusion.denoisers import Denoiser, guided, unet_denoiser
+from blip_diffusion.diffusion.latents import LatentCodec
+from blip_diffusion.diffusion.shortcuts import ShallowUNet, WholeUNet, one_by_one, reusing, within
+from blip_diffusion.engines import openvino
+from blip_diffusion.errors import CheckpointError
+from blip_diffusion.pipelines.memo import state_of
+from blip_diffusion.pipelines.presets import Preset, named, precision, solver
+
+LCM = "blip-diffusion-lcm"
+"""The name of the adapter that `lcm_lora` becomes."""
+
+
+class Decoder(nn.Module):
+    """The VAE's second half, for another engine to run."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latents: Tensor) -> Tensor:
+        pixels: Tensor = self.vae.decode(latents, return_dict=False)[0]
+        return pixels
+
+
+class SpeedMixin:
+    """`pipe.set_preset("fast")`; the choices stay until others are made."""
+
+    preset: Preset = Preset()
+    _schedulers: tuple[Any, Any] = (None, None)  # the model's own, and the preset's over the same noise levels
+    _tiny: Any = None
+    _engines: Mapping[tuple[str, int], tuple[Any, Callable[..., Any]]] = MappingProxyType({})
+
+    def set_preset(self, choice: str | Preset) -> None:
+        """`exact`, `fast`, `turbo`, or choices of one's own, which replace those made before.
+
+        A model that was distilled for few steps samples in its own way with any of them. Weights once cast down stay
+        so rounded. Raises `InputError` for an unknown preset, `CheckpointError` for files that can't be used.
+        """
+        pipe: Any = self
+        chosen = named(choice)
+        own = self._schedulers[0] if pipe.scheduler is self._schedulers[1] else pipe.scheduler
+        if isinstance(own, LCMScheduler):
+            chosen = replace(chosen, solver="own", step_share=1.0, guidance_interval=(0.0, 1.0), reuse_every=1)
+        dtype = precision(chosen.dtype, pipe._execution_device)
+        tiny = None if chosen.tiny_vae is None else _tiny_vae(chosen.tiny_vae)
+        self._use_lora(chosen.lcm_lora)
+        pipe.scheduler = solver(chosen.solver, own)
+        self._schedulers = own, pipe.scheduler
+        self._cast(dtype, channels_last=chosen.channels_last)
+        _compile(pipe.unet, chosen.engine == "compiled")
+        self._tiny = tiny and tiny.to(pipe._execution_device, pipe.vae.dtype)
+        self.preset = chosen
+
+    def _use_lora(self, path: str | None) -> None:
+        pipe: Any = self
+        if any(LCM in names for names in pipe.get_list_adapters().values()):
+            pipe.delete_adapters(LCM)
+        if path is not None:
+            pipe.load_lora_weights(path, adapter_name=LCM)
+
+    def _cast(self, dtype: torch.dtype | None, *, channels_last: bool) -> None:
+        pipe: Any = self
+        for part in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.qformer, pipe.controlnet):
+            if dtype is not None and part is not None:
+                part.to(dtype)
+        if channels_last:
+            pipe.vae.to(memory_format=torch.channels_last)
+            pipe.qformer.image_encoder.tower.to(memory_format=torch.channels_last)
+
+    # ------------------------------------------------------------------------------------------------ while it samples
+
+    def _shortened(self, text: Tensor, empty: Tensor | None, scale: float, rescale: float, *, steps: int) -> Denoiser:
+        """Guidance over the U-Net, in as many of the steps and passes as the preset says."""
+        if empty is None:
+            return self._network(text)
+        if self.preset.passes == 2:
+            both = one_by_one(self._network(empty), self._network(text))
+        else:
+            both = self._network(torch.cat([empty, text]))
+        always = guided(both, scale, rescale=rescale)
+        if self.preset.guidance_interval == (0.0, 1.0):
+            return always
+        return within(self.preset.guidance_interval, steps, always, self._network(text))
+
+    def _network(self, text: Tensor) -> Denoiser:
+        """The U-Net looking at text states, on the preset's engine, whole or with deep features used again."""
+        unet, layers = self.unet, self.preset.reuse_layers  # type: ignore[attr-defined]
+        if self.preset.reuse_every == 1 and self.preset.engine != "openvino":
+            return unet_denoiser(unet, text)
+        whole = self._run("whole U-Net", unet, lambda: WholeUNet(unet, layers))
+        shallow = self._run("shallow U-Net", unet, lambda: ShallowUNet(unet, layers))
+        return reusing(whole, shallow, text, self.preset.reuse_every)
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) in [0, 1]."""
+        vae = self.vae  # type: ignore[attr-defined]
+        if self._tiny is not None:
+            return LatentCodec(self._tiny).decode(latents)
+        if self.preset.engine != "openvino":
+            return LatentCodec(vae).decode(latents)
+        run = self._run("decoder", vae, lambda: Decoder(vae))
+        on_engine = SimpleNamespace(
+            config=vae.config, dtype=torch.float32, decode=lambda given: DecoderOutput(sample=run(given))
+        )
+        return LatentCodec(on_engine).decode(latents)
+
+    def _run(self, name: str, part: nn.Module, build: Callable[[], nn.Module]) -> Callable[..., Any]:
+        """A network on the preset's engine. It is built anew when the part that it came from has changed."""
+        if self.preset.engine != "openvino":
+            return build()
+        key = (name, self.preset.reuse_layers)
+        state, run = self._engines.get(key, (None, None))
+        if run is None or state != state_of(part):
+            quiet = bool(getattr(self, "_progress_bar_config", {}).get("disable", False))
+            run = openvino(build(), name=name, quiet=quiet)
+            self._engines = {**self._engines, key: (state_of(part), run)}
+        return run
+
+
+def _tiny_vae(path: str) -> Any:
+    try:
+        return AutoencoderTiny.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"There is no AutoencoderTiny at {path} ({str(error).splitlines()[0]}).") from error
+
+
+def _compile(unet: Any, wanted: bool) -> None:
+    """`nn.Module.compile` has no opposite."""
+    if wanted:
+        unet.compile()
+    elif unet._compiled_call_impl is not None:
+        unet._compiled_call_impl = None

@@ -1,0 +1,272 @@
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from peft import LoraConfig
+from PIL import Image
+from torch import Tensor
+
+from blip_diffusion.errors import CheckpointError, InputError
+from blip_diffusion.pipelines import presets
+from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.pipelines.presets import EXACT, FAST, PRESETS, TURBO, Preset, named, precision, with_lora
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation"),  # diffusers' own sigmas, with numpy 2
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept"),
+]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def own(tiny_folder: Path) -> BlipDiffusionPipeline:
+    """A pipeline to change."""
+    pipe = BlipDiffusionPipeline.from_pretrained(tiny_folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def asked(own: BlipDiffusionPipeline) -> Iterator[list[int]]:
+    """How many pictures each call of the U-Net was about."""
+    sizes: list[int] = []
+    handle = own.unet.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
+    yield sizes
+    handle.remove()
+
+
+def draw(pipe: BlipDiffusionPipeline, dog: Image.Image, prompt: Any = "on the beach", **more: Any) -> Tensor:
+    rows = len(prompt) if isinstance(prompt, list) else 1
+    generators = [torch.Generator().manual_seed(row) for row in range(rows)]
+    settings = {"num_inference_steps": 8, "generator": generators, "output_type": "pt"} | more
+    return pipe(prompt, dog, "dog", "dog", **settings).images
+
+
+def apart(one: Tensor, other: Tensor) -> float:
+    """Mean absolute difference of pictures."""
+    return (one - other).abs().mean().item()
+
+
+# ------------------------------------------------------------------------------------------------------ the choices
+
+
+def test_names() -> None:
+    assert PRESETS == {"exact": EXACT, "fast": FAST, "turbo": TURBO}
+    assert named("fast") is FAST and named(Preset(reuse_every=2)).reuse_every == 2
+    with pytest.raises(InputError, match="no preset 'faster': use exact, fast or turbo"):
+        named("faster")
+
+
+@pytest.mark.parametrize(
+    ("choices", "problem"),
+    [
+        ({"guidance_interval": (0.5, 0.2)}, "guidance_interval"),
+        ({"guidance_interval": (0.0, 1.5)}, "guidance_interval"),
+        ({"step_share": 0.0}, "step_share"),
+        ({"reuse_every": 0}, "reuse_every"),
+        ({"reuse_layers": 0}, "reuse_layers"),
+        ({"lcm_lora": "x"}, "go together"),
+        ({"solver": "lcm"}, "go together"),
+    ],
+)
+def test_bad_choices(choices: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        Preset(**choices)
+
+
+def test_steps() -> None:
+    assert (EXACT.steps(50), FAST.steps(50), TURBO.steps(50), TURBO.steps(2)) == (50, 20, 8, 1)
+    assert with_lora("x").steps(50) == 4
+
+
+def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert precision("own", CPU) is None and precision("float16", CPU) == torch.float16
+    for able, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(presets, "has_bfloat16", lambda able=able: able)
+        assert precision("auto", CPU) == dtype
+
+
+def test_bfloat16_is_what_the_processor_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for able, expected in (({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx512_f": True}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+        assert presets.has_bfloat16() is expected
+
+
+@pytest.mark.parametrize(
+    ("choice", "kind"), [("dpm++", "DPMSolverMultistepScheduler"), ("unipc", "UniPCMultistepScheduler")]
+)
+def test_solvers_keep_the_noise_levels(own: BlipDiffusionPipeline, choice: Any, kind: str) -> None:
+    other = presets.solver(choice, own.scheduler)
+    assert type(other).__name__ == kind
+    assert other.config.prediction_type == own.scheduler.config.prediction_type
+    torch.testing.assert_close(other.alphas_cumprod[:-1], own.scheduler.alphas_cumprod[:-1])
+    other.set_timesteps(4)
+    assert other.timesteps[0] == 999  # a schedule that ends in pure noise must start there
+
+
+# ------------------------------------------------------------------------------------------------------ the pictures
+
+
+def test_exact_draws_the_same_picture(own: BlipDiffusionPipeline, dog: Image.Image) -> None:
+    plain, other = draw(own, dog), draw(own, dog, generator=torch.Generator().manual_seed(5))
+    own.set_preset(replace(EXACT, dtype="own"))
+    torch.testing.assert_close(draw(own, dog), plain, atol=1e-5, rtol=0)
+    own.set_preset(replace(EXACT, dtype="bfloat16"))
+    assert own.unet.dtype == own.vae.dtype == own.text_encoder.dtype == torch.bfloat16
+    assert apart(draw(own, dog), plain) < 0.1 * apart(other, plain)
+
+
+def test_choices_can_be_taken_back(own: BlipDiffusionPipeline, dog: Image.Image) -> None:
+    plain = draw(own, dog)
+    scheduler = own.scheduler
+    for choice in (replace(FAST, dtype="own"), replace(TURBO, dtype="own", solver="unipc"), Preset()):
+        own.set_preset(choice)
+    assert own.scheduler is scheduler and own.preset == Preset()
+    own.set_preset(replace(FAST, dtype="own"))
+    own.scheduler = other = diffusers.DDIMScheduler.from_config(scheduler.config)  # one's own choice is not forgotten
+    own.set_preset(Preset())
+    assert own.scheduler is other
+    torch.testing.assert_close(draw(own, dog), plain, atol=1e-5, rtol=0)
+
+
+def test_steps_are_a_share_of_the_models_own(own: BlipDiffusionPipeline, dog: Image.Image, asked: list[int]) -> None:
+    own.register_to_config(num_inference_steps=10)
+    own.set_preset(Preset(step_share=0.4))
+    draw(own, dog, num_inference_steps=None)
+    assert asked == [2] * 4
+    draw(own, dog, num_inference_steps=7)  # what is said counts
+    assert len(asked) == 4 + 7
+
+
+@pytest.mark.parametrize(
+    ("choices", "sizes"),
+    [
+        ({}, [4] * 8),
+        ({"passes": 2}, [2, 2] * 8),
+        ({"guidance_interval": (0.25, 0.5)}, [2, 2, 4, 4, 2, 2, 2, 2]),
+        ({"guidance_interval": (0.0, 0.5), "passes": 2}, [2, 2] * 4 + [2] * 4),
+        ({"reuse_every": 3}, [4, 4, 4]),
+        ({"reuse_every": 4, "guidance_interval": (0.0, 0.5)}, [4, 2]),
+    ],
+)
+def test_what_each_choice_asks_of_the_unet(
+    own: BlipDiffusionPipeline, dog: Image.Image, asked: list[int], choices: dict[str, Any], sizes: list[int]
+) -> None:
+    own.set_preset(Preset(**choices))
+    draw(own, dog, ["on the beach", "in the snow"])
+    assert asked == sizes
+
+
+def test_two_passes_change_nothing(own: BlipDiffusionPipeline, dog: Image.Image) -> None:
+    plain = draw(own, dog)
+    own.set_preset(Preset(passes=2))
+    torch.testing.assert_close(draw(own, dog), plain, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_draws(own: BlipDiffusionPipeline, dog: Image.Image, name: str) -> None:
+    own.set_preset(name)
+    pixels = draw(own, dog, ["on the beach", "in the snow"], num_inference_steps=4)
+    assert pixels.shape == (2, 3, 32, 32) and pixels.isfinite().all() and pixels.std() > 0.01
+
+
+def test_a_picture_does_not_change_with_its_neighbours(own: BlipDiffusionPipeline, dog: Image.Image) -> None:
+    own.set_preset(replace(FAST, dtype="own"))
+    alone, beside = draw(own, dog), draw(own, dog, ["on the beach", "in the snow"])
+    torch.testing.assert_close(beside[:1], alone, atol=1e-4, rtol=0)
+
+
+def test_a_subject_is_encoded_once(own: BlipDiffusionPipeline, dog: Image.Image) -> None:
+    encoded: list[int] = []
+    own.qformer.register_forward_hook(lambda module, given, answer: encoded.append(len(answer)))
+    scenes = [f"scene {number}" for number in range(20)]
+    draw(own, dog, scenes, num_inference_steps=1)
+    for scene in scenes[:3]:
+        draw(own, dog.copy(), scene, num_inference_steps=1)
+    assert encoded == [1]
+    draw(own, dog.transpose(Image.Transpose.FLIP_LEFT_RIGHT), num_inference_steps=1)
+    own.encode_subject(dog, "cat")
+    assert encoded == [1, 1, 1]
+    with torch.no_grad():
+        own.qformer.projection.down.bias.add_(1)
+    own.encode_subject(dog, "dog")
+    assert encoded == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("choices", [{}, {"passes": 2, "reuse_every": 2, "guidance_interval": (0.0, 0.5)}])
+def test_openvino_draws_the_same_picture(
+    own: BlipDiffusionPipeline, dog: Image.Image, asked: list[int], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, choices: dict[str, Any],
+) -> None:  # fmt: skip
+    pytest.importorskip("openvino")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    own.set_preset(Preset(**choices))
+    plain = draw(own, dog)
+    own.set_preset(Preset(**choices, engine="openvino"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # no falling back
+        assert apart(draw(own, dog), plain) < 0.02
+        asked.clear()
+        draw(own, dog, "in the snow")
+    assert asked == []
+    other = draw(own, dog, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        own.unet.conv_out.bias.add_(1)
+    assert apart(draw(own, dog, generator=torch.Generator().manual_seed(3)), other) > 0.01  # the weights' own
+
+
+# ------------------------------------------------------------------------------------------------------- what is given
+
+
+def lora(pipe: BlipDiffusionPipeline, folder: Path) -> Path:
+    """A LoRA of the U-Net that does something."""
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False), "made")
+    from peft.utils import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(pipe.unet, adapter_name="made")
+    BlipDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=state)
+    pipe.unet.delete_adapters("made")
+    return folder
+
+
+def test_a_consistency_lora(own: BlipDiffusionPipeline, dog: Image.Image, asked: list[int], tmp_path: Path) -> None:
+    path = lora(own, tmp_path)
+    plain = draw(own, dog, num_inference_steps=4)
+    asked.clear()
+    own.set_preset(with_lora(str(path), base=replace(TURBO, dtype="own")))
+    assert isinstance(own.scheduler, diffusers.LCMScheduler)
+    assert apart(draw(own, dog, num_inference_steps=4), plain) > 1e-3
+    assert asked == [1] * 4  # no second pass
+    own.set_preset(Preset())
+    torch.testing.assert_close(draw(own, dog, num_inference_steps=4), plain, atol=1e-4, rtol=0)
+
+
+def test_a_tiny_autoencoder(own: BlipDiffusionPipeline, dog: Image.Image, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    widths = (8, 8, 8, 8)
+    diffusers.AutoencoderTiny(
+        encoder_block_out_channels=widths, decoder_block_out_channels=widths, num_encoder_blocks=(1, 1, 1, 1),
+        num_decoder_blocks=(1, 1, 1, 1),
+    ).save_pretrained(tmp_path)  # fmt: skip
+    plain = draw(own, dog)
+    own.set_preset(Preset(tiny_vae=str(tmp_path)))
+    assert draw(own, dog).shape == plain.shape and apart(draw(own, dog), plain) > 1e-3
+    own.set_preset(Preset())
+    assert torch.equal(draw(own, dog), plain)
+    with pytest.raises(CheckpointError, match="no AutoencoderTiny"):
+        own.set_preset(Preset(tiny_vae=str(tmp_path / "none")))
+
+
+def test_a_model_that_was_distilled_samples_in_its_own_way(
+    own: BlipDiffusionPipeline, dog: Image.Image, asked: list[int]
+) -> None:
+    own.scheduler = diffusers.LCMScheduler.from_config(own.scheduler.config)
+    own.register_to_config(num_inference_steps=3, guidance_scale=1.0)
+    own.set_preset(replace(TURBO, dtype="own"))
+    draw(own, dog, num_inference_steps=None)
+    assert isinstance(own.scheduler, diffusers.LCMScheduler) and asked == [1, 1, 1]
