@@ -1,4 +1,4 @@
-"""The four stages of `configs/debug`, one after the other, as a person would run them; then pictures from the last."""
+"""The stages of `configs/debug`, one after the other, as a person would run them; then pictures from the last."""
 
 import json
 import tomllib
@@ -17,12 +17,12 @@ from blip_diffusion.training.run import METHODS, RunConfig, run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 WORLD = Path(__file__).parents[1] / "fixtures" / "world.zip"
-STAGES = ("autoencoder", "text_to_image", "representation", "subject")
+STAGES = ("autoencoder", "text_to_image", "representation", "subject", "consistency")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder `runs/debug` after all four stages."""
+    """The folder `runs/debug` after all stages."""
     root = tmp_path_factory.mktemp("runs")
     for stage in STAGES:
         result = run(CONFIGS / "debug" / f"{stage}.toml", root / stage, overrides=overrides(stage, root))
@@ -57,6 +57,7 @@ def test_each_stage_exports_what_the_next_one_needs(runs: Path) -> None:
     assert parts(runs / "text_to_image/export") == whole
     assert parts(runs / "representation/export") == ["heads.safetensors", *reading]
     assert parts(runs / "subject/export") == ["heads.safetensors", *whole]
+    assert parts(runs / "consistency/export") == whole
 
 
 @pytest.mark.parametrize(
@@ -67,6 +68,7 @@ def test_each_stage_exports_what_the_next_one_needs(runs: Path) -> None:
         ("representation", "representation/start", ("qformer/visual_encoder.tower.",), ("qformer/proj_layer.",)),
         ("subject", "text_to_image/export", ("vae/", "qformer/visual_encoder.tower."), ("unet/", "text_encoder/")),
         ("subject", "subject/start", ("vae/", "qformer/visual_encoder.tower."), ("qformer/proj_layer.",)),
+        ("consistency", "subject/export", ("vae/", "qformer/", "text_encoder/"), ("unet/",)),
     ],
 )
 def test_what_is_frozen_does_not_move_by_a_bit(
@@ -89,8 +91,9 @@ def test_the_first_folder_that_has_a_part_gives_it(runs: Path) -> None:
     assert towers and all(torch.equal(first[name], second[name]) for name in towers)
 
 
-def test_the_export_draws(runs: Path, dog: Image.Image) -> None:
-    pipe = BlipDiffusionPipeline.from_pretrained(runs / "subject/export")
+@pytest.mark.parametrize("stage", ["subject", "consistency"])
+def test_the_export_draws(runs: Path, dog: Image.Image, stage: str) -> None:
+    pipe = BlipDiffusionPipeline.from_pretrained(runs / stage / "export")
     pipe.set_progress_bar_config(disable=True)
     pictures = pipe("on the beach", dog, "dog", num_inference_steps=2, generator=torch.Generator().manual_seed(0))
     assert pictures.images[0].size == (32, 32)

@@ -16,6 +16,7 @@ from blip_diffusion.training import start
 from blip_diffusion.training.loop import Hook, Result, TrainConfig, fit
 from blip_diffusion.training.method import Method
 from blip_diffusion.training.methods.autoencoder import Autoencoder, AutoencoderConfig
+from blip_diffusion.training.methods.consistency import Consistency, ConsistencyConfig
 from blip_diffusion.training.methods.representation import Representation, RepresentationConfig
 from blip_diffusion.training.methods.subject import Subject, SubjectConfig
 from blip_diffusion.training.methods.text_to_image import TextToImage, TextToImageConfig
@@ -40,7 +41,7 @@ class WorldConfig:
 class RunConfig:
     """One run. Of the methods' tables, only the chosen one's is read."""
 
-    method: Literal["autoencoder", "text_to_image", "representation", "subject"]
+    method: Literal["autoencoder", "text_to_image", "representation", "subject", "consistency"]
     world: WorldConfig = field(default_factory=WorldConfig)
     model: start.StartConfig = field(default_factory=start.StartConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -48,6 +49,7 @@ class RunConfig:
     text_to_image: TextToImageConfig = field(default_factory=TextToImageConfig)
     representation: RepresentationConfig = field(default_factory=RepresentationConfig)
     subject: SubjectConfig = field(default_factory=SubjectConfig)
+    consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
 
 
 @dataclass(frozen=True)
@@ -94,11 +96,19 @@ def subject(material: Material) -> Method:
     return Subject(model, start.noising_of(model.scheduler), heads["redraw"], config.subject)  # type: ignore[arg-type]
 
 
+def consistency(material: Material) -> Method:
+    """Builds the method that makes few steps enough. It begins with a whole model, which becomes its teacher."""
+    config = material.config
+    model = start.start_model(start.found_parts(config.model), config.model, material.corpus, material.pixels)
+    return Consistency(model, start.noising_of(model.scheduler), config.consistency)
+
+
 METHODS: dict[str, Callable[[Material], Method]] = {
     "autoencoder": autoencoder,
     "text_to_image": text_to_image,
     "representation": representation,
     "subject": subject,
+    "consistency": consistency,
 }
 
 

@@ -1,0 +1,109 @@
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import LCMScheduler
+from torch import Tensor
+
+from blip_diffusion.data.records import SubjectBatch
+from blip_diffusion.errors import ConfigError
+from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.training.methods.consistency import Consistency, ConsistencyConfig
+from blip_diffusion.training.start import noising_of
+
+from .overfit import context, ids, moved_parameters, overfit, with_gradient
+
+
+def method(model: BlipDiffusion, **config: float) -> Consistency:
+    return Consistency(model, noising_of(model.scheduler), ConsistencyConfig(**config))  # type: ignore[arg-type]
+
+
+def states(own: Consistency, batch: SubjectBatch) -> Tensor:
+    return own.model.text_states(batch["caption"], own.model.subject_tokens(batch["reference"], batch["category"]))
+
+
+def test_it_learns_a_batch(model: BlipDiffusion, batch: SubjectBatch) -> None:
+    before, after = overfit(method(model, grid=10), batch, steps=20, lr=2e-3)
+    assert after < 0.8 * before
+
+
+@torch.no_grad()
+def test_it_is_the_function_that_the_scheduler_samples_from(model: BlipDiffusion, batch: SubjectBatch) -> None:
+    """Its last step answers the consistency function itself."""
+    own = method(model, steps=1)
+    noised = torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    scheduler = model.scheduler
+    scheduler.set_timesteps(1)
+    (timestep,) = scheduler.timesteps
+    seen = states(own, batch)
+    answer = model.denoiser(seen)(noised, timestep)
+    stepped = scheduler.step(answer, timestep, noised, return_dict=False)[1]
+    torch.testing.assert_close(own._clean(noised, timestep.expand(6), seen), stepped, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_what_is_clean_stays(model: BlipDiffusion, batch: SubjectBatch) -> None:
+    own = method(model)
+    latents = torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(own._clean(latents, torch.zeros(6, dtype=torch.long), states(own, batch)), latents)
+
+
+@pytest.mark.parametrize("grid", [10, 50])
+def test_timesteps_are_those_of_the_scheduler(model: BlipDiffusion, grid: int) -> None:
+    own = method(model, grid=grid, steps=2)
+    later, earlier = own._timesteps(2000, torch.Generator().manual_seed(0))
+    model.scheduler.set_timesteps(grid)
+    assert sorted(set(later.tolist())) == sorted(model.scheduler.timesteps.tolist())
+    assert ((later - earlier == 1000 // grid) | ((earlier == 0) & (later == 1000 // grid - 1))).all()
+
+
+@torch.no_grad()
+def test_the_teacher_takes_a_step_of_ddim(model: BlipDiffusion, batch: SubjectBatch) -> None:
+    scheduler = model.scheduler
+    own = method(model, guidance=2.0, rescale=0.0, grid=10)
+    noised = torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    seen, empty = states(own, batch), model.text_states([""]).expand(6, -1, -1)
+    later, earlier = torch.full((6,), 599), torch.full((6,), 499)
+    without = own.teacher(noised, later, encoder_hidden_states=empty).sample
+    full = own.teacher(noised, later, encoder_hidden_states=seen).sample
+    scheduler.set_timesteps(10)
+    assert 599 in scheduler.timesteps and 499 in scheduler.timesteps
+    wanted = scheduler.step(without + 2 * (full - without), 599, noised).prev_sample
+    torch.testing.assert_close(own._solved(noised, later, earlier, seen), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_the_student_moves_and_the_teacher_does_not(model: BlipDiffusion, batch: SubjectBatch) -> None:
+    own = method(model)
+    own.train()
+    assert not own.teacher.training and own.model.unet.training
+    assert moved_parameters(own) == ids(model.unet.parameters())
+    own(batch, context())["loss"].backward()
+    assert all(with_gradient([model.unet.conv_in.weight, model.unet.conv_out.weight]))  # type: ignore[list-item]
+    assert not any(with_gradient([*own.teacher.parameters(), *model.text_encoder.parameters()]))
+    assert not any(with_gradient(model.subject_encoder.parameters()))
+
+
+def test_what_it_exports_draws_in_few_steps(model: BlipDiffusion, batch: SubjectBatch, tmp_path: Path) -> None:
+    own = method(model, steps=3)
+    with torch.no_grad():
+        assert [column.shape[0] for column in own.show(batch)] == [6, 6, 6]
+    own.export(tmp_path)
+    pipe = BlipDiffusionPipeline.from_pretrained(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    asked: list[int] = []
+    pipe.unet.register_forward_pre_hook(lambda module, given: asked.append(len(given[0])))
+    tokens = torch.zeros(1, 4, 32)
+    pipe("on the beach", subject_embeds=tokens, source_subject_category="dog", generator=torch.Generator())
+    assert asked == [1, 1, 1] and isinstance(pipe.scheduler, LCMScheduler)
+    assert noising_of(pipe.scheduler).prediction == own.noising.prediction
+    torch.testing.assert_close(noising_of(pipe.scheduler).alphas_cumprod, own.noising.alphas_cumprod)
+
+
+def test_errors(model: BlipDiffusion) -> None:
+    with pytest.raises(ConfigError, match="steps is 60: use 1 to 50"):
+        ConsistencyConfig(steps=60)
+    with pytest.raises(ConfigError, match="huber is 0"):
+        ConsistencyConfig(huber=0)
+    with pytest.raises(ConfigError, match="divides the 1000 timesteps"):
+        method(model, grid=7, steps=2)
