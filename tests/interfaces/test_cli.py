@@ -17,6 +17,10 @@ from blip_diffusion.interfaces import service
 from blip_diffusion.interfaces.cli import main
 from blip_diffusion.pipelines.presets import has_bfloat16
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation"),  # diffusers' own sigmas, with numpy 2
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept"),
+]
 Run = Callable[..., int]
 HEAVY = ("torch", "diffusers", "transformers", "PIL", "numpy")
 
