@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test check format bench clean
 
 help:          ## this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -22,6 +22,9 @@ check: $(VENV)/ready  ## style and types
 format: $(VENV)/ready  ## mend the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(VENV)/ready  ## ours against the peer, side by side
+	$(BIN)/python benchmarks/bench.py --out out/bench
 
 clean:  ## remove what the others made
 	rm -rf $(VENV) out build dist src/*.egg-info

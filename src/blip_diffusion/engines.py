@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 Run = Callable[..., Any]
 """Tensors to a tensor or several, as the network's own forward."""

@@ -198,7 +198,6 @@ def test_each_flag_shows(generate: Run) -> None:
     changes: list[tuple[object, ...]] = [
         (), ("--seed", 1), ("--steps", 2), ("--guidance", 6), ("--negative", "a dog"), ("--fit", "squash"),
         ("--target-category", "cat"), ("--category", "cat"), ("--size", 16), ("--preset", "fast"),
-        ("--preset", "turbo"),
     ]  # fmt: skip
     for number, change in enumerate(changes):
         assert generate("--out", str(number), *change) == 0

@@ -74,7 +74,7 @@ class SpeedMixin:
         pipe: Any = self
         for part in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.qformer, pipe.controlnet):
             if dtype is not None and part is not None:
-                part.to(dtype)
+                nn.Module.to(part, dtype)  # diffusers' own warns of what must stay float32 even where nothing must
         if channels_last:
             pipe.vae.to(memory_format=torch.channels_last)
             pipe.qformer.image_encoder.tower.to(memory_format=torch.channels_last)

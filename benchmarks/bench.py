@@ -1,0 +1,210 @@
+"""Ours against the peer, side by side: the same weights, noise, size and threads, one picture at a time, in turn.
+
+    make bench                                              # at mini's size, minutes
+    python benchmarks/bench.py --sizes mini published       # 12 GB of disk, 8 GB of memory, most of an hour
+    python benchmarks/bench.py --against out/bench/bench.json   # and how it compares with an earlier run
+
+The peer is diffusers 0.33.1 with transformers 4.49.0, the last pair that computes BLIP-Diffusion rightly; it gets an
+environment of its own. The stock peer takes what its defaults are, float32 and 50 steps of PNDM, which are 51 calls.
+Where a picture would take minutes, two short runs tell the cost of a call and of all the rest, and the picture's time
+is computed from them; the report says so. Ratios are of one round each: what else the machine does meets both.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from machine import ceiling, machine, unet_gflop
+from report import OWN_STEPS, SHORT, STOCK, markdown
+from shapes import PIXELS, build, latent_shape
+
+from blip_diffusion.pipelines.presets import named
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to draw."""
+
+    name: str
+    kind: str  # "ours" or "peer"
+    dtype: str = "float32"  # the peer's
+    preset: str = ""
+    choices: tuple[tuple[str, Any], ...] = ()  # that differ from the preset's
+    whole: bool = False  # fewer, unequal steps: drawn whole, never computed from short runs
+
+
+CONTENDERS = (
+    Contender(STOCK, "peer"),
+    Contender("peer, set to bfloat16", "peer", dtype="bfloat16"),
+    Contender("ours, exact", "ours", preset="exact"),
+    Contender("ours, exact, OpenVINO", "ours", preset="exact", choices=(("engine", "openvino"),)),
+    Contender("ours, fast", "ours", preset="fast", whole=True),
+    Contender("ours, fast, OpenVINO", "ours", preset="fast", choices=(("engine", "openvino"),), whole=True),
+    Contender("ours, turbo", "ours", preset="turbo", whole=True),
+    Contender("ours, turbo, OpenVINO", "ours", preset="turbo", choices=(("engine", "openvino"),), whole=True),
+)
+
+
+def main() -> None:
+    """Measures, prints the report, and keeps it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("out/bench"))
+    parser.add_argument("--sizes", nargs="+", choices=("mini", "published"), default=["mini"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="contenders whose name holds a word")
+    parser.add_argument("--peers", type=Path, default=HERE / ".peers", help="the peer's packages")
+    parser.add_argument("--against", type=Path, metavar="JSON", help="an earlier report")
+    flags = parser.parse_args()
+    set_up_peers(flags.peers)
+    report: dict[str, Any] = {"machine": machine(), "threads": flags.threads, "sizes": {}}
+    report["ceiling"] = ceiling(flags.threads)
+    for size in flags.sizes:
+        report["sizes"][size] = measure(size, flags)
+        report["load_after"] = os.getloadavg()
+        flags.out.mkdir(parents=True, exist_ok=True)
+        (flags.out / "bench.json").write_text(json.dumps(report, indent=1) + "\n")
+    earlier = json.loads(flags.against.read_text()) if flags.against else None
+    text = markdown(report, earlier)
+    (flags.out / "bench.md").write_text(text)
+    print(text)
+
+
+# ---------------------------------------------------------------------------------------------------- the surroundings
+
+
+def set_up_peers(folder: Path) -> None:
+    """The peer's packages, in a folder that git ignores. All else it shares with ours, torch first of all."""
+    if (folder / "diffusers").is_dir():
+        return
+    pinned = ["diffusers==0.33.1", "transformers==4.49.0", "tokenizers==0.21.4", "huggingface_hub==0.30.2"]
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder), "--no-deps", *pinned],
+                   check=True)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------- measuring
+
+
+class Worker:
+    """A contender's process."""
+
+    def __init__(self, contender: Contender, size: str, folder: Path, flags: argparse.Namespace) -> None:
+        spec = {"kind": contender.kind, "dtype": contender.dtype, "choices": choices(contender), "model": str(folder),
+                "threads": flags.threads, "pixels": PIXELS[size], "latents": latent_shape(size)}  # fmt: skip
+        paths = [str(flags.peers.absolute())] if contender.kind == "peer" else [str(HERE.parent / "src")]
+        paths += [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(flags.threads),
+                       "TRANSFORMERS_VERBOSITY": "error"}  # fmt: skip
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / "worker.py"), json.dumps(spec)], env=environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        self.loaded = self._answer()
+
+    def draw(self, steps: int | None, save: Path | None = None) -> dict[str, float]:
+        """Seconds, the processor's seconds, and the peak of memory so far."""
+        assert self._process.stdin is not None
+        print(json.dumps({"steps": steps, "save": str(save) if save else None}), file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> dict[str, float]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"A contender ended with {self._process.wait()}; its own words are above.")
+        answer: dict[str, float] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def choices(contender: Contender) -> dict[str, Any]:
+    """A preset and what differs from it, spelled out."""
+    if contender.kind == "peer":
+        return {}
+    return dataclasses.asdict(dataclasses.replace(named(contender.preset), **dict(contender.choices)))
+
+
+def measure(size: str, flags: argparse.Namespace) -> dict[str, Any]:
+    """Rounds in which each contender draws in turn. The first picture of each is not counted."""
+    folder = build(size, flags.out / "models" / size)
+    racing = [c for c in CONTENDERS if any(word in c.name for word in flags.only) and possible(c)]
+    rows: dict[str, list[dict[str, float]]] = {contender.name: [] for contender in racing}
+    with workers(racing, size, folder, flags, together=size == "mini") as start:
+        for number in range(flags.rounds):
+            for contender in racing:
+                print(f"{size}: round {number + 1} of {flags.rounds}: {contender.name}", file=sys.stderr, flush=True)
+                with start(contender) as worker:
+                    rows[contender.name].append(one(worker, contender, size, flags.out, warm=number == 0))
+    return {"gflop": unet_gflop(folder), "rounds": rows}
+
+
+def possible(contender: Contender) -> bool:
+    """Without the extra there is no engine to measure."""
+    from importlib.util import find_spec
+
+    return ("engine", "openvino") not in contender.choices or find_spec("openvino") is not None
+
+
+@contextmanager
+def workers(
+    racing: Sequence[Contender], size: str, folder: Path, flags: argparse.Namespace, *, together: bool
+) -> Iterator[Callable[[Contender], AbstractContextManager[Worker]]]:
+    """All processes at once, where they have room; else each for its turn alone."""
+    there = {contender: Worker(contender, size, folder, flags) for contender in racing} if together else {}
+
+    @contextmanager
+    def start(contender: Contender) -> Iterator[Worker]:
+        worker = there[contender] if together else Worker(contender, size, folder, flags)
+        try:
+            yield worker
+        finally:
+            if not together:
+                worker.close()
+
+    try:
+        yield start
+    finally:
+        for worker in there.values():
+            worker.close()
+
+
+def one(worker: Worker, contender: Contender, size: str, out: Path, *, warm: bool) -> dict[str, float]:
+    """A picture's seconds, measured or computed, a call's, and the peak of memory."""
+    slow = size == "published"
+    if warm or slow:
+        worker.draw(SHORT[0])
+    if contender.whole or not slow:
+        name = "".join(letter if letter.isalnum() else "-" for letter in contender.name)
+        whole = worker.draw(None, out / f"{size}-{name}.png")
+    else:
+        whole = {}
+    result = {"loaded": worker.loaded["load"]}
+    if not contender.whole:
+        short, longer = (worker.draw(steps) for steps in SHORT)
+        for key in ("seconds", "cpu"):
+            call = (longer[key] - short[key]) / (SHORT[1] - SHORT[0])
+            result[f"call_{key}"] = call
+            result[f"computed_{key}"] = short[key] + (OWN_STEPS - SHORT[0]) * call
+        result["peak"] = longer["peak"]
+    for key in ("seconds", "cpu"):
+        if whole:
+            result[key] = whole[key]
+    return {**result, "peak": whole.get("peak", result.get("peak", 0.0))}
+
+
+if __name__ == "__main__":
+    main()

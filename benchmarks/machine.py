@@ -1,0 +1,45 @@
+"""Where a benchmark runs: what the machine is, what it has to give, and what is asked of it."""
+
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def machine() -> dict[str, Any]:
+    """Where it ran, and how busy that was."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
+    return {"cpu": names[0], "cores": len(names), "torch": torch.__version__, "python": platform.python_version(),
+            "load_before": os.getloadavg(), "time": time.strftime("%Y-%m-%d %H:%M")}  # fmt: skip
+
+
+def ceiling(threads: int) -> dict[str, float]:
+    """GFLOP/s of a large matrix product, the best of five: what the machine has to give."""
+    torch.set_num_threads(threads)
+    best = {}
+    for name in ("float32", "bfloat16"):
+        a = torch.randn(2048, 2048, dtype=getattr(torch, name))
+        seconds = []
+        for _ in range(6):
+            start = time.perf_counter()
+            a @ a
+            seconds.append(time.perf_counter() - start)
+        best[name] = 2 * 2048**3 / min(seconds[1:]) / 1e9
+    return best
+
+
+def unet_gflop(folder: Path) -> float:
+    """Of one call for two halves of guidance. Two operations a multiplication and addition."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet"))
+        side, width = unet.config.sample_size, unet.config.cross_attention_dim
+        given = torch.empty(2, unet.config.in_channels, side, side), torch.tensor(1), torch.empty(2, 77, width)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            unet(*given)
+    return counter.get_total_flops() / 1e9

@@ -1,0 +1,110 @@
+"""What the presets cost in quality, on `mini`: how far each one's pictures are from the exact ones of the same noise.
+
+    python benchmarks/quality.py --world world/world.zip --subjects 12 --scenes 4
+
+PSNR is of pixels. The judge's cosine is of DINOv2 features, and is to be read against two others: to the exact picture
+with another seed (what chance alone changes), and of the exact picture to the reference, beside each preset's own.
+"""
+
+import argparse
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from blip_diffusion import BlipDiffusionPipeline, images
+from blip_diffusion.data.compose import Composer, ComposerConfig
+from blip_diffusion.data.world import World
+from blip_diffusion.evaluation.judges import DinoJudge
+from blip_diffusion.pipelines.presets import EXACT, FAST, PRESETS, Preset
+
+SCENES = ("on the beach", "in the snow", "in a forest", "in a kitchen", "on a street", "at night")
+OTHER_SEED = 1000
+VARIANTS = {
+    "plain float32": Preset(),
+    **PRESETS,
+    "exact + DPM-Solver++ in 0.4 of the steps": replace(EXACT, solver="dpm++", step_share=0.4),
+    "exact + UniPC in 0.4 of the steps": replace(EXACT, solver="unipc", step_share=0.4),
+    "exact + guidance in the first 0.6": replace(EXACT, guidance_interval=(0.0, 0.6)),
+    "exact + guidance from 0.2 to 0.8": replace(EXACT, guidance_interval=(0.2, 0.8)),
+    "exact + features used twice": replace(EXACT, reuse_every=2),
+    "exact + features used twice, two layers": replace(EXACT, reuse_every=2, reuse_layers=2),
+    "exact + features used three times": replace(EXACT, reuse_every=3),
+    "fast without features used again": replace(FAST, reuse_every=1),
+}
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A reference, a word and a scene a picture."""
+
+    references: Tensor  # (B, 3, S, S)
+    categories: list[str]
+    scenes: list[str]
+
+
+def main() -> None:
+    """Draws, compares and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", type=Path, required=True)
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--subjects", type=int, default=12)
+    parser.add_argument("--scenes", type=int, default=4)
+    parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="variants whose name holds a word")
+    flags = parser.parse_args()
+    asked = questions(World.load(flags.world), flags.subjects, SCENES[: flags.scenes])
+    judge = DinoJudge()
+    exact, _ = draw(flags.model, Preset(), asked)
+    other, _ = draw(flags.model, Preset(), asked, first=OTHER_SEED)
+    seen = F.normalize(judge.features(asked.references), dim=-1)
+    print(
+        f"{len(exact)} pictures. | PSNR to plain | cosine to plain | cosine to the reference | s a picture", flush=True
+    )
+    print(_row("another seed", other, exact, seen, judge, float("nan")), flush=True)
+    for name, preset in VARIANTS.items():
+        if any(word in name for word in flags.only):
+            pictures, seconds = draw(flags.model, preset, asked)
+            print(_row(name, pictures, exact, seen, judge, seconds), flush=True)
+
+
+def questions(world: World, subjects: int, scenes: tuple[str, ...]) -> Questions:
+    """Held-out subjects, each in every scene."""
+    batch = Composer(world, ComposerConfig(split="heldout"), batch_size=subjects, seed=3)(0)
+    rows = range(subjects)
+    return Questions(
+        batch["reference"].repeat_interleave(len(scenes), dim=0),
+        [batch["category"][row] for row in rows for _ in scenes],
+        [scene for _ in rows for scene in scenes],
+    )
+
+
+def draw(model: str, preset: Preset, asked: Questions, *, first: int = 0) -> tuple[Tensor, float]:
+    """Pictures (B, 3, S, S), eight at a time, and the processor's seconds for each."""
+    pipe = BlipDiffusionPipeline.from_pretrained(model)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.set_preset(preset)
+    references = images.to_pictures(asked.references)
+    parts, busy = [], time.process_time()
+    for at in range(0, len(references), 8):
+        some = slice(at, at + 8)
+        seeds = range(first + at, first + at + len(references[some]))
+        parts.append(
+            pipe(asked.scenes[some], references[some], asked.categories[some], asked.categories[some],
+                 generator=[torch.Generator().manual_seed(seed) for seed in seeds], output_type="pt").images
+        )  # fmt: skip
+    return torch.cat(parts), (time.process_time() - busy) / len(references)
+
+
+def _row(name: str, pictures: Tensor, exact: Tensor, references: Tensor, judge: DinoJudge, seconds: float) -> str:
+    one, two = (F.normalize(judge.features(pixels), dim=-1) for pixels in (pictures, exact))
+    error = (pictures - exact).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
+    psnr = (-10 * error.log10()).mean().item()
+    same, own = ((one * features).sum(-1).mean().item() for features in (two, references))
+    return f"{name} | {psnr:.1f} dB | {same:.4f} | {own:.4f} | {seconds:.2f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""What a benchmark found, as people read it."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+STOCK = "peer, as it comes"
+"""What all are compared with."""
+COLUMNS = ("", "s a picture", "times as fast", "of processor time", "s a U-Net call", "GFLOP/s", "peak GiB")
+OWN_STEPS, SHORT = 50, (2, 4)
+"""Steps of a picture, and of the two short runs from which its time is computed where it would take too long."""
+
+
+def picture(row: dict[str, float], key: str = "seconds") -> float:
+    return row.get(key, row.get(f"computed_{key}", float("nan")))
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """The median, and the least and most."""
+    return f"{statistics.median(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
+
+
+def markdown(report: dict[str, Any], earlier: dict[str, Any] | None = None) -> str:
+    """The report as people read it."""
+    machine, top = report["machine"], report["ceiling"]
+    lines = [
+        f"{machine['cpu']}, {report['threads']} threads of {machine['cores']}, torch {machine['torch']}, "
+        f"{machine['time']}; load {machine['load_before'][0]:.1f} before, {report['load_after'][0]:.1f} after. "
+        f"A matrix product reaches {top['float32']:.0f} GFLOP/s in float32, {top['bfloat16']:.0f} in bfloat16. "
+        "Medians [least, most] of the rounds; ratios are of the same round."
+    ]
+    for size, found in report["sizes"].items():
+        before = (earlier or {}).get("sizes", {}).get(size, {}).get("rounds", {})
+        columns = [*COLUMNS, *(["against the earlier run"] if before else [])]
+        lines += ["", f"### {size}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        for name, rows in found["rounds"].items():
+            lines.append(_line(name, rows, found, before.get(name)))
+        if size == "published":
+            lines += ["", f"Pictures of {OWN_STEPS} steps are computed from runs of {SHORT[0]} and {SHORT[1]} steps."]
+    return "\n".join(lines) + "\n"
+
+
+def _line(name: str, rows: list[dict[str, float]], found: dict[str, Any], before: list[dict[str, float]] | None) -> str:
+    stock = found["rounds"].get(STOCK)
+    cells = [name, spread([picture(row) for row in rows])]
+    for key in ("seconds", "cpu"):
+        ratios = [picture(a, key) / picture(b, key) for a, b in zip(stock, rows, strict=True)] if stock else []
+        cells.append(spread(ratios) if ratios else "")
+    calls = [row["call_seconds"] for row in rows if "call_seconds" in row]
+    cells += [spread(calls, 3), f"{found['gflop'] / statistics.median(calls):.0f}"] if calls else ["", ""]
+    cells.append(f"{max(row['peak'] for row in rows):.2f}")
+    if before is not None:
+        cells.append(f"{statistics.median(map(picture, before)) / statistics.median(map(picture, rows)):.2f} x")
+    return "| " + " | ".join(cells) + " |"
