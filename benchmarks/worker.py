@@ -113,7 +113,9 @@ def peer(spec: dict[str, Any]) -> Draw:
     def draw(steps: int | None) -> Image.Image:
         size = {"height": spec["pixels"], "width": spec["pixels"], "num_inference_steps": steps or 50}
         given = latents.to(how["torch_dtype"])
-        return pipe([QUESTION[0]], reference, [QUESTION[1]], [QUESTION[2]], latents=given, **size).images[0]
+        question = [QUESTION[0]], reference, [QUESTION[1]], [QUESTION[2]]
+        pixels = pipe(*question, latents=given, output_type="pt", **size).images[0]  # numpy has no bfloat16
+        return Image.fromarray((pixels.float().permute(1, 2, 0).numpy() * 255).round().astype("uint8"))
 
     return draw
 
