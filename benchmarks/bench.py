@@ -69,15 +69,14 @@ def main() -> None:
     set_up_peers(flags.peers)
     report: dict[str, Any] = {"machine": machine(), "threads": flags.threads, "sizes": {}}
     report["ceiling"] = ceiling(flags.threads)
-    for size in flags.sizes:
-        report["sizes"][size] = measure(size, flags)
-        report["load_after"] = os.getloadavg()
-        flags.out.mkdir(parents=True, exist_ok=True)
-        (flags.out / "bench.json").write_text(json.dumps(report, indent=1) + "\n")
     earlier = json.loads(flags.against.read_text()) if flags.against else None
-    text = markdown(report, earlier)
-    (flags.out / "bench.md").write_text(text)
-    print(text)
+    for size in flags.sizes:
+        for found in measure(size, flags):  # after each round, so that an interrupted run keeps what it has
+            report["sizes"][size] = found
+            report["load_after"] = os.getloadavg()
+            (flags.out / "bench.json").write_text(json.dumps(report, indent=1) + "\n")
+            (flags.out / "bench.md").write_text(markdown(report, earlier))
+    print((flags.out / "bench.md").read_text())
 
 
 # ---------------------------------------------------------------------------------------------------- the surroundings
@@ -138,7 +137,7 @@ def choices(contender: Contender) -> dict[str, Any]:
     return dataclasses.asdict(dataclasses.replace(named(contender.preset), **dict(contender.choices)))
 
 
-def measure(size: str, flags: argparse.Namespace) -> dict[str, Any]:
+def measure(size: str, flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Rounds in which each contender draws in turn. The first picture of each is not counted."""
     folder = build(size, flags.out / "models" / size)
     racing = [c for c in CONTENDERS if any(word in c.name for word in flags.only) and possible(c)]
@@ -149,7 +148,7 @@ def measure(size: str, flags: argparse.Namespace) -> dict[str, Any]:
                 print(f"{size}: round {number + 1} of {flags.rounds}: {contender.name}", file=sys.stderr, flush=True)
                 with start(contender) as worker:
                     rows[contender.name].append(one(worker, contender, size, flags.out, warm=number == 0))
-    return {"gflop": unet_gflop(folder), "rounds": rows}
+            yield {"gflop": unet_gflop(folder), "rounds": rows}
 
 
 def possible(contender: Contender) -> bool:

@@ -89,7 +89,7 @@ def key_of(network: nn.Module, version: str) -> str:
     digest = hashlib.blake2b(f"{version} {torch.__version__} {network}".encode(), digest_size=16)
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -198,7 +198,13 @@ def test_a_subject_is_encoded_once(own: BlipDiffusionPipeline, dog: Image.Image)
     assert encoded == [1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("choices", [{}, {"passes": 2, "reuse_every": 2, "guidance_interval": (0.0, 0.5)}])
+OPENVINO = [
+    {"dtype": "bfloat16", "channels_last": True},
+    {"passes": 2, "reuse_every": 2, "guidance_interval": (0.0, 0.5)},
+]
+
+
+@pytest.mark.parametrize("choices", OPENVINO, ids=["bfloat16", "shortened"])
 def test_openvino_draws_the_same_picture(
     own: BlipDiffusionPipeline, dog: Image.Image, asked: list[int], monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path, choices: dict[str, Any],
@@ -218,6 +224,20 @@ def test_openvino_draws_the_same_picture(
     with torch.no_grad():
         own.unet.conv_out.bias.add_(1)
     assert apart(draw(own, dog, generator=torch.Generator().manual_seed(3)), other) > 0.01  # the weights' own
+
+
+@pytest.mark.parametrize("choices", OPENVINO, ids=["bfloat16", "shortened"])
+def test_where_openvino_fails_torch_draws(
+    own: BlipDiffusionPipeline, dog: Image.Image, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, choices: Any
+) -> None:
+    pytest.importorskip("openvino")
+    (tmp_path / "blip-diffusion").write_text("a file where the cache's folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    own.set_preset(Preset(**choices))
+    plain = draw(own, dog)
+    own.set_preset(Preset(**choices, engine="openvino"))
+    with pytest.warns(UserWarning, match="OpenVINO can't run the"):
+        assert apart(draw(own, dog), plain) < 5e-3  # bfloat16 rounds to 2^-9
 
 
 # ------------------------------------------------------------------------------------------------------- what is given

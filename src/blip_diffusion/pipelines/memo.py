@@ -47,4 +47,4 @@ def state_of(module: nn.Module) -> Hashable:
 
 def bytes_of(tensor: Tensor) -> bytes:
     """A tensor's values, as a key."""
-    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    return tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes()

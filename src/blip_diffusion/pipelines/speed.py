@@ -30,8 +30,8 @@ class Decoder(nn.Module):
         self.vae = vae
 
     def forward(self, latents: Tensor) -> Tensor:
-        pixels: Tensor = self.vae.decode(latents, return_dict=False)[0]
-        return pixels
+        pixels: Tensor = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0]
+        return pixels.to(latents.dtype)
 
 
 class SpeedMixin:
