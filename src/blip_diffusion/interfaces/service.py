@@ -88,7 +88,7 @@ def reference_bytes(path: Path) -> bytes:
 
 def dtype_of(preset: str | None, device: str = "auto") -> str:
     """The precision that an order with a preset, or with none, computes in on a device."""
-    chosen = precision(named(preset).dtype, _device(device)) if preset else None
+    chosen = precision(named(preset).dtype, device_of(device)) if preset else None
     return str(chosen or torch.float32).removeprefix("torch.")
 
 
