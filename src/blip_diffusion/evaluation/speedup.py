@@ -24,8 +24,8 @@ from blip_diffusion import images
 from blip_diffusion.checkpoint.folder import find_model, read_parts, whole
 from blip_diffusion.data.world import World
 from blip_diffusion.errors import BlipDiffusionError
-from blip_diffusion.evaluation.judges import DinoJudge, Judge, Lite2Judge
-from blip_diffusion.evaluation.sitters import Jury, Sitter, sitters
+from blip_diffusion.evaluation.networks import Focus, Lite2
+from blip_diffusion.evaluation.sitters import Eyes, Jury, Sitter, sitters
 from blip_diffusion.evaluation.speedup_report import (
     DREAMBOOTH,
     Curve,
@@ -140,7 +140,7 @@ def search(
 def compare(
     load: Callable[[], BlipDiffusion],
     world: World,
-    judge: Judge,
+    eyes: Eyes,
     config: SpeedupConfig,
     work: Path,
     *,
@@ -148,9 +148,11 @@ def compare(
     tell: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
     """Searches rates on some subjects, and measures every contestant on others."""
-    people = sitters(world, config.search_subjects + config.subjects, config.prompts)
+    model = load()
+    size = int(model.unet.config.sample_size) * model.latents.factor
+    people = sitters(world, config.search_subjects + config.subjects, config.prompts, size=size)
     searched, measured = people[: config.search_subjects], people[config.search_subjects :]
-    jury = Jury(judge, world, load(), people, config.prompts, seeds=config.seeds, probe_pictures=config.probe_pictures)
+    jury = Jury(eyes, world, model, people, config.prompts, seeds=config.seeds, probe_pictures=config.probe_pictures)
     rates: dict[str, float] = {}
     searches: dict[str, dict[str, float]] = {}
     curves: dict[str, list[Curve]] = {}
@@ -167,7 +169,13 @@ def compare(
             curves[contestant.name].append(curve)
             last = curve[-1]
             tell(f"{contestant.name}, {one.category}: subject {last.subject:.2f}, text {last.text:.2f}")
-    return Outcome(config, judge.backbone, rates, curves, searches)
+    return Outcome(config, eyes.backbone, rates, curves, searches)
+
+
+def eyes_of(judge: str) -> Eyes:
+    """Of the subject's two judges in `evaluate`, one. The scene is seen by `focus`, as by the judge `text`."""
+    focus = Focus()
+    return Eyes(Lite2(focus), focus) if judge == "lite2" else Eyes(focus, focus, Focus.width)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -177,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--world", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--model", default="mini", help="a name or a folder")
-    parser.add_argument("--judge", choices=("lite2", "dino"), default="lite2")
+    parser.add_argument("--judge", choices=("lite2", "focus"), default="lite2", help="(default: lite2)")
     for name in ("subjects", "search-subjects", "steps", "every", "seeds", "sampling-steps"):
         parser.add_argument(f"--{name}", type=int, default=getattr(plain, name.replace("-", "_")))
     parser.add_argument("--methods", nargs="+", choices=NAMES, default=NAMES, help="(default: all)")
@@ -187,14 +195,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = {f.name for f in dataclasses.fields(SpeedupConfig)}
         config = SpeedupConfig(**{key: value for key, value in vars(flags).items() if key in names})
         folder = find_model(flags.model)
-        judge: Judge = DinoJudge() if flags.judge == "dino" else Lite2Judge()
+        eyes = eyes_of(flags.judge)
         world = World.load(flags.world)
         chosen = [contestant for contestant in CONTESTANTS if contestant.name in {*flags.methods, DREAMBOOTH}]
         tell = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
         outcome = compare(
             lambda: whole(read_parts(folder), folder),
             world,
-            judge,
+            eyes,
             config,
             flags.out / "runs",
             contestants=chosen,

@@ -42,7 +42,7 @@ class TextJudge:
         if not bench.world:
             raise InputError("The judge text knows MiniBench's prompts alone: judge another bench by a CLIP.")
         self._seen, self._bench = seen, bench
-        features = _in_batches(seen, studied)
+        features = seen.of(studied.pictures)
         self._read = reader
         words = reader(studied.sentences)
         self._centre = words.mean(0)
@@ -74,9 +74,3 @@ class TextJudge:
             right = [a == f if a != UNASKED[aspect] else float("nan") for a, f in zip(asked, found, strict=True)]
             scores[aspect] = torch.tensor(right, dtype=torch.float)
         return scores
-
-
-def _in_batches(seen: Seen, studied: Lessons) -> Tensor:
-    """Features (B, F) of pictures that are not on disk."""
-    starts = range(0, len(studied.pictures), seen.batch)
-    return torch.cat([seen.network(studied.pictures[start : start + seen.batch]) for start in starts])
