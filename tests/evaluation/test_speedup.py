@@ -89,7 +89,7 @@ def test_errors(world: World) -> None:
 
 
 def turning(world: World) -> World:
-    """Three held-out subjects in eight views each, here all the same, which the machinery can't know; the rest in one."""
+    """Three held-out subjects in eight views each, all the same, which the machinery can't know; the rest in one."""
     held = list(first_rows(world, split="heldout").values())
     train = [i for i, row in enumerate(world.cutouts) if row.split == "train"]
     chosen = train + [i for i in held[:3] for _ in range(8)] + held[3:]

@@ -91,6 +91,35 @@ def test_words_of_strangers_are_escaped(out: Path) -> None:
     assert "<script" not in text and "<img src=x" not in text and "&lt;script&gt;" in text
 
 
+def test_tuned_subjects_are_tuned_once(
+    evaluate: Run, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two shards tune a subject each; what comes after tunes none; without a subject, nothing of the tuning shows."""
+    folder = tmp_path / "tuned"
+
+    def run(*arguments: object) -> str:
+        assert evaluate("--out", folder, "--method", "tuned", "--tune-steps", 1, *arguments) == 0
+        return capsys.readouterr().err
+
+    for shard in ("1/2", "2/2"):
+        assert run("--shard", shard).count("tuned to ") == 1
+    subjects = {path: path.read_bytes() for path in (folder / "subjects").glob("*.safetensors")}
+    assert len(subjects) == 2
+    lost = next((folder / "pictures" / "tuned").rglob("*.png"))
+    whole = lost.read_bytes()
+    lost.unlink()
+    assert "tuned to " not in run() and lost.read_bytes() == whole
+    assert {path: path.read_bytes() for path in subjects} == subjects
+    report = read(folder / "report.json")
+    assert report.method == "tuned" and len(report.pictures) == 12 and report.settings["tuning_train"] == "lora"
+    said = "Few-shot tuning (lora, 1 steps) on all of the subject's pictures"
+    assert said in (folder / "report.md").read_text()
+    for path in sorted((folder / "pictures" / "no-subject").rglob("*.png")):
+        assert path.read_bytes() == (out / path.relative_to(folder)).read_bytes()
+    assert evaluate("--out", folder, "--method", "tuned", "--tune-steps", 1, "--train", "embedding") == 2
+    assert 'whose tuning_train was "lora" and not "embedding"' in capsys.readouterr().err
+
+
 def test_other_settings_are_refused(evaluate: Run, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (out / "report.json").read_bytes()
     assert evaluate("--out", out, "--steps", 2) == 2
@@ -122,7 +151,7 @@ def test_another_protocol_is_refused(out: Path, tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (("--method", "magic"), "--method is magic"),
-        (("--method", "tuned"), "not joined to this command yet"),
+        (("--method", "tuned", "--tune-steps", "0"), "--tune-steps is 0"),
         (("--judges", "taste"), "no judge taste"),
         (("--judges", "dino=nowhere"), "can't be loaded from nowhere"),
         (("--bench", "nowhere"), "no bench at nowhere"),

@@ -35,9 +35,12 @@ class Shard:
             raise InputError(f"--shard is {text}: write 2/8 for the second of eight parts.")
         return Shard(int(found[1]), int(found[2]))
 
-    def of(self, cases: Sequence[Case]) -> list[Case]:
-        """This part's cases."""
-        return list(cases[self.index - 1 :: self.count])
+    def of(self, cases: Sequence[Case], *, whole_subjects: bool = False) -> list[Case]:
+        """This part's cases; on request all of a subject's or none, where a subject itself is work."""
+        if not whole_subjects:
+            return list(cases[self.index - 1 :: self.count])
+        names = list(dict.fromkeys(case.subject.name for case in cases))[self.index - 1 :: self.count]
+        return [case for case in cases if case.subject.name in names]
 
 
 def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:

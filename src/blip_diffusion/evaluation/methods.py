@@ -7,6 +7,7 @@ photographs alone, and their ground truth is the subject's other photographs, as
 
 import random
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from blip_diffusion import images
+from blip_diffusion.checkpoint.subject_file import Subject
 from blip_diffusion.data.bench import Bench, BenchSubject
 from blip_diffusion.data.minibench import bench_composer, first_rows, order_of, same_category
 from blip_diffusion.data.world import World
@@ -37,17 +39,17 @@ def zero_shot(pipe: BlipDiffusionPipeline, **settings: Any) -> Draw:
     return draw
 
 
-def tuned(tune: Callable[[BenchSubject], BlipDiffusionPipeline], **settings: Any) -> Draw:
-    """A model that was tuned to each subject, by `tune`, which is called when its first picture is drawn."""
-    kept: dict[str, Draw] = {}
+def tuned(pipe: BlipDiffusionPipeline, tune: Callable[[BenchSubject], Subject], **settings: Any) -> Draw:
+    """The model with each subject as `tune` has it, resident while it is drawn: afterwards the model is as before."""
 
     def draw(cases: Sequence[Case]) -> list[Image.Image]:
         pictures = []
-        for case in cases:
-            if case.subject.name not in kept:
-                kept.clear()  # one subject's weights at a time
-                kept[case.subject.name] = zero_shot(tune(case.subject), **settings)
-            pictures += kept[case.subject.name]([case])
+        for subject, some in groupby(cases, key=lambda case: case.subject):
+            resident = pipe.load_subject(tune(subject))
+            try:
+                pictures += _asked(pipe, list(some), **settings)
+            finally:
+                pipe.unload_subject(resident.name)
         return pictures
 
     return draw

@@ -173,11 +173,15 @@ def markdown(report: Report) -> str:
 def asked(report: Report) -> str:
     """Everything that a score depends on, in a sentence."""
     s = report.settings
+    shown = "Zero-shot from one reference:"
+    if report.method == "tuned":
+        steps = f"{s['tuning_steps']} steps" if s["tuning_steps"] else "as many steps as scored best"
+        shown = f"Few-shot tuning ({s['tuning_train']}, {steps}) on"
     seeds = f"{s['seeds']} {'seed' if s['seeds'] == 1 else 'seeds'}"
     return (
         f"{len(s['subjects'])} subjects x {len(s['prompts'])} prompts x {seeds} = {len(report.pictures)} "
         f"pictures of {s['size']} pixels; {s['scheduler']}, {s['steps']} steps, guidance {s['guidance']:g}; weights "
-        f"{s['weights']}, bench {s['bench_digest']}, protocol {report.protocol}. Zero-shot from one reference: "
+        f"{s['weights']}, bench {s['bench_digest']}, protocol {report.protocol}. {shown} "
         f"{s['reference']}. Means over subjects, with 95 % bootstrap intervals over them."
     )
 

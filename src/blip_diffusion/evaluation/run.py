@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from blip_diffusion.data.bench import Bench, read_bench, read_dreambench
 from blip_diffusion.data.minibench import fingerprint
+from blip_diffusion.data.segment import saliency
 from blip_diffusion.data.world import World
 from blip_diffusion.errors import DataError, InputError
 from blip_diffusion.evaluation import methods
@@ -22,7 +23,9 @@ from blip_diffusion.evaluation.panel import Panel, check_names, panel_of
 from blip_diffusion.evaluation.report import PROTOCOL, Report, keep_references, pictures_of, relative, write
 from blip_diffusion.evaluation.rows import DRAWN, METHODS, Row, Studio, rows_of
 from blip_diffusion.evaluation.scoring import judged
+from blip_diffusion.evaluation.tuning import SUBJECTS, Tuning, check_tunable
 from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.training.tune import TuneConfig
 
 Tell = Callable[[str], None]
 
@@ -43,6 +46,7 @@ class Order:
     world: Path = Path("world/world.zip")
     dtype: str = "float32"
     lessons: int = 24  # pictures of each scene for the text judge
+    tuning: TuneConfig = field(default_factory=TuneConfig)  # of the method "tuned"; its device is the evaluation's
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -52,11 +56,6 @@ class Order:
         if self.guidance is not None and not 0 <= self.guidance <= 100:
             raise InputError(f"--guidance is {self.guidance}: use a number from 0 to 100.")
         check_names(self.judges)
-        if self.method == "tuned":
-            raise InputError(
-                "--method tuned needs the tuning of subjects, which is not joined to this command yet: use zero-shot, "
-                "or call evaluation.methods.tuned from Python."
-            )
 
 
 def open_bench(order: Order) -> tuple[Bench, World | None]:
@@ -86,7 +85,7 @@ def check_same_world(bench: Bench, world: World, folder: Path) -> None:
         )
 
 
-def settings_of(order: Order, bench: Bench, pipe: BlipDiffusionPipeline) -> dict[str, Any]:
+def settings_of(order: Order, bench: Bench, pipe: BlipDiffusionPipeline, tuning: Tuning | None) -> dict[str, Any]:
     """All that pictures depend on, and nothing else: not the batch, the device, the shard or the judges."""
     return {
         "protocol": PROTOCOL,
@@ -107,6 +106,7 @@ def settings_of(order: Order, bench: Bench, pipe: BlipDiffusionPipeline) -> dict
         "size": picture_size(pipe),
         "dtype": order.dtype,
         "reference": "the subject's first picture, cropped square",
+        **({} if tuning is None else tuning.settings(int(pipe.text_encoder.config.hidden_size))),
     }
 
 
@@ -128,7 +128,9 @@ def picture_size(pipe: BlipDiffusionPipeline) -> int:
     return int(pipe.unet.config.sample_size) * pipe.model.latents.factor
 
 
-def studio_of(pipe: BlipDiffusionPipeline, world: World | None, *, steps: int, guidance: float) -> Studio:
+def studio_of(
+    pipe: BlipDiffusionPipeline, world: World | None, *, steps: int, guidance: float, tuning: Tuning | None = None
+) -> Studio:
     """A model's methods."""
     pipe.set_progress_bar_config(disable=True)
     latents = pipe.model.latents
@@ -140,7 +142,16 @@ def studio_of(pipe: BlipDiffusionPipeline, world: World | None, *, steps: int, g
         return latents.decode(latents.encode(moved)).float().cpu()
 
     drawn = {"zero-shot": methods.zero_shot(pipe, **how), "no-subject": methods.no_subject(pipe, **how)}
+    if tuning is not None:
+        drawn["tuned"] = methods.tuned(pipe, tuning, **how)
     return Studio(drawn, round_trip, picture_size(pipe), world)
+
+
+def tuning_of(order: Order, bench: Bench, out: Path, device: torch.device | str, tell: Tell) -> Tuning:
+    """How this bench's subjects are tuned, into a folder of the run's own."""
+    check_tunable(bench.subjects, order.tuning)
+    config = replace(order.tuning, device="cpu" if torch.device(device).type == "cpu" else "auto")
+    return Tuning(order.model, out / SUBJECTS, config, saliency(), tell)
 
 
 def evaluate(
@@ -162,8 +173,9 @@ def evaluate(
     bench = whole.part(order.subjects, order.prompts)
     cases = cases_of(bench, order.seeds)
     pipe = BlipDiffusionPipeline.from_pretrained(order.model, torch_dtype=getattr(torch, order.dtype)).to(device)
-    settings = settings_of(order, bench, pipe)
-    studio = studio_of(pipe, world, steps=settings["steps"], guidance=settings["guidance"])
+    tuning = tuning_of(order, bench, out, device, tell) if order.method == "tuned" else None
+    settings = settings_of(order, bench, pipe, tuning)
+    studio = studio_of(pipe, world, steps=settings["steps"], guidance=settings["guidance"], tuning=tuning)
     if shard is not None:
         keep_settings(out, settings)
         draw_shard(order.method, shard, cases, studio, out, batch=batch, tell=tell)
@@ -225,4 +237,5 @@ def draw_shard(
     for name in dict.fromkeys([method, "no-subject"]):
         if name in DRAWN:
             asked = [case for case in cases if name == method or case.copy == 0]
-            draw_missing(studio.drawn[name], shard.of(asked), out / PICTURES / name, batch=batch, tell=tell)
+            own = shard.of(asked, whole_subjects=name == "tuned")  # no subject is tuned twice
+            draw_missing(studio.drawn[name], own, out / PICTURES / name, batch=batch, tell=tell)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from blip_diffusion.interfaces.commands.flags import device_flags
+from blip_diffusion.interfaces.commands.flags import STEPS_HELP, TRAIN_HELP, TRAINED, device_flags, steps_of
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +20,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--method", default="zero-shot",
         help="zero-shot (default), tuned, reference-copy, other-instance, ground-truth or no-subject",
     )  # fmt: skip
+    parser.add_argument("--train", choices=TRAINED, default="lora", help=f"{TRAIN_HELP}, for the method tuned")
+    parser.add_argument("--tune-steps", default="auto", metavar="auto|N", help=f"{STEPS_HELP}, likewise")
     parser.add_argument("--seeds", type=int, default=4, help="pictures of each prompt (default: 4)")
     parser.add_argument("--subjects", type=int, help="only so many, from all over the bench")
     parser.add_argument("--prompts", type=int, help="only so many, from all over the bench")
@@ -41,6 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     from blip_diffusion.evaluation.report import markdown
     from blip_diffusion.evaluation.run import Order, evaluate
     from blip_diffusion.interfaces.service import device_of
+    from blip_diffusion.training.tune import TuneConfig
 
     order = Order(
         model=arguments.model,
@@ -53,7 +56,8 @@ def run(arguments: argparse.Namespace) -> None:
         guidance=arguments.guidance,
         judges=tuple(arguments.judges),
         world=arguments.world,
-        dtype=arguments.dtype,
+        dtype=arguments.dtype or "float32",
+        tuning=TuneConfig(train=arguments.train, steps=steps_of(arguments.tune_steps, "--tune-steps")),
     )
     report = evaluate(
         order,

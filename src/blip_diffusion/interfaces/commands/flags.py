@@ -2,6 +2,12 @@
 
 import argparse
 
+from blip_diffusion.errors import InputError
+
+TRAINED = ("embedding", "lora", "cross-attention", "unet")
+TRAIN_HELP = "what few-shot tuning moves beside the embedding (default: lora)"
+STEPS_HELP = "of tuning; auto (default): as many as are good for it"
+
 
 def device_flags(parser: argparse.ArgumentParser) -> None:
     """Where it computes, and in what precision."""
@@ -11,3 +17,12 @@ def device_flags(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16", "float16"),
         help="precision (default: float32; with a preset, the fastest that the device computes in)",
     )
+
+
+def steps_of(text: str, flag: str) -> int | None:
+    """A number of steps of tuning; `None` stops by itself."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"{flag} is {text}: use auto, or a number from 1.")
+    return int(text)

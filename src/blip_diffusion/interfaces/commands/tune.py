@@ -5,10 +5,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from blip_diffusion.errors import InputError
+from blip_diffusion.interfaces.commands.flags import STEPS_HELP, TRAIN_HELP, TRAINED, steps_of
 
 METHODS = ("few-shot", "dreambooth", "dreambooth-lora", "textual-inversion")
-TRAINED = ("embedding", "lora", "cross-attention", "unet")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -20,13 +19,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="where it is written (default: NAME.safetensors)")
     parser.add_argument("--model", default="mini", help="mini (default), a folder, or a hub id")
     parser.add_argument("--method", choices=METHODS, default="few-shot", help="few-shot (default), or what it rivals")
-    parser.add_argument(
-        "--train",
-        choices=TRAINED,
-        default="lora",
-        help="what few-shot tuning moves beside the embedding (default: lora)",
-    )
-    parser.add_argument("--steps", default="auto", metavar="auto|N", help="auto (default): as many as are good for it")
+    parser.add_argument("--train", choices=TRAINED, default="lora", help=TRAIN_HELP)
+    parser.add_argument("--steps", default="auto", metavar="auto|N", help=STEPS_HELP)
     parser.add_argument(
         "--masks", nargs="+", default=["auto"], metavar="MASK", help="auto (default), none, or a file for each photo"
     )
@@ -83,7 +77,7 @@ def _config(arguments: argparse.Namespace) -> Any:
     config = TuneConfig(
         method=arguments.method,
         train=arguments.train,
-        steps=_steps(arguments.steps),
+        steps=steps_of(arguments.steps, "--steps"),
         learning_rate=arguments.learning_rate,
         train_text_encoder=arguments.train_text_encoder,
         vectors=arguments.vectors,
@@ -97,14 +91,6 @@ def _config(arguments: argparse.Namespace) -> Any:
     if arguments.memory is not None:
         config = fitted(config, arguments.memory)
     return dataclasses.replace(config, batch_size=arguments.batch) if arguments.batch is not None else config
-
-
-def _steps(text: str) -> int | None:
-    if text == "auto":
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"--steps is {text}: use auto, or a number from 1.")
-    return int(text)
 
 
 def _masks(asked: list[str]) -> Any:
