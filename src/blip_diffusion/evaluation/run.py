@@ -25,6 +25,7 @@ from blip_diffusion.evaluation.rows import DRAWN, METHODS, Row, Studio, rows_of
 from blip_diffusion.evaluation.scoring import judged
 from blip_diffusion.evaluation.tuning import SUBJECTS, Tuning, check_tunable
 from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.pipelines.presets import named
 from blip_diffusion.training.tune import TuneConfig
 
 Tell = Callable[[str], None]
@@ -45,6 +46,7 @@ class Order:
     judges: tuple[str, ...] = ()
     world: Path = Path("world/world.zip")
     dtype: str = "float32"
+    preset: str = ""  # what else than the precision it chooses
     lessons: int = 24  # pictures of each scene for the text judge
     tuning: TuneConfig = field(default_factory=TuneConfig)  # of the method "tuned"; its device is the evaluation's
 
@@ -97,7 +99,8 @@ def settings_of(order: Order, bench: Bench, pipe: BlipDiffusionPipeline, tuning:
         "subjects": [subject.name for subject in bench.subjects],
         "prompts": list(bench.asked),
         "seeds": order.seeds,
-        "steps": order.steps or int(pipe.config.num_inference_steps),
+        "preset": order.preset or "none",
+        "steps": order.steps or pipe.preset.steps(int(pipe.config.num_inference_steps)),
         "guidance": float(pipe.config.guidance_scale if order.guidance is None else order.guidance),
         "guidance_rescale": float(pipe.config.guidance_rescale),
         "prompt_reps": int(pipe.config.prompt_reps),
@@ -173,6 +176,8 @@ def evaluate(
     bench = whole.part(order.subjects, order.prompts)
     cases = cases_of(bench, order.seeds)
     pipe = BlipDiffusionPipeline.from_pretrained(order.model, torch_dtype=getattr(torch, order.dtype)).to(device)
+    if order.preset:
+        pipe.set_preset(replace(named(order.preset), dtype="own"))
     tuning = tuning_of(order, bench, out, device, tell) if order.method == "tuned" else None
     settings = settings_of(order, bench, pipe, tuning)
     studio = studio_of(pipe, world, steps=settings["steps"], guidance=settings["guidance"], tuning=tuning)

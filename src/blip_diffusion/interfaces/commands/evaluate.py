@@ -4,7 +4,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from blip_diffusion.interfaces.commands.flags import STEPS_HELP, TRAIN_HELP, TRAINED, device_flags, steps_of
+from blip_diffusion.interfaces.commands.flags import (
+    STEPS_HELP,
+    TRAIN_HELP,
+    TRAINED,
+    device_flags,
+    preset_flag,
+    steps_of,
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +41,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=float, help="how strongly the prompt is followed (default: the model's own)")
     parser.add_argument("--batch", type=int, default=16, help="pictures drawn at once (default: 16)")
     parser.add_argument("--shard", metavar="2/8", help="only draw the second of eight parts; score without it, later")
+    preset_flag(parser)
     device_flags(parser)
 
 
@@ -42,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     from blip_diffusion.evaluation.drawing import Shard
     from blip_diffusion.evaluation.report import markdown
     from blip_diffusion.evaluation.run import Order, evaluate
-    from blip_diffusion.interfaces.service import device_of
+    from blip_diffusion.interfaces.service import device_of, dtype_of
     from blip_diffusion.training.tune import TuneConfig
 
     order = Order(
@@ -56,7 +64,8 @@ def run(arguments: argparse.Namespace) -> None:
         guidance=arguments.guidance,
         judges=tuple(arguments.judges),
         world=arguments.world,
-        dtype=arguments.dtype or "float32",
+        dtype=arguments.dtype or dtype_of(arguments.preset, arguments.device),
+        preset=arguments.preset or "",
         tuning=TuneConfig(train=arguments.train, steps=steps_of(arguments.tune_steps, "--tune-steps")),
     )
     report = evaluate(

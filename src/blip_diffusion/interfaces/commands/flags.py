@@ -26,3 +26,12 @@ def steps_of(text: str, flag: str) -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise InputError(f"{flag} is {text}: use auto, or a number from 1.")
     return int(text)
+
+
+def preset_flag(parser: argparse.ArgumentParser) -> None:
+    """How fast, at what price."""
+    parser.add_argument(
+        "--preset",
+        choices=("exact", "fast", "turbo"),
+        help="exact: the same picture sooner; fast: nearly as good, much sooner; turbo: previews",
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blip_diffusion.errors import InputError
-from blip_diffusion.interfaces.commands.flags import device_flags
+from blip_diffusion.interfaces.commands.flags import device_flags, preset_flag
 from blip_diffusion.interfaces.startup import importing
 
 if TYPE_CHECKING:
@@ -54,11 +54,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fit", choices=("crop", "squash", "pad"), default="crop", help="how the reference is cut square"
     )
-    parser.add_argument(
-        "--preset",
-        choices=("exact", "fast", "turbo"),
-        help="exact: the same picture sooner; fast: nearly as good, much sooner; turbo: previews",
-    )
+    preset_flag(parser)
     parser.add_argument(
         "--engine", choices=("torch", "compiled", "openvino"), default="torch",
         help="what runs the networks: openvino on CPUs (a minute to convert, once), compiled on GPUs (default: torch)",
