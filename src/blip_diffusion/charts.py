@@ -1,12 +1,12 @@
-"""Line charts, drawn with Pillow: what a tuning did, what a comparison found."""
+"""Line charts, drawn with Pillow: what a training or a tuning did, what a comparison found."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Okabe & Ito's, which colour-blind people tell apart."""
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f")
+"""Okabe & Ito's without the yellow, which colour-blind people tell apart, and grey."""
 Point = tuple[float, float]
 
 
@@ -50,7 +50,9 @@ class _Frame:
         xs = [x for line in lines.values() for x, _ in line.points] or [0.0]
         ys = [y for line in lines.values() for y in (*(y for _, y in line.points), *line.low, *line.high)] or [0.0]
         self.x_ticks, self.y_ticks = _ticks(min(xs), max(xs)), _ticks(min(0.0, *ys), max(ys))
-        self.left, self.top, self.right, self.bottom = 70, 44, size[0] - 190, size[1] - 58
+        widest = max((_font(14).getlength(name) for name in lines), default=0)
+        self.left, self.top, self.bottom = 70, 44, size[1] - 58
+        self.right = size[0] - max(190, round(widest) + 56)  # names stand beside the plot
 
     def at(self, point: Point) -> Point:
         x = (point[0] - self.x_ticks[0]) / (self.x_ticks[-1] - self.x_ticks[0])

@@ -27,6 +27,8 @@ from blip_diffusion.training.run import RunConfig
 from blip_diffusion.training.tracking import LOG
 
 SUBJECTS, PROMPTS, LESSONS, STEPS = 6, 4, 8, 20
+PREFIX = "score/"
+"""Of what is logged."""
 DRAWING = ("subject", "text_to_image")
 
 
@@ -63,7 +65,7 @@ class QuickScore:
         context.tracker.log(context.step, scores)
         shown = [name for name in scores if name.endswith((" fidelity", " of the truth's"))]
         series = read_scores(context.tracker.folder / LOG, shown)
-        (folder / "curve.svg").write_text(curve(series), encoding="utf-8")
+        curve({name.removeprefix(PREFIX): points for name, points in series.items()}).save(folder / "curve.png")
 
     def _rows(self, studio: Studio, folder: Path, step: int) -> dict[str, Row]:
         """Pictures of this step, and beside them those that are the same at every step."""
@@ -80,5 +82,5 @@ class QuickScore:
             own = {metric: value.value for metric, value in verdict.rows["zero-shot"].items()}
             beside = "{}" if judge.card.kind == "subject" else "{} of the truth's"
             between = {beside.format(name): value.value for name, value in verdict.between.items()}
-            scores |= {f"score/{judge.card.name} {name}": value for name, value in (own | between).items()}
+            scores |= {f"{PREFIX}{judge.card.name} {name}": value for name, value in (own | between).items()}
         return scores
