@@ -18,7 +18,7 @@ from torch import Tensor
 from blip_diffusion import BlipDiffusionPipeline, images
 from blip_diffusion.data.compose import Composer, ComposerConfig
 from blip_diffusion.data.world import World
-from blip_diffusion.evaluation.judges import DinoJudge
+from blip_diffusion.evaluation.networks import Focus, pooled
 from blip_diffusion.pipelines.presets import EXACT, FAST, PRESETS, Preset
 
 SCENES = ("on the beach", "in the snow", "in a forest", "in a kitchen", "on a street", "at night")
@@ -56,18 +56,18 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="variants whose name holds a word")
     flags = parser.parse_args()
     asked = questions(World.load(flags.world), flags.subjects, SCENES[: flags.scenes])
-    judge = DinoJudge()
+    focus = Focus()
     exact, _ = draw(flags.model, Preset(), asked)
     other, _ = draw(flags.model, Preset(), asked, first=OTHER_SEED)
-    seen = F.normalize(judge.features(asked.references), dim=-1)
+    seen = look(focus, asked.references)
     print(
         f"{len(exact)} pictures. | PSNR to plain | cosine to plain | cosine to the reference | s a picture", flush=True
     )
-    print(_row("another seed", other, exact, seen, judge, float("nan")), flush=True)
+    print(_row("another seed", other, exact, seen, focus, float("nan")), flush=True)
     for name, preset in VARIANTS.items():
         if any(word in name for word in flags.only):
             pictures, seconds = draw(flags.model, preset, asked)
-            print(_row(name, pictures, exact, seen, judge, seconds), flush=True)
+            print(_row(name, pictures, exact, seen, focus, seconds), flush=True)
 
 
 def questions(world: World, subjects: int, scenes: tuple[str, ...]) -> Questions:
@@ -98,8 +98,13 @@ def draw(model: str, preset: Preset, asked: Questions, *, first: int = 0) -> tup
     return torch.cat(parts), (time.process_time() - busy) / len(references)
 
 
-def _row(name: str, pictures: Tensor, exact: Tensor, references: Tensor, judge: DinoJudge, seconds: float) -> str:
-    one, two = (F.normalize(judge.features(pixels), dim=-1) for pixels in (pictures, exact))
+def look(focus: Focus, pixels: Tensor) -> Tensor:
+    """What the judge's network sees of whole pictures, as unit vectors (B, F)."""
+    return F.normalize(pooled(focus.see(pixels)[0], None), dim=-1)
+
+
+def _row(name: str, pictures: Tensor, exact: Tensor, references: Tensor, focus: Focus, seconds: float) -> str:
+    one, two = (look(focus, pixels) for pixels in (pictures, exact))
     error = (pictures - exact).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
     psnr = (-10 * error.log10()).mean().item()
     same, own = ((one * features).sum(-1).mean().item() for features in (two, references))

@@ -23,11 +23,13 @@ from blip_diffusion.data.compose import Composer
 from blip_diffusion.data.vocabulary import world_sentences
 from blip_diffusion.data.world import World
 from blip_diffusion.training.ema import Ema
+from blip_diffusion.training.loop import attention_on, placed
 from blip_diffusion.training.method import StepContext
 from blip_diffusion.training.optim import adamw, freeze_the_rest
 from blip_diffusion.training.run import METHODS, Material, RunConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "mini"
+CPU = torch.device("cpu")
 STAGES = ("autoencoder", "text_to_image", "representation", "subject", "consistency")
 
 
@@ -40,10 +42,10 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     flags = parser.parse_args()
     torch.set_num_threads(flags.threads)
-    torch.backends.cuda.enable_flash_sdp(False)  # as `training.run` does on a CPU
     world = World.load(flags.world)
-    for stage in flags.stages:
-        print(f"\n{stage}\n" + measured(stage, world, flags.steps), flush=True)
+    with attention_on(CPU):
+        for stage in flags.stages:
+            print(f"\n{stage}\n" + measured(stage, world, flags.steps), flush=True)
 
 
 def measured(stage: str, world: World, steps: int) -> str:
@@ -51,10 +53,9 @@ def measured(stage: str, world: World, steps: int) -> str:
     start = [] if stage == "autoencoder" else [str(ASSETS / "mini")]
     config = configuration.build(RunConfig, configuration.read(CONFIGS / f"{stage}.toml", [f"model.start={start}"]))
     composer = Composer(world, config.world.compose, batch_size=config.world.batch_size, seed=0)
-    method: Any = METHODS[stage](Material(config, world_sentences(world), composer(0)["reference"]))
+    method: Any = placed(METHODS[stage](Material(config, world_sentences(world), composer(0)["reference"])), CPU)
     trainable = freeze_the_rest(method, method.parameter_groups())
     optimizer, ema = adamw(method.parameter_groups(), config.train.optim), Ema(trainable, config.train.ema_decay)
-    method.train()
     spent: dict[str, float] = defaultdict(float)
 
     @contextmanager
