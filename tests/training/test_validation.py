@@ -15,7 +15,7 @@ from blip_diffusion.data.photos import squares
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.prompts import subject_prompt
-from blip_diffusion.training.photo_loss import draw
+from blip_diffusion.training.drawing import draw, scene_seeds
 from blip_diffusion.training.validation import (
     CURVE,
     STRIP,
@@ -23,7 +23,6 @@ from blip_diffusion.training.validation import (
     Score,
     Validation,
     ValidationConfig,
-    validation_seeds,
 )
 from tests.training.photos import photographs
 
@@ -94,7 +93,7 @@ def judge(model: BlipDiffusion, dog: Image.Image) -> OwnEncoders:
 
 def plain(model: BlipDiffusion) -> Tensor:
     states = model.text_states([f"a dog {scene}" for scene in CONFIG.scenes])
-    return draw(model, states, validation_seeds(CONFIG), steps=CONFIG.sampling_steps)
+    return draw(model, states, scene_seeds(CONFIG.scenes, CONFIG.seeds), steps=CONFIG.sampling_steps)
 
 
 @torch.no_grad()

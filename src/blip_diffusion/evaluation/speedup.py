@@ -36,9 +36,9 @@ from blip_diffusion.evaluation.speedup_report import (
     markdown,
 )
 from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.training.drawing import Personal, draw_scenes
 from blip_diffusion.training.loop import HookContext
 from blip_diffusion.training.method import Method
-from blip_diffusion.training.photo_loss import Personal, draw
 from blip_diffusion.training.tune import Lesson, TuneConfig, prepare, run
 from blip_diffusion.training.validation import ValidationConfig
 
@@ -92,11 +92,10 @@ def follow(
     curve: Curve = []
 
     def look(method: Method, step: int, seconds: float) -> None:
-        personal = cast(Personal, method)
-        scenes = list(config.prompts) * config.seeds
-        seeds = [seed for seed in range(config.seeds) for _ in config.prompts]
         with torch.no_grad():
-            pictures = draw(personal.model, personal.states(scenes), seeds, steps=config.sampling_steps)
+            pictures = draw_scenes(
+                cast(Personal, method), config.prompts, seeds=config.seeds, steps=config.sampling_steps
+            )
         subject, text = jury(sitter, pictures)
         curve.append(Point(step, ready + seconds, subject, text))
         work.mkdir(parents=True, exist_ok=True)

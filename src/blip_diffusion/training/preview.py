@@ -8,9 +8,8 @@ from torch import Tensor
 
 from blip_diffusion import images
 from blip_diffusion.data.records import SubjectBatch
-from blip_diffusion.diffusion.denoisers import guided
-from blip_diffusion.diffusion.sample import sample
 from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.training.drawing import draw
 from blip_diffusion.training.loop import HookContext
 from blip_diffusion.training.method import Method, StepContext
 
@@ -54,13 +53,6 @@ def questions(batch: SubjectBatch) -> dict[str, SubjectBatch]:
     }
 
 
-@torch.no_grad()
 def drawn(model: BlipDiffusion, states: Tensor, seed: int = 0) -> Tensor:
-    """Pictures (B, 3, H, W) in [0, 1] of text states (B, L, D), all from the same noise."""
-    empty = model.text_states([""]).expand(len(states), -1, -1)
-    denoiser = guided(model.denoiser(torch.cat([empty, states])), GUIDANCE, rescale=RESCALE)
-    side, channels = int(model.unet.config.sample_size), model.latents.channels
-    noise = torch.randn(1, channels, side, side, generator=torch.Generator().manual_seed(seed))
-    model.scheduler.set_timesteps(STEPS, device=states.device)
-    latents = sample(denoiser, noise.to(states.device).expand(len(states), -1, -1, -1), model.scheduler)
-    return model.latents.decode(latents).float()
+    """Pictures (B, 3, H, W) in [0, 1] of text states (B, L, D), all from the same noise, whatever the model is told."""
+    return draw(model, states, [seed] * len(states), steps=STEPS, guidance=GUIDANCE, rescale=RESCALE)

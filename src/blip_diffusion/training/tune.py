@@ -27,13 +27,13 @@ from blip_diffusion.images import Fit
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.prompts import subject_prompt
 from blip_diffusion.training import checkpoints
+from blip_diffusion.training.drawing import draw
 from blip_diffusion.training.loop import CHECKPOINTS, EXPORT, Hook, Result, TrainConfig, fit
 from blip_diffusion.training.method import Method
 from blip_diffusion.training.methods.dreambooth import DreamBooth, DreamBoothConfig
 from blip_diffusion.training.methods.few_shot import FewShot, FewShotConfig, Trained
 from blip_diffusion.training.methods.textual_inversion import TextualInversion, TextualInversionConfig
 from blip_diffusion.training.optim import OptimConfig
-from blip_diffusion.training.photo_loss import draw
 from blip_diffusion.training.start import noising_of
 from blip_diffusion.training.validation import BEST, Evaluator, OwnEncoders, Score, Validation, ValidationConfig
 

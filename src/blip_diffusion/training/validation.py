@@ -21,9 +21,9 @@ from blip_diffusion.charts import Line, line_chart
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.prompts import subject_prompt
+from blip_diffusion.training.drawing import Personal, draw, draw_scenes, scene_seeds
 from blip_diffusion.training.loop import HookContext
 from blip_diffusion.training.method import Method
-from blip_diffusion.training.photo_loss import Personal, draw
 
 SCORES, STRIP, CURVE, BEST = "scores.jsonl", "strip.png", "curve.png", "best"
 SCENES = ("on the beach", "in a forest", "in a city at night")
@@ -114,11 +114,11 @@ class Validation:
         return score.text < self.config.overfitted * self.scores[0].text
 
     def _score(self, method: Method, step: int) -> Score:
-        personal = cast(Personal, method)
-        scenes = list(self.config.scenes) * self.config.seeds
-        seeds = validation_seeds(self.config)
+        config = self.config
         with torch.no_grad():
-            pictures = draw(personal.model, personal.states(scenes), seeds, steps=self.config.sampling_steps)
+            pictures = draw_scenes(
+                cast(Personal, method), config.scenes, seeds=config.seeds, steps=config.sampling_steps
+            )
             subject, text = self.evaluator(pictures)
         score = Score(step, subject, text)
         self.scores.append(score)
@@ -150,11 +150,6 @@ class Validation:
         return lines + (["overfits"] if self.overfits(score) else [])
 
 
-def validation_seeds(config: ValidationConfig) -> list[int]:
-    """Of each picture: one for all scenes, so that what differs is what the words say."""
-    return [seed for seed in range(config.seeds) for _ in config.scenes]
-
-
 class OwnEncoders:
     """An evaluator that needs no other network: the model's image encoder judges, and what the model draws untuned.
 
@@ -172,7 +167,7 @@ class OwnEncoders:
         prompts = [subject_prompt(scene, category) for scene in config.scenes] * config.seeds
         with torch.no_grad():
             states = model.text_states(prompts)
-            plain = draw(model, states, validation_seeds(config), steps=config.sampling_steps)
+            plain = draw(model, states, scene_seeds(config.scenes, config.seeds), steps=config.sampling_steps)
         features, others = self._patches(photos), self._patches(plain)
         self.anchors = self._moves(others)
         self.mean = torch.cat([features, others]).mean(dim=(0, 1))

@@ -17,9 +17,9 @@ from blip_diffusion.checkpoint.folder import save_model
 from blip_diffusion.data.records import SubjectBatch
 from blip_diffusion.diffusion.denoisers import guided, unet_denoiser
 from blip_diffusion.diffusion.noising import Noising
-from blip_diffusion.diffusion.sample import sample
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.training.drawing import draw
 from blip_diffusion.training.method import Gather, Losses, ParameterGroup, StepContext
 
 SIGMA_DATA, TIMESTEP_SCALING = 0.5, 10.0
@@ -115,12 +115,7 @@ class Consistency(nn.Module):
         """Reference, the true target, and what the student draws in its few steps, all from the same noise."""
         tokens = self.model.subject_tokens(batch["reference"], batch["category"])
         states = self.model.text_states(batch["caption"], tokens)
-        rng = torch.Generator().manual_seed(0)
-        side, channels = int(self.model.unet.config.sample_size), self.model.latents.channels
-        noise = torch.randn(1, channels, side, side, generator=rng).to(states.device).expand(len(states), -1, -1, -1)
-        self.model.scheduler.set_timesteps(self.config.steps, device=states.device)
-        latents = sample(self.model.denoiser(states), noise, self.model.scheduler, generators=[rng])
-        return [batch["reference"], batch["target"], self.model.latents.decode(latents).float()]
+        return [batch["reference"], batch["target"], draw(self.model, states, [0] * len(states))]
 
     def export(self, folder: Path) -> None:
         """The whole model, which asks for few steps without guidance by itself."""

@@ -16,9 +16,9 @@ from blip_diffusion.diffusion.noising import Noising
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.prompts import subject_prompt
-from blip_diffusion.training.adapters import TEXT_ATTENTION, add_lora, lora_state
+from blip_diffusion.training.adapters import ATTENTION, TEXT_ATTENTION, add_lora, lora_state
 from blip_diffusion.training.method import Gather, Losses, ParameterGroup, StepContext
-from blip_diffusion.training.photo_loss import photo_losses
+from blip_diffusion.training.photo_loss import check_background, photo_losses
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class DreamBoothConfig:
             raise ConfigError("token is empty: use a rare word, sks is usual.")
         if self.rank < 1:
             raise ConfigError(f"rank is {self.rank}: use 1 or more, 8 is usual.")
+        check_background(self.background)
 
 
 class DreamBooth(nn.Module):
@@ -49,12 +50,11 @@ class DreamBooth(nn.Module):
         self.noising = noising
         self.category = category
         self.config = config
-        self.unet_moving = self._moving(model.unet)
+        self.unet_moving = self._moving(model.unet, ATTENTION)
         self.text_moving = self._moving(model.text_encoder, TEXT_ATTENTION) if config.train_text_encoder else []
 
     def forward(self, batch: PhotoBatch, context: StepContext) -> Losses:
         """The denoising loss of the photos, and of the category's other members."""
-        prior = self.model.text_states([subject_prompt("", self.category)]) if "prior" in batch else None
         return photo_losses(
             self.model,
             self.noising,
@@ -62,7 +62,7 @@ class DreamBooth(nn.Module):
             self.states([""]),
             context,
             background=self.config.background,
-            prior_states=prior,
+            category=self.category,
             prior_weight=self.config.prior_weight,
         )
 
@@ -72,10 +72,8 @@ class DreamBooth(nn.Module):
             [subject_prompt(scene, f"{self.config.token} {self.category}") for scene in scenes]
         )
 
-    def _moving(self, network: nn.Module, targets: tuple[str, ...] | None = None) -> list[nn.Parameter]:
-        if not self.config.lora:
-            return list(network.parameters())
-        return add_lora(network, self.config.rank, targets) if targets else add_lora(network, self.config.rank)
+    def _moving(self, network: nn.Module, targets: tuple[str, ...]) -> list[nn.Parameter]:
+        return add_lora(network, self.config.rank, targets) if self.config.lora else list(network.parameters())
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """The U-Net's, and the text encoder's where it moves."""

@@ -19,7 +19,7 @@ from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.prompts import subject_prompt
 from blip_diffusion.training.adapters import add_lora, lora_state
 from blip_diffusion.training.method import Gather, Losses, ParameterGroup, StepContext
-from blip_diffusion.training.photo_loss import photo_losses
+from blip_diffusion.training.photo_loss import check_background, photo_losses
 
 Trained = Literal["embedding", "lora", "cross-attention", "unet"]
 
@@ -38,8 +38,7 @@ class FewShotConfig:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ConfigError(f"rank is {self.rank}: use 1 or more, 8 is usual.")
-        if not 0 <= self.background <= 1:
-            raise ConfigError(f"background is {self.background}: use a number from 0 to 1.")
+        check_background(self.background)
 
 
 class FewShot(nn.Module):
@@ -57,9 +56,6 @@ class FewShot(nn.Module):
 
     def forward(self, batch: PhotoBatch, context: StepContext) -> Losses:
         """The denoising loss of the photos."""
-        prior = None
-        if "prior" in batch:
-            prior = self.model.text_states([subject_prompt("", self.subject.category)])
         return photo_losses(
             self.model,
             self.noising,
@@ -67,7 +63,7 @@ class FewShot(nn.Module):
             self.states([""]),
             context,
             background=self.config.background,
-            prior_states=prior,
+            category=self.subject.category,
             prior_weight=self.config.prior_weight,
         )
 

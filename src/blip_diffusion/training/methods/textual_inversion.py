@@ -18,7 +18,7 @@ from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.prompts import subject_prompt
 from blip_diffusion.training.method import Gather, Losses, ParameterGroup, StepContext
-from blip_diffusion.training.photo_loss import photo_losses
+from blip_diffusion.training.photo_loss import check_background, photo_losses
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,7 @@ class TextualInversionConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.vectors <= 32:
             raise ConfigError(f"vectors is {self.vectors}: use 1 to 32.")
-        if not 0 <= self.background <= 1:
-            raise ConfigError(f"background is {self.background}: use a number from 0 to 1.")
+        check_background(self.background)
 
 
 class TextualInversion(nn.Module):
