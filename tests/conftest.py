@@ -64,6 +64,14 @@ def pipe(tiny_folder: Path) -> BlipDiffusionPipeline:
     return pipe
 
 
+@pytest.fixture
+def own(tiny_folder: Path) -> BlipDiffusionPipeline:
+    """That model as a pipeline, one's own to change."""
+    pipe = BlipDiffusionPipeline.from_pretrained(tiny_folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 @pytest.fixture(scope="session")
 def dog() -> Image.Image:
     """A picture of a subject, wider than high."""

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from blip_diffusion.errors import reason
+
 Run = Callable[..., Any]
 """Tensors to a tensor or several, as the network's own forward."""
 
@@ -66,8 +68,7 @@ class OpenVino:
                 self._compile(folder / "network.xml", tensors)
                 bar.update()
         except Exception as error:  # OpenVINO raises whatever its C++ does
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            warnings.warn(f"OpenVINO can't run the {self._name} ({reason}): torch computes.", stacklevel=4)
+            warnings.warn(f"OpenVINO can't run the {self._name} ({reason(error)}): torch computes.", stacklevel=4)
             self._failed = True
 
     def _compile(self, path: Path, tensors: tuple[Tensor, ...]) -> None:

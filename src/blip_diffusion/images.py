@@ -3,6 +3,7 @@
 Tensors of pictures are float, (B, 3, H, W), in [0, 1], unless a name says otherwise.
 """
 
+import io
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +29,13 @@ MAX_PIXELS = 64_000_000
 def open_picture(path: str | Path) -> Image.Image:
     """A picture file as upright RGB on white. Raises `InputError` for what is missing, broken, tiny or huge."""
     return read_picture(path, as_rgb)
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def read_picture(path: str | Path, read: Callable[[Image.Image], Read]) -> Read:

@@ -19,14 +19,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of the librari
 
 
 @pytest.fixture
-def own(tiny_folder: Path) -> BlipDiffusionPipeline:
-    """One's own to change."""
-    pipe = BlipDiffusionPipeline.from_pretrained(tiny_folder)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@pytest.fixture
 def draw(dog: Image.Image) -> Draw:
     def draw(pipe: BlipDiffusionPipeline, prompt: str = "on the beach", **asked: Any) -> Tensor:
         noise = torch.Generator().manual_seed(0)

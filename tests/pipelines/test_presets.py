@@ -24,14 +24,6 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def own(tiny_folder: Path) -> BlipDiffusionPipeline:
-    """A pipeline to change."""
-    pipe = BlipDiffusionPipeline.from_pretrained(tiny_folder)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@pytest.fixture
 def asked(own: BlipDiffusionPipeline) -> Iterator[list[int]]:
     """How many pictures each call of the U-Net was about."""
     sizes: list[int] = []

@@ -16,13 +16,6 @@ from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
 from blip_diffusion.training.adapters import ATTENTION
 
 
-@pytest.fixture
-def own(tiny_folder: Path) -> BlipDiffusionPipeline:
-    pipe = BlipDiffusionPipeline.from_pretrained(tiny_folder)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 def subject(pipe: BlipDiffusionPipeline, name: str, seed: int, *, rank: int = 0, weights: bool = False) -> Subject:
     rng = torch.Generator().manual_seed(seed)
     lora, replaced = {}, {}

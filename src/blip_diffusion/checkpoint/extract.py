@@ -9,11 +9,9 @@ from torch import Tensor, nn
 from blip_diffusion.checkpoint.files import State
 from blip_diffusion.checkpoint.folder import find_model, read_parts, whole
 from blip_diffusion.checkpoint.lavis import read_tuned
+from blip_diffusion.checkpoint.lora import ATTENTION
 from blip_diffusion.checkpoint.subject_file import Subject, fingerprint, write_subject
 from blip_diffusion.errors import CheckpointError, InputError
-
-ATTENTION = (".to_q", ".to_k", ".to_v", ".to_out.0")
-"""What a LoRA of ours, and of diffusers' trainers, is about."""
 
 
 def convert_tuned(source: Path, base: str, out: Path, *, name: str, category: str, rank: int = 8) -> float:
@@ -50,7 +48,7 @@ def low_rank(before: nn.Module, after: nn.Module, rank: int) -> tuple[State, flo
         change = parameter.float() - old[name].float()
         total += float(change.square().sum())
         layer = name.removesuffix(".weight")
-        if rank and layer.endswith(ATTENTION) and name.endswith(".weight"):
+        if rank and layer.endswith(tuple(f".{projection}" for projection in ATTENTION)) and name.endswith(".weight"):
             down, up, squares = _truncated(change, rank)
             lora |= {f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}
             kept += squares

@@ -90,14 +90,20 @@ def table_of_tensors(table: Any, path: Path) -> State:
     return state
 
 
-def save_state(state: Mapping[str, Tensor], path: Path, dtype: torch.dtype | None = None) -> None:
+def save_state(
+    state: Mapping[str, Tensor],
+    path: Path,
+    dtype: torch.dtype | None = None,
+    *,
+    header: Mapping[str, str] | None = None,
+) -> None:
     """A safetensors file, floats in `dtype` where one is given. It is there whole or not at all.
 
     A file of that name may be mapped by the very tensors that are written: it is replaced, never written into.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
-    save_file(contiguous(state, dtype), partial, metadata={"format": "pt"})
+    save_file(contiguous(state, dtype), partial, metadata={"format": "pt", **(header or {})})
     partial.replace(path)
 
 

@@ -23,6 +23,7 @@ from blip_diffusion.checkpoint.parts import (
     save_reference,
     save_subject_encoder,
     save_text_encoder,
+    save_tokenizer,
 )
 from blip_diffusion.errors import CheckpointError, reason
 from blip_diffusion.model import BlipDiffusion, InferenceConfig, ReferenceConfig, SubjectEncoder
@@ -81,15 +82,6 @@ def _load_tokenizer(folder: Path) -> Any:
         return CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     except Exception as error:  # tokenizers knows no other kind
         raise CheckpointError(f"The tokenizer in {folder} can't be loaded: {reason(error)}.") from error
-
-
-def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """As transformers 5 saves it, and in the two files that transformers 4 reads, which the published code needs."""
-    tokenizer.save_pretrained(folder)
-    table = read_json(folder / "tokenizer.json")["model"]
-    write_json(folder / "vocab.json", table["vocab"])
-    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in table["merges"]]
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
 
 
 def _load_scheduler(folder: Path, index: Mapping[str, Any]) -> Any:
@@ -201,7 +193,7 @@ def inference_of(folder: Path) -> InferenceConfig:
 def save_model(model: BlipDiffusion, folder: Path, *, controlnet: Any = None, dtype: torch.dtype | None = None) -> None:
     """The whole folder; floats in `dtype` where one is given."""
     save_subject_model(model.subject_encoder, model.qformer_tokenizer, model.reference, folder, dtype=dtype)
-    _save_tokenizer(model.tokenizer, folder / "tokenizer")
+    save_tokenizer(model.tokenizer, folder / "tokenizer")
     model.scheduler.save_pretrained(folder / "scheduler")
     save_text_encoder(model.text_encoder, folder / "text_encoder", dtype=dtype)
     save_diffusers("unet", model.unet, folder / "unet", dtype=dtype)

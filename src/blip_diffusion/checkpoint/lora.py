@@ -1,5 +1,6 @@
 """Whether a LoRA is for this model. The layers themselves are peft's, and put in place by diffusers."""
 
+import json
 from collections.abc import Mapping
 
 from diffusers.utils import convert_state_dict_to_peft, convert_unet_state_dict_to_peft
@@ -9,7 +10,11 @@ from torch import Tensor, nn
 from blip_diffusion.checkpoint.files import State, complaints, misshapen
 from blip_diffusion.errors import CheckpointError
 
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+"""The U-Net's attention projections: what diffusers' own LoRA training moves."""
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
+ADAPTER = "lora_adapter_metadata"
+"""Where diffusers looks for the settings of a file's adapters."""
 
 
 def in_pefts_names(state: State) -> State:
@@ -42,6 +47,24 @@ def check_lora(state: State, parts: Mapping[str, nn.Module]) -> None:
     )
     if problem or not fitting:
         raise CheckpointError(f"The LoRA is for another model: {problem or 'it has no layers'}.")
+
+
+def layers_of(state: Mapping[str, Tensor]) -> list[str]:
+    """The layers that a LoRA is about, by the names of its matrices."""
+    return sorted({_layer(name) for name in state})
+
+
+def adapter_header(parts: Mapping[str, Mapping[str, Tensor]], *, rank: int, alpha: float) -> dict[str, str]:
+    """What a file of LoRAs says of their settings, by part; strings alone, as safetensors wants them."""
+    settings = {
+        f"{part}.{key}": value
+        for part, state in parts.items()
+        for key, value in {
+            "r": rank, "lora_alpha": alpha, "target_modules": layers_of(state), "peft_type": "LORA"
+        }.items()
+        if state
+    }  # fmt: skip
+    return {ADAPTER: json.dumps(settings, sort_keys=True)}
 
 
 def _layer(name: str) -> str:

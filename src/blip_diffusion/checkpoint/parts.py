@@ -245,3 +245,12 @@ def load_heads(heads: Mapping[str, nn.Module], folder: Path) -> list[str]:
             head.load_state_dict(own)
             loaded.append(name)
     return loaded
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """As transformers 5 saves it, and in the two files that transformers 4 reads, which the published code needs."""
+    tokenizer.save_pretrained(folder)
+    table = read_json(folder / "tokenizer.json")["model"]
+    write_json(folder / "vocab.json", table["vocab"])
+    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in table["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")

@@ -1,17 +1,15 @@
 """What plain diffusers reads: a Stable Diffusion folder, a LoRA file."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import diffusers
-from safetensors.torch import save_file
 from torch import Tensor
 
-from blip_diffusion.checkpoint.files import State, contiguous, read_json, write_json
-from blip_diffusion.checkpoint.parts import save_diffusers, save_text_encoder
-from blip_diffusion.checkpoint.subject_file import ADAPTER
+from blip_diffusion.checkpoint.files import read_json, save_state, write_json
+from blip_diffusion.checkpoint.lora import adapter_header
+from blip_diffusion.checkpoint.parts import save_diffusers, save_text_encoder, save_tokenizer
 from blip_diffusion.model import BlipDiffusion
 
 
@@ -20,7 +18,7 @@ def save_stable_diffusion(model: BlipDiffusion, folder: Path) -> None:
     save_diffusers("unet", model.unet, folder / "unet")
     save_diffusers("vae", model.vae, folder / "vae")
     save_text_encoder(model.text_encoder, folder / "text_encoder")
-    model.tokenizer.save_pretrained(folder / "tokenizer")
+    save_tokenizer(model.tokenizer, folder / "tokenizer")
     _save_scheduler(model.scheduler, folder / "scheduler")
     nothing = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"), (None, None))
     parts = {
@@ -44,13 +42,6 @@ def _save_scheduler(scheduler: Any, folder: Path) -> None:
 
 def save_lora(path: Path, unet: Mapping[str, Tensor], text_encoder: Mapping[str, Tensor], *, rank: int) -> None:
     """A LoRA of that rank and alpha, which `load_lora_weights` reads: matrices by PEFT's names within each network."""
-    tensors: State = {}
-    header: dict[str, Any] = {}
-    for part, state in (("unet", unet), ("text_encoder", text_encoder)):
-        tensors |= {f"{part}.{name}": tensor for name, tensor in state.items()}
-        if state:
-            modules = sorted({name.partition(".lora_")[0] for name in state})
-            adapter = {"r": rank, "lora_alpha": rank, "target_modules": modules, "peft_type": "LORA"}
-            header |= {f"{part}.{key}": value for key, value in adapter.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(contiguous(tensors), path, metadata={"format": "pt", ADAPTER: json.dumps(header, sort_keys=True)})
+    parts = {"unet": unet, "text_encoder": text_encoder}
+    tensors = {f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
+    save_state(tensors, path, header=adapter_header(parts, rank=rank, alpha=rank))

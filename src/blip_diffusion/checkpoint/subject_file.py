@@ -20,15 +20,15 @@ from typing import Any
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from blip_diffusion import __version__
-from blip_diffusion.checkpoint.files import State, contiguous
-from blip_diffusion.errors import CheckpointError, InputError
+from blip_diffusion.checkpoint.files import State, save_state
+from blip_diffusion.checkpoint.lora import adapter_header
+from blip_diffusion.errors import CheckpointError, InputError, reason
 
 EMBEDDING, WEIGHTS, LORA = "subject_embedding.lora", "weights.", "unet."
-TABLE, THUMBNAIL, ADAPTER = "blip-diffusion", "modelspec.thumbnail", "lora_adapter_metadata"
+TABLE, THUMBNAIL = "blip-diffusion", "modelspec.thumbnail"
 DATA_URI = "data:image/jpeg;base64,"
 THUMBNAIL_SIDE = 128
 MOST_WORDS = 4
@@ -81,11 +81,8 @@ def write_subject(subject: Subject, path: Path) -> None:
     tensors = {EMBEDDING: subject.embedding.float()}
     tensors |= {f"{LORA}{name}": tensor for name, tensor in subject.lora.items()}
     tensors |= {f"{WEIGHTS}{name}": tensor for name, tensor in subject.weights.items()}
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: t.detach() for name, t in contiguous(tensors).items()}, partial, metadata=_header(subject))
-        partial.replace(path)
+        save_state({name: tensor.detach() for name, tensor in tensors.items()}, path, header=_header(subject))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} can't be written ({error}): choose another place.") from error
 
@@ -103,20 +100,18 @@ def read_subject(path: str | Path) -> Subject:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return _subject(header, tensors)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is not a subject's file, or damaged ({_first_line(error)}).") from error
+        raise CheckpointError(f"{path} is not a subject's file, or damaged ({reason(error)}).") from error
 
 
 def _header(subject: Subject) -> dict[str, str]:
     """Strings alone, as safetensors wants them."""
     table = {"name": subject.name, "category": subject.category, "base": subject.base, "alpha": subject.alpha}
     table |= {"version": subject.version, "details": dict(subject.details)}
-    header = {"format": "pt", TABLE: json.dumps(table, sort_keys=True), "modelspec.title": subject.name}
+    header = {TABLE: json.dumps(table, sort_keys=True), "modelspec.title": subject.name}
     if subject.thumbnail:
         header[THUMBNAIL] = DATA_URI + base64.b64encode(subject.thumbnail).decode()
     if subject.lora:
-        modules = sorted({name.partition(".lora_")[0] for name in subject.lora})
-        adapter = {"r": subject.rank, "lora_alpha": subject.alpha, "target_modules": modules, "peft_type": "LORA"}
-        header[ADAPTER] = json.dumps({f"{LORA}{key}": value for key, value in adapter.items()}, sort_keys=True)
+        header |= adapter_header({"unet": subject.lora}, rank=subject.rank, alpha=subject.alpha)
     return header
 
 
@@ -132,10 +127,6 @@ def _subject(header: Mapping[str, str], tensors: State) -> Subject:
         thumbnail=base64.b64decode(header.get(THUMBNAIL, "").removeprefix(DATA_URI)),
         details=dict(table["details"]),
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def renamed(subject: Subject, name: str) -> Subject:

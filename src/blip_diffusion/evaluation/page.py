@@ -1,13 +1,12 @@
 """A report as a page: every picture beside its reference and its scores. One HTML file, paths relative to it."""
 
-import os
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
 from blip_diffusion.evaluation.metrics import Estimate
-from blip_diffusion.evaluation.report import Picture, Report, asked, summary
+from blip_diffusion.evaluation.report import Picture, Report, asked, summary, write_whole
 from blip_diffusion.evaluation.rows import ABOUT
 from blip_diffusion.evaluation.scoring import Verdict
 
@@ -51,9 +50,7 @@ figcaption { font-size: .8rem; line-height: 1.35; margin-top: .35rem; }
 
 def write_page(report: Report, out: Path) -> Path:
     """Writes `index.html`."""
-    partial = out / f".{PAGE}.{os.getpid()}"
-    partial.write_text(page(report), encoding="utf-8")
-    os.replace(partial, out / PAGE)
+    write_whole(out / PAGE, page(report))
     return out / PAGE
 
 

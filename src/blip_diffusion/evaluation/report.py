@@ -79,9 +79,14 @@ def write(report: Report, out: Path) -> None:
     """`report.json`, `subjects.csv`, `report.md`."""
     text = json.dumps(dataclasses.asdict(report), indent=1, allow_nan=False)
     for name, content in ((REPORT, text), ("subjects.csv", table(report)), ("report.md", markdown(report))):
-        partial = out / f".{name}.{os.getpid()}"
-        partial.write_text(content, encoding="utf-8", newline="")
-        os.replace(partial, out / name)
+        write_whole(out / name, content)
+
+
+def write_whole(path: Path, content: str) -> None:
+    """A text file, which is there whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(content, encoding="utf-8", newline="")
+    os.replace(partial, path)
 
 
 def read(path: Path) -> Report:

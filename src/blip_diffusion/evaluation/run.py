@@ -25,6 +25,7 @@ from blip_diffusion.evaluation.rows import DRAWN, METHODS, Row, Studio, rows_of
 from blip_diffusion.evaluation.scoring import judged
 from blip_diffusion.evaluation.tuning import SUBJECTS, Tuning, check_tunable
 from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.pipelines.memo import bytes_of
 from blip_diffusion.pipelines.presets import named
 from blip_diffusion.training.tune import TuneConfig
 
@@ -118,7 +119,7 @@ def weights_digest(pipe: BlipDiffusionPipeline) -> str:
     found = hashlib.sha256()
     for name, value in sorted(pipe.model.state_dict().items()):
         found.update(name.encode())
-        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        found.update(bytes_of(value))
     return found.hexdigest()[:16]
 
 

@@ -83,7 +83,7 @@ class Order:
 
 def reference_bytes(path: Path) -> bytes:
     """A reference as an order keeps it: upright RGB, its short side at most 512 pixels."""
-    return _png(_at_most(images.open_picture(path), 512))
+    return images.png_bytes(_at_most(images.open_picture(path), 512))
 
 
 def dtype_of(preset: str | None, device: str = "auto") -> str:
@@ -96,19 +96,13 @@ def control_order(kind: str, path: Path, scale: float = 1.0, net: str = "") -> C
     """A control of a picture file, whose map is drawn here and now: an order holds all that is needed."""
     if not isfinite(scale):
         raise InputError(f"The scale of --control {kind} is {scale}: use a number, 1 is usual.")
-    return ControlOrder(kind, _png(annotate(_at_most(images.open_picture(path), 1024), kind)), scale, net)
+    return ControlOrder(kind, images.png_bytes(annotate(_at_most(images.open_picture(path), 1024), kind)), scale, net)
 
 
 def _at_most(picture: Image.Image, side: int) -> Image.Image:
     """Its short side no longer than that."""
     scale = min(1.0, side / min(picture.size))
     return picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
-
-
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def draw(order: Order, out: Path, *, device: str = "auto", sheet: Path | None = None) -> list[Path]:

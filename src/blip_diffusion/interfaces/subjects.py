@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from blip_diffusion import images
 from blip_diffusion.checkpoint.subject_file import Subject, read_subject
 from blip_diffusion.errors import CheckpointError, InputError
 
@@ -62,6 +63,4 @@ def _thumbnail(subject: Subject) -> bytes:
             picture = opened.convert("RGB") if max(opened.size) <= 512 else Image.new("RGB", (64, 64), "white")
     except Exception:  # on damaged bytes, Pillow raises whatever it trips over
         picture = Image.new("RGB", (64, 64), "white")
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
+    return images.png_bytes(picture)

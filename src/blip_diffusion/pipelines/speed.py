@@ -14,7 +14,7 @@ from blip_diffusion.diffusion.denoisers import Denoiser, guided, unet_denoiser
 from blip_diffusion.diffusion.latents import LatentCodec
 from blip_diffusion.diffusion.shortcuts import ShallowUNet, WholeUNet, one_by_one, reusing, within
 from blip_diffusion.engines import openvino
-from blip_diffusion.errors import CheckpointError
+from blip_diffusion.errors import CheckpointError, reason
 from blip_diffusion.pipelines.memo import state_of
 from blip_diffusion.pipelines.presets import Preset, named, precision, solver
 
@@ -133,7 +133,7 @@ def _tiny_vae(path: str) -> Any:
     try:
         return AutoencoderTiny.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"There is no AutoencoderTiny at {path} ({str(error).splitlines()[0]}).") from error
+        raise CheckpointError(f"There is no AutoencoderTiny at {path} ({reason(error)}).") from error
 
 
 def _compile(unet: Any, wanted: bool) -> None:

@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from blip_diffusion.checkpoint.files import State, complaints, misshapen
+from blip_diffusion.checkpoint.lora import layers_of
 from blip_diffusion.checkpoint.subject_file import (
     Subject,
     fingerprint,
@@ -144,20 +145,15 @@ def _check_base(subject: Subject, base: str, width: int) -> None:
         raise CheckpointError(f"The tokens of {subject.name!r} are {subject.embedding.shape[-1]} wide, not {width}.")
 
 
-def _modules(subject: Subject) -> list[str]:
-    """Which layers of the U-Net its LoRA belongs to."""
-    return sorted({name.partition(".lora_")[0] for name in subject.lora})
-
-
 def _check_lora(unet: nn.Module, subject: Subject) -> None:
     """Every name and shape, before anything is changed."""
-    wanted = _lora_shapes(unet, _modules(subject), subject.rank)
+    wanted = _lora_shapes(unet, layers_of(subject.lora), subject.rank)
     _check_names(f"the LoRA of {subject.name!r}", subject.lora, wanted, missing=wanted.keys() - subject.lora.keys())
 
 
 def _add_lora(unet: nn.Module, subject: Subject) -> None:
     """An adapter of the subject's own, inactive."""
-    config = LoraConfig(r=subject.rank, lora_alpha=subject.alpha, target_modules=_modules(subject))
+    config = LoraConfig(r=subject.rank, lora_alpha=subject.alpha, target_modules=layers_of(subject.lora))
     adapter = f"{ADAPTER}{subject.name}"
     active = {layer: list(layer.active_adapters) for layer in _tuned_layers(unet)}
     with warnings.catch_warnings():

