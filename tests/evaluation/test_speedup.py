@@ -128,8 +128,14 @@ def test_the_whole_in_small(world: World, tiny_folder: Path, tmp_path: Path) -> 
     )
     said: list[str] = []
     eyes = Eyes(Middle(), Everything())
-    found = compare(lambda: whole(read_parts(tiny_folder), tiny_folder), turned, eyes, config, tmp_path / "runs",
-                    contestants=contestants, tell=said.append)  # fmt: skip
+
+    def load() -> BlipDiffusion:
+        return whole(read_parts(tiny_folder), tiny_folder)
+
+    def measure(config: SpeedupConfig) -> Outcome:
+        return compare(load, turned, eyes, config, tmp_path / "runs", contestants=contestants, tell=said.append)
+
+    found = measure(config)
     assert found.judge == eyes.backbone
     assert set(found.curves) == {"few-shot", "dreambooth"} and len(said) == 2 + 4
     for curves in found.curves.values():
@@ -141,3 +147,11 @@ def test_the_whole_in_small(world: World, tiny_folder: Path, tmp_path: Path) -> 
     charts(found, tmp_path)
     assert Image.open(tmp_path / "subject-steps.png").width > 400 and (tmp_path / "text-seconds.png").is_file()
     assert len(list((tmp_path / "runs").rglob("00002.png"))) == 3 + 4  # three searches, four measured
+
+    lost = next((tmp_path / "runs" / "dreambooth").rglob("curve.json"))
+    lost.unlink()  # as if the run had been stopped before this one was measured
+    again = measure(config)
+    assert again.curves["few-shot"] == found.curves["few-shot"]  # to the second: measured once
+    assert again.curves["dreambooth"] != found.curves["dreambooth"] and lost.is_file()
+    with pytest.raises(DataError, match="sampling_steps was 1 and not 2"):
+        measure(dataclasses.replace(config, sampling_steps=2))

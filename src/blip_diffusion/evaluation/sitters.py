@@ -1,6 +1,7 @@
 """Held-out subjects of several views, as a user has them: some views are photos, the others judge what is drawn."""
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,11 @@ class Sitter:
     category: str
     photos: list[Photo]
     views: Tensor  # (V, 3, S, S) others of it, in scenes
+
+    @property
+    def folder(self) -> str:
+        """Its own name for a folder: two sitters may share a category."""
+        return re.sub(r"[^\w-]+", "-", self.identity)
 
 
 def sitters(world: World, count: int, prompts: Sequence[str] = (), *, size: int = 128) -> list[Sitter]:

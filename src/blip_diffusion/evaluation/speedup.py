@@ -5,26 +5,31 @@
 The paper's headline (Li et al. 2023): up to 20 times, at equal fidelity. Measured on held-out subjects of a world, on
 one machine in one run. Some of a subject's views are its photos, the others tell how alike a picture is; a judge that
 nobody here has trained scores both. Every method has its own best learning rate, which is searched on other subjects.
+A run that was stopped goes on with the same command.
 """
 
 import argparse
-import dataclasses
 import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from blip_diffusion import images
 from blip_diffusion.checkpoint.folder import find_model, read_parts, whole
+from blip_diffusion.checkpoint.subject_file import fingerprint
+from blip_diffusion.data.minibench import fingerprint as world_fingerprint
 from blip_diffusion.data.world import World
 from blip_diffusion.errors import BlipDiffusionError
+from blip_diffusion.evaluation.drawing import keep_settings
 from blip_diffusion.evaluation.networks import Focus, Lite2
+from blip_diffusion.evaluation.report import write_whole
 from blip_diffusion.evaluation.sitters import Eyes, Jury, Sitter, sitters
 from blip_diffusion.evaluation.speedup_report import (
     DREAMBOOTH,
@@ -53,11 +58,14 @@ class Contestant:
 
 
 CONTESTANTS = (
-    Contestant("few-shot", TuneConfig(train="unet"), (3e-5, 1e-4, 3e-4)),
-    Contestant("few-shot-lora", TuneConfig(train="lora"), (1e-3, 3e-3, 1e-2)),
-    Contestant(DREAMBOOTH, TuneConfig(method="dreambooth", prior_images=8), (3e-5, 1e-4, 3e-4)),
-    Contestant("textual-inversion", TuneConfig(method="textual-inversion"), (3e-3, 1e-2, 3e-2)),
+    Contestant("few-shot", TuneConfig(train="unet"), (3e-5, 1e-4, 3e-4, 1e-3)),
+    Contestant("few-shot-lora", TuneConfig(train="lora"), (3e-4, 1e-3, 3e-3, 1e-2)),
+    Contestant(DREAMBOOTH, TuneConfig(method="dreambooth", prior_images=8), (3e-5, 1e-4, 3e-4, 1e-3)),
+    Contestant("textual-inversion", TuneConfig(method="textual-inversion"), (3e-3, 1e-2, 3e-2, 1e-1)),
 )
+
+CURVE = "curve.json"
+"""Of a contestant on one subject, where its pictures are: a run that was stopped takes up what it finds."""
 
 NAMES = [contestant.name for contestant in CONTESTANTS]
 
@@ -69,46 +77,57 @@ def moments(config: SpeedupConfig, steps: int) -> list[int]:
     )
 
 
-def follow(
-    load: Callable[[], BlipDiffusion],
-    sitter: Sitter,
-    contestant: TuneConfig,
-    jury: Jury,
-    config: SpeedupConfig,
-    work: Path,
-    steps: int,
-) -> Curve:
-    """Tunes a fresh model on a subject's photos, and scores it as it goes. The seconds are training's alone."""
-    model = load()
-    settings = dataclasses.replace(
-        contestant,
-        steps=steps,
-        batch_size=config.batch_size,
-        validation=ValidationConfig(every=1),
-    )
-    began = time.perf_counter()
-    lesson = prepare(model, sitter.photos, sitter.category, "subject", settings)
-    ready = time.perf_counter() - began  # encoding photos, drawing class images: it belongs to the method
-    curve: Curve = []
+@dataclass(frozen=True)
+class Track:
+    """What every contestant runs on: the model, who judges, how much is measured, and what tells them from others."""
 
-    def look(method: Method, step: int, seconds: float) -> None:
-        with torch.no_grad():
-            pictures = draw_scenes(
-                cast(Personal, method), config.prompts, seeds=config.seeds, steps=config.sampling_steps
-            )
-        subject, text = jury(sitter, pictures)
-        curve.append(Point(step, ready + seconds, subject, text))
-        work.mkdir(parents=True, exist_ok=True)
-        images.grid(images.to_pictures(pictures), len(pictures)).save(work / f"{step:05d}.png")
+    load: Callable[[], BlipDiffusion]
+    jury: Jury
+    config: SpeedupConfig
+    made_of: Mapping[str, Any]
 
-    def hook(context: HookContext) -> None:
-        if context.step in due:
-            look(context.method, context.step, context.seconds)
+    def run(self, sitter: Sitter, contestant: TuneConfig, work: Path, steps: int) -> Curve:
+        """A contestant's curve on one subject: the one that `work` keeps, or else measured now.
 
-    due = moments(config, steps)
-    look(lesson.method, 0, 0.0)
-    _quiet_run(lesson, work / "run", hook)
-    return curve
+        Raises `DataError` where `work` keeps one that was measured otherwise.
+        """
+        settings = replace(
+            contestant, steps=steps, batch_size=self.config.batch_size, validation=ValidationConfig(every=1)
+        )
+        keep_settings(work, {**self.made_of, "subject": sitter.identity, "tuning": asdict(settings)})
+        kept = work / CURVE
+        if kept.is_file():
+            return [Point(**point) for point in json.loads(kept.read_text(encoding="utf-8"))]
+        curve = self._measure(sitter, settings, work)
+        write_whole(kept, json.dumps([asdict(point) for point in curve]))
+        return curve
+
+    def _measure(self, sitter: Sitter, settings: TuneConfig, work: Path) -> Curve:
+        """Tunes a fresh model on a subject's photos, and scores it as it goes. The seconds are training's alone."""
+        model = self.load()
+        began = time.perf_counter()
+        lesson = prepare(model, sitter.photos, sitter.category, "subject", settings)
+        ready = time.perf_counter() - began  # encoding photos, drawing class images: it belongs to the method
+        curve: Curve = []
+
+        def look(method: Method, step: int, seconds: float) -> None:
+            pictures = self._drawn(method)
+            curve.append(Point(step, ready + seconds, *self.jury(sitter, pictures)))
+            images.grid(images.to_pictures(pictures), len(pictures)).save(work / f"{step:05d}.png")
+
+        def hook(context: HookContext) -> None:
+            if context.step in due:
+                look(context.method, context.step, context.seconds)
+
+        due = moments(self.config, settings.steps or 0)
+        look(lesson.method, 0, 0.0)
+        _quiet_run(lesson, work / "run", hook)
+        return curve
+
+    @torch.no_grad()
+    def _drawn(self, method: Method) -> Tensor:
+        config = self.config
+        return draw_scenes(cast(Personal, method), config.prompts, seeds=config.seeds, steps=config.sampling_steps)
 
 
 def _quiet_run(lesson: Lesson, folder: Path, hook: Callable[[HookContext], None]) -> None:
@@ -117,20 +136,13 @@ def _quiet_run(lesson: Lesson, folder: Path, hook: Callable[[HookContext], None]
     shutil.rmtree(folder)
 
 
-def search(
-    load: Callable[[], BlipDiffusion],
-    shown: Sequence[Sitter],
-    contestant: Contestant,
-    jury: Jury,
-    config: SpeedupConfig,
-    work: Path,
-) -> dict[str, float]:
+def search(track: Track, shown: Sequence[Sitter], contestant: Contestant, work: Path) -> dict[str, float]:
     """Of every rate of a contestant, the best mean of both scores that tuning reaches, on average over subjects."""
-    steps = config.search_steps or config.steps
+    steps = track.config.search_steps or track.config.steps
     found = {}
     for rate in contestant.rates:
-        tried = dataclasses.replace(contestant.config, learning_rate=rate)
-        curves = [follow(load, one, tried, jury, config, work / f"{rate:g}" / one.category, steps) for one in shown]
+        tried = replace(contestant.config, learning_rate=rate)
+        curves = [track.run(one, tried, work / f"{rate:g}" / one.folder, steps) for one in shown]
         best = [max((point.subject + point.text) / 2 for point in curve[1:]) for curve in curves]
         found[f"{rate:g}"] = sum(best) / len(best)
     return found
@@ -146,29 +158,43 @@ def compare(
     contestants: Sequence[Contestant] = CONTESTANTS,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
-    """Searches rates on some subjects, and measures every contestant on others."""
+    """Searches rates on some subjects, and measures every contestant on others. Curves that `work` keeps stay."""
     model = load()
     size = int(model.unet.config.sample_size) * model.latents.factor
     people = sitters(world, config.search_subjects + config.subjects, config.prompts, size=size)
     searched, measured = people[: config.search_subjects], people[config.search_subjects :]
     jury = Jury(eyes, world, model, people, config.prompts, seeds=config.seeds, probe_pictures=config.probe_pictures)
+    track = Track(load, jury, config, _made_of(model, world, eyes, people, config))
     rates: dict[str, float] = {}
     searches: dict[str, dict[str, float]] = {}
     curves: dict[str, list[Curve]] = {}
     for contestant in contestants:
-        searches[contestant.name] = search(load, searched, contestant, jury, config, work / "search" / contestant.name)
-        best = max(searches[contestant.name], key=searches[contestant.name].__getitem__)
-        rates[contestant.name] = float(best)
-        tell(f"{contestant.name}: {best} of {searches[contestant.name]}")
+        name = contestant.name
+        searches[name] = search(track, searched, contestant, work / "search" / name)
+        rates[name] = float(max(searches[name], key=searches[name].__getitem__))
+        tell(f"{name}: {rates[name]:g} of {searches[name]}")
     for contestant in contestants:
-        chosen = dataclasses.replace(contestant.config, learning_rate=rates[contestant.name])
+        chosen = replace(contestant.config, learning_rate=rates[contestant.name])
         curves[contestant.name] = []
         for one in measured:
-            curve = follow(load, one, chosen, jury, config, work / contestant.name / one.category, config.steps)
+            curve = track.run(one, chosen, work / contestant.name / one.folder, config.steps)
             curves[contestant.name].append(curve)
             last = curve[-1]
             tell(f"{contestant.name}, {one.category}: subject {last.subject:.2f}, text {last.text:.2f}")
     return Outcome(config, eyes.backbone, rates, curves, searches)
+
+
+def _made_of(
+    model: BlipDiffusion, world: World, eyes: Eyes, people: Sequence[Sitter], config: SpeedupConfig
+) -> dict[str, Any]:
+    """All that a curve depends on beside its contestant: the jury has seen every sitter."""
+    return {
+        "model": fingerprint(model.unet, model.text_encoder),
+        "world": world_fingerprint(world),
+        "judge": eyes.backbone,
+        "sitters": [sitter.identity for sitter in people],
+        **{name: value for name, value in asdict(config).items() if name not in ("steps", "search_steps")},
+    }
 
 
 def eyes_of(judge: str) -> Eyes:
@@ -191,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--search-steps", type=int, help="(default: as many as --steps)")
     flags = parser.parse_args(arguments)
     try:
-        names = {f.name for f in dataclasses.fields(SpeedupConfig)}
+        names = {f.name for f in fields(SpeedupConfig)}
         config = SpeedupConfig(**{key: value for key, value in vars(flags).items() if key in names})
         folder = find_model(flags.model)
         eyes = eyes_of(flags.judge)
@@ -210,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BlipDiffusionError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
-    (flags.out / "speedup.json").write_text(json.dumps(dataclasses.asdict(outcome), indent=1), encoding="utf-8")
+    (flags.out / "speedup.json").write_text(json.dumps(asdict(outcome), indent=1), encoding="utf-8")
     charts(outcome, flags.out)
     (flags.out / "speedup.md").write_text(markdown(outcome) + "\n", encoding="utf-8")
     print(markdown(outcome))
