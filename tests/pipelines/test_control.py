@@ -11,6 +11,7 @@ from torch import Tensor
 
 from blip_diffusion.errors import InputError
 from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.pipelines.presets import Preset
 
 Draw = Callable[..., Tensor]
 NUMBERS = [
@@ -114,6 +115,25 @@ def test_the_published_name_and_the_models_own_net(
         drawn = one("on the beach", dog, "dog", condtioning_image=room, generator=noise, output_type="pt",
                     guidance_rescale=0.0).images  # fmt: skip
         assert torch.equal(drawn, wanted)
+
+
+@pytest.mark.parametrize("window", [(0.0, 1.0), (0.5, 1.0), (0.0, 0.5)])
+def test_guidance_on_an_interval_keeps_a_nets_own_steps(
+    pipe: BlipDiffusionPipeline, nets: list[Any], room: Image.Image, draw: Draw, window: tuple[float, float]
+) -> None:
+    """Guided or not, a step counts once, and a net speaks in the steps that it was asked to."""
+    start, end = window
+    asked = {"image": room, "controlnet": nets[0], "control_guidance_start": start, "control_guidance_end": end}
+    asked |= {"num_inference_steps": 4}
+    try:
+        pipe.set_preset(Preset(guidance_interval=(0.0, 0.0)))
+        unguided = draw(**asked)
+        pipe.set_preset(Preset(guidance_interval=(0.0, 0.5)))
+        half, uncontrolled = draw(**asked), draw(num_inference_steps=4)
+    finally:
+        pipe.set_preset(Preset())
+    assert torch.equal(unguided, draw(**asked, guidance_scale=1.0))
+    assert not any(torch.equal(half, other) for other in (unguided, uncontrolled, draw(**asked)))
 
 
 def test_a_picture_for_each_prompt(

@@ -1,7 +1,7 @@
 """A denoiser is a callable `(latents, timestep) -> prediction`; guidance is one more of the same shape."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,14 +42,22 @@ class Control:
 
 
 def controlled_denoiser(
-    unet: Any, text: Tensor, controls: Sequence[Control], *, steps: int, guess: bool = False, doubled: bool = False
+    unet: Any,
+    text: Tensor,
+    controls: Sequence[Control],
+    *,
+    steps: int,
+    guess: bool = False,
+    doubled: bool = False,
+    counter: Iterator[int] | None = None,
 ) -> Denoiser:
     """The U-Net with what ControlNets add to its skips and its middle; they look at the same text states (B, L, D).
 
-    It is called once a step, in order. With `guess` the nets speak softer the shallower their layer, and where the
-    batch is `doubled` for guidance only in its second, conditional half: so they can be trusted without a prompt.
+    It is called once a step, in order; denoisers that take turns share a `counter`. With `guess` the nets speak softer
+    the shallower their layer, and where the batch is `doubled` for guidance only in its second, conditional half: so
+    they can be trusted without a prompt.
     """
-    counter = itertools.count()
+    counter = itertools.count() if counter is None else counter
     text = text.to(unet.dtype)
 
     def denoise(latents: Tensor, timestep: Tensor) -> Tensor:

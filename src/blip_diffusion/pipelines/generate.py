@@ -1,7 +1,9 @@
 """Zero-shot subject generation (Li et al. 2023, section 3.3): a reference, its word and a prompt in, pictures out."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +23,7 @@ from blip_diffusion.checkpoint.folder import (
     save_model,
     whole,
 )
-from blip_diffusion.diffusion.denoisers import Control, Denoiser, controlled_denoiser, guided
+from blip_diffusion.diffusion.denoisers import Control, Denoiser, controlled_denoiser
 from blip_diffusion.diffusion.sample import initial_noise, sample
 from blip_diffusion.errors import InputError
 from blip_diffusion.images import Fit
@@ -364,10 +366,13 @@ class BlipDiffusionPipeline(DiffusionPipeline, ExtrasMixin, SubjectsMixin, Speed
         empty = self._read(request.negatives) if doubled else None
         if not controls:
             return self._shortened(text, empty, scale, rescale, steps=steps)
-        if empty is not None:
-            text = torch.cat([empty, text])
-        denoiser = controlled_denoiser(self.unet, text, controls, steps=steps, guess=guess, doubled=doubled)
-        return guided(denoiser, scale, rescale=rescale) if doubled else denoiser
+        controlled = partial(
+            controlled_denoiser, self.unet, controls=controls, steps=steps, guess=guess, counter=itertools.count()
+        )
+        if empty is None:
+            return controlled(text)
+        both = controlled(torch.cat([empty, text]), doubled=True)
+        return self._guided(both, controlled(text), scale, rescale, steps=steps)
 
     def _generators(self, given: OneOrMany[torch.Generator] | None, size: int) -> list[torch.Generator]:
         if given is None:

@@ -4,7 +4,8 @@
     fast    a better solver in fewer steps, guidance in the middle, deep features of every other step used again
     turbo   previews: few steps, with a latent consistency LoRA when one is given
 
-What each costs in quality and what it gains is measured in docs/performance.md.
+What each costs in quality and what it gains is measured in docs/performance.md. Under a ControlNet the U-Net is run
+whole, by torch, in one pass a step: `engine`, `passes` and `reuse_every` don't touch it.
 """
 
 from dataclasses import dataclass, replace
