@@ -3,15 +3,19 @@
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from blip_diffusion import config as configuration
 from blip_diffusion.data.minibench import build_bench
 from blip_diffusion.data.world import World
 from blip_diffusion.errors import ConfigError, DataError
+from blip_diffusion.evaluation import quick
 from blip_diffusion.evaluation.quick import QuickScore
+from blip_diffusion.evaluation.rows import rows_of
 from blip_diffusion.training.run import RunConfig, run
 
 CONFIG = Path(__file__).parents[2] / "configs" / "debug" / "subject.toml"
@@ -32,15 +36,29 @@ def log(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_scores_are_logged_and_the_run_stays_the_same(
-    world_path: Path, tiny_folder: Path, tiny_dino: Path, tmp_path: Path
+    world_path: Path,
+    tiny_folder: Path,
+    tiny_dino: Path,
+    tmp_path: Path,
+    precision: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    said = overrides(world_path, tiny_folder)
+    """And they are taken in float32, as `evaluate` takes them, whatever the run computes in."""
+    computed_in: list[torch.dtype] = []
+
+    def rows(*given: Any, **named: Any) -> Any:
+        computed_in.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+        return rows_of(*given, **named)
+
+    monkeypatch.setattr(quick, "rows_of", rows)
+    said = [*overrides(world_path, tiny_folder), f"train.mixed_precision={precision}"]
     score = functools.partial(QuickScore, judges=(f"dino={tiny_dino}",))
     run(CONFIG, tmp_path / "with", overrides=said, beside=[score])
     run(CONFIG, tmp_path / "without", overrides=said)
     scored = [line for line in log(tmp_path / "with") if "score/DINO likeness" in line]
-    assert [line["step"] for line in scored] == [1, 2]
+    assert [line["step"] for line in scored] == [1, 2] and set(computed_in) == {torch.float32}
     assert all("score/DINO fidelity" in line for line in scored)
     losses = [[line["loss"] for line in log(tmp_path / name) if "loss" in line] for name in ("with", "without")]
     assert losses[0] == losses[1] and len(losses[0]) == 2

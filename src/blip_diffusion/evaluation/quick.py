@@ -55,6 +55,10 @@ class QuickScore:
 
     def __call__(self, context: HookContext) -> None:
         pipe = BlipDiffusionPipeline.from_model(context.method.model)
+        with torch.autocast(pipe.device.type, enabled=False):  # as `evaluate` does: weights and judges in float32
+            self._score(pipe, context)
+
+    def _score(self, pipe: BlipDiffusionPipeline, context: HookContext) -> None:
         studio = studio_of(pipe, self.world, steps=STEPS, guidance=float(pipe.config.guidance_scale))
         folder = context.tracker.folder / "score"
         if not self._judges:  # the autoencoder is frozen, so what they learn through it stays right
