@@ -126,6 +126,8 @@ def test_other_settings_are_refused(evaluate: Run, out: Path, capsys: pytest.Cap
     assert "whose steps was 1 and not 2" in capsys.readouterr().err
     assert evaluate("--out", out, "--preset", "fast", "--dtype", "float32") == 2
     assert 'whose preset was "none" and not "fast"' in capsys.readouterr().err
+    assert evaluate("--out", out, "--engine", "openvino") == 2
+    assert 'whose engine was "torch" and not "openvino"' in capsys.readouterr().err
     assert evaluate("--out", out, "--method", "no-subject") == 2
     assert "whose method was" in capsys.readouterr().err
     assert (out / "report.json").read_bytes() == before

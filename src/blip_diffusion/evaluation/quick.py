@@ -5,6 +5,7 @@ noise, the floors and the ceilings are the same at every step. 24 pictures tell 
 `score/` in the run's folder keeps the pictures, and draws the curve.
 """
 
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -87,4 +88,4 @@ class QuickScore:
             beside = "{}" if judge.card.kind == "subject" else "{} of the truth's"
             between = {beside.format(name): value.value for name, value in verdict.between.items()}
             scores |= {f"{PREFIX}{judge.card.name} {name}": value for name, value in (own | between).items()}
-        return scores
+        return {name: value for name, value in scores.items() if isfinite(value)}  # a share of nothing is no number

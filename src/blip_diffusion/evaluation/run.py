@@ -26,7 +26,7 @@ from blip_diffusion.evaluation.scoring import judged
 from blip_diffusion.evaluation.tuning import SUBJECTS, Tuning, check_tunable
 from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
 from blip_diffusion.pipelines.memo import bytes_of
-from blip_diffusion.pipelines.presets import named
+from blip_diffusion.pipelines.presets import Engine, Preset, named
 from blip_diffusion.training.tune import TuneConfig
 
 Tell = Callable[[str], None]
@@ -48,6 +48,7 @@ class Order:
     world: Path = Path("world/world.zip")
     dtype: str = "float32"
     preset: str = ""  # what else than the precision it chooses
+    engine: Engine = "torch"
     lessons: int = 24  # pictures of each scene for the text judge
     tuning: TuneConfig = field(default_factory=TuneConfig)  # of the method "tuned"; its device is the evaluation's
 
@@ -101,6 +102,7 @@ def settings_of(order: Order, bench: Bench, pipe: BlipDiffusionPipeline, tuning:
         "prompts": list(bench.asked),
         "seeds": order.seeds,
         "preset": order.preset or "none",
+        "engine": order.engine,
         "steps": order.steps or pipe.preset.steps(int(pipe.config.num_inference_steps)),
         "guidance": float(pipe.config.guidance_scale if order.guidance is None else order.guidance),
         "guidance_rescale": float(pipe.config.guidance_rescale),
@@ -177,8 +179,8 @@ def evaluate(
     bench = whole.part(order.subjects, order.prompts)
     cases = cases_of(bench, order.seeds)
     pipe = BlipDiffusionPipeline.from_pretrained(order.model, torch_dtype=getattr(torch, order.dtype)).to(device)
-    if order.preset:
-        pipe.set_preset(replace(named(order.preset), dtype="own"))
+    chosen = named(order.preset) if order.preset else Preset()
+    pipe.set_preset(replace(chosen, dtype="own", engine=order.engine))  # the order names the precision
     tuning = tuning_of(order, bench, out, device, tell) if order.method == "tuned" else None
     settings = settings_of(order, bench, pipe, tuning)
     studio = studio_of(pipe, world, steps=settings["steps"], guidance=settings["guidance"], tuning=tuning)

@@ -9,7 +9,7 @@ from blip_diffusion.interfaces.commands.flags import (
     TRAIN_HELP,
     TRAINED,
     device_flags,
-    preset_flag,
+    speed_flags,
     steps_of,
 )
 
@@ -41,7 +41,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=float, help="how strongly the prompt is followed (default: the model's own)")
     parser.add_argument("--batch", type=int, default=16, help="pictures drawn at once (default: 16)")
     parser.add_argument("--shard", metavar="2/8", help="only draw the second of eight parts; score without it, later")
-    preset_flag(parser)
+    speed_flags(parser)
     device_flags(parser)
 
 
@@ -66,6 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
         world=arguments.world,
         dtype=arguments.dtype or dtype_of(arguments.preset, arguments.device),
         preset=arguments.preset or "",
+        engine=arguments.engine,
         tuning=TuneConfig(train=arguments.train, steps=steps_of(arguments.tune_steps, "--tune-steps")),
     )
     report = evaluate(

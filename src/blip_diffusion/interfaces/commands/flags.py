@@ -28,10 +28,14 @@ def steps_of(text: str, flag: str) -> int | None:
     return int(text)
 
 
-def preset_flag(parser: argparse.ArgumentParser) -> None:
+def speed_flags(parser: argparse.ArgumentParser) -> None:
     """How fast, at what price."""
     parser.add_argument(
         "--preset",
         choices=("exact", "fast", "turbo"),
         help="exact: the same picture sooner; fast: nearly as good, much sooner; turbo: previews",
     )
+    parser.add_argument(
+        "--engine", choices=("torch", "compiled", "openvino"), default="torch",
+        help="what runs the networks: openvino on CPUs (a minute to convert, once), compiled on GPUs (default: torch)",
+    )  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blip_diffusion.errors import InputError
-from blip_diffusion.interfaces.commands.flags import device_flags, preset_flag
+from blip_diffusion.interfaces.commands.flags import device_flags, speed_flags
 from blip_diffusion.interfaces.startup import importing
 
 if TYPE_CHECKING:
@@ -54,11 +54,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fit", choices=("crop", "squash", "pad"), default="crop", help="how the reference is cut square"
     )
-    preset_flag(parser)
-    parser.add_argument(
-        "--engine", choices=("torch", "compiled", "openvino"), default="torch",
-        help="what runs the networks: openvino on CPUs (a minute to convert, once), compiled on GPUs (default: torch)",
-    )  # fmt: skip
+    speed_flags(parser)
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="also draw all pictures on one page")
     device_flags(parser)
 
