@@ -11,12 +11,13 @@ import pytest
 import blip_diffusion
 
 PACKAGE = Path(blip_diffusion.__file__).parent
-LEAVES = {"errors", "config", "images", "prompts", "charts"}
+LEAVES = {"errors", "config", "devices", "images", "prompts", "charts"}
 NETWORKS = LEAVES | {"modules", "diffusion"}
 MODEL = NETWORKS | {"model", "checkpoint"}
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
+    "devices": {"errors"},
     "images": {"errors"},
     "prompts": {"errors"},
     "charts": set(),
@@ -85,7 +86,7 @@ def test_secrets_have_one_owner(word: str, owners: list[str]) -> None:
 def test_the_loop_knows_no_method_and_no_model() -> None:
     for name in ("loop", "optim", "ema", "checkpoints", "tracking", "method"):
         path = PACKAGE / "training" / f"{name}.py"
-        assert own_parts(path) <= {"errors", "training"}, path
+        assert own_parts(path) <= {"devices", "errors", "training"}, path
         assert not [module for module in imports(path) if "training.methods" in module or "diffusers" in module], path
 
 

@@ -48,6 +48,13 @@ def test_relative() -> None:
     assert relative(torch.tensor([[0.4], [0.8]])).item() == pytest.approx(0.5)
 
 
+def test_a_share_of_nothing_is_no_number() -> None:
+    """And a resample in which the truth got nothing does not reach into the interval."""
+    assert math.isnan(estimate(torch.tensor([[1.0, 1.0], [0.0, 0.0]]), relative).value)
+    seldom = estimate(torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]), relative)
+    assert (seldom.value, seldom.low, seldom.high) == (1.0, 1.0, 1.0)
+
+
 def test_a_subject_that_was_not_asked_is_left_out() -> None:
     values = torch.tensor([1.0, float("nan"), 3.0])
     assert estimate(values[None]) == estimate(torch.tensor([[1.0, 3.0]]))

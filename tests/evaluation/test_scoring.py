@@ -12,7 +12,7 @@ from blip_diffusion.evaluation.judges import Seen, SubjectJudge
 from blip_diffusion.evaluation.lessons import lessons
 from blip_diffusion.evaluation.methods import Draw, composite
 from blip_diffusion.evaluation.rows import DECODED, WRONG_PROMPT, WRONG_SUBJECT, Row, rows_of
-from blip_diffusion.evaluation.scoring import Verdict, by_subject, copies, judged
+from blip_diffusion.evaluation.scoring import Verdict, _between, by_subject, copies, judged
 from blip_diffusion.evaluation.text import TextJudge
 
 from .toys import SIZE, WORLD, Bag, Everything, Middle, copying, perfect, same, studio
@@ -89,6 +89,13 @@ def test_aspects_are_judged_where_they_are_asked_for(of_perfect: tuple[Verdict, 
     for aspect, none in (("colour", ""), ("count", 1), ("style", ""), ("accessory", "")):
         given = [request is not None and getattr(request, aspect) != none for request in asked]
         assert [value is not None for value in text.pictures[aspect]] == given
+
+
+def test_what_the_judge_sees_in_no_ground_truth_has_no_share(of_perfect: tuple[Verdict, Verdict]) -> None:
+    card, seen = of_perfect[1].card, torch.ones(2)
+    columns = {name: dict.fromkeys(card.metrics, seen) for name in ("zero-shot", DECODED)}
+    columns[DECODED] = {**columns[DECODED], "scene": torch.zeros(2)}
+    assert "scene" not in (found := _between(card, "zero-shot", columns)) and found["named"].value == 1
 
 
 def test_floors_take_one_copy(of_perfect: tuple[Verdict, Verdict], bench: Bench, tmp_path: Path) -> None:

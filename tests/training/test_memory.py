@@ -26,6 +26,11 @@ def test_what_each_way_needs() -> None:
     assert estimate(unet).training == pytest.approx(0.86 * 12 * 1e9 / 2**30, rel=0.01)
     assert estimate(dataclasses.replace(lora, **saving)).activations < 0.3 * estimate(lora).activations
     assert estimate(dataclasses.replace(unet, eight_bit=True)).training < 0.55 * estimate(unet).training
+    prior = dataclasses.replace(lora, prior_images=8)
+    assert estimate(prior).activations == 2 * estimate(lora).activations  # two graphs until one backward pass
+    dream = TuneConfig(method="dreambooth", batch_size=1)
+    reading = dataclasses.replace(dream, train_text_encoder=True)
+    assert estimate(reading).training - estimate(dream).training == pytest.approx(0.123 * 12 * 1e9 / 2**30, rel=0.02)
     for gigabytes in (24, 16, 12, 8):
         assert estimate(fitted(TuneConfig(train="lora"), gigabytes)).total <= gigabytes
     assert estimate(fitted(TuneConfig(train="unet"), 24)).total <= 24

@@ -1,6 +1,7 @@
 """The stages of `configs/debug`, one after the other, as a person would run them; then pictures from the last."""
 
 import json
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from blip_diffusion import config as configuration
-from blip_diffusion.errors import CheckpointError, ConfigError, DataError
+from blip_diffusion.errors import CheckpointError, ConfigError, DataError, InputError
 from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
 from blip_diffusion.training.run import METHODS, RunConfig, run
 
@@ -123,6 +124,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one(runs: Path, tmp_path: Path) -
     assert all(torch.equal(once[name], twice[name]) for name in once)
 
 
+def test_an_attempt_that_came_to_no_checkpoint_leaves_nothing_behind(runs: Path, tmp_path: Path) -> None:
+    """Its beginning would otherwise stand before what the corrected command names."""
+    own = overrides("text_to_image", runs)
+    run(CONFIGS / "debug/text_to_image.toml", tmp_path / "other", overrides=[*own, "model.seed=1", "train.steps=1"])
+    (tmp_path / "run").mkdir()
+    shutil.copytree(tmp_path / "other/start", tmp_path / "run/start")
+    run(CONFIGS / "debug/text_to_image.toml", tmp_path / "run", overrides=own)
+    once, twice = weights(runs / "text_to_image/export"), weights(tmp_path / "run/export")
+    assert all(torch.equal(once[name], twice[name]) for name in once)
+
+
 # ------------------------------------------------------------------------------------------------------- configurations
 
 
@@ -147,6 +159,11 @@ def test_every_stage_has_a_configuration(folder: str) -> None:
         ("model.start=[\"nowhere\"]", CheckpointError, "no model at nowhere"),
         ("method=dreams", ConfigError, "method must be"),
         ("text_to_image.unet_rate=1", ConfigError, "did you mean text_to_image.unet_lr"),
+        ("world.batch_size=0", ConfigError, "batch_size is 0: use 1 or more"),
+        ("world.compose.size=100", ConfigError, "compose.size is 100: use a multiple of 16"),
+        ("world.compose.canonical_size=30", ConfigError, "canonical_size is 30: use a multiple of 4"),
+        ("representation.every=0", ConfigError, "every is 0: use 1 or more"),
+        ("autoencoder.crop=0", ConfigError, "crop is 0: use a multiple of 16"),
         ("model.shape=mini", CheckpointError, "no trained autoencoder: name its folder in model.start"),
     ],
 )  # fmt: skip
@@ -155,6 +172,12 @@ def test_what_cannot_be_run(tmp_path: Path, override: str, error: type[Exception
     with pytest.raises(error, match=sentence):
         run(CONFIGS / "debug/text_to_image.toml", tmp_path / "run", overrides=own)
     assert not (tmp_path / "run/export").exists()
+
+
+def test_a_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("something else")
+    with pytest.raises(InputError, match="Nothing can be written to"):
+        run(CONFIGS / "debug/text_to_image.toml", tmp_path / "run", overrides=[f"world.path={WORLD}"])
 
 
 def test_permissive_worlds_hold_permissive_rows_alone(tmp_path: Path) -> None:

@@ -97,13 +97,20 @@ def test_a_resumed_tuning_equals_an_uninterrupted_one(
 def test_the_methods_it_is_compared_with(method: str, tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
     config = TuneConfig(method=method, steps=1, batch_size=1, prior_images=1 if method == "dreambooth" else 0)  # type: ignore[arg-type]
     out = tmp_path / ("rex" if method == "dreambooth" else "rex.safetensors")
+    if method == "dreambooth":
+        out.mkdir()  # an empty folder is as good as none
     tuned = tune([dog], category="dog", name="rex", out=out, model=tiny_folder, config=config)
     assert tuned.out == out and (out / "model_index.json").is_file() == (method == "dreambooth")
 
 
 def test_another_tuning_takes_the_place_of_the_last(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
-    learn(tmp_path, tiny_folder, dog, steps=1)
-    assert learn(tmp_path, tiny_folder, dog, steps=2).step == 2
+    """But not before all is known to be well with it."""
+    log = learn(tmp_path, tiny_folder, dog, steps=1).folder / "log.jsonl"
+    before = log.read_bytes()
+    with pytest.raises(BlipDiffusionError, match="None of the 1 photos"):
+        tune(["nowhere.png"], category="dog", name="rex", out=tmp_path / "rex.safetensors", model=tiny_folder)
+    assert log.read_bytes() == before
+    assert learn(tmp_path, tiny_folder, dog, steps=2).step == 2 and log.read_bytes() != before
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input

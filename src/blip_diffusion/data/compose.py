@@ -23,7 +23,7 @@ from blip_diffusion.data.grammar import Request
 from blip_diffusion.data.layout import Placement
 from blip_diffusion.data.records import SubjectBatch
 from blip_diffusion.data.world import CutOut, World
-from blip_diffusion.errors import DataError
+from blip_diffusion.errors import ConfigError, DataError
 
 _NOUNS = {"bow": ("bow", "ribbon")}  # categories of an accessory, where they differ from its word
 
@@ -48,6 +48,11 @@ class ComposerConfig:
     positions: float = 0.06  # share: at the left ...; half as many again have a size as well
     accessories: float = 0.04  # share: wearing a hat, next to an apple; none where the world has no such thing
     styles: float = 0.06  # share: as pixel art ...
+
+    def __post_init__(self) -> None:
+        for name, step in (("size", 16), ("canonical_size", 4)):
+            if (value := getattr(self, name)) < step or value % step:
+                raise ConfigError(f"world.compose.{name} is {value}: use a multiple of {step}.")
 
 
 @dataclass(frozen=True)

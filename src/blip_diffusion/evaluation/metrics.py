@@ -3,6 +3,7 @@
 Letters: `F` features, `N` subjects, `K` columns, `R` resamples.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,6 +27,10 @@ class Estimate:
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
+NOTHING = Estimate(math.nan, math.nan, math.nan)
+"""Of no subjects, or where the truth itself is nothing to compare with."""
+
+
 def centred_cosine(a: Tensor, b: Tensor, centre_a: Tensor, centre_b: Tensor) -> Tensor:
     """Cosines (A, B) between features (A, F) and (B, F), each without the mean (F,) of its own sort of picture.
 
@@ -38,17 +43,19 @@ def estimate(columns: Tensor, statistic: Statistic | None = None, *, resamples: 
     """A statistic of the means of columns (K, N) over subjects, default the first, with its bootstrap interval.
 
     Subjects are drawn with replacement, whole: pictures of one subject are no independent samples. A subject that has
-    a NaN in any column is left out.
+    a NaN in any column is left out, and so is a resample of which the statistic is no number, as a share of nothing.
     """
     statistic = statistic or (lambda means: means[0])
     columns = columns[:, ~columns.isnan().any(dim=0)]
     subjects = columns.shape[1]
     if not subjects:
-        return Estimate(float("nan"), float("nan"), float("nan"))
+        return NOTHING
     chosen = torch.randint(subjects, (resamples, subjects), generator=torch.Generator().manual_seed(seed))
     spread = statistic(columns[:, chosen].mean(dim=2))  # (K, R, N) -> (K, R) -> (R,)
-    low, high = spread.nan_to_num(0.0).quantile(torch.tensor([0.025, 0.975])).tolist()
-    return Estimate(float(statistic(columns.mean(dim=1, keepdim=True))[0]), low, high)
+    value, known = float(statistic(columns.mean(dim=1, keepdim=True))[0]), spread[spread.isfinite()]
+    if not math.isfinite(value) or not len(known):
+        return NOTHING
+    return Estimate(value, *known.quantile(torch.tensor([0.025, 0.975])).tolist())
 
 
 def normalised(means: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ noise, the floors and the ceilings are the same at every step. 24 pictures tell 
 `score/` in the run's folder keeps the pictures, and draws the curve.
 """
 
-from math import isfinite
+import shutil
 from pathlib import Path
 
 import torch
@@ -62,7 +62,9 @@ class QuickScore:
     def _score(self, pipe: BlipDiffusionPipeline, context: HookContext) -> None:
         studio = studio_of(pipe, self.world, steps=STEPS, guidance=float(pipe.config.guidance_scale))
         folder = context.tracker.folder / "score"
+        shutil.rmtree(folder / f"{context.step:08d}", ignore_errors=True)  # of a lost attempt
         if not self._judges:  # the autoencoder is frozen, so what they learn through it stays right
+            shutil.rmtree(folder / "fixed", ignore_errors=True)
             with torch.random.fork_rng():
                 panel = panel_of(self.names, self.bench, self.whole, studio, lessons_each=LESSONS, batch=16)
             self._judges = panel.judges
@@ -88,4 +90,4 @@ class QuickScore:
             beside = "{}" if judge.card.kind == "subject" else "{} of the truth's"
             between = {beside.format(name): value.value for name, value in verdict.between.items()}
             scores |= {f"{PREFIX}{judge.card.name} {name}": value for name, value in (own | between).items()}
-        return {name: value for name, value in scores.items() if isfinite(value)}  # a share of nothing is no number
+        return scores

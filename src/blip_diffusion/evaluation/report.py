@@ -7,7 +7,6 @@ import csv
 import dataclasses
 import io
 import json
-import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -15,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from blip_diffusion.data.bench import BenchSubject
 from blip_diffusion.errors import DataError
-from blip_diffusion.evaluation.cases import Case
 from blip_diffusion.evaluation.copying import Neighbour
 from blip_diffusion.evaluation.judges import Card
 from blip_diffusion.evaluation.metrics import Estimate
@@ -129,10 +128,10 @@ def relative(path: Path, out: Path) -> str:
     return Path(os.path.relpath(path, out)).as_posix()
 
 
-def keep_references(cases: Sequence[Case], out: Path) -> dict[str, str]:
+def keep_references(subjects: Sequence[BenchSubject], out: Path) -> dict[str, str]:
     """By subject, a copy of its reference below the report's folder: the page can then go anywhere."""
     kept = {}
-    for subject in {case.subject.name: case.subject for case in cases}.values():
+    for subject in subjects:
         copy = out / "references" / f"{subject.name}{subject.pictures[0].suffix}"
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(subject.pictures[0], copy)
@@ -187,8 +186,8 @@ def asked(report: Report) -> str:
     speed += "" if s["engine"] == "torch" else f", run by {s['engine']}"
     return (
         f"{len(s['subjects'])} subjects x {len(s['prompts'])} prompts x {seeds} = {len(report.pictures)} "
-        f"pictures of {s['size']} pixels; {s['scheduler']}, {s['steps']} steps, guidance {s['guidance']:g}{speed}; weights "
-        f"{s['weights']}, bench {s['bench_digest']}, protocol {report.protocol}. {shown} "
+        f"pictures of {s['size']} pixels; {s['scheduler']}, {s['steps']} steps, guidance {s['guidance']:g}{speed}; "
+        f"weights {s['weights']}, bench {s['bench_digest']}, protocol {report.protocol}. {shown} "
         f"{s['reference']}. Means over subjects, with 95 % bootstrap intervals over them."
     )
 
@@ -246,7 +245,7 @@ def _rows(report: Report, verdict: Verdict) -> list[str]:
         name = f"**{row}**" if row == report.method else f"{row}: {ABOUT[row]}" if row in ABOUT else row
         cells = [str(scores[m]) if m in scores else "" for m in metrics]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    known = [f"{name} {value}" for name, value in verdict.between.items() if not math.isnan(value.value)]
-    if known:
+    if verdict.between:
+        known = [f"{name} {value}" for name, value in verdict.between.items()]
         lines += ["", f"{BETWEEN[verdict.card.kind]}: {'; '.join(known)}."]
     return lines

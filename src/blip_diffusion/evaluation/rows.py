@@ -9,6 +9,7 @@ from pathlib import Path
 
 from blip_diffusion.data.bench import Bench
 from blip_diffusion.data.world import World
+from blip_diffusion.errors import InputError
 from blip_diffusion.evaluation import methods
 from blip_diffusion.evaluation.cases import Case, first_copies, other_prompts, other_subjects
 from blip_diffusion.evaluation.drawing import PICTURES, draw_missing
@@ -70,6 +71,8 @@ def rows_of(
             asked = [case for case in asked if methods.peers(bench, case.subject)]
         if asked and (name != DECODED or studio.world is not None):
             rows[name] = Row(_pictures(name, bench, asked, studio, out, batch, tell), asked)
+    if method not in rows:
+        raise InputError("No two subjects of this bench share a category: there is no other instance to show.")
     first = rows[method]
     rows[WRONG_SUBJECT] = Row(first.pictures, other_subjects(first.cases, bench))
     rows[WRONG_PROMPT] = Row(first.pictures, other_prompts(first.cases, bench))

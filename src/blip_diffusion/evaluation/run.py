@@ -218,7 +218,7 @@ def _report(
         PROTOCOL,
         settings,
         family_of(pipe),
-        keep_references(first.cases, out),
+        keep_references(bench.subjects, out),
         {subject.name: subject.category for subject in bench.subjects},
         pictures_of(first, out),
         verdicts,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -77,7 +78,7 @@ def _between(card: Card, method: str, columns: Mapping[str, Mapping[str, Tensor]
         for metric in card.metrics:
             if metric != "match" and not columns[method][metric].isnan().all():
                 found[metric] = of(metric, relative, method, DECODED)
-    return found
+    return {name: share for name, share in found.items() if isfinite(share.value)}
 
 
 def copies(subject: Verdict, text: Verdict) -> bool:

@@ -26,6 +26,7 @@ from blip_diffusion.checkpoint.folder import find_model, read_parts, whole
 from blip_diffusion.checkpoint.subject_file import fingerprint
 from blip_diffusion.data.minibench import fingerprint as world_fingerprint
 from blip_diffusion.data.world import World
+from blip_diffusion.devices import device_of
 from blip_diffusion.errors import BlipDiffusionError
 from blip_diffusion.evaluation.drawing import keep_settings
 from blip_diffusion.evaluation.networks import Focus, Lite2
@@ -219,13 +220,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         names = {f.name for f in fields(SpeedupConfig)}
         config = SpeedupConfig(**{key: value for key, value in vars(flags).items() if key in names})
-        folder = find_model(flags.model)
+        folder, device = find_model(flags.model), device_of("auto")
         eyes = eyes_of(flags.judge)
         world = World.load(flags.world)
         chosen = [contestant for contestant in CONTESTANTS if contestant.name in {*flags.methods, DREAMBOOTH}]
         tell = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
         outcome = compare(
-            lambda: whole(read_parts(folder), folder),
+            lambda: whole(read_parts(folder), folder).to(device),
             world,
             eyes,
             config,

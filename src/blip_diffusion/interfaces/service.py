@@ -19,6 +19,7 @@ from blip_diffusion import __version__, images
 from blip_diffusion.annotators import annotate
 from blip_diffusion.checkpoint.files import check_writable
 from blip_diffusion.checkpoint.folder import load_controlnet
+from blip_diffusion.devices import device_of
 from blip_diffusion.errors import InputError
 from blip_diffusion.interfaces.subjects import SubjectOrder, load_subjects
 from blip_diffusion.pipelines.presets import Engine, Preset, named, precision
@@ -184,17 +185,6 @@ def order_of(path: Path, *, model: str | None = None) -> Order:
         raise InputError(f"There is no picture at {path}: check the path.") from error
     except Exception as error:  # on a damaged file, Pillow raises whatever it trips over
         raise InputError(f"{path} does not tell how it was made: only pictures of blip-diffusion do.") from error
-
-
-def device_of(name: str) -> torch.device:
-    """The device of a flag: `auto` is a GPU where there is one. Raises `InputError` for one that isn't here."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"There is no device {name} here: use --device cpu.") from error
 
 
 def _write(order: Order, pictures: list[Image.Image], prompts: list[str], seeds: list[int], out: Path) -> list[Path]:

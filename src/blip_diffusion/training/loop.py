@@ -21,6 +21,7 @@ from accelerate.utils import DistributedDataParallelKwargs, gather_object  # typ
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from blip_diffusion.devices import device_of
 from blip_diffusion.errors import BlipDiffusionError, CheckpointError, ConfigError
 from blip_diffusion.training import checkpoints
 from blip_diffusion.training.ahead import Ahead, size_of, to_device
@@ -240,7 +241,7 @@ def _accelerator(config: TrainConfig) -> Accelerator:
         raise ConfigError("mixed_precision fp16 needs a GPU; use bf16 or no.")
     AcceleratorState._reset_state(reset_partial_state=True)  # a second run in one process may choose otherwise
     unused = DistributedDataParallelKwargs(find_unused_parameters=config.unused_parameters)
-    cpu = config.device == "cpu" or not torch.accelerator.is_available()  # without it, processes would not meet
+    cpu = device_of(config.device).type == "cpu"  # said, or processes would not meet
     accelerator = Accelerator(cpu=cpu, mixed_precision=config.mixed_precision, kwargs_handlers=[unused])
     accelerator.gradient_accumulation_steps = 1  # the division is ours, whatever the environment says
     if accelerator.device.type == "cuda":

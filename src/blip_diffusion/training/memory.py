@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from blip_diffusion.errors import InputError
 from blip_diffusion.model import ModelConfig, build_subject_encoder, build_text_encoder
-from blip_diffusion.training.adapters import add_lora
+from blip_diffusion.training.adapters import TEXT_ATTENTION, add_lora
 from blip_diffusion.training.method import ParameterGroup
 from blip_diffusion.training.optim import OptimConfig, adamw
 from blip_diffusion.training.tune import TuneConfig
@@ -49,16 +49,18 @@ class Memory:
 
 def estimate(config: TuneConfig, *, batch_size: int | None = None) -> Memory:
     """What a tuning at the published shapes, in bf16, needs on a GPU."""
-    unet, others = _published_unet(), _other_parameters()
-    moving = _moving(unet, config)
+    unet, text_encoder, others = _published_unet(), _text_encoder(), _other_parameters()
+    moving = _moving(unet, config) + _moving_text(text_encoder, config)
     count = sum(parameter.numel() for parameter in moving) + 16 * 768
-    frozen = sum(parameter.numel() for parameter in unet.parameters()) - count + others
+    everything = [*unet.parameters(), *text_encoder.parameters()]
+    frozen = sum(parameter.numel() for parameter in everything) - count + others
+    graphs = 2 if config.prior_images and config.method != "textual-inversion" else 1  # until one backward pass
     copies = 2 * count if _whole(config) else 0  # autocast's, in bf16, of weights that are kept in float32
     moments = (2 if config.eight_bit else 8) * count
     return Memory(
         weights=(4 * count + 2 * frozen + copies) / GIB,
         training=(4 * count + moments) / GIB,
-        activations=_activations(unet, config, batch_size or config.batch_size) / GIB,
+        activations=graphs * _activations(unet, config, batch_size or config.batch_size) / GIB,
     )
 
 
@@ -100,6 +102,16 @@ def _moving(unet: nn.Module, config: TuneConfig) -> list[nn.Parameter]:
     return [parameter for parameter in unet.parameters() if parameter.requires_grad]
 
 
+def _moving_text(text_encoder: nn.Module, config: TuneConfig) -> list[nn.Parameter]:
+    """Those of the text encoder, which DreamBooth alone may move."""
+    text_encoder.requires_grad_(False)
+    if not config.train_text_encoder or not config.method.startswith("dreambooth"):
+        return []
+    if config.method == "dreambooth-lora":
+        return add_lora(text_encoder, config.rank, TEXT_ATTENTION)
+    return list(text_encoder.requires_grad_(True).parameters())
+
+
 def _published_unet() -> Any:
     with torch.device("meta"), _default(torch.bfloat16):
         return UNet2DConditionModel(**ModelConfig().unet).train()
@@ -116,12 +128,16 @@ def _default(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+def _text_encoder() -> nn.Module:
+    with torch.device("meta"):
+        return build_text_encoder(ModelConfig().text_encoder)
+
+
 def _other_parameters() -> int:
-    """Of the text encoder, the subject encoder and the VAE, all of which are frozen."""
+    """Of the subject encoder and the VAE, which are frozen."""
     shapes = ModelConfig()
     with torch.device("meta"):
-        parts: list[nn.Module] = [build_subject_encoder(shapes), build_text_encoder(shapes.text_encoder)]
-        parts.append(AutoencoderKL(**shapes.vae))
+        parts: list[nn.Module] = [build_subject_encoder(shapes), AutoencoderKL(**shapes.vae)]
     return sum(parameter.numel() for part in parts for parameter in part.parameters())
 
 

@@ -1,6 +1,7 @@
 """A training run from its configuration: world, parts, method, loop. The composition root of training."""
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import Literal
 import torch
 
 from blip_diffusion import config as configuration
+from blip_diffusion.checkpoint.files import check_writable
 from blip_diffusion.data.compose import Composer, ComposerConfig
 from blip_diffusion.data.vocabulary import world_sentences
 from blip_diffusion.data.world import World
-from blip_diffusion.training import start
-from blip_diffusion.training.loop import Hook, Result, TrainConfig, fit
+from blip_diffusion.devices import device_of
+from blip_diffusion.errors import ConfigError
+from blip_diffusion.training import checkpoints, start
+from blip_diffusion.training.loop import CHECKPOINTS, Hook, Result, TrainConfig, fit
 from blip_diffusion.training.method import Method
 from blip_diffusion.training.methods.autoencoder import Autoencoder, AutoencoderConfig
 from blip_diffusion.training.methods.consistency import Consistency, ConsistencyConfig
@@ -35,6 +39,10 @@ class WorldConfig:
     licences: Literal["all", "permissive"] = "all"
     batch_size: int = 16  # pairs in a micro-batch
     compose: ComposerConfig = field(default_factory=ComposerConfig)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"world.batch_size is {self.batch_size}: use 1 or more.")
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,9 @@ def run(
     `beside` makes hooks that this package does not know, of the configuration and the whole world.
     """
     config = configuration.build(RunConfig, configuration.read(path, overrides))
-    if (folder / START).is_dir():  # a world that has changed since must not change what a word's number is
+    check_writable(folder)
+    begun = bool(checkpoints.complete(folder / CHECKPOINTS)) and (folder / START).is_dir()
+    if begun:  # a world that has changed since must not change what a word's number is
         config = replace(config, model=replace(config.model, start=(folder / START, *config.model.start)))
     whole = World.load(config.world.path)
     further = [make(config, whole) for make in beside]
@@ -136,7 +146,8 @@ def run(
     torch.manual_seed(config.model.seed)
     material = Material(config, world_sentences(world), composer(0)["reference"].cpu())
     method = METHODS[config.method](material)
-    _keep_start(method, folder / START)
+    if not begun:  # nothing is left of an attempt that came to no checkpoint
+        _keep_start(method, folder / START)
     hooks: list[Hook] = [preview_of(config, world), *further] if config.train.sample_every else []
     return fit(
         method,
@@ -150,9 +161,11 @@ def run(
 
 
 def _keep_start(method: Method, folder: Path) -> None:
-    if folder.is_dir() or int(os.environ.get("RANK", "0")):
+    if int(os.environ.get("RANK", "0")):
         return
     partial = folder.with_name(f"{folder.name}.partial")
+    for earlier in (folder, partial):
+        shutil.rmtree(earlier, ignore_errors=True)
     method.export(partial)
     partial.replace(folder)
 
@@ -166,6 +179,6 @@ def preview_of(config: RunConfig, world: World) -> Preview:
 
 
 def _device(config: RunConfig) -> torch.device:
-    if config.train.device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    """This process's."""
+    device = device_of(config.train.device)
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if device.type == "cuda" else device

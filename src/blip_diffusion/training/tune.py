@@ -22,6 +22,7 @@ from blip_diffusion.checkpoint.subject_file import (
     write_subject,
 )
 from blip_diffusion.data.photos import Masks, Photo, PhotoBatches, Segmenter, Source, read_photos, squares
+from blip_diffusion.devices import device_of
 from blip_diffusion.errors import CheckpointError, ConfigError, InputError
 from blip_diffusion.images import Fit
 from blip_diffusion.model import BlipDiffusion
@@ -153,8 +154,10 @@ def tune(
     _check_work(work, resume=resume)
     shown = read_photos(photos, masks=masks, segmenter=segmenter)
     folder = find_model(model)
-    loaded = whole(read_parts(folder, dtype=_dtype(config)), folder).to(_device(config))
+    loaded = whole(read_parts(folder, dtype=_dtype(config)), folder).to(device_of(config.device))
     lesson = prepare(loaded, shown, category, name, config, model_name=str(model))
+    if not resume:
+        shutil.rmtree(work, ignore_errors=True)  # of an earlier tuning, now that nothing can be wrong with this one
     validation = None
     if config.steps is None:
         judge = evaluator or OwnEncoders(loaded, lesson.pixels, lesson.masks, category, config.validation)
@@ -299,12 +302,9 @@ def _place(out: str | Path | None, name: str, config: TuneConfig) -> Path:
 
 
 def _check_work(work: Path, *, resume: bool) -> None:
-    """An earlier tuning's folder is made room in, unless it was interrupted."""
-    if resume or not work.exists():
-        return
-    if checkpoints.complete(work / CHECKPOINTS):
+    """An earlier tuning's folder may be made room in, unless it was interrupted."""
+    if not resume and checkpoints.complete(work / CHECKPOINTS):
         raise CheckpointError(f"{work} holds a tuning that was interrupted: say --resume, or delete it.")
-    shutil.rmtree(work)
 
 
 def _keep(path: Path, work: Path, result: Result, validation: Validation | None) -> Tuned:
@@ -318,6 +318,8 @@ def _keep(path: Path, work: Path, result: Result, validation: Validation | None)
         overfitted = validation.overfits(validation.scores[-1])
     files = sorted(kept.iterdir())
     if path.suffix != ".safetensors":
+        if path.is_dir():
+            path.rmdir()  # an empty one, into which `move` would put a folder of its own
         shutil.move(kept, path)
     elif files[0].name == "subject.safetensors":
         subject = read_subject(files[0])
@@ -332,7 +334,3 @@ def _keep(path: Path, work: Path, result: Result, validation: Validation | None)
 def _dtype(config: TuneConfig) -> torch.dtype:
     """Of what is frozen."""
     return {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.mixed_precision]
-
-
-def _device(config: TuneConfig) -> torch.device:
-    return torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu")

@@ -1,3 +1,4 @@
+import copy
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,13 @@ def test_what_moves(model: BlipDiffusion) -> None:
 
 
 @torch.no_grad()
+def test_its_embedding_is_where_the_model_is(model: BlipDiffusion) -> None:
+    """A subject's file is read on the CPU; validation draws before the loop has moved anything."""
+    subject, elsewhere = method(copy.deepcopy(model)).subject, copy.deepcopy(model).to("meta")
+    own = FewShot(elsewhere, noising_of(model.scheduler), subject, FewShotConfig("unet"))
+    assert {parameter.device.type for parameter in own.parameters()} == {"meta"}
+
+
 def test_it_begins_as_the_untuned_model(model: BlipDiffusion) -> None:
     own = method(model, "lora")
     states = model.text_states(["a dog on the beach"], own.subject.embedding)

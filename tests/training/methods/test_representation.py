@@ -221,6 +221,10 @@ def test_what_moves(method: Make, pairs: SubjectBatch) -> None:
     read = [encoder.qformer.query_tokens, encoder.image_encoder.norm.weight, encoder.projection.up.weight]
     heads = [own.heads["contrastive"].temperature, own.heads["matching"].weight, own.heads["redraw"].places]
     assert all(with_gradient([*read, *heads, own.heads["language"].dense.weight]))
+    plain = moved_parameters(method())  # without redrawing, what only it needs rests: processes would wait for it
+    assert plain == ids(own.parameters()) - still - ids(own.heads["redraw"].parameters()) - ids(
+        encoder.projection.parameters()
+    )
 
 
 @torch.no_grad()

@@ -47,10 +47,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
+    from blip_diffusion.devices import device_of
     from blip_diffusion.evaluation.drawing import Shard
     from blip_diffusion.evaluation.report import markdown
     from blip_diffusion.evaluation.run import Order, evaluate
-    from blip_diffusion.interfaces.service import device_of, dtype_of
+    from blip_diffusion.interfaces.service import dtype_of
     from blip_diffusion.training.tune import TuneConfig
 
     order = Order(

@@ -1,7 +1,6 @@
 """`blip-diffusion tune`: learn a subject of one's own from a few photos."""
 
 import argparse
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +85,10 @@ def _config(arguments: argparse.Namespace) -> Any:
         fit=arguments.fit,
         seed=arguments.seed,
         device=arguments.device,
+        batch_size=TuneConfig.batch_size if arguments.batch is None else arguments.batch,
         validation=ValidationConfig(scenes=tuple(arguments.scenes)) if arguments.scenes else ValidationConfig(),
     )
-    if arguments.memory is not None:
-        config = fitted(config, arguments.memory)
-    return dataclasses.replace(config, batch_size=arguments.batch) if arguments.batch is not None else config
+    return config if arguments.memory is None else fitted(config, arguments.memory)
 
 
 def _masks(asked: list[str]) -> Any:

@@ -38,7 +38,7 @@ class AutoencoderConfig:
     train_encoder: bool = True  # False polishes the decoder of a codec whose latents are in use
 
     def __post_init__(self) -> None:
-        if self.crop % 16:
+        if self.crop % 16 or self.crop < 16:
             raise ConfigError(f"autoencoder.crop is {self.crop}: use a multiple of 16.")
 
 

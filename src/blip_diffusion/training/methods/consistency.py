@@ -62,7 +62,10 @@ class Consistency(nn.Module):
         )
 
     def train(self, mode: bool = True) -> "Consistency":
+        """Only the U-Net trains: what it is told is what it will be told later, without dropout."""
         super().train(mode)
+        self.model.eval()
+        self.model.unet.train(mode)
         self.teacher.eval()
         return self
 
@@ -75,9 +78,10 @@ class Consistency(nn.Module):
             later, earlier = self._timesteps(len(latents), context.rng)
             noise = torch.randn(latents.shape, generator=context.rng, device=context.rng.device)
             noised = self.noising.noised(latents, noise, later)
-            cleaner = self._solved(noised, later, earlier, states)
-            target = self._clean(cleaner, earlier, states)
-        error = (self._clean(noised, later, states) - target).flatten(1).square().sum(dim=1)
+        guess = self._clean(noised, later, states)  # first: autocast of torch < 2.10 reuses casts made without gradient
+        with torch.no_grad():
+            target = self._clean(self._solved(noised, later, earlier, states), earlier, states)
+        error = (guess - target).flatten(1).square().sum(dim=1)
         scale = self.config.huber * latents[0].numel() ** 0.5
         loss = ((error + scale**2).sqrt() - scale).mean()
         return {"consistency": loss, "loss": loss}

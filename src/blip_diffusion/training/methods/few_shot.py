@@ -51,7 +51,8 @@ class FewShot(nn.Module):
         self.noising = noising
         self.subject = subject
         self.config = config
-        self.embedding = nn.Parameter(subject.embedding.detach().clone())  # (1, Q, D)
+        start = subject.embedding.detach().to(model.text_encoder.device, copy=True)
+        self.embedding = nn.Parameter(start)  # (1, Q, D)
         self.moving = self._moving()
 
     def forward(self, batch: PhotoBatch, context: StepContext) -> Losses:

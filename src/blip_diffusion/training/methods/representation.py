@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from blip_diffusion.checkpoint.folder import save_subject_model
 from blip_diffusion.checkpoint.parts import save_heads
 from blip_diffusion.data.records import SubjectBatch
+from blip_diffusion.errors import ConfigError
 from blip_diffusion.images import normalise
 from blip_diffusion.model import ReferenceConfig, SubjectEncoder
 from blip_diffusion.modules.heads import ContrastiveHead, LanguageHead, MatchingHead, RedrawHead
@@ -37,6 +38,11 @@ class RepresentationConfig:
     sentence: int = 32  # tokens of a caption; longer ones are cut
     smoothing: float = 0.1  # of the labels in contrast and generation
     lr: float = 1.0  # times the schedule
+
+    def __post_init__(self) -> None:
+        for name in ("every", "sentence"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"representation.{name} is {getattr(self, name)}: use 1 or more.")
 
 
 @dataclass(frozen=True)
@@ -195,11 +201,12 @@ class Representation(nn.Module):
         """The Q-Former, its layer norm over the image features, the projection and the heads."""
         encoder = self.encoder
         moving = [*encoder.image_encoder.norm.parameters(), *encoder.qformer.parameters()]
-        return [
-            ParameterGroup(
-                "qformer", [*moving, *encoder.projection.parameters(), *self.heads.parameters()], self.config.lr
-            )
-        ]
+        for name, head in self.heads.items():
+            if name != "redraw":
+                moving += head.parameters()
+        if self.config.redraw:  # nothing else looks at the projected tokens
+            moving += [*encoder.projection.parameters(), *self.heads["redraw"].parameters()]
+        return [ParameterGroup("qformer", moving, self.config.lr)]
 
     def share(self, batches: Sequence[SubjectBatch], contexts: Sequence[StepContext], gather: Gather) -> Shared | None:
         """The negatives that the micro-batches of a step offer each other, as the published code gathers them."""
