@@ -58,6 +58,7 @@ class InferenceConfig:
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
     guidance_rescale: float = 0.0
+    noise_scale: float = 1.0  # of the noise that a picture begins with; less is plainer, and leaves less to chance
 
 
 @dataclass(frozen=True)

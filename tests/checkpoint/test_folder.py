@@ -102,9 +102,9 @@ def test_settings_travel_with_the_folder(pipe: BlipDiffusionPipeline, tmp_path: 
 
 def test_a_folder_without_settings_has_the_published_ones(folder: Path) -> None:
     index = json.loads((folder / "model_index.json").read_text())
-    ours = ("prompt_reps", "num_inference_steps", "guidance_scale", "guidance_rescale")
+    ours = ("prompt_reps", "num_inference_steps", "guidance_scale", "guidance_rescale", "noise_scale")
     (folder / "model_index.json").write_text(json.dumps({name: index[name] for name in index if name not in ours}))
-    assert inference_of(folder) == InferenceConfig(20, 50, 7.5, 0.0)
+    assert inference_of(folder) == InferenceConfig(20, 50, 7.5, 0.0, 1.0)
 
 
 def test_a_folder_of_half_the_size(pipe: BlipDiffusionPipeline, tmp_path: Path, dog: Image.Image) -> None:

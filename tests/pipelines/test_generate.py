@@ -84,7 +84,13 @@ def test_strength_times_repetitions(draw: Draw) -> None:
 
 
 def test_defaults_are_the_checkpoints(pipe: BlipDiffusionPipeline, draw: Draw) -> None:
-    own = {"prompt_reps": 1, "num_inference_steps": 3, "guidance_scale": 3.0, "guidance_rescale": 0.6}
+    own = {
+        "prompt_reps": 1,
+        "num_inference_steps": 3,
+        "guidance_scale": 3.0,
+        "guidance_rescale": 0.6,
+        "noise_scale": 1.0,
+    }
     assert asdict(pipe.model.inference) == own
     assert torch.equal(draw(), draw(**own, height=32, width=32))
 
@@ -240,6 +246,12 @@ def test_the_callback_sees_and_changes_every_step(pipe: BlipDiffusionPipeline, d
 def test_latents_begin_the_picture(draw: Draw) -> None:
     noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     assert torch.equal(draw(latents=noise, generator=None), draw())
+
+
+def test_less_noise_to_begin_with(draw: Draw) -> None:
+    noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(draw(noise_scale=0.5), draw(latents=0.5 * noise, generator=None))
+    assert torch.equal(draw(noise_scale=0.5, latents=noise, generator=None), draw())  # given latents are left alone
 
 
 def test_generating_leaves_no_trace(pipe: BlipDiffusionPipeline, draw: Draw) -> None:

@@ -182,12 +182,13 @@ def asked(report: Report) -> str:
         steps = f"{s['tuning_steps']} steps" if s["tuning_steps"] else "as many steps as scored best"
         shown = f"Few-shot tuning ({s['tuning_train']}, {steps}) on"
     seeds = f"{s['seeds']} {'seed' if s['seeds'] == 1 else 'seeds'}"
+    noise = "" if s["noise_scale"] == 1 else f", noise times {s['noise_scale']:g}"
     speed = "" if s["preset"] == "none" else f", preset {s['preset']}"
     speed += "" if s["engine"] == "torch" else f", run by {s['engine']}"
     return (
         f"{len(s['subjects'])} subjects x {len(s['prompts'])} prompts x {seeds} = {len(report.pictures)} "
-        f"pictures of {s['size']} pixels; {s['scheduler']}, {s['steps']} steps, guidance {s['guidance']:g}{speed}; "
-        f"weights {s['weights']}, bench {s['bench_digest']}, protocol {report.protocol}. {shown} "
+        f"pictures of {s['size']} pixels; {s['scheduler']}, {s['steps']} steps, guidance {s['guidance']:g}"
+        f"{noise}{speed}; weights {s['weights']}, bench {s['bench_digest']}, protocol {report.protocol}. {shown} "
         f"{s['reference']}. Means over subjects, with 95 % bootstrap intervals over them."
     )
 

@@ -106,6 +106,7 @@ def settings_of(order: Order, bench: Bench, pipe: BlipDiffusionPipeline, tuning:
         "steps": order.steps or pipe.preset.steps(int(pipe.config.num_inference_steps)),
         "guidance": float(pipe.config.guidance_scale if order.guidance is None else order.guidance),
         "guidance_rescale": float(pipe.config.guidance_rescale),
+        "noise_scale": float(pipe.config.noise_scale),
         "prompt_reps": int(pipe.config.prompt_reps),
         "scheduler": type(pipe.scheduler).__name__,
         "noise_levels": _digest(json.dumps(dict(pipe.scheduler.config), sort_keys=True, default=str).encode()),

@@ -72,6 +72,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, ExtrasMixin, SubjectsMixin, Speed
         num_inference_steps: int = 50,
         guidance_scale: float = 7.5,
         guidance_rescale: float = 0.0,
+        noise_scale: float = 1.0,
     ) -> None:
         super().__init__()
         self._memo = Memo()
@@ -93,6 +94,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, ExtrasMixin, SubjectsMixin, Speed
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale,
+            noise_scale=noise_scale,
         )
 
     @classmethod
@@ -181,6 +183,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, ExtrasMixin, SubjectsMixin, Speed
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         guidance_rescale: float | None = None,
+        noise_scale: float | None = None,
         num_images_per_prompt: int = 1,
         eta: float | None = None,
         generator: OneOrMany[torch.Generator] | None = None,
@@ -205,8 +208,9 @@ class BlipDiffusionPipeline(DiffusionPipeline, ExtrasMixin, SubjectsMixin, Speed
         """Draws the subject of each reference in the scene of each prompt.
 
         Prompts, references, categories and negative prompts may be lists of one length; one of a thing serves all.
-        `None` asks for the checkpoint's own setting. `subject_embeds` (1 or B, Q, D) stand in for references; where
-        there are neither, the subject is what `load_subject` and `set_subjects` have chosen.
+        `None` asks for the checkpoint's own setting. `noise_scale` is of the noise that is drawn, not of `latents`:
+        below 1 pictures are plainer, and more alike from seed to seed. `subject_embeds` (1 or B, Q, D) stand in for
+        references; where there are neither, the subject is what `load_subject` and `set_subjects` have chosen.
         `output_type`: "pil", "np", "pt" (B, 3, H, W) in [0, 1], or "latent".
 
         Structure control: `image` is what `controlnet` (default: the model's own) looks at. Several nets take a list
@@ -243,7 +247,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, ExtrasMixin, SubjectsMixin, Speed
         )
         controls = self._controls(control, len(request.prompts), num_images_per_prompt, height, width, control_resample)
         generators = self._generators(generator, len(request.prompts))
-        latents = self._noise(latents, generators, height, width)
+        latents = self._noise(latents, generators, height, width, self._or_own(noise_scale, "noise_scale"))
         scale = self._or_own(guidance_scale, "guidance_scale")
         rescale = self._or_own(guidance_rescale, "guidance_rescale")
         self.scheduler.set_timesteps(steps, device=self._execution_device)
@@ -382,12 +386,14 @@ class BlipDiffusionPipeline(DiffusionPipeline, ExtrasMixin, SubjectsMixin, Speed
             raise InputError(f"There are {len(generators)} generators for {size} pictures: use one, or one each.")
         return spread(generators, size)
 
-    def _noise(self, given: Tensor | None, generators: list[torch.Generator], height: int, width: int) -> Tensor:
+    def _noise(
+        self, given: Tensor | None, generators: list[torch.Generator], height: int, width: int, scale: float
+    ) -> Tensor:
         factor, channels = self.model.latents.factor, self.model.latents.channels
         like = torch.empty(0, device=self._execution_device)  # float32: in each precision a seed means the same noise
         shape = (channels, height // factor, width // factor)
         if given is None:
-            return initial_noise(shape, generators, like)
+            return scale * initial_noise(shape, generators, like)
         if given.shape != (len(generators), *shape):
             wanted = (len(generators), *shape)
             raise InputError(f"The latents are {tuple(given.shape)}: these pictures begin with {wanted}.")

@@ -46,7 +46,8 @@ def draw(
         denoiser = model.denoiser(states)
     side = int(model.unet.config.sample_size)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    noise = initial_noise((model.latents.channels, side, side), generators, torch.empty(0, device=states.device))
+    shape = (model.latents.channels, side, side)
+    noise = asked.noise_scale * initial_noise(shape, generators, torch.empty(0, device=states.device))
     model.scheduler.set_timesteps(steps or asked.num_inference_steps, device=states.device)
     latents = sample(denoiser, noise, model.scheduler, generators=generators)
     return model.latents.decode(latents).float() if decoded else latents.float()
