@@ -116,6 +116,8 @@ def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     elif hint is str:
         _check(isinstance(value, str), where, "a string", value)
+    elif hint is bytes:  # never in a file; in tables from elsewhere
+        _check(isinstance(value, bytes), where, "bytes", value)
     elif hint is Path:
         _check(isinstance(value, str | Path), where, "a path", value)
         return Path(value)

@@ -7,7 +7,7 @@ import io
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import IO, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -20,15 +20,18 @@ from blip_diffusion.errors import InputError
 Fit = Literal["crop", "squash", "pad"]
 """`crop`: short side, then centre (the original's); `squash`: both sides (diffusers'); `pad`: the whole picture."""
 
+Source = str | Path | IO[bytes]
+"""A picture's path, or a file that is open already, as one within another is."""
+
 Read = TypeVar("Read")
 
 MIN_SIDE = 16
 MAX_PIXELS = 64_000_000
 
 
-def open_picture(path: str | Path) -> Image.Image:
+def open_picture(source: Source) -> Image.Image:
     """A picture file as upright RGB on white. Raises `InputError` for what is missing, broken, tiny or huge."""
-    return read_picture(path, as_rgb)
+    return read_picture(source, as_rgb)
 
 
 def png_bytes(picture: Image.Image) -> bytes:
@@ -38,24 +41,24 @@ def png_bytes(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def read_picture(path: str | Path, read: Callable[[Image.Image], Read]) -> Read:
+def read_picture(source: Source, read: Callable[[Image.Image], Read]) -> Read:
     """What `read` makes of a picture file, under the same checks."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"There is no picture at {path}: check the path.")
+    name = str(Path(source)) if isinstance(source, str | Path) else "The picture within"
+    if isinstance(source, str | Path) and not Path(source).is_file():
+        raise InputError(f"There is no picture at {name}: check the path.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                check_size(picture, str(path))
+            with Image.open(source) as picture:
+                check_size(picture, name)
                 return read(picture)
     except InputError:
         raise
     except Image.DecompressionBombError as error:
         limit = f"{MAX_PIXELS // 10**6} megapixels"
-        raise InputError(f"{path} is too large a picture: use one of at most {limit}.") from error
+        raise InputError(f"{name} is too large a picture: use one of at most {limit}.") from error
     except Exception as error:  # on a damaged file, Pillow raises whatever it trips over
-        raise InputError(f"{path} is not a picture that can be read: use a PNG, JPEG or WebP file.") from error
+        raise InputError(f"{name} is not a picture that can be read: use a PNG, JPEG or WebP file.") from error
 
 
 def check_size(picture: Image.Image, name: str = "The reference") -> None:

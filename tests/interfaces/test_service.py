@@ -1,6 +1,7 @@
 import base64
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,25 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from blip_diffusion.errors import InputError
+from blip_diffusion.images import png_bytes
 from blip_diffusion.interfaces.service import METADATA, Order, draw, order_of, reference_bytes
 
 ORDER = {"prompts": ("on the beach",), "reference": b"", "category": "dog", "target_category": "dog"}
+PNG = png_bytes(Image.new("RGB", (20, 20), "red"))
+TABLE = {
+    "prompt": "on the beach",
+    "reference": base64.b64encode(PNG).decode(),
+    "category": "dog",
+    "target_category": "dog",
+}
+
+
+def carrying(table: dict[str, Any], path: Path) -> Path:
+    """A picture that says this of itself."""
+    information = PngImagePlugin.PngInfo()
+    information.add_text(METADATA, json.dumps(table))
+    Image.new("RGB", (20, 20)).save(path, pnginfo=information)
+    return path
 
 
 @pytest.mark.parametrize(
@@ -67,8 +84,41 @@ def test_metadata_of_someone_else(tmp_path: Path, table: str) -> None:
 
 def test_metadata_of_a_later_version(tmp_path: Path) -> None:
     """Fields that this version does not know are no obstacle."""
-    table = {"prompt": "on the beach", "reference": base64.b64encode(b"x").decode(), "category": "dog", "later": 1}
-    information = PngImagePlugin.PngInfo()
-    information.add_text(METADATA, json.dumps(table | {"target_category": "dog"}))
-    Image.new("RGB", (20, 20)).save(tmp_path / "later.png", pnginfo=information)
-    assert order_of(tmp_path / "later.png") == Order(**ORDER | {"reference": b"x"})
+    carrying({**TABLE, "later": 1}, tmp_path / "later.png")
+    assert order_of(tmp_path / "later.png") == Order(**ORDER | {"reference": PNG})
+
+
+CONTROL = {"kind": "canny", "picture": TABLE["reference"], "scale": 1.0, "net": ""}
+SUBJECT = {"path": "rex.safetensors", "sha256": "0", "weight": 1.0, "category": "dog"}
+
+
+def test_every_value_of_a_stranger_is_taken_where_it_makes_sense(tmp_path: Path) -> None:
+    table = {**TABLE, "dtype": "bfloat16", "steps": 2, "guidance": 3, "controls": [CONTROL], "subjects": [SUBJECT]}
+    order = order_of(carrying(table, tmp_path / "good.png"))
+    assert (order.dtype, order.steps, order.guidance) == ("bfloat16", 2, 3.0)
+    assert order.controls[0].picture == PNG and order.subjects[0].path == "rex.safetensors"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"reference": base64.b64encode(b"junk").decode()}, {"reference": 3}, {"dtype": "load"}, {"seed": 1.5},
+     {"steps": 1.5}, {"steps": True}, {"width": "32"}, {"model": 3}, {"prompt": ["a"]}, {"category": None},
+     {"preset": []}, {"engine": "steam"}, {"fit": "stretch"}, {"controls": 3},
+     {"controls": [{**CONTROL, "scale": "1"}]},
+     {"controls": [{**CONTROL, "picture": base64.b64encode(b"junk").decode()}]}, {"controls": [{**CONTROL, "net": 3}]},
+     {"controls": [{**CONTROL, "scale": float("nan")}]}, {"subjects": [{**SUBJECT, "path": 3}]},
+     {"subjects": [{**SUBJECT, "weight": float("inf")}]}],
+    ids=str,
+)  # fmt: skip
+def test_what_a_stranger_may_not_say(tmp_path: Path, change: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="does not tell how it was made"):
+        order_of(carrying({**TABLE, **change}, tmp_path / "bad.png"))
+
+
+@pytest.mark.parametrize("where", ["reference", "control"])
+def test_a_bomb_within_a_picture(tmp_path: Path, huge_png: Callable[[int], Path], where: str) -> None:
+    bomb = base64.b64encode(huge_png(9_000).read_bytes()).decode()  # Pillow alone would let it pass
+    change = {"reference": bomb} if where == "reference" else {"controls": [{**CONTROL, "picture": bomb}]}
+    with pytest.raises(InputError, match="does not tell how it was made") as caught:
+        order_of(carrying({**TABLE, **change}, tmp_path / "bad.png"))
+    assert "megapixels" in str(caught.value.__cause__)

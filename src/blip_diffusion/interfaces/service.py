@@ -10,12 +10,12 @@ from collections import Counter
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from PIL import Image, ImageOps, PngImagePlugin
 
-from blip_diffusion import __version__, images
+from blip_diffusion import __version__, config, images
 from blip_diffusion.annotators import annotate
 from blip_diffusion.checkpoint.files import check_writable
 from blip_diffusion.checkpoint.folder import load_controlnet
@@ -27,7 +27,7 @@ from blip_diffusion.pipelines.presets import Engine, Preset, named, precision
 METADATA = "blip-diffusion"
 """The PNG text chunk that holds an order as JSON."""
 MAX_COUNT, MAX_STEPS = 1000, 1000
-
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 NETS = {kind: f"lllyasviel/sd-controlnet-{kind}" for kind in ("canny", "depth", "hed", "normal", "openpose")}
 """The ControlNets that go with Stable Diffusion 1.5, by what they look at."""
@@ -41,6 +41,10 @@ class ControlOrder:
     picture: bytes  # a PNG: the control map, drawn already
     scale: float = 1.0
     net: str = ""  # a folder, file or hub id; empty: the model's own, or the usual one of Stable Diffusion 1.5
+
+    def __post_init__(self) -> None:
+        if not isfinite(self.scale):
+            raise InputError(f"The scale of --control {self.kind} is {self.scale}: use a number, 1 is usual.")
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Order:
     controls: tuple[ControlOrder, ...] = ()
     subjects: tuple[SubjectOrder, ...] = ()  # tuned ones, which then stand for the reference
     fit: images.Fit = "crop"
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     preset: str = ""
     engine: Engine = "torch"
 
@@ -87,16 +91,14 @@ def reference_bytes(path: Path) -> bytes:
     return images.png_bytes(_at_most(images.open_picture(path), 512))
 
 
-def dtype_of(preset: str | None, device: str = "auto") -> str:
+def dtype_of(preset: str | None, device: str = "auto") -> Dtype:
     """The precision that an order with a preset, or with none, computes in on a device."""
     chosen = precision(named(preset).dtype, device_of(device)) if preset else None
-    return str(chosen or torch.float32).removeprefix("torch.")
+    return cast(Dtype, str(chosen or torch.float32).removeprefix("torch."))
 
 
 def control_order(kind: str, path: Path, scale: float = 1.0, net: str = "") -> ControlOrder:
     """A control of a picture file, whose map is drawn here and now: an order holds all that is needed."""
-    if not isfinite(scale):
-        raise InputError(f"The scale of --control {kind} is {scale}: use a number, 1 is usual.")
     return ControlOrder(kind, images.png_bytes(annotate(_at_most(images.open_picture(path), 1024), kind)), scale, net)
 
 
@@ -118,7 +120,7 @@ def draw(order: Order, out: Path, *, device: str = "auto", sheet: Path | None = 
     chosen = named(order.preset) if order.preset else Preset()
     pipe.set_preset(dataclasses.replace(chosen, dtype="own", engine=order.engine))  # the order names the precision
     nets = [_net(control, pipe) for control in order.controls]
-    reference = Image.open(io.BytesIO(order.reference))
+    reference = images.open_picture(io.BytesIO(order.reference))
     if order.subjects:
         subject = load_subjects(pipe, order.subjects)
     else:
@@ -157,7 +159,7 @@ def _net(control: ControlOrder, pipe: Any) -> Any:
 def _control_arguments(controls: tuple[ControlOrder, ...], nets: list[Any]) -> dict[str, Any]:
     if not controls:
         return {}
-    pictures = [Image.open(io.BytesIO(control.picture)) for control in controls]
+    pictures = [images.open_picture(io.BytesIO(control.picture)) for control in controls]
     single = len(controls) == 1
     return {
         "image": pictures[0] if single else pictures,
@@ -167,24 +169,32 @@ def _control_arguments(controls: tuple[ControlOrder, ...], nets: list[Any]) -> d
 
 
 def order_of(path: Path, *, model: str | None = None) -> Order:
-    """The order of one picture that `draw` wrote, on request for another model. Raises `InputError` without one."""
+    """The order of one picture that `draw` wrote, on request for another model. Raises `InputError` without one.
+
+    The file may be a stranger's: every value is held to its type, every picture to the checks of any other.
+    """
     try:
         with Image.open(path) as picture:
             table = json.loads(picture.info[METADATA])
         names = {field.name for field in dataclasses.fields(Order)}
         known = {name: value for name, value in table.items() if name in names}
-        known |= {"prompts": (table["prompt"],), "reference": base64.b64decode(table["reference"])}
-        known["controls"] = tuple(
-            ControlOrder(**{**one, "picture": base64.b64decode(one["picture"])}) for one in table.get("controls", ())
-        )
-        known["subjects"] = tuple(SubjectOrder(**{**one, "picture": b""}) for one in table.get("subjects", ()))
+        known |= {"prompts": [table["prompt"]], "reference": _embedded(table["reference"])}
+        known["controls"] = [{**one, "picture": _embedded(one["picture"])} for one in table.get("controls", ())]
+        known["subjects"] = [{**one, "picture": b""} for one in table.get("subjects", ())]
         if "size" in table:  # what version 0.1 wrote
             known |= {"width": table["size"], "height": table["size"]}
-        return Order(**known | ({"model": model} if model else {}))
+        return config.build(Order, known | ({"model": model} if model else {}))
     except FileNotFoundError as error:
         raise InputError(f"There is no picture at {path}: check the path.") from error
     except Exception as error:  # on a damaged file, Pillow raises whatever it trips over
         raise InputError(f"{path} does not tell how it was made: only pictures of blip-diffusion do.") from error
+
+
+def _embedded(text: str) -> bytes:
+    """The bytes of a picture within a picture's order, once they have proved to be one."""
+    png = base64.b64decode(text)
+    images.open_picture(io.BytesIO(png))
+    return png
 
 
 def _write(order: Order, pictures: list[Image.Image], prompts: list[str], seeds: list[int], out: Path) -> list[Path]:

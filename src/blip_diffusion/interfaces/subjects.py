@@ -25,11 +25,13 @@ class SubjectOrder:
     category: str = ""
     picture: bytes = field(default=b"", repr=False)  # a PNG of its thumbnail
 
+    def __post_init__(self) -> None:
+        if not isfinite(self.weight):
+            raise InputError(f"The weight of --subject {self.path} is {self.weight}: use a number, 0.5 is half of it.")
+
 
 def subject_order(path: Path, weight: float = 1.0) -> SubjectOrder:
     """An order for a subject's file. Raises `CheckpointError` for one that can't be read."""
-    if not isfinite(weight):
-        raise InputError(f"The weight of --subject {path} is {weight}: use a number, 0.5 is half of it.")
     subject = read_subject(path)
     return SubjectOrder(str(path), _digest(path), weight, subject.category, _thumbnail(subject))
 
@@ -57,10 +59,13 @@ def _digest(path: Path) -> str:
 
 
 def _thumbnail(subject: Subject) -> bytes:
-    """Decoded and written anew: a file may hold anything. White where there is none."""
+    """Decoded and written anew: a file may hold anything. White where there is none, or one of another size."""
+    white = Image.new("RGB", (64, 64), "white")
+
+    def small(opened: Image.Image) -> Image.Image:
+        return opened.convert("RGB") if max(opened.size) <= 512 else white
+
     try:
-        with Image.open(io.BytesIO(subject.thumbnail)) as opened:
-            picture = opened.convert("RGB") if max(opened.size) <= 512 else Image.new("RGB", (64, 64), "white")
-    except Exception:  # on damaged bytes, Pillow raises whatever it trips over
-        picture = Image.new("RGB", (64, 64), "white")
-    return images.png_bytes(picture)
+        return images.png_bytes(images.read_picture(io.BytesIO(subject.thumbnail), small))
+    except InputError:
+        return images.png_bytes(white)
