@@ -15,6 +15,7 @@ from PIL import Image
 from blip_diffusion.annotators import annotate
 from blip_diffusion.interfaces import service
 from blip_diffusion.interfaces.cli import main
+from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import has_bfloat16
 
 pytestmark = [
@@ -82,6 +83,28 @@ def test_the_same_order_gives_the_same_bytes(generate: Run) -> None:
 def test_prompts_of_one_name_do_not_overwrite_each_other(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate("--out", "out", prompts=("on the beach", "on the beach!")) == 0
     assert capsys.readouterr().out.split() == written() == ["out/on-the-beach-0.png", "out/on-the-beach-0_2.png"]
+
+
+def test_pictures_of_earlier_runs_are_not_overwritten(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    for prompt, more in (("雪の中", ()), ("на пляже", ()), ("雪の中", ("--steps", 2)), ("雪の中", ())):
+        assert generate(*more, prompts=(prompt,)) == 0
+    paths = ["out/picture-0.png", "out/picture-0_2.png", "out/picture-0_3.png", "out/picture-0.png"]
+    assert capsys.readouterr().out.split() == paths
+    assert written() == sorted(set(paths))
+    assert [service.order_of(Path(path)).prompts[0] for path in paths[:3]] == ["雪の中", "на пляже", "雪の中"]
+    Path("out/on-the-beach-0.png").write_text("a letter")
+    assert generate() == 0
+    assert capsys.readouterr().out.split() == ["out/on-the-beach-0_2.png"]
+    assert Path("out/on-the-beach-0.png").read_text() == "a letter"
+
+
+def test_making_it_again_in_place_changes_nothing(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate() == 0
+    before = Path("out/on-the-beach-0.png").read_bytes()
+    capsys.readouterr()
+    assert main(["generate", "--again", "out/on-the-beach-0.png"]) == 0
+    assert capsys.readouterr().out.split() == written() == ["out/on-the-beach-0.png"]
+    assert Path("out/on-the-beach-0.png").read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -272,11 +295,6 @@ def make_bad(name: str, huge_png: Callable[[int], Path]) -> list[str]:
         case "page below a file":
             Path("taken").touch()
             return ["--sheet", "taken/page.png"]
-        case "a picture of no one's":
-            Image.new("RGB", (20, 20)).save("plain.png")
-            return ["--again", "plain.png"]
-        case "a huge picture again":
-            return ["--again", str(huge_png(14_200))]
         case "broken weights":
             folder = Path("broken/unet")
             folder.mkdir(parents=True)
@@ -294,10 +312,7 @@ BAD = {
     "out is a file": "Nothing can be written to taken: choose another --out",
     "out below a file": "Nothing can be written to taken/below",
     "page below a file": "Nothing can be written to taken",
-    "a picture of no one's": "plain.png does not tell how it was made",
-    "a huge picture again": "does not tell how it was made",
     "broken weights": "broken/unet/config.json can't be read",
-    "--again nowhere.png": "There is no picture at nowhere.png",
     "--size 30": "The size 30 can't be drawn: use a multiple of 16",
     "--size 0": "The size 0 can't be drawn",
     "--model nowhere": "There is no model nowhere: use mini, a folder, or a hub id",
@@ -323,6 +338,45 @@ def test_bad_input_is_one_sentence(
     assert code == 2 and printed.out == "" and written() == before
     assert printed.err.startswith("blip-diffusion: ") and sentence in printed.err
     assert printed.err.count("\n") == 1 and printed.err.endswith(".\n")
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("plain.png", "plain.png does not tell how it was made"),
+        ("14200.png", "14200.png does not tell how it was made"),
+        ("nowhere.png", "There is no picture at nowhere.png"),
+    ],
+)
+def test_what_can_not_be_made_again(
+    huge_png: Callable[[int], Path], capsys: pytest.CaptureFixture[str], path: str, sentence: str
+) -> None:
+    Image.new("RGB", (20, 20)).save("plain.png")
+    huge_png(14_200)
+    assert main(["generate", "--again", path]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1 and not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["in the snow"], "the prompt"),
+        (["--seed", "9", "--count", "3"], "--count, --seed"),
+        (["--target-category", "cat"], "--target-category"),
+        (["--subject", "rex.safetensors"], "--subject"),
+        (["--dtype", "bfloat16"], "--dtype"),
+        (["--preset", "fast"], "--preset"),
+    ],
+)
+def test_again_takes_no_other_order(
+    generate: Run, capsys: pytest.CaptureFixture[str], more: list[str], named: str
+) -> None:
+    assert generate() == 0
+    capsys.readouterr()
+    assert main(["generate", *more, "--again", "out/on-the-beach-0.png"]) == 2
+    assert f"leave out {named}, or leave out --again" in capsys.readouterr().err
+    assert written() == ["out/on-the-beach-0.png"]
 
 
 @pytest.mark.parametrize("prompts", [(), ("",), ("on the beach", "  ")], ids=["none", "empty", "one of two"])
@@ -359,6 +413,32 @@ def test_other_commands_say_what_is_wrong(
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert sentence in error and error.count("\n") == 1
+
+
+def test_many_are_drawn_a_few_at_once(
+    generate: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same command gives the same bytes, one page shows all, and an interrupt loses one batch."""
+    long = "on the beach " * 20
+    assert generate("--count", 11, "--steps", 1, "--sheet", "page.png", "--out", "all", prompts=(long,)) == 0
+    printed = capsys.readouterr()
+    assert printed.err.count("dropped from its end") == 1
+    assert len(printed.out.split()) == len(written()) == 12
+    assert pixels("page.png").shape == (11 * 34 - 2, 2 * 34 - 2, 3)
+    rounds: list[int] = []
+    draws = BlipDiffusionPipeline.__call__
+
+    def interrupted(self: BlipDiffusionPipeline, prompts: list[str], **how: object) -> object:
+        rounds.append(len(prompts))
+        if len(rounds) == 2:
+            raise KeyboardInterrupt
+        return draws(self, prompts, **how)
+
+    monkeypatch.setattr(BlipDiffusionPipeline, "__call__", interrupted)
+    assert generate("--count", 11, "--steps", 1, "--out", "some", prompts=(long,)) == 130
+    some = sorted(Path("some").iterdir())
+    assert rounds == [8, 3] and len(some) == 8
+    assert all(path.read_bytes() == Path("all", path.name).read_bytes() for path in some)
 
 
 def test_an_interrupt_is_no_traceback(

@@ -4,9 +4,9 @@ import base64
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import re
-from collections import Counter
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 
 import torch
 from PIL import Image, ImageOps, PngImagePlugin
+from torch import Tensor
 
 from blip_diffusion import __version__, config, images
 from blip_diffusion.annotators import annotate
@@ -27,6 +28,8 @@ from blip_diffusion.pipelines.presets import Engine, Preset, named, precision
 METADATA = "blip-diffusion"
 """The PNG text chunk that holds an order as JSON."""
 MAX_COUNT, MAX_STEPS = 1000, 1000
+AT_ONCE = 8
+"""Pictures in one batch: memory grows with it, and an interrupt loses what is in it."""
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 NETS = {kind: f"lllyasviel/sd-controlnet-{kind}" for kind in ("canny", "depth", "hed", "normal", "openpose")}
@@ -109,26 +112,51 @@ def _at_most(picture: Image.Image, side: int) -> Image.Image:
 
 
 def draw(order: Order, out: Path, *, device: str = "auto", sheet: Path | None = None) -> list[Path]:
-    """Draws an order into a folder and answers the files. Nothing is written before all is known to be drawable."""
-    from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+    """Draws an order into a folder and answers the files. Nothing is written before all is known to be drawable.
 
-    place = device_of(device)
+    A file that is there already is written anew where the same order made it; any other is left alone.
+    """
     for folder in (out, *([sheet.parent] if sheet is not None else [])):
         check_writable(folder)
-    pipe = BlipDiffusionPipeline.from_pretrained(order.model, torch_dtype=getattr(torch, order.dtype)).to(place)
-    pipe.set_progress_bar_config(disable=None)  # a bar is for a terminal
-    chosen = named(order.preset) if order.preset else Preset()
-    pipe.set_preset(dataclasses.replace(chosen, dtype="own", engine=order.engine))  # the order names the precision
-    nets = [_net(control, pipe) for control in order.controls]
+    pipe = _pipeline(order, device)
+    control = _control_arguments(order.controls, [_net(control, pipe) for control in order.controls])
     reference = images.open_picture(io.BytesIO(order.reference))
     if order.subjects:
         subject = load_subjects(pipe, order.subjects)
     else:
         subject = pipe.encode_subject(reference, order.category, reference_fit=order.fit)
-    prompts = [prompt for prompt in order.prompts for _ in range(order.count)]
-    seeds = [order.seed + copy for _ in order.prompts for copy in range(order.count)]
+    wanted = [(prompt, order.seed + copy) for prompt in order.prompts for copy in range(order.count)]
+    pictures: list[Image.Image] = []
+    paths: list[Path] = []
+    for start in range(0, len(wanted), AT_ONCE):
+        some = wanted[start : start + AT_ONCE]
+        what = f"{start + 1} to {start + len(some)} of {len(wanted)}" if len(wanted) > AT_ONCE else None
+        pipe.set_progress_bar_config(disable=None, desc=what)  # a bar is for a terminal
+        drawn = _drawn(pipe, order, some, subject, control)
+        paths += _write(order, drawn, some, out, taken=set(paths))
+        pictures += drawn if sheet is not None else []
+    if sheet is not None:
+        _save(_page(reference, pictures, order), sheet)
+        paths.append(sheet)
+    return paths
+
+
+def _pipeline(order: Order, device: str) -> Any:
+    from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+
+    place = device_of(device)
+    pipe = BlipDiffusionPipeline.from_pretrained(order.model, torch_dtype=getattr(torch, order.dtype)).to(place)
+    chosen = named(order.preset) if order.preset else Preset()
+    pipe.set_preset(dataclasses.replace(chosen, dtype="own", engine=order.engine))  # the order names the precision
+    return pipe
+
+
+def _drawn(
+    pipe: Any, order: Order, wanted: list[tuple[str, int]], subject: Tensor, control: dict[str, Any]
+) -> list[Image.Image]:
+    """One picture for each prompt and seed, all at once."""
     pictures: list[Image.Image] = pipe(
-        prompts,
+        [prompt for prompt, _ in wanted],
         target_subject_category=order.target_category,
         subject_embeds=subject,
         negative_prompt=order.negative,
@@ -136,14 +164,10 @@ def draw(order: Order, out: Path, *, device: str = "auto", sheet: Path | None = 
         width=order.width,
         num_inference_steps=order.steps,
         guidance_scale=order.guidance,
-        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        **_control_arguments(order.controls, nets),
+        generator=[torch.Generator().manual_seed(seed) for _, seed in wanted],
+        **control,
     ).images
-    paths = _write(order, pictures, prompts, seeds, out)
-    if sheet is not None:
-        _save(_page(reference, pictures, order), sheet)
-        paths.append(sheet)
-    return paths
+    return pictures
 
 
 def _net(control: ControlOrder, pipe: Any) -> Any:
@@ -197,11 +221,36 @@ def _embedded(text: str) -> bytes:
     return png
 
 
-def _write(order: Order, pictures: list[Image.Image], prompts: list[str], seeds: list[int], out: Path) -> list[Path]:
-    paths = [out / name for name in _file_names(prompts, seeds)]
-    for path, picture, prompt, seed in zip(paths, pictures, prompts, seeds, strict=True):
-        _save(picture, path, json.dumps(_metadata(order, prompt, seed), sort_keys=True))
+def _write(
+    order: Order, pictures: list[Image.Image], wanted: list[tuple[str, int]], out: Path, taken: set[Path]
+) -> list[Path]:
+    """A file a picture, none of which is one of `taken`."""
+    paths: list[Path] = []
+    for picture, (prompt, seed) in zip(pictures, wanted, strict=True):
+        metadata = json.dumps(_metadata(order, prompt, seed), sort_keys=True)
+        path = _free(out / f"{_slug(prompt)}-{seed}.png", metadata, taken.union(paths))
+        _save(picture, path, metadata)
+        paths.append(path)
     return paths
+
+
+def _free(path: Path, metadata: str, taken: set[Path]) -> Path:
+    """`path`, or it with _2, _3 … at its end: the first that no picture of another order has."""
+    others = (path.with_stem(f"{path.stem}_{number}") for number in itertools.count(2))
+    return next(
+        place
+        for place in itertools.chain([path], others)
+        if place not in taken and (not place.exists() or _metadata_of(place) == metadata)
+    )
+
+
+def _metadata_of(path: Path) -> str | None:
+    """What a file that is there says of its order, if anything."""
+    try:
+        with Image.open(path) as picture:
+            return cast(str | None, picture.info.get(METADATA))
+    except Exception:  # on a damaged file, Pillow raises whatever it trips over
+        return None
 
 
 def _metadata(order: Order, prompt: str, seed: int) -> dict[str, Any]:
@@ -223,17 +272,6 @@ def _save(picture: Image.Image, path: Path, metadata: str | None = None) -> None
         picture.save(path, "PNG", pnginfo=information)
     except OSError as error:
         raise InputError(f"{path} can't be written ({error.strerror or error}): choose another --out.") from error
-
-
-def _file_names(prompts: list[str], seeds: list[int]) -> list[str]:
-    """One a picture, also where prompts differ in their signs alone."""
-    seen: Counter[str] = Counter()
-    names = []
-    for prompt, seed in zip(prompts, seeds, strict=True):
-        name = f"{_slug(prompt)}-{seed}"
-        seen[name] += 1
-        names.append(f"{name}.png" if seen[name] == 1 else f"{name}_{seen[name]}.png")
-    return names
 
 
 def _slug(prompt: str) -> str:

@@ -13,6 +13,9 @@ from blip_diffusion.interfaces.startup import importing
 if TYPE_CHECKING:
     from blip_diffusion.interfaces.service import ControlOrder
 
+BESIDE_AGAIN = ("again", "command", "out", "sheet", "device", "model")
+"""What may be said with `--again`: where, and of which model."""
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
@@ -30,7 +33,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="a tuned subject instead of a reference; several are mixed",
     )
     parser.add_argument("--target-category", metavar="WORD", help="what it shall be drawn as (default: the category)")
-    parser.add_argument("--again", type=Path, metavar="PNG", help="make the picture of this file once more")
+    parser.add_argument(
+        "--again",
+        type=Path,
+        metavar="PNG",
+        help="make the picture of this file once more; no prompt, no other flag of how",
+    )
     parser.add_argument("--model", default=None, help="mini (default), a folder, or a hub id")
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="where pictures go (default: out)")
     parser.add_argument("--count", type=int, default=1, help="pictures of each prompt (default: 1)")
@@ -61,6 +69,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
+    if arguments.again is not None:
+        _check_again(arguments)
     with importing():
         import blip_diffusion.pipelines.generate  # noqa: F401  # which the service needs next
         from blip_diffusion.interfaces import service
@@ -100,6 +110,22 @@ def run(arguments: argparse.Namespace) -> None:
         )
     for path in service.draw(order, arguments.out, device=arguments.device, sheet=arguments.sheet):
         print(path)
+
+
+def _check_again(arguments: argparse.Namespace) -> None:
+    """Raises `InputError` for what is asked beside `--again`: a picture's file says it all, so it would be dropped."""
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    usual = vars(parser.parse_args([]))
+    dropped = [
+        "the prompt" if name == "prompt" else f"--{name.replace('_', '-')}"
+        for name, value in vars(arguments).items()
+        if name not in BESIDE_AGAIN and value != usual[name]
+    ]
+    if dropped:
+        raise InputError(
+            f"--again makes a picture as it was made before: leave out {', '.join(dropped)}, or leave out --again."
+        )
 
 
 def _weighted(text: str) -> tuple[Path, float]:
