@@ -1,4 +1,5 @@
 import json
+import random
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from blip_diffusion.checkpoint.files import read_file
 from blip_diffusion.checkpoint.folder import Parts, find_model, inference_of, read_parts, whole
 from blip_diffusion.checkpoint.names import published_name, subject_encoder_from_published, subject_encoder_to_published
 from blip_diffusion.checkpoint.parts import (
@@ -231,6 +233,35 @@ def test_many_names_are_cut_short(clip_encoder: SubjectEncoder) -> None:
 
 
 @pytest.mark.parametrize("part", WEIGHTS)
+def test_whole_numbers_are_no_weights(folder: Path, part: str) -> None:
+    name = next(name for name, tensor in load_file(folder / WEIGHTS[part]).items() if tensor.is_floating_point())
+    edit(folder / WEIGHTS[part], lambda state: state.update({name: state[name].to(torch.int8)}))
+    with pytest.raises(CheckpointError, match=r"\d not of floats \(\S+ is int8"):
+        read_parts(folder)
+
+
+@pytest.mark.parametrize(
+    ("index", "sentence"),
+    [
+        ({"weight_map": {"a": ["b"]}}, "doesn't say which file holds what"),
+        ({"weight_map": {"a": 1, "b": "model.safetensors"}}, "doesn't say which file holds what"),
+        ({"weight_map": {"a": "../unet/model.safetensors"}}, "which is not beside it"),
+    ],
+)
+def test_an_index_that_makes_no_sense(folder: Path, index: dict[str, Any], sentence: str) -> None:
+    (folder / WEIGHTS["text_encoder"]).unlink()
+    (folder / "text_encoder" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=sentence):
+        read_parts(folder)
+
+
+def test_a_configuration_as_deep_as_a_well(folder: Path) -> None:
+    (folder / "unet" / "config.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"config\.json can't be read"):
+        read_parts(folder)
+
+
+@pytest.mark.parametrize("part", WEIGHTS)
 @pytest.mark.parametrize("length", [0, 5, 1000])
 def test_a_truncated_file(folder: Path, part: str, length: int) -> None:
     path = folder / WEIGHTS[part]
@@ -390,6 +421,32 @@ def test_a_pickle_of_weights_is_read(folder: Path, zipped: bool) -> None:
     torch.save(state, path.with_name("pytorch_model.bin"), _use_new_zipfile_serialization=zipped)
     loaded = load_text_encoder(folder / "text_encoder").state_dict()
     assert all(torch.equal(loaded[name.removeprefix("text_model.")], tensor) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_damaged_pickle(tmp_path: Path, zipped: bool) -> None:
+    """Whatever byte is another, there are tensors in it or one sentence."""
+    path, rng = tmp_path / "model.bin", random.Random(0)
+    torch.save({"a": torch.ones(2, 3), "b": torch.arange(4)}, path, _use_new_zipfile_serialization=zipped)
+    good, sentences = path.read_bytes(), []
+    for _ in range(300):
+        bad = bytearray(good)
+        bad[rng.randrange(len(bad))] = rng.randrange(256)
+        path.write_bytes(bad)
+        try:
+            read_file(path)
+        except CheckpointError as error:
+            sentences.append(str(error))
+    assert len(sentences) > 50 and not [sentence for sentence in sentences if "\n" in sentence]
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.ckpt"])
+@pytest.mark.parametrize("text", ["version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "<!DOCTYPE html>"])
+def test_a_page_in_place_of_weights(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(CheckpointError, match="is not a file of weights: fetch it again"):
+        read_file(tmp_path / name)
 
 
 def test_a_pickle_of_something_else(folder: Path) -> None:

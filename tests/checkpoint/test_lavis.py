@@ -3,6 +3,8 @@
 import io
 import os
 import pickle
+import random
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,7 @@ from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden" / "pipe"
 WIDTH, WORDS = 16, 64
+QKV = "visual_encoder.transformer.resblocks.0.attn.in_proj_weight"
 State = dict[str, Tensor]
 
 
@@ -265,6 +268,18 @@ def test_a_truncated_archive(archive: Path, tmp_path: Path, length: int) -> None
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("packed", ["gz", "xz", "bz2"])
+def test_a_damaged_archive(original: Path, tmp_path: Path, packed: str) -> None:
+    with tarfile.open(tmp_path / "whole.tar", f"w:{packed}") as files:
+        files.add(original, arcname="blip-diffusion")
+    data, rng = (tmp_path / "whole.tar").read_bytes(), random.Random(0)
+    for _ in range(6):
+        place = rng.randrange(100, len(data) - 100)
+        (tmp_path / "bad.tar").write_bytes(data[:place] + rng.randbytes(40) + data[place + 40 :])
+        with pytest.raises(CheckpointError, match=r"not an archive that can be read .*: fetch it again"):
+            lavis.unpack(tmp_path / "bad.tar", tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
@@ -272,6 +287,8 @@ def test_a_truncated_archive(archive: Path, tmp_path: Path, length: int) -> None
         (lavis.BLIP, lambda s: s.update(more=torch.ones(1)), r"the Q-Former: 1 unexpected \(more\)"),
         (lavis.BLIP, lambda s: s.update(query_tokens=torch.ones(1, 3, 16)), r"is \(1, 3, 16\), not \(1, 4, 16\)"),
         (lavis.BLIP, lambda s: s.update({"Qformer.cls.predictions.decoder.bias": torch.ones(64)}), "is not tied to"),
+        (lavis.BLIP, lambda s: s.update(query_tokens=s["query_tokens"].to(torch.int8)), "1 not of floats"),
+        (lavis.BLIP, lambda s: s.update({QKV: torch.tensor(1.0)}), "3 of another shape"),
         (lavis.PROJECTION, lambda s: s.pop("dense1.bias"), "the Q-Former: 1 missing"),
         (lavis.TEXT, lambda s: s.pop("text_model.final_layer_norm.bias"), "the text encoder: 1 missing"),
         (lavis.UNET, lambda s: s.update(more=torch.ones(1)), "the unet: 1 unexpected"),
@@ -282,8 +299,6 @@ def test_a_truncated_archive(archive: Path, tmp_path: Path, length: int) -> None
 def test_a_damaged_original(
     original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, change: Any, message: str
 ) -> None:
-    import shutil
-
     monkeypatch.chdir(tmp_path)
     folder = Path(shutil.copytree(original, tmp_path / "copy"))
     broken(folder / name, change)
@@ -293,9 +308,27 @@ def test_a_damaged_original(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]
 
 
-def test_a_missing_file(original: Path, tmp_path: Path) -> None:
-    import shutil
+@pytest.mark.parametrize(
+    ("subject", "message"),
+    [
+        (Code(), "running it could do harm"),
+        ([1, 2], "should be one tensor"),
+        (torch.ones(4, 16), "should be one tensor"),
+    ],
+)
+def test_a_tuned_subject_that_is_none(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subject: Any, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path(shutil.copytree(original, tmp_path / "copy"))
+    (folder / lavis.CACHE).parent.mkdir()
+    torch.save(subject, folder / lavis.CACHE)
+    with pytest.raises(CheckpointError, match=message):
+        convert(str(folder), tmp_path / "out", base=str(GOLDEN))
+    assert not Path("harm").exists()
 
+
+def test_a_missing_file(original: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(original, tmp_path / "copy"))
     (folder / lavis.UNET).unlink()
     with pytest.raises(CheckpointError, match=r"unet/diffusion_pytorch_model\.bin missing"):

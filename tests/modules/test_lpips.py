@@ -1,3 +1,4 @@
+import pickle
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,13 @@ def test_a_folder_without_it(published: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"{VGG} can't be read"):
         read_lpips(tmp_path)
     (tmp_path / VGG).write_bytes((published / VGG).read_bytes())
+    for no_table in (b"<!DOCTYPE html>", pickle.dumps(print), pickle.dumps([1, 2])):
+        (tmp_path / LINEAR).write_bytes(no_table)
+        with pytest.raises(CheckpointError, match=f"{LINEAR} can't be read"):
+            read_lpips(tmp_path)
+    torch.save([1, 2], tmp_path / LINEAR)
+    with pytest.raises(CheckpointError, match=f"{LINEAR} can't be read"):
+        read_lpips(tmp_path)
     torch.save({"lin0.model.1.weight": torch.rand(1, 3, 1, 1)}, tmp_path / LINEAR)
     with pytest.raises(CheckpointError, match="doesn't hold LPIPS"):
         read_lpips(tmp_path)

@@ -3,6 +3,8 @@
 import itertools
 import json
 import os
+import pickle
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +12,6 @@ from typing import Any, TypeVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -46,35 +47,43 @@ def read_file(path: Path) -> State:
     """The tensors of one file: mapped where the file allows it, and of a pickle nothing but tensors."""
     if path.suffix not in (".safetensors", *PICKLES):
         raise CheckpointError(f"{path} is not a file of weights: use a {', '.join(('.safetensors', *PICKLES))} file.")
+    if path.suffix != ".safetensors":
+        return table_of_tensors(unpickled(path), path)
     try:
-        return load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
+        return load_file(path)
+    except Exception as error:  # on damaged bytes, a reader raises whatever it trips over
         raise CheckpointError(f"{path} is not a file of weights ({reason(error)}): fetch it again.") from error
 
 
 def _read_shards(folder: Path, index: str) -> State:
     table = read_json(folder / index).get("weight_map")
-    if not isinstance(table, dict):
+    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
         raise CheckpointError(f"{folder / index} doesn't say which file holds what: fetch it again.")
     state: State = {}
     for name in sorted(set(table.values())):
-        if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
+        if Path(name).name != name or not (folder / name).is_file():
             raise CheckpointError(f"{folder / index} names the file {name!r}, which is not beside it: fetch it again.")
         state |= read_file(folder / name)
     return state
 
 
-def _unpickled(path: Path) -> State:
-    import pickle
-    import zipfile
-
+def unpickled(path: Path) -> Any:
+    """What a pickle of tensors and plain tables holds, on the CPU. Any other is a `CheckpointError`, and not run."""
     try:
-        table = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
+        if not _begins_as_pickle(path):  # a page that says where the weights are, for example
+            raise CheckpointError(f"{path} is not a file of weights: fetch it again.") from error
         raise CheckpointError(
-            f"{path} holds more than weights, and running it could do harm: it is refused."
+            f"{path} holds more than weights or is damaged, and running it could do harm: it is refused."
         ) from error
-    return table_of_tensors(table, path)
+    except Exception as error:  # on damaged bytes, a reader raises whatever it trips over
+        raise CheckpointError(f"{path} is not a file of weights ({reason(error)}): fetch it again.") from error
+
+
+def _begins_as_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) in (b"PK", *(bytes((0x80, protocol)) for protocol in range(2, 6)))
 
 
 def table_of_tensors(table: Any, path: Path) -> State:
@@ -144,7 +153,7 @@ def read_json(path: Path) -> dict[str, Any]:
         table = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing: the model's folder is incomplete.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} can't be read ({error}).") from error
     if not isinstance(table, dict):
         raise CheckpointError(f"{path} is not a JSON object.")
@@ -177,11 +186,16 @@ def contiguous(state: Mapping[str, Tensor], dtype: torch.dtype | None = None) ->
 def check_state(
     state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, extra: list[str] | None = None, where: str
 ) -> None:
-    """Raises `CheckpointError` unless the names and shapes are those wanted."""
+    """Raises `CheckpointError` unless the names and shapes are those wanted, and floats where they are."""
     problem = complaints(
         missing=wanted.keys() - state.keys(),
         unexpected=[*(state.keys() - wanted.keys()), *(extra or [])],
         wrong=misshapen(state, {name: tuple(tensor.shape) for name, tensor in wanted.items()}),
+        not_floats=[
+            f"{name} is {state[name].dtype}".replace("torch.", "")
+            for name in state.keys() & wanted.keys()
+            if wanted[name].is_floating_point() and not state[name].is_floating_point()
+        ],
     )
     if problem:
         raise CheckpointError(f"The weights don't fit {where}: {problem}.")
@@ -196,9 +210,16 @@ def misshapen(state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]
     ]
 
 
-def complaints(*, missing: Iterable[str], unexpected: Iterable[str], wrong: Iterable[str]) -> str:
+def complaints(
+    *, missing: Iterable[str], unexpected: Iterable[str], wrong: Iterable[str], not_floats: Iterable[str] = ()
+) -> str:
     """How many there are of each, and the first of them; nothing where there are none."""
-    kinds = (("missing", sorted(missing)), ("unexpected", sorted(unexpected)), ("of another shape", sorted(wrong)))
+    kinds = (
+        ("missing", sorted(missing)),
+        ("unexpected", sorted(unexpected)),
+        ("of another shape", sorted(wrong)),
+        ("not of floats", sorted(not_floats)),
+    )
     return "; ".join(
         f"{len(names)} {kind} ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
         for kind, names in kinds

@@ -18,7 +18,7 @@ import torch
 from diffusers import PNDMScheduler
 from torch import Tensor
 
-from blip_diffusion.checkpoint.files import State, empty, fill, read_file
+from blip_diffusion.checkpoint.files import State, empty, fill, read_file, unpickled
 from blip_diffusion.checkpoint.names import (
     LAVIS_HEADS,
     LAVIS_TIED,
@@ -30,7 +30,7 @@ from blip_diffusion.checkpoint.names import (
     subject_encoder_to_published,
 )
 from blip_diffusion.checkpoint.parts import ASSETS, bert_tokenizer, build_diffusers
-from blip_diffusion.errors import CheckpointError
+from blip_diffusion.errors import CheckpointError, reason
 from blip_diffusion.model import (
     BlipDiffusion,
     ModelConfig,
@@ -92,7 +92,7 @@ def read_original(folder: Path, *, base: BlipDiffusion | None = None) -> Origina
         reference=published.reference if base is None else base.reference,
     )
     cache = folder / CACHE
-    return Original(model, heads, _subject(torch.load(cache, weights_only=True)) if cache.is_file() else None)
+    return Original(model, heads, _subject(unpickled(cache)) if cache.is_file() else None)
 
 
 def read_tuned(path: Path, base: BlipDiffusion) -> Original:
@@ -138,8 +138,14 @@ def unpack(archive: Path, folder: Path) -> Path:
                 source = files.extractfile(member) if member.isfile() and name in FILES else None
                 if source is not None:
                     _write(source, folder / name)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise CheckpointError(f"{archive} is not an archive that can be read ({error}): fetch it again.") from error
+            while files.fileobj is not None and files.fileobj.read(2**24):
+                pass  # the checksum is at the end
+    except CheckpointError:
+        raise
+    except Exception as error:  # on damaged bytes, tarfile lets through what each way of packing raises
+        raise CheckpointError(
+            f"{archive} is not an archive that can be read ({reason(error)}): fetch it again."
+        ) from error
     return folder
 
 

@@ -77,7 +77,7 @@ def subject_encoder_from_published(published: Mapping[str, Tensor], wanted: Mapp
         used.add(source)
         if source in found:
             tensor = found[source]
-            if part is not None and len(tensor) % 3 == 0:
+            if part is not None and tensor.ndim and len(tensor) % 3 == 0:
                 tensor = tensor.chunk(3)[part]
             same = _without_ones(tensor.shape) == _without_ones(like.shape)
             state[name] = tensor.view(like.shape) if same else tensor

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from diffusers.loaders import single_file_utils as ldm
 
-from blip_diffusion.checkpoint.files import State, read_file
+from blip_diffusion.checkpoint.files import SENSELESS, State, read_file
 from blip_diffusion.checkpoint.names import modern_vae_name
 from blip_diffusion.checkpoint.parts import build_diffusers
 from blip_diffusion.errors import CheckpointError
@@ -72,6 +72,6 @@ def _translated(name: str, path: Path, state: State, config: Mapping[str, Any], 
     whole = {"layers_per_block": 2, "class_embed_type": None, "addition_embed_type": None, **config}
     try:
         converted: State = convert(dict(state), whole)
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
+    except SENSELESS as error:
         raise CheckpointError(f"The {name} in {path} is not laid out as Stable Diffusion 1's ({error!r}).") from error
     return converted
