@@ -1,7 +1,10 @@
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
+from huggingface_hub import hf_hub_download
 from PIL import Image, ImageDraw
 
 from blip_diffusion.annotators import annotate, canny
@@ -57,3 +60,19 @@ def test_what_is_not_there(dog: Image.Image) -> None:
         annotate(dog, "edges")
     with pytest.raises(InputError, match=r"depth needs controlnet_aux: pip install"):
         annotate(dog, "depth")
+
+
+def test_weights_that_can_not_be_had(dog: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library may not be installed here; its detectors begin with this download, which fails without a network."""
+
+    class MidasDetector:
+        @classmethod
+        def from_pretrained(cls, name: str) -> None:
+            hf_hub_download(name, "dpt_hybrid-midas-501f0c75.pt")
+
+    library = ModuleType("controlnet_aux")
+    vars(library)["MidasDetector"] = MidasDetector
+    monkeypatch.setitem(sys.modules, "controlnet_aux", library)
+    with pytest.raises(InputError, match=r"can't be had from lllyasviel/Annotators .* give it as map") as caught:
+        annotate(dog, "depth")
+    assert "\n" not in str(caught.value)

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion import images
-from blip_diffusion.errors import InputError
+from blip_diffusion.errors import InputError, reason
 
 LEARNED = {
     "depth": "MidasDetector",
@@ -18,15 +18,16 @@ LEARNED = {
     "openpose": "OpenposeDetector",
     "softedge": "PidiNetDetector",
 }
-"""Annotators that are networks: the class of `controlnet_aux` and its weights on the hub."""
+"""Annotators that are networks: their classes in `controlnet_aux`."""
 WEIGHTS = "lllyasviel/Annotators"
+"""Where the hub has what they learned."""
 KINDS = ("map", "canny", *LEARNED)
 """`map` takes a picture that is a control map already."""
 TANGENT = 0.4142135623730950488  # of 22.5 degrees
 
 
 def annotate(picture: Image.Image, kind: str) -> Image.Image:
-    """The control map of a picture. Raises `InputError` for an unknown kind, or one whose library isn't installed."""
+    """The control map of a picture. Raises `InputError` for an unknown kind, or one that needs what isn't here."""
     picture = images.as_rgb(picture)
     if kind == "map":
         return picture
@@ -45,7 +46,13 @@ def _learned(kind: str) -> Callable[[Image.Image], Image.Image]:
             f"The control {kind} needs controlnet_aux: pip install 'blip-diffusion[control]', or draw the map yourself "
             "and give it as map."
         ) from error
-    detector: Callable[[Image.Image], Image.Image] = getattr(controlnet_aux, LEARNED[kind]).from_pretrained(WEIGHTS)
+    try:
+        detector: Callable[[Image.Image], Image.Image] = getattr(controlnet_aux, LEARNED[kind]).from_pretrained(WEIGHTS)
+    except Exception as error:  # its networks are fetched from the hub and built by several libraries
+        raise InputError(
+            f"The control {kind} can't be had from {WEIGHTS} ({reason(error)}): draw the map yourself and give it as "
+            "map."
+        ) from error
     return detector
 
 

@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> None:
     from blip_diffusion.training.run import run as train
 
     folder = arguments.out or Path("runs") / arguments.config.stem
-    overrides = [*arguments.set, *([f"train.minutes={arguments.minutes}"] if arguments.minutes else [])]
+    overrides = [*arguments.set, *([f"train.minutes={arguments.minutes}"] if arguments.minutes is not None else [])]
     resume: bool | Literal["latest"] | Path = False
     if arguments.resume:
         resume = "latest" if arguments.resume == "latest" else Path(arguments.resume)
