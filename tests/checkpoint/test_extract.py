@@ -73,5 +73,15 @@ def test_errors(tiny_folder: Path, tmp_path: Path) -> None:
     torch.save({"model": {"a": torch.ones(1)}}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="is not what LAVIS' tuning saves"):
         convert_tuned(tmp_path / "other.pth", str(tiny_folder), tmp_path / "x.safetensors", name="rex", category="dog")
-    with pytest.raises(InputError, match=r"should end in .safetensors"):
-        convert_tuned(tmp_path / "other.pth", str(tiny_folder), tmp_path / "x", name="rex", category="dog")
+    good = {"name": "rex", "category": "dog", "out": tmp_path / "x.safetensors"}
+    for change, sentence in [
+        ({"out": tmp_path / "x"}, "should end in .safetensors, as rex.safetensors"),
+        ({"out": Path(".")}, "should end in .safetensors, as rex.safetensors"),
+        ({"out": tmp_path / "other.pth" / "x.safetensors"}, "Nothing can be written"),
+        ({"name": "a b"}, "name 'a b' can't be used"),
+        ({"category": " "}, "category is empty"),
+        ({"rank": -1}, "--rank is -1: use a number from 0"),
+        ({"rank": 10**9}, "--rank is 1000000000: use a number from 0"),
+    ]:
+        with pytest.raises(InputError, match=sentence):
+            convert_tuned(tmp_path / "other.pth", str(tiny_folder), **{**good, **change})

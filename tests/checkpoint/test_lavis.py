@@ -1,6 +1,7 @@
 """LAVIS' files. They are written here by hand, by the table of its names, from the published code's weights."""
 
 import io
+import json
 import os
 import pickle
 import random
@@ -18,8 +19,10 @@ from torch import Tensor
 
 from blip_diffusion.checkpoint import lavis
 from blip_diffusion.checkpoint.convert import convert
+from blip_diffusion.checkpoint.folder import inference_of
 from blip_diffusion.errors import CheckpointError
 from blip_diffusion.interfaces.cli import main
+from blip_diffusion.model import InferenceConfig
 from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden" / "pipe"
@@ -203,6 +206,33 @@ def test_the_command(original: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out.strip() == str(tmp_path / "ours")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ours"]  # nothing is left lying about
     assert main(["convert", str(original), "--base", str(GOLDEN), "--out", str(tmp_path / "ours")]) == 0
+
+
+def test_half_the_size_for_lavis(original: Path, tmp_path: Path, dog: Image.Image) -> None:
+    arguments = ["convert", str(GOLDEN), "--to", "lavis", "--dtype", "float16", "--out", str(tmp_path / "half")]
+    assert main(arguments) == 0
+    for name in lavis.FILES[:-1]:
+        state = torch.load(tmp_path / "half" / name, weights_only=True)
+        assert {tensor.dtype for tensor in state.values()} == {torch.float16}
+    convert(str(tmp_path / "half"), tmp_path / "back", base=str(GOLDEN))
+    assert (drawn(tmp_path / "back", dog) - drawn(GOLDEN, dog)).abs().mean() < 0.01
+
+
+def test_what_lavis_does_not_say_is_the_bases(original: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(GOLDEN, tmp_path / "base"))
+    index = json.loads((base / "model_index.json").read_text())
+    (base / "model_index.json").write_text(json.dumps(index | {"num_inference_steps": 7, "prompt_reps": 3}))
+    convert(str(original), tmp_path / "out", base=str(base))
+    assert inference_of(tmp_path / "out") == inference_of(base) == InferenceConfig(prompt_reps=3, num_inference_steps=7)
+
+
+def test_where_a_link_leads_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "model").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "model" / "model_index.json").write_text("{}")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "model")
+    convert(str(GOLDEN), tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "elsewhere" / "model" / "unet").is_dir()
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["model"]
 
 
 def test_clips_words_are_clips() -> None:

@@ -23,6 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept"),
 ]
 Run = Callable[..., int]
+WORLD = str(Path(__file__).parents[1] / "fixtures" / "world.zip")
 HEAVY = ("torch", "diffusers", "transformers", "PIL", "numpy")
 
 
@@ -311,6 +312,7 @@ BAD = {
     "folder": "There is no picture at .",
     "out is a file": "Nothing can be written to taken: choose another --out",
     "out below a file": "Nothing can be written to taken/below",
+    "--out /proc/x/y": "Nothing can be written to /proc/x/y",
     "page below a file": "Nothing can be written to taken",
     "broken weights": "broken/unet/config.json can't be read",
     "--size 30": "The size 30 can't be drawn: use a multiple of 16",
@@ -403,16 +405,30 @@ def test_flags_that_do_not_exist(arguments: list[str], capsys: pytest.CaptureFix
     [
         (["train", "nowhere.toml"], "The configuration nowhere.toml can't be read"),
         (["train", "bad.toml"], "is not a configuration key"),
+        (["train", "good.toml", "--minutes", "0"], "minutes must be positive"),
         (["data", "sheet", "--world", "nowhere.zip"], "There is no world at nowhere.zip"),
+        (["data", "sheet", "--world", WORLD, "--count", "0"], "--count is 0: use a number from 1"),
+        (["data", "sheet", "--world", WORLD, "--out", "page"], "should be a file that ends in .png"),
+        (["data", "sheet", "--world", WORLD, "--out", "good.toml/page.png"], "Nothing can be written to good.toml"),
+        (["convert", "mini", "--out", "/proc/x/y"], "Nothing can be written to /proc/x"),
+        (["convert", "mini", "--out", "good.toml/y"], "Nothing can be written to good.toml"),
+        (["convert", "mini", "--out", "out", "--rank", "4"], "--rank has no say in --to folder"),
+        (["convert", "x.pth", "--to", "subject", "--out", "x", "--dtype", "float16"], "--dtype has no say in --to"),
     ],
 )
 def test_other_commands_say_what_is_wrong(
     arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("bad.toml").write_text('method = "subject"\n[train]\nstepps = 3\n')
+    Path("good.toml").write_text('method = "subject"\n[train]\nsteps = 3\n')
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert sentence in error and error.count("\n") == 1
+    assert sentence in error and error.count("\n") == 1 and written() == ["bad.toml", "good.toml"]
+
+
+def test_a_page_of_samples(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "sheet", "--world", WORLD, "--count", "2", "--out", "no/where.png"]) == 0
+    assert capsys.readouterr().out.split() == written() == ["no/where.png"]
 
 
 def test_many_are_drawn_a_few_at_once(

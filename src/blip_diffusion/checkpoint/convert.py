@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from blip_diffusion.checkpoint import lavis
-from blip_diffusion.checkpoint.files import read_file, save_state
+from blip_diffusion.checkpoint.files import check_writable, read_file, save_state
 from blip_diffusion.checkpoint.folder import check_fit, find_model, load_unet, load_vae, read_parts, save_model, whole
 from blip_diffusion.checkpoint.lavis import Original
 from blip_diffusion.errors import CheckpointError
@@ -34,7 +34,9 @@ def convert(
     its `base`. `unet` and `vae` are folders or Stable Diffusion 1.5 files that replace the model's. Stage 1's heads
     and a tuned subject of LAVIS are kept beside the model. Raises `CheckpointError` before anything is written.
     """
+    check_writable(out.parent)
     _check_free(out)
+    out = out.resolve()  # where `out` is a link, what it leads to is replaced
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         original = _read(source, Path(scratch) / "unpacked", base)
@@ -45,7 +47,7 @@ def convert(
         check_fit(original.model)
         made = Path(scratch) / "made"
         if to == "lavis":
-            lavis.write_original(original, made)
+            lavis.write_original(original, made, dtype=dtype)
         else:
             _write(original, made, dtype)
         if out.exists():

@@ -6,12 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blip_diffusion.checkpoint.files import State
+from blip_diffusion.checkpoint.files import State, check_writable
 from blip_diffusion.checkpoint.folder import find_model, read_parts, whole
 from blip_diffusion.checkpoint.lavis import read_tuned
 from blip_diffusion.checkpoint.lora import ATTENTION
-from blip_diffusion.checkpoint.subject_file import Subject, fingerprint, write_subject
+from blip_diffusion.checkpoint.subject_file import Subject, check_category, check_name, fingerprint, write_subject
 from blip_diffusion.errors import CheckpointError, InputError
+
+MAX_RANK = 1280
+"""The widest attention of Stable Diffusion 1.5: a LoRA of that rank keeps all of it."""
 
 
 def convert_tuned(source: Path, base: str, out: Path, *, name: str, category: str, rank: int = 8) -> float:
@@ -20,8 +23,13 @@ def convert_tuned(source: Path, base: str, out: Path, *, name: str, category: st
     Answers how much of the U-Net's change the LoRA keeps, as a share of its squared norm: the rest, and what changed
     elsewhere than in attention, is lost. Rank 0 keeps the embedding alone.
     """
+    check_name(name)
+    check_category(category)
+    if not 0 <= rank <= MAX_RANK:
+        raise InputError(f"--rank is {rank}: use a number from 0 to {MAX_RANK}.")
     if out.suffix != ".safetensors":
-        raise InputError(f"--out {out} should end in .safetensors, as {out.with_suffix('.safetensors')}.")
+        raise InputError(f"--out {out} should end in .safetensors, as {name}.safetensors.")
+    check_writable(out.parent)
     folder = find_model(base)
     model = whole(read_parts(folder), folder)
     before, own = model.unet, fingerprint(model.unet, model.text_encoder)

@@ -2,8 +2,8 @@
 
 import itertools
 import json
-import os
 import pickle
+import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -118,9 +118,11 @@ def save_state(
 
 def check_writable(folder: Path) -> None:
     """Before an hour of work, not after it. Raises `InputError` for a folder that can't be written to."""
-    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise InputError(f"Nothing can be written to {folder}: choose another --out.")
+    try:
+        there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+        tempfile.TemporaryFile(dir=there).close()  # permissions don't tell all: of /proc, of a disk that is read alone
+    except OSError as error:
+        raise InputError(f"Nothing can be written to {folder}: choose another --out.") from error
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import torch
 from diffusers import PNDMScheduler
 from torch import Tensor
 
-from blip_diffusion.checkpoint.files import State, empty, fill, read_file, unpickled
+from blip_diffusion.checkpoint.files import State, contiguous, empty, fill, read_file, unpickled
 from blip_diffusion.checkpoint.names import (
     LAVIS_HEADS,
     LAVIS_TIED,
@@ -90,6 +90,7 @@ def read_original(folder: Path, *, base: BlipDiffusion | None = None) -> Origina
         qformer_tokenizer=bert_tokenizer() if base is None else base.qformer_tokenizer,
         scheduler=published_scheduler() if base is None else base.scheduler,
         reference=published.reference if base is None else base.reference,
+        inference=None if base is None else base.inference,
     )
     cache = folder / CACHE
     return Original(model, heads, _subject(unpickled(cache)) if cache.is_file() else None)
@@ -105,8 +106,11 @@ def read_tuned(path: Path, base: BlipDiffusion) -> Original:
     return Original(base, subject=_subject(state["ctx_embeddings_cache"]))
 
 
-def write_original(original: Original, folder: Path) -> None:
-    """The same files, for LAVIS to read. A model of other parts than LAVIS has is a `CheckpointError`."""
+def write_original(original: Original, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+    """The same files, for LAVIS to read, weights in `dtype` where one is given.
+
+    A model of other parts than LAVIS has is a `CheckpointError`.
+    """
     model = original.model
     if model.subject_encoder.image_encoder.config.tower != "clip":
         raise CheckpointError("LAVIS knows only CLIP's image encoder: this model has another.")
@@ -125,7 +129,7 @@ def write_original(original: Original, folder: Path) -> None:
         states[CACHE] = original.subject
     for name, state in states.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        torch.save(_owned(state), folder / name)
+        torch.save(_owned(state, dtype), folder / name)
 
 
 def unpack(archive: Path, folder: Path) -> Path:
@@ -201,9 +205,11 @@ def _subject(tensor: Any) -> Tensor:
     return tensor.detach().float()
 
 
-def _owned(state: Any) -> Any:
-    """Without what shares memory with a larger tensor, which would be written whole."""
-    return {n: t.detach().clone() for n, t in state.items()} if isinstance(state, Mapping) else state.detach().clone()
+def _owned(state: Any, dtype: torch.dtype | None) -> Any:
+    """Without what shares memory with a larger tensor, which would be written whole; weights in `dtype`."""
+    if isinstance(state, Mapping):
+        return {name: tensor.detach().clone() for name, tensor in contiguous(state, dtype).items()}
+    return state.detach().clone()
 
 
 def clip_tokenizer() -> Any:

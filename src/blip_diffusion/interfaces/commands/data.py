@@ -3,6 +3,11 @@
 import argparse
 from pathlib import Path
 
+from blip_diffusion.errors import InputError
+
+MOST = 1000
+"""Samples on a page."""
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The two commands of `data`."""
@@ -50,9 +55,16 @@ def _sheet_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _sheet(arguments: argparse.Namespace) -> None:
+    from blip_diffusion.checkpoint.files import check_writable
     from blip_diffusion.data.compose import Composer, ComposerConfig, sheet
     from blip_diffusion.data.world import World
 
+    if not 1 <= arguments.count <= MOST:
+        raise InputError(f"--count is {arguments.count}: use a number from 1 to {MOST}.")
+    if arguments.out.suffix.lower() != ".png" or arguments.out.is_dir():
+        raise InputError(f"--out {arguments.out} should be a file that ends in .png, as samples.png.")
+    check_writable(arguments.out.parent)
     composer = Composer(World.load(arguments.world), ComposerConfig(), batch_size=arguments.count, seed=arguments.seed)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     sheet(composer(0), arguments.out)
     print(arguments.out)
