@@ -4,9 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from blip_diffusion.diffusion.shortcuts import ShallowUNet, WholeUNet
 from blip_diffusion.engines import cache_folder, key_of, openvino
+from blip_diffusion.model import BlipDiffusion
 
 X = torch.linspace(-1, 1, 12).view(2, 6)
 
@@ -70,6 +74,52 @@ def test_the_key_is_of_the_weights() -> None:
     with torch.no_grad():
         other.layer.bias[0] += 1e-6
     assert key_of(network, "1") != key_of(other, "1")
+
+
+def test_the_key_is_of_the_adapters() -> None:
+    """Which of them are active, and how strongly: the weights are the same."""
+    network = Branching()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several are what we want
+        for name in ("one", "two"):
+            network = inject_adapter_in_model(LoraConfig(r=1, target_modules=["layer"]), network, name)
+    layer = network.layer
+    assert isinstance(layer, BaseTunerLayer)
+    keys = set()
+    for names in (["one"], ["two"], ["one", "two"], []):
+        layer.set_adapter(names)
+        keys.add(key_of(network, "1"))
+    layer.set_adapter(["one"])
+    layer.set_scale("one", 0.5)
+    keys.add(key_of(network, "1"))
+    layer.enable_adapters(False)
+    keys.add(key_of(network, "1"))
+    assert len(keys) == 6
+
+
+@pytest.mark.parametrize("kind", [WholeUNet, ShallowUNet])
+def test_the_key_is_of_the_settings(model: BlipDiffusion, kind: type[WholeUNet | ShallowUNet]) -> None:
+    assert key_of(kind(model.unet, 1), "1") == key_of(kind(model.unet, 1), "1") != key_of(kind(model.unet, 2), "1")
+
+
+@falling_back
+def test_a_lora_turned_down_is_run_so() -> None:
+    pytest.importorskip("openvino")
+    network = inject_adapter_in_model(LoraConfig(r=1, target_modules=["layer"], init_lora_weights=False), Branching())
+    for scale in (1.0, 0.25):
+        network.layer.set_scale("default", scale)
+        answer, _ = openvino(network, name="network", quiet=True)(X, torch.tensor(1.0))
+        torch.testing.assert_close(answer, network(X, torch.tensor(1.0))[0], atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.gpu
+@falling_back
+def test_a_network_on_another_device() -> None:
+    pytest.importorskip("openvino")
+    network, x, scale = Branching().cuda(), X.cuda(), torch.tensor(1.0).cuda()
+    answer, _ = openvino(network, name="network", quiet=True)(x, scale)
+    assert answer.device == x.device and network.layer.weight.device == x.device
+    torch.testing.assert_close(answer, network(x, scale)[0], atol=2e-2, rtol=2e-2)
 
 
 @falling_back

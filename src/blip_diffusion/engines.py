@@ -1,7 +1,7 @@
 """Other engines than torch's own for a network that is only run: OpenVINO on CPUs.
 
 A conversion takes a minute or two for a U-Net of Stable Diffusion's size. It is kept on disk under a key of the
-network's weights, so that it happens once.
+network's weights and settings, so that it happens once.
 """
 
 import copy
@@ -9,11 +9,12 @@ import hashlib
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -53,8 +54,9 @@ class OpenVino:
             self._prepare(tensors)
         if self._failed:
             return self._network(*tensors)
-        results = self._compiled[shapes]([tensor.detach().float().contiguous().numpy() for tensor in tensors])
-        answers = tuple(torch.from_numpy(results[index].copy()) for index in range(len(results)))
+        results = self._compiled[shapes]([_as_openvino_wants(tensor).numpy() for tensor in tensors])
+        device = tensors[0].device
+        answers = tuple(torch.from_numpy(results[index].copy()).to(device) for index in range(len(results)))
         return answers if len(answers) > 1 else answers[0]
 
     def _prepare(self, tensors: tuple[Tensor, ...]) -> None:
@@ -86,12 +88,26 @@ def cache_folder() -> Path:
 
 
 def key_of(network: nn.Module, version: str) -> str:
-    """Of the weights, to the bit, of the network's kind and settings, and of what converts it."""
+    """Of the weights, to the bit, of the network's kind and settings, of its adapters', and of what converts it."""
     digest = hashlib.blake2b(f"{version} {torch.__version__} {network}".encode(), digest_size=16)
+    digest.update(repr(adapters_of(network)).encode())
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def adapters_of(network: nn.Module) -> Hashable:
+    """Which LoRAs are active in each layer, and how strongly: what neither weights nor names tell."""
+    return tuple(
+        (tuple(layer.active_adapters), layer.disable_adapters, tuple(sorted(getattr(layer, "scaling", {}).items())))
+        for layer in network.modules()
+        if isinstance(layer, BaseTunerLayer)
+    )
+
+
+def _as_openvino_wants(tensor: Tensor) -> Tensor:
+    return tensor.detach().float().cpu().contiguous()
 
 
 def _convert(ov: Any, network: nn.Module, example: tuple[Tensor, ...], folder: Path) -> None:
@@ -103,11 +119,11 @@ def _convert(ov: Any, network: nn.Module, example: tuple[Tensor, ...], folder: P
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     plain = network
-    if any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in network.state_dict().values()):
-        plain = copy.deepcopy(network).float()
+    if not all(_is_plain(tensor) for tensor in network.state_dict().values()):
+        plain = copy.deepcopy(network).float().cpu()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's tracer warns of every Python branch on a shape
-        decoder = TorchScriptPythonDecoder(plain, example_input=tuple(tensor.float() for tensor in example))
+        decoder = TorchScriptPythonDecoder(plain, example_input=tuple(map(_as_openvino_wants, example)))
     frontend = FrontEndManager().load_by_framework("pytorch")
     model = frontend.convert(frontend.load(decoder))  # reads from the decoder, which must live as long
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
@@ -116,3 +132,7 @@ def _convert(ov: Any, network: nn.Module, example: tuple[Tensor, ...], folder: P
     ov.save_model(model, partial / "network.xml", compress_to_fp16=True)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and (tensor.dtype == torch.float32 or not tensor.is_floating_point())

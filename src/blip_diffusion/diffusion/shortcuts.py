@@ -30,6 +30,9 @@ class WholeUNet(nn.Module):
         self.unet = unet
         self.layers = layers
 
+    def extra_repr(self) -> str:
+        return f"layers={self.layers}"  # which tells one from another where weights and names don't
+
     def forward(self, latents: Tensor, timestep: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         dtype = self.unet.dtype
         with _inputs(self.unet.up_blocks[-1].resnets[-self.layers]) as seen:
@@ -49,6 +52,9 @@ class ShallowUNet(nn.Module):
         check_divisible(unet, layers)
         self.unet = unet
         self.layers = layers
+
+    def extra_repr(self) -> str:
+        return f"layers={self.layers}"  # which tells one from another where weights and names don't
 
     def forward(self, latents: Tensor, timestep: Tensor, text: Tensor, deep: Tensor) -> Tensor:
         unet, text = self.unet, text.to(self.unet.dtype)

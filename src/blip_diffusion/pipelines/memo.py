@@ -6,8 +6,9 @@ from collections.abc import Callable, Hashable, Sequence
 from itertools import chain
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+
+from blip_diffusion.engines import adapters_of
 
 
 class Memo:
@@ -37,12 +38,7 @@ def state_of(module: nn.Module) -> Hashable:
         (id(t), t.dtype, t.device, 0 if t.is_inference() else t._version)
         for t in chain(module.parameters(), module.buffers())
     )
-    adapters = tuple(
-        (tuple(layer.active_adapters), layer.disable_adapters, tuple(sorted(getattr(layer, "scaling", {}).items())))
-        for layer in module.modules()
-        if isinstance(layer, BaseTunerLayer)
-    )
-    return weakref.ref(module), tensors, adapters
+    return weakref.ref(module), tensors, adapters_of(module)
 
 
 def bytes_of(tensor: Tensor) -> bytes:
