@@ -135,6 +135,15 @@ def test_two_loras_and_their_weights(fresh: Callable[[], Any], draw: Draw) -> No
     torch.testing.assert_close(draw(pipe), draw(fresh()), atol=1e-6, rtol=0)
 
 
+def test_where_one_is_taken_out_no_other_comes(fresh: Callable[[], Any], draw: Draw) -> None:
+    pipe, state = fresh(), made(fresh(), **BOTH)
+    plain = draw(pipe)
+    for name in ("one", "two"):
+        pipe.load_lora_weights(state, adapter_name=name)
+    pipe.delete_adapters("two")
+    assert pipe.get_active_adapters() == [] and torch.equal(draw(pipe), plain)
+
+
 def wider(state: State) -> State:
     """As of a base whose text is 99 wide."""
     return {name: torch.ones(4, 99) if "attn2.to_v.lora_A" in name else tensor for name, tensor in state.items()}

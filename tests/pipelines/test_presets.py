@@ -258,6 +258,30 @@ def test_a_consistency_lora(own: BlipDiffusionPipeline, dog: Image.Image, asked:
     torch.testing.assert_close(draw(own, dog, num_inference_steps=4), plain, atol=1e-4, rtol=0)
 
 
+def test_a_consistency_lora_comes_beside_others(own: BlipDiffusionPipeline, dog: Image.Image, tmp_path: Path) -> None:
+    path = lora(own, tmp_path)
+    own.load_lora_weights(path, adapter_name="style")
+    own.load_lora_weights(path, adapter_name="idle")
+    own.set_adapters("style", 0.5)
+    styled = draw(own, dog, num_inference_steps=4)
+    own.set_preset(with_lora(str(path), base=replace(TURBO, dtype="own")))
+    assert own.get_active_adapters() == ["style", "blip-diffusion-lcm"]
+    own.set_preset(Preset())
+    assert own.get_active_adapters() == ["style"]
+    torch.testing.assert_close(draw(own, dog, num_inference_steps=4), styled, atol=1e-4, rtol=0)
+
+
+def test_a_consistency_lora_that_is_refused_changes_nothing(
+    own: BlipDiffusionPipeline, dog: Image.Image, tmp_path: Path
+) -> None:
+    chosen = with_lora(str(lora(own, tmp_path)), base=replace(TURBO, dtype="own"))
+    own.set_preset(chosen)
+    before = draw(own, dog, num_inference_steps=4)
+    with pytest.raises(CheckpointError, match="The LoRA can't be read"):
+        own.set_preset(with_lora(str(tmp_path / "missing.safetensors")))
+    assert own.preset == chosen and torch.equal(draw(own, dog, num_inference_steps=4), before)
+
+
 def test_a_tiny_autoencoder(own: BlipDiffusionPipeline, dog: Image.Image, tmp_path: Path) -> None:
     torch.manual_seed(0)
     widths = (8, 8, 8, 8)

@@ -198,3 +198,92 @@ def test_a_plain_stable_diffusion_pipeline_reads_the_lora(own: BlipDiffusionPipe
     torch.testing.assert_close(*answers, atol=1e-5, rtol=1e-5)
     own.set_subjects(None)
     assert not np.allclose(own.unet(noised, 7, encoder_hidden_states=states).sample.detach(), answers[0].detach())
+
+
+# ------------------------------------------------------------------------------------------ beside other people's LoRAs
+
+
+def style_of(pipe: BlipDiffusionPipeline, seed: int = 9) -> dict[str, torch.Tensor]:
+    return {f"unet.{name}": tensor for name, tensor in subject(pipe, "style", seed, rank=2).lora.items()}
+
+
+def gentle(lora: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """So that rounding stays rounding: attention to large numbers makes much of it."""
+    return {name: 0.2 * tensor for name, tensor in lora.items()}
+
+
+def test_subjects_stay_while_other_loras_come_and_go(own: BlipDiffusionPipeline) -> None:
+    style = style_of(own)
+    own.load_subject(subject(own, "rex", 1, rank=2))
+    own.load_subject(subject(own, "tom", 2, rank=2))
+    own.set_subjects(["rex", "tom"], [0.25, 0.75])
+    alone = drawn(own)
+    own.load_lora_weights(style, adapter_name="style")
+    assert own.get_active_adapters() == ["style", "subject_rex", "subject_tom"]
+    both = drawn(own)
+    assert not torch.equal(both, alone)
+    own.set_adapters("style", 0.5)
+    assert own.get_active_adapters() == ["style", "subject_rex", "subject_tom"]
+    assert not torch.equal(drawn(own), both)
+    own.delete_adapters("style")
+    assert torch.equal(drawn(own), alone)
+    own.load_lora_weights(style, adapter_name="style")
+    assert torch.equal(drawn(own), both)
+    own.unload_lora_weights()
+    assert own.active_subjects == {"rex": 0.25, "tom": 0.75} and torch.equal(drawn(own), alone)
+    assert own.get_list_adapters() == {"unet": ["subject_rex", "subject_tom"]}
+
+
+def test_no_subject_comes_where_another_lora_goes(own: BlipDiffusionPipeline, dog: Image.Image) -> None:
+    plain = drawn(own, reference_image=dog, source_subject_category="dog")
+    own.load_subject(subject(own, "rex", 1, rank=2))
+    own.set_subjects(None)
+    own.load_lora_weights(style_of(own), adapter_name="style")
+    own.delete_adapters("style")
+    assert own.get_active_adapters() == []
+    assert torch.equal(drawn(own, reference_image=dog, source_subject_category="dog"), plain)
+
+
+def test_a_lora_that_is_refused_changes_no_mixture(own: BlipDiffusionPipeline) -> None:
+    own.load_lora_weights(style_of(own), adapter_name="style")
+    own.load_subject(subject(own, "rex", 1, rank=2))
+    before = drawn(own)
+    for broken in ({"unet.conv_in.weight": torch.ones(2, 2)}, style_of(own)):
+        with pytest.raises(CheckpointError):
+            own.load_lora_weights(broken, adapter_name="style")
+        assert own.get_active_adapters() == ["style", "subject_rex"] and torch.equal(drawn(own), before)
+
+
+def test_a_subject_over_fused_loras(own: BlipDiffusionPipeline) -> None:
+    tom, rex, style = subject(own, "tom", 2, weights=True), subject(own, "rex", 1, rank=2), style_of(own)
+    own.load_subject(tom)
+    own.load_subject(replace(rex, lora=gentle(rex.lora)))
+    own.load_lora_weights(gentle(style), adapter_name="style")
+    with_style = {}
+    for name in ("tom", "rex"):
+        own.set_subjects(name)
+        with_style[name] = drawn(own)
+        with pytest.raises(InputError, match=f"can't be fused while '{name}' is drawn: call set_subjects"):
+            own.fuse_lora()
+    own.set_subjects(None)
+    own.fuse_lora()
+    for name in with_style:
+        with pytest.raises(InputError, match=f"'{name}' can't be drawn over fused LoRAs: call unload_lora_weights"):
+            own.set_subjects(name)
+    assert own.active_subjects == {}
+    own.unload_lora_weights()
+    for name in ("rex", "tom", "rex"):  # tom's weights replace what was fused there, and give it back
+        own.set_subjects(name)
+        if name == "rex":
+            torch.testing.assert_close(drawn(own), with_style[name], atol=1e-3, rtol=0)
+
+
+def test_one_that_is_refused_does_not_take_its_namesakes_place(own: BlipDiffusionPipeline) -> None:
+    rex = subject(own, "rex", 1, rank=2)
+    own.load_subject(rex)
+    before = drawn(own)
+    for broken in (replace(rex, weights={"nowhere": torch.zeros(3)}), replace(rex, lora={"nowhere": torch.zeros(3)})):
+        with pytest.raises(CheckpointError):
+            own.load_subject(broken)
+    assert own.subjects == ("rex",) and own.active_subjects == {"rex": 1.0}
+    assert torch.equal(drawn(own), before)

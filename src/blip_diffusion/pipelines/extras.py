@@ -1,10 +1,14 @@
 """What users of Stable Diffusion bring along, LoRAs and textual inversions: loaded whole or not at all."""
 
 import pickle
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusers.loaders import StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
+from torch import nn
 
 from blip_diffusion.checkpoint.files import State
 from blip_diffusion.checkpoint.lora import check_lora, in_pefts_names
@@ -31,8 +35,7 @@ class ExtrasMixin(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin):
         loaded then.
         """
         state, alphas, metadata = self._read_lora(pretrained_model_name_or_path_or_dict, how)
-        check_lora(state, {"unet": self.unet, "text_encoder": self.text_encoder})
-        before = self.get_list_adapters()
+        before, active = self.get_list_adapters(), active_adapters(self.unet, self.text_encoder)
         loaders = {"unet": self.load_lora_into_unet, "text_encoder": self.load_lora_into_text_encoder}
         common = {"adapter_name": adapter_name, "hotswap": hotswap, "low_cpu_mem_usage": low_cpu_mem_usage}
         try:
@@ -42,16 +45,27 @@ class ExtrasMixin(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin):
                          **common)  # fmt: skip
         except UNREADABLE as error:
             self._restore_adapters(before)
+            activate(active, self.unet, self.text_encoder)
             raise CheckpointError(f"The LoRA can't be loaded: {reason(error)}.") from error
 
     def _read_lora(self, given: Any, how: dict[str, Any]) -> tuple[State, Any, Any]:
-        """Weights by peft's names, and what else the file says of them."""
+        """Weights by peft's names, which fit this model, and what else the file says of them."""
         try:
             table = dict(given) if isinstance(given, dict) else given
             state, alphas, metadata = self.lora_state_dict(table, return_lora_metadata=True, **how)
-            return in_pefts_names(state), alphas, metadata
+            state = in_pefts_names(state)
         except UNREADABLE as error:
             raise CheckpointError(f"The LoRA can't be read: {reason(error)}.") from error
+        check_lora(state, {"unet": self.unet, "text_encoder": self.text_encoder})
+        return state, alphas, metadata
+
+    def delete_adapters(self, adapter_names: list[str] | str) -> None:
+        """Takes LoRAs out, as diffusers does; those that are left are active if they were."""
+        active = active_adapters(self.unet, self.text_encoder)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Adapter .* was active")  # and that another takes its place: none does
+            super().delete_adapters(adapter_names)
+        activate(active, self.unet, self.text_encoder)
 
     def _restore_adapters(self, before: dict[str, list[str]]) -> None:
         """Takes out of each part what was not there before."""
@@ -72,3 +86,23 @@ class ExtrasMixin(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin):
             raise CheckpointError(
                 f"The textual inversion isn't words for this model, which are {width} wide ({reason(error)})."
             ) from error
+
+
+def tuned_layers(*parts: nn.Module) -> list[BaseTunerLayer]:
+    """The layers that have adapters."""
+    return [layer for part in parts for layer in part.modules() if isinstance(layer, BaseTunerLayer)]
+
+
+def active_adapters(*parts: nn.Module) -> dict[BaseTunerLayer, list[str]]:
+    """Which adapters are active, layer by layer."""
+    return {layer: list(layer.active_adapters) for layer in tuned_layers(*parts)}
+
+
+def activate(active: Mapping[BaseTunerLayer, Sequence[str]], *parts: nn.Module, also: Sequence[str] = ()) -> None:
+    """Makes those adapters the only active ones that are in `active`, or in `also`, and still there.
+
+    Left to itself, PEFT activates the last that comes, alone, and where an active one goes, the first that is left.
+    """
+    for layer in tuned_layers(*parts):
+        wanted = dict.fromkeys([*active.get(layer, ()), *also])
+        layer.set_adapter([name for name in wanted if name in layer.r], inference_mode=True)

@@ -30,7 +30,6 @@ from blip_diffusion.images import Fit
 from blip_diffusion.model import BlipDiffusion, InferenceConfig, ReferenceConfig, SubjectEncoder
 from blip_diffusion.pipelines.broadcast import OneOrMany, common_length, copied, many, spread, words
 from blip_diffusion.pipelines.control import ControlRequest, Numbers, Pictures, Resample, control_request
-from blip_diffusion.pipelines.extras import ExtrasMixin
 from blip_diffusion.pipelines.memo import Memo, bytes_of, state_of
 from blip_diffusion.pipelines.speed import SpeedMixin
 from blip_diffusion.pipelines.subjects import SubjectsMixin
@@ -49,7 +48,7 @@ class _Request:
     subject: Tensor  # (B, Q, D)
 
 
-class BlipDiffusionPipeline(DiffusionPipeline, ExtrasMixin, SubjectsMixin, SpeedMixin):
+class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
     """BLIP-Diffusion as a diffusers pipeline; devices, offloading, LoRA and progress bars are inherited."""
 
     model_cpu_offload_seq = "qformer->text_encoder->unet->vae"

@@ -15,6 +15,7 @@ from blip_diffusion.diffusion.latents import LatentCodec
 from blip_diffusion.diffusion.shortcuts import ShallowUNet, WholeUNet, one_by_one, reusing, within
 from blip_diffusion.engines import openvino
 from blip_diffusion.errors import CheckpointError, reason
+from blip_diffusion.pipelines.extras import activate, active_adapters
 from blip_diffusion.pipelines.memo import state_of
 from blip_diffusion.pipelines.presets import Preset, named, precision, solver
 
@@ -55,20 +56,27 @@ class SpeedMixin:
             chosen = replace(chosen, solver="own", step_share=1.0, guidance_interval=(0.0, 1.0), reuse_every=1)
         dtype = precision(chosen.dtype, pipe._execution_device)
         tiny = None if chosen.tiny_vae is None else _tiny_vae(chosen.tiny_vae)
+        scheduler = solver(chosen.solver, own)
         self._use_lora(chosen.lcm_lora)
-        pipe.scheduler = solver(chosen.solver, own)
-        self._schedulers = own, pipe.scheduler
+        pipe.scheduler = scheduler
+        self._schedulers = own, scheduler
         self._cast(dtype, channels_last=chosen.channels_last)
         _compile(pipe.unet, chosen.engine == "compiled")
         self._tiny = tiny and tiny.to(pipe._execution_device, pipe.vae.dtype)
         self.preset = chosen
 
     def _use_lora(self, path: str | None) -> None:
+        """This latent consistency LoRA or none, beside whatever others are active."""
         pipe: Any = self
+        if path is not None:
+            pipe._read_lora(path, {})  # before the one that is there is taken out
         if any(LCM in names for names in pipe.get_list_adapters().values()):
             pipe.delete_adapters(LCM)
         if path is not None:
+            parts = pipe.unet, pipe.text_encoder
+            active = active_adapters(*parts)
             pipe.load_lora_weights(path, adapter_name=LCM)
+            activate(active, *parts, also=[LCM])
 
     def _cast(self, dtype: torch.dtype | None, *, channels_last: bool) -> None:
         pipe: Any = self

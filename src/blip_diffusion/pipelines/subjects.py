@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from blip_diffusion.checkpoint.files import State, complaints, misshapen
@@ -24,6 +23,7 @@ from blip_diffusion.checkpoint.subject_file import (
     write_subject,
 )
 from blip_diffusion.errors import CheckpointError, InputError
+from blip_diffusion.pipelines.extras import ExtrasMixin, activate, active_adapters, tuned_layers
 
 ADAPTER = "subject_"
 """What the names of subjects' adapters begin with, so that other people's LoRAs are left alone."""
@@ -39,8 +39,8 @@ class Shelf:
     base: str = ""  # the base's fingerprint, taken before anything was changed
 
 
-class SubjectsMixin:
-    """What a pipeline with `unet` and `text_encoder` knows of tuned subjects."""
+class SubjectsMixin(ExtrasMixin):
+    """What a pipeline with `unet` and `text_encoder` knows of tuned subjects, whose LoRAs lie beside other people's."""
 
     unet: Any
     text_encoder: Any
@@ -65,10 +65,9 @@ class SubjectsMixin:
         shelf = self._shelf
         shelf.base = shelf.base or fingerprint(self.unet, self.text_encoder)
         _check_base(found, shelf.base, int(self.text_encoder.config.hidden_size))
-        _check_lora(self.unet, found)
+        _check_fit(self.unet, found)
         if found.name in shelf.subjects:
             self.unload_subject(found.name)
-        _keep_own(self.unet, found, shelf.replaced)
         shelf.subjects[found.name] = found
         self.set_subjects(found.name)
         return found
@@ -86,12 +85,12 @@ class SubjectsMixin:
             raise InputError(f"There is no subject {strangers[0]!r}: load its file first ({there}).")
         if len(weights) != len(names):
             raise InputError(f"There are {len(weights)} weights for {len(names)} subjects: give one for each.")
-        adapters = {f"{ADAPTER}{n}": w for n, w in zip(names, weights, strict=True) if self._resident(n).lora}
         for name in names:
-            if f"{ADAPTER}{name}" in adapters.keys() - getattr(self.unet, "peft_config", {}).keys():
-                _add_lora(self.unet, self._resident(name))  # the first time, and after unload_lora_weights
+            _check_unfused(self.unet, self._resident(name))
+        for name in names:
+            _keep_own(self.unet, self._resident(name), self._shelf.replaced)
         self._shelf.mixture = dict(zip(names, weights, strict=True))
-        _mix_loras(self.unet, adapters)
+        self._mix_loras()
         _mix_weights(self.unet, self._shelf)
 
     def unload_subject(self, name: str) -> None:
@@ -122,6 +121,51 @@ class SubjectsMixin:
         mixture = self._shelf.mixture
         return self._resident(max(mixture, key=mixture.__getitem__)).category if mixture else ""
 
+    # ------------------------------------------------------------------------------------------- other people's LoRAs
+
+    def load_lora_weights(self, *what: Any, **how: Any) -> None:
+        """Loads another LoRA, as `ExtrasMixin` does; subjects are drawn as before."""
+        super().load_lora_weights(*what, **how)
+        self._mix_loras()
+
+    def set_adapters(self, *what: Any, **how: Any) -> None:
+        """Chooses among other LoRAs, as diffusers does; `set_subjects` chooses among subjects."""
+        super().set_adapters(*what, **how)
+        self._mix_loras()
+
+    def delete_adapters(self, adapter_names: list[str] | str) -> None:
+        """Takes other LoRAs out; subjects are drawn as before, and go by `unload_subject`."""
+        super().delete_adapters(adapter_names)
+        self._mix_loras()
+
+    def unload_lora_weights(self) -> None:
+        """Takes all other LoRAs out; subjects stay resident and are drawn as before, and go by `unload_subject`."""
+        super().unload_lora_weights()
+        self._mix_loras()
+
+    def fuse_lora(self, *what: Any, **how: Any) -> None:
+        """Makes other LoRAs part of the weights, as diffusers does.
+
+        Raises `InputError` while a subject is drawn that changes the U-Net: it would be fused too, or passed over.
+        """
+        for name in self._shelf.mixture:
+            if _changes_unet(self._resident(name)):
+                raise InputError(f"LoRAs can't be fused while {name!r} is drawn: call set_subjects(None) first.")
+        super().fuse_lora(*what, **how)
+        self._shelf.replaced.clear()  # none of it is replaced now, and the base has changed
+
+    def _mix_loras(self) -> None:
+        """Makes the mixture's adapters the only active ones of the subjects'."""
+        adapters = {f"{ADAPTER}{n}": w for n, w in self._shelf.mixture.items() if self._resident(n).lora}
+        for adapter in [name for name in adapters if name not in getattr(self.unet, "peft_config", {})]:
+            _add_lora(self.unet, self._resident(adapter.removeprefix(ADAPTER)))
+        for layer in tuned_layers(self.unet):
+            others = [name for name in layer.active_adapters if not name.startswith(ADAPTER)]
+            own = [name for name in adapters if name in layer.r]
+            layer.set_adapter([*others, *own], inference_mode=True)
+            for name in own:
+                layer.set_scale(name, adapters[name])
+
     def _resident(self, name: str) -> Subject:
         try:
             return self._shelf.subjects[name]
@@ -145,22 +189,37 @@ def _check_base(subject: Subject, base: str, width: int) -> None:
         raise CheckpointError(f"The tokens of {subject.name!r} are {subject.embedding.shape[-1]} wide, not {width}.")
 
 
-def _check_lora(unet: nn.Module, subject: Subject) -> None:
+def _check_fit(unet: nn.Module, subject: Subject) -> None:
     """Every name and shape, before anything is changed."""
     wanted = _lora_shapes(unet, layers_of(subject.lora), subject.rank)
     _check_names(f"the LoRA of {subject.name!r}", subject.lora, wanted, missing=wanted.keys() - subject.lora.keys())
+    own = {name: tuple(parameter.shape) for name, parameter in own_weights(unet).items()}
+    _check_names(f"the weights of {subject.name!r}", subject.weights, own)
+    _check_unfused(unet, subject)
+
+
+def _check_unfused(unet: nn.Module, subject: Subject) -> None:
+    """A layer into which PEFT has fused a LoRA passes all others over; and it can't be unfused from other weights."""
+    if _changes_unet(subject) and any(layer.merged for layer in tuned_layers(unet)):
+        raise InputError(
+            f"{subject.name!r} can't be drawn over fused LoRAs: call unload_lora_weights, which leaves them in the "
+            "weights, or unfuse_lora."
+        )
+
+
+def _changes_unet(subject: Subject) -> bool:
+    return bool(subject.lora or subject.weights)
 
 
 def _add_lora(unet: nn.Module, subject: Subject) -> None:
     """An adapter of the subject's own, inactive."""
     config = LoraConfig(r=subject.rank, lora_alpha=subject.alpha, target_modules=layers_of(subject.lora))
     adapter = f"{ADAPTER}{subject.name}"
-    active = {layer: list(layer.active_adapters) for layer in _tuned_layers(unet)}
+    active = active_adapters(unet)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several are what we want
         unet.add_adapter(config, adapter_name=adapter)  # type: ignore[operator]
-    for layer in _tuned_layers(unet):  # add_adapter makes its own the only active one
-        layer.set_adapter(active.get(layer, []), inference_mode=True)
+    activate(active, unet)
     like = next(iter(own_weights(unet).values()))
     state = {name: tensor.to(like) for name, tensor in subject.lora.items()}
     set_peft_model_state_dict(unet, state, adapter_name=adapter)
@@ -178,24 +237,9 @@ def _lora_shapes(unet: nn.Module, modules: Sequence[str], rank: int) -> dict[str
     return shapes
 
 
-def _mix_loras(unet: nn.Module, weights: Mapping[str, float]) -> None:
-    """Makes these the only active ones of the subjects' adapters."""
-    for layer in _tuned_layers(unet):
-        others = [name for name in layer.active_adapters if not name.startswith(ADAPTER)]
-        own = [name for name in weights if name in layer.r]
-        layer.set_adapter([*others, *own], inference_mode=True)
-        for name in own:
-            layer.set_scale(name, weights[name])
-
-
-def _tuned_layers(unet: nn.Module) -> list[BaseTunerLayer]:
-    return [layer for layer in unet.modules() if isinstance(layer, BaseTunerLayer)]
-
-
 def _keep_own(unet: nn.Module, subject: Subject, kept: State) -> None:
-    """Keeps what a subject's weights will replace, on the CPU, after a check that they fit."""
+    """Keeps what a subject's weights will replace, on the CPU."""
     own = own_weights(unet)
-    _check_names(f"the weights of {subject.name!r}", subject.weights, {k: tuple(v.shape) for k, v in own.items()})
     for name in subject.weights.keys() - kept.keys():
         kept[name] = own[name].detach().cpu().clone()
 
