@@ -135,6 +135,25 @@ def test_two_loras_and_their_weights(fresh: Callable[[], Any], draw: Draw) -> No
     torch.testing.assert_close(draw(pipe), draw(fresh()), atol=1e-6, rtol=0)
 
 
+def test_what_is_fused_is_drawn(fresh: Callable[[], Any], draw: Draw) -> None:
+    """What was read and computed before it is not answered again."""
+    pipe, state = fresh(), made(fresh(), **BOTH)
+    plain = draw(pipe)
+    pipe.load_lora_weights(state, adapter_name="style")
+    with_style = draw(pipe)
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    torch.testing.assert_close(draw(pipe), with_style, atol=1e-4, rtol=0)
+    assert (with_style - plain).abs().max() > 1e-3
+    other = fresh()
+    other.load_lora_weights(state, adapter_name="style")
+    other.fuse_lora()
+    torch.testing.assert_close(draw(other), with_style, atol=1e-4, rtol=0)
+    other.unfuse_lora()
+    other.disable_lora()
+    torch.testing.assert_close(draw(other), plain, atol=1e-4, rtol=0)
+
+
 def test_where_one_is_taken_out_no_other_comes(fresh: Callable[[], Any], draw: Draw) -> None:
     pipe, state = fresh(), made(fresh(), **BOTH)
     plain = draw(pipe)

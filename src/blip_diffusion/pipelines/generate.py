@@ -142,6 +142,16 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         pipe.register_to_config(_name_or_path=str(name_or_path))
         return pipe
 
+    def fuse_lora(self, *what: Any, **how: Any) -> None:
+        """Makes LoRAs part of the weights, as diffusers does, but for subjects' own; see `SubjectsMixin`."""
+        self._forget()
+        super().fuse_lora(*what, **how)
+
+    def unfuse_lora(self, *what: Any, **how: Any) -> None:
+        """Takes them out of the weights again, as diffusers does."""
+        self._forget()
+        super().unfuse_lora(*what, **how)
+
     def save_pretrained(self, save_directory: str | Path, *, torch_dtype: torch.dtype | None = None, **_: Any) -> None:
         """Writes the published layout; floats in `torch_dtype` where one is given."""
         save_model(self.model, Path(save_directory), controlnet=self.controlnet, dtype=torch_dtype)
@@ -265,6 +275,10 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         return ImagePipelineOutput(images=pictures) if return_dict else (pictures,)
 
     # ------------------------------------------------------------------------------------------------- the small steps
+
+    def _forget(self) -> None:
+        """What was computed from weights that are about to change in a way that `state_of` can't see."""
+        self._memo, self._engines = Memo(), {}
 
     def _or_own(self, value: Any, name: str) -> Any:
         return self.config[name] if value is None else value

@@ -33,7 +33,10 @@ class Memo:
 
 
 def state_of(module: nn.Module) -> Hashable:
-    """Changes with the weights: when one is replaced, written to, or cast, and when a LoRA comes, goes or is scaled."""
+    """Changes with the weights: when one is replaced, written to, or cast, and when a LoRA comes, goes or is scaled.
+
+    Not when one is written to through `.data`, as PEFT fuses a LoRA: whoever has that done must forget.
+    """
     tensors = tuple(
         (id(t), t.dtype, t.device, 0 if t.is_inference() else t._version)
         for t in chain(module.parameters(), module.buffers())
