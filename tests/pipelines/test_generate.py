@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import LCMScheduler
 from PIL import Image
 from torch import Tensor
 
@@ -278,6 +279,12 @@ def test_generating_leaves_no_trace(pipe: BlipDiffusionPipeline, draw: Draw) -> 
         ({"width": 0}, "size 0 can't be drawn"),
         ({"width": 4096}, "size 4096 can't be drawn"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+        ({"num_inference_steps": 2000}, "num_inference_steps is 2000: use 1 to 1000"),
+        ({"subject_embeds": torch.zeros(4, 32)}, r"tokens are \(4, 32\): this model reads \(pictures, 1 to 29, 32\)"),
+        ({"subject_embeds": torch.zeros(1, 30, 32)}, r"tokens are \(1, 30, 32\)"),
+        ({"subject_embeds": torch.zeros(1, 500, 32)}, r"tokens are \(1, 500, 32\)"),
+        ({"subject_embeds": torch.zeros(1, 0, 32)}, r"tokens are \(1, 0, 32\)"),
+        ({"subject_embeds": torch.zeros(1, 4, 99)}, r"tokens are \(1, 4, 99\)"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
         ({"output_type": "gif"}, "no output_type 'gif': use pil, np, pt or latent"),
         ({"reference_fit": "stretch"}, "use crop, squash or pad"),
@@ -295,6 +302,25 @@ def test_what_cannot_be_drawn_is_said_before_drawing(
             draw(**asked)
     finally:
         handle.remove()
+
+
+def test_a_consistency_models_steps_are_of_those_it_was_distilled_from(
+    own: BlipDiffusionPipeline, dog: Image.Image
+) -> None:
+    own.scheduler = LCMScheduler.from_config(own.scheduler.config)
+    with pytest.raises(InputError, match="num_inference_steps is 51: use 1 to 50"):
+        own(ASKED[0], dog, "dog", num_inference_steps=51)
+
+
+def test_as_many_subject_tokens_as_there_is_room_for(draw: Draw) -> None:
+    """The template's "a" and the text's two ends stay."""
+    with pytest.warns(UserWarning, match="dropped from its end: 'dog on the beach'"):
+        assert draw(reference=None, subject_embeds=torch.ones(1, 29, 32)).isfinite().all()
+
+
+def test_no_picture_has_no_tokens(pipe: BlipDiffusionPipeline) -> None:
+    with pytest.raises(InputError, match="no picture of the subject"):
+        pipe.encode_subject([], "dog")
 
 
 def test_a_long_prompt_is_quoted_where_it_is_cut(draw: Draw) -> None:

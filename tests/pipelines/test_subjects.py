@@ -163,6 +163,7 @@ def test_what_does_not_fit_changes_nothing(own: BlipDiffusionPipeline) -> None:
         replace(rex, lora={**rex.lora, "nowhere.lora_A.weight": torch.zeros(2, 3)}),
         replace(rex, weights={"nowhere": torch.zeros(3)}),
         replace(rex, embedding=torch.zeros(1, 4, 8)),
+        replace(rex, embedding=torch.zeros(1, 500, 32)),
     ]
     before = {name: parameter.clone() for name, parameter in own.unet.named_parameters()}
     for one in broken:

@@ -36,6 +36,7 @@ from blip_diffusion.pipelines.subjects import SubjectsMixin
 from blip_diffusion.prompts import subject_prompt, warn_of_dropped
 
 MAX_SIDE = 2048
+MAX_STEPS = 1000  # for a scheduler that names no limit
 OUTPUTS = ("pil", "np", "pt", "latent")
 
 
@@ -175,6 +176,8 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
     def encode_subject(self, pictures: OneOrMany[Image.Image], category: str, *, reference_fit: Fit = "crop") -> Tensor:
         """Subject tokens (1, Q, D); several pictures of one subject give their mean."""
         pictures = many(pictures)
+        if not pictures:
+            raise InputError("There is no picture of the subject: give one or more.")
         tokens = self._encoded(pictures, [category] * len(pictures), reference_fit)
         return tokens.mean(dim=0, keepdim=True)
 
@@ -230,7 +233,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         height, width = self._size(height, width)
         own_steps = self.preset.steps(self.config["num_inference_steps"])
         steps = own_steps if num_inference_steps is None else num_inference_steps
-        _check(output_type, steps=steps, copies=num_images_per_prompt)
+        _check(output_type, steps=steps, most=_most_steps(self.scheduler), copies=num_images_per_prompt)
         control = control_request(
             self.controlnet if controlnet is None else controlnet,
             image if image is not None else condtioning_image,
@@ -242,6 +245,8 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         if reference_image is None and subject_embeds is None and self.active_subjects:
             subject_embeds = self.active_embedding()
             source_subject_category = source_subject_category or self.active_category()
+        if subject_embeds is not None:
+            self._check_tokens(subject_embeds)
         request = self._request(
             prompt,
             reference_image,
@@ -428,9 +433,16 @@ def _loaded(load: Callable[..., Any], given: Any, **how: Any) -> Any:
     return load(given, **how) if isinstance(given, str | Path) else given
 
 
-def _check(output_type: str, *, steps: int, copies: int) -> None:
+def _most_steps(scheduler: Any) -> int:
+    """A consistency model's steps are some of those that it was distilled from; any other's, of those of training."""
+    limits = (scheduler.config.get(name) for name in ("original_inference_steps", "num_train_timesteps"))
+    return min((int(limit) for limit in limits if limit), default=MAX_STEPS)
+
+
+def _check(output_type: str, *, steps: int, most: int, copies: int) -> None:
     if output_type not in OUTPUTS:
         raise InputError(f"There is no output_type {output_type!r}: use {', '.join(OUTPUTS[:-1])} or {OUTPUTS[-1]}.")
-    for name, value in (("num_inference_steps", steps), ("num_images_per_prompt", copies)):
-        if value < 1:
-            raise InputError(f"{name} is {value}: use 1 or more.")
+    if not 1 <= steps <= most:
+        raise InputError(f"num_inference_steps is {steps}: use 1 to {most}.")
+    if copies < 1:
+        raise InputError(f"num_images_per_prompt is {copies}: use 1 or more.")

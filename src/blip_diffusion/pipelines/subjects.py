@@ -22,8 +22,9 @@ from blip_diffusion.checkpoint.subject_file import (
     renamed,
     write_subject,
 )
-from blip_diffusion.errors import CheckpointError, InputError
+from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.pipelines.extras import ExtrasMixin, activate, active_adapters, tuned_layers
+from blip_diffusion.prompts import insert_position
 
 ADAPTER = "subject_"
 """What the names of subjects' adapters begin with, so that other people's LoRAs are left alone."""
@@ -44,6 +45,7 @@ class SubjectsMixin(ExtrasMixin):
 
     unet: Any
     text_encoder: Any
+    tokenizer: Any
 
     @property
     def subjects(self) -> tuple[str, ...]:
@@ -64,7 +66,11 @@ class SubjectsMixin(ExtrasMixin):
         found = renamed(found, name) if name else found
         shelf = self._shelf
         shelf.base = shelf.base or fingerprint(self.unet, self.text_encoder)
-        _check_base(found, shelf.base, int(self.text_encoder.config.hidden_size))
+        _check_base(found, shelf.base)
+        try:
+            self._check_tokens(found.embedding)
+        except InputError as error:
+            raise CheckpointError(f"{found.name!r} is for another model ({reason(error)}).") from error
         _check_fit(self.unet, found)
         if found.name in shelf.subjects:
             self.unload_subject(found.name)
@@ -166,6 +172,15 @@ class SubjectsMixin(ExtrasMixin):
             for name in own:
                 layer.set_scale(name, adapters[name])
 
+    def _check_tokens(self, tokens: Tensor) -> None:
+        """Raises `InputError` for what can't stand among the text encoder's words, of which the template's stay."""
+        config = self.text_encoder.config
+        width, room = config.hidden_size, config.max_position_embeddings - insert_position(self.tokenizer) - 1  # [EOS]
+        if tokens.ndim != 3 or tokens.shape[2] != width or not 1 <= tokens.shape[1] <= room:
+            raise InputError(
+                f"The subject tokens are {tuple(tokens.shape)}: this model reads (pictures, 1 to {room}, {width})."
+            )
+
     def _resident(self, name: str) -> Subject:
         try:
             return self._shelf.subjects[name]
@@ -179,14 +194,12 @@ class SubjectsMixin(ExtrasMixin):
         return shelf
 
 
-def _check_base(subject: Subject, base: str, width: int) -> None:
+def _check_base(subject: Subject, base: str) -> None:
     if subject.base != base:
         made_for = subject.details.get("model") or "another model"
         raise CheckpointError(
             f"{subject.name!r} was tuned for {made_for}, not for this model: load that one, or tune it anew."
         )
-    if subject.embedding.shape[-1] != width:
-        raise CheckpointError(f"The tokens of {subject.name!r} are {subject.embedding.shape[-1]} wide, not {width}.")
 
 
 def _check_fit(unet: nn.Module, subject: Subject) -> None:
