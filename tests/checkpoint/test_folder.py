@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from peft import LoraConfig
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,8 +26,9 @@ from blip_diffusion.checkpoint.parts import (
     save_heads,
     save_subject_encoder,
 )
-from blip_diffusion.errors import CheckpointError
-from blip_diffusion.model import InferenceConfig, ModelConfig, SubjectEncoder, build_subject_encoder
+from blip_diffusion.checkpoint.subject_file import Subject, fingerprint
+from blip_diffusion.errors import CheckpointError, InputError
+from blip_diffusion.model import BlipDiffusion, InferenceConfig, ModelConfig, SubjectEncoder, build_subject_encoder
 from blip_diffusion.modules.heads import MatchingHead, RedrawHead
 from blip_diffusion.modules.image_encoder import ImageEncoderConfig
 from blip_diffusion.modules.qformer import QFormerConfig
@@ -77,6 +79,34 @@ def edit_json(path: Path, **change: Any) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- there and back
+
+
+@pytest.mark.parametrize("kind", ["lora", "weights"])
+def test_it_is_saved_without_what_lies_beside_it(own: BlipDiffusionPipeline, tmp_path: Path, kind: str) -> None:
+    """Subjects and LoRAs, of the U-Net and of the text encoder; the pipeline goes on drawing them."""
+    plain = {name: tensor.clone() for name, tensor in own.model.state_dict().items()}
+    name, weight = next((n, p) for n, p in own.unet.named_parameters() if n.endswith("attn2.to_k.weight"))
+    more: dict[str, Any] = {"weights": {name: weight.detach() + 1}}
+    if kind == "lora":
+        halves = {"A": torch.ones(2, weight.shape[1]), "B": torch.ones(weight.shape[0], 2)}
+        layer = name.removesuffix(".weight")
+        more = {"lora": {f"{layer}.lora_{half}.weight": tensor for half, tensor in halves.items()}, "alpha": 2.0}
+    base = fingerprint(own.unet, own.text_encoder)
+    own.load_subject(Subject("rex", "dog", torch.ones(1, 4, 32), base, **more))
+    own.text_encoder.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False), "words")
+    before = {name: tensor.clone() for name, tensor in own.model.state_dict().items()}
+    own.save_pretrained(tmp_path / "model")
+    again = BlipDiffusionPipeline.from_pretrained(tmp_path / "model").model.state_dict()
+    assert again.keys() == plain.keys() and all(torch.equal(again[name], plain[name]) for name in plain)
+    after = own.model.state_dict()
+    assert own.active_subjects == {"rex": 1.0} and all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_several_controlnets_are_refused_before_anything_is_written(model: BlipDiffusion, tmp_path: Path) -> None:
+    nets = [ControlNetModel.from_unet(model.unet) for _ in range(2)]
+    with pytest.raises(InputError, match="room for one ControlNet, not 2: save each by itself"):
+        BlipDiffusionPipeline.from_model(model, controlnet=nets).save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_saved_pipeline_is_the_same_bit_for_bit(

@@ -8,6 +8,7 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 
 from blip_diffusion.checkpoint import single_file
 from blip_diffusion.checkpoint.files import read_json, usable, write_json
@@ -25,7 +26,7 @@ from blip_diffusion.checkpoint.parts import (
     save_text_encoder,
     save_tokenizer,
 )
-from blip_diffusion.errors import CheckpointError, reason
+from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.model import BlipDiffusion, InferenceConfig, ReferenceConfig, SubjectEncoder
 from blip_diffusion.prompts import insert_position
 
@@ -191,7 +192,15 @@ def inference_of(folder: Path) -> InferenceConfig:
 
 
 def save_model(model: BlipDiffusion, folder: Path, *, controlnet: Any = None, dtype: torch.dtype | None = None) -> None:
-    """The whole folder; floats in `dtype` where one is given."""
+    """The whole folder, without LoRAs that lie beside the weights; floats in `dtype` where one is given.
+
+    Raises `InputError` for several ControlNets, before anything is written.
+    """
+    if isinstance(controlnet, MultiControlNetModel):
+        raise InputError(
+            f"A model's folder has room for one ControlNet, not {len(controlnet.nets)}: save each by itself, and the "
+            "model without them (pipe.controlnet = None)."
+        )
     save_subject_model(model.subject_encoder, model.qformer_tokenizer, model.reference, folder, dtype=dtype)
     save_tokenizer(model.tokenizer, folder / "tokenizer")
     model.scheduler.save_pretrained(folder / "scheduler")

@@ -26,6 +26,7 @@ from blip_diffusion.checkpoint.names import (
     subject_encoder_from_published,
     subject_encoder_to_published,
 )
+from blip_diffusion.checkpoint.subject_file import own_state
 from blip_diffusion.errors import CheckpointError
 from blip_diffusion.model import (
     CLIP_MEAN,
@@ -139,9 +140,9 @@ def load_text_encoder(folder: Path, *, dtype: torch.dtype | None = None) -> Subj
 
 
 def save_text_encoder(encoder: SubjectTextEncoder, folder: Path, *, dtype: torch.dtype | None = None) -> None:
-    """The `text_encoder/` folder, with the prefix that the published one and Stable Diffusion's have."""
+    """The `text_encoder/` folder, with the prefix that the published one and Stable Diffusion's have; without LoRAs."""
     encoder.config.save_pretrained(folder)
-    state = {f"text_model.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    state = {f"text_model.{name}": tensor for name, tensor in own_state(encoder).items()}
     save_state(state, folder / "model.safetensors", dtype)
 
 
@@ -169,11 +170,11 @@ def build_diffusers(
 
 
 def save_diffusers(name: str, part: Any, folder: Path, *, dtype: torch.dtype | None = None) -> None:
-    """Writes a part as diffusers would, except for where it was loaded from, which is no one's business."""
+    """Writes a part as diffusers would, except for where it was loaded from, which is no one's business, and LoRAs."""
     part.save_config(folder)
     table = read_json(folder / "config.json")
     write_json(folder / "config.json", {key: value for key, value in table.items() if key != "_name_or_path"})
-    save_state(part.state_dict(), folder / "diffusion_pytorch_model.safetensors", dtype)
+    save_state(own_state(part), folder / "diffusion_pytorch_model.safetensors", dtype)
 
 
 def save_reference(config: ReferenceConfig, folder: Path) -> None:

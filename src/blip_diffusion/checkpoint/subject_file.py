@@ -12,10 +12,10 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -26,6 +26,8 @@ from blip_diffusion import __version__
 from blip_diffusion.checkpoint.files import State, save_state
 from blip_diffusion.checkpoint.lora import adapter_header
 from blip_diffusion.errors import CheckpointError, InputError, reason
+
+Kind = TypeVar("Kind", bound=Tensor)
 
 EMBEDDING, WEIGHTS, LORA = "subject_embedding.lora", "weights.", "unet."
 TABLE, THUMBNAIL = "blip-diffusion", "modelspec.thumbnail"
@@ -162,8 +164,17 @@ def fingerprint(unet: nn.Module, text_encoder: nn.Module) -> str:
 
 def own_weights(module: nn.Module) -> dict[str, nn.Parameter]:
     """A module's parameters by the names that they have without PEFT's adapters, and without these."""
+    return _own(module.named_parameters())
+
+
+def own_state(module: nn.Module) -> State:
+    """The same of its whole state: what it would save if it had no adapters."""
+    return _own(module.state_dict().items())
+
+
+def _own(named: Iterable[tuple[str, Kind]]) -> dict[str, Kind]:
     return {
-        name.replace(".base_layer", ""): parameter
-        for name, parameter in module.named_parameters()
+        name.replace(".base_layer", ""): tensor
+        for name, tensor in named
         if ".lora_" not in name and ".modules_to_save" not in name
     }

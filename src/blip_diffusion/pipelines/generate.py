@@ -154,8 +154,17 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         super().unfuse_lora(*what, **how)
 
     def save_pretrained(self, save_directory: str | Path, *, torch_dtype: torch.dtype | None = None, **_: Any) -> None:
-        """Writes the published layout; floats in `torch_dtype` where one is given."""
-        save_model(self.model, Path(save_directory), controlnet=self.controlnet, dtype=torch_dtype)
+        """Writes the published layout; floats in `torch_dtype` where one is given.
+
+        It is the model without subjects, which `save_subject` writes, and without LoRAs that aren't fused. Raises
+        `InputError` for several ControlNets.
+        """
+        drawn = self.active_subjects
+        self.set_subjects(None)
+        try:
+            save_model(self.model, Path(save_directory), controlnet=self.controlnet, dtype=torch_dtype)
+        finally:
+            self.set_subjects(list(drawn), list(drawn.values()))
 
     @property
     def model(self) -> BlipDiffusion:
