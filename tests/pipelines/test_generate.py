@@ -280,7 +280,7 @@ def test_generating_leaves_no_trace(pipe: BlipDiffusionPipeline, draw: Draw) -> 
         ({"width": 4096}, "size 4096 can't be drawn"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"num_inference_steps": 2000}, "num_inference_steps is 2000: use 1 to 1000"),
-        ({"subject_embeds": torch.zeros(4, 32)}, r"tokens are \(4, 32\): this model reads \(pictures, 1 to 29, 32\)"),
+        ({"subject_embeds": torch.zeros(4, 32)}, r"tokens are \(4, 32\): this model reads \(pictures, 0 to 29, 32\)"),
         ({"subject_embeds": torch.zeros(1, 30, 32)}, r"tokens are \(1, 30, 32\)"),
         ({"subject_embeds": torch.zeros(1, 500, 32)}, r"tokens are \(1, 500, 32\)"),
         ({"subject_embeds": torch.zeros(1, 0, 32)}, r"tokens are \(1, 0, 32\)"),

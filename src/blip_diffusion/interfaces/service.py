@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
-from blip_diffusion import __version__, config, images
+from blip_diffusion import __version__, images
 from blip_diffusion.annotators import annotate
 from blip_diffusion.checkpoint.files import check_writable
 from blip_diffusion.checkpoint.folder import load_controlnet
@@ -197,6 +197,8 @@ def order_of(path: Path, *, model: str | None = None) -> Order:
 
     The file may be a stranger's: every value is held to its type, every picture to the checks of any other.
     """
+    from blip_diffusion import config  # which nothing else here needs
+
     try:
         with Image.open(path) as picture:
             table = json.loads(picture.info[METADATA])

@@ -173,12 +173,15 @@ class SubjectsMixin(ExtrasMixin):
                 layer.set_scale(name, adapters[name])
 
     def _check_tokens(self, tokens: Tensor) -> None:
-        """Raises `InputError` for what can't stand among the text encoder's words, of which the template's stay."""
+        """Raises `InputError` for what can't stand among the text encoder's words, of which the template's stay.
+
+        No tokens at all are a prompt without a subject.
+        """
         config = self.text_encoder.config
         width, room = config.hidden_size, config.max_position_embeddings - insert_position(self.tokenizer) - 1  # [EOS]
-        if tokens.ndim != 3 or tokens.shape[2] != width or not 1 <= tokens.shape[1] <= room:
+        if tokens.ndim != 3 or tokens.shape[2] != width or tokens.shape[1] > room:
             raise InputError(
-                f"The subject tokens are {tuple(tokens.shape)}: this model reads (pictures, 1 to {room}, {width})."
+                f"The subject tokens are {tuple(tokens.shape)}: this model reads (pictures, 0 to {room}, {width})."
             )
 
     def _resident(self, name: str) -> Subject:
