@@ -44,6 +44,7 @@ def test_the_call() -> None:
         "num_inference_steps": None,
         "guidance_scale": None,
         "guidance_rescale": None,
+        "noise_scale": None,
         "num_images_per_prompt": 1,
         "eta": None,
         "generator": None,
