@@ -109,12 +109,18 @@ def settings_of(order: Order, bench: Bench, pipe: BlipDiffusionPipeline, tuning:
         "noise_scale": float(pipe.config.noise_scale),
         "prompt_reps": int(pipe.config.prompt_reps),
         "scheduler": type(pipe.scheduler).__name__,
-        "noise_levels": _digest(json.dumps(dict(pipe.scheduler.config), sort_keys=True, default=str).encode()),
+        "noise_levels": noise_levels(pipe.scheduler),
         "size": picture_size(pipe),
         "dtype": order.dtype,
         "reference": "the subject's first picture, cropped square",
         **({} if tuning is None else tuning.settings(int(pipe.text_encoder.config.hidden_size))),
     }
+
+
+def noise_levels(scheduler: Any) -> str:
+    """What tells a scheduler's settings from others; what diffusers notes beside them is in any order."""
+    own = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    return _digest(json.dumps(own, sort_keys=True, default=str).encode())
 
 
 def weights_digest(pipe: BlipDiffusionPipeline) -> str:
