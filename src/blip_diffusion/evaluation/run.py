@@ -26,7 +26,7 @@ from blip_diffusion.evaluation.scoring import judged
 from blip_diffusion.evaluation.tuning import SUBJECTS, Tuning, check_tunable
 from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
 from blip_diffusion.pipelines.memo import bytes_of
-from blip_diffusion.pipelines.presets import Engine, Preset, named
+from blip_diffusion.pipelines.presets import Engine, ordered
 from blip_diffusion.training.tune import TuneConfig
 
 Tell = Callable[[str], None]
@@ -186,8 +186,7 @@ def evaluate(
     bench = whole.part(order.subjects, order.prompts)
     cases = cases_of(bench, order.seeds)
     pipe = BlipDiffusionPipeline.from_pretrained(order.model, torch_dtype=getattr(torch, order.dtype)).to(device)
-    chosen = named(order.preset) if order.preset else Preset()
-    pipe.set_preset(replace(chosen, dtype="own", engine=order.engine))  # the order names the precision
+    pipe.set_preset(ordered(order.preset, order.engine))
     tuning = tuning_of(order, bench, out, device, tell) if order.method == "tuned" else None
     settings = settings_of(order, bench, pipe, tuning)
     studio = studio_of(pipe, world, steps=settings["steps"], guidance=settings["guidance"], tuning=tuning)

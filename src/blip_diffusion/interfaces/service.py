@@ -23,7 +23,7 @@ from blip_diffusion.checkpoint.folder import load_controlnet
 from blip_diffusion.devices import device_of
 from blip_diffusion.errors import InputError
 from blip_diffusion.interfaces.subjects import SubjectOrder, load_subjects
-from blip_diffusion.pipelines.presets import Engine, Preset, named, precision
+from blip_diffusion.pipelines.presets import Engine, named, ordered, precision
 
 METADATA = "blip-diffusion"
 """The PNG text chunk that holds an order as JSON."""
@@ -146,8 +146,7 @@ def _pipeline(order: Order, device: str) -> Any:
 
     place = device_of(device)
     pipe = BlipDiffusionPipeline.from_pretrained(order.model, torch_dtype=getattr(torch, order.dtype)).to(place)
-    chosen = named(order.preset) if order.preset else Preset()
-    pipe.set_preset(dataclasses.replace(chosen, dtype="own", engine=order.engine))  # the order names the precision
+    pipe.set_preset(ordered(order.preset, order.engine))
     return pipe
 
 

@@ -403,7 +403,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         if empty is None:
             return controlled(text)
         both = controlled(torch.cat([empty, text]), doubled=True)
-        return self._guided(both, controlled(text), scale, rescale, steps=steps)
+        return self._guided(both, lambda: controlled(text), scale, rescale, steps=steps)
 
     def _generators(self, given: OneOrMany[torch.Generator] | None, size: int) -> list[torch.Generator]:
         if given is None:

@@ -83,6 +83,11 @@ def named(choice: str | Preset) -> Preset:
     return PRESETS[choice]
 
 
+def ordered(choice: str, engine: Engine) -> Preset:
+    """A preset by its name, or where that is empty none, on an engine; whoever orders it names the precision too."""
+    return replace(named(choice) if choice else Preset(), dtype="own", engine=engine)
+
+
 def with_lora(lora: str, base: Preset = TURBO) -> Preset:
     """Few steps by a latent consistency LoRA (Luo et al. 2023): guidance is in it, and steps have less in common."""
     return replace(

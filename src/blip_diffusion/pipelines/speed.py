@@ -97,14 +97,16 @@ class SpeedMixin:
             both = one_by_one(self._network(empty), self._network(text))
         else:
             both = self._network(torch.cat([empty, text]))
-        return self._guided(both, self._network(text), scale, rescale, steps=steps)
+        return self._guided(both, lambda: self._network(text), scale, rescale, steps=steps)
 
-    def _guided(self, both: Denoiser, alone: Denoiser, scale: float, rescale: float, *, steps: int) -> Denoiser:
-        """Guidance over `both` in the preset's interval, the prompt `alone` outside it."""
+    def _guided(
+        self, both: Denoiser, alone: Callable[[], Denoiser], scale: float, rescale: float, *, steps: int
+    ) -> Denoiser:
+        """Guidance over `both` in the preset's interval; outside it, if there is an outside, the prompt `alone`."""
         always = guided(both, scale, rescale=rescale)
         if self.preset.guidance_interval == (0.0, 1.0):
             return always
-        return within(self.preset.guidance_interval, steps, always, alone)
+        return within(self.preset.guidance_interval, steps, always, alone())
 
     def _network(self, text: Tensor) -> Denoiser:
         """The U-Net looking at text states, on the preset's engine, whole or with deep features used again."""
