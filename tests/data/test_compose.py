@@ -14,7 +14,7 @@ from blip_diffusion.data.compose import Composer, ComposerConfig, Order, sentenc
 from blip_diffusion.data.grammar import Request
 from blip_diffusion.data.records import SubjectBatch
 from blip_diffusion.data.world import World
-from blip_diffusion.errors import DataError
+from blip_diffusion.errors import ConfigError, DataError
 
 from .synthetic_world import make_world
 
@@ -124,6 +124,35 @@ def test_without_a_word_the_subject_stands_in_the_middle() -> None:
     assert (x - 0.5).abs().max() < 0.08 and (y - 0.5).abs().max() < 0.08
     sides = extents(batch["target_alpha"])
     assert sides.min() > 0.52 and sides.max() < 0.79
+
+
+@pytest.mark.parametrize(
+    "request_", [Request(), Request(size="big"), Request(position="at the left"), Request(count=2),
+                 Request(accessory="hat"), Request(accessory="tree")], ids=str,
+)  # fmt: skip
+def test_a_fixed_layout_leaves_nothing_to_chance(request_: Request) -> None:
+    """So that an outline is a function of the reference and the words; by default, place and size vary about it."""
+    shape = layout.measure(WORLD.pixels[[row("dog1")]])[0]
+    thing = (row("dog1"), shape) if request_.accessory else None
+
+    def placed(amount: float, seed: int) -> list[layout.Placement]:
+        return layout.place(0, 0, shape, request_, 0.6, layout.Chance(random.Random(seed), amount), thing)
+
+    assert placed(0.0, 1) == placed(0.0, 2)
+    assert placed(1.0, 1) != placed(1.0, 2)
+    many = [placed(1.0, seed)[0] for seed in range(400)]
+    fixed = placed(0.0, 1)[0]
+    assert sum(p.side for p in many) / len(many) == pytest.approx(fixed.side, abs=0.01)
+    assert sum(p.x for p in many) / len(many) == pytest.approx(fixed.x, abs=0.01)
+
+
+def test_the_composer_can_fix_the_layout() -> None:
+    maker = composer(replace(PLAIN, layout=0.0))
+    orders = [maker.order(random.Random(1)) for _ in range(6)]
+    alphas = [maker.compose(orders, random.Random(seed))["target_alpha"] for seed in (1, 2)]
+    torch.testing.assert_close(*alphas)
+    with pytest.raises(ConfigError, match="use 0 to 1"):
+        replace(PLAIN, layout=1.5)
 
 
 def test_it_stands_on_the_ground_where_there_is_some() -> None:

@@ -59,6 +59,14 @@ def test_min_snr_weights() -> None:
     assert Noising(alphas).weight(timesteps, None).tolist() == [1, 1]
 
 
+def test_timesteps_are_uniform_and_a_shift_makes_more_of_them_noisy() -> None:
+    noising = schedule("epsilon")
+    for shift, median in ((1.0, 500), (2.0, 667), (3.0, 750)):
+        drawn = noising.random_timesteps(20_000, torch.Generator().manual_seed(0), shift=shift)
+        assert drawn.dtype == torch.int64 and drawn.min() >= 0 and drawn.max() == 999
+        assert float(drawn.float().median()) == pytest.approx(median, abs=10)
+
+
 def test_pure_noise_is_a_noise_level_like_any_other() -> None:
     """At zero signal, v still has a target and a weight."""
     noising = noising_of(zero_snr_scheduler())

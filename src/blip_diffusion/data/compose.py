@@ -41,6 +41,7 @@ class ComposerConfig:
     azimuth: float = 45.0  # degrees: how far apart the two views of a solid usually are; never more than 90
     kind_temperature: float = 0.5  # 1: every identity alike; 0: every kind alike
     outlines: float = 0.5  # how much a line drawing counts beside any other kind of picture
+    layout: float = 1.0  # 0: place and size are what the words and the ground say; 1: within their ranges, any
     rotation: float = 8.0  # largest rotation of a reference, in degrees; half of them stay upright
     colours: float = 0.06  # share: the subject painted in a named colour
     counts: float = 0.05  # share: two or three of them
@@ -53,6 +54,8 @@ class ComposerConfig:
         for name, step in (("size", 16), ("canonical_size", 4)):
             if (value := getattr(self, name)) < step or value % step:
                 raise ConfigError(f"world.compose.{name} is {value}: use a multiple of {step}.")
+        if not 0 <= self.layout <= 1:
+            raise ConfigError(f"world.compose.layout is {self.layout}: use 0 to 1.")
 
 
 @dataclass(frozen=True)
@@ -221,7 +224,8 @@ class Composer:
         if request.accessory:
             thing = order.accessory if order.accessory >= 0 else self._subjects.accessory_of(request.accessory, rng)
             extra = (thing, self._shapes[thing])
-        placements = layout.place(row, order.target, shape, request, order.backdrop.horizon, rng, extra)
+        chance = layout.Chance(rng, self.config.layout)
+        placements = layout.place(row, order.target, shape, request, order.backdrop.horizon, chance, extra)
         looks = {"paint": request.colour, "silhouette": request.style == "silhouette"}
         return [replace(p, **looks) if p.subject else p for p in placements]  # type: ignore[arg-type]
 

@@ -57,15 +57,32 @@ def measure(pixels: Tensor) -> list[Shape]:
     return [Shape(a, b, c, d, e, f, g, h, (red, green, blue)) for a, b, c, d, e, f, g, h, red, green, blue in rows]
 
 
-def place(row: int, cutout: int, shape: Shape, request: Request, horizon: float | None, rng: random.Random,
+@dataclass(frozen=True)
+class Chance:
+    """What the words leave open. `amount` 1 leaves all of a range to chance, 0 takes its middle."""
+
+    rng: random.Random
+    amount: float = 1.0
+
+    def between(self, low: float, high: float) -> float:
+        """A number of the range; the generator moves on in any case."""
+        drawn = self.rng.uniform(low, high)
+        return drawn + (1 - self.amount) * ((low + high) / 2 - drawn)
+
+    def about(self, spread: float) -> float:
+        """A number between -spread and spread."""
+        return self.between(-spread, spread)
+
+
+def place(row: int, cutout: int, shape: Shape, request: Request, horizon: float | None, chance: Chance,
           extra: tuple[int, Shape] | None = None) -> list[Placement]:  # fmt: skip
     """The placements of a request, from back to front: copies of a subject, then its accessory (`extra`)."""
     if request.count > 1:
-        subjects = _in_a_row(row, cutout, shape, request.count, horizon, rng)
+        subjects = _in_a_row(row, cutout, shape, request.count, horizon, chance)
     elif extra is not None:
-        subjects = [_beside(row, cutout, shape, request.accessory, horizon, rng)]
+        subjects = [_beside(row, cutout, shape, request.accessory, horizon, chance)]
     else:
-        subjects = [_alone(row, cutout, shape, request, horizon, rng)]
+        subjects = [_alone(row, cutout, shape, request, horizon, chance)]
     if extra is None:
         return subjects
     return [*subjects, _accessory(subjects[0], shape, request.accessory, *extra)]
@@ -82,10 +99,10 @@ def place_reference(row: int, cutout: int, shape: Shape, horizon: float | None, 
 
 
 def _alone(row: int, cutout: int, shape: Shape, request: Request, horizon: float | None,
-           rng: random.Random) -> Placement:  # fmt: skip
+           chance: Chance) -> Placement:  # fmt: skip
     words = request.position.split()
     low, high = POSITION_SIDES if words and words != ["centre"] and not request.size else SIDES[request.size]
-    side = rng.uniform(low, high)
+    side = chance.between(low, high)
     width, height = _extent(shape, side)
     x = y = 0.5
     for word in words:
@@ -94,7 +111,7 @@ def _alone(row: int, cutout: int, shape: Shape, request: Request, horizon: float
         elif word in ("top", "bottom"):
             y = _SPREAD[word]
     jitter = _JITTER * (1.0 if side < 0.8 else 0.3)
-    x, y = x + rng.uniform(-jitter, jitter), y + rng.uniform(-jitter, jitter)
+    x, y = x + chance.about(jitter), y + chance.about(jitter)
     floats = "top" in words or "bottom" in words
     y = y if floats else _standing(y, height, horizon)
     x, y = _inside(x, width), _inside(y, height)
@@ -102,26 +119,26 @@ def _alone(row: int, cutout: int, shape: Shape, request: Request, horizon: float
 
 
 def _in_a_row(row: int, cutout: int, shape: Shape, count: int, horizon: float | None,
-              rng: random.Random) -> list[Placement]:  # fmt: skip
+              chance: Chance) -> list[Placement]:  # fmt: skip
     pitch = {2: 0.46, 3: 0.31}[count]
     widest = (pitch - 0.04) * max(shape.width, shape.height) / shape.width  # longest side at which copies do not touch
-    side = min(widest, rng.uniform(0.5, 0.6)) * rng.uniform(0.92, 1.0)
-    y = _standing(0.5 + rng.uniform(-_JITTER, _JITTER), _extent(shape, side)[1], horizon)
+    side = min(widest, chance.between(0.5, 0.6)) * chance.between(0.92, 1.0)
+    y = _standing(0.5 + chance.about(_JITTER), _extent(shape, side)[1], horizon)
     first = 0.5 - pitch * (count - 1) / 2
     return [
-        Placement(row, cutout, first + pitch * i, y + rng.uniform(-0.01, 0.01), side, ground=horizon is not None)
+        Placement(row, cutout, first + pitch * i, y + chance.about(0.01), side, ground=horizon is not None)
         for i in range(count)
     ]
 
 
 def _beside(row: int, cutout: int, shape: Shape, accessory: str, horizon: float | None,
-            rng: random.Random) -> Placement:  # fmt: skip
+            chance: Chance) -> Placement:  # fmt: skip
     """A subject that leaves room for its accessory: above it, or at its right."""
-    side = rng.uniform(0.5, 0.6)
-    y = 0.56 if accessory in WORN else 0.5 + rng.uniform(-_JITTER, _JITTER)
+    side = chance.between(0.5, 0.6)
+    y = 0.56 if accessory in WORN else 0.5 + chance.about(_JITTER)
     y = _inside(_standing(y, _extent(shape, side)[1], horizon), _extent(shape, side)[1])
     x = 0.5 if accessory in WORN else 0.34
-    return Placement(row, cutout, x + rng.uniform(-0.03, 0.03), y, side, ground=horizon is not None)
+    return Placement(row, cutout, x + chance.about(0.03), y, side, ground=horizon is not None)
 
 
 def _accessory(subject: Placement, shape: Shape, accessory: str, cutout: int, thing: Shape) -> Placement:

@@ -57,6 +57,16 @@ class Noising:
         signal, spread = self.signal_and_noise(timesteps, noised)
         return (noised - signal * clean) / spread.clamp(min=1e-4)
 
+    def random_timesteps(self, count: int, rng: torch.Generator, *, shift: float = 1.0) -> Tensor:
+        """Timesteps (count,), uniform where `shift` is 1. Above, more of them are noisy: there shape is decided.
+
+        u becomes shift u / (1 + (shift - 1) u) (Esser et al. 2024, equation 23); half lie above shift / (1 + shift).
+        """
+        if shift == 1:
+            return torch.randint(0, self.timesteps, (count,), generator=rng, device=rng.device)
+        share = torch.rand(count, generator=rng, device=rng.device)
+        return (shift * share / (1 + (shift - 1) * share) * self.timesteps).long()
+
     def weight(self, timesteps: Tensor, gamma: float | None) -> Tensor:
         """Min-SNR-γ weights (B,) (Hang et al. 2023), with SNR + 1 for v so that no noise level is left out.
 
@@ -78,6 +88,7 @@ def denoising_loss(
     rng: torch.Generator,
     *,
     gamma: float | None = None,
+    shift: float = 1.0,
     importance: Tensor | None = None,
 ) -> Tensor:
     """The latent diffusion loss (Rombach et al. 2022, equation 3): a scalar, over random noise and noise levels.
@@ -85,7 +96,7 @@ def denoising_loss(
     `importance` (B, 1, H, W), of mean 1, says where an error weighs more.
     """
     noise = torch.randn(latents.shape, generator=rng, device=rng.device)
-    timesteps = torch.randint(0, noising.timesteps, (len(latents),), generator=rng, device=rng.device)
+    timesteps = noising.random_timesteps(len(latents), rng, shift=shift)
     answer = denoiser(noising.noised(latents, noise, timesteps), timesteps)
     errors = (answer.float() - noising.target(latents, noise, timesteps)).pow(2)
     if importance is not None:

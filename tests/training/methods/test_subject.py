@@ -119,6 +119,16 @@ def test_draws_share_one_reading_of_the_reference(model: BlipDiffusion, batch: S
     assert sizes == {"unet": [18], "subject_encoder": [6], "text_encoder": [6]}
 
 
+@torch.no_grad()
+def test_a_shift_trains_on_noisier_copies(model: BlipDiffusion, batch: SubjectBatch) -> None:
+    seen: list[float] = []
+    handle = model.unet.register_forward_pre_hook(lambda _, args: seen.append(float(args[1].float().mean())))
+    method(model, draws=16, shift=1.0)(batch, context())
+    method(model, draws=16, shift=8.0)(batch, context())
+    handle.remove()
+    assert seen[0] < 600 < 700 < seen[1]
+
+
 def test_terms(model: BlipDiffusion, batch: SubjectBatch) -> None:
     plain, redrawn = method(model)(batch, context()), method(model, redraw=0.5)(batch, context())
     assert set(plain) == {"denoising", "loss"} and torch.equal(plain["loss"], plain["denoising"])
@@ -157,3 +167,5 @@ def test_errors() -> None:
         SubjectConfig(subject_drop=0.5, prompt_drop=0.5)
     with pytest.raises(ConfigError, match="draws is 0"):
         SubjectConfig(draws=0)
+    with pytest.raises(ConfigError, match="shift is 0"):
+        SubjectConfig(shift=0.0)

@@ -31,6 +31,7 @@ class SubjectConfig:
     prompt_drop: float = 0.0  # share of empty prompts, for guidance; a base that was trained with them needs none
     draws: int = 1  # noised copies of each pair: the U-Net sees that many for one pass of all the rest
     min_snr: float | None = None  # γ of the loss weights; none: the simple loss
+    shift: float = 1.0  # above 1, more of the copies are noisy (`Noising.random_timesteps`)
     subject_weight: float = 1.0  # how much more an error on the subject weighs than one on its scene
     redraw: float = 0.0  # weight of our redrawing head, which keeps shape in the tokens; 0 leaves it out
     unet_lr: float = 1.0  # times the schedule
@@ -42,6 +43,8 @@ class SubjectConfig:
             raise ConfigError(f"subject_drop + prompt_drop is {self.subject_drop + self.prompt_drop}: keep it below 1.")
         if self.draws < 1:
             raise ConfigError(f"draws is {self.draws}: use 1 or more.")
+        if self.shift <= 0:
+            raise ConfigError(f"shift is {self.shift}: use a number above 0; 1 is uniform.")
 
 
 class Subject(nn.Module):
@@ -69,6 +72,7 @@ class Subject(nn.Module):
             self.noising,
             context.rng,
             gamma=self.config.min_snr,
+            shift=self.config.shift,
             importance=self._importance(batch["target_alpha"], latents).repeat(copies, 1, 1, 1),
         )
         losses = {"denoising": loss, "loss": loss}
