@@ -66,6 +66,15 @@ def test_a_polished_decoder_leaves_the_latents_alone(batch: SubjectBatch, tmp_pa
     assert read_parts(tmp_path).vae.config.scaling_factor == 0.3
 
 
+@torch.no_grad()
+def test_latents_are_disturbed_by_up_to_a_share_of_their_spread() -> None:
+    latents = 3 * torch.randn(64, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    noise = method(latent_noise=0.3)._disturbed(latents, context().rng) - latents
+    amounts = noise.std(dim=(1, 2, 3)) / latents.std()
+    assert 0 < amounts.min() < 0.1 and 0.2 < amounts.max() < 0.33
+    assert method()._disturbed(latents, context().rng) is latents
+
+
 def test_the_export_brings_latents_to_unit_variance(batch: SubjectBatch, tmp_path: Path) -> None:
     trained = method().train()
     for step in range(50):

@@ -36,10 +36,13 @@ class AutoencoderConfig:
     adversarial_start: int = 0  # step at which the drawings begin to be judged
     lr: float = 1.0  # times the schedule
     train_encoder: bool = True  # False polishes the decoder of a codec whose latents are in use
+    latent_noise: float = 0.0  # up to so much of the latents' spread is noise: a decoder of drawings must bear some
 
     def __post_init__(self) -> None:
         if self.crop % 16 or self.crop < 16:
             raise ConfigError(f"autoencoder.crop is {self.crop}: use a multiple of 16.")
+        if self.latent_noise < 0:
+            raise ConfigError(f"autoencoder.latent_noise is {self.latent_noise}: use 0 or more.")
 
 
 class Autoencoder(nn.Module):
@@ -62,7 +65,7 @@ class Autoencoder(nn.Module):
         wanted = random_crops(torch.cat([batch["target"], batch["reference"]]), self.config.crop, context.rng)
         posterior = self.vae.encode(wanted * 2 - 1).latent_dist
         latents = posterior.mean + posterior.std * _noise_like(posterior.mean, context.rng)
-        drawn = self.vae.decode(latents).sample / 2 + 0.5
+        drawn = self.vae.decode(self._disturbed(latents, context.rng)).sample / 2 + 0.5
         losses = self._likeness(drawn.float(), wanted) | {"kl": posterior.kl().mean() / posterior.mean[0].numel()}
         losses["loss"] = losses["absolute"] + self.config.colour * losses["colour"] + self.config.kl * losses["kl"]
         if self.perceptual is not None:
@@ -74,6 +77,14 @@ class Autoencoder(nn.Module):
         if self.training:
             self._measure(posterior.mean.detach(), context.step)
         return losses
+
+    def _disturbed(self, latents: Tensor, rng: torch.Generator) -> Tensor:
+        """Not quite right, some more than others, as a denoiser's answers are: a decoder else draws patches of them."""
+        if not self.config.latent_noise:
+            return latents
+        amount = torch.rand(len(latents), 1, 1, 1, generator=rng, device=rng.device) * self.config.latent_noise
+        spread = amount * latents.detach().float().std()
+        return latents + (spread * _noise_like(latents, rng)).to(latents.dtype)
 
     def _likeness(self, drawn: Tensor, wanted: Tensor) -> Losses:
         losses = {"absolute": F.l1_loss(drawn, wanted), "colour": F.l1_loss(_opponent(drawn), _opponent(wanted))}
