@@ -95,11 +95,19 @@ def test_two_are_mixed(own: BlipDiffusionPipeline, kind: dict[str, object]) -> N
     assert (drawn(own) - alone).abs().max() > 1e-2
 
 
-def test_a_reference_comes_before_a_resident_subject(own: BlipDiffusionPipeline, dog: Image.Image) -> None:
+@pytest.mark.parametrize("kind", [{}, {"rank": 2}, {"weights": True}], ids=["embedding", "lora", "weights"])
+def test_a_reference_comes_before_a_resident_subject(
+    own: BlipDiffusionPipeline, dog: Image.Image, kind: dict[str, object]
+) -> None:
+    """And leaves it as it was, also where the call fails."""
     before = drawn(own, reference_image=dog, source_subject_category="dog")
-    own.load_subject(subject(own, "rex", 1))
+    own.load_subject(subject(own, "rex", 1, **kind))  # type: ignore[arg-type]
+    rex = drawn(own)
     assert torch.equal(drawn(own, reference_image=dog, source_subject_category="dog"), before)
-    assert not torch.equal(drawn(own), drawn(own, target_subject_category="cat"))
+    with pytest.raises(ZeroDivisionError):
+        drawn(own, reference_image=dog, source_subject_category="dog", callback_on_step_end=lambda *_: 1 / 0)
+    assert own.active_subjects == {"rex": 1.0} and torch.equal(drawn(own), rex)
+    assert not torch.equal(rex, drawn(own, target_subject_category="cat"))
 
 
 def test_it_is_drawn_with_a_controlnet(own: BlipDiffusionPipeline, dog: Image.Image) -> None:

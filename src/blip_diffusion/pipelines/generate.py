@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -159,12 +160,8 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         It is the model without subjects, which `save_subject` writes, and without LoRAs that aren't fused. Raises
         `InputError` for several ControlNets.
         """
-        drawn = self.active_subjects
-        self.set_subjects(None)
-        try:
+        with self.without_subjects():
             save_model(self.model, Path(save_directory), controlnet=self.controlnet, dtype=torch_dtype)
-        finally:
-            self.set_subjects(list(drawn), list(drawn.values()))
 
     @property
     def model(self) -> BlipDiffusion:
@@ -274,8 +271,10 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         scale = self._or_own(guidance_scale, "guidance_scale")
         rescale = self._or_own(guidance_rescale, "guidance_rescale")
         self.scheduler.set_timesteps(steps, device=self._execution_device)
-        denoiser = self._denoiser(request, scale, rescale, controls, guess=control is not None and control.guessing)
-        with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
+        another = reference_image is not None and self.active_subjects
+        base = self.without_subjects() if another else nullcontext()
+        with base, self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
+            denoiser = self._denoiser(request, scale, rescale, controls, guess=control is not None and control.guessing)
 
             def hook(index: int, timestep: Tensor, now: Tensor) -> Tensor:
                 bar.update()

@@ -3,7 +3,8 @@
 """
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,16 @@ class SubjectsMixin(ExtrasMixin):
         self._shelf.mixture = dict(zip(names, weights, strict=True))
         self._mix_loras()
         _mix_weights(self.unet, self._shelf)
+
+    @contextmanager
+    def without_subjects(self) -> Iterator[None]:
+        """Within it none is drawn, and the U-Net is the base's; after it, those that were before."""
+        drawn = self.active_subjects
+        self.set_subjects(None)
+        try:
+            yield
+        finally:
+            self.set_subjects(list(drawn), list(drawn.values()))
 
     def unload_subject(self, name: str) -> None:
         """Forgets a subject. If it was drawn, none is any more."""
