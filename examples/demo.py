@@ -31,6 +31,7 @@ def main() -> None:
 def draw(name: str, word: str, arguments: argparse.Namespace) -> Path:
     """Draws one subject by the command line, and answers its row: the reference, then a picture for each prompt."""
     row: Path = arguments.out / Path(name).stem / "row.png"
+    row.unlink(missing_ok=True)  # of another seed or model, beside which this one would be row_2.png
     reference = Path(__file__).parent / name
     command = ["generate", *PROMPTS, "--reference", str(reference), "--category", word, "--model", arguments.model]
     if cli.main([*command, "--seed", str(arguments.seed), "--out", str(row.parent), "--sheet", str(row)]):

@@ -238,6 +238,16 @@ def test_a_page_of_all(generate: Run, capsys: pytest.CaptureFixture[str]) -> Non
     assert np.array_equal(page[68:, 68:], pixels("out/at-the-forest-2.png"))
 
 
+def test_a_page_overwrites_no_page_of_another_order(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    pages = []
+    for seed in (1, 2, 1):
+        assert generate("--seed", seed, "--sheet", "page.png") == 0
+        pages.append(capsys.readouterr().out.split()[-1])
+    assert pages == ["page.png", "page_2.png", "page.png"]
+    assert np.array_equal(pixels("page.png")[:, 34:], pixels("out/on-the-beach-1.png"))
+    assert np.array_equal(pixels("page_2.png")[:, 34:], pixels("out/on-the-beach-2.png"))
+
+
 @pytest.mark.parametrize("kind", ["rotated", "RGBA", "CMYK", "I;16", "P"])
 def test_references_of_every_kind(generate: Run, dog: Image.Image, kind: str) -> None:
     """Whatever its kind, the picture of the dog is read as the dog: grey where the kind is, else in colours."""
@@ -296,6 +306,12 @@ def make_bad(name: str, huge_png: Callable[[int], Path]) -> list[str]:
         case "page below a file":
             Path("taken").touch()
             return ["--sheet", "taken/page.png"]
+        case "page is a folder":
+            Path("page.png").mkdir()
+            return ["--sheet", "page.png"]
+        case "page is someone's":
+            Image.new("RGB", (20, 20)).save("photo.png")
+            return ["--sheet", "photo.png"]
         case "broken weights":
             folder = Path("broken/unet")
             folder.mkdir(parents=True)
@@ -313,7 +329,10 @@ BAD = {
     "out is a file": "Nothing can be written to taken: choose another --out",
     "out below a file": "Nothing can be written to taken/below",
     "--out /proc/x/y": "Nothing can be written to /proc/x/y",
-    "page below a file": "Nothing can be written to taken",
+    "page below a file": "Nothing can be written to taken: choose another --sheet",
+    "page is a folder": "--sheet page.png should be a file that ends in .png",
+    "page is someone's": "--sheet photo.png is there already, and something else made it",
+    "--sheet page": "--sheet page should be a file that ends in .png",
     "broken weights": "broken/unet/config.json can't be read",
     "--size 30": "The size 30 can't be drawn: use a multiple of 16",
     "--size 0": "The size 0 can't be drawn",

@@ -116,13 +116,13 @@ def save_state(
     partial.replace(path)
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, *, flag: str = "--out") -> None:
     """Before an hour of work, not after it. Raises `InputError` for a folder that can't be written to."""
     try:
         there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
         tempfile.TemporaryFile(dir=there).close()  # permissions don't tell all: of /proc, of a disk that is read alone
     except OSError as error:
-        raise InputError(f"Nothing can be written to {folder}: choose another --out.") from error
+        raise InputError(f"Nothing can be written to {folder}: choose another {flag}.") from error
 
 
 @contextmanager

@@ -116,8 +116,9 @@ def draw(order: Order, out: Path, *, device: str = "auto", sheet: Path | None = 
 
     A file that is there already is written anew where the same order made it; any other is left alone.
     """
-    for folder in (out, *([sheet.parent] if sheet is not None else [])):
-        check_writable(folder)
+    check_writable(out)
+    if sheet is not None:
+        _check_sheet(sheet)
     pipe = _pipeline(order, device)
     control = _control_arguments(order.controls, [_net(control, pipe) for control in order.controls])
     reference = images.open_picture(io.BytesIO(order.reference))
@@ -136,9 +137,20 @@ def draw(order: Order, out: Path, *, device: str = "auto", sheet: Path | None = 
         paths += _write(order, drawn, some, out, taken=set(paths))
         pictures += drawn if sheet is not None else []
     if sheet is not None:
-        _save(_page(reference, pictures, order), sheet)
-        paths.append(sheet)
+        metadata = _metadata(order)
+        path = _free(sheet, metadata, taken=set(paths))
+        _save(_page(reference, pictures, order), path, metadata, flag="--sheet")
+        paths.append(path)
     return paths
+
+
+def _check_sheet(path: Path) -> None:
+    """Before anything is drawn, not after it."""
+    check_writable(path.parent, flag="--sheet")
+    if path.suffix.lower() != ".png" or path.is_dir():
+        raise InputError(f"--sheet {path} should be a file that ends in .png, as page.png.")
+    if path.exists() and _metadata_of(path) is None:
+        raise InputError(f"--sheet {path} is there already, and something else made it: choose another name.")
 
 
 def _pipeline(order: Order, device: str) -> Any:
@@ -228,7 +240,7 @@ def _write(
     """A file a picture, none of which is one of `taken`."""
     paths: list[Path] = []
     for picture, (prompt, seed) in zip(pictures, wanted, strict=True):
-        metadata = json.dumps(_metadata(order, prompt, seed), sort_keys=True)
+        metadata = _metadata(order, prompt=prompt, seed=seed, count=1)
         path = _free(out / f"{_slug(prompt)}-{seed}.png", metadata, taken.union(paths))
         _save(picture, path, metadata)
         paths.append(path)
@@ -254,25 +266,26 @@ def _metadata_of(path: Path) -> str | None:
         return None
 
 
-def _metadata(order: Order, prompt: str, seed: int) -> dict[str, Any]:
-    table = dataclasses.asdict(order) | {"prompt": prompt, "seed": seed, "count": 1, "version": __version__}
+def _metadata(order: Order, **own: Any) -> str:
+    """All that makes an order's pictures again, as JSON; with what is its own, one of them."""
+    table = dataclasses.asdict(order) | {"version": __version__}
     table["reference"] = base64.b64encode(order.reference).decode()
     table["controls"] = [{**one, "picture": base64.b64encode(one["picture"]).decode()} for one in table["controls"]]
     table["subjects"] = [{name: value for name, value in one.items() if name != "picture"} for one in table["subjects"]]
     table["reference_sha256"] = hashlib.sha256(order.reference).hexdigest()
-    del table["prompts"]
-    return table
+    if own:
+        del table["prompts"]
+    return json.dumps(table | own, sort_keys=True)
 
 
-def _save(picture: Image.Image, path: Path, metadata: str | None = None) -> None:
+def _save(picture: Image.Image, path: Path, metadata: str, *, flag: str = "--out") -> None:
     information = PngImagePlugin.PngInfo()
-    if metadata is not None:
-        information.add_text(METADATA, metadata)
+    information.add_text(METADATA, metadata)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path, "PNG", pnginfo=information)
     except OSError as error:
-        raise InputError(f"{path} can't be written ({error.strerror or error}): choose another --out.") from error
+        raise InputError(f"{path} can't be written ({error.strerror or error}): choose another {flag}.") from error
 
 
 def _slug(prompt: str) -> str:
