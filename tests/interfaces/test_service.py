@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import ControlNetModel
 from PIL import Image, PngImagePlugin
 
+from blip_diffusion.annotators import KINDS, LEARNED
 from blip_diffusion.errors import InputError
 from blip_diffusion.images import png_bytes
-from blip_diffusion.interfaces.service import METADATA, Order, draw, order_of, reference_bytes
+from blip_diffusion.interfaces.service import METADATA, NETS, ControlOrder, Order, draw, order_of, reference_bytes
+from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
 
 ORDER = {"prompts": ("on the beach",), "reference": b"", "category": "dog", "target_category": "dog"}
 PNG = png_bytes(Image.new("RGB", (20, 20), "red"))
@@ -122,3 +125,23 @@ def test_a_bomb_within_a_picture(tmp_path: Path, huge_png: Callable[[int], Path]
     with pytest.raises(InputError, match="does not tell how it was made") as caught:
         order_of(carrying({**TABLE, **change}, tmp_path / "bad.png"))
     assert "megapixels" in str(caught.value.__cause__)
+
+
+def test_a_models_own_net_looks_at_edges_alone(own: BlipDiffusionPipeline, tmp_path: Path) -> None:
+    """Unless it is named: a map of depths isn't what it learned to read."""
+    own.controlnet = ControlNetModel.from_unet(own.unet, conditioning_embedding_out_channels=(8, 8, 8, 8))
+    own.save_pretrained(tmp_path / "model")
+
+    def drawn(kind: str, net: str = "") -> list[Path]:
+        controls = (ControlOrder(kind, PNG, net=net),)
+        order = Order(**ORDER | {"reference": PNG, "model": str(tmp_path / "model"), "steps": 1, "controls": controls})
+        return draw(order, tmp_path / "out", device="cpu")
+
+    assert drawn("canny") and drawn("map") and drawn("depth", str(tmp_path / "model"))
+    with pytest.raises(InputError, match="no ControlNet for depth and this model: name one with --controlnet"):
+        drawn("depth")
+
+
+def test_the_usual_nets_know_what_is_drawn_for_them() -> None:
+    assert NETS.keys() < set(KINDS)
+    assert LEARNED["normal"] == "NormalBaeDetector" and NETS["normal"].endswith("_normalbae")

@@ -32,8 +32,13 @@ AT_ONCE = 8
 """Pictures in one batch: memory grows with it, and an interrupt loses what is in it."""
 Dtype = Literal["float32", "bfloat16", "float16"]
 
-NETS = {kind: f"lllyasviel/sd-controlnet-{kind}" for kind in ("canny", "depth", "hed", "normal", "openpose")}
-"""The ControlNets that go with Stable Diffusion 1.5, by what they look at."""
+NETS = {
+    **{kind: f"lllyasviel/sd-controlnet-{kind}" for kind in ("canny", "depth", "hed", "openpose")},
+    "normal": "lllyasviel/control_v11p_sd15_normalbae",  # sd-controlnet-normal knows MiDaS' normals, not NormalBae's
+}
+"""The ControlNets that go with Stable Diffusion 1.5, by what they look at: what `annotators` draws."""
+OWN = ("canny", "map")
+"""What a model's own ControlNet looks at: the published one's is for Canny edges."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class ControlOrder:
     kind: str  # see `annotators.KINDS`
     picture: bytes  # a PNG: the control map, drawn already
     scale: float = 1.0
-    net: str = ""  # a folder, file or hub id; empty: the model's own, or the usual one of Stable Diffusion 1.5
+    net: str = ""  # a folder, file or hub id; empty: the model's own for what is in `OWN`, else that in `NETS`
 
     def __post_init__(self) -> None:
         if not isfinite(self.scale):
@@ -183,7 +188,7 @@ def _drawn(
 
 def _net(control: ControlOrder, pipe: Any) -> Any:
     """The ControlNet of a control; nothing is fetched that could not fit."""
-    if not control.net and pipe.controlnet is not None:
+    if not control.net and pipe.controlnet is not None and control.kind in OWN:
         return pipe.controlnet
     if not control.net and (pipe.unet.config.cross_attention_dim != 768 or control.kind not in NETS):
         raise InputError(f"There is no ControlNet for {control.kind} and this model: name one with --controlnet.")
