@@ -118,6 +118,27 @@ def test_what_a_stranger_may_not_say(tmp_path: Path, change: dict[str, Any]) -> 
         order_of(carrying({**TABLE, **change}, tmp_path / "bad.png"))
 
 
+def test_a_picture_is_one_picture(tmp_path: Path) -> None:
+    assert order_of(carrying({**TABLE, "count": 1000}, tmp_path / "many.png")).count == 1
+
+
+def test_nothing_is_fetched_on_a_strangers_word(tmp_path: Path) -> None:
+    """What a picture names must be here, unless whoever makes it again names it too."""
+    model = carrying({**TABLE, "model": "someone/model"}, tmp_path / "model.png")
+    with pytest.raises(InputError, match="drawn by 'someone/model', which isn't here: say --model 'someone/model'"):
+        order_of(model)
+    assert order_of(model, model="someone/model").model == "someone/model"
+    net = carrying({**TABLE, "controls": [{**CONTROL, "net": "someone/net"}]}, tmp_path / "net.png")
+    with pytest.raises(InputError, match="ControlNet 'someone/net', which isn't here: say --controlnet canny='someone"):
+        order_of(net, model="mini")
+    assert order_of(net, nets={"canny": "mine"}).controls[0].net == "mine"
+    with pytest.raises(InputError, match="--controlnet depth has nothing to look at"):
+        order_of(net, nets={"canny": "mine", "depth": "mine"})
+    for here in (NETS["canny"], str(tmp_path)):
+        table = {**TABLE, "model": str(tmp_path), "controls": [{**CONTROL, "net": here}]}
+        assert order_of(carrying(table, tmp_path / "here.png")).controls[0].net == here
+
+
 @pytest.mark.parametrize("where", ["reference", "control"])
 def test_a_bomb_within_a_picture(tmp_path: Path, huge_png: Callable[[int], Path], where: str) -> None:
     bomb = base64.b64encode(huge_png(9_000).read_bytes()).decode()  # Pillow alone would let it pass

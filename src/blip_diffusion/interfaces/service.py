@@ -7,9 +7,11 @@ import io
 import itertools
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, cast
 
 import torch
@@ -208,10 +210,11 @@ def _control_arguments(controls: tuple[ControlOrder, ...], nets: list[Any]) -> d
     }
 
 
-def order_of(path: Path, *, model: str | None = None) -> Order:
-    """The order of one picture that `draw` wrote, on request for another model. Raises `InputError` without one.
+def order_of(path: Path, *, model: str | None = None, nets: Mapping[str, str] = MappingProxyType({})) -> Order:
+    """The order of one picture that `draw` wrote, on request for another model, or other nets by their kinds.
 
-    The file may be a stranger's: every value is held to its type, every picture to the checks of any other.
+    The file may be a stranger's: every value is held to its type, every picture to the checks of any other, and
+    nothing is fetched on its word alone. Raises `InputError` for what isn't at hand, and without an order.
     """
     from blip_diffusion import config  # which nothing else here needs
 
@@ -220,16 +223,37 @@ def order_of(path: Path, *, model: str | None = None) -> Order:
             table = json.loads(picture.info[METADATA])
         names = {field.name for field in dataclasses.fields(Order)}
         known = {name: value for name, value in table.items() if name in names}
-        known |= {"prompts": [table["prompt"]], "reference": _embedded(table["reference"])}
+        known |= {"prompts": [table["prompt"]], "count": 1, "reference": _embedded(table["reference"])}
         known["controls"] = [{**one, "picture": _embedded(one["picture"])} for one in table.get("controls", ())]
         known["subjects"] = [{**one, "picture": b""} for one in table.get("subjects", ())]
         if "size" in table:  # what version 0.1 wrote
             known |= {"width": table["size"], "height": table["size"]}
-        return config.build(Order, known | ({"model": model} if model else {}))
+        order = config.build(Order, known)
     except FileNotFoundError as error:
         raise InputError(f"There is no picture at {path}: check the path.") from error
     except Exception as error:  # on a damaged file, Pillow raises whatever it trips over
         raise InputError(f"{path} does not tell how it was made: only pictures of blip-diffusion do.") from error
+    return _at_hand(order, model, nets)
+
+
+def _at_hand(order: Order, model: str | None, nets: Mapping[str, str]) -> Order:
+    """An order with what the caller names in place of its own; what it names itself must be here, or be known."""
+    if model is None and order.model != "mini" and not Path(order.model).is_dir():
+        raise InputError(
+            f"The picture was drawn by {order.model!r}, which isn't here: say --model {order.model!r} to fetch it, or "
+            "where it is now."
+        )
+    for control in order.controls:
+        known = control.kind in nets or control.net in ("", *NETS.values())
+        if not known and not Path(control.net).exists():
+            raise InputError(
+                f"The picture was drawn with the ControlNet {control.net!r}, which isn't here: say --controlnet "
+                f"{control.kind}={control.net!r} to fetch it, or where it is now."
+            )
+    for idle in nets.keys() - {control.kind for control in order.controls}:
+        raise InputError(f"--controlnet {idle} has nothing to look at: the picture was drawn without --control {idle}.")
+    controls = tuple(dataclasses.replace(one, net=nets.get(one.kind, one.net)) for one in order.controls)
+    return dataclasses.replace(order, model=model or order.model, controls=controls)
 
 
 def _embedded(text: str) -> bytes:

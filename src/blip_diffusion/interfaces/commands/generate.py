@@ -13,8 +13,8 @@ from blip_diffusion.interfaces.startup import importing
 if TYPE_CHECKING:
     from blip_diffusion.interfaces.service import ControlOrder
 
-BESIDE_AGAIN = ("again", "command", "out", "sheet", "device", "model")
-"""What may be said with `--again`: where, and of which model."""
+BESIDE_AGAIN = ("again", "command", "out", "sheet", "device", "model", "controlnet")
+"""What may be said with `--again`: where, and of which model and nets."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
         from blip_diffusion.interfaces.subjects import subject_order
 
     if arguments.again is not None:
-        order = service.order_of(arguments.again, model=arguments.model)
+        order = service.order_of(arguments.again, model=arguments.model, nets=_nets(arguments.controlnet))
     else:
         if not arguments.prompt or not (arguments.subject or (arguments.reference and arguments.category)):
             raise InputError(
@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace) -> None:
             negative=arguments.negative,
             width=arguments.size and arguments.size[0],
             height=arguments.size and arguments.size[1],
-            controls=_controls(arguments.control, arguments.controlnet),
+            controls=_controls(arguments.control, _nets(arguments.controlnet)),
             fit=arguments.fit,
             preset=arguments.preset or "",
             engine=arguments.engine,
@@ -147,11 +147,15 @@ def _size(text: str) -> tuple[int, int]:
     return int(sides[0]), int(sides[-1])
 
 
-def _controls(asked: list[str], nets: list[str]) -> tuple[ControlOrder, ...]:
-    """`--control canny=room.png:0.8 --controlnet canny=FOLDER`, any number of them, one net a kind."""
+def _nets(named: list[str]) -> dict[str, str]:
+    """`--controlnet canny=FOLDER`, any number of them, one a kind."""
+    return dict(_pair("--controlnet", text) for text in named)
+
+
+def _controls(asked: list[str], nets: dict[str, str]) -> tuple[ControlOrder, ...]:
+    """`--control canny=room.png:0.8`, any number of them, each with the net of its kind."""
     from blip_diffusion.interfaces import service
 
-    named = dict(_pair("--controlnet", text) for text in nets)
     controls = []
     for text in asked:
         kind, rest = _pair("--control", text)
@@ -162,11 +166,9 @@ def _controls(asked: list[str], nets: list[str]) -> tuple[ControlOrder, ...]:
                 scale = float(number)
             except ValueError:
                 raise InputError(f"--control {text} has the scale {number!r}: use a number, 1 is usual.") from None
-        controls.append(service.control_order(kind, Path(path), scale, named.pop(kind, "")))
-    if named:
-        raise InputError(
-            f"--controlnet {next(iter(named))} has nothing to look at: say --control {next(iter(named))}=FILE."
-        )
+        controls.append(service.control_order(kind, Path(path), scale, nets.get(kind, "")))
+    for idle in nets.keys() - {control.kind for control in controls}:
+        raise InputError(f"--controlnet {idle} has nothing to look at: say --control {idle}=FILE.")
     return tuple(controls)
 
 
