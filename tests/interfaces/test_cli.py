@@ -24,6 +24,7 @@ pytestmark = [
 ]
 Run = Callable[..., int]
 WORLD = str(Path(__file__).parents[1] / "fixtures" / "world.zip")
+TUNE = ["tune", "photo.png", "--category", "dog", "--name", "rex"]
 HEAVY = ("torch", "diffusers", "transformers", "PIL", "numpy")
 
 
@@ -429,6 +430,23 @@ def test_flags_that_do_not_exist(arguments: list[str], capsys: pytest.CaptureFix
         (["data", "sheet", "--world", WORLD, "--count", "0"], "--count is 0: use a number from 1"),
         (["data", "sheet", "--world", WORLD, "--out", "page"], "should be a file that ends in .png"),
         (["data", "sheet", "--world", WORLD, "--out", "good.toml/page.png"], "Nothing can be written to good.toml"),
+        (["data", "build", "--out", "/proc/foo"], "Nothing can be written to /proc/foo: choose another --out"),
+        (["data", "build", "--out", "good.toml"], "Nothing can be written to good.toml"),
+        (["data", "build", "--out", "x", "--views", "0"], "--views is 0: use a number from 1 to 24"),
+        (["data", "build", "--out", "x", "--views", "40"], "--views is 40"),
+        (["data", "build", "--out", "x", "--size-limit", "0"], "--size-limit is 0: use a number above 0"),
+        (["data", "build", "--out", "x", "--size-limit", "nan"], "--size-limit is nan"),
+        (["data", "build", "--out", "x", "--size-limit", "inf"], "--size-limit is inf"),
+        (["data", "build", "--bench", "--out", "built", "--views", "4"], "--views has no say beside built/world.zip"),
+        (["data", "build", "--bench", "--out", "built", "--sources", "scratch"], "--sources has no say beside built"),
+        ([*TUNE, "--vectors", "2"], "--vectors has no say in --method few-shot"),
+        ([*TUNE, "--train-text-encoder"], "--train-text-encoder has no say in --method few-shot"),
+        ([*TUNE, "--method", "dreambooth-lora", "--train", "unet"], "--train has no say in --method dreambooth-lora"),
+        ([*TUNE, "--method", "textual-inversion", "--prior", "8"], "--prior has no say in --method textual-inversion"),
+        ([*TUNE, "--steps", "9", "--scenes", "at sea", "on grass"], "--scenes has no say with --steps 9"),
+        (["evaluate", "--out", "x", "--train", "unet"], "--train has no say in --method zero-shot"),
+        (["evaluate", "--out", "x", "--tune-steps", "9"], "--tune-steps has no say in --method zero-shot"),
+        (["generate", "x", "--subject", "nowhere", "--fit", "pad"], "--fit has no say with --subject"),
         (["convert", "mini", "--out", "/proc/x/y"], "Nothing can be written to /proc/x"),
         (["convert", "mini", "--out", "good.toml/y"], "Nothing can be written to good.toml"),
         (["convert", "mini", "--out", "out", "--rank", "4"], "--rank has no say in --to folder"),
@@ -440,9 +458,12 @@ def test_other_commands_say_what_is_wrong(
 ) -> None:
     Path("bad.toml").write_text('method = "subject"\n[train]\nstepps = 3\n')
     Path("good.toml").write_text('method = "subject"\n[train]\nsteps = 3\n')
+    Path("built").mkdir()
+    Path("built/world.zip").touch()
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert sentence in error and error.count("\n") == 1 and written() == ["bad.toml", "good.toml"]
+    assert sentence in error and error.count("\n") == 1
+    assert written() == ["bad.toml", "built/world.zip", "good.toml"]
 
 
 def test_a_page_of_samples(capsys: pytest.CaptureFixture[str]) -> None:

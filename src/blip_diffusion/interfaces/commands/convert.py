@@ -4,12 +4,11 @@ import argparse
 from pathlib import Path
 
 from blip_diffusion.errors import InputError
+from blip_diffusion.interfaces.commands.flags import check_used
 
-UNUSED: dict[str, dict[str, int | None]] = {
-    "subject": {"unet": None, "vae": None, "dtype": None},
-    "model": {"name": None, "category": None, "rank": 8},
-}
-"""What has no say in a subject's file, and in a model's folder; each with its default."""
+MODEL, SUBJECT = ("name", "category", "rank"), ("unet", "vae", "dtype")
+UNUSED = {"folder": MODEL, "lavis": MODEL, "subject": SUBJECT}
+"""What has no say in a layout."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +30,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
-    _check_used(arguments)
+    check_used(arguments, add_flags, UNUSED[arguments.to], f"in --to {arguments.to}")
     if arguments.to == "subject":
         _convert_subject(arguments)
         return
@@ -50,13 +49,6 @@ def run(arguments: argparse.Namespace) -> None:
         dtype=getattr(torch, arguments.dtype) if arguments.dtype else None,
     )
     print(arguments.out)
-
-
-def _check_used(arguments: argparse.Namespace) -> None:
-    """Raises `InputError` for a flag that has no say in what is written, and so would be dropped."""
-    for name, usual in UNUSED["subject" if arguments.to == "subject" else "model"].items():
-        if getattr(arguments, name) != usual:
-            raise InputError(f"--{name} has no say in --to {arguments.to}: leave it out.")
 
 
 def _convert_subject(arguments: argparse.Namespace) -> None:

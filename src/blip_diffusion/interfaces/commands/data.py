@@ -1,12 +1,16 @@
 """`blip-diffusion data build | sheet`: build the training world, and look at it."""
 
 import argparse
+from math import inf
 from pathlib import Path
 
 from blip_diffusion.errors import InputError
+from blip_diffusion.interfaces.commands.flags import check_used
 
 MOST = 1000
 """Samples on a page."""
+MOST_VIEWS = 24
+"""Sides of a solid: more would be closer together than they are shaken."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -32,11 +36,13 @@ def _build_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _build(arguments: argparse.Namespace) -> None:
+    path = arguments.out / "world.zip"
+    _check_build(arguments, path)
+
     from blip_diffusion.data.build import build
     from blip_diffusion.data.minibench import build_bench
     from blip_diffusion.data.world import World
 
-    path = arguments.out / "world.zip"
     if not (arguments.bench and path.is_file()):
         path = build(arguments.out, sources=arguments.sources, views=arguments.views,
                      size_limit_mib=arguments.size_limit, progress=lambda line: print(line, flush=True))  # fmt: skip
@@ -44,6 +50,20 @@ def _build(arguments: argparse.Namespace) -> None:
     if arguments.bench:
         bench = build_bench(World.load(path), arguments.out / "bench")
         print(f"{arguments.out / 'bench'}: {len(bench.subjects)} subjects, {len(bench.asked)} prompts, {bench.digest}")
+
+
+def _check_build(arguments: argparse.Namespace, world: Path) -> None:
+    """Before an hour of work, not after it."""
+    from blip_diffusion.checkpoint.files import check_writable
+
+    check_writable(arguments.out)
+    if not 1 <= arguments.views <= MOST_VIEWS:
+        raise InputError(f"--views is {arguments.views}: use a number from 1 to {MOST_VIEWS}.")
+    if not 0 < arguments.size_limit < inf:
+        raise InputError(f"--size-limit is {arguments.size_limit:g}: use a number above 0, in MiB.")
+    if arguments.bench and world.is_file():
+        unused = ("sources", "views", "size_limit")
+        check_used(arguments, _build_flags, unused, f"beside {world}, which is taken as it is")
 
 
 def _sheet_flags(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from blip_diffusion.interfaces.commands.flags import (
     STEPS_HELP,
     TRAIN_HELP,
     TRAINED,
+    check_used,
     device_flags,
     speed_flags,
     steps_of,
@@ -47,6 +48,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
+    if arguments.method != "tuned":
+        check_used(arguments, add_flags, ("train", "tune_steps"), f"in --method {arguments.method}")
+
     from blip_diffusion.devices import device_of
     from blip_diffusion.evaluation.drawing import Shard
     from blip_diffusion.evaluation.report import markdown

@@ -1,6 +1,7 @@
 """Flags that several commands share: the same word for the same thing everywhere."""
 
 import argparse
+from collections.abc import Callable, Collection
 
 from blip_diffusion.errors import InputError
 
@@ -17,6 +18,25 @@ def device_flags(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16", "float16"),
         help="precision (default: float32; with a preset, the fastest that the device computes in)",
     )
+
+
+def said(arguments: argparse.Namespace, add_flags: Callable[[argparse.ArgumentParser], None]) -> list[str]:
+    """What has another value than the command's own, by its name in `arguments`."""
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    return [name for name, value in vars(arguments).items() if value != parser.get_default(name)]
+
+
+def check_used(
+    arguments: argparse.Namespace,
+    add_flags: Callable[[argparse.ArgumentParser], None],
+    unused: Collection[str],
+    where: str,
+) -> None:
+    """Raises `InputError` for a flag of `unused` that was said: it has no say there, and so would be dropped."""
+    for name in said(arguments, add_flags):
+        if name in unused:
+            raise InputError(f"--{name.replace('_', '-')} has no say {where}: leave it out.")
 
 
 def steps_of(text: str, flag: str) -> int | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blip_diffusion.errors import InputError
-from blip_diffusion.interfaces.commands.flags import device_flags, speed_flags
+from blip_diffusion.interfaces.commands.flags import check_used, device_flags, said, speed_flags
 from blip_diffusion.interfaces.startup import importing
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.set_defaults(command=run)
     parser.add_argument(
-        "prompt", nargs="*", help='the scene, for example "on the beach"; several make several pictures'
+        "prompt", nargs="*", default=[], help='the scene, for example "on the beach"; several make several pictures'
     )
     parser.add_argument("--reference", type=Path, metavar="FILE", help="the picture of the subject")
     parser.add_argument("--category", metavar="WORD", help="what the subject is, for example dog")
@@ -86,6 +86,8 @@ def run(arguments: argparse.Namespace) -> None:
             )
         if arguments.subject and arguments.reference:
             raise InputError("A tuned subject needs no reference: say --subject or --reference.")
+        if arguments.subject:
+            check_used(arguments, add_flags, ("fit",), "with --subject")
         subjects = tuple(subject_order(*_weighted(text)) for text in arguments.subject)
         category = arguments.category or max(subjects, key=lambda subject: subject.weight).category
         order = service.Order(
@@ -114,13 +116,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _check_again(arguments: argparse.Namespace) -> None:
     """Raises `InputError` for what is asked beside `--again`: a picture's file says it all, so it would be dropped."""
-    parser = argparse.ArgumentParser()
-    add_flags(parser)
-    usual = vars(parser.parse_args([]))
     dropped = [
         "the prompt" if name == "prompt" else f"--{name.replace('_', '-')}"
-        for name, value in vars(arguments).items()
-        if name not in BESIDE_AGAIN and value != usual[name]
+        for name in said(arguments, add_flags)
+        if name not in BESIDE_AGAIN
     ]
     if dropped:
         raise InputError(

@@ -4,9 +4,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from blip_diffusion.interfaces.commands.flags import STEPS_HELP, TRAIN_HELP, TRAINED, steps_of
+from blip_diffusion.interfaces.commands.flags import STEPS_HELP, TRAIN_HELP, TRAINED, check_used, steps_of
 
-METHODS = ("few-shot", "dreambooth", "dreambooth-lora", "textual-inversion")
+UNUSED = {
+    "few-shot": ("vectors", "train_text_encoder"),
+    "dreambooth": ("train", "vectors"),
+    "dreambooth-lora": ("train", "vectors"),
+    "textual-inversion": ("train", "train_text_encoder", "prior"),
+}
+"""The methods, and what has no say in each."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +23,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", required=True, metavar="WORD", help="what it is called, for example rex")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where it is written (default: NAME.safetensors)")
     parser.add_argument("--model", default="mini", help="mini (default), a folder, or a hub id")
-    parser.add_argument("--method", choices=METHODS, default="few-shot", help="few-shot (default), or what it rivals")
+    parser.add_argument("--method", choices=UNUSED, default="few-shot", help="few-shot (default), or what it rivals")
     parser.add_argument("--train", choices=TRAINED, default="lora", help=TRAIN_HELP)
     parser.add_argument("--steps", default="auto", metavar="auto|N", help=STEPS_HELP)
     parser.add_argument(
@@ -43,6 +49,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
+    check_used(arguments, add_flags, UNUSED[arguments.method], f"in --method {arguments.method}")
+    if arguments.steps != "auto":
+        check_used(arguments, add_flags, ("scenes",), f"with --steps {arguments.steps}")
+
     from blip_diffusion.training.tune import Tuned, tune
 
     tuned: Tuned = tune(
