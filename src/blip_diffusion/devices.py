@@ -1,5 +1,7 @@
 """Where it computes: one answer for drawing, training and judging."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 from blip_diffusion.errors import InputError
@@ -14,3 +16,8 @@ def device_of(name: str) -> torch.device:
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"There is no device {name} here: use --device cpu.") from error
+
+
+def current(device: torch.device) -> AbstractContextManager[None]:
+    """Within it, a GPU that is asked for without its number, as by `auto` and by accelerate, is this one."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -1,13 +1,16 @@
 """Subjects of a bench are tuned once each, from all their pictures, by the tuning that everybody has."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from blip_diffusion.checkpoint.subject_file import read_subject
-from blip_diffusion.data.bench import BenchSubject
+from blip_diffusion.data.bench import Bench, BenchSubject
 from blip_diffusion.errors import InputError
+from blip_diffusion.evaluation.run import Order, tuning_of
 from blip_diffusion.evaluation.tuning import Tuning, check_tunable
 from blip_diffusion.training.tune import TuneConfig
 from tests.training.photos import written
@@ -33,6 +36,21 @@ def test_a_subject_is_tuned_once_from_all_its_pictures(
     assert tuning(rex).embedding.equal(first.embedding) and read_subject(path).embedding.equal(first.embedding)
     assert len(said) == 1 and said[0].startswith("tuned to rex.2: 1 steps") and path.stat().st_mtime_ns == written_at
     assert capsys.readouterr().out == ""  # which is the report's
+
+
+def test_it_is_tuned_where_the_evaluation_computes(
+    rex: BenchSubject, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On that very GPU, if any; here there may be none, so what is asked of torch is written down."""
+    asked: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: asked.append(device) or nullcontext())
+    second = torch.device("cuda:1")
+    order = Order(model=str(tiny_folder), method="tuned", tuning=QUICK)
+    bench = Bench("photos", "", (rex,), (), (), ())
+    tuning_of(order, bench, tmp_path / "cpu", "cpu", print)(rex)
+    assert not asked
+    tuning_of(order, bench, tmp_path / "gpu", second, print)(rex)
+    assert asked == [second]
 
 
 def test_settings_tell_tunings_apart(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -163,8 +163,7 @@ def studio_of(
 def tuning_of(order: Order, bench: Bench, out: Path, device: torch.device | str, tell: Tell) -> Tuning:
     """How this bench's subjects are tuned, into a folder of the run's own."""
     check_tunable(bench.subjects, order.tuning)
-    config = replace(order.tuning, device="cpu" if torch.device(device).type == "cpu" else "auto")
-    return Tuning(order.model, out / SUBJECTS, config, saliency(), tell)
+    return Tuning(order.model, out / SUBJECTS, order.tuning, saliency(), tell, device)
 
 
 def evaluate(

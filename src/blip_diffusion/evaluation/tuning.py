@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from blip_diffusion.checkpoint.subject_file import Subject, check_category, read_subject
 from blip_diffusion.data.bench import BenchSubject
 from blip_diffusion.data.photos import MOST, Segmenter
+from blip_diffusion.devices import current
 from blip_diffusion.errors import InputError
 from blip_diffusion.training.tune import TuneConfig, tune
 
@@ -34,19 +37,21 @@ class Tuning:
     config: TuneConfig
     segmenter: Segmenter | None = None
     tell: Callable[[str], None] = lambda _: None
+    device: torch.device | str = "cpu"
 
     def __call__(self, subject: BenchSubject) -> Subject:
         """Raises `KeyboardInterrupt` where a signal ends the tuning, which the next call resumes."""
         path = self.folder / f"{subject.name}.safetensors"
         if not path.is_file():
-            with redirect_stdout(sys.stderr):  # the loop's lines are progress here
+            place = torch.device(self.device)
+            with redirect_stdout(sys.stderr), current(place):  # the loop's lines are progress here
                 tuned = tune(
                     subject.pictures,
                     category=subject.category,
                     name=re.sub(r"[^\w-]", "-", subject.name)[:64],
                     out=path,
                     model=self.model,
-                    config=self.config,
+                    config=dataclasses.replace(self.config, device="cpu" if place.type == "cpu" else "auto"),
                     segmenter=self.segmenter,
                     resume=True,
                 )
