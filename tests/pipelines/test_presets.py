@@ -292,6 +292,9 @@ def test_a_tiny_autoencoder(own: BlipDiffusionPipeline, dog: Image.Image, tmp_pa
     plain = draw(own, dog)
     own.set_preset(Preset(tiny_vae=str(tmp_path)))
     assert draw(own, dog).shape == plain.shape and apart(draw(own, dog), plain) > 1e-3
+    latents = torch.zeros(1, own.vae.config.latent_channels, 4, 4)
+    assert own._decoded(latents).device.type == "cpu"
+    assert own._decoded(latents.to("meta")).device.type == own._tiny.device.type == "meta"  # wherever the pipeline goes
     own.set_preset(Preset())
     assert torch.equal(draw(own, dog), plain)
     with pytest.raises(CheckpointError, match="no AutoencoderTiny"):

@@ -121,7 +121,7 @@ class SpeedMixin:
         """Pixels (B, 3, H, W) in [0, 1]."""
         vae = self.vae  # type: ignore[attr-defined]
         if self._tiny is not None:
-            return LatentCodec(self._tiny).decode(latents)
+            return LatentCodec(self._tiny.to(latents.device)).decode(latents)  # the pipeline may have moved since
         if self.preset.engine != "openvino":
             return LatentCodec(vae).decode(latents)
         run = self._run("decoder", vae, lambda: Decoder(vae))
