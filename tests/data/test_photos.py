@@ -92,6 +92,15 @@ def spot(size: tuple[int, int]) -> Image.Image:
     return mask
 
 
+@pytest.mark.parametrize("colour", ["white", "black", "peru"])
+def test_a_mask_may_be_cut_out(tmp_path: Path, dog: Image.Image, colour: str) -> None:
+    """The subject in any colour on a transparent ground."""
+    cut = Image.new("RGBA", dog.size, colour)
+    cut.putalpha(spot(dog.size))
+    (photo,) = read_photos([save(dog, tmp_path / "dog.png")], masks=[save(cut, tmp_path / "mask.png")])
+    assert photo.mask is not None and np.array_equal(np.asarray(photo.mask), np.asarray(spot(dog.size)))
+
+
 def test_a_mask_is_given_or_transparency_or_found_or_none(tmp_path: Path, dog: Image.Image) -> None:
     see_through = dog.convert("RGBA")
     see_through.putalpha(spot(dog.size))

@@ -275,6 +275,8 @@ def test_generating_leaves_no_trace(pipe: BlipDiffusionPipeline, draw: Draw) -> 
         ({"reference": None}, "no subject: give reference_image or subject_embeds"),
         ({"source": ""}, "category is empty"),
         ({"reference": Image.new("RGB", (8, 90))}, "8 x 90 pixels"),
+        ({"reference": "photo.png"}, "A reference is a PIL picture, or a list of them"),
+        ({"reference": [Path("photo.png")]}, "A reference is a PIL picture, or a list of them"),
         ({"height": 30}, "size 30 can't be drawn: use a multiple of 16 from 16 to 2048"),
         ({"width": 0}, "size 0 can't be drawn"),
         ({"width": 4096}, "size 4096 can't be drawn"),

@@ -121,12 +121,18 @@ def _opened(picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 
 def _mask(path: Path, picture: Image.Image) -> Image.Image:
-    mask = images.open_picture(path).convert("L")
+    mask = images.read_picture(path, _painted)
     if abs(mask.width / mask.height - picture.width / picture.height) > 0.02:
         raise InputError(f"The mask {path} is {mask.width} x {mask.height}, of another shape than its photo.")
     if mask.getextrema()[1] == 0:
         raise InputError(f"The mask {path} is black all over: paint the subject white in it.")
     return mask.resize(picture.size, Image.Resampling.BILINEAR)
+
+
+def _painted(mask: Image.Image) -> Image.Image:
+    """What is white in a mask; of one that is cut out, what is opaque."""
+    alpha = images.alpha_of(mask)
+    return images.as_rgb(mask).convert("L") if alpha is None else alpha
 
 
 def squares(photos: Sequence[Photo], size: int, fit: Fit = "crop") -> tuple[Tensor, Tensor]:

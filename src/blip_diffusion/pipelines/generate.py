@@ -307,6 +307,8 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
 
     def _encoded(self, pictures: list[Image.Image], categories: list[str], fit: Fit) -> Tensor:
         """Subject tokens (B, Q, D). What was encoded before is remembered."""
+        if not all(isinstance(picture, Image.Image) for picture in pictures):
+            raise InputError("A reference is a PIL picture, or a list of them: Image.open gives that of a file.")
         for picture in pictures:
             images.check_size(picture)
         squares = [images.fit_square(images.as_rgb(picture), self.image_processor.size, fit) for picture in pictures]
