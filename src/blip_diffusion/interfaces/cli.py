@@ -15,7 +15,11 @@ COMMANDS = (
     ("tune", tune, "learn a subject of one's own from a few photos"),
     ("train", train, "train what a TOML file says"),
     ("evaluate", evaluate, "score a model on a bench, with floors, ceilings and a page of all pictures"),
-    ("convert", convert, "write a model in our folder layout, in another precision"),
+    (
+        "convert",
+        convert,
+        "write a model as our folder or as LAVIS' files, with other parts or precision; or a tuned subject",
+    ),
     ("data", data, "build the training world, and look at it"),
 )
 Command = Callable[[argparse.Namespace], None]

@@ -78,7 +78,7 @@ def autoencoder(material: Material) -> Method:
 
 
 def text_to_image(material: Material) -> Method:
-    """Builds the method of the second."""
+    """Builds the method of the third: latent diffusion from text alone."""
     config = material.config
     model = start.start_model(start.found_parts(config.model), config.model, material.corpus, material.pixels)
     return TextToImage(model, start.noising_of(model.scheduler), config.text_to_image)
