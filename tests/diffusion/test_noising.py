@@ -67,6 +67,12 @@ def test_timesteps_are_uniform_and_a_shift_makes_more_of_them_noisy() -> None:
         assert float(drawn.float().median()) == pytest.approx(median, abs=10)
 
 
+def test_the_largest_share_is_the_last_timestep() -> None:
+    """One of these is so near 1 that float32 knows no number between."""
+    drawn = schedule("epsilon").random_timesteps(400_000, torch.Generator().manual_seed(2), shift=3.0)
+    assert drawn.max() == 999
+
+
 def test_pure_noise_is_a_noise_level_like_any_other() -> None:
     """At zero signal, v still has a target and a weight."""
     noising = noising_of(zero_snr_scheduler())

@@ -5,13 +5,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from blip_diffusion import images
 from blip_diffusion.checkpoint.subject_file import Subject, fingerprint
 from blip_diffusion.data.bench import Bench, BenchSubject, read_bench
 from blip_diffusion.evaluation.cases import Case, cases_of
-from blip_diffusion.evaluation.methods import Draw, no_subject, photograph, photograph_of_another, tuned, zero_shot
+from blip_diffusion.evaluation.methods import (
+    Draw,
+    no_subject,
+    photograph,
+    photograph_of_another,
+    round_trip_of,
+    tuned,
+    zero_shot,
+)
+from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
 from tests.data.test_bench import published
 
@@ -39,8 +49,6 @@ def test_a_picture_does_not_depend_on_its_batch(pipe: BlipDiffusionPipeline, cas
 
 def test_zero_shot_is_the_pipeline_asked_by_hand(pipe: BlipDiffusionPipeline, tmp_path: Path) -> None:
     """ "a red dog" keeps the subject's own word for the Q-Former, and says the colour before the noun."""
-    import torch
-
     bench = read_bench(published(tmp_path))
     case = cases_of(bench, 1)[5]
     assert case.sentence == "a red dog"
@@ -84,3 +92,13 @@ def test_photographs_are_never_the_reference(bench: Bench) -> None:
     for case in cases_of(bench, 3):
         assert photograph(case) in case.subject.pictures[1:]
         assert find(case) == find(case) and find(case) not in case.subject.pictures
+
+
+def test_pictures_go_where_the_autoencoder_is_and_come_back(model: BlipDiffusion) -> None:
+    pixels = torch.rand(2, 3, 32, 32)
+    found = round_trip_of(model)(pixels)
+    assert found.shape == pixels.shape and found.dtype == torch.float32
+    assert torch.equal(round_trip_of(model)(pixels.double()), found)
+    model.vae.to("meta")
+    with pytest.raises(NotImplementedError, match="copy out of meta"):  # all but the way back can be gone there
+        round_trip_of(model)(pixels)

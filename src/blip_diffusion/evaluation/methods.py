@@ -20,6 +20,7 @@ from blip_diffusion.data.bench import Bench, BenchSubject
 from blip_diffusion.data.minibench import bench_composer, first_rows, order_of, same_category
 from blip_diffusion.data.world import World
 from blip_diffusion.evaluation.cases import Case
+from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
 
 Draw = Callable[[Sequence[Case]], list[Image.Image]]
@@ -110,6 +111,18 @@ def photograph_of_another(bench: Bench) -> Callable[[Case], Path]:
 def peers(bench: Bench, subject: BenchSubject) -> list[BenchSubject]:
     """The other subjects of its category."""
     return [other for other in bench.subjects if other.category == subject.category and other != subject]
+
+
+def round_trip_of(model: BlipDiffusion) -> RoundTrip:
+    """A model's autoencoder, wherever it is and in its own precision; pictures come back to the CPU in float32."""
+    latents = model.latents
+
+    @torch.no_grad()
+    def round_trip(pixels: torch.Tensor) -> torch.Tensor:
+        moved = pixels.to(latents.vae.device, latents.vae.dtype)
+        return latents.decode(latents.encode(moved)).float().cpu()
+
+    return round_trip
 
 
 def decoded(draw: Draw, round_trip: RoundTrip) -> Draw:

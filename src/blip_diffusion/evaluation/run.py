@@ -146,18 +146,11 @@ def studio_of(
 ) -> Studio:
     """A model's methods."""
     pipe.set_progress_bar_config(disable=True)
-    latents = pipe.model.latents
     how = {"num_inference_steps": steps, "guidance_scale": guidance}
-
-    @torch.no_grad()
-    def round_trip(pixels: torch.Tensor) -> torch.Tensor:
-        moved = pixels.to(pipe.device, pipe.vae.dtype)
-        return latents.decode(latents.encode(moved)).float().cpu()
-
     drawn = {"zero-shot": methods.zero_shot(pipe, **how), "no-subject": methods.no_subject(pipe, **how)}
     if tuning is not None:
         drawn["tuned"] = methods.tuned(pipe, tuning, **how)
-    return Studio(drawn, round_trip, picture_size(pipe), world)
+    return Studio(drawn, methods.round_trip_of(pipe.model), picture_size(pipe), world)
 
 
 def tuning_of(order: Order, bench: Bench, out: Path, device: torch.device | str, tell: Tell) -> Tuning:

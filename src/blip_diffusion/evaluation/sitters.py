@@ -4,7 +4,6 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from PIL import Image
@@ -19,6 +18,7 @@ from blip_diffusion.data.world import World
 from blip_diffusion.errors import DataError
 from blip_diffusion.evaluation.judges import Seen
 from blip_diffusion.evaluation.lessons import lessons
+from blip_diffusion.evaluation.methods import round_trip_of
 from blip_diffusion.evaluation.metrics import centred_cosine
 from blip_diffusion.evaluation.networks import Network
 from blip_diffusion.evaluation.probes import fit_classifier
@@ -114,7 +114,7 @@ class Jury:
         """`probe_pictures` of each prompt's scene are what it learns scenes from; none shows one of the sitters."""
         self.eyes, self.asked = eyes, list(prompts) * seeds
         size, sat = shown[0].views.shape[-1], {sitter.identity for sitter in shown}
-        trip = partial(_round_trip, model)
+        trip = round_trip_of(model)
         studied = lessons(world, sat, trip, size=size, each=probe_pictures, scenes=prompts)
         self.scene = fit_classifier(
             Seen(eyes.scene).of(studied.pictures), [request.scene for request in studied.requests]
@@ -155,8 +155,3 @@ class Jury:
             own = float((cosines.sum() - cosines.trace()) / (count * (count - 1)))
             gaps.append(own - self._others(features, name))
         return max(sum(gaps) / len(gaps), 0.05)
-
-
-@torch.no_grad()
-def _round_trip(model: BlipDiffusion, pixels: Tensor) -> Tensor:
-    return model.latents.decode(model.latents.encode(pixels)).float()
