@@ -9,8 +9,9 @@ from PIL import Image
 
 from blip_diffusion.checkpoint.folder import read_parts, whole
 from blip_diffusion.data.minibench import first_rows
-from blip_diffusion.data.world import World
+from blip_diffusion.data.world import World, pack
 from blip_diffusion.errors import DataError, InputError
+from blip_diffusion.evaluation import speedup as command
 from blip_diffusion.evaluation.lessons import lessons
 from blip_diffusion.evaluation.networks import Lite2
 from blip_diffusion.evaluation.sitters import Eyes, Jury, sitters
@@ -84,6 +85,9 @@ def test_errors(world: World) -> None:
         SpeedupConfig(subjects=1)
     with pytest.raises(InputError, match="multiple of 20"):
         SpeedupConfig(steps=50)
+    for name in ("steps", "every", "seeds", "sampling_steps", "search_steps"):
+        with pytest.raises(InputError, match=f"--{name.replace('_', '-')} is 0: use 1 or more"):
+            SpeedupConfig(**{name: 0})
     with pytest.raises(DataError, match="of eight views: ask for at most so many"):
         sitters(world, 1000)
 
@@ -117,15 +121,17 @@ def test_the_judges_have_the_names_that_evaluate_gives_them() -> None:
     assert focus.subject is focus.scene and focus.width == 384
 
 
+CONTESTANTS = (
+    Contestant("few-shot", TuneConfig(train="embedding"), (1e-3, 1e-2)),
+    Contestant("dreambooth", TuneConfig(method="dreambooth"), (1e-4,)),
+)
+
+
 def test_the_whole_in_small(world: World, tiny_folder: Path, tmp_path: Path) -> None:
     turned = turning(world)
     scenes = tuple({phrase: 0 for scene in turned.scenes if scene.split == "train" for phrase in scene.phrases[:1]})[:2]
     config = SpeedupConfig(subjects=2, search_subjects=1, steps=2, every=1, prompts=scenes, sampling_steps=1,
                            batch_size=1, probe_pictures=3)  # fmt: skip
-    contestants = (
-        Contestant("few-shot", TuneConfig(train="embedding"), (1e-3, 1e-2)),
-        Contestant("dreambooth", TuneConfig(method="dreambooth"), (1e-4,)),
-    )
     said: list[str] = []
     eyes = Eyes(Middle(), Everything())
 
@@ -133,7 +139,7 @@ def test_the_whole_in_small(world: World, tiny_folder: Path, tmp_path: Path) -> 
         return whole(read_parts(tiny_folder), tiny_folder)
 
     def measure(config: SpeedupConfig) -> Outcome:
-        return compare(load, turned, eyes, config, tmp_path / "runs", contestants=contestants, tell=said.append)
+        return compare(load, turned, eyes, config, tmp_path / "runs", contestants=CONTESTANTS, tell=said.append)
 
     found = measure(config)
     assert found.judge == eyes.backbone
@@ -155,3 +161,35 @@ def test_the_whole_in_small(world: World, tiny_folder: Path, tmp_path: Path) -> 
     assert again.curves["dreambooth"] != found.curves["dreambooth"] and lost.is_file()
     with pytest.raises(DataError, match="sampling_steps was 1 and not 2"):
         measure(dataclasses.replace(config, sampling_steps=2))
+
+
+def packed(world: World, path: Path) -> Path:
+    """A world's file, in which every scene is what the command asks for."""
+    scenes = [dataclasses.replace(scene, phrases=(*scene.phrases, *SpeedupConfig().prompts)) for scene in world.scenes]
+    cutouts, places = (
+        [Image.fromarray(one.permute(1, 2, 0).numpy()) for one in pixels]
+        for pixels in (world.pixels, world.scene_pixels)
+    )
+    pack(path, list(zip(world.cutouts, cutouts, strict=True)), list(zip(scenes, places, strict=True)), "")
+    return path
+
+
+def test_a_process_runs_its_own_methods_and_the_table_comes_last(
+    world: World, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "CONTESTANTS", CONTESTANTS)
+    monkeypatch.setattr(command, "eyes_of", lambda judge: Eyes(Middle(), Everything()))  # the others come in packages
+    said = ["--world", packed(turning(world), tmp_path / "world.zip"), "--out", tmp_path, "--model", tiny_folder]
+    said += ["--subjects", 2, "--search-subjects", 1, "--steps", 1, "--every", 1, "--sampling-steps", 1]
+
+    def run(*methods: str) -> str:
+        assert command.main([str(word) for word in (*said, *(("--methods", *methods) if methods else ()))]) == 0
+        return capsys.readouterr().out
+
+    assert "once more without --methods" in run("few-shot")
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"search", "few-shot"}
+    assert not (tmp_path / "speedup.md").exists()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("curve.json")}
+    table = run()
+    assert "| few-shot |" in table and "| dreambooth |" in table and (tmp_path / "speedup.md").is_file()
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}

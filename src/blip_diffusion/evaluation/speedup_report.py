@@ -32,6 +32,9 @@ class SpeedupConfig:
     search_steps: int | None = None  # those of the run itself where it is None
 
     def __post_init__(self) -> None:
+        for name in ("steps", "every", "seeds", "sampling_steps", "search_steps"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"--{name.replace('_', '-')} is {value}: use 1 or more.")
         if self.subjects < 2 or self.search_subjects < 1:
             raise InputError("The comparison needs two subjects, and one to search on.")
         if self.steps % self.every or (self.search_steps or self.every) % self.every:
