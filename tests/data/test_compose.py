@@ -151,6 +151,8 @@ def test_the_composer_can_fix_the_layout() -> None:
     orders = [maker.order(random.Random(1)) for _ in range(6)]
     alphas = [maker.compose(orders, random.Random(seed))["target_alpha"] for seed in (1, 2)]
     torch.testing.assert_close(*alphas)
+    with pytest.raises(ConfigError, match=r"azimuth is 0.0: use some degrees"):
+        replace(PLAIN, azimuth=0.0)
     with pytest.raises(ConfigError, match="use 0 to 1"):
         replace(PLAIN, layout=1.5)
 

@@ -56,6 +56,8 @@ class ComposerConfig:
                 raise ConfigError(f"world.compose.{name} is {value}: use a multiple of {step}.")
         if not 0 <= self.layout <= 1:
             raise ConfigError(f"world.compose.layout is {self.layout}: use 0 to 1.")
+        if not self.azimuth > 0:
+            raise ConfigError(f"world.compose.azimuth is {self.azimuth}: use some degrees, 45 is usual.")
 
 
 @dataclass(frozen=True)
