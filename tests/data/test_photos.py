@@ -116,6 +116,7 @@ def test_a_mask_is_given_or_transparency_or_found_or_none(tmp_path: Path, dog: I
     assert own is not None and nothing is None
     assert np.array_equal(np.asarray(own), np.asarray(spot(dog.size)))
     assert masks(segmenter=lambda picture: found)[1] is found
+    assert masks(segmenter=lambda picture: Image.new("L", picture.size))[1] is None  # it finds nothing
     named = masks(masks=[given, given], segmenter=lambda picture: found)
     assert [mask.size for mask in named if mask] == [dog.size, dog.size]
 

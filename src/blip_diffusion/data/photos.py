@@ -112,7 +112,8 @@ def _read(
     if not own_alpha:
         return Photo(name, picture)
     if alpha is None and segmenter is not None:
-        alpha = segmenter(picture)
+        found = segmenter(picture)
+        alpha = found if found.getextrema()[1] else None  # it sees no subject: then nobody knows where it is
     return Photo(name, picture, alpha)
 
 
