@@ -1,6 +1,9 @@
 """No picture is made twice, none is half written, and one folder holds one run."""
 
+import errno
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -81,6 +84,34 @@ def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text("{")
     with pytest.raises(DataError, match="can't be read"):
         keep_settings(tmp_path, {"steps": 25, "seeds": 4})
+
+
+def test_a_folder_is_claimed_wherever_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a file system without hard links, and beside another machine's process of the same number."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    (tmp_path / f".settings.json.{os.getpid()}").mkdir()
+    keep_settings(tmp_path, {"prompts": (1, 2)})
+    keep_settings(tmp_path, {"prompts": (1, 2)})
+    with pytest.raises(DataError, match=r"whose prompts was \[1, 2\] and not \[1\]"):
+        keep_settings(tmp_path, {"prompts": (1,)})
+
+
+def test_one_of_many_that_claim_a_folder_at_once_has_it(tmp_path: Path) -> None:
+    def claim(steps: int) -> bool:
+        try:
+            keep_settings(tmp_path, {"steps": steps})
+        except DataError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(claim, range(8)))
+    assert sum(won) == 1 and [path.name for path in tmp_path.iterdir()] == ["settings.json"]
 
 
 def test_a_folder_that_is_a_file_is_said(tmp_path: Path) -> None:

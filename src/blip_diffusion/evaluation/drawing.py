@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from PIL import Image
 
@@ -45,18 +46,43 @@ class Shard:
 
 def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Claims a folder for these settings. Raises `DataError` where it holds another run's pictures."""
-    path, partial = folder / SETTINGS, folder / f".{SETTINGS}.{os.getpid()}"
+    path, text = folder / SETTINGS, json.dumps(settings, indent=1)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+        first = _write_first(path, text)
     except OSError as error:
         raise InputError(f"Nothing can be written to {folder} ({error.strerror}): choose another --out.") from error
+    if not first:
+        _check_same(path, json.loads(text))
+
+
+def _write_first(path: Path, text: str) -> bool:
+    """Whether a text file is new, and so is now written: of several who begin at once, on any machine, one is first."""
+    partial = _partial(path)
+    partial.write_text(text, encoding="utf-8")
     try:
-        os.link(partial, path)  # of several that begin at once, one is first
+        os.link(partial, path)  # there at once, and whole
+        return True
     except FileExistsError:
-        _check_same(path, json.loads(partial.read_text(encoding="utf-8")))
+        return False
+    except OSError:  # a file system without hard links
+        return _create(path, text)
     finally:
-        partial.unlink()
+        partial.unlink(missing_ok=True)
+
+
+def _create(path: Path, text: str) -> bool:
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+        return True
+    except FileExistsError:
+        return False
+
+
+def _partial(path: Path) -> Path:
+    """Beside a file, a name that is nobody else's: two machines may share a folder and the number of a process."""
+    return path.with_name(f".{path.name}.{uuid4().hex}")
 
 
 def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
@@ -93,7 +119,7 @@ def draw_missing(
 
 def _save(picture: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = _partial(path)
     try:
         picture.save(partial, "PNG")
         os.replace(partial, path)
