@@ -192,4 +192,8 @@ def test_photographs_are_a_bench_too(evaluate: Run, tmp_path: Path, capsys: pyte
     rows = report.verdicts[0].subjects
     assert [value is None for value in rows["other-instance"]["likeness"]] == [True, False, False]
     assert "ground-truth" in rows and "ground-truth, decoded" not in rows and not report.neighbours
+    between = "fidelity of the 2 of 3 subjects with a peer"  # and so never beside the likeness of all three
+    assert list(report.verdicts[0].between) == [between]
+    table, page = ((tmp_path / "report" / name).read_text() for name in ("report.md", "index.html"))
+    assert f"the ground truth (1): {between} " in table and "(1): **" not in table and "the truth (1)" not in page
     assert evaluate("--bench", folder, "--out", tmp_path / "other", "--judges", "text") == 2

@@ -69,7 +69,8 @@ def _between(card: Card, method: str, columns: Mapping[str, Mapping[str, Tensor]
 
     known, found = set(columns), {}
     if card.kind == "subject" and {"other-instance", "ground-truth"} <= known:
-        found["fidelity"] = of("likeness", normalised, method, "other-instance", "ground-truth")
+        fidelity = f"fidelity{_of_those_with_a_peer(columns['other-instance']['likeness'])}"
+        found[fidelity] = of("likeness", normalised, method, "other-instance", "ground-truth")
         if DECODED in known:
             found["fidelity of the ground truth, decoded"] = of(
                 "likeness", normalised, DECODED, "other-instance", "ground-truth"
@@ -79,6 +80,12 @@ def _between(card: Card, method: str, columns: Mapping[str, Mapping[str, Tensor]
             if metric != "match" and not columns[method][metric].isnan().all():
                 found[metric] = of(metric, relative, method, DECODED)
     return {name: share for name, share in found.items() if isfinite(share.value)}
+
+
+def _of_those_with_a_peer(floor: Tensor) -> str:
+    """Said where some subjects (N,) have no other of their category: what is between is then not about all of them."""
+    known, every = int((~floor.isnan()).sum()), len(floor)
+    return "" if known == every else f" of the {known} of {every} subjects with a peer"
 
 
 def copies(subject: Verdict, text: Verdict) -> bool:
