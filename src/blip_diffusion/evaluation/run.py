@@ -66,18 +66,25 @@ def open_bench(order: Order) -> tuple[Bench, World | None]:
     """The whole bench of an order, and the world of MiniBench."""
     if order.bench == "dreambench":
         return read_dreambench(Path("dreambench")), None
-    folder = order.world.parent / "bench" if order.bench == "mini" else Path(order.bench)
+    folder = minibench_beside(order.world) if order.bench == "mini" else Path(order.bench)
     if not folder.is_dir():
-        raise DataError(
-            f"There is no bench at {folder}: use dreambench, a folder of its layout, or make MiniBench with "
-            f"`blip-diffusion data build --bench --out {order.world.parent}`."
-        )
+        raise DataError(f"There is no bench at {folder}: use mini, dreambench, or a folder of its layout.")
     bench = read_bench(folder)
     if not bench.world:
         return bench, None
     world = World.load(order.world)
     check_same_world(bench, world, folder)
     return bench, world
+
+
+def minibench_beside(world: Path) -> Path:
+    """The folder of MiniBench, which is beside its world's file. Raises `DataError` where it isn't made yet."""
+    folder = world.parent / "bench"
+    if not folder.is_dir():
+        raise DataError(
+            f"There is no MiniBench at {folder}: make it with `blip-diffusion data build --bench --out {world.parent}`."
+        )
+    return folder
 
 
 def check_same_world(bench: Bench, world: World, folder: Path) -> None:
