@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 
 from blip_diffusion.errors import DataError
 from blip_diffusion.evaluation.page import page
-from blip_diffusion.evaluation.report import Report, read
+from blip_diffusion.evaluation.report import Report, asked, read
 from blip_diffusion.interfaces.cli import main
 from tests.evaluation.conftest import bench_folder, tiny_clip, tiny_dino  # noqa: F401
 
@@ -73,6 +74,18 @@ def test_a_report_says_all_that_it_depends_on(out: Path) -> None:
         lines = list(csv.DictReader(file))
     assert len(lines) == 2 * 3 * len(report.verdicts[0].rows)
     assert all(float(line["likeness"]) == float(line["likeness"]) for line in lines if line["judge"] == "DINO")
+
+
+def test_every_method_and_precision_is_called_by_its_name(out: Path) -> None:
+    report = read(out / "report.json")
+
+    def said(method: str, dtype: str = "float32") -> str:
+        return asked(replace(report, settings={**report.settings, "method": method, "dtype": dtype}))
+
+    assert "Zero-shot from one reference: the subject's first picture, cropped square. Means" in said("zero-shot")
+    assert "no-subject is a floor: the model, told the words alone. Means" in said("no-subject")
+    assert "ground-truth is a ceiling. Means" in said("ground-truth")
+    assert "guidance 3, in bfloat16; weights" in said("zero-shot", "bfloat16") and "float32" not in said("zero-shot")
 
 
 def test_the_page_shows_every_picture_and_can_be_moved(out: Path, tmp_path: Path) -> None:

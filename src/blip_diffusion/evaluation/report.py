@@ -177,20 +177,28 @@ def markdown(report: Report) -> str:
 def asked(report: Report) -> str:
     """Everything that a score depends on, in a sentence."""
     s = report.settings
-    shown = "Zero-shot from one reference:"
-    if report.method == "tuned":
-        steps = f"{s['tuning_steps']} steps" if s["tuning_steps"] else "as many steps as scored best"
-        shown = f"Few-shot tuning ({s['tuning_train']}, {steps}) on"
     seeds = f"{s['seeds']} {'seed' if s['seeds'] == 1 else 'seeds'}"
     noise = "" if s["noise_scale"] == 1 else f", noise times {s['noise_scale']:g}"
     speed = "" if s["preset"] == "none" else f", preset {s['preset']}"
     speed += "" if s["engine"] == "torch" else f", run by {s['engine']}"
+    speed += "" if s["dtype"] == "float32" else f", in {s['dtype']}"
     return (
         f"{len(s['subjects'])} subjects x {len(s['prompts'])} prompts x {seeds} = {len(report.pictures)} "
         f"pictures of {s['size']} pixels; {s['scheduler']}, {s['steps']} steps, guidance {s['guidance']:g}"
-        f"{noise}{speed}; weights {s['weights']}, bench {s['bench_digest']}, protocol {report.protocol}. {shown} "
-        f"{s['reference']}. Means over subjects, with 95 % bootstrap intervals over them."
+        f"{noise}{speed}; weights {s['weights']}, bench {s['bench_digest']}, protocol {report.protocol}. "
+        f"{_shown(report)}. Means over subjects, with 95 % bootstrap intervals over them."
     )
+
+
+def _shown(report: Report) -> str:
+    """What the method is shown of a subject."""
+    s = report.settings
+    if report.method in ABOUT:
+        return f"{report.method} is a {ABOUT[report.method]}"
+    if report.method == "tuned":
+        steps = f"{s['tuning_steps']} steps" if s["tuning_steps"] else "as many steps as scored best"
+        return f"Few-shot tuning ({s['tuning_train']}, {steps}) on {s['reference']}"
+    return f"Zero-shot from one reference: {s['reference']}"
 
 
 def summary(report: Report) -> list[str]:
