@@ -151,6 +151,22 @@ def test_the_prompts_are_those_of_the_recipe(tmp_path: Path) -> None:
         read_bench(tmp_path / "bench")
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"objects": [{"count": "2"}]}, "objects.count must be a whole number, not '2'"),
+        ({"creatures": [{"hue": "red"}]}, "creatures.hue is not a configuration key"),
+        ({"identities": {"held0": "held0"}}, "no identity of held1"),
+    ],
+)
+def test_a_recipe_that_would_fail_later_is_refused(tmp_path: Path, changed: dict[str, object], said: str) -> None:
+    build_bench(WORLD, tmp_path / "bench", subjects=2)
+    path = tmp_path / "bench" / "bench.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    with pytest.raises(BlipDiffusionError, match=f"does not belong to this bench .*{said}"):
+        read_bench(tmp_path / "bench")
+
+
 def test_a_folder_of_something_else_is_kept(tmp_path: Path) -> None:
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "thesis.txt").write_text("years of work")

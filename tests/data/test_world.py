@@ -1,6 +1,8 @@
 """The packed world: what is written is what is read, and anything else is a sentence."""
 
+import io
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -66,20 +68,51 @@ def rewritten(path: Path, name: str, data: bytes | None) -> Path:
     return path
 
 
+def webp(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height)).save(buffer, "WEBP")
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize(
     ("name", "data"),
     [
         ("cutouts/00001.webp", None),
         ("cutouts/00001.webp", b"RIFF no picture"),
+        ("cutouts/00001.webp", webp(400, 400)),
         ("cutouts.jsonl", b"{"),
+        ("cutouts.jsonl", b"\xff"),
         ("cutouts.jsonl", b'{"identity": "x"}'),
         ("scenes.jsonl", b'{"word": "beach"}'),
         ("scenes/000.webp", b""),
+        ("scenes/000.webp", webp(160, 208)),
     ],
 )
 def test_a_corrupt_world_is_said(path: Path, name: str, data: bytes | None) -> None:
     with pytest.raises(DataError, match="is not a packed world"):
         World.load(rewritten(path, name, data))
+
+
+def test_a_picture_of_any_size_is_not_unpacked(path: Path, huge_png: Callable[[int], Path]) -> None:
+    with pytest.raises(DataError, match=r"is not a packed world .*decompression bomb"):
+        World.load(rewritten(path, "scenes/000.webp", huge_png(20_000).read_bytes()))
+
+
+def test_a_stream_that_is_broken_or_encrypted_is_said(path: Path) -> None:
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("scenes.jsonl", b"{}")
+        start = archive.getinfo("scenes.jsonl").header_offset
+    whole = path.read_bytes()
+    broken, encrypted = bytearray(whole), bytearray(whole)
+    broken[start + 30 + len("scenes.jsonl")] = 0xFF
+    path.write_bytes(broken)
+    with pytest.raises(DataError, match=r"is not a packed world .*decompressing"):
+        World.load(path)
+    encrypted[start + 6] |= 1  # in the file's own header, and in the last of the directory
+    encrypted[whole.rindex(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(encrypted)
+    with pytest.raises(DataError, match=r"is not a packed world .*encrypted"):
+        World.load(path)
 
 
 def test_what_is_no_zip_is_said(path: Path) -> None:

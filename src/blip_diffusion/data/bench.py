@@ -10,14 +10,15 @@ The text file holds snippets of Python. They are read as text, never run.
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from blip_diffusion import config as configuration
 from blip_diffusion import images
 from blip_diffusion.data.grammar import Request
-from blip_diffusion.errors import DataError, InputError
+from blip_diffusion.errors import DataError, InputError, reason
 
 T = TypeVar("T")
 
@@ -104,7 +105,7 @@ def read_bench(folder: Path, *, name: str | None = None) -> Bench:
     """The bench of a folder, every picture looked at. Raises `DataError` or `InputError` for what can't be used."""
     data = folder / "dataset" if (folder / "dataset").is_dir() else folder
     classes, objects, creatures = parse(_text(data / PROMPTS), data / PROMPTS)
-    recipe = _recipe(folder / RECIPE, len(objects))
+    recipe = _recipe(folder / RECIPE, classes, len(objects))
     subjects = tuple(
         BenchSubject(
             subject,
@@ -186,21 +187,23 @@ def _pictures(folder: Path) -> tuple[Path, ...]:
     return tuple(found)
 
 
-def _recipe(path: Path, prompts: int) -> dict[str, Any]:
+def _recipe(path: Path, subjects: Iterable[str], prompts: int) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
         raw = json.loads(_text(path))
         for key in ("objects", "creatures"):
-            raw[key] = [Request(**one) for one in raw[key]]
+            raw[key] = [configuration.build(Request, one, key) for one in raw[key]]
         strings = {str(k): str(v) for k, v in raw["identities"].items()}
         recipe = {**raw, "identities": strings, "live": set(raw["live"]), "world": str(raw["world"])}
         recipe["name"] = str(raw["name"])
         if not len(recipe["objects"]) == len(recipe["creatures"]) == prompts:
             raise ValueError("it has another number of prompts")
+        if nameless := [subject for subject in subjects if not strings.get(subject)]:
+            raise ValueError(f"it has no identity of {nameless[0]}")
         return recipe
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} does not belong to this bench ({error}): build it again.") from error
+        raise DataError(f"{path} does not belong to this bench ({reason(error)}): build it again.") from error
 
 
 def _digest(folder: Path, data: Path, subjects: Sequence[BenchSubject]) -> str:

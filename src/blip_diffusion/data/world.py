@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from blip_diffusion.errors import DataError
+from blip_diffusion.errors import DataError, reason
 
 Pixels = NDArray[np.uint8]
 
@@ -99,12 +99,11 @@ class World:
                 blobs = [archive.read(f"cutouts/{i:05d}.webp") for i in range(len(cutouts))]
                 scene_blobs = [archive.read(f"scenes/{i:03d}.webp") for i in range(len(scenes))]
             with ThreadPoolExecutor() as pool:
-                pixels = list(pool.map(_cutout_pixels, blobs))
-                scene_pixels = list(pool.map(_scene_pixels, scene_blobs))
-        except (zipfile.BadZipFile, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise DataError(f"{path} is not a packed world ({error}): build it again.") from error
-        return World(tuple(cutouts), _stack(pixels, 4, CUTOUT_SIZE, CUTOUT_SIZE), tuple(scenes),
-                     _stack(scene_pixels, 3, SCENE_HEIGHT, SCENE_WIDTH))  # fmt: skip
+                pixels = _stack(list(pool.map(_cutout_pixels, blobs)), 4, CUTOUT_SIZE, CUTOUT_SIZE)
+                scene_pixels = _stack(list(pool.map(_scene_pixels, scene_blobs)), 3, SCENE_HEIGHT, SCENE_WIDTH)
+        except Exception as error:  # on a damaged file, zipfile, zlib and Pillow raise whatever they trip over
+            raise DataError(f"{path} is not a packed world ({reason(error)}): build it again.") from error
+        return World(tuple(cutouts), pixels, tuple(scenes), scene_pixels)
 
 
 def pack(
@@ -160,14 +159,19 @@ def _cover(picture: Image.Image) -> Image.Image:
 
 
 def _cutout_pixels(blob: bytes) -> Pixels:
-    picture = Image.open(io.BytesIO(blob)).convert("RGBA")
+    picture = Image.open(io.BytesIO(blob))
+    if max(picture.size) > CUTOUT_SIZE:
+        raise ValueError(f"a cut-out is {picture.width} x {picture.height}, larger than {CUTOUT_SIZE}")
     frame = Image.new("RGBA", (CUTOUT_SIZE, CUTOUT_SIZE))
-    frame.paste(picture, ((CUTOUT_SIZE - picture.width) // 2, (CUTOUT_SIZE - picture.height) // 2))
+    frame.paste(picture.convert("RGBA"), ((CUTOUT_SIZE - picture.width) // 2, (CUTOUT_SIZE - picture.height) // 2))
     return np.asarray(frame).transpose(2, 0, 1)
 
 
 def _scene_pixels(blob: bytes) -> Pixels:
-    return np.asarray(Image.open(io.BytesIO(blob)).convert("RGB")).transpose(2, 0, 1)
+    picture = Image.open(io.BytesIO(blob))
+    if picture.size != (SCENE_WIDTH, SCENE_HEIGHT):
+        raise ValueError(f"a scene is {picture.width} x {picture.height}, not {SCENE_WIDTH} x {SCENE_HEIGHT}")
+    return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
 
 
 def _stack(arrays: list[Pixels], *shape: int) -> Tensor:
