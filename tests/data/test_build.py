@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from blip_diffusion.data import build as module
-from blip_diffusion.data.build import build, distinct, fit, sheet, split
+from blip_diffusion.data.build import build, distinct, fit, split
 from blip_diffusion.data.names import BENCH
 from blip_diffusion.data.sources import chosen
 from blip_diffusion.data.world import CutOut, World
@@ -67,6 +67,7 @@ def test_a_world_is_built(out: Path) -> None:
         {row.identity for row in world.cutouts if row.split == "heldout"} == {"noto:owl", "noto:guitar"} <= set(BENCH)
     )
     assert any("6 cut-outs of 6 subjects, 2 scenes" in line for line in said)
+    assert "noto: 3 cut-outs, 3 subjects (2 held out), 3 categories; 3 Apache-2.0" in said[-1].splitlines()
     text = zipfile.ZipFile(path).read("LICENCES.md").decode()
     assert "## noto 1.2.9" in text and "Apache-2.0" in text and "Google" in text and "twemoji" not in text
 
@@ -137,12 +138,3 @@ def test_a_copy_under_another_name_is_left_out_with_all_its_views() -> None:
         (row("different"), picture("green", 30)),
     ]
     assert [cutout.identity for cutout, _ in distinct(pictures)] == ["first", "first", "other", "different"]
-
-
-def test_a_sheet_is_drawn(out: Path) -> None:
-    world = World.load(build(out, sources=["fluent-emoji-flat", "noto"], progress=print))
-    tiles = Image.open(sheet(world, out / "sheet.png", rows=2, columns=3))
-    assert tiles.size == (3 * 128, 2 * (128 + 14)) and len(tiles.getcolors(1 << 16) or ()) > 3
-    places = Image.open(sheet(world, out / "places.png", places=True))
-    assert places.size == (12 * 208, 160 + 14)
-    assert "noto: 3 cut-outs, 3 subjects (2 held out), 3 categories; 3 Apache-2.0" in module.summary(world)

@@ -1,7 +1,6 @@
 """`blip-diffusion data build`: fetch the sources, cut and name the pictures, split them by subject, pack the world."""
 
 import hashlib
-import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -9,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from blip_diffusion.data import cutouts
 from blip_diffusion.data.cutouts import Picture
 from blip_diffusion.data.names import BENCH
 from blip_diffusion.data.scenes import VENDORS, scenes
 from blip_diffusion.data.sources import Source, chosen, fetch
-from blip_diffusion.data.world import CutOut, Scene, World, pack
+from blip_diffusion.data.world import CutOut, Scene, pack
 from blip_diffusion.errors import DataError
 
 QUALITIES = (88, 84, 80, 75, 70, 60, 50)  # of WebP: the first that fits the size limit
@@ -52,7 +51,9 @@ def build(
         places += here
     kept = split(distinct(pictures))
     progress(f"{len(kept)} cut-outs of {len({row.identity for row, _ in kept})} subjects, {len(places)} scenes")
-    return fit(out / "world.zip", kept, places, licences(wanted, folders), size_limit_mib, progress)
+    path = fit(out / "world.zip", kept, places, licences(wanted, folders), size_limit_mib, progress)
+    progress(summary([row for row, _ in kept]))
+    return path
 
 
 def _cutouts(
@@ -159,10 +160,10 @@ def _model_authors(folder: Path) -> list[str]:
     return [*lines, ""]
 
 
-def summary(world: World) -> str:
-    """Counts by source and split, one line each."""
+def summary(cutouts: Sequence[CutOut]) -> str:
+    """What each source has given: a line with its subjects and licences."""
     lines = []
-    for name, rows in sorted(_by_source(world.cutouts).items()):
+    for name, rows in sorted(_by_source(cutouts).items()):
         identities, categories = {row.identity for row in rows}, {row.category for row in rows}
         held = len({row.identity for row in rows if row.split == "heldout"})
         kinds = ", ".join(f"{count} {licence}" for licence, count in sorted(Counter(r.licence for r in rows).items()))
@@ -176,22 +177,3 @@ def _by_source(rows: Sequence[CutOut]) -> dict[str, list[CutOut]]:
     for row in rows:
         groups[row.source.split()[0]].append(row)
     return groups
-
-
-def sheet(world: World, path: Path, *, rows: int = 8, columns: int = 12, seed: int = 0, places: bool = False) -> Path:
-    """Draws random cut-outs with their names, or scenes with their phrases, into one PNG."""
-    rng = random.Random(seed)
-    total = len(world.scenes) if places else len(world.cutouts)
-    chosen_rows = sorted(rng.sample(range(total), min(rows * columns, total)))
-    pixels = world.scene_pixels if places else world.pixels
-    high, wide = pixels.shape[2:]
-    canvas = Image.new("RGB", (columns * wide, -(-len(chosen_rows) // columns) * (high + 14)), "white")
-    draw = ImageDraw.Draw(canvas)
-    for n, i in enumerate(chosen_rows):
-        left, top = n % columns * wide, n // columns * (high + 14)
-        tile = Image.fromarray(pixels[i].permute(1, 2, 0).numpy())
-        canvas.paste(tile, (left, top), tile if tile.mode == "RGBA" else None)
-        label = world.scenes[i].phrases[0] if places else world.cutouts[i].name
-        draw.text((left + 2, top + high + 1), label[: wide // 6], fill="black")
-    canvas.save(path)
-    return path
