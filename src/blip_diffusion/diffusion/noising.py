@@ -65,7 +65,8 @@ class Noising:
         if shift == 1:
             return torch.randint(0, self.timesteps, (count,), generator=rng, device=rng.device)
         share = torch.rand(count, generator=rng, device=rng.device)
-        return (shift * share / (1 + (shift - 1) * share) * self.timesteps).long()
+        shifted = shift * share / (1 + (shift - 1) * share)
+        return (shifted * self.timesteps).long().clamp(max=self.timesteps - 1)  # float32 rounds the largest to 1
 
     def weight(self, timesteps: Tensor, gamma: float | None) -> Tensor:
         """Min-SNR-γ weights (B,) (Hang et al. 2023), with SNR + 1 for v so that no noise level is left out.
