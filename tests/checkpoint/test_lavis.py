@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from blip_diffusion.checkpoint import lavis
-from blip_diffusion.checkpoint.convert import convert
+from blip_diffusion.checkpoint.convert import convert, take_place
 from blip_diffusion.checkpoint.folder import inference_of
 from blip_diffusion.errors import CheckpointError
 from blip_diffusion.interfaces.cli import main
@@ -233,6 +233,57 @@ def test_where_a_link_leads_to_is_replaced(tmp_path: Path) -> None:
     convert(str(GOLDEN), tmp_path / "link")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "elsewhere" / "model" / "unet").is_dir()
     assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["model"]
+
+
+@pytest.fixture
+def controlled(tmp_path: Path) -> Path:
+    """The published folder with a ControlNet, and with what people wrote beside it."""
+    words = GOLDEN.parent / "tok" / "bert"
+    pipe = BlipDiffusionPipeline.from_pretrained(
+        GOLDEN, controlnet=GOLDEN.parent / "controlnet", qformer_tokenizer=words
+    )
+    pipe.save_pretrained(tmp_path / "controlled")
+    for name in ("README.md", "LICENCES.md"):
+        (tmp_path / "controlled" / name).write_text(f"# {name}")
+    return tmp_path / "controlled"
+
+
+def test_a_controlnet_and_the_papers_go_along(controlled: Path, tmp_path: Path) -> None:
+    convert(str(controlled), tmp_path / "out", dtype=torch.float16)
+    net = "controlnet/diffusion_pytorch_model.safetensors"
+    ours, theirs = load_file(tmp_path / "out" / net), load_file(controlled / net)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name].half()) for name in ours)
+    index = json.loads((tmp_path / "out" / "model_index.json").read_text())
+    assert index["_class_name"] == "BlipDiffusionControlNetPipeline"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in controlled.iterdir()}
+    assert (tmp_path / "out" / "LICENCES.md").read_text() == "# LICENCES.md"
+
+
+def test_lavis_has_no_controlnet(controlled: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match="LAVIS has no place for a ControlNet: convert a copy of the model without"
+    ):
+        convert(str(controlled), tmp_path / "out", to="lavis")
+    shutil.rmtree(controlled / "controlnet")
+    convert(str(controlled), tmp_path / "out", to="lavis")
+    assert (tmp_path / "out" / lavis.BLIP).is_file() and (tmp_path / "out" / "README.md").is_file()
+
+
+def test_a_folder_onto_itself(controlled: Path, original: Path, tmp_path: Path) -> None:
+    save_file({"contrastive.temperature": torch.ones(())}, controlled / "heads.safetensors")
+    save_file({"subject": torch.ones(1, 4, 16)}, controlled / "lavis-subject.safetensors")
+    before = {path.relative_to(controlled) for path in controlled.rglob("*")}
+    convert(str(controlled), controlled, dtype=torch.float16)
+    assert {path.relative_to(controlled) for path in controlled.rglob("*")} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["controlled"]
+
+
+def test_what_is_to_be_replaced_comes_back_where_that_fails(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model").write_text("precious")
+    with pytest.raises(FileNotFoundError):
+        take_place(tmp_path / "made", tmp_path / "out", aside=tmp_path / "earlier")
+    assert (tmp_path / "out" / "model").read_text() == "precious" and not (tmp_path / "earlier").exists()
 
 
 def test_clips_words_are_clips() -> None:

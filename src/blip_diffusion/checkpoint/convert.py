@@ -11,11 +11,13 @@ from blip_diffusion.checkpoint import lavis
 from blip_diffusion.checkpoint.files import check_writable, read_file, save_state
 from blip_diffusion.checkpoint.folder import check_fit, find_model, load_unet, load_vae, read_parts, save_model, whole
 from blip_diffusion.checkpoint.lavis import Original
+from blip_diffusion.checkpoint.parts import HEADS
 from blip_diffusion.errors import CheckpointError
 from blip_diffusion.model import BlipDiffusion
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
-HEADS, SUBJECT = "heads.safetensors", "lavis-subject.safetensors"
+SUBJECT = "lavis-subject.safetensors"
+PAPERS = ("README*", "LICEN[CS]E*")
 
 
 def convert(
@@ -31,15 +33,17 @@ def convert(
     """Writes the model of `source` to `out`.
 
     `source` is `mini`, a model's folder, a hub id, LAVIS' folder or archive, or what LAVIS' tuning saved, which needs
-    its `base`. `unet` and `vae` are folders or Stable Diffusion 1.5 files that replace the model's. Stage 1's heads
-    and a tuned subject of LAVIS are kept beside the model. Raises `CheckpointError` before anything is written.
+    its `base`. `unet` and `vae` are folders or Stable Diffusion 1.5 files that replace the model's. Stage 1's heads,
+    a tuned subject of LAVIS, and the folder's README and licences are kept beside the model; `out` may be the source.
+    Raises `CheckpointError` before anything is written.
     """
     check_writable(out.parent)
     _check_free(out)
+    path = Path(source) if Path(source).is_file() else find_model(source)
     out = out.resolve()  # where `out` is a link, what it leads to is replaced
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        original = _read(source, Path(scratch) / "unpacked", base)
+        original = _read(path, Path(scratch) / "unpacked", base)
         if unet is not None:
             original.model.unet = load_unet(unet, config=original.model.unet.config)
         if vae is not None:
@@ -50,9 +54,21 @@ def convert(
             lavis.write_original(original, made, dtype=dtype)
         else:
             _write(original, made, dtype)
+        for paper in _papers(path):
+            shutil.copy2(paper, made / paper.name)
+        take_place(made, out, aside=Path(scratch) / "earlier")
+
+
+def take_place(made: Path, out: Path, *, aside: Path) -> None:
+    """Puts `made` where `out` is, which goes aside, or comes back should that fail: one of them is there whole."""
+    try:
         if out.exists():
-            shutil.rmtree(out)
+            out.replace(aside)
         made.replace(out)
+    except BaseException:
+        if aside.exists() and not out.exists():
+            aside.replace(out)
+        raise
 
 
 def _check_free(out: Path) -> None:
@@ -60,8 +76,7 @@ def _check_free(out: Path) -> None:
         raise CheckpointError(f"{out} is there already and is no model's folder: choose another --out.")
 
 
-def _read(source: str, scratch: Path, base: str | None) -> Original:
-    path = Path(source)
+def _read(path: Path, scratch: Path, base: str | None) -> Original:
     if path.name.endswith(ARCHIVES) and path.is_file():
         return lavis.read_original(lavis.unpack(path, scratch), base=_model(base) if base else None)
     if path.is_dir() and lavis.is_original(path):
@@ -70,9 +85,14 @@ def _read(source: str, scratch: Path, base: str | None) -> Original:
         if base is None:
             raise CheckpointError(f"{path} is one file: say with --base which model it was tuned from.")
         return lavis.read_tuned(path, _model(base))
-    folder = find_model(source)
-    heads = read_file(folder / HEADS) if (folder / HEADS).is_file() else {}
-    return Original(whole(read_parts(folder), folder), heads)
+    parts = read_parts(path)
+    heads, subject = (read_file(path / name) if (path / name).is_file() else {} for name in (HEADS, SUBJECT))
+    return Original(whole(parts, path), heads, subject.get("subject"), parts.controlnet)
+
+
+def _papers(source: Path) -> list[Path]:
+    """What a model's folder has for people to read."""
+    return [path for kind in PAPERS for path in sorted(source.glob(kind)) if path.is_file()]
 
 
 def _model(name: str) -> BlipDiffusion:
@@ -81,7 +101,7 @@ def _model(name: str) -> BlipDiffusion:
 
 
 def _write(original: Original, folder: Path, dtype: torch.dtype | None) -> None:
-    save_model(original.model, folder, dtype=dtype)
+    save_model(original.model, folder, controlnet=original.controlnet, dtype=dtype)
     if original.heads:
         save_state(original.heads, folder / HEADS)
     if original.subject is not None:

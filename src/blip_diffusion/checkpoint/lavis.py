@@ -53,6 +53,7 @@ class Original:
     model: BlipDiffusion
     heads: State = field(default_factory=dict)  # stage 1's, by our names
     subject: Tensor | None = None  # (1, Q, D): a tuned subject
+    controlnet: Any = None  # of our folders alone
 
 
 def is_original(folder: Path) -> bool:
@@ -114,6 +115,8 @@ def write_original(original: Original, folder: Path, *, dtype: torch.dtype | Non
     model = original.model
     if model.subject_encoder.image_encoder.config.tower != "clip":
         raise CheckpointError("LAVIS knows only CLIP's image encoder: this model has another.")
+    if original.controlnet is not None:
+        raise CheckpointError("LAVIS has no place for a ControlNet: convert a copy of the model without controlnet/.")
     published = subject_encoder_to_published(model.subject_encoder.state_dict())
     blip = {lavis_name(name): _as_lavis(name, tensor) for name, tensor in published.items() if "proj_layer" not in name}
     blip |= {LAVIS_HEADS[name]: tensor for name, tensor in original.heads.items() if name in LAVIS_HEADS}

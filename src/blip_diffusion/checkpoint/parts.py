@@ -41,6 +41,8 @@ from blip_diffusion.modules.qformer import QFormerConfig
 from blip_diffusion.modules.text_encoder import SubjectTextEncoder
 
 ASSETS = Path(__file__).parents[1] / "assets"
+HEADS = "heads.safetensors"
+"""Heads that only training has, beside a model's parts, so that it can go on."""
 
 
 def save_subject_encoder(encoder: SubjectEncoder, folder: Path, *, dtype: torch.dtype | None = None) -> None:
@@ -228,16 +230,16 @@ def bert_tokenizer(path: str | Path | None = None) -> Any:
 
 
 def save_heads(heads: Mapping[str, nn.Module], folder: Path) -> None:
-    """Heads that only training has, in `heads.safetensors`, so that it can go on."""
+    """Adds the file `HEADS` to a folder."""
     state = {f"{name}.{key}": value for name, head in heads.items() for key, value in head.state_dict().items()}
-    save_state(state, folder / "heads.safetensors")
+    save_state(state, folder / HEADS)
 
 
 def load_heads(heads: Mapping[str, nn.Module], folder: Path) -> list[str]:
     """Fills those of `heads` that a folder has, and answers their names."""
-    if not (folder / "heads.safetensors").is_file():
+    if not (folder / HEADS).is_file():
         return []
-    state = read_file(folder / "heads.safetensors")
+    state = read_file(folder / HEADS)
     loaded = []
     for name, head in heads.items():
         own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
