@@ -1,9 +1,11 @@
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -100,6 +102,17 @@ def test_the_key_is_of_the_adapters() -> None:
 @pytest.mark.parametrize("kind", [WholeUNet, ShallowUNet])
 def test_the_key_is_of_the_settings(model: BlipDiffusion, kind: type[WholeUNet | ShallowUNet]) -> None:
     assert key_of(kind(model.unet, 1), "1") == key_of(kind(model.unet, 1), "1") != key_of(kind(model.unet, 2), "1")
+
+
+@pytest.mark.parametrize("change", [{"attention_head_dim": 4}, {"flip_sin_to_cos": False}])
+def test_the_key_is_of_the_configuration(model: BlipDiffusion, change: dict[str, Any]) -> None:
+    """Two networks of the same weights and the same names that compute something else."""
+    other = UNet2DConditionModel.from_config({**model.unet.config, **change})
+    other.load_state_dict(model.unet.state_dict())
+    same = UNet2DConditionModel.from_config({**model.unet.config, "_name_or_path": "elsewhere"})
+    same.load_state_dict(model.unet.state_dict())
+    assert str(other) == str(model.unet)
+    assert key_of(WholeUNet(same, 1), "1") == key_of(WholeUNet(model.unet, 1), "1") != key_of(WholeUNet(other, 1), "1")
 
 
 @falling_back

@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def cache_folder() -> Path:
 def key_of(network: nn.Module, version: str) -> str:
     """Of the weights, to the bit, of the network's kind and settings, of its adapters', and of what converts it."""
     digest = hashlib.blake2b(f"{version} {torch.__version__} {network}".encode(), digest_size=16)
-    digest.update(repr(adapters_of(network)).encode())
+    digest.update(repr((adapters_of(network), settings_of(network))).encode())
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().data)
@@ -104,6 +104,16 @@ def adapters_of(network: nn.Module) -> Hashable:
         for layer in network.modules()
         if isinstance(layer, BaseTunerLayer)
     )
+
+
+def settings_of(network: nn.Module) -> list[list[tuple[str, Any]]]:
+    """What diffusers built a network and its parts by: how many heads there are, for one, is in no weight or name."""
+    tables = (getattr(module, "config", None) for module in network.modules())
+    return [
+        sorted((name, value) for name, value in table.items() if not name.startswith("_"))
+        for table in tables
+        if isinstance(table, Mapping)
+    ]
 
 
 def _as_openvino_wants(tensor: Tensor) -> Tensor:
