@@ -307,6 +307,22 @@ def test_minutes_stop_in_time_and_save_and_export(tmp_path: Path) -> None:
     assert (tmp_path / "export" / "net.pt").exists() and result.losses["loss"] > 0
 
 
+def test_hooks_are_passed_over_where_minutes_leave_no_time_for_them(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def slow(context: HookContext) -> None:
+        seen.append(context.step)
+        time.sleep(1.8)
+
+    def paced(index: int) -> Any:
+        time.sleep(0.02)
+        return batches(index)
+
+    config = TrainConfig(steps=1000, minutes=3 / 60, device="cpu", sample_every=1)
+    result = fit(Regression(), paced, config, folder=tmp_path, hooks=[slow])
+    assert seen == [1] and result.step > 1 and result.stopped == "minutes"
+
+
 def test_minutes_do_not_change_the_schedule(tmp_path: Path) -> None:
     config = {**CONFIG, "minutes": 1e-6}
     for step in range(1, 7):

@@ -54,7 +54,8 @@ class TrainConfig:
     steps: int = 1000
     """Optimizer steps of the whole run; the schedule of the learning rate depends on it."""
     minutes: float | None = None
-    """Stop, save and export before this much time has passed since the start of this call."""
+    """Stop, save and export before this much time has passed since the start of this call. What is to come is taken to
+    last as long as its like did last, and hooks for which that leaves no time are passed over."""
     accumulate: int = 1
     """Micro-batches of every process in one optimizer step."""
     seed: int = 0
@@ -121,7 +122,8 @@ class HookContext:
 
 
 Hook = Callable[[HookContext], bool | None]
-"""Called on the main process only, every `sample_every` steps; its time is not counted. `True` ends the run."""
+"""Called on the main process only, every `sample_every` steps where `minutes` leave time; its own is not counted.
+`True` ends the run."""
 
 
 def fit(
@@ -189,12 +191,13 @@ class _Run:
 
 @dataclass
 class _Clock:
-    """Wall time: since the call and the last checkpoint, and what one step and one checkpoint take."""
+    """Wall time: since the call and the last checkpoint, and what one step, one checkpoint and the hooks take."""
 
     start: float = field(default_factory=time.monotonic)
     last_save: float = field(default_factory=time.monotonic)
     step: float = 0.0
     save: float = 0.0
+    hooks: float = 0.0
     reported: tuple[int, float] = (0, 0.0)  # samples and seconds at the last report
 
 
@@ -327,7 +330,7 @@ def _agree(run: _Run, losses: Sequence[Losses], norm: Tensor, *, stop: bool) -> 
     scaler = run.accelerator.scaler
     if scaler is None or scaler.get_scale() <= 1:  # above, a gradient too large is part of finding fp16's scale
         finite = finite & norm.isfinite()
-    wishes = torch.tensor([stop, _out_of_time(run), _save_time(run)], device=norm.device)
+    wishes = torch.tensor([stop, not _in_time(run), _save_time(run)], device=norm.device)
     flags = torch.cat([~finite[None], wishes]).float()
     bad, stop, late, save = (run.accelerator.reduce(flags, "sum") > 0).tolist()
     if bad:
@@ -346,12 +349,12 @@ def _diverged(run: _Run, losses: Sequence[Losses], norm: Tensor) -> DivergedErro
     )
 
 
-def _out_of_time(run: _Run) -> bool:
-    """Whether one more step after this one, and a checkpoint, would take too long."""
+def _in_time(run: _Run, seconds: float = 0.0) -> bool:
+    """Whether there is time for something that takes so long, one more step after it, and a checkpoint."""
     if run.config.minutes is None:
-        return False
+        return True
     clock = run.clock
-    return time.monotonic() - clock.start + clock.step + clock.save > 60 * run.config.minutes
+    return time.monotonic() - clock.start + seconds + clock.step + clock.save <= 60 * run.config.minutes
 
 
 def _save_time(run: _Run) -> bool:
@@ -503,11 +506,13 @@ def _sample(run: _Run, hooks: Sequence[Hook]) -> None:
     if run.stopped or not hooks or not run.config.sample_every or run.state.step % run.config.sample_every:
         return
     enough = False
-    if run.tracker:
+    if run.tracker and _in_time(run, run.clock.hooks):
+        began = time.monotonic()
         context = HookContext(run.state.step, run.module, run.tracker, run.ema, run.state.seconds)
         with _shown(run):
             for hook in hooks:
                 enough = bool(hook(context)) or enough
+        run.clock.hooks = time.monotonic() - began
     wish = torch.tensor(float(enough), device=run.accelerator.device)
     if run.accelerator.reduce(wish, "sum") > 0:  # all wait for the one that looks
         run.stopped = "hook"
