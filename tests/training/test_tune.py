@@ -1,13 +1,15 @@
 """A whole tuning, from photos to a file, of the tiny model."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from blip_diffusion.checkpoint.subject_file import read_subject
 from blip_diffusion.data.photos import PhotoBatch, PhotoBatches
@@ -53,7 +55,7 @@ def test_it_stops_by_itself(tiny_folder: Path, dog: Image.Image, tmp_path: Path)
     assert tuned.result.stopped == "hook" and tuned.result.step == 6 and tuned.step == 2 and tuned.overfitted
     assert read_subject(tuned.out).details["steps"] == 2
     assert sorted(path.name for path in tuned.folder.iterdir()) == [
-        "curve.png", "log.jsonl", "samples", "scores.jsonl", "strip.png"]  # fmt: skip
+        "begun.json", "curve.png", "log.jsonl", "samples", "scores.jsonl", "strip.png"]  # fmt: skip
 
 
 def test_what_is_kept_is_what_was_best(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
@@ -113,6 +115,47 @@ def test_another_tuning_takes_the_place_of_the_last(tiny_folder: Path, dog: Imag
     assert learn(tmp_path, tiny_folder, dog, steps=2).step == 2 and log.read_bytes() != before
 
 
+def test_a_resumption_is_of_the_same(
+    tiny_folder: Path, dog: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = PhotoBatches.__call__
+
+    def interrupted(self: PhotoBatches, index: int) -> PhotoBatch:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, index)
+
+    out, config = tmp_path / "rex.safetensors", TuneConfig(steps=2, batch_size=1)
+    same: dict[str, Any] = {"photos": [dog], "category": "dog", "name": "rex", "model": tiny_folder}
+    other = Path(shutil.copytree(tiny_folder, tmp_path / "other"))
+    weights = load_file(other / "unet/diffusion_pytorch_model.safetensors")
+    save_file({name: -tensor for name, tensor in weights.items()}, other / "unet/diffusion_pytorch_model.safetensors")
+
+    def again(**changed: Any) -> Tuned:
+        asked = same | changed
+        return tune(asked.pop("photos"), out=out, config=config, resume=True, **asked)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PhotoBatches, "__call__", interrupted)
+        assert again().step == 1
+    mirrored = dog.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    for what, value in {"photos": [mirrored], "category": "cat", "name": "tom", "model": other}.items():
+        with pytest.raises(InputError, match=f"began with other {what}: --resume with the same, or choose another"):
+            again(**{what: value})
+    assert again().step == 2
+
+
+def test_folders_of_other_things_are_left_alone(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
+    """What lies in one that no tuning has made; and two files of one stem have a folder each."""
+    assert learn(tmp_path, tiny_folder, dog, steps=1).folder == tmp_path / "rex.safetensors.tuning"
+    letter = tmp_path / "tom.safetensors.tuning" / "letter.txt"
+    letter.parent.mkdir()
+    letter.write_text("dear")
+    for resume in (False, True):
+        with pytest.raises(InputError, match="is no tuning's folder: choose another --out"):
+            learn(tmp_path, tiny_folder, dog, name="tom", resume=resume)
+    assert letter.read_text() == "dear"
+
+
 # ----------------------------------------------------------------------------------------------------------- bad input
 
 
@@ -154,6 +197,8 @@ def test_bad_settings() -> None:
         TuneConfig(steps=0)
     with pytest.raises(ConfigError, match="prior_images must not be negative"):
         TuneConfig(prior_images=-1)
+    with pytest.raises(ConfigError, match="prior_images say nothing to textual-inversion"):
+        TuneConfig(method="textual-inversion", prior_images=8)
 
 
 def test_eight_bits_need_their_package(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Tunes a model to one subject from a few photos: parts, photos, method, loop, file. The composition root of tuning."""
 
+import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from blip_diffusion import config as configuration
-from blip_diffusion.checkpoint.files import check_writable
+from blip_diffusion.checkpoint.files import check_writable, read_json, write_json
 from blip_diffusion.checkpoint.folder import find_model, read_parts, whole
 from blip_diffusion.checkpoint.subject_file import (
     Subject,
@@ -52,6 +53,8 @@ RATES: dict[str, tuple[float, float]] = {
 use, and for networks half as wide or narrower, where they come from trying on `mini`."""
 PUBLISHED_WIDTH = 768
 PRIOR_BATCH, PRIOR_SEED = 8, 10_000
+BEGUN = "begun.json"
+"""What a tuning is of: by this, its folder is known to be one, and that a resumption is of the same."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,10 @@ class TuneConfig:
             raise ConfigError(f"learning_rate must be positive, not {self.learning_rate}.")
         if self.prior_images < 0:
             raise ConfigError(f"prior_images must not be negative, but is {self.prior_images}.")
+        if self.prior_images and self.method == "textual-inversion":
+            raise ConfigError(
+                "prior_images say nothing to textual-inversion, which leaves the category as it is: use 0."
+            )
 
     def resolved(self, width: int) -> "TuneConfig":
         """With the learning rate that is usual for text states of that width, where none is set."""
@@ -142,22 +149,26 @@ def tune(
     """Learns the subject of one to thirty photos, and writes its file, `{name}.safetensors` where `out` names no other.
 
     `photos` are files, folders or pictures. Beside the file, a folder `{out}.tuning` keeps the log and, where it stops
-    by itself, the scores, a strip of pictures and a curve; `resume` goes on from there after an interruption.
-    `evaluator` judges the validation pictures instead of the model's own encoders. Raises `InputError` or `ConfigError`
-    for what can't be used, before anything is trained.
+    by itself, the scores, a strip of pictures and a curve; `resume` goes on from there after an interruption, with the
+    same photos, category, name and model. `evaluator` judges the validation pictures instead of the model's own
+    encoders. Raises `InputError` or `ConfigError` for what can't be used, before anything is trained.
     """
     config = config or TuneConfig()
     check_category(category)
     check_name(name)
     path = _place(out, name, config)
-    work = path.with_name(f"{path.stem}.tuning")
+    work = path.with_name(f"{path.name}.tuning")
     _check_work(work, resume=resume)
     shown = read_photos(photos, masks=masks, segmenter=segmenter)
     folder = find_model(model)
     loaded = whole(read_parts(folder, dtype=_dtype(config)), folder).to(device_of(config.device))
+    begun = _begun(loaded, shown, category, name)
+    if resume:
+        _check_begun(work, begun)
     lesson = prepare(loaded, shown, category, name, config, model_name=str(model))
     if not resume:
         shutil.rmtree(work, ignore_errors=True)  # of an earlier tuning, now that nothing can be wrong with this one
+    write_json(work / BEGUN, begun)
     validation = None
     if config.steps is None:
         judge = evaluator or OwnEncoders(loaded, lesson.pixels, lesson.masks, category, config.validation)
@@ -302,9 +313,29 @@ def _place(out: str | Path | None, name: str, config: TuneConfig) -> Path:
 
 
 def _check_work(work: Path, *, resume: bool) -> None:
-    """An earlier tuning's folder may be made room in, unless it was interrupted."""
+    """An earlier tuning's folder may be made room in, unless it was interrupted; no one else's may."""
+    if work.exists() and not (work / BEGUN).is_file() and not (work.is_dir() and not any(work.iterdir())):
+        raise InputError(f"{work} is there already and is no tuning's folder: choose another --out.")
     if not resume and checkpoints.complete(work / CHECKPOINTS):
         raise CheckpointError(f"{work} holds a tuning that was interrupted: say --resume, or delete it.")
+
+
+def _begun(model: BlipDiffusion, photos: Sequence[Photo], category: str, name: str) -> dict[str, str]:
+    """What a tuning can't change on its way."""
+    digest = hashlib.sha256()
+    for photo in photos:
+        digest.update(f"{photo.picture.size}".encode() + photo.picture.tobytes())
+    model_of = fingerprint(model.unet, model.text_encoder)
+    return {"photos": digest.hexdigest(), "category": category, "name": name, "model": model_of}
+
+
+def _check_begun(work: Path, begun: Mapping[str, str]) -> None:
+    """Raises `InputError` where a tuning began with something else."""
+    earlier = read_json(work / BEGUN) if (work / BEGUN).is_file() else begun
+    if changed := [what for what in begun if begun[what] != earlier.get(what)]:
+        raise InputError(
+            f"{work} began with other {' and '.join(changed)}: --resume with the same, or choose another --out."
+        )
 
 
 def _keep(path: Path, work: Path, result: Result, validation: Validation | None) -> Tuned:
