@@ -80,6 +80,22 @@ def test_sixteen_bits(tmp_path: Path) -> None:
     assert np.abs(values[..., 0] - grey / 257).max() <= 1
 
 
+@pytest.mark.parametrize(
+    ("picture", "value"),
+    [
+        (np.full((20, 20), 200, np.uint16), 1),  # nearly black: its brightest pixel doesn't say otherwise
+        (np.full((20, 20), 65535, np.uint16), 255),
+        (np.full((20, 20), 200, np.int32), 1),
+        (np.full((20, 20), 32896, np.int32), 128),
+        (np.full((20, 20), 0.5, np.float32), 128),
+        (np.full((20, 20), 1.0, np.float32), 255),
+        (np.full((20, 20), 64.0, np.float32), 64),
+    ],
+)
+def test_the_scale_is_the_kinds(picture: np.ndarray, value: int) -> None:
+    assert images.as_rgb(Image.fromarray(picture)).getpixel((3, 3)) == (value,) * 3
+
+
 @pytest.mark.parametrize("mode", ["1", "L"])
 def test_grey(tmp_path: Path, mode: str) -> None:
     picture = Image.new(mode, (20, 20), 1 if mode == "1" else 200)

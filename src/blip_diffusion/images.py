@@ -75,14 +75,19 @@ def check_size(picture: Image.Image, name: str = "The reference") -> None:
 def as_rgb(picture: Image.Image) -> Image.Image:
     """Upright (EXIF), 8 bit, RGB; what is transparent becomes white."""
     picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
-        values = np.asarray(picture, dtype=np.float32)
-        scale = 257.0 if values.max() > 255 else 1.0
-        picture = Image.fromarray((values / scale).clip(0, 255).astype(np.uint8))
+    if picture.mode.startswith("I") or picture.mode == "F":
+        picture = _eight_bits(picture)
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
     return picture.convert("RGB")
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Of whole numbers of 16 bits, which Pillow keeps in 32 too, or of floats in [0, 1], else in [0, 255]."""
+    values = np.asarray(picture, dtype=np.float32)
+    scale = 1 / 257 if picture.mode != "F" else 255 if values.max() <= 1 else 1
+    return Image.fromarray((values * np.float32(scale)).round().clip(0, 255).astype(np.uint8))
 
 
 def alpha_of(picture: Image.Image) -> Image.Image | None:
