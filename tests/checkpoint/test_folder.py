@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from blip_diffusion.checkpoint.files import read_file
-from blip_diffusion.checkpoint.folder import Parts, find_model, inference_of, read_parts, whole
+from blip_diffusion.checkpoint.folder import Parts, find_model, read_parts, whole
 from blip_diffusion.checkpoint.names import published_name, subject_encoder_from_published, subject_encoder_to_published
 from blip_diffusion.checkpoint.parts import (
     bert_tokenizer,
@@ -126,7 +126,7 @@ def test_a_saved_pipeline_is_the_same_bit_for_bit(
 
 def test_settings_travel_with_the_folder(pipe: BlipDiffusionPipeline, tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path)
-    assert inference_of(tmp_path) == InferenceConfig(1, 3, 3.0, 0.6)
+    assert read_parts(tmp_path).inference == InferenceConfig(1, 3, 3.0, 0.6)
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["_class_name"] == "BlipDiffusionPipeline" and index["ctx_begin_pos"] == 2
     assert index["scheduler"] == ["diffusers", "DDIMScheduler"]
@@ -136,7 +136,9 @@ def test_a_folder_without_settings_has_the_published_ones(folder: Path) -> None:
     index = json.loads((folder / "model_index.json").read_text())
     ours = ("prompt_reps", "num_inference_steps", "guidance_scale", "guidance_rescale", "noise_scale")
     (folder / "model_index.json").write_text(json.dumps({name: index[name] for name in index if name not in ours}))
-    assert inference_of(folder) == InferenceConfig(20, 50, 7.5, 0.0, 1.0)
+    parts = read_parts(folder)
+    assert parts.inference is None
+    assert whole(parts, folder).inference == InferenceConfig(20, 50, 7.5, 0.0, 1.0)
 
 
 def test_a_folder_of_half_the_size(pipe: BlipDiffusionPipeline, tmp_path: Path, dog: Image.Image) -> None:
@@ -337,8 +339,19 @@ def test_a_broken_configuration(folder: Path, name: str) -> None:
         ("scheduler/scheduler_config.json", {"_class_name": "AutoencoderKL"}),
         ("image_processor/preprocessor_config.json", {"size": "large"}),
         ("image_processor/preprocessor_config.json", {"image_mean": [0.5]}),
+        ("image_processor/preprocessor_config.json", {"image_mean": [0.5, 0.5, float("nan")]}),
+        ("image_processor/preprocessor_config.json", {"image_std": [0.5, 0, 0.5]}),
+        ("image_processor/preprocessor_config.json", {"size": -5}),
+        ("image_processor/preprocessor_config.json", {"size": 0}),
+        ("image_processor/preprocessor_config.json", {"size": 100}),
+        ("unet/config.json", {"cross_attention_dim": [32, 32]}),
         ("model_index.json", {"mean": ["a", "b", "c"]}),
         ("model_index.json", {"num_inference_steps": "fifty"}),
+        ("model_index.json", {"num_inference_steps": 2.5}),
+        ("model_index.json", {"prompt_reps": True}),
+        ("model_index.json", {"guidance_scale": float("nan")}),
+        ("model_index.json", {"noise_scale": float("inf")}),
+        ("model_index.json", {"guidance_rescale": 10**400}),
     ],
 )
 def test_a_configuration_that_makes_no_sense(folder: Path, name: str, change: dict[str, Any]) -> None:
@@ -346,6 +359,30 @@ def test_a_configuration_that_makes_no_sense(folder: Path, name: str, change: di
     with pytest.raises(CheckpointError) as caught:
         BlipDiffusionPipeline.from_pretrained(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_an_index_that_names_no_scheduler(folder: Path) -> None:
+    edit_json(folder / "scheduler" / "scheduler_config.json", _class_name=None)
+    edit_json(folder / "model_index.json", scheduler=5)
+    with pytest.raises(CheckpointError, match="configuration of the scheduler can't be used"):
+        read_parts(folder)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "5", '{"model": []}'])
+def test_words_that_make_no_sense(folder: Path, text: str) -> None:
+    for path in (folder / "qformer_tokenizer").glob("vocab*"):
+        path.unlink()
+    (folder / "qformer_tokenizer" / "tokenizer.json").write_text(text)
+    with pytest.raises(CheckpointError, match="no WordPiece vocabulary at") as caught:
+        read_parts(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("tensor", [torch.empty(3, device="meta"), torch.eye(3).to_sparse()], ids=["meta", "sparse"])
+def test_tensors_without_all_their_numbers(tmp_path: Path, tensor: Tensor) -> None:
+    torch.save({"one": torch.ones(2), "odd": tensor}, tmp_path / "model.bin")
+    with pytest.raises(CheckpointError, match=r"holds odd without all its numbers \(meta or sparse\)"):
+        read_file(tmp_path / "model.bin")
 
 
 @pytest.mark.parametrize(
@@ -503,7 +540,11 @@ def test_another_word_list(folder: Path, tmp_path: Path) -> None:
     words = tmp_path / "words.txt"
     words.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "dog"]))
     tokenizer = read_parts(folder, qformer_tokenizer=words).qformer_tokenizer
-    assert tokenizer("dog").input_ids == [2, 5, 3] and tokenizer.bos_token == "[DEC]"
+    assert tokenizer("dog").input_ids == [2, 5, 3]
+    assert (tokenizer.bos_token, tokenizer.bos_token_id) == ("[DEC]", 6)
+    words.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "dog"]))
+    tokenizer = read_parts(folder, qformer_tokenizer=words).qformer_tokenizer
+    assert (tokenizer.bos_token, tokenizer.bos_token_id, len(tokenizer)) == ("[DEC]", 5, 7)
     with pytest.raises(CheckpointError, match="no WordPiece vocabulary"):
         read_parts(folder, qformer_tokenizer=tmp_path / "nowhere")
 

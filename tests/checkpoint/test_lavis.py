@@ -19,13 +19,14 @@ from torch import Tensor
 
 from blip_diffusion.checkpoint import lavis
 from blip_diffusion.checkpoint.convert import convert, take_place
-from blip_diffusion.checkpoint.folder import inference_of
+from blip_diffusion.checkpoint.folder import read_parts
 from blip_diffusion.errors import CheckpointError
 from blip_diffusion.interfaces.cli import main
 from blip_diffusion.model import InferenceConfig
 from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden" / "pipe"
+WORD_LIST = GOLDEN.parent / "tok" / "bert"
 WIDTH, WORDS = 16, 64
 QKV = "visual_encoder.transformer.resblocks.0.attn.in_proj_weight"
 State = dict[str, Tensor]
@@ -137,7 +138,7 @@ def tuned(tmp_path: Path) -> Path:
 
 
 def drawn(folder: Path, dog: Image.Image, **asked: Any) -> Tensor:
-    pipe = BlipDiffusionPipeline.from_pretrained(folder, qformer_tokenizer=GOLDEN.parent / "tok" / "bert")
+    pipe = BlipDiffusionPipeline.from_pretrained(folder, qformer_tokenizer=WORD_LIST)
     pipe.set_progress_bar_config(disable=True)
     noise = torch.Generator().manual_seed(0)
     return pipe("swimming", dog, "teapot", "dog", height=32, width=32, num_inference_steps=2, generator=noise,
@@ -223,7 +224,8 @@ def test_what_lavis_does_not_say_is_the_bases(original: Path, tmp_path: Path) ->
     index = json.loads((base / "model_index.json").read_text())
     (base / "model_index.json").write_text(json.dumps(index | {"num_inference_steps": 7, "prompt_reps": 3}))
     convert(str(original), tmp_path / "out", base=str(base))
-    assert inference_of(tmp_path / "out") == inference_of(base) == InferenceConfig(prompt_reps=3, num_inference_steps=7)
+    settings = [read_parts(path, qformer_tokenizer=WORD_LIST).inference for path in (tmp_path / "out", base)]
+    assert settings == 2 * [InferenceConfig(prompt_reps=3, num_inference_steps=7)]
 
 
 def test_where_a_link_leads_to_is_replaced(tmp_path: Path) -> None:
@@ -238,9 +240,8 @@ def test_where_a_link_leads_to_is_replaced(tmp_path: Path) -> None:
 @pytest.fixture
 def controlled(tmp_path: Path) -> Path:
     """The published folder with a ControlNet, and with what people wrote beside it."""
-    words = GOLDEN.parent / "tok" / "bert"
     pipe = BlipDiffusionPipeline.from_pretrained(
-        GOLDEN, controlnet=GOLDEN.parent / "controlnet", qformer_tokenizer=words
+        GOLDEN, controlnet=GOLDEN.parent / "controlnet", qformer_tokenizer=WORD_LIST
     )
     pipe.save_pretrained(tmp_path / "controlled")
     for name in ("README.md", "LICENCES.md"):

@@ -83,5 +83,10 @@ def test_places_differ_and_are_symmetric() -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match="a multiple of 16"):
         EfficientNetTower()(torch.zeros(1, 3, 40, 40))
+    with pytest.raises(ValueError, match="reads squares, not 32 x 48"):
+        EfficientNetTower()(torch.zeros(1, 3, 32, 48))
+    build_tower(CLIP).check_side(28)
+    with pytest.raises(ConfigError, match="reads pictures of 28 pixels, not 42"):
+        build_tower(CLIP).check_side(42)
     with pytest.raises(ConfigError, match="no tower 'resnet'"):
         build_tower(ImageEncoderConfig(tower="resnet"))  # type: ignore[arg-type]

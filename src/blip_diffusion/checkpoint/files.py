@@ -96,6 +96,11 @@ def table_of_tensors(table: Any, path: Path) -> State:
     state = {str(name): value for name, value in table.items() if isinstance(value, Tensor)}
     if not state:
         raise CheckpointError(f"{path} is not a table of tensors.")
+    for name, tensor in state.items():
+        if tensor.is_meta or tensor.layout != torch.strided:
+            raise CheckpointError(
+                f"{path} holds {name} without all its numbers (meta or sparse): save it as it is used."
+            )
     return state
 
 

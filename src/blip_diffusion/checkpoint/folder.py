@@ -49,6 +49,7 @@ class Parts:
     vae: Any = None
     scheduler: Any = None
     controlnet: Any = None  # few models have one
+    inference: InferenceConfig | None = None  # nor do all say how they want to be asked
 
 
 def read_parts(folder: Path, *, qformer_tokenizer: str | Path | None = None, dtype: torch.dtype | None = None) -> Parts:
@@ -73,6 +74,7 @@ def read_parts(folder: Path, *, qformer_tokenizer: str | Path | None = None, dty
         parts.tokenizer = _load_tokenizer(folder)
     if has["scheduler"]:
         parts.scheduler = _load_scheduler(folder, index)
+    parts.inference = _inference_of(index, folder)
     return parts
 
 
@@ -87,7 +89,8 @@ def _load_tokenizer(folder: Path) -> Any:
 
 def _load_scheduler(folder: Path, index: Mapping[str, Any]) -> Any:
     table = read_json(folder / "scheduler" / "scheduler_config.json")
-    name = table.get("_class_name") or (index.get("scheduler") or (None, "PNDMScheduler"))[1]
+    with usable("the scheduler"):
+        name = table.get("_class_name") or (index.get("scheduler") or (None, "PNDMScheduler"))[1]
     kind = getattr(diffusers, str(name), None)
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
         raise CheckpointError(f"The scheduler in {folder} is a {name!r}, which diffusers doesn't know.")
@@ -145,7 +148,7 @@ def find_model(name_or_path: str | Path, **hub: Any) -> Path:
 
 def whole(parts: Parts, folder: Path) -> BlipDiffusion:
     """A model of parts, none of which may be missing."""
-    needed = [field.name for field in dataclasses.fields(parts) if field.name != "controlnet"]
+    needed = [field.name for field in dataclasses.fields(parts) if field.name not in ("controlnet", "inference")]
     missing = [name for name in needed if getattr(parts, name) is None]
     if missing:
         raise CheckpointError(f"The model in {folder} is incomplete: {', '.join(missing)} missing.")
@@ -158,7 +161,7 @@ def whole(parts: Parts, folder: Path) -> BlipDiffusion:
         qformer_tokenizer=parts.qformer_tokenizer,
         scheduler=parts.scheduler,
         reference=parts.reference,  # type: ignore[arg-type]
-        inference=inference_of(folder),
+        inference=parts.inference,
     )
     check_fit(model)
     return model
@@ -166,8 +169,10 @@ def whole(parts: Parts, folder: Path) -> BlipDiffusion:
 
 def check_fit(model: BlipDiffusion) -> None:
     """Each part must meet its neighbours, wherever it comes from. Raises `CheckpointError` where it doesn't."""
+    with usable("the image processor"):
+        model.subject_encoder.image_encoder.tower.check_side(model.reference.size)
     tokens, text = model.subject_encoder.qformer.config.width, int(model.text_encoder.config.hidden_size)
-    context, channels = int(model.unet.config.cross_attention_dim), int(model.unet.config.in_channels)
+    context, channels = model.unet.config.cross_attention_dim, int(model.unet.config.in_channels)
     latents = int(model.vae.config.latent_channels)
     pairs = (("subject tokens", tokens, "text encoder", text), ("text encoder", text, "U-Net", context),
              ("VAE's latents", latents, "U-Net's input", channels))  # fmt: skip
@@ -179,16 +184,17 @@ def check_fit(model: BlipDiffusion) -> None:
         raise CheckpointError(f"The parts don't fit: the tokenizer has {words} words, the text encoder {known}.")
 
 
-def inference_of(folder: Path) -> InferenceConfig:
-    """How the model in a folder wants to be asked; what its index leaves unsaid is as published."""
-    index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
-    own = {name: index[name] for name in (f.name for f in dataclasses.fields(InferenceConfig)) if name in index}
-    for name, value in own.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
+def _inference_of(index: Mapping[str, Any], folder: Path) -> InferenceConfig | None:
+    """How a model wants to be asked, where its index says anything of it; what it leaves unsaid is as published."""
+    own = {field: index[field.name] for field in dataclasses.fields(InferenceConfig) if field.name in index}
+    for field, value in own.items():
+        kinds = (int,) if type(field.default) is int else (int, float)
+        if type(value) not in kinds or not abs(value) < 1e6:  # nor is NaN
+            wanted = "number" if float in kinds else "whole number"
             raise CheckpointError(
-                f"{folder / 'model_index.json'} says that {name} is {value!r}: it should be a number."
+                f"{folder / 'model_index.json'} says that {field.name} is {value!r}: it should be a {wanted}."
             )
-    return InferenceConfig(**own)
+    return InferenceConfig(**{field.name: value for field, value in own.items()}) if own else None
 
 
 def save_model(model: BlipDiffusion, folder: Path, *, controlnet: Any = None, dtype: torch.dtype | None = None) -> None:

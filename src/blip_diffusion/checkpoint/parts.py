@@ -1,5 +1,6 @@
 """The parts of a model, each in its folder of the published layout."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from blip_diffusion.checkpoint.names import (
     subject_encoder_to_published,
 )
 from blip_diffusion.checkpoint.subject_file import own_state
-from blip_diffusion.errors import CheckpointError
+from blip_diffusion.errors import CheckpointError, reason
 from blip_diffusion.model import (
     CLIP_MEAN,
     CLIP_STD,
@@ -199,19 +200,28 @@ def load_reference(folder: Path, *, mean: Any = None, std: Any = None) -> Refere
         return ReferenceConfig(
             size=int(size if isinstance(size, int) else size.get("height") or size.get("shortest_edge") or 224),
             mean=_of_three_colours(mean or table.get("image_mean") or CLIP_MEAN),
-            std=_of_three_colours(std or table.get("image_std") or CLIP_STD),
+            std=_spread(std or table.get("image_std") or CLIP_STD),
         )
 
 
 def _of_three_colours(values: Any) -> tuple[float, float, float]:
     red, green, blue = (float(value) for value in values)
+    if not all(math.isfinite(value) for value in (red, green, blue)):
+        raise ValueError(f"{values} should be three numbers")
     return red, green, blue
+
+
+def _spread(values: Any) -> tuple[float, float, float]:
+    std = _of_three_colours(values)
+    if min(std) <= 0:
+        raise ValueError(f"image_std is {values}, by which nothing can be divided: use numbers above 0")
+    return std
 
 
 def bert_tokenizer(path: str | Path | None = None) -> Any:
     """The Q-Former's tokenizer: a folder or vocabulary file, or bert-base-uncased's list, which ships with the package.
 
-    `[DEC]`, which begins a sentence that is to be generated, is added where the list lacks it.
+    `[DEC]` begins a sentence that is to be generated; it is added where the list lacks it.
     """
     from transformers import BertTokenizer
 
@@ -222,9 +232,9 @@ def bert_tokenizer(path: str | Path | None = None) -> Any:
             tokenizer = BertTokenizer(vocab=str(vocabulary), do_lower_case=True)
         else:
             tokenizer = BertTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"There is no WordPiece vocabulary at {path} ({error}).") from error
-    if "[DEC]" not in tokenizer.get_vocab():
+    except Exception as error:  # tokenizers knows no other kind
+        raise CheckpointError(f"There is no WordPiece vocabulary at {path} ({reason(error)}).") from error
+    if tokenizer.bos_token != "[DEC]":
         tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     return tokenizer
 

@@ -41,6 +41,9 @@ class Tower(Protocol):
 
     def __call__(self, pixels: Tensor) -> Tensor: ...
 
+    def check_side(self, side: int) -> None:
+        """Raises `ConfigError` for pictures of a side S that the tower can't read."""
+
 
 class ImageEncoder(nn.Module):
     """A frozen tower and a trainable layer norm over its features."""
@@ -112,6 +115,12 @@ class ClipTower(nn.Module):
         )
         self.vision.post_layernorm = nn.Identity()  # serves the pooled output alone, which nothing here reads
 
+    def check_side(self, side: int) -> None:
+        if side != self.vision.config.image_size:
+            raise ConfigError(
+                f"this image encoder reads pictures of {self.vision.config.image_size} pixels, not {side}."
+            )
+
     def forward(self, pixels: Tensor) -> Tensor:
         states: Tensor = self.vision(pixel_values=pixels).last_hidden_state
         return states
@@ -136,6 +145,10 @@ class EfficientNetTower(nn.Module):
         self.mean: Tensor
         self.std: Tensor
 
+    def check_side(self, side: int) -> None:
+        if side < 16 or side % 16:
+            raise ConfigError(f"this image encoder reads squares whose side is a multiple of 16, not {side}.")
+
     def forward(self, pixels: Tensor) -> Tensor:
         raw = self._raw(pixels)  # (B, N, V - places)
         side = math.isqrt(raw.shape[1])
@@ -150,10 +163,10 @@ class EfficientNetTower(nn.Module):
         self.std.copy_(raw.std(dim=(0, 1)).clamp(min=1e-3))
 
     def _raw(self, pixels: Tensor) -> Tensor:
-        if pixels.shape[-1] % 16 or pixels.shape[-1] != pixels.shape[-2]:
-            raise ValueError(
-                f"EfficientNetTower reads squares whose side is a multiple of 16, not {tuple(pixels.shape)}"
-            )
+        height, width = pixels.shape[-2:]
+        self.check_side(width)
+        if height != width:
+            raise ValueError(f"EfficientNetTower reads squares, not {height} x {width} pixels")
         fine, coarse = self.network(pixels, self.taps)  # (B, 40, S/8, S/8), (B, 112, S/16, S/16)
         colours = F.avg_pool2d(pixels, 4)  # (B, 3, S/4, S/4)
         cells = [coarse, F.pixel_unshuffle(fine, 2), F.pixel_unshuffle(colours, 4)]
@@ -171,6 +184,10 @@ class TimmTower(nn.Module):
             raise ConfigError("The tower `timm` needs timm: pip install 'blip-diffusion[timm]'.") from error
         self.network = timm.create_model(name, pretrained=False, num_classes=0)
         self.width = int(self.network.num_features)
+
+    def check_side(self, side: int) -> None:
+        if side < 1:
+            raise ConfigError(f"an image encoder reads pictures of at least one pixel, not {side}.")
 
     def forward(self, pixels: Tensor) -> Tensor:
         features: Tensor = self.network.forward_features(pixels)
