@@ -124,6 +124,30 @@ def test_a_resumed_run_equals_an_uninterrupted_one(runs: Path, tmp_path: Path) -
     assert all(torch.equal(once[name], twice[name]) for name in once)
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_going_on_needs_no_earlier_stage(runs: Path, tmp_path: Path, stage: str) -> None:
+    """All that a run begins with lies in its own folder: parts, heads, and how the model wants to be asked."""
+    own = overrides(stage, tmp_path)
+    for path in json.loads(own[1].removeprefix("model.start=")):
+        shutil.copytree(runs / Path(path).relative_to(tmp_path), path)
+    toml = CONFIGS / f"debug/{stage}.toml"
+    assert run(toml, tmp_path / "run", overrides=[*own, "train.minutes=1e-6"]).step == 1
+    for earlier in set(STAGES) & {path.name for path in tmp_path.iterdir()}:
+        shutil.rmtree(tmp_path / earlier)
+    assert run(toml, tmp_path / "run", overrides=own, resume="latest").step == 4
+    once, twice = weights(runs / stage / "export"), weights(tmp_path / "run/export")
+    assert once.keys() == twice.keys() and all(torch.equal(once[name], twice[name]) for name in once)
+    for path in (runs / stage / "export").glob("model_index.json"):
+        assert path.read_text() == (tmp_path / "run/export/model_index.json").read_text()
+    assert f"model.start={json.dumps(saved_start(tmp_path / 'run'))}" == own[1]
+
+
+def saved_start(folder: Path) -> list[str]:
+    """What the configuration that lies with the last checkpoint says a run began with."""
+    saved = max((folder / "checkpoints").iterdir()) / "config.toml"
+    return [str(path) for path in tomllib.loads(saved.read_text())["model"]["start"]]
+
+
 def test_an_attempt_that_came_to_no_checkpoint_leaves_nothing_behind(runs: Path, tmp_path: Path) -> None:
     """Its beginning would otherwise stand before what the corrected command names."""
     own = overrides("text_to_image", runs)

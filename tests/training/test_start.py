@@ -1,3 +1,5 @@
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from blip_diffusion.data.records import SubjectBatch
 from blip_diffusion.data.world import World
 from blip_diffusion.errors import CheckpointError
 from blip_diffusion.images import normalise
-from blip_diffusion.model import build_subject_encoder, build_text_encoder
+from blip_diffusion.model import InferenceConfig, build_subject_encoder, build_text_encoder
 from blip_diffusion.modules.heads import RedrawHead
 from blip_diffusion.modules.image_encoder import EfficientNetTower
 from blip_diffusion.training.start import (
@@ -90,7 +92,7 @@ def test_a_new_autoencoder_begins_near_the_picture(batch: SubjectBatch) -> None:
     assert mean.std.mean() < 0.2 and mean.mean.std() > 0.01
 
 
-def test_heads_come_from_the_first_folder_that_has_some(tmp_path: Path) -> None:
+def test_heads_come_from_a_folder_that_has_some(tmp_path: Path) -> None:
     shapes = SHAPES["tiny"].qformer
     saved = RedrawHead(shapes.width, size=16)
     save_heads({"redraw": saved}, tmp_path)
@@ -99,12 +101,50 @@ def test_heads_come_from_the_first_folder_that_has_some(tmp_path: Path) -> None:
     assert torch.equal(heads["redraw"].places, saved.places)
 
 
+def test_each_head_comes_from_the_first_folder_that_has_it(tmp_path: Path) -> None:
+    shapes = SHAPES["tiny"].qformer
+    saved = start_heads(shapes, 16, [])
+    save_heads(dict(saved.items()), tmp_path / "stage 1")
+    later = RedrawHead(shapes.width, size=16)
+    save_heads({"redraw": later}, tmp_path / "stage 2")
+    heads = start_heads(shapes, 16, [tmp_path / "stage 2", tmp_path / "stage 1"])
+    assert torch.equal(heads["redraw"].places, later.places)
+    for name in ("contrastive", "matching", "language"):
+        own, theirs = heads[name].state_dict(), saved[name].state_dict()
+        assert all(torch.equal(own[key], theirs[key]) for key in theirs)
+
+
 def test_the_schedule_ends_in_pure_noise() -> None:
     scheduler = zero_snr_scheduler()
     noising = noising_of(scheduler)
     assert noising.alphas_cumprod[-1] < 1e-6 and noising.alphas_cumprod[0] > 0.99
     scheduler.set_timesteps(20)
     assert scheduler.timesteps[0] == 999
+
+
+def test_a_frozen_image_encoder_is_never_a_random_one(tiny_folder: Path, corpus: list[str]) -> None:
+    parts = found_parts(StartConfig("published", start=(tiny_folder,)))
+    parts.subject_encoder = None
+    with pytest.raises(CheckpointError, match=r"must know pictures.*: name a folder with qformer/ in model.start"):
+        start_model(parts, StartConfig("published"), corpus, torch.zeros(1, 3, 32, 32))
+
+
+def test_a_model_is_asked_as_its_teacher(tiny_folder: Path, corpus: list[str], tmp_path: Path) -> None:
+    """Unless the configuration says otherwise; a folder that says nothing is passed over."""
+    table = json.loads((tiny_folder / "model_index.json").read_text())
+    asked = InferenceConfig(2, 9, 4.0, 0.5, noise_scale=0.7)
+    for name, settings in (("mute", {}), ("teacher", asdict(asked))):
+        (tmp_path / name).mkdir()
+        others = {key: value for key, value in table.items() if key not in asdict(asked)}
+        (tmp_path / name / "model_index.json").write_text(json.dumps(others | settings))
+
+    def inference(*folders: str, own: InferenceConfig | None = None) -> InferenceConfig:
+        config = StartConfig("tiny", start=tuple(tmp_path / name for name in folders), inference=own)
+        return start_model(found_parts(config), config, corpus, torch.zeros(1, 3, 32, 32)).inference
+
+    assert inference("mute", "teacher") == asked
+    assert inference("teacher", own=InferenceConfig()) == InferenceConfig()
+    assert inference("mute") == inference() == InferenceConfig(1, 25, 3.0, 0.6)
 
 
 @pytest.mark.parametrize("name", sorted(SHAPES))

@@ -133,10 +133,11 @@ def run(
     `beside` makes hooks that this package does not know, of the configuration and the whole world.
     """
     config = configuration.build(RunConfig, configuration.read(path, overrides))
+    text = configuration.to_toml(config)
     check_writable(folder)
     begun = bool(checkpoints.complete(folder / CHECKPOINTS)) and (folder / START).is_dir()
     if begun:  # a world that has changed since must not change what a word's number is
-        config = replace(config, model=replace(config.model, start=(folder / START, *config.model.start)))
+        config = replace(config, model=replace(config.model, start=(folder / START,)))
     whole = World.load(config.world.path)
     further = [make(config, whole) for make in beside]
     world = whole.subset(permissive=config.world.licences == "permissive")
@@ -156,7 +157,7 @@ def run(
         folder=folder,
         resume=resume,
         hooks=hooks,
-        config_text=configuration.to_toml(config),
+        config_text=text,
     )
 
 

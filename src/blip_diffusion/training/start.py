@@ -1,7 +1,7 @@
 """Where a run starts: the parts that earlier stages left, and new ones, of a named shape, for what is missing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from blip_diffusion.model import (
     InferenceConfig,
     ModelConfig,
     ReferenceConfig,
+    SubjectEncoder,
     TextEncoderConfig,
     build_subject_encoder,
     build_text_encoder,
@@ -118,8 +119,12 @@ class StartConfig:
     shape: Literal["mini", "tiny", "published"] = "mini"
     start: tuple[Path, ...] = ()  # model folders; each part comes from the first that has it
     seed: int = 0  # of new parts
-    inference: InferenceConfig = field(default_factory=lambda: InferenceConfig(1, 25, 3.0, 0.6))
-    """How the model shall be asked: training says a prompt once, and noise that ends pure wants rescaled guidance."""
+    inference: InferenceConfig | None = None
+    """How the model shall be asked; `None`: as the first folder of `start` that says so, else `TRAINED_SO`."""
+
+
+TRAINED_SO = InferenceConfig(prompt_reps=1, num_inference_steps=25, guidance_scale=3.0, guidance_rescale=0.6)
+"""Training says a prompt once, and noise that ends pure wants rescaled guidance."""
 
 
 def found_parts(config: StartConfig) -> Parts:
@@ -149,17 +154,28 @@ def start_subject_encoder(parts: Parts, config: StartConfig, corpus: Sequence[st
     torch.manual_seed(config.seed)
     parts.reference = parts.reference or shape.reference
     if parts.subject_encoder is None:
-        encoder = build_subject_encoder(shape)
-        tower = encoder.image_encoder.tower
-        if isinstance(tower, EfficientNetTower):
-            read_weights(lite0_weights(), tower.network)
-            tower.calibrate(normalise(pixels, parts.reference.mean, parts.reference.std))
-        parts.subject_encoder = encoder
+        parts.subject_encoder = _new_subject_encoder(
+            shape, normalise(pixels, parts.reference.mean, parts.reference.std)
+        )
     if parts.qformer_tokenizer is None:
         published = config.shape == "published"
         size = shape.qformer.vocabulary
         parts.qformer_tokenizer = bert_tokenizer() if published else category_tokenizer(corpus, size)
     return parts
+
+
+def _new_subject_encoder(shape: ModelConfig, pixels: torch.Tensor) -> SubjectEncoder:
+    """Around EfficientNet-Lite0 as ImageNet made it; no other tower's weights come with a package."""
+    if shape.image_encoder.tower != "efficientnet-lite0":
+        raise CheckpointError(
+            "A frozen image encoder must know pictures, and a new one knows none: name a folder with qformer/ in "
+            "model.start."
+        )
+    encoder = build_subject_encoder(shape)
+    tower: EfficientNetTower = encoder.image_encoder.tower
+    read_weights(lite0_weights(), tower.network)
+    tower.calibrate(pixels)
+    return encoder
 
 
 def start_model(parts: Parts, config: StartConfig, corpus: Sequence[str], pixels: torch.Tensor) -> BlipDiffusion:
@@ -179,12 +195,12 @@ def start_model(parts: Parts, config: StartConfig, corpus: Sequence[str], pixels
         qformer_tokenizer=parts.qformer_tokenizer,
         scheduler=parts.scheduler or zero_snr_scheduler(),
         reference=parts.reference,  # type: ignore[arg-type]
-        inference=config.inference,
+        inference=config.inference or parts.inference or TRAINED_SO,
     )
 
 
 def start_heads(encoder_config: QFormerConfig, canonical: int, folders: Sequence[Path]) -> nn.ModuleDict:
-    """Stage 1's heads, from the first folder that has them."""
+    """Stage 1's heads, each from the first folder that has it."""
     width = encoder_config.width
     heads = nn.ModuleDict(
         {
@@ -194,9 +210,10 @@ def start_heads(encoder_config: QFormerConfig, canonical: int, folders: Sequence
             "redraw": RedrawHead(width, size=canonical),
         }
     )
+    missing = dict(heads.items())
     for folder in folders:
-        if load_heads(dict(heads.items()), folder):
-            break
+        for name in load_heads(missing, folder):
+            del missing[name]
     return heads
 
 
