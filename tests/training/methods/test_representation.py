@@ -108,7 +108,7 @@ def test_what_is_shared_has_no_gradient_and_is_in_order(method: Make, pairs: Sub
 
 def test_one_micro_batch_shares_nothing(method: Make, pairs: SubjectBatch) -> None:
     assert method().share([pairs], [context()], itself) is None
-    assert method(every=2).share([pairs, pairs], [context(step=1)] * 2, itself) is None
+    assert method(every=2, redraw=1.0).share([pairs, pairs], [context(step=1)] * 2, itself) is None
 
 
 # ------------------------------------------------------------------------------------------------------------ negatives

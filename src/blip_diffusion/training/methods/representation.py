@@ -43,6 +43,11 @@ class RepresentationConfig:
         for name in ("every", "sentence"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"representation.{name} is {getattr(self, name)}: use 1 or more.")
+        if self.every > 1 and not self.redraw:
+            raise ConfigError(
+                f"representation.every is {self.every}, and without redraw the steps between teach nothing: use 1, or "
+                "a redraw above 0."
+            )
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ class SubjectConfig:
             raise ConfigError(f"draws is {self.draws}: use 1 or more.")
         if self.shift <= 0:
             raise ConfigError(f"shift is {self.shift}: use a number above 0; 1 is uniform.")
+        if not self.subject_weight > 0:
+            raise ConfigError(f"subject_weight is {self.subject_weight}: use a number above 0; 1 is as the scene.")
 
 
 class Subject(nn.Module):
