@@ -8,6 +8,8 @@ import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from blip_diffusion.prompts import subject_prompt
+
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey")
 PAINTS = COLOURS[:8]  # what a subject can be painted: shading stays visible in these
 
@@ -91,7 +93,7 @@ def prompt(request: Request, rng: random.Random | None = None) -> str:
 
 def caption(category: str, words: str) -> str:
     """The full sentence of a category and a prompt: "a teapot on the beach"."""
-    return f"a {category} {words}".rstrip()
+    return subject_prompt(words, category)
 
 
 def sentences(scenes: Iterable[str], categories: Iterable[str]) -> Iterator[str]:

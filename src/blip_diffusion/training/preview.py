@@ -9,6 +9,7 @@ from torch import Tensor
 from blip_diffusion import images
 from blip_diffusion.data.records import SubjectBatch
 from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.prompts import subject_prompt
 from blip_diffusion.training.drawing import draw
 from blip_diffusion.training.loop import HookContext
 from blip_diffusion.training.method import Method, StepContext
@@ -45,7 +46,7 @@ class Preview:
 def questions(batch: SubjectBatch) -> dict[str, SubjectBatch]:
     """The batch as it is, with the references of other subjects, and with the scenes of other prompts."""
     turned = [*batch["prompt"][1:], batch["prompt"][0]]
-    scenes = [f"a {category} {prompt}" for category, prompt in zip(batch["category"], turned, strict=True)]
+    scenes = [subject_prompt(prompt, category) for category, prompt in zip(batch["category"], turned, strict=True)]
     return {
         "right": batch,
         "wrong reference": cast(SubjectBatch, {**batch, "reference": batch["reference"].roll(1, dims=0)}),
