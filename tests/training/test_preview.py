@@ -9,7 +9,7 @@ from blip_diffusion.data.records import SubjectBatch
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training.ema import Ema
 from blip_diffusion.training.loop import HookContext
-from blip_diffusion.training.methods.subject import Subject, SubjectConfig
+from blip_diffusion.training.methods.subject import SubjectConfig, SubjectRepresentation
 from blip_diffusion.training.preview import Preview, drawn, questions
 from blip_diffusion.training.start import noising_of
 from blip_diffusion.training.tracking import Tracker
@@ -38,7 +38,7 @@ def test_drawings_of_one_page_share_their_noise(model: BlipDiffusion) -> None:
 
 @torch.no_grad()
 def test_a_preview_draws_a_page_and_measures(model: BlipDiffusion, batch: SubjectBatch, tmp_path: Path) -> None:
-    method = Subject(model, noising_of(model.scheduler), None, SubjectConfig()).eval()
+    method = SubjectRepresentation(model, noising_of(model.scheduler), None, SubjectConfig()).eval()
     state = torch.get_rng_state()
     with Tracker(tmp_path, console=False) as tracker:
         Preview(batch, [batch, batch])(HookContext(3, method, tracker, Ema({}, 0.0)))

@@ -22,7 +22,7 @@ from blip_diffusion.training.method import Method
 from blip_diffusion.training.methods.autoencoder import Autoencoder, AutoencoderConfig
 from blip_diffusion.training.methods.consistency import Consistency, ConsistencyConfig
 from blip_diffusion.training.methods.representation import Representation, RepresentationConfig
-from blip_diffusion.training.methods.subject import Subject, SubjectConfig
+from blip_diffusion.training.methods.subject import SubjectConfig, SubjectRepresentation
 from blip_diffusion.training.methods.text_to_image import TextToImage, TextToImageConfig
 from blip_diffusion.training.preview import Preview
 
@@ -101,7 +101,7 @@ def subject(material: Material) -> Method:
     model = start.start_model(start.found_parts(config.model), config.model, material.corpus, material.pixels)
     shapes = model.subject_encoder.qformer.config
     heads = start.start_heads(shapes, config.world.compose.canonical_size, config.model.start)
-    return Subject(model, start.noising_of(model.scheduler), heads["redraw"], config.subject)  # type: ignore[arg-type]
+    return SubjectRepresentation(model, start.noising_of(model.scheduler), heads["redraw"], config.subject)  # type: ignore[arg-type]
 
 
 def consistency(material: Material) -> Method:

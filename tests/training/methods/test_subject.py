@@ -8,14 +8,14 @@ from blip_diffusion.data.records import SubjectBatch
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.modules.heads import RedrawHead
-from blip_diffusion.training.methods.subject import Subject, SubjectConfig
+from blip_diffusion.training.methods.subject import SubjectConfig, SubjectRepresentation
 from blip_diffusion.training.start import noising_of
 
 from .overfit import context, ids, moved_parameters, overfit, with_gradient
 
 
-def method(model: BlipDiffusion, **config: float) -> Subject:
-    return Subject(model, noising_of(model.scheduler), RedrawHead(32, size=16), SubjectConfig(**config))  # type: ignore[arg-type]
+def method(model: BlipDiffusion, **config: float) -> SubjectRepresentation:
+    return SubjectRepresentation(model, noising_of(model.scheduler), RedrawHead(32, size=16), SubjectConfig(**config))  # type: ignore[arg-type]
 
 
 def rng(seed: int) -> torch.Generator:

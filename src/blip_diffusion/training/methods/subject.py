@@ -49,7 +49,7 @@ class SubjectConfig:
             raise ConfigError(f"subject_weight is {self.subject_weight}: use a number above 0; 1 is as the scene.")
 
 
-class Subject(nn.Module):
+class SubjectRepresentation(nn.Module):
     """Trains Q-Former, projection, text encoder and U-Net; image encoder and autoencoder are frozen."""
 
     def __init__(
