@@ -47,6 +47,8 @@ def test_swapping_is_exact_nests_and_survives_an_error() -> None:
 def test_the_average_is_float32_and_comes_back() -> None:
     parameters = {"w": torch.ones(2)}
     ema = Ema(parameters, decay=0.9)
-    ema.load_state_dict({"w": torch.tensor([3.0, 4.0])})
+    ema.state_dict()["w"].copy_(torch.tensor([3.0, 4.0]))
+    with ema.swapped():
+        assert parameters["w"].tolist() == [3.0, 4.0]
     assert ema.state_dict()["w"].dtype == torch.float32
     assert ema.state_dict()["w"].tolist() == [3.0, 4.0] and parameters["w"].tolist() == [1.0, 1.0]

@@ -20,7 +20,7 @@ from blip_diffusion.modules.efficientnet_lite import EfficientNetLite
 
 @dataclass(frozen=True)
 class ImageEncoderConfig:
-    """The defaults are the published shapes. The five after `eps` say nothing to towers other than `clip`."""
+    """The defaults are the published shapes. The six after `eps` say nothing to towers other than `clip`."""
 
     tower: Literal["clip", "efficientnet-lite0", "timm"] = "clip"
     timm_name: str = ""  # "vit_small_patch14_dinov2": only for the tower `timm`
@@ -174,7 +174,7 @@ class EfficientNetTower(nn.Module):
 
 
 class TimmTower(nn.Module):
-    """Any of timm's networks that gives patch features, with its own pretrained weights."""
+    """Any of timm's networks that gives patch features; what it knows of pictures comes with a model's weights."""
 
     def __init__(self, name: str) -> None:
         super().__init__()

@@ -152,9 +152,7 @@ def verify(path: Path) -> State:
         table = json.loads((path / STATE).read_text(encoding="utf-8"))
         files: dict[str, str] = table.pop("files")
         state = State(**table)
-        damaged = [
-            file for file, digest in files.items() if not (path / file).exists() or _digest(path / file) != digest
-        ]
+        damaged = [file for file, digest in files.items() if not _unchanged(path / file, digest)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a checkpoint, or its {STATE} is damaged: {error}.") from error
     if damaged:

@@ -46,9 +46,5 @@ class Ema:
         torch._foreach_copy_(self._average, raw)
 
     def state_dict(self) -> dict[str, Tensor]:
+        """The averages themselves, by name."""
         return dict(zip(self._names, self._average, strict=True))
-
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        for name, average in self.state_dict().items():
-            average.copy_(state[name])

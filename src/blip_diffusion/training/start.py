@@ -77,7 +77,7 @@ MINI = ModelConfig(
         "mid_block_add_attention": False,
     },
 )
-"""The shipped model's shapes: 128 x 128 pixels, 16 x 16 x 8 latents, 32 million parameters."""
+"""The shipped model's shapes: 128 x 128 pixels, 16 x 16 x 8 latents, 33 million parameters."""
 
 TINY = ModelConfig(
     image_encoder=ImageEncoderConfig(tower="efficientnet-lite0", image_size=32),
