@@ -24,9 +24,9 @@ WORLD = Path(__file__).parent / "fixtures" / "world.zip"
 INFERENCE = InferenceConfig(prompt_reps=1, num_inference_steps=3, guidance_scale=3.0, guidance_rescale=0.6)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """For tiny tensors, one is faster, and the sums are always in the same order."""
+    """For tiny tensors, one is faster, and the sums are always in the same order: those of shared fixtures too."""
     torch.set_num_threads(1)
 
 

@@ -7,16 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 TOYS = Path(__file__).with_name("toys.py")
 Launch = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """For tiny tensors, one is faster, and the sums are always in the same order."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from blip_diffusion.training.run import METHODS, RunConfig, run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 WORLD = Path(__file__).parents[1] / "fixtures" / "world.zip"
-STAGES = ("autoencoder", "text_to_image", "representation", "subject", "consistency")
+STAGES = ("autoencoder", "text_to_image", "representation", "subject", "decoder", "consistency")
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,7 @@ def test_each_stage_exports_what_the_next_one_needs(runs: Path) -> None:
     assert parts(runs / "text_to_image/export") == whole
     assert parts(runs / "representation/export") == ["heads.safetensors", *reading]
     assert parts(runs / "subject/export") == ["heads.safetensors", *whole]
+    assert parts(runs / "decoder/export") == ["vae"]
     assert parts(runs / "consistency/export") == whole
 
 
@@ -69,6 +70,7 @@ def test_each_stage_exports_what_the_next_one_needs(runs: Path) -> None:
         ("representation", "representation/start", ("qformer/visual_encoder.tower.",), ("qformer/proj_layer.",)),
         ("subject", "text_to_image/export", ("vae/", "qformer/visual_encoder.tower."), ("unet/", "text_encoder/")),
         ("subject", "subject/start", ("vae/", "qformer/visual_encoder.tower."), ("qformer/proj_layer.",)),
+        ("decoder", "subject/export", ("vae/encoder.", "vae/quant_conv."), ("vae/decoder.",)),
         ("consistency", "subject/export", ("vae/", "qformer/", "text_encoder/"), ("unet/",)),
     ],
 )
