@@ -157,6 +157,33 @@ def test_the_composer_can_fix_the_layout() -> None:
         replace(PLAIN, layout=1.5)
 
 
+def test_in_a_fixed_layout_neither_the_horizon_nor_the_light_is_left_to_chance() -> None:
+    maker = composer(replace(PLAIN, layout=0.0))
+    flat, place = row("pot0", "0"), maker.place("in front of a brick wall", random.Random(0))
+    lower = replace(place, horizon=0.5)
+    drawn = [
+        maker.compose([Order(flat, flat, Request(scene=place.phrase), behind, behind)], random.Random(seed))
+        for seed, behind in ((1, place), (2, place), (1, lower))
+    ]
+    torch.testing.assert_close(drawn[0]["target_alpha"], drawn[2]["target_alpha"])
+    inside = (drawn[0]["target_alpha"] > 0.99).expand(-1, 3, -1, -1)
+    torch.testing.assert_close(drawn[0]["target"][inside], drawn[1]["target"][inside], atol=0.01, rtol=0)
+
+
+def test_a_mirror_turns_whole_pairs_that_have_no_side() -> None:
+    config = replace(PLAIN, positions=0.4, accessories=0.2)
+    maker = composer(config)
+    straight, turned = maker(3), composer(replace(config, mirror=1.0))(3)
+    assert straight["caption"] == turned["caption"]
+    rng = random.Random("0 3")
+    asked = [maker.order(rng).request for _ in range(maker.batch_size)]
+    sided = [bool(r.accessory) or "left" in r.position or "right" in r.position for r in asked]
+    assert 0 < sum(sided) < len(sided)
+    for name in ("reference", "canonical", "target", "target_alpha"):
+        for plain, seen, side in zip(straight[name], turned[name], sided, strict=True):  # type: ignore[literal-required]
+            assert torch.equal(plain if side else plain.flip(-1), seen)
+
+
 def test_it_stands_on_the_ground_where_there_is_some() -> None:
     maker = composer()
     flat, place = row("pot0", "0"), maker.place("in front of a brick wall", random.Random(0))

@@ -41,7 +41,8 @@ class ComposerConfig:
     azimuth: float = 45.0  # degrees: how far apart the two views of a solid usually are; never more than 90
     kind_temperature: float = 0.5  # 1: every identity alike; 0: every kind alike
     outlines: float = 0.5  # how much a line drawing counts beside any other kind of picture
-    layout: float = 1.0  # 0: place and size are what the words and the ground say; 1: within their ranges, any
+    layout: float = 1.0  # 0: a target's place, size and light are what the words say; 1: within their ranges, any
+    mirror: float = 0.0  # share: the whole pair seen in a mirror, where no word has a left or a right
     rotation: float = 8.0  # largest rotation of a reference, in degrees; half of them stay upright
     colours: float = 0.06  # share: the subject painted in a named colour
     counts: float = 0.05  # share: two or three of them
@@ -92,7 +93,11 @@ class Composer:
 
     def __call__(self, index: int) -> SubjectBatch:
         rng = random.Random(f"{self.seed} {index}")
-        return self.compose([self.order(rng) for _ in range(self.batch_size)], rng)
+        orders = [self.order(rng) for _ in range(self.batch_size)]
+        batch = self.compose(orders, rng)
+        if share := self.config.mirror:
+            _mirror(batch, [i for i, order in enumerate(orders) if rng.random() < share and _sideless(order)])
+        return batch
 
     def order(self, rng: random.Random) -> Order:
         """A random pair of the configured split."""
@@ -210,7 +215,7 @@ class Composer:
         placements: list[Placement] = []
         for row, order in enumerate(orders):
             for placement in self._placed(row, order, rng):
-                placements.append(replace(placement, light=_light(order.backdrop, rng)))
+                placements.append(replace(placement, light=_light(order.backdrop, self._chance(rng))))
         canvas = backgrounds.draw([order.backdrop for order in orders], self._scenes, self.config.size, noise)
         sketched = [i for i, order in enumerate(orders) if order.request.style == "sketch"]
         canvas[sketched] = 1.0  # paper
@@ -226,17 +231,19 @@ class Composer:
         if request.accessory:
             thing = order.accessory if order.accessory >= 0 else self._subjects.accessory_of(request.accessory, rng)
             extra = (thing, self._shapes[thing])
-        chance = layout.Chance(rng, self.config.layout)
-        placements = layout.place(row, order.target, shape, request, order.backdrop.horizon, chance, extra)
+        placements = layout.place(row, order.target, shape, request, order.backdrop.horizon, self._chance(rng), extra)
         looks = {"paint": request.colour, "silhouette": request.style == "silhouette"}
         return [replace(p, **looks) if p.subject else p for p in placements]  # type: ignore[arg-type]
+
+    def _chance(self, rng: random.Random) -> layout.Chance:
+        return layout.Chance(rng, self.config.layout)
 
     def _references(self, orders: Sequence[Order], rng: random.Random, noise: Generator) -> Tensor:
         placements = []
         for row, order in enumerate(orders):
             shape, backdrop = self._shapes[order.reference], order.reference_backdrop
             placement = layout.place_reference(row, order.reference, shape, backdrop.horizon, self.config.rotation, rng)
-            placements.append(replace(placement, light=_light(backdrop, rng)))
+            placements.append(replace(placement, light=_light(backdrop, layout.Chance(rng))))
         backdrops = [order.reference_backdrop for order in orders]
         canvas = backgrounds.draw(backdrops, self._scenes, self.config.size, noise)
         return self._paste(canvas, placements, [])[0].clamp_(0, 1)
@@ -400,10 +407,21 @@ def _picture(tensor: Tensor, side: int) -> Image.Image:
     return Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
 
 
-def _light(backdrop: Backdrop, rng: random.Random) -> RGB:
+def _sideless(order: Order) -> bool:
+    """Whether a pair means the same in a mirror. An accessory stands at the right, though no word says so."""
+    return not order.request.accessory and not {"left", "right"} & set(order.request.position.split())
+
+
+def _mirror(batch: SubjectBatch, rows: list[int]) -> None:
+    """Turns all pictures of these rows, in place."""
+    for pictures in (batch["reference"], batch["canonical"], batch["target"], batch["target_alpha"]):
+        pictures[rows] = pictures[rows].flip(-1)
+
+
+def _light(backdrop: Backdrop, chance: layout.Chance) -> RGB:
     """Light on a subject, independent of the backdrop's but for dark places."""
-    gain = rng.uniform(0.88, 1.1) * (0.8 if backdrop.word in ("starry night", "sunset") else 1.0)
-    tint = rng.uniform(-0.03, 0.03)
+    gain = chance.between(0.88, 1.1) * (0.8 if backdrop.word in ("starry night", "sunset") else 1.0)
+    tint = chance.about(0.03)
     return gain * (1 + tint), gain, gain * (1 - tint)
 
 

@@ -14,6 +14,7 @@ WORN = ("hat", "crown", "bow")  # accessories on a head; the others stand or flo
 SIDES = {"": (0.55, 0.75), "small": (0.24, 0.34), "big": (0.88, 1.0)}  # longest side of a subject, in frames
 POSITION_SIDES = (0.34, 0.46)  # a subject that a word moves is smaller, so that the move shows
 _JITTER = 0.06
+_USUAL_HORIZON = 0.7
 _SPREAD = {"left": 0.25, "right": 0.75, "top": 0.27, "bottom": 0.74}
 _BOX_BITS = 64  # alpha from which a pixel belongs to the box
 
@@ -73,10 +74,15 @@ class Chance:
         """A number between -spread and spread."""
         return self.between(-spread, spread)
 
+    def horizon(self, seen: float | None) -> float | None:
+        """Where a subject takes the horizon to be: a picture's own is not in the words."""
+        return None if seen is None else seen + (1 - self.amount) * (_USUAL_HORIZON - seen)
+
 
 def place(row: int, cutout: int, shape: Shape, request: Request, horizon: float | None, chance: Chance,
           extra: tuple[int, Shape] | None = None) -> list[Placement]:  # fmt: skip
     """The placements of a request, from back to front: copies of a subject, then its accessory (`extra`)."""
+    horizon = chance.horizon(horizon)
     if request.count > 1:
         subjects = _in_a_row(row, cutout, shape, request.count, horizon, chance)
     elif extra is not None:
