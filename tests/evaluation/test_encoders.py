@@ -5,7 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from blip_diffusion.evaluation.encoders import Gallery, Result, Tower, accuracy, gallery, main, retrieve, table
+from blip_diffusion.data.compose import Composer, ComposerConfig, sentences
+from blip_diffusion.data.vocabulary import prompt_tokenizer
+from blip_diffusion.evaluation.clip_tower import LONGEST, WORDS, loss_of, train
+from blip_diffusion.evaluation.clip_tower import clip as untrained
+from blip_diffusion.evaluation.encoders import Gallery, Result, Tower, accuracy, clip, gallery, main, retrieve, table
 
 from .toys import SIZE, WORLD
 
@@ -57,3 +61,30 @@ def test_table_leaves_out_what_was_not_asked() -> None:
 def test_a_missing_world_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--world", str(tmp_path / "none.zip")]) == 2
     assert "There is no world" in capsys.readouterr().out
+
+
+def test_a_small_clip_learns_and_is_compared(tmp_path: Path) -> None:
+    model = train(WORLD, minutes=0.02, batch=4, size=SIZE)
+    model.save_pretrained(tmp_path)
+    tower = clip(tmp_path)
+    assert [name for name, _ in tower.depths] == [f"CLIP of this world, layer {layer}" for layer in (2, 4, 6)]
+    assert tower.depths[0][1] < tower.depths[1][1] < tower.depths[2][1] < sum(p.numel() for p in model.parameters())
+    maps = tower.maps(PICTURES.pictures[0])
+    assert [seen.shape for seen in maps] == [(4, 192, SIZE // 16, SIZE // 16)] * 3
+    found = retrieve(tower, PICTURES)
+    assert all(0 <= result.found["A"][0] <= 1 for result in found)
+
+
+def test_a_clip_can_learn_its_batch() -> None:
+    torch.manual_seed(0)
+    tokenizer = prompt_tokenizer(sentences(WORLD), WORDS, LONGEST)
+    model = untrained(SIZE, width=64, layers=2, words=len(tokenizer))
+    pairs = Composer(WORLD, ComposerConfig(size=SIZE), batch_size=4, seed=1)(0)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(12):
+        losses.append(loss_of(model, tokenizer, pairs["target"], pairs["caption"]))
+        optimiser.zero_grad()
+        losses[-1].backward()
+        optimiser.step()
+    assert losses[-1] < 0.5 * losses[0]

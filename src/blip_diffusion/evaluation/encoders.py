@@ -3,7 +3,8 @@
     python -m blip_diffusion.evaluation.encoders --world FILE
 
 A: a subject before white finds itself in a scene. B: in a scene, itself in another. C: one view finds another view.
-No tower here was trained on the world, so that all of its subjects may be asked for; else use --split heldout.
+No tower here was trained on the world, so that all of its subjects may be asked for; a CLIP of `clip_tower.py`
+(--clip FOLDER) was, and wants --split heldout.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from blip_diffusion.data.compose import Composer, ComposerConfig, Order
 from blip_diffusion.data.grammar import Request
 from blip_diffusion.data.world import World
 from blip_diffusion.errors import BlipDiffusionError, DataError
+from blip_diffusion.evaluation.clip_tower import PIXELS as CLIP_PIXELS
 from blip_diffusion.evaluation.networks import Focus, pooled
 from blip_diffusion.images import normalise
 from blip_diffusion.modules.efficientnet_lite import EfficientNetLite, read_weights
@@ -189,6 +191,25 @@ def dino() -> Tower:
     return Tower(tuple(depths), maps)
 
 
+def clip(folder: Path) -> Tower:
+    """A CLIP's vision transformer, such as `clip_tower.py` trains, after each second layer."""
+    from transformers import CLIPVisionModel
+
+    network = CLIPVisionModel.from_pretrained(folder).eval()
+    layers, side = network.encoder.layers, network.config.image_size
+    after = range(2, len(layers) + 1, 2)
+    own = count(network.embeddings)
+    depths = [(f"CLIP of this world, layer {layer}", own + count(layers[:layer])) for layer in after]
+
+    def maps(pixels: Tensor) -> list[Tensor]:
+        resized = F.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True)
+        states = network(normalise(resized, *CLIP_PIXELS), output_hidden_states=True).hidden_states
+        across = side // network.config.patch_size
+        return [rearrange(states[layer][:, 1:], "b (y x) v -> b v y x", y=across) for layer in after]
+
+    return Tower(tuple(depths), maps)
+
+
 def count(module: nn.Module) -> int:
     """Parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
@@ -212,11 +233,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--world", required=True, type=Path)
     parser.add_argument("--subjects", type=int, default=300)
     parser.add_argument("--split", choices=("train", "heldout"), help="default: both")
+    parser.add_argument("--clip", type=Path, metavar="FOLDER", help="what clip_tower.py trained")
     flags = parser.parse_args(arguments)
     try:
         world = World.load(flags.world)
         pictures = gallery(world, flags.subjects, split=flags.split)
-        results = [result for tower in towers(pictures.pictures[SCENE]) for result in retrieve(tower, pictures)]
+        compared = [*towers(pictures.pictures[SCENE]), *([clip(flags.clip)] if flags.clip else [])]
+        results = [result for tower in compared for result in retrieve(tower, pictures)]
     except BlipDiffusionError as error:
         print(f"Error: {error}")
         return 2
