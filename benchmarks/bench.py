@@ -24,7 +24,7 @@ from typing import Any
 
 from machine import ceiling, machine, unet_gflop
 from report import OWN_STEPS, SHORT, STOCK, markdown
-from shapes import PIXELS, build, latent_shape
+from shapes import PIXELS, TINY_VAE, build, latent_shape
 
 from blip_diffusion.pipelines.presets import named
 
@@ -52,6 +52,13 @@ CONTENDERS = (
     Contender("ours, fast, OpenVINO", "ours", preset="fast", choices=(("engine", "openvino"),), whole=True),
     Contender("ours, turbo", "ours", preset="turbo", whole=True),
     Contender("ours, turbo, OpenVINO", "ours", preset="turbo", choices=(("engine", "openvino"),), whole=True),
+    Contender(
+        "ours, turbo, OpenVINO, tiny autoencoder",
+        "ours",
+        preset="turbo",
+        whole=True,
+        choices=(("engine", "openvino"), ("tiny_vae", TINY_VAE)),
+    ),
 )
 
 
@@ -98,8 +105,8 @@ class Worker:
     """A contender's process."""
 
     def __init__(self, contender: Contender, size: str, folder: Path, flags: argparse.Namespace) -> None:
-        spec = {"kind": contender.kind, "dtype": contender.dtype, "choices": choices(contender), "model": str(folder),
-                "threads": flags.threads, "pixels": PIXELS[size], "latents": latent_shape(size)}  # fmt: skip
+        spec = {"kind": contender.kind, "dtype": contender.dtype, "choices": choices(contender, folder)}
+        spec |= {"model": str(folder), "threads": flags.threads, "pixels": PIXELS[size], "latents": latent_shape(size)}
         paths = [str(flags.peers.absolute())] if contender.kind == "peer" else [str(HERE.parent / "src")]
         paths += [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(flags.threads),
@@ -130,11 +137,13 @@ class Worker:
         self._process.wait()
 
 
-def choices(contender: Contender) -> dict[str, Any]:
-    """A preset and what differs from it, spelled out."""
+def choices(contender: Contender, folder: Path) -> dict[str, Any]:
+    """A preset and what differs from it, spelled out; a tiny autoencoder lies in the model's folder."""
     if contender.kind == "peer":
         return {}
-    return dataclasses.asdict(dataclasses.replace(named(contender.preset), **dict(contender.choices)))
+    chosen = dataclasses.replace(named(contender.preset), **dict(contender.choices))
+    tiny = chosen.tiny_vae and str(folder / chosen.tiny_vae)
+    return dataclasses.asdict(dataclasses.replace(chosen, tiny_vae=tiny))
 
 
 def measure(size: str, flags: argparse.Namespace) -> Iterator[dict[str, Any]]:

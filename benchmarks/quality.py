@@ -26,8 +26,8 @@ OTHER_SEED = 1000
 VARIANTS = {
     "plain float32": Preset(),
     **PRESETS,
-    "exact + DPM-Solver++ in 0.4 of the steps": replace(EXACT, solver="dpm++", step_share=0.4),
-    "exact + UniPC in 0.4 of the steps": replace(EXACT, solver="unipc", step_share=0.4),
+    "exact + DPM-Solver++ in 10 steps": replace(EXACT, solver="dpm++", steps=10),
+    "exact + UniPC in 10 steps": replace(EXACT, solver="unipc", steps=10),
     "exact + guidance in the first 0.6": replace(EXACT, guidance_interval=(0.0, 0.6)),
     "exact + guidance from 0.2 to 0.8": replace(EXACT, guidance_interval=(0.2, 0.8)),
     "exact + features used twice": replace(EXACT, reuse_every=2),

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
 from blip_diffusion.checkpoint.folder import save_model
 from blip_diffusion.checkpoint.lavis import clip_tokenizer, published_scheduler
@@ -32,11 +32,12 @@ SHAPES = {
     ),
 }
 PIXELS = {"published": 512, "mini": 128}
+TINY_VAE = "tiny_vae"  # in a model's folder, of the shape of `madebyollin/taesd`
 
 
 def build(name: str, folder: Path) -> Path:
     """Writes the model, unless it is there. `published` takes 6 GB of disk and of memory."""
-    if (folder / "model_index.json").is_file():
+    if (folder / TINY_VAE).is_dir():
         return folder
     torch.manual_seed(0)
     shape = SHAPES[name]
@@ -52,6 +53,7 @@ def build(name: str, folder: Path) -> Path:
     )
     save_model(model, folder)
     _write_words(folder)
+    AutoencoderTiny(latent_channels=latent_shape(name)[0]).save_pretrained(folder / TINY_VAE)
     return folder
 
 

@@ -63,8 +63,9 @@ def test_presets_are_spelled_out(bench: ModuleType) -> None:
 
     for contender in bench.CONTENDERS:
         if contender.kind == "ours":
-            assert isinstance(Preset(**bench.choices(contender)), Preset)
-    assert bench.choices(bench.CONTENDERS[3])["engine"] == "openvino"
+            assert isinstance(Preset(**bench.choices(contender, Path("model"))), Preset)
+    assert bench.choices(bench.CONTENDERS[3], Path("model"))["engine"] == "openvino"
+    assert bench.choices(bench.CONTENDERS[-1], Path("model"))["tiny_vae"] == str(Path("model", "tiny_vae"))
 
 
 @pytest.mark.slow

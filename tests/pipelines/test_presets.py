@@ -59,7 +59,7 @@ def test_names() -> None:
     [
         ({"guidance_interval": (0.5, 0.2)}, "guidance_interval"),
         ({"guidance_interval": (0.0, 1.5)}, "guidance_interval"),
-        ({"step_share": 0.0}, "step_share"),
+        ({"steps": 0}, "steps is 0"),
         ({"reuse_every": 0}, "reuse_every"),
         ({"reuse_layers": 0}, "reuse_layers"),
         ({"lcm_lora": "x"}, "go together"),
@@ -72,8 +72,8 @@ def test_bad_choices(choices: dict[str, Any], problem: str) -> None:
 
 
 def test_steps() -> None:
-    assert (EXACT.steps(50), FAST.steps(50), TURBO.steps(50), TURBO.steps(2)) == (50, 20, 8, 1)
-    assert with_lora("x").steps(50) == 4
+    assert [p.steps_of(50) for p in (EXACT, FAST, TURBO)] == [50, 10, 4] and TURBO.steps_of(2) == 2
+    assert with_lora("x").steps_of(50) == 4
 
 
 def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,13 +126,16 @@ def test_choices_can_be_taken_back(own: BlipDiffusionPipeline, dog: Image.Image)
     torch.testing.assert_close(draw(own, dog), plain, atol=1e-5, rtol=0)
 
 
-def test_steps_are_a_share_of_the_models_own(own: BlipDiffusionPipeline, dog: Image.Image, asked: list[int]) -> None:
+def test_steps_up_to_the_models_own(own: BlipDiffusionPipeline, dog: Image.Image, asked: list[int]) -> None:
     own.register_to_config(num_inference_steps=10)
-    own.set_preset(Preset(step_share=0.4))
+    own.set_preset(Preset(steps=4))
     draw(own, dog, num_inference_steps=None)
     assert asked == [2] * 4
     draw(own, dog, num_inference_steps=7)  # what is said counts
     assert len(asked) == 4 + 7
+    own.set_preset(Preset(steps=12))
+    draw(own, dog, num_inference_steps=None)
+    assert len(asked) == 4 + 7 + 10
 
 
 @pytest.mark.parametrize(

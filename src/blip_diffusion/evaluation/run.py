@@ -110,7 +110,7 @@ def settings_of(order: Order, bench: Bench, pipe: BlipDiffusionPipeline, tuning:
         "seeds": order.seeds,
         "preset": order.preset or "none",
         "engine": order.engine,
-        "steps": order.steps or pipe.preset.steps(int(pipe.config.num_inference_steps)),
+        "steps": order.steps or pipe.preset.steps_of(int(pipe.config.num_inference_steps)),
         "guidance": float(pipe.config.guidance_scale if order.guidance is None else order.guidance),
         "guidance_rescale": float(pipe.config.guidance_rescale),
         "noise_scale": float(pipe.config.noise_scale),

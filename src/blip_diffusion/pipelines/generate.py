@@ -237,7 +237,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         and `image`. Raises `InputError` for what can't be drawn.
         """
         height, width = self._size(height, width)
-        own_steps = self.preset.steps(self.config["num_inference_steps"])
+        own_steps = self.preset.steps_of(self.config["num_inference_steps"])
         steps = own_steps if num_inference_steps is None else num_inference_steps
         _check(output_type, steps=steps, most=_most_steps(self.scheduler), copies=num_images_per_prompt)
         control = control_request(

@@ -1,8 +1,8 @@
 """How fast, at what price: the choices, one by one, and three named sets of them.
 
     exact   the same sampling; only the arithmetic is done faster, within the error of bfloat16
-    fast    a better solver in fewer steps, guidance in the middle, deep features of every other step used again
-    turbo   previews: few steps, with a latent consistency LoRA when one is given
+    fast    a better solver in ten steps, deep features of one step in three used again
+    turbo   previews: four steps, the last two without guidance; with a latent consistency LoRA when one is given
 
 What each costs in quality and what it gains is measured in docs/performance.md. Under a ControlNet the U-Net is run
 whole, by torch, in one pass a step: `engine`, `passes` and `reuse_every` don't touch it.
@@ -34,8 +34,8 @@ class Preset:
     """Guidance's two answers in one batch, or one after the other in half the memory."""
     solver: Solver = "own"
     """`own` is the model's scheduler; the others take its noise levels over."""
-    step_share: float = 1.0
-    """How many of the model's own number of steps, where the caller names no number."""
+    steps: int | None = None
+    """Where the caller names no number: what the solver needs, at most the model's own number; `None` is its own."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """The shares of the steps between which there is guidance; outside, each step costs half."""
     reuse_every: int = 1
@@ -51,8 +51,8 @@ class Preset:
         start, end = self.guidance_interval
         if not 0 <= start <= end <= 1:
             raise InputError(f"guidance_interval is {self.guidance_interval}: use two shares from 0 to 1, in order.")
-        if not 0 < self.step_share <= 1:
-            raise InputError(f"step_share is {self.step_share}: use a share of the steps above 0, up to 1.")
+        if self.steps is not None and self.steps < 1:
+            raise InputError(f"steps is {self.steps}: use 1 or more.")
         if self.reuse_every < 1 or self.reuse_layers < 1:
             raise InputError(f"reuse_every is {self.reuse_every}, reuse_layers {self.reuse_layers}: use 1 or more.")
         if (self.lcm_lora is not None) != (self.solver == "lcm"):
@@ -63,14 +63,14 @@ class Preset:
         """Whether guidance is a second pass; what is distilled for few steps has it inside."""
         return self.lcm_lora is None
 
-    def steps(self, own: int) -> int:
+    def steps_of(self, own: int) -> int:
         """Of a model that takes `own` steps itself."""
-        return max(1, round(self.step_share * own))
+        return own if self.steps is None else min(self.steps, own)
 
 
 EXACT = Preset(dtype="auto", channels_last=True)
-FAST = replace(EXACT, solver="dpm++", step_share=0.4, guidance_interval=(0.0, 0.6), reuse_every=2, passes=2)
-TURBO = replace(FAST, step_share=0.16, guidance_interval=(0.0, 0.5), reuse_every=3)
+FAST = replace(EXACT, solver="dpm++", steps=10, reuse_every=3, passes=2)
+TURBO = replace(FAST, steps=4, guidance_interval=(0.0, 0.5))
 PRESETS = {"exact": EXACT, "fast": FAST, "turbo": TURBO}
 
 
@@ -90,9 +90,7 @@ def ordered(choice: str, engine: Engine) -> Preset:
 
 def with_lora(lora: str, base: Preset = TURBO) -> Preset:
     """Few steps by a latent consistency LoRA (Luo et al. 2023): guidance is in it, and steps have less in common."""
-    return replace(
-        base, lcm_lora=lora, solver="lcm", step_share=0.08, guidance_interval=(0.0, 1.0), reuse_every=1, passes=1
-    )
+    return replace(base, lcm_lora=lora, solver="lcm", steps=4, guidance_interval=(0.0, 1.0), reuse_every=1, passes=1)
 
 
 def precision(choice: Precision, device: torch.device) -> torch.dtype | None:

@@ -53,7 +53,7 @@ class SpeedMixin:
         chosen = named(choice)
         own = self._schedulers[0] if pipe.scheduler is self._schedulers[1] else pipe.scheduler
         if isinstance(own, LCMScheduler):
-            chosen = replace(chosen, solver="own", step_share=1.0, guidance_interval=(0.0, 1.0), reuse_every=1)
+            chosen = replace(chosen, solver="own", steps=None, guidance_interval=(0.0, 1.0), reuse_every=1)
         dtype = precision(chosen.dtype, pipe._execution_device)
         tiny = None if chosen.tiny_vae is None else _tiny_vae(chosen.tiny_vae)
         scheduler = solver(chosen.solver, own)
