@@ -1,5 +1,6 @@
 """The command line from outside: what it prints, what it writes, how it ends."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from blip_diffusion.annotators import annotate
 from blip_diffusion.interfaces import service
@@ -378,6 +379,30 @@ def test_what_can_not_be_made_again(
     assert main(["generate", "--again", path]) == 2
     error = capsys.readouterr().err
     assert sentence in error and error.count("\n") == 1 and not Path("out").exists()
+
+
+def retold(path: str, **told: object) -> str:
+    """A picture that says something else of its order."""
+    order, known = json.loads(Image.open(path).info[service.METADATA]), PngImagePlugin.PngInfo()
+    known.add_text(service.METADATA, json.dumps(order | told))
+    Image.open(path).save("retold.png", pnginfo=known)
+    return "retold.png"
+
+
+def test_a_strangers_picture_may_name_what_no_path_can_be(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    generate()
+    net = {"kind": "canny", "net": "n" * 5000, "scale": 1.0, "picture": ""}
+    subject = {"path": "n" * 5000, "weight": 1.0, "sha256": ""}
+    for told in ({"model": "a" * 5000}, {"controls": [net]}, {"subjects": [subject]}):
+        capsys.readouterr()
+        assert main(["generate", "--again", retold(written()[0], **told)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_another_versions_picture_is_made_with_a_warning(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    generate()
+    assert main(["generate", "--again", retold(written()[0], version="0.0.9"), "--out", "again"]) == 0
+    assert "drawn by version 0.0.9" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

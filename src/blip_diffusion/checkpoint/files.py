@@ -5,7 +5,7 @@ import json
 import pickle
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +29,14 @@ SENSELESS = (
 )  # fmt: skip
 """What libraries raise over a configuration that makes no sense."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def is_there(path: Path, asked: Callable[[Path], bool] = Path.exists) -> bool:
+    """Whether a path leads anywhere. What no path can be, such as 5,000 letters, leads nowhere."""
+    try:
+        return asked(path)
+    except (OSError, ValueError):
+        return False
 
 
 def read_state(folder: Path) -> State:

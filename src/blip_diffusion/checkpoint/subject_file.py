@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from blip_diffusion import __version__
-from blip_diffusion.checkpoint.files import State, save_state
+from blip_diffusion.checkpoint.files import State, is_there, save_state
 from blip_diffusion.checkpoint.lora import adapter_header
 from blip_diffusion.errors import CheckpointError, InputError, reason
 
@@ -92,7 +92,7 @@ def write_subject(subject: Subject, path: Path) -> None:
 def read_subject(path: str | Path) -> Subject:
     """The subject of a file. Raises `CheckpointError` for what is missing, damaged or no subject."""
     path = Path(path)
-    if not path.is_file():
+    if not is_there(path, Path.is_file):
         raise CheckpointError(f"There is no subject at {path}: check the path, or make one with blip-diffusion tune.")
     try:
         with safe_open(path, "pt") as file:

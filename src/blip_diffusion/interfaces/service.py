@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from blip_diffusion import __version__, images
 from blip_diffusion.annotators import annotate
-from blip_diffusion.checkpoint.files import check_writable
+from blip_diffusion.checkpoint.files import check_writable, is_there
 from blip_diffusion.checkpoint.folder import load_controlnet
 from blip_diffusion.devices import device_of
 from blip_diffusion.errors import InputError
@@ -228,24 +229,30 @@ def order_of(path: Path, *, model: str | None = None, nets: Mapping[str, str] = 
         known["subjects"] = [{**one, "picture": b""} for one in table.get("subjects", ())]
         if "size" in table:  # what version 0.1 wrote
             known |= {"width": table["size"], "height": table["size"]}
-        order = config.build(Order, known)
+        order, version = config.build(Order, known), str(table.get("version"))[:20]
     except FileNotFoundError as error:
         raise InputError(f"There is no picture at {path}: check the path.") from error
     except Exception as error:  # on a damaged file, Pillow raises whatever it trips over
         raise InputError(f"{path} does not tell how it was made: only pictures of blip-diffusion do.") from error
+    if version != __version__:
+        warnings.warn(
+            f"{path} was drawn by version {version} of blip-diffusion, this is {__version__}: presets and mini may "
+            "have changed since, and the picture with them.",
+            stacklevel=2,
+        )
     return _at_hand(order, model, nets)
 
 
 def _at_hand(order: Order, model: str | None, nets: Mapping[str, str]) -> Order:
     """An order with what the caller names in place of its own; what it names itself must be here, or be known."""
-    if model is None and order.model != "mini" and not Path(order.model).is_dir():
+    if model is None and order.model != "mini" and not is_there(Path(order.model), Path.is_dir):
         raise InputError(
             f"The picture was drawn by {order.model!r}, which isn't here: say --model {order.model!r} to fetch it, or "
             "where it is now."
         )
     for control in order.controls:
         known = control.kind in nets or control.net in ("", *NETS.values())
-        if not known and not Path(control.net).exists():
+        if not known and not is_there(Path(control.net)):
             raise InputError(
                 f"The picture was drawn with the ControlNet {control.net!r}, which isn't here: say --controlnet "
                 f"{control.kind}={control.net!r} to fetch it, or where it is now."
