@@ -1,5 +1,6 @@
 """Structure control, held to diffusers' own pipeline for ControlNets."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -95,6 +96,13 @@ def test_two_nets_are_diffusers(
     ours = draw(image=[room, other], controlnet=nets, **numbers)
     theirs = peer(pipe, nets, dog, image=[room, other], **numbers)
     torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=0)
+
+
+def test_a_net_may_be_in_another_precision(nets: list[Any], room: Image.Image, draw: Draw) -> None:
+    asked = {"image": room, "controlnet_conditioning_scale": 0.2}
+    alike = draw(controlnet=nets[0], **asked)
+    rounded = copy.deepcopy(nets[0]).to(torch.bfloat16)
+    assert (draw(controlnet=rounded, **asked) - alike).abs().mean() < 0.02
 
 
 def test_a_net_with_nothing_to_say_changes_nothing(nets: list[Any], room: Image.Image, draw: Draw) -> None:

@@ -81,9 +81,11 @@ def controlled_denoiser(
 def _control(
     control: Control, latents: Tensor, timestep: Tensor, text: Tensor, *, guess: bool, halved: bool
 ) -> list[Tensor]:
-    """A net's additions to the U-Net's skips, and last to its middle."""
+    """A net's additions to the U-Net's skips, and last to its middle. It may be in another precision."""
+    dtype = latents.dtype
     if halved:
         latents, text = latents.chunk(2)[1], text.chunk(2)[1]
+    latents, text = latents.to(control.net.dtype), text.to(control.net.dtype)
     picture = control.picture.to(latents).repeat(len(latents) // len(control.picture), 1, 1, 1)
     down, middle = control.net(
         latents,
@@ -94,7 +96,8 @@ def _control(
         guess_mode=guess,
         return_dict=False,
     )
-    return [torch.cat([torch.zeros_like(x), x]) if halved else x for x in (*down, middle)]
+    added = [x.to(dtype) for x in (*down, middle)]
+    return [torch.cat([torch.zeros_like(x), x]) if halved else x for x in added]
 
 
 def guided(both: Denoiser, scale: float, *, rescale: float = 0.0) -> Denoiser:
