@@ -274,6 +274,29 @@ def test_a_consistency_lora_comes_beside_others(own: BlipDiffusionPipeline, dog:
     torch.testing.assert_close(draw(own, dog, num_inference_steps=4), styled, atol=1e-4, rtol=0)
 
 
+def test_a_consistency_lora_stays_when_others_come_and_go(
+    own: BlipDiffusionPipeline, dog: Image.Image, tmp_path: Path
+) -> None:
+    path = lora(own, tmp_path)
+    own.set_preset(with_lora(str(path), base=replace(TURBO, dtype="own")))
+    own.load_lora_weights(path, adapter_name="style")
+    assert set(own.get_active_adapters()) == {"style", "blip-diffusion-lcm"}
+    own.set_adapters("style", 0.5)
+    assert set(own.get_active_adapters()) == {"style", "blip-diffusion-lcm"}
+    own.unload_lora_weights()
+    assert own.get_active_adapters() == ["blip-diffusion-lcm"]
+    own.set_preset(Preset())
+    assert own.get_active_adapters() == []
+
+
+def test_what_is_saved_samples_as_the_model_does(own: BlipDiffusionPipeline, tmp_path: Path) -> None:
+    scheduler = type(own.scheduler)
+    own.set_preset(replace(FAST, dtype="own"))
+    own.save_pretrained(tmp_path)
+    assert type(BlipDiffusionPipeline.from_pretrained(tmp_path).scheduler) is scheduler
+    assert type(own.model.scheduler) is scheduler
+
+
 def test_a_consistency_lora_that_is_refused_changes_nothing(
     own: BlipDiffusionPipeline, dog: Image.Image, tmp_path: Path
 ) -> None:
@@ -304,6 +327,30 @@ def test_a_tiny_autoencoder(own: BlipDiffusionPipeline, dog: Image.Image, tmp_pa
         own.set_preset(Preset(tiny_vae=str(tmp_path / "none")))
 
 
+def test_another_autoencoder_is_refused_and_nothing_changed(own: BlipDiffusionPipeline, tmp_path: Path) -> None:
+    own.vae.save_pretrained(tmp_path / "vae")
+    widths = (8, 8, 8, 8)
+    wide = diffusers.AutoencoderTiny(
+        encoder_block_out_channels=widths, decoder_block_out_channels=widths, latent_channels=7
+    )
+    wide.save_pretrained(tmp_path / "wide")
+    before = own.scheduler
+    for name, problem in (("vae", "another kind of network"), ("wide", "reads 7 channels")):
+        with pytest.raises(CheckpointError, match=problem):
+            own.set_preset(replace(FAST, dtype="own", tiny_vae=str(tmp_path / name)))
+        assert own.scheduler is before and own.preset == Preset()
+
+
+def test_a_network_compiled_before_its_features_are_used_again(own: BlipDiffusionPipeline, dog: Image.Image) -> None:
+    own.set_preset(Preset(reuse_every=2))
+    plain = draw(own, dog, num_inference_steps=2)
+    own.set_preset(Preset())
+    own.unet.compile(backend="eager")
+    draw(own, dog, num_inference_steps=2)
+    own.preset = Preset(engine="compiled", reuse_every=2)  # set_preset would compile with the real backend
+    torch.testing.assert_close(draw(own, dog, num_inference_steps=2), plain)
+
+
 def test_a_model_that_was_distilled_samples_in_its_own_way(
     own: BlipDiffusionPipeline, dog: Image.Image, asked: list[int]
 ) -> None:
@@ -312,3 +359,6 @@ def test_a_model_that_was_distilled_samples_in_its_own_way(
     own.set_preset(replace(TURBO, dtype="own"))
     draw(own, dog, num_inference_steps=None)
     assert isinstance(own.scheduler, diffusers.LCMScheduler) and asked == [1, 1, 1]
+    own.set_preset(with_lora("none that is ever read", base=replace(TURBO, dtype="own")))  # it has no use for one
+    draw(own, dog, num_inference_steps=None)
+    assert isinstance(own.scheduler, diffusers.LCMScheduler) and own.preset.lcm_lora is None and len(asked) == 6

@@ -22,7 +22,7 @@ Shallow = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class WholeUNet(nn.Module):
-    """The U-Net, that also tells what comes up to its last `layers` layers."""
+    """The U-Net, that also tells what comes up to its last `layers` layers. It is run as it is, never compiled."""
 
     def __init__(self, unet: Any, layers: int = 1) -> None:
         super().__init__()
@@ -36,7 +36,8 @@ class WholeUNet(nn.Module):
     def forward(self, latents: Tensor, timestep: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         dtype = self.unet.dtype
         with _inputs(self.unet.up_blocks[-1].resnets[-self.layers]) as seen:
-            answer = self.unet(latents.to(dtype), timestep, encoder_hidden_states=text.to(dtype), return_dict=False)[0]
+            given = latents.to(dtype), timestep, text.to(dtype)
+            answer = self.unet._call_impl(*given, return_dict=False)[0]  # a graph compiled before knows no later hooks
         skipped = self.unet.config.block_out_channels[0]  # of the input, the last channels come over the skip
         return answer.to(latents.dtype), seen[0][:, :-skipped]
 

@@ -154,6 +154,11 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         self._forget()
         super().unfuse_lora(*what, **how)
 
+    def _mix_loras(self) -> None:
+        """Whatever LoRAs come and go, the subjects' are drawn as before, and the preset's stays."""
+        super()._mix_loras()
+        self._keep_lora()
+
     def save_pretrained(self, save_directory: str | Path, *, torch_dtype: torch.dtype | None = None, **_: Any) -> None:
         """Writes the published layout; floats in `torch_dtype` where one is given.
 
@@ -173,7 +178,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
             self.vae,
             tokenizer=self.tokenizer,
             qformer_tokenizer=self.qformer_tokenizer,
-            scheduler=self.scheduler,
+            scheduler=self.own_scheduler,
             reference=self.image_processor,
             inference=InferenceConfig(**{field.name: self.config[field.name] for field in fields(InferenceConfig)}),
         )

@@ -5,7 +5,7 @@
     turbo   previews: four steps, the last two without guidance; with a latent consistency LoRA when one is given
 
 What each costs in quality and what it gains is measured in docs/performance.md. Under a ControlNet the U-Net is run
-whole, by torch, in one pass a step: `engine`, `passes` and `reuse_every` don't touch it.
+whole, by torch, in one pass a step: OpenVINO, `passes` and `reuse_every` don't touch it.
 """
 
 from dataclasses import dataclass, replace
@@ -29,7 +29,8 @@ class Preset:
     channels_last: bool = False
     """For the VAE and the image encoder, which are convolutions; the U-Net gains nothing by it."""
     engine: Engine = "torch"
-    """What runs the U-Net and the VAE's decoder. `compiled` is for GPUs, `openvino` for CPUs."""
+    """`compiled` is for GPUs: the U-Net, where no features of it are used again. `openvino` is for CPUs: the U-Net and
+    the VAE's decoder."""
     passes: Literal[1, 2] = 1
     """Guidance's two answers in one batch, or one after the other in half the memory."""
     solver: Solver = "own"

@@ -15,7 +15,7 @@ from blip_diffusion.diffusion.latents import LatentCodec
 from blip_diffusion.diffusion.shortcuts import ShallowUNet, WholeUNet, one_by_one, reusing, within
 from blip_diffusion.engines import openvino
 from blip_diffusion.errors import CheckpointError, reason
-from blip_diffusion.pipelines.extras import activate, active_adapters
+from blip_diffusion.pipelines.extras import UNREADABLE, activate, active_adapters
 from blip_diffusion.pipelines.memo import state_of
 from blip_diffusion.pipelines.presets import Preset, named, precision, solver
 
@@ -51,11 +51,12 @@ class SpeedMixin:
         """
         pipe: Any = self
         chosen = named(choice)
-        own = self._schedulers[0] if pipe.scheduler is self._schedulers[1] else pipe.scheduler
+        own = self.own_scheduler
         if isinstance(own, LCMScheduler):
-            chosen = replace(chosen, solver="own", steps=None, guidance_interval=(0.0, 1.0), reuse_every=1)
+            sampling = replace(chosen, solver="own", steps=None, guidance_interval=(0.0, 1.0), lcm_lora=None)
+            chosen = replace(sampling, reuse_every=1)
         dtype = precision(chosen.dtype, pipe._execution_device)
-        tiny = None if chosen.tiny_vae is None else _tiny_vae(chosen.tiny_vae)
+        tiny = None if chosen.tiny_vae is None else _tiny_vae(chosen.tiny_vae, pipe.vae)
         scheduler = solver(chosen.solver, own)
         self._use_lora(chosen.lcm_lora)
         pipe.scheduler = scheduler
@@ -65,11 +66,28 @@ class SpeedMixin:
         self._tiny = tiny and tiny.to(pipe._execution_device, pipe.vae.dtype)
         self.preset = chosen
 
+    @property
+    def own_scheduler(self) -> Any:
+        """The model's scheduler, or what a user has put in its place; never a preset's."""
+        pipe: Any = self
+        own, presets = self._schedulers
+        return own if pipe.scheduler is presets else pipe.scheduler
+
+    def _keep_lora(self) -> None:
+        """The preset's latent consistency LoRA stays active when others come and go: its few steps count on it."""
+        pipe: Any = self
+        if self.preset.lcm_lora is not None:
+            parts = pipe.unet, pipe.text_encoder
+            if not any(LCM in names for names in pipe.get_list_adapters().values()):
+                pipe.load_lora_weights(self.preset.lcm_lora, adapter_name=LCM)
+            activate(active_adapters(*parts), *parts, also=[LCM])
+
     def _use_lora(self, path: str | None) -> None:
         """This latent consistency LoRA or none, beside whatever others are active."""
         pipe: Any = self
         if path is not None:
             pipe._read_lora(path, {})  # before the one that is there is taken out
+        self.preset = replace(self.preset, lcm_lora=None, solver="own")  # else `_keep_lora` would bring it back
         if any(LCM in names for names in pipe.get_list_adapters().values()):
             pipe.delete_adapters(LCM)
         if path is not None:
@@ -143,11 +161,20 @@ class SpeedMixin:
         return run
 
 
-def _tiny_vae(path: str) -> Any:
+def _tiny_vae(path: str, vae: Any) -> Any:
+    """Another decoder for the latents of `vae`. Raises `CheckpointError` for what is none."""
     try:
-        return AutoencoderTiny.from_pretrained(path)
-    except (OSError, ValueError) as error:
+        tiny = AutoencoderTiny.from_pretrained(path)
+    except UNREADABLE as error:
         raise CheckpointError(f"There is no AutoencoderTiny at {path} ({reason(error)}).") from error
+    if any(parameter.is_meta for parameter in tiny.parameters()):  # diffusers fills no gaps, and says so in a log
+        raise CheckpointError(f"There is no AutoencoderTiny at {path}: what lies there is another kind of network.")
+    found, wanted = tiny.config.latent_channels, vae.config.latent_channels
+    if found != wanted:
+        raise CheckpointError(
+            f"The AutoencoderTiny at {path} reads {found} channels, and this model's latents have {wanted}."
+        )
+    return tiny
 
 
 def _compile(unet: Any, wanted: bool) -> None:
