@@ -169,6 +169,7 @@ def test_folders_of_other_things_are_left_alone(tiny_folder: Path, dog: Image.Im
         ({"photos": ["nowhere.png"]}, "None of the 1 photos"),
         ({"out": f"{__file__}/rex.safetensors"}, "Nothing can be written to"),
         ({"out": "rex.png"}, "should end in .safetensors, as rex.safetensors"),
+        ({"out": "rex.safetensors", "config": TuneConfig(method="dreambooth")}, "DreamBooth writes a folder: say rex."),
         ({"model": "nowhere"}, "no model nowhere"),
         ({"masks": [Path("a"), Path("b")]}, "2 masks for 1 photos"),
     ],

@@ -304,6 +304,8 @@ def _place(out: str | Path | None, name: str, config: TuneConfig) -> Path:
     path = Path(out) if out is not None else Path(name if whole_network else f"{name}.safetensors")
     if not whole_network and path.suffix != ".safetensors":
         raise InputError(f"--out {path} should end in .safetensors, as {path.with_suffix('.safetensors')}.")
+    if whole_network and path.suffix == ".safetensors":
+        raise InputError(f"--out {path} names a file, and DreamBooth writes a folder: say {path.with_suffix('')}.")
     if path.is_dir() and (not whole_network or any(path.iterdir())):
         raise InputError(f"{path} is a folder that is there already: choose another --out.")
     if whole_network and path.is_file():
@@ -348,7 +350,7 @@ def _keep(path: Path, work: Path, result: Result, validation: Validation | None)
         step, kept, scores = validation.best.step, work / BEST, tuple(validation.scores)
         overfitted = validation.overfits(validation.scores[-1])
     files = sorted(kept.iterdir())
-    if path.suffix != ".safetensors":
+    if (kept / "model_index.json").is_file():  # a whole network
         if path.is_dir():
             path.rmdir()  # an empty one, into which `move` would put a folder of its own
         shutil.move(kept, path)
