@@ -58,6 +58,15 @@ def test_it_stops_by_itself(tiny_folder: Path, dog: Image.Image, tmp_path: Path)
         "begun.json", "curve.png", "log.jsonl", "samples", "scores.jsonl", "strip.png"]  # fmt: skip
 
 
+def test_what_was_kept_is_not_said_to_be_past_the_best(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
+    """Though it hardly heeds the prompt: it is the best there was."""
+    judged = iter([(0.1, 1.0), (0.9, 0.5)])
+    config = TuneConfig(train="embedding", batch_size=1, validation=QUICK, most=2)
+    tuned = tune([dog], category="dog", name="rex", out=tmp_path / "rex.safetensors", model=tiny_folder, config=config,
+                 evaluator=lambda pictures: next(judged))  # fmt: skip
+    assert tuned.step == tuned.scores[-1].step == 2 and not tuned.overfitted
+
+
 def test_what_is_kept_is_what_was_best(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
     """The same as a tuning of so many steps."""
     plain = learn(tmp_path / "plain", tiny_folder, dog, steps=2, train="embedding")

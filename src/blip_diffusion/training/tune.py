@@ -130,7 +130,7 @@ class Tuned:
     result: Result
     scores: tuple[Score, ...] = ()
     overfitted: bool = False
-    """Whether the last score ignored its prompts."""
+    """Whether the last score, of a later step than the kept one, ignored its prompts."""
 
 
 def tune(
@@ -348,7 +348,8 @@ def _keep(path: Path, work: Path, result: Result, validation: Validation | None)
     if validation is not None:
         validation.report(path.stem)
         step, kept, scores = validation.best.step, work / BEST, tuple(validation.scores)
-        overfitted = validation.overfits(validation.scores[-1])
+        last = validation.scores[-1]
+        overfitted = last.step > step and validation.overfits(last)
     files = sorted(kept.iterdir())
     if (kept / "model_index.json").is_file():  # a whole network
         if path.is_dir():
