@@ -468,6 +468,7 @@ def test_flags_that_do_not_exist(arguments: list[str], capsys: pytest.CaptureFix
         ([*TUNE, "--train-text-encoder"], "--train-text-encoder has no say in --method few-shot"),
         ([*TUNE, "--method", "dreambooth-lora", "--train", "unet"], "--train has no say in --method dreambooth-lora"),
         ([*TUNE, "--method", "textual-inversion", "--prior", "8"], "--prior has no say in --method textual-inversion"),
+        ([*TUNE, "--train", "embedding", "--prior", "8"], "--prior has no say with --train embedding"),
         ([*TUNE, "--steps", "9", "--scenes", "at sea", "on grass"], "--scenes has no say with --steps 9"),
         (["evaluate", "--out", "x", "--train", "unet"], "--train has no say in --method zero-shot"),
         (["evaluate", "--out", "x", "--tune-steps", "9"], "--tune-steps has no say in --method zero-shot"),

@@ -209,6 +209,9 @@ def test_bad_settings() -> None:
         TuneConfig(prior_images=-1)
     with pytest.raises(ConfigError, match="prior_images say nothing to textual-inversion"):
         TuneConfig(method="textual-inversion", prior_images=8)
+    with pytest.raises(ConfigError, match="prior_images say nothing to an embedding alone"):
+        TuneConfig(train="embedding", prior_images=8)
+    TuneConfig(method="dreambooth", train="embedding", prior_images=8)  # which has no say there
 
 
 def test_eight_bits_need_their_package(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:

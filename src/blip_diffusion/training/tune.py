@@ -109,6 +109,10 @@ class TuneConfig:
             raise ConfigError(
                 "prior_images say nothing to textual-inversion, which leaves the category as it is: use 0."
             )
+        if self.prior_images and self.method == "few-shot" and self.train == "embedding":
+            raise ConfigError(
+                "prior_images say nothing to an embedding alone, which leaves the category as it is: use 0."
+            )
 
     def resolved(self, width: int) -> "TuneConfig":
         """With the learning rate that is usual for text states of that width, where none is set."""

@@ -50,6 +50,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
     check_used(arguments, add_flags, UNUSED[arguments.method], f"in --method {arguments.method}")
+    if arguments.train == "embedding":
+        check_used(arguments, add_flags, ("prior",), "with --train embedding")
     if arguments.steps != "auto":
         check_used(arguments, add_flags, ("scenes",), f"with --steps {arguments.steps}")
 
