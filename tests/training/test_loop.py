@@ -282,6 +282,15 @@ def test_a_checkpoint_of_another_method_is_refused_with_a_list(tmp_path: Path) -
         train({**order, "method": "contrast", "resume": True})
 
 
+def test_a_run_that_resumes_without_an_average_goes_on_from_the_weights(tmp_path: Path) -> None:
+    order = {"folder": tmp_path, "config": {**CONFIG, "ema_decay": 0.9}}
+    train(order)
+    raw = load_file(tmp_path / "checkpoints" / "step-00000006" / "model.safetensors")
+    train({**order, "config": {**CONFIG, "ema_decay": 0.0}, "resume": True})
+    exported = torch.load(tmp_path / "export" / "net.pt", weights_only=True)
+    assert all(torch.equal(value, raw[f"net.{name}"]) for name, value in exported.items())
+
+
 def test_resuming_takes_the_new_configuration(tmp_path: Path) -> None:
     order = {"folder": tmp_path, "config": {**CONFIG, "log_every": 1}}
     train(order)

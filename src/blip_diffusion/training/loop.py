@@ -444,7 +444,8 @@ def _resume(run: _Run, resume: bool | str | Path) -> None:
 
 def _restore(run: _Run, checkpoint: Checkpoint) -> None:
     checkpoints.copy_into(_weights(run), checkpoint.model, checkpoint.path / checkpoints.MODEL)
-    checkpoints.copy_into(run.ema.state_dict(), checkpoint.ema, checkpoint.path / checkpoints.EMA)
+    if run.ema.decay:  # without one, the average that was saved would take the place of the weights themselves
+        checkpoints.copy_into(run.ema.state_dict(), checkpoint.ema, checkpoint.path / checkpoints.EMA)
     restore_moments(run.optimizer, run.trainable, checkpoint.optimizer["moments"])
     if run.accelerator.scaler is not None and checkpoint.optimizer["scaler"]:
         run.accelerator.scaler.load_state_dict(checkpoint.optimizer["scaler"])
