@@ -71,7 +71,7 @@ def name(step: int) -> str:
 
 
 def save(checkpoint: Checkpoint, *, keep: int) -> None:
-    """Writes `checkpoint.path` so that no half-written one is ever seen, and keeps the newest `keep` beside it."""
+    """Writes `checkpoint.path` so that no half-written one is ever seen; of all, the newest `keep` are kept."""
     path = checkpoint.path
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f"{UNFINISHED}*"):

@@ -69,12 +69,14 @@ class Score:
 
 @dataclass
 class Validation:
-    """A hook of the loop. `scores` begins with the untuned model's, where `begin` was called."""
+    """A hook of the loop that keeps the best and ends the run when it is past.
+
+    `scores` begins with the untuned model's, where `begin` was called.
+    """
 
     evaluator: Evaluator
     config: ValidationConfig
     folder: Path
-    stops: bool = True  # ends the run when its best is past, and keeps that
     scores: list[Score] = field(default_factory=list)
 
     def begin(self, method: Method, *, after: int = 0) -> None:
@@ -88,13 +90,13 @@ class Validation:
     def __call__(self, context: HookContext) -> bool:
         """Scores the step; whether it is time to end."""
         if any(score.step == context.step for score in self.scores):
-            return self.stops and self.turned
+            return self.turned
         method = cast(Method, context.method)
         score = self._score(method, context.step)
         _write_scores(self.folder / SCORES, self.scores)
         values = {"validation/subject": score.subject, "validation/text": score.text}
         context.tracker.log(context.step, values)
-        return self.stops and self.turned
+        return self.turned
 
     @property
     def best(self) -> Score:
@@ -123,7 +125,7 @@ class Validation:
         score = Score(step, subject, text)
         self.scores.append(score)
         _save(images.grid(images.to_pictures(pictures), len(pictures)), self._row(step))
-        if self.stops and score is self.best:
+        if score is self.best:
             method.export(self.folder / BEST)
         return score
 
@@ -132,21 +134,20 @@ class Validation:
 
     def report(self, title: str) -> None:
         """The strip of pictures, a row a score, and the curve."""
-        kept = self.best.step if self.stops else None
-        rows = [(score, Image.open(self._row(score.step)), self._label(score, kept)) for score in self.scores]
+        rows = [(score, Image.open(self._row(score.step)), self._label(score)) for score in self.scores]
         _save(_strip([(row, label, self.overfits(score)) for score, row, label in rows]), self.folder / STRIP)
         points = {
             "subject": [(s.step, s.subject) for s in self.scores],
             "text": [(s.step, s.text) for s in self.scores],
             "balance": [(s.step, s.balance) for s in self.scores],
         }
-        mark = (float(self.best.step), "kept") if self.stops else None
+        mark = (float(self.best.step), "kept")
         lines = {name: Line(values) for name, values in points.items()}
         _save(line_chart(lines, title=title, x_label="steps", mark=mark), self.folder / CURVE)
 
-    def _label(self, score: Score, kept: int | None) -> list[str]:
+    def _label(self, score: Score) -> list[str]:
         lines = [f"step {score.step}", f"subject {score.subject:.2f}", f"text {score.text:.2f}"]
-        lines += ["kept"] if score.step == kept else []
+        lines += ["kept"] if score is self.best else []
         return lines + (["overfits"] if self.overfits(score) else [])
 
 
