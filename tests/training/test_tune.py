@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,14 +135,14 @@ def test_a_resumption_is_of_the_same(
         return plain(self, index)
 
     out, config = tmp_path / "rex.safetensors", TuneConfig(steps=2, batch_size=1)
-    same: dict[str, Any] = {"photos": [dog], "category": "dog", "name": "rex", "model": tiny_folder}
+    same: dict[str, Any] = {"photos": [dog], "category": "dog", "name": "rex", "model": tiny_folder, "config": config}
     other = Path(shutil.copytree(tiny_folder, tmp_path / "other"))
     weights = load_file(other / "unet/diffusion_pytorch_model.safetensors")
     save_file({name: -tensor for name, tensor in weights.items()}, other / "unet/diffusion_pytorch_model.safetensors")
 
     def again(**changed: Any) -> Tuned:
         asked = same | changed
-        return tune(asked.pop("photos"), out=out, config=config, resume=True, **asked)
+        return tune(asked.pop("photos"), out=out, resume=True, **asked)
 
     with monkeypatch.context() as patch:
         patch.setattr(PhotoBatches, "__call__", interrupted)
@@ -150,7 +151,12 @@ def test_a_resumption_is_of_the_same(
     for what, value in {"photos": [mirrored], "category": "cat", "name": "tom", "model": other}.items():
         with pytest.raises(InputError, match=f"began with other {what}: --resume with the same, or choose another"):
             again(**{what: value})
-    assert again().step == 2
+    judged = replace(config, validation=QUICK)
+    trained = replace(config, seed=1, learning_rate=0.5)
+    for asked, what in (trained, "learning_rate and seed"), (judged, "every and sampling_steps and patience"):
+        with pytest.raises(InputError, match=f"began with other {what}: --resume with the same"):
+            again(config=asked)
+    assert again(config=replace(config, device="cpu")).step == 2  # where it is computed may change
 
 
 def test_folders_of_other_things_are_left_alone(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ class Drawer:
 
     def export(self, folder: Path) -> None:
         self.exported.append(self.now)
+        folder.mkdir(parents=True)
+        (folder / "step.txt").write_text(str(self.now))
 
 
 def follow(scores: list[tuple[float, float]], model: BlipDiffusion, folder: Path, **config: Any) -> Any:
@@ -70,6 +72,19 @@ def test_the_best_trade_off_is_kept_and_it_stops_when_it_has_turned(model: BlipD
     red = images.to_tensor([strip.convert("RGB")])[0]
     loud = (red[0] > 0.7) & (red[1] < 0.2) & (red[2] < 0.2)
     assert loud[34 * 3 :, :110].any() and not loud[: 34 * 3, :110].any()  # overfitting is shown as such
+
+
+def test_what_is_kept_outlives_a_lost_step_that_was_better(model: BlipDiffusion, tmp_path: Path) -> None:
+    """From a checkpoint at step 10 a run goes on to 30, is lost, goes on from there again, and is worse."""
+    kept, _ = follow([(0.4, 1.0), (0.8, 0.8)], model, tmp_path)
+    assert [path.name for path in (tmp_path / "best").iterdir()] == ["000010"]
+    for score, wanted in ((0.9, 30), (0.1, 10)):
+        validation, method = Validation(lambda pictures, own=score: (own, own), kept.config, tmp_path), Drawer(model)  # type: ignore[misc]
+        validation.begin(method, after=10)  # type: ignore[arg-type]
+        method.now = 30
+        validation(SimpleNamespace(method=method, step=30, tracker=SimpleNamespace(log=lambda *_: None)))  # type: ignore[arg-type]
+        assert validation.best.step == wanted and (validation.kept / "step.txt").read_text() == str(wanted)
+    assert [path.name for path in (tmp_path / "best").iterdir()] == ["000010"]
 
 
 def test_what_is_hardly_better_is_not_worth_more_steps(model: BlipDiffusion, tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 """Tunes a model to one subject from a few photos: parts, photos, method, loop, file. The composition root of tuning."""
 
 import hashlib
+import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -55,6 +56,8 @@ PUBLISHED_WIDTH = 768
 PRIOR_BATCH, PRIOR_SEED = 8, 10_000
 BEGUN = "begun.json"
 """What a tuning is of: by this, its folder is known to be one, and that a resumption is of the same."""
+FREE = ("device", "gradient_checkpointing")
+"""Settings that a resumption may change."""
 
 
 @dataclass(frozen=True)
@@ -154,8 +157,8 @@ def tune(
 
     `photos` are files, folders or pictures. Beside the file, a folder `{out}.tuning` keeps the log and, where it stops
     by itself, the scores, a strip of pictures and a curve; `resume` goes on from there after an interruption, with the
-    same photos, category, name and model. `evaluator` judges the validation pictures instead of the model's own
-    encoders. Raises `InputError` or `ConfigError` for what can't be used, before anything is trained.
+    same photos, category, name, model and settings. `evaluator` judges the validation pictures instead of the model's
+    own encoders. Raises `InputError` or `ConfigError` for what can't be used, before anything is trained.
     """
     config = config or TuneConfig()
     check_category(category)
@@ -166,7 +169,7 @@ def tune(
     shown = read_photos(photos, masks=masks, segmenter=segmenter)
     folder = find_model(model)
     loaded = whole(read_parts(folder, dtype=_dtype(config)), folder).to(device_of(config.device))
-    begun = _begun(loaded, shown, category, name)
+    begun = _begun(loaded, shown, category, name, config)
     if resume:
         _check_begun(work, begun)
     lesson = prepare(loaded, shown, category, name, config, model_name=str(model))
@@ -200,7 +203,7 @@ def prepare(
     model: BlipDiffusion, photos: Sequence[Photo], category: str, name: str, config: TuneConfig, *, model_name: str = ""
 ) -> Lesson:
     """The method that learns these photos, and its batches. The model becomes its part."""
-    config = config.resolved(int(model.text_encoder.config.hidden_size))
+    config = config.resolved(_width(model))
     model.requires_grad_(False)
     if config.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
@@ -326,18 +329,30 @@ def _check_work(work: Path, *, resume: bool) -> None:
         raise CheckpointError(f"{work} holds a tuning that was interrupted: say --resume, or delete it.")
 
 
-def _begun(model: BlipDiffusion, photos: Sequence[Photo], category: str, name: str) -> dict[str, str]:
-    """What a tuning can't change on its way."""
+def _begun(
+    model: BlipDiffusion, photos: Sequence[Photo], category: str, name: str, config: TuneConfig
+) -> dict[str, Any]:
+    """What a tuning can't change on its way, as JSON reads it back."""
     digest = hashlib.sha256()
     for photo in photos:
         digest.update(f"{photo.picture.size}".encode() + photo.picture.tobytes())
     model_of = fingerprint(model.unet, model.text_encoder)
-    return {"photos": digest.hexdigest(), "category": category, "name": name, "model": model_of}
+    subject = {"photos": digest.hexdigest(), "category": category, "name": name, "model": model_of}
+    return json.loads(json.dumps({**subject, **_settings(config.resolved(_width(model)))}))
 
 
-def _check_begun(work: Path, begun: Mapping[str, str]) -> None:
+def _settings(config: TuneConfig) -> dict[str, Any]:
+    """All that says what is learned, by name; not where it is computed, and what is kept in memory meanwhile."""
+    settings = asdict(config)
+    judging = settings.pop("validation")
+    return {key: value for key, value in {**settings, **judging}.items() if key not in FREE}
+
+
+def _check_begun(work: Path, begun: Mapping[str, Any]) -> None:
     """Raises `InputError` where a tuning began with something else."""
     earlier = read_json(work / BEGUN) if (work / BEGUN).is_file() else begun
+    if earlier.keys() != begun.keys():
+        raise InputError(f"{work} is of another version, which can't be resumed: delete it, or choose another --out.")
     if changed := [what for what in begun if begun[what] != earlier.get(what)]:
         raise InputError(
             f"{work} began with other {' and '.join(changed)}: --resume with the same, or choose another --out."
@@ -351,7 +366,7 @@ def _keep(path: Path, work: Path, result: Result, validation: Validation | None)
     overfitted = False
     if validation is not None:
         validation.report(path.stem)
-        step, kept, scores = validation.best.step, work / BEST, tuple(validation.scores)
+        step, kept, scores = validation.best.step, validation.kept, tuple(validation.scores)
         last = validation.scores[-1]
         overfitted = last.step > step and validation.overfits(last)
     files = sorted(kept.iterdir())
@@ -367,6 +382,11 @@ def _keep(path: Path, work: Path, result: Result, validation: Validation | None)
     for rest in (CHECKPOINTS, EXPORT, BEST):
         shutil.rmtree(work / rest, ignore_errors=True)
     return Tuned(path, work, step, result, scores, overfitted)
+
+
+def _width(model: BlipDiffusion) -> int:
+    """Of text states."""
+    return int(model.text_encoder.config.hidden_size)
 
 
 def _dtype(config: TuneConfig) -> torch.dtype:

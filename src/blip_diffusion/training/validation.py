@@ -6,6 +6,7 @@ turned for good the run ends. Pictures and scores stay for people to look at.
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -78,14 +79,17 @@ class Validation:
     config: ValidationConfig
     folder: Path
     scores: list[Score] = field(default_factory=list)
+    resumed: int = -1  # the step of the checkpoint that a run goes on from, if it does
 
     def begin(self, method: Method, *, after: int = 0) -> None:
         """Scores step 0; or on a resumed run, takes up what was scored up to the step that it goes on from."""
         known = _read_scores(self.folder / SCORES) if after else []
+        self.resumed = after or -1
         self.scores = [score for score in known if score.step <= after]
+        self._drop_superseded()  # what steps that are lost have left
         if not self.scores:
             self._score(method, 0)
-        _write_scores(self.folder / SCORES, self.scores)
+        self._record()
 
     def __call__(self, context: HookContext) -> bool:
         """Scores the step; whether it is time to end."""
@@ -93,7 +97,7 @@ class Validation:
             return self.turned
         method = cast(Method, context.method)
         score = self._score(method, context.step)
-        _write_scores(self.folder / SCORES, self.scores)
+        self._record()
         values = {"validation/subject": score.subject, "validation/text": score.text}
         context.tracker.log(context.step, values)
         return self.turned
@@ -101,10 +105,12 @@ class Validation:
     @property
     def best(self) -> Score:
         """The best trade-off so far, the earliest of those that differ by less than the margin."""
-        best = self.scores[0]
-        for score in self.scores[1:]:
-            best = score if score.balance > best.balance + self.config.margin else best
-        return best
+        return self._best_of(self.scores)
+
+    @property
+    def kept(self) -> Path:
+        """The folder that the method was exported to at its best."""
+        return self._export(self.best)
 
     @property
     def turned(self) -> bool:
@@ -126,8 +132,30 @@ class Validation:
         self.scores.append(score)
         _save(images.grid(images.to_pictures(pictures), len(pictures)), self._row(step))
         if score is self.best:
-            method.export(self.folder / BEST)
+            method.export(self._export(score))
         return score
+
+    def _best_of(self, scores: Sequence[Score]) -> Score:
+        best = scores[0]
+        for score in scores[1:]:
+            best = score if score.balance > best.balance + self.config.margin else best
+        return best
+
+    def _export(self, score: Score) -> Path:
+        return self.folder / BEST / f"{score.step:06d}"
+
+    def _record(self) -> None:
+        """Writes the scores, whose exports are there by now, and then lets those go that they supersede."""
+        _write_scores(self.folder / SCORES, self.scores)
+        self._drop_superseded()
+
+    def _drop_superseded(self) -> None:
+        """All exports but that of the best, and of what was best where another resumption would begin again."""
+        before = [score for score in self.scores if score.step <= self.resumed]
+        needed = {self._export(self._best_of(scores)) for scores in (self.scores, before) if scores}
+        for folder in (self.folder / BEST).glob("*"):
+            if folder not in needed:
+                shutil.rmtree(folder)
 
     def _row(self, step: int) -> Path:
         return self.folder / "samples" / f"validation-{step:06d}.png"
