@@ -99,13 +99,13 @@ def alpha_of(picture: Image.Image) -> Image.Image | None:
     return alpha if darkest != brightest else None
 
 
-def fit_square(picture: Image.Image, size: int, fit: Fit = "crop") -> Image.Image:
-    """A `size` x `size` picture, by bicubic resampling."""
+def fit_square(picture: Image.Image, size: int, fit: Fit = "crop", *, bars: str = "white") -> Image.Image:
+    """A `size` x `size` picture, by bicubic resampling; `bars` is the colour of what `pad` adds."""
     match fit:
         case "squash":
             return picture.resize((size, size), Image.Resampling.BICUBIC)
         case "pad":
-            return ImageOps.pad(picture, (size, size), Image.Resampling.BICUBIC, color="white")
+            return ImageOps.pad(picture, (size, size), Image.Resampling.BICUBIC, color=bars)
         case "crop":
             scale = size / min(picture.size)
             width, height = (max(size, round(side * scale)) for side in picture.size)

@@ -141,6 +141,21 @@ def test_a_subject_outside_the_square_is_found_out(dog: Image.Image) -> None:
     assert squares([Photo("rex.png", dog, mask)], 32, "squash")[1].any()
 
 
+def test_bars_are_no_subject(dog: Image.Image) -> None:
+    """Of a picture of 64 x 48, `pad` adds a quarter."""
+    pixels, masks = squares([Photo("rex.png", dog, spot(dog.size)), Photo("ben.png", dog)], 32, "pad")
+    assert pixels[0, :, :3].min() == 1  # the picture's own bars stay white
+    assert not masks[0, :, :3].any() and not masks[0, :, -3:].any() and masks[0, :, 16, :15].min() > 0.9
+    assert masks[1].min() == 1  # nobody knows
+
+
+def test_a_subject_that_vanishes_is_not_sent_to_pad() -> None:
+    mask = Image.new("L", (640, 480))
+    mask.putpixel((0, 0), 255)
+    with pytest.raises(InputError, match=r"rex\.png is too small to be seen at 16 x 16: cut the photo"):
+        squares([Photo("rex.png", Image.new("RGB", mask.size), mask)], 16, "pad")
+
+
 # ------------------------------------------------------------------------------------------------------------- batches
 
 

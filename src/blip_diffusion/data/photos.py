@@ -139,13 +139,19 @@ def _painted(mask: Image.Image) -> Image.Image:
 def squares(photos: Sequence[Photo], size: int, fit: Fit = "crop") -> tuple[Tensor, Tensor]:
     """Photos to pixels (P, 3, S, S) and masks (P, 1, S, S), in [0, 1]; an unknown mask is 1 everywhere."""
     pixels = images.to_tensor([images.fit_square(photo.picture, size, fit) for photo in photos])
-    masks = [photo.mask or Image.new("L", photo.picture.size, 255) for photo in photos]
-    cut = [images.fit_square(mask.convert("RGB"), size, fit) for mask in masks]
-    covered = images.to_tensor(cut)[:, :1]
+    covered = images.to_tensor([_square_mask(photo.mask, size, fit) for photo in photos])[:, :1]
     empty = [photo.name for photo, mask in zip(photos, covered, strict=True) if not mask.any()]
-    if empty:
+    if empty and fit == "crop":
         raise InputError(f"The subject of {empty[0]} lies outside the middle square: use --fit pad, or cut the photo.")
+    if empty:
+        raise InputError(f"The subject of {empty[0]} is too small to be seen at {size} x {size}: cut the photo.")
     return pixels, covered
+
+
+def _square_mask(mask: Image.Image | None, size: int, fit: Fit) -> Image.Image:
+    if mask is None:
+        return Image.new("RGB", (size, size), "white")
+    return images.fit_square(mask.convert("RGB"), size, fit, bars="black")  # no subject is in what is added
 
 
 class PhotoBatches:
