@@ -2,12 +2,13 @@
 
 import json
 import random
+import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from blip_diffusion.data.bench import PROMPTS, read_bench, read_dreambench
+from blip_diffusion.data.bench import PROMPTS, parse, read_bench, read_dreambench
 from blip_diffusion.data.minibench import build_bench, fingerprint, heldout_subjects, same_category
 from blip_diffusion.errors import BlipDiffusionError
 from tests.data.synthetic_world import make_world
@@ -97,6 +98,20 @@ def test_what_is_wrong_is_said(tmp_path: Path, file: str, content: bytes | None,
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(BlipDiffusionError, match=said):
         read_bench(tmp_path)
+
+
+def test_a_row_of_the_table_ends_with_its_line() -> None:
+    classes, _, _ = parse(PUBLISHED.replace("dog2,dog\n", " dog2 ,\tsmall dog \nvase,\n\n,cup\na,b,c\n"), Path("x.txt"))
+    assert classes == {"backpack": "backpack", "dog2": "small dog"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("Classes", "\n" * 40_000 + "x"), ("'a {0} {1} in the", "'a {0} {1}" * 400)]
+)
+def test_a_hostile_table_is_read_in_a_moment(before: str, after: str) -> None:
+    began = time.process_time()
+    assert parse(PUBLISHED.replace(before, after), Path("x.txt"))[1]
+    assert time.process_time() - began < 0.5
 
 
 def test_a_subject_without_pictures_is_named(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ PUBLISHED = (30, 158)
 LIVE = frozenset({"cat", "dog"})
 """DreamBench's classes of live subjects; its files do not tell."""
 _NAME = re.compile(r"\w[\w.-]*")
-_TEMPLATE = re.compile(r"(['\"])an? (.*?)\{0\} \{1\}(.*?)\1\.format\(unique_token, class_token\)")
+_SAID = r"([^{}\n]{0,300}?)"  # bounded, so that a file of a stranger's is read in linear time
+_TEMPLATE = re.compile(rf"(['\"])an? {_SAID}\{{0\}} \{{1\}}{_SAID}\1\.format\(unique_token, class_token\)")
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 _LARGEST = 1_000_000  # bytes of a text file
 
@@ -145,7 +146,8 @@ def read_dreambench(folder: Path) -> Bench:
 def parse(text: str, path: Path) -> tuple[dict[str, str], list[BenchPrompt], list[BenchPrompt]]:
     """Classes by subject, prompts of objects, prompts of live subjects (the same, where there are none)."""
     head, _, rest = text.partition("Object Prompts")
-    table = re.findall(r"^\s*([^,\n]+?)\s*,\s*([^,\n]+?)\s*$", head, re.MULTILINE)
+    rows = ([field.strip() for field in line.split(",")] for line in head.splitlines())
+    table = [(row[0], row[1]) for row in rows if len(row) == 2 and all(row)]
     classes = {subject: category for subject, category in table if (subject, category) != ("subject_name", "class")}
     if not classes:
         raise DataError(f"{path} names no subject: below `subject_name,class` write a line for each.")
