@@ -25,10 +25,12 @@ class Panel:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raises `InputError` for a judge that nobody knows."""
-    for name in names:
-        if name.partition("=")[0] not in OWN + PUBLISHED:
+    """Raises `InputError` for a judge that nobody knows, and for a source that it doesn't take."""
+    for name, equals, _ in (name.partition("=") for name in names):
+        if name not in OWN + PUBLISHED:
             raise InputError(f"There is no judge {name}: use some of {', '.join(OWN + PUBLISHED)}.")
+        if equals and name in OWN:
+            raise InputError(f"The judge {name} brings its own network: say {name} alone, without what follows it.")
 
 
 def panel_of(
