@@ -121,6 +121,15 @@ def test_a_subject_without_pictures_is_named(tmp_path: Path) -> None:
         read_bench(tmp_path)
 
 
+def test_one_of_a_kind_is_nothing_to_compare(tmp_path: Path) -> None:
+    one_subject = PUBLISHED.replace("dog2,dog\n", "")
+    with pytest.raises(BlipDiffusionError, match=r"at least two subjects .* not 1 and 4"):
+        read_bench(published(tmp_path / "subject", one_subject))
+    one_prompt = PUBLISHED[: PUBLISHED.rindex("'a red")]
+    with pytest.raises(BlipDiffusionError, match="two prompts in each list, not 2 and 1"):
+        read_bench(published(tmp_path / "prompt", one_prompt))
+
+
 def test_dreambench_is_whole(tmp_path: Path) -> None:
     with pytest.raises(BlipDiffusionError, match="2 subjects and 4 pictures"):
         read_dreambench(published(tmp_path))

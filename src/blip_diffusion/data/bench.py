@@ -121,9 +121,19 @@ def read_bench(folder: Path, *, name: str | None = None) -> Bench:
         objects = [replace(p, request=r) for p, r in zip(objects, recipe["objects"], strict=True)]
         creatures = [replace(p, request=r) for p, r in zip(creatures, recipe["creatures"], strict=True)]
     asked = tuple(range(min(len(objects), len(creatures))))
+    _check_comparable(folder, len(subjects), len(asked))
     title = name or recipe.get("name", folder.resolve().name)
     digest = _digest(folder, data, subjects)
     return Bench(title, digest, subjects, tuple(objects), tuple(creatures), asked, recipe.get("world", ""))
+
+
+def _check_comparable(folder: Path, subjects: int, prompts: int) -> None:
+    """A subject is told from the other subjects, a scene from the other scenes."""
+    if min(subjects, prompts) < 2:
+        raise DataError(
+            f"A bench compares: give {folder} at least two subjects and two prompts in each list, not {subjects} and "
+            f"{prompts}."
+        )
 
 
 def read_dreambench(folder: Path) -> Bench:
