@@ -1,5 +1,6 @@
 """Benches in DreamBench's layout: read as they are published, made of a world, refused in one sentence."""
 
+import itertools
 import json
 import random
 import time
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from blip_diffusion.data.bench import PROMPTS, parse, read_bench, read_dreambench
-from blip_diffusion.data.minibench import build_bench, fingerprint, heldout_subjects, same_category
+from blip_diffusion.data.minibench import _names, build_bench, fingerprint, heldout_subjects, same_category
 from blip_diffusion.errors import BlipDiffusionError
 from tests.data.synthetic_world import make_world
 
@@ -106,7 +107,8 @@ def test_a_row_of_the_table_ends_with_its_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), [("Classes", "\n" * 40_000 + "x"), ("'a {0} {1} in the", "'a {0} {1}" * 400)]
+    ("before", "after"),
+    [("Classes", "\n" * 40_000 + "x"), ("'a {0} {1} in the", "'a {0} {1}" * 800 + "\n'a {0} {1} in the")],
 )
 def test_a_hostile_table_is_read_in_a_moment(before: str, after: str) -> None:
     began = time.process_time()
@@ -154,6 +156,13 @@ def test_minibench_is_made_again_to_the_byte(tmp_path: Path) -> None:
     files = [path.relative_to(tmp_path / "a") for path in sorted((tmp_path / "a").rglob("*")) if path.is_file()]
     assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
     assert build_bench(WORLD, tmp_path / "a").digest == first.digest  # over itself
+
+
+def test_no_two_subjects_share_a_name() -> None:
+    assert _names(["x:car", "y/Car", "z:car", "x:!"]) == ["car", "car_2", "car_3", "subject"]
+    assert _names(["x:car_2", "x:car", "y:car"]) == ["car_2", "car_3", "car_4"]
+    for identities in itertools.permutations(["x:car", "y:car", "x:car_2", "x:car_3", "x:car_2_2"]):
+        assert len(set(_names(identities))) == len(identities)
 
 
 def test_minibench_asks_for_what_is_held_out(tmp_path: Path) -> None:

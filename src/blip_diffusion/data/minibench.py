@@ -6,6 +6,7 @@ properties. What each prompt asks is kept as a `Request`, so that a composer can
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import random
 import re
@@ -190,5 +191,6 @@ def _names(identities: Sequence[str]) -> list[str]:
     for identity in identities:
         stem = re.sub(r"[^a-z0-9]+", "_", re.split(r"[:/]", identity)[-1].lower()).strip("_") or "subject"
         same = sum(re.fullmatch(rf"{stem}(_\d+)?", name) is not None for name in names)
-        names.append(stem if not same else f"{stem}_{same + 1}")
+        numbered = (f"{stem}_{number}" for number in itertools.count(same + 1))
+        names.append(next(name for name in numbered if name not in names) if same else stem)
     return names
