@@ -4,13 +4,15 @@ import itertools
 import json
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from blip_diffusion.data.bench import PROMPTS, parse, read_bench, read_dreambench
-from blip_diffusion.data.minibench import _names, build_bench, fingerprint, heldout_subjects, same_category
+from blip_diffusion.data.grammar import Request
+from blip_diffusion.data.minibench import _names, build_bench, fingerprint, heldout_subjects, same_category, unknown_to
 from blip_diffusion.errors import BlipDiffusionError
 from tests.data.synthetic_world import make_world
 
@@ -92,6 +94,7 @@ def without_prompts(text: str) -> str:
         ("dog2/01.jpg", b"\xff\xd8\xff", "01.jpg is not a picture"),
         ("../bench.json", b"{}", "does not belong"),
         ("../bench.json", b"[1", "does not belong"),
+        ("../bench.json", b"[" * 100_000, "does not belong"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path: Path, file: str, content: bytes | None, said: str) -> None:
@@ -190,6 +193,9 @@ def test_the_prompts_are_those_of_the_recipe(tmp_path: Path) -> None:
         ({"objects": [{"count": "2"}]}, "objects.count must be a whole number, not '2'"),
         ({"creatures": [{"hue": "red"}]}, "creatures.hue is not a configuration key"),
         ({"identities": {"held0": "held0"}}, "no identity of held1"),
+        ({"creatures": [{"scene": "on grass"}] * 2}, "another number of prompts"),
+        ({"objects": [{"accessory": "sword"}]}, "objects asks for accessory 'sword'"),
+        ({"creatures": [{"count": 7}]}, "creatures asks for count 7"),
     ],
 )
 def test_a_recipe_that_would_fail_later_is_refused(tmp_path: Path, changed: dict[str, object], said: str) -> None:
@@ -198,6 +204,30 @@ def test_a_recipe_that_would_fail_later_is_refused(tmp_path: Path, changed: dict
     path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
     with pytest.raises(BlipDiffusionError, match=f"does not belong to this bench .*{said}"):
         read_bench(tmp_path / "bench")
+
+
+def test_lists_of_two_lengths_are_counted_each(tmp_path: Path) -> None:
+    build_bench(WORLD, tmp_path / "bench", subjects=2)
+    words, recipe = tmp_path / "bench" / "dataset" / PROMPTS, tmp_path / "bench" / "bench.json"
+    lines = words.read_text().splitlines()
+    del lines[lines.index("Live Subject Prompts") + 3]
+    words.write_text("\n".join(lines))
+    with pytest.raises(BlipDiffusionError, match="another number of prompts"):
+        read_bench(tmp_path / "bench")
+    raw = json.loads(recipe.read_text())
+    recipe.write_text(json.dumps({**raw, "creatures": raw["creatures"][1:]}))
+    bench = read_bench(tmp_path / "bench")
+    assert len(bench.asked) == len(bench.creatures) == len(bench.objects) - 1
+
+
+def test_what_a_world_lacks_is_named(tmp_path: Path) -> None:
+    bench = build_bench(WORLD, tmp_path / "bench", subjects=2)
+    assert unknown_to(WORLD, bench) == ""
+    stranger = replace(bench.subjects[1], identity="nobody")
+    assert unknown_to(WORLD, replace(bench, subjects=(bench.subjects[0], stranger))) == "the subject 'nobody'"
+    for scene in ("in Atlantis", ""):
+        elsewhere = replace(bench.creatures[0], request=Request(scene=scene))
+        assert unknown_to(WORLD, replace(bench, creatures=(elsewhere,))) == f"the scene {scene!r}"
 
 
 def test_a_folder_of_something_else_is_kept(tmp_path: Path) -> None:

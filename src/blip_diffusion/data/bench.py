@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from blip_diffusion import config as configuration
 from blip_diffusion import images
+from blip_diffusion.data import grammar
 from blip_diffusion.data.grammar import Request
 from blip_diffusion.errors import DataError, InputError, reason
 
@@ -106,7 +107,7 @@ def read_bench(folder: Path, *, name: str | None = None) -> Bench:
     """The bench of a folder, every picture looked at. Raises `DataError` or `InputError` for what can't be used."""
     data = folder / "dataset" if (folder / "dataset").is_dir() else folder
     classes, objects, creatures = parse(_text(data / PROMPTS), data / PROMPTS)
-    recipe = _recipe(folder / RECIPE, classes, len(objects))
+    recipe = _recipe(folder / RECIPE, classes, (len(objects), len(creatures)))
     subjects = tuple(
         BenchSubject(
             subject,
@@ -199,23 +200,30 @@ def _pictures(folder: Path) -> tuple[Path, ...]:
     return tuple(found)
 
 
-def _recipe(path: Path, subjects: Iterable[str], prompts: int) -> dict[str, Any]:
+def _recipe(path: Path, subjects: Iterable[str], prompts: tuple[int, int]) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
         raw = json.loads(_text(path))
         for key in ("objects", "creatures"):
-            raw[key] = [configuration.build(Request, one, key) for one in raw[key]]
+            raw[key] = [_request(one, key) for one in raw[key]]
         strings = {str(k): str(v) for k, v in raw["identities"].items()}
         recipe = {**raw, "identities": strings, "live": set(raw["live"]), "world": str(raw["world"])}
         recipe["name"] = str(raw["name"])
-        if not len(recipe["objects"]) == len(recipe["creatures"]) == prompts:
+        if (len(recipe["objects"]), len(recipe["creatures"])) != prompts:
             raise ValueError("it has another number of prompts")
         if nameless := [subject for subject in subjects if not strings.get(subject)]:
             raise ValueError(f"it has no identity of {nameless[0]}")
         return recipe
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} does not belong to this bench ({reason(error)}): build it again.") from error
+
+
+def _request(table: Any, where: str) -> Request:
+    request = configuration.build(Request, table, where)
+    if strange := grammar.unknown(request):
+        raise ValueError(f"{where} asks for {strange}, which no prompt can say")
+    return request
 
 
 def _digest(folder: Path, data: Path, subjects: Sequence[BenchSubject]) -> str:

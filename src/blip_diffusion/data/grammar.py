@@ -5,7 +5,7 @@ end. The set is closed, so that a text encoder that starts from nothing can lear
 """
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 
 from blip_diffusion.prompts import subject_prompt
@@ -65,6 +65,21 @@ class Request:
     size: str = ""  # SIZES
     position: str = ""  # POSITIONS
     style: str = ""  # STYLES
+
+
+def unknown(request: Request) -> str:
+    """The first field with a value that no table holds, and that value: "position 'above'"; empty where there is none.
+
+    A scene may be any phrase: its photographs are the world's.
+    """
+    tables: dict[str, Container[object]] = {
+        "accessory": ACCESSORIES, "colour": PAINTS, "count": COUNTS, "size": SIZES, "position": POSITIONS,
+        "style": STYLES,
+    }  # fmt: skip
+    values = {field: getattr(request, field) for field in tables}
+    plain = vars(Request())
+    strange = (f for f, known in tables.items() if values[f] != plain[f] and values[f] not in known)
+    return next((f"{field} {values[field]!r}" for field in strange), "")
 
 
 def prompt(request: Request, rng: random.Random | None = None) -> str:

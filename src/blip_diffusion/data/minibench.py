@@ -113,6 +113,18 @@ def known_scenes(world: World) -> tuple[str, ...]:
     return tuple(p for p in SCENES if p in photographed or backgrounds.named(p, random.Random(0)) is not None)
 
 
+def unknown_to(world: World, bench: Bench) -> str:
+    """The first subject or scene of a bench that its world lacks, in words; empty where there is none."""
+    identities = first_rows(world)
+    if strange := next((subject for subject in bench.subjects if subject.identity not in identities), None):
+        return f"the subject {strange.identity!r}"
+    photographed = {words for scene in world.scenes if scene.split == "train" for words in (scene.word, *scene.phrases)}
+    requests = (prompt.request or Request() for prompt in (*bench.objects, *bench.creatures))
+    scenes = (request.scene for request in requests if request.scene not in photographed)
+    lost = next((scene for scene in scenes if backgrounds.named(scene, random.Random(0)) is None), None)
+    return "" if lost is None else f"the scene {lost!r}"
+
+
 def bench_requests(composer: Composer, accessories: Sequence[str]) -> list[Request]:
     """The three kinds of prompt: new scenes, accessories, changed properties."""
     scenes = known_scenes(composer.world)[:PLACES]

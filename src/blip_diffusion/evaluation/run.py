@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from blip_diffusion.data.bench import Bench, read_bench, read_dreambench
-from blip_diffusion.data.minibench import fingerprint
+from blip_diffusion.data.minibench import fingerprint, unknown_to
 from blip_diffusion.data.segment import saliency
 from blip_diffusion.data.world import World
 from blip_diffusion.errors import DataError, InputError
@@ -88,12 +88,14 @@ def minibench_beside(world: Path) -> Path:
 
 
 def check_same_world(bench: Bench, world: World, folder: Path) -> None:
-    """Raises `DataError` where MiniBench was made of another world."""
+    """Raises `DataError` where MiniBench was made of another world, or asks for what its own can't show."""
     if fingerprint(world) != bench.world:
         raise DataError(
             f"{folder} was made of another world than the one given: make it again with `blip-diffusion data build "
             "--bench`, or name its own --world."
         )
+    if strange := unknown_to(world, bench):
+        raise DataError(f"{folder} asks for {strange}, which its world lacks: make it again with `data build --bench`.")
 
 
 def settings_of(order: Order, bench: Bench, pipe: BlipDiffusionPipeline, tuning: Tuning | None) -> dict[str, Any]:
