@@ -1,6 +1,7 @@
 """Networks are deterministic, see what they should, and say what they are."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -114,6 +115,33 @@ def test_a_crop_is_square_and_in_the_middle() -> None:
     picture.paste("red", (100, 0, 200, 100))
     cut = centre_crop(picture, 64, 56)
     assert cut.size == (56, 56) and cut.getpixel((4, 28)) == cut.getpixel((51, 28)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("lying", [False, True])
+def test_a_thin_picture_is_not_resized_whole(monkeypatch: pytest.MonkeyPatch, lying: bool) -> None:
+    """At its full length, one of 16 x 3,600,000 would be resized to 59 gigabytes."""
+    resize, sides = Image.Image.resize, []
+
+    def watched(picture: Image.Image, size: tuple[int, int], *how: Any) -> Image.Image:
+        sides.append(max(size))
+        return resize(picture, size, *how)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    picture = Image.new("RGB", (4000, 16) if lying else (16, 4000), "white")
+    picture.paste("red", (1992, 0, 2008, 16) if lying else (0, 1992, 16, 2008))
+    cut = centre_crop(picture, 256, 224)
+    assert sides == [8 * 256]
+    assert cut.size == (224, 224) and cut.getpixel((1, 1)) == cut.getpixel((222, 222)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("size", [(300, 100), (64, 512), (90, 64)])
+def test_an_ordinary_picture_is_cropped_as_torchvision_does(size: tuple[int, int]) -> None:
+    picture = Image.effect_noise(size, 90).convert("RGB")
+    scale = 64 / min(size)
+    whole = picture.resize((int(size[0] * scale), int(size[1] * scale)), Image.Resampling.BICUBIC)
+    left, top = round((whole.width - 56) / 2), round((whole.height - 56) / 2)
+    expected = whole.crop((left, top, left + 56, top + 56))
+    assert centre_crop(picture, 64, 56).tobytes() == expected.tobytes()
 
 
 def test_colours_are_named() -> None:

@@ -198,12 +198,23 @@ def squares(pictures: Sequence[Image.Image], side: int) -> Tensor:
 
 def centre_crop(picture: Image.Image, short: int, side: int) -> Image.Image:
     """The short side bicubic to `short`, then the `side` x `side` middle, as torchvision's Resize and CenterCrop."""
+    picture = _middle_band(picture)
     scale = short / min(picture.size)
     width, height = (int(length * scale) for length in picture.size)
     width, height = max(width, short), max(height, short)
     left, top = round((width - side) / 2), round((height - side) / 2)
     scaled = picture.resize((width, height), Image.Resampling.BICUBIC)
     return scaled.crop((left, top, left + side, top + side))
+
+
+def _middle_band(picture: Image.Image) -> Image.Image:
+    """A picture more than eight times as long as wide, cut to eight in the middle: all of it, resized, fills memory."""
+    longest = 8 * min(picture.size)
+    if max(picture.size) <= longest:
+        return picture
+    width, height = (min(side, longest) for side in picture.size)
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))
 
 
 def resized(pixels: Tensor, side: int) -> Tensor:
