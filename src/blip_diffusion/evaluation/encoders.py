@@ -193,9 +193,9 @@ def dino() -> Tower:
 
 def clip(folder: Path) -> Tower:
     """A CLIP's vision transformer, such as `clip_tower.py` trains, after each second layer."""
-    from transformers import CLIPVisionModel
+    from transformers import CLIPModel
 
-    network = CLIPVisionModel.from_pretrained(folder).eval()
+    network = CLIPModel.from_pretrained(folder).eval().vision_model
     layers, side = network.encoder.layers, network.config.image_size
     after = range(2, len(layers) + 1, 2)
     own = count(network.embeddings)
