@@ -157,7 +157,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
     def _mix_loras(self) -> None:
         """Whatever LoRAs come and go, the subjects' are drawn as before, and the preset's stays."""
         super()._mix_loras()
-        self._keep_lora()
+        self._keep_lora(self.preset.lcm_lora)
 
     def save_pretrained(self, save_directory: str | Path, *, torch_dtype: torch.dtype | None = None, **_: Any) -> None:
         """Writes the published layout; floats in `torch_dtype` where one is given.

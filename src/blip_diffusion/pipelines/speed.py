@@ -53,8 +53,9 @@ class SpeedMixin:
         chosen = named(choice)
         own = self.own_scheduler
         if isinstance(own, LCMScheduler):
-            sampling = replace(chosen, solver="own", steps=None, guidance_interval=(0.0, 1.0), lcm_lora=None)
-            chosen = replace(sampling, reuse_every=1)
+            chosen = replace(
+                chosen, solver="own", steps=None, guidance_interval=(0.0, 1.0), reuse_every=1, lcm_lora=None
+            )
         dtype = precision(chosen.dtype, pipe._execution_device)
         tiny = None if chosen.tiny_vae is None else _tiny_vae(chosen.tiny_vae, pipe.vae)
         scheduler = solver(chosen.solver, own)
@@ -73,28 +74,29 @@ class SpeedMixin:
         own, presets = self._schedulers
         return own if pipe.scheduler is presets else pipe.scheduler
 
-    def _keep_lora(self) -> None:
-        """The preset's latent consistency LoRA stays active when others come and go: its few steps count on it."""
-        pipe: Any = self
-        if self.preset.lcm_lora is not None:
-            parts = pipe.unet, pipe.text_encoder
-            if not any(LCM in names for names in pipe.get_list_adapters().values()):
-                pipe.load_lora_weights(self.preset.lcm_lora, adapter_name=LCM)
-            activate(active_adapters(*parts), *parts, also=[LCM])
-
     def _use_lora(self, path: str | None) -> None:
         """This latent consistency LoRA or none, beside whatever others are active."""
         pipe: Any = self
         if path is not None:
             pipe._read_lora(path, {})  # before the one that is there is taken out
-        self.preset = replace(self.preset, lcm_lora=None, solver="own")  # else `_keep_lora` would bring it back
-        if any(LCM in names for names in pipe.get_list_adapters().values()):
+        self.preset = replace(self.preset, lcm_lora=None, solver="own")  # else it would be brought back
+        if self._has_lora():
             pipe.delete_adapters(LCM)
+        self._keep_lora(path)
+
+    def _keep_lora(self, path: str | None) -> None:
+        """A preset's LoRA is loaded, and active when others come and go: its few steps count on it."""
+        pipe: Any = self
         if path is not None:
             parts = pipe.unet, pipe.text_encoder
             active = active_adapters(*parts)
-            pipe.load_lora_weights(path, adapter_name=LCM)
+            if not self._has_lora():
+                pipe.load_lora_weights(path, adapter_name=LCM)
             activate(active, *parts, also=[LCM])
+
+    def _has_lora(self) -> bool:
+        pipe: Any = self
+        return any(LCM in names for names in pipe.get_list_adapters().values())
 
     def _cast(self, dtype: torch.dtype | None, *, channels_last: bool) -> None:
         pipe: Any = self
