@@ -76,10 +76,11 @@ def unknown(request: Request) -> str:
         "accessory": ACCESSORIES, "colour": PAINTS, "count": COUNTS, "size": SIZES, "position": POSITIONS,
         "style": STYLES,
     }  # fmt: skip
-    values = {field: getattr(request, field) for field in tables}
-    plain = vars(Request())
-    strange = (f for f, known in tables.items() if values[f] != plain[f] and values[f] not in known)
-    return next((f"{field} {values[field]!r}" for field in strange), "")
+    for field, known in tables.items():
+        value = getattr(request, field)
+        if value != getattr(Request(), field) and value not in known:
+            return f"{field} {value!r}"
+    return ""
 
 
 def prompt(request: Request, rng: random.Random | None = None) -> str:

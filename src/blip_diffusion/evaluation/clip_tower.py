@@ -1,7 +1,9 @@
 """A small CLIP (Radford et al. 2021) of the world's own pictures and sentences, for `encoders` to compare with.
 
-python -m blip_diffusion.evaluation.clip_tower --world world.zip --out runs/clip --minutes 10
-python -m blip_diffusion.evaluation.encoders --world world.zip --split heldout --clip runs/clip
+    python -m blip_diffusion.evaluation.clip_tower --world world.zip --out runs/clip --minutes 10
+    python -m blip_diffusion.evaluation.encoders --world world.zip --split heldout --clip runs/clip
+
+It knows the training subjects: only held-out ones may be asked for.
 """
 
 import argparse
