@@ -22,6 +22,7 @@ from blip_diffusion.checkpoint.parts import ASSETS
 from blip_diffusion.data.compose import Composer
 from blip_diffusion.data.vocabulary import world_sentences
 from blip_diffusion.data.world import World
+from blip_diffusion.devices import has_bfloat16
 from blip_diffusion.training.ema import Ema
 from blip_diffusion.training.loop import attention_on, placed
 from blip_diffusion.training.method import StepContext
@@ -67,8 +68,7 @@ def measured(stage: str, world: World, steps: int) -> str:
     def step(number: int) -> None:
         with phase("composition"):
             batch = composer(number)
-        bf16 = torch.autocast("cpu", torch.bfloat16, enabled=config.train.mixed_precision == "bf16")
-        with phase("forward"), bf16:
+        with phase("forward"), torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16()):
             context = StepContext(number, torch.Generator().manual_seed(number))
             with torch.no_grad():
                 shared = method.share([batch], [context], lambda rows: rows)

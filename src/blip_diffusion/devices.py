@@ -18,6 +18,25 @@ def device_of(name: str) -> torch.device:
         raise InputError(f"There is no device {name} here: use --device cpu.") from error
 
 
+def fastest_dtype(device: torch.device) -> torch.dtype:
+    """The float that a device computes fastest in.
+
+    bfloat16; where a GPU lacks it float16, and where a CPU does float32: what a CPU has to emulate is up to eighty
+    times slower, float16 on all of them.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if device.type == "cpu" and has_bfloat16() else torch.float32
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies in bfloat16 (AVX512-BF16, AMX or ARM's), rather than by way of float32."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # torch before 2.10
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    able = torch.cpu.get_capabilities()
+    return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 def current(device: torch.device) -> AbstractContextManager[None]:
     """Within it, a GPU that is asked for without its number, as by `auto` and by accelerate, is this one."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

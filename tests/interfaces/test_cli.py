@@ -14,10 +14,10 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from PIL import Image, PngImagePlugin
 
 from blip_diffusion.annotators import annotate
+from blip_diffusion.devices import has_bfloat16
 from blip_diffusion.interfaces import service
 from blip_diffusion.interfaces.cli import main
 from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
-from blip_diffusion.pipelines.presets import has_bfloat16
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation"),  # diffusers' own sigmas, with numpy 2

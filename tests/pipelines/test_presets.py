@@ -11,6 +11,7 @@ from peft import LoraConfig
 from PIL import Image
 from torch import Tensor
 
+from blip_diffusion.devices import fastest_dtype
 from blip_diffusion.errors import CheckpointError, InputError
 from blip_diffusion.pipelines import presets
 from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
@@ -76,17 +77,9 @@ def test_steps() -> None:
     assert with_lora("x").steps_of(50) == 4
 
 
-def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precision() -> None:
     assert precision("own", CPU) is None and precision("float16", CPU) == torch.float16
-    for able, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(presets, "has_bfloat16", lambda able=able: able)
-        assert precision("auto", CPU) == dtype
-
-
-def test_bfloat16_is_what_the_processor_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    for able, expected in (({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx512_f": True}, False)):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
-        assert presets.has_bfloat16() is expected
+    assert precision("auto", CPU) == fastest_dtype(CPU)
 
 
 @pytest.mark.parametrize(

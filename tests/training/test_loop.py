@@ -453,6 +453,22 @@ def test_values_out_of_range(values: dict[str, Any], sentence: str) -> None:
         TrainConfig(**values)
 
 
+@pytest.mark.parametrize(("able", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_is_what_the_processor_computes_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, able: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr("blip_diffusion.devices.has_bfloat16", lambda: able)
+    dtypes = []
+
+    class Curious(Regression):
+        def forward(self, batch: Any, context: Any) -> Any:
+            dtypes.append(self.net[0](batch["x"]).dtype)
+            return super().forward(batch, context)
+
+    fit(Curious(), batches, TrainConfig(steps=1, device="cpu", mixed_precision="auto"), folder=tmp_path)
+    assert dtypes == [dtype]
+
+
 def test_fp16_needs_a_gpu(tmp_path: Path) -> None:
     config = TrainConfig(steps=1, device="cpu", mixed_precision="fp16")
     with pytest.raises(ConfigError, match="needs a GPU"):

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from blip_diffusion.devices import fastest_dtype
 from blip_diffusion.errors import InputError
 
 Precision = Literal["own", "auto", "float32", "bfloat16", "float16"]
@@ -95,23 +96,13 @@ def with_lora(lora: str, base: Preset = TURBO) -> Preset:
 
 
 def precision(choice: Precision, device: torch.device) -> torch.dtype | None:
-    """The dtype to compute in; none to leave it as it is. float16 is never chosen on a CPU, which emulates it."""
+    """The dtype to compute in; none to leave it as it is."""
     if choice == "own":
         return None
     if choice != "auto":
         dtype: torch.dtype = getattr(torch, choice)
         return dtype
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if device.type == "cpu" and has_bfloat16() else torch.float32
-
-
-def has_bfloat16() -> bool:
-    """Whether this CPU multiplies in bfloat16 (AVX512-BF16, AMX or ARM's), rather than by way of float32."""
-    if not hasattr(torch.cpu, "get_capabilities"):  # torch before 2.10
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    able = torch.cpu.get_capabilities()
-    return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return fastest_dtype(device)
 
 
 def solver(choice: Solver, scheduler: Any) -> Any:

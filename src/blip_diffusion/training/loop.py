@@ -21,7 +21,7 @@ from accelerate.utils import DistributedDataParallelKwargs, gather_object  # typ
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from blip_diffusion.devices import device_of
+from blip_diffusion.devices import device_of, fastest_dtype
 from blip_diffusion.errors import BlipDiffusionError, CheckpointError, ConfigError
 from blip_diffusion.training import checkpoints
 from blip_diffusion.training.ahead import Ahead, size_of, to_device
@@ -40,6 +40,7 @@ from blip_diffusion.training.optim import (
 from blip_diffusion.training.signals import signals
 from blip_diffusion.training.tracking import Tracker
 
+PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 CHECKPOINTS, EXPORT = "checkpoints", "export"
 
 
@@ -60,7 +61,8 @@ class TrainConfig:
     """Micro-batches of every process in one optimizer step."""
     seed: int = 0
     device: Literal["auto", "cpu"] = "auto"
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["no", "auto", "bf16", "fp16"] = "no"
+    """`auto` is what the device computes fastest in: a CPU that must emulate bf16 takes eighty times as long."""
     ema_decay: float = 0.999
     """What the decay of the average warms up to; 0 makes the average equal the weights."""
     log_every: int = 10
@@ -244,8 +246,10 @@ def _accelerator(config: TrainConfig) -> Accelerator:
         raise ConfigError("mixed_precision fp16 needs a GPU; use bf16 or no.")
     AcceleratorState._reset_state(reset_partial_state=True)  # a second run in one process may choose otherwise
     unused = DistributedDataParallelKwargs(find_unused_parameters=config.unused_parameters)
-    cpu = device_of(config.device).type == "cpu"  # said, or processes would not meet
-    accelerator = Accelerator(cpu=cpu, mixed_precision=config.mixed_precision, kwargs_handlers=[unused])
+    device = device_of(config.device)
+    precision = PRECISIONS[fastest_dtype(device)] if config.mixed_precision == "auto" else config.mixed_precision
+    cpu = device.type == "cpu"  # said, or processes would not meet
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[unused])
     accelerator.gradient_accumulation_steps = 1  # the division is ours, whatever the environment says
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32

@@ -1,0 +1,33 @@
+import pytest
+import torch
+
+from blip_diffusion import devices
+from blip_diffusion.devices import device_of, fastest_dtype, has_bfloat16
+from blip_diffusion.errors import InputError
+
+CPU = torch.device("cpu")
+
+
+def test_devices() -> None:
+    assert device_of("cpu") == CPU
+    assert device_of("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(InputError, match="There is no device abacus here: use --device cpu"):
+        device_of("abacus")
+
+
+@pytest.mark.parametrize(
+    ("able", "expected"), [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx512_f": True}, False)]
+)
+def test_bfloat16_is_what_the_processor_says(
+    monkeypatch: pytest.MonkeyPatch, able: dict[str, bool], expected: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert has_bfloat16() is expected
+
+
+@pytest.mark.parametrize(("able", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_the_fastest_dtype_is_none_that_is_emulated(
+    monkeypatch: pytest.MonkeyPatch, able: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(devices, "has_bfloat16", lambda: able)
+    assert fastest_dtype(CPU) == dtype
