@@ -1,3 +1,4 @@
+import copy
 import sys
 import warnings
 from pathlib import Path
@@ -123,6 +124,32 @@ def test_a_lora_turned_down_is_run_so() -> None:
         network.layer.set_scale("default", scale)
         answer, _ = openvino(network, name="network", quiet=True)(X, torch.tensor(1.0))
         torch.testing.assert_close(answer, network(X, torch.tensor(1.0))[0], atol=2e-2, rtol=2e-2)
+
+
+@falling_back
+def test_a_lora_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is converted has it in its weights; the network itself stays as it is."""
+    ov = pytest.importorskip("openvino")
+    sizes = []
+    save = ov.save_model
+
+    def counted(model: Any, *where: Any, **how: Any) -> None:
+        sizes.append(len(model.get_ops()))
+        save(model, *where, **how)
+
+    monkeypatch.setattr(ov, "save_model", counted)
+    plain = Branching()
+    network = inject_adapter_in_model(
+        LoraConfig(r=1, target_modules=["layer"], init_lora_weights=False), copy.deepcopy(plain)
+    )
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    for each in (plain, network):
+        openvino(each, name="network", quiet=True)(X, torch.tensor(1.0))
+    assert len(sizes) == 2 and sizes[0] == sizes[1]
+    torch.testing.assert_close(dict(network.state_dict()), before, atol=0, rtol=0)
+    network.layer.enable_adapters(False)
+    answer, _ = openvino(network, name="network", quiet=True)(X, torch.tensor(1.0))
+    torch.testing.assert_close(answer, plain(X, torch.tensor(1.0))[0], atol=2e-2, rtol=2e-2)
 
 
 @pytest.mark.gpu
