@@ -1,3 +1,4 @@
+import importlib.util
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,8 +10,11 @@ import pytest
 import torch
 from peft import LoraConfig
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
+from blip_diffusion.checkpoint.convert import convert
+from blip_diffusion.checkpoint.folder import CONSISTENCY_LORA, save_model
 from blip_diffusion.devices import fastest_dtype
 from blip_diffusion.errors import CheckpointError, InputError
 from blip_diffusion.pipelines import presets
@@ -63,8 +67,9 @@ def test_names() -> None:
         ({"steps": 0}, "steps is 0"),
         ({"reuse_every": 0}, "reuse_every"),
         ({"reuse_layers": 0}, "reuse_layers"),
-        ({"lcm_lora": "x"}, "go together"),
-        ({"solver": "lcm"}, "go together"),
+        ({"lcm_lora": "x"}, "a LoRA wants lcm or ddim"),
+        ({"lcm_lora": "x", "solver": "unipc"}, "a LoRA wants lcm or ddim"),
+        ({"solver": "lcm"}, "lcm wants a LoRA"),
     ],
 )
 def test_bad_choices(choices: dict[str, Any], problem: str) -> None:
@@ -83,7 +88,8 @@ def test_precision() -> None:
 
 
 @pytest.mark.parametrize(
-    ("choice", "kind"), [("dpm++", "DPMSolverMultistepScheduler"), ("unipc", "UniPCMultistepScheduler")]
+    ("choice", "kind"),
+    [("ddim", "DDIMScheduler"), ("dpm++", "DPMSolverMultistepScheduler"), ("unipc", "UniPCMultistepScheduler")],
 )
 def test_solvers_keep_the_noise_levels(own: BlipDiffusionPipeline, choice: Any, kind: str) -> None:
     other = presets.solver(choice, own.scheduler)
@@ -301,7 +307,9 @@ def test_a_consistency_lora_that_is_refused_changes_nothing(
     assert own.preset == chosen and torch.equal(draw(own, dog, num_inference_steps=4), before)
 
 
-def test_a_tiny_autoencoder(own: BlipDiffusionPipeline, dog: Image.Image, tmp_path: Path) -> None:
+def test_a_tiny_autoencoder(
+    own: BlipDiffusionPipeline, dog: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     widths = (8, 8, 8, 8)
     diffusers.AutoencoderTiny(
@@ -310,10 +318,15 @@ def test_a_tiny_autoencoder(own: BlipDiffusionPipeline, dog: Image.Image, tmp_pa
     ).save_pretrained(tmp_path)  # fmt: skip
     plain = draw(own, dog)
     own.set_preset(Preset(tiny_vae=str(tmp_path)))
-    assert draw(own, dog).shape == plain.shape and apart(draw(own, dog), plain) > 1e-3
+    tiny = draw(own, dog)
+    assert tiny.shape == plain.shape and apart(tiny, plain) > 1e-3
     latents = torch.zeros(1, own.vae.config.latent_channels, 4, 4)
     assert own._decoded(latents).device.type == "cpu"
     assert own._decoded(latents.to("meta")).device.type == own._tiny.device.type == "meta"  # wherever the pipeline goes
+    if importlib.util.find_spec("openvino"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        own.set_preset(Preset(tiny_vae=str(tmp_path), engine="openvino"))
+        assert apart(draw(own, dog), tiny) < 0.1 * apart(tiny, plain)
     own.set_preset(Preset())
     assert torch.equal(draw(own, dog), plain)
     with pytest.raises(CheckpointError, match="no AutoencoderTiny"):
@@ -355,3 +368,51 @@ def test_a_model_that_was_distilled_samples_in_its_own_way(
     own.set_preset(with_lora("none that is ever read", base=replace(TURBO, dtype="own")))  # it has no use for one
     draw(own, dog, num_inference_steps=None)
     assert isinstance(own.scheduler, diffusers.LCMScheduler) and own.preset.lcm_lora is None and len(asked) == 6
+
+
+@pytest.fixture
+def with_own_lora(own: BlipDiffusionPipeline, tmp_path: Path) -> Path:
+    """A model's folder that brings a consistency LoRA along."""
+    made = lora(own, tmp_path / "lora") / "pytorch_lora_weights.safetensors"
+    save_model(own.model, tmp_path / "model", consistency_lora=made)
+    return tmp_path / "model"
+
+
+def test_turbo_takes_the_models_own_lora(with_own_lora: Path, dog: Image.Image) -> None:
+    pipe = BlipDiffusionPipeline.from_pretrained(with_own_lora)
+    pipe.set_progress_bar_config(disable=True)
+    for choice, active in ((FAST, []), (replace(TURBO, dtype="own"), ["blip-diffusion-lcm"]), (Preset(), [])):
+        pipe.set_preset(choice)
+        assert pipe.get_active_adapters() == active
+    pipe.set_preset(replace(TURBO, dtype="own"))
+    assert isinstance(pipe.scheduler, diffusers.DDIMScheduler) and pipe.preset.guides is False
+    other = replace(TURBO, own_lora=False)
+    pipe.set_preset(other)
+    assert pipe.preset == other and pipe.get_active_adapters() == []
+
+
+@torch.no_grad()
+def test_the_models_own_lora_stays_with_it(
+    with_own_lora: Path, own: BlipDiffusionPipeline, tmp_path: Path, dog: Image.Image
+) -> None:
+    pipe = BlipDiffusionPipeline.from_pretrained(with_own_lora)
+    pipe.set_preset("turbo")
+    pipe.save_pretrained(tmp_path / "saved", torch_dtype=torch.float16)
+    convert(str(with_own_lora), tmp_path / "converted", dtype=torch.float16)
+    wanted = load_file(with_own_lora / CONSISTENCY_LORA)
+    for folder in ("saved", "converted"):
+        kept = load_file(tmp_path / folder / CONSISTENCY_LORA)
+        torch.testing.assert_close(kept, {name: tensor.half() for name, tensor in wanted.items()})
+        BlipDiffusionPipeline.from_pretrained(tmp_path / folder).set_preset("turbo")
+    convert(str(with_own_lora), tmp_path / "other", unet=str(with_own_lora))  # a LoRA is for one U-Net
+    assert not (tmp_path / "other" / CONSISTENCY_LORA).exists()
+    assert BlipDiffusionPipeline.from_pretrained(with_own_lora, unet=own.unet).consistency_lora is None
+
+
+def test_a_damaged_lora_of_the_models_own(with_own_lora: Path, tmp_path: Path) -> None:
+    (with_own_lora / CONSISTENCY_LORA).write_bytes(b"nonsense")
+    pipe = BlipDiffusionPipeline.from_pretrained(with_own_lora)  # which can draw without it
+    with pytest.raises(CheckpointError, match="The LoRA can't be read"):
+        pipe.set_preset("turbo")
+    with pytest.raises(CheckpointError, match="is not a file of weights"):
+        pipe.save_pretrained(tmp_path / "saved")

@@ -46,6 +46,7 @@ def convert(
         original = _read(path, Path(scratch) / "unpacked", base)
         if unet is not None:
             original.model.unet = load_unet(unet, config=original.model.unet.config)
+            original.consistency_lora = None  # which was for the other
         if vae is not None:
             original.model.vae = load_vae(vae, config=original.model.vae.config)
         check_fit(original.model)
@@ -87,7 +88,7 @@ def _read(path: Path, scratch: Path, base: str | None) -> Original:
         return lavis.read_tuned(path, _model(base))
     parts = read_parts(path)
     heads, subject = (read_file(path / name) if (path / name).is_file() else {} for name in (HEADS, SUBJECT))
-    return Original(whole(parts, path), heads, subject.get("subject"), parts.controlnet)
+    return Original(whole(parts, path), heads, subject.get("subject"), parts.controlnet, parts.consistency_lora)
 
 
 def _papers(source: Path) -> list[Path]:
@@ -101,7 +102,8 @@ def _model(name: str) -> BlipDiffusion:
 
 
 def _write(original: Original, folder: Path, dtype: torch.dtype | None) -> None:
-    save_model(original.model, folder, controlnet=original.controlnet, dtype=dtype)
+    more = {"controlnet": original.controlnet, "consistency_lora": original.consistency_lora}
+    save_model(original.model, folder, **more, dtype=dtype)
     if original.heads:
         save_state(original.heads, folder / HEADS)
     if original.subject is not None:

@@ -12,6 +12,7 @@ from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 
 from blip_diffusion.checkpoint import single_file
 from blip_diffusion.checkpoint.files import read_json, usable, write_json
+from blip_diffusion.checkpoint.lora import copy_lora
 from blip_diffusion.checkpoint.parts import (
     ASSETS,
     DIFFUSERS,
@@ -32,8 +33,12 @@ from blip_diffusion.prompts import insert_position
 
 UNREAD_FILES = ("vision_encoder/*", "safety_checker/*", "feature_extractor/*", "*.msgpack", "*.ckpt", "*.onnx*")
 """What repositories hold beside the model: not worth the download."""
+CONSISTENCY_LORA = "consistency_lora.safetensors"
+"""With it the model draws in a few steps, without guidance."""
 PARTS = ("qformer", "image_processor", "qformer_tokenizer", "text_encoder", "tokenizer", "unet", "vae", "scheduler",
          "controlnet")  # fmt: skip
+
+OPTIONAL = ("controlnet", "inference", "consistency_lora")
 
 
 @dataclasses.dataclass
@@ -50,6 +55,7 @@ class Parts:
     scheduler: Any = None
     controlnet: Any = None  # few models have one
     inference: InferenceConfig | None = None  # nor do all say how they want to be asked
+    consistency_lora: Path | None = None  # or bring one along
 
 
 def read_parts(folder: Path, *, qformer_tokenizer: str | Path | None = None, dtype: torch.dtype | None = None) -> Parts:
@@ -75,6 +81,7 @@ def read_parts(folder: Path, *, qformer_tokenizer: str | Path | None = None, dty
     if has["scheduler"]:
         parts.scheduler = _load_scheduler(folder, index)
     parts.inference = _inference_of(index, folder)
+    parts.consistency_lora = path if (path := folder / CONSISTENCY_LORA).is_file() else None
     return parts
 
 
@@ -148,7 +155,7 @@ def find_model(name_or_path: str | Path, **hub: Any) -> Path:
 
 def whole(parts: Parts, folder: Path) -> BlipDiffusion:
     """A model of parts, none of which may be missing."""
-    needed = [field.name for field in dataclasses.fields(parts) if field.name not in ("controlnet", "inference")]
+    needed = [field.name for field in dataclasses.fields(parts) if field.name not in OPTIONAL]
     missing = [name for name in needed if getattr(parts, name) is None]
     if missing:
         raise CheckpointError(f"The model in {folder} is incomplete: {', '.join(missing)} missing.")
@@ -197,10 +204,18 @@ def _inference_of(index: Mapping[str, Any], folder: Path) -> InferenceConfig | N
     return InferenceConfig(**{field.name: value for field, value in own.items()}) if own else None
 
 
-def save_model(model: BlipDiffusion, folder: Path, *, controlnet: Any = None, dtype: torch.dtype | None = None) -> None:
+def save_model(
+    model: BlipDiffusion,
+    folder: Path,
+    *,
+    controlnet: Any = None,
+    consistency_lora: Path | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
     """The whole folder, without LoRAs that lie beside the weights; floats in `dtype` where one is given.
 
-    Raises `InputError` for several ControlNets, before anything is written.
+    `consistency_lora` is the file of one that belongs to the model. Raises `InputError` for several ControlNets, before
+    anything is written.
     """
     if isinstance(controlnet, MultiControlNetModel):
         raise InputError(
@@ -215,6 +230,8 @@ def save_model(model: BlipDiffusion, folder: Path, *, controlnet: Any = None, dt
     save_diffusers("vae", model.vae, folder / "vae", dtype=dtype)
     if controlnet is not None:
         save_diffusers("controlnet", controlnet, folder / "controlnet", dtype=dtype)
+    if consistency_lora is not None:
+        copy_lora(consistency_lora, folder / CONSISTENCY_LORA, dtype)
     write_json(folder / "model_index.json", _index(model, controlnet))
 
 

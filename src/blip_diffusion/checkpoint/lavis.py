@@ -54,6 +54,7 @@ class Original:
     heads: State = field(default_factory=dict)  # stage 1's, by our names
     subject: Tensor | None = None  # (1, Q, D): a tuned subject
     controlnet: Any = None  # of our folders alone
+    consistency_lora: Path | None = None  # likewise
 
 
 def is_original(folder: Path) -> bool:

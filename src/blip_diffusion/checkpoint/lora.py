@@ -2,16 +2,22 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 
+import torch
 from diffusers.utils import convert_state_dict_to_peft, convert_unet_state_dict_to_peft
 from diffusers.utils.state_dict_utils import StateDictType
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from blip_diffusion.checkpoint.files import State, complaints, misshapen
+from blip_diffusion.checkpoint.files import State, complaints, misshapen, read_file, save_state
 from blip_diffusion.errors import CheckpointError
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 """The U-Net's attention projections: what diffusers' own LoRA training moves."""
+THROUGHOUT = (*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut",
+              "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj")  # fmt: skip
+"""Nearly all of the U-Net, as the LCM-LoRAs of Luo et al. 2023 (arXiv:2311.05556)."""
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 ADAPTER = "lora_adapter_metadata"
 """Where diffusers looks for the settings of a file's adapters."""
@@ -65,6 +71,13 @@ def adapter_header(parts: Mapping[str, Mapping[str, Tensor]], *, rank: int, alph
         if state
     }  # fmt: skip
     return {ADAPTER: json.dumps(settings, sort_keys=True)}
+
+
+def copy_lora(source: Path, path: Path, dtype: torch.dtype | None = None) -> None:
+    """A file of LoRAs with its settings, floats in `dtype` where one is given."""
+    state = read_file(source)
+    with safe_open(source, "pt") as file:
+        save_state(state, path, dtype, header=file.metadata())
 
 
 def _layer(name: str) -> str:

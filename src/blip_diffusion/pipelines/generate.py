@@ -142,6 +142,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         parts.controlnet = _loaded(load_controlnet, controlnet, dtype=torch_dtype) or parts.controlnet
         pipe = cls.from_model(whole(parts, folder), controlnet=parts.controlnet)
         pipe.register_to_config(_name_or_path=str(name_or_path))
+        pipe.consistency_lora = parts.consistency_lora if unet is None else None
         return pipe
 
     def fuse_lora(self, *what: Any, **how: Any) -> None:
@@ -166,7 +167,8 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         `InputError` for several ControlNets.
         """
         with self.without_subjects():
-            save_model(self.model, Path(save_directory), controlnet=self.controlnet, dtype=torch_dtype)
+            own = {"controlnet": self.controlnet, "consistency_lora": self.consistency_lora}
+            save_model(self.model, Path(save_directory), **own, dtype=torch_dtype)
 
     @property
     def model(self) -> BlipDiffusion:

@@ -2,7 +2,7 @@
 
     exact   the same sampling; only the arithmetic is done faster, within the error of bfloat16
     fast    a better solver in ten steps, deep features of one step in three used again
-    turbo   previews: four steps, the last two without guidance; with a latent consistency LoRA when one is given
+    turbo   previews: four steps, with the model's latent consistency LoRA if it has one, else half of them guided
 
 What each costs in quality and what it gains is measured in docs/performance.md. Under a ControlNet the U-Net is run
 whole, by torch, in one pass a step: OpenVINO, `passes` and `reuse_every` don't touch it.
@@ -18,7 +18,7 @@ from blip_diffusion.errors import InputError
 
 Precision = Literal["own", "auto", "float32", "bfloat16", "float16"]
 Engine = Literal["torch", "compiled", "openvino"]
-Solver = Literal["own", "dpm++", "unipc", "lcm"]
+Solver = Literal["own", "ddim", "dpm++", "unipc", "lcm"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Preset:
     """For the VAE and the image encoder, which are convolutions; the U-Net gains nothing by it."""
     engine: Engine = "torch"
     """`compiled` is for GPUs: the U-Net, where no features of it are used again. `openvino` is for CPUs: the U-Net and
-    the VAE's decoder."""
+    the decoder."""
     passes: Literal[1, 2] = 1
     """Guidance's two answers in one batch, or one after the other in half the memory."""
     solver: Solver = "own"
@@ -45,7 +45,10 @@ class Preset:
     reuse_layers: int = 1
     """How many of its outermost layers are computed in every step."""
     lcm_lora: str | None = None
-    """A latent consistency LoRA: a file, a folder, or a hub id. It brings its own guidance and wants `solver="lcm"`."""
+    """A latent consistency LoRA: a file, a folder, or a hub id. It brings its own guidance, and wants `solver` to be
+    "lcm", which puts new noise back at each step, or "ddim", which keeps to one way from noise to picture."""
+    own_lora: bool = False
+    """Draw as `with_lora` says with the latent consistency LoRA that the model's folder brings along, if it does."""
     tiny_vae: str | None = None
     """A folder or hub id of an `AutoencoderTiny` to decode with, such as `madebyollin/taesd`."""
 
@@ -57,8 +60,10 @@ class Preset:
             raise InputError(f"steps is {self.steps}: use 1 or more.")
         if self.reuse_every < 1 or self.reuse_layers < 1:
             raise InputError(f"reuse_every is {self.reuse_every}, reuse_layers {self.reuse_layers}: use 1 or more.")
-        if (self.lcm_lora is not None) != (self.solver == "lcm"):
-            raise InputError('lcm_lora and solver="lcm" go together: give both, or neither.')
+        if self.solver == "lcm" and self.lcm_lora is None:
+            raise InputError('solver is "lcm", and lcm_lora is not given: lcm wants a LoRA.')
+        if self.lcm_lora is not None and self.solver not in ("lcm", "ddim"):
+            raise InputError(f"solver is {self.solver!r}, and lcm_lora is given: a LoRA wants lcm or ddim.")
 
     @property
     def guides(self) -> bool:
@@ -72,7 +77,7 @@ class Preset:
 
 EXACT = Preset(dtype="auto", channels_last=True)
 FAST = replace(EXACT, solver="dpm++", steps=10, reuse_every=3, passes=2)
-TURBO = replace(FAST, steps=4, guidance_interval=(0.0, 0.5))
+TURBO = replace(FAST, steps=4, guidance_interval=(0.0, 0.5), own_lora=True)
 PRESETS = {"exact": EXACT, "fast": FAST, "turbo": TURBO}
 
 
@@ -90,9 +95,9 @@ def ordered(choice: str, engine: Engine) -> Preset:
     return replace(named(choice) if choice else Preset(), dtype="own", engine=engine)
 
 
-def with_lora(lora: str, base: Preset = TURBO) -> Preset:
+def with_lora(lora: str, base: Preset = TURBO, *, solver: Solver = "lcm") -> Preset:
     """Few steps by a latent consistency LoRA (Luo et al. 2023): guidance is in it, and steps have less in common."""
-    return replace(base, lcm_lora=lora, solver="lcm", steps=4, guidance_interval=(0.0, 1.0), reuse_every=1, passes=1)
+    return replace(base, lcm_lora=lora, solver=solver, steps=4, guidance_interval=(0.0, 1.0), reuse_every=1, passes=1)
 
 
 def precision(choice: Precision, device: torch.device) -> torch.dtype | None:
@@ -109,13 +114,18 @@ def solver(choice: Solver, scheduler: Any) -> Any:
     """Another solver over the noise levels of a model's own scheduler."""
     import diffusers
 
+    more: dict[str, Any] = {"timestep_spacing": "trailing"}
     match choice:
+        case "ddim":  # Song et al. 2021
+            return diffusers.DDIMScheduler.from_config(scheduler.config, **more)
         case "dpm++":  # Lu et al. 2022: second order, multistep
-            kind, more = diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}
+            kind = diffusers.DPMSolverMultistepScheduler
+            more |= {"algorithm_type": "dpmsolver++", "solver_order": 2}
         case "unipc":  # Zhao et al. 2023
-            kind, more = diffusers.UniPCMultistepScheduler, {"solver_order": 2}
+            kind = diffusers.UniPCMultistepScheduler
+            more |= {"solver_order": 2}
         case "lcm":
             return diffusers.LCMScheduler.from_config(scheduler.config)
         case _:
             return scheduler
-    return kind.from_config(scheduler.config, **more, timestep_spacing="trailing", final_sigmas_type="zero")
+    return kind.from_config(scheduler.config, **more, final_sigmas_type="zero")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ from blip_diffusion.engines import openvino
 from blip_diffusion.errors import CheckpointError, reason
 from blip_diffusion.pipelines.extras import UNREADABLE, activate, active_adapters
 from blip_diffusion.pipelines.memo import state_of
-from blip_diffusion.pipelines.presets import Preset, named, precision, solver
+from blip_diffusion.pipelines.presets import Preset, named, precision, solver, with_lora
 
 LCM = "blip-diffusion-lcm"
 """The name of the adapter that `lcm_lora` becomes."""
@@ -39,6 +40,8 @@ class SpeedMixin:
     """`pipe.set_preset("fast")`; the choices stay until others are made."""
 
     preset: Preset = Preset()
+    consistency_lora: Path | None = None
+    """The model's own."""
     _schedulers: tuple[Any, Any] = (None, None)  # the model's own, and the preset's over the same noise levels
     _tiny: Any = None
     _engines: Mapping[tuple[str, int], tuple[Any, Callable[..., Any]]] = MappingProxyType({})
@@ -51,6 +54,8 @@ class SpeedMixin:
         """
         pipe: Any = self
         chosen = named(choice)
+        if chosen.own_lora and chosen.lcm_lora is None and self.consistency_lora is not None:
+            chosen = with_lora(str(self.consistency_lora), base=chosen, solver="ddim")
         own = self.own_scheduler
         if isinstance(own, LCMScheduler):
             chosen = replace(
@@ -141,7 +146,7 @@ class SpeedMixin:
         """Pixels (B, 3, H, W) in [0, 1]."""
         vae = self.vae  # type: ignore[attr-defined]
         if self._tiny is not None:
-            return LatentCodec(self._tiny.to(latents.device)).decode(latents)  # the pipeline may have moved since
+            vae = self._tiny = self._tiny.to(latents.device)  # the pipeline may have moved since
         if self.preset.engine != "openvino":
             return LatentCodec(vae).decode(latents)
         run = self._run("decoder", vae, lambda: Decoder(vae))

@@ -1,24 +1,30 @@
 """Latent consistency distillation of the subject model (Luo et al. 2023): pictures in two to four steps, unguided.
 
-The student answers for a noised picture what it answers for the same picture one solver step cleaner, all the way to
-the clean one. That step is the teacher's: the model as it was, with guidance, which so becomes part of the student.
+The student answers for a noised picture what it answers for the same picture one level cleaner, all the way to the
+clean one. The way there is the teacher's: the model as it was, with guidance, which so becomes part of the student: the
+whole U-Net, or a LoRA on it (arXiv:2311.05556), which the model's folder then brings along.
 """
 
 import copy
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from diffusers import LCMScheduler
+from diffusers import DDIMScheduler, LCMScheduler
 from torch import Tensor, nn
 
-from blip_diffusion.checkpoint.folder import save_model
+from blip_diffusion.checkpoint.folder import CONSISTENCY_LORA, save_model
+from blip_diffusion.checkpoint.lora import THROUGHOUT
+from blip_diffusion.checkpoint.plain import save_lora
 from blip_diffusion.data.records import SubjectBatch
 from blip_diffusion.diffusion.denoisers import guided, unet_denoiser
 from blip_diffusion.diffusion.noising import Noising
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.training.adapters import add_lora, lora_state
 from blip_diffusion.training.drawing import draw
 from blip_diffusion.training.method import Gather, Losses, ParameterGroup, StepContext
 
@@ -32,31 +38,50 @@ class ConsistencyConfig:
 
     guidance: float = 3.0  # the teacher's scale
     rescale: float = 0.6  # and its rescaling
-    grid: int = 50  # solver steps from noise to picture, each of which the student learns to skip
+    grid: int = 50  # noise levels from noise to picture, all of which the student learns to skip
+    solver_steps: int = 1  # of the teacher from one of them to the next
+    whole_way: bool = False  # learn where the teacher's way from pure noise ends, instead of one's own answer below
     steps: int = 4  # of sampling with the exported model
+    lora: bool = False  # a LoRA instead of the whole network
+    rank: int = 64
+    layers: tuple[str, ...] = THROUGHOUT  # of the U-Net that have one, by the ends of their names
     huber: float = 1e-3  # where the pseudo-Huber loss turns from square to linear, times the root of the dimensions
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= self.grid:
             raise ConfigError(f"steps is {self.steps}: use 1 to {self.grid}, which is grid.")
+        if self.solver_steps < 1:
+            raise ConfigError(f"solver_steps is {self.solver_steps}: use 1 or more.")
+        if self.rank < 1:
+            raise ConfigError(f"rank is {self.rank}: use 1 or more, 64 is usual.")
         if not self.huber > 0:
             raise ConfigError(f"huber is {self.huber}: use a positive number.")
 
 
 class Consistency(nn.Module):
-    """Trains the U-Net; its frozen copy teaches it, and all the rest is frozen."""
+    """Trains the U-Net or a LoRA on it; its frozen copy teaches it, and all the rest is frozen."""
 
     def __init__(self, model: BlipDiffusion, noising: Noising, config: ConsistencyConfig) -> None:
         super().__init__()
         if noising.timesteps % config.grid:
             raise ConfigError(f"grid is {config.grid}: use a number that divides the {noising.timesteps} timesteps.")
+        if config.solver_steps > noising.timesteps // config.grid:
+            raise ConfigError(
+                f"solver_steps is {config.solver_steps}: between two levels of the grid lie "
+                f"{noising.timesteps // config.grid} timesteps."
+            )
         self.teacher = copy.deepcopy(model.unet).requires_grad_(False).eval()
+        self.moving = add_lora(model.unet, config.rank, config.layers) if config.lora else [*model.unet.parameters()]
         self.model = model
         self.noising = noising
         self.config = config
-        model.scheduler = LCMScheduler.from_config(
-            model.scheduler.config, original_inference_steps=config.grid, timestep_scaling=TIMESTEP_SCALING
-        )
+        self.as_it_was = model.scheduler, model.inference
+        if config.lora:
+            model.scheduler = DDIMScheduler.from_config(model.scheduler.config, timestep_spacing="trailing")
+        else:
+            model.scheduler = LCMScheduler.from_config(
+                model.scheduler.config, original_inference_steps=config.grid, timestep_scaling=TIMESTEP_SCALING
+            )
         model.inference = replace(
             model.inference, num_inference_steps=config.steps, guidance_scale=1.0, guidance_rescale=0.0
         )
@@ -70,35 +95,71 @@ class Consistency(nn.Module):
         return self
 
     def forward(self, batch: SubjectBatch, context: StepContext) -> Losses:
-        """How far the student's answers before and after a solver step are apart."""
+        """How far the student's answers are from those that it should give."""
         with torch.no_grad():
-            latents = self.model.latents.encode(batch["target"]).float()
             tokens = self.model.subject_tokens(batch["reference"], batch["category"])
             states = self.model.text_states(batch["caption"], tokens)
-            later, earlier = self._timesteps(len(latents), context.rng)
-            noise = torch.randn(latents.shape, generator=context.rng, device=context.rng.device)
-            noised = self.noising.noised(latents, noise, later)
-        guess = self._clean(noised, later, states)  # first: autocast of torch < 2.10 reuses casts made without gradient
-        with torch.no_grad():
-            target = self._clean(self._solved(noised, later, earlier, states), earlier, states)
+        if self.config.whole_way:
+            guess, target = self._whole_way(states, context.rng)
+        else:
+            guess, target = self._one_level(batch["target"], states, context.rng)
         error = (guess - target).flatten(1).square().sum(dim=1)
-        scale = self.config.huber * latents[0].numel() ** 0.5
+        scale = self.config.huber * guess[0].numel() ** 0.5
         loss = ((error + scale**2).sqrt() - scale).mean()
         return {"consistency": loss, "loss": loss}
 
-    def _timesteps(self, size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Of the grid that `LCMScheduler` samples on, and one solver step earlier."""
+    def _one_level(self, pixels: Tensor, states: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The student's answers for noised pictures (B, 3, H, W), and for what the teacher makes of them."""
+        with torch.no_grad():
+            latents = self.model.latents.encode(pixels).float()
+            later, earlier = self._timesteps(len(latents), rng)
+            noised = self.noising.noised(latents, self._noise(len(latents), rng), later)
+        guess = self._clean(noised, later, states)  # first: autocast of torch < 2.10 reuses casts made without gradient
+        with torch.no_grad():
+            return guess, self._clean(self._solved(noised, later, earlier, states), earlier, states)
+
+    def _whole_way(self, states: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The student's answers all along the teacher's way from noise, and where that ends."""
+        with torch.no_grad():
+            *path, end = self._path(self._noise(len(states), rng), states)
+        times = self._levels(path[0].device)[:-1].repeat_interleave(len(states))
+        guess = self._clean(torch.cat(path), times, states.repeat(len(path), 1, 1))
+        return guess, end.repeat(len(path), 1, 1, 1)
+
+    def _noise(self, size: int, rng: torch.Generator) -> Tensor:
+        """As strong as what the model is asked to begin with."""
+        unet = self.model.unet.config
+        shape = (size, self.model.latents.channels, unet.sample_size, unet.sample_size)
+        return self.model.inference.noise_scale * torch.randn(shape, generator=rng, device=rng.device)
+
+    def _levels(self, device: torch.device) -> Tensor:
+        """Timesteps (grid + 1,) from pure noise down to the clean picture, which `LCMScheduler` samples on."""
         stride = self.noising.timesteps // self.config.grid
-        later = torch.randint(1, self.config.grid + 1, (size,), generator=rng, device=rng.device) * stride - 1
-        return later, (later - stride).clamp(min=0)
+        return (torch.arange(self.config.grid, -1, -1, device=device) * stride - 1).clamp(min=0)
+
+    def _path(self, noise: Tensor, states: Tensor) -> list[Tensor]:
+        """What the teacher makes of noise at each level."""
+        path, levels = [noise], self._levels(noise.device)
+        for later, earlier in itertools.pairwise(levels):
+            path.append(self._solved(path[-1], later.expand(len(noise)), earlier.expand(len(noise)), states))
+        return path
+
+    def _timesteps(self, size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Any of the levels but the clean one, and the next cleaner."""
+        levels = self._levels(rng.device)
+        which = torch.randint(0, self.config.grid, (size,), generator=rng, device=rng.device)
+        return levels[which], levels[which + 1]
 
     def _solved(self, noised: Tensor, later: Tensor, earlier: Tensor, states: Tensor) -> Tensor:
-        """A step of DDIM (Song et al. 2021) with the guided teacher."""
+        """Steps of DDIM (Song et al. 2021) with the guided teacher."""
         empty = self.model.text_states([""]).expand(len(states), -1, -1)
         both = unet_denoiser(self.teacher, torch.cat([empty, states]))
         teach = guided(lambda x, t: both(x, t.repeat(2)), self.config.guidance, rescale=self.config.rescale)
-        clean = self.noising.clean(noised, teach(noised, later).float(), later)
-        return self.noising.noised(clean, self.noising.noise(noised, clean, later), earlier)
+        for step in range(self.config.solver_steps):
+            now, then = (later + (earlier - later) * done // self.config.solver_steps for done in (step, step + 1))
+            clean = self.noising.clean(noised, teach(noised, now).float(), now)
+            noised = self.noising.noised(clean, self.noising.noise(noised, clean, now), then)
+        return noised
 
     def _clean(self, noised: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
         """The consistency function: at timestep 0 the identity, by a skip connection (Song et al. 2023, section 3)."""
@@ -109,8 +170,8 @@ class Consistency(nn.Module):
         return skip * noised + out * self.noising.clean(noised, answer, timesteps)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """The U-Net."""
-        return [ParameterGroup("unet", list(self.model.unet.parameters()), 1.0)]
+        """What of the U-Net moves."""
+        return [ParameterGroup("unet", self.moving, 1.0)]
 
     def share(self, batches: Sequence[SubjectBatch], contexts: Sequence[StepContext], gather: Gather) -> None:
         """Pairs are independent of each other."""
@@ -122,5 +183,17 @@ class Consistency(nn.Module):
         return [batch["reference"], batch["target"], draw(self.model, states, [0] * len(states))]
 
     def export(self, folder: Path) -> None:
-        """The whole model, which asks for few steps without guidance by itself."""
-        save_model(self.model, folder)
+        """The whole model, which asks for few steps without guidance by itself; or as it was, with the LoRA beside."""
+        if not self.config.lora:
+            save_model(self.model, folder)
+            return
+        with self._as_it_was():
+            save_model(self.model, folder)
+        save_lora(folder / CONSISTENCY_LORA, lora_state(self.model.unet), {}, rank=self.config.rank)
+
+    @contextmanager
+    def _as_it_was(self) -> Iterator[None]:
+        student = self.model.scheduler, self.model.inference
+        self.model.scheduler, self.model.inference = self.as_it_was
+        yield
+        self.model.scheduler, self.model.inference = student
