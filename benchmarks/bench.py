@@ -26,6 +26,7 @@ from machine import ceiling, machine, unet_gflop
 from report import OWN_STEPS, SHORT, STOCK, markdown
 from shapes import PIXELS, TINY_VAE, build, latent_shape
 
+from blip_diffusion.devices import has_bfloat16
 from blip_diffusion.pipelines.presets import named
 
 HERE = Path(__file__).parent
@@ -43,23 +44,27 @@ class Contender:
     whole: bool = False  # fewer, unequal steps: drawn whole, never computed from short runs
 
 
+ON_OPENVINO, TINY, UNDISTILLED = ("engine", "openvino"), ("tiny_vae", TINY_VAE), ("own_lora", False)
 CONTENDERS = (
     Contender(STOCK, "peer"),
     Contender("peer, set to bfloat16", "peer", dtype="bfloat16"),
     Contender("ours, exact", "ours", preset="exact"),
-    Contender("ours, exact, OpenVINO", "ours", preset="exact", choices=(("engine", "openvino"),)),
+    Contender("ours, exact, OpenVINO", "ours", preset="exact", choices=(ON_OPENVINO,)),
     Contender("ours, fast", "ours", preset="fast", whole=True),
-    Contender("ours, fast, OpenVINO", "ours", preset="fast", choices=(("engine", "openvino"),), whole=True),
-    Contender("ours, turbo", "ours", preset="turbo", whole=True),
-    Contender("ours, turbo, OpenVINO", "ours", preset="turbo", choices=(("engine", "openvino"),), whole=True),
+    Contender("ours, fast, OpenVINO", "ours", preset="fast", choices=(ON_OPENVINO,), whole=True),
+    Contender("ours, turbo", "ours", preset="turbo", choices=(UNDISTILLED,), whole=True),
+    Contender("ours, turbo, OpenVINO", "ours", preset="turbo", choices=(UNDISTILLED, ON_OPENVINO), whole=True),
     Contender(
-        "ours, turbo, OpenVINO, tiny autoencoder",
-        "ours",
-        preset="turbo",
+        "ours, turbo, OpenVINO, tiny autoencoder", "ours", preset="turbo", choices=(UNDISTILLED, ON_OPENVINO, TINY),
         whole=True,
-        choices=(("engine", "openvino"), ("tiny_vae", TINY_VAE)),
     ),
-)
+    Contender("ours, turbo, consistency LoRA", "ours", preset="turbo", whole=True),
+    Contender("ours, turbo, consistency LoRA, OpenVINO", "ours", preset="turbo", choices=(ON_OPENVINO,), whole=True),
+    Contender(
+        "ours, turbo, consistency LoRA, OpenVINO, tiny autoencoder", "ours", preset="turbo",
+        choices=(ON_OPENVINO, TINY), whole=True,
+    ),
+)  # fmt: skip
 
 
 def main() -> None:
@@ -161,10 +166,12 @@ def measure(size: str, flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def possible(contender: Contender) -> bool:
-    """Without the extra there is no engine to measure."""
+    """Without the extra there is no engine to measure, and without bfloat16 no peer in it: it would take hours."""
     from importlib.util import find_spec
 
-    return ("engine", "openvino") not in contender.choices or find_spec("openvino") is not None
+    if contender.dtype == "bfloat16" and not has_bfloat16():
+        return False
+    return ON_OPENVINO not in contender.choices or find_spec("openvino") is not None
 
 
 @contextmanager

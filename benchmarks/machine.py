@@ -10,6 +10,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from blip_diffusion.devices import has_bfloat16
+
 
 def machine() -> dict[str, Any]:
     """Where it ran, and how busy that was."""
@@ -23,7 +25,7 @@ def ceiling(threads: int) -> dict[str, float]:
     """GFLOP/s of a large matrix product, the best of five: what the machine has to give."""
     torch.set_num_threads(threads)
     best = {}
-    for name in ("float32", "bfloat16"):
+    for name in ("float32", "bfloat16") if has_bfloat16() else ("float32",):
         a = torch.randn(2048, 2048, dtype=getattr(torch, name))
         seconds = []
         for _ in range(6):

@@ -26,7 +26,7 @@ def markdown(report: dict[str, Any], earlier: dict[str, Any] | None = None) -> s
     lines = [
         f"{machine['cpu']}, {report['threads']} threads of {machine['cores']}, torch {machine['torch']}, "
         f"{machine['time']}; load {machine['load_before'][0]:.1f} before, {report['load_after'][0]:.1f} after. "
-        f"A matrix product reaches {top['float32']:.0f} GFLOP/s in float32, {top['bfloat16']:.0f} in bfloat16. "
+        f"A matrix product reaches {' and '.join(f'{speed:.0f} GFLOP/s in {name}' for name, speed in top.items())}. "
         "Medians [least, most] of the rounds; ratios are of the same round."
     ]
     for size, found in report["sizes"].items():

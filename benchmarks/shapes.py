@@ -11,11 +11,14 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
-from blip_diffusion.checkpoint.folder import save_model
+from blip_diffusion.checkpoint.folder import CONSISTENCY_LORA, save_model
 from blip_diffusion.checkpoint.lavis import clip_tokenizer, published_scheduler
+from blip_diffusion.checkpoint.lora import THROUGHOUT
 from blip_diffusion.checkpoint.parts import ASSETS, bert_tokenizer
+from blip_diffusion.checkpoint.plain import save_lora
 from blip_diffusion.model import BlipDiffusion, ModelConfig, ReferenceConfig, build_subject_encoder, build_text_encoder
 from blip_diffusion.modules.image_encoder import ImageEncoderConfig
+from blip_diffusion.training.adapters import add_lora, lora_state
 from blip_diffusion.training.start import MINI
 
 BERT_WORDS = 30523  # with [DEC]
@@ -33,11 +36,12 @@ SHAPES = {
 }
 PIXELS = {"published": 512, "mini": 128}
 TINY_VAE = "tiny_vae"  # in a model's folder, of the shape of `madebyollin/taesd`
+RANKS = {"published": 64, "mini": 2}  # of a consistency LoRA: that of `latent-consistency/lcm-lora-sdv1-5`, and mini's
 
 
 def build(name: str, folder: Path) -> Path:
     """Writes the model, unless it is there. `published` takes 6 GB of disk and of memory."""
-    if (folder / TINY_VAE).is_dir():
+    if (folder / CONSISTENCY_LORA).is_file():
         return folder
     torch.manual_seed(0)
     shape = SHAPES[name]
@@ -54,6 +58,8 @@ def build(name: str, folder: Path) -> Path:
     save_model(model, folder)
     _write_words(folder)
     AutoencoderTiny(latent_channels=latent_shape(name)[0]).save_pretrained(folder / TINY_VAE)
+    add_lora(model.unet, RANKS[name], THROUGHOUT)
+    save_lora(folder / CONSISTENCY_LORA, lora_state(model.unet), {}, rank=RANKS[name])
     return folder
 
 
