@@ -18,6 +18,7 @@ from blip_diffusion.checkpoint.folder import CONSISTENCY_LORA, save_model
 from blip_diffusion.devices import fastest_dtype
 from blip_diffusion.errors import CheckpointError, InputError
 from blip_diffusion.pipelines import presets
+from blip_diffusion.pipelines.extras import tuned_layers
 from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import EXACT, FAST, PRESETS, TURBO, Preset, named, precision, with_lora
 
@@ -258,6 +259,25 @@ def test_a_consistency_lora(own: BlipDiffusionPipeline, dog: Image.Image, asked:
     assert asked == [1] * 4  # no second pass
     own.set_preset(Preset())
     torch.testing.assert_close(draw(own, dog, num_inference_steps=4), plain, atol=1e-4, rtol=0)
+
+
+def test_a_consistency_lora_costs_no_more_layers(own: BlipDiffusionPipeline, dog: Image.Image, tmp_path: Path) -> None:
+    """It is drawn with as it lies beside the weights, but from within them."""
+    path = lora(own, tmp_path)
+    own.load_lora_weights(path, adapter_name="style")
+    own.set_preset(with_lora(str(path), base=replace(TURBO, dtype="own")))
+    within = draw(own, dog, num_inference_steps=4)
+    assert own._unet() is own._unet() is not own.unet and all(layer.merged for layer in tuned_layers(own._unet()))
+    assert not any(layer.merged for layer in tuned_layers(own.unet))
+    own.unet._hf_hook = None  # as accelerate's
+    beside = draw(own, dog, num_inference_steps=4)
+    assert own._unet() is own.unet
+    torch.testing.assert_close(within, beside, atol=1e-4, rtol=0)
+    del own.unet._hf_hook
+    own.set_adapters("style", 0.5)
+    assert apart(draw(own, dog, num_inference_steps=4), within) > 1e-4  # it follows
+    own.set_preset(Preset())
+    assert own._unet() is own.unet and not own._engines
 
 
 def test_a_consistency_lora_comes_beside_others(own: BlipDiffusionPipeline, dog: Image.Image, tmp_path: Path) -> None:
