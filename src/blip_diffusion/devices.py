@@ -21,8 +21,8 @@ def device_of(name: str) -> torch.device:
 def fastest_dtype(device: torch.device) -> torch.dtype:
     """The float that a device computes fastest in.
 
-    bfloat16; where a GPU lacks it float16, and where a CPU does float32: what a CPU has to emulate is up to eighty
-    times slower, float16 on all of them.
+    bfloat16; where a GPU lacks it float16, and where a CPU does float32: what a CPU has to emulate takes up to eighty
+    times as long.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16

@@ -106,19 +106,6 @@ def adapters_of(network: nn.Module) -> Hashable:
     )
 
 
-def has_adapters(network: nn.Module) -> bool:
-    """Whether it has LoRAs, active or not."""
-    return any(isinstance(module, BaseTunerLayer) for module in network.modules())
-
-
-def merged(network: nn.Module) -> nn.Module:
-    """The network itself, with its active LoRAs in the weights, where they cost nothing."""
-    for layer in network.modules():
-        if isinstance(layer, BaseTunerLayer) and not layer.disable_adapters:
-            layer.merge()
-    return network
-
-
 def settings_of(network: nn.Module) -> list[list[tuple[str, Any]]]:
     """What diffusers built a network and its parts by: how many heads there are, for one, is in no weight or name."""
     tables = (getattr(module, "config", None) for module in network.modules())
@@ -142,8 +129,8 @@ def _convert(ov: Any, network: nn.Module, example: tuple[Tensor, ...], folder: P
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     plain = network
-    if has_adapters(network) or not all(_is_plain(tensor) for tensor in network.state_dict().values()):
-        plain = merged(copy.deepcopy(network).float().cpu())
+    if _has_adapters(network) or not all(_is_plain(tensor) for tensor in network.state_dict().values()):
+        plain = _merged(copy.deepcopy(network).float().cpu())
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's tracer warns of every Python branch on a shape
         decoder = TorchScriptPythonDecoder(plain, example_input=tuple(map(_as_openvino_wants, example)))
@@ -155,6 +142,18 @@ def _convert(ov: Any, network: nn.Module, example: tuple[Tensor, ...], folder: P
     ov.save_model(model, partial / "network.xml", compress_to_fp16=True)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def _has_adapters(network: nn.Module) -> bool:
+    return any(isinstance(module, BaseTunerLayer) for module in network.modules())
+
+
+def _merged(network: nn.Module) -> nn.Module:
+    """The network itself, with its active LoRAs in the weights, where they cost nothing."""
+    for layer in network.modules():
+        if isinstance(layer, BaseTunerLayer) and not layer.disable_adapters:
+            layer.merge()
+    return network
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from blip_diffusion.checkpoint.convert import convert
 from blip_diffusion.checkpoint.folder import CONSISTENCY_LORA, save_model
+from blip_diffusion.checkpoint.lavis import published_scheduler
 from blip_diffusion.devices import fastest_dtype
 from blip_diffusion.errors import CheckpointError, InputError
 from blip_diffusion.pipelines import presets
@@ -86,6 +87,11 @@ def test_steps() -> None:
 def test_precision() -> None:
     assert precision("own", CPU) is None and precision("float16", CPU) == torch.float16
     assert precision("auto", CPU) == fastest_dtype(CPU)
+
+
+def test_ddim_clips_nothing() -> None:
+    """Latents are larger than 1, and the published scheduler says nothing of it."""
+    assert presets.solver("ddim", published_scheduler()).config.clip_sample is False
 
 
 @pytest.mark.parametrize(
@@ -261,23 +267,65 @@ def test_a_consistency_lora(own: BlipDiffusionPipeline, dog: Image.Image, asked:
     torch.testing.assert_close(draw(own, dog, num_inference_steps=4), plain, atol=1e-4, rtol=0)
 
 
-def test_a_consistency_lora_costs_no_more_layers(own: BlipDiffusionPipeline, dog: Image.Image, tmp_path: Path) -> None:
-    """It is drawn with as it lies beside the weights, but from within them."""
+def test_a_consistency_lora_is_drawn_with_from_within_the_weights(
+    own: BlipDiffusionPipeline, dog: Image.Image, tmp_path: Path
+) -> None:
     path = lora(own, tmp_path)
     own.load_lora_weights(path, adapter_name="style")
     own.set_preset(with_lora(str(path), base=replace(TURBO, dtype="own")))
+    before = {name: (weight.data_ptr(), weight.clone()) for name, weight in own.unet.named_parameters()}
+    merged: list[bool] = []
+    own.unet.register_forward_pre_hook(lambda *_: merged.append(all(layer.merged for layer in tuned_layers(own.unet))))
     within = draw(own, dog, num_inference_steps=4)
-    assert own._unet() is own._unet() is not own.unet and all(layer.merged for layer in tuned_layers(own._unet()))
-    assert not any(layer.merged for layer in tuned_layers(own.unet))
-    own.unet._hf_hook = None  # as accelerate's
+    torch.testing.assert_close(draw(own, dog, num_inference_steps=4), within, atol=0, rtol=0)
+    own.unet._hf_hook = None  # as where accelerate brings it to a GPU and back
     beside = draw(own, dog, num_inference_steps=4)
-    assert own._unet() is own.unet
-    torch.testing.assert_close(within, beside, atol=1e-4, rtol=0)
     del own.unet._hf_hook
+    torch.testing.assert_close(within, beside, atol=1e-4, rtol=0)
+    assert merged == [True] * 8 + [False] * 4
+    for name, weight in own.unet.named_parameters():
+        assert weight.data_ptr() == before[name][0] and torch.equal(weight, before[name][1])
     own.set_adapters("style", 0.5)
     assert apart(draw(own, dog, num_inference_steps=4), within) > 1e-4  # it follows
+    own.unet.enable_freeu(s1=0.2, s2=0.2, b1=1.6, b2=1.6)
+    assert apart(draw(own, dog, num_inference_steps=4), within) > 1e-3
+
+
+def test_an_error_meanwhile_leaves_the_weights_as_they_were(
+    own: BlipDiffusionPipeline, dog: Image.Image, tmp_path: Path
+) -> None:
+    own.set_preset(with_lora(str(lora(own, tmp_path)), base=replace(TURBO, dtype="own")))
+    before = {name: weight.clone() for name, weight in own.unet.named_parameters()}
+
+    def stop(*_: Any) -> dict[str, Tensor]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        draw(own, dog, num_inference_steps=4, callback_on_step_end=stop)
+    assert not any(layer.merged for layer in tuned_layers(own.unet))
+    assert all(torch.equal(weight, before[name]) for name, weight in own.unet.named_parameters())
+
+
+def test_a_presets_lora_and_fused_ones(own: BlipDiffusionPipeline, dog: Image.Image, tmp_path: Path) -> None:
+    path = lora(own, tmp_path)
+    chosen = with_lora(str(path), base=replace(TURBO, dtype="own"))
+    own.set_preset(chosen)
+    with pytest.raises(InputError, match="can't be fused under a preset that brings one"):
+        own.fuse_lora()
     own.set_preset(Preset())
-    assert own._unet() is own.unet and not own._engines
+    own.load_lora_weights(path, adapter_name="style")
+    own.fuse_lora()
+    styled = draw(own, dog)
+    with pytest.raises(InputError, match="over fused ones"):
+        own.set_preset(chosen)
+    assert torch.equal(draw(own, dog), styled)
+
+
+def test_guidance_that_is_not_heard(own: BlipDiffusionPipeline, dog: Image.Image, tmp_path: Path) -> None:
+    own.set_preset(with_lora(str(lora(own, tmp_path)), base=replace(TURBO, dtype="own")))
+    for more in ({"guidance_scale": 7.5}, {"negative_prompt": "a cat"}):
+        with pytest.warns(UserWarning, match="brings its own guidance"):
+            draw(own, dog, num_inference_steps=1, **more)
 
 
 def test_a_consistency_lora_comes_beside_others(own: BlipDiffusionPipeline, dog: Image.Image, tmp_path: Path) -> None:
@@ -426,7 +474,13 @@ def test_the_models_own_lora_stays_with_it(
         BlipDiffusionPipeline.from_pretrained(tmp_path / folder).set_preset("turbo")
     convert(str(with_own_lora), tmp_path / "other", unet=str(with_own_lora))  # a LoRA is for one U-Net
     assert not (tmp_path / "other" / CONSISTENCY_LORA).exists()
-    assert BlipDiffusionPipeline.from_pretrained(with_own_lora, unet=own.unet).consistency_lora is None
+    other = BlipDiffusionPipeline.from_pretrained(with_own_lora, unet=own.unet)
+    assert other.consistency_lora is None
+    other.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / CONSISTENCY_LORA).exists()
+    assert pipe.consistency_lora is not None
+    pipe.unet = other.unet
+    assert pipe.consistency_lora is None
 
 
 def test_a_damaged_lora_of_the_models_own(with_own_lora: Path, tmp_path: Path) -> None:
@@ -436,3 +490,4 @@ def test_a_damaged_lora_of_the_models_own(with_own_lora: Path, tmp_path: Path) -
         pipe.set_preset("turbo")
     with pytest.raises(CheckpointError, match="is not a file of weights"):
         pipe.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()

@@ -33,8 +33,9 @@ def convert(
     """Writes the model of `source` to `out`.
 
     `source` is `mini`, a model's folder, a hub id, LAVIS' folder or archive, or what LAVIS' tuning saved, which needs
-    its `base`. `unet` and `vae` are folders or Stable Diffusion 1.5 files that replace the model's. Stage 1's heads,
-    a tuned subject of LAVIS, and the folder's README and licences are kept beside the model; `out` may be the source.
+    its `base`. `unet` and `vae` are folders or Stable Diffusion 1.5 files that replace the model's. Stage 1's heads, a
+    tuned subject of LAVIS, and the folder's README and licences are kept beside the model; a consistency LoRA is with
+    its own U-Net, in our layout. `out` may be the source.
     Raises `CheckpointError` before anything is written.
     """
     check_writable(out.parent)

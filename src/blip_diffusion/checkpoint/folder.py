@@ -214,14 +214,18 @@ def save_model(
 ) -> None:
     """The whole folder, without LoRAs that lie beside the weights; floats in `dtype` where one is given.
 
-    `consistency_lora` is the file of one that belongs to the model. Raises `InputError` for several ControlNets, before
-    anything is written.
+    `consistency_lora` is the file of one that belongs to the model. Raises `InputError` for several ControlNets, and
+    `CheckpointError` where that file can't be read, before anything is written.
     """
     if isinstance(controlnet, MultiControlNetModel):
         raise InputError(
             f"A model's folder has room for one ControlNet, not {len(controlnet.nets)}: save each by itself, and the "
             "model without them (pipe.controlnet = None)."
         )
+    if consistency_lora is not None:
+        copy_lora(consistency_lora, folder / CONSISTENCY_LORA, dtype)  # first: it may be gone, or damaged
+    else:
+        (folder / CONSISTENCY_LORA).unlink(missing_ok=True)  # one of another U-Net
     save_subject_model(model.subject_encoder, model.qformer_tokenizer, model.reference, folder, dtype=dtype)
     save_tokenizer(model.tokenizer, folder / "tokenizer")
     model.scheduler.save_pretrained(folder / "scheduler")
@@ -230,8 +234,6 @@ def save_model(
     save_diffusers("vae", model.vae, folder / "vae", dtype=dtype)
     if controlnet is not None:
         save_diffusers("controlnet", controlnet, folder / "controlnet", dtype=dtype)
-    if consistency_lora is not None:
-        copy_lora(consistency_lora, folder / CONSISTENCY_LORA, dtype)
     write_json(folder / "model_index.json", _index(model, controlnet))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from diffusers import DDIMScheduler
 from torch import Tensor
 
 from blip_diffusion.diffusion.denoisers import Denoiser
@@ -34,6 +35,11 @@ def sample(
         if hook is not None:
             latents = hook(index, timestep, latents)
     return latents
+
+
+def one_way(scheduler: Any) -> DDIMScheduler:
+    """DDIM (Song et al. 2021) over another scheduler's noise levels: each picture goes one way from its own noise."""
+    return DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing", clip_sample=False)
 
 
 def initial_noise(shape: tuple[int, int, int], generators: list[torch.Generator], like: Tensor) -> Tensor:

@@ -113,7 +113,7 @@ def settings_of(order: Order, bench: Bench, pipe: BlipDiffusionPipeline, tuning:
         "preset": order.preset or "none",
         "engine": order.engine,
         "steps": order.steps or pipe.preset.steps_of(int(pipe.config.num_inference_steps)),
-        "guidance": float(pipe.config.guidance_scale if order.guidance is None else order.guidance),
+        "guidance": _guidance(order, pipe),
         "guidance_rescale": float(pipe.config.guidance_rescale),
         "noise_scale": float(pipe.config.noise_scale),
         "prompt_reps": int(pipe.config.prompt_reps),
@@ -124,6 +124,13 @@ def settings_of(order: Order, bench: Bench, pipe: BlipDiffusionPipeline, tuning:
         "reference": "the subject's first picture, cropped square",
         **({} if tuning is None else tuning.settings(int(pipe.text_encoder.config.hidden_size))),
     }
+
+
+def _guidance(order: Order, pipe: BlipDiffusionPipeline) -> float:
+    """What pictures are drawn with; none, where a preset's LoRA has it in itself."""
+    if not pipe.preset.guides:
+        return 1.0
+    return float(pipe.config.guidance_scale if order.guidance is None else order.guidance)
 
 
 def noise_levels(scheduler: Any) -> str:

@@ -1,6 +1,8 @@
 """Zero-shot subject generation (Li et al. 2023, section 3.3): a reference, its word and a prompt in, pictures out."""
 
 import itertools
+import warnings
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
@@ -142,11 +144,17 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         parts.controlnet = _loaded(load_controlnet, controlnet, dtype=torch_dtype) or parts.controlnet
         pipe = cls.from_model(whole(parts, folder), controlnet=parts.controlnet)
         pipe.register_to_config(_name_or_path=str(name_or_path))
-        pipe.consistency_lora = parts.consistency_lora if unet is None else None
+        if unet is None and parts.consistency_lora is not None:
+            pipe._own_lora = parts.consistency_lora, weakref.ref(pipe.unet)
         return pipe
 
     def fuse_lora(self, *what: Any, **how: Any) -> None:
-        """Makes LoRAs part of the weights, as diffusers does, but for subjects' own; see `SubjectsMixin`."""
+        """Makes LoRAs part of the weights, as diffusers does, but for subjects' own; see `SubjectsMixin`.
+
+        Raises `InputError` under a preset that brings a LoRA: it would be fused too.
+        """
+        if self.preset.lcm_lora is not None:
+            raise InputError("LoRAs can't be fused under a preset that brings one: set another first.")
         self._forget()
         super().fuse_lora(*what, **how)
 
@@ -275,12 +283,14 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         controls = self._controls(control, len(request.prompts), num_images_per_prompt, height, width, control_resample)
         generators = self._generators(generator, len(request.prompts))
         latents = self._noise(latents, generators, height, width, self._or_own(noise_scale, "noise_scale"))
+        if not self.preset.guides and (guidance_scale not in (None, 1) or negative_prompt or neg_prompt):
+            warnings.warn("The preset's LoRA brings its own guidance: no other has a say, nor negatives.", stacklevel=3)
         scale = self._or_own(guidance_scale, "guidance_scale")
         rescale = self._or_own(guidance_rescale, "guidance_rescale")
         self.scheduler.set_timesteps(steps, device=self._execution_device)
         another = reference_image is not None and self.active_subjects
         base = self.without_subjects() if another else nullcontext()
-        with base, self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
+        with base, self._loras_in_weights(), self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
             denoiser = self._denoiser(request, scale, rescale, controls, guess=control is not None and control.guessing)
 
             def hook(index: int, timestep: Tensor, now: Tensor) -> Tensor:
@@ -298,7 +308,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
 
     def _forget(self) -> None:
         """What was computed from weights that are about to change in a way that `state_of` can't see."""
-        self._memo, self._engines = Memo(), {}
+        self._memo, self._engines, self._folded = Memo(), {}, None
 
     def _or_own(self, value: Any, name: str) -> Any:
         return self.config[name] if value is None else value

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from blip_diffusion.devices import fastest_dtype
+from blip_diffusion.diffusion.sample import one_way
 from blip_diffusion.errors import InputError
 
 Precision = Literal["own", "auto", "float32", "bfloat16", "float16"]
@@ -114,18 +115,15 @@ def solver(choice: Solver, scheduler: Any) -> Any:
     """Another solver over the noise levels of a model's own scheduler."""
     import diffusers
 
-    more: dict[str, Any] = {"timestep_spacing": "trailing"}
     match choice:
-        case "ddim":  # Song et al. 2021
-            return diffusers.DDIMScheduler.from_config(scheduler.config, **more)
+        case "ddim":
+            return one_way(scheduler)
         case "dpm++":  # Lu et al. 2022: second order, multistep
-            kind = diffusers.DPMSolverMultistepScheduler
-            more |= {"algorithm_type": "dpmsolver++", "solver_order": 2}
+            kind, more = diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}
         case "unipc":  # Zhao et al. 2023
-            kind = diffusers.UniPCMultistepScheduler
-            more |= {"solver_order": 2}
+            kind, more = diffusers.UniPCMultistepScheduler, {"solver_order": 2}
         case "lcm":
             return diffusers.LCMScheduler.from_config(scheduler.config)
         case _:
             return scheduler
-    return kind.from_config(scheduler.config, **more, final_sigmas_type="zero")
+    return kind.from_config(scheduler.config, **more, timestep_spacing="trailing", final_sigmas_type="zero")

@@ -1,7 +1,8 @@
 """The part of the pipeline that makes it fast: takes a preset's choices, and builds the denoiser that they ask for."""
 
-import copy
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
@@ -10,20 +11,20 @@ from typing import Any
 import torch
 from diffusers import AutoencoderTiny, LCMScheduler
 from diffusers.models.autoencoders.vae import DecoderOutput
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from blip_diffusion.diffusion.denoisers import Denoiser, guided, unet_denoiser
 from blip_diffusion.diffusion.latents import LatentCodec
 from blip_diffusion.diffusion.shortcuts import ShallowUNet, WholeUNet, one_by_one, reusing, within
-from blip_diffusion.engines import merged, openvino
-from blip_diffusion.errors import CheckpointError, reason
-from blip_diffusion.pipelines.extras import UNREADABLE, activate, active_adapters
+from blip_diffusion.engines import openvino
+from blip_diffusion.errors import CheckpointError, InputError, reason
+from blip_diffusion.pipelines.extras import UNREADABLE, activate, active_adapters, tuned_layers
 from blip_diffusion.pipelines.memo import state_of
 from blip_diffusion.pipelines.presets import Preset, named, precision, solver, with_lora
 
 LCM = "blip-diffusion-lcm"
 """The name of the adapter that `lcm_lora` becomes."""
-MERGED = "merged U-Net", 0
 
 
 class Decoder(nn.Module):
@@ -38,21 +39,52 @@ class Decoder(nn.Module):
         return pixels.to(latents.dtype)
 
 
+class Folded:
+    """Within it, a network's active LoRAs are in its weights; after it, those are the very tensors that they were."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._layers = [(layer, list(layer.active_adapters)) for layer in tuned_layers(network) if _can_fold(layer)]
+        self._weights = [p for layer, _ in self._layers for p in layer.get_base_layer().parameters()]
+        self._other = [weight.data.clone() for weight in self._weights]  # PEFT adds to them in place
+        self._swap()
+        for layer, _ in self._layers:
+            layer.merge()
+        self._leave()
+
+    def _swap(self) -> None:
+        for place, weight in enumerate(self._weights):
+            self._other[place], weight.data = weight.data, self._other[place]
+
+    def _leave(self) -> None:
+        for layer, _ in self._layers:
+            layer.merged_adapters = []
+        self._swap()
+
+    def __enter__(self) -> None:
+        for layer, adapters in self._layers:
+            layer.merged_adapters = list(adapters)
+        self._swap()
+
+    def __exit__(self, *_: object) -> None:
+        self._leave()
+
+
 class SpeedMixin:
     """`pipe.set_preset("fast")`; the choices stay until others are made."""
 
     preset: Preset = Preset()
-    consistency_lora: Path | None = None
-    """The model's own."""
+    _own_lora: tuple[Path, weakref.ref[Any]] | None = None  # a file, and the U-Net that it came with
     _schedulers: tuple[Any, Any] = (None, None)  # the model's own, and the preset's over the same noise levels
     _tiny: Any = None
+    _folded: tuple[Hashable, Folded] | None = None
     _engines: Mapping[tuple[str, int], tuple[Any, Callable[..., Any]]] = MappingProxyType({})
 
     def set_preset(self, choice: str | Preset) -> None:
         """`exact`, `fast`, `turbo`, or choices of one's own, which replace those made before.
 
-        A model that was distilled for few steps samples in its own way with any of them. Weights once cast down stay
-        so rounded. Raises `InputError` for an unknown preset, `CheckpointError` for files that can't be used.
+        A model that was distilled for few steps samples in its own way with any of them; `turbo` draws with the
+        consistency LoRA of one that brings it along. Weights once cast down stay so rounded. Raises `InputError` for an
+        unknown preset and where a LoRA would come over fused ones, `CheckpointError` for files that can't be used.
         """
         pipe: Any = self
         chosen = named(choice)
@@ -72,7 +104,7 @@ class SpeedMixin:
         self._cast(dtype, channels_last=chosen.channels_last)
         _compile(pipe.unet, chosen.engine == "compiled")
         self._tiny = tiny and tiny.to(pipe._execution_device, pipe.vae.dtype)
-        self._engines = {key: engine for key, engine in self._engines.items() if key != MERGED}
+        self._folded = None
         self.preset = chosen
 
     @property
@@ -82,10 +114,18 @@ class SpeedMixin:
         own, presets = self._schedulers
         return own if pipe.scheduler is presets else pipe.scheduler
 
+    @property
+    def consistency_lora(self) -> Path | None:
+        """The file of the model's own, while its U-Net is the model's own."""
+        path, unet = self._own_lora or (None, None)
+        return path if unet is not None and unet() is self.unet else None  # type: ignore[attr-defined]
+
     def _use_lora(self, path: str | None) -> None:
         """This latent consistency LoRA or none, beside whatever others are active."""
         pipe: Any = self
         if path is not None:
+            if any(layer.merged for layer in tuned_layers(pipe.unet)):
+                raise InputError("A preset's LoRA can't be drawn with over fused ones: call unfuse_lora first.")
             pipe._read_lora(path, {})  # before the one that is there is taken out
         self.preset = replace(self.preset, lcm_lora=None, solver="own")  # else it would be brought back
         if self._has_lora():
@@ -138,26 +178,29 @@ class SpeedMixin:
 
     def _network(self, text: Tensor) -> Denoiser:
         """The U-Net looking at text states, on the preset's engine, whole or with deep features used again."""
-        unet, layers = self._unet(), self.preset.reuse_layers
+        unet, layers = self.unet, self.preset.reuse_layers  # type: ignore[attr-defined]
         if self.preset.reuse_every == 1 and self.preset.engine != "openvino":
             return unet_denoiser(unet, text)
         whole = self._run("whole U-Net", unet, lambda: WholeUNet(unet, layers))
         shallow = self._run("shallow U-Net", unet, lambda: ShallowUNet(unet, layers))
         return reusing(whole, shallow, text, self.preset.reuse_every)
 
-    def _unet(self) -> Any:
-        """The U-Net. Where a preset brings a LoRA and torch computes, a copy that has all LoRAs in its weights.
+    @contextmanager
+    def _loras_in_weights(self) -> Iterator[None]:
+        """While a picture is drawn by torch under a preset's LoRA, all active LoRAs are in the U-Net's weights.
 
-        Beside them, a LoRA takes two more products a layer: at `mini`'s size 44 % of a call.
+        Beside them each takes two more products a layer: at `mini`'s size 44 % of a call. It takes the memory of those
+        layers once more, so not of a U-Net that accelerate brings to a GPU and back.
         """
         unet = self.unet  # type: ignore[attr-defined]
-        if self.preset.lcm_lora is None or self.preset.engine != "torch" or hasattr(unet, "_hf_hook"):
-            return unet  # one that accelerate brings to a GPU and back has no room for a second
-        state, made = self._engines.get(MERGED, (None, None))
-        if made is None or state != state_of(unet):
-            made = merged(copy.deepcopy(unet))
-            self._engines = {**self._engines, MERGED: (state_of(unet), made)}
-        return made
+        hooked = any(hasattr(unet, hook) for hook in ("_hf_hook", "_diffusers_hook"))
+        if self.preset.lcm_lora is None or self.preset.engine != "torch" or hooked:
+            yield
+            return
+        if self._folded is None or self._folded[0] != state_of(unet):
+            self._folded = state_of(unet), Folded(unet)
+        with self._folded[1]:
+            yield
 
     def _decoded(self, latents: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) in [0, 1]."""
@@ -183,6 +226,10 @@ class SpeedMixin:
             run = openvino(build(), name=name, quiet=quiet)
             self._engines = {**self._engines, key: (state_of(part), run)}
         return run
+
+
+def _can_fold(layer: BaseTunerLayer) -> bool:
+    return bool(layer.active_adapters) and not layer.disable_adapters and not layer.merged
 
 
 def _tiny_vae(path: str, vae: Any) -> Any:

@@ -6,6 +6,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 
 from blip_diffusion.checkpoint.lora import ATTENTION
+from blip_diffusion.errors import ConfigError
 
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 """The same of CLIP's text encoder."""
@@ -13,7 +14,14 @@ TRAINED = "trained"
 
 
 def add_lora(network: Any, rank: int, targets: tuple[str, ...] = ATTENTION) -> list[nn.Parameter]:
-    """Puts a LoRA on a diffusers or transformers network, which draws as before, and answers what of it moves."""
+    """Puts a LoRA on a diffusers or transformers network, which draws as before, and answers what of it moves.
+
+    `targets` are the ends of layers' names. Raises `ConfigError` for one that no layer has.
+    """
+    names = [name for name, _ in network.named_modules()]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise ConfigError(f"There is no layer {target!r} that a LoRA could be put on.")
     config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(targets))
     network.add_adapter(config, adapter_name=TRAINED)
     return [parameter for name, parameter in network.named_parameters() if f".{TRAINED}." in name]

@@ -243,7 +243,7 @@ def attention_on(device: torch.device) -> AbstractContextManager[None]:
 
 def _accelerator(config: TrainConfig) -> Accelerator:
     if config.mixed_precision == "fp16" and (config.device == "cpu" or not torch.cuda.is_available()):
-        raise ConfigError("mixed_precision fp16 needs a GPU; use bf16 or no.")
+        raise ConfigError("mixed_precision fp16 needs a GPU; use auto, bf16 or no.")
     AcceleratorState._reset_state(reset_partial_state=True)  # a second run in one process may choose otherwise
     unused = DistributedDataParallelKwargs(find_unused_parameters=config.unused_parameters)
     device = device_of(config.device)

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,8 +20,8 @@ from blip_diffusion.training.start import noising_of
 from .overfit import context, ids, moved_parameters, overfit, with_gradient
 
 
-def method(model: BlipDiffusion, **config: float) -> Consistency:
-    return Consistency(model, noising_of(model.scheduler), ConsistencyConfig(**config))  # type: ignore[arg-type]
+def method(model: BlipDiffusion, **config: Any) -> Consistency:
+    return Consistency(model, noising_of(model.scheduler), ConsistencyConfig(**config))
 
 
 def states(own: Consistency, batch: SubjectBatch) -> Tensor:
@@ -30,6 +31,11 @@ def states(own: Consistency, batch: SubjectBatch) -> Tensor:
 def test_it_learns_a_batch(model: BlipDiffusion, batch: SubjectBatch) -> None:
     before, after = overfit(method(model, grid=10), batch, steps=20, lr=2e-3)
     assert after < 0.8 * before
+
+
+def test_it_learns_at_any_size(model: BlipDiffusion, batch: SubjectBatch) -> None:
+    larger: SubjectBatch = {**batch, "target": torch.nn.functional.interpolate(batch["target"], scale_factor=2)}
+    assert method(model)(larger, context())["loss"].isfinite()
 
 
 @torch.no_grad()
@@ -83,7 +89,7 @@ def test_the_teachers_way_is_that_of_the_sampler(model: BlipDiffusion, batch: Su
     own = method(model, guidance=2.0, rescale=0.0, grid=5, solver_steps=2, whole_way=True)
     assert own._levels(torch.device("cpu")).tolist() == [999, 799, 599, 399, 199, 0]
     seen, empty = states(own, batch), model.text_states([""]).expand(6, -1, -1)
-    noise = own._noise(6, torch.Generator().manual_seed(0))
+    noise = own._noise(torch.Size((6, 4, 4, 4)), torch.Generator().manual_seed(0))
     path = own._path(noise, seen)
     denoiser = guided(unet_denoiser(own.teacher, torch.cat([empty, seen])), 2.0)
     reached: list[Tensor] = []
@@ -96,8 +102,9 @@ def test_the_teachers_way_is_that_of_the_sampler(model: BlipDiffusion, batch: Su
 
 def test_it_begins_with_noise_as_strong_as_the_model_is_asked_to(model: BlipDiffusion) -> None:
     model.inference = replace(model.inference, noise_scale=0.5)
-    noise = method(model)._noise(500, torch.Generator().manual_seed(0))
-    assert noise.shape[1:] == (4, 4, 4) and abs(noise.std().item() - 0.5) < 0.01
+    for lora, expected in ((False, 1.0), (True, 0.5)):  # the whole student's sampler puts noise of strength 1 back
+        noise = method(model, lora=lora)._noise(torch.Size((500, 4, 4, 4)), torch.Generator().manual_seed(0))
+        assert abs(noise.std().item() - expected) < 0.02
 
 
 def test_the_student_moves_and_the_teacher_does_not(model: BlipDiffusion, batch: SubjectBatch) -> None:
@@ -127,7 +134,7 @@ def test_what_it_exports_draws_in_few_steps(model: BlipDiffusion, batch: Subject
     torch.testing.assert_close(noising_of(pipe.scheduler).alphas_cumprod, own.noising.alphas_cumprod)
 
 
-def with_lora(model: BlipDiffusion, **config: float) -> Consistency:
+def with_lora(model: BlipDiffusion, **config: Any) -> Consistency:
     return method(model, lora=True, rank=2, **config)
 
 
@@ -182,5 +189,7 @@ def test_errors(model: BlipDiffusion) -> None:
         ConsistencyConfig(solver_steps=0)
     with pytest.raises(ConfigError, match="solver_steps is 200: between two levels of the grid lie 100 timesteps"):
         method(model, grid=10, solver_steps=200)
+    with pytest.raises(ConfigError, match="no layer 'to_kk'"):
+        method(model, lora=True, layers=("to_q", "to_kk"))
     with pytest.raises(ConfigError, match="divides the 1000 timesteps"):
         method(model, grid=7, steps=2)

@@ -1,8 +1,10 @@
-"""Latent consistency distillation of the subject model (Luo et al. 2023): pictures in two to four steps, unguided.
+"""Consistency distillation of the subject model (Luo et al. 2023): pictures in two to four steps, unguided.
 
 The student answers for a noised picture what it answers for the same picture one level cleaner, all the way to the
 clean one. The way there is the teacher's: the model as it was, with guidance, which so becomes part of the student: the
-whole U-Net, or a LoRA on it (arXiv:2311.05556), which the model's folder then brings along.
+whole U-Net, or a LoRA on it (arXiv:2311.05556), which the model's folder then brings along. Where updates are few, the
+student can be told at every level where the teacher's whole way ends, which costs more and leaves nothing to be passed
+down from level to level.
 """
 
 import copy
@@ -11,9 +13,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, LCMScheduler
+from diffusers import LCMScheduler
 from torch import Tensor, nn
 
 from blip_diffusion.checkpoint.folder import CONSISTENCY_LORA, save_model
@@ -22,6 +25,7 @@ from blip_diffusion.checkpoint.plain import save_lora
 from blip_diffusion.data.records import SubjectBatch
 from blip_diffusion.diffusion.denoisers import guided, unet_denoiser
 from blip_diffusion.diffusion.noising import Noising
+from blip_diffusion.diffusion.sample import one_way
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training.adapters import add_lora, lora_state
@@ -40,8 +44,8 @@ class ConsistencyConfig:
     rescale: float = 0.6  # and its rescaling
     grid: int = 50  # noise levels from noise to picture, all of which the student learns to skip
     solver_steps: int = 1  # of the teacher from one of them to the next
-    whole_way: bool = False  # learn where the teacher's way from pure noise ends, instead of one's own answer below
-    steps: int = 4  # of sampling with the exported model
+    whole_way: bool = False  # tell the student where the teacher's way from pure noise ends
+    steps: int = 4  # of sampling, while it is trained and with an exported whole model
     lora: bool = False  # a LoRA instead of the whole network
     rank: int = 64
     layers: tuple[str, ...] = THROUGHOUT  # of the U-Net that have one, by the ends of their names
@@ -71,19 +75,20 @@ class Consistency(nn.Module):
                 f"{noising.timesteps // config.grid} timesteps."
             )
         self.teacher = copy.deepcopy(model.unet).requires_grad_(False).eval()
-        self.moving = add_lora(model.unet, config.rank, config.layers) if config.lora else [*model.unet.parameters()]
+        self._moving = add_lora(model.unet, config.rank, config.layers) if config.lora else [*model.unet.parameters()]
         self.model = model
         self.noising = noising
         self.config = config
-        self.as_it_was = model.scheduler, model.inference
-        if config.lora:
-            model.scheduler = DDIMScheduler.from_config(model.scheduler.config, timestep_spacing="trailing")
-        else:
-            model.scheduler = LCMScheduler.from_config(
-                model.scheduler.config, original_inference_steps=config.grid, timestep_scaling=TIMESTEP_SCALING
-            )
+        self._own = model.scheduler, model.inference
+        model.scheduler = one_way(model.scheduler) if config.lora else self._renoising(model.scheduler)
         model.inference = replace(
             model.inference, num_inference_steps=config.steps, guidance_scale=1.0, guidance_rescale=0.0
+        )
+
+    def _renoising(self, scheduler: Any) -> LCMScheduler:
+        """What the whole student is sampled with, by any pipeline: new noise in each step."""
+        return LCMScheduler.from_config(
+            scheduler.config, original_inference_steps=self.config.grid, timestep_scaling=TIMESTEP_SCALING
         )
 
     def train(self, mode: bool = True) -> "Consistency":
@@ -113,7 +118,7 @@ class Consistency(nn.Module):
         with torch.no_grad():
             latents = self.model.latents.encode(pixels).float()
             later, earlier = self._timesteps(len(latents), rng)
-            noised = self.noising.noised(latents, self._noise(len(latents), rng), later)
+            noised = self.noising.noised(latents, self._noise(latents.shape, rng), later)
         guess = self._clean(noised, later, states)  # first: autocast of torch < 2.10 reuses casts made without gradient
         with torch.no_grad():
             return guess, self._clean(self._solved(noised, later, earlier, states), earlier, states)
@@ -121,16 +126,17 @@ class Consistency(nn.Module):
     def _whole_way(self, states: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """The student's answers all along the teacher's way from noise, and where that ends."""
         with torch.no_grad():
-            *path, end = self._path(self._noise(len(states), rng), states)
+            unet = self.model.unet.config
+            shape = torch.Size((len(states), unet.in_channels, unet.sample_size, unet.sample_size))
+            *path, end = self._path(self._noise(shape, rng), states)
         times = self._levels(path[0].device)[:-1].repeat_interleave(len(states))
         guess = self._clean(torch.cat(path), times, states.repeat(len(path), 1, 1))
         return guess, end.repeat(len(path), 1, 1, 1)
 
-    def _noise(self, size: int, rng: torch.Generator) -> Tensor:
-        """As strong as what the model is asked to begin with."""
-        unet = self.model.unet.config
-        shape = (size, self.model.latents.channels, unet.sample_size, unet.sample_size)
-        return self.model.inference.noise_scale * torch.randn(shape, generator=rng, device=rng.device)
+    def _noise(self, shape: torch.Size, rng: torch.Generator) -> Tensor:
+        """On one way, as strong as what a picture begins with; noise that is put back has its whole strength."""
+        scale = self.model.inference.noise_scale if self.config.lora else 1.0
+        return scale * torch.randn(shape, generator=rng, device=rng.device)
 
     def _levels(self, device: torch.device) -> Tensor:
         """Timesteps (grid + 1,) from pure noise down to the clean picture, which `LCMScheduler` samples on."""
@@ -171,7 +177,7 @@ class Consistency(nn.Module):
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """What of the U-Net moves."""
-        return [ParameterGroup("unet", self.moving, 1.0)]
+        return [ParameterGroup("unet", self._moving, 1.0)]
 
     def share(self, batches: Sequence[SubjectBatch], contexts: Sequence[StepContext], gather: Gather) -> None:
         """Pairs are independent of each other."""
@@ -194,6 +200,8 @@ class Consistency(nn.Module):
     @contextmanager
     def _as_it_was(self) -> Iterator[None]:
         student = self.model.scheduler, self.model.inference
-        self.model.scheduler, self.model.inference = self.as_it_was
-        yield
-        self.model.scheduler, self.model.inference = student
+        self.model.scheduler, self.model.inference = self._own
+        try:
+            yield
+        finally:
+            self.model.scheduler, self.model.inference = student
