@@ -115,6 +115,21 @@ def test_a_run_is_a_function_of_its_configuration(runs: Path, tmp_path: Path) ->
     assert once.keys() == twice.keys() and all(torch.equal(once[name], twice[name]) for name in once)
 
 
+def test_a_lora_comes_with_the_model_and_resumes(runs: Path, tmp_path: Path) -> None:
+    own = [*overrides("consistency", runs), "consistency.lora=true", "consistency.rank=2", "consistency.grid=4"]
+    own += ["consistency.whole_way=true", "train.save_every=2"]
+    run(CONFIGS / "debug/consistency.toml", tmp_path, overrides=own)
+    before, whole = weights(runs / "subject/export"), weights(tmp_path / "export")
+    of_lora = [name for name in whole if ".lora_" in name]
+    assert of_lora and all(torch.equal(whole[name], before[name]) for name in whole.keys() - set(of_lora))
+    last = sorted((tmp_path / "checkpoints").iterdir())[-1]
+    shutil.rmtree(last)
+    shutil.rmtree(tmp_path / "export")
+    assert run(CONFIGS / "debug/consistency.toml", tmp_path, overrides=own, resume="latest").step == 4
+    again = weights(tmp_path / "export")
+    assert again.keys() == whole.keys() and all(torch.equal(again[name], whole[name]) for name in whole)
+
+
 def test_a_resumed_run_equals_an_uninterrupted_one(runs: Path, tmp_path: Path) -> None:
     own = overrides("text_to_image", runs)
     path = CONFIGS / "debug/text_to_image.toml"
