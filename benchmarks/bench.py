@@ -44,7 +44,7 @@ class Contender:
     whole: bool = False  # fewer, unequal steps: drawn whole, never computed from short runs
 
 
-ON_OPENVINO, TINY, UNDISTILLED = ("engine", "openvino"), ("tiny_vae", TINY_VAE), ("own_lora", False)
+ON_OPENVINO, TINY, UNDISTILLED = ("engine", "openvino"), ("tiny_vae", TINY_VAE), ("own_lora_steps", None)
 CONTENDERS = (
     Contender(STOCK, "peer"),
     Contender("peer, set to bfloat16", "peer", dtype="bfloat16"),

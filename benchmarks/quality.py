@@ -19,13 +19,14 @@ from blip_diffusion import BlipDiffusionPipeline, images
 from blip_diffusion.data.compose import Composer, ComposerConfig
 from blip_diffusion.data.world import World
 from blip_diffusion.evaluation.networks import Focus, pooled
-from blip_diffusion.pipelines.presets import EXACT, FAST, PRESETS, Preset
+from blip_diffusion.pipelines.presets import EXACT, FAST, PRESETS, TURBO, Preset
 
 SCENES = ("on the beach", "in the snow", "in a forest", "in a kitchen", "on a street", "at night")
 OTHER_SEED = 1000
 VARIANTS = {
     "plain float32": Preset(),
     **PRESETS,
+    "turbo without a consistency LoRA": replace(TURBO, own_lora_steps=None),
     "exact + DPM-Solver++ in 10 steps": replace(EXACT, solver="dpm++", steps=10),
     "exact + UniPC in 10 steps": replace(EXACT, solver="unipc", steps=10),
     "exact + guidance in the first 0.6": replace(EXACT, guidance_interval=(0.0, 0.6)),

@@ -67,6 +67,7 @@ def test_names() -> None:
         ({"guidance_interval": (0.5, 0.2)}, "guidance_interval"),
         ({"guidance_interval": (0.0, 1.5)}, "guidance_interval"),
         ({"steps": 0}, "steps is 0"),
+        ({"own_lora_steps": 0}, "own_lora_steps is 0"),
         ({"reuse_every": 0}, "reuse_every"),
         ({"reuse_layers": 0}, "reuse_layers"),
         ({"lcm_lora": "x"}, "a LoRA wants lcm or ddim"),
@@ -454,7 +455,9 @@ def test_turbo_takes_the_models_own_lora(with_own_lora: Path, dog: Image.Image) 
         assert pipe.get_active_adapters() == active
     pipe.set_preset(replace(TURBO, dtype="own"))
     assert isinstance(pipe.scheduler, diffusers.DDIMScheduler) and pipe.preset.guides is False
-    other = replace(TURBO, own_lora=False)
+    pipe.set_preset(replace(TURBO, own_lora_steps=2))
+    assert pipe.preset.steps_of(50) == 2
+    other = replace(TURBO, own_lora_steps=None)
     pipe.set_preset(other)
     assert pipe.preset == other and pipe.get_active_adapters() == []
 

@@ -48,8 +48,9 @@ class Preset:
     lcm_lora: str | None = None
     """A latent consistency LoRA: a file, a folder, or a hub id. It brings its own guidance, and wants `solver` to be
     "lcm", which puts new noise back at each step, or "ddim", which keeps to one way from noise to picture."""
-    own_lora: bool = False
-    """Draw as `with_lora` says with the latent consistency LoRA that the model's folder brings along, if it does."""
+    own_lora_steps: int | None = None
+    """Draw in so many with the consistency LoRA that the model's folder brings along, if it does: see `with_lora`. What
+    is said here of solver, steps, guidance and features is for other models then."""
     tiny_vae: str | None = None
     """A folder or hub id of an `AutoencoderTiny` to decode with, such as `madebyollin/taesd`."""
 
@@ -57,8 +58,9 @@ class Preset:
         start, end = self.guidance_interval
         if not 0 <= start <= end <= 1:
             raise InputError(f"guidance_interval is {self.guidance_interval}: use two shares from 0 to 1, in order.")
-        if self.steps is not None and self.steps < 1:
-            raise InputError(f"steps is {self.steps}: use 1 or more.")
+        for name in ("steps", "own_lora_steps"):
+            if (steps := getattr(self, name)) is not None and steps < 1:
+                raise InputError(f"{name} is {steps}: use 1 or more.")
         if self.reuse_every < 1 or self.reuse_layers < 1:
             raise InputError(f"reuse_every is {self.reuse_every}, reuse_layers {self.reuse_layers}: use 1 or more.")
         if self.solver == "lcm" and self.lcm_lora is None:
@@ -78,7 +80,7 @@ class Preset:
 
 EXACT = Preset(dtype="auto", channels_last=True)
 FAST = replace(EXACT, solver="dpm++", steps=10, reuse_every=3, passes=2)
-TURBO = replace(FAST, steps=4, guidance_interval=(0.0, 0.5), own_lora=True)
+TURBO = replace(FAST, steps=4, guidance_interval=(0.0, 0.5), own_lora_steps=4)
 PRESETS = {"exact": EXACT, "fast": FAST, "turbo": TURBO}
 
 
@@ -96,9 +98,10 @@ def ordered(choice: str, engine: Engine) -> Preset:
     return replace(named(choice) if choice else Preset(), dtype="own", engine=engine)
 
 
-def with_lora(lora: str, base: Preset = TURBO, *, solver: Solver = "lcm") -> Preset:
-    """Few steps by a latent consistency LoRA (Luo et al. 2023): guidance is in it, and steps have less in common."""
-    return replace(base, lcm_lora=lora, solver=solver, steps=4, guidance_interval=(0.0, 1.0), reuse_every=1, passes=1)
+def with_lora(lora: str, base: Preset = TURBO, *, solver: Solver = "lcm", steps: int = 4) -> Preset:
+    """Few steps by a consistency LoRA (Luo et al. 2023): guidance is in it, and steps have less in common."""
+    plain = replace(base, own_lora_steps=None, guidance_interval=(0.0, 1.0), reuse_every=1, passes=1)
+    return replace(plain, lcm_lora=lora, solver=solver, steps=steps)
 
 
 def precision(choice: Precision, device: torch.device) -> torch.dtype | None:

@@ -88,8 +88,8 @@ class SpeedMixin:
         """
         pipe: Any = self
         chosen = named(choice)
-        if chosen.own_lora and chosen.lcm_lora is None and self.consistency_lora is not None:
-            chosen = with_lora(str(self.consistency_lora), base=chosen, solver="ddim")
+        if chosen.own_lora_steps and chosen.lcm_lora is None and self.consistency_lora is not None:
+            chosen = with_lora(str(self.consistency_lora), chosen, solver="ddim", steps=chosen.own_lora_steps)
         own = self.own_scheduler
         if isinstance(own, LCMScheduler):
             chosen = replace(
