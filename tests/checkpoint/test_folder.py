@@ -124,6 +124,14 @@ def test_a_saved_pipeline_is_the_same_bit_for_bit(
             assert path.read_bytes() == (tmp_path / "third" / path.relative_to(tmp_path / "again")).read_bytes(), path
 
 
+def test_who_may_read_what_is_saved_is_for_the_umask_to_say(pipe: BlipDiffusionPipeline, tmp_path: Path) -> None:
+    pipe.save_pretrained(tmp_path)
+    plain = tmp_path / "plain"
+    plain.touch()
+    modes = {path.stat().st_mode for path in tmp_path.rglob("*") if path.is_file()}
+    assert modes == {plain.stat().st_mode}
+
+
 def test_settings_travel_with_the_folder(pipe: BlipDiffusionPipeline, tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path)
     assert read_parts(tmp_path).inference == InferenceConfig(1, 3, 3.0, 0.6)

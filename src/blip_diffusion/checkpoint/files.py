@@ -125,7 +125,11 @@ def save_state(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    partial.touch()
+    mode = partial.stat().st_mode  # what the umask says; safetensors would keep the file from everyone else
     save_file(contiguous(state, dtype), partial, metadata={"format": "pt", **(header or {})})
+    partial.chmod(mode)
     partial.replace(path)
 
 

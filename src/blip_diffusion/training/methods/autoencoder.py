@@ -17,6 +17,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from blip_diffusion.checkpoint.parts import save_diffusers
 from blip_diffusion.data.records import SubjectBatch
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.modules.perceptual import PatchDiscriminator, hinge
@@ -125,7 +126,7 @@ class Autoencoder(nn.Module):
         """The VAE; its scaling factor brings the latents to unit variance (Rombach et al. 2022, appendix G)."""
         if self.config.train_encoder:
             self.vae.register_to_config(scaling_factor=round(float(self.latent_variance.rsqrt()), 5))
-        self.vae.save_pretrained(folder / "vae")
+        save_diffusers("vae", self.vae, folder / "vae")
 
 
 def random_crops(pixels: Tensor, size: int, rng: torch.Generator) -> Tensor:
