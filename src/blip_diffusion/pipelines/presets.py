@@ -2,7 +2,7 @@
 
     exact   the same sampling; only the arithmetic is done faster, within the error of bfloat16
     fast    a better solver in ten steps, deep features of one step in three used again
-    turbo   previews: four steps, with the model's latent consistency LoRA if it has one, else half of them guided
+    turbo   two steps with the model's own consistency LoRA, as `mini` has one; else previews: four, half of them guided
 
 What each costs in quality and what it gains is measured in docs/performance.md. Under a ControlNet the U-Net is run
 whole, by torch, in one pass a step: OpenVINO, `passes` and `reuse_every` don't touch it.
@@ -80,7 +80,7 @@ class Preset:
 
 EXACT = Preset(dtype="auto", channels_last=True)
 FAST = replace(EXACT, solver="dpm++", steps=10, reuse_every=3, passes=2)
-TURBO = replace(FAST, steps=4, guidance_interval=(0.0, 0.5), own_lora_steps=4)
+TURBO = replace(FAST, steps=4, guidance_interval=(0.0, 0.5), own_lora_steps=2)
 PRESETS = {"exact": EXACT, "fast": FAST, "turbo": TURBO}
 
 
