@@ -1,5 +1,6 @@
 """The model that ships: it is there, small enough, and looks at both the picture and the words."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 from blip_diffusion import BlipDiffusionPipeline
 from blip_diffusion.checkpoint.parts import ASSETS
+from blip_diffusion.pipelines.presets import TURBO
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -19,11 +21,11 @@ def mini() -> BlipDiffusionPipeline:
     return pipe
 
 
-def draw(pipe: BlipDiffusionPipeline, prompts: list[str], name: str) -> torch.Tensor:
+def draw(pipe: BlipDiffusionPipeline, prompts: list[str], name: str, *, steps: int | None = 8) -> torch.Tensor:
     """(B, 3) mean colours of the middle, then of the four corners, all from one noise."""
     picture = Image.open(EXAMPLES / name)
     noise = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0)).expand(len(prompts), -1, -1, -1)
-    settings = {"num_inference_steps": 8, "output_type": "pt", "latents": noise}
+    settings = {"num_inference_steps": steps, "output_type": "pt", "latents": noise}
     pixels = pipe(prompts, picture, Path(name).stem, Path(name).stem, **settings).images
     corners = torch.cat([pixels[:, :, :24, :24], pixels[:, :, -24:, -24:]], dim=-1)
     return torch.stack([pixels[:, :, 40:88, 40:88].mean(dim=(2, 3)), corners.mean(dim=(2, 3))])
@@ -43,3 +45,18 @@ def test_it_follows_the_reference(mini: BlipDiffusionPipeline) -> None:
     (apple, _), (dog, _) = (draw(mini, ["on grass"], name) for name in ("apple.png", "dog.png"))
     assert apple[0, 0] > apple[0, 2] + 0.2  # a red apple
     assert dog[0, 2] > dog[0, 0] + 0.2  # a blue dog
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
+def test_turbo_follows_both_in_two_steps_without_guidance() -> None:
+    pipe = BlipDiffusionPipeline.from_pretrained("mini")
+    pipe.set_progress_bar_config(disable=True)
+    pipe.set_preset(replace(TURBO, dtype="float32"))
+    asked: list[int] = []
+    pipe.unet.register_forward_pre_hook(lambda module, given: asked.append(len(given[0])))
+    (apple, _), (dog, corners) = (
+        draw(pipe, ["on a plain red background"], name, steps=None) for name in ("apple.png", "dog.png")
+    )
+    assert asked == [1] * 4
+    assert apple[0, 0] > apple[0, 2] + 0.2 and dog[0, 2] > dog[0, 0] + 0.1
+    assert corners[0, 0] > corners[0, 2] + 0.2
