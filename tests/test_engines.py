@@ -12,7 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from blip_diffusion.diffusion.shortcuts import ShallowUNet, WholeUNet
-from blip_diffusion.engines import cache_folder, key_of, openvino
+from blip_diffusion.engines import cache_folder, key_of, modules_of, openvino
 from blip_diffusion.model import BlipDiffusion
 
 X = torch.linspace(-1, 1, 12).view(2, 6)
@@ -181,3 +181,9 @@ def test_what_it_cant_run_torch_does(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(run(X, torch.tensor(2))[0], network(X, torch.tensor(2))[0])  # said once
+
+
+def test_all_modules_in_torchs_own_order(model: BlipDiffusion) -> None:
+    shared = nn.Linear(2, 2)
+    for network in (model, model.unet, nn.ModuleList([shared, nn.Sequential(shared), nn.Linear(2, 2)])):
+        assert list(modules_of(network)) == list(network.modules())

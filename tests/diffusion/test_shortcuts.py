@@ -67,9 +67,11 @@ def test_features_are_used_again(given: tuple[Tensor, Tensor, Tensor]) -> None:
 @torch.no_grad()
 def test_half_precision_stays_inside(given: tuple[Tensor, Tensor, Tensor]) -> None:
     net = unet().to(torch.bfloat16)
-    answer, deep = WholeUNet(net)(*given)
+    latents, timestep, text = given
+    own = text.to(torch.bfloat16)
+    answer, deep = WholeUNet(net)(latents, timestep, own)
     assert answer.dtype == torch.float32 and deep.dtype == torch.bfloat16
-    assert ShallowUNet(net)(*given, deep).dtype == torch.float32
+    assert ShallowUNet(net)(latents, timestep, own, deep).dtype == torch.float32
 
 
 def test_what_cant_be_divided() -> None:

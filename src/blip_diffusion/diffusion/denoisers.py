@@ -17,10 +17,10 @@ def unet_denoiser(unet: Any, text: Tensor) -> Denoiser:
 
     It computes in its own precision; latents keep theirs, in which a solver's small steps add up.
     """
-    text = text.to(unet.dtype)
+    text = text.to(unet.dtype)  # which asks every layer: once is enough
 
     def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
-        answer: Tensor = unet(latents.to(unet.dtype), timestep, encoder_hidden_states=text, return_dict=False)[0]
+        answer: Tensor = unet(latents.to(text.dtype), timestep, encoder_hidden_states=text, return_dict=False)[0]
         return answer.to(latents.dtype)
 
     return denoise
@@ -63,7 +63,7 @@ def controlled_denoiser(
     def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
         step = next(counter)
         added: list[Tensor] = []
-        given = latents.to(unet.dtype)
+        given = latents.to(text.dtype)
         for control in controls:
             if control.speaks(step, steps):
                 more = _control(control, given, timestep, text, guess=guess, halved=guess and doubled)

@@ -16,7 +16,9 @@ from blip_diffusion.diffusion.denoisers import Denoiser
 from blip_diffusion.errors import InputError
 
 Whole = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Latents (B, C, H, W), a timestep and text states (B, L, D) to the answer and the deep features (B, F, H, W)."""
+"""Latents (B, C, H, W), a timestep and text states (B, L, D) to the answer and the deep features (B, F, H, W).
+
+The text states are in the U-Net's own precision; the latents keep theirs."""
 Shallow = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """The same and such features to the answer."""
 
@@ -34,9 +36,8 @@ class WholeUNet(nn.Module):
         return f"layers={self.layers}"  # which tells one from another where weights and names don't
 
     def forward(self, latents: Tensor, timestep: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        dtype = self.unet.dtype
         with _inputs(self.unet.up_blocks[-1].resnets[-self.layers]) as seen:
-            given = latents.to(dtype), timestep, text.to(dtype)
+            given = latents.to(text.dtype), timestep, text
             answer = self.unet._call_impl(*given, return_dict=False)[0]  # a graph compiled before knows no later hooks
         skipped = self.unet.config.block_out_channels[0]  # of the input, the last channels come over the skip
         return answer.to(latents.dtype), seen[0][:, :-skipped]
@@ -58,8 +59,8 @@ class ShallowUNet(nn.Module):
         return f"layers={self.layers}"  # which tells one from another where weights and names don't
 
     def forward(self, latents: Tensor, timestep: Tensor, text: Tensor, deep: Tensor) -> Tensor:
-        unet, text = self.unet, text.to(self.unet.dtype)
-        x = unet.conv_in(latents.to(unet.dtype))
+        unet = self.unet
+        x = unet.conv_in(latents.to(text.dtype))
         time = unet.time_embedding(unet.get_time_embed(x, timestep), None)
         skips = [x]
         for index in range(self.layers - 1):

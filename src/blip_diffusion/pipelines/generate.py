@@ -282,12 +282,13 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         )
         controls = self._controls(control, len(request.prompts), num_images_per_prompt, height, width, control_resample)
         generators = self._generators(generator, len(request.prompts))
-        latents = self._noise(latents, generators, height, width, self._or_own(noise_scale, "noise_scale"))
+        device = self._execution_device  # which asks every layer for hooks
+        latents = self._noise(latents, generators, height, width, self._or_own(noise_scale, "noise_scale"), device)
         if not self.preset.guides and (guidance_scale not in (None, 1) or negative_prompt or neg_prompt):
             warnings.warn("The preset's LoRA brings its own guidance: no other has a say, nor negatives.", stacklevel=3)
         scale = self._or_own(guidance_scale, "guidance_scale")
         rescale = self._or_own(guidance_rescale, "guidance_rescale")
-        self.scheduler.set_timesteps(steps, device=self._execution_device)
+        self.scheduler.set_timesteps(steps, device=device)
         another = reference_image is not None and self.active_subjects
         base = self.without_subjects() if another else nullcontext()
         with base, self._loras_in_weights(), self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
@@ -432,10 +433,16 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         return spread(generators, size)
 
     def _noise(
-        self, given: Tensor | None, generators: list[torch.Generator], height: int, width: int, scale: float
+        self,
+        given: Tensor | None,
+        generators: list[torch.Generator],
+        height: int,
+        width: int,
+        scale: float,
+        device: torch.device,
     ) -> Tensor:
         factor, channels = self.model.latents.factor, self.model.latents.channels
-        like = torch.empty(0, device=self._execution_device)  # float32: in each precision a seed means the same noise
+        like = torch.empty(0, device=device)  # float32: in each precision a seed means the same noise
         shape = (channels, height // factor, width // factor)
         if given is None:
             return scale * initial_noise(shape, generators, like)

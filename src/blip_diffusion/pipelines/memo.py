@@ -8,7 +8,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from blip_diffusion.engines import adapters_of
+from blip_diffusion.engines import adapters_of, modules_of
 
 
 class Memo:
@@ -39,7 +39,9 @@ def state_of(module: nn.Module) -> Hashable:
     """
     tensors = tuple(
         (id(t), t.dtype, t.device, 0 if t.is_inference() else t._version)
-        for t in chain(module.parameters(), module.buffers())
+        for part in modules_of(module)
+        for t in chain(part._parameters.values(), part._buffers.values())
+        if t is not None
     )
     return weakref.ref(module), tensors, adapters_of(module)
 

@@ -181,6 +181,7 @@ class SpeedMixin:
         unet, layers = self.unet, self.preset.reuse_layers  # type: ignore[attr-defined]
         if self.preset.reuse_every == 1 and self.preset.engine != "openvino":
             return unet_denoiser(unet, text)
+        text = text.to(unet.dtype)
         whole = self._run("whole U-Net", unet, lambda: WholeUNet(unet, layers))
         shallow = self._run("shallow U-Net", unet, lambda: ShallowUNet(unet, layers))
         return reusing(whole, shallow, text, self.preset.reuse_every)
