@@ -22,9 +22,8 @@ from blip_diffusion.checkpoint.parts import ASSETS
 from blip_diffusion.data.compose import Composer
 from blip_diffusion.data.vocabulary import world_sentences
 from blip_diffusion.data.world import World
-from blip_diffusion.devices import has_bfloat16
 from blip_diffusion.training.ema import Ema
-from blip_diffusion.training.loop import attention_on, placed
+from blip_diffusion.training.loop import attention_on, placed, precision_on
 from blip_diffusion.training.method import StepContext
 from blip_diffusion.training.optim import adamw, freeze_the_rest
 from blip_diffusion.training.run import METHODS, Material, RunConfig
@@ -68,7 +67,8 @@ def measured(stage: str, world: World, steps: int) -> str:
     def step(number: int) -> None:
         with phase("composition"):
             batch = composer(number)
-        with phase("forward"), torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16()):
+        bf16 = torch.autocast("cpu", torch.bfloat16, enabled=precision_on(CPU, config.train) == "bf16")
+        with phase("forward"), bf16:
             context = StepContext(number, torch.Generator().manual_seed(number))
             with torch.no_grad():
                 shared = method.share([batch], [context], lambda rows: rows)

@@ -108,12 +108,15 @@ def modules_of(network: nn.Module) -> Iterator[nn.Module]:
             waiting.extend(part for part in reversed(module._modules.values()) if part is not None)
 
 
+def _tuned(network: nn.Module) -> list[BaseTunerLayer]:
+    return [module for module in modules_of(network) if isinstance(module, BaseTunerLayer)]
+
+
 def adapters_of(network: nn.Module) -> Hashable:
     """Which LoRAs are active in each layer, and how strongly: what neither weights nor names tell."""
     return tuple(
         (tuple(layer.active_adapters), layer.disable_adapters, tuple(sorted(getattr(layer, "scaling", {}).items())))
-        for layer in modules_of(network)
-        if isinstance(layer, BaseTunerLayer)
+        for layer in _tuned(network)
     )
 
 
@@ -140,7 +143,7 @@ def _convert(ov: Any, network: nn.Module, example: tuple[Tensor, ...], folder: P
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     plain = network
-    if _has_adapters(network) or not all(_is_plain(tensor) for tensor in network.state_dict().values()):
+    if _tuned(network) or not all(_is_plain(tensor) for tensor in network.state_dict().values()):
         plain = _merged(copy.deepcopy(network).float().cpu())
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's tracer warns of every Python branch on a shape
@@ -155,14 +158,10 @@ def _convert(ov: Any, network: nn.Module, example: tuple[Tensor, ...], folder: P
     partial.rename(folder)
 
 
-def _has_adapters(network: nn.Module) -> bool:
-    return any(isinstance(module, BaseTunerLayer) for module in network.modules())
-
-
 def _merged(network: nn.Module) -> nn.Module:
     """The network itself, with its active LoRAs in the weights, where they cost nothing."""
-    for layer in network.modules():
-        if isinstance(layer, BaseTunerLayer) and not layer.disable_adapters:
+    for layer in _tuned(network):
+        if not layer.disable_adapters:
             layer.merge()
     return network
 

@@ -241,15 +241,19 @@ def attention_on(device: torch.device) -> AbstractContextManager[None]:
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
+def precision_on(device: torch.device, config: TrainConfig) -> str:
+    """What `mixed_precision` means there, by accelerate's names."""
+    return PRECISIONS[fastest_dtype(device)] if config.mixed_precision == "auto" else config.mixed_precision
+
+
 def _accelerator(config: TrainConfig) -> Accelerator:
     if config.mixed_precision == "fp16" and (config.device == "cpu" or not torch.cuda.is_available()):
         raise ConfigError("mixed_precision fp16 needs a GPU; use auto, bf16 or no.")
     AcceleratorState._reset_state(reset_partial_state=True)  # a second run in one process may choose otherwise
     unused = DistributedDataParallelKwargs(find_unused_parameters=config.unused_parameters)
     device = device_of(config.device)
-    precision = PRECISIONS[fastest_dtype(device)] if config.mixed_precision == "auto" else config.mixed_precision
     cpu = device.type == "cpu"  # said, or processes would not meet
-    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[unused])
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision_on(device, config), kwargs_handlers=[unused])
     accelerator.gradient_accumulation_steps = 1  # the division is ours, whatever the environment says
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32

@@ -23,7 +23,7 @@ from blip_diffusion.checkpoint.folder import CONSISTENCY_LORA, save_model
 from blip_diffusion.checkpoint.lora import THROUGHOUT
 from blip_diffusion.checkpoint.plain import save_lora
 from blip_diffusion.data.records import SubjectBatch
-from blip_diffusion.diffusion.denoisers import guided, unet_denoiser
+from blip_diffusion.diffusion.denoisers import Denoiser, guided, unet_denoiser
 from blip_diffusion.diffusion.noising import Noising
 from blip_diffusion.diffusion.sample import one_way
 from blip_diffusion.errors import ConfigError
@@ -121,7 +121,7 @@ class Consistency(nn.Module):
             noised = self.noising.noised(latents, self._noise(latents.shape, rng), later)
         guess = self._clean(noised, later, states)  # first: autocast of torch < 2.10 reuses casts made without gradient
         with torch.no_grad():
-            return guess, self._clean(self._solved(noised, later, earlier, states), earlier, states)
+            return guess, self._clean(self._solved(noised, later, earlier, self._teach(states)), earlier, states)
 
     def _whole_way(self, states: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """The student's answers all along the teacher's way from noise, and where that ends."""
@@ -145,9 +145,9 @@ class Consistency(nn.Module):
 
     def _path(self, noise: Tensor, states: Tensor) -> list[Tensor]:
         """What the teacher makes of noise at each level."""
-        path, levels = [noise], self._levels(noise.device)
+        path, levels, teach = [noise], self._levels(noise.device), self._teach(states)
         for later, earlier in itertools.pairwise(levels):
-            path.append(self._solved(path[-1], later.expand(len(noise)), earlier.expand(len(noise)), states))
+            path.append(self._solved(path[-1], later.expand(len(noise)), earlier.expand(len(noise)), teach))
         return path
 
     def _timesteps(self, size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -156,11 +156,14 @@ class Consistency(nn.Module):
         which = torch.randint(0, self.config.grid, (size,), generator=rng, device=rng.device)
         return levels[which], levels[which + 1]
 
-    def _solved(self, noised: Tensor, later: Tensor, earlier: Tensor, states: Tensor) -> Tensor:
-        """Steps of DDIM (Song et al. 2021) with the guided teacher."""
+    def _teach(self, states: Tensor) -> Denoiser:
+        """The guided teacher, of a timestep each."""
         empty = self.model.text_states([""]).expand(len(states), -1, -1)
         both = unet_denoiser(self.teacher, torch.cat([empty, states]))
-        teach = guided(lambda x, t: both(x, t.repeat(2)), self.config.guidance, rescale=self.config.rescale)
+        return guided(lambda x, t: both(x, t.repeat(2)), self.config.guidance, rescale=self.config.rescale)
+
+    def _solved(self, noised: Tensor, later: Tensor, earlier: Tensor, teach: Denoiser) -> Tensor:
+        """Steps of DDIM (Song et al. 2021) with the teacher."""
         for step in range(self.config.solver_steps):
             now, then = (later + (earlier - later) * done // self.config.solver_steps for done in (step, step + 1))
             clean = self.noising.clean(noised, teach(noised, now).float(), now)
