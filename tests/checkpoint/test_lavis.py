@@ -260,13 +260,15 @@ def test_a_controlnet_and_the_papers_go_along(controlled: Path, tmp_path: Path) 
     assert (tmp_path / "out" / "LICENCES.md").read_text() == "# LICENCES.md"
 
 
-def test_lavis_has_no_controlnet(controlled: Path, tmp_path: Path) -> None:
+def test_lavis_has_no_controlnet_and_no_lora(controlled: Path, tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match="LAVIS has no place for a ControlNet: convert a copy of the model without"
     ):
         convert(str(controlled), tmp_path / "out", to="lavis")
     shutil.rmtree(controlled / "controlnet")
-    convert(str(controlled), tmp_path / "out", to="lavis")
+    save_file({"down.lora_A.weight": torch.ones(2, 4)}, controlled / "consistency_lora.safetensors")
+    with pytest.warns(match="consistency LoRA is left out: LAVIS has no place for it"):
+        convert(str(controlled), tmp_path / "out", to="lavis")
     assert (tmp_path / "out" / lavis.BLIP).is_file() and (tmp_path / "out" / "README.md").is_file()
 
 

@@ -107,7 +107,8 @@ def test_a_resumed_tuning_equals_an_uninterrupted_one(
 
 @pytest.mark.parametrize("method", ["dreambooth", "dreambooth-lora", "textual-inversion"])
 def test_the_methods_it_is_compared_with(method: str, tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
-    config = TuneConfig(method=method, steps=1, batch_size=1, prior_images=1 if method == "dreambooth" else 0)  # type: ignore[arg-type]
+    prior = 1 if method == "dreambooth" else 0
+    config = TuneConfig(method=method, steps=1, batch_size=1, prior_images=prior, mixed_precision="auto")  # type: ignore[arg-type]
     out = tmp_path / ("rex" if method == "dreambooth" else "rex.safetensors")
     if method == "dreambooth":
         out.mkdir()  # an empty folder is as good as none

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -35,7 +36,7 @@ def convert(
     `source` is `mini`, a model's folder, a hub id, LAVIS' folder or archive, or what LAVIS' tuning saved, which needs
     its `base`. `unet` and `vae` are folders or Stable Diffusion 1.5 files that replace the model's. Stage 1's heads, a
     tuned subject of LAVIS, and the folder's README and licences are kept beside the model; a consistency LoRA is with
-    its own U-Net, in our layout. `out` may be the source.
+    its own U-Net, in our layout, and a warning says where it is left out. `out` may be the source.
     Raises `CheckpointError` before anything is written.
     """
     check_writable(out.parent)
@@ -47,18 +48,25 @@ def convert(
         original = _read(path, Path(scratch) / "unpacked", base)
         if unet is not None:
             original.model.unet = load_unet(unet, config=original.model.unet.config)
-            original.consistency_lora = None  # which was for the other
+            _leave_lora(original, "it was for the other U-Net")
         if vae is not None:
             original.model.vae = load_vae(vae, config=original.model.vae.config)
         check_fit(original.model)
         made = Path(scratch) / "made"
         if to == "lavis":
+            _leave_lora(original, "LAVIS has no place for it")
             lavis.write_original(original, made, dtype=dtype)
         else:
             _write(original, made, dtype)
         for paper in _papers(path):
             shutil.copy2(paper, made / paper.name)
         take_place(made, out, aside=Path(scratch) / "earlier")
+
+
+def _leave_lora(original: Original, why: str) -> None:
+    if original.consistency_lora is not None:
+        warnings.warn(f"The model's consistency LoRA is left out: {why}.", stacklevel=3)
+        original.consistency_lora = None
 
 
 def take_place(made: Path, out: Path, *, aside: Path) -> None:

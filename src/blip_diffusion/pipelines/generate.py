@@ -2,7 +2,6 @@
 
 import itertools
 import warnings
-import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
@@ -34,7 +33,7 @@ from blip_diffusion.model import BlipDiffusion, InferenceConfig, ReferenceConfig
 from blip_diffusion.pipelines.broadcast import OneOrMany, common_length, copied, many, spread, words
 from blip_diffusion.pipelines.control import ControlRequest, Numbers, Pictures, Resample, control_request
 from blip_diffusion.pipelines.memo import Memo, bytes_of, state_of
-from blip_diffusion.pipelines.speed import SpeedMixin
+from blip_diffusion.pipelines.speed import OWN_LORAS, SpeedMixin
 from blip_diffusion.pipelines.subjects import SubjectsMixin
 from blip_diffusion.prompts import subject_prompt, warn_of_dropped
 
@@ -145,7 +144,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         pipe = cls.from_model(whole(parts, folder), controlnet=parts.controlnet)
         pipe.register_to_config(_name_or_path=str(name_or_path))
         if unet is None and parts.consistency_lora is not None:
-            pipe._own_lora = parts.consistency_lora, weakref.ref(pipe.unet)
+            OWN_LORAS[pipe.unet] = parts.consistency_lora
         return pipe
 
     def fuse_lora(self, *what: Any, **how: Any) -> None:

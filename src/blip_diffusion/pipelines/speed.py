@@ -25,6 +25,8 @@ from blip_diffusion.pipelines.presets import Preset, named, precision, solver, w
 
 LCM = "blip-diffusion-lcm"
 """The name of the adapter that `lcm_lora` becomes."""
+OWN_LORAS: weakref.WeakKeyDictionary[nn.Module, Path] = weakref.WeakKeyDictionary()
+"""U-Nets whose model's folder brought a consistency LoRA along, and its file: whatever pipeline they are in."""
 
 
 class Decoder(nn.Module):
@@ -73,7 +75,6 @@ class SpeedMixin:
     """`pipe.set_preset("fast")`; the choices stay until others are made."""
 
     preset: Preset = Preset()
-    _own_lora: tuple[Path, weakref.ref[Any]] | None = None  # a file, and the U-Net that it came with
     _schedulers: tuple[Any, Any] = (None, None)  # the model's own, and the preset's over the same noise levels
     _tiny: Any = None
     _folded: tuple[Hashable, Folded] | None = None
@@ -117,8 +118,7 @@ class SpeedMixin:
     @property
     def consistency_lora(self) -> Path | None:
         """The file of the model's own, while its U-Net is the model's own."""
-        path, unet = self._own_lora or (None, None)
-        return path if unet is not None and unet() is self.unet else None  # type: ignore[attr-defined]
+        return OWN_LORAS.get(self.unet)  # type: ignore[attr-defined]
 
     def _use_lora(self, path: str | None) -> None:
         """This latent consistency LoRA or none, beside whatever others are active."""

@@ -77,7 +77,7 @@ def fitted(config: TuneConfig, gigabytes: int) -> TuneConfig:
             batch_size=batch_size,
             eight_bit=eight,
             gradient_checkpointing=checkpointing,
-            mixed_precision="bf16" if torch.cuda.is_available() else "no",
+            mixed_precision="auto" if torch.cuda.is_available() else "no",
         )
         if estimate(tried).total <= gigabytes:
             return tried

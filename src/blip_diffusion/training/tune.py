@@ -24,7 +24,7 @@ from blip_diffusion.checkpoint.subject_file import (
     write_subject,
 )
 from blip_diffusion.data.photos import Masks, Photo, PhotoBatches, Segmenter, Source, read_photos, squares
-from blip_diffusion.devices import device_of
+from blip_diffusion.devices import device_of, fastest_dtype
 from blip_diffusion.errors import CheckpointError, ConfigError, InputError
 from blip_diffusion.images import Fit
 from blip_diffusion.model import BlipDiffusion
@@ -91,7 +91,7 @@ class TuneConfig:
     fit: Fit = "crop"
     seed: int = 0
     device: Literal["auto", "cpu"] = "auto"
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["no", "auto", "bf16", "fp16"] = "no"
     gradient_checkpointing: bool = False
     """Computes what the backward pass needs a second time instead of keeping it."""
     eight_bit: bool = False
@@ -391,4 +391,6 @@ def _width(model: BlipDiffusion) -> int:
 
 def _dtype(config: TuneConfig) -> torch.dtype:
     """Of what is frozen."""
+    if config.mixed_precision == "auto":
+        return fastest_dtype(device_of(config.device))
     return {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.mixed_precision]
