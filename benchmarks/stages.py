@@ -1,36 +1,46 @@
-"""Where a training step's time goes, for the stages of `mini`: its phases, and the operators that cost most.
+"""Where a training step's time goes, for the stages of `mini` and for tuning it: phases, operators, and the share of
+what the machine's processor could do.
 
     python benchmarks/stages.py --world world/world.zip --steps 3
 
 It takes the steps of the loop one after another, in one process and thread, so that phases don't overlap; the loop
-itself composes the next batch while it steps.
+itself composes the next batch while it steps. Operations are counted, not estimated: those of matrix products,
+convolutions and attention, two a multiplication and addition.
 """
 
 import argparse
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from machine import ceiling
+from PIL import Image
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from blip_diffusion import config as configuration
+from blip_diffusion.checkpoint.folder import read_parts, whole
 from blip_diffusion.checkpoint.parts import ASSETS
 from blip_diffusion.data.compose import Composer
+from blip_diffusion.data.photos import read_photos
 from blip_diffusion.data.vocabulary import world_sentences
 from blip_diffusion.data.world import World
 from blip_diffusion.training.ema import Ema
-from blip_diffusion.training.loop import attention_on, placed, precision_on
+from blip_diffusion.training.loop import TrainConfig, attention_on, placed, precision_on
 from blip_diffusion.training.method import StepContext
-from blip_diffusion.training.optim import adamw, freeze_the_rest
+from blip_diffusion.training.optim import OptimConfig, adamw, freeze_the_rest
 from blip_diffusion.training.run import METHODS, Material, RunConfig
+from blip_diffusion.training.tune import TuneConfig, prepare
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "mini"
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs" / "mini"
 CPU = torch.device("cpu")
-STAGES = ("autoencoder", "text_to_image", "representation", "subject", "consistency")
+STAGES = ("autoencoder", "text_to_image", "representation", "subject", "consistency", "tuning")
 
 
 def main() -> None:
@@ -41,59 +51,104 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     flags = parser.parse_args()
-    torch.set_num_threads(flags.threads)
+    able = ceiling(flags.threads)
     world = World.load(flags.world)
     with attention_on(CPU):
         for stage in flags.stages:
-            print(f"\n{stage}\n" + measured(stage, world, flags.steps), flush=True)
+            lesson = Lesson(*(tuning() if stage == "tuning" else of_a_stage(stage, world)))
+            print(f"\n{stage}\n" + measured(lesson, flags.steps, able), flush=True)
 
 
-def measured(stage: str, world: World, steps: int) -> str:
-    """Processor time of a step, after one that warms up."""
+def of_a_stage(stage: str, world: World) -> tuple[Any, Callable[[int], Any], TrainConfig]:
+    """Its method, its batches, and how it is trained."""
     start = [] if stage == "autoencoder" else [str(ASSETS / "mini")]
     config = configuration.build(RunConfig, configuration.read(CONFIGS / f"{stage}.toml", [f"model.start={start}"]))
     composer = Composer(world, config.world.compose, batch_size=config.world.batch_size, seed=0)
-    method: Any = placed(METHODS[stage](Material(config, world_sentences(world), composer(0)["reference"])), CPU)
-    trainable = freeze_the_rest(method, method.parameter_groups())
-    optimizer, ema = adamw(method.parameter_groups(), config.train.optim), Ema(trainable, config.train.ema_decay)
-    spent: dict[str, float] = defaultdict(float)
+    method = METHODS[stage](Material(config, world_sentences(world), composer(0)["reference"]))
+    return method, composer, config.train
+
+
+def tuning() -> tuple[Any, Callable[[int], Any], TrainConfig]:
+    """Few-shot tuning of a subject, as `blip-diffusion tune` does it."""
+    folder = ASSETS / "mini"
+    photos = read_photos([Image.open(ROOT / "examples" / "dog.png")] * 3, masks="auto")
+    lesson = prepare(whole(read_parts(folder), folder), photos, "dog", "rex", TuneConfig())
+    config = TrainConfig(steps=1, optim=OptimConfig(lr=lesson.config.learning_rate or 0.0), ema_decay=0.0)
+    return lesson.method, lesson.batches, config
+
+
+class Lesson:
+    """One stage's steps, and what each phase of them takes of the processor's time."""
+
+    def __init__(self, method: Any, batches: Callable[[int], Any], config: TrainConfig) -> None:
+        self.method: Any = placed(method, CPU)
+        self.batches, self.config = batches, config
+        self.trainable = freeze_the_rest(self.method, self.method.parameter_groups())
+        self.optimizer = adamw(self.method.parameter_groups(), config.optim)
+        self.ema = Ema(self.trainable, config.ema_decay) if config.ema_decay else None
+        self.precision = precision_on(CPU, config)
+        self.spent: dict[str, float] = defaultdict(float)
 
     @contextmanager
-    def phase(name: str) -> Iterator[None]:
+    def _phase(self, name: str) -> Iterator[None]:
         began = time.process_time()
         yield
-        spent[name] += time.process_time() - began
+        self.spent[name] += time.process_time() - began
 
-    def step(number: int) -> None:
-        with phase("composition"):
-            batch = composer(number)
-        bf16 = torch.autocast("cpu", torch.bfloat16, enabled=precision_on(CPU, config.train) == "bf16")
-        with phase("forward"), bf16:
+    def step(self, number: int) -> None:
+        """One, as the loop takes it."""
+        with self._phase("composition"):
+            batch = self.batches(number)
+        with self._phase("forward"), torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
             context = StepContext(number, torch.Generator().manual_seed(number))
             with torch.no_grad():
-                shared = method.share([batch], [context], lambda rows: rows)
-            loss = method(batch, StepContext(number, torch.Generator().manual_seed(number), shared))["loss"]
-        with phase("backward"):
+                shared = self.method.share([batch], [context], lambda rows: rows)
+            loss = self.method(batch, StepContext(number, torch.Generator().manual_seed(number), shared))["loss"]
+        with self._phase("backward"):
             loss.backward()
-        with phase("clip, optimizer, average"):
-            torch.nn.utils.clip_grad_norm_(trainable.values(), config.train.optim.clip or float("inf"), foreach=True)
-            optimizer.step()
-            optimizer.zero_grad()
-            ema.update(number)
+        with self._phase("clip, optimizer, average"):
+            clip = self.config.optim.clip or float("inf")
+            torch.nn.utils.clip_grad_norm_(self.trainable.values(), clip, foreach=True)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            if self.ema is not None:
+                self.ema.update(number)
 
-    step(0)
-    spent.clear()
+
+@dataclass(frozen=True)
+class Count:
+    """What a step computes, and who computes it."""
+
+    gflop: float
+    operators: list[str]
+
+
+def measured(lesson: Lesson, steps: int, able: dict[str, float]) -> str:
+    """Processor time of a step, after one that warms up, and what that is of the ceiling."""
+    lesson.step(0)
+    lesson.spent.clear()
     for number in range(1, 1 + steps):
-        step(number)
+        lesson.step(number)
+    spent = dict(lesson.spent)
     total = sum(spent.values())
-    lines = [f"{total / steps:.2f} s a step of {config.world.batch_size} pairs"]
+    count = counted(lesson, steps + 1)
+    pace, most = steps * count.gflop / total, able["bfloat16" if lesson.precision == "bf16" else "float32"]
+    share = f"{pace:.0f} GFLOP/s, {pace / most:.2f} of {most:.0f}"
+    lines = [f"{total / steps:.2f} s a step of {count.gflop:.0f} GFLOP: {share}"]
     lines += [f"  {name}: {seconds / steps:.2f} s, {100 * seconds / total:.0f} %" for name, seconds in spent.items()]
+    return "\n".join(lines + count.operators)
+
+
+def counted(lesson: Lesson, number: int) -> Count:
+    """Two more steps: one under the counter of operations, one under the profiler."""
+    with FlopCounterMode(display=False) as counter:
+        lesson.step(number)
     with profile(activities=[ProfilerActivity.CPU]) as found:
-        step(steps + 1)
-    averages = sorted(found.key_averages(), key=lambda row: -row.self_cpu_time_total)
-    whole = sum(row.self_cpu_time_total for row in averages)
-    lines += [f"  {100 * row.self_cpu_time_total / whole:4.1f} % {row.key} x {row.count}" for row in averages[:10]]
-    return "\n".join(lines)
+        lesson.step(number + 1)
+    rows = sorted(found.key_averages(), key=lambda row: -row.self_cpu_time_total)
+    whole_time = sum(row.self_cpu_time_total for row in rows)
+    shares = [f"  {100 * row.self_cpu_time_total / whole_time:4.1f} % {row.key} x {row.count}" for row in rows[:10]]
+    return Count(counter.get_total_flops() / 1e9, shares)
 
 
 if __name__ == "__main__":
