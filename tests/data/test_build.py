@@ -83,6 +83,17 @@ def test_emoji_need_the_package_that_names_them(out: Path) -> None:
         build(out, sources=["noto"])
 
 
+def test_packages_that_are_missing_are_said_before_anything_is_fetched(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blip_diffusion.data.sources.find_spec", lambda name: None)
+    monkeypatch.setattr(module, "fetch", lambda *_, **__: pytest.fail("fetched"))
+    with pytest.raises(DataError, match=r"is read by resvg-py, which isn't here: pip install 'blip-diffusion\[data\]'"):
+        build(out, sources=["fluent-emoji-flat", "noto"])
+    with pytest.raises(DataError, match="is read by trimesh and scipy"):
+        build(out, sources=["sweethome3d-furniture"])
+
+
 def test_an_unknown_source_is_said(out: Path) -> None:
     with pytest.raises(DataError, match="no source named nato"):
         build(out, sources=["nato"])

@@ -1,6 +1,8 @@
 """The renderer, on a textured cube whose sides have colours of their own."""
 
+import errno
 import zipfile
+from concurrent.futures import BrokenExecutor, Future
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -163,3 +165,11 @@ def test_a_broken_model_is_left_out_of_many(box: Model, tmp_path: Path) -> None:
     found = list(module.render_all([broken, box], tmp_path, 1, workers=1, progress=said.append))
     assert [model.key for model, _ in found] == ["toys/box/box"]
     assert len(said) == 1 and "left out toys/none/none" in said[0]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), ImportError("trimesh"), BrokenExecutor()])
+def test_where_the_machine_fails_no_model_is_blamed(box: Model, error: Exception) -> None:
+    future: Future[list[tuple[int, Path]]] = Future()
+    future.set_exception(error)
+    with pytest.raises(DataError, match=r"toys/box/box can't be rendered .* what was rendered is kept"):
+        module._rendered(box, future, print)

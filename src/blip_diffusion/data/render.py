@@ -4,6 +4,7 @@ The models are the OBJ files of Sweet Home 3D furniture catalogues (`.sh3f`, a z
 a subject; its views from several sides are what a training pair of "same thing, other view" is made from.
 """
 
+import errno
 import multiprocessing
 import os
 import re
@@ -11,7 +12,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from blip_diffusion.data.sources import unzip
-from blip_diffusion.errors import DataError
+from blip_diffusion.errors import DataError, reason
 
 Floats = NDArray[np.float32]
 
@@ -289,14 +290,33 @@ def render(model: Model, folder: Path, views: int) -> list[tuple[int, Path]]:
 def render_all(
     models: Sequence[Model], folder: Path, views: int, *, workers: int = 2, progress: Callable[[str], None] = print
 ) -> Iterator[tuple[Model, list[tuple[int, Path]]]]:
-    """Renders models in a pool of polite processes, in order; one that can't be read is named and left out."""
+    """Renders models in a pool of polite processes, in order; one that can't be read is named and left out.
+
+    Raises `DataError` where it is the machine that fails, which would leave out all that follow.
+    """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=os.nice, initargs=(5,)) as pool:
         futures = [pool.submit(render, model, folder, views) for model in models]
-        for done, (model, future) in enumerate(zip(models, futures, strict=True), 1):
-            try:
-                yield model, future.result()
-            except Exception as error:  # trimesh raises whatever a broken file makes it raise
-                progress(f"  left out {model.key}: {type(error).__name__}: {error}")
-            if done % 50 == 0:
-                progress(f"  {done} of {len(models)} models rendered")
+        try:
+            for done, (model, future) in enumerate(zip(models, futures, strict=True), 1):
+                if (views_of := _rendered(model, future, progress)) is not None:
+                    yield model, views_of
+                if done % 50 == 0:
+                    progress(f"  {done} of {len(models)} models rendered")
+        finally:  # an interrupted build waits for two models, not for all of them
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _rendered(
+    model: Model, future: Future[list[tuple[int, Path]]], progress: Callable[[str], None]
+) -> list[tuple[int, Path]] | None:
+    try:
+        return future.result()
+    except Exception as error:  # trimesh raises whatever a broken file makes it raise
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or isinstance(error, ImportError | BrokenExecutor | MemoryError):
+            raise DataError(
+                f"{model.key} can't be rendered ({reason(error)}); what was rendered is kept: mend it, and build again."
+            ) from error
+        progress(f"  left out {model.key}: {type(error).__name__}: {error}")
+        return None

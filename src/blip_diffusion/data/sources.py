@@ -11,6 +11,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from blip_diffusion.errors import DataError
@@ -94,6 +95,16 @@ SOURCES: tuple[Source, ...] = (
 )  # fmt: skip
 
 
+NAMER = "fluent-emoji-flat"
+NAMED = ("fluent-emoji-flat", "noto", "twemoji", "emojione", "openmoji", "fluent-emoji-3d")
+"""Emoji, which go by the names that one of them has."""
+NEEDS = {
+    "sweethome3d-furniture": ("trimesh", "scipy"),
+    **dict.fromkeys((*NAMED, "tuxpaint-stamps-default"), ("resvg_py",)),
+}
+"""Python packages by which a source's files are read."""
+
+
 def chosen(names: Sequence[str] | None) -> tuple[Source, ...]:
     """Sources by name, all where `names` is None. Raises `DataError` for a name there isn't."""
     known = {source.name: source for source in SOURCES}
@@ -101,6 +112,16 @@ def chosen(names: Sequence[str] | None) -> tuple[Source, ...]:
         if name not in known:
             raise DataError(f"There is no source named {name}: choose from {', '.join(known)}.")
     return SOURCES if names is None else tuple(source for source in SOURCES if source.name in names)
+
+
+def check_readable(sources: Sequence[Source]) -> None:
+    """Raises `DataError` for a source that needs another, or a Python package that is missing, to be read."""
+    for source in sources:
+        if source.name in NAMED and NAMER not in {other.name for other in sources}:
+            raise DataError(f"{source.name} takes its names from {NAMER}: build with both.")
+        if missing := [name for name in NEEDS.get(source.name, ()) if find_spec(name) is None]:
+            names = " and ".join(missing).replace("_", "-")
+            raise DataError(f"{source.name} is read by {names}, which isn't here: pip install 'blip-diffusion[data]'.")
 
 
 def fetch(sources: Sequence[Source], cache: Path, *, progress: Callable[[str], None] = print) -> dict[str, Path]:

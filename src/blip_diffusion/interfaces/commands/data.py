@@ -55,12 +55,15 @@ def _build(arguments: argparse.Namespace) -> None:
 def _check_build(arguments: argparse.Namespace, world: Path) -> None:
     """Before an hour of work, not after it."""
     from blip_diffusion.checkpoint.files import check_writable
+    from blip_diffusion.data.minibench import check_place
 
     check_writable(arguments.out)
     if not 1 <= arguments.views <= MOST_VIEWS:
         raise InputError(f"--views is {arguments.views}: use a number from 1 to {MOST_VIEWS}.")
     if not 0 < arguments.size_limit < inf:
         raise InputError(f"--size-limit is {arguments.size_limit:g}: use a number above 0, in MiB.")
+    if arguments.bench:
+        check_place(arguments.out / "bench")
     if arguments.bench and world.is_file():
         unused = ("sources", "views", "size_limit")
         check_used(arguments, _build_flags, unused, f"beside {world}, which is taken as it is")
