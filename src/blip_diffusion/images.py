@@ -128,6 +128,13 @@ def to_pictures(pixels: Tensor) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in array]
 
 
+def as_seen(pixels: Tensor, side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Pictures (B, 3, H, W) in [0, 1] as an image encoder takes them: (B, 3, S, S), normalised."""
+    if pixels.shape[-2:] != (side, side):
+        pixels = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
+    return normalise(pixels, mean, std)
+
+
 def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """[0, 1] to what an image encoder was trained on."""
     shape = (1, 3, 1, 1)

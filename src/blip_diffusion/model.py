@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig
 
 from blip_diffusion.diffusion.denoisers import Denoiser, unet_denoiser
 from blip_diffusion.diffusion.latents import LatentCodec
-from blip_diffusion.images import normalise
+from blip_diffusion.images import as_seen
 from blip_diffusion.modules.image_encoder import ImageEncoder, ImageEncoderConfig
 from blip_diffusion.modules.projection import SubjectProjection
 from blip_diffusion.modules.qformer import Pattern, QFormer, QFormerConfig
@@ -149,12 +149,12 @@ class BlipDiffusion(nn.Module):
         return int(self.text_encoder.config.max_position_embeddings)
 
     def subject_tokens(self, pixels: Tensor, categories: Sequence[str]) -> Tensor:
-        """Reference pictures (B, 3, S, S) in [0, 1] and what they show, to subject tokens (B, Q, D)."""
+        """Reference pictures (B, 3, H, W) in [0, 1] and what they show, to subject tokens (B, Q, D)."""
         known = self.subject_encoder.qformer.config
         words = category_words(
             self.qformer_tokenizer, categories, limit=known.positions, vocabulary=known.vocabulary
         ).to(pixels.device)
-        pixels = normalise(pixels, self.reference.mean, self.reference.std)
+        pixels = as_seen(pixels, self.reference.size, self.reference.mean, self.reference.std)
         tokens: Tensor = self.subject_encoder(pixels.to(self.subject_encoder.dtype), words)
         return tokens
 

@@ -18,6 +18,7 @@ from blip_diffusion.training.run import METHODS, RunConfig, run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 WORLD = Path(__file__).parents[1] / "fixtures" / "world.zip"
+GOLDEN = Path(__file__).parents[1] / "parity" / "golden"
 STAGES = ("autoencoder", "text_to_image", "representation", "subject", "decoder", "consistency")
 
 
@@ -107,6 +108,29 @@ def test_a_run_keeps_its_configuration_and_its_page(runs: Path) -> None:
     config = configuration.build(RunConfig, configuration.read(saved))
     assert config.method == "subject" and config.subject.draws == 2 and config.world.path == WORLD
     assert any((runs / "subject").rglob("page*.png"))
+
+
+def test_the_published_layout_is_trained_on(tmp_path: Path) -> None:
+    """Its image encoder looks at smaller pictures than the U-Net draws."""
+    start = shutil.copytree(GOLDEN / "pipe", tmp_path / "published")
+    shutil.copytree(GOLDEN / "tok" / "bert", start / "qformer_tokenizer")
+    own = [f"world.path={WORLD}", f'model.start=["{start}"]', "train.device=cpu", "train.steps=1", "subject.redraw=0"]
+    result = run(CONFIGS / "debug/subject.toml", tmp_path / "run", overrides=own)
+    assert result.step == 1 and torch.tensor(result.losses["loss"]).isfinite()
+    old, new = weights(start), weights(tmp_path / "run/export")
+    assert any(not torch.equal(old[name], new[name]) for name in old if name.startswith("unet/"))
+    with pytest.raises(ConfigError, match=r"world\.compose\.size is 48, and this model draws 32 pixels"):
+        run(CONFIGS / "debug/subject.toml", tmp_path / "other", overrides=[*own, "world.compose.size=48"])
+    assert not (tmp_path / "other").exists()
+
+
+def test_what_knows_nothing_is_no_teacher(runs: Path, tmp_path: Path) -> None:
+    own = [*overrides("consistency", runs), f'model.start=["{runs / "decoder/export"}"]']
+    with pytest.raises(CheckpointError, match="begins with a trained subject_encoder and text_encoder and unet"):
+        run(CONFIGS / "debug/consistency.toml", tmp_path, overrides=own)
+    own = [*overrides("decoder", runs), "model.start=[]"]
+    with pytest.raises(CheckpointError, match="begins with a trained vae"):
+        run(CONFIGS / "debug/decoder.toml", tmp_path, overrides=own)
 
 
 def test_a_run_is_a_function_of_its_configuration(runs: Path, tmp_path: Path) -> None:

@@ -35,20 +35,27 @@ class Preview:
         """Means over the probes. The noise is the same for every question, so that their gap is not chance."""
         sums: dict[str, float] = {}
         for number, batch in enumerate(self.probes):
-            for name, asked in questions(batch).items():
-                rng = torch.Generator(batch["target"].device).manual_seed(number)
-                for key, value in method(asked, StepContext(step=0, rng=rng)).items():
-                    label = f"heldout/{key}" if name == "right" else f"heldout/{key} {name}"
-                    sums[label] = sums.get(label, 0.0) + float(value) / len(self.probes)
-        return {key: value for key, value in sums.items() if "wrong" not in key or "denoising" in key}
+            right = _losses(method, batch, number)
+            found = {f"heldout/{key}": value for key, value in right.items()}
+            if any("denoising" in key for key in right):  # no other loss is worth asking twice more
+                for name, asked in wrong_questions(batch).items():
+                    wrong = _losses(method, asked, number).items()
+                    found |= {f"heldout/{key} {name}": value for key, value in wrong if "denoising" in key}
+            for label, value in found.items():
+                sums[label] = sums.get(label, 0.0) + value / len(self.probes)
+        return sums
 
 
-def questions(batch: SubjectBatch) -> dict[str, SubjectBatch]:
-    """The batch as it is, with the references of other subjects, and with the scenes of other prompts."""
+def _losses(method: Method, batch: SubjectBatch, number: int) -> dict[str, float]:
+    rng = torch.Generator(batch["target"].device).manual_seed(number)
+    return {key: float(value) for key, value in method(batch, StepContext(step=0, rng=rng)).items()}
+
+
+def wrong_questions(batch: SubjectBatch) -> dict[str, SubjectBatch]:
+    """The batch with the references of other subjects, and with the scenes of other prompts."""
     turned = [*batch["prompt"][1:], batch["prompt"][0]]
     scenes = [subject_prompt(prompt, category) for category, prompt in zip(batch["category"], turned, strict=True)]
     return {
-        "right": batch,
         "wrong reference": cast(SubjectBatch, {**batch, "reference": batch["reference"].roll(1, dims=0)}),
         "wrong scene": cast(SubjectBatch, {**batch, "caption": scenes}),
     }

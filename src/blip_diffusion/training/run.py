@@ -16,6 +16,7 @@ from blip_diffusion.data.vocabulary import world_sentences
 from blip_diffusion.data.world import World
 from blip_diffusion.devices import device_of
 from blip_diffusion.errors import ConfigError
+from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training import checkpoints, start
 from blip_diffusion.training.loop import CHECKPOINTS, Hook, Result, TrainConfig, fit
 from blip_diffusion.training.method import Method
@@ -72,7 +73,10 @@ class Material:
 def autoencoder(material: Material) -> Method:
     """Builds the method of the first stage."""
     config = material.config
-    vae = start.start_vae(start.found_parts(config.model), config.model)
+    parts = start.found_parts(config.model)
+    if not config.autoencoder.train_encoder:  # a decoder alone, of an encoder that has learned
+        start.check_found(parts, "vae")
+    vae = start.start_vae(parts, config.model)
     distance = start.perceptual_distance(config.autoencoder.lpips) if config.autoencoder.perceptual else None
     return Autoencoder(vae, distance, config.autoencoder)
 
@@ -81,6 +85,7 @@ def text_to_image(material: Material) -> Method:
     """Builds the method of the third: latent diffusion from text alone."""
     config = material.config
     model = start.start_model(start.found_parts(config.model), config.model, material.corpus, material.pixels)
+    check_size(config, model)
     return TextToImage(model, start.noising_of(model.scheduler), config.text_to_image)
 
 
@@ -99,6 +104,7 @@ def subject(material: Material) -> Method:
     """Builds the method of stage 2 of BLIP-Diffusion."""
     config = material.config
     model = start.start_model(start.found_parts(config.model), config.model, material.corpus, material.pixels)
+    check_size(config, model)
     shapes = model.subject_encoder.qformer.config
     heads = start.start_heads(shapes, config.world.compose.canonical_size, config.model.start)
     return SubjectRepresentation(model, start.noising_of(model.scheduler), heads["redraw"], config.subject)  # type: ignore[arg-type]
@@ -107,8 +113,18 @@ def subject(material: Material) -> Method:
 def consistency(material: Material) -> Method:
     """Builds the method that makes few steps enough. It begins with a whole model, which becomes its teacher."""
     config = material.config
-    model = start.start_model(start.found_parts(config.model), config.model, material.corpus, material.pixels)
+    parts = start.found_parts(config.model)
+    start.check_found(parts, "subject_encoder", "text_encoder", "unet", "vae")
+    model = start.start_model(parts, config.model, material.corpus, material.pixels)
+    check_size(config, model)
     return Consistency(model, start.noising_of(model.scheduler), config.consistency)
+
+
+def check_size(config: RunConfig, model: BlipDiffusion) -> None:
+    """Raises `ConfigError` where pictures are composed of another size than the model draws."""
+    own, size = int(model.unet.config.sample_size) * model.latents.factor, config.world.compose.size
+    if size != own:
+        raise ConfigError(f"world.compose.size is {size}, and this model draws {own} pixels: set it to {own}.")
 
 
 METHODS: dict[str, Callable[[Material], Method]] = {

@@ -9,12 +9,12 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import nn
 
-from blip_diffusion.checkpoint.folder import Parts, read_parts
+from blip_diffusion.checkpoint.folder import Parts, check_fit, read_parts
 from blip_diffusion.checkpoint.parts import bert_tokenizer, load_heads
 from blip_diffusion.data.vocabulary import category_tokenizer, prompt_tokenizer
 from blip_diffusion.diffusion.noising import Noising
 from blip_diffusion.errors import CheckpointError
-from blip_diffusion.images import normalise
+from blip_diffusion.images import as_seen
 from blip_diffusion.model import (
     BlipDiffusion,
     InferenceConfig,
@@ -138,6 +138,12 @@ def found_parts(config: StartConfig) -> Parts:
     return parts
 
 
+def check_found(parts: Parts, *names: str) -> None:
+    """Raises `CheckpointError` where one is missing that a new one, which knows nothing, can't stand in for."""
+    if missing := [name for name in names if getattr(parts, name) is None]:
+        raise CheckpointError(f"This begins with a trained {' and '.join(missing)}: name its folder in model.start.")
+
+
 def start_vae(parts: Parts, config: StartConfig) -> AutoencoderKL:
     """The autoencoder."""
     if parts.vae is not None:
@@ -155,7 +161,7 @@ def start_subject_encoder(parts: Parts, config: StartConfig, corpus: Sequence[st
     parts.reference = parts.reference or shape.reference
     if parts.subject_encoder is None:
         parts.subject_encoder = _new_subject_encoder(
-            shape, normalise(pixels, parts.reference.mean, parts.reference.std)
+            shape, as_seen(pixels, parts.reference.size, parts.reference.mean, parts.reference.std)
         )
     if parts.qformer_tokenizer is None:
         published = config.shape == "published"
@@ -179,14 +185,17 @@ def _new_subject_encoder(shape: ModelConfig, pixels: torch.Tensor) -> SubjectEnc
 
 
 def start_model(parts: Parts, config: StartConfig, corpus: Sequence[str], pixels: torch.Tensor) -> BlipDiffusion:
-    """The whole model. A new one needs a trained autoencoder: what the U-Net learns is tied to its latents."""
+    """The whole model. A new one needs a trained autoencoder: what the U-Net learns is tied to its latents.
+
+    Raises `CheckpointError` for parts that don't fit each other.
+    """
     if parts.vae is None and config.shape != "tiny":
         raise CheckpointError("There is no trained autoencoder: name its folder in model.start.")
     shape = SHAPES[config.shape]
     start_subject_encoder(parts, config, corpus, pixels)
     torch.manual_seed(config.seed)
     text = shape.text_encoder
-    return BlipDiffusion(
+    model = BlipDiffusion(
         parts.subject_encoder,  # type: ignore[arg-type]  # filled above
         parts.text_encoder or build_text_encoder(text),
         parts.unet or UNet2DConditionModel(**shape.unet),
@@ -197,6 +206,8 @@ def start_model(parts: Parts, config: StartConfig, corpus: Sequence[str], pixels
         reference=parts.reference,  # type: ignore[arg-type]
         inference=config.inference or parts.inference or TRAINED_SO,
     )
+    check_fit(model)
+    return model
 
 
 def start_heads(encoder_config: QFormerConfig, canonical: int, folders: Sequence[Path]) -> nn.ModuleDict:

@@ -18,7 +18,7 @@ from blip_diffusion.checkpoint.folder import save_subject_model
 from blip_diffusion.checkpoint.parts import save_heads
 from blip_diffusion.data.records import SubjectBatch
 from blip_diffusion.errors import ConfigError
-from blip_diffusion.images import normalise
+from blip_diffusion.images import as_seen
 from blip_diffusion.model import ReferenceConfig, SubjectEncoder
 from blip_diffusion.modules.heads import ContrastiveHead, LanguageHead, MatchingHead, RedrawHead
 from blip_diffusion.modules.qformer import Pattern
@@ -171,7 +171,7 @@ class Representation(nn.Module):
     # -------------------------------------------------------------------------------------------------------- parts
 
     def _pixels(self, batch: SubjectBatch) -> Tensor:
-        return normalise(batch["reference"], self.reference.mean, self.reference.std)
+        return as_seen(batch["reference"], self.reference.size, self.reference.mean, self.reference.std)
 
     def _words(self, batch: SubjectBatch) -> Words:
         length = self.config.sentence
