@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from blip_diffusion.checkpoint.subject_file import read_subject
 from blip_diffusion.data.photos import PhotoBatch, PhotoBatches
 from blip_diffusion.errors import BlipDiffusionError, CheckpointError, ConfigError, InputError
 from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.training.loop import DivergedError
 from blip_diffusion.training.tune import TuneConfig, Tuned, tune
 from blip_diffusion.training.validation import ValidationConfig
 from tests.training.photos import written
@@ -105,6 +107,53 @@ def test_a_resumed_tuning_equals_an_uninterrupted_one(
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def fails_at(at: int, monkeypatch: pytest.MonkeyPatch, batch: Callable[[PhotoBatch], PhotoBatch]) -> None:
+    """What a batch of this number becomes."""
+    plain = PhotoBatches.__call__
+    monkeypatch.setattr(
+        PhotoBatches,
+        "__call__",
+        lambda self, index: batch(plain(self, index)) if index == at else plain(self, index),
+    )
+
+
+def test_a_killed_tuning_goes_on(
+    tiny_folder: Path, dog: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No signal tells it: what was saved on the way is there, and what was best then."""
+    how = {"steps": None, "most": 6, "rank": 2}
+    whole = learn(tmp_path / "whole", tiny_folder, dog, **how)  # type: ignore[arg-type]
+
+    def killed(_: PhotoBatch) -> PhotoBatch:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("blip_diffusion.training.tune.SAVE_MINUTES", 1e-9)
+        fails_at(3, patch, killed)
+        with pytest.raises(MemoryError):
+            learn(tmp_path / "parts", tiny_folder, dog, **how)  # type: ignore[arg-type]
+    assert (tmp_path / "parts/rex.safetensors.tuning/checkpoints/step-00000003").is_dir()
+    resumed = learn(tmp_path / "parts", tiny_folder, dog, resume=True, **how)  # type: ignore[arg-type]
+    assert resumed.scores == whole.scores
+    one, other = load_file(whole.out), load_file(resumed.out)
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_tuning_that_diverges_keeps_its_best(
+    tiny_folder: Path, dog: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails_at(3, monkeypatch, lambda batch: {**batch, "latents": batch["latents"] * torch.nan})
+    judged = iter([(0.1, 0.1), (0.9, 0.9)])
+    config = TuneConfig(batch_size=1, rank=2, validation=QUICK, most=6)
+    with pytest.warns(match="Step 3 was not taken .*lower the learning rate.* What was best before is kept"):
+        tuned = tune([dog], category="dog", name="rex", out=tmp_path / "rex.safetensors", model=tiny_folder,
+                     config=config, evaluator=lambda pictures: next(judged))  # fmt: skip
+    assert tuned.result.stopped == "diverged" and tuned.result.step == 3 and tuned.step == 2
+    assert read_subject(tuned.out).details["steps"] == 2
+    with pytest.raises(DivergedError):  # where nothing was judged, nothing is known to be good
+        learn(tmp_path / "blind", tiny_folder, dog, steps=6)
+
+
 @pytest.mark.parametrize("method", ["dreambooth", "dreambooth-lora", "textual-inversion"])
 def test_the_methods_it_is_compared_with(method: str, tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
     prior = 1 if method == "dreambooth" else 0
@@ -148,6 +197,9 @@ def test_a_resumption_is_of_the_same(
     with monkeypatch.context() as patch:
         patch.setattr(PhotoBatches, "__call__", interrupted)
         assert again().step == 1
+    Image.new("L", dog.size, 255).save(tmp_path / "mask.png")
+    with pytest.raises(InputError, match="began with other masks"):
+        again(masks=[tmp_path / "mask.png"])
     mirrored = dog.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     for what, value in {"photos": [mirrored], "category": "cat", "name": "tom", "model": other}.items():
         with pytest.raises(InputError, match=f"began with other {what}: --resume with the same, or choose another"):
@@ -170,6 +222,9 @@ def test_folders_of_other_things_are_left_alone(tiny_folder: Path, dog: Image.Im
         with pytest.raises(InputError, match="is no tuning's folder: choose another --out"):
             learn(tmp_path, tiny_folder, dog, name="tom", resume=resume)
     assert letter.read_text() == "dear"
+    save_file({"lora": torch.ones(1)}, tmp_path / "style.safetensors")
+    with pytest.raises(InputError, match="is there already and is no subject's file: choose another --out"):
+        learn(tmp_path, tiny_folder, dog, name="style")
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input

@@ -77,6 +77,7 @@ def test_the_best_trade_off_is_kept_and_it_stops_when_it_has_turned(model: BlipD
 def test_what_is_kept_outlives_a_lost_step_that_was_better(model: BlipDiffusion, tmp_path: Path) -> None:
     """From a checkpoint at step 10 a run goes on to 30, is lost, goes on from there again, and is worse."""
     kept, _ = follow([(0.4, 1.0), (0.8, 0.8)], model, tmp_path)
+    (tmp_path / "checkpoints" / "step-00000010").mkdir(parents=True)
     assert [path.name for path in (tmp_path / "best").iterdir()] == ["000010"]
     for score, wanted in ((0.9, 30), (0.1, 10)):
         validation, method = Validation(lambda pictures, own=score: (own, own), kept.config, tmp_path), Drawer(model)  # type: ignore[misc]

@@ -10,7 +10,14 @@ from blip_diffusion.checkpoint.files import State, check_writable
 from blip_diffusion.checkpoint.folder import find_model, read_parts, whole
 from blip_diffusion.checkpoint.lavis import read_tuned
 from blip_diffusion.checkpoint.lora import ATTENTION
-from blip_diffusion.checkpoint.subject_file import Subject, check_category, check_name, fingerprint, write_subject
+from blip_diffusion.checkpoint.subject_file import (
+    Subject,
+    check_category,
+    check_name,
+    check_place,
+    fingerprint,
+    write_subject,
+)
 from blip_diffusion.errors import CheckpointError, InputError
 
 MAX_RANK = 1280
@@ -29,6 +36,7 @@ def convert_tuned(source: Path, base: str, out: Path, *, name: str, category: st
         raise InputError(f"--rank is {rank}: use a number from 0 to {MAX_RANK}.")
     if out.suffix != ".safetensors":
         raise InputError(f"--out {out} should end in .safetensors, as {name}.safetensors.")
+    check_place(out)
     check_writable(out.parent)
     folder = find_model(base)
     model = whole(read_parts(folder), folder)

@@ -166,6 +166,15 @@ def fill(module: Module, state: Mapping[str, Tensor], *, where: str, dtype: torc
     return module
 
 
+def check_here(*parts: nn.Module) -> None:
+    """Raises `InputError` for weights that accelerate brings only while they compute: nobody can read them."""
+    if any(tensor.is_meta for part in parts for tensor in part.parameters()):
+        raise InputError(
+            "The weights are brought only while they compute, so they can't be read now: load and save before "
+            "enable_sequential_cpu_offload, or call remove_all_hooks."
+        )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises `CheckpointError` where there is none."""
     try:

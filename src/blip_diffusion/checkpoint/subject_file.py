@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from blip_diffusion import __version__
-from blip_diffusion.checkpoint.files import State, is_there, save_state
+from blip_diffusion.checkpoint.files import State, check_here, is_there, save_state
 from blip_diffusion.checkpoint.lora import adapter_header
 from blip_diffusion.errors import CheckpointError, InputError, reason
 
@@ -105,6 +105,15 @@ def read_subject(path: str | Path) -> Subject:
         raise CheckpointError(f"{path} is not a subject's file, or damaged ({reason(error)}).") from error
 
 
+def check_place(path: Path) -> None:
+    """Raises `InputError` where a file is there already that is no subject's: it may be the only one of its kind."""
+    if is_there(path, Path.is_file):
+        try:
+            read_subject(path)
+        except CheckpointError:
+            raise InputError(f"{path} is there already and is no subject's file: choose another --out.") from None
+
+
 def _header(subject: Subject) -> dict[str, str]:
     """Strings alone, as safetensors wants them."""
     table = {"name": subject.name, "category": subject.category, "base": subject.base, "alpha": subject.alpha}
@@ -151,6 +160,7 @@ def fingerprint(unet: nn.Module, text_encoder: nn.Module) -> str:
     Signs, because they are the same in every precision. Adapters and the words of a vocabulary, which textual inversion
     adds to, don't count; nor does the VAE, which people exchange.
     """
+    check_here(unet, text_encoder)
     digest = hashlib.sha256()
     for part in (unet, text_encoder):
         for name, tensor in sorted(own_weights(part).items()):
@@ -174,7 +184,7 @@ def own_state(module: nn.Module) -> State:
 
 def _own(named: Iterable[tuple[str, Kind]]) -> dict[str, Kind]:
     return {
-        name.replace(".base_layer", ""): tensor
+        name.removeprefix("_orig_mod.").replace(".base_layer", ""): tensor
         for name, tensor in named
         if ".lora_" not in name and ".modules_to_save" not in name
     }

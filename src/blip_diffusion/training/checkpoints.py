@@ -33,6 +33,7 @@ MODEL, EMA, OPTIMIZER, CONFIG, STATE = (
     "state.json",
 )
 PREFIX, UNFINISHED, SUPERSEDED = "step-", ".unfinished-", "superseded-"
+SHOWN = 6  # differences in one sentence
 
 Window = dict[str, tuple[float, int]]
 """Sum and count of every loss since the last report."""
@@ -132,7 +133,12 @@ def _flush(path: Path) -> None:
 def complete(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first. A folder of this name was renamed to it, and so was whole once."""
     found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit() and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
+    return sorted(found, key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, by its folder's name."""
+    return int(path.name.removeprefix(PREFIX))
 
 
 def latest(folder: Path) -> Path | None:
@@ -174,7 +180,7 @@ def load(path: Path) -> Checkpoint:
 def supersede(folder: Path, step: int) -> None:
     """Puts aside the checkpoints past a step, which a run that resumes from that step takes again."""
     for path in complete(folder):
-        if int(path.name.removeprefix(PREFIX)) > step:
+        if step_of(path) > step:
             aside = path.with_name(f"{SUPERSEDED}{path.name}")
             if aside.exists():
                 shutil.rmtree(aside)
@@ -182,7 +188,7 @@ def supersede(folder: Path, step: int) -> None:
 
 
 def copy_into(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], where: Path) -> None:
-    """Copies tensors by name, after a check that names and shapes agree; otherwise all differences are listed."""
+    """Copies tensors by name, after a check that names and shapes agree; otherwise the first differences are told."""
     differences = [
         *(f"{key} is missing" for key in wanted if key not in found),
         *(f"{key} is unexpected" for key in found if key not in wanted),
@@ -193,7 +199,11 @@ def copy_into(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], where: 
         ),
     ]
     if differences:
-        raise CheckpointError(f"{where} was saved for something else: {', '.join(differences)}.")
+        more = f" and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
+        raise CheckpointError(
+            f"{where} was saved for something else: {', '.join(differences[:SHOWN])}{more}; resume with the settings "
+            f"in {where.parent / CONFIG}."
+        )
     with torch.no_grad():
         for key, tensor in wanted.items():
             tensor.copy_(found[key])

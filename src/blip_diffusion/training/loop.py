@@ -31,6 +31,7 @@ from blip_diffusion.training.method import Losses, Method, StepContext
 from blip_diffusion.training.optim import (
     OptimConfig,
     adamw,
+    eight_bit_adam,
     freeze_the_rest,
     learning_rate,
     moments,
@@ -42,10 +43,6 @@ from blip_diffusion.training.tracking import Tracker
 
 PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 CHECKPOINTS, EXPORT = "checkpoints", "export"
-
-
-class DivergedError(BlipDiffusionError):
-    """A loss, a gradient or a weight that is no longer a number."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +103,16 @@ class Result:
     """Spent in training steps, over all resumptions."""
     losses: dict[str, float]
     """The means last reported."""
-    stopped: Literal["done", "minutes", "signal", "hook"]
+    stopped: Literal["done", "minutes", "signal", "hook", "diverged"]
     """After a signal nothing is exported: who sends one is in a hurry."""
+
+
+class DivergedError(BlipDiffusionError):
+    """A loss, a gradient or a weight that is no longer a number; `result` is how far the run came."""
+
+    def __init__(self, sentence: str, result: Result) -> None:
+        super().__init__(sentence)
+        self.result = result
 
 
 @dataclass(frozen=True)
@@ -145,6 +150,7 @@ def fit(
     from the newest undamaged checkpoint of the folder, or starts where there is none; a path goes on from that one.
     The method is put in training mode once: one that keeps a frozen part in eval mode overrides `train`.
     """
+    check_possible(config)
     with (
         _started(method, batches, config, folder, config_text) as run,
         signals() as arrived,
@@ -246,9 +252,15 @@ def precision_on(device: torch.device, config: TrainConfig) -> str:
     return PRECISIONS[fastest_dtype(device)] if config.mixed_precision == "auto" else config.mixed_precision
 
 
-def _accelerator(config: TrainConfig) -> Accelerator:
+def check_possible(config: TrainConfig) -> None:
+    """Raises `ConfigError` for what this machine lacks."""
     if config.mixed_precision == "fp16" and (config.device == "cpu" or not torch.cuda.is_available()):
         raise ConfigError("mixed_precision fp16 needs a GPU; use auto, bf16 or no.")
+    if config.optim.eight_bit:
+        eight_bit_adam()
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=True)  # a second run in one process may choose otherwise
     unused = DistributedDataParallelKwargs(find_unused_parameters=config.unused_parameters)
     device = device_of(config.device)
@@ -353,7 +365,8 @@ def _diverged(run: _Run, losses: Sequence[Losses], norm: Tensor) -> DivergedErro
     last = f"the last checkpoint is {checkpoints.name(run.saved)}" if run.saved >= 0 else "there is no checkpoint yet"
     return DivergedError(
         f"Step {run.state.step} was not taken because its loss or gradient is not finite: {', '.join(values)}, "
-        f"gradient norm {norm.item():.4g}; {last}; lower optim.lr, or look at the batch."
+        f"gradient norm {norm.item():.4g}; {last}; lower the learning rate, or look at the batch.",
+        _result(run, "diverged"),
     )
 
 
@@ -492,7 +505,8 @@ def _save(run: _Run) -> None:
     began = time.monotonic()
     run.state.windows = _windows(run)
     if not torch.stack(torch._foreach_norm(list(run.trainable.values()))).isfinite().all():
-        raise DivergedError(f"Step {run.state.step} led to weights that are not finite, which were not saved.")
+        sentence = f"Step {run.state.step} led to weights that are not finite, which were not saved."
+        raise DivergedError(sentence, _result(run, "diverged"))
     if run.accelerator.is_main_process:
         scaler = run.accelerator.scaler.state_dict() if run.accelerator.scaler is not None else {}
         optimizer = {"moments": moments(run.optimizer, run.trainable), "scaler": scaler}
@@ -533,8 +547,12 @@ def _finish(run: _Run) -> Result:
         with _shown(run):
             cast(Method, run.module).export(run.folder / EXPORT)
     run.accelerator.wait_for_everyone()
+    return _result(run, run.stopped or "done")
+
+
+def _result(run: _Run, stopped: Literal["done", "minutes", "signal", "hook", "diverged"]) -> Result:
     losses = run.state.losses or _means(_windows(run))
-    return Result(run.state.step, run.state.samples, run.state.seconds, losses, run.stopped or "done")
+    return Result(run.state.step, run.state.samples, run.state.seconds, losses, stopped)
 
 
 @contextmanager

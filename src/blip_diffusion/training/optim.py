@@ -90,21 +90,23 @@ def _check_groups(groups: Sequence[ParameterGroup], registered: int) -> None:
 
 def adamw(groups: Sequence[ParameterGroup], config: OptimConfig) -> torch.optim.Optimizer:
     """AdamW whose groups carry their multiplier of the rate as `scale`."""
+    options = list(_options(groups, config.weight_decay))
+    common: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
     if config.eight_bit:
-        return _eight_bit(list(_options(groups, config.weight_decay)), config)
+        return eight_bit_adam()(options, **common)
     parameters = [parameter for group in groups for parameter in group.parameters]
     fused = config.fused and all(parameter.device.type in ("cuda", "cpu") for parameter in parameters)
-    options = list(_options(groups, config.weight_decay))
-    return torch.optim.AdamW(options, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    return torch.optim.AdamW(options, fused=fused, **common)
 
 
-def _eight_bit(options: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
+def eight_bit_adam() -> type[torch.optim.Optimizer]:
+    """The optimizer's class. Raises `ConfigError` where its package isn't installed."""
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
         raise ConfigError("8-bit Adam was asked for but isn't installed: pip install bitsandbytes.") from error
-    optimizer: torch.optim.Optimizer = AdamW8bit(options, lr=config.lr, betas=config.betas, eps=config.eps)
-    return optimizer
+    kind: type[torch.optim.Optimizer] = AdamW8bit
+    return kind
 
 
 def _options(groups: Sequence[ParameterGroup], default_decay: float) -> Iterator[dict[str, Any]]:

@@ -3,12 +3,14 @@
 import hashlib
 import json
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from blip_diffusion import config as configuration
@@ -18,6 +20,7 @@ from blip_diffusion.checkpoint.subject_file import (
     Subject,
     check_category,
     check_name,
+    check_place,
     fingerprint,
     read_subject,
     thumbnail,
@@ -31,7 +34,16 @@ from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.prompts import subject_prompt
 from blip_diffusion.training import checkpoints
 from blip_diffusion.training.drawing import draw
-from blip_diffusion.training.loop import CHECKPOINTS, EXPORT, Hook, Result, TrainConfig, fit
+from blip_diffusion.training.loop import (
+    CHECKPOINTS,
+    EXPORT,
+    DivergedError,
+    Hook,
+    Result,
+    TrainConfig,
+    check_possible,
+    fit,
+)
 from blip_diffusion.training.method import Method
 from blip_diffusion.training.methods.dreambooth import DreamBooth, DreamBoothConfig
 from blip_diffusion.training.methods.few_shot import FewShot, FewShotConfig, Trained
@@ -54,6 +66,8 @@ RATES: dict[str, tuple[float, float]] = {
 use, and for networks half as wide or narrower, where they come from trying on `mini`."""
 PUBLISHED_WIDTH = 768
 PRIOR_BATCH, PRIOR_SEED = 8, 10_000
+SAVE_MINUTES = 5.0
+"""What a machine that fails may cost."""
 BEGUN = "begun.json"
 """What a tuning is of: by this, its folder is known to be one, and that a resumption is of the same."""
 FREE = ("device", "gradient_checkpointing")
@@ -164,7 +178,7 @@ def tune(
     check_category(category)
     check_name(name)
     path = _place(out, name, config)
-    work = path.with_name(f"{path.name}.tuning")
+    work = _work(path)
     _check_work(work, resume=resume)
     shown = read_photos(photos, masks=masks, segmenter=segmenter)
     folder = find_model(model)
@@ -172,6 +186,7 @@ def tune(
     begun = _begun(loaded, shown, category, name, config)
     if resume:
         _check_begun(work, begun)
+    check_possible(_training(config.resolved(_width(loaded))))
     lesson = prepare(loaded, shown, category, name, config, model_name=str(model))
     if not resume:
         shutil.rmtree(work, ignore_errors=True)  # of an earlier tuning, now that nothing can be wrong with this one
@@ -182,7 +197,13 @@ def tune(
         validation = Validation(judge, config.validation, work)
         newest = checkpoints.latest(work / CHECKPOINTS) if resume else None
         validation.begin(lesson.method, after=checkpoints.verify(newest).step if newest else 0)
-    result = run(lesson, work, validation, resume=resume)
+    try:
+        result = run(lesson, work, validation, resume=resume)
+    except DivergedError as error:
+        if validation is None:
+            raise
+        warnings.warn(f"{error} What was best before is kept.", stacklevel=2)
+        result = error.result
     if result.stopped == "signal":
         return Tuned(path, work, result.step, result)
     return _keep(path, work, result, validation)
@@ -218,24 +239,29 @@ def prepare(
 
 
 def run(lesson: Lesson, folder: Path, validation: Hook | None = None, *, resume: bool = False) -> Result:
-    """The loop, as tuning wants it: no average, one checkpoint."""
-    config = lesson.config
+    """The loop, as tuning wants it."""
+    hooks = [validation] if validation is not None else []
+    text = configuration.to_toml(lesson.config)
+    train = _training(lesson.config)
+    return fit(lesson.method, lesson.batches, train, folder=folder, resume=resume, hooks=hooks, config_text=text)
+
+
+def _training(config: TuneConfig) -> TrainConfig:
+    """No average, one checkpoint, and in long tunings one on the way."""
     steps = config.steps or config.most
-    train = TrainConfig(
+    return TrainConfig(
         steps=steps,
         seed=config.seed,
         device=config.device,
         mixed_precision=config.mixed_precision,
         ema_decay=0.0,
         save_every=steps,
+        save_minutes=SAVE_MINUTES,
         sample_every=config.validation.every,
         keep=1,
         prefetch=0,
         optim=OptimConfig(lr=config.learning_rate or 0.0, eight_bit=config.eight_bit),
     )
-    hooks = [validation] if validation is not None else []
-    text = configuration.to_toml(config)
-    return fit(lesson.method, lesson.batches, train, folder=folder, resume=resume, hooks=hooks, config_text=text)
 
 
 # ---------------------------------------------------------------------------------------------------------- the method
@@ -317,8 +343,15 @@ def _place(out: str | Path | None, name: str, config: TuneConfig) -> Path:
         raise InputError(f"{path} is a folder that is there already: choose another --out.")
     if whole_network and path.is_file():
         raise InputError(f"{path} is a file, and DreamBooth writes a folder: choose another --out.")
+    if not (_work(path) / BEGUN).is_file():  # an earlier tuning's result is
+        check_place(path)
     check_writable(path.parent)
     return path
+
+
+def _work(path: Path) -> Path:
+    """The folder beside a result: log, scores, checkpoints."""
+    return path.with_name(f"{path.name}.tuning")
 
 
 def _check_work(work: Path, *, resume: bool) -> None:
@@ -333,12 +366,17 @@ def _begun(
     model: BlipDiffusion, photos: Sequence[Photo], category: str, name: str, config: TuneConfig
 ) -> dict[str, Any]:
     """What a tuning can't change on its way, as JSON reads it back."""
-    digest = hashlib.sha256()
-    for photo in photos:
-        digest.update(f"{photo.picture.size}".encode() + photo.picture.tobytes())
     model_of = fingerprint(model.unet, model.text_encoder)
-    subject = {"photos": digest.hexdigest(), "category": category, "name": name, "model": model_of}
+    pictures, masks = _digest([photo.picture for photo in photos]), _digest([photo.mask for photo in photos])
+    subject = {"photos": pictures, "masks": masks, "category": category, "name": name, "model": model_of}
     return json.loads(json.dumps({**subject, **_settings(config.resolved(_width(model)))}))
+
+
+def _digest(pictures: Sequence[Image.Image | None]) -> str:
+    digest = hashlib.sha256()
+    for picture in pictures:
+        digest.update(f"{picture.size}".encode() + picture.tobytes() if picture is not None else b"none")
+    return digest.hexdigest()
 
 
 def _settings(config: TuneConfig) -> dict[str, Any]:

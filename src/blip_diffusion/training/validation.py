@@ -22,8 +22,9 @@ from blip_diffusion.charts import Line, line_chart
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.prompts import subject_prompt
+from blip_diffusion.training import checkpoints
 from blip_diffusion.training.drawing import Personal, draw, draw_scenes, scene_seeds
-from blip_diffusion.training.loop import HookContext
+from blip_diffusion.training.loop import CHECKPOINTS, HookContext
 from blip_diffusion.training.method import Method
 
 SCORES, STRIP, CURVE, BEST = "scores.jsonl", "strip.png", "curve.png", "best"
@@ -79,12 +80,10 @@ class Validation:
     config: ValidationConfig
     folder: Path
     scores: list[Score] = field(default_factory=list)
-    resumed: int = -1  # the step of the checkpoint that a run goes on from, if it does
 
     def begin(self, method: Method, *, after: int = 0) -> None:
         """Scores step 0; or on a resumed run, takes up what was scored up to the step that it goes on from."""
         known = _read_scores(self.folder / SCORES) if after else []
-        self.resumed = after or -1
         self.scores = [score for score in known if score.step <= after]
         self._drop_superseded()  # what steps that are lost have left
         if not self.scores:
@@ -150,8 +149,10 @@ class Validation:
         self._drop_superseded()
 
     def _drop_superseded(self) -> None:
-        """All exports but that of the best, and of what was best where another resumption would begin again."""
-        before = [score for score in self.scores if score.step <= self.resumed]
+        """All exports but that of the best, and of what was best where a resumption would begin again."""
+        there = checkpoints.complete(self.folder / CHECKPOINTS)
+        resumed = checkpoints.step_of(there[-1]) if there else -1
+        before = [score for score in self.scores if score.step <= resumed]
         needed = {self._export(self._best_of(scores)) for scores in (self.scores, before) if scores}
         for folder in (self.folder / BEST).glob("*"):
             if folder not in needed:
@@ -228,9 +229,8 @@ class OwnEncoders:
     def _patches(self, pixels: Tensor) -> Tensor:
         """What the image encoder sees in each patch (B, N, V); a class token is none."""
         reference, encoder = self.model.reference, self.model.subject_encoder
-        side = reference.size
-        scaled = F.interpolate(pixels.to(encoder.device).float(), (side, side), mode="bicubic", antialias=True)
-        seen = images.normalise(scaled.clamp(0, 1), reference.mean, reference.std)
+        pixels = pixels.to(encoder.device).float()
+        seen = images.as_seen(pixels, reference.size, reference.mean, reference.std)
         features: Tensor = encoder.image_encoder(seen.to(encoder.dtype)).float()
         return features[:, -(math.isqrt(features.shape[1]) ** 2) :]
 
