@@ -3,6 +3,7 @@
 import dataclasses
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -26,6 +27,7 @@ from blip_diffusion.evaluation.speedup_report import (
     speedup,
 )
 from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.training.loop import Result
 from blip_diffusion.training.tune import TuneConfig
 from tests.evaluation.toys import Everything, Middle, needs
 
@@ -193,3 +195,24 @@ def test_a_process_runs_its_own_methods_and_the_table_comes_last(
     table = run()
     assert "| few-shot |" in table and "| dreambooth |" in table and (tmp_path / "speedup.md").is_file()
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
+
+
+def test_half_a_curve_is_not_kept(
+    world: World, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A signal ends the loop in good order; the comparison ends too, and measures that curve again."""
+    ended = Result(1, 1, 1.0, {}, "signal")
+    monkeypatch.setattr(command, "run", lambda lesson, folder, hook: folder.mkdir(parents=True) or ended)
+    lesson: Any = None
+    with pytest.raises(KeyboardInterrupt):
+        command._quiet_run(lesson, tmp_path / "run", lambda context: None)
+    assert not (tmp_path / "run").exists()
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "compare", interrupted)
+    monkeypatch.setattr(command, "eyes_of", lambda judge: None)
+    monkeypatch.setattr(World, "load", lambda path: world)
+    assert command.main(["--world", "w.zip", "--out", str(tmp_path)]) == 130
+    assert "the same command goes on" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from PIL import Image, PngImagePlugin
 
 from blip_diffusion.annotators import annotate
+from blip_diffusion.data.compose import Composer
+from blip_diffusion.data.records import SubjectBatch
 from blip_diffusion.devices import has_bfloat16
 from blip_diffusion.interfaces import service
 from blip_diffusion.interfaces.cli import main
@@ -238,6 +241,8 @@ def test_a_page_of_all(generate: Run, capsys: pytest.CaptureFixture[str]) -> Non
     assert page.shape == (3 * 34 - 2, 3 * 34 - 2, 3)
     assert np.array_equal(page[34:66, 34:66], pixels("out/on-the-beach-1.png"))
     assert np.array_equal(page[68:, 68:], pixels("out/at-the-forest-2.png"))
+    assert main(["generate", "--again", "page.png", "--out", "again", "--sheet", "twin.png"]) == 0
+    assert np.array_equal(page, pixels("twin.png")) and len(list(Path("again").iterdir())) == 6
 
 
 def test_a_page_overwrites_no_page_of_another_order(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -559,3 +564,26 @@ def test_help_needs_no_torch(arguments: list[str]) -> None:
     )
     ended = python("-c", code)
     assert ended.returncode == 0 and ended.stdout.rstrip().endswith("[]")
+
+
+def test_an_interrupted_training_is_no_finished_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shell's `&&` must not go on to the stage that needs its export."""
+    plain = Composer.__call__
+
+    def stopped(self: Composer, index: int) -> SubjectBatch:
+        if index == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, index)
+
+    monkeypatch.setattr(Composer, "__call__", stopped)
+    config = Path(__file__).parents[2] / "configs/debug/autoencoder.toml"
+    how = ["--set", f"world.path={WORLD}", "--set", "train.device=cpu", "--set", "train.prefetch=0"]
+    assert main(["train", str(config), "--out", str(tmp_path), *how]) == 130
+    said = capsys.readouterr()
+    assert "nothing exported; the same command with --resume latest goes on" in said.out
+    assert said.err == "blip-diffusion: interrupted\n" and not (tmp_path / "export").exists()
+    monkeypatch.undo()
+    assert main(["train", str(config), "--out", str(tmp_path), *how, "--resume", "latest"]) == 0
+    assert (tmp_path / "export" / "vae").is_dir()

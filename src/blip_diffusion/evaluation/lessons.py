@@ -45,7 +45,7 @@ def lessons(
     The identities that will be judged are left out.
     """
     composer, rng = bench_composer(world, size), random.Random("lessons")
-    rows = _pupils(world, judged)
+    rows = pupils(world, judged)
     if scenes is None:
         asked = list(_requests(composer, rng, each))
     else:
@@ -63,7 +63,8 @@ def lessons(
     return Lessons(pictures, asked, said)
 
 
-def _pupils(world: World, judged: set[str]) -> list[int]:
+def pupils(world: World, judged: set[str]) -> list[int]:
+    """What a judge may learn from. Raises `DataError` where nothing is left."""
     held = first_rows(world, split="heldout")
     rows = [row for name, row in held.items() if name not in judged]
     if not rows:

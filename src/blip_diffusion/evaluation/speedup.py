@@ -133,9 +133,12 @@ class Track:
 
 
 def _quiet_run(lesson: Lesson, folder: Path, hook: Callable[[HookContext], None]) -> None:
+    """Raises `KeyboardInterrupt` where a signal ends it: half a curve would be taken for a whole one."""
     shutil.rmtree(folder, ignore_errors=True)
-    run(lesson, folder, hook)
+    ended = run(lesson, folder, hook)
     shutil.rmtree(folder)
+    if ended.stopped == "signal":
+        raise KeyboardInterrupt
 
 
 def search(track: Track, shown: Sequence[Sitter], contestant: Contestant, work: Path) -> dict[str, float]:
@@ -251,6 +254,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BlipDiffusionError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Interrupted: the same command goes on, with the curves that are whole.", file=sys.stderr)
+        return 130
     print(publish(outcome, flags.out))
     return 0
 

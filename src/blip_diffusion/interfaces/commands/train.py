@@ -35,6 +35,9 @@ def run(arguments: argparse.Namespace) -> None:
 
         beside.append(QuickScore)
     result = train(arguments.config, folder, overrides=overrides, resume=resume, beside=beside)
+    if result.stopped == "signal":
+        print(f"stopped after {result.step} steps, nothing exported; the same command with --resume latest goes on")
+        raise KeyboardInterrupt
     print(
         f"{result.step} steps, {result.samples} samples, {result.seconds / 60:.1f} minutes ({result.stopped}): {folder}"
     )
