@@ -230,7 +230,7 @@ def test_what_lavis_does_not_say_is_the_bases(original: Path, tmp_path: Path) ->
 
 def test_where_a_link_leads_to_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "elsewhere" / "model").mkdir(parents=True)
-    (tmp_path / "elsewhere" / "model" / "model_index.json").write_text("{}")
+    (tmp_path / "elsewhere" / "model" / "model_index.json").write_text('{"_class_name": "BlipDiffusionPipeline"}')
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "model")
     convert(str(GOLDEN), tmp_path / "link")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "elsewhere" / "model" / "unet").is_dir()
@@ -275,6 +275,9 @@ def test_lavis_has_no_controlnet_and_no_lora(controlled: Path, tmp_path: Path) -
 def test_a_folder_onto_itself(controlled: Path, original: Path, tmp_path: Path) -> None:
     save_file({"contrastive.temperature": torch.ones(())}, controlled / "heads.safetensors")
     save_file({"subject": torch.ones(1, 4, 16)}, controlled / "lavis-subject.safetensors")
+    (controlled / ".git").mkdir()
+    (controlled / ".git" / "HEAD").write_text("main")
+    (controlled / "notes.txt").write_text("mine")
     before = {path.relative_to(controlled) for path in controlled.rglob("*")}
     convert(str(controlled), controlled, dtype=torch.float16)
     assert {path.relative_to(controlled) for path in controlled.rglob("*")} == before
@@ -436,7 +439,18 @@ def test_nothing_else_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "home" / "letter.txt").write_text("dear")
     with pytest.raises(CheckpointError, match="is there already and is no model's folder"):
         convert(str(GOLDEN), tmp_path / "home")
+    (tmp_path / "home" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(CheckpointError, match="is there already and is no model's folder"):
+        convert(str(GOLDEN), tmp_path / "home")
     assert (tmp_path / "home" / "letter.txt").read_text() == "dear"
+
+
+def test_an_earlier_model_gives_way_with_its_papers(controlled: Path, tmp_path: Path) -> None:
+    convert(str(controlled), tmp_path / "out")
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    convert(str(GOLDEN), tmp_path / "out")
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    assert not {"README.md", "LICENCES.md", "controlnet"} & {path.name for path in (tmp_path / "out").iterdir()}
 
 
 def test_lavis_has_no_other_image_encoder(tiny_folder: Path, tmp_path: Path) -> None:

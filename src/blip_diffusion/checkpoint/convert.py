@@ -9,8 +9,18 @@ from typing import Literal
 import torch
 
 from blip_diffusion.checkpoint import lavis
-from blip_diffusion.checkpoint.files import check_writable, read_file, save_state
-from blip_diffusion.checkpoint.folder import check_fit, find_model, load_unet, load_vae, read_parts, save_model, whole
+from blip_diffusion.checkpoint.files import check_writable, read_file, read_json, save_state
+from blip_diffusion.checkpoint.folder import (
+    CONSISTENCY_LORA,
+    PARTS,
+    check_fit,
+    find_model,
+    load_unet,
+    load_vae,
+    read_parts,
+    save_model,
+    whole,
+)
 from blip_diffusion.checkpoint.lavis import Original
 from blip_diffusion.checkpoint.parts import HEADS
 from blip_diffusion.errors import CheckpointError
@@ -18,6 +28,8 @@ from blip_diffusion.model import BlipDiffusion
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 SUBJECT = "lavis-subject.safetensors"
+OURS = {*PARTS, "model_index.json", CONSISTENCY_LORA, HEADS, SUBJECT}
+"""What a model's folder is made of."""
 PAPERS = ("README*", "LICEN[CS]E*")
 
 
@@ -36,7 +48,8 @@ def convert(
     `source` is `mini`, a model's folder, a hub id, LAVIS' folder or archive, or what LAVIS' tuning saved, which needs
     its `base`. `unet` and `vae` are folders or Stable Diffusion 1.5 files that replace the model's. Stage 1's heads, a
     tuned subject of LAVIS, and the folder's README and licences are kept beside the model; a consistency LoRA is with
-    its own U-Net, in our layout, and a warning says where it is left out. `out` may be the source.
+    its own U-Net, in our layout, and a warning says where it is left out. `out` may be the source, or
+    an earlier model; what else lies there stays.
     Raises `CheckpointError` before anything is written.
     """
     check_writable(out.parent)
@@ -60,6 +73,7 @@ def convert(
             _write(original, made, dtype)
         for paper in _papers(path):
             shutil.copy2(paper, made / paper.name)
+        _keep_others(out, made)
         take_place(made, out, aside=Path(scratch) / "earlier")
 
 
@@ -82,8 +96,24 @@ def take_place(made: Path, out: Path, *, aside: Path) -> None:
 
 
 def _check_free(out: Path) -> None:
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "model_index.json").is_file())):
-        raise CheckpointError(f"{out} is there already and is no model's folder: choose another --out.")
+    """A model of ours may be replaced, nothing else."""
+    if out.is_dir() and (not any(out.iterdir()) or _is_ours(out)):
+        return
+    if out.exists():
+        raise CheckpointError(f"{out} is there already and is no model's folder of this kind: choose another --out.")
+
+
+def _is_ours(folder: Path) -> bool:
+    index = folder / "model_index.json"
+    return index.is_file() and str(read_json(index).get("_class_name", "")).startswith("BlipDiffusion")
+
+
+def _keep_others(out: Path, made: Path) -> None:
+    """What lies in a folder that will be replaced and is no part of a model, such as notes and a history."""
+    papers = _papers(out)  # which are of the model that goes
+    for path in sorted(out.iterdir()) if out.is_dir() else ():
+        if path.name not in OURS and path not in papers and not (made / path.name).exists():
+            (shutil.copytree if path.is_dir() else shutil.copy2)(path, made / path.name)
 
 
 def _read(path: Path, scratch: Path, base: str | None) -> Original:
