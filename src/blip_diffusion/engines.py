@@ -97,6 +97,12 @@ def key_of(network: nn.Module, version: str) -> str:
     return digest.hexdigest()
 
 
+def uncompiled(module: nn.Module) -> nn.Module:
+    """A module, or what `torch.compile` has wrapped: what is known of one holds for the other."""
+    inner = getattr(module, "_orig_mod", module)
+    return inner if isinstance(inner, nn.Module) else module
+
+
 def modules_of(network: nn.Module) -> Iterator[nn.Module]:
     """All, as `network.modules()`, which hands each one up through all the levels above it: fifteen times as slow."""
     seen, waiting = set(), [network]

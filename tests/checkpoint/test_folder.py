@@ -452,9 +452,26 @@ def test_a_hub_id_that_cannot_be_had() -> None:
         find_model("nobody/nothing")
 
 
+@pytest.mark.parametrize("name", ["mini", "nobody/nothing"])
+def test_a_keyword_that_nobody_knows(name: str) -> None:
+    with pytest.raises(InputError, match=r"text_encoder can't be chosen"):
+        BlipDiffusionPipeline.from_pretrained(name, text_encoder=None)
+
+
+def test_a_model_may_be_called_mini(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.rename(tmp_path / "mini").parent)
+    assert find_model(Path("mini")) == Path("mini") and find_model("mini") != Path("mini")
+    assert BlipDiffusionPipeline.from_pretrained(Path("mini"), dtype=torch.float16).unet.dtype == torch.float16
+
+
 def test_what_nobody_reads_is_not_downloaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **how: asked.update(how) or str(folder))
+
+    def download(name: str, *, revision: str | None = None, ignore_patterns: Any = None) -> str:
+        asked.update(revision=revision, ignore_patterns=ignore_patterns)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     published = ["unet/config.json", "qformer/pytorch_model.bin", "vision_encoder/pytorch_model.bin", "x.ckpt"]
     assert find_model("owner/name", revision="main") == folder
     kept = [name for name in published if not any(fnmatch(name, unread) for unread in asked["ignore_patterns"])]

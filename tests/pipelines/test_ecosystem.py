@@ -65,7 +65,7 @@ def asked(request: pytest.FixtureRequest, own: BlipDiffusionPipeline) -> dict[st
 
 
 def test_weights_that_are_brought_only_meanwhile(
-    own: BlipDiffusionPipeline, draw: Draw, dog: Image.Image, asked: dict[str, Any]
+    own: BlipDiffusionPipeline, draw: Draw, dog: Image.Image, asked: dict[str, Any], tmp_path: Path
 ) -> None:
     """What `enable_sequential_cpu_offload` does, with the CPU as the device that computes."""
     from accelerate import cpu_offload
@@ -77,6 +77,8 @@ def test_weights_that_are_brought_only_meanwhile(
     assert len(parts) == 4 + len(asked) and {next(part.parameters()).device.type for part in parts} == {"meta"}
     assert torch.equal(draw(own, **asked), plain)
     assert own.encode_subject(dog, "dog").device.type == "cpu"
+    with pytest.raises(InputError, match="can't be read now: load and save before enable_sequential_cpu_offload"):
+        own.save_pretrained(tmp_path)
 
 
 def test_parts_that_are_brought_one_after_another(

@@ -496,3 +496,77 @@ def test_a_damaged_lora_of_the_models_own(with_own_lora: Path, tmp_path: Path) -
     with pytest.raises(CheckpointError, match="is not a file of weights"):
         pipe.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
+
+
+# --------------------------------------------------------------------------------------------- two pipelines, one U-Net
+
+
+def test_pipelines_that_share_a_unet_draw_each_by_its_own_preset(
+    with_own_lora: Path, dog: Image.Image, tmp_path: Path
+) -> None:
+    presets = (replace(TURBO, dtype="own"), Preset())
+    alone = []
+    for preset in presets:
+        pipe = BlipDiffusionPipeline.from_pretrained(with_own_lora)
+        pipe.set_preset(preset)
+        alone.append(draw(pipe, dog))
+    one = BlipDiffusionPipeline.from_pretrained(with_own_lora)
+    other = BlipDiffusionPipeline.from_pipe(one)
+    assert other.unet is one.unet and other.config["num_inference_steps"] == one.config["num_inference_steps"]
+    for first, second in ((one, other), (other, one)):
+        first.set_preset(presets[0])
+        second.set_preset(presets[1])
+        for _ in range(2):
+            for pipe, wanted in ((first, alone[0]), (second, alone[1])):
+                torch.testing.assert_close(draw(pipe, dog), wanted, atol=1e-4, rtol=0)
+
+
+def test_parts_are_handed_on_with_the_models_own_scheduler(own: BlipDiffusionPipeline) -> None:
+    scheduler = own.scheduler
+    own.set_preset("fast")
+    assert own.scheduler is not scheduler and own.components["scheduler"] is scheduler
+    assert BlipDiffusionPipeline.from_pipe(own).scheduler is scheduler
+
+
+def test_an_interrupt_while_loras_are_folded_leaves_the_weights(
+    own: BlipDiffusionPipeline, dog: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = draw(own, dog)
+    own.set_preset(with_lora(str(lora(own, tmp_path)), base=replace(TURBO, dtype="own")))
+    layers = tuned_layers(own.unet)
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(layers[-1], "merge", stop)
+    with pytest.raises(KeyboardInterrupt):
+        draw(own, dog)
+    assert not any(layer.merged for layer in layers)
+    own.set_preset(Preset())
+    torch.testing.assert_close(draw(own, dog), plain, atol=1e-5, rtol=0)
+
+
+def test_a_lora_that_is_swapped_in_place_is_drawn(own: BlipDiffusionPipeline, dog: Image.Image, tmp_path: Path) -> None:
+    paths = [lora(own, tmp_path / name) for name in ("first", "second")]
+    chosen = with_lora(str(paths[0]), base=replace(TURBO, dtype="own"))
+    own.load_lora_weights(paths[1], adapter_name="style")
+    own.set_preset(chosen)
+    wanted = draw(own, dog)
+    own.set_preset(Preset())
+    own.delete_adapters("style")
+    own.load_lora_weights(paths[0], adapter_name="style")
+    own.set_preset(chosen)
+    assert apart(draw(own, dog), wanted) > 1e-4
+    own.load_lora_weights(paths[1], adapter_name="style", hotswap=True)
+    torch.testing.assert_close(draw(own, dog), wanted, atol=1e-4, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_unet_is_saved_as_it_was(with_own_lora: Path, tmp_path: Path) -> None:
+    pipe = BlipDiffusionPipeline.from_pretrained(with_own_lora)
+    pipe.unet = torch.compile(pipe.unet)
+    assert pipe.consistency_lora is not None
+    pipe.save_pretrained(tmp_path / "saved")
+    for file in ("unet/diffusion_pytorch_model.safetensors", CONSISTENCY_LORA):
+        one, other = load_file(with_own_lora / file), load_file(tmp_path / "saved" / file)
+        assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

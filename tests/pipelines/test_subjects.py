@@ -296,3 +296,35 @@ def test_one_that_is_refused_does_not_take_its_namesakes_place(own: BlipDiffusio
             own.load_subject(broken)
     assert own.subjects == ("rex",) and own.active_subjects == {"rex": 1.0}
     assert torch.equal(drawn(own), before)
+
+
+def test_subjects_are_of_the_unet_that_they_are_in(
+    own: BlipDiffusionPipeline, tiny_folder: Path, dog: Image.Image
+) -> None:
+    other = BlipDiffusionPipeline.from_pretrained(tiny_folder).unet
+    with torch.no_grad():
+        other.conv_out.bias.add_(0.1)
+    own.load_subject(subject(own, "rex", 1, weights=True))
+    mine, rex = own.unet, drawn(own)
+    own.unet = other
+    before = {name: weight.clone() for name, weight in other.state_dict().items()}
+    assert own.active_subjects == {} and own.subjects == ()
+    with pytest.raises(InputError, match="no subject"):
+        drawn(own)
+    own("on the beach", dog, "dog", num_inference_steps=1)
+    assert all(torch.equal(weight, before[name]) for name, weight in other.state_dict().items())
+    own.unet = mine
+    assert own.active_subjects == {"rex": 1.0} and torch.equal(drawn(own), rex)
+
+
+def test_another_pipelines_subject_does_not_draw_along(
+    own: BlipDiffusionPipeline, tiny_folder: Path, dog: Image.Image
+) -> None:
+    asked = {"num_inference_steps": 1, "output_type": "pt"}
+    plain = own("on the beach", dog, "dog", generator=torch.Generator().manual_seed(0), **asked).images
+    beside = BlipDiffusionPipeline.from_pipe(own)
+    own.load_subject(subject(own, "rex", 1, rank=2))
+    assert torch.equal(
+        beside("on the beach", dog, "dog", generator=torch.Generator().manual_seed(0), **asked).images, plain
+    )
+    assert beside.active_subjects == {"rex": 1.0}

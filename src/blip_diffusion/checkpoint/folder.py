@@ -1,6 +1,7 @@
 """A model's folder: found, read, and written."""
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 
 from blip_diffusion.checkpoint import single_file
-from blip_diffusion.checkpoint.files import read_json, usable, write_json
+from blip_diffusion.checkpoint.files import check_here, read_json, usable, write_json
 from blip_diffusion.checkpoint.lora import copy_lora
 from blip_diffusion.checkpoint.parts import (
     ASSETS,
@@ -136,7 +137,9 @@ def _load_other(name: str, path: Path, dtype: torch.dtype | None) -> Any:
 
 def find_model(name_or_path: str | Path, **hub: Any) -> Path:
     """The folder of a model: `mini`, a folder, or a hub id, which alone is downloaded."""
-    if str(name_or_path) == "mini":
+    if hub:
+        _check_hub(hub)
+    if name_or_path == "mini":
         return ASSETS / "mini"
     if Path(name_or_path).is_dir():
         return Path(name_or_path)
@@ -151,6 +154,15 @@ def find_model(name_or_path: str | Path, **hub: Any) -> Path:
         raise CheckpointError(
             f"There is no folder {name_or_path}, and it can't be had from the hub ({reason(error)}): check the name."
         ) from error
+
+
+def _check_hub(asked: Mapping[str, Any]) -> None:
+    """Raises `InputError` for what nobody here knows: passed over, another model would be drawn with than was asked."""
+    from huggingface_hub import snapshot_download
+
+    known = inspect.signature(snapshot_download).parameters
+    if unknown := [name for name in asked if name not in known]:
+        raise InputError(f"{unknown[0]} can't be chosen for a model that is loaded: leave it out.")
 
 
 def whole(parts: Parts, folder: Path) -> BlipDiffusion:
@@ -214,14 +226,16 @@ def save_model(
 ) -> None:
     """The whole folder, without LoRAs that lie beside the weights; floats in `dtype` where one is given.
 
-    `consistency_lora` is the file of one that belongs to the model. Raises `InputError` for several ControlNets, and
-    `CheckpointError` where that file can't be read, before anything is written.
+    `consistency_lora` is the file of one that belongs to the model. Raises `InputError` for several ControlNets and for
+    weights that aren't here, `CheckpointError` where that file can't be read, before anything is written.
     """
     if isinstance(controlnet, MultiControlNetModel):
         raise InputError(
             f"A model's folder has room for one ControlNet, not {len(controlnet.nets)}: save each by itself, and the "
             "model without them (pipe.controlnet = None)."
         )
+    parts = (model, controlnet) if controlnet is not None else (model,)
+    check_here(*parts)
     if consistency_lora is not None:
         copy_lora(consistency_lora, folder / CONSISTENCY_LORA, dtype)  # first: it may be gone, or damaged
     else:

@@ -212,7 +212,7 @@ def _control_arguments(controls: tuple[ControlOrder, ...], nets: list[Any]) -> d
 
 
 def order_of(path: Path, *, model: str | None = None, nets: Mapping[str, str] = MappingProxyType({})) -> Order:
-    """The order of one picture that `draw` wrote, on request for another model, or other nets by their kinds.
+    """The order of one picture that `draw` wrote, or of a page, on request for another model, or other nets.
 
     The file may be a stranger's: every value is held to its type, every picture to the checks of any other, and
     nothing is fetched on its word alone. Raises `InputError` for what isn't at hand, and without an order.
@@ -224,7 +224,9 @@ def order_of(path: Path, *, model: str | None = None, nets: Mapping[str, str] = 
             table = json.loads(picture.info[METADATA])
         names = {field.name for field in dataclasses.fields(Order)}
         known = {name: value for name, value in table.items() if name in names}
-        known |= {"prompts": [table["prompt"]], "count": 1, "reference": _embedded(table["reference"])}
+        known |= {"reference": _embedded(table["reference"])}
+        if "prompt" in table:  # else it is a page, which has the whole order
+            known |= {"prompts": [table["prompt"]], "count": 1}
         known["controls"] = [{**one, "picture": _embedded(one["picture"])} for one in table.get("controls", ())]
         known["subjects"] = [{**one, "picture": b""} for one in table.get("subjects", ())]
         if "size" in table:  # what version 0.1 wrote

@@ -27,6 +27,7 @@ from blip_diffusion.checkpoint.folder import (
 )
 from blip_diffusion.diffusion.denoisers import Control, Denoiser, controlled_denoiser
 from blip_diffusion.diffusion.sample import initial_noise, sample
+from blip_diffusion.engines import uncompiled
 from blip_diffusion.errors import InputError
 from blip_diffusion.images import Fit
 from blip_diffusion.model import BlipDiffusion, InferenceConfig, ReferenceConfig, SubjectEncoder
@@ -121,6 +122,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         name_or_path: str | Path = "mini",
         *,
         torch_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
         qformer_tokenizer: str | Path | None = None,
         unet: Any = None,
         vae: Any = None,
@@ -132,9 +134,10 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
 
         `qformer_tokenizer` names another WordPiece list than the folder's own or bert-base-uncased's. `unet`, `vae`
         and `controlnet` replace the folder's: a module, a folder, or a Stable Diffusion 1.5 file; so does `scheduler`,
-        an object. `hub` goes to `huggingface_hub.snapshot_download`. Raises `CheckpointError` for what is missing,
-        damaged or unknown.
+        an object. `dtype` is another name of `torch_dtype`. `hub` goes to `huggingface_hub.snapshot_download`. Raises
+        `CheckpointError` for what is missing, damaged or unknown, `InputError` for a keyword that nobody knows.
         """
+        torch_dtype = torch_dtype or dtype
         folder = find_model(name_or_path, **hub)
         parts = read_parts(folder, qformer_tokenizer=qformer_tokenizer, dtype=torch_dtype)
         parts.unet = _loaded(load_unet, unet, config=parts.unet and parts.unet.config, dtype=torch_dtype) or parts.unet
@@ -144,8 +147,27 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         pipe = cls.from_model(whole(parts, folder), controlnet=parts.controlnet)
         pipe.register_to_config(_name_or_path=str(name_or_path))
         if unet is None and parts.consistency_lora is not None:
-            OWN_LORAS[pipe.unet] = parts.consistency_lora
+            OWN_LORAS[uncompiled(pipe.unet)] = parts.consistency_lora
         return pipe
+
+    @classmethod
+    def from_pipe(cls, pipeline: "BlipDiffusionPipeline", *, controlnet: Any = None) -> Self:
+        """Another pipeline over the same parts, with the same settings, and a preset of its own.
+
+        LoRAs and tuned subjects lie in the parts: both draw with them.
+        """
+        return cls.from_model(pipeline.model, controlnet=controlnet or pipeline.controlnet)
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The parts; the scheduler is the model's own, not a preset's."""
+        return {**super().components, "scheduler": self.own_scheduler}
+
+    def load_lora_weights(self, *what: Any, hotswap: bool = False, **how: Any) -> None:
+        """Loads another LoRA, as `ExtrasMixin` does; subjects are drawn as before."""
+        super().load_lora_weights(*what, hotswap=hotswap, **how)
+        if hotswap:  # which PEFT does through `.data`
+            self._forget()
 
     def fuse_lora(self, *what: Any, **how: Any) -> None:
         """Makes LoRAs part of the weights, as diffusers does, but for subjects' own; see `SubjectsMixin`.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from blip_diffusion.diffusion.denoisers import Denoiser, guided, unet_denoiser
 from blip_diffusion.diffusion.latents import LatentCodec
 from blip_diffusion.diffusion.shortcuts import ShallowUNet, WholeUNet, one_by_one, reusing, within
-from blip_diffusion.engines import openvino
+from blip_diffusion.engines import openvino, uncompiled
 from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.pipelines.extras import UNREADABLE, activate, active_adapters, tuned_layers
 from blip_diffusion.pipelines.memo import state_of
@@ -27,6 +27,8 @@ LCM = "blip-diffusion-lcm"
 """The name of the adapter that `lcm_lora` becomes."""
 OWN_LORAS: weakref.WeakKeyDictionary[nn.Module, Path] = weakref.WeakKeyDictionary()
 """U-Nets whose model's folder brought a consistency LoRA along, and its file: whatever pipeline they are in."""
+PRESETS_LORAS: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+"""U-Nets that a preset has given a LoRA, and where from: pipelines that share one may draw by other presets."""
 
 
 class Decoder(nn.Module):
@@ -49,9 +51,11 @@ class Folded:
         self._weights = [p for layer, _ in self._layers for p in layer.get_base_layer().parameters()]
         self._other = [weight.data.clone() for weight in self._weights]  # PEFT adds to them in place
         self._swap()
-        for layer, _ in self._layers:
-            layer.merge()
-        self._leave()
+        try:
+            for layer, _ in self._layers:
+                layer.merge()
+        finally:  # whatever comes between, the weights are as they were
+            self._leave()
 
     def _swap(self) -> None:
         for place, weight in enumerate(self._weights):
@@ -118,7 +122,7 @@ class SpeedMixin:
     @property
     def consistency_lora(self) -> Path | None:
         """The file of the model's own, while its U-Net is the model's own."""
-        return OWN_LORAS.get(self.unet)  # type: ignore[attr-defined]
+        return OWN_LORAS.get(uncompiled(self.unet))  # type: ignore[attr-defined]
 
     def _use_lora(self, path: str | None) -> None:
         """This latent consistency LoRA or none, beside whatever others are active."""
@@ -128,7 +132,7 @@ class SpeedMixin:
                 raise InputError("A preset's LoRA can't be drawn with over fused ones: call unfuse_lora first.")
             pipe._read_lora(path, {})  # before the one that is there is taken out
         self.preset = replace(self.preset, lcm_lora=None, solver="own")  # else it would be brought back
-        if self._has_lora():
+        if self._lora_there() is not None:
             pipe.delete_adapters(LCM)
         self._keep_lora(path)
 
@@ -138,13 +142,24 @@ class SpeedMixin:
         if path is not None:
             parts = pipe.unet, pipe.text_encoder
             active = active_adapters(*parts)
-            if not self._has_lora():
+            if self._lora_there() is None:
+                PRESETS_LORAS[uncompiled(pipe.unet)] = path
                 pipe.load_lora_weights(path, adapter_name=LCM)
             activate(active, *parts, also=[LCM])
 
-    def _has_lora(self) -> bool:
+    def _bring_lora(self) -> None:
+        """Where another pipeline over the same U-Net draws by another preset, its LoRA goes and this one's comes."""
+        there, wanted = self._lora_there(), self.preset.lcm_lora
+        if there not in (None, wanted):
+            self.delete_adapters(LCM)  # type: ignore[attr-defined]
+        if there != wanted:
+            self._keep_lora(wanted)
+
+    def _lora_there(self) -> str | None:
+        """Where the preset's LoRA comes from that is in the U-Net, if there is one."""
         pipe: Any = self
-        return any(LCM in names for names in pipe.get_list_adapters().values())
+        loaded = any(LCM in names for names in pipe.get_list_adapters().values())
+        return PRESETS_LORAS.get(uncompiled(pipe.unet)) if loaded else None
 
     def _cast(self, dtype: torch.dtype | None, *, channels_last: bool) -> None:
         pipe: Any = self
@@ -194,6 +209,7 @@ class SpeedMixin:
         layers once more, so not of a U-Net that accelerate brings to a GPU and back.
         """
         unet = self.unet  # type: ignore[attr-defined]
+        self._bring_lora()
         hooked = any(hasattr(unet, hook) for hook in ("_hf_hook", "_diffusers_hook"))
         if self.preset.lcm_lora is None or self.preset.engine != "torch" or hooked:
             yield

@@ -3,6 +3,7 @@
 """
 
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from blip_diffusion.checkpoint.subject_file import (
     renamed,
     write_subject,
 )
+from blip_diffusion.engines import uncompiled
 from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.pipelines.extras import ExtrasMixin, activate, active_adapters, tuned_layers
 from blip_diffusion.prompts import insert_position
@@ -39,6 +41,9 @@ class Shelf:
     mixture: dict[str, float] = field(default_factory=dict)
     replaced: State = field(default_factory=dict)  # the base's own weights, where subjects bring others
     base: str = ""  # the base's fingerprint, taken before anything was changed
+
+
+SHELVES: weakref.WeakKeyDictionary[nn.Module, Shelf] = weakref.WeakKeyDictionary()
 
 
 class SubjectsMixin(ExtrasMixin):
@@ -203,9 +208,8 @@ class SubjectsMixin(ExtrasMixin):
 
     @property
     def _shelf(self) -> Shelf:
-        """Made when it is first asked for: diffusers builds pipelines in more ways than one."""
-        shelf: Shelf = self.__dict__.setdefault("_subject_shelf", Shelf())
-        return shelf
+        """The U-Net's, which the subjects are in: with another, or in another pipeline, it is still right."""
+        return SHELVES.setdefault(uncompiled(self.unet), Shelf())
 
 
 def _check_base(subject: Subject, base: str) -> None:
