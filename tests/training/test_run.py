@@ -114,13 +114,15 @@ def test_the_published_layout_is_trained_on(tmp_path: Path) -> None:
     """Its image encoder looks at smaller pictures than the U-Net draws."""
     start = shutil.copytree(GOLDEN / "pipe", tmp_path / "published")
     shutil.copytree(GOLDEN / "tok" / "bert", start / "qformer_tokenizer")
-    own = [f"world.path={WORLD}", f'model.start=["{start}"]', "train.device=cpu", "train.steps=1", "subject.redraw=0"]
-    result = run(CONFIGS / "debug/subject.toml", tmp_path / "run", overrides=own)
+    own = [f"world.path={WORLD}", f'model.start=["{start}"]', "train.device=cpu"]
+    own += ["train.steps=1", "train.optim.lr=1e-3"]
+    path, small = CONFIGS / "published/subject.toml", "world.compose.size=32"
+    result = run(path, tmp_path / "run", overrides=[*own, small])
     assert result.step == 1 and torch.tensor(result.losses["loss"]).isfinite()
     old, new = weights(start), weights(tmp_path / "run/export")
     assert any(not torch.equal(old[name], new[name]) for name in old if name.startswith("unet/"))
     with pytest.raises(ConfigError, match=r"world\.compose\.size is 48, and this model draws 32 pixels"):
-        run(CONFIGS / "debug/subject.toml", tmp_path / "other", overrides=[*own, "world.compose.size=48"])
+        run(path, tmp_path / "other", overrides=[*own, "world.compose.size=48"])
     assert not (tmp_path / "other").exists()
 
 
