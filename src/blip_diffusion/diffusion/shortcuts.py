@@ -81,14 +81,17 @@ def check_divisible(unet: Any, layers: int) -> None:
         raise InputError("Features of this U-Net can't be used again: it isn't one of Stable Diffusion 1's kind.")
 
 
-def reusing(whole: Whole, shallow: Shallow, text: Tensor, every: int) -> Denoiser:
-    """The whole U-Net in one step out of `every`; in the others its outermost layers, over that step's features."""
+def reusing(whole: Whole, shallow: Shallow | None, text: Tensor, every: int) -> Denoiser:
+    """The whole U-Net in one step out of `every`; in the others its outermost layers, over that step's features.
+
+    Where every step takes the whole one, `shallow` isn't needed.
+    """
     steps = itertools.count()
     deep: Tensor | None = None
 
     def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
         nonlocal deep
-        if next(steps) % every == 0 or deep is None:
+        if next(steps) % every == 0 or deep is None or shallow is None:
             answer, deep = whole(latents, timestep, text)
             return answer
         return shallow(latents, timestep, text, deep)

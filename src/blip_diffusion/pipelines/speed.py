@@ -196,10 +196,10 @@ class SpeedMixin:
         unet, layers = self.unet, self.preset.reuse_layers  # type: ignore[attr-defined]
         if self.preset.reuse_every == 1 and self.preset.engine != "openvino":
             return unet_denoiser(unet, text)
-        text = text.to(unet.dtype)
+        text, every = text.to(unet.dtype), self.preset.reuse_every
         whole = self._run("whole U-Net", unet, lambda: WholeUNet(unet, layers))
-        shallow = self._run("shallow U-Net", unet, lambda: ShallowUNet(unet, layers))
-        return reusing(whole, shallow, text, self.preset.reuse_every)
+        shallow = None if every == 1 else self._run("shallow U-Net", unet, lambda: ShallowUNet(unet, layers))
+        return reusing(whole, shallow, text, every)
 
     @contextmanager
     def _loras_in_weights(self) -> Iterator[None]:
