@@ -13,7 +13,7 @@ from blip_diffusion.errors import BlipDiffusionError
 if TYPE_CHECKING:
     from blip_diffusion.pipelines.generate import BlipDiffusionPipeline as BlipDiffusionPipeline
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 __all__ = ["BlipDiffusionError", "BlipDiffusionPipeline", "__version__"]
 
 _LAZY = {"BlipDiffusionPipeline": "blip_diffusion.pipelines.generate"}

@@ -123,7 +123,7 @@ class StartConfig:
     """How the model shall be asked; `None`: as the first folder of `start` that says so, else `TRAINED_SO`."""
 
 
-TRAINED_SO = InferenceConfig(prompt_reps=1, num_inference_steps=25, guidance_scale=3.0, guidance_rescale=0.6)
+TRAINED_SO = InferenceConfig(prompt_reps=1, num_inference_steps=15, guidance_scale=3.0, guidance_rescale=0.6)
 """Training says a prompt once, and noise that ends pure wants rescaled guidance."""
 
 
