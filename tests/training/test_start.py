@@ -144,7 +144,7 @@ def test_a_model_is_asked_as_its_teacher(tiny_folder: Path, corpus: list[str], t
 
     assert inference("mute", "teacher") == asked
     assert inference("teacher", own=InferenceConfig()) == InferenceConfig()
-    assert inference("mute") == inference() == InferenceConfig(1, 25, 3.0, 0.6)
+    assert inference("mute") == inference() == InferenceConfig(1, 15, 3.0, 0.6)
 
 
 @pytest.mark.parametrize("name", sorted(SHAPES))
