@@ -1,4 +1,6 @@
 import copy
+import os
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -187,3 +189,21 @@ def test_all_modules_in_torchs_own_order(model: BlipDiffusion) -> None:
     shared = nn.Linear(2, 2)
     for network in (model, model.unet, nn.ModuleList([shared, nn.Sequential(shared), nn.Linear(2, 2)])):
         assert list(modules_of(network)) == list(network.modules())
+
+
+def test_a_signal_after_openvino_is_a_signal(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    script = """
+import os, signal, torch
+from blip_diffusion.engines import openvino
+run = openvino(torch.nn.Linear(64, 64).eval(), name="line", quiet=True)
+run(torch.ones(8, 64))
+del run
+heard = []
+signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+for _ in range(3):
+    os.kill(os.getpid(), signal.SIGTERM)
+assert len(heard) == 3
+"""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    assert subprocess.run([sys.executable, "-c", script], env=environment, timeout=300).returncode == 0

@@ -10,6 +10,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,6 @@ class OpenVino:
 
     def __init__(self, ov: Any, network: nn.Module, *, name: str, quiet: bool) -> None:
         self._ov, self._network, self._name, self._quiet = ov, network, name, quiet
-        self._core: Any = None
         self._compiled: dict[tuple[torch.Size, ...], Any] = {}
         self._failed = False
 
@@ -74,11 +74,23 @@ class OpenVino:
             self._failed = True
 
     def _compile(self, path: Path, tensors: tuple[Tensor, ...]) -> None:
-        self._core = self._core or self._ov.Core()
-        model = self._core.read_model(path)
+        core = _core()
+        model = core.read_model(path)
         model.reshape({port: list(tensor.shape) for port, tensor in zip(model.inputs, tensors, strict=True)})
         threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
-        self._compiled[tuple(tensor.shape for tensor in tensors)] = self._core.compile_model(model, "CPU", threads)
+        self._compiled[tuple(tensor.shape for tensor in tensors)] = core.compile_model(model, "CPU", threads)
+
+
+@cache
+def _core() -> Any:
+    """One for the process, kept for good.
+
+    With it OpenVINO would take away the stack that it has put signals on: the next, a Ctrl-C, would end in a
+    segmentation fault.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def cache_folder() -> Path:
@@ -114,15 +126,16 @@ def modules_of(network: nn.Module) -> Iterator[nn.Module]:
             waiting.extend(part for part in reversed(module._modules.values()) if part is not None)
 
 
-def _tuned(network: nn.Module) -> list[BaseTunerLayer]:
-    return [module for module in modules_of(network) if isinstance(module, BaseTunerLayer)]
+def tuned_layers(*networks: nn.Module) -> list[BaseTunerLayer]:
+    """The layers that have adapters."""
+    return [layer for network in networks for layer in modules_of(network) if isinstance(layer, BaseTunerLayer)]
 
 
 def adapters_of(network: nn.Module) -> Hashable:
     """Which LoRAs are active in each layer, and how strongly: what neither weights nor names tell."""
     return tuple(
         (tuple(layer.active_adapters), layer.disable_adapters, tuple(sorted(getattr(layer, "scaling", {}).items())))
-        for layer in _tuned(network)
+        for layer in tuned_layers(network)
     )
 
 
@@ -149,7 +162,7 @@ def _convert(ov: Any, network: nn.Module, example: tuple[Tensor, ...], folder: P
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     plain = network
-    if _tuned(network) or not all(_is_plain(tensor) for tensor in network.state_dict().values()):
+    if tuned_layers(network) or not all(_is_plain(tensor) for tensor in network.state_dict().values()):
         plain = _merged(copy.deepcopy(network).float().cpu())
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's tracer warns of every Python branch on a shape
@@ -166,7 +179,7 @@ def _convert(ov: Any, network: nn.Module, example: tuple[Tensor, ...], folder: P
 
 def _merged(network: nn.Module) -> nn.Module:
     """The network itself, with its active LoRAs in the weights, where they cost nothing."""
-    for layer in _tuned(network):
+    for layer in tuned_layers(network):
         if not layer.disable_adapters:
             layer.merge()
     return network
