@@ -17,9 +17,9 @@ from blip_diffusion.checkpoint.convert import convert
 from blip_diffusion.checkpoint.folder import CONSISTENCY_LORA, save_model
 from blip_diffusion.checkpoint.lavis import published_scheduler
 from blip_diffusion.devices import fastest_dtype
+from blip_diffusion.engines import tuned_layers
 from blip_diffusion.errors import CheckpointError, InputError
 from blip_diffusion.pipelines import presets
-from blip_diffusion.pipelines.extras import tuned_layers
 from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import EXACT, FAST, PRESETS, TURBO, Preset, named, precision, with_lora
 
@@ -422,7 +422,7 @@ def test_a_network_compiled_before_its_features_are_used_again(own: BlipDiffusio
     own.set_preset(Preset())
     own.unet.compile(backend="eager")
     draw(own, dog, num_inference_steps=2)
-    own.preset = Preset(engine="compiled", reuse_every=2)  # set_preset would compile with the real backend
+    own.preset = own._asked = Preset(engine="compiled", reuse_every=2)  # set_preset would compile with the real backend
     torch.testing.assert_close(draw(own, dog, num_inference_steps=2), plain)
 
 
@@ -570,3 +570,50 @@ def test_a_compiled_unet_is_saved_as_it_was(with_own_lora: Path, tmp_path: Path)
     for file in ("unet/diffusion_pytorch_model.safetensors", CONSISTENCY_LORA):
         one, other = load_file(with_own_lora / file), load_file(tmp_path / "saved" / file)
         assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_loras_and_a_unet_that_torch_compile_has_wrapped(with_own_lora: Path, dog: Image.Image) -> None:
+    pipe = BlipDiffusionPipeline.from_pretrained(with_own_lora)
+    plain = pipe.unet
+    pipe.unet = torch.compile(plain, backend="eager")
+    with pytest.raises(InputError, match=r"pipe\.unet\.compile\(\) wraps nothing"):
+        pipe.set_preset("turbo")
+    pipe.unet = plain
+    pipe.set_preset(replace(TURBO, dtype="own"))
+    wanted = draw(pipe, dog)
+    pipe.unet = torch.compile(plain, backend="eager")  # what is in it stays
+    torch.testing.assert_close(draw(pipe, dog), wanted, atol=1e-4, rtol=0)
+
+
+def test_a_presets_lora_that_another_pipeline_has_put_aside(
+    with_own_lora: Path, dog: Image.Image, tmp_path: Path
+) -> None:
+    one = BlipDiffusionPipeline.from_pretrained(with_own_lora)
+    style = lora(one, tmp_path / "style")
+    other = BlipDiffusionPipeline.from_pipe(one)
+    one.set_preset(replace(TURBO, dtype="own"))
+    other.load_lora_weights(style, adapter_name="style")
+    layers = tuned_layers(one.unet)
+    one_by_one = draw(one, dog)
+    assert all("blip-diffusion-lcm" in layer.active_adapters for layer in layers)
+    other.delete_adapters("style")
+    assert apart(draw(one, dog), one_by_one) > 1e-4  # the style was drawn too
+    other.load_lora_weights(style, adapter_name="style")
+    other.fuse_lora()  # without the preset's, which it takes out
+    assert {name for layer in layers for name in layer.merged_adapters} == {"style"}
+    with pytest.raises(InputError, match="over fused ones"):
+        draw(one, dog)
+
+
+def test_a_preset_follows_the_unet(with_own_lora: Path, tiny_folder: Path, dog: Image.Image) -> None:
+    pipe = BlipDiffusionPipeline.from_pretrained(with_own_lora)
+    own, other = pipe.unet, BlipDiffusionPipeline.from_pretrained(tiny_folder).unet
+    turbo = replace(TURBO, dtype="own")
+    pipe.set_preset(turbo)
+    mine = draw(pipe, dog)
+    pipe.unet = other  # which has no LoRA of its own
+    draw(pipe, dog)
+    assert pipe.preset == turbo and pipe.get_active_adapters() == [] and not tuned_layers(other)
+    pipe.unet = own
+    torch.testing.assert_close(draw(pipe, dog), mine, atol=1e-4, rtol=0)

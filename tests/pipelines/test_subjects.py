@@ -1,5 +1,6 @@
 """Subjects in a pipeline: many resident, one or a mixture drawn, and nothing of the base lost."""
 
+import copy
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -328,3 +329,12 @@ def test_another_pipelines_subject_does_not_draw_along(
         beside("on the beach", dog, "dog", generator=torch.Generator().manual_seed(0), **asked).images, plain
     )
     assert beside.active_subjects == {"rex": 1.0}
+
+
+def test_a_copy_has_what_it_was_copied_with(own: BlipDiffusionPipeline) -> None:
+    own.load_subject(subject(own, "rex", 1, rank=2))
+    before = drawn(own)
+    own.unet = copy.deepcopy(own.unet)
+    assert own.active_subjects == {"rex": 1.0} and torch.equal(drawn(own), before)
+    own.unload_subject("rex")
+    assert own.subjects == () and not getattr(own.unet, "peft_config", {})

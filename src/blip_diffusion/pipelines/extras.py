@@ -12,7 +12,9 @@ from torch import nn
 
 from blip_diffusion.checkpoint.files import State
 from blip_diffusion.checkpoint.lora import check_lora, in_pefts_names
-from blip_diffusion.errors import CheckpointError, reason
+from blip_diffusion.engines import tuned_layers, uncompiled
+from blip_diffusion.errors import CheckpointError, InputError, reason
+from blip_diffusion.pipelines.memo import written
 
 UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError)
 """What the libraries raise over a file that is missing, damaged or something else."""
@@ -47,9 +49,12 @@ class ExtrasMixin(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin):
             self._restore_adapters(before)
             activate(active, self.unet, self.text_encoder)
             raise CheckpointError(f"The LoRA can't be loaded: {reason(error)}.") from error
+        if hotswap:  # which PEFT does through `.data`
+            written(self.unet, self.text_encoder)
 
     def _read_lora(self, given: Any, how: dict[str, Any]) -> tuple[State, Any, Any]:
         """Weights by peft's names, which fit this model, and what else the file says of them."""
+        self._check_plain()
         try:
             table = dict(given) if isinstance(given, dict) else given
             state, alphas, metadata = self.lora_state_dict(table, return_lora_metadata=True, **how)
@@ -61,11 +66,19 @@ class ExtrasMixin(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin):
 
     def delete_adapters(self, adapter_names: list[str] | str) -> None:
         """Takes LoRAs out, as diffusers does; those that are left are active if they were."""
+        self._check_plain()
         active = active_adapters(self.unet, self.text_encoder)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Adapter .* was active")  # and that another takes its place: none does
             super().delete_adapters(adapter_names)
         activate(active, self.unet, self.text_encoder)
+
+    def _check_plain(self) -> None:
+        """Raises `InputError` where diffusers and PEFT would look for layers by other names, and find none."""
+        if any(uncompiled(part) is not part for part in (self.unet, self.text_encoder)):
+            raise InputError(
+                "LoRAs don't come and go in what torch.compile has wrapped: pipe.unet.compile() wraps nothing."
+            )
 
     def _restore_adapters(self, before: dict[str, list[str]]) -> None:
         """Takes out of each part what was not there before."""
@@ -86,11 +99,6 @@ class ExtrasMixin(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin):
             raise CheckpointError(
                 f"The textual inversion isn't words for this model, which are {width} wide ({reason(error)})."
             ) from error
-
-
-def tuned_layers(*parts: nn.Module) -> list[BaseTunerLayer]:
-    """The layers that have adapters."""
-    return [layer for part in parts for layer in part.modules() if isinstance(layer, BaseTunerLayer)]
 
 
 def active_adapters(*parts: nn.Module) -> dict[BaseTunerLayer, list[str]]:

@@ -33,8 +33,8 @@ from blip_diffusion.images import Fit
 from blip_diffusion.model import BlipDiffusion, InferenceConfig, ReferenceConfig, SubjectEncoder
 from blip_diffusion.pipelines.broadcast import OneOrMany, common_length, copied, many, spread, words
 from blip_diffusion.pipelines.control import ControlRequest, Numbers, Pictures, Resample, control_request
-from blip_diffusion.pipelines.memo import Memo, bytes_of, state_of
-from blip_diffusion.pipelines.speed import OWN_LORAS, SpeedMixin
+from blip_diffusion.pipelines.memo import Memo, bytes_of, state_of, written
+from blip_diffusion.pipelines.speed import OWN_LORA, SpeedMixin
 from blip_diffusion.pipelines.subjects import SubjectsMixin
 from blip_diffusion.prompts import subject_prompt, warn_of_dropped
 
@@ -147,7 +147,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         pipe = cls.from_model(whole(parts, folder), controlnet=parts.controlnet)
         pipe.register_to_config(_name_or_path=str(name_or_path))
         if unet is None and parts.consistency_lora is not None:
-            OWN_LORAS[uncompiled(pipe.unet)] = parts.consistency_lora
+            setattr(uncompiled(pipe.unet), OWN_LORA, parts.consistency_lora)
         return pipe
 
     @classmethod
@@ -163,12 +163,6 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         """The parts; the scheduler is the model's own, not a preset's."""
         return {**super().components, "scheduler": self.own_scheduler}
 
-    def load_lora_weights(self, *what: Any, hotswap: bool = False, **how: Any) -> None:
-        """Loads another LoRA, as `ExtrasMixin` does; subjects are drawn as before."""
-        super().load_lora_weights(*what, hotswap=hotswap, **how)
-        if hotswap:  # which PEFT does through `.data`
-            self._forget()
-
     def fuse_lora(self, *what: Any, **how: Any) -> None:
         """Makes LoRAs part of the weights, as diffusers does, but for subjects' own; see `SubjectsMixin`.
 
@@ -176,12 +170,13 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         """
         if self.preset.lcm_lora is not None:
             raise InputError("LoRAs can't be fused under a preset that brings one: set another first.")
-        self._forget()
+        self._bring_lora()  # or rather take out that of another pipeline
+        written(self.unet, self.text_encoder)
         super().fuse_lora(*what, **how)
 
     def unfuse_lora(self, *what: Any, **how: Any) -> None:
         """Takes them out of the weights again, as diffusers does."""
-        self._forget()
+        written(self.unet, self.text_encoder)
         super().unfuse_lora(*what, **how)
 
     def _mix_loras(self) -> None:
@@ -272,6 +267,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         must do without a prompt. `neg_prompt` and `condtioning_image` are the published names of `negative_prompt`
         and `image`. Raises `InputError` for what can't be drawn.
         """
+        self._bring_lora()
         height, width = self._size(height, width)
         own_steps = self.preset.steps_of(self.config["num_inference_steps"])
         steps = own_steps if num_inference_steps is None else num_inference_steps
@@ -340,10 +336,6 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
             return super()._execution_device
         device: torch.device = next(self.unet.parameters()).device
         return device
-
-    def _forget(self) -> None:
-        """What was computed from weights that are about to change in a way that `state_of` can't see."""
-        self._memo, self._engines, self._folded = Memo(), {}, None
 
     def _or_own(self, value: Any, name: str) -> Any:
         return self.config[name] if value is None else value

@@ -8,7 +8,9 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from blip_diffusion.engines import adapters_of, modules_of
+from blip_diffusion.engines import adapters_of, modules_of, uncompiled
+
+WRITTEN = "times_written"
 
 
 class Memo:
@@ -35,7 +37,7 @@ class Memo:
 def state_of(module: nn.Module) -> Hashable:
     """Changes with the weights: when one is replaced, written to, or cast, and when a LoRA comes, goes or is scaled.
 
-    Not when one is written to through `.data`, as PEFT fuses a LoRA: whoever has that done must forget.
+    When one is written to through `.data`, as PEFT fuses a LoRA, whoever has that done must say so: see `written`.
     """
     tensors = tuple(
         (id(t), t.dtype, t.device, 0 if t.is_inference() else t._version)
@@ -43,7 +45,13 @@ def state_of(module: nn.Module) -> Hashable:
         for t in chain(part._parameters.values(), part._buffers.values())
         if t is not None
     )
-    return weakref.ref(module), tensors, adapters_of(module)
+    return weakref.ref(module), tensors, adapters_of(module), getattr(module, WRITTEN, 0)
+
+
+def written(*modules: nn.Module) -> None:
+    """Says that weights were written to, or will be before they compute again, in a way that nobody can see."""
+    for module in map(uncompiled, modules):
+        setattr(module, WRITTEN, getattr(module, WRITTEN, 0) + 1)
 
 
 def bytes_of(tensor: Tensor) -> bytes:

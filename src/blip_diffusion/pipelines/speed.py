@@ -1,6 +1,5 @@
 """The part of the pipeline that makes it fast: takes a preset's choices, and builds the denoiser that they ask for."""
 
-import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,18 +16,17 @@ from torch import Tensor, nn
 from blip_diffusion.diffusion.denoisers import Denoiser, guided, unet_denoiser
 from blip_diffusion.diffusion.latents import LatentCodec
 from blip_diffusion.diffusion.shortcuts import ShallowUNet, WholeUNet, one_by_one, reusing, within
-from blip_diffusion.engines import openvino, uncompiled
+from blip_diffusion.engines import openvino, tuned_layers, uncompiled
 from blip_diffusion.errors import CheckpointError, InputError, reason
-from blip_diffusion.pipelines.extras import UNREADABLE, activate, active_adapters, tuned_layers
+from blip_diffusion.pipelines.extras import UNREADABLE, activate, active_adapters
 from blip_diffusion.pipelines.memo import state_of
 from blip_diffusion.pipelines.presets import Preset, named, precision, solver, with_lora
 
 LCM = "blip-diffusion-lcm"
 """The name of the adapter that `lcm_lora` becomes."""
-OWN_LORAS: weakref.WeakKeyDictionary[nn.Module, Path] = weakref.WeakKeyDictionary()
-"""U-Nets whose model's folder brought a consistency LoRA along, and its file: whatever pipeline they are in."""
-PRESETS_LORAS: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
-"""U-Nets that a preset has given a LoRA, and where from: pipelines that share one may draw by other presets."""
+OWN_LORA, PRESETS_LORA = "own_consistency_lora", "presets_lora"
+"""What a U-Net knows, whatever pipeline it is in: the file of the consistency LoRA that its model's folder brought
+along, and where that comes from which a preset has put into it. Pipelines that share one may draw by other presets."""
 
 
 class Decoder(nn.Module):
@@ -79,6 +77,7 @@ class SpeedMixin:
     """`pipe.set_preset("fast")`; the choices stay until others are made."""
 
     preset: Preset = Preset()
+    _asked: Preset = Preset()  # what the preset was before it met this model
     _schedulers: tuple[Any, Any] = (None, None)  # the model's own, and the preset's over the same noise levels
     _tiny: Any = None
     _folded: tuple[Hashable, Folded] | None = None
@@ -92,14 +91,8 @@ class SpeedMixin:
         unknown preset and where a LoRA would come over fused ones, `CheckpointError` for files that can't be used.
         """
         pipe: Any = self
-        chosen = named(choice)
-        if chosen.own_lora_steps and chosen.lcm_lora is None and self.consistency_lora is not None:
-            chosen = with_lora(str(self.consistency_lora), chosen, solver="ddim", steps=chosen.own_lora_steps)
-        own = self.own_scheduler
-        if isinstance(own, LCMScheduler):
-            chosen = replace(
-                chosen, solver="own", steps=None, guidance_interval=(0.0, 1.0), reuse_every=1, lcm_lora=None
-            )
+        asked, own = named(choice), self.own_scheduler
+        chosen = self._chosen(asked)
         dtype = precision(chosen.dtype, pipe._execution_device)
         tiny = None if chosen.tiny_vae is None else _tiny_vae(chosen.tiny_vae, pipe.vae)
         scheduler = solver(chosen.solver, own)
@@ -110,7 +103,15 @@ class SpeedMixin:
         _compile(pipe.unet, chosen.engine == "compiled")
         self._tiny = tiny and tiny.to(pipe._execution_device, pipe.vae.dtype)
         self._folded = None
-        self.preset = chosen
+        self.preset, self._asked = chosen, asked
+
+    def _chosen(self, asked: Preset) -> Preset:
+        """What a preset comes to with this model."""
+        if asked.own_lora_steps and asked.lcm_lora is None and self.consistency_lora is not None:
+            asked = with_lora(str(self.consistency_lora), asked, solver="ddim", steps=asked.own_lora_steps)
+        if isinstance(self.own_scheduler, LCMScheduler):
+            return replace(asked, solver="own", steps=None, guidance_interval=(0.0, 1.0), reuse_every=1, lcm_lora=None)
+        return asked
 
     @property
     def own_scheduler(self) -> Any:
@@ -122,14 +123,13 @@ class SpeedMixin:
     @property
     def consistency_lora(self) -> Path | None:
         """The file of the model's own, while its U-Net is the model's own."""
-        return OWN_LORAS.get(uncompiled(self.unet))  # type: ignore[attr-defined]
+        return getattr(uncompiled(self.unet), OWN_LORA, None)  # type: ignore[attr-defined]
 
     def _use_lora(self, path: str | None) -> None:
         """This latent consistency LoRA or none, beside whatever others are active."""
         pipe: Any = self
         if path is not None:
-            if any(layer.merged for layer in tuned_layers(pipe.unet)):
-                raise InputError("A preset's LoRA can't be drawn with over fused ones: call unfuse_lora first.")
+            _check_unfused(pipe.unet)
             pipe._read_lora(path, {})  # before the one that is there is taken out
         self.preset = replace(self.preset, lcm_lora=None, solver="own")  # else it would be brought back
         if self._lora_there() is not None:
@@ -143,23 +143,31 @@ class SpeedMixin:
             parts = pipe.unet, pipe.text_encoder
             active = active_adapters(*parts)
             if self._lora_there() is None:
-                PRESETS_LORAS[uncompiled(pipe.unet)] = path
+                _check_unfused(pipe.unet)
+                setattr(uncompiled(pipe.unet), PRESETS_LORA, path)
                 pipe.load_lora_weights(path, adapter_name=LCM)
             activate(active, *parts, also=[LCM])
 
     def _bring_lora(self) -> None:
-        """Where another pipeline over the same U-Net draws by another preset, its LoRA goes and this one's comes."""
+        """What the preset asks for, it asks of the U-Net that is here now, by which other pipelines may draw too."""
+        if self._chosen(self._asked) != self.preset:
+            self.set_preset(self._asked)
         there, wanted = self._lora_there(), self.preset.lcm_lora
         if there not in (None, wanted):
             self.delete_adapters(LCM)  # type: ignore[attr-defined]
-        if there != wanted:
+        if wanted is not None and (there != wanted or not self._lora_is_active()):
             self._keep_lora(wanted)
 
     def _lora_there(self) -> str | None:
         """Where the preset's LoRA comes from that is in the U-Net, if there is one."""
         pipe: Any = self
-        loaded = any(LCM in names for names in pipe.get_list_adapters().values())
-        return PRESETS_LORAS.get(uncompiled(pipe.unet)) if loaded else None
+        parts = uncompiled(pipe.unet), uncompiled(pipe.text_encoder)
+        loaded = any(LCM in getattr(part, "peft_config", {}) for part in parts)
+        return str(getattr(parts[0], PRESETS_LORA, "")) if loaded else None
+
+    def _lora_is_active(self) -> bool:
+        layers = [layer for layer in tuned_layers(self.unet) if LCM in layer.r]  # type: ignore[attr-defined]
+        return all(LCM in layer.active_adapters for layer in layers)
 
     def _cast(self, dtype: torch.dtype | None, *, channels_last: bool) -> None:
         pipe: Any = self
@@ -209,7 +217,6 @@ class SpeedMixin:
         layers once more, so not of a U-Net that accelerate brings to a GPU and back.
         """
         unet = self.unet  # type: ignore[attr-defined]
-        self._bring_lora()
         hooked = any(hasattr(unet, hook) for hook in ("_hf_hook", "_diffusers_hook"))
         if self.preset.lcm_lora is None or self.preset.engine != "torch" or hooked:
             yield
@@ -243,6 +250,12 @@ class SpeedMixin:
             run = openvino(build(), name=name, quiet=quiet)
             self._engines = {**self._engines, key: (state_of(part), run)}
         return run
+
+
+def _check_unfused(unet: nn.Module) -> None:
+    """Raises `InputError` where a LoRA would be passed over."""
+    if any(layer.merged for layer in tuned_layers(unet)):
+        raise InputError("A preset's LoRA can't be drawn with over fused ones: call unfuse_lora first.")
 
 
 def _can_fold(layer: BaseTunerLayer) -> bool:

@@ -3,7 +3,6 @@
 """
 
 import warnings
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,13 +23,14 @@ from blip_diffusion.checkpoint.subject_file import (
     renamed,
     write_subject,
 )
-from blip_diffusion.engines import uncompiled
+from blip_diffusion.engines import tuned_layers, uncompiled
 from blip_diffusion.errors import CheckpointError, InputError, reason
-from blip_diffusion.pipelines.extras import ExtrasMixin, activate, active_adapters, tuned_layers
+from blip_diffusion.pipelines.extras import ExtrasMixin, activate, active_adapters
 from blip_diffusion.prompts import insert_position
 
 ADAPTER = "subject_"
 """What the names of subjects' adapters begin with, so that other people's LoRAs are left alone."""
+SHELF = "subject_shelf"
 
 
 @dataclass
@@ -41,9 +41,6 @@ class Shelf:
     mixture: dict[str, float] = field(default_factory=dict)
     replaced: State = field(default_factory=dict)  # the base's own weights, where subjects bring others
     base: str = ""  # the base's fingerprint, taken before anything was changed
-
-
-SHELVES: weakref.WeakKeyDictionary[nn.Module, Shelf] = weakref.WeakKeyDictionary()
 
 
 class SubjectsMixin(ExtrasMixin):
@@ -77,6 +74,8 @@ class SubjectsMixin(ExtrasMixin):
             self._check_tokens(found.embedding)
         except InputError as error:
             raise CheckpointError(f"{found.name!r} is for another model ({reason(error)}).") from error
+        if found.lora:
+            self._check_plain()
         _check_fit(self.unet, found)
         if found.name in shelf.subjects:
             self.unload_subject(found.name)
@@ -209,7 +208,11 @@ class SubjectsMixin(ExtrasMixin):
     @property
     def _shelf(self) -> Shelf:
         """The U-Net's, which the subjects are in: with another, or in another pipeline, it is still right."""
-        return SHELVES.setdefault(uncompiled(self.unet), Shelf())
+        unet = uncompiled(self.unet)
+        if not hasattr(unet, SHELF):
+            setattr(unet, SHELF, Shelf())
+        shelf: Shelf = getattr(unet, SHELF)
+        return shelf
 
 
 def _check_base(subject: Subject, base: str) -> None:
