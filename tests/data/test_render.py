@@ -167,6 +167,14 @@ def test_a_broken_model_is_left_out_of_many(box: Model, tmp_path: Path) -> None:
     assert len(said) == 1 and "left out toys/none/none" in said[0]
 
 
+def test_who_stops_waits_for_no_others(box: Model, tmp_path: Path) -> None:
+    models = [replace(box, key=f"toys/box/box{number}") for number in range(12)]
+    found = module.render_all(models, tmp_path, 1, workers=1)
+    next(found)
+    found.close()  # as an interrupt does
+    assert len(list(tmp_path.glob("toys/box/*"))) < 6
+
+
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), ImportError("trimesh"), BrokenExecutor()])
 def test_where_the_machine_fails_no_model_is_blamed(box: Model, error: Exception) -> None:
     future: Future[list[tuple[int, Path]]] = Future()

@@ -121,6 +121,8 @@ def test_the_published_layout_is_trained_on(tmp_path: Path) -> None:
     assert result.step == 1 and torch.tensor(result.losses["loss"]).isfinite()
     old, new = weights(start), weights(tmp_path / "run/export")
     assert any(not torch.equal(old[name], new[name]) for name in old if name.startswith("unet/"))
+    index = json.loads((tmp_path / "run/export/model_index.json").read_text())
+    assert (index["prompt_reps"], index["num_inference_steps"], index["guidance_scale"]) == (20, 50, 7.5)
     with pytest.raises(ConfigError, match=r"world\.compose\.size is 48, and this model draws 32 pixels"):
         run(path, tmp_path / "other", overrides=[*own, "world.compose.size=48"])
     assert not (tmp_path / "other").exists()

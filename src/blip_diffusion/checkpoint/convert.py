@@ -28,8 +28,8 @@ from blip_diffusion.model import BlipDiffusion
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 SUBJECT = "lavis-subject.safetensors"
-OURS = {*PARTS, "model_index.json", CONSISTENCY_LORA, HEADS, SUBJECT}
-"""What a model's folder is made of."""
+OURS = {*PARTS, "model_index.json", CONSISTENCY_LORA, HEADS, SUBJECT, *(Path(file).parts[0] for file in lavis.FILES)}
+"""What a model's folder is made of, by either layout."""
 PAPERS = ("README*", "LICEN[CS]E*")
 
 
@@ -105,7 +105,8 @@ def _check_free(out: Path) -> None:
 
 def _is_ours(folder: Path) -> bool:
     index = folder / "model_index.json"
-    return index.is_file() and str(read_json(index).get("_class_name", "")).startswith("BlipDiffusion")
+    kind = str(read_json(index).get("_class_name", "")) if index.is_file() else ""
+    return kind.startswith("BlipDiffusion") or lavis.is_original(folder)
 
 
 def _keep_others(out: Path, made: Path) -> None:
@@ -113,7 +114,10 @@ def _keep_others(out: Path, made: Path) -> None:
     papers = _papers(out)  # which are of the model that goes
     for path in sorted(out.iterdir()) if out.is_dir() else ():
         if path.name not in OURS and path not in papers and not (made / path.name).exists():
-            (shutil.copytree if path.is_dir() else shutil.copy2)(path, made / path.name)
+            if path.is_dir() and not path.is_symlink():
+                shutil.copytree(path, made / path.name, symlinks=True)
+            else:
+                shutil.copy2(path, made / path.name, follow_symlinks=False)
 
 
 def _read(path: Path, scratch: Path, base: str | None) -> Original:

@@ -304,7 +304,7 @@ def render_all(
                 if done % 50 == 0:
                     progress(f"  {done} of {len(models)} models rendered")
         finally:  # an interrupted build waits for two models, not for all of them
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
 
 def _rendered(

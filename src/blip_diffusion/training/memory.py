@@ -55,7 +55,7 @@ def estimate(config: TuneConfig, *, batch_size: int | None = None) -> Memory:
     everything = [*unet.parameters(), *text_encoder.parameters()]
     frozen = sum(parameter.numel() for parameter in everything) - count + others
     graphs = 2 if config.prior_images and config.method != "textual-inversion" else 1  # until one backward pass
-    copies = 2 * count if _whole(config) else 0  # autocast's, in bf16, of weights that are kept in float32
+    copies = 2 * count if config.whole_network else 0  # autocast's, in bf16, of weights that are kept in float32
     moments = (2 if config.eight_bit else 8) * count
     return Memory(
         weights=(4 * count + 2 * frozen + copies) / GIB,
@@ -85,14 +85,10 @@ def fitted(config: TuneConfig, gigabytes: int) -> TuneConfig:
     raise InputError(f"This needs more than {gigabytes} GB of GPU memory: say --train lora{hint}.")
 
 
-def _whole(config: TuneConfig) -> bool:
-    return config.method == "dreambooth" or (config.method == "few-shot" and config.train == "unet")
-
-
 def _moving(unet: nn.Module, config: TuneConfig) -> list[nn.Parameter]:
     """Those of the U-Net. A LoRA is put on it."""
     unet.requires_grad_(False)
-    if _whole(config):
+    if config.whole_network:
         unet.requires_grad_(True)
     elif config.method == "dreambooth-lora" or (config.method == "few-shot" and config.train == "lora"):
         return add_lora(unet, config.rank)

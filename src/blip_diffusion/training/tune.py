@@ -67,7 +67,7 @@ use, and for networks half as wide or narrower, where they come from trying on `
 PUBLISHED_WIDTH = 768
 PRIOR_BATCH, PRIOR_SEED = 8, 10_000
 SAVE_MINUTES = 5.0
-"""What a machine that fails may cost."""
+"""What a machine that fails may cost, but for whole networks, whose checkpoints at published shapes take 14 GB."""
 BEGUN = "begun.json"
 """What a tuning is of: by this, its folder is known to be one, and that a resumption is of the same."""
 FREE = ("device", "gradient_checkpointing")
@@ -130,6 +130,11 @@ class TuneConfig:
             raise ConfigError(
                 "prior_images say nothing to an embedding alone, which leaves the category as it is: use 0."
             )
+
+    @property
+    def whole_network(self) -> bool:
+        """Whether all of the U-Net moves."""
+        return self.method == "dreambooth" or (self.method == "few-shot" and self.train == "unet")
 
     def resolved(self, width: int) -> "TuneConfig":
         """With the learning rate that is usual for text states of that width, where none is set."""
@@ -256,7 +261,7 @@ def _training(config: TuneConfig) -> TrainConfig:
         mixed_precision=config.mixed_precision,
         ema_decay=0.0,
         save_every=steps,
-        save_minutes=SAVE_MINUTES,
+        save_minutes=None if config.whole_network else SAVE_MINUTES,
         sample_every=config.validation.every,
         keep=1,
         prefetch=0,
