@@ -9,7 +9,7 @@ from contextlib import contextmanager
 def importing() -> Iterator[None]:
     """Imports without the garbage collector, which would walk a million new objects again and again, all of which stay.
 
-    The time of the imports falls by a sixth (docs/performance.md). They are left out of later walks too.
+    The time of the imports falls by a sixth (docs/log/performance.md). They are left out of later walks too.
     """
     was_on = gc.isenabled()
     gc.disable()

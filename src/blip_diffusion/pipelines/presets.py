@@ -4,7 +4,7 @@
     fast    a better solver in ten steps, deep features of one step in three used again
     turbo   two steps with the model's own consistency LoRA, as `mini` has one; else previews: four, half of them guided
 
-What each costs in quality and what it gains is measured in docs/performance.md. Under a ControlNet the U-Net is run
+What each costs in quality and what it gains is measured in docs/log/performance.md. Under a ControlNet the U-Net is run
 whole, by torch, in one pass a step: OpenVINO, `passes` and `reuse_every` don't touch it.
 """
 
