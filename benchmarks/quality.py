@@ -18,7 +18,7 @@ from torch import Tensor
 from blip_diffusion import BlipDiffusionPipeline, images
 from blip_diffusion.data.compose import Composer, ComposerConfig
 from blip_diffusion.data.world import World
-from blip_diffusion.evaluation.networks import Focus, pooled
+from blip_diffusion.evaluation.features.networks import Focus, pooled
 from blip_diffusion.pipelines.presets import EXACT, FAST, PRESETS, TURBO, Preset
 
 SCENES = ("on the beach", "in the snow", "in a forest", "in a kitchen", "on a street", "at night")

@@ -11,8 +11,7 @@ from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 from blip_diffusion.data.bench import Bench
 from blip_diffusion.data.minibench import build_bench
 from blip_diffusion.data.world import pack
-
-from .toys import SIZE, WORLD
+from tests.evaluation.toys import SIZE, WORLD
 
 
 @pytest.fixture(scope="session")

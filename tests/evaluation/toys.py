@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion import images
-from blip_diffusion.evaluation.cases import Case
-from blip_diffusion.evaluation.methods import Draw, composite, reference
-from blip_diffusion.evaluation.networks import squares
-from blip_diffusion.evaluation.rows import Studio
+from blip_diffusion.evaluation.features.networks import squares
+from blip_diffusion.evaluation.generators.baselines import Draw, composite, reference
+from blip_diffusion.evaluation.generators.conditions import Studio
+from blip_diffusion.evaluation.instances import Case
 from tests.data.synthetic_world import make_world
 
 WORLD = make_world()

@@ -52,9 +52,9 @@ def run(arguments: argparse.Namespace) -> None:
         check_used(arguments, add_flags, ("train", "tune_steps"), f"in --method {arguments.method}")
 
     from blip_diffusion.devices import device_of
-    from blip_diffusion.evaluation.drawing import Shard
-    from blip_diffusion.evaluation.report import markdown
-    from blip_diffusion.evaluation.run import Order, evaluate
+    from blip_diffusion.evaluation.evaluate import Order, evaluate
+    from blip_diffusion.evaluation.generators.cache import Shard
+    from blip_diffusion.evaluation.reporting.schema import markdown
     from blip_diffusion.interfaces.service import dtype_of
     from blip_diffusion.training.tune import TuneConfig
 

@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
         resume = "latest" if arguments.resume == "latest" else Path(arguments.resume)
     beside = []
     if arguments.score:
-        from blip_diffusion.evaluation.quick import QuickScore
+        from blip_diffusion.evaluation.callback import QuickScore
 
         beside.append(QuickScore)
     result = train(arguments.config, folder, overrides=overrides, resume=resume, beside=beside)

@@ -1,0 +1,1 @@
+"""The report of an evaluation: its schema, and its views as Markdown, HTML and a chart."""

