@@ -1,36 +1,47 @@
-# Two commands for people: `make demo` and `make test`. Each sets up .venv first, from pinned versions.
+# Two commands to start with: `make demo` and `make test`. Each sets up .venv first, from pinned versions.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test check format docs bench lock clean
 
-help:          ## this list
+help:          ## show this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
-demo: $(VENV)/ready  ## draw four held-out subjects in new scenes, and one page of them all
+demo: $(VENV)/ready  ## generate four held-out subjects in new scenes, and one contact sheet
 	$(BIN)/python examples/demo.py --out out/demo
 
 test: $(VENV)/ready  ## run the tests
 	$(BIN)/python -m pytest
 
-check: $(VENV)/ready  ## style and types
+check: $(VENV)/ready  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/ready  ## mend the style
+format: $(VENV)/ready  ## fix the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/ready  ## ours against the peer, side by side
+docs: $(VENV)/docs  ## build the documentation site in site/; a broken link fails
+	$(BIN)/python tools/make_reference.py
+	$(BIN)/zensical build --strict --clean
+
+bench: $(VENV)/ready  ## compare speed with diffusers' pipeline
 	$(BIN)/python benchmarks/bench.py --out out/bench
 
-clean:  ## remove what the others made
-	rm -rf $(VENV) out build dist src/*.egg-info
+lock:  ## pin the newest dependencies, with hashes; needs uv
+	$(PYTHON) tools/lock.py --upgrade
+
+clean:  ## remove everything the other targets made
+	rm -rf $(VENV) out site build dist src/*.egg-info
 
 # A torch that pip finds as a CPU build is taken as it is; the constraints pin everything else.
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+$(VENV)/docs: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
 	touch $@
