@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blip_diffusion import BlipDiffusionPipeline, images
-from blip_diffusion.data.compose import Composer, ComposerConfig
-from blip_diffusion.data.world import World
+from blip_diffusion.data.synthetic.assets import World
+from blip_diffusion.data.synthetic.pair_sampler import Composer, ComposerConfig
 from blip_diffusion.evaluation.features.networks import Focus, pooled
 from blip_diffusion.pipelines.presets import EXACT, FAST, PRESETS, TURBO, Preset
 

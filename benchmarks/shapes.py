@@ -11,15 +11,15 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
-from blip_diffusion.checkpoint.folder import CONSISTENCY_LORA, save_model
+from blip_diffusion.checkpoint.components import ASSETS, bert_tokenizer
+from blip_diffusion.checkpoint.diffusers_export import save_lora
 from blip_diffusion.checkpoint.lavis import clip_tokenizer, published_scheduler
 from blip_diffusion.checkpoint.lora import THROUGHOUT
-from blip_diffusion.checkpoint.parts import ASSETS, bert_tokenizer
-from blip_diffusion.checkpoint.plain import save_lora
+from blip_diffusion.checkpoint.model_folder import CONSISTENCY_LORA, save_model
 from blip_diffusion.model import BlipDiffusion, ModelConfig, ReferenceConfig, build_subject_encoder, build_text_encoder
 from blip_diffusion.modules.image_encoder import ImageEncoderConfig
-from blip_diffusion.training.adapters import add_lora, lora_state
-from blip_diffusion.training.start import MINI
+from blip_diffusion.training.initialization import MINI
+from blip_diffusion.training.lora import add_lora, lora_state
 
 BERT_WORDS = 30523  # with [DEC]
 CLIP_AT_MINI = ImageEncoderConfig(image_size=128, width=192, layers=6, heads=3, inner=768, patch=16)

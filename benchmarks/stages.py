@@ -24,18 +24,18 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from blip_diffusion import config as configuration
-from blip_diffusion.checkpoint.folder import read_parts, whole
-from blip_diffusion.checkpoint.parts import ASSETS
-from blip_diffusion.data.compose import Composer
+from blip_diffusion.checkpoint.components import ASSETS
+from blip_diffusion.checkpoint.model_folder import read_parts, whole
 from blip_diffusion.data.photos import read_photos
-from blip_diffusion.data.vocabulary import world_sentences
-from blip_diffusion.data.world import World
+from blip_diffusion.data.synthetic.assets import World
+from blip_diffusion.data.synthetic.pair_sampler import Composer
+from blip_diffusion.data.synthetic.tokenizers import world_sentences
 from blip_diffusion.training.ema import Ema
-from blip_diffusion.training.loop import TrainConfig, attention_on, placed, precision_on
-from blip_diffusion.training.method import StepContext
+from blip_diffusion.training.objective import StepContext
 from blip_diffusion.training.optim import OptimConfig, adamw, freeze_the_rest
-from blip_diffusion.training.run import METHODS, Material, RunConfig
-from blip_diffusion.training.tune import TuneConfig, prepare
+from blip_diffusion.training.personalize.api import TuneConfig, prepare
+from blip_diffusion.training.pretrain import METHODS, Material, RunConfig
+from blip_diffusion.training.trainer import TrainConfig, attention_on, placed, precision_on
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs" / "mini"

@@ -12,13 +12,13 @@ from PIL import Image, ImageDraw
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
 
-from blip_diffusion.checkpoint.folder import Parts, save_model
-from blip_diffusion.data.compose import Composer, ComposerConfig, sentences
-from blip_diffusion.data.records import SubjectBatch
-from blip_diffusion.data.world import World
+from blip_diffusion.checkpoint.model_folder import Parts, save_model
+from blip_diffusion.data.batches import SubjectBatch
+from blip_diffusion.data.synthetic.assets import World
+from blip_diffusion.data.synthetic.pair_sampler import Composer, ComposerConfig, sentences
 from blip_diffusion.model import BlipDiffusion, InferenceConfig
 from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
-from blip_diffusion.training.start import StartConfig, start_model
+from blip_diffusion.training.initialization import StartConfig, start_model
 
 WORLD = Path(__file__).parent / "fixtures" / "world.zip"
 INFERENCE = InferenceConfig(prompt_reps=1, num_inference_steps=3, guidance_scale=3.0, guidance_rescale=0.6)

@@ -11,26 +11,28 @@ import pytest
 import blip_diffusion
 
 PACKAGE = Path(blip_diffusion.__file__).parent
-LEAVES = {"errors", "config", "devices", "images", "prompts", "charts"}
+LEAVES = {"errors", "config", "devices", "images", "prompts", "plots"}
 NETWORKS = LEAVES | {"modules", "diffusion"}
 MODEL = NETWORKS | {"model", "checkpoint"}
+TRAINER = {"trainer", "optim", "ema", "checkpointing", "metric_logger", "objective", "lora", "prefetch", "signals"}
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
     "devices": {"errors"},
     "images": {"errors"},
     "prompts": {"errors"},
-    "charts": set(),
+    "plots": set(),
     "annotators": {"errors", "images"},
-    "engines": {"errors"},
+    "openvino_backend": {"errors"},
     "modules": {"errors"},
     "diffusion": {"errors"},
     "data": LEAVES,
     "model": NETWORKS,
     "checkpoint": NETWORKS | {"model"},
-    "pipelines": MODEL | {"engines"},
-    "training": MODEL | {"data"},
-    "evaluation": MODEL | {"data", "pipelines", "training"},
+    "sampling": NETWORKS | {"model"},
+    "pipelines": MODEL | {"openvino_backend"},
+    "training": MODEL | {"data", "sampling"},
+    "evaluation": MODEL | {"data", "pipelines", "sampling", "training"},
     "interfaces": MODEL | {"annotators", "data", "pipelines", "training", "evaluation"},
 }
 """What each part may import beside itself: siblings (modules and diffusion, pipelines and training) not each other."""
@@ -74,7 +76,10 @@ def test_arrows_point_down(part: str) -> None:
 @pytest.mark.parametrize(
     ("word", "owners"),
     [
-        ("scaling_factor", ["diffusion/latents.py", "training/methods/autoencoder.py"]),  # the second one measures it
+        (
+            "scaling_factor",
+            ["diffusion/latents.py", "training/objectives/autoencoder.py"],
+        ),  # the second one measures it
         ("transformers.models", []),
         ("transformers.masking_utils", ["modules/text_encoder.py"]),
     ],
@@ -83,18 +88,46 @@ def test_secrets_have_one_owner(word: str, owners: list[str]) -> None:
     assert mentioning(word) == owners
 
 
-def test_the_loop_knows_no_method_and_no_model() -> None:
-    for name in ("loop", "optim", "ema", "checkpoints", "tracking", "method"):
+def test_the_trainer_knows_no_objective_and_no_model() -> None:
+    for name in ("trainer", "optim", "ema", "checkpointing", "metric_logger", "objective"):
         path = PACKAGE / "training" / f"{name}.py"
         assert own_parts(path) <= {"devices", "errors", "training"}, path
-        assert not [module for module in imports(path) if "training.methods" in module or "diffusers" in module], path
+        assert not [module for module in imports(path) if "training.objectives" in module or "diffusers" in module], (
+            path
+        )
 
 
-def test_methods_are_siblings() -> None:
-    methods = {path.stem for path in (PACKAGE / "training/methods").glob("*.py")}
-    for name in methods:
-        others = {f"blip_diffusion.training.methods.{other}" for other in methods - {name}}
-        found = list(imports(PACKAGE / "training/methods" / f"{name}.py"))
+WITHIN = {
+    "data": {
+        "batches": set(),
+        "package_files": set(),
+        "photos": set(),
+        "segmentation": {"package_files", "photos"},
+        "synthetic": {"batches"},
+        "build": {"synthetic"},
+        "benchmarks": {"synthetic", "build"},
+    },
+    "training": {
+        "objectives": TRAINER | {"sample_callback"},
+        "personalize": TRAINER | {"initialization", "objectives"},
+    },
+}
+"""What the parts of a part may import of their siblings; parts that aren't named may import no sub-package."""
+
+
+@pytest.mark.parametrize(("part", "inner"), [(part, inner) for part, table in WITHIN.items() for inner in table])
+def test_arrows_point_down_within_a_part(part: str, inner: str) -> None:
+    start = f"blip_diffusion.{part}."
+    for path in files(f"{part}/{inner}"):
+        siblings = {name.removeprefix(start).split(".")[0] for name in imports(path) if name.startswith(start)}
+        assert siblings <= WITHIN[part][inner] | {inner}, path
+
+
+def test_objectives_are_siblings() -> None:
+    objectives = {path.stem for path in (PACKAGE / "training/objectives").glob("*.py")} - {"masked_denoising_loss"}
+    for name in objectives:
+        others = {f"blip_diffusion.training.objectives.{other}" for other in objectives - {name}}
+        found = list(imports(PACKAGE / "training/objectives" / f"{name}.py"))
         assert not [module for module in found if module.rpartition(".")[0] in others], name
 
 

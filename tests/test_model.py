@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from blip_diffusion.checkpoint.names import subject_encoder_to_published
-from blip_diffusion.data.records import SubjectBatch
+from blip_diffusion.checkpoint.key_maps import subject_encoder_to_published
+from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.errors import InputError
 from blip_diffusion.model import BlipDiffusion, ModelConfig, build_subject_encoder, build_text_encoder
 

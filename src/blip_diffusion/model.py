@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig
 
-from blip_diffusion.diffusion.denoisers import Denoiser, unet_denoiser
+from blip_diffusion.diffusion.guidance import Denoiser, unet_denoiser
 from blip_diffusion.diffusion.latents import LatentCodec
 from blip_diffusion.images import as_seen
 from blip_diffusion.modules.image_encoder import ImageEncoder, ImageEncoderConfig

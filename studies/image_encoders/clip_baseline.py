@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blip_diffusion.data.compose import Composer, ComposerConfig, sentences
-from blip_diffusion.data.vocabulary import prompt_tokenizer
-from blip_diffusion.data.world import World
+from blip_diffusion.data.synthetic.assets import World
+from blip_diffusion.data.synthetic.pair_sampler import Composer, ComposerConfig, sentences
+from blip_diffusion.data.synthetic.tokenizers import prompt_tokenizer
 from blip_diffusion.errors import BlipDiffusionError
 from blip_diffusion.images import normalise
 

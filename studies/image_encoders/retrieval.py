@@ -18,16 +18,16 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from blip_diffusion.data import backgrounds
-from blip_diffusion.data.compose import Composer, ComposerConfig, Order
-from blip_diffusion.data.grammar import Request
-from blip_diffusion.data.world import World
+from blip_diffusion.data.synthetic import backgrounds
+from blip_diffusion.data.synthetic.assets import World
+from blip_diffusion.data.synthetic.pair_sampler import Composer, ComposerConfig, Order
+from blip_diffusion.data.synthetic.prompt_templates import Request
 from blip_diffusion.errors import BlipDiffusionError, DataError
 from blip_diffusion.evaluation.features.networks import Focus, pooled
 from blip_diffusion.images import normalise
 from blip_diffusion.modules.efficientnet_lite import EfficientNetLite, read_weights
 from blip_diffusion.modules.image_encoder import EfficientNetTower
-from blip_diffusion.training.start import LITE_PIXELS, lite0_weights
+from blip_diffusion.training.initialization import LITE_PIXELS, lite0_weights
 from studies.image_encoders.clip_baseline import PIXELS as CLIP_PIXELS
 
 BLOCKS = (2, 4, 7, 10, 14)

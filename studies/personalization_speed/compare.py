@@ -23,21 +23,21 @@ import torch
 from torch import Tensor
 
 from blip_diffusion import images
-from blip_diffusion.checkpoint.folder import find_model, read_parts, whole
+from blip_diffusion.checkpoint.model_folder import find_model, read_parts, whole
 from blip_diffusion.checkpoint.subject_file import fingerprint
-from blip_diffusion.data.minibench import fingerprint as world_fingerprint
-from blip_diffusion.data.world import World
+from blip_diffusion.data.benchmarks.minibench import fingerprint as world_fingerprint
+from blip_diffusion.data.synthetic.assets import World
 from blip_diffusion.devices import device_of
 from blip_diffusion.errors import BlipDiffusionError
 from blip_diffusion.evaluation.features.networks import Focus, Lite2
 from blip_diffusion.evaluation.generators.cache import keep_settings
 from blip_diffusion.evaluation.reporting.schema import write_whole
 from blip_diffusion.model import BlipDiffusion
-from blip_diffusion.training.drawing import Personal, draw_scenes
-from blip_diffusion.training.loop import HookContext
-from blip_diffusion.training.method import Method
-from blip_diffusion.training.tune import Lesson, TuneConfig, prepare, run
-from blip_diffusion.training.validation import ValidationConfig
+from blip_diffusion.sampling import Personal, draw_scenes
+from blip_diffusion.training.objective import Method
+from blip_diffusion.training.personalize.api import Lesson, TuneConfig, prepare, run
+from blip_diffusion.training.personalize.early_stopping import ValidationConfig
+from blip_diffusion.training.trainer import HookContext
 from studies.personalization_speed.report import (
     DREAMBOOTH,
     Curve,

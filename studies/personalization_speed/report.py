@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from blip_diffusion.charts import Line, line_chart
 from blip_diffusion.errors import InputError
 from blip_diffusion.evaluation.metrics.statistics import Estimate, estimate
+from blip_diffusion.plots import Line, line_chart
 from studies.personalization_speed.subjects import PHOTOS
 
 DREAMBOOTH = "dreambooth"

@@ -10,11 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion import images
-from blip_diffusion.data.compose import Composer
-from blip_diffusion.data.grammar import Request
-from blip_diffusion.data.minibench import bench_composer, known_scenes, order_of
+from blip_diffusion.data.benchmarks.minibench import bench_composer, known_scenes, order_of
 from blip_diffusion.data.photos import Photo
-from blip_diffusion.data.world import World
+from blip_diffusion.data.synthetic.assets import World
+from blip_diffusion.data.synthetic.pair_sampler import Composer
+from blip_diffusion.data.synthetic.prompt_templates import Request
 from blip_diffusion.errors import DataError
 from blip_diffusion.evaluation.features.linear_probe import fit_classifier
 from blip_diffusion.evaluation.features.networks import Network

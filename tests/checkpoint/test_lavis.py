@@ -19,7 +19,7 @@ from torch import Tensor
 
 from blip_diffusion.checkpoint import lavis
 from blip_diffusion.checkpoint.convert import convert, take_place
-from blip_diffusion.checkpoint.folder import read_parts
+from blip_diffusion.checkpoint.model_folder import read_parts
 from blip_diffusion.errors import CheckpointError
 from blip_diffusion.interfaces.cli import main
 from blip_diffusion.model import InferenceConfig
@@ -184,7 +184,7 @@ def test_the_published_folder_there_and_back_bit_for_bit(tmp_path: Path) -> None
 
 
 def test_the_heads_of_stage_1_are_kept(original: Path, tmp_path: Path) -> None:
-    from blip_diffusion.checkpoint.parts import load_heads
+    from blip_diffusion.checkpoint.components import load_heads
     from blip_diffusion.modules.heads import ContrastiveHead, LanguageHead, MatchingHead
     from blip_diffusion.modules.qformer import QFormerConfig
 

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from blip_diffusion.checkpoint.folder import load_controlnet, load_unet, load_vae
+from blip_diffusion.checkpoint.model_folder import load_controlnet, load_unet, load_vae
 from blip_diffusion.errors import CheckpointError
 from blip_diffusion.interfaces.cli import main
 from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
@@ -134,7 +134,7 @@ def test_unet_and_vae_of_a_file(path: Path) -> None:
 
 def test_a_controlnet_of_a_file(tmp_path: Path) -> None:
     from blip_diffusion.checkpoint import single_file
-    from blip_diffusion.checkpoint.files import read_json
+    from blip_diffusion.checkpoint.weights import read_json
 
     state = {f"control_model.{original_unet_name(n)}": t.contiguous() for n, t in weights("controlnet").items()}
     save_file(state, tmp_path / "control.safetensors")

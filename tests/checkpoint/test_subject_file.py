@@ -20,7 +20,7 @@ from blip_diffusion.checkpoint.subject_file import (
 )
 from blip_diffusion.errors import CheckpointError, InputError
 from blip_diffusion.model import BlipDiffusion
-from blip_diffusion.training.adapters import add_lora
+from blip_diffusion.training.lora import add_lora
 
 
 def subject(**more: object) -> Subject:

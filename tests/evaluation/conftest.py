@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
-from blip_diffusion.data.bench import Bench
-from blip_diffusion.data.minibench import build_bench
-from blip_diffusion.data.world import pack
+from blip_diffusion.data.benchmarks.dreambench import Bench
+from blip_diffusion.data.benchmarks.minibench import build_bench
+from blip_diffusion.data.synthetic.assets import pack
 from tests.evaluation.toys import SIZE, WORLD
 
 

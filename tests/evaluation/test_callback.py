@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 from blip_diffusion import config as configuration
-from blip_diffusion.data.minibench import build_bench
-from blip_diffusion.data.world import World
+from blip_diffusion.data.benchmarks.minibench import build_bench
+from blip_diffusion.data.synthetic.assets import World
 from blip_diffusion.errors import ConfigError, DataError
 from blip_diffusion.evaluation import callback as quick
 from blip_diffusion.evaluation.callback import QuickScore
 from blip_diffusion.evaluation.generators.conditions import rows_of
-from blip_diffusion.training.run import RunConfig, run
+from blip_diffusion.training.pretrain import RunConfig, run
 
 CONFIG = Path(__file__).parents[2] / "configs" / "debug" / "subject.toml"
 

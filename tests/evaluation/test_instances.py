@@ -2,7 +2,7 @@
 
 import pytest
 
-from blip_diffusion.data.bench import Bench
+from blip_diffusion.data.benchmarks.dreambench import Bench
 from blip_diffusion.errors import InputError
 from blip_diffusion.evaluation.instances import cases_of, first_copies, other_prompts, other_subjects
 

@@ -15,7 +15,7 @@ from blip_diffusion.evaluation.features.networks import squares
 from blip_diffusion.evaluation.generators.baselines import Draw, composite, reference
 from blip_diffusion.evaluation.generators.conditions import Studio
 from blip_diffusion.evaluation.instances import Case
-from tests.data.synthetic_world import make_world
+from tests.data.synthetic.synthetic_world import make_world
 
 WORLD = make_world()
 SIZE = 32

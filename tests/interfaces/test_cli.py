@@ -15,8 +15,8 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from PIL import Image, PngImagePlugin
 
 from blip_diffusion.annotators import annotate
-from blip_diffusion.data.compose import Composer
-from blip_diffusion.data.records import SubjectBatch
+from blip_diffusion.data.batches import SubjectBatch
+from blip_diffusion.data.synthetic.pair_sampler import Composer
 from blip_diffusion.devices import has_bfloat16
 from blip_diffusion.interfaces import service
 from blip_diffusion.interfaces.cli import main

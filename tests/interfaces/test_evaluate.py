@@ -197,7 +197,7 @@ def test_what_cannot_be_used_is_said_and_nothing_written(
 
 def test_photographs_are_a_bench_too(evaluate: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without a world: the ceiling is another photograph, the floor one of another dog, where there is one."""
-    from tests.data.test_bench import published
+    from tests.data.benchmarks.test_dreambench import published
 
     folder = published(tmp_path / "photos")
     (folder / "dataset" / "dog3").mkdir()

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blip_diffusion.modules.efficientnet_lite import LITE2, EfficientNetLite, SameConv, read_weights
-from blip_diffusion.training.start import lite0_weights
+from blip_diffusion.training.initialization import lite0_weights
 
 PING_PONG_BALL = 722
 RECORDED = {  # block: mean and standard deviation of its output

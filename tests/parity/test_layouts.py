@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from blip_diffusion.checkpoint.names import VAE_RENAMES
+from blip_diffusion.checkpoint.key_maps import VAE_RENAMES
 from blip_diffusion.errors import CheckpointError
 from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
 

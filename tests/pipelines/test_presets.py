@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from blip_diffusion.checkpoint.convert import convert
-from blip_diffusion.checkpoint.folder import CONSISTENCY_LORA, save_model
 from blip_diffusion.checkpoint.lavis import published_scheduler
+from blip_diffusion.checkpoint.model_folder import CONSISTENCY_LORA, save_model
 from blip_diffusion.devices import fastest_dtype
-from blip_diffusion.engines import tuned_layers
 from blip_diffusion.errors import CheckpointError, InputError
+from blip_diffusion.openvino_backend import tuned_layers
 from blip_diffusion.pipelines import presets
 from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import EXACT, FAST, PRESETS, TURBO, Preset, named, precision, with_lora

@@ -14,7 +14,7 @@ from PIL import Image
 from blip_diffusion.checkpoint.subject_file import Subject, fingerprint, write_subject
 from blip_diffusion.errors import CheckpointError, InputError
 from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
-from blip_diffusion.training.adapters import ATTENTION
+from blip_diffusion.training.lora import ATTENTION
 
 
 def subject(pipe: BlipDiffusionPipeline, name: str, seed: int, *, rank: int = 0, weights: bool = False) -> Subject:
@@ -195,7 +195,7 @@ def test_unknown_names_and_wrong_weights(own: BlipDiffusionPipeline) -> None:
 def test_a_plain_stable_diffusion_pipeline_reads_the_lora(own: BlipDiffusionPipeline, tmp_path: Path) -> None:
     from diffusers import StableDiffusionPipeline
 
-    from blip_diffusion.checkpoint.plain import save_stable_diffusion
+    from blip_diffusion.checkpoint.diffusers_export import save_stable_diffusion
 
     save_stable_diffusion(own.model, tmp_path / "plain")
     plain = StableDiffusionPipeline.from_pretrained(tmp_path / "plain")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from blip_diffusion.training import checkpoints
+from blip_diffusion.training import checkpointing
 
 from .conftest import Launch
 from .toys import ROWS, train
@@ -28,7 +28,7 @@ def log(folder: Path) -> list[dict[str, Any]]:
 
 
 def assert_close(first: Path, second: Path, step: int) -> None:
-    one, other = (folder / "checkpoints" / checkpoints.name(step) for folder in (first, second))
+    one, other = (folder / "checkpoints" / checkpointing.name(step) for folder in (first, second))
     for file in ("model.safetensors", "ema.safetensors"):
         left, right = load_file(one / file), load_file(other / file)
         assert left.keys() == right.keys()
@@ -77,7 +77,7 @@ def test_one_process_that_diverges_stops_all(tmp_path: Path, launch: Launch) -> 
     ended = launch(order, processes=2)
     assert ended.returncode != 0
     assert ended.stderr.count("DivergedError: Step 3 was not taken") >= 1
-    newest = checkpoints.latest(tmp_path / "checkpoints")
+    newest = checkpointing.latest(tmp_path / "checkpoints")
     assert newest is not None and newest.name == "step-00000002"
 
 

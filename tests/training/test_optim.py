@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from blip_diffusion.errors import ConfigError
-from blip_diffusion.training.method import ParameterGroup
+from blip_diffusion.training.objective import ParameterGroup
 from blip_diffusion.training.optim import (
     OptimConfig,
     adamw,

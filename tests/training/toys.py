@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from blip_diffusion.config import build, to_toml
-from blip_diffusion.training.loop import Result, TrainConfig, fit
-from blip_diffusion.training.method import Gather, Losses, ParameterGroup, StepContext
+from blip_diffusion.training.objective import Gather, Losses, ParameterGroup, StepContext
+from blip_diffusion.training.trainer import Result, TrainConfig, fit
 
 ROWS, WIDTH = 4, 5
 

@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 
 from blip_diffusion.checkpoint import lavis
-from blip_diffusion.checkpoint.files import check_writable, read_file, read_json, save_state
-from blip_diffusion.checkpoint.folder import (
+from blip_diffusion.checkpoint.components import HEADS
+from blip_diffusion.checkpoint.lavis import Original
+from blip_diffusion.checkpoint.model_folder import (
     CONSISTENCY_LORA,
     PARTS,
     check_fit,
@@ -21,8 +22,7 @@ from blip_diffusion.checkpoint.folder import (
     save_model,
     whole,
 )
-from blip_diffusion.checkpoint.lavis import Original
-from blip_diffusion.checkpoint.parts import HEADS
+from blip_diffusion.checkpoint.weights import check_writable, read_file, read_json, save_state
 from blip_diffusion.errors import CheckpointError
 from blip_diffusion.model import BlipDiffusion
 

@@ -18,8 +18,8 @@ import torch
 from diffusers import PNDMScheduler
 from torch import Tensor
 
-from blip_diffusion.checkpoint.files import State, contiguous, empty, fill, read_file, unpickled
-from blip_diffusion.checkpoint.names import (
+from blip_diffusion.checkpoint.components import ASSETS, bert_tokenizer, build_diffusers
+from blip_diffusion.checkpoint.key_maps import (
     LAVIS_HEADS,
     LAVIS_TIED,
     UNREAD,
@@ -29,7 +29,7 @@ from blip_diffusion.checkpoint.names import (
     subject_encoder_from_published,
     subject_encoder_to_published,
 )
-from blip_diffusion.checkpoint.parts import ASSETS, bert_tokenizer, build_diffusers
+from blip_diffusion.checkpoint.weights import State, contiguous, empty, fill, read_file, unpickled
 from blip_diffusion.errors import CheckpointError, reason
 from blip_diffusion.model import (
     BlipDiffusion,

@@ -10,7 +10,7 @@ from diffusers.utils.state_dict_utils import StateDictType
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from blip_diffusion.checkpoint.files import State, complaints, misshapen, read_file, save_state
+from blip_diffusion.checkpoint.weights import State, complaints, misshapen, read_file, save_state
 from blip_diffusion.errors import CheckpointError
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from diffusers.loaders import single_file_utils as ldm
 
-from blip_diffusion.checkpoint.files import SENSELESS, State, read_file
-from blip_diffusion.checkpoint.names import modern_vae_name
-from blip_diffusion.checkpoint.parts import build_diffusers
+from blip_diffusion.checkpoint.components import build_diffusers
+from blip_diffusion.checkpoint.key_maps import modern_vae_name
+from blip_diffusion.checkpoint.weights import SENSELESS, State, read_file
 from blip_diffusion.errors import CheckpointError
 from blip_diffusion.model import ModelConfig
 

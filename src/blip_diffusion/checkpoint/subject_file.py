@@ -23,8 +23,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from blip_diffusion import __version__
-from blip_diffusion.checkpoint.files import State, check_here, is_there, save_state
 from blip_diffusion.checkpoint.lora import adapter_header
+from blip_diffusion.checkpoint.weights import State, check_here, is_there, save_state
 from blip_diffusion.errors import CheckpointError, InputError, reason
 
 Kind = TypeVar("Kind", bound=Tensor)

@@ -1,1 +1,1 @@
-"""Bytes to batches: the training world, and how a batch is composed from it."""
+"""Training data: the synthetic dataset, photo folders and benchmarks."""

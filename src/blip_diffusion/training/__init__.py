@@ -1,1 +1,1 @@
-"""One loop and the small things it needs; the methods are in `methods/`."""
+"""Training: one loop, the objectives it runs, and the fine-tuning of a model on one subject."""

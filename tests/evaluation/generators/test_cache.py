@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from blip_diffusion.data.bench import Bench
+from blip_diffusion.data.benchmarks.dreambench import Bench
 from blip_diffusion.errors import DataError, InputError
 from blip_diffusion.evaluation.generators.cache import Shard, draw_missing, keep_settings
 from blip_diffusion.evaluation.instances import Case, cases_of

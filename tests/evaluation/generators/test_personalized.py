@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from blip_diffusion.checkpoint.subject_file import read_subject
-from blip_diffusion.data.bench import Bench, BenchSubject
+from blip_diffusion.data.benchmarks.dreambench import Bench, BenchSubject
 from blip_diffusion.errors import InputError
 from blip_diffusion.evaluation.evaluate import Order, tuning_of
 from blip_diffusion.evaluation.generators.personalized import Tuning, check_tunable
-from blip_diffusion.training.tune import TuneConfig
+from blip_diffusion.training.personalize.api import TuneConfig
 from tests.training.photos import written
 
 QUICK = TuneConfig(steps=1, batch_size=1, train="embedding")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from blip_diffusion.data.bench import Bench
+from blip_diffusion.data.benchmarks.dreambench import Bench
 from blip_diffusion.evaluation.generators.baselines import Draw, composite
 from blip_diffusion.evaluation.generators.conditions import DECODED, WRONG_PROMPT, WRONG_SUBJECT, Row, rows_of
 from blip_diffusion.evaluation.instances import cases_of

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from blip_diffusion import images
-from blip_diffusion.data.bench import Bench
+from blip_diffusion.data.benchmarks.dreambench import Bench
 from blip_diffusion.evaluation.features.networks import Clip, Dino
 from blip_diffusion.evaluation.generators.baselines import reference
 from blip_diffusion.evaluation.instances import cases_of, other_prompts, other_subjects

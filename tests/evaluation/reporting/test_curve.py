@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from blip_diffusion.charts import COLOURS
 from blip_diffusion.evaluation.reporting.curve import curve, read_scores
+from blip_diffusion.plots import COLOURS
 
 
 def heights(page: Image.Image, colour: str) -> list[int]:

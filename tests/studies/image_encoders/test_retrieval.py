@@ -8,8 +8,8 @@ from studies.image_encoders.clip_baseline import LONGEST, WORDS, loss_of, train
 from studies.image_encoders.clip_baseline import clip as untrained
 from studies.image_encoders.retrieval import Gallery, Result, Tower, accuracy, clip, gallery, main, retrieve, table
 
-from blip_diffusion.data.compose import Composer, ComposerConfig, sentences
-from blip_diffusion.data.vocabulary import prompt_tokenizer
+from blip_diffusion.data.synthetic.pair_sampler import Composer, ComposerConfig, sentences
+from blip_diffusion.data.synthetic.tokenizers import prompt_tokenizer
 from tests.evaluation.toys import SIZE, WORLD
 
 PICTURES = gallery(WORLD, 4, split="heldout", size=SIZE)

@@ -19,15 +19,15 @@ from studies.personalization_speed.report import (
 )
 from studies.personalization_speed.subjects import Eyes, Jury, sitters
 
-from blip_diffusion.checkpoint.folder import read_parts, whole
-from blip_diffusion.data.minibench import first_rows
-from blip_diffusion.data.world import World, pack
+from blip_diffusion.checkpoint.model_folder import read_parts, whole
+from blip_diffusion.data.benchmarks.minibench import first_rows
+from blip_diffusion.data.synthetic.assets import World, pack
 from blip_diffusion.errors import DataError, InputError
 from blip_diffusion.evaluation.features.networks import Lite2
 from blip_diffusion.evaluation.metrics.probe_data import lessons
 from blip_diffusion.model import BlipDiffusion
-from blip_diffusion.training.loop import Result
-from blip_diffusion.training.tune import TuneConfig
+from blip_diffusion.training.personalize.api import TuneConfig
+from blip_diffusion.training.trainer import Result
 from studies.personalization_speed import compare as command
 from tests.evaluation.toys import Everything, Middle, needs
 

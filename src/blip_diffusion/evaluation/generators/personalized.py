@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from blip_diffusion.checkpoint.subject_file import Subject, check_category, read_subject
-from blip_diffusion.data.bench import BenchSubject
+from blip_diffusion.data.benchmarks.dreambench import BenchSubject
 from blip_diffusion.data.photos import MOST, Segmenter
 from blip_diffusion.devices import current
 from blip_diffusion.errors import InputError
-from blip_diffusion.training.tune import TuneConfig, tune
+from blip_diffusion.training.personalize.api import TuneConfig, tune
 
 SUBJECTS = "subjects"
 """The folder of the subjects' files, in a run's."""

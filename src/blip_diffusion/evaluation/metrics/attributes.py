@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blip_diffusion.data.bench import Bench
-from blip_diffusion.data.grammar import Request
+from blip_diffusion.data.benchmarks.dreambench import Bench
+from blip_diffusion.data.synthetic.prompt_templates import Request
 from blip_diffusion.errors import InputError
 from blip_diffusion.evaluation.features.linear_probe import fit_classifier, fit_probe
 from blip_diffusion.evaluation.instances import Case

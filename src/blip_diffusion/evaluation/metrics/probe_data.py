@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from PIL import Image
 
 from blip_diffusion import images
-from blip_diffusion.data import grammar, layout
-from blip_diffusion.data.compose import Composer
-from blip_diffusion.data.grammar import Request
-from blip_diffusion.data.minibench import bench_composer, first_rows, known_scenes, order_of
-from blip_diffusion.data.world import World
+from blip_diffusion.data.benchmarks.minibench import bench_composer, first_rows, known_scenes, order_of
+from blip_diffusion.data.synthetic import placement, prompt_templates
+from blip_diffusion.data.synthetic.assets import World
+from blip_diffusion.data.synthetic.pair_sampler import Composer
+from blip_diffusion.data.synthetic.prompt_templates import Request
 from blip_diffusion.errors import DataError
 from blip_diffusion.evaluation.generators.baselines import RoundTrip
 
@@ -57,7 +57,7 @@ def lessons(
         target = composer.compose([order_of(composer, row, request, rng) for row, request in some], rng)["target"]
         pictures += images.to_pictures(round_trip(target))
     said = [
-        grammar.caption(world.cutouts[row].category, grammar.prompt(request, rng))
+        prompt_templates.caption(world.cutouts[row].category, prompt_templates.prompt(request, rng))
         for row, request in zip(chosen, asked, strict=True)
     ]
     return Lessons(pictures, asked, said)
@@ -74,7 +74,7 @@ def pupils(world: World, judged: set[str]) -> list[int]:
 
 def _row(world: World, rows: list[int], request: Request, rng: random.Random) -> int:
     """People and animals wear hats."""
-    if request.accessory in layout.WORN:
+    if request.accessory in placement.WORN:
         return rng.choice([row for row in rows if world.cutouts[row].animate] or rows)
     return rng.choice(rows)
 
@@ -90,8 +90,8 @@ def _requests(composer: Composer, rng: random.Random, each: int) -> Iterator[Req
 
 def _properties(composer: Composer) -> Iterator[Request]:
     """Every value of every property that the world can show, alone."""
-    yield from (Request(colour=colour) for colour in grammar.PAINTS)
-    yield from (Request(count=count) for count in grammar.COUNTS for _ in range(3))
-    yield from (Request(position=position) for position in grammar.POSITIONS)
-    yield from (Request(style=style) for style in grammar.STYLES)
-    yield from (Request(accessory=accessory) for accessory in grammar.ACCESSORIES if composer.has(accessory))
+    yield from (Request(colour=colour) for colour in prompt_templates.PAINTS)
+    yield from (Request(count=count) for count in prompt_templates.COUNTS for _ in range(3))
+    yield from (Request(position=position) for position in prompt_templates.POSITIONS)
+    yield from (Request(style=style) for style in prompt_templates.STYLES)
+    yield from (Request(accessory=accessory) for accessory in prompt_templates.ACCESSORIES if composer.has(accessory))

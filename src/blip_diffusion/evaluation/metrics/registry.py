@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from blip_diffusion.data.bench import Bench
+from blip_diffusion.data.benchmarks.dreambench import Bench
 from blip_diffusion.errors import InputError
 from blip_diffusion.evaluation.features.networks import CLIP_IDS, DINO_ID, Clip, Dino, Focus, Lite2, MiniLM
 from blip_diffusion.evaluation.generators.conditions import Studio

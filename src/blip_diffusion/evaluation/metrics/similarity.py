@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion import images
-from blip_diffusion.data.bench import Bench, BenchSubject
+from blip_diffusion.data.benchmarks.dreambench import Bench, BenchSubject
 from blip_diffusion.evaluation.features.networks import Clip, Network
 from blip_diffusion.evaluation.instances import Case
 from blip_diffusion.evaluation.metrics.statistics import centred_cosine

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from blip_diffusion.charts import Line, line_chart
+from blip_diffusion.plots import Line, line_chart
 
 Series = dict[str, list[tuple[float, float]]]
 LOWEST, HIGHEST = -0.1, 1.1

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blip_diffusion.data.bench import BenchSubject
+from blip_diffusion.data.benchmarks.dreambench import BenchSubject
 from blip_diffusion.errors import DataError
 from blip_diffusion.evaluation.generators.conditions import ABOUT, DECODED, WRONG_PROMPT, Row
 from blip_diffusion.evaluation.metrics.aggregate import Verdict, copies

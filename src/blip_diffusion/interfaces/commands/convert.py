@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _convert_subject(arguments: argparse.Namespace) -> None:
-    from blip_diffusion.checkpoint.extract import convert_tuned
+    from blip_diffusion.checkpoint.lora_extraction import convert_tuned
 
     if not (arguments.base and arguments.name and arguments.category):
         raise InputError("A subject needs --base MODEL, which it was tuned from, --name WORD and --category WORD.")

@@ -39,9 +39,9 @@ def _build(arguments: argparse.Namespace) -> None:
     path = arguments.out / "world.zip"
     _check_build(arguments, path)
 
-    from blip_diffusion.data.build import build
-    from blip_diffusion.data.minibench import build_bench
-    from blip_diffusion.data.world import World
+    from blip_diffusion.data.benchmarks.minibench import build_bench
+    from blip_diffusion.data.build.build import build
+    from blip_diffusion.data.synthetic.assets import World
 
     if not (arguments.bench and path.is_file()):
         path = build(arguments.out, sources=arguments.sources, views=arguments.views,
@@ -54,8 +54,8 @@ def _build(arguments: argparse.Namespace) -> None:
 
 def _check_build(arguments: argparse.Namespace, world: Path) -> None:
     """Before an hour of work, not after it."""
-    from blip_diffusion.checkpoint.files import check_writable
-    from blip_diffusion.data.minibench import check_place
+    from blip_diffusion.checkpoint.weights import check_writable
+    from blip_diffusion.data.benchmarks.minibench import check_place
 
     check_writable(arguments.out)
     if not 1 <= arguments.views <= MOST_VIEWS:
@@ -78,9 +78,9 @@ def _sheet_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _sheet(arguments: argparse.Namespace) -> None:
-    from blip_diffusion.checkpoint.files import check_writable
-    from blip_diffusion.data.compose import Composer, ComposerConfig, sheet
-    from blip_diffusion.data.world import World
+    from blip_diffusion.checkpoint.weights import check_writable
+    from blip_diffusion.data.synthetic.assets import World
+    from blip_diffusion.data.synthetic.pair_sampler import Composer, ComposerConfig, sheet
 
     if not 1 <= arguments.count <= MOST:
         raise InputError(f"--count is {arguments.count}: use a number from 1 to {MOST}.")

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     from blip_diffusion.evaluation.generators.cache import Shard
     from blip_diffusion.evaluation.reporting.schema import markdown
     from blip_diffusion.interfaces.service import dtype_of
-    from blip_diffusion.training.tune import TuneConfig
+    from blip_diffusion.training.personalize.api import TuneConfig
 
     order = Order(
         model=arguments.model,

@@ -22,7 +22,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
-    from blip_diffusion.training.run import run as train
+    from blip_diffusion.training.pretrain import run as train
 
     folder = arguments.out or Path("runs") / arguments.config.stem
     overrides = [*arguments.set, *([f"train.minutes={arguments.minutes}"] if arguments.minutes is not None else [])]

@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.steps != "auto":
         check_used(arguments, add_flags, ("scenes",), f"with --steps {arguments.steps}")
 
-    from blip_diffusion.training.tune import Tuned, tune
+    from blip_diffusion.training.personalize.api import Tuned, tune
 
     tuned: Tuned = tune(
         arguments.photos,
@@ -81,9 +81,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _config(arguments: argparse.Namespace) -> Any:
-    from blip_diffusion.training.memory import fitted
-    from blip_diffusion.training.tune import TuneConfig
-    from blip_diffusion.training.validation import ValidationConfig
+    from blip_diffusion.training.personalize.api import TuneConfig
+    from blip_diffusion.training.personalize.early_stopping import ValidationConfig
+    from blip_diffusion.training.personalize.memory import fitted
 
     config = TuneConfig(
         method=arguments.method,
@@ -111,6 +111,6 @@ def _masks(asked: list[str]) -> Any:
 
 def _segmenter(asked: list[str]) -> Any:
     """Where masks are to be found, and the extra that finds them is installed."""
-    from blip_diffusion.data.segment import saliency
+    from blip_diffusion.data.segmentation import saliency
 
     return saliency() if asked == ["auto"] else None

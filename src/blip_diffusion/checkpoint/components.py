@@ -1,0 +1,269 @@
+"""The parts of a model, each in its folder of the published layout."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTextConfig
+
+from blip_diffusion.checkpoint.key_maps import (
+    UNREAD,
+    modern_vae_name,
+    subject_encoder_from_published,
+    subject_encoder_to_published,
+)
+from blip_diffusion.checkpoint.subject_file import own_state
+from blip_diffusion.checkpoint.weights import (
+    check_state,
+    empty,
+    fill,
+    read_file,
+    read_json,
+    read_state,
+    save_state,
+    usable,
+    write_json,
+)
+from blip_diffusion.errors import CheckpointError, reason
+from blip_diffusion.model import (
+    CLIP_MEAN,
+    CLIP_STD,
+    ModelConfig,
+    ReferenceConfig,
+    SubjectEncoder,
+    build_subject_encoder,
+)
+from blip_diffusion.modules.image_encoder import ImageEncoderConfig
+from blip_diffusion.modules.qformer import QFormerConfig
+from blip_diffusion.modules.text_encoder import SubjectTextEncoder
+
+ASSETS = Path(__file__).parents[1] / "assets"
+HEADS = "heads.safetensors"
+"""Heads that only training has, beside a model's parts, so that it can go on."""
+
+
+def save_subject_encoder(encoder: SubjectEncoder, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+    """The `qformer/` folder."""
+    write_json(folder / "config.json", subject_encoder_config(encoder))
+    published = subject_encoder_to_published(encoder.state_dict())
+    save_state(published, folder / "model.safetensors", dtype)
+
+
+def load_subject_encoder(folder: Path, *, dtype: torch.dtype | None = None) -> SubjectEncoder:
+    """The `qformer/` folder, ours or published."""
+    table = read_json(folder / "config.json")
+    with usable("the Q-Former"), empty():
+        encoder = build_subject_encoder(subject_encoder_shapes(table))
+    state = subject_encoder_from_published(read_state(folder), encoder.state_dict())
+    return fill(encoder, state, where="the Q-Former", dtype=dtype)
+
+
+def subject_encoder_config(encoder: SubjectEncoder) -> dict[str, Any]:
+    """The `config.json` of `qformer/`, in the words of the published one."""
+    vision, config = encoder.image_encoder.config, encoder.qformer.config
+    return {
+        "model_type": "blip-2",
+        "num_query_tokens": config.queries,
+        "projection_inner": encoder.projection.up.out_features,
+        "vision_config": {
+            "tower": vision.tower,
+            "timm_name": vision.timm_name,
+            "hidden_size": vision.width,
+            "num_hidden_layers": vision.layers,
+            "num_attention_heads": vision.heads,
+            "intermediate_size": vision.inner,
+            "image_size": vision.image_size,
+            "patch_size": vision.patch,
+            "hidden_act": vision.activation,
+            "layer_norm_eps": vision.eps,
+        },
+        "qformer_config": {
+            "hidden_size": config.width,
+            "num_hidden_layers": config.layers,
+            "num_attention_heads": config.heads,
+            "intermediate_size": config.inner,
+            "vocab_size": config.vocabulary,
+            "max_position_embeddings": config.positions,
+            "encoder_hidden_size": config.vision_width,
+            "cross_attention_frequency": config.cross_attention_every,
+            "layer_norm_eps": config.eps,
+            "hidden_dropout_prob": config.dropout,
+        },
+    }
+
+
+def subject_encoder_shapes(table: Mapping[str, Any]) -> ModelConfig:
+    """The shapes that a `config.json` of `qformer/` names; what it leaves out is as published."""
+    vision, qformer = table.get("vision_config") or {}, table.get("qformer_config") or {}
+    plain = QFormerConfig()
+    default = ImageEncoderConfig()
+    width = qformer.get("hidden_size", plain.width)
+    return ModelConfig(
+        image_encoder=ImageEncoderConfig(
+            tower=vision.get("tower", default.tower),
+            timm_name=vision.get("timm_name", ""),
+            image_size=vision.get("image_size", default.image_size),
+            eps=vision.get("layer_norm_eps", default.eps),
+            width=vision.get("hidden_size", default.width),
+            layers=vision.get("num_hidden_layers", default.layers),
+            heads=vision.get("num_attention_heads", default.heads),
+            inner=vision.get("intermediate_size", default.inner),
+            patch=vision.get("patch_size", default.patch),
+            activation=vision.get("hidden_act", default.activation),
+        ),
+        qformer=QFormerConfig(
+            width=width,
+            layers=qformer.get("num_hidden_layers", plain.layers),
+            heads=qformer.get("num_attention_heads", plain.heads),
+            inner=qformer.get("intermediate_size", plain.inner),
+            vocabulary=qformer.get("vocab_size", plain.vocabulary),
+            positions=qformer.get("max_position_embeddings", plain.positions),
+            vision_width=qformer.get("encoder_hidden_size", plain.vision_width),
+            queries=table.get("num_query_tokens", plain.queries),
+            cross_attention_every=qformer.get("cross_attention_frequency", plain.cross_attention_every),
+            eps=qformer.get("layer_norm_eps", plain.eps),
+            dropout=qformer.get("hidden_dropout_prob", plain.dropout),
+        ),
+        projection_inner=table.get("projection_inner", 4 * width),
+    )
+
+
+def load_text_encoder(folder: Path, *, dtype: torch.dtype | None = None) -> SubjectTextEncoder:
+    """The `text_encoder/` folder. Its names may carry the prefix `text_model.` that transformers 4 wrote, or not."""
+    table = read_json(folder / "config.json")
+    unread = {"model_type", "architectures", "torch_dtype", "dtype", "transformers_version", "_name_or_path"}
+    with usable("the text encoder"), empty():
+        encoder = SubjectTextEncoder(CLIPTextConfig(**{key: table[key] for key in table.keys() - unread}))
+    state = {n.removeprefix("text_model."): t for n, t in read_state(folder).items() if not UNREAD.search(n)}
+    return fill(encoder, state, where="the text encoder", dtype=dtype)
+
+
+def save_text_encoder(encoder: SubjectTextEncoder, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+    """The `text_encoder/` folder, with the prefix that the published one and Stable Diffusion's have; without LoRAs."""
+    encoder.config.save_pretrained(folder)
+    state = {f"text_model.{name}": tensor for name, tensor in own_state(encoder).items()}
+    save_state(state, folder / "model.safetensors", dtype)
+
+
+DIFFUSERS = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "controlnet": "ControlNetModel"}
+"""The class of each part that is diffusers' own."""
+
+
+def load_diffusers(name: str, folder: Path, *, dtype: torch.dtype | None = None) -> Any:
+    """The U-Net, VAE or ControlNet that lies in a folder. `name` is its key in `DIFFUSERS`."""
+    table = read_json(folder / "config.json")
+    kind = table.get("_class_name", DIFFUSERS[name])
+    if kind != DIFFUSERS[name]:
+        raise CheckpointError(f"{folder} holds a {kind}, not a {DIFFUSERS[name]}.")
+    state = {modern_vae_name(n) if name == "vae" else n: tensor for n, tensor in read_state(folder).items()}
+    return build_diffusers(name, table, state, dtype=dtype)
+
+
+def build_diffusers(
+    name: str, table: Mapping[str, Any], state: Mapping[str, Tensor], *, dtype: torch.dtype | None = None
+) -> Any:
+    """The same of a configuration and weights."""
+    with usable(f"the {name}"), empty():
+        part = getattr(diffusers, DIFFUSERS[name]).from_config(dict(table))
+    return fill(part, state, where=f"the {name}", dtype=dtype)
+
+
+def save_diffusers(name: str, part: Any, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Writes a part as diffusers would, except for where it was loaded from, which is no one's business, and LoRAs."""
+    part.save_config(folder)
+    table = read_json(folder / "config.json")
+    write_json(folder / "config.json", {key: value for key, value in table.items() if key != "_name_or_path"})
+    save_state(own_state(part), folder / "diffusion_pytorch_model.safetensors", dtype)
+
+
+def save_reference(config: ReferenceConfig, folder: Path) -> None:
+    """The `image_processor/` folder."""
+    size = {"height": config.size, "width": config.size}
+    table = {
+        "image_processor_type": "BlipImageProcessor",
+        "size": size,
+        "image_mean": config.mean,
+        "image_std": config.std,
+    }
+    write_json(folder / "preprocessor_config.json", table)
+
+
+def load_reference(folder: Path, *, mean: Any = None, std: Any = None) -> ReferenceConfig:
+    """The `image_processor/` folder; `mean` and `std` of `model_index.json` win where they are given."""
+    table = read_json(folder / "preprocessor_config.json")
+    size = table.get("size", 224)
+    with usable("the image processor"):
+        return ReferenceConfig(
+            size=int(size if isinstance(size, int) else size.get("height") or size.get("shortest_edge") or 224),
+            mean=_of_three_colours(mean or table.get("image_mean") or CLIP_MEAN),
+            std=_spread(std or table.get("image_std") or CLIP_STD),
+        )
+
+
+def _of_three_colours(values: Any) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    if not all(math.isfinite(value) for value in (red, green, blue)):
+        raise ValueError(f"{values} should be three numbers")
+    return red, green, blue
+
+
+def _spread(values: Any) -> tuple[float, float, float]:
+    std = _of_three_colours(values)
+    if min(std) <= 0:
+        raise ValueError(f"image_std is {values}, by which nothing can be divided: use numbers above 0")
+    return std
+
+
+def bert_tokenizer(path: str | Path | None = None) -> Any:
+    """The Q-Former's tokenizer: a folder or vocabulary file, or bert-base-uncased's list, which ships with the package.
+
+    `[DEC]` begins a sentence that is to be generated; it is added where the list lacks it.
+    """
+    from transformers import BertTokenizer
+
+    path = Path(path) if path is not None else ASSETS / "bert-base-uncased" / "vocab.txt"
+    try:
+        vocabulary = path / "vocab.txt" if path.is_dir() else path
+        if vocabulary.is_file():
+            tokenizer = BertTokenizer(vocab=str(vocabulary), do_lower_case=True)
+        else:
+            tokenizer = BertTokenizer.from_pretrained(path)
+    except Exception as error:  # tokenizers knows no other kind
+        raise CheckpointError(f"There is no WordPiece vocabulary at {path} ({reason(error)}).") from error
+    if tokenizer.bos_token != "[DEC]":
+        tokenizer.add_special_tokens({"bos_token": "[DEC]"})
+    return tokenizer
+
+
+def save_heads(heads: Mapping[str, nn.Module], folder: Path) -> None:
+    """Adds the file `HEADS` to a folder."""
+    state = {f"{name}.{key}": value for name, head in heads.items() for key, value in head.state_dict().items()}
+    save_state(state, folder / HEADS)
+
+
+def load_heads(heads: Mapping[str, nn.Module], folder: Path) -> list[str]:
+    """Fills those of `heads` that a folder has, and answers their names."""
+    if not (folder / HEADS).is_file():
+        return []
+    state = read_file(folder / HEADS)
+    loaded = []
+    for name, head in heads.items():
+        own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+        if own:
+            check_state(own, head.state_dict(), where=f"the {name} head")
+            head.load_state_dict(own)
+            loaded.append(name)
+    return loaded
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """As transformers 5 saves it, and in the two files that transformers 4 reads, which the published code needs."""
+    tokenizer.save_pretrained(folder)
+    table = read_json(folder / "tokenizer.json")["model"]
+    write_json(folder / "vocab.json", table["vocab"])
+    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in table["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")

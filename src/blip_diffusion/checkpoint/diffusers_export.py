@@ -1,0 +1,47 @@
+"""What plain diffusers reads: a Stable Diffusion folder, a LoRA file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from torch import Tensor
+
+from blip_diffusion.checkpoint.components import save_diffusers, save_text_encoder, save_tokenizer
+from blip_diffusion.checkpoint.lora import adapter_header
+from blip_diffusion.checkpoint.weights import read_json, save_state, write_json
+from blip_diffusion.model import BlipDiffusion
+
+
+def save_stable_diffusion(model: BlipDiffusion, folder: Path) -> None:
+    """The parts that draw from words alone, as a `StableDiffusionPipeline`."""
+    save_diffusers("unet", model.unet, folder / "unet")
+    save_diffusers("vae", model.vae, folder / "vae")
+    save_text_encoder(model.text_encoder, folder / "text_encoder")
+    save_tokenizer(model.tokenizer, folder / "tokenizer")
+    _save_scheduler(model.scheduler, folder / "scheduler")
+    nothing = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"), (None, None))
+    parts = {
+        "unet": ("diffusers", "UNet2DConditionModel"),
+        "vae": ("diffusers", "AutoencoderKL"),
+        "text_encoder": ("transformers", "CLIPTextModel"),
+        "tokenizer": ("transformers", "CLIPTokenizer"),
+        "scheduler": ("diffusers", type(model.scheduler).__name__),
+    }
+    names = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": diffusers.__version__}
+    write_json(folder / "model_index.json", {**names, **parts, **nothing, "requires_safety_checker": False})
+
+
+def _save_scheduler(scheduler: Any, folder: Path) -> None:
+    """With the offset that Stable Diffusion's pipelines ask for, where it is one that reads none."""
+    scheduler.save_pretrained(folder)
+    table = read_json(folder / "scheduler_config.json")
+    if table.get("timestep_spacing") == "trailing":
+        write_json(folder / "scheduler_config.json", table | {"steps_offset": 1})
+
+
+def save_lora(path: Path, unet: Mapping[str, Tensor], text_encoder: Mapping[str, Tensor], *, rank: int) -> None:
+    """A LoRA of that rank and alpha, which `load_lora_weights` reads: matrices by PEFT's names within each network."""
+    parts = {"unet": unet, "text_encoder": text_encoder}
+    tensors = {f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
+    save_state(tensors, path, header=adapter_header(parts, rank=rank, alpha=rank))

@@ -1,0 +1,168 @@
+"""Every foreign key map: what a parameter is called elsewhere."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from blip_diffusion.checkpoint.weights import check_state
+
+# Our names to the published ones, tried in order; what none of them matches keeps its name.
+RENAMES = (
+    (r"^qformer\.query_tokens$", "query_tokens"),
+    (r"^qformer\.(word_embeddings|position_embeddings)\.", r"embeddings.\1."),
+    (r"^qformer\.norm\.", "embeddings.LayerNorm."),
+    (r"^qformer\.layers\.(\d+)\.self_attention\.(query|key|value)\.", r"encoder.layer.\1.attention.attention.\2."),
+    (r"^qformer\.layers\.(\d+)\.self_attention\.out\.", r"encoder.layer.\1.attention.output.dense."),
+    (r"^qformer\.layers\.(\d+)\.self_attention\.norm\.", r"encoder.layer.\1.attention.output.LayerNorm."),
+    (
+        r"^qformer\.layers\.(\d+)\.cross_attention\.(query|key|value)\.",
+        r"encoder.layer.\1.crossattention.attention.\2.",
+    ),
+    (r"^qformer\.layers\.(\d+)\.cross_attention\.out\.", r"encoder.layer.\1.crossattention.output.dense."),
+    (r"^qformer\.layers\.(\d+)\.cross_attention\.norm\.", r"encoder.layer.\1.crossattention.output.LayerNorm."),
+    (r"^qformer\.layers\.(\d+)\.query_feed_forward\.up\.", r"encoder.layer.\1.intermediate_query.dense."),
+    (r"^qformer\.layers\.(\d+)\.query_feed_forward\.down\.", r"encoder.layer.\1.output_query.dense."),
+    (r"^qformer\.layers\.(\d+)\.query_feed_forward\.norm\.", r"encoder.layer.\1.output_query.LayerNorm."),
+    (r"^qformer\.layers\.(\d+)\.word_feed_forward\.up\.", r"encoder.layer.\1.intermediate.dense."),
+    (r"^qformer\.layers\.(\d+)\.word_feed_forward\.down\.", r"encoder.layer.\1.output.dense."),
+    (r"^qformer\.layers\.(\d+)\.word_feed_forward\.norm\.", r"encoder.layer.\1.output.LayerNorm."),
+    (r"^projection\.norm\.", "proj_layer.LayerNorm."),
+    (r"^projection\.up\.", "proj_layer.dense1."),
+    (r"^projection\.down\.", "proj_layer.dense2."),
+    (r"^image_encoder\.norm\.", "visual_encoder.post_layernorm."),
+    (r"^image_encoder\.tower\.vision\.pre_layrnorm\.", "visual_encoder.pre_layernorm."),
+    (r"^image_encoder\.tower\.vision\.embeddings\.position_embedding\.weight$",
+     "visual_encoder.embeddings.position_embedding"),
+    (r"^image_encoder\.tower\.vision\.(.*)\.self_attn\.out_proj\.", r"visual_encoder.\1.self_attn.projection."),
+    (r"^image_encoder\.tower\.vision\.", "visual_encoder."),
+    (r"^image_encoder\.", "visual_encoder."),
+)  # fmt: skip
+UNREAD = re.compile(r"(^|\.)position_ids$")
+"""Buffers that older libraries saved and nothing reads."""
+
+
+def published_name(name: str) -> str:
+    """What the published checkpoint calls a parameter of `SubjectEncoder`."""
+    for pattern, replacement in RENAMES:
+        renamed, count = re.subn(pattern, replacement, name)
+        if count:
+            return renamed
+    return name
+
+
+def subject_encoder_to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a `SubjectEncoder` under the published names: q, k and v of the image tower fused, as there."""
+    fused: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if re.search(r"tower\.vision\..*\.q_proj\.", name):
+            parts = [state[name.replace("q_proj", f"{letter}_proj")] for letter in "qkv"]
+            fused[published_name(name).replace("q_proj", "qkv")] = torch.cat(parts)
+        elif re.search(r"tower\.vision\..*\.[kv]_proj\.", name):
+            continue
+        else:
+            published = published_name(name)
+            fused[published] = tensor.view(_published_shape(published, tensor))
+    return fused
+
+
+def subject_encoder_from_published(published: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The other way: `wanted` is a state with our names and shapes. Raises `CheckpointError` listing what differs."""
+    found = {name: tensor for name, tensor in published.items() if not UNREAD.search(name)}
+    state: dict[str, Tensor] = {}
+    used: set[str] = set()
+    for name, like in wanted.items():
+        source, part = _source(name)
+        used.add(source)
+        if source in found:
+            tensor = found[source]
+            if part is not None and tensor.ndim and len(tensor) % 3 == 0:
+                tensor = tensor.chunk(3)[part]
+            same = _without_ones(tensor.shape) == _without_ones(like.shape)
+            state[name] = tensor.view(like.shape) if same else tensor
+    check_state(state, wanted, extra=sorted(found.keys() - used), where="the Q-Former")
+    return state
+
+
+def _source(name: str) -> tuple[str, int | None]:
+    if fused := re.search(r"tower\.vision\..*\.([qkv])_proj\.", name):
+        return published_name(name.replace(f"{fused[1]}_proj", "qkv")), "qkv".index(fused[1])
+    return published_name(name), None
+
+
+def _published_shape(name: str, tensor: Tensor) -> tuple[int, ...]:
+    if name == "visual_encoder.embeddings.class_embedding":
+        return (1, 1, *tensor.shape)
+    if name == "visual_encoder.embeddings.position_embedding":
+        return (1, *tensor.shape)
+    return tuple(tensor.shape)
+
+
+def _without_ones(shape: Sequence[int]) -> list[int]:
+    return [length for length in shape if length != 1]
+
+
+VAE_RENAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""What diffusers up to 0.16 called the VAE's attention."""
+
+
+def modern_vae_name(name: str) -> str:
+    """The present name of a VAE's parameter."""
+    old = re.search(r"\.attentions\.\d+\.(query|key|value|proj_attn)\.", name)
+    return name.replace(f".{old[1]}.", f".{VAE_RENAMES[old[1]]}.") if old else name
+
+
+# The published names to LAVIS', tried in order.
+LAVIS_RENAMES = (
+    (r"^embeddings\.", "Qformer.bert.embeddings."),
+    (r"^encoder\.layer\.(\d+)\.(attention|crossattention)\.attention\.", r"Qformer.bert.encoder.layer.\1.\2.self."),
+    (r"^encoder\.layer\.", "Qformer.bert.encoder.layer."),
+    (r"^visual_encoder\.post_layernorm\.", "ln_vision."),
+    (r"^visual_encoder\.pre_layernorm\.", "visual_encoder.ln_pre."),
+    (r"^visual_encoder\.embeddings\.class_embedding$", "visual_encoder.class_embedding"),
+    (r"^visual_encoder\.embeddings\.position_embedding$", "visual_encoder.positional_embedding"),
+    (r"^visual_encoder\.embeddings\.patch_embedding\.", "visual_encoder.conv1."),
+    (r"^(visual_encoder\.)encoder\.layers\.(\d+)\.layer_norm([12])\.", r"\1transformer.resblocks.\2.ln_\3."),
+    (r"^(visual_encoder\.)encoder\.layers\.(\d+)\.self_attn\.qkv\.", r"\1transformer.resblocks.\2.attn.in_proj_"),
+    (r"^(visual_encoder\.)encoder\.layers\.(\d+)\.self_attn\.projection\.",
+     r"\1transformer.resblocks.\2.attn.out_proj."),
+    (r"^(visual_encoder\.)encoder\.layers\.(\d+)\.mlp\.fc1\.", r"\1transformer.resblocks.\2.mlp.c_fc."),
+    (r"^(visual_encoder\.)encoder\.layers\.(\d+)\.mlp\.fc2\.", r"\1transformer.resblocks.\2.mlp.c_proj."),
+)  # fmt: skip
+LAVIS_HEADS = {
+    "contrastive.vision.weight": "vision_proj.weight",
+    "contrastive.vision.bias": "vision_proj.bias",
+    "contrastive.text.weight": "text_proj.weight",
+    "contrastive.text.bias": "text_proj.bias",
+    "contrastive.temperature": "temp",
+    "matching.weight": "itm_head.weight",
+    "matching.bias": "itm_head.bias",
+    "language.dense.weight": "Qformer.cls.predictions.transform.dense.weight",
+    "language.dense.bias": "Qformer.cls.predictions.transform.dense.bias",
+    "language.norm.weight": "Qformer.cls.predictions.transform.LayerNorm.weight",
+    "language.norm.bias": "Qformer.cls.predictions.transform.LayerNorm.bias",
+    "language.bias": "Qformer.cls.predictions.bias",
+}
+"""Stage 1's heads by our names."""
+LAVIS_TIED = {
+    "Qformer.cls.predictions.decoder.weight": "Qformer.bert.embeddings.word_embeddings.weight",
+    "Qformer.cls.predictions.decoder.bias": "Qformer.cls.predictions.bias",
+}
+"""Tensors that LAVIS writes twice."""
+
+
+def lavis_name(published: str) -> str:
+    """What LAVIS calls a parameter of the published Q-Former folder, `proj_layer` aside."""
+    for pattern, replacement in LAVIS_RENAMES:
+        renamed, count = re.subn(pattern, replacement, published)
+        if count:
+            return renamed
+    return published
+
+
+def old_vae_name(name: str) -> str:
+    """The name of a VAE's parameter in diffusers up to 0.16, which LAVIS pins."""
+    for old, modern in VAE_RENAMES.items():
+        name = re.sub(rf"(\.attentions\.\d+\.){re.escape(modern)}\.", rf"\1{old}.", name)
+    return name

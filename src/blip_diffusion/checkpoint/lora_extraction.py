@@ -1,0 +1,81 @@
+"""From a whole tuned U-Net, as LAVIS saves it, to a subject's file: the embedding, and a LoRA of what has changed."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blip_diffusion.checkpoint.lavis import read_tuned
+from blip_diffusion.checkpoint.lora import ATTENTION
+from blip_diffusion.checkpoint.model_folder import find_model, read_parts, whole
+from blip_diffusion.checkpoint.subject_file import (
+    Subject,
+    check_category,
+    check_name,
+    check_place,
+    fingerprint,
+    write_subject,
+)
+from blip_diffusion.checkpoint.weights import State, check_writable
+from blip_diffusion.errors import CheckpointError, InputError
+
+MAX_RANK = 1280
+"""The widest attention of Stable Diffusion 1.5: a LoRA of that rank keeps all of it."""
+
+
+def convert_tuned(source: Path, base: str, out: Path, *, name: str, category: str, rank: int = 8) -> float:
+    """Writes what LAVIS' tuning saved (10 GB) as a subject's file for the model that it was tuned from.
+
+    Answers how much of the U-Net's change the LoRA keeps, as a share of its squared norm: the rest, and what changed
+    elsewhere than in attention, is lost. Rank 0 keeps the embedding alone.
+    """
+    check_name(name)
+    check_category(category)
+    if not 0 <= rank <= MAX_RANK:
+        raise InputError(f"--rank is {rank}: use a number from 0 to {MAX_RANK}.")
+    if out.suffix != ".safetensors":
+        raise InputError(f"--out {out} should end in .safetensors, as {name}.safetensors.")
+    check_place(out)
+    check_writable(out.parent)
+    folder = find_model(base)
+    model = whole(read_parts(folder), folder)
+    before, own = model.unet, fingerprint(model.unet, model.text_encoder)
+    tuned = read_tuned(source, model)
+    if tuned.subject is None:
+        raise CheckpointError(f"{source} holds no tuned subject.")
+    lora, kept = low_rank(before, tuned.model.unet, rank)
+    details = {"model": base, "method": "LAVIS few-shot", "kept": round(kept, 4)}
+    subject = Subject(name, category, tuned.subject, own, lora=lora, alpha=float(rank if lora else 0), details=details)
+    write_subject(subject, out)
+    return kept
+
+
+@torch.no_grad()
+def low_rank(before: nn.Module, after: nn.Module, rank: int) -> tuple[State, float]:
+    """The best LoRA of a rank for the change of every attention projection, and the share of all change that it is.
+
+    The best in squared norm is the truncated singular value decomposition (Eckart & Young 1936).
+    """
+    lora: State = {}
+    total = kept = 0.0
+    old: dict[str, Any] = dict(before.named_parameters())
+    for name, parameter in after.named_parameters():
+        change = parameter.float() - old[name].float()
+        total += float(change.square().sum())
+        layer = name.removesuffix(".weight")
+        if rank and layer.endswith(tuple(f".{projection}" for projection in ATTENTION)) and name.endswith(".weight"):
+            down, up, squares = _truncated(change, rank)
+            lora |= {f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}
+            kept += squares
+    return lora, kept / total if total else 1.0
+
+
+def _truncated(change: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
+    """(out, in) to factors (R, in) and (out, R), padded with zeros where there are fewer, and their squared norm."""
+    left, values, right = torch.linalg.svd(change, full_matrices=False)
+    roots = values[:rank].sqrt()
+    down, up = roots[:, None] * right[:rank], left[:, :rank] * roots
+    missing = rank - len(roots)
+    down, up = nn.functional.pad(down, (0, 0, 0, missing)), nn.functional.pad(up, (0, missing))
+    return down.contiguous(), up.contiguous(), float(values[:rank].square().sum())

@@ -1,0 +1,284 @@
+"""A model's folder: found, read, and written."""
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
+
+from blip_diffusion.checkpoint import single_file
+from blip_diffusion.checkpoint.components import (
+    ASSETS,
+    DIFFUSERS,
+    bert_tokenizer,
+    load_diffusers,
+    load_reference,
+    load_subject_encoder,
+    load_text_encoder,
+    save_diffusers,
+    save_reference,
+    save_subject_encoder,
+    save_text_encoder,
+    save_tokenizer,
+)
+from blip_diffusion.checkpoint.lora import copy_lora
+from blip_diffusion.checkpoint.weights import check_here, read_json, usable, write_json
+from blip_diffusion.errors import CheckpointError, InputError, reason
+from blip_diffusion.model import BlipDiffusion, InferenceConfig, ReferenceConfig, SubjectEncoder
+from blip_diffusion.prompts import insert_position
+
+UNREAD_FILES = ("vision_encoder/*", "safety_checker/*", "feature_extractor/*", "*.msgpack", "*.ckpt", "*.onnx*")
+"""What repositories hold beside the model: not worth the download."""
+CONSISTENCY_LORA = "consistency_lora.safetensors"
+"""With it the model draws in a few steps, without guidance."""
+PARTS = ("qformer", "image_processor", "qformer_tokenizer", "text_encoder", "tokenizer", "unet", "vae", "scheduler",
+         "controlnet")  # fmt: skip
+
+OPTIONAL = ("controlnet", "inference", "consistency_lora")
+
+
+@dataclasses.dataclass
+class Parts:
+    """The parts of a model's folder, as far as they were found; each is of the class that the folder's config names."""
+
+    subject_encoder: SubjectEncoder | None = None
+    reference: ReferenceConfig | None = None
+    qformer_tokenizer: Any = None
+    text_encoder: Any = None
+    tokenizer: Any = None
+    unet: Any = None
+    vae: Any = None
+    scheduler: Any = None
+    controlnet: Any = None  # few models have one
+    inference: InferenceConfig | None = None  # nor do all say how they want to be asked
+    consistency_lora: Path | None = None  # or bring one along
+
+
+def read_parts(folder: Path, *, qformer_tokenizer: str | Path | None = None, dtype: torch.dtype | None = None) -> Parts:
+    """Every part that lies in a folder, floats in `dtype`. A part that is there but broken is a `CheckpointError`."""
+    if not folder.is_dir():
+        raise CheckpointError(f"There is no model at {folder}.")
+    index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+    has = {name: (folder / name).is_dir() for name in PARTS}
+    parts = Parts()
+    if has["qformer"]:
+        parts.subject_encoder = load_subject_encoder(folder / "qformer", dtype=dtype)
+        own = folder / "qformer_tokenizer"
+        parts.qformer_tokenizer = bert_tokenizer(qformer_tokenizer or (own if has["qformer_tokenizer"] else None))
+    if has["image_processor"]:
+        parts.reference = load_reference(folder / "image_processor", mean=index.get("mean"), std=index.get("std"))
+    if has["text_encoder"]:
+        parts.text_encoder = load_text_encoder(folder / "text_encoder", dtype=dtype)
+    for name in DIFFUSERS:
+        if has[name] and (name != "controlnet" or "controlnet" in index):  # the published base has one that is unused
+            setattr(parts, name, load_diffusers(name, folder / name, dtype=dtype))
+    if has["tokenizer"]:
+        parts.tokenizer = _load_tokenizer(folder)
+    if has["scheduler"]:
+        parts.scheduler = _load_scheduler(folder, index)
+    parts.inference = _inference_of(index, folder)
+    parts.consistency_lora = path if (path := folder / CONSISTENCY_LORA).is_file() else None
+    return parts
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    from transformers import CLIPTokenizer
+
+    try:
+        return CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    except Exception as error:  # tokenizers knows no other kind
+        raise CheckpointError(f"The tokenizer in {folder} can't be loaded: {reason(error)}.") from error
+
+
+def _load_scheduler(folder: Path, index: Mapping[str, Any]) -> Any:
+    table = read_json(folder / "scheduler" / "scheduler_config.json")
+    with usable("the scheduler"):
+        name = table.get("_class_name") or (index.get("scheduler") or (None, "PNDMScheduler"))[1]
+    kind = getattr(diffusers, str(name), None)
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+        raise CheckpointError(f"The scheduler in {folder} is a {name!r}, which diffusers doesn't know.")
+    with usable("the scheduler"):
+        return getattr(diffusers, name).from_config(table)
+
+
+def load_controlnet(name_or_path: str | Path, *, dtype: torch.dtype | None = None, **hub: Any) -> Any:
+    """A ControlNet: its folder, a repository that has one in `controlnet/`, a single file, or a hub id."""
+    if Path(name_or_path).is_file():
+        return single_file.controlnet(Path(name_or_path), dtype=dtype)
+    folder = find_model(name_or_path, **hub)
+    inner = folder / "controlnet"
+    return load_diffusers("controlnet", inner if inner.is_dir() else folder, dtype=dtype)
+
+
+def load_unet(path: str | Path, *, config: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None) -> Any:
+    """Another U-Net: its folder, a Stable Diffusion folder, or a single file, whose shapes `config` tells."""
+    if Path(path).is_file():
+        return single_file.unet(Path(path), config=config, dtype=dtype)
+    return _load_other("unet", Path(path), dtype)
+
+
+def load_vae(path: str | Path, *, config: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None) -> Any:
+    """Another VAE: its folder, a Stable Diffusion folder, or a single file, whose shapes `config` tells."""
+    if Path(path).is_file():
+        return single_file.vae(Path(path), config=config, dtype=dtype)
+    return _load_other("vae", Path(path), dtype)
+
+
+def _load_other(name: str, path: Path, dtype: torch.dtype | None) -> Any:
+    if not path.is_dir():
+        raise CheckpointError(f"There is no {name} at {path}: name its folder, a model's folder, or a file of weights.")
+    return load_diffusers(name, path / name if (path / name).is_dir() else path, dtype=dtype)
+
+
+def find_model(name_or_path: str | Path, **hub: Any) -> Path:
+    """The folder of a model: `mini`, a folder, or a hub id, which alone is downloaded."""
+    if hub:
+        _check_hub(hub)
+    if name_or_path == "mini":
+        return ASSETS / "mini"
+    if Path(name_or_path).is_dir():
+        return Path(name_or_path)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)):
+        raise CheckpointError(f"There is no model {name_or_path}: use mini, a folder, or a hub id such as owner/name.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(name_or_path), **{"ignore_patterns": UNREAD_FILES, **hub}))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"There is no folder {name_or_path}, and it can't be had from the hub ({reason(error)}): check the name."
+        ) from error
+
+
+def _check_hub(asked: Mapping[str, Any]) -> None:
+    """Raises `InputError` for what nobody here knows: passed over, another model would be drawn with than was asked."""
+    from huggingface_hub import snapshot_download
+
+    known = inspect.signature(snapshot_download).parameters
+    if unknown := [name for name in asked if name not in known]:
+        raise InputError(f"{unknown[0]} can't be chosen for a model that is loaded: leave it out.")
+
+
+def whole(parts: Parts, folder: Path) -> BlipDiffusion:
+    """A model of parts, none of which may be missing."""
+    needed = [field.name for field in dataclasses.fields(parts) if field.name not in OPTIONAL]
+    missing = [name for name in needed if getattr(parts, name) is None]
+    if missing:
+        raise CheckpointError(f"The model in {folder} is incomplete: {', '.join(missing)} missing.")
+    model = BlipDiffusion(
+        parts.subject_encoder,  # type: ignore[arg-type]  # checked above
+        parts.text_encoder,
+        parts.unet,
+        parts.vae,
+        tokenizer=parts.tokenizer,
+        qformer_tokenizer=parts.qformer_tokenizer,
+        scheduler=parts.scheduler,
+        reference=parts.reference,  # type: ignore[arg-type]
+        inference=parts.inference,
+    )
+    check_fit(model)
+    return model
+
+
+def check_fit(model: BlipDiffusion) -> None:
+    """Each part must meet its neighbours, wherever it comes from. Raises `CheckpointError` where it doesn't."""
+    with usable("the image processor"):
+        model.subject_encoder.image_encoder.tower.check_side(model.reference.size)
+    tokens, text = model.subject_encoder.qformer.config.width, int(model.text_encoder.config.hidden_size)
+    context, channels = model.unet.config.cross_attention_dim, int(model.unet.config.in_channels)
+    latents = int(model.vae.config.latent_channels)
+    pairs = (("subject tokens", tokens, "text encoder", text), ("text encoder", text, "U-Net", context),
+             ("VAE's latents", latents, "U-Net's input", channels))  # fmt: skip
+    for one, width, other, wanted in pairs:
+        if width != wanted:
+            raise CheckpointError(f"The parts don't fit: {one} {width} wide, {other} {wanted}.")
+    words, known = len(model.tokenizer), int(model.text_encoder.config.vocab_size)
+    if words > known:
+        raise CheckpointError(f"The parts don't fit: the tokenizer has {words} words, the text encoder {known}.")
+
+
+def _inference_of(index: Mapping[str, Any], folder: Path) -> InferenceConfig | None:
+    """How a model wants to be asked, where its index says anything of it; what it leaves unsaid is as published."""
+    own = {field: index[field.name] for field in dataclasses.fields(InferenceConfig) if field.name in index}
+    for field, value in own.items():
+        kinds = (int,) if type(field.default) is int else (int, float)
+        if type(value) not in kinds or not abs(value) < 1e6:  # nor is NaN
+            wanted = "number" if float in kinds else "whole number"
+            raise CheckpointError(
+                f"{folder / 'model_index.json'} says that {field.name} is {value!r}: it should be a {wanted}."
+            )
+    return InferenceConfig(**{field.name: value for field, value in own.items()}) if own else None
+
+
+def save_model(
+    model: BlipDiffusion,
+    folder: Path,
+    *,
+    controlnet: Any = None,
+    consistency_lora: Path | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """The whole folder, without LoRAs that lie beside the weights; floats in `dtype` where one is given.
+
+    `consistency_lora` is the file of one that belongs to the model. Raises `InputError` for several ControlNets and for
+    weights that aren't here, `CheckpointError` where that file can't be read, before anything is written.
+    """
+    if isinstance(controlnet, MultiControlNetModel):
+        raise InputError(
+            f"A model's folder has room for one ControlNet, not {len(controlnet.nets)}: save each by itself, and the "
+            "model without them (pipe.controlnet = None)."
+        )
+    parts = (model, controlnet) if controlnet is not None else (model,)
+    check_here(*parts)
+    if consistency_lora is not None:
+        copy_lora(consistency_lora, folder / CONSISTENCY_LORA, dtype)  # first: it may be gone, or damaged
+    else:
+        (folder / CONSISTENCY_LORA).unlink(missing_ok=True)  # one of another U-Net
+    save_subject_model(model.subject_encoder, model.qformer_tokenizer, model.reference, folder, dtype=dtype)
+    save_tokenizer(model.tokenizer, folder / "tokenizer")
+    model.scheduler.save_pretrained(folder / "scheduler")
+    save_text_encoder(model.text_encoder, folder / "text_encoder", dtype=dtype)
+    save_diffusers("unet", model.unet, folder / "unet", dtype=dtype)
+    save_diffusers("vae", model.vae, folder / "vae", dtype=dtype)
+    if controlnet is not None:
+        save_diffusers("controlnet", controlnet, folder / "controlnet", dtype=dtype)
+    write_json(folder / "model_index.json", _index(model, controlnet))
+
+
+def _index(model: BlipDiffusion, controlnet: Any) -> dict[str, Any]:
+    """`model_index.json`, with the class names that the published one has."""
+    parts = {
+        "image_processor": ("blip_diffusion", "BlipImageProcessor"),
+        "qformer": ("blip_diffusion", "Blip2QFormerModel"),
+        "text_encoder": ("blip_diffusion", "ContextCLIPTextModel"),
+        "tokenizer": ("transformers", "CLIPTokenizer"),
+        "unet": ("diffusers", "UNet2DConditionModel"),
+        "vae": ("diffusers", "AutoencoderKL"),
+        "scheduler": ("diffusers", type(model.scheduler).__name__),
+    }
+    if controlnet is not None:
+        parts["controlnet"] = ("diffusers", "ControlNetModel")
+    kind = "BlipDiffusionPipeline" if controlnet is None else "BlipDiffusionControlNetPipeline"
+    names = {"_class_name": kind, "_diffusers_version": diffusers.__version__}
+    own = {"ctx_begin_pos": insert_position(model.tokenizer), "mean": None, "std": None}  # image_processor/ has them
+    return {**names, **parts, **own, **dataclasses.asdict(model.inference)}
+
+
+def save_subject_model(
+    encoder: SubjectEncoder,
+    tokenizer: Any,
+    reference: ReferenceConfig,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """The folders that make subject tokens: `qformer/`, `qformer_tokenizer/`, `image_processor/`."""
+    save_subject_encoder(encoder, folder / "qformer", dtype=dtype)
+    save_reference(reference, folder / "image_processor")
+    tokenizer.save_pretrained(folder / "qformer_tokenizer")

@@ -1,0 +1,1 @@
+"""Benchmarks: subjects, reference images and prompts."""

@@ -1,0 +1,236 @@
+"""A bench in the layout of DreamBench (Ruiz et al. 2023, google/dreambooth): who is asked for, and in which prompts.
+
+    dataset/<subject>/00.jpg ...        pictures of a subject; the first is its reference
+    dataset/prompts_and_classes.txt     a table of classes, then prompts for objects and prompts for live subjects
+    bench.json                          MiniBench alone: its world, and what each prompt asks of a composer
+
+The text file holds snippets of Python. They are read as text, never run.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from blip_diffusion import config as configuration
+from blip_diffusion import images
+from blip_diffusion.data.synthetic import prompt_templates
+from blip_diffusion.data.synthetic.prompt_templates import Request
+from blip_diffusion.errors import DataError, InputError, reason
+
+T = TypeVar("T")
+
+PROMPTS, RECIPE = "prompts_and_classes.txt", "bench.json"
+PUBLISHED = (30, 158)
+"""Subjects and pictures of DreamBench."""
+LIVE = frozenset({"cat", "dog"})
+"""DreamBench's classes of live subjects; its files do not tell."""
+_NAME = re.compile(r"\w[\w.-]*")
+_SAID = r"([^{}\n]{0,300}?)"  # bounded, so that a file of a stranger's is read in linear time
+_TEMPLATE = re.compile(rf"(['\"])an? {_SAID}\{{0\}} \{{1\}}{_SAID}\1\.format\(unique_token, class_token\)")
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+_LARGEST = 1_000_000  # bytes of a text file
+
+
+@dataclass(frozen=True)
+class BenchPrompt:
+    """What is said around the subject: "a {before} {category} {after}"."""
+
+    before: str
+    after: str
+    request: Request | None = None  # the same for a composer; MiniBench alone knows it
+
+    def sentence(self, category: str) -> str:
+        """The whole sentence, without subject tokens."""
+        return " ".join(word for word in ("a", self.before, category, self.after) if word)
+
+    @property
+    def kind(self) -> str:
+        """One of DreamBench's three: "scene", "accessory" or "property"."""
+        if self.request is not None:
+            other = self.request != Request(scene=self.request.scene)
+            return "accessory" if self.request.accessory else "property" if other else "scene"
+        if self.before:
+            return "property"
+        return "accessory" if re.search(r"\b(wearing|outfit)\b", self.after) else "scene"
+
+
+@dataclass(frozen=True)
+class BenchSubject:
+    """One subject and its pictures, the reference first."""
+
+    name: str
+    category: str
+    live: bool
+    pictures: tuple[Path, ...]
+    identity: str = ""  # in MiniBench's world
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is asked: every subject in every prompt of its list that `asked` names."""
+
+    name: str
+    digest: str  # of all its files
+    subjects: tuple[BenchSubject, ...]
+    objects: tuple[BenchPrompt, ...]
+    creatures: tuple[BenchPrompt, ...]
+    asked: tuple[int, ...]  # numbers of prompts in either list
+    world: str = ""  # the fingerprint of MiniBench's world
+
+    def prompt(self, subject: BenchSubject, number: int) -> BenchPrompt:
+        """A prompt by its number."""
+        return (self.creatures if subject.live else self.objects)[number]
+
+    def part(self, subjects: int | None, prompts: int | None) -> "Bench":
+        """A smaller bench: subjects and prompts from all over it. `None` keeps all."""
+        return replace(
+            self,
+            subjects=tuple(_spread(self.subjects, subjects, "--subjects")),
+            asked=tuple(_spread(self.asked, prompts, "--prompts")),
+        )
+
+
+def _spread(items: Sequence[T], count: int | None, flag: str) -> list[T]:
+    """The middles of so many equal stretches."""
+    if count is None:
+        return list(items)
+    if not 2 <= count <= len(items):
+        raise InputError(f"{flag} is {count}: use a number from 2 to {len(items)}, which this bench has.")
+    return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
+
+
+def read_bench(folder: Path, *, name: str | None = None) -> Bench:
+    """The bench of a folder, every picture looked at. Raises `DataError` or `InputError` for what can't be used."""
+    data = folder / "dataset" if (folder / "dataset").is_dir() else folder
+    classes, objects, creatures = parse(_text(data / PROMPTS), data / PROMPTS)
+    recipe = _recipe(folder / RECIPE, classes, (len(objects), len(creatures)))
+    subjects = tuple(
+        BenchSubject(
+            subject,
+            category,
+            subject in recipe["live"] if recipe else category in LIVE,
+            _pictures(data / subject),
+            recipe.get("identities", {}).get(subject, ""),
+        )
+        for subject, category in classes.items()
+    )
+    if recipe:
+        objects = [replace(p, request=r) for p, r in zip(objects, recipe["objects"], strict=True)]
+        creatures = [replace(p, request=r) for p, r in zip(creatures, recipe["creatures"], strict=True)]
+    asked = tuple(range(min(len(objects), len(creatures))))
+    _check_comparable(folder, len(subjects), len(asked))
+    title = name or recipe.get("name", folder.resolve().name)
+    digest = _digest(folder, data, subjects)
+    return Bench(title, digest, subjects, tuple(objects), tuple(creatures), asked, recipe.get("world", ""))
+
+
+def _check_comparable(folder: Path, subjects: int, prompts: int) -> None:
+    """A subject is told from the other subjects, a scene from the other scenes."""
+    if min(subjects, prompts) < 2:
+        raise DataError(
+            f"A bench compares: give {folder} at least two subjects and two prompts in each list, not {subjects} and "
+            f"{prompts}."
+        )
+
+
+def read_dreambench(folder: Path) -> Bench:
+    """The published bench, whole. Raises `DataError` where it is not."""
+    if not folder.is_dir():
+        raise DataError(
+            f"There is no folder {folder} here: git clone https://github.com/google/dreambooth {folder}, "
+            "or give --bench its place."
+        )
+    bench = read_bench(folder, name="dreambench")
+    found = len(bench.subjects), sum(len(subject.pictures) for subject in bench.subjects)
+    if found != PUBLISHED:
+        raise DataError(
+            f"{folder} holds {found[0]} subjects and {found[1]} pictures, but DreamBench {PUBLISHED[0]} and "
+            f"{PUBLISHED[1]}: get it again, or say --bench ./{folder.name} to score by these alone."
+        )
+    return bench
+
+
+def parse(text: str, path: Path) -> tuple[dict[str, str], list[BenchPrompt], list[BenchPrompt]]:
+    """Classes by subject, prompts of objects, prompts of live subjects (the same, where there are none)."""
+    head, _, rest = text.partition("Object Prompts")
+    rows = ([field.strip() for field in line.split(",")] for line in head.splitlines())
+    table = [(row[0], row[1]) for row in rows if len(row) == 2 and all(row)]
+    classes = {subject: category for subject, category in table if (subject, category) != ("subject_name", "class")}
+    if not classes:
+        raise DataError(f"{path} names no subject: below `subject_name,class` write a line for each.")
+    if strange := next((subject for subject in classes if not _NAME.fullmatch(subject)), None):
+        raise DataError(f"{path} calls a subject {strange!r}: use letters, digits, _ and - alone.")
+    objects, creatures = (_prompts(part) for part in _halves(rest))
+    if not objects:
+        first = next(iter(classes))
+        raise DataError(f"{path} has no prompt for {first}: below `Object Prompts`, list some as DreamBench does.")
+    return classes, objects, creatures or objects
+
+
+def _halves(text: str) -> tuple[str, str]:
+    objects, _, live = text.partition("Live Subject Prompts")
+    return objects, live
+
+
+def _prompts(text: str) -> list[BenchPrompt]:
+    return [BenchPrompt(before.strip(), after.strip()) for _, before, after in _TEMPLATE.findall(text)]
+
+
+def _text(path: Path) -> str:
+    if not path.is_file():
+        raise DataError(f"{path} is missing: a bench is a folder in DreamBench's layout, dataset/{PROMPTS} in it.")
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise DataError(f"{path} is too large for a list of prompts: use the one of a bench.")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} can't be read as text: get the bench again.") from error
+
+
+def _pictures(folder: Path) -> tuple[Path, ...]:
+    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+    if not found:
+        raise DataError(f"{folder} holds no picture: put at least one JPEG, PNG or WebP of the subject there.")
+    for path in found:
+        images.open_picture(path)  # a broken one is named now, not after an hour of drawing
+    return tuple(found)
+
+
+def _recipe(path: Path, subjects: Iterable[str], prompts: tuple[int, int]) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        raw = json.loads(_text(path))
+        for key in ("objects", "creatures"):
+            raw[key] = [_request(one, key) for one in raw[key]]
+        strings = {str(k): str(v) for k, v in raw["identities"].items()}
+        recipe = {**raw, "identities": strings, "live": set(raw["live"]), "world": str(raw["world"])}
+        recipe["name"] = str(raw["name"])
+        if (len(recipe["objects"]), len(recipe["creatures"])) != prompts:
+            raise ValueError("it has another number of prompts")
+        if nameless := [subject for subject in subjects if not strings.get(subject)]:
+            raise ValueError(f"it has no identity of {nameless[0]}")
+        return recipe
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path} does not belong to this bench ({reason(error)}): build it again.") from error
+
+
+def _request(table: Any, where: str) -> Request:
+    request = configuration.build(Request, table, where)
+    if strange := prompt_templates.unknown(request):
+        raise ValueError(f"{where} asks for {strange}, which no prompt can say")
+    return request
+
+
+def _digest(folder: Path, data: Path, subjects: Sequence[BenchSubject]) -> str:
+    found = hashlib.sha256((data / PROMPTS).read_bytes())
+    if (folder / RECIPE).is_file():
+        found.update((folder / RECIPE).read_bytes())
+    for subject in subjects:
+        for path in subject.pictures:
+            found.update(f"{subject.name}/{path.name}".encode() + path.read_bytes())
+    return found.hexdigest()[:16]

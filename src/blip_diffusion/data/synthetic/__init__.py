@@ -1,0 +1,1 @@
+"""The synthetic dataset at training time: pairs of images composed from packed assets."""

@@ -1,0 +1,219 @@
+"""Where things stand: numbers only. Placement is told by the words; without a word a subject stands in the middle."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from blip_diffusion.data.synthetic.prompt_templates import Request
+
+WORN = ("hat", "crown", "bow")  # accessories on a head; the others stand or float beside
+SIDES = {"": (0.55, 0.75), "small": (0.24, 0.34), "big": (0.88, 1.0)}  # longest side of a subject, in frames
+POSITION_SIDES = (0.34, 0.46)  # a subject that a word moves is smaller, so that the move shows
+_JITTER = 0.06
+_USUAL_HORIZON = 0.7
+_SPREAD = {"left": 0.25, "right": 0.75, "top": 0.27, "bottom": 0.74}
+_BOX_BITS = 64  # alpha from which a pixel belongs to the box
+
+
+class Shape(NamedTuple):
+    """Measures of one cut-out, in pixels of its 128 x 128 frame."""
+
+    x: float  # centre of its box
+    y: float
+    width: float
+    height: float
+    head: float  # centre of its topmost fifth, from the box's left edge, in widths
+    head_width: float  # in widths
+    foot: float  # the same for its lowest eighth
+    foot_width: float
+    colour: tuple[float, float, float]  # mean, in [0, 1]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One cut-out on one picture. Lengths are in frames."""
+
+    row: int  # which picture of the batch
+    cutout: int
+    x: float  # centre of its box
+    y: float
+    side: float  # longest side of its box
+    subject: bool = True  # or else an accessory
+    ground: bool = False  # whether it casts a shadow where it stands
+    paint: str = ""
+    silhouette: bool = False
+    angle: float = 0.0  # degrees
+    light: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+def measure(pixels: Tensor) -> list[Shape]:
+    """The shapes of cut-outs (N, 4, H, W) uint8."""
+    rows: list[list[float]] = []
+    for chunk in torch.split(pixels, 512):
+        rows += _measure(chunk).tolist()
+    return [Shape(a, b, c, d, e, f, g, h, (red, green, blue)) for a, b, c, d, e, f, g, h, red, green, blue in rows]
+
+
+@dataclass(frozen=True)
+class Chance:
+    """What the words leave open. `amount` 1 leaves all of a range to chance, 0 takes its middle."""
+
+    rng: random.Random
+    amount: float = 1.0
+
+    def between(self, low: float, high: float) -> float:
+        """A number of the range; the generator moves on in any case."""
+        drawn = self.rng.uniform(low, high)
+        return drawn + (1 - self.amount) * ((low + high) / 2 - drawn)
+
+    def about(self, spread: float) -> float:
+        """A number between -spread and spread."""
+        return self.between(-spread, spread)
+
+    def horizon(self, seen: float | None) -> float | None:
+        """Where a subject takes the horizon to be: a picture's own is not in the words."""
+        return None if seen is None else seen + (1 - self.amount) * (_USUAL_HORIZON - seen)
+
+
+def place(row: int, cutout: int, shape: Shape, request: Request, horizon: float | None, chance: Chance,
+          extra: tuple[int, Shape] | None = None) -> list[Placement]:  # fmt: skip
+    """The placements of a request, from back to front: copies of a subject, then its accessory (`extra`)."""
+    horizon = chance.horizon(horizon)
+    if request.count > 1:
+        subjects = _in_a_row(row, cutout, shape, request.count, horizon, chance)
+    elif extra is not None:
+        subjects = [_beside(row, cutout, shape, request.accessory, horizon, chance)]
+    else:
+        subjects = [_alone(row, cutout, shape, request, horizon, chance)]
+    if extra is None:
+        return subjects
+    return [*subjects, _accessory(subjects[0], shape, request.accessory, *extra)]
+
+
+def place_reference(row: int, cutout: int, shape: Shape, horizon: float | None, rotation: float,
+                    rng: random.Random) -> Placement:  # fmt: skip
+    """A subject as a user's own photograph shows it: about the middle, of any usual size, nearly upright."""
+    side = rng.uniform(0.55, 0.85)
+    x = 0.5 + rng.uniform(-_JITTER, _JITTER)
+    y = _standing(0.5 + rng.uniform(-_JITTER, _JITTER), _extent(shape, side)[1], horizon)
+    angle = rng.choice((0.0, rng.uniform(-rotation, rotation)))
+    return Placement(row, cutout, x, y, side, ground=horizon is not None, angle=angle)
+
+
+def _alone(row: int, cutout: int, shape: Shape, request: Request, horizon: float | None,
+           chance: Chance) -> Placement:  # fmt: skip
+    words = request.position.split()
+    low, high = POSITION_SIDES if words and words != ["centre"] and not request.size else SIDES[request.size]
+    side = chance.between(low, high)
+    width, height = _extent(shape, side)
+    x = y = 0.5
+    for word in words:
+        if word in ("left", "right"):
+            x = _SPREAD[word]
+        elif word in ("top", "bottom"):
+            y = _SPREAD[word]
+    jitter = _JITTER * (1.0 if side < 0.8 else 0.3)
+    x, y = x + chance.about(jitter), y + chance.about(jitter)
+    floats = "top" in words or "bottom" in words
+    y = y if floats else _standing(y, height, horizon)
+    x, y = _inside(x, width), _inside(y, height)
+    return Placement(row, cutout, x, y, side, ground=horizon is not None and "top" not in words)
+
+
+def _in_a_row(row: int, cutout: int, shape: Shape, count: int, horizon: float | None,
+              chance: Chance) -> list[Placement]:  # fmt: skip
+    pitch = {2: 0.46, 3: 0.31}[count]
+    widest = (pitch - 0.04) * max(shape.width, shape.height) / shape.width  # longest side at which copies do not touch
+    side = min(widest, chance.between(0.5, 0.6)) * chance.between(0.92, 1.0)
+    y = _standing(0.5 + chance.about(_JITTER), _extent(shape, side)[1], horizon)
+    first = 0.5 - pitch * (count - 1) / 2
+    return [
+        Placement(row, cutout, first + pitch * i, y + chance.about(0.01), side, ground=horizon is not None)
+        for i in range(count)
+    ]
+
+
+def _beside(row: int, cutout: int, shape: Shape, accessory: str, horizon: float | None,
+            chance: Chance) -> Placement:  # fmt: skip
+    """A subject that leaves room for its accessory: above it, or at its right."""
+    side = chance.between(0.5, 0.6)
+    y = 0.56 if accessory in WORN else 0.5 + chance.about(_JITTER)
+    y = _inside(_standing(y, _extent(shape, side)[1], horizon), _extent(shape, side)[1])
+    x = 0.5 if accessory in WORN else 0.34
+    return Placement(row, cutout, x + chance.about(0.03), y, side, ground=horizon is not None)
+
+
+def _accessory(subject: Placement, shape: Shape, accessory: str, cutout: int, thing: Shape) -> Placement:
+    width, height = _extent(shape, subject.side)
+    if accessory in WORN:
+        wide = min(max(shape.head_width, 0.3), 0.7) * width
+        side = min(wide * max(thing.width, thing.height) / thing.width, 0.4)
+        x = subject.x + (shape.head - 0.5) * width
+        y = subject.y - height / 2 - _extent(thing, side)[1] * 0.32
+        return Placement(subject.row, cutout, x, max(y, _extent(thing, side)[1] / 2), side, subject=False)
+    side = min(0.38, 0.32 * max(thing.width, thing.height) / thing.width)
+    if accessory == "balloon":
+        return Placement(subject.row, cutout, 0.8, 0.3, side, subject=False)
+    y = subject.y + height / 2 - _extent(thing, side)[1] / 2
+    return Placement(subject.row, cutout, 0.8, y, side, subject=False, ground=subject.ground)
+
+
+def _extent(shape: Shape, side: float) -> tuple[float, float]:
+    longest = max(shape.width, shape.height)
+    return side * shape.width / longest, side * shape.height / longest
+
+
+def _standing(y: float, height: float, horizon: float | None) -> float:
+    """Moves a centre down until the lower edge stands on the ground, if there is any."""
+    if horizon is None:
+        return y
+    ground = min(horizon + 0.12, 0.94)
+    return max(min(y, 0.97 - height / 2), ground - height / 2)
+
+
+def _inside(centre: float, extent: float) -> float:
+    """Keeps an extent within the frame, as far as it fits."""
+    margin = min(extent / 2 + 0.01, 0.5)
+    return min(max(centre, margin), 1 - margin)
+
+
+def _measure(pixels: Tensor) -> Tensor:
+    """(N, 4, H, W) uint8 -> (N, 11): the fields of `Shape`."""
+    solid = pixels[:, 3] >= _BOX_BITS  # (N, H, W)
+    left, right = _span(solid.any(1))
+    top, bottom = _span(solid.any(2))
+    width, height = (right - left).clamp(min=1), (bottom - top).clamp(min=1)
+    y = torch.arange(solid.shape[1], device=pixels.device)
+    head = _span((solid & (y < (top + height / 5)[:, None])[:, :, None]).any(1))
+    foot = _span((solid & (y >= (bottom - height / 8)[:, None])[:, :, None]).any(1))
+    alpha, sparse = pixels[:, 3:, ::3, ::3].float(), pixels[:, :3, ::3, ::3]  # a ninth is enough for a mean
+    colour = (sparse * alpha).sum((2, 3)) / alpha.sum((2, 3)).clamp(min=1) / 255  # (N, 3)
+    bands = [((b + a) / 2 - left, b - a) for a, b in (head, foot)]
+    columns = [(left + right) / 2, (top + bottom) / 2, width, height]
+    columns += [part / width for band in bands for part in band]
+    return torch.cat((torch.stack(columns, 1), colour), 1)
+
+
+def _span(occupied: Tensor) -> tuple[Tensor, Tensor]:
+    """First and one past the last true entry of rows (N, L), as floats."""
+    hits = occupied.to(torch.uint8)
+    first = hits.argmax(1).float()
+    last = occupied.shape[1] - hits.flip(1).argmax(1).float()
+    return first, last
+
+
+def layers_of(placements: Sequence[Placement], pictures: int) -> list[list[int]]:
+    """Indices of placements, layer by layer: no picture has two in one layer, and what comes first lies behind."""
+    depth = [0] * pictures
+    layers: list[list[int]] = []
+    for i, placement in enumerate(placements):
+        level = depth[placement.row]
+        depth[placement.row] += 1
+        if level == len(layers):
+            layers.append([])
+        layers[level].append(i)
+    return layers

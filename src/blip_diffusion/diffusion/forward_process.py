@@ -1,0 +1,105 @@
+"""What training and sampling share: how latents are noised, what the network predicts, what a timestep weighs."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from blip_diffusion.diffusion.guidance import Denoiser
+from blip_diffusion.errors import ConfigError
+
+Prediction = Literal["epsilon", "v_prediction"]
+
+
+@dataclass(frozen=True)
+class Noising:
+    """The forward process q(x_t | x_0) of Ho et al. 2020 for a schedule of cumulative alphas (T,)."""
+
+    alphas_cumprod: Tensor
+    prediction: Prediction = "epsilon"
+
+    def __post_init__(self) -> None:
+        if self.prediction not in ("epsilon", "v_prediction"):
+            raise ConfigError(f"noising: prediction is {self.prediction!r}; use epsilon or v_prediction.")
+
+    @property
+    def timesteps(self) -> int:
+        """T, the number of noise levels."""
+        return len(self.alphas_cumprod)
+
+    def signal_and_noise(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The factors √ᾱ and √(1-ᾱ) of timesteps (B,), shaped to multiply latents."""
+        alphas = self.alphas_cumprod.to(like.device)[timesteps].float().view(-1, *[1] * (like.ndim - 1))
+        return alphas.sqrt(), (1 - alphas).sqrt()
+
+    def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """x_t = √ᾱ x_0 + √(1-ᾱ) ε (Ho et al. 2020, equation 4)."""
+        signal, spread = self.signal_and_noise(timesteps, latents)
+        return signal * latents + spread * noise
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the network should answer: ε, or v = √ᾱ ε - √(1-ᾱ) x_0 (Salimans & Ho 2022)."""
+        if self.prediction == "epsilon":
+            return noise
+        signal, spread = self.signal_and_noise(timesteps, latents)
+        return signal * noise - spread * latents
+
+    def clean(self, noised: Tensor, answer: Tensor, timesteps: Tensor) -> Tensor:
+        """The x_0 that an answer implies."""
+        signal, spread = self.signal_and_noise(timesteps, noised)
+        if self.prediction == "epsilon":
+            return (noised - spread * answer) / signal.clamp(min=1e-4)
+        return signal * noised - spread * answer
+
+    def noise(self, noised: Tensor, clean: Tensor, timesteps: Tensor) -> Tensor:
+        """The ε that together with x_0 makes x_t."""
+        signal, spread = self.signal_and_noise(timesteps, noised)
+        return (noised - signal * clean) / spread.clamp(min=1e-4)
+
+    def random_timesteps(self, count: int, rng: torch.Generator, *, shift: float = 1.0) -> Tensor:
+        """Timesteps (count,), uniform where `shift` is 1. Above, more of them are noisy: there shape is decided.
+
+        u becomes shift u / (1 + (shift - 1) u) (Esser et al. 2024, equation 23); half lie above shift / (1 + shift).
+        """
+        if shift == 1:
+            return torch.randint(0, self.timesteps, (count,), generator=rng, device=rng.device)
+        share = torch.rand(count, generator=rng, device=rng.device)
+        shifted = shift * share / (1 + (shift - 1) * share)
+        return (shifted * self.timesteps).long().clamp(max=self.timesteps - 1)  # float32 rounds the largest to 1
+
+    def weight(self, timesteps: Tensor, gamma: float | None) -> Tensor:
+        """Min-SNR-γ weights (B,) (Hang et al. 2023), with SNR + 1 for v so that no noise level is left out.
+
+        `None` weighs all alike: the simple loss of Ho et al. 2020, equation 14.
+        """
+        if gamma is None:
+            return torch.ones(len(timesteps), device=timesteps.device)
+        alphas = self.alphas_cumprod.to(timesteps.device)[timesteps].float()
+        snr = alphas / (1 - alphas).clamp(min=1e-8)
+        if self.prediction == "epsilon":
+            return snr.clamp(max=gamma) / snr.clamp(min=1e-8)
+        return (snr + 1).clamp(max=gamma) / (snr + 1)
+
+
+def denoising_loss(
+    denoiser: Denoiser,
+    latents: Tensor,
+    noising: Noising,
+    rng: torch.Generator,
+    *,
+    gamma: float | None = None,
+    shift: float = 1.0,
+    importance: Tensor | None = None,
+) -> Tensor:
+    """The latent diffusion loss (Rombach et al. 2022, equation 3): a scalar, over random noise and noise levels.
+
+    `importance` (B, 1, H, W), of mean 1, says where an error weighs more.
+    """
+    noise = torch.randn(latents.shape, generator=rng, device=rng.device)
+    timesteps = noising.random_timesteps(len(latents), rng, shift=shift)
+    answer = denoiser(noising.noised(latents, noise, timesteps), timesteps)
+    errors = (answer.float() - noising.target(latents, noise, timesteps)).pow(2)
+    if importance is not None:
+        errors = errors * importance
+    return (errors.mean(dim=(1, 2, 3)) * noising.weight(timesteps, gamma)).mean()

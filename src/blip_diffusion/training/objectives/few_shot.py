@@ -1,0 +1,121 @@
+"""Few-shot tuning (Li et al. 2023, section 3.3): a subject's mean embedding is where it starts from.
+
+The subject tokens of the photos, averaged, become a parameter, and with the U-Net or a part of it they learn to draw
+these photos under `a [subject tokens] {category}`. The text encoder is frozen, which keeps other words as they were.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor, nn
+
+from blip_diffusion.checkpoint.subject_file import Subject, own_weights, write_subject
+from blip_diffusion.data.photos import PhotoBatch
+from blip_diffusion.diffusion.forward_process import Noising
+from blip_diffusion.errors import ConfigError
+from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.prompts import subject_prompt
+from blip_diffusion.training.lora import add_lora, lora_state
+from blip_diffusion.training.objective import Gather, Losses, ParameterGroup, StepContext
+from blip_diffusion.training.objectives.masked_denoising_loss import check_background, photo_losses
+
+Trained = Literal["embedding", "lora", "cross-attention", "unet"]
+
+
+@dataclass(frozen=True)
+class FewShotConfig:
+    """What moves beside the embedding, and how fast; what weighs."""
+
+    train: Trained = "lora"
+    rank: int = 8  # of the LoRA
+    embedding_lr: float = 1.0  # times the schedule
+    unet_lr: float = 1.0
+    background: float = 0.1  # what an error outside a photo's mask weighs
+    prior_weight: float = 1.0  # of prior preservation, where there are pictures for it
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"rank is {self.rank}: use 1 or more, 8 is usual.")
+        check_background(self.background)
+
+
+class FewShot(nn.Module):
+    """Trains an embedding, and of the U-Net what `config.train` names."""
+
+    def __init__(self, model: BlipDiffusion, noising: Noising, subject: Subject, config: FewShotConfig) -> None:
+        """`subject` is what the tuning starts from: its embedding is the mean of the photos' tokens."""
+        super().__init__()
+        self.model = model
+        self.noising = noising
+        self.subject = subject
+        self.config = config
+        start = subject.embedding.detach().to(model.text_encoder.device, copy=True)
+        self.embedding = nn.Parameter(start)  # (1, Q, D)
+        self.moving = self._moving()
+
+    def forward(self, batch: PhotoBatch, context: StepContext) -> Losses:
+        """The denoising loss of the photos."""
+        return photo_losses(
+            self.model,
+            self.noising,
+            batch,
+            self.states([""]),
+            context,
+            background=self.config.background,
+            category=self.subject.category,
+            prior_weight=self.config.prior_weight,
+        )
+
+    def states(self, scenes: Sequence[str]) -> Tensor:
+        """(B, L, D) of `a [subject tokens] {category} {scene}`."""
+        prompts = [subject_prompt(scene, self.subject.category) for scene in scenes]
+        return self.model.text_states(prompts, self.embedding.expand(len(prompts), -1, -1))
+
+    def _moving(self) -> dict[str, nn.Parameter]:
+        unet, names = self.model.unet, own_weights(self.model.unet)
+        match self.config.train:
+            case "embedding":
+                return {}
+            case "lora":
+                moving = add_lora(unet, self.config.rank)
+                return {str(number): parameter for number, parameter in enumerate(moving)}
+            case "cross-attention":  # keys and values of what the text says (Kumari et al. 2023)
+                return {name: names[name] for name in names if ".attn2.to_k." in name or ".attn2.to_v." in name}
+            case "unet":
+                return names
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The embedding, which is never decayed, and what moves of the U-Net."""
+        groups = [ParameterGroup("embedding", [self.embedding], self.config.embedding_lr, weight_decay=0.0)]
+        if self.moving:
+            groups.append(ParameterGroup("unet", list(self.moving.values()), self.config.unet_lr))
+        return groups
+
+    def share(self, batches: Sequence[PhotoBatch], contexts: Sequence[StepContext], gather: Gather) -> None:
+        """Photos are independent of each other."""
+
+    def show(self, batch: PhotoBatch) -> list[Tensor]:
+        """Validation shows more, see `training/personalize/early_stopping.py`."""
+        return []
+
+    def tuned(self) -> Subject:
+        """The subject as it is now."""
+        lora = lora_state(self.model.unet) if self.config.train == "lora" else {}
+        weights = {} if self.config.train == "lora" else {n: p.detach().half().cpu() for n, p in self.moving.items()}
+        return Subject(
+            self.subject.name,
+            self.subject.category,
+            self.embedding.detach().cpu(),
+            self.subject.base,
+            lora=lora,
+            alpha=float(self.config.rank) if lora else 0.0,
+            weights=weights,
+            thumbnail=self.subject.thumbnail,
+            details=self.subject.details,
+        )
+
+    def export(self, folder: Path) -> None:
+        """The subject's file."""
+        write_subject(self.tuned(), folder / "subject.safetensors")

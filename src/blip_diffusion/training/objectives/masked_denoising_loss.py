@@ -1,0 +1,55 @@
+"""What the methods that tune on a user's photos share: what an error costs.
+
+They differ in what moves and in what stands in the prompt, which is the whole of the comparison.
+"""
+
+from torch import Tensor
+
+from blip_diffusion.data.photos import PhotoBatch
+from blip_diffusion.diffusion.forward_process import Noising, denoising_loss
+from blip_diffusion.errors import ConfigError
+from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.prompts import subject_prompt
+from blip_diffusion.training.objective import Losses, StepContext
+
+
+def photo_losses(
+    model: BlipDiffusion,
+    noising: Noising,
+    batch: PhotoBatch,
+    states: Tensor,
+    context: StepContext,
+    *,
+    background: float,
+    category: str = "",
+    prior_weight: float = 1.0,
+) -> Losses:
+    """The denoising loss of photos under one text (1, L, D), and of the category's other members, if any, under theirs.
+
+    `background` is what an error outside the mask weighs, against 1 inside. The second term, for methods that name
+    their `category`, is DreamBooth's prior preservation (Ruiz et al. 2023, equation 2).
+    """
+    latents = batch["latents"]
+    denoiser = model.denoiser(states.expand(len(latents), -1, -1))
+    importance = masked_importance(batch["mask"], background)
+    loss = denoising_loss(denoiser, latents, noising, context.rng, importance=importance)
+    losses = {"denoising": loss, "loss": loss}
+    if category and "prior" in batch:
+        others = batch["prior"]
+        plain = model.text_states([subject_prompt("", category)])
+        denoiser = model.denoiser(plain.expand(len(others), -1, -1))
+        losses["prior"] = denoising_loss(denoiser, others, noising, context.rng)
+        losses["loss"] = loss + prior_weight * losses["prior"]
+    return losses
+
+
+def masked_importance(mask: Tensor, background: float) -> Tensor:
+    """(B, 1, H, W) of mean 1 for masks in [0, 1]."""
+    weights = background + (1 - background) * mask
+    return weights / weights.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
+
+
+def check_background(weight: float) -> None:
+    """Of a method's configuration."""
+    if not 0 <= weight <= 1:
+        raise ConfigError(f"background is {weight}: use a number from 0 to 1.")

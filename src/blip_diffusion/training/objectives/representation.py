@@ -1,0 +1,256 @@
+"""Stage 1, multimodal representation learning (Li, Li, Savarese & Hoi 2023, section 3.1): ITC, ITG and ITM.
+
+One Q-Former under three attention patterns. Contrast (uni-modal): do picture and sentence find each other among others?
+Generation (multimodal causal): can the queries alone tell the sentence? Matching (bi-directional): do they belong
+together, told from the hardest of the wrong ones? And one of ours: can the subject be redrawn from its tokens?
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from blip_diffusion.checkpoint.components import save_heads
+from blip_diffusion.checkpoint.model_folder import save_subject_model
+from blip_diffusion.data.batches import SubjectBatch
+from blip_diffusion.errors import ConfigError
+from blip_diffusion.images import as_seen
+from blip_diffusion.model import ReferenceConfig, SubjectEncoder
+from blip_diffusion.modules.heads import ContrastiveHead, LanguageHead, MatchingHead, RedrawHead
+from blip_diffusion.modules.qformer import Pattern
+from blip_diffusion.prompts import Words, category_words
+from blip_diffusion.training.objective import Gather, Losses, ParameterGroup, StepContext
+
+
+@dataclass(frozen=True)
+class RepresentationConfig:
+    """Weights of the objectives."""
+
+    contrast: float = 1.0
+    matching: float = 1.0
+    generation: float = 1.0
+    redraw: float = 0.0
+    every: int = 1  # the three of BLIP-2 are asked for at every so many steps; the redrawing at each
+    sentence: int = 32  # tokens of a caption; longer ones are cut
+    smoothing: float = 0.1  # of the labels in contrast and generation
+    lr: float = 1.0  # times the schedule
+
+    def __post_init__(self) -> None:
+        for name in ("every", "sentence"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"representation.{name} is {getattr(self, name)}: use 1 or more.")
+        if self.every > 1 and not self.redraw:
+            raise ConfigError(
+                f"representation.every is {self.every}, and without redraw the steps between teach nothing: use 1, or "
+                "a redraw above 0."
+            )
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the micro-batches of a step know of each other, without gradient; G of them in all."""
+
+    images: Tensor  # (G, Q, E) unit vectors
+    sentences: Tensor  # (G, E) unit vectors
+    features: Tensor  # (G, N, V) what the frozen tower saw
+    input_ids: Tensor  # (G, L)
+    attention_mask: Tensor  # (G, L)
+    identity: Tensor  # (G,)
+
+
+class Representation(nn.Module):
+    """Trains the Q-Former and the heads; the image encoder is frozen but for its last layer norm."""
+
+    def __init__(
+        self,
+        encoder: SubjectEncoder,
+        tokenizer: Any,
+        reference: ReferenceConfig,
+        heads: nn.ModuleDict,
+        config: RepresentationConfig,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.tokenizer = tokenizer
+        self.reference = reference
+        self.heads = heads
+        self.config = config
+
+    def forward(self, batch: SubjectBatch, context: StepContext) -> Losses:
+        """The objectives on the references and their captions."""
+        features = self.encoder.image_encoder.features(self._pixels(batch))  # (B, N, V)
+        seen = self.encoder.image_encoder.norm(features)
+        losses: Losses = {}
+        if context.step % self.config.every == 0:
+            words = self._words(batch)
+            losses |= self._contrast_and_match(seen, features, words, batch["identity"], context)
+            losses["generation"] = self._generation(seen, words)
+        if self.config.redraw:
+            losses["redraw"] = F.l1_loss(self._redrawn(seen, batch["category"]), batch["canonical"])
+        weights = {"contrast": self.config.contrast, "matching": self.config.matching}
+        weights |= {"generation": self.config.generation, "redraw": self.config.redraw}
+        losses["loss"] = torch.stack([weights[name] * loss for name, loss in losses.items() if name in weights]).sum()
+        return losses
+
+    # ------------------------------------------------------------------------------------------- the three of BLIP-2
+
+    def _contrast_and_match(
+        self, seen: Tensor, features: Tensor, words: Words, identity: Tensor, context: StepContext
+    ) -> Losses:
+        images, sentences = self._embedded(seen, words)
+        shared = context.shared or Shared(
+            images.detach(), sentences.detach(), features, words.input_ids, words.attention_mask, identity
+        )
+        own = context.position * len(seen) + torch.arange(len(seen), device=seen.device)
+        head = self._contrastive
+        to_text = head.similarity(images, shared.sentences)  # (B, G)
+        to_image = head.similarity(shared.images, sentences).T  # (B, G)
+        allowed = _others(own, identity, shared.identity)
+        losses = {"contrast": self._contrast(to_text, to_image, own, allowed)}
+        losses["retrieval"] = (to_text.masked_fill(~allowed, -1e4).argmax(dim=1) == own).float().mean()
+        losses["matching"] = self._matching(seen, words, shared, to_text, to_image, allowed, own, context.rng)
+        return losses
+
+    def _contrast(self, to_text: Tensor, to_image: Tensor, own: Tensor, allowed: Tensor) -> Tensor:
+        """ITC: cross-entropy both ways. Another picture of the same subject is no negative."""
+        smoothing = self.config.smoothing
+        losses = []
+        for scores in (to_text, to_image):
+            surprise = -scores.float().masked_fill(~allowed, -1e4).log_softmax(dim=1)  # (B, G)
+            right = surprise.gather(1, own[:, None]).squeeze(1)
+            anywhere = (surprise * allowed).sum(dim=1) / allowed.sum(dim=1)
+            losses.append(((1 - smoothing) * right + smoothing * anywhere).mean())
+        return torch.stack(losses).mean()
+
+    def _matching(
+        self,
+        seen: Tensor,
+        words: Words,
+        shared: Shared,
+        to_text: Tensor,
+        to_image: Tensor,
+        allowed: Tensor,
+        own: Tensor,
+        rng: torch.Generator,
+    ) -> Tensor:
+        """ITM: true pairs, each picture with a hard wrong sentence, each sentence with a hard wrong picture."""
+        negatives = allowed.clone()
+        negatives[torch.arange(len(own), device=own.device), own] = False
+        if not negatives.any(dim=1).all():
+            return seen.new_zeros(())  # a batch of one subject has nothing wrong to offer
+        wrong_text, wrong_image = (_drawn(scores, negatives, rng) for scores in (to_text, to_image))
+        wrong_seen = self.encoder.image_encoder.norm(shared.features[wrong_image])
+        pictures = torch.cat([seen, wrong_seen, seen])  # (3B, N, V)
+        ids = torch.cat([words.input_ids, words.input_ids, shared.input_ids[wrong_text]])
+        mask = torch.cat([words.attention_mask, words.attention_mask, shared.attention_mask[wrong_text]])
+        states = self.encoder.qformer(pictures, ids, mask, Pattern.BIDIRECTIONAL)
+        labels = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
+        labels[: len(seen)] = 1
+        return F.cross_entropy(self._matching_head(states.queries).float(), labels)
+
+    def _generation(self, seen: Tensor, words: Words) -> Tensor:
+        """ITG: the next word from the queries and the words before it; `[DEC]` begins the sentence."""
+        ids = words.input_ids.clone()
+        ids[:, 0] = self.tokenizer.bos_token_id
+        states = self.encoder.qformer(seen, ids, words.attention_mask, Pattern.CAUSAL)
+        logits = self._language(states.words[:, :-1], self.encoder.qformer.word_embeddings.weight)
+        labels = ids[:, 1:].masked_fill(words.attention_mask[:, 1:] == 0, -100)
+        return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), label_smoothing=self.config.smoothing)
+
+    # ----------------------------------------------------------------------------------------------------- and ours
+
+    def _redrawn(self, seen: Tensor, categories: list[str]) -> Tensor:
+        words = category_words(self.tokenizer, categories).to(seen.device)
+        states = self.encoder.qformer(seen, words.input_ids, words.attention_mask, Pattern.BIDIRECTIONAL)
+        return self._redraw_head(self.encoder.projection(states.queries)).float()
+
+    # -------------------------------------------------------------------------------------------------------- parts
+
+    def _pixels(self, batch: SubjectBatch) -> Tensor:
+        return as_seen(batch["reference"], self.reference.size, self.reference.mean, self.reference.std)
+
+    def _words(self, batch: SubjectBatch) -> Words:
+        length = self.config.sentence
+        encoded = self.tokenizer(
+            batch["reference_caption"], padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        )
+        return Words(encoded.input_ids, encoded.attention_mask).to(batch["reference"].device)
+
+    def _embedded(self, seen: Tensor, words: Words) -> tuple[Tensor, Tensor]:
+        states = self.encoder.qformer(seen, words.input_ids, words.attention_mask, Pattern.UNIMODAL)
+        return self._contrastive.images(states.queries), self._contrastive.sentences(states.words)
+
+    @property
+    def _contrastive(self) -> ContrastiveHead:
+        return self.heads["contrastive"]  # type: ignore[return-value]
+
+    @property
+    def _matching_head(self) -> MatchingHead:
+        return self.heads["matching"]  # type: ignore[return-value]
+
+    @property
+    def _language(self) -> LanguageHead:
+        return self.heads["language"]  # type: ignore[return-value]
+
+    @property
+    def _redraw_head(self) -> RedrawHead:
+        return self.heads["redraw"]  # type: ignore[return-value]
+
+    # ----------------------------------------------------------------------------------------------------- protocol
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The Q-Former, its layer norm over the image features, the projection and the heads."""
+        encoder = self.encoder
+        moving = [*encoder.image_encoder.norm.parameters(), *encoder.qformer.parameters()]
+        for name, head in self.heads.items():
+            if name != "redraw":
+                moving += head.parameters()
+        if self.config.redraw:  # nothing else looks at the projected tokens
+            moving += [*encoder.projection.parameters(), *self.heads["redraw"].parameters()]
+        return [ParameterGroup("qformer", moving, self.config.lr)]
+
+    def share(self, batches: Sequence[SubjectBatch], contexts: Sequence[StepContext], gather: Gather) -> Shared | None:
+        """The negatives that the micro-batches of a step offer each other, as the published code gathers them."""
+        if contexts[0].step % self.config.every:
+            return None
+        if len(batches) == 1 and len(gather(torch.zeros(1, device=batches[0]["identity"].device))) == 1:
+            return None
+        rows = [self._shared(batch) for batch in batches]
+        names = Shared.__dataclass_fields__
+        return Shared(**{name: gather(torch.cat([getattr(row, name) for row in rows])) for name in names})
+
+    def _shared(self, batch: SubjectBatch) -> Shared:
+        features = self.encoder.image_encoder.features(self._pixels(batch))
+        words = self._words(batch)
+        images, sentences = self._embedded(self.encoder.image_encoder.norm(features), words)
+        return Shared(images, sentences, features, words.input_ids, words.attention_mask, batch["identity"])
+
+    def show(self, batch: SubjectBatch) -> list[Tensor]:
+        """References, their cut-outs, and what the tokens redraw."""
+        if not self.config.redraw:
+            return []
+        drawn = self._redrawn(self.encoder.image_encoder(self._pixels(batch)), batch["category"])
+        return [batch["reference"], batch["canonical"][:, :3], drawn[:, :3]]
+
+    def export(self, folder: Path) -> None:
+        """The Q-Former's folder with its tokenizer, and the heads beside it."""
+        save_subject_model(self.encoder, self.tokenizer, self.reference, folder)
+        save_heads(dict(self.heads.items()), folder)
+
+
+def _others(own: Tensor, identity: Tensor, identities: Tensor) -> Tensor:
+    """(B, G): what a row may be told from. Its own partner, and everything that shows another subject."""
+    allowed = identity[:, None] != identities[None, :]
+    allowed[torch.arange(len(own), device=own.device), own] = True
+    return allowed
+
+
+@torch.no_grad()
+def _drawn(scores: Tensor, negatives: Tensor, rng: torch.Generator) -> Tensor:
+    """One negative a row (B,), the likelier the more it resembles the true one."""
+    chances = scores.float().masked_fill(~negatives, -torch.inf).softmax(dim=1)
+    return torch.multinomial(chances, 1, generator=rng).squeeze(1)

@@ -1,0 +1,136 @@
+"""Stage 2, subject representation learning (Li et al. 2023, section 3.2): prompted context generation.
+
+A reference on one background, the subject's word and a prompt in; the subject in the prompt's scene out. The subject
+tokens stand in the prompt as words do. Dropping them from some prompts keeps the model able to draw from words alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from blip_diffusion.checkpoint.components import save_heads
+from blip_diffusion.checkpoint.model_folder import save_model
+from blip_diffusion.data.batches import SubjectBatch
+from blip_diffusion.diffusion.forward_process import Noising, denoising_loss
+from blip_diffusion.errors import ConfigError
+from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.modules.heads import RedrawHead
+from blip_diffusion.training.objective import Gather, Losses, ParameterGroup, StepContext
+from blip_diffusion.training.sample_callback import drawn
+
+
+@dataclass(frozen=True)
+class SubjectConfig:
+    """What is left out, what weighs, what moves how fast."""
+
+    subject_drop: float = 0.15  # share of prompts without subject tokens (the paper's figure)
+    prompt_drop: float = 0.0  # share of empty prompts, for guidance; a base that was trained with them needs none
+    draws: int = 1  # noised copies of each pair: the U-Net sees that many for one pass of all the rest
+    min_snr: float | None = None  # γ of the loss weights; none: the simple loss
+    shift: float = 1.0  # above 1, more of the copies are noisy (`Noising.random_timesteps`)
+    subject_weight: float = 1.0  # how much more an error on the subject weighs than one on its scene
+    redraw: float = 0.0  # weight of our redrawing head, which keeps shape in the tokens; 0 leaves it out
+    unet_lr: float = 1.0  # times the schedule
+    text_lr: float = 1.0
+    qformer_lr: float = 1.0  # Q-Former, its layer norm over the image features, and the projection
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.subject_drop + self.prompt_drop < 1:
+            raise ConfigError(f"subject_drop + prompt_drop is {self.subject_drop + self.prompt_drop}: keep it below 1.")
+        if self.draws < 1:
+            raise ConfigError(f"draws is {self.draws}: use 1 or more.")
+        if self.shift <= 0:
+            raise ConfigError(f"shift is {self.shift}: use a number above 0; 1 is uniform.")
+        if not self.subject_weight > 0:
+            raise ConfigError(f"subject_weight is {self.subject_weight}: use a number above 0; 1 is as the scene.")
+
+
+class SubjectRepresentation(nn.Module):
+    """Trains Q-Former, projection, text encoder and U-Net; image encoder and autoencoder are frozen."""
+
+    def __init__(
+        self, model: BlipDiffusion, noising: Noising, redraw: RedrawHead | None, config: SubjectConfig
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.noising = noising
+        self.redraw = redraw if config.redraw else None
+        self.config = config
+
+    def forward(self, batch: SubjectBatch, context: StepContext) -> Losses:
+        """The denoising loss of the targets, given references and prompts."""
+        with torch.no_grad():
+            latents = self.model.latents.encode(batch["target"]).float()
+        tokens = self.model.subject_tokens(batch["reference"], batch["category"])
+        states = self._text_states(batch["caption"], tokens, context.rng)
+        copies = self.config.draws
+        loss = denoising_loss(
+            self.model.denoiser(states.repeat(copies, 1, 1)),
+            latents.repeat(copies, 1, 1, 1),
+            self.noising,
+            context.rng,
+            gamma=self.config.min_snr,
+            shift=self.config.shift,
+            importance=self._importance(batch["target_alpha"], latents).repeat(copies, 1, 1, 1),
+        )
+        losses = {"denoising": loss, "loss": loss}
+        if self.redraw is not None:
+            losses["redraw"] = F.l1_loss(self.redraw(tokens).float(), batch["canonical"])
+            losses["loss"] = loss + self.config.redraw * losses["redraw"]
+        return losses
+
+    def _text_states(self, captions: list[str], tokens: Tensor, rng: torch.Generator) -> Tensor:
+        """The first prompts of a batch lose their words and tokens, the next their tokens; a batch has no order."""
+        empty, bare = self._dropped(len(captions), rng)
+        without, full = [""] * empty + captions[empty : empty + bare], captions[empty + bare :]
+        states = [self.model.text_states(without)] if without else []
+        if full:
+            states.append(self.model.text_states(full, tokens[empty + bare :]))
+        return torch.cat(states) + 0 * tokens.mean()  # every process needs every gradient, with a subject or without
+
+    def _dropped(self, size: int, rng: torch.Generator) -> tuple[int, int]:
+        """How many prompts lose all and how many their tokens: the shares of a batch, rounded up or down by chance."""
+        if not self.training:
+            return 0, 0
+        chances = torch.rand(2, generator=rng, device=rng.device).tolist()
+        shares = (self.config.prompt_drop, self.config.subject_drop)
+        empty, bare = (int(share * size + chance) for share, chance in zip(shares, chances, strict=True))
+        return empty, min(bare, size - empty)
+
+    def _importance(self, alpha: Tensor, latents: Tensor) -> Tensor:
+        """(B, 1, H, W) of mean 1: `subject_weight` on the subject, 1 elsewhere, then scaled."""
+        weights = 1 + (self.config.subject_weight - 1) * F.interpolate(alpha, size=latents.shape[-2:], mode="area")
+        return weights / weights.mean(dim=(1, 2, 3), keepdim=True)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """All that is not frozen."""
+        encoder = self.model.subject_encoder
+        reading = [*encoder.image_encoder.norm.parameters(), *encoder.qformer.parameters()]
+        reading += encoder.projection.parameters()
+        if self.redraw is not None:
+            reading += self.redraw.parameters()
+        return [
+            ParameterGroup("unet", list(self.model.unet.parameters()), self.config.unet_lr),
+            ParameterGroup("text", list(self.model.text_encoder.parameters()), self.config.text_lr),
+            ParameterGroup("qformer", reading, self.config.qformer_lr),
+        ]
+
+    def share(self, batches: Sequence[SubjectBatch], contexts: Sequence[StepContext], gather: Gather) -> None:
+        """Pairs are independent of each other."""
+
+    def show(self, batch: SubjectBatch) -> list[Tensor]:
+        """Reference, what its tokens redraw, the true target, and the drawing: all from the same noise."""
+        tokens = self.model.subject_tokens(batch["reference"], batch["category"])
+        redrawn = [self.redraw(tokens).float()[:, :3]] if self.redraw is not None else []
+        pictures = drawn(self.model, self.model.text_states(batch["caption"], tokens))
+        return [batch["reference"], *redrawn, batch["target"], pictures]
+
+    def export(self, folder: Path) -> None:
+        """The whole model, and the redrawing head beside it."""
+        save_model(self.model, folder)
+        if self.redraw is not None:
+            save_heads({"redraw": self.redraw}, folder)

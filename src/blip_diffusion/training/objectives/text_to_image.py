@@ -1,0 +1,64 @@
+"""Latent diffusion, text to image (Rombach et al. 2022, section 3.3): the U-Net reads by cross-attention."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from blip_diffusion.checkpoint.model_folder import save_model
+from blip_diffusion.data.batches import SubjectBatch
+from blip_diffusion.diffusion.forward_process import Noising, denoising_loss
+from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.training.objective import Gather, Losses, ParameterGroup, StepContext
+from blip_diffusion.training.sample_callback import drawn
+
+
+@dataclass(frozen=True)
+class TextToImageConfig:
+    """What is left out, what weighs, what moves how fast."""
+
+    caption_drop: float = 0.1  # share of pictures whose sentence is empty, for guidance (Ho & Salimans 2022)
+    min_snr: float | None = None  # γ of the loss weights; none: the simple loss
+    unet_lr: float = 1.0  # times the schedule
+    text_lr: float = 1.0  # 0 freezes the text encoder, as Stable Diffusion does with CLIP's
+
+
+class TextToImage(nn.Module):
+    """Trains the U-Net, and where nobody has trained it before, the text encoder; the autoencoder is frozen."""
+
+    def __init__(self, model: BlipDiffusion, noising: Noising, config: TextToImageConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.noising = noising
+        self.config = config
+
+    def forward(self, batch: SubjectBatch, context: StepContext) -> Losses:
+        """The denoising loss of the targets under their captions."""
+        with torch.no_grad():
+            latents = self.model.latents.encode(batch["target"]).float()
+        drop = self.config.caption_drop if self.training else 0.0
+        kept = torch.rand(len(latents), generator=context.rng, device=context.rng.device) >= drop
+        captions = [caption if keep else "" for caption, keep in zip(batch["caption"], kept.tolist(), strict=True)]
+        denoiser = self.model.denoiser(self.model.text_states(captions))
+        loss = denoising_loss(denoiser, latents, self.noising, context.rng, gamma=self.config.min_snr)
+        return {"denoising": loss, "loss": loss}
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The U-Net, and the text encoder unless its rate is 0."""
+        groups = [ParameterGroup("unet", list(self.model.unet.parameters()), self.config.unet_lr)]
+        if self.config.text_lr:
+            groups.append(ParameterGroup("text", list(self.model.text_encoder.parameters()), self.config.text_lr))
+        return groups
+
+    def share(self, batches: Sequence[SubjectBatch], contexts: Sequence[StepContext], gather: Gather) -> None:
+        """Pictures are independent of each other."""
+
+    def show(self, batch: SubjectBatch) -> list[Tensor]:
+        """A picture of the world for each caption, and the drawing."""
+        return [batch["target"], drawn(self.model, self.model.text_states(batch["caption"]))]
+
+    def export(self, folder: Path) -> None:
+        """The whole model: what did not move goes along."""
+        save_model(self.model, folder)

@@ -1,0 +1,83 @@
+"""Textual Inversion (Gal et al. 2023): a new word is learned, and nothing else moves.
+
+Its vectors stand where the noun does, `a <rex> on the beach`. They enter as subject tokens do, at the level of word
+embeddings: which is what a new word of the vocabulary would come to, without changing the vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from blip_diffusion.checkpoint.weights import save_state
+from blip_diffusion.data.photos import PhotoBatch
+from blip_diffusion.diffusion.forward_process import Noising
+from blip_diffusion.errors import ConfigError
+from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.prompts import subject_prompt
+from blip_diffusion.training.objective import Gather, Losses, ParameterGroup, StepContext
+from blip_diffusion.training.objectives.masked_denoising_loss import check_background, photo_losses
+
+
+@dataclass(frozen=True)
+class TextualInversionConfig:
+    """The word, and what weighs."""
+
+    vectors: int = 1  # of the word
+    background: float = 0.1  # what an error outside a photo's mask weighs
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.vectors <= 32:
+            raise ConfigError(f"vectors is {self.vectors}: use 1 to 32.")
+        check_background(self.background)
+
+
+class TextualInversion(nn.Module):
+    """Trains the vectors of one word, which begin as the category's."""
+
+    def __init__(
+        self, model: BlipDiffusion, noising: Noising, name: str, category: str, config: TextualInversionConfig
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.noising = noising
+        self.word = f"<{name}>"
+        self.config = config
+        start = category_embedding(model, category).expand(1, config.vectors, -1)  # (1, V, D)
+        self.vectors = nn.Parameter(start.clone())
+
+    def forward(self, batch: PhotoBatch, context: StepContext) -> Losses:
+        """The denoising loss of the photos."""
+        states = self.states([""])
+        return photo_losses(self.model, self.noising, batch, states, context, background=self.config.background)
+
+    def states(self, scenes: Sequence[str]) -> Tensor:
+        """(B, L, D) of `a <word> {scene}`."""
+        prompts = [subject_prompt(scene, "") for scene in scenes]
+        return self.model.text_states(prompts, self.vectors.expand(len(prompts), -1, -1))
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The word."""
+        return [ParameterGroup("word", [self.vectors], 1.0, weight_decay=0.0)]
+
+    def share(self, batches: Sequence[PhotoBatch], contexts: Sequence[StepContext], gather: Gather) -> None:
+        """Photos are independent of each other."""
+
+    def show(self, batch: PhotoBatch) -> list[Tensor]:
+        """Validation shows more, see `training/personalize/early_stopping.py`."""
+        return []
+
+    def export(self, folder: Path) -> None:
+        """`learned_embeds.safetensors`, which `load_textual_inversion` of any Stable Diffusion pipeline reads."""
+        save_state({self.word: self.vectors.detach()[0]}, folder / "learned_embeds.safetensors")
+
+
+def category_embedding(model: BlipDiffusion, category: str) -> Tensor:
+    """The mean word embedding (1, 1, D) of a category's words."""
+    ids = model.tokenizer(category, add_special_tokens=False, return_tensors="pt").input_ids
+    table = model.text_encoder.get_input_embeddings()
+    with torch.no_grad():
+        embedded: Tensor = table(ids.to(table.weight.device)).float()
+    return embedded.mean(dim=1, keepdim=True)

@@ -1,0 +1,1 @@
+"""Fine-tune a model on photos of one subject."""

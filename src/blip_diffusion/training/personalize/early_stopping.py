@@ -1,0 +1,271 @@
+"""When has a tuning learned its subject, and when does it begin to forget what the words say? Judged as it goes.
+
+Every few steps the subject is drawn in a few scenes and scored for both; the best trade-off is kept, and when it has
+turned for good the run ends. Pictures and scores stay for people to look at.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from blip_diffusion import images
+from blip_diffusion.errors import ConfigError
+from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.plots import Line, line_chart
+from blip_diffusion.prompts import subject_prompt
+from blip_diffusion.sampling import Personal, draw, draw_scenes, scene_seeds
+from blip_diffusion.training import checkpointing
+from blip_diffusion.training.objective import Method
+from blip_diffusion.training.trainer import CHECKPOINTS, HookContext
+
+SCORES, STRIP, CURVE, BEST = "scores.jsonl", "strip.png", "curve.png", "best"
+SCENES = ("on the beach", "in a forest", "in a city at night")
+
+Evaluator = Callable[[Tensor], tuple[float, float]]
+"""A picture of each validation scene, in their order and seed after seed (B, 3, H, W) in [0, 1], to two scores: of the
+subject, where 1 is as alike as its photos are among themselves, and of the text, where 1 follows a prompt as closely as
+the untuned model does without a subject."""
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """What is drawn, how often, and when it is enough."""
+
+    scenes: tuple[str, ...] = SCENES
+    seeds: int = 1  # pictures of each scene
+    every: int = 10  # steps
+    sampling_steps: int | None = 12  # few are enough to judge; the model's own where it is None
+    patience: int = 3  # scores in a row without a better one, after which a run ends
+    margin: float = 0.01  # by how much a better one is better
+    overfitted: float = 0.6  # a text score below this share of the first one means that prompts are ignored
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.scenes) <= 4 or any(not scene.strip() for scene in self.scenes):
+            raise ConfigError("Validation needs two to four scenes, for example on the beach.")
+        if self.seeds < 1 or self.every < 1 or self.patience < 1:
+            raise ConfigError("Validation's seeds, every and patience must be 1 or more.")
+
+
+@dataclass(frozen=True)
+class Score:
+    """Where a tuning stands."""
+
+    step: int
+    subject: float
+    text: float
+
+    @property
+    def balance(self) -> float:
+        """The geometric mean of both, cut to [0, 1]: neither makes up for the lack of the other."""
+        return math.sqrt(min(max(self.subject, 0.0), 1.0) * min(max(self.text, 0.0), 1.0))
+
+
+@dataclass
+class Validation:
+    """A hook of the loop that keeps the best and ends the run when it is past.
+
+    `scores` begins with the untuned model's, where `begin` was called.
+    """
+
+    evaluator: Evaluator
+    config: ValidationConfig
+    folder: Path
+    scores: list[Score] = field(default_factory=list)
+
+    def begin(self, method: Method, *, after: int = 0) -> None:
+        """Scores step 0; or on a resumed run, takes up what was scored up to the step that it goes on from."""
+        known = _read_scores(self.folder / SCORES) if after else []
+        self.scores = [score for score in known if score.step <= after]
+        self._drop_superseded()  # what steps that are lost have left
+        if not self.scores:
+            self._score(method, 0)
+        self._record()
+
+    def __call__(self, context: HookContext) -> bool:
+        """Scores the step; whether it is time to end."""
+        if any(score.step == context.step for score in self.scores):
+            return self.turned
+        method = cast(Method, context.method)
+        score = self._score(method, context.step)
+        self._record()
+        values = {"validation/subject": score.subject, "validation/text": score.text}
+        context.tracker.log(context.step, values)
+        return self.turned
+
+    @property
+    def best(self) -> Score:
+        """The best trade-off so far, the earliest of those that differ by less than the margin."""
+        return self._best_of(self.scores)
+
+    @property
+    def kept(self) -> Path:
+        """The folder that the method was exported to at its best."""
+        return self._export(self.best)
+
+    @property
+    def turned(self) -> bool:
+        """Whether the last so many scores were all past the best."""
+        return len([score for score in self.scores if score.step > self.best.step]) >= self.config.patience
+
+    def overfits(self, score: Score) -> bool:
+        """Whether prompts are ignored: the text score has fallen to a fraction of the first one."""
+        return score.text < self.config.overfitted * self.scores[0].text
+
+    def _score(self, method: Method, step: int) -> Score:
+        config = self.config
+        with torch.no_grad():
+            pictures = draw_scenes(
+                cast(Personal, method), config.scenes, seeds=config.seeds, steps=config.sampling_steps
+            )
+            subject, text = self.evaluator(pictures)
+        score = Score(step, subject, text)
+        self.scores.append(score)
+        _save(images.grid(images.to_pictures(pictures), len(pictures)), self._row(step))
+        if score is self.best:
+            method.export(self._export(score))
+        return score
+
+    def _best_of(self, scores: Sequence[Score]) -> Score:
+        best = scores[0]
+        for score in scores[1:]:
+            best = score if score.balance > best.balance + self.config.margin else best
+        return best
+
+    def _export(self, score: Score) -> Path:
+        return self.folder / BEST / f"{score.step:06d}"
+
+    def _record(self) -> None:
+        """Writes the scores, whose exports are there by now, and then lets those go that they supersede."""
+        _write_scores(self.folder / SCORES, self.scores)
+        self._drop_superseded()
+
+    def _drop_superseded(self) -> None:
+        """All exports but that of the best, and of what was best where a resumption would begin again."""
+        there = checkpointing.complete(self.folder / CHECKPOINTS)
+        resumed = checkpointing.step_of(there[-1]) if there else -1
+        before = [score for score in self.scores if score.step <= resumed]
+        needed = {self._export(self._best_of(scores)) for scores in (self.scores, before) if scores}
+        for folder in (self.folder / BEST).glob("*"):
+            if folder not in needed:
+                shutil.rmtree(folder)
+
+    def _row(self, step: int) -> Path:
+        return self.folder / "samples" / f"validation-{step:06d}.png"
+
+    def report(self, title: str) -> None:
+        """The strip of pictures, a row a score, and the curve."""
+        rows = [(score, Image.open(self._row(score.step)), self._label(score)) for score in self.scores]
+        _save(_strip([(row, label, self.overfits(score)) for score, row, label in rows]), self.folder / STRIP)
+        points = {
+            "subject": [(s.step, s.subject) for s in self.scores],
+            "text": [(s.step, s.text) for s in self.scores],
+            "balance": [(s.step, s.balance) for s in self.scores],
+        }
+        mark = (float(self.best.step), "kept")
+        lines = {name: Line(values) for name, values in points.items()}
+        _save(line_chart(lines, title=title, x_label="steps", mark=mark), self.folder / CURVE)
+
+    def _label(self, score: Score) -> list[str]:
+        lines = [f"step {score.step}", f"subject {score.subject:.2f}", f"text {score.text:.2f}"]
+        lines += ["kept"] if score is self.best else []
+        return lines + (["overfits"] if self.overfits(score) else [])
+
+
+class OwnEncoders:
+    """An evaluator that needs no other network: the model's image encoder judges, and what the model draws untuned.
+
+    Subject: what shows on the subject in the photos, does it show anywhere in the picture? Each of its patches takes
+    the cosine of the patch most like it; the mean is 0 for other members of the category and 1 for another photo.
+    Text: how far pictures move with the prompt, in the direction and as a share of how the untuned model's move from
+    the same noise: 0 ignores it.
+    """
+
+    def __init__(
+        self, model: BlipDiffusion, photos: Tensor, masks: Tensor, category: str, config: ValidationConfig
+    ) -> None:
+        """`photos` (P, 3, S, S) and `masks` (P, 1, S, S), in [0, 1]. The model must not have been tuned yet."""
+        self.model, self.scenes = model, len(config.scenes)
+        prompts = [subject_prompt(scene, category) for scene in config.scenes] * config.seeds
+        with torch.no_grad():
+            states = model.text_states(prompts)
+            plain = draw(model, states, scene_seeds(config.scenes, config.seeds), steps=config.sampling_steps)
+        features, others = self._patches(photos), self._patches(plain)
+        self.anchors = self._moves(others)
+        self.mean = torch.cat([features, others]).mean(dim=(0, 1))
+        self.photos = F.normalize(features - self.mean, dim=-1)  # (P, N, V)
+        side = math.isqrt(features.shape[1])
+        covered = F.interpolate(masks, (side, side), mode="area").flatten(1).to(features)  # (P, N)
+        self.weights = covered / covered.sum(dim=1, keepdim=True).clamp(min=1e-6)
+        self.floor = float(self._recall(others).mean())
+        self.ceiling = max(self._mutual(features), self.floor + 0.1)
+
+    def __call__(self, pictures: Tensor) -> tuple[float, float]:
+        features = self._patches(pictures)
+        subject = (float(self._recall(features).mean()) - self.floor) / (self.ceiling - self.floor)
+        return subject, float((self._moves(features) * self.anchors).sum() / self.anchors.square().sum())
+
+    def _recall(self, features: Tensor) -> Tensor:
+        """How much of each photo's subject pictures (B, N, V) show: (P, B)."""
+        seen = F.normalize(features - self.mean, dim=-1)
+        rows = [torch.einsum("nv,bmv->bnm", photo, seen).amax(dim=-1) for photo in self.photos]  # (B, N) each
+        return (torch.stack(rows) * self.weights[:, None]).sum(dim=-1)
+
+    def _mutual(self, features: Tensor) -> float:
+        """The mean recall of different photos; of a single one, 1: its own."""
+        count = len(features)
+        recall = self._recall(features)
+        return float((recall.sum() - recall.trace()) / (count * (count - 1))) if count > 1 else 1.0
+
+    @torch.no_grad()
+    def _patches(self, pixels: Tensor) -> Tensor:
+        """What the image encoder sees in each patch (B, N, V); a class token is none."""
+        reference, encoder = self.model.reference, self.model.subject_encoder
+        pixels = pixels.to(encoder.device).float()
+        seen = images.as_seen(pixels, reference.size, reference.mean, reference.std)
+        features: Tensor = encoder.image_encoder(seen.to(encoder.dtype)).float()
+        return features[:, -(math.isqrt(features.shape[1]) ** 2) :]
+
+    def _moves(self, features: Tensor) -> Tensor:
+        """Mean features of pictures (B, N, V), less their mean over the scenes of each seed."""
+        by_seed = features.mean(dim=1).view(-1, self.scenes, features.shape[-1])
+        return by_seed - by_seed.mean(dim=1, keepdim=True)
+
+
+def _strip(rows: Sequence[tuple[Image.Image, list[str], bool]]) -> Image.Image:
+    """Rows of pictures one above the other, their labels at the left; in red where the tuning is overdone."""
+    width = 110
+    height = max(row.height for row, _, _ in rows)
+    page = Image.new("RGB", (width + rows[0][0].width, len(rows) * (height + 2)), "white")
+    pen = ImageDraw.Draw(page)
+    font = ImageFont.load_default(13)
+    for number, (row, label, bad) in enumerate(rows):
+        pen.text((6, number * (height + 2) + 4), "\n".join(label), fill="#c00000" if bad else "black", font=font)
+        page.paste(row, (width, number * (height + 2)))
+    return page
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+
+
+def _write_scores(path: Path, scores: Sequence[Score]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(f"{json.dumps(asdict(score))}\n" for score in scores), encoding="utf-8")
+    partial.replace(path)
+
+
+def _read_scores(path: Path) -> list[Score]:
+    if not path.is_file():
+        return []
+    return [Score(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]

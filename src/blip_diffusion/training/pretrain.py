@@ -1,0 +1,205 @@
+"""A training run from its configuration: world, parts, method, loop. The composition root of training."""
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from blip_diffusion import config as configuration
+from blip_diffusion.checkpoint.weights import check_writable
+from blip_diffusion.data.synthetic.assets import World
+from blip_diffusion.data.synthetic.pair_sampler import Composer, ComposerConfig
+from blip_diffusion.data.synthetic.tokenizers import world_sentences
+from blip_diffusion.devices import device_of
+from blip_diffusion.errors import ConfigError
+from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.training import checkpointing, initialization
+from blip_diffusion.training.objective import Method
+from blip_diffusion.training.objectives.autoencoder import Autoencoder, AutoencoderConfig
+from blip_diffusion.training.objectives.consistency import Consistency, ConsistencyConfig
+from blip_diffusion.training.objectives.representation import Representation, RepresentationConfig
+from blip_diffusion.training.objectives.subject import SubjectConfig, SubjectRepresentation
+from blip_diffusion.training.objectives.text_to_image import TextToImage, TextToImageConfig
+from blip_diffusion.training.sample_callback import Preview
+from blip_diffusion.training.trainer import CHECKPOINTS, Hook, Result, TrainConfig, fit
+
+PREVIEWED, PROBES, PREVIEW_SEED = 8, 8, 99
+START = "start"
+"""Where a run keeps all that it began with: going on needs neither the earlier stages nor the same world."""
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """The training data."""
+
+    path: Path = Path("world/world.zip")
+    licences: Literal["all", "permissive"] = "all"
+    batch_size: int = 16  # pairs in a micro-batch
+    compose: ComposerConfig = field(default_factory=ComposerConfig)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"world.batch_size is {self.batch_size}: use 1 or more.")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run. Of the methods' tables, only the chosen one's is read."""
+
+    method: Literal["autoencoder", "text_to_image", "representation", "subject", "consistency"]
+    world: WorldConfig = field(default_factory=WorldConfig)
+    model: initialization.StartConfig = field(default_factory=initialization.StartConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    text_to_image: TextToImageConfig = field(default_factory=TextToImageConfig)
+    representation: RepresentationConfig = field(default_factory=RepresentationConfig)
+    subject: SubjectConfig = field(default_factory=SubjectConfig)
+    consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a method is built from."""
+
+    config: RunConfig
+    corpus: Sequence[str]  # sentences for new tokenizers
+    pixels: torch.Tensor  # (B, 3, S, S) references, to calibrate a new image encoder
+
+
+def autoencoder(material: Material) -> Method:
+    """Builds the method of the first stage."""
+    config = material.config
+    parts = initialization.found_parts(config.model)
+    if not config.autoencoder.train_encoder:  # a decoder alone, of an encoder that has learned
+        initialization.check_found(parts, "vae")
+    vae = initialization.start_vae(parts, config.model)
+    distance = initialization.perceptual_distance(config.autoencoder.lpips) if config.autoencoder.perceptual else None
+    return Autoencoder(vae, distance, config.autoencoder)
+
+
+def text_to_image(material: Material) -> Method:
+    """Builds the method of the third: latent diffusion from text alone."""
+    config = material.config
+    model = initialization.start_model(
+        initialization.found_parts(config.model), config.model, material.corpus, material.pixels
+    )
+    check_size(config, model)
+    return TextToImage(model, initialization.noising_of(model.scheduler), config.text_to_image)
+
+
+def representation(material: Material) -> Method:
+    """Builds the method of stage 1 of BLIP-Diffusion."""
+    config = material.config
+    parts = initialization.found_parts(config.model)
+    initialization.start_subject_encoder(parts, config.model, material.corpus, material.pixels)
+    assert parts.subject_encoder is not None and parts.reference is not None
+    shapes = parts.subject_encoder.qformer.config
+    heads = initialization.start_heads(shapes, config.world.compose.canonical_size, config.model.start)
+    return Representation(parts.subject_encoder, parts.qformer_tokenizer, parts.reference, heads, config.representation)
+
+
+def subject(material: Material) -> Method:
+    """Builds the method of stage 2 of BLIP-Diffusion."""
+    config = material.config
+    model = initialization.start_model(
+        initialization.found_parts(config.model), config.model, material.corpus, material.pixels
+    )
+    check_size(config, model)
+    shapes = model.subject_encoder.qformer.config
+    heads = initialization.start_heads(shapes, config.world.compose.canonical_size, config.model.start)
+    return SubjectRepresentation(model, initialization.noising_of(model.scheduler), heads["redraw"], config.subject)  # type: ignore[arg-type]
+
+
+def consistency(material: Material) -> Method:
+    """Builds the method that makes few steps enough. It begins with a whole model, which becomes its teacher."""
+    config = material.config
+    parts = initialization.found_parts(config.model)
+    initialization.check_found(parts, "subject_encoder", "text_encoder", "unet", "vae")
+    model = initialization.start_model(parts, config.model, material.corpus, material.pixels)
+    check_size(config, model)
+    return Consistency(model, initialization.noising_of(model.scheduler), config.consistency)
+
+
+def check_size(config: RunConfig, model: BlipDiffusion) -> None:
+    """Raises `ConfigError` where pictures are composed of another size than the model draws."""
+    own, size = int(model.unet.config.sample_size) * model.latents.factor, config.world.compose.size
+    if size != own:
+        raise ConfigError(f"world.compose.size is {size}, and this model draws {own} pixels: set it to {own}.")
+
+
+METHODS: dict[str, Callable[[Material], Method]] = {
+    "autoencoder": autoencoder,
+    "text_to_image": text_to_image,
+    "representation": representation,
+    "subject": subject,
+    "consistency": consistency,
+}
+
+
+def run(
+    path: Path,
+    folder: Path,
+    *,
+    overrides: Sequence[str] = (),
+    resume: bool | Literal["latest"] | Path = False,
+    beside: Sequence[Callable[[RunConfig, World], Hook]] = (),
+) -> Result:
+    """Trains what a TOML file says, into a folder: checkpoints, logs, pages of samples, and the exported weights.
+
+    `beside` makes hooks that this package does not know, of the configuration and the whole world.
+    """
+    config = configuration.build(RunConfig, configuration.read(path, overrides))
+    text = configuration.to_toml(config)
+    check_writable(folder)
+    begun = bool(checkpointing.complete(folder / CHECKPOINTS)) and (folder / START).is_dir()
+    if begun:  # a world that has changed since must not change what a word's number is
+        config = replace(config, model=replace(config.model, start=(folder / START,)))
+    whole = World.load(config.world.path)
+    further = [make(config, whole) for make in beside]
+    world = whole.subset(permissive=config.world.licences == "permissive")
+    composer = Composer(
+        world, config.world.compose, batch_size=config.world.batch_size, seed=config.train.seed, device=_device(config)
+    )
+    torch.manual_seed(config.model.seed)
+    material = Material(config, world_sentences(world), composer(0)["reference"].cpu())
+    method = METHODS[config.method](material)
+    if not begun:  # nothing is left of an attempt that came to no checkpoint
+        _keep_start(method, folder / START)
+    hooks: list[Hook] = [preview_of(config, world), *further] if config.train.sample_every else []
+    return fit(
+        method,
+        composer,
+        config.train,
+        folder=folder,
+        resume=resume,
+        hooks=hooks,
+        config_text=text,
+    )
+
+
+def _keep_start(method: Method, folder: Path) -> None:
+    if int(os.environ.get("RANK", "0")):
+        return
+    partial = folder.with_name(f"{folder.name}.partial")
+    for earlier in (folder, partial):
+        shutil.rmtree(earlier, ignore_errors=True)
+    method.export(partial)
+    partial.replace(folder)
+
+
+def preview_of(config: RunConfig, world: World) -> Preview:
+    """Pictures and numbers of held-out subjects, or of any where the world holds none out."""
+    split = "heldout" if any(row.split == "heldout" for row in world.cutouts) else config.world.compose.split
+    compose = replace(config.world.compose, split=split)
+    composer = Composer(world, compose, batch_size=PREVIEWED, seed=PREVIEW_SEED, device=_device(config))
+    return Preview(composer(0), [composer(index) for index in range(1, 1 + PROBES)])
+
+
+def _device(config: RunConfig) -> torch.device:
+    """This process's."""
+    device = device_of(config.train.device)
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if device.type == "cuda" else device

@@ -1,0 +1,66 @@
+"""Pictures and held-out numbers while a run goes on: what it can draw, and what each part of the question is worth."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from blip_diffusion import images
+from blip_diffusion.data.batches import SubjectBatch
+from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.prompts import subject_prompt
+from blip_diffusion.sampling import draw
+from blip_diffusion.training.objective import Method, StepContext
+from blip_diffusion.training.trainer import HookContext
+
+STEPS, GUIDANCE, RESCALE = 20, 3.0, 0.6
+
+
+class Preview:
+    """A hook: draws `page.png` of a fixed held-out batch, and logs the losses there under wrong questions too."""
+
+    def __init__(self, batch: SubjectBatch, probes: Sequence[SubjectBatch]) -> None:
+        self.batch = batch
+        self.probes = probes
+
+    def __call__(self, context: HookContext) -> None:
+        method = cast(Method, context.method)
+        columns = method.show(self.batch)
+        if columns:
+            context.tracker.picture("page", images.page(columns), context.step)
+        context.tracker.log(context.step, self._measured(method))
+
+    def _measured(self, method: Method) -> dict[str, float]:
+        """Means over the probes. The noise is the same for every question, so that their gap is not chance."""
+        sums: dict[str, float] = {}
+        for number, batch in enumerate(self.probes):
+            right = _losses(method, batch, number)
+            found = {f"heldout/{key}": value for key, value in right.items()}
+            if any("denoising" in key for key in right):  # no other loss is worth asking twice more
+                for name, asked in wrong_questions(batch).items():
+                    wrong = _losses(method, asked, number).items()
+                    found |= {f"heldout/{key} {name}": value for key, value in wrong if "denoising" in key}
+            for label, value in found.items():
+                sums[label] = sums.get(label, 0.0) + value / len(self.probes)
+        return sums
+
+
+def _losses(method: Method, batch: SubjectBatch, number: int) -> dict[str, float]:
+    rng = torch.Generator(batch["target"].device).manual_seed(number)
+    return {key: float(value) for key, value in method(batch, StepContext(step=0, rng=rng)).items()}
+
+
+def wrong_questions(batch: SubjectBatch) -> dict[str, SubjectBatch]:
+    """The batch with the references of other subjects, and with the scenes of other prompts."""
+    turned = [*batch["prompt"][1:], batch["prompt"][0]]
+    scenes = [subject_prompt(prompt, category) for category, prompt in zip(batch["category"], turned, strict=True)]
+    return {
+        "wrong reference": cast(SubjectBatch, {**batch, "reference": batch["reference"].roll(1, dims=0)}),
+        "wrong scene": cast(SubjectBatch, {**batch, "caption": scenes}),
+    }
+
+
+def drawn(model: BlipDiffusion, states: Tensor, seed: int = 0) -> Tensor:
+    """Pictures (B, 3, H, W) in [0, 1] of text states (B, L, D), all from the same noise, whatever the model is told."""
+    return draw(model, states, [seed] * len(states), steps=STEPS, guidance=GUIDANCE, rescale=RESCALE)

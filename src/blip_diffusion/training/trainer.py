@@ -1,0 +1,568 @@
+"""The one training loop. It accumulates, clips, steps, averages, reports, saves, resumes and stops; it knows no method.
+
+Everything a step does is a pure function of the configuration, the weights and the step's number: a micro-batch has an
+index, and the index alone says what is in it and what chance does with it. So a checkpoint holds no data state, and a
+resumed run equals an uninterrupted one.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
+from accelerate.utils import DistributedDataParallelKwargs, gather_object  # type: ignore[import-untyped]
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from blip_diffusion.devices import device_of, fastest_dtype
+from blip_diffusion.errors import BlipDiffusionError, CheckpointError, ConfigError
+from blip_diffusion.training import checkpointing
+from blip_diffusion.training.checkpointing import Checkpoint, State, Window
+from blip_diffusion.training.ema import Ema
+from blip_diffusion.training.metric_logger import Tracker
+from blip_diffusion.training.objective import Losses, Method, StepContext
+from blip_diffusion.training.optim import (
+    OptimConfig,
+    adamw,
+    eight_bit_adam,
+    freeze_the_rest,
+    learning_rate,
+    moments,
+    restore_moments,
+    set_rate,
+)
+from blip_diffusion.training.prefetch import Ahead, size_of, to_device
+from blip_diffusion.training.signals import signals
+
+PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
+CHECKPOINTS, EXPORT = "checkpoints", "export"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how often, how precisely."""
+
+    steps: int = 1000
+    """Optimizer steps of the whole run; the schedule of the learning rate depends on it."""
+    minutes: float | None = None
+    """Stop, save and export before this much time has passed since the start of this call. What is to come is taken to
+    last as long as its like did last, and hooks for which that leaves no time are passed over."""
+    accumulate: int = 1
+    """Micro-batches of every process in one optimizer step."""
+    seed: int = 0
+    device: Literal["auto", "cpu"] = "auto"
+    mixed_precision: Literal["no", "auto", "bf16", "fp16"] = "no"
+    """`auto` is what the device computes fastest in: a CPU that must emulate bf16 takes eighty times as long."""
+    ema_decay: float = 0.999
+    """What the decay of the average warms up to; 0 makes the average equal the weights."""
+    log_every: int = 10
+    """Steps between reports, which are means over these steps."""
+    save_every: int = 1000
+    """Steps between checkpoints."""
+    save_minutes: float | None = None
+    """Minutes between checkpoints, beside `save_every`."""
+    sample_every: int = 0
+    """Steps between calls of the hooks; 0 for none."""
+    keep: int = 2
+    """How many checkpoints are kept."""
+    prefetch: int = 2
+    """How many batches a thread prepares ahead; 0 prepares each when it is needed."""
+    unused_parameters: bool = False
+    """Set it where a step may leave a trained parameter without gradient, on several processes."""
+    tensorboard: bool = False
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "accumulate", "log_every", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        for name in ("sample_every", "prefetch", "seed"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, but is {getattr(self, name)}.")
+        for name in ("minutes", "save_minutes"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ConfigError(f"{name} must be positive, not {value}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"ema_decay must lie in [0, 1), not {self.ema_decay}.")
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended."""
+
+    step: int
+    samples: int
+    seconds: float
+    """Spent in training steps, over all resumptions."""
+    losses: dict[str, float]
+    """The means last reported."""
+    stopped: Literal["done", "minutes", "signal", "hook", "diverged"]
+    """After a signal nothing is exported: who sends one is in a hurry."""
+
+
+class DivergedError(BlipDiffusionError):
+    """A loss, a gradient or a weight that is no longer a number; `result` is how far the run came."""
+
+    def __init__(self, sentence: str, result: Result) -> None:
+        super().__init__(sentence)
+        self.result = result
+
+
+@dataclass(frozen=True)
+class HookContext:
+    """What a hook gets: the method in eval mode with the averaged weights in, without gradient."""
+
+    step: int
+    method: Any
+    tracker: Tracker
+    ema: Ema
+    """`with context.ema.swapped()` gives the raw weights back for a while."""
+    seconds: float = 0.0
+    """Spent in training steps so far."""
+
+
+Hook = Callable[[HookContext], bool | None]
+"""Called on the main process only, every `sample_every` steps where `minutes` leave time; its own is not counted.
+`True` ends the run."""
+
+
+def fit(
+    method: Method,
+    batches: Callable[[int], Any],
+    config: TrainConfig,
+    *,
+    folder: Path,
+    resume: bool | str | Path = False,
+    hooks: Sequence[Hook] = (),
+    config_text: str = "",
+) -> Result:
+    """Trains a method for `config.steps` optimizer steps and exports its averaged weights to `folder/export`.
+
+    `batches` is a pure function of an index, called from a thread where `config.prefetch` is set. Optimizer step s,
+    micro-batch a of process r takes index (s * accumulate + a) * processes + r. `resume` of True or "latest" goes on
+    from the newest undamaged checkpoint of the folder, or starts where there is none; a path goes on from that one.
+    The method is put in training mode once: one that keeps a frozen part in eval mode overrides `train`.
+    """
+    check_possible(config)
+    with (
+        _started(method, batches, config, folder, config_text) as run,
+        signals() as arrived,
+        attention_on(run.accelerator.device),
+    ):
+        _resume(run, resume)
+        if run.saved > 0:
+            _sample(run, hooks)  # a signal may have come before they looked at this step
+        while run.state.step < config.steps and not run.stopped:
+            _step(run, stop=arrived.is_set)
+            _report(run)
+            _save_if_due(run)
+            _sample(run, hooks)
+        return _finish(run)
+
+
+# ---------------------------------------------------------------------------------------------------------- the run
+
+
+@dataclass
+class _Run:
+    """A run's parts and where it stands."""
+
+    module: nn.Module  # the method
+    model: nn.Module  # what accelerate wraps around it
+    trainable: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    ema: Ema
+    batches: Ahead
+    accelerator: Accelerator
+    config: TrainConfig
+    folder: Path
+    config_text: str
+    clock: "_Clock"
+    tracker: Tracker | None = None  # on the main process
+    state: State = field(default_factory=State)
+    window: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
+    stopped: Literal["", "minutes", "signal", "hook"] = ""
+    save_due: bool = False
+    saved: int = -1  # the step of the last checkpoint
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / CHECKPOINTS
+
+
+@dataclass
+class _Clock:
+    """Wall time: since the call and the last checkpoint, and what one step, one checkpoint and the hooks take."""
+
+    start: float = field(default_factory=time.monotonic)
+    last_save: float = field(default_factory=time.monotonic)
+    step: float = 0.0
+    save: float = 0.0
+    hooks: float = 0.0
+    reported: tuple[int, float] = (0, 0.0)  # samples and seconds at the last report
+
+
+@contextmanager
+def _started(
+    method: Method, batches: Callable[[int], Any], config: TrainConfig, folder: Path, config_text: str
+) -> Iterator[_Run]:
+    """Puts the parts together, and takes them apart whatever happens."""
+    clock = _Clock()
+    accelerator = _accelerator(config)
+    module = placed(method, accelerator.device)
+    groups = method.parameter_groups()
+    trainable = freeze_the_rest(module, groups)
+    optimizer = adamw(groups, config.optim)
+    model, prepared = accelerator.prepare(module, optimizer)
+    ahead = Ahead(batches, accelerator, accumulate=config.accumulate, steps=config.steps, depth=config.prefetch)
+    ema = Ema(trainable, config.ema_decay)
+    run = _Run(module, model, trainable, prepared, ema, ahead, accelerator, config, folder, config_text, clock)
+    try:
+        yield run
+    finally:
+        ahead.close()
+        if run.tracker:
+            run.tracker.close()
+        for patched in ("forward", "_original_forward", "_is_accelerate_prepared"):
+            vars(module).pop(patched, None)  # accelerate's traces, by which a second run would go without autocast
+        accelerator.free_memory()
+
+
+def placed(method: Method, device: torch.device) -> nn.Module:
+    """A method on a device, in training mode, its convolutions' weights as the kernels there like them."""
+    module = cast(nn.Module, method).to(device).train()
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # which torch's stub doesn't know
+    return module
+
+
+def attention_on(device: torch.device) -> AbstractContextManager[None]:
+    """On a CPU the plain formula: the flash kernel's backward pass is 28 % of a U-Net's step on two Zen 4 cores."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+
+
+def precision_on(device: torch.device, config: TrainConfig) -> str:
+    """What `mixed_precision` means there, by accelerate's names."""
+    return PRECISIONS[fastest_dtype(device)] if config.mixed_precision == "auto" else config.mixed_precision
+
+
+def check_possible(config: TrainConfig) -> None:
+    """Raises `ConfigError` for what this machine lacks."""
+    if config.mixed_precision == "fp16" and (config.device == "cpu" or not torch.cuda.is_available()):
+        raise ConfigError("mixed_precision fp16 needs a GPU; use auto, bf16 or no.")
+    if config.optim.eight_bit:
+        eight_bit_adam()
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
+    AcceleratorState._reset_state(reset_partial_state=True)  # a second run in one process may choose otherwise
+    unused = DistributedDataParallelKwargs(find_unused_parameters=config.unused_parameters)
+    device = device_of(config.device)
+    cpu = device.type == "cpu"  # said, or processes would not meet
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision_on(device, config), kwargs_handlers=[unused])
+    accelerator.gradient_accumulation_steps = 1  # the division is ours, whatever the environment says
+    if accelerator.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32
+    return accelerator
+
+
+# ---------------------------------------------------------------------------------------------------------- a step
+
+
+def _step(run: _Run, *, stop: Callable[[], bool]) -> None:
+    """One optimizer step: gather the micro-batches, let them know each other, descend, average."""
+    began = time.monotonic()
+    batches, contexts = _micro_batches(run)
+    shared = _share(run, batches, contexts)
+    losses = [
+        _backward(run, batch, replace(context, shared=shared)) for batch, context in zip(batches, contexts, strict=True)
+    ]
+    norm = run.accelerator.clip_grad_norm_(run.trainable.values(), run.config.optim.clip or math.inf)
+    _agree(run, losses, norm, stop=stop())
+    set_rate(run.optimizer, learning_rate(run.state.step, run.config.optim, run.config.steps))
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    run.ema.update(run.state.step)
+    _count(run, [*losses, {"gradient_norm": norm}], sum(size_of(batch) for batch in batches), time.monotonic() - began)
+
+
+def _micro_batches(run: _Run) -> tuple[list[Any], list[StepContext]]:
+    """This process's batches of the step, on the device, and their contexts."""
+    accelerator, step = run.accelerator, run.state.step
+    batches, contexts = [], []
+    for a in range(run.config.accumulate):
+        number = step * run.config.accumulate + a
+        position = a * accelerator.num_processes + accelerator.process_index
+        rng = torch.Generator(accelerator.device).manual_seed(_seed(run, "context", run.batches.index(number)))
+        contexts.append(StepContext(step=step, rng=rng, position=position))
+        batches.append(to_device(run.batches(number), accelerator.device))
+    return batches, contexts
+
+
+def _share(run: _Run, batches: Sequence[Any], contexts: Sequence[StepContext]) -> Any:
+    """What the micro-batches of the step know of each other. The global generator is the same on every process."""
+
+    def gather(tensor: Tensor) -> Tensor:
+        return gathered(run.accelerator, tensor, run.config.accumulate)
+
+    torch.manual_seed(_seed(run, "share", run.state.step))
+    with torch.no_grad(), run.accelerator.autocast():
+        return cast(Method, run.module).share(batches, contexts, gather)
+
+
+def gathered(accelerator: Accelerator, tensor: Tensor, accumulate: int) -> Tensor:
+    """Joins (A * n, ...) of every process to (A * processes * n, ...), in the order of `StepContext.position`.
+
+    The order is by micro-batch first and by process second, so that it does not matter how the positions of a step
+    are divided between accumulation and processes.
+    """
+    if len(tensor) % accumulate:
+        raise ValueError(f"{len(tensor)} rows can't be the same number from each of {accumulate} micro-batches")
+    if accelerator.num_processes == 1:
+        return tensor.detach()
+    by_rank: Tensor = accelerator.gather(tensor.detach().contiguous())
+    shape = (accelerator.num_processes, accumulate, len(tensor) // accumulate, *tensor.shape[1:])
+    return by_rank.reshape(shape).transpose(0, 1).flatten(0, 2)
+
+
+def _backward(run: _Run, batch: Any, context: StepContext) -> Losses:
+    """Adds a micro-batch's part of the gradient; processes meet at the last one. The losses come back detached."""
+    torch.manual_seed(_seed(run, "global", run.batches.index_at(context.step, context.position)))
+    last = context.position >= (run.config.accumulate - 1) * run.accelerator.num_processes
+    with nullcontext() if last else run.accelerator.no_sync(run.model):
+        losses: Losses = run.model(batch, context)
+        run.accelerator.backward(losses["loss"] / run.config.accumulate)
+    return {name: value.detach() for name, value in losses.items()}
+
+
+def _agree(run: _Run, losses: Sequence[Losses], norm: Tensor, *, stop: bool) -> None:
+    """Every process learns what any of them sees: numbers that are none (before they can do harm), time, signals.
+
+    This reads the device once a step, when the step's work is already queued and the next batch is being prepared.
+    """
+    finite = torch.stack([loss["loss"].float() for loss in losses]).isfinite().all()
+    scaler = run.accelerator.scaler
+    if scaler is None or scaler.get_scale() <= 1:  # above, a gradient too large is part of finding fp16's scale
+        finite = finite & norm.isfinite()
+    wishes = torch.tensor([stop, not _in_time(run), _save_time(run)], device=norm.device)
+    flags = torch.cat([~finite[None], wishes]).float()
+    bad, stop, late, save = (run.accelerator.reduce(flags, "sum") > 0).tolist()
+    if bad:
+        raise _diverged(run, losses, norm)
+    last = run.state.step + 1 == run.config.steps
+    run.stopped = "signal" if stop else "minutes" if late and not last else ""
+    run.save_due = save
+
+
+def _diverged(run: _Run, losses: Sequence[Losses], norm: Tensor) -> DivergedError:
+    values = gather_object([f"{name} {value.item():.4g}" for one in losses for name, value in one.items()])
+    last = f"the last checkpoint is {checkpointing.name(run.saved)}" if run.saved >= 0 else "there is no checkpoint yet"
+    return DivergedError(
+        f"Step {run.state.step} was not taken because its loss or gradient is not finite: {', '.join(values)}, "
+        f"gradient norm {norm.item():.4g}; {last}; lower the learning rate, or look at the batch.",
+        _result(run, "diverged"),
+    )
+
+
+def _in_time(run: _Run, seconds: float = 0.0) -> bool:
+    """Whether there is time for something that takes so long, one more step after it, and a checkpoint."""
+    if run.config.minutes is None:
+        return True
+    clock = run.clock
+    return time.monotonic() - clock.start + seconds + clock.step + clock.save <= 60 * run.config.minutes
+
+
+def _save_time(run: _Run) -> bool:
+    every = run.config.save_minutes
+    return every is not None and time.monotonic() - run.clock.last_save > 60 * every
+
+
+def _count(run: _Run, losses: Sequence[Losses], samples: int, seconds: float) -> None:
+    for one in losses:
+        for name, value in one.items():
+            total, count = run.window.get(name, (0.0, 0))
+            run.window[name] = (total + value.detach().float(), count + 1)
+    run.state.step += 1
+    run.state.samples += samples * run.accelerator.num_processes
+    run.state.seconds += seconds
+    run.clock.step = max(seconds, run.clock.step / 2)  # the first steps are slow, and soon forgotten
+
+
+def _seed(run: _Run, purpose: str, index: int) -> int:
+    """A seed for one use of chance. Uses differ by purpose, or dropout would follow the noise."""
+    digest = hashlib.blake2b(f"{run.config.seed} {purpose} {index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
+
+
+# ---------------------------------------------------------------------------------------------------------- reports
+
+
+def _report(run: _Run) -> None:
+    """The means since the last report, over all processes; at the very end, of whatever steps are left over."""
+    step, config = run.state.step, run.config
+    if step % config.log_every and step != config.steps:
+        return
+    means = _means(_windows(run))
+    run.window = {}
+    run.state.losses = means
+    run.state.best = min(means["loss"], math.inf if run.state.best is None else run.state.best)
+    if run.tracker:
+        run.tracker.log(step, {**means, **_progress(run)})
+    run.clock.reported = (run.state.samples, run.state.seconds)
+
+
+def _progress(run: _Run) -> dict[str, float]:
+    samples, seconds = run.clock.reported
+    speed = (run.state.samples - samples) / max(run.state.seconds - seconds, 1e-9)
+    per_step = run.state.samples / run.state.step
+    return {
+        "lr": learning_rate(run.state.step - 1, run.config.optim, run.config.steps),
+        "samples": run.state.samples,
+        "seconds": run.state.seconds,
+        "samples_per_second": speed,
+        "eta": (run.config.steps - run.state.step) * per_step / speed,
+    }
+
+
+def _windows(run: _Run) -> list[Window]:
+    """What is not yet reported, by process."""
+    own = {name: (float(total), count) for name, (total, count) in run.window.items()}
+    return cast(list[Window], gather_object([own]))
+
+
+def _means(windows: Sequence[Window]) -> dict[str, float]:
+    names = list(dict.fromkeys(name for window in windows for name in window))
+    parts = {name: [window[name] for window in windows if name in window] for name in names}
+    return {name: sum(total for total, _ in part) / sum(count for _, count in part) for name, part in parts.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------- saving
+
+
+def _resume(run: _Run, resume: bool | str | Path) -> None:
+    """Puts the run where a checkpoint left off; refuses to start over one that nobody asked to resume."""
+    there = checkpointing.complete(run.checkpoints)
+    if there and not resume:
+        last = there[-1].name
+        raise CheckpointError(f"{run.folder} already holds a run, up to {last}; resume it or name another folder.")
+    named = None if isinstance(resume, bool) or resume == "latest" else Path(resume)
+    if path := named or checkpointing.latest(run.checkpoints):
+        _restore(run, checkpointing.load(path))
+    run.accelerator.wait_for_everyone()
+    if run.accelerator.is_main_process:
+        if resume:
+            checkpointing.supersede(run.checkpoints, run.state.step)
+        run.tracker = Tracker(
+            run.folder, start=run.state.step, steps=run.config.steps, tensorboard=run.config.tensorboard
+        )
+
+
+def _restore(run: _Run, checkpoint: Checkpoint) -> None:
+    checkpointing.copy_into(_weights(run), checkpoint.model, checkpoint.path / checkpointing.MODEL)
+    if run.ema.decay:  # without one, the average that was saved would take the place of the weights themselves
+        checkpointing.copy_into(run.ema.state_dict(), checkpoint.ema, checkpoint.path / checkpointing.EMA)
+    restore_moments(run.optimizer, run.trainable, checkpoint.optimizer["moments"])
+    if run.accelerator.scaler is not None and checkpoint.optimizer["scaler"]:
+        run.accelerator.scaler.load_state_dict(checkpoint.optimizer["scaler"])
+    run.state, run.saved = checkpoint.state, checkpoint.state.step
+    run.window = _own_window(run, checkpoint.state.windows)
+    run.clock.reported = (run.state.samples, run.state.seconds)
+
+
+def _own_window(run: _Run, windows: Sequence[Window]) -> dict[str, tuple[Tensor, int]]:
+    """This process's part of what was not yet reported; the first takes what is left where there were more of them."""
+    rank, processes = run.accelerator.process_index, run.accelerator.num_processes
+    own: dict[str, tuple[Tensor, int]] = {}
+    for number, window in enumerate(windows):
+        if number % processes == rank:
+            for name, (total, count) in window.items():
+                before, times = own.get(name, (torch.zeros((), device=run.accelerator.device), 0))
+                own[name] = (before + total, times + count)
+    return own
+
+
+def _weights(run: _Run) -> dict[str, Tensor]:
+    """What a checkpoint must hold of the method: the parameters that move, and the buffers that are kept."""
+    kept = run.module.state_dict().keys()
+    buffers = {name: buffer for name, buffer in run.module.named_buffers() if name in kept}
+    return {**run.trainable, **buffers}
+
+
+def _save_if_due(run: _Run) -> None:
+    step = run.state.step
+    if run.save_due or run.stopped or step % run.config.save_every == 0 or step == run.config.steps:
+        _save(run)
+
+
+def _save(run: _Run) -> None:
+    """Writes a checkpoint on the main process, unless its weights are spoilt, while the others wait."""
+    began = time.monotonic()
+    run.state.windows = _windows(run)
+    if not torch.stack(torch._foreach_norm(list(run.trainable.values()))).isfinite().all():
+        sentence = f"Step {run.state.step} led to weights that are not finite, which were not saved."
+        raise DivergedError(sentence, _result(run, "diverged"))
+    if run.accelerator.is_main_process:
+        scaler = run.accelerator.scaler.state_dict() if run.accelerator.scaler is not None else {}
+        optimizer = {"moments": moments(run.optimizer, run.trainable), "scaler": scaler}
+        path = run.checkpoints / checkpointing.name(run.state.step)
+        checkpointing.save(
+            Checkpoint(path, run.state, _weights(run), run.ema.state_dict(), optimizer, run.config_text),
+            keep=run.config.keep,
+        )
+    run.accelerator.wait_for_everyone()
+    run.saved = run.state.step
+    run.clock.last_save = time.monotonic()
+    run.clock.save = run.clock.last_save - began
+
+
+# ---------------------------------------------------------------------------------------------------------- ends
+
+
+def _sample(run: _Run, hooks: Sequence[Hook]) -> None:
+    """Lets the hooks look at the averaged weights, if there is time for it, and end the run."""
+    if run.stopped or not hooks or not run.config.sample_every or run.state.step % run.config.sample_every:
+        return
+    enough = False
+    if run.tracker and _in_time(run, run.clock.hooks):
+        began = time.monotonic()
+        context = HookContext(run.state.step, run.module, run.tracker, run.ema, run.state.seconds)
+        with _shown(run):
+            for hook in hooks:
+                enough = bool(hook(context)) or enough
+        run.clock.hooks = time.monotonic() - began
+    wish = torch.tensor(float(enough), device=run.accelerator.device)
+    if run.accelerator.reduce(wish, "sum") > 0:  # all wait for the one that looks
+        run.stopped = "hook"
+
+
+def _finish(run: _Run) -> Result:
+    """Exports the averaged weights, unless a signal asked for haste."""
+    if run.stopped != "signal" and run.accelerator.is_main_process:
+        with _shown(run):
+            cast(Method, run.module).export(run.folder / EXPORT)
+    run.accelerator.wait_for_everyone()
+    return _result(run, run.stopped or "done")
+
+
+def _result(run: _Run, stopped: Literal["done", "minutes", "signal", "hook", "diverged"]) -> Result:
+    losses = run.state.losses or _means(_windows(run))
+    return Result(run.state.step, run.state.samples, run.state.seconds, losses, stopped)
+
+
+@contextmanager
+def _shown(run: _Run) -> Iterator[None]:
+    """The method as it is judged: averaged weights, eval mode, no gradient."""
+    modes = [(module, module.training) for module in run.module.modules()]
+    run.module.eval()
+    try:
+        with run.ema.swapped(), torch.no_grad(), run.accelerator.autocast():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

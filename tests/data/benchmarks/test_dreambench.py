@@ -1,0 +1,256 @@
+"""Benches in DreamBench's layout: read as they are published, made of a world, refused in one sentence."""
+
+import itertools
+import json
+import random
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from blip_diffusion.data.benchmarks.dreambench import PROMPTS, parse, read_bench, read_dreambench
+from blip_diffusion.data.benchmarks.minibench import (
+    _names,
+    build_bench,
+    fingerprint,
+    heldout_subjects,
+    same_category,
+    unknown_to,
+)
+from blip_diffusion.data.synthetic.prompt_templates import Request
+from blip_diffusion.errors import BlipDiffusionError
+from tests.data.synthetic.synthetic_world import make_world
+
+WORLD = make_world()
+PUBLISHED = """Classes
+
+subject_name,class
+backpack,backpack
+dog2,dog
+
+Prompts
+
+Object Prompts
+
+prompt_list = [
+'a {0} {1} in the jungle'.format(unique_token, class_token),
+'a red {0} {1}'.format(unique_token, class_token),
+"a {0} {1} on top of a mirror".format(unique_token, class_token),
+'a cube shaped {0} {1}'.format(unique_token, class_token)
+]
+
+Live Subject Prompts
+
+prompt_list = [
+'a {0} {1} in the jungle'.format(unique_token, class_token),
+'a red {0} {1}'.format(unique_token, class_token),
+'a {0} {1} wearing a red hat'.format(unique_token, class_token),
+'a {0} {1} in a chef outfit'.format(unique_token, class_token)
+]
+"""
+
+
+def published(folder: Path, text: str = PUBLISHED) -> Path:
+    """A bench as google/dreambooth writes it."""
+    for subject, colour in (("backpack", "red"), ("dog2", "brown")):
+        (folder / "dataset" / subject).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (40, 30), colour).save(folder / "dataset" / subject / f"{number:02d}.jpg")
+    (folder / "dataset" / PROMPTS).write_text(text)
+    return folder
+
+
+def test_the_published_layout_is_read(tmp_path: Path) -> None:
+    bench = read_bench(published(tmp_path / "dream"))
+    assert [(s.name, s.category, s.live, len(s.pictures)) for s in bench.subjects] == [
+        ("backpack", "backpack", False, 2),
+        ("dog2", "dog", True, 2),
+    ]
+    backpack, dog = bench.subjects
+    assert [bench.prompt(backpack, i).sentence("backpack") for i in range(4)] == [
+        "a backpack in the jungle",
+        "a red backpack",
+        "a backpack on top of a mirror",
+        "a cube shaped backpack",
+    ]
+    assert [bench.prompt(dog, i).kind for i in range(4)] == ["scene", "property", "accessory", "accessory"]
+    assert bench.name == "dream" and bench.world == ""
+
+
+def test_a_changed_picture_is_another_bench(tmp_path: Path) -> None:
+    folder = published(tmp_path)
+    before = read_bench(folder).digest
+    Image.new("RGB", (40, 30), "green").save(folder / "dataset" / "dog2" / "01.jpg")
+    assert read_bench(folder).digest != before
+
+
+def without_prompts(text: str) -> str:
+    return text.replace("'a", "'the").replace('"a', '"the')
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        (PROMPTS, None, "is missing"),
+        (PROMPTS, b"subject_name,class\n\nObject Prompts", "names no subject"),
+        (PROMPTS, without_prompts(PUBLISHED).encode(), "no prompt for backpack"),
+        (PROMPTS, PUBLISHED.replace("dog2,dog", "../dog2,dog").encode(), "calls a subject"),
+        (PROMPTS, b"\xff\xfe\x00", "can't be read"),
+        ("dog2/01.jpg", b"\xff\xd8\xff", "01.jpg is not a picture"),
+        ("../bench.json", b"{}", "does not belong"),
+        ("../bench.json", b"[1", "does not belong"),
+        ("../bench.json", b"[" * 100_000, "does not belong"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path: Path, file: str, content: bytes | None, said: str) -> None:
+    path = published(tmp_path) / "dataset" / file
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(BlipDiffusionError, match=said):
+        read_bench(tmp_path)
+
+
+def test_a_row_of_the_table_ends_with_its_line() -> None:
+    classes, _, _ = parse(PUBLISHED.replace("dog2,dog\n", " dog2 ,\tsmall dog \nvase,\n\n,cup\na,b,c\n"), Path("x.txt"))
+    assert classes == {"backpack": "backpack", "dog2": "small dog"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("Classes", "\n" * 40_000 + "x"), ("'a {0} {1} in the", "'a {0} {1}" * 800 + "\n'a {0} {1} in the")],
+)
+def test_a_hostile_table_is_read_in_a_moment(before: str, after: str) -> None:
+    began = time.process_time()
+    assert parse(PUBLISHED.replace(before, after), Path("x.txt"))[1]
+    assert time.process_time() - began < 0.5
+
+
+def test_a_subject_without_pictures_is_named(tmp_path: Path) -> None:
+    for path in (published(tmp_path) / "dataset" / "dog2").iterdir():
+        path.unlink()
+    with pytest.raises(BlipDiffusionError, match="dog2 holds no picture"):
+        read_bench(tmp_path)
+
+
+def test_one_of_a_kind_is_nothing_to_compare(tmp_path: Path) -> None:
+    one_subject = PUBLISHED.replace("dog2,dog\n", "")
+    with pytest.raises(BlipDiffusionError, match=r"at least two subjects .* not 1 and 4"):
+        read_bench(published(tmp_path / "subject", one_subject))
+    one_prompt = PUBLISHED[: PUBLISHED.rindex("'a red")]
+    with pytest.raises(BlipDiffusionError, match="two prompts in each list, not 2 and 1"):
+        read_bench(published(tmp_path / "prompt", one_prompt))
+
+
+def test_dreambench_is_whole(tmp_path: Path) -> None:
+    with pytest.raises(BlipDiffusionError, match="2 subjects and 4 pictures"):
+        read_dreambench(published(tmp_path))
+    with pytest.raises(BlipDiffusionError, match="git clone"):
+        read_dreambench(tmp_path / "nowhere")
+
+
+def test_a_part_comes_from_all_over(tmp_path: Path) -> None:
+    bench = build_bench(WORLD, tmp_path / "bench")
+    part = bench.part(2, 5)
+    assert len(part.subjects) == 2 and len(part.asked) == 5
+    kinds = {bench.prompt(part.subjects[0], number).kind for number in part.asked}
+    assert kinds == {"scene", "property"}  # this world has two accessories for 25 prompts
+    assert bench.part(None, None) == bench
+    with pytest.raises(BlipDiffusionError, match="--prompts is 99"):
+        bench.part(2, 99)
+
+
+def test_minibench_is_made_again_to_the_byte(tmp_path: Path) -> None:
+    first, second = (build_bench(WORLD, tmp_path / name) for name in ("a", "b"))
+    assert first.digest == second.digest and first.world == fingerprint(WORLD)
+    files = [path.relative_to(tmp_path / "a") for path in sorted((tmp_path / "a").rglob("*")) if path.is_file()]
+    assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
+    assert build_bench(WORLD, tmp_path / "a").digest == first.digest  # over itself
+
+
+def test_no_two_subjects_share_a_name() -> None:
+    assert _names(["x:car", "y/Car", "z:car", "x:!"]) == ["car", "car_2", "car_3", "subject"]
+    assert _names(["x:car_2", "x:car", "y:car"]) == ["car_2", "car_3", "car_4"]
+    for identities in itertools.permutations(["x:car", "y:car", "x:car_2", "x:car_3", "x:car_2_2"]):
+        assert len(set(_names(identities))) == len(identities)
+
+
+def test_minibench_asks_for_what_is_held_out(tmp_path: Path) -> None:
+    bench = build_bench(WORLD, tmp_path / "bench", subjects=3)
+    assert [subject.identity for subject in bench.subjects] == ["held0", "held1", "held2"]
+    for number in bench.asked:
+        prompt = bench.prompt(bench.subjects[0], number)
+        assert prompt.request is not None and prompt.request.scene in prompt.after
+    kinds = [bench.prompt(bench.subjects[0], number).kind for number in bench.asked]
+    assert kinds.count("property") == 6 and kinds.count("scene") > kinds.count("accessory") > 0
+
+
+def test_the_prompts_are_those_of_the_recipe(tmp_path: Path) -> None:
+    build_bench(WORLD, tmp_path / "bench", subjects=2)
+    recipe = json.loads((tmp_path / "bench" / "bench.json").read_text())
+    recipe["objects"].pop()
+    (tmp_path / "bench" / "bench.json").write_text(json.dumps(recipe))
+    with pytest.raises(BlipDiffusionError, match="another number of prompts"):
+        read_bench(tmp_path / "bench")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"objects": [{"count": "2"}]}, "objects.count must be a whole number, not '2'"),
+        ({"creatures": [{"hue": "red"}]}, "creatures.hue is not a configuration key"),
+        ({"identities": {"held0": "held0"}}, "no identity of held1"),
+        ({"creatures": [{"scene": "on grass"}] * 2}, "another number of prompts"),
+        ({"objects": [{"accessory": "sword"}]}, "objects asks for accessory 'sword'"),
+        ({"creatures": [{"count": 7}]}, "creatures asks for count 7"),
+    ],
+)
+def test_a_recipe_that_would_fail_later_is_refused(tmp_path: Path, changed: dict[str, object], said: str) -> None:
+    build_bench(WORLD, tmp_path / "bench", subjects=2)
+    path = tmp_path / "bench" / "bench.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    with pytest.raises(BlipDiffusionError, match=f"does not belong to this bench .*{said}"):
+        read_bench(tmp_path / "bench")
+
+
+def test_lists_of_two_lengths_are_counted_each(tmp_path: Path) -> None:
+    build_bench(WORLD, tmp_path / "bench", subjects=2)
+    words, recipe = tmp_path / "bench" / "dataset" / PROMPTS, tmp_path / "bench" / "bench.json"
+    lines = words.read_text().splitlines()
+    del lines[lines.index("Live Subject Prompts") + 3]
+    words.write_text("\n".join(lines))
+    with pytest.raises(BlipDiffusionError, match="another number of prompts"):
+        read_bench(tmp_path / "bench")
+    raw = json.loads(recipe.read_text())
+    recipe.write_text(json.dumps({**raw, "creatures": raw["creatures"][1:]}))
+    bench = read_bench(tmp_path / "bench")
+    assert len(bench.asked) == len(bench.creatures) == len(bench.objects) - 1
+
+
+def test_what_a_world_lacks_is_named(tmp_path: Path) -> None:
+    bench = build_bench(WORLD, tmp_path / "bench", subjects=2)
+    assert unknown_to(WORLD, bench) == ""
+    stranger = replace(bench.subjects[1], identity="nobody")
+    assert unknown_to(WORLD, replace(bench, subjects=(bench.subjects[0], stranger))) == "the subject 'nobody'"
+    for scene in ("in Atlantis", ""):
+        elsewhere = replace(bench.creatures[0], request=Request(scene=scene))
+        assert unknown_to(WORLD, replace(bench, creatures=(elsewhere,))) == f"the scene {scene!r}"
+
+
+def test_a_folder_of_something_else_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "thesis.txt").write_text("years of work")
+    with pytest.raises(BlipDiffusionError, match="no MiniBench"):
+        build_bench(WORLD, tmp_path / "bench")
+    assert (tmp_path / "bench" / "thesis.txt").exists()
+
+
+def test_others_of_a_category_are_others() -> None:
+    row = heldout_subjects(WORLD)[0]
+    rows = same_category(WORLD, row)
+    assert random.Random(0).choice(rows) != row
+    assert {WORLD.cutouts[i].category for i in rows} == {"dog"}
+    assert WORLD.cutouts[row].identity not in {WORLD.cutouts[i].identity for i in rows}
+    hat = next(i for i, cutout in enumerate(WORLD.cutouts) if cutout.category == "hat")
+    with pytest.raises(BlipDiffusionError, match="no other hat"):
+        same_category(WORLD, hat)

@@ -1,0 +1,151 @@
+"""Building a world: split by subject, near-duplicates, the size limit, and the same bytes twice."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+from blip_diffusion.data.build import build as module
+from blip_diffusion.data.build.build import build, distinct, fit, split
+from blip_diffusion.data.build.naming import BENCH
+from blip_diffusion.data.build.sources import chosen
+from blip_diffusion.data.synthetic.assets import CutOut, World
+from blip_diffusion.errors import DataError
+
+SHAPES = {
+    "owl": '<circle cx="8" cy="8" r="6" fill="{colour}"/>',
+    "teapot": '<rect x="2" y="4" width="11" height="8" rx="3" fill="{colour}"/>',
+    "guitar": '<path d="M3 13 L8 2 L13 13 Z" fill="{colour}"/>',
+    "desert": '<rect width="16" height="16" rx="1" fill="{colour}"/>',
+}
+
+
+def package(cache: Path, source: str, colour: str) -> None:
+    """An unpacked emoji package, with the stamp that tells `fetch` that it is complete."""
+    folder = cache / "unpacked" / source
+    (folder / "package").mkdir(parents=True)
+    icons = {slug: {"body": shape.format(colour=colour)} for slug, shape in SHAPES.items()}
+    files = {
+        "icons.json": {"width": 16, "height": 16, "icons": icons},
+        "metadata.json": {"categories": {"Animals & Nature": ["owl"], "Objects": ["teapot", "guitar", "desert"]}},
+        "chars.json": {},
+    }
+    for name, content in files.items():
+        (folder / "package" / name).write_text(json.dumps(content))
+    (folder / ".sha256").write_text(chosen([source])[0].sha256)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    package(tmp_path / "cache", "fluent-emoji-flat", "#c33")
+    package(tmp_path / "cache", "noto", "#36c")
+    return tmp_path
+
+
+def row(identity: str, category: str = "dog", view: str = "") -> CutOut:
+    return CutOut(identity, category, category, "emoji", "test x", "MIT", view)
+
+
+def picture(colour: str, corner: int = 0) -> Image.Image:
+    canvas = Image.new("RGBA", (64, 64))
+    ImageDraw.Draw(canvas).rectangle((corner, corner, 63, 63), colour)
+    return canvas
+
+
+def test_a_world_is_built(out: Path) -> None:
+    said: list[str] = []
+    path = build(out, sources=["fluent-emoji-flat", "noto"], progress=said.append)
+    world = World.load(path)
+    assert path == out / "world.zip"
+    assert sorted(row.identity for row in world.cutouts) == [
+        f"{vendor}:{slug}" for vendor in ("fluent", "noto") for slug in ("guitar", "owl", "teapot")
+    ]
+    assert [scene.source for scene in world.scenes] == ["fluent-emoji-flat desert", "noto desert"]
+    assert (
+        {row.identity for row in world.cutouts if row.split == "heldout"} == {"noto:owl", "noto:guitar"} <= set(BENCH)
+    )
+    assert any("6 cut-outs of 6 subjects, 2 scenes" in line for line in said)
+    assert "noto: 3 cut-outs, 3 subjects (2 held out), 3 categories; 3 Apache-2.0" in said[-1].splitlines()
+    text = zipfile.ZipFile(path).read("LICENCES.md").decode()
+    assert "## noto 1.2.9" in text and "Apache-2.0" in text and "Google" in text and "twemoji" not in text
+
+
+def test_the_same_sources_give_the_same_bytes(out: Path) -> None:
+    once = build(out, sources=["fluent-emoji-flat", "noto"], progress=print).read_bytes()
+    (out / "world.zip").unlink()
+    assert build(out, sources=["noto", "fluent-emoji-flat"], progress=print).read_bytes() == once
+
+
+def test_emoji_need_the_package_that_names_them(out: Path) -> None:
+    with pytest.raises(DataError, match="noto takes its names from fluent-emoji-flat"):
+        build(out, sources=["noto"])
+
+
+def test_packages_that_are_missing_are_said_before_anything_is_fetched(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blip_diffusion.data.build.sources.find_spec", lambda name: None)
+    monkeypatch.setattr(module, "fetch", lambda *_, **__: pytest.fail("fetched"))
+    with pytest.raises(DataError, match=r"is read by resvg-py, which isn't here: pip install 'blip-diffusion\[data\]'"):
+        build(out, sources=["fluent-emoji-flat", "noto"])
+    with pytest.raises(DataError, match="is read by trimesh and scipy"):
+        build(out, sources=["sweethome3d-furniture"])
+
+
+def test_an_unknown_source_is_said(out: Path) -> None:
+    with pytest.raises(DataError, match="no source named nato"):
+        build(out, sources=["nato"])
+
+
+def test_quality_gives_way_to_size_and_then_up(tmp_path: Path) -> None:
+    noise = Image.effect_noise((128, 128), 90).convert("RGBA")
+    noise.putalpha(255)
+    pictures = [(row("a"), noise)]
+    said: list[str] = []
+    fit(tmp_path / "w.zip", pictures, [], "", 40, said.append)
+    best = (tmp_path / "w.zip").stat().st_size
+    fit(tmp_path / "w.zip", pictures, [], "", (best - 1) / 2**20, said.append)
+    assert (tmp_path / "w.zip").stat().st_size < best and len(said) == 3
+    before = (tmp_path / "w.zip").read_bytes()
+    with pytest.raises(DataError, match="build with fewer sources or views"):
+        fit(tmp_path / "w.zip", pictures, [], "", 1e-6, said.append)
+    assert (tmp_path / "w.zip").read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["w.zip"]
+
+
+def test_a_subject_is_never_split() -> None:
+    pictures = [
+        (row(f"s{i}", f"c{i % 7}", view), picture("red")) for i in range(900) for view in ("front", "back", "side")
+    ]
+    marked = split(pictures)
+    sides: dict[str, set[str]] = {}
+    for cutout, _ in marked:
+        sides.setdefault(cutout.identity, set()).add(cutout.split)
+    assert all(len(side) == 1 for side in sides.values())
+    held = sum(side == {"heldout"} for side in sides.values())
+    assert 9 <= held <= 54  # 3 % of 900, give or take four standard deviations
+    assert [cutout.split for cutout, _ in split(pictures)] == [cutout.split for cutout, _ in marked]
+
+
+def test_the_last_two_of_a_category_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HELD", 1.0)
+    marked = split([(row(f"s{i}", "dog" if i < 5 else "cat"), picture("red")) for i in range(7)])
+    trained = [cutout.category for cutout, _ in marked if cutout.split == "train"]
+    assert sorted(trained) == ["cat", "cat", "dog", "dog"]
+
+
+def test_the_bench_is_always_held_out() -> None:
+    assert [cutout.split for cutout, _ in split([(row(BENCH[0]), picture("red"))])] == ["heldout"]
+
+
+def test_a_copy_under_another_name_is_left_out_with_all_its_views() -> None:
+    pictures = [
+        (row("first", view="a"), picture("red")),
+        (row("first", view="b"), picture("red")),  # the same subject may look the same twice
+        (row("copy", view="a"), picture("#fd0202")),
+        (row("copy", view="b"), picture("blue", 20)),
+        (row("other", "cat"), picture("red")),  # another category
+        (row("different"), picture("green", 30)),
+    ]
+    assert [cutout.identity for cutout, _ in distinct(pictures)] == ["first", "first", "other", "different"]

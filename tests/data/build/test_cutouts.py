@@ -1,0 +1,156 @@
+"""Cut-outs: what is trimmed, what is left out, and which pictures are one subject."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+
+from blip_diffusion.data.build import cutouts as module
+from blip_diffusion.data.build.cutouts import costumes, emoji, fluent_3d, opened, rasterised, stamps, trim
+
+CIRCLE = '<circle cx="8" cy="8" r="6" fill="{colour}"/>'
+
+
+def disc(size: int = 100, radius: int = 40, mode: str = "RGBA") -> Image.Image:
+    """A red disc in the middle of nothing."""
+    picture = Image.new("RGBA", (size, size))
+    middle = size // 2
+    ImageDraw.Draw(picture).ellipse((middle - radius, middle - radius, middle + radius, middle + radius), "red")
+    return picture.convert(mode)
+
+
+def write(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    """A tiny Fluent package: an animal, a thing, a place, and a smiley that no group of ours holds."""
+    folder = tmp_path / "flat"
+    groups = {
+        "Animals & Nature": ["owl", "rose"],
+        "Objects": ["teapot"],
+        "Travel & Places": ["desert"],
+        "Smileys & Emotion": ["grinning-face"],
+    }
+    write(folder / "package/metadata.json", {"categories": groups})
+    slugs = [slug for group in groups.values() for slug in group]
+    icons = {slug: {"body": CIRCLE.format(colour="#c21")} for slug in slugs}
+    write(folder / "package/icons.json", {"width": 16, "height": 16, "icons": icons})
+    write(folder / "package/chars.json", {"1f989": "owl", "1fad6": "teapot", "1f339": "rose"})
+    return folder
+
+
+def test_trim_cuts_to_what_is_opaque() -> None:
+    picture = trim(disc())
+    assert picture is not None and picture.size == (81, 81) and picture.mode == "RGBA"
+
+
+def test_trim_forgets_faint_specks() -> None:
+    picture = disc()
+    picture.putpixel((0, 0), (0, 0, 0, 9))
+    trimmed = trim(picture)
+    assert trimmed is not None and trimmed.size == (81, 81)
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        disc(radius=15),  # too small
+        Image.new("RGBA", (100, 100)),  # nothing
+        Image.new("RGBA", (100, 100), "red"),  # a tile, no cut-out
+    ],
+)
+def test_trim_leaves_out(picture: Image.Image) -> None:
+    assert trim(picture) is None
+
+
+def test_a_line_is_next_to_nothing() -> None:
+    picture = Image.new("RGBA", (100, 100))
+    ImageDraw.Draw(picture).line((0, 0, 99, 99), "red")
+    assert trim(picture) is None
+
+
+def test_a_full_rectangle_passes_on_request() -> None:
+    assert trim(Image.new("RGBA", (100, 80), "red"), solid=False) is not None
+
+
+def test_opened_wants_transparency_and_no_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disc().save(tmp_path / "good.png")
+    disc(mode="RGB").save(tmp_path / "opaque.png")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
+    assert opened(tmp_path / "good.png") is not None
+    assert opened(tmp_path / "opaque.png") is None
+    assert opened(tmp_path / "broken.png") is None
+    monkeypatch.setattr(module, "LARGEST", 9_999)
+    assert opened(tmp_path / "good.png") is None
+
+
+def test_a_broken_svg_is_left_out() -> None:
+    assert rasterised("<svg") is None
+    picture = rasterised(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">{CIRCLE}</svg>')
+    assert picture is not None and picture.width == 160
+
+
+def test_emoji_are_named_and_sorted_into_animals_and_things(flat: Path) -> None:
+    found = {row.category: row for row, _ in emoji("noto", flat, flat, "Apache-2.0")}
+    assert set(found) == {"owl", "rose", "teapot"}
+    assert found["owl"].animate and not found["rose"].animate and not found["teapot"].animate
+    assert found["teapot"].identity == "noto:teapot" and found["teapot"].licence == "Apache-2.0"
+    assert {row.kind for row, _ in emoji("openmoji", flat, flat, "x")} == {"outline"}
+
+
+def test_the_two_styles_of_fluent_are_one_subject_and_vendors_are_not(flat: Path, tmp_path: Path) -> None:
+    assets = tmp_path / "shaded/package/assets"
+    assets.mkdir(parents=True)
+    disc().save(assets / "1f989.webp")
+    disc().save(assets / "1fad6-fe0f.webp")
+    shaded = {row.category: row for row, _ in fluent_3d(tmp_path / "shaded", flat, "MIT")}
+    plain = {row.category: row for row, _ in emoji("fluent-emoji-flat", flat, flat, "MIT")}
+    other = {row.category: row for row, _ in emoji("noto", flat, flat, "Apache-2.0")}
+    for category in ("owl", "teapot"):
+        assert shaded[category].identity == plain[category].identity != other[category].identity
+        assert {shaded[category].view, plain[category].view} == {"shaded", "flat"}
+
+
+def test_stamps(tmp_path: Path) -> None:
+    root = tmp_path / "usr/share/tuxpaint/stamps"
+    for key, caption in {
+        "animals/camel": "A camel.",
+        "animals/camel_mirror": "A camel.",
+        "symbols/a": "The letter a.",
+        "household/teapot": "A teapot.",
+        "household/nameless": "",
+    }.items():
+        write(root / f"{key}.txt", caption)
+        disc().save(root / f"{key}.png")
+    write(root / "household/teapot.svg", f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">{CIRCLE}</svg>')
+    disc().save(root / "household/mute.png")
+    found = {row.identity: row for row, _ in stamps(tmp_path, "GPL-2.0-only")}
+    assert set(found) == {"tux:animals/camel", "tux:household/teapot"}
+    assert found["tux:animals/camel"].kind == "photo" and found["tux:animals/camel"].animate
+    assert found["tux:household/teapot"].kind == "drawing" and not found["tux:household/teapot"].animate
+
+
+def test_the_poses_of_a_costume_are_one_subject(tmp_path: Path) -> None:
+    root = tmp_path / "usr/share/scratch/Media/Costumes"
+    for name in (
+        "Animals/dog2-a.png",
+        "Animals/dog2-b.png",
+        "Animals/dog1-a.png",
+        "Animals/cat1-a.gif",
+        "Things/rock.png",
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        disc().save(root / name)
+    rows = [row for row, _ in costumes(tmp_path, "CC-BY-SA-3.0")]
+    assert [(row.identity, row.view) for row in rows] == [
+        ("scratch:dog1", "a"),
+        ("scratch:dog2", "a"),
+        ("scratch:dog2", "b"),
+        ("scratch:rock", ""),
+    ]
+    assert [row.kind for row in rows] == ["drawing", "drawing", "drawing", "photo"]

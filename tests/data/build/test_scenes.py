@@ -1,0 +1,68 @@
+"""Scenes: the tables agree with each other, and only full tiles pass for a place."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from blip_diffusion.data.build import scenes as module
+from blip_diffusion.data.build.scenes import HELD_VIEWS, PHRASES, PLACES, VENDORS, VIEWS, scenes
+
+RECT = '<rect width="16" height="16" rx="{radius}" fill="#38f"/>'
+
+
+@pytest.fixture
+def vendor(tmp_path: Path) -> Path:
+    icons = {"icons": {"desert": {"body": RECT.format(radius=1)}, "sunset": {"body": RECT.format(radius=8)}}}
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package/icons.json").write_text(json.dumps(icons))
+    return tmp_path
+
+
+def test_every_word_has_phrases_and_a_place_to_train_on() -> None:
+    trained, held = set(), set()
+    for line in PLACES.strip().splitlines():
+        _, _, horizon, *words = line.split()
+        assert 0 < float(horizon) < 1
+        (held if words[-1] == "!" else trained).add(" ".join(words).removesuffix(" !"))
+    views = {line.split(maxsplit=2)[0]: line.split(maxsplit=2)[2] for line in VIEWS.strip().splitlines()}
+    assert held <= trained and len(held) >= 15
+    assert trained | set(views.values()) == set(PHRASES)
+    assert all(1 < len(set(phrases)) <= 3 for phrases in PHRASES.values())
+    for view in HELD_VIEWS:
+        of, slug = view.split()
+        assert of in VENDORS and slug in views
+
+
+def test_a_phrase_belongs_to_one_word() -> None:
+    owners: dict[str, list[str]] = defaultdict(list)
+    for word, phrases in PHRASES.items():
+        for phrase in phrases:
+            owners[phrase].append(word)
+    assert all(len(words) == 1 for words in owners.values())
+
+
+def test_only_a_full_tile_is_a_place(vendor: Path) -> None:
+    found = list(scenes("noto", vendor, "Apache-2.0"))
+    assert [(scene.word, scene.source) for scene, _ in found] == [("desert", "noto desert")]
+    scene, picture = found[0]
+    assert scene.phrases == PHRASES["desert"] and scene.licence == "Apache-2.0" and scene.split == "train"
+    assert picture.mode == "RGB" and picture.width / picture.height == pytest.approx(208 / 160, rel=0.02)
+
+
+def test_chosen_files_are_read_and_unreadable_ones_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / "usr/share/tuxpaint/templates"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (640, 480), "blue").save(folder / "ocean_waves.jpg")
+    Image.new("RGB", (640, 480), "green").save(folder / "cliff.jpg")
+    (folder / "rocks.jpg").write_text("no picture")
+    found = {scene.word: scene.split for scene, _ in scenes("tuxpaint-data", tmp_path, "GPL-2.0-or-later")}
+    assert found == {"sea": "heldout", "mountains": "train"}
+
+
+def test_a_bomb_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    monkeypatch.setattr(module, "LARGEST", 64 * 64 - 1)
+    assert module._opened(tmp_path / "a.png") is None

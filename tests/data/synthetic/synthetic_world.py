@@ -1,0 +1,56 @@
+"""A tiny world drawn on the spot: shapes with names, scenes of one look each. No files, no network."""
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from blip_diffusion.data.synthetic.assets import CutOut, Scene, World
+
+COLOURS = {"red": (215, 40, 40), "blue": (40, 80, 215), "black": (18, 18, 20), "grey": (128, 128, 130)}
+
+
+def make_world() -> World:
+    cutouts, pixels = [], []
+    for i, (name, colour) in enumerate(COLOURS.items()):
+        for azimuth in (0, 30, 60, 180):  # the picture tells the view: taller with azimuth
+            cutouts.append(_row(f"pot{i}", "teapot", f"{name} teapot", "3d", view=str(azimuth)))
+            pixels.append(_ellipse(colour, 110, 60 + azimuth // 4))
+        cutouts.append(_row(f"dog{i}", "dog", f"{name} dog", "emoji", animate=True))
+        pixels.append(_ellipse(colour, 70, 120))
+        cutouts.append(_row(f"held{i}", "dog", f"{name} dog", "emoji", split="heldout"))
+        pixels.append(_ellipse(colour, 120, 90))
+    for noun in ("hat", "balloon", "apple"):
+        cutouts.append(_row(noun, noun, f"red {noun}", "photo"))
+        pixels.append(_ellipse((230, 60, 50), 100, 80))
+    scenes = [_scene(word, split) for word in ("forest", "beach", "space") for split in ("train", "train", "heldout")]
+    rng = torch.Generator().manual_seed(0)
+    scene_pixels = [_scene_pixels(scene, rng) for scene in scenes]
+    return World(tuple(cutouts), torch.stack(pixels), tuple(scenes), torch.stack(scene_pixels))
+
+
+def _row(identity: str, category: str, name: str, kind: str, *, view: str = "", animate: bool = False,
+         split: str = "train") -> CutOut:  # fmt: skip
+    return CutOut(identity, category, name, kind, "drawn", "PD", view=view, animate=animate, split=split)
+
+
+def _scene(word: str, split: str) -> Scene:
+    phrases = (f"in the {word}", f"in a {word}")
+    return Scene(phrases, word, "drawn", "PD", horizon=1.0 if word == "space" else 0.6, split=split)
+
+
+def _scene_pixels(scene: Scene, rng: torch.Generator) -> Tensor:
+    """Heldout scenes are magenta, which no training scene is: so a leak shows."""
+    base = {"forest": (40, 100, 50), "beach": (220, 200, 150), "space": (10, 10, 30)}[scene.word]
+    colour = torch.tensor((255, 0, 255) if scene.split == "heldout" else base).view(3, 1, 1)
+    return (colour + torch.randint(0, 12, (3, 160, 208), generator=rng)).clamp(0, 255).byte()
+
+
+def _ellipse(colour: tuple[int, int, int], width: int, height: int) -> Tensor:
+    """A shaded ellipse with a light spot, so that it has tones."""
+    picture = Image.new("RGBA", (128, 128))
+    pen, left, top = ImageDraw.Draw(picture), (128 - width) // 2, (128 - height) // 2
+    pen.ellipse((left, top, left + width - 1, top + height - 1), fill=(*colour, 255))
+    light = tuple(min(255, c + 50) for c in colour)
+    pen.ellipse((left + width // 4, top + height // 6, left + width // 2, top + height // 2), fill=(*light, 255))
+    return torch.from_numpy(np.asarray(picture).transpose(2, 0, 1).copy())

@@ -1,0 +1,133 @@
+"""The packed world: what is written is what is read, and anything else is a sentence."""
+
+import io
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from blip_diffusion.data.synthetic.assets import CUTOUT_SIZE, PERMISSIVE, CutOut, Scene, World, pack
+from blip_diffusion.errors import DataError
+
+FIXTURE = Path(__file__).parents[2] / "fixtures/world.zip"
+RED = CutOut("a:red", "box", "red box", "3d", "a red", "MIT", "20", True, "heldout")
+TALL = CutOut("a:tall", "door", "door", "photo", "a tall", "GPL-2.0-only")
+BEACH = Scene(("on the beach", "at the beach"), "beach", "a beach", "CC-BY-SA-3.0", 0.5)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    pictures = [(RED, Image.new("RGBA", (60, 40), "red")), (TALL, Image.new("RGBA", (150, 300), "blue"))]
+    pack(tmp_path / "world.zip", pictures, [(BEACH, Image.new("RGB", (400, 400), "yellow"))], "# Licences")
+    return tmp_path / "world.zip"
+
+
+def test_what_is_packed_is_loaded(path: Path) -> None:
+    world = World.load(path)
+    assert world.cutouts == (RED, TALL) and world.scenes == (BEACH,)
+    assert world.pixels.shape == (2, 4, 128, 128) and world.pixels.dtype == torch.uint8
+    assert world.scene_pixels.shape == (1, 3, 160, 208)
+    red, tall = world.pixels
+    assert red[3].nonzero().min(0).values.tolist() == [44, 34] and red[3].nonzero().max(0).values.tolist() == [83, 93]
+    assert tall[3].any(1).sum() == CUTOUT_SIZE and tall[3].any(0).sum() == 64
+    assert torch.allclose(red[:3, 64, 64].float(), torch.tensor([255.0, 0, 0]), atol=6)
+
+
+def test_the_same_rows_give_the_same_bytes(path: Path, tmp_path: Path) -> None:
+    pictures = [(RED, Image.new("RGBA", (60, 40), "red")), (TALL, Image.new("RGBA", (150, 300), "blue"))]
+    pack(tmp_path / "again.zip", pictures, [(BEACH, Image.new("RGB", (400, 400), "yellow"))], "# Licences")
+    assert (tmp_path / "again.zip").read_bytes() == path.read_bytes()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_subsets(path: Path) -> None:
+    world = World.load(path)
+    assert world.subset(split="train").cutouts == (TALL,)
+    assert world.subset(permissive=True).cutouts == (RED,)
+    assert world.subset(permissive=True).scenes == () and len(world.subset(permissive=True).scene_pixels) == 0
+    assert torch.equal(world.subset(split="heldout").pixels[0], world.pixels[0])
+
+
+def test_a_missing_world_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="make one with `blip-diffusion data build"):
+        World.load(tmp_path / "none.zip")
+
+
+def rewritten(path: Path, name: str, data: bytes | None) -> Path:
+    """The world with one member replaced, or left out."""
+    with zipfile.ZipFile(path) as old:
+        members = {info.filename: old.read(info) for info in old.infolist()}
+    with zipfile.ZipFile(path, "w") as new:
+        for member, content in members.items():
+            if member != name or data is not None:
+                new.writestr(member, data if member == name and data is not None else content)
+    return path
+
+
+def webp(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height)).save(buffer, "WEBP")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("cutouts/00001.webp", None),
+        ("cutouts/00001.webp", b"RIFF no picture"),
+        ("cutouts/00001.webp", webp(400, 400)),
+        ("cutouts.jsonl", b"{"),
+        ("cutouts.jsonl", b"\xff"),
+        ("cutouts.jsonl", b'{"identity": "x"}'),
+        ("scenes.jsonl", b'{"word": "beach"}'),
+        ("scenes/000.webp", b""),
+        ("scenes/000.webp", webp(160, 208)),
+    ],
+)
+def test_a_corrupt_world_is_said(path: Path, name: str, data: bytes | None) -> None:
+    with pytest.raises(DataError, match="is not a packed world"):
+        World.load(rewritten(path, name, data))
+
+
+def test_a_picture_of_any_size_is_not_unpacked(path: Path, huge_png: Callable[[int], Path]) -> None:
+    with pytest.raises(DataError, match=r"is not a packed world .*decompression bomb"):
+        World.load(rewritten(path, "scenes/000.webp", huge_png(20_000).read_bytes()))
+
+
+def test_a_stream_that_is_broken_or_encrypted_is_said(path: Path) -> None:
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("scenes.jsonl", b"{}")
+        start = archive.getinfo("scenes.jsonl").header_offset
+    whole = path.read_bytes()
+    broken, encrypted = bytearray(whole), bytearray(whole)
+    broken[start + 30 + len("scenes.jsonl")] = 0xFF
+    path.write_bytes(broken)
+    with pytest.raises(DataError, match=r"is not a packed world .*decompressing"):
+        World.load(path)
+    encrypted[start + 6] |= 1  # in the file's own header, and in the last of the directory
+    encrypted[whole.rindex(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(encrypted)
+    with pytest.raises(DataError, match=r"is not a packed world .*encrypted"):
+        World.load(path)
+
+
+def test_what_is_no_zip_is_said(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError, match="is not a packed world"):
+        World.load(path)
+
+
+def test_the_fixture_is_permissive_and_has_pairs() -> None:
+    world = World.load(FIXTURE)
+    assert FIXTURE.stat().st_size <= 300 * 1024
+    assert {row.licence for row in (*world.cutouts, *world.scenes)} <= set(PERMISSIVE)
+    by_identity: dict[str, int] = {}
+    for row in world.cutouts:
+        by_identity[row.identity] = by_identity.get(row.identity, 0) + 1
+    assert len(world.cutouts) >= 48 and sum(count > 1 for count in by_identity.values()) >= 16
+    assert 5 <= len(world.scenes) <= 8 and {row.split for row in world.cutouts} == {"train", "heldout"}
+    assert np.all(world.pixels[:, 3].flatten(1).numpy().max(1) > 200)

@@ -1,0 +1,341 @@
+"""Batches: reproducible, honest to their words, and never a peek at what is held out."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from blip_diffusion.data.batches import SubjectBatch
+from blip_diffusion.data.synthetic import backgrounds, placement, prompt_templates
+from blip_diffusion.data.synthetic.assets import World
+from blip_diffusion.data.synthetic.pair_sampler import Composer, ComposerConfig, Order, sentences, sheet
+from blip_diffusion.data.synthetic.prompt_templates import Request
+from blip_diffusion.errors import ConfigError, DataError
+
+from .synthetic_world import make_world
+
+WORLD = make_world()
+PLAIN = ComposerConfig(size=64, colours=0, counts=0, sizes=0, positions=0, accessories=0, styles=0)
+BUSY = ComposerConfig(size=64, colours=0.2, counts=0.15, sizes=0.1, positions=0.15, accessories=0.15, styles=0.2)
+
+
+def composer(config: ComposerConfig = PLAIN, *, world: World = WORLD, batch_size: int = 24, seed: int = 0) -> Composer:
+    return Composer(world, config, batch_size=batch_size, seed=seed)
+
+
+def row(identity: str, view: str = "") -> int:
+    return next(i for i, c in enumerate(WORLD.cutouts) if c.identity == identity and view in ("", c.view))
+
+
+def compose(request: Request, *, identity: str = "dog1", place: str = "on a plain white background", n: int = 8,
+            seed: int = 0) -> SubjectBatch:  # fmt: skip
+    """A batch of one request, in one place."""
+    maker, rng = composer(), random.Random(seed)
+    backdrops = [maker.place(place, rng) for _ in range(n)]
+    orders = [Order(row(identity), row(identity), replace(request, scene=b.phrase), b, b) for b in backdrops]
+    return maker.compose(orders, rng)
+
+
+def centroid(alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, 1, S, S) -> x and y (B,), in frames."""
+    at = (torch.arange(alpha.shape[-1]) + 0.5) / alpha.shape[-1]
+    mass = alpha.sum((1, 2, 3))
+    return (alpha.sum((1, 2)) @ at) / mass, (alpha.sum((1, 3)) @ at) / mass
+
+
+def extents(alpha: Tensor) -> Tensor:
+    """Longest side of what is seen (B,), in frames."""
+    seen = alpha[:, 0] > 0.5
+    return torch.maximum(seen.any(1).sum(1), seen.any(2).sum(1)) / alpha.shape[-1]
+
+
+def regions(mask: Tensor) -> int:
+    """How many connected regions a mask (S, S) has."""
+    left, count = {(int(y), int(x)) for y, x in mask.nonzero()}, 0
+    while left:
+        count, edge = count + 1, [left.pop()]
+        while edge:
+            y, x = edge.pop()
+            near = {(y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)} & left
+            left -= near
+            edge.extend(near)
+    return count
+
+
+def same(a: SubjectBatch, b: SubjectBatch) -> bool:
+    return all(torch.equal(v, b[k]) if isinstance(v, Tensor) else v == b[k] for k, v in a.items())  # type: ignore
+
+
+def test_shapes_and_ranges() -> None:
+    batch = composer(BUSY)(0)
+    assert batch["reference"].shape == batch["target"].shape == (24, 3, 64, 64)
+    assert batch["canonical"].shape == (24, 4, 32, 32) and batch["target_alpha"].shape == (24, 1, 64, 64)
+    assert batch["identity"].dtype == torch.int64
+    for key in ("reference", "canonical", "target", "target_alpha"):
+        picture = batch[key]  # type: ignore[literal-required]
+        assert picture.dtype == torch.float32 and picture.min() >= 0 and picture.max() <= 1
+    assert (batch["canonical"][:, :3] <= batch["canonical"][:, 3:] + 0.01).all(), "premultiplied"
+
+
+def test_a_batch_is_a_function_of_seed_and_index() -> None:
+    assert same(composer(BUSY)(3), composer(BUSY)(3))
+    assert not same(composer(BUSY)(3), composer(BUSY)(4))
+    assert not same(composer(BUSY)(3), composer(BUSY, seed=1)(3))
+
+
+def test_cut_edges_keep_the_colour_of_the_subject() -> None:
+    """What a cut-out's transparent pixels hold must not show: here it is bright green."""
+    pixels = WORLD.pixels.clone()
+    pixels[:, 1] = torch.where(pixels[:, 3] == 0, 255, pixels[:, 1])
+    assert same(composer(world=replace(WORLD, pixels=pixels))(0), composer()(0))
+
+
+def test_a_batch_does_not_touch_the_global_generators() -> None:
+    before = torch.get_rng_state(), random.getstate()
+    composer(BUSY)(0)
+    assert torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate()
+
+
+def test_captions_are_made_of_category_and_prompt() -> None:
+    maker = composer(BUSY)
+    known = {word for sentence in sentences(WORLD) for word in sentence.split()}
+    for index in range(6):
+        batch = maker(index)
+        for category, prompt, caption in zip(batch["category"], batch["prompt"], batch["caption"], strict=True):
+            assert caption == f"a {category} {prompt}"
+        said = {word for caption in batch["caption"] + batch["reference_caption"] for word in caption.split()}
+        assert said <= known
+
+
+def test_alpha_lies_where_the_subject_is() -> None:
+    batch = compose(Request(), identity="dog1")  # blue, on white
+    blue = (batch["target"][:, 2] - batch["target"][:, 0] > 0.25).float()
+    assert ((blue > 0) == (batch["target_alpha"][:, 0] > 0.5)).float().mean() > 0.99
+    assert (batch["target_alpha"].mean((1, 2, 3)) > 0.1).all()
+
+
+def test_without_a_word_the_subject_stands_in_the_middle() -> None:
+    batch = compose(Request(), n=32)
+    x, y = centroid(batch["target_alpha"])
+    assert (x - 0.5).abs().max() < 0.08 and (y - 0.5).abs().max() < 0.08
+    sides = extents(batch["target_alpha"])
+    assert sides.min() > 0.52 and sides.max() < 0.79
+
+
+@pytest.mark.parametrize(
+    "request_", [Request(), Request(size="big"), Request(position="at the left"), Request(count=2),
+                 Request(accessory="hat"), Request(accessory="tree")], ids=str,
+)  # fmt: skip
+def test_a_fixed_layout_leaves_nothing_to_chance(request_: Request) -> None:
+    """So that an outline is a function of the reference and the words; by default, place and size vary about it."""
+    shape = placement.measure(WORLD.pixels[[row("dog1")]])[0]
+    thing = (row("dog1"), shape) if request_.accessory else None
+
+    def placed(amount: float, seed: int) -> list[placement.Placement]:
+        return placement.place(0, 0, shape, request_, 0.6, placement.Chance(random.Random(seed), amount), thing)
+
+    assert placed(0.0, 1) == placed(0.0, 2)
+    assert placed(1.0, 1) != placed(1.0, 2)
+    many = [placed(1.0, seed)[0] for seed in range(400)]
+    fixed = placed(0.0, 1)[0]
+    assert sum(p.side for p in many) / len(many) == pytest.approx(fixed.side, abs=0.01)
+    assert sum(p.x for p in many) / len(many) == pytest.approx(fixed.x, abs=0.01)
+
+
+def test_the_composer_can_fix_the_layout() -> None:
+    maker = composer(replace(PLAIN, layout=0.0))
+    orders = [maker.order(random.Random(1)) for _ in range(6)]
+    alphas = [maker.compose(orders, random.Random(seed))["target_alpha"] for seed in (1, 2)]
+    torch.testing.assert_close(*alphas)
+    with pytest.raises(ConfigError, match=r"azimuth is 0.0: use some degrees"):
+        replace(PLAIN, azimuth=0.0)
+    with pytest.raises(ConfigError, match="use 0 to 1"):
+        replace(PLAIN, layout=1.5)
+
+
+def test_in_a_fixed_layout_neither_the_horizon_nor_the_light_is_left_to_chance() -> None:
+    maker = composer(replace(PLAIN, layout=0.0))
+    flat, place = row("pot0", "0"), maker.place("in front of a brick wall", random.Random(0))
+    lower = replace(place, horizon=0.5)
+    drawn = [
+        maker.compose([Order(flat, flat, Request(scene=place.phrase), behind, behind)], random.Random(seed))
+        for seed, behind in ((1, place), (2, place), (1, lower))
+    ]
+    torch.testing.assert_close(drawn[0]["target_alpha"], drawn[2]["target_alpha"])
+    inside = (drawn[0]["target_alpha"] > 0.99).expand(-1, 3, -1, -1)
+    torch.testing.assert_close(drawn[0]["target"][inside], drawn[1]["target"][inside], atol=0.01, rtol=0)
+
+
+def test_a_mirror_turns_whole_pairs_that_have_no_side() -> None:
+    config = replace(PLAIN, positions=0.4, accessories=0.2)
+    maker = composer(config)
+    straight, turned = maker(3), composer(replace(config, mirror=1.0))(3)
+    assert straight["caption"] == turned["caption"]
+    rng = random.Random("0 3")
+    asked = [maker.order(rng).request for _ in range(maker.batch_size)]
+    sided = [bool(r.accessory) or "left" in r.position or "right" in r.position for r in asked]
+    assert 0 < sum(sided) < len(sided)
+    for name in ("reference", "canonical", "target", "target_alpha"):
+        for plain, seen, side in zip(straight[name], turned[name], sided, strict=True):  # type: ignore[literal-required]
+            assert torch.equal(plain if side else plain.flip(-1), seen)
+
+
+def test_it_stands_on_the_ground_where_there_is_some() -> None:
+    maker = composer()
+    flat, place = row("pot0", "0"), maker.place("in front of a brick wall", random.Random(0))
+    batch = maker.compose([Order(flat, flat, Request(scene=place.phrase), place, place)], random.Random(0))
+    seen = batch["target_alpha"][0, 0] > 0.5
+    assert place.horizon is not None
+    assert float(seen.any(1).nonzero().max()) / 64 > place.horizon + 0.05
+
+
+@pytest.mark.parametrize("place", ["on a plain white background", "on grass"])
+@pytest.mark.parametrize("position", prompt_templates.POSITIONS)
+def test_position_words_hold(position: str, place: str) -> None:
+    x, y = centroid(compose(Request(position=position), place=place)["target_alpha"])
+    words = position.split()
+    assert ("left" in words) == bool((x < 0.4).all()) and ("right" in words) == bool((x > 0.6).all())
+    if "top" in words:
+        assert (y < 0.42).all()
+    if "bottom" in words:
+        assert (y > 0.6).all()
+
+
+def test_size_words_hold() -> None:
+    small, usual, big = (extents(compose(Request(size=size))["target_alpha"]) for size in ("small", "", "big"))
+    assert small.max() < usual.min() - 0.1 and usual.max() < big.min() - 0.05
+
+
+@pytest.mark.parametrize("identity", ["dog1", "pot1"])
+@pytest.mark.parametrize("count", prompt_templates.COUNTS)
+def test_counts_hold(count: int, identity: str) -> None:
+    batch = compose(Request(count=count), identity=identity, n=6)
+    assert [regions(alpha[0] > 0.3) for alpha in batch["target_alpha"]] == [count] * 6
+
+
+@pytest.mark.parametrize("colour", prompt_templates.PAINTS)
+@pytest.mark.parametrize("identity", ["dog0", "dog2"])
+def test_paint_words_hold(colour: str, identity: str) -> None:
+    batch = compose(Request(colour=colour), identity=identity)
+    alpha = (batch["target_alpha"] > 0.95).float()
+    for mean in (batch["target"] * alpha).sum((2, 3)) / alpha.sum((2, 3)):
+        named = min(prompt_templates.PAINTS, key=lambda c: float((torch.tensor(backgrounds.PALETTE[c]) - mean).norm()))
+        assert named == colour
+
+
+def test_plain_words_hold_in_the_picture() -> None:
+    for colour in ("red", "green", "yellow"):
+        corner = compose(Request(), place=f"on a plain {colour} background")["target"][:, :, :4, :4].mean((2, 3))
+        torch.testing.assert_close(corner, torch.tensor(backgrounds.PALETTE[colour]).expand(8, 3), atol=0.16, rtol=0)
+
+
+def test_a_silhouette_is_dark_and_a_sketch_is_on_paper() -> None:
+    dark = compose(Request(style="silhouette"), identity="dog0")
+    assert (dark["target"] * (dark["target_alpha"] > 0.99)).max() < 0.2
+    drawn = compose(Request(style="sketch"), identity="dog2", place="on grass")["target"]
+    assert (drawn[:, :, 0] > 0.9).all() and (drawn.amin((1, 2, 3)) < 0.5).all()
+
+
+def test_accessories_stand_beside_the_subject_or_on_it() -> None:
+    alone, hat = compose(Request()), compose(Request(accessory="hat"))
+    red = (hat["target"][:, 0] - hat["target"][:, 2] > 0.25).float()[:, None]
+    assert (red.sum((1, 2, 3)) > 10).all(), "a red hat on a blue dog"
+    assert (centroid(red)[1] < centroid(hat["target_alpha"])[1] - 0.15).all(), "on its head"
+    apple = compose(Request(accessory="apple"))
+    red = (apple["target"][:, 0] - apple["target"][:, 2] > 0.25).float()[:, None]
+    assert (centroid(red)[0] > centroid(apple["target_alpha"])[0] + 0.2).all()
+    assert not (alone["target"][:, 0] - alone["target"][:, 2] > 0.25).any()
+
+
+def test_accessories_that_the_world_lacks_are_never_ordered() -> None:
+    maker, rng = composer(replace(PLAIN, accessories=1.0)), random.Random(0)
+    accessories = {maker.order(rng).request.accessory for _ in range(300)}
+    assert {"hat", "balloon", "apple"} <= accessories <= {"", "hat", "balloon", "apple"}
+    with pytest.raises(DataError, match="no crown"):
+        compose(Request(accessory="crown"))
+
+
+def test_hats_are_for_the_animate() -> None:
+    maker, rng = composer(replace(PLAIN, accessories=1.0)), random.Random(0)
+    hatted = [order.target for order in (maker.order(rng) for _ in range(300)) if order.request.accessory == "hat"]
+    assert hatted and all(WORLD.cutouts[i].animate for i in hatted)
+
+
+def orders(config: ComposerConfig, n: int = 400) -> list[Order]:
+    maker, rng = composer(config), random.Random(0)
+    return [maker.order(rng) for _ in range(n)]
+
+
+def test_reference_is_another_and_a_near_view_where_there_is_one() -> None:
+    pairs = [(WORLD.cutouts[o.reference], WORLD.cutouts[o.target]) for o in orders(replace(PLAIN, same_view=0.0))]
+    assert all(a.identity == b.identity for a, b in pairs)
+    solids = [(a, b) for a, b in pairs if a.kind == "3d" and b.view != "180"]
+    assert solids and all(a.view != b.view and a.view != "180" for a, b in solids)
+    assert all(a == b for a, b in pairs if b.kind != "3d" or b.view == "180")
+    assert all(o.reference == o.target for o in orders(replace(PLAIN, same_view=1.0)))
+
+
+def test_kinds_are_balanced_by_temperature() -> None:
+    def share(temperature: float) -> float:
+        chosen = orders(replace(PLAIN, kind_temperature=temperature), 1500)
+        return sum(WORLD.cutouts[o.target].kind == "photo" for o in chosen) / len(chosen)
+
+    assert share(0.0) == pytest.approx(1 / 3, abs=0.05)
+    assert share(1.0) == pytest.approx(3 / 11, abs=0.05)
+
+
+def test_reference_stands_elsewhere() -> None:
+    shapes = placement.measure(WORLD.pixels)
+    for order in orders(PLAIN):
+        if order.reference_backdrop.word != "plain":
+            assert order.reference_backdrop.word != order.backdrop.word
+        for backdrop, cutout in ((order.backdrop, order.target), (order.reference_backdrop, order.reference)):
+            if backdrop.kind == "plain":
+                assert not backgrounds.is_close(backgrounds.PALETTE[backdrop.names[0]], shapes[cutout].colour)
+
+
+def test_heldout_never_leaks_into_train() -> None:
+    for order in orders(BUSY):
+        assert WORLD.cutouts[order.reference].split == WORLD.cutouts[order.target].split == "train"
+        for backdrop in (order.backdrop, order.reference_backdrop):
+            assert backdrop.kind != "photo" or WORLD.scenes[backdrop.scene].split == "train"
+    assert all(WORLD.cutouts[o.target].split == "heldout" for o in orders(replace(BUSY, split="heldout")))
+
+
+def test_evaluation_may_ask_for_heldout_scenes() -> None:
+    maker, rng = composer(), random.Random(0)
+    assert WORLD.scenes[maker.place("forest", rng, split="heldout").scene].split == "heldout"
+    assert maker.place("in a forest", rng).phrase == "in a forest"
+    with pytest.raises(DataError, match="submarine"):
+        maker.place("submarine", rng)
+
+
+def test_a_world_without_subjects_of_the_split_is_refused() -> None:
+    with pytest.raises(DataError, match="no heldout subjects"):
+        composer(replace(PLAIN, split="heldout"), world=WORLD.subset(split="train"))
+
+
+def test_reference_and_canonical_show_the_reference_and_target_the_target() -> None:
+    maker, rng = composer(replace(PLAIN, rotation=0.0)), random.Random(0)
+    white = maker.place("on a plain white background", rng)
+    wide, tall = row("pot1", "0"), row("dog1")  # blue ellipses of 110 x 60 and 70 x 120
+    batch = maker.compose([Order(wide, tall, Request(scene=white.phrase), white, white)], rng)
+
+    def proportion(alpha: Tensor) -> float:
+        return float(alpha.any(0).sum() / alpha.any(1).sum())
+
+    canonical = batch["canonical"][0, 3] > 0.5
+    assert proportion(batch["reference"][0, 0] < 0.6) == pytest.approx(110 / 60, rel=0.15)
+    assert proportion(canonical) == pytest.approx(110 / 60, rel=0.15)
+    assert proportion(batch["target"][0, 0] < 0.6) == pytest.approx(70 / 120, rel=0.15)
+    assert int(canonical.any(0).sum()) >= 31, "filling the frame"
+
+
+def test_sheet_is_a_page_of_all_samples(tmp_path: Path) -> None:
+    sheet(composer(BUSY, batch_size=6)(0), tmp_path / "sheet.png")
+    page = Image.open(tmp_path / "sheet.png").convert("RGB")
+    assert page.width > 1000 and len(page.getcolors(1 << 20) or []) > 500

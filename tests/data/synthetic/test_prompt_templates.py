@@ -1,0 +1,72 @@
+"""Sentences: closed, short, and readable after `a {category}`."""
+
+import random
+from itertools import product
+
+import pytest
+
+from blip_diffusion.data.synthetic import backgrounds, prompt_templates
+from blip_diffusion.data.synthetic.prompt_templates import Request
+
+
+@pytest.mark.parametrize(
+    ("request_", "sentence"),
+    [
+        (Request("on the beach"), "a teapot on the beach"),
+        (Request("in a forest", size="small", position="top left"), "a teapot , small , at the top left , in a forest"),
+        (Request("on grass", count=2), "a teapot , two of them , on grass"),
+        (Request("on grass", colour="red"), "a teapot in red , on grass"),
+        (Request("on grass", accessory="hat"), "a teapot wearing a hat , on grass"),
+        (Request("on the beach", style="pixel art"), "a teapot on the beach , as pixel art"),
+        (Request(style="sketch"), "a teapot as a pencil sketch"),
+    ],
+)
+def test_first_paraphrases(request_: Request, sentence: str) -> None:
+    assert prompt_templates.caption("teapot", prompt_templates.prompt(request_)) == sentence
+
+
+def every_request() -> list[Request]:
+    single = [Request(accessory=key) for key in prompt_templates.ACCESSORIES]
+    single += [Request(colour=key) for key in prompt_templates.PAINTS] + [
+        Request(count=key) for key in prompt_templates.COUNTS
+    ]
+    single += [Request(style=key) for key in prompt_templates.STYLES]
+    single += [
+        Request(position=p, size=s)
+        for p, s in product(["", *prompt_templates.POSITIONS], ["", *prompt_templates.SIZES])
+    ]
+    return [Request(**{**vars(request), "scene": scene}) for request in single for scene in backgrounds.phrases()]
+
+
+def test_vocabulary_is_closed_and_lower_case() -> None:
+    rng = random.Random(0)
+    known = set(prompt_templates.vocabulary(backgrounds.phrases(), ["teapot"]))
+    said = {word for request in every_request() for word in prompt_templates.prompt(request, rng).split()}
+    assert said <= known
+    assert all(word == word.lower() for word in known)
+
+
+def test_every_phrase_of_the_tables_is_among_the_sentences() -> None:
+    page = " | ".join(prompt_templates.sentences(backgrounds.phrases(), ["teapot"]))
+    tables = (
+        prompt_templates.ACCESSORIES,
+        prompt_templates.COUNTS,
+        prompt_templates.SIZES,
+        prompt_templates.POSITIONS,
+        prompt_templates.STYLES,
+    )
+    for phrase in (phrase for table in tables for phrases in table.values() for phrase in phrases):
+        assert phrase in page, phrase
+    assert "a teapot |" in page
+
+
+def test_prompts_fit_the_text_encoder() -> None:
+    rng = random.Random(1)
+    longest = max((prompt_templates.prompt(request, rng) for request in every_request()), key=lambda p: len(p.split()))
+    assert len(longest.replace(",", "").split()) <= 16, longest
+
+
+def test_paraphrases_are_all_said() -> None:
+    rng = random.Random(2)
+    said = {prompt_templates.prompt(Request("on grass", position="left"), rng) for _ in range(50)}
+    assert said == {f"{words} , on grass" for words in prompt_templates.POSITIONS["left"]}

@@ -1,0 +1,209 @@
+import copy
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from blip_diffusion.diffusion.deepcache import ShallowUNet, WholeUNet
+from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.openvino_backend import cache_folder, key_of, modules_of, openvino
+
+X = torch.linspace(-1, 1, 12).view(2, 6)
+
+
+class Branching(nn.Module):
+    """Two inputs, two outputs, and a shape that matters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.layer(x) * scale
+        return y, y.mean(dim=0)
+
+
+falling_back = pytest.mark.filterwarnings("error:OpenVINO can't run")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def test_without_openvino_torch_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    network = Branching()
+    with pytest.warns(UserWarning, match=r"pip install 'blip-diffusion\[openvino\]'"):
+        assert openvino(network, name="network") is network
+
+
+@falling_back
+def test_a_network_runs_and_is_converted_once() -> None:
+    pytest.importorskip("openvino")
+    network = Branching()
+    for _ in range(2):
+        run = openvino(network, name="network", quiet=True)
+        for given in (X, X[:1]):
+            for one, other in zip(run(given, torch.tensor(3)), network(given, torch.tensor(3)), strict=True):
+                torch.testing.assert_close(one, other, atol=2e-2, rtol=2e-2)
+    (kept,) = cache_folder().iterdir()
+    assert {path.name for path in kept.iterdir()} == {"network.xml", "network.bin"}
+
+
+@falling_back
+def test_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO's own converter reports each conversion, without asking."""
+    pytest.importorskip("openvino")
+    telemetry = pytest.importorskip("openvino_telemetry")
+    told: list[tuple[object, ...]] = []
+    for name in ("start_session", "send_event"):
+        monkeypatch.setattr(telemetry.Telemetry, name, lambda self, *what, **more: told.append(what))
+    openvino(Branching(), name="network", quiet=True)(X, torch.tensor(1))
+    assert len(list(cache_folder().iterdir())) == 1 and told == []
+
+
+def test_the_key_is_of_the_weights() -> None:
+    network, other = Branching(), Branching()
+    assert key_of(network, "1") == key_of(other, "1") != key_of(other, "2")
+    with torch.no_grad():
+        other.layer.bias[0] += 1e-6
+    assert key_of(network, "1") != key_of(other, "1")
+
+
+def test_the_key_is_of_the_adapters() -> None:
+    """Which of them are active, and how strongly: the weights are the same."""
+    network = Branching()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several are what we want
+        for name in ("one", "two"):
+            network = inject_adapter_in_model(LoraConfig(r=1, target_modules=["layer"]), network, name)
+    layer = network.layer
+    assert isinstance(layer, BaseTunerLayer)
+    keys = set()
+    for names in (["one"], ["two"], ["one", "two"], []):
+        layer.set_adapter(names)
+        keys.add(key_of(network, "1"))
+    layer.set_adapter(["one"])
+    layer.set_scale("one", 0.5)
+    keys.add(key_of(network, "1"))
+    layer.enable_adapters(False)
+    keys.add(key_of(network, "1"))
+    assert len(keys) == 6
+
+
+@pytest.mark.parametrize("kind", [WholeUNet, ShallowUNet])
+def test_the_key_is_of_the_settings(model: BlipDiffusion, kind: type[WholeUNet | ShallowUNet]) -> None:
+    assert key_of(kind(model.unet, 1), "1") == key_of(kind(model.unet, 1), "1") != key_of(kind(model.unet, 2), "1")
+
+
+@pytest.mark.parametrize("change", [{"attention_head_dim": 4}, {"flip_sin_to_cos": False}])
+def test_the_key_is_of_the_configuration(model: BlipDiffusion, change: dict[str, Any]) -> None:
+    """Two networks of the same weights and the same names that compute something else."""
+    other = UNet2DConditionModel.from_config({**model.unet.config, **change})
+    other.load_state_dict(model.unet.state_dict())
+    same = UNet2DConditionModel.from_config({**model.unet.config, "_name_or_path": "elsewhere"})
+    same.load_state_dict(model.unet.state_dict())
+    assert str(other) == str(model.unet)
+    assert key_of(WholeUNet(same, 1), "1") == key_of(WholeUNet(model.unet, 1), "1") != key_of(WholeUNet(other, 1), "1")
+
+
+@falling_back
+def test_a_lora_turned_down_is_run_so() -> None:
+    pytest.importorskip("openvino")
+    network = inject_adapter_in_model(LoraConfig(r=1, target_modules=["layer"], init_lora_weights=False), Branching())
+    for scale in (1.0, 0.25):
+        network.layer.set_scale("default", scale)
+        answer, _ = openvino(network, name="network", quiet=True)(X, torch.tensor(1.0))
+        torch.testing.assert_close(answer, network(X, torch.tensor(1.0))[0], atol=2e-2, rtol=2e-2)
+
+
+@falling_back
+def test_a_lora_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is converted has it in its weights; the network itself stays as it is."""
+    ov = pytest.importorskip("openvino")
+    sizes = []
+    save = ov.save_model
+
+    def counted(model: Any, *where: Any, **how: Any) -> None:
+        sizes.append(len(model.get_ops()))
+        save(model, *where, **how)
+
+    monkeypatch.setattr(ov, "save_model", counted)
+    plain = Branching()
+    network = inject_adapter_in_model(
+        LoraConfig(r=1, target_modules=["layer"], init_lora_weights=False), copy.deepcopy(plain)
+    )
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    for each in (plain, network):
+        openvino(each, name="network", quiet=True)(X, torch.tensor(1.0))
+    assert len(sizes) == 2 and sizes[0] == sizes[1]
+    torch.testing.assert_close(dict(network.state_dict()), before, atol=0, rtol=0)
+    network.layer.enable_adapters(False)
+    answer, _ = openvino(network, name="network", quiet=True)(X, torch.tensor(1.0))
+    torch.testing.assert_close(answer, plain(X, torch.tensor(1.0))[0], atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.gpu
+@falling_back
+def test_a_network_on_another_device() -> None:
+    pytest.importorskip("openvino")
+    network, x, scale = Branching().cuda(), X.cuda(), torch.tensor(1.0).cuda()
+    answer, _ = openvino(network, name="network", quiet=True)(x, scale)
+    assert answer.device == x.device and network.layer.weight.device == x.device
+    torch.testing.assert_close(answer, network(x, scale)[0], atol=2e-2, rtol=2e-2)
+
+
+@falling_back
+def test_half_precision_is_converted_from_a_copy() -> None:
+    pytest.importorskip("openvino")
+    network = Branching().to(torch.bfloat16)
+    answer, _ = openvino(network, name="network", quiet=True)(X, torch.tensor(1.0))
+    assert network.layer.weight.dtype == torch.bfloat16
+    torch.testing.assert_close(answer, network(X.bfloat16(), torch.tensor(1.0))[0].float(), atol=2e-2, rtol=2e-2)
+
+
+def test_what_it_cant_run_torch_does(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    (tmp_path / "blip-diffusion").write_text("a file where the cache's folder should be")
+    network = Branching()
+    run = openvino(network, name="network", quiet=True)
+    with pytest.warns(UserWarning, match="can't run the network"):
+        run(X, torch.tensor(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(run(X, torch.tensor(2))[0], network(X, torch.tensor(2))[0])  # said once
+
+
+def test_all_modules_in_torchs_own_order(model: BlipDiffusion) -> None:
+    shared = nn.Linear(2, 2)
+    for network in (model, model.unet, nn.ModuleList([shared, nn.Sequential(shared), nn.Linear(2, 2)])):
+        assert list(modules_of(network)) == list(network.modules())
+
+
+def test_a_signal_after_openvino_is_a_signal(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    script = """
+import os, signal, torch
+from blip_diffusion.openvino_backend import openvino
+run = openvino(torch.nn.Linear(64, 64).eval(), name="line", quiet=True)
+run(torch.ones(8, 64))
+del run
+heard = []
+signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+for _ in range(3):
+    os.kill(os.getpid(), signal.SIGTERM)
+assert len(heard) == 3
+"""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    assert subprocess.run([sys.executable, "-c", script], env=environment, timeout=300).returncode == 0

@@ -1,0 +1,111 @@
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from torch.nn import functional as F
+
+from blip_diffusion.checkpoint.model_folder import Parts, read_parts
+from blip_diffusion.data.batches import SubjectBatch
+from blip_diffusion.errors import ConfigError
+from blip_diffusion.training.initialization import StartConfig, perceptual_distance, start_vae
+from blip_diffusion.training.objectives.autoencoder import Autoencoder, AutoencoderConfig, random_crops
+
+from .overfit import context, ids, moved_parameters, overfit, with_gradient
+
+
+def method(perceptual: bool = False, **config: float) -> Autoencoder:
+    distance = perceptual_distance() if perceptual else None
+    vae: AutoencoderKL = start_vae(Parts(), StartConfig("tiny"))
+    return Autoencoder(vae, distance, AutoencoderConfig(**{"crop": 32, **config}))  # type: ignore[arg-type]
+
+
+def test_it_learns_a_batch(batch: SubjectBatch) -> None:
+    before, after = overfit(method(perceptual=True, colour=1.0), batch, steps=30, lr=3e-3)
+    assert after < 0.7 * before
+
+
+def test_the_loss_is_the_sum_of_its_terms(batch: SubjectBatch) -> None:
+    judged = method(perceptual=True, colour=0.5, kl=1e-3, adversarial=0.3)
+    losses = {name: value.item() for name, value in judged(batch, context()).items()}
+    own = losses["absolute"] + 0.5 * losses["colour"] + 1e-3 * losses["kl"] + 0.2 * losses["perceptual"]
+    assert losses["loss"] == pytest.approx(own + losses["discriminator"] + 0.3 * losses["adversarial"], rel=1e-4)
+
+
+def test_the_judge_and_the_judged_do_not_teach_each_other(batch: SubjectBatch) -> None:
+    both = method(adversarial=0.1)
+    losses = both(batch, context())
+    assert both.discriminator is not None
+    vae, judge = list(both.vae.parameters()), list(both.discriminator.parameters())
+    losses["discriminator"].backward(retain_graph=True)
+    assert all(with_gradient(judge)) and not any(with_gradient(vae))
+    both.zero_grad()
+    losses["adversarial"].backward()
+    assert any(with_gradient(vae)) and not any(with_gradient(judge))
+
+
+def test_the_judge_learns_before_it_is_heard(batch: SubjectBatch) -> None:
+    both = method(adversarial=0.5, adversarial_start=10)
+    early, late = both(batch, context(step=9)), both(batch, context(step=10))
+    assert (early["loss"] - early["discriminator"]).item() == pytest.approx(
+        (late["loss"] - late["discriminator"] - 0.5 * late["adversarial"]).item(), rel=1e-4
+    )
+
+
+def test_a_polished_decoder_leaves_the_latents_alone(batch: SubjectBatch, tmp_path: Path) -> None:
+    polished = method(train_encoder=False)
+    polished.vae.register_to_config(scaling_factor=0.3)
+    moved = moved_parameters(polished)
+    assert not moved & ids(polished.vae.encoder.parameters()) and not moved & ids(polished.vae.quant_conv.parameters())
+    assert moved >= ids(polished.vae.decoder.parameters())
+    pixels = batch["target"] * 2 - 1
+    before = polished.vae.encode(pixels).latent_dist.mode()
+    overfit(polished, batch, steps=3, lr=1e-2)
+    assert torch.equal(before, polished.vae.encode(pixels).latent_dist.mode())
+    polished.export(tmp_path)
+    assert read_parts(tmp_path).vae.config.scaling_factor == 0.3
+
+
+@torch.no_grad()
+def test_latents_are_disturbed_by_up_to_a_share_of_their_spread() -> None:
+    latents = 3 * torch.randn(64, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    noise = method(latent_noise=0.3)._disturbed(latents, context().rng) - latents
+    amounts = noise.std(dim=(1, 2, 3)) / latents.std()
+    assert 0 < amounts.min() < 0.1 and 0.2 < amounts.max() < 0.33
+    assert method()._disturbed(latents, context().rng) is latents
+
+
+def test_the_export_brings_latents_to_unit_variance(batch: SubjectBatch, tmp_path: Path) -> None:
+    trained = method().train()
+    for step in range(50):
+        trained._measure(torch.randn(64, generator=torch.Generator().manual_seed(step)) * 3, step)
+    trained.export(tmp_path)
+    assert read_parts(tmp_path).vae.config.scaling_factor == pytest.approx(1 / 3, rel=0.05)
+
+
+def test_it_measures_in_training_alone(batch: SubjectBatch) -> None:
+    measured = method()
+    measured.eval()(batch, context())
+    assert measured.latent_variance == 1
+    measured.train()(batch, context())
+    assert measured.latent_variance != 1
+
+
+def test_it_shows_pictures_and_what_is_left_of_them(batch: SubjectBatch) -> None:
+    wanted, left = method().show(batch)
+    assert wanted is batch["target"] and left.shape == wanted.shape
+    assert left.min() >= 0 and left.max() <= 1 and F.l1_loss(left, wanted) > 0
+
+
+def test_crops_lie_at_one_place() -> None:
+    pixels = torch.arange(40 * 40.0).view(1, 1, 40, 40).expand(2, 3, -1, -1)
+    crops = [random_crops(pixels, 16, torch.Generator().manual_seed(seed)) for seed in range(40)]
+    assert all(crop.shape == (2, 3, 16, 16) and torch.equal(crop[0], crop[1]) for crop in crops)
+    corners = {divmod(int(crop[0, 0, 0, 0]), 40) for crop in crops}
+    assert len(corners) > 30 and max(max(corner) for corner in corners) <= 24
+    assert random_crops(pixels, 64, torch.Generator()).shape == (2, 3, 40, 40)
+
+
+def test_errors() -> None:
+    with pytest.raises(ConfigError, match="crop is 20: use a multiple of 16"):
+        AutoencoderConfig(crop=20)

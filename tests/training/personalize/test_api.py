@@ -1,0 +1,290 @@
+"""A whole tuning, from photos to a file, of the tiny model."""
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from blip_diffusion.checkpoint.subject_file import read_subject
+from blip_diffusion.data.photos import PhotoBatch, PhotoBatches
+from blip_diffusion.errors import BlipDiffusionError, CheckpointError, ConfigError, InputError
+from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.training.personalize.api import TuneConfig, Tuned, tune
+from blip_diffusion.training.personalize.early_stopping import ValidationConfig
+from blip_diffusion.training.trainer import DivergedError
+from tests.training.photos import written
+
+QUICK = ValidationConfig(every=2, sampling_steps=1, patience=2)
+
+
+def learn(
+    folder: Path, model: Path, dog: Image.Image, *, name: str = "rex", resume: bool = False, **more: object
+) -> Tuned:
+    photos = folder / "photos" if (folder / "photos").is_dir() else written(dog, folder / "photos")
+    config = TuneConfig(**{"steps": 3, "batch_size": 2, "validation": QUICK, **more})  # type: ignore[arg-type]
+    out = folder / f"{name}.safetensors"
+    return tune([photos], category="dog", name=name, out=out, model=model, config=config, resume=resume)
+
+
+def test_from_photos_to_pictures(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
+    tuned = learn(tmp_path, tiny_folder, dog, rank=2)
+    assert tuned.out == tmp_path / "rex.safetensors" and tuned.step == 3 and tuned.result.stopped == "done"
+    rex = read_subject(tuned.out)
+    assert rex.details["steps"] == 3 and rex.details["photos"] == 3 and rex.category == "dog" and rex.thumbnail
+    pipe = BlipDiffusionPipeline.from_pretrained(tiny_folder)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_subject(tuned.out)
+    assert pipe("on the beach", num_inference_steps=1).images[0].size == (32, 32)
+    start = pipe.encode_subject([Image.open(path) for path in sorted((tmp_path / "photos").iterdir())], "dog")
+    assert 0 < (rex.embedding - start).abs().max() < 0.1  # it begins at the photos' mean
+    assert not (tuned.folder / "checkpoints").exists()
+
+
+def test_it_stops_by_itself(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
+    judged = iter([(0.5, 1.0), (0.8, 0.9), (0.9, 0.3), (1.0, 0.2)])
+    config = TuneConfig(train="embedding", batch_size=1, validation=QUICK, most=20)
+    tuned = tune(
+        [written(dog, tmp_path / "photos")], category="dog", name="rex", out=tmp_path / "rex.safetensors",
+        model=tiny_folder, config=config, evaluator=lambda pictures: next(judged),
+    )  # fmt: skip
+    assert tuned.result.stopped == "hook" and tuned.result.step == 6 and tuned.step == 2 and tuned.overfitted
+    assert read_subject(tuned.out).details["steps"] == 2
+    assert sorted(path.name for path in tuned.folder.iterdir()) == [
+        "begun.json", "curve.png", "log.jsonl", "samples", "scores.jsonl", "strip.png"]  # fmt: skip
+
+
+def test_what_was_kept_is_not_said_to_be_past_the_best(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
+    """Though it hardly heeds the prompt: it is the best there was."""
+    judged = iter([(0.1, 1.0), (0.9, 0.5)])
+    config = TuneConfig(train="embedding", batch_size=1, validation=QUICK, most=2)
+    tuned = tune([dog], category="dog", name="rex", out=tmp_path / "rex.safetensors", model=tiny_folder, config=config,
+                 evaluator=lambda pictures: next(judged))  # fmt: skip
+    assert tuned.step == tuned.scores[-1].step == 2 and not tuned.overfitted
+
+
+def test_what_is_kept_is_what_was_best(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
+    """The same as a tuning of so many steps."""
+    plain = learn(tmp_path / "plain", tiny_folder, dog, steps=2, train="embedding")
+    judged = iter([(0.1, 0.1), (0.9, 0.9), (0.1, 0.1), (0.1, 0.1)])
+    config = TuneConfig(train="embedding", batch_size=2, validation=QUICK, most=6)
+    best = tune([tmp_path / "plain" / "photos"], category="dog", name="rex", out=tmp_path / "rex.safetensors",
+                model=tiny_folder, config=config, evaluator=lambda pictures: next(judged))  # fmt: skip
+    assert torch.equal(read_subject(plain.out).embedding, read_subject(best.out).embedding)
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_resumed_tuning_equals_an_uninterrupted_one(
+    at: int, tiny_folder: Path, dog: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted where a score is due, and where none is."""
+    how = {"steps": None, "most": 4, "rank": 2, "train": "lora"}
+    whole = learn(tmp_path / "whole", tiny_folder, dog, **how)  # type: ignore[arg-type]
+    plain = PhotoBatches.__call__
+
+    def interrupted(self: PhotoBatches, index: int) -> PhotoBatch:
+        if index == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PhotoBatches, "__call__", interrupted)
+        first = learn(tmp_path / "parts", tiny_folder, dog, **how)  # type: ignore[arg-type]
+    assert first.result.stopped == "signal" and first.step == at + 1 and not first.out.exists()
+    with pytest.raises(CheckpointError, match="interrupted: say --resume"):
+        learn(tmp_path / "parts", tiny_folder, dog, **how)  # type: ignore[arg-type]
+    resumed = learn(tmp_path / "parts", tiny_folder, dog, resume=True, **how)  # type: ignore[arg-type]
+    assert whole.scores[0].subject != whole.scores[-1].subject and whole.scores[0].text != whole.scores[-1].text
+    assert resumed.scores == whole.scores and resumed.step == whole.step
+    one, other = load_file(whole.out), load_file(resumed.out)
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def fails_at(at: int, monkeypatch: pytest.MonkeyPatch, batch: Callable[[PhotoBatch], PhotoBatch]) -> None:
+    """What a batch of this number becomes."""
+    plain = PhotoBatches.__call__
+    monkeypatch.setattr(
+        PhotoBatches,
+        "__call__",
+        lambda self, index: batch(plain(self, index)) if index == at else plain(self, index),
+    )
+
+
+def test_a_killed_tuning_goes_on(
+    tiny_folder: Path, dog: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No signal tells it: what was saved on the way is there, and what was best then."""
+    how = {"steps": None, "most": 6, "rank": 2}
+    whole = learn(tmp_path / "whole", tiny_folder, dog, **how)  # type: ignore[arg-type]
+
+    def killed(_: PhotoBatch) -> PhotoBatch:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("blip_diffusion.training.personalize.api.SAVE_MINUTES", 1e-9)
+        fails_at(3, patch, killed)
+        with pytest.raises(MemoryError):
+            learn(tmp_path / "parts", tiny_folder, dog, **how)  # type: ignore[arg-type]
+    assert (tmp_path / "parts/rex.safetensors.tuning/checkpoints/step-00000003").is_dir()
+    resumed = learn(tmp_path / "parts", tiny_folder, dog, resume=True, **how)  # type: ignore[arg-type]
+    assert resumed.scores == whole.scores
+    one, other = load_file(whole.out), load_file(resumed.out)
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_tuning_that_diverges_keeps_its_best(
+    tiny_folder: Path, dog: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails_at(3, monkeypatch, lambda batch: {**batch, "latents": batch["latents"] * torch.nan})
+    judged = iter([(0.1, 0.1), (0.9, 0.9)])
+    config = TuneConfig(batch_size=1, rank=2, validation=QUICK, most=6)
+    with pytest.warns(match="Step 3 was not taken .*lower the learning rate.* What was best before is kept"):
+        tuned = tune([dog], category="dog", name="rex", out=tmp_path / "rex.safetensors", model=tiny_folder,
+                     config=config, evaluator=lambda pictures: next(judged))  # fmt: skip
+    assert tuned.result.stopped == "diverged" and tuned.result.step == 3 and tuned.step == 2
+    assert read_subject(tuned.out).details["steps"] == 2
+    with pytest.raises(DivergedError):  # where nothing was judged, nothing is known to be good
+        learn(tmp_path / "blind", tiny_folder, dog, steps=6)
+
+
+@pytest.mark.parametrize("method", ["dreambooth", "dreambooth-lora", "textual-inversion"])
+def test_the_methods_it_is_compared_with(method: str, tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
+    prior = 1 if method == "dreambooth" else 0
+    config = TuneConfig(method=method, steps=1, batch_size=1, prior_images=prior, mixed_precision="auto")  # type: ignore[arg-type]
+    out = tmp_path / ("rex" if method == "dreambooth" else "rex.safetensors")
+    if method == "dreambooth":
+        out.mkdir()  # an empty folder is as good as none
+    tuned = tune([dog], category="dog", name="rex", out=out, model=tiny_folder, config=config)
+    assert tuned.out == out and (out / "model_index.json").is_file() == (method == "dreambooth")
+
+
+def test_another_tuning_takes_the_place_of_the_last(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
+    """But not before all is known to be well with it."""
+    log = learn(tmp_path, tiny_folder, dog, steps=1).folder / "log.jsonl"
+    before = log.read_bytes()
+    with pytest.raises(BlipDiffusionError, match="None of the 1 photos"):
+        tune(["nowhere.png"], category="dog", name="rex", out=tmp_path / "rex.safetensors", model=tiny_folder)
+    assert log.read_bytes() == before
+    assert learn(tmp_path, tiny_folder, dog, steps=2).step == 2 and log.read_bytes() != before
+
+
+def test_a_resumption_is_of_the_same(
+    tiny_folder: Path, dog: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = PhotoBatches.__call__
+
+    def interrupted(self: PhotoBatches, index: int) -> PhotoBatch:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, index)
+
+    out, config = tmp_path / "rex.safetensors", TuneConfig(steps=2, batch_size=1)
+    same: dict[str, Any] = {"photos": [dog], "category": "dog", "name": "rex", "model": tiny_folder, "config": config}
+    other = Path(shutil.copytree(tiny_folder, tmp_path / "other"))
+    weights = load_file(other / "unet/diffusion_pytorch_model.safetensors")
+    save_file({name: -tensor for name, tensor in weights.items()}, other / "unet/diffusion_pytorch_model.safetensors")
+
+    def again(**changed: Any) -> Tuned:
+        asked = same | changed
+        return tune(asked.pop("photos"), out=out, resume=True, **asked)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PhotoBatches, "__call__", interrupted)
+        assert again().step == 1
+    Image.new("L", dog.size, 255).save(tmp_path / "mask.png")
+    with pytest.raises(InputError, match="began with other masks"):
+        again(masks=[tmp_path / "mask.png"])
+    mirrored = dog.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    for what, value in {"photos": [mirrored], "category": "cat", "name": "tom", "model": other}.items():
+        with pytest.raises(InputError, match=f"began with other {what}: --resume with the same, or choose another"):
+            again(**{what: value})
+    judged = replace(config, validation=QUICK)
+    trained = replace(config, seed=1, learning_rate=0.5)
+    for asked, what in (trained, "learning_rate and seed"), (judged, "every and sampling_steps and patience"):
+        with pytest.raises(InputError, match=f"began with other {what}: --resume with the same"):
+            again(config=asked)
+    assert again(config=replace(config, device="cpu")).step == 2  # where it is computed may change
+
+
+def test_folders_of_other_things_are_left_alone(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
+    """What lies in one that no tuning has made; and two files of one stem have a folder each."""
+    assert learn(tmp_path, tiny_folder, dog, steps=1).folder == tmp_path / "rex.safetensors.tuning"
+    letter = tmp_path / "tom.safetensors.tuning" / "letter.txt"
+    letter.parent.mkdir()
+    letter.write_text("dear")
+    for resume in (False, True):
+        with pytest.raises(InputError, match="is no tuning's folder: choose another --out"):
+            learn(tmp_path, tiny_folder, dog, name="tom", resume=resume)
+    assert letter.read_text() == "dear"
+    save_file({"lora": torch.ones(1)}, tmp_path / "style.safetensors")
+    with pytest.raises(InputError, match="is there already and is no subject's file: choose another --out"):
+        learn(tmp_path, tiny_folder, dog, name="style")
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"category": "a very big brown dog"}, "category .* is too long"),
+        ({"category": ""}, "category is empty"),
+        ({"name": "../rex"}, "name .* can't be used"),
+        ({"photos": []}, "no photos"),
+        ({"photos": ["nowhere.png"]}, "None of the 1 photos"),
+        ({"out": f"{__file__}/rex.safetensors"}, "Nothing can be written to"),
+        ({"out": "rex.png"}, "should end in .safetensors, as rex.safetensors"),
+        ({"out": "rex.safetensors", "config": TuneConfig(method="dreambooth")}, "DreamBooth writes a folder: say rex."),
+        ({"model": "nowhere"}, "no model nowhere"),
+        ({"masks": [Path("a"), Path("b")]}, "2 masks for 1 photos"),
+    ],
+)
+def test_bad_input_is_found_before_training(
+    more: dict[str, object], sentence: str, tiny_folder: Path, dog: Image.Image, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    asked = {"photos": [dog], "category": "dog", "name": "rex", "model": tiny_folder, **more}
+    with pytest.raises(BlipDiffusionError, match=sentence):
+        tune(asked.pop("photos"), **asked)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_learning_rate_goes_with_the_width() -> None:
+    assert TuneConfig(train="unet").resolved(768).learning_rate == 5e-6
+    assert TuneConfig(train="unet").resolved(256).learning_rate == 1e-4
+    assert TuneConfig(method="dreambooth", learning_rate=0.5).resolved(768).learning_rate == 0.5
+    with pytest.raises(ConfigError, match="learning_rate must be positive"):
+        TuneConfig(learning_rate=0.0)
+
+
+def test_bad_settings() -> None:
+    with pytest.raises(ConfigError, match="steps is 0"):
+        TuneConfig(steps=0)
+    with pytest.raises(ConfigError, match="prior_images must not be negative"):
+        TuneConfig(prior_images=-1)
+    with pytest.raises(ConfigError, match="prior_images say nothing to textual-inversion"):
+        TuneConfig(method="textual-inversion", prior_images=8)
+    with pytest.raises(ConfigError, match="prior_images say nothing to an embedding alone"):
+        TuneConfig(train="embedding", prior_images=8)
+    TuneConfig(method="dreambooth", train="embedding", prior_images=8)  # which has no say there
+
+
+def test_eight_bits_need_their_package(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        with pytest.raises(ConfigError, match="pip install bitsandbytes"):
+            learn(tmp_path, tiny_folder, dog, eight_bit=True)
+
+
+def test_a_folder_in_the_way(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
+    (tmp_path / "rex.safetensors").mkdir()
+    with pytest.raises(InputError, match="is a folder"):
+        learn(tmp_path, tiny_folder, dog)

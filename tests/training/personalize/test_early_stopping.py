@@ -1,0 +1,149 @@
+"""The judge of a tuning: what it measures, what it keeps, when it ends."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from blip_diffusion import images
+from blip_diffusion.data.photos import squares
+from blip_diffusion.errors import ConfigError
+from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.prompts import subject_prompt
+from blip_diffusion.sampling import draw, scene_seeds
+from blip_diffusion.training.personalize.early_stopping import (
+    CURVE,
+    STRIP,
+    OwnEncoders,
+    Score,
+    Validation,
+    ValidationConfig,
+)
+from tests.training.photos import photographs
+
+CONFIG = ValidationConfig(sampling_steps=2)
+
+
+@dataclass
+class Drawer:
+    """A method of one picture a scene, whose exports are counted."""
+
+    model: BlipDiffusion
+    exported: list[int] = field(default_factory=list)
+    now: int = 0
+
+    def states(self, scenes: list[str]) -> Tensor:
+        return self.model.text_states([subject_prompt(scene, "dog") for scene in scenes])
+
+    def export(self, folder: Path) -> None:
+        self.exported.append(self.now)
+        folder.mkdir(parents=True)
+        (folder / "step.txt").write_text(str(self.now))
+
+
+def follow(scores: list[tuple[float, float]], model: BlipDiffusion, folder: Path, **config: Any) -> Any:
+    """A validation that hears these scores, step after step, until it says stop."""
+    coming = iter(scores)
+    settings = ValidationConfig(sampling_steps=1, **config)
+    validation = Validation(lambda pictures: next(coming), settings, folder)
+    method = Drawer(model)
+    tracker = SimpleNamespace(log=lambda step, values: None)
+    validation.begin(method)  # type: ignore[arg-type]
+    for method.now in range(10, 10 * len(scores), 10):
+        if validation(SimpleNamespace(method=method, step=method.now, tracker=tracker)):  # type: ignore[arg-type]
+            break
+    return validation, method
+
+
+def test_the_best_trade_off_is_kept_and_it_stops_when_it_has_turned(model: BlipDiffusion, tmp_path: Path) -> None:
+    scores = [(0.4, 1.0), (0.6, 0.9), (0.8, 0.8), (0.9, 0.5), (0.95, 0.4), (0.97, 0.3), (1.0, 0.2)]
+    validation, method = follow(scores, model, tmp_path)
+    assert [score.step for score in validation.scores] == [0, 10, 20, 30, 40, 50]  # three after the best
+    assert validation.best.step == 20 and method.exported == [0, 10, 20]
+    assert [validation.overfits(score) for score in validation.scores] == [False] * 3 + [True] * 3
+    validation.report("rex")
+    strip, curve = Image.open(tmp_path / STRIP), Image.open(tmp_path / CURVE)
+    assert strip.height == 6 * 34 and strip.width > 3 * 32 and curve.width > 400
+    red = images.to_tensor([strip.convert("RGB")])[0]
+    loud = (red[0] > 0.7) & (red[1] < 0.2) & (red[2] < 0.2)
+    assert loud[34 * 3 :, :110].any() and not loud[: 34 * 3, :110].any()  # overfitting is shown as such
+
+
+def test_what_is_kept_outlives_a_lost_step_that_was_better(model: BlipDiffusion, tmp_path: Path) -> None:
+    """From a checkpoint at step 10 a run goes on to 30, is lost, goes on from there again, and is worse."""
+    kept, _ = follow([(0.4, 1.0), (0.8, 0.8)], model, tmp_path)
+    (tmp_path / "checkpoints" / "step-00000010").mkdir(parents=True)
+    assert [path.name for path in (tmp_path / "best").iterdir()] == ["000010"]
+    for score, wanted in ((0.9, 30), (0.1, 10)):
+        validation, method = Validation(lambda pictures, own=score: (own, own), kept.config, tmp_path), Drawer(model)  # type: ignore[misc]
+        validation.begin(method, after=10)  # type: ignore[arg-type]
+        method.now = 30
+        validation(SimpleNamespace(method=method, step=30, tracker=SimpleNamespace(log=lambda *_: None)))  # type: ignore[arg-type]
+        assert validation.best.step == wanted and (validation.kept / "step.txt").read_text() == str(wanted)
+    assert [path.name for path in (tmp_path / "best").iterdir()] == ["000010"]
+
+
+def test_what_is_hardly_better_is_not_worth_more_steps(model: BlipDiffusion, tmp_path: Path) -> None:
+    validation, method = follow([(0.50, 0.5), (0.505, 0.5), (0.51, 0.5), (0.505, 0.5)], model, tmp_path)
+    assert validation.best.step == 0 and validation.turned and method.exported == [0]
+
+
+def test_neither_score_makes_up_for_the_other() -> None:
+    assert Score(0, 1.0, 0.0).balance == 0 and Score(0, -1.0, 1.0).balance == 0
+    assert Score(0, 4.0, 0.25).balance == Score(0, 1.0, 0.25).balance == pytest.approx(0.5)
+
+
+# ------------------------------------------------------------------------------------------------- the model's encoders
+
+
+@pytest.fixture
+def judge(model: BlipDiffusion, dog: Image.Image) -> OwnEncoders:
+    pixels, masks = squares(photographs(dog), 32)
+    return OwnEncoders(model, pixels, masks, "dog", CONFIG)
+
+
+def plain(model: BlipDiffusion) -> Tensor:
+    states = model.text_states([f"a dog {scene}" for scene in CONFIG.scenes])
+    return draw(model, states, scene_seeds(CONFIG.scenes, CONFIG.seeds), steps=CONFIG.sampling_steps)
+
+
+@torch.no_grad()
+def test_the_untuned_model_follows_the_text_and_knows_no_subject(model: BlipDiffusion, judge: OwnEncoders) -> None:
+    subject, text = judge(plain(model))
+    assert subject == pytest.approx(0, abs=1e-4) and text == pytest.approx(1, abs=1e-4)
+
+
+@torch.no_grad()
+def test_photos_show_the_subject_and_ignore_the_text(
+    model: BlipDiffusion, judge: OwnEncoders, dog: Image.Image
+) -> None:
+    """Copies of a photo, whatever the prompt: that is overfitting at its purest."""
+    photo = squares(photographs(dog), 32)[0][:1]
+    subject, text = judge(photo.expand(3, -1, -1, -1))
+    assert subject > 0.8 and text == pytest.approx(0, abs=1e-4)
+    half, _ = judge(torch.cat([photo, plain(model)[1:]]))
+    assert 0.1 < half < subject
+
+
+@torch.no_grad()
+def test_only_what_the_masks_show_counts(model: BlipDiffusion, dog: Image.Image) -> None:
+    pixels, _ = squares(photographs(dog), 32)
+    left = torch.zeros(3, 1, 32, 32)
+    left[..., :16] = 1
+    right_gone = pixels.clone()
+    right_gone[..., 16:] = 0
+    scores = [OwnEncoders(model, pixels, masks, "dog", CONFIG)(right_gone)[0] for masks in (left, 1 - left)]
+    assert scores[0] > scores[1]
+
+
+def test_errors() -> None:
+    for scenes in ((), ("one",), ("a",) * 5, ("a", " ")):
+        with pytest.raises(ConfigError, match="two to four scenes"):
+            ValidationConfig(scenes=scenes)
+    with pytest.raises(ConfigError, match="1 or more"):
+        ValidationConfig(patience=0)

@@ -1,0 +1,170 @@
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from blip_diffusion.checkpoint.components import save_heads
+from blip_diffusion.checkpoint.model_folder import Parts, read_parts
+from blip_diffusion.data.batches import SubjectBatch
+from blip_diffusion.data.synthetic.assets import World
+from blip_diffusion.data.synthetic.pair_sampler import sentences
+from blip_diffusion.errors import CheckpointError
+from blip_diffusion.images import normalise
+from blip_diffusion.model import InferenceConfig, build_subject_encoder, build_text_encoder
+from blip_diffusion.modules.heads import RedrawHead
+from blip_diffusion.modules.image_encoder import EfficientNetTower
+from blip_diffusion.training.initialization import (
+    MINI,
+    SHAPES,
+    StartConfig,
+    found_parts,
+    noising_of,
+    start_heads,
+    start_model,
+    start_vae,
+    zero_snr_scheduler,
+)
+
+CONFIG = StartConfig("tiny")
+
+
+@pytest.fixture(scope="module")
+def corpus(world: World) -> list[str]:
+    return list(sentences(world))
+
+
+def test_a_start_is_a_function_of_its_seed(corpus: list[str], batch: SubjectBatch) -> None:
+    def state(seed: int) -> dict[str, torch.Tensor]:
+        return start_model(Parts(), StartConfig("tiny", seed=seed), corpus, batch["reference"]).state_dict()
+
+    torch.manual_seed(9)
+    first, other = state(1), state(2)
+    torch.manual_seed(10)
+    again = state(1)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["unet.conv_in.weight"], other["unet.conv_in.weight"])
+
+
+def test_a_new_image_encoder_sees_and_is_calibrated(corpus: list[str], batch: SubjectBatch) -> None:
+    model = start_model(Parts(), CONFIG, corpus, batch["reference"])
+    tower = model.subject_encoder.image_encoder.tower
+    assert isinstance(tower, EfficientNetTower)
+    features = tower(normalise(batch["reference"], model.reference.mean, model.reference.std))
+    assert features[..., : -tower.places].mean(dim=(0, 1)).abs().max() < 1e-2
+    fresh = EfficientNetTower()
+    assert not torch.equal(fresh.network.stem.weight, tower.network.stem.weight)  # ImageNet's, not random
+
+
+def test_parts_that_are_there_are_kept(tiny_folder: Path, corpus: list[str], batch: SubjectBatch) -> None:
+    parts = found_parts(StartConfig("tiny", start=(tiny_folder,)))
+    before = {name: tensor.clone() for name, tensor in parts.subject_encoder.state_dict().items()}  # type: ignore[union-attr]
+    model = start_model(parts, CONFIG, corpus, batch["reference"] * 0)
+    assert model.unet is parts.unet and model.vae is parts.vae and model.tokenizer is parts.tokenizer
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.subject_encoder.state_dict().items())
+
+
+def test_the_first_folder_wins(tiny_folder: Path, tmp_path: Path) -> None:
+    from shutil import copytree
+
+    copytree(tiny_folder / "vae", tmp_path / "vae")
+    parts = read_parts(tmp_path)
+    parts.vae.register_to_config(scaling_factor=0.5)
+    parts.vae.save_pretrained(tmp_path / "vae")
+    found = found_parts(StartConfig("tiny", start=(tmp_path, tiny_folder)))
+    assert found.vae.config.scaling_factor == 0.5 and found.unet is not None
+    found = found_parts(StartConfig("tiny", start=(tiny_folder, tmp_path)))
+    assert found.vae.config.scaling_factor != 0.5
+
+
+def test_only_tiny_models_go_without_a_trained_autoencoder() -> None:
+    with pytest.raises(CheckpointError, match="no trained autoencoder"):
+        start_model(Parts(), StartConfig("mini"), ["a dog"], torch.zeros(1, 3, 128, 128))
+
+
+def test_a_new_autoencoder_begins_near_the_picture(batch: SubjectBatch) -> None:
+    """Its residual branches are closed: what comes out is a blurred copy in colours that are not the picture's own,
+    but moves with it."""
+    vae = start_vae(Parts(), CONFIG).eval()
+    with torch.no_grad():
+        mean = vae.encode(batch["target"] * 2 - 1).latent_dist
+    assert mean.std.mean() < 0.2 and mean.mean.std() > 0.01
+
+
+def test_heads_come_from_a_folder_that_has_some(tmp_path: Path) -> None:
+    shapes = SHAPES["tiny"].qformer
+    saved = RedrawHead(shapes.width, size=16)
+    save_heads({"redraw": saved}, tmp_path)
+    heads = start_heads(shapes, 16, [tmp_path / "nowhere", tmp_path])
+    assert set(heads) == {"contrastive", "matching", "language", "redraw"}
+    assert torch.equal(heads["redraw"].places, saved.places)
+
+
+def test_each_head_comes_from_the_first_folder_that_has_it(tmp_path: Path) -> None:
+    shapes = SHAPES["tiny"].qformer
+    saved = start_heads(shapes, 16, [])
+    save_heads(dict(saved.items()), tmp_path / "stage 1")
+    later = RedrawHead(shapes.width, size=16)
+    save_heads({"redraw": later}, tmp_path / "stage 2")
+    heads = start_heads(shapes, 16, [tmp_path / "stage 2", tmp_path / "stage 1"])
+    assert torch.equal(heads["redraw"].places, later.places)
+    for name in ("contrastive", "matching", "language"):
+        own, theirs = heads[name].state_dict(), saved[name].state_dict()
+        assert all(torch.equal(own[key], theirs[key]) for key in theirs)
+
+
+def test_the_schedule_ends_in_pure_noise() -> None:
+    scheduler = zero_snr_scheduler()
+    noising = noising_of(scheduler)
+    assert noising.alphas_cumprod[-1] < 1e-6 and noising.alphas_cumprod[0] > 0.99
+    scheduler.set_timesteps(20)
+    assert scheduler.timesteps[0] == 999
+
+
+def test_a_frozen_image_encoder_is_never_a_random_one(tiny_folder: Path, corpus: list[str]) -> None:
+    parts = found_parts(StartConfig("published", start=(tiny_folder,)))
+    parts.subject_encoder = None
+    with pytest.raises(CheckpointError, match=r"must know pictures.*: name a folder with qformer/ in model.start"):
+        start_model(parts, StartConfig("published"), corpus, torch.zeros(1, 3, 32, 32))
+
+
+def test_a_model_is_asked_as_its_teacher(tiny_folder: Path, corpus: list[str], tmp_path: Path) -> None:
+    """Unless the configuration says otherwise; a folder that says nothing is passed over."""
+    table = json.loads((tiny_folder / "model_index.json").read_text())
+    asked = InferenceConfig(2, 9, 4.0, 0.5, noise_scale=0.7)
+    for name, settings in (("mute", {}), ("teacher", asdict(asked))):
+        (tmp_path / name).mkdir()
+        others = {key: value for key, value in table.items() if key not in asdict(asked)}
+        (tmp_path / name / "model_index.json").write_text(json.dumps(others | settings))
+
+    def inference(*folders: str, own: InferenceConfig | None = None) -> InferenceConfig:
+        config = StartConfig("tiny", start=tuple(tmp_path / name for name in folders), inference=own)
+        return start_model(found_parts(config), config, corpus, torch.zeros(1, 3, 32, 32)).inference
+
+    assert inference("mute", "teacher") == asked
+    assert inference("teacher", own=InferenceConfig()) == InferenceConfig()
+    assert inference("mute") == inference() == InferenceConfig(1, 15, 3.0, 0.6)
+
+
+@pytest.mark.parametrize("name", sorted(SHAPES))
+def test_shapes_fit_each_other(name: str) -> None:
+    shape = SHAPES[name]
+    with torch.device("meta"):
+        encoder = build_subject_encoder(shape)
+        build_text_encoder(shape.text_encoder)
+    assert encoder.image_encoder.width == shape.qformer.vision_width
+    assert shape.qformer.width == shape.text_encoder.width == shape.unet["cross_attention_dim"]
+    assert shape.qformer.queries + 8 <= shape.text_encoder.positions
+
+
+def test_mini_is_small() -> None:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    with torch.device("meta"):
+        parts = [build_subject_encoder(MINI), build_text_encoder(MINI.text_encoder)]
+        parts += [UNet2DConditionModel(**MINI.unet), AutoencoderKL(**MINI.vae)]
+    numbers = sum(tensor.numel() for part in parts for tensor in part.state_dict().values())
+    assert 2 * numbers <= 64 * 2**20  # bytes in half precision
+    assert MINI.unet["in_channels"] == MINI.vae["latent_channels"]
+    assert MINI.unet["sample_size"] * 2 ** (len(MINI.vae["block_out_channels"]) - 1) == MINI.reference.size == 128

@@ -1,0 +1,72 @@
+import builtins
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from blip_diffusion.errors import ConfigError
+from blip_diffusion.training.metric_logger import Tracker, console_line
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_line_is_on_disk_at_once(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, console=False)
+    tracker.log(3, {"loss": 0.5})
+    assert lines(tmp_path) == [{"step": 3, "loss": 0.5}]
+    tracker.close()
+
+
+def test_resuming_drops_what_will_be_said_again_and_a_torn_line(tmp_path: Path) -> None:
+    with Tracker(tmp_path, console=False) as tracker:
+        for step in (10, 20, 30):
+            tracker.log(step, {"loss": step / 10})
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 15, "lo')
+    with Tracker(tmp_path, start=20, console=False) as tracker:
+        tracker.log(30, {"loss": 7.0})
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(10, 1.0), (20, 2.0), (30, 7.0)]
+
+
+def test_the_console_line() -> None:
+    values = {"loss": 0.12345, "lr": 1e-4, "samples": 80, "samples_per_second": 312.52, "seconds": 9.0, "eta": 3723.4}
+    assert console_line(120, 1000, values) == "120/1000  loss 0.1235  lr 1.0e-04  312.5 samples/s  eta 1:02:03"
+
+
+def test_the_console_can_be_silent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for console in (True, False):
+        with Tracker(tmp_path, steps=9, console=console) as tracker:
+            tracker.log(1, {"loss": 1.0})
+        assert capsys.readouterr().out == ("1/9  loss 1\n" if console else "")
+
+
+def test_pictures(tmp_path: Path) -> None:
+    with Tracker(tmp_path, console=False) as tracker:
+        path = tracker.picture("teapot/front", Image.new("RGB", (4, 3), "red"), 12)
+    assert path == tmp_path / "samples" / "teapot" / "front-00000012.png"
+    assert Image.open(path).size == (4, 3)
+
+
+def test_tensorboard_when_asked_for(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    with Tracker(tmp_path, console=False, tensorboard=True) as tracker:
+        tracker.log(1, {"loss": 0.5})
+        tracker.picture("a", Image.new("L", (4, 3)), 1)
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_tensorboard_missing_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def absent(name: str, *rest: Any, **more: Any) -> Any:
+        if "tensorboard" in name:
+            raise ImportError(name)
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", absent)
+    with pytest.raises(ConfigError, match="pip install tensorboard"):
+        Tracker(tmp_path, tensorboard=True)

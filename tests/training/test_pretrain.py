@@ -1,0 +1,258 @@
+"""The stages of `configs/debug`, one after the other, as a person would run them; then pictures from the last."""
+
+import json
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from blip_diffusion import config as configuration
+from blip_diffusion.errors import CheckpointError, ConfigError, DataError, InputError
+from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.training.pretrain import METHODS, RunConfig, run
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+WORLD = Path(__file__).parents[1] / "fixtures" / "world.zip"
+GOLDEN = Path(__file__).parents[1] / "parity" / "golden"
+STAGES = ("autoencoder", "text_to_image", "representation", "subject", "decoder", "consistency")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder `runs/debug` after all stages."""
+    root = tmp_path_factory.mktemp("runs")
+    for stage in STAGES:
+        result = run(CONFIGS / "debug" / f"{stage}.toml", root / stage, overrides=overrides(stage, root))
+        assert (result.step, result.stopped) == (4, "done")
+        assert all(torch.tensor(value).isfinite() for value in result.losses.values())
+    return root
+
+
+def overrides(stage: str, root: Path) -> list[str]:
+    """The configuration's paths, which are relative to the repository, moved to this run's folders."""
+    table = tomllib.loads((CONFIGS / "debug" / f"{stage}.toml").read_text())
+    start = [str(root / Path(path).relative_to("runs/debug")) for path in table["model"].get("start", [])]
+    return [f"world.path={WORLD}", f"model.start={json.dumps(start)}", "train.device=cpu"]
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return {
+        f"{path.parent.name}/{name}": tensor
+        for path in sorted(folder.rglob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
+
+
+def parts(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_each_stage_exports_what_the_next_one_needs(runs: Path) -> None:
+    reading = ["image_processor", "qformer", "qformer_tokenizer"]
+    whole = sorted([*reading, "model_index.json", "scheduler", "text_encoder", "tokenizer", "unet", "vae"])
+    assert parts(runs / "autoencoder/export") == ["vae"]
+    assert parts(runs / "text_to_image/export") == whole
+    assert parts(runs / "representation/export") == ["heads.safetensors", *reading]
+    assert parts(runs / "subject/export") == ["heads.safetensors", *whole]
+    assert parts(runs / "decoder/export") == ["vae"]
+    assert parts(runs / "consistency/export") == whole
+
+
+@pytest.mark.parametrize(
+    ("stage", "before", "still", "moved"),
+    [
+        ("text_to_image", "autoencoder/export", ("vae/",), ()),
+        ("text_to_image", "text_to_image/start", ("vae/", "qformer/"), ("unet/", "text_encoder/")),
+        ("representation", "representation/start", ("qformer/visual_encoder.tower.",), ("qformer/proj_layer.",)),
+        ("subject", "text_to_image/export", ("vae/", "qformer/visual_encoder.tower."), ("unet/", "text_encoder/")),
+        ("subject", "subject/start", ("vae/", "qformer/visual_encoder.tower."), ("qformer/proj_layer.",)),
+        ("decoder", "subject/export", ("vae/encoder.", "vae/quant_conv."), ("vae/decoder.",)),
+        ("consistency", "subject/export", ("vae/", "qformer/", "text_encoder/"), ("unet/",)),
+    ],
+)
+def test_what_is_frozen_does_not_move_by_a_bit(
+    runs: Path, stage: str, before: str, still: tuple[str, ...], moved: tuple[str, ...]
+) -> None:
+    """And what is not does."""
+    old, new = weights(runs / before), weights(runs / stage / "export")
+    for part in still:
+        kept = [name for name in old if name.startswith(part)]
+        assert kept and all(torch.equal(old[name], new[name]) for name in kept), part
+    for part in moved:
+        gone = [name for name in old if name.startswith(part)]
+        assert gone and sum(not torch.equal(old[name], new[name]) for name in gone) > 0.9 * len(gone), part
+
+
+def test_the_first_folder_that_has_a_part_gives_it(runs: Path) -> None:
+    """Stage 2 names the text-to-image folder first, which has a subject encoder too: an untrained one."""
+    first, second = (weights(runs / stage / "export") for stage in ("text_to_image", "representation"))
+    towers = [name for name in first if name.startswith("qformer/visual_encoder.tower") and name in second]
+    assert towers and all(torch.equal(first[name], second[name]) for name in towers)
+
+
+@pytest.mark.parametrize("stage", ["subject", "consistency"])
+def test_the_export_draws(runs: Path, dog: Image.Image, stage: str) -> None:
+    pipe = BlipDiffusionPipeline.from_pretrained(runs / stage / "export")
+    pipe.set_progress_bar_config(disable=True)
+    pictures = pipe("on the beach", dog, "dog", num_inference_steps=2, generator=torch.Generator().manual_seed(0))
+    assert pictures.images[0].size == (32, 32)
+
+
+def test_a_run_keeps_its_configuration_and_its_page(runs: Path) -> None:
+    saved = next((runs / "subject").rglob("*.toml"))
+    config = configuration.build(RunConfig, configuration.read(saved))
+    assert config.method == "subject" and config.subject.draws == 2 and config.world.path == WORLD
+    assert any((runs / "subject").rglob("page*.png"))
+
+
+def test_the_published_layout_is_trained_on(tmp_path: Path) -> None:
+    """Its image encoder looks at smaller pictures than the U-Net draws."""
+    start = shutil.copytree(GOLDEN / "pipe", tmp_path / "published")
+    shutil.copytree(GOLDEN / "tok" / "bert", start / "qformer_tokenizer")
+    own = [f"world.path={WORLD}", f'model.start=["{start}"]', "train.device=cpu"]
+    own += ["train.steps=1", "train.optim.lr=1e-3"]
+    path, small = CONFIGS / "published/subject.toml", "world.compose.size=32"
+    result = run(path, tmp_path / "run", overrides=[*own, small])
+    assert result.step == 1 and torch.tensor(result.losses["loss"]).isfinite()
+    old, new = weights(start), weights(tmp_path / "run/export")
+    assert any(not torch.equal(old[name], new[name]) for name in old if name.startswith("unet/"))
+    index = json.loads((tmp_path / "run/export/model_index.json").read_text())
+    assert (index["prompt_reps"], index["num_inference_steps"], index["guidance_scale"]) == (20, 50, 7.5)
+    with pytest.raises(ConfigError, match=r"world\.compose\.size is 48, and this model draws 32 pixels"):
+        run(path, tmp_path / "other", overrides=[*own, "world.compose.size=48"])
+    assert not (tmp_path / "other").exists()
+
+
+def test_what_knows_nothing_is_no_teacher(runs: Path, tmp_path: Path) -> None:
+    own = [*overrides("consistency", runs), f'model.start=["{runs / "decoder/export"}"]']
+    with pytest.raises(CheckpointError, match="begins with a trained subject_encoder and text_encoder and unet"):
+        run(CONFIGS / "debug/consistency.toml", tmp_path, overrides=own)
+    own = [*overrides("decoder", runs), "model.start=[]"]
+    with pytest.raises(CheckpointError, match="begins with a trained vae"):
+        run(CONFIGS / "debug/decoder.toml", tmp_path, overrides=own)
+
+
+def test_a_run_is_a_function_of_its_configuration(runs: Path, tmp_path: Path) -> None:
+    run(CONFIGS / "debug/representation.toml", tmp_path, overrides=overrides("representation", runs))
+    once, twice = weights(runs / "representation/export"), weights(tmp_path / "export")
+    assert once.keys() == twice.keys() and all(torch.equal(once[name], twice[name]) for name in once)
+
+
+def test_a_lora_comes_with_the_model_and_resumes(runs: Path, tmp_path: Path) -> None:
+    own = [*overrides("consistency", runs), "consistency.lora=true", "consistency.rank=2", "consistency.grid=4"]
+    own += ["consistency.whole_way=true", "train.save_every=2"]
+    run(CONFIGS / "debug/consistency.toml", tmp_path, overrides=own)
+    before, whole = weights(runs / "subject/export"), weights(tmp_path / "export")
+    of_lora = [name for name in whole if ".lora_" in name]
+    assert of_lora and all(torch.equal(whole[name], before[name]) for name in whole.keys() - set(of_lora))
+    last = sorted((tmp_path / "checkpoints").iterdir())[-1]
+    shutil.rmtree(last)
+    shutil.rmtree(tmp_path / "export")
+    assert run(CONFIGS / "debug/consistency.toml", tmp_path, overrides=own, resume="latest").step == 4
+    again = weights(tmp_path / "export")
+    assert again.keys() == whole.keys() and all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(runs: Path, tmp_path: Path) -> None:
+    own = overrides("text_to_image", runs)
+    path = CONFIGS / "debug/text_to_image.toml"
+    run(path, tmp_path, overrides=[*own, "train.save_every=2"])
+    checkpoint = sorted((tmp_path / "checkpoints").iterdir())[0]
+    resumed = run(path, tmp_path / "resumed", overrides=own, resume=checkpoint)
+    assert resumed.step == 4
+    once, twice = weights(runs / "text_to_image/export"), weights(tmp_path / "resumed/export")
+    assert all(torch.equal(once[name], twice[name]) for name in once)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_going_on_needs_no_earlier_stage(runs: Path, tmp_path: Path, stage: str) -> None:
+    """All that a run begins with lies in its own folder: parts, heads, and how the model wants to be asked."""
+    own = overrides(stage, tmp_path)
+    for path in json.loads(own[1].removeprefix("model.start=")):
+        shutil.copytree(runs / Path(path).relative_to(tmp_path), path)
+    toml = CONFIGS / f"debug/{stage}.toml"
+    assert run(toml, tmp_path / "run", overrides=[*own, "train.minutes=1e-6"]).step == 1
+    for earlier in set(STAGES) & {path.name for path in tmp_path.iterdir()}:
+        shutil.rmtree(tmp_path / earlier)
+    assert run(toml, tmp_path / "run", overrides=own, resume="latest").step == 4
+    once, twice = weights(runs / stage / "export"), weights(tmp_path / "run/export")
+    assert once.keys() == twice.keys() and all(torch.equal(once[name], twice[name]) for name in once)
+    for path in (runs / stage / "export").glob("model_index.json"):
+        assert path.read_text() == (tmp_path / "run/export/model_index.json").read_text()
+    assert f"model.start={json.dumps(saved_start(tmp_path / 'run'))}" == own[1]
+
+
+def saved_start(folder: Path) -> list[str]:
+    """What the configuration that lies with the last checkpoint says a run began with."""
+    saved = max((folder / "checkpoints").iterdir()) / "config.toml"
+    return [str(path) for path in tomllib.loads(saved.read_text())["model"]["start"]]
+
+
+def test_an_attempt_that_came_to_no_checkpoint_leaves_nothing_behind(runs: Path, tmp_path: Path) -> None:
+    """Its beginning would otherwise stand before what the corrected command names."""
+    own = overrides("text_to_image", runs)
+    run(CONFIGS / "debug/text_to_image.toml", tmp_path / "other", overrides=[*own, "model.seed=1", "train.steps=1"])
+    (tmp_path / "run").mkdir()
+    shutil.copytree(tmp_path / "other/start", tmp_path / "run/start")
+    run(CONFIGS / "debug/text_to_image.toml", tmp_path / "run", overrides=own)
+    once, twice = weights(runs / "text_to_image/export"), weights(tmp_path / "run/export")
+    assert all(torch.equal(once[name], twice[name]) for name in once)
+
+
+# ------------------------------------------------------------------------------------------------------- configurations
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.toml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_configuration_is_one(path: Path) -> None:
+    config = configuration.build(RunConfig, configuration.read(path))
+    assert config.method in METHODS
+    assert configuration.build(RunConfig, tomllib.loads(configuration.to_toml(config))) == config
+    header = path.read_text().splitlines()
+    assert header[0].startswith("# ") and any(str(path.relative_to(CONFIGS.parent)) in line for line in header[:5])
+
+
+@pytest.mark.parametrize("folder", ["debug", "mini"])
+def test_every_stage_has_a_configuration(folder: str) -> None:
+    assert sorted(path.stem for path in (CONFIGS / folder).glob("*.toml")) == sorted(STAGES)
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "sentence"),
+    [
+        ("world.path=nowhere.zip", DataError, "no world at nowhere.zip"),
+        ("model.start=[\"nowhere\"]", CheckpointError, "no model at nowhere"),
+        ("method=dreams", ConfigError, "method must be"),
+        ("text_to_image.unet_rate=1", ConfigError, "did you mean text_to_image.unet_lr"),
+        ("world.batch_size=0", ConfigError, "batch_size is 0: use 1 or more"),
+        ("world.compose.size=100", ConfigError, "compose.size is 100: use a multiple of 16"),
+        ("world.compose.canonical_size=30", ConfigError, "canonical_size is 30: use a multiple of 4"),
+        ("representation.every=0", ConfigError, "every is 0: use 1 or more"),
+        ("representation.every=2", ConfigError, "every is 2, and without redraw the steps between teach nothing"),
+        ("subject.subject_weight=0", ConfigError, "subject_weight is 0.0: use a number above 0"),
+        ("subject.subject_weight=-2", ConfigError, "subject_weight is -2.0: use a number above 0"),
+        ("autoencoder.crop=0", ConfigError, "crop is 0: use a multiple of 16"),
+        ("model.shape=mini", CheckpointError, "no trained autoencoder: name its folder in model.start"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_run(tmp_path: Path, override: str, error: type[Exception], sentence: str) -> None:
+    own = [f"world.path={WORLD}", "model.start=[]", "train.device=cpu", override]
+    with pytest.raises(error, match=sentence):
+        run(CONFIGS / "debug/text_to_image.toml", tmp_path / "run", overrides=own)
+    assert not (tmp_path / "run/export").exists()
+
+
+def test_a_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("something else")
+    with pytest.raises(InputError, match="Nothing can be written to"):
+        run(CONFIGS / "debug/text_to_image.toml", tmp_path / "run", overrides=[f"world.path={WORLD}"])
+
+
+def test_permissive_worlds_hold_permissive_rows_alone(tmp_path: Path) -> None:
+    own = [*overrides("autoencoder", tmp_path), "world.licences=permissive", "train.steps=1"]
+    run(CONFIGS / "debug/autoencoder.toml", tmp_path / "run", overrides=own)
+    assert (tmp_path / "run/export/vae").is_dir()
