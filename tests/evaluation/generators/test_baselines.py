@@ -23,7 +23,7 @@ from blip_diffusion.evaluation.generators.baselines import (
 from blip_diffusion.evaluation.instances import Case, cases_of
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
-from tests.data.test_bench import published
+from tests.data.benchmarks.test_dreambench import published
 
 
 def far(first: Sequence[Image.Image], second: Sequence[Image.Image]) -> float:
