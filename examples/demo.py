@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from blip_diffusion.interfaces import cli
+from blip_diffusion.cli import main as cli
 
 SUBJECTS = {"apple.png": "apple", "armchair.png": "armchair", "dog.png": "dog", "cat.jpg": "cat"}
 PROMPTS = ("on the beach", "in the snow", "on a plain blue background", "on grass", "at night under the stars")

@@ -17,7 +17,7 @@ from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.data.synthetic.assets import World
 from blip_diffusion.data.synthetic.pair_sampler import Composer, ComposerConfig, sentences
 from blip_diffusion.model import BlipDiffusion, InferenceConfig
-from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.training.initialization import StartConfig, start_model
 
 WORLD = Path(__file__).parent / "fixtures" / "world.zip"

@@ -7,9 +7,9 @@ import inspect
 import pytest
 
 import blip_diffusion
+from blip_diffusion.cli.main import build_parser
 from blip_diffusion.errors import BlipDiffusionError
-from blip_diffusion.interfaces.cli import build_parser
-from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 
 
 def test_the_package() -> None:
@@ -102,4 +102,4 @@ def test_flags_are_whole_words() -> None:
 
 def test_the_command_is_installed() -> None:
     (command,) = importlib.metadata.entry_points(group="console_scripts", name="blip-diffusion")
-    assert command.value == "blip_diffusion.interfaces.cli:main"
+    assert command.value == "blip_diffusion.cli.main:main"

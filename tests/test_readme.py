@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from blip_diffusion.interfaces.cli import build_parser
+from blip_diffusion.cli.main import build_parser
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from blip_diffusion.errors import BlipDiffusionError
 
 if TYPE_CHECKING:
-    from blip_diffusion.pipelines.generate import BlipDiffusionPipeline as BlipDiffusionPipeline
+    from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline as BlipDiffusionPipeline
 
 __version__ = "0.4.0"
 __all__ = ["BlipDiffusionError", "BlipDiffusionPipeline", "__version__"]
 
-_LAZY = {"BlipDiffusionPipeline": "blip_diffusion.pipelines.generate"}
+_LAZY = {"BlipDiffusionPipeline": "blip_diffusion.pipelines.pipeline"}
 
 
 def __getattr__(name: str) -> Any:

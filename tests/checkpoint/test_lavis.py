@@ -20,10 +20,10 @@ from torch import Tensor
 from blip_diffusion.checkpoint import lavis
 from blip_diffusion.checkpoint.convert import convert, take_place
 from blip_diffusion.checkpoint.model_folder import read_parts
+from blip_diffusion.cli.main import main
 from blip_diffusion.errors import CheckpointError
-from blip_diffusion.interfaces.cli import main
 from blip_diffusion.model import InferenceConfig
-from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden" / "pipe"
 WORD_LIST = GOLDEN.parent / "tok" / "bert"

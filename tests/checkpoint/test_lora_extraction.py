@@ -8,7 +8,7 @@ import torch
 from blip_diffusion.checkpoint.lora_extraction import convert_tuned, low_rank
 from blip_diffusion.checkpoint.subject_file import read_subject
 from blip_diffusion.errors import CheckpointError, InputError
-from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.training.lora import ATTENTION
 
 

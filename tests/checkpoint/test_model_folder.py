@@ -36,7 +36,7 @@ from blip_diffusion.model import BlipDiffusion, InferenceConfig, ModelConfig, Su
 from blip_diffusion.modules.heads import MatchingHead, RedrawHead
 from blip_diffusion.modules.image_encoder import ImageEncoderConfig
 from blip_diffusion.modules.qformer import QFormerConfig
-from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 
 CLIP_SHAPES = ModelConfig(
     image_encoder=ImageEncoderConfig(image_size=28, width=24, layers=2, heads=2, inner=96, patch=14),

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from blip_diffusion.checkpoint.model_folder import load_controlnet, load_unet, load_vae
+from blip_diffusion.cli.main import main
 from blip_diffusion.errors import CheckpointError
-from blip_diffusion.interfaces.cli import main
-from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden"
 State = dict[str, Tensor]

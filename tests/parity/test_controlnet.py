@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from blip_diffusion.pipelines.control import ControlRequest
-from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 
 GOLDEN = Path(__file__).parent / "golden"
 

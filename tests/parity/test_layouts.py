@@ -14,7 +14,7 @@ from torch import Tensor
 
 from blip_diffusion.checkpoint.key_maps import VAE_RENAMES
 from blip_diffusion.errors import CheckpointError
-from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 
 HERE = Path(__file__).parent
 GOLDEN, LAYOUTS = HERE / "golden", HERE / "layouts"

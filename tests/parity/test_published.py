@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blip_diffusion import images
 from blip_diffusion.model import BlipDiffusion
-from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.prompts import category_words, prompt_ids, subject_prompt
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion.errors import InputError
-from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import Preset
 
 Draw = Callable[..., Tensor]

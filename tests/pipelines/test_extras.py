@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from blip_diffusion.errors import CheckpointError
-from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 
 Draw = Callable[..., Tensor]
 State = dict[str, Tensor]

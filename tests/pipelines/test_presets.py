@@ -20,7 +20,7 @@ from blip_diffusion.devices import fastest_dtype
 from blip_diffusion.errors import CheckpointError, InputError
 from blip_diffusion.openvino_backend import tuned_layers
 from blip_diffusion.pipelines import presets
-from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import EXACT, FAST, PRESETS, TURBO, Preset, named, precision, with_lora
 
 pytestmark = [

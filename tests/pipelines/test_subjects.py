@@ -13,7 +13,7 @@ from PIL import Image
 
 from blip_diffusion.checkpoint.subject_file import Subject, fingerprint, write_subject
 from blip_diffusion.errors import CheckpointError, InputError
-from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.training.lora import ATTENTION
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from blip_diffusion import config as configuration
 from blip_diffusion.errors import CheckpointError, ConfigError, DataError, InputError
-from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.training.pretrain import METHODS, RunConfig, run
 
 CONFIGS = Path(__file__).parents[2] / "configs"

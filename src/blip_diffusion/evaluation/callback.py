@@ -23,7 +23,7 @@ from blip_diffusion.evaluation.metrics.probe_data import pupils
 from blip_diffusion.evaluation.metrics.registry import check_names, panel_of
 from blip_diffusion.evaluation.metrics.similarity import Judge
 from blip_diffusion.evaluation.reporting.curve import curve, read_scores
-from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.training.metric_logger import LOG
 from blip_diffusion.training.pretrain import RunConfig
 from blip_diffusion.training.trainer import HookContext

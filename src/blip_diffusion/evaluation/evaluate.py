@@ -24,8 +24,8 @@ from blip_diffusion.evaluation.metrics.memorization import Neighbour, distances,
 from blip_diffusion.evaluation.metrics.registry import Panel, check_names, panel_of
 from blip_diffusion.evaluation.reporting.html import write_page
 from blip_diffusion.evaluation.reporting.schema import PROTOCOL, Report, keep_references, pictures_of, relative, write
-from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
-from blip_diffusion.pipelines.memo import bytes_of
+from blip_diffusion.pipelines.encoding_cache import bytes_of
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import Engine, ordered
 from blip_diffusion.training.personalize.api import TuneConfig
 

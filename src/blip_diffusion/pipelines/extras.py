@@ -14,7 +14,7 @@ from blip_diffusion.checkpoint.lora import check_lora, in_pefts_names
 from blip_diffusion.checkpoint.weights import State
 from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.openvino_backend import tuned_layers, uncompiled
-from blip_diffusion.pipelines.memo import written
+from blip_diffusion.pipelines.encoding_cache import written
 
 UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError)
 """What the libraries raise over a file that is missing, damaged or something else."""

@@ -22,7 +22,7 @@ from blip_diffusion.evaluation.generators.baselines import (
 )
 from blip_diffusion.evaluation.instances import Case, cases_of
 from blip_diffusion.model import BlipDiffusion
-from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from tests.data.benchmarks.test_dreambench import published
 
 

@@ -12,7 +12,7 @@ from blip_diffusion.diffusion.guidance import guided, unet_denoiser
 from blip_diffusion.diffusion.sampler import sample
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
-from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import TURBO
 from blip_diffusion.training.initialization import noising_of
 from blip_diffusion.training.objectives.consistency import Consistency, ConsistencyConfig

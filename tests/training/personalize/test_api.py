@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from blip_diffusion.checkpoint.subject_file import read_subject
 from blip_diffusion.data.photos import PhotoBatch, PhotoBatches
 from blip_diffusion.errors import BlipDiffusionError, CheckpointError, ConfigError, InputError
-from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.training.personalize.api import TuneConfig, Tuned, tune
 from blip_diffusion.training.personalize.early_stopping import ValidationConfig
 from blip_diffusion.training.trainer import DivergedError

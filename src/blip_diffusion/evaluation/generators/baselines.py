@@ -21,7 +21,7 @@ from blip_diffusion.data.benchmarks.minibench import bench_composer, first_rows,
 from blip_diffusion.data.synthetic.assets import World
 from blip_diffusion.evaluation.instances import Case
 from blip_diffusion.model import BlipDiffusion
-from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 
 Draw = Callable[[Sequence[Case]], list[Image.Image]]
 """A method: cases to RGB pictures, one each."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from blip_diffusion.interfaces.startup import importing
+from blip_diffusion.cli.startup import importing
 
 HEAVY = {"torch", "numpy", "PIL", "diffusers", "transformers", "accelerate", "peft", "tokenizers", "safetensors"}
 UNUSED = {"onnx", "openvino", "tensorboard", "timm", "trimesh", "resvg_py", "controlnet_aux", "skimage", "cv2",
@@ -18,7 +18,7 @@ UNUSED = {"onnx", "openvino", "tensorboard", "timm", "trimesh", "resvg_py", "con
 
 def imported(*arguments: str) -> set[str]:
     """The full names of all modules that a command imports."""
-    command = [sys.executable, "-X", "importtime", "-m", "blip_diffusion.interfaces.cli", *arguments]
+    command = [sys.executable, "-X", "importtime", "-m", "blip_diffusion.cli.main", *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     lines = [line for line in ended.stderr.splitlines() if line.startswith("import time:")]
@@ -37,7 +37,7 @@ def ours(modules: set[str]) -> set[str]:
 def test_help_imports_nothing_heavy() -> None:
     modules = imported("--help")
     assert not tops(modules) & (HEAVY | UNUSED)
-    assert ours(modules) == {"errors", "interfaces"}
+    assert ours(modules) == {"errors", "cli"}
     assert len(modules) < 150  # argparse, and what Python itself needs
 
 

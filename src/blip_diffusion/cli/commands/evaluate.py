@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from blip_diffusion.interfaces.commands.flags import (
+from blip_diffusion.cli.flags import (
     STEPS_HELP,
     TRAIN_HELP,
     TRAINED,
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     from blip_diffusion.evaluation.evaluate import Order, evaluate
     from blip_diffusion.evaluation.generators.cache import Shard
     from blip_diffusion.evaluation.reporting.schema import markdown
-    from blip_diffusion.interfaces.service import dtype_of
+    from blip_diffusion.generation.run import dtype_of
     from blip_diffusion.training.personalize.api import TuneConfig
 
     order = Order(

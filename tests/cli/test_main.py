@@ -15,12 +15,12 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from PIL import Image, PngImagePlugin
 
 from blip_diffusion.annotators import annotate
+from blip_diffusion.cli.main import main
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.data.synthetic.pair_sampler import Composer
 from blip_diffusion.devices import has_bfloat16
-from blip_diffusion.interfaces import service
-from blip_diffusion.interfaces.cli import main
-from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.generation import run as service
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation"),  # diffusers' own sigmas, with numpy 2
@@ -548,7 +548,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_real_process(tiny_folder: Path, reference: Path) -> None:
-    command = ["-m", "blip_diffusion.interfaces.cli", "generate", "on the beach", "--category", "dog"]
+    command = ["-m", "blip_diffusion.cli.main", "generate", "on the beach", "--category", "dog"]
     ended = python(*command, "--model", str(tiny_folder), "--reference", str(reference))
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout == "out/on-the-beach-0.png\n" and written() == ["out/on-the-beach-0.png"]
@@ -558,7 +558,7 @@ def test_a_real_process(tiny_folder: Path, reference: Path) -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["--version"]])
 def test_help_needs_no_torch(arguments: list[str]) -> None:
     code = (
-        "import sys; from blip_diffusion.interfaces.cli import main\n"
+        "import sys; from blip_diffusion.cli.main import main\n"
         f"try: main({arguments!r})\n"
         f"finally: print([name for name in {HEAVY} if name in sys.modules])"
     )

@@ -25,7 +25,7 @@ from blip_diffusion.checkpoint.model_folder import load_controlnet
 from blip_diffusion.checkpoint.weights import check_writable, is_there
 from blip_diffusion.devices import device_of
 from blip_diffusion.errors import InputError
-from blip_diffusion.interfaces.subjects import SubjectOrder, load_subjects
+from blip_diffusion.generation.subject_refs import SubjectOrder, load_subjects
 from blip_diffusion.pipelines.presets import Engine, named, ordered, precision
 
 METADATA = "blip-diffusion"
@@ -162,7 +162,7 @@ def _check_sheet(path: Path) -> None:
 
 
 def _pipeline(order: Order, device: str) -> Any:
-    from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+    from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 
     place = device_of(device)
     pipe = BlipDiffusionPipeline.from_pretrained(order.model, torch_dtype=getattr(torch, order.dtype)).to(place)

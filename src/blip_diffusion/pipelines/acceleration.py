@@ -18,8 +18,8 @@ from blip_diffusion.diffusion.guidance import Denoiser, guided, unet_denoiser
 from blip_diffusion.diffusion.latents import LatentCodec
 from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.openvino_backend import openvino, tuned_layers, uncompiled
+from blip_diffusion.pipelines.encoding_cache import state_of
 from blip_diffusion.pipelines.extras import UNREADABLE, activate, active_adapters
-from blip_diffusion.pipelines.memo import state_of
 from blip_diffusion.pipelines.presets import Preset, named, precision, solver, with_lora
 
 LCM = "blip-diffusion-lcm"

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from blip_diffusion.cli.main import main
 from blip_diffusion.errors import DataError
 from blip_diffusion.evaluation.reporting.html import page
 from blip_diffusion.evaluation.reporting.schema import Report, asked, read
-from blip_diffusion.interfaces.cli import main
 from tests.evaluation.conftest import bench_folder, tiny_clip, tiny_dino  # noqa: F401
 
 Run = Callable[..., int]

@@ -4,8 +4,8 @@ import argparse
 from math import inf
 from pathlib import Path
 
+from blip_diffusion.cli.flags import check_used
 from blip_diffusion.errors import InputError
-from blip_diffusion.interfaces.commands.flags import check_used
 
 MOST = 1000
 """Samples on a page."""

@@ -31,10 +31,10 @@ from blip_diffusion.errors import InputError
 from blip_diffusion.images import Fit
 from blip_diffusion.model import BlipDiffusion, InferenceConfig, ReferenceConfig, SubjectEncoder
 from blip_diffusion.openvino_backend import modules_of, uncompiled
+from blip_diffusion.pipelines.acceleration import OWN_LORA, SpeedMixin
 from blip_diffusion.pipelines.broadcast import OneOrMany, common_length, copied, many, spread, words
 from blip_diffusion.pipelines.control import ControlRequest, Numbers, Pictures, Resample, control_request
-from blip_diffusion.pipelines.memo import Memo, bytes_of, state_of, written
-from blip_diffusion.pipelines.speed import OWN_LORA, SpeedMixin
+from blip_diffusion.pipelines.encoding_cache import Memo, bytes_of, state_of, written
 from blip_diffusion.pipelines.subjects import SubjectsMixin
 from blip_diffusion.prompts import subject_prompt, warn_of_dropped
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from blip_diffusion.errors import InputError
 from blip_diffusion.model import BlipDiffusion
-from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 
 ASKED = ("on the beach", "dog", "dog")
 Draw = Callable[..., Any]

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from blip_diffusion.checkpoint.subject_file import read_subject, write_subject
-from blip_diffusion.interfaces.cli import main
+from blip_diffusion.cli.main import main
 from tests.training.photos import written
 
 

@@ -3,7 +3,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from blip_diffusion.model import BlipDiffusion
-from blip_diffusion.pipelines.memo import Memo, state_of
+from blip_diffusion.pipelines.encoding_cache import Memo, state_of
 
 
 class Counted:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from blip_diffusion import __version__
+from blip_diffusion.cli.commands import convert, data, evaluate, generate, train, tune
 from blip_diffusion.errors import BlipDiffusionError
-from blip_diffusion.interfaces.commands import convert, data, evaluate, generate, train, tune
 
 COMMANDS = (
     ("generate", generate, "draw a subject in the scene that a sentence describes"),

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from blip_diffusion.interfaces.commands.flags import STEPS_HELP, TRAIN_HELP, TRAINED, check_used, steps_of
+from blip_diffusion.cli.flags import STEPS_HELP, TRAIN_HELP, TRAINED, check_used, steps_of
 
 UNUSED = {
     "few-shot": ("vectors", "train_text_encoder"),

@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from blip_diffusion.cli.flags import check_used, device_flags, said, speed_flags
+from blip_diffusion.cli.startup import importing
 from blip_diffusion.errors import InputError
-from blip_diffusion.interfaces.commands.flags import check_used, device_flags, said, speed_flags
-from blip_diffusion.interfaces.startup import importing
 
 if TYPE_CHECKING:
-    from blip_diffusion.interfaces.service import ControlOrder
+    from blip_diffusion.generation.run import ControlOrder
 
 BESIDE_AGAIN = ("again", "command", "out", "sheet", "device", "model", "controlnet")
 """What may be said with `--again`: where, and of which model and nets."""
@@ -72,9 +72,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.again is not None:
         _check_again(arguments)
     with importing():
-        import blip_diffusion.pipelines.generate  # noqa: F401  # which the service needs next
-        from blip_diffusion.interfaces import service
-        from blip_diffusion.interfaces.subjects import subject_order
+        import blip_diffusion.pipelines.pipeline  # noqa: F401  # which the service needs next
+        from blip_diffusion.generation import run as service
+        from blip_diffusion.generation.subject_refs import subject_order
 
     if arguments.again is not None:
         order = service.order_of(arguments.again, model=arguments.model, nets=_nets(arguments.controlnet))
@@ -153,7 +153,7 @@ def _nets(named: list[str]) -> dict[str, str]:
 
 def _controls(asked: list[str], nets: dict[str, str]) -> tuple[ControlOrder, ...]:
     """`--control canny=room.png:0.8`, any number of them, each with the net of its kind."""
-    from blip_diffusion.interfaces import service
+    from blip_diffusion.generation import run as service
 
     controls = []
     for text in asked:

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
+from blip_diffusion.cli.flags import check_used
 from blip_diffusion.errors import InputError
-from blip_diffusion.interfaces.commands.flags import check_used
 
 MODEL, SUBJECT = ("name", "category", "rank"), ("unet", "vae", "dtype")
 UNUSED = {"folder": MODEL, "lavis": MODEL, "subject": SUBJECT}

@@ -11,9 +11,9 @@ from PIL import Image, PngImagePlugin
 
 from blip_diffusion.annotators import KINDS, LEARNED
 from blip_diffusion.errors import InputError
+from blip_diffusion.generation.run import METADATA, NETS, ControlOrder, Order, draw, order_of, reference_bytes
 from blip_diffusion.images import png_bytes
-from blip_diffusion.interfaces.service import METADATA, NETS, ControlOrder, Order, draw, order_of, reference_bytes
-from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 
 ORDER = {"prompts": ("on the beach",), "reference": b"", "category": "dog", "target_category": "dog"}
 PNG = png_bytes(Image.new("RGB", (20, 20), "red"))

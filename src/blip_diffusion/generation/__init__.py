@@ -1,0 +1,1 @@
+"""Generation requests: validate, run, and write images with the metadata that reproduces them."""
