@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from blip_diffusion.diffusion.deepcache import ShallowUNet, WholeUNet
 from blip_diffusion.model import BlipDiffusion
-from blip_diffusion.openvino_backend import cache_folder, key_of, modules_of, openvino
+from blip_diffusion.openvino_backend import cache_folder, key_of, openvino
 
 X = torch.linspace(-1, 1, 12).view(2, 6)
 
@@ -183,12 +183,6 @@ def test_what_it_cant_run_torch_does(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(run(X, torch.tensor(2))[0], network(X, torch.tensor(2))[0])  # said once
-
-
-def test_all_modules_in_torchs_own_order(model: BlipDiffusion) -> None:
-    shared = nn.Linear(2, 2)
-    for network in (model, model.unet, nn.ModuleList([shared, nn.Sequential(shared), nn.Linear(2, 2)])):
-        assert list(modules_of(network)) == list(network.modules())
 
 
 def test_a_signal_after_openvino_is_a_signal(tmp_path: Path) -> None:

@@ -7,19 +7,19 @@ network's weights and settings, so that it happens once.
 import copy
 import hashlib
 import os
-import shutil
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from blip_diffusion.errors import reason
+from blip_diffusion.fileio import atomic_dir
+from blip_diffusion.nn_utils import adapter_state, lora_layers, module_configs
 
 Run = Callable[..., Any]
 """Tensors to a tensor or several, as the network's own forward."""
@@ -102,51 +102,11 @@ def cache_folder() -> Path:
 def key_of(network: nn.Module, version: str) -> str:
     """Of the weights, to the bit, of the network's kind and settings, of its adapters', and of what converts it."""
     digest = hashlib.blake2b(f"{version} {torch.__version__} {network}".encode(), digest_size=16)
-    digest.update(repr((adapters_of(network), settings_of(network))).encode())
+    digest.update(repr((adapter_state(network), module_configs(network))).encode())
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def uncompiled(module: nn.Module) -> nn.Module:
-    """A module, or what `torch.compile` has wrapped: what is known of one holds for the other."""
-    inner = getattr(module, "_orig_mod", module)
-    return inner if isinstance(inner, nn.Module) else module
-
-
-def modules_of(network: nn.Module) -> Iterator[nn.Module]:
-    """All, as `network.modules()`, which hands each one up through all the levels above it: fifteen times as slow."""
-    seen, waiting = set(), [network]
-    while waiting:
-        module = waiting.pop()
-        if id(module) not in seen:
-            seen.add(id(module))
-            yield module
-            waiting.extend(part for part in reversed(module._modules.values()) if part is not None)
-
-
-def tuned_layers(*networks: nn.Module) -> list[BaseTunerLayer]:
-    """The layers that have adapters."""
-    return [layer for network in networks for layer in modules_of(network) if isinstance(layer, BaseTunerLayer)]
-
-
-def adapters_of(network: nn.Module) -> Hashable:
-    """Which LoRAs are active in each layer, and how strongly: what neither weights nor names tell."""
-    return tuple(
-        (tuple(layer.active_adapters), layer.disable_adapters, tuple(sorted(getattr(layer, "scaling", {}).items())))
-        for layer in tuned_layers(network)
-    )
-
-
-def settings_of(network: nn.Module) -> list[list[tuple[str, Any]]]:
-    """What diffusers built a network and its parts by: how many heads there are, for one, is in no weight or name."""
-    tables = (getattr(module, "config", None) for module in network.modules())
-    return [
-        sorted((name, value) for name, value in table.items() if not name.startswith("_"))
-        for table in tables
-        if isinstance(table, Mapping)
-    ]
 
 
 def _as_openvino_wants(tensor: Tensor) -> Tensor:
@@ -162,24 +122,20 @@ def _convert(ov: Any, network: nn.Module, example: tuple[Tensor, ...], folder: P
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     plain = network
-    if tuned_layers(network) or not all(_is_plain(tensor) for tensor in network.state_dict().values()):
+    if lora_layers(network) or not all(_is_plain(tensor) for tensor in network.state_dict().values()):
         plain = _merged(copy.deepcopy(network).float().cpu())
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's tracer warns of every Python branch on a shape
         decoder = TorchScriptPythonDecoder(plain, example_input=tuple(map(_as_openvino_wants, example)))
     frontend = FrontEndManager().load_by_framework("pytorch")
     model = frontend.convert(frontend.load(decoder))  # reads from the decoder, which must live as long
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    ov.save_model(model, partial / "network.xml", compress_to_fp16=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with atomic_dir(folder) as partial:
+        ov.save_model(model, partial / "network.xml", compress_to_fp16=True)
 
 
 def _merged(network: nn.Module) -> nn.Module:
     """The network itself, with its active LoRAs in the weights, where they cost nothing."""
-    for layer in tuned_layers(network):
+    for layer in lora_layers(network):
         if not layer.disable_adapters:
             layer.merge()
     return network

@@ -31,7 +31,7 @@ from blip_diffusion.devices import device_of
 from blip_diffusion.errors import BlipDiffusionError
 from blip_diffusion.evaluation.features.networks import Focus, Lite2
 from blip_diffusion.evaluation.generators.cache import keep_settings
-from blip_diffusion.evaluation.reporting.schema import write_whole
+from blip_diffusion.fileio import write_text
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.sampling import Personal, draw_scenes
 from blip_diffusion.training.objective import Method
@@ -101,7 +101,7 @@ class Track:
         if kept.is_file():
             return [Point(**point) for point in json.loads(kept.read_text(encoding="utf-8"))]
         curve = self._measure(sitter, settings, work)
-        write_whole(kept, json.dumps([asdict(point) for point in curve]))
+        write_text(kept, json.dumps([asdict(point) for point in curve]))
         return curve
 
     def _measure(self, sitter: Sitter, settings: TuneConfig, work: Path) -> Curve:

@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from blip_diffusion.checkpoint import lavis
-from blip_diffusion.checkpoint.convert import convert, take_place
+from blip_diffusion.checkpoint.convert import convert
 from blip_diffusion.checkpoint.model_folder import read_parts
 from blip_diffusion.cli.main import main
 from blip_diffusion.errors import CheckpointError
+from blip_diffusion.fileio import replace_path
 from blip_diffusion.model import InferenceConfig
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 
@@ -292,7 +293,7 @@ def test_what_is_to_be_replaced_comes_back_where_that_fails(tmp_path: Path) -> N
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "model").write_text("precious")
     with pytest.raises(FileNotFoundError):
-        take_place(tmp_path / "made", tmp_path / "out", aside=tmp_path / "earlier")
+        replace_path(tmp_path / "made", tmp_path / "out", aside=tmp_path / "earlier")
     assert (tmp_path / "out" / "model").read_text() == "precious" and not (tmp_path / "earlier").exists()
 
 

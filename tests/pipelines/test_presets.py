@@ -18,7 +18,7 @@ from blip_diffusion.checkpoint.lavis import published_scheduler
 from blip_diffusion.checkpoint.model_folder import CONSISTENCY_LORA, save_model
 from blip_diffusion.devices import fastest_dtype
 from blip_diffusion.errors import CheckpointError, InputError
-from blip_diffusion.openvino_backend import tuned_layers
+from blip_diffusion.nn_utils import lora_layers
 from blip_diffusion.pipelines import presets
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import EXACT, FAST, PRESETS, TURBO, Preset, named, precision, with_lora
@@ -276,7 +276,7 @@ def test_a_consistency_lora_is_drawn_with_from_within_the_weights(
     own.set_preset(with_lora(str(path), base=replace(TURBO, dtype="own")))
     before = {name: (weight.data_ptr(), weight.clone()) for name, weight in own.unet.named_parameters()}
     merged: list[bool] = []
-    own.unet.register_forward_pre_hook(lambda *_: merged.append(all(layer.merged for layer in tuned_layers(own.unet))))
+    own.unet.register_forward_pre_hook(lambda *_: merged.append(all(layer.merged for layer in lora_layers(own.unet))))
     within = draw(own, dog, num_inference_steps=4)
     torch.testing.assert_close(draw(own, dog, num_inference_steps=4), within, atol=0, rtol=0)
     own.unet._hf_hook = None  # as where accelerate brings it to a GPU and back
@@ -303,7 +303,7 @@ def test_an_error_meanwhile_leaves_the_weights_as_they_were(
 
     with pytest.raises(KeyboardInterrupt):
         draw(own, dog, num_inference_steps=4, callback_on_step_end=stop)
-    assert not any(layer.merged for layer in tuned_layers(own.unet))
+    assert not any(layer.merged for layer in lora_layers(own.unet))
     assert all(torch.equal(weight, before[name]) for name, weight in own.unet.named_parameters())
 
 
@@ -533,7 +533,7 @@ def test_an_interrupt_while_loras_are_folded_leaves_the_weights(
 ) -> None:
     plain = draw(own, dog)
     own.set_preset(with_lora(str(lora(own, tmp_path)), base=replace(TURBO, dtype="own")))
-    layers = tuned_layers(own.unet)
+    layers = lora_layers(own.unet)
 
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -594,7 +594,7 @@ def test_a_presets_lora_that_another_pipeline_has_put_aside(
     other = BlipDiffusionPipeline.from_pipe(one)
     one.set_preset(replace(TURBO, dtype="own"))
     other.load_lora_weights(style, adapter_name="style")
-    layers = tuned_layers(one.unet)
+    layers = lora_layers(one.unet)
     one_by_one = draw(one, dog)
     assert all("blip-diffusion-lcm" in layer.active_adapters for layer in layers)
     other.delete_adapters("style")
@@ -614,6 +614,6 @@ def test_a_preset_follows_the_unet(with_own_lora: Path, tiny_folder: Path, dog: 
     mine = draw(pipe, dog)
     pipe.unet = other  # which has no LoRA of its own
     draw(pipe, dog)
-    assert pipe.preset == turbo and pipe.get_active_adapters() == [] and not tuned_layers(other)
+    assert pipe.preset == turbo and pipe.get_active_adapters() == [] and not lora_layers(other)
     pipe.unet = own
     torch.testing.assert_close(draw(pipe, dog), mine, atol=1e-4, rtol=0)

@@ -16,7 +16,6 @@ from blip_diffusion.checkpoint.key_maps import (
     subject_encoder_from_published,
     subject_encoder_to_published,
 )
-from blip_diffusion.checkpoint.subject_file import own_state
 from blip_diffusion.checkpoint.weights import (
     check_state,
     empty,
@@ -40,6 +39,7 @@ from blip_diffusion.model import (
 from blip_diffusion.modules.image_encoder import ImageEncoderConfig
 from blip_diffusion.modules.qformer import QFormerConfig
 from blip_diffusion.modules.text_encoder import SubjectTextEncoder
+from blip_diffusion.nn_utils import base_state
 
 ASSETS = Path(__file__).parents[1] / "assets"
 HEADS = "heads.safetensors"
@@ -145,7 +145,7 @@ def load_text_encoder(folder: Path, *, dtype: torch.dtype | None = None) -> Subj
 def save_text_encoder(encoder: SubjectTextEncoder, folder: Path, *, dtype: torch.dtype | None = None) -> None:
     """The `text_encoder/` folder, with the prefix that the published one and Stable Diffusion's have; without LoRAs."""
     encoder.config.save_pretrained(folder)
-    state = {f"text_model.{name}": tensor for name, tensor in own_state(encoder).items()}
+    state = {f"text_model.{name}": tensor for name, tensor in base_state(encoder).items()}
     save_state(state, folder / "model.safetensors", dtype)
 
 
@@ -177,7 +177,7 @@ def save_diffusers(name: str, part: Any, folder: Path, *, dtype: torch.dtype | N
     part.save_config(folder)
     table = read_json(folder / "config.json")
     write_json(folder / "config.json", {key: value for key, value in table.items() if key != "_name_or_path"})
-    save_state(own_state(part), folder / "diffusion_pytorch_model.safetensors", dtype)
+    save_state(base_state(part), folder / "diffusion_pytorch_model.safetensors", dtype)
 
 
 def save_reference(config: ReferenceConfig, folder: Path) -> None:

@@ -22,8 +22,9 @@ from blip_diffusion.checkpoint.model_folder import (
     save_model,
     whole,
 )
-from blip_diffusion.checkpoint.weights import check_writable, read_file, read_json, save_state
+from blip_diffusion.checkpoint.weights import read_file, read_json, save_state
 from blip_diffusion.errors import CheckpointError
+from blip_diffusion.fileio import check_writable, replace_path
 from blip_diffusion.model import BlipDiffusion
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
@@ -74,25 +75,13 @@ def convert(
         for paper in _papers(path):
             shutil.copy2(paper, made / paper.name)
         _keep_others(out, made)
-        take_place(made, out, aside=Path(scratch) / "earlier")
+        replace_path(made, out, aside=Path(scratch) / "earlier")
 
 
 def _leave_lora(original: Original, why: str) -> None:
     if original.consistency_lora is not None:
         warnings.warn(f"The model's consistency LoRA is left out: {why}.", stacklevel=3)
         original.consistency_lora = None
-
-
-def take_place(made: Path, out: Path, *, aside: Path) -> None:
-    """Puts `made` where `out` is, which goes aside, or comes back should that fail: one of them is there whole."""
-    try:
-        if out.exists():
-            out.replace(aside)
-        made.replace(out)
-    except BaseException:
-        if aside.exists() and not out.exists():
-            aside.replace(out)
-        raise
 
 
 def _check_free(out: Path) -> None:

@@ -17,8 +17,9 @@ from blip_diffusion.checkpoint.subject_file import (
     fingerprint,
     write_subject,
 )
-from blip_diffusion.checkpoint.weights import State, check_writable
+from blip_diffusion.checkpoint.weights import State
 from blip_diffusion.errors import CheckpointError, InputError
+from blip_diffusion.fileio import check_writable
 
 MAX_RANK = 1280
 """The widest attention of Stable Diffusion 1.5: a LoRA of that rank keeps all of it."""

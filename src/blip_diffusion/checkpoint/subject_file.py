@@ -12,7 +12,7 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,8 +24,10 @@ from torch import Tensor, nn
 
 from blip_diffusion import __version__
 from blip_diffusion.checkpoint.lora import adapter_header
-from blip_diffusion.checkpoint.weights import State, check_here, is_there, save_state
+from blip_diffusion.checkpoint.weights import State, check_here, save_state
 from blip_diffusion.errors import CheckpointError, InputError, reason
+from blip_diffusion.fileio import path_exists
+from blip_diffusion.nn_utils import base_parameters
 
 Kind = TypeVar("Kind", bound=Tensor)
 
@@ -92,7 +94,7 @@ def write_subject(subject: Subject, path: Path) -> None:
 def read_subject(path: str | Path) -> Subject:
     """The subject of a file. Raises `CheckpointError` for what is missing, damaged or no subject."""
     path = Path(path)
-    if not is_there(path, Path.is_file):
+    if not path_exists(path, Path.is_file):
         raise CheckpointError(f"There is no subject at {path}: check the path, or make one with blip-diffusion tune.")
     try:
         with safe_open(path, "pt") as file:
@@ -107,7 +109,7 @@ def read_subject(path: str | Path) -> Subject:
 
 def check_place(path: Path) -> None:
     """Raises `InputError` where a file is there already that is no subject's: it may be the only one of its kind."""
-    if is_there(path, Path.is_file):
+    if path_exists(path, Path.is_file):
         try:
             read_subject(path)
         except CheckpointError:
@@ -163,28 +165,10 @@ def fingerprint(unet: nn.Module, text_encoder: nn.Module) -> str:
     check_here(unet, text_encoder)
     digest = hashlib.sha256()
     for part in (unet, text_encoder):
-        for name, tensor in sorted(own_weights(part).items()):
+        for name, tensor in sorted(base_parameters(part).items()):
             if not name.endswith("token_embedding.weight"):
                 flat = tensor.detach().flatten()
                 chosen = flat[torch.arange(SAMPLED, device=flat.device) * (len(flat) - 1) // (SAMPLED - 1)]
                 signs = torch.signbit(chosen).cpu().numpy().tobytes()
                 digest.update(f"{name} {tuple(tensor.shape)}".encode() + signs)
     return digest.hexdigest()[:32]
-
-
-def own_weights(module: nn.Module) -> dict[str, nn.Parameter]:
-    """A module's parameters by the names that they have without PEFT's adapters, and without these."""
-    return _own(module.named_parameters())
-
-
-def own_state(module: nn.Module) -> State:
-    """The same of its whole state: what it would save if it had no adapters."""
-    return _own(module.state_dict().items())
-
-
-def _own(named: Iterable[tuple[str, Kind]]) -> dict[str, Kind]:
-    return {
-        name.removeprefix("_orig_mod.").replace(".base_layer", ""): tensor
-        for name, tensor in named
-        if ".lora_" not in name and ".modules_to_save" not in name
-    }

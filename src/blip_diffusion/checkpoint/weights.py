@@ -3,9 +3,8 @@
 import itertools
 import json
 import pickle
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from blip_diffusion.errors import CheckpointError, InputError, reason
+from blip_diffusion.fileio import atomic_file
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -29,14 +29,6 @@ SENSELESS = (
 )  # fmt: skip
 """What libraries raise over a configuration that makes no sense."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-
-
-def is_there(path: Path, asked: Callable[[Path], bool] = Path.exists) -> bool:
-    """Whether a path leads anywhere. What no path can be, such as 5,000 letters, leads nowhere."""
-    try:
-        return asked(path)
-    except (OSError, ValueError):
-        return False
 
 
 def read_state(folder: Path) -> State:
@@ -123,23 +115,11 @@ def save_state(
 
     A file of that name may be mapped by the very tensors that are written: it is replaced, never written into.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    partial.touch()
-    mode = partial.stat().st_mode  # what the umask says; safetensors would keep the file from everyone else
-    save_file(contiguous(state, dtype), partial, metadata={"format": "pt", **(header or {})})
-    partial.chmod(mode)
-    partial.replace(path)
-
-
-def check_writable(folder: Path, *, flag: str = "--out") -> None:
-    """Before an hour of work, not after it. Raises `InputError` for a folder that can't be written to."""
-    try:
-        there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-        tempfile.TemporaryFile(dir=there).close()  # permissions don't tell all: of /proc, of a disk that is read alone
-    except OSError as error:
-        raise InputError(f"Nothing can be written to {folder}: choose another {flag}.") from error
+    with atomic_file(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode  # the umask's; safetensors would let nobody else read the file
+        save_file(contiguous(state, dtype), partial, metadata={"format": "pt", **(header or {})})
+        partial.chmod(mode)
 
 
 @contextmanager

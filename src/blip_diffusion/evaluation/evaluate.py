@@ -24,7 +24,7 @@ from blip_diffusion.evaluation.metrics.memorization import Neighbour, distances,
 from blip_diffusion.evaluation.metrics.registry import Panel, check_names, panel_of
 from blip_diffusion.evaluation.reporting.html import write_page
 from blip_diffusion.evaluation.reporting.schema import PROTOCOL, Report, keep_references, pictures_of, relative, write
-from blip_diffusion.pipelines.encoding_cache import bytes_of
+from blip_diffusion.nn_utils import tensor_bytes
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import Engine, ordered
 from blip_diffusion.training.personalize.api import TuneConfig
@@ -144,7 +144,7 @@ def weights_digest(pipe: BlipDiffusionPipeline) -> str:
     found = hashlib.sha256()
     for name, value in sorted(pipe.model.state_dict().items()):
         found.update(name.encode())
-        found.update(bytes_of(value))
+        found.update(tensor_bytes(value))
     return found.hexdigest()[:16]
 
 

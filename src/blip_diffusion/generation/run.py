@@ -22,9 +22,9 @@ from torch import Tensor
 from blip_diffusion import __version__, images
 from blip_diffusion.annotators import annotate
 from blip_diffusion.checkpoint.model_folder import load_controlnet
-from blip_diffusion.checkpoint.weights import check_writable, is_there
 from blip_diffusion.devices import device_of
 from blip_diffusion.errors import InputError
+from blip_diffusion.fileio import check_writable, path_exists
 from blip_diffusion.generation.subject_refs import SubjectOrder, load_subjects
 from blip_diffusion.pipelines.presets import Engine, named, ordered, precision
 
@@ -247,14 +247,14 @@ def order_of(path: Path, *, model: str | None = None, nets: Mapping[str, str] = 
 
 def _at_hand(order: Order, model: str | None, nets: Mapping[str, str]) -> Order:
     """An order with what the caller names in place of its own; what it names itself must be here, or be known."""
-    if model is None and order.model != "mini" and not is_there(Path(order.model), Path.is_dir):
+    if model is None and order.model != "mini" and not path_exists(Path(order.model), Path.is_dir):
         raise InputError(
             f"The picture was drawn by {order.model!r}, which isn't here: say --model {order.model!r} to fetch it, or "
             "where it is now."
         )
     for control in order.controls:
         known = control.kind in nets or control.net in ("", *NETS.values())
-        if not known and not is_there(Path(control.net)):
+        if not known and not path_exists(Path(control.net)):
             raise InputError(
                 f"The picture was drawn with the ControlNet {control.net!r}, which isn't here: say --controlnet "
                 f"{control.kind}={control.net!r} to fetch it, or where it is now."

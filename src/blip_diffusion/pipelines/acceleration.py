@@ -17,8 +17,8 @@ from blip_diffusion.diffusion.deepcache import ShallowUNet, WholeUNet, one_by_on
 from blip_diffusion.diffusion.guidance import Denoiser, guided, unet_denoiser
 from blip_diffusion.diffusion.latents import LatentCodec
 from blip_diffusion.errors import CheckpointError, InputError, reason
-from blip_diffusion.openvino_backend import openvino, tuned_layers, uncompiled
-from blip_diffusion.pipelines.encoding_cache import state_of
+from blip_diffusion.nn_utils import lora_layers, uncompiled, weights_version
+from blip_diffusion.openvino_backend import openvino
 from blip_diffusion.pipelines.extras import UNREADABLE, activate, active_adapters
 from blip_diffusion.pipelines.presets import Preset, named, precision, solver, with_lora
 
@@ -45,7 +45,7 @@ class Folded:
     """Within it, a network's active LoRAs are in its weights; after it, those are the very tensors that they were."""
 
     def __init__(self, network: nn.Module) -> None:
-        self._layers = [(layer, list(layer.active_adapters)) for layer in tuned_layers(network) if _can_fold(layer)]
+        self._layers = [(layer, list(layer.active_adapters)) for layer in lora_layers(network) if _can_fold(layer)]
         self._weights = [p for layer, _ in self._layers for p in layer.get_base_layer().parameters()]
         self._other = [weight.data.clone() for weight in self._weights]  # PEFT adds to them in place
         self._swap()
@@ -166,7 +166,7 @@ class SpeedMixin:
         return str(getattr(parts[0], PRESETS_LORA, "")) if loaded else None
 
     def _lora_is_active(self) -> bool:
-        layers = [layer for layer in tuned_layers(self.unet) if LCM in layer.r]  # type: ignore[attr-defined]
+        layers = [layer for layer in lora_layers(self.unet) if LCM in layer.r]  # type: ignore[attr-defined]
         return all(LCM in layer.active_adapters for layer in layers)
 
     def _cast(self, dtype: torch.dtype | None, *, channels_last: bool) -> None:
@@ -221,8 +221,8 @@ class SpeedMixin:
         if self.preset.lcm_lora is None or self.preset.engine != "torch" or hooked:
             yield
             return
-        if self._folded is None or self._folded[0] != state_of(unet):
-            self._folded = state_of(unet), Folded(unet)
+        if self._folded is None or self._folded[0] != weights_version(unet):
+            self._folded = weights_version(unet), Folded(unet)
         with self._folded[1]:
             yield
 
@@ -245,16 +245,16 @@ class SpeedMixin:
             return build()
         key = (name, self.preset.reuse_layers)
         state, run = self._engines.get(key, (None, None))
-        if run is None or state != state_of(part):
+        if run is None or state != weights_version(part):
             quiet = bool(getattr(self, "_progress_bar_config", {}).get("disable", False))
             run = openvino(build(), name=name, quiet=quiet)
-            self._engines = {**self._engines, key: (state_of(part), run)}
+            self._engines = {**self._engines, key: (weights_version(part), run)}
         return run
 
 
 def _check_unfused(unet: nn.Module) -> None:
     """Raises `InputError` where a LoRA would be passed over."""
-    if any(layer.merged for layer in tuned_layers(unet)):
+    if any(layer.merged for layer in lora_layers(unet)):
         raise InputError("A preset's LoRA can't be drawn with over fused ones: call unfuse_lora first.")
 
 

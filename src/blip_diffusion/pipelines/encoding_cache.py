@@ -1,16 +1,10 @@
 """What was encoded is kept: twenty prompts of one subject, in one call or in twenty, cost its encoding once."""
 
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from itertools import chain
 
 import torch
-from torch import Tensor, nn
-
-from blip_diffusion.openvino_backend import adapters_of, modules_of, uncompiled
-
-WRITTEN = "times_written"
+from torch import Tensor
 
 
 class Memo:
@@ -32,28 +26,3 @@ class Memo:
         while len(self._rows) > self.size:
             self._rows.popitem(last=False)
         return torch.stack([found[key] for key in keys])
-
-
-def state_of(module: nn.Module) -> Hashable:
-    """Changes with the weights: when one is replaced, written to, or cast, and when a LoRA comes, goes or is scaled.
-
-    When one is written to through `.data`, as PEFT fuses a LoRA, whoever has that done must say so: see `written`.
-    """
-    tensors = tuple(
-        (id(t), t.dtype, t.device, 0 if t.is_inference() else t._version)
-        for part in modules_of(module)
-        for t in chain(part._parameters.values(), part._buffers.values())
-        if t is not None
-    )
-    return weakref.ref(module), tensors, adapters_of(module), getattr(module, WRITTEN, 0)
-
-
-def written(*modules: nn.Module) -> None:
-    """Says that weights were written to, or will be before they compute again, in a way that nobody can see."""
-    for module in map(uncompiled, modules):
-        setattr(module, WRITTEN, getattr(module, WRITTEN, 0) + 1)
-
-
-def bytes_of(tensor: Tensor) -> bytes:
-    """A tensor's values, as a key."""
-    return tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes()

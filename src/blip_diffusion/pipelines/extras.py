@@ -13,8 +13,7 @@ from torch import nn
 from blip_diffusion.checkpoint.lora import check_lora, in_pefts_names
 from blip_diffusion.checkpoint.weights import State
 from blip_diffusion.errors import CheckpointError, InputError, reason
-from blip_diffusion.openvino_backend import tuned_layers, uncompiled
-from blip_diffusion.pipelines.encoding_cache import written
+from blip_diffusion.nn_utils import lora_layers, mark_modified, uncompiled
 
 UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError)
 """What the libraries raise over a file that is missing, damaged or something else."""
@@ -50,7 +49,7 @@ class ExtrasMixin(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin):
             activate(active, self.unet, self.text_encoder)
             raise CheckpointError(f"The LoRA can't be loaded: {reason(error)}.") from error
         if hotswap:  # which PEFT does through `.data`
-            written(self.unet, self.text_encoder)
+            mark_modified(self.unet, self.text_encoder)
 
     def _read_lora(self, given: Any, how: dict[str, Any]) -> tuple[State, Any, Any]:
         """Weights by peft's names, which fit this model, and what else the file says of them."""
@@ -103,7 +102,7 @@ class ExtrasMixin(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin):
 
 def active_adapters(*parts: nn.Module) -> dict[BaseTunerLayer, list[str]]:
     """Which adapters are active, layer by layer."""
-    return {layer: list(layer.active_adapters) for layer in tuned_layers(*parts)}
+    return {layer: list(layer.active_adapters) for layer in lora_layers(*parts)}
 
 
 def activate(active: Mapping[BaseTunerLayer, Sequence[str]], *parts: nn.Module, also: Sequence[str] = ()) -> None:
@@ -111,6 +110,6 @@ def activate(active: Mapping[BaseTunerLayer, Sequence[str]], *parts: nn.Module, 
 
     Left to itself, PEFT activates the last that comes, alone, and where an active one goes, the first that is left.
     """
-    for layer in tuned_layers(*parts):
+    for layer in lora_layers(*parts):
         wanted = dict.fromkeys([*active.get(layer, ()), *also])
         layer.set_adapter([name for name in wanted if name in layer.r], inference_mode=True)

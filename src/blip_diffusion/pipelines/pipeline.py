@@ -30,11 +30,11 @@ from blip_diffusion.diffusion.sampler import initial_noise, sample
 from blip_diffusion.errors import InputError
 from blip_diffusion.images import Fit
 from blip_diffusion.model import BlipDiffusion, InferenceConfig, ReferenceConfig, SubjectEncoder
-from blip_diffusion.openvino_backend import modules_of, uncompiled
+from blip_diffusion.nn_utils import iter_modules, mark_modified, tensor_bytes, uncompiled, weights_version
 from blip_diffusion.pipelines.acceleration import OWN_LORA, SpeedMixin
 from blip_diffusion.pipelines.broadcast import OneOrMany, common_length, copied, many, spread, words
 from blip_diffusion.pipelines.control import ControlRequest, Numbers, Pictures, Resample, control_request
-from blip_diffusion.pipelines.encoding_cache import Memo, bytes_of, state_of, written
+from blip_diffusion.pipelines.encoding_cache import Memo
 from blip_diffusion.pipelines.subjects import SubjectsMixin
 from blip_diffusion.prompts import subject_prompt, warn_of_dropped
 
@@ -171,12 +171,12 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         if self.preset.lcm_lora is not None:
             raise InputError("LoRAs can't be fused under a preset that brings one: set another first.")
         self._bring_lora()  # or rather take out that of another pipeline
-        written(self.unet, self.text_encoder)
+        mark_modified(self.unet, self.text_encoder)
         super().fuse_lora(*what, **how)
 
     def unfuse_lora(self, *what: Any, **how: Any) -> None:
         """Takes them out of the weights again, as diffusers does."""
-        written(self.unet, self.text_encoder)
+        mark_modified(self.unet, self.text_encoder)
         super().unfuse_lora(*what, **how)
 
     def _mix_loras(self) -> None:
@@ -331,7 +331,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         diffusers' own search for hooks takes 15 ms on `mini`, a tenth of a picture.
         """
         parts = (self.unet, self.vae, self.text_encoder, self.qformer)
-        layers = (vars(layer) for part in parts for layer in modules_of(part))
+        layers = (vars(layer) for part in parts for layer in iter_modules(part))
         if any("_hf_hook" in own or "_diffusers_hook" in own for own in layers):
             return super()._execution_device
         device: torch.device = next(self.unet.parameters()).device
@@ -356,7 +356,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         for picture in pictures:
             images.check_size(picture)
         squares = [images.fit_square(images.as_rgb(picture), self.image_processor.size, fit) for picture in pictures]
-        state = state_of(self.qformer)
+        state = weights_version(self.qformer)
         keys = [(state, word, square.tobytes()) for square, word in zip(squares, categories, strict=True)]
 
         def compute(places: list[int]) -> Tensor:
@@ -367,8 +367,8 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
 
     def _read(self, prompts: list[str], subject: Tensor | None = None) -> Tensor:
         """Text states (B, L, D). What was read before is remembered."""
-        state = state_of(self.text_encoder)
-        rows = [b""] * len(prompts) if subject is None else [bytes_of(row) for row in subject]
+        state = weights_version(self.text_encoder)
+        rows = [b""] * len(prompts) if subject is None else [tensor_bytes(row) for row in subject]
         keys = [(state, prompt, row) for prompt, row in zip(prompts, rows, strict=True)]
 
         def compute(places: list[int]) -> Tensor:

@@ -14,17 +14,10 @@ from peft import LoraConfig, set_peft_model_state_dict
 from torch import Tensor, nn
 
 from blip_diffusion.checkpoint.lora import layers_of
-from blip_diffusion.checkpoint.subject_file import (
-    Subject,
-    fingerprint,
-    own_weights,
-    read_subject,
-    renamed,
-    write_subject,
-)
+from blip_diffusion.checkpoint.subject_file import Subject, fingerprint, read_subject, renamed, write_subject
 from blip_diffusion.checkpoint.weights import State, complaints, misshapen
 from blip_diffusion.errors import CheckpointError, InputError, reason
-from blip_diffusion.openvino_backend import tuned_layers, uncompiled
+from blip_diffusion.nn_utils import base_parameters, lora_layers, uncompiled
 from blip_diffusion.pipelines.extras import ExtrasMixin, activate, active_adapters
 from blip_diffusion.prompts import insert_position
 
@@ -180,7 +173,7 @@ class SubjectsMixin(ExtrasMixin):
         adapters = {f"{ADAPTER}{n}": w for n, w in self._shelf.mixture.items() if self._resident(n).lora}
         for adapter in [name for name in adapters if name not in getattr(self.unet, "peft_config", {})]:
             _add_lora(self.unet, self._resident(adapter.removeprefix(ADAPTER)))
-        for layer in tuned_layers(self.unet):
+        for layer in lora_layers(self.unet):
             others = [name for name in layer.active_adapters if not name.startswith(ADAPTER)]
             own = [name for name in adapters if name in layer.r]
             layer.set_adapter([*others, *own], inference_mode=True)
@@ -227,14 +220,14 @@ def _check_fit(unet: nn.Module, subject: Subject) -> None:
     """Every name and shape, before anything is changed."""
     wanted = _lora_shapes(unet, layers_of(subject.lora), subject.rank)
     _check_names(f"the LoRA of {subject.name!r}", subject.lora, wanted, missing=wanted.keys() - subject.lora.keys())
-    own = {name: tuple(parameter.shape) for name, parameter in own_weights(unet).items()}
+    own = {name: tuple(parameter.shape) for name, parameter in base_parameters(unet).items()}
     _check_names(f"the weights of {subject.name!r}", subject.weights, own)
     _check_unfused(unet, subject)
 
 
 def _check_unfused(unet: nn.Module, subject: Subject) -> None:
     """A layer into which PEFT has fused a LoRA passes all others over; and it can't be unfused from other weights."""
-    if _changes_unet(subject) and any(layer.merged for layer in tuned_layers(unet)):
+    if _changes_unet(subject) and any(layer.merged for layer in lora_layers(unet)):
         raise InputError(
             f"{subject.name!r} can't be drawn over fused LoRAs: call unload_lora_weights, which leaves them in the "
             "weights, or unfuse_lora."
@@ -254,7 +247,7 @@ def _add_lora(unet: nn.Module, subject: Subject) -> None:
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several are what we want
         unet.add_adapter(config, adapter_name=adapter)  # type: ignore[operator]
     activate(active, unet)
-    like = next(iter(own_weights(unet).values()))
+    like = next(iter(base_parameters(unet).values()))
     state = {name: tensor.to(like) for name, tensor in subject.lora.items()}
     set_peft_model_state_dict(unet, state, adapter_name=adapter)
 
@@ -273,7 +266,7 @@ def _lora_shapes(unet: nn.Module, modules: Sequence[str], rank: int) -> dict[str
 
 def _keep_own(unet: nn.Module, subject: Subject, kept: State) -> None:
     """Keeps what a subject's weights will replace, on the CPU."""
-    own = own_weights(unet)
+    own = base_parameters(unet)
     for name in subject.weights.keys() - kept.keys():
         kept[name] = own[name].detach().cpu().clone()
 
@@ -290,7 +283,7 @@ def _check_names(
 @torch.no_grad()
 def _mix_weights(unet: nn.Module, shelf: Shelf) -> None:
     """The base's own weights, moved towards each subject's by its share of the mixture."""
-    own = own_weights(unet)
+    own = base_parameters(unet)
     for name, base in shelf.replaced.items():
         mixed = base.float()
         for subject, weight in shelf.mixture.items():

@@ -8,7 +8,6 @@ step-00001234/
 └── state.json           `State`, and the digests of the files above, by which damage is found
 """
 
-import hashlib
 import json
 import os
 import pickle
@@ -24,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from blip_diffusion.errors import CheckpointError
+from blip_diffusion.fileio import sha256_of
 
 MODEL, EMA, OPTIMIZER, CONFIG, STATE = (
     "model.safetensors",
@@ -100,7 +100,7 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
     save_file(_on_cpu(checkpoint.ema), folder / EMA)
     torch.save(checkpoint.optimizer, folder / OPTIMIZER)
     (folder / CONFIG).write_text(checkpoint.config, encoding="utf-8")
-    files = {path.name: _digest(path) for path in sorted(folder.iterdir())}
+    files = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
     state = json.dumps({**asdict(checkpoint.state), "files": files}, indent=1)
     (folder / STATE).write_text(state, encoding="utf-8")
     for path in (*folder.iterdir(), folder):
@@ -112,13 +112,8 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _unchanged(path: Path, digest: str) -> bool:
-    return path.is_file() and _digest(path) == digest
+    return path.is_file() and sha256_of(path) == digest
 
 
 def _flush(path: Path) -> None:

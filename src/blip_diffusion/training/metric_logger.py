@@ -1,12 +1,12 @@
 """What a run says of itself: a line of JSON and one on the console per report, pictures, TensorBoard if asked for."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from blip_diffusion.errors import ConfigError
+from blip_diffusion.fileio import write_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -88,9 +88,7 @@ def _drop_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _step_of(line) <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, "".join(f"{line}\n" for line in kept))
 
 
 def _step_of(line: str) -> float:

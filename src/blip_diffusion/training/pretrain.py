@@ -1,7 +1,6 @@
 """A training run from its configuration: world, parts, method, loop. The composition root of training."""
 
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import Literal
 import torch
 
 from blip_diffusion import config as configuration
-from blip_diffusion.checkpoint.weights import check_writable
 from blip_diffusion.data.synthetic.assets import World
 from blip_diffusion.data.synthetic.pair_sampler import Composer, ComposerConfig
 from blip_diffusion.data.synthetic.tokenizers import world_sentences
 from blip_diffusion.devices import device_of
 from blip_diffusion.errors import ConfigError
+from blip_diffusion.fileio import atomic_dir, check_writable
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training import checkpointing, initialization
 from blip_diffusion.training.objective import Method
@@ -184,11 +183,8 @@ def run(
 def _keep_start(method: Method, folder: Path) -> None:
     if int(os.environ.get("RANK", "0")):
         return
-    partial = folder.with_name(f"{folder.name}.partial")
-    for earlier in (folder, partial):
-        shutil.rmtree(earlier, ignore_errors=True)
-    method.export(partial)
-    partial.replace(folder)
+    with atomic_dir(folder) as partial:
+        method.export(partial)
 
 
 def preview_of(config: RunConfig, world: World) -> Preview:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from blip_diffusion.data.build.sources import SOURCES, Source, chosen, fetch, sha256, undeb, untar, unzip
+from blip_diffusion.data.build.sources import SOURCES, Source, chosen, fetch, undeb, untar, unzip
 from blip_diffusion.errors import DataError
+from blip_diffusion.fileio import sha256_of
 
 
 def tar(path: Path, **members: str) -> Path:
@@ -36,7 +37,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
     archive = tar(tmp_path / "pack.tgz", package__hello="hi")
     client(tmp_path / "bin", archive)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    return Source("toys", "npm", "toys@1", "1", "MIT", sha256(archive), "toys", "someone")
+    return Source("toys", "npm", "toys@1", "1", "MIT", sha256_of(archive), "toys", "someone")
 
 
 def test_a_package_is_fetched_once(package: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

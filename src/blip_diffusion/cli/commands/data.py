@@ -54,8 +54,8 @@ def _build(arguments: argparse.Namespace) -> None:
 
 def _check_build(arguments: argparse.Namespace, world: Path) -> None:
     """Before an hour of work, not after it."""
-    from blip_diffusion.checkpoint.weights import check_writable
     from blip_diffusion.data.benchmarks.minibench import check_place
+    from blip_diffusion.fileio import check_writable
 
     check_writable(arguments.out)
     if not 1 <= arguments.views <= MOST_VIEWS:
@@ -78,9 +78,9 @@ def _sheet_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _sheet(arguments: argparse.Namespace) -> None:
-    from blip_diffusion.checkpoint.weights import check_writable
     from blip_diffusion.data.synthetic.assets import World
     from blip_diffusion.data.synthetic.pair_sampler import Composer, ComposerConfig, sheet
+    from blip_diffusion.fileio import check_writable
 
     if not 1 <= arguments.count <= MOST:
         raise InputError(f"--count is {arguments.count}: use a number from 1 to {MOST}.")

@@ -10,7 +10,6 @@ import itertools
 import json
 import random
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from blip_diffusion.data.synthetic.assets import World
 from blip_diffusion.data.synthetic.pair_sampler import Composer, ComposerConfig, Order
 from blip_diffusion.data.synthetic.prompt_templates import Request
 from blip_diffusion.errors import DataError
+from blip_diffusion.fileio import atomic_dir
 
 SCENES = (
     "on the beach", "in a forest", "in the desert", "on the moon", "underwater", "in the snow", "on grass",
@@ -55,15 +55,10 @@ def build_bench(world: World, out: Path, *, subjects: int = len(BENCH)) -> Bench
         raise DataError("The world holds out fewer than two subjects: build it again with more sources.")
     composer = bench_composer(world)
     chosen = dict(zip(_names([world.cutouts[row].identity for row in rows]), rows, strict=True))
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for name, row in chosen.items():
-        _write_pictures(subject_pictures(composer, row), partial / "dataset" / name)
     asked = [bench_requests(composer, accessories) for accessories in (BESIDE, WORN)]
     same = min(map(len, asked))  # a world without hats asks for fewer
     objects, creatures = (requests[:same] for requests in asked)
     table = [(name, world.cutouts[row].category) for name, row in chosen.items()]
-    (partial / "dataset" / PROMPTS).write_text(_file(table, objects, creatures), encoding="utf-8")
     recipe = {
         "name": "mini",
         "world": fingerprint(world),
@@ -72,9 +67,11 @@ def build_bench(world: World, out: Path, *, subjects: int = len(BENCH)) -> Bench
         "objects": [dataclasses.asdict(request) for request in objects],
         "creatures": [dataclasses.asdict(request) for request in creatures],
     }
-    (partial / RECIPE).write_text(json.dumps(recipe, indent=1), encoding="utf-8")
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)
+    with atomic_dir(out) as partial:
+        for name, row in chosen.items():
+            _write_pictures(subject_pictures(composer, row), partial / "dataset" / name)
+        (partial / "dataset" / PROMPTS).write_text(_file(table, objects, creatures), encoding="utf-8")
+        (partial / RECIPE).write_text(json.dumps(recipe, indent=1), encoding="utf-8")
     return read_bench(out)
 
 

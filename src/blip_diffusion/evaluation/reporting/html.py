@@ -8,7 +8,8 @@ from urllib.parse import quote
 from blip_diffusion.evaluation.generators.conditions import ABOUT
 from blip_diffusion.evaluation.metrics.aggregate import Verdict
 from blip_diffusion.evaluation.metrics.statistics import Estimate
-from blip_diffusion.evaluation.reporting.schema import Picture, Report, asked, summary, write_whole
+from blip_diffusion.evaluation.reporting.schema import Picture, Report, asked, summary
+from blip_diffusion.fileio import write_text
 
 PAGE = "index.html"
 KINDS = {"scene": "new scene", "accessory": "accessory", "property": "changed property"}
@@ -50,7 +51,7 @@ figcaption { font-size: .8rem; line-height: 1.35; margin-top: .35rem; }
 
 def write_page(report: Report, out: Path) -> Path:
     """Writes `index.html`."""
-    write_whole(out / PAGE, page(report))
+    write_text(out / PAGE, page(report))
     return out / PAGE
 
 

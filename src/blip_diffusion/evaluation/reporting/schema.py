@@ -21,6 +21,7 @@ from blip_diffusion.evaluation.metrics.aggregate import Verdict, copies
 from blip_diffusion.evaluation.metrics.memorization import Neighbour
 from blip_diffusion.evaluation.metrics.similarity import Card
 from blip_diffusion.evaluation.metrics.statistics import Estimate
+from blip_diffusion.fileio import write_text
 
 PROTOCOL = "blip-diffusion 1"
 """Changes whenever a score would: reports of two protocols are never compared."""
@@ -78,14 +79,7 @@ def write(report: Report, out: Path) -> None:
     """`report.json`, `subjects.csv`, `report.md`."""
     text = json.dumps(dataclasses.asdict(report), indent=1, allow_nan=False)
     for name, content in ((REPORT, text), ("subjects.csv", table(report)), ("report.md", markdown(report))):
-        write_whole(out / name, content)
-
-
-def write_whole(path: Path, content: str) -> None:
-    """A text file, which is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(content, encoding="utf-8", newline="")
-    os.replace(partial, path)
+        write_text(out / name, content)
 
 
 def read(path: Path) -> Report:

@@ -11,11 +11,12 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from blip_diffusion.checkpoint.subject_file import Subject, own_weights, write_subject
+from blip_diffusion.checkpoint.subject_file import Subject, write_subject
 from blip_diffusion.data.photos import PhotoBatch
 from blip_diffusion.diffusion.forward_process import Noising
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.nn_utils import base_parameters
 from blip_diffusion.prompts import subject_prompt
 from blip_diffusion.training.lora import add_lora, lora_state
 from blip_diffusion.training.objective import Gather, Losses, ParameterGroup, StepContext
@@ -74,7 +75,7 @@ class FewShot(nn.Module):
         return self.model.text_states(prompts, self.embedding.expand(len(prompts), -1, -1))
 
     def _moving(self) -> dict[str, nn.Parameter]:
-        unet, names = self.model.unet, own_weights(self.model.unet)
+        unet, names = self.model.unet, base_parameters(self.model.unet)
         match self.config.train:
             case "embedding":
                 return {}

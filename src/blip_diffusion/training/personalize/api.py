@@ -25,10 +25,11 @@ from blip_diffusion.checkpoint.subject_file import (
     thumbnail,
     write_subject,
 )
-from blip_diffusion.checkpoint.weights import check_writable, read_json, write_json
+from blip_diffusion.checkpoint.weights import read_json, write_json
 from blip_diffusion.data.photos import Masks, Photo, PhotoBatches, Segmenter, Source, read_photos, squares
 from blip_diffusion.devices import device_of, fastest_dtype
 from blip_diffusion.errors import CheckpointError, ConfigError, InputError
+from blip_diffusion.fileio import check_writable
 from blip_diffusion.images import Fit
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.prompts import subject_prompt

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from blip_diffusion import images
 from blip_diffusion.errors import ConfigError
+from blip_diffusion.fileio import write_text
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.plots import Line, line_chart
 from blip_diffusion.prompts import subject_prompt
@@ -259,10 +260,7 @@ def _save(picture: Image.Image, path: Path) -> None:
 
 
 def _write_scores(path: Path, scores: Sequence[Score]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(f"{json.dumps(asdict(score))}\n" for score in scores), encoding="utf-8")
-    partial.replace(path)
+    write_text(path, "".join(f"{json.dumps(asdict(score))}\n" for score in scores))
 
 
 def _read_scores(path: Path) -> list[Score]:
