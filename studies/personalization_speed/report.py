@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from blip_diffusion.errors import InputError
-from blip_diffusion.evaluation.metrics.statistics import Estimate, estimate
-from blip_diffusion.plots import Line, line_chart
+from blip_diffusion.evaluation.metrics.statistics import Estimate, bootstrap_ci
 from studies.personalization_speed.subjects import PHOTOS
 
 DREAMBOOTH = "dreambooth"
@@ -28,7 +27,7 @@ class SpeedupConfig:
     seeds: int = 1
     sampling_steps: int = 12
     batch_size: int = 3
-    probe_pictures: int = 12  # of each scene, for the judge to learn scenes from
+    probe_pictures: int = 12  # of each scene, for the metric to learn scenes from
     search_steps: int | None = None  # those of the run itself where it is None
 
     def __post_init__(self) -> None:
@@ -59,9 +58,9 @@ class Outcome:
     """All that was measured."""
 
     config: SpeedupConfig
-    judge: str
+    metric: str
     rates: dict[str, float]
-    curves: dict[str, list[Curve]]  # by contestant, a curve for each subject
+    curves: dict[str, list[Curve]]  # by candidate, a curve for each subject
     searches: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
@@ -87,10 +86,10 @@ def reached(curves: Sequence[Curve], goal: float, quantity: str) -> float:
 
 
 def speedup(outcome: Outcome, name: str, quantity: str, *, resamples: int = 500) -> Estimate:
-    """How many times sooner than DreamBooth a contestant reaches the fidelity that DreamBooth ends with.
+    """How many times sooner than DreamBooth a candidate reaches the fidelity that DreamBooth ends with.
 
     0 where it never does. DreamBooth's own time is when it first gets there, which may be before its end. The interval
-    is a bootstrap over subjects, drawn for both at once. A contestant that is there before its first step counts as
+    is a bootstrap over subjects, drawn for both at once. A candidate that is there before its first step counts as
     having taken one.
     """
     count = len(outcome.curves[name])
@@ -120,7 +119,7 @@ def markdown(outcome: Outcome) -> str:
     goal = float(columns(outcome.curves[DREAMBOOTH], "subject")[-1].mean())
     lines = [
         f"Fidelity that DreamBooth ends with: {goal:.3f} after {outcome.config.steps} steps; "
-        f"{outcome.config.subjects} held-out subjects, {PHOTOS} photos each; judge: {outcome.judge}.",
+        f"{outcome.config.subjects} held-out subjects, {PHOTOS} photos each; metric: {outcome.metric}.",
         "",
         "| method | learning rate | subject at 0 | subject, best | subject at the end | text at the end "
         "| steps to it | seconds to it | times sooner, steps | times sooner, seconds |",
@@ -132,9 +131,9 @@ def markdown(outcome: Outcome) -> str:
         cells = [
             name,
             f"{outcome.rates[name]:g}",
-            *(str(estimate(row[None])) for row in (subject[0], best, subject[-1])),
+            *(str(bootstrap_ci(row[None])) for row in (subject[0], best, subject[-1])),
         ]
-        cells.append(str(estimate(text[-1][None])))
+        cells.append(str(bootstrap_ci(text[-1][None])))
         cells += [_time(reached(curves, goal, "step")), _time(reached(curves, goal, "seconds"))]
         cells += [_times(speedup(outcome, name, quantity)) for quantity in ("step", "seconds")]
         lines.append(f"| {' | '.join(cells)} |")
@@ -160,7 +159,7 @@ def charts(outcome: Outcome, folder: Path) -> None:
 
 def _line(curves: Sequence[Curve], score: str, quantity: str) -> Line:
     rows = columns(curves, score)
-    estimates = [estimate(row[None]) for row in rows]
+    estimates = [bootstrap_ci(row[None]) for row in rows]
     spent = columns(curves, quantity).mean(dim=1).tolist()
     points = [(x, one.value) for x, one in zip(spent, estimates, strict=True)]
     return Line(points, [one.low for one in estimates], [one.high for one in estimates])

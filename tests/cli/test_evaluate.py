@@ -1,4 +1,4 @@
-"""`evaluate` from the command line: real networks, tiny; pictures kept, drawn once, judged, shown on a page."""
+"""`evaluate` from the command line: real networks, tiny; images kept, drawn once, score, shown on a page."""
 
 import csv
 import json
@@ -13,7 +13,9 @@ from PIL import Image
 from blip_diffusion.cli.main import main
 from blip_diffusion.errors import DataError
 from blip_diffusion.evaluation.reporting.html import page
-from blip_diffusion.evaluation.reporting.schema import Report, asked, read
+from blip_diffusion.evaluation.reporting.markdown import asked
+from blip_diffusion.evaluation.reporting.schema import Report, read
+from blip_diffusion.interfaces.cli import main
 from tests.evaluation.conftest import bench_folder, tiny_clip, tiny_dino  # noqa: F401
 
 Run = Callable[..., int]
@@ -30,7 +32,7 @@ def world_folder(bench_folder: Path) -> Path:  # noqa: F811
 def evaluate(world_folder: Path, tiny_folder: Path, tiny_dino: Path, tiny_clip: Path) -> Run:  # noqa: F811
     def run(*arguments: object) -> int:
         own = ["--model", tiny_folder, "--world", world_folder / "world.zip", "--steps", 1, "--subjects", 2]
-        own += ["--prompts", 3, "--seeds", 2, "--judges", f"dino={tiny_dino}", f"clip-b32={tiny_clip}"]
+        own += ["--prompts", 3, "--seeds", 2, "--metrics", f"dino={tiny_dino}", f"clip-b32={tiny_clip}"]
         return main([str(argument) for argument in ("evaluate", *own, *arguments)])
 
     return run
@@ -43,7 +45,7 @@ def out(evaluate: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for shard in ("1/2", "2/2"):
         assert evaluate("--out", folder, "--shard", shard) == 0
     assert not (folder / "report.json").exists()
-    drawn = {path: path.stat().st_mtime_ns for path in (folder / "pictures").rglob("*.png")}
+    drawn = {path: path.stat().st_mtime_ns for path in (folder / "images").rglob("*.png")}
     assert len(drawn) == 2 * 3 * 2 + 2 * 3
     assert evaluate("--out", folder) == 0
     assert drawn.items() <= {path: path.stat().st_mtime_ns for path in drawn}.items()  # none was made twice
@@ -52,28 +54,32 @@ def out(evaluate: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_report_says_all_that_it_depends_on(out: Path) -> None:
     report = read(out / "report.json")
-    assert len(report.pictures) == 12 and [verdict.card.name for verdict in report.verdicts] == [
+    assert len(report.images) == 12 and [result.info.name for result in report.results] == [
         "DINO", "CLIP-I b32", "CLIP-T b32",
     ]  # fmt: skip
     text = (out / "report.md").read_text()
     rows = ["no-subject", "reference-copy", "other-instance", "ground-truth", "ground-truth, decoded"]
     rows += ["references shuffled", "prompts shuffled"]
-    assert list(report.verdicts[0].rows) == ["zero-shot", *rows]
+    assert list(report.results[0].rows) == ["zero-shot", *rows]
     said = [
         "DINO, ViT of width 24",
-        "2 subjects x 3 prompts x 2 seeds = 12 pictures",
+        "2 subjects x 3 prompts x 2 seeds = 12 images",
         "1 steps",
         "by DINO: likeness",
         *rows,
     ]
     assert not [words for words in said if words not in text]
-    assert all((out / picture.file).is_file() for picture in report.pictures)
+    assert all((out / image.file).is_file() for image in report.images)
     assert report.diversity is not None and report.diversity.value > 0
-    assert report.headline("subject") is report.verdicts[0]
+    assert report.headline("subject") is report.results[0]
     with (out / "subjects.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert len(lines) == 2 * 3 * len(report.verdicts[0].rows)
-    assert all(float(line["likeness"]) == float(line["likeness"]) for line in lines if line["judge"] == "DINO")
+    assert len(lines) == 2 * 3 * len(report.results[0].rows)
+    assert all(
+        float(line["cosine_similarity"]) == float(line["cosine_similarity"])
+        for line in lines
+        if line["metric"] == "DINO"
+    )
 
 
 def test_every_method_and_precision_is_called_by_its_name(out: Path) -> None:
@@ -82,9 +88,9 @@ def test_every_method_and_precision_is_called_by_its_name(out: Path) -> None:
     def said(method: str, dtype: str = "float32") -> str:
         return asked(replace(report, settings={**report.settings, "method": method, "dtype": dtype}))
 
-    assert "Zero-shot from one reference: the subject's first picture, cropped square. Means" in said("zero-shot")
-    assert "no-subject is a floor: the model, told the words alone. Means" in said("no-subject")
-    assert "ground-truth is a ceiling. Means" in said("ground-truth")
+    assert "Zero-shot from one reference: the subject's first image, cropped square. Means" in said("zero-shot")
+    assert "no-subject is a lower_bound: the model, told the words alone. Means" in said("no-subject")
+    assert "ground-truth is a upper_bound. Means" in said("ground-truth")
     assert "guidance 3, in bfloat16; weights" in said("zero-shot", "bfloat16") and "float32" not in said("zero-shot")
 
 
@@ -98,7 +104,7 @@ def test_the_page_shows_every_picture_and_can_be_moved(out: Path, tmp_path: Path
 def test_words_of_strangers_are_escaped(out: Path) -> None:
     raw = json.loads((out / "report.json").read_text())
     raw["settings"]["model"] = "<script>alert(1)</script>"
-    raw["pictures"][0]["sentence"] = 'a "dog" <img src=x onerror=alert(1)>'
+    raw["images"][0]["sentence"] = 'a "dog" <img src=x onerror=alert(1)>'
     (out / "strange.json").write_text(json.dumps(raw))
     text = page(read(out / "strange.json"))
     assert "<script" not in text and "<img src=x" not in text and "&lt;script&gt;" in text
@@ -118,16 +124,16 @@ def test_tuned_subjects_are_tuned_once(
         assert run("--shard", shard).count("tuned to ") == 1
     subjects = {path: path.read_bytes() for path in (folder / "subjects").glob("*.safetensors")}
     assert len(subjects) == 2
-    lost = next((folder / "pictures" / "tuned").rglob("*.png"))
+    lost = next((folder / "images" / "tuned").rglob("*.png"))
     whole = lost.read_bytes()
     lost.unlink()
     assert "tuned to " not in run() and lost.read_bytes() == whole
     assert {path: path.read_bytes() for path in subjects} == subjects
     report = read(folder / "report.json")
-    assert report.method == "tuned" and len(report.pictures) == 12 and report.settings["tuning_train"] == "lora"
-    said = "Few-shot tuning (lora, 1 steps) on all of the subject's pictures"
+    assert report.method == "tuned" and len(report.images) == 12 and report.settings["tuning_train"] == "lora"
+    said = "Few-shot tuning (lora, 1 steps) on all of the subject's images"
     assert said in (folder / "report.md").read_text()
-    for path in sorted((folder / "pictures" / "no-subject").rglob("*.png")):
+    for path in sorted((folder / "images" / "no-subject").rglob("*.png")):
         assert path.read_bytes() == (out / path.relative_to(folder)).read_bytes()
     assert evaluate("--out", folder, "--method", "tuned", "--tune-steps", 1, "--train", "embedding") == 2
     assert 'whose tuning_train was "lora" and not "embedding"' in capsys.readouterr().err
@@ -147,7 +153,7 @@ def test_other_settings_are_refused(evaluate: Run, out: Path, capsys: pytest.Cap
 
 
 def test_a_broken_picture_is_named(evaluate: Run, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    victim = next((out / "pictures" / "zero-shot").rglob("*.png"))
+    victim = next((out / "images" / "zero-shot").rglob("*.png"))
     whole = victim.read_bytes()
     victim.write_bytes(whole[:40])
     assert evaluate("--out", out) == 2
@@ -169,11 +175,11 @@ def test_another_protocol_is_refused(out: Path, tmp_path: Path) -> None:
     [
         (("--method", "magic"), "--method is magic"),
         (("--method", "tuned", "--tune-steps", "0"), "--tune-steps is 0"),
-        (("--judges", "taste"), "no judge taste"),
-        (("--judges", "focus=nowhere"), "focus brings its own network"),
-        (("--judges", "text=nowhere"), "text brings its own network"),
-        (("--judges", "lite2="), "lite2 brings its own network"),
-        (("--judges", "dino=nowhere"), "can't be loaded from nowhere"),
+        (("--metrics", "taste"), "no metric taste"),
+        (("--metrics", "focus=nowhere"), "focus brings its own network"),
+        (("--metrics", "text=nowhere"), "text brings its own network"),
+        (("--metrics", "lite2="), "lite2 brings its own network"),
+        (("--metrics", "dino=nowhere"), "can't be loaded from nowhere"),
         (("--bench", "nowhere"), "no bench at nowhere: use mini"),
         (("--world", "nowhere/world.zip"), "no MiniBench at nowhere/bench: make it with"),
         (("--bench", "dreambench"), "git clone"),
@@ -196,8 +202,8 @@ def test_what_cannot_be_used_is_said_and_nothing_written(
 
 
 def test_photographs_are_a_bench_too(evaluate: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without a world: the ceiling is another photograph, the floor one of another dog, where there is one."""
-    from tests.data.benchmarks.test_dreambench import published
+    """Without a world: the upper_bound is another other_photo, the lower_bound one of another dog, where there is one."""
+    from tests.data.test_bench import published
 
     folder = published(tmp_path / "photos")
     (folder / "dataset" / "dog3").mkdir()
@@ -206,11 +212,11 @@ def test_photographs_are_a_bench_too(evaluate: Run, tmp_path: Path, capsys: pyte
     words.write_text(words.read_text().replace("dog2,dog", "dog2,dog\ndog3,dog"))
     assert evaluate("--bench", folder, "--out", tmp_path / "report", "--subjects", 3, "--seeds", 1) == 0
     report = read(tmp_path / "report" / "report.json")
-    rows = report.verdicts[0].subjects
-    assert [value is None for value in rows["other-instance"]["likeness"]] == [True, False, False]
-    assert "ground-truth" in rows and "ground-truth, decoded" not in rows and not report.neighbours
+    rows = report.results[0].subjects
+    assert [value is None for value in rows["other-instance"]["cosine_similarity"]] == [True, False, False]
+    assert "ground-truth" in rows and "ground-truth, decoded" not in rows and not report.nearest_training_images
     between = "fidelity of the 2 of 3 subjects with a peer"  # and so never beside the likeness of all three
-    assert list(report.verdicts[0].between) == [between]
+    assert list(report.results[0].between) == [between]
     table, page = ((tmp_path / "report" / name).read_text() for name in ("report.md", "index.html"))
     assert f"the ground truth (1): {between} " in table and "(1): **" not in table and "the truth (1)" not in page
-    assert evaluate("--bench", folder, "--out", tmp_path / "other", "--judges", "text") == 2
+    assert evaluate("--bench", folder, "--out", tmp_path / "other", "--metrics", "text") == 2

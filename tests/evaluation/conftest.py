@@ -36,7 +36,7 @@ def tiny_dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = ViTConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
                        image_size=SIZE, patch_size=8)  # fmt: skip
-    folder = tmp_path_factory.mktemp("judges") / "dino"
+    folder = tmp_path_factory.mktemp("metrics") / "dino"
     ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
     return folder
 
@@ -48,7 +48,7 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Pa
     shape = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     text = {**shape, "vocab_size": 1024, "max_position_embeddings": 32, "bos_token_id": 1022, "eos_token_id": 1023}
     vision = {**shape, "image_size": SIZE, "patch_size": 8}
-    folder = tmp_path_factory.mktemp("judges") / "clip"
+    folder = tmp_path_factory.mktemp("metrics") / "clip"
     CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
     shutil.copytree(tiny_folder / "tokenizer", folder, dirs_exist_ok=True)
     return folder

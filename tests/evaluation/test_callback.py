@@ -14,9 +14,9 @@ from blip_diffusion.data.benchmarks.minibench import build_bench
 from blip_diffusion.data.synthetic.assets import World
 from blip_diffusion.errors import ConfigError, DataError
 from blip_diffusion.evaluation import callback as quick
-from blip_diffusion.evaluation.callback import QuickScore
-from blip_diffusion.evaluation.generators.conditions import rows_of
-from blip_diffusion.training.pretrain import RunConfig, run
+from blip_diffusion.evaluation.callback import EvalCallback
+from blip_diffusion.evaluation.generators.conditions import run_conditions
+from blip_diffusion.training.run import RunConfig, run
 
 CONFIG = Path(__file__).parents[2] / "configs" / "debug" / "subject.toml"
 
@@ -50,11 +50,11 @@ def test_scores_are_logged_and_the_run_stays_the_same(
 
     def rows(*given: Any, **named: Any) -> Any:
         computed_in.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
-        return rows_of(*given, **named)
+        return run_conditions(*given, **named)
 
-    monkeypatch.setattr(quick, "rows_of", rows)
+    monkeypatch.setattr(quick, "run_conditions", rows)
     said = [*overrides(world_path, tiny_folder), f"train.mixed_precision={precision}"]
-    score = functools.partial(QuickScore, judges=(f"dino={tiny_dino}",))
+    score = functools.partial(EvalCallback, metrics=(f"dino={tiny_dino}",))
     run(CONFIG, tmp_path / "with", overrides=said, beside=[score])
     run(CONFIG, tmp_path / "without", overrides=said)
     scored = [line for line in log(tmp_path / "with") if "score/DINO likeness" in line]
@@ -74,7 +74,7 @@ def config(world: Path, *further: str) -> RunConfig:
 
 
 def test_what_cannot_be_scored_is_said_at_once(world_path: Path, world: World, tiny_dino: Path, tmp_path: Path) -> None:
-    score = functools.partial(QuickScore, judges=(f"dino={tiny_dino}",))
+    score = functools.partial(EvalCallback, metrics=(f"dino={tiny_dino}",))
     with pytest.raises(ConfigError, match="representation does not"):
         score(config(world_path, "method=representation"), world)
     with pytest.raises(ConfigError, match=r"train\.sample_every"):

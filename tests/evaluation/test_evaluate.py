@@ -1,4 +1,4 @@
-"""What a report's pictures depend on is the same in every process."""
+"""What a report's images depend on is the same in every process."""
 
 import os
 import subprocess
@@ -6,13 +6,13 @@ import sys
 
 from diffusers import DDIMScheduler
 
-from blip_diffusion.evaluation.evaluate import noise_levels
+from blip_diffusion.evaluation.evaluate import scheduler_digest
 
 SAY = """
 from diffusers import DDIMScheduler
-from blip_diffusion.evaluation.evaluate import noise_levels
+from blip_diffusion.evaluation.evaluate import scheduler_digest
 from blip_diffusion.pipelines.presets import solver
-print(noise_levels(solver("dpm++", DDIMScheduler(rescale_betas_zero_snr=True))))
+print(scheduler_digest(solver("dpm++", DDIMScheduler(rescale_betas_zero_snr=True))))
 """
 
 
@@ -29,4 +29,4 @@ def test_noise_levels_are_told_apart_and_are_the_same_in_every_process() -> None
         for seed in ("1", "2", "3")
     }
     assert len(found) == 1
-    assert noise_levels(DDIMScheduler()) != noise_levels(DDIMScheduler(beta_end=0.03))
+    assert scheduler_digest(DDIMScheduler()) != scheduler_digest(DDIMScheduler(beta_end=0.03))

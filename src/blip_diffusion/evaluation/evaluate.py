@@ -1,8 +1,7 @@
-"""An evaluation from its order: bench, model, pictures, judges, report. The composition root of evaluation."""
+"""Evaluate a model on a benchmark: generate images, score them, and write the report."""
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,133 +13,164 @@ from blip_diffusion.data.benchmarks.minibench import fingerprint, unknown_to
 from blip_diffusion.data.segmentation import saliency
 from blip_diffusion.data.synthetic.assets import World
 from blip_diffusion.errors import DataError, InputError
-from blip_diffusion.evaluation.generators import baselines as methods
-from blip_diffusion.evaluation.generators.cache import PICTURES, Shard, draw_missing, keep_settings
-from blip_diffusion.evaluation.generators.conditions import DRAWN, METHODS, Row, Studio, rows_of
-from blip_diffusion.evaluation.generators.personalized import SUBJECTS, Tuning, check_tunable
-from blip_diffusion.evaluation.instances import Case, cases_of
-from blip_diffusion.evaluation.metrics.aggregate import judged
-from blip_diffusion.evaluation.metrics.memorization import Neighbour, distances, neighbours, training_pictures
-from blip_diffusion.evaluation.metrics.registry import Panel, check_names, panel_of
-from blip_diffusion.evaluation.reporting.html import write_page
-from blip_diffusion.evaluation.reporting.schema import PROTOCOL, Report, keep_references, pictures_of, relative, write
-from blip_diffusion.nn_utils import tensor_bytes
-from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
+from blip_diffusion.evaluation.generators import model as generators
+from blip_diffusion.evaluation.generators.cache import IMAGES, LogFn, Shard, claim_output_dir, generate_missing, silent
+from blip_diffusion.evaluation.generators.conditions import (
+    CONDITIONS,
+    MODEL_CONDITIONS,
+    ConditionResult,
+    ConditionRunner,
+    GeneratorSet,
+)
+from blip_diffusion.evaluation.generators.personalized import SUBJECTS, SubjectTuner, check_tunable, tuned
+from blip_diffusion.evaluation.instances import Instance, build_instances
+from blip_diffusion.evaluation.metrics.aggregate import MetricResult, score
+from blip_diffusion.evaluation.metrics.memorization import (
+    NearestTrainingImage,
+    nearest_training_images,
+    sample_diversity,
+    training_bank,
+)
+from blip_diffusion.evaluation.metrics.registry import MetricBuilder, MetricSuite, build_metrics, check_metric_names
+from blip_diffusion.evaluation.reporting.schema import PROTOCOL, Report, path_in, report_images
+from blip_diffusion.evaluation.reporting.write import copy_references, write_report
+from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.pipelines.memo import bytes_of
 from blip_diffusion.pipelines.presets import Engine, ordered
 from blip_diffusion.training.personalize.api import TuneConfig
 
-Tell = Callable[[str], None]
-
 
 @dataclass(frozen=True)
-class Order:
-    """What to evaluate. `None` leaves a thing to the bench or the model."""
+class EvalConfig:
+    """What to evaluate, and how.
+
+    Attributes:
+        model: `mini`, a model folder, or a hub id.
+        benchmark: `mini`, `dreambench`, or a folder in DreamBench's layout.
+        condition: One of `CONDITIONS`.
+        seeds: Images per prompt, 1 to 100.
+        subjects: Evaluate only this many subjects; by default all.
+        prompts: Evaluate only this many prompts; by default all.
+        steps: Sampling steps, 1 to 1000; by default the model's.
+        guidance_scale: 0 to 100; by default the model's.
+        metrics: Names of metrics; by default those that fit the benchmark.
+        dataset: The assets that MiniBench was made of.
+        dtype: The precision of the model, such as `float32`.
+        preset: The name of a speed preset.
+        engine: What runs the U-Net.
+        probe_images: Images of each scene that the probes of `text` are fitted to.
+        tuning: The configuration of the condition `tuned`. Its device is the evaluation's.
+    """
 
     model: str = "mini"
-    bench: str = "mini"
-    method: str = "zero-shot"
+    benchmark: str = "mini"
+    condition: str = "zero-shot"
     seeds: int = 4
     subjects: int | None = None
     prompts: int | None = None
     steps: int | None = None
-    guidance: float | None = None
-    judges: tuple[str, ...] = ()
-    world: Path = Path("world/world.zip")
+    guidance_scale: float | None = None
+    metrics: tuple[str, ...] = ()
+    dataset: Path = Path("world/world.zip")
     dtype: str = "float32"
-    preset: str = ""  # what else than the precision it chooses
+    preset: str = ""
     engine: Engine = "torch"
-    lessons: int = 24  # pictures of each scene for the text judge
-    tuning: TuneConfig = field(default_factory=TuneConfig)  # of the method "tuned"; its device is the evaluation's
+    probe_images: int = 24
+    tuning: TuneConfig = field(default_factory=TuneConfig)
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InputError(f"--method is {self.method}: use {', '.join(METHODS[:-1])} or {METHODS[-1]}.")
+        if self.condition not in CONDITIONS:
+            known = f"{', '.join(CONDITIONS[:-1])} or {CONDITIONS[-1]}"
+            raise InputError(f"--condition is {self.condition}: use {known}.")
         if self.steps is not None and not 1 <= self.steps <= 1000:
             raise InputError(f"--steps is {self.steps}: use a number from 1 to 1000.")
-        if self.guidance is not None and not 0 <= self.guidance <= 100:
-            raise InputError(f"--guidance is {self.guidance}: use a number from 0 to 100.")
-        check_names(self.judges)
+        if self.guidance_scale is not None and not 0 <= self.guidance_scale <= 100:
+            raise InputError(f"--guidance-scale is {self.guidance_scale}: use a number from 0 to 100.")
+        check_metric_names(self.metrics)
 
 
-def open_bench(order: Order) -> tuple[Bench, World | None]:
-    """The whole bench of an order, and the world of MiniBench."""
-    if order.bench == "dreambench":
+def load_benchmark(config: EvalConfig) -> tuple[Bench, World | None]:
+    """Load the full benchmark, and for MiniBench the assets that it was made of."""
+    if config.benchmark == "dreambench":
         return read_dreambench(Path("dreambench")), None
-    folder = minibench_beside(order.world) if order.bench == "mini" else Path(order.bench)
+    folder = minibench_folder(config.dataset) if config.benchmark == "mini" else Path(config.benchmark)
     if not folder.is_dir():
-        raise DataError(f"There is no bench at {folder}: use mini, dreambench, or a folder of its layout.")
+        raise DataError(f"There is no benchmark at {folder}: use mini, dreambench, or a folder of its layout.")
     bench = read_bench(folder)
     if not bench.world:
         return bench, None
-    world = World.load(order.world)
-    check_same_world(bench, world, folder)
+    world = World.load(config.dataset)
+    check_made_of(bench, world, folder)
     return bench, world
 
 
-def minibench_beside(world: Path) -> Path:
-    """The folder of MiniBench, which is beside its world's file. Raises `DataError` where it isn't made yet."""
-    folder = world.parent / "bench"
+def minibench_folder(dataset: Path) -> Path:
+    """Return the folder of MiniBench, beside the file of its assets. Raises `DataError` if it isn't there."""
+    folder = dataset.parent / "bench"
     if not folder.is_dir():
         raise DataError(
-            f"There is no MiniBench at {folder}: make it with `blip-diffusion data build --bench --out {world.parent}`."
+            f"There is no MiniBench at {folder}: make it with `blip-diffusion data build --bench --out "
+            f"{dataset.parent}`."
         )
     return folder
 
 
-def check_same_world(bench: Bench, world: World, folder: Path) -> None:
-    """Raises `DataError` where MiniBench was made of another world, or asks for what its own can't show."""
+def check_made_of(bench: Bench, world: World, folder: Path) -> None:
+    """Raise `DataError` if MiniBench was made of other assets, or has prompts that these can't show."""
     if fingerprint(world) != bench.world:
         raise DataError(
             f"{folder} was made of another world than the one given: make it again with `blip-diffusion data build "
-            "--bench`, or name its own --world."
+            "--bench`, or name its own --dataset."
         )
-    if strange := unknown_to(world, bench):
-        raise DataError(f"{folder} asks for {strange}, which its world lacks: make it again with `data build --bench`.")
+    if unknown := unknown_to(world, bench):
+        raise DataError(f"{folder} needs {unknown}, which its world lacks: make it again with `data build --bench`.")
 
 
-def settings_of(order: Order, bench: Bench, pipe: BlipDiffusionPipeline, tuning: Tuning | None) -> dict[str, Any]:
-    """All that pictures depend on, and nothing else: not the batch, the device, the shard or the judges."""
+def run_settings(
+    config: EvalConfig, bench: Bench, pipe: BlipDiffusionPipeline, tuner: SubjectTuner | None
+) -> dict[str, Any]:
+    """Return all settings that the images depend on: not the batch size, the device, the shard or the metrics."""
     return {
         "protocol": PROTOCOL,
-        "method": order.method,
-        "model": order.model,
+        "condition": config.condition,
+        "model": config.model,
         "weights": weights_digest(pipe),
-        "bench": bench.name,
-        "bench_digest": bench.digest,
+        "benchmark": bench.name,
+        "benchmark_digest": bench.digest,
         "subjects": [subject.name for subject in bench.subjects],
         "prompts": list(bench.asked),
-        "seeds": order.seeds,
-        "preset": order.preset or "none",
-        "engine": order.engine,
-        "steps": order.steps or pipe.preset.steps_of(int(pipe.config.num_inference_steps)),
-        "guidance": _guidance(order, pipe),
+        "seeds": config.seeds,
+        "preset": config.preset or "none",
+        "engine": config.engine,
+        "steps": config.steps or pipe.preset.steps_of(int(pipe.config.num_inference_steps)),
+        "guidance_scale": _guidance_scale(config, pipe),
         "guidance_rescale": float(pipe.config.guidance_rescale),
         "noise_scale": float(pipe.config.noise_scale),
         "prompt_reps": int(pipe.config.prompt_reps),
         "scheduler": type(pipe.scheduler).__name__,
-        "noise_levels": noise_levels(pipe.scheduler),
-        "size": picture_size(pipe),
-        "dtype": order.dtype,
-        "reference": "the subject's first picture, cropped square",
-        **({} if tuning is None else tuning.settings(int(pipe.text_encoder.config.hidden_size))),
+        "scheduler_digest": scheduler_digest(pipe.scheduler),
+        "image_size": image_size(pipe),
+        "dtype": config.dtype,
+        "reference": "the subject's first image, cropped square",
+        **({} if tuner is None else tuner.settings(int(pipe.text_encoder.config.hidden_size))),
     }
 
 
-def _guidance(order: Order, pipe: BlipDiffusionPipeline) -> float:
-    """What pictures are drawn with; none, where a preset's LoRA has it in itself."""
+def _guidance_scale(config: EvalConfig, pipe: BlipDiffusionPipeline) -> float:
+    """Return the guidance scale in use: 1, where the preset's LoRA was distilled with guidance."""
     if not pipe.preset.guides:
         return 1.0
-    return float(pipe.config.guidance_scale if order.guidance is None else order.guidance)
+    return float(pipe.config.guidance_scale if config.guidance_scale is None else config.guidance_scale)
 
 
-def noise_levels(scheduler: Any) -> str:
-    """What tells a scheduler's settings from others; what diffusers notes beside them is in any order."""
+def scheduler_digest(scheduler: Any) -> str:
+    """Identify the settings of a scheduler. diffusers' private entries, in random order, are left out."""
     own = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
-    return _digest(json.dumps(own, sort_keys=True, default=str).encode())
+    return hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def weights_digest(pipe: BlipDiffusionPipeline) -> str:
-    """What tells a model's weights from others."""
+    """Identify the weights of a model."""
     found = hashlib.sha256()
     for name, value in sorted(pipe.model.state_dict().items()):
         found.update(name.encode())
@@ -148,116 +178,157 @@ def weights_digest(pipe: BlipDiffusionPipeline) -> str:
     return found.hexdigest()[:16]
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
-
-
-def picture_size(pipe: BlipDiffusionPipeline) -> int:
-    """The side of its pictures."""
+def image_size(pipe: BlipDiffusionPipeline) -> int:
+    """Return the side of the pipeline's images in pixels."""
     return int(pipe.unet.config.sample_size) * pipe.model.latents.factor
 
 
-def studio_of(
-    pipe: BlipDiffusionPipeline, world: World | None, *, steps: int, guidance: float, tuning: Tuning | None = None
-) -> Studio:
-    """A model's methods."""
+def build_generators(
+    pipe: BlipDiffusionPipeline,
+    world: World | None,
+    *,
+    steps: int,
+    guidance_scale: float,
+    tuner: SubjectTuner | None = None,
+) -> GeneratorSet:
+    """Build the generators of a model's conditions."""
     pipe.set_progress_bar_config(disable=True)
-    how = {"num_inference_steps": steps, "guidance_scale": guidance}
-    drawn = {"zero-shot": methods.zero_shot(pipe, **how), "no-subject": methods.no_subject(pipe, **how)}
-    if tuning is not None:
-        drawn["tuned"] = methods.tuned(pipe, tuning, **how)
-    return Studio(drawn, methods.round_trip_of(pipe.model), picture_size(pipe), world)
+    settings = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
+    by_condition = {
+        "zero-shot": generators.zero_shot(pipe, **settings),
+        "no-subject": generators.no_subject(pipe, **settings),
+    }
+    if tuner is not None:
+        by_condition["tuned"] = tuned(pipe, tuner, **settings)
+    return GeneratorSet(by_condition, generators.autoencoder_reconstruction(pipe.model), image_size(pipe), world)
 
 
-def tuning_of(order: Order, bench: Bench, out: Path, device: torch.device | str, tell: Tell) -> Tuning:
-    """How this bench's subjects are tuned, into a folder of the run's own."""
-    check_tunable(bench.subjects, order.tuning)
-    return Tuning(order.model, out / SUBJECTS, order.tuning, saliency(), tell, device)
+@dataclass(frozen=True)
+class EvalRun:
+    """One evaluation as it runs: its benchmark, model, generators and output folder."""
+
+    config: EvalConfig
+    full_bench: Bench
+    bench: Bench
+    pipe: BlipDiffusionPipeline
+    generators: GeneratorSet
+    settings: dict[str, Any]
+    out: Path
+    batch_size: int
+    log: LogFn
+
+    @property
+    def instances(self) -> list[Instance]:
+        """All instances of the evaluated condition."""
+        return build_instances(self.bench, self.config.seeds)
+
+    def generate_shard(self, shard: Shard) -> None:
+        """Generate a part of the model's images. All else is quick, and left to the process that scores."""
+        claim_output_dir(self.out, self.settings)
+        condition = self.config.condition
+        for name in dict.fromkeys([condition, "no-subject"]):
+            if name in MODEL_CONDITIONS:
+                wanted = [one for one in self.instances if name == condition or one.sample_index == 0]
+                own = shard.select(wanted, by_subject=name == "tuned")  # each subject is tuned once
+                generator, folder = self.generators.by_condition[name], self.out / IMAGES / name
+                generate_missing(generator, own, folder, batch_size=self.batch_size, log=self.log)
+
+    def score(self) -> Report:
+        """Generate what is missing, score all conditions, and return the report."""
+        self.log("the metrics are being prepared")  # before an hour of generation, not after it
+        suite = build_metrics(self.config.metrics, self._metric_builder())
+        claim_output_dir(self.out, self.settings)
+        runner = ConditionRunner(self.bench, self.generators, self.out, self.batch_size, self.log)
+        return self._report(suite, runner.run(self.config.condition, self.instances))
+
+    def _metric_builder(self) -> MetricBuilder:
+        return MetricBuilder(self.bench, self.full_bench, self.generators, self.config.probe_images, self.batch_size)
+
+    def _report(self, suite: MetricSuite, conditions: dict[str, ConditionResult]) -> Report:
+        results: list[MetricResult] = []
+        for metric in suite.metrics:
+            results.append(score(metric, conditions, self.settings["subjects"]))
+            self.log(f"scored by {metric.info.name}")
+        evaluated = conditions[self.config.condition]
+        return Report(
+            PROTOCOL,
+            self.settings,
+            encoder_family(self.pipe),
+            copy_references(self.bench.subjects, self.out),
+            {subject.name: subject.category for subject in self.bench.subjects},
+            report_images(evaluated, self.out),
+            results,
+            sample_diversity(suite.features, evaluated),
+            self._nearest_training_images(suite, evaluated),
+        )
+
+    def _nearest_training_images(self, suite: MetricSuite, evaluated: ConditionResult) -> list[NearestTrainingImage]:
+        if self.generators.world is None:
+            return []
+        bank = training_bank(self.generators.world, self.out / "training", size=self.generators.size)
+        found = nearest_training_images(suite.features, evaluated.images, bank)
+        return [NearestTrainingImage(path_in(self.out, a), path_in(self.out, b), cosine) for a, b, cosine in found]
 
 
 def evaluate(
-    order: Order,
+    config: EvalConfig,
     out: Path,
     *,
     shard: Shard | None = None,
-    batch: int = 16,
+    batch_size: int = 16,
     device: torch.device | str = "cpu",
-    tell: Tell = lambda _: None,
+    log: LogFn = silent,
 ) -> Report | None:
-    """Draws what is missing and, unless this is a shard, has it judged and writes the report.
+    """Generate the missing images of a benchmark and, unless this is a shard, score them and write the report.
 
-    Raises `BlipDiffusionError` for what can't be used: a bench, a model, a judge, a folder of another run.
+    Args:
+        config: What to evaluate.
+        out: The folder of the run. It holds the images, `report.json`, `report.md`, `subjects.csv` and `index.html`.
+        shard: Generate only this part of the images, and score nothing.
+        batch_size: Images generated at once, 1 or more. It does not change them.
+        device: Where the model runs.
+        log: Takes lines of progress.
+
+    Returns:
+        The report; `None` for a shard.
+
+    Raises:
+        BlipDiffusionError: For an unusable benchmark, model or metric, or a folder that holds another run.
+
+    Example:
+        >>> report = evaluate(EvalConfig(model="mini", seeds=1, metrics=("focus",)), Path("report"))
     """
-    if batch < 1:
-        raise InputError(f"--batch is {batch}: use 1 or more.")
-    whole, world = open_bench(order)
-    bench = whole.part(order.subjects, order.prompts)
-    cases = cases_of(bench, order.seeds)
-    pipe = BlipDiffusionPipeline.from_pretrained(order.model, torch_dtype=getattr(torch, order.dtype)).to(device)
-    pipe.set_preset(ordered(order.preset, order.engine))
-    tuning = tuning_of(order, bench, out, device, tell) if order.method == "tuned" else None
-    settings = settings_of(order, bench, pipe, tuning)
-    studio = studio_of(pipe, world, steps=settings["steps"], guidance=settings["guidance"], tuning=tuning)
+    if batch_size < 1:
+        raise InputError(f"--batch is {batch_size}: use 1 or more.")
+    run = _prepare(config, out, batch_size, device, log)
     if shard is not None:
-        keep_settings(out, settings)
-        draw_shard(order.method, shard, cases, studio, out, batch=batch, tell=tell)
+        run.generate_shard(shard)
         return None
-    tell("the judges prepare themselves")  # before an hour of drawing, not after it
-    panel = panel_of(order.judges, bench, whole, studio, lessons_each=order.lessons, batch=batch)
-    keep_settings(out, settings)
-    rows = rows_of(order.method, bench, cases, studio, out, batch=batch, tell=tell)
-    report = _report(settings, pipe, bench, rows, panel, studio, out, tell)
-    write(report, out)
-    write_page(report, out)
+    report = run.score()
+    write_report(report, out)
     return report
 
 
-def _report(
-    settings: dict[str, Any],
-    pipe: BlipDiffusionPipeline,
-    bench: Bench,
-    rows: dict[str, Row],
-    panel: Panel,
-    studio: Studio,
-    out: Path,
-    tell: Tell,
-) -> Report:
-    verdicts = []
-    for judge in panel.judges:
-        verdicts.append(judged(judge, rows, settings["subjects"]))
-        tell(f"judged by {judge.card.name}")
-    first = rows[str(settings["method"])]
-    near = neighbours(panel.look, first.pictures, _bank(studio, out)) if studio.world is not None else []
-    return Report(
-        PROTOCOL,
-        settings,
-        family_of(pipe),
-        keep_references(bench.subjects, out),
-        {subject.name: subject.category for subject in bench.subjects},
-        pictures_of(first, out),
-        verdicts,
-        distances(panel.look, first),
-        [Neighbour(relative(a, out), relative(b, out), cosine) for a, b, cosine in near],
+def _prepare(config: EvalConfig, out: Path, batch_size: int, device: torch.device | str, log: LogFn) -> EvalRun:
+    full_bench, world = load_benchmark(config)
+    bench = full_bench.part(config.subjects, config.prompts)
+    build_instances(bench, config.seeds)  # a wrong number of seeds is reported before the model is loaded
+    pipe = BlipDiffusionPipeline.from_pretrained(config.model, torch_dtype=getattr(torch, config.dtype)).to(device)
+    pipe.set_preset(ordered(config.preset, config.engine))
+    tuner = _build_tuner(config, bench, out, device, log) if config.condition == "tuned" else None
+    settings = run_settings(config, bench, pipe, tuner)
+    built = build_generators(
+        pipe, world, steps=settings["steps"], guidance_scale=settings["guidance_scale"], tuner=tuner
     )
+    return EvalRun(config, full_bench, bench, pipe, built, settings, out, batch_size, log)
 
 
-def _bank(studio: Studio, out: Path) -> list[Path]:
-    assert studio.world is not None
-    return training_pictures(studio.world, out / "training", size=studio.size)
+def _build_tuner(config: EvalConfig, bench: Bench, out: Path, device: torch.device | str, log: LogFn) -> SubjectTuner:
+    check_tunable(bench.subjects, config.tuning)
+    return SubjectTuner(config.model, out / SUBJECTS, config.tuning, saliency(), log, device)
 
 
-def family_of(pipe: BlipDiffusionPipeline) -> str:
-    """The family of the generator's own image encoder."""
+def encoder_family(pipe: BlipDiffusionPipeline) -> str:
+    """Return the family of the generator's own image encoder."""
     tower = type(pipe.qformer.image_encoder.tower).__name__
     return next((family for family in ("EfficientNet", "CLIP", "DINO") if family.lower() in tower.lower()), tower)
-
-
-def draw_shard(
-    method: str, shard: Shard, cases: Sequence[Case], studio: Studio, out: Path, *, batch: int, tell: Tell
-) -> None:
-    """This part of what the model draws: all else is quick, and left to whoever scores."""
-    for name in dict.fromkeys([method, "no-subject"]):
-        if name in DRAWN:
-            asked = [case for case in cases if name == method or case.copy == 0]
-            own = shard.of(asked, whole_subjects=name == "tuned")  # no subject is tuned twice
-            draw_missing(studio.drawn[name], own, out / PICTURES / name, batch=batch, tell=tell)

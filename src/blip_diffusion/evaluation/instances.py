@@ -1,4 +1,4 @@
-"""What a bench asks, picture by picture: a case is one picture to be made, and has its own noise and its own file."""
+"""The instances of a benchmark. An instance is one image to generate, with its own noise seed and its own file."""
 
 import hashlib
 import re
@@ -11,60 +11,68 @@ from blip_diffusion.errors import InputError
 
 
 @dataclass(frozen=True)
-class Case:
-    """One picture to be made. What it asks depends on nothing but the subject, the prompt and the copy."""
+class Instance:
+    """One image to generate: a subject in a prompt, with one noise seed."""
 
     subject: BenchSubject
-    number: int  # of the prompt, in the bench's list
+    prompt_index: int  # in the benchmark's list of prompts
     prompt: BenchPrompt
-    copy: int  # 0, 1 ...: which of the seeds
+    sample_index: int  # 0, 1 ...: which of the prompt's seeds
 
     @property
-    def sentence(self) -> str:
-        """ "a red teapot on the beach", without subject tokens."""
+    def prompt_text(self) -> str:
+        """The whole prompt without subject tokens, such as "a red teapot on the beach"."""
         return self.prompt.sentence(self.subject.category)
 
     @property
     def seed(self) -> int:
-        """Of the noise; no two cases of a bench share it."""
-        digest = hashlib.sha256(f"{self.subject.name} {self.number} {self.copy}".encode()).digest()
+        """The seed of its noise. It depends on nothing else in the run, and no two instances share it."""
+        digest = hashlib.sha256(f"{self.subject.name} {self.prompt_index} {self.sample_index}".encode()).digest()
         return int.from_bytes(digest[:6])
 
     @property
     def file(self) -> Path:
-        """Its picture, in the folder of a method."""
+        """The path of its image below the folder of a condition."""
         words = re.sub(r"[^a-z0-9]+", "-", f"{self.prompt.before} {self.prompt.after}".lower()).strip("-")[:40]
-        return Path(self.subject.name) / f"{self.number:02d}-{words}-{self.copy}.png"
+        return Path(self.subject.name) / f"{self.prompt_index:02d}-{words}-{self.sample_index}.png"
 
 
-def cases_of(bench: Bench, seeds: int) -> list[Case]:
-    """Subject after subject, prompt after prompt, copy after copy."""
+def build_instances(bench: Bench, seeds: int) -> list[Instance]:
+    """List the instances of a benchmark: subject by subject, prompt by prompt, seed by seed.
+
+    Raises:
+        InputError: If `seeds` is not from 1 to 100.
+    """
     if not 1 <= seeds <= 100:
         raise InputError(f"--seeds is {seeds}: use a number from 1 to 100.")
     return [
-        Case(subject, number, bench.prompt(subject, number), copy)
+        Instance(subject, prompt_index, bench.prompt(subject, prompt_index), sample_index)
         for subject in bench.subjects
-        for number in bench.asked
-        for copy in range(seeds)
+        for prompt_index in bench.asked
+        for sample_index in range(seeds)
     ]
 
 
-def first_copies(cases: Sequence[Case]) -> list[Case]:
-    """One case a prompt: enough for floors and ceilings."""
-    return [case for case in cases if case.copy == 0]
+def first_samples(instances: Sequence[Instance]) -> list[Instance]:
+    """Keep one instance per prompt, which is enough for baselines."""
+    return [instance for instance in instances if instance.sample_index == 0]
 
 
-def other_prompts(cases: Sequence[Case], bench: Bench) -> list[Case]:
-    """Each case with the next prompt of its subject: what its picture was not asked for."""
+def with_next_prompt(instances: Sequence[Instance], bench: Bench) -> list[Instance]:
+    """Give each instance the next prompt of its subject, which its image was not generated for."""
     following = dict(zip(bench.asked, [*bench.asked[1:], bench.asked[0]], strict=True))
-    moved = ((case, following[case.number]) for case in cases)
-    return [Case(case.subject, number, bench.prompt(case.subject, number), case.copy) for case, number in moved]
+    moved = ((instance, following[instance.prompt_index]) for instance in instances)
+    return [_moved(bench, instance, instance.subject, prompt_index) for instance, prompt_index in moved]
 
 
-def other_subjects(cases: Sequence[Case], bench: Bench) -> list[Case]:
-    """Each case with a subject far away in the list: whom its picture does not show."""
+def with_other_subject(instances: Sequence[Instance], bench: Bench) -> list[Instance]:
+    """Give each instance a subject far away in the list, which its image does not show."""
     subjects = bench.subjects
     step = max(1, len(subjects) // 2)
     partner = {subject.name: subjects[(i + step) % len(subjects)] for i, subject in enumerate(subjects)}
-    moved = ((case, partner[case.subject.name]) for case in cases)
-    return [Case(subject, case.number, bench.prompt(subject, case.number), case.copy) for case, subject in moved]
+    moved = ((instance, partner[instance.subject.name]) for instance in instances)
+    return [_moved(bench, instance, subject, instance.prompt_index) for instance, subject in moved]
+
+
+def _moved(bench: Bench, instance: Instance, subject: BenchSubject, prompt_index: int) -> Instance:
+    return Instance(subject, prompt_index, bench.prompt(subject, prompt_index), instance.sample_index)

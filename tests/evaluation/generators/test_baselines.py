@@ -8,19 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from blip_diffusion import images
 from blip_diffusion.checkpoint.subject_file import Subject, fingerprint
-from blip_diffusion.data.benchmarks.dreambench import Bench, BenchSubject, read_bench
-from blip_diffusion.evaluation.generators.baselines import (
-    Draw,
-    no_subject,
-    photograph,
-    photograph_of_another,
-    round_trip_of,
-    tuned,
-    zero_shot,
-)
-from blip_diffusion.evaluation.instances import Case, cases_of
+from blip_diffusion.data.bench import Bench, BenchSubject, read_bench
+from blip_diffusion.evaluation.generators.baselines import other_photo, photo_of_other_subject
+from blip_diffusion.evaluation.generators.model import ImageGenerator, autoencoder_reconstruction, no_subject, zero_shot
+from blip_diffusion.evaluation.generators.personalized import tuned
+from blip_diffusion.evaluation.instances import Instance, build_instances
+from blip_diffusion.images import open_picture
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from tests.data.benchmarks.test_dreambench import published
@@ -34,71 +28,73 @@ def far(first: Sequence[Image.Image], second: Sequence[Image.Image]) -> float:
 
 
 @pytest.fixture
-def cases(bench: Bench) -> list[Case]:
-    return cases_of(bench.part(2, 3), 1)
+def instances(bench: Bench) -> list[Instance]:
+    return build_instances(bench.part(2, 3), 1)
 
 
 @pytest.mark.parametrize("method", [zero_shot, no_subject])
-def test_a_picture_does_not_depend_on_its_batch(pipe: BlipDiffusionPipeline, cases: list[Case], method: object) -> None:
+def test_a_picture_does_not_depend_on_its_batch(
+    pipe: BlipDiffusionPipeline, instances: list[Instance], method: object
+) -> None:
     assert callable(method)
-    draw: Draw = method(pipe, num_inference_steps=2)
-    together = draw(cases)
-    assert len(together) == len(cases)
-    assert far(together, [draw([case])[0] for case in cases]) <= 1
+    draw: ImageGenerator = method(pipe, num_inference_steps=2)
+    together = draw(instances)
+    assert len(together) == len(instances)
+    assert far(together, [draw([instance])[0] for instance in instances]) <= 1
 
 
 def test_zero_shot_is_the_pipeline_asked_by_hand(pipe: BlipDiffusionPipeline, tmp_path: Path) -> None:
     """ "a red dog" keeps the subject's own word for the Q-Former, and says the colour before the noun."""
     bench = read_bench(published(tmp_path))
-    case = cases_of(bench, 1)[5]
-    assert case.sentence == "a red dog"
-    drawn = zero_shot(pipe, num_inference_steps=2)([case])
+    instance = build_instances(bench, 1)[5]
+    assert instance.sentence == "a red dog"
+    drawn = zero_shot(pipe, num_inference_steps=2)([instance])
     by_hand = pipe(
-        "", images.open_picture(case.subject.pictures[0]), "dog", "red dog",
-        num_inference_steps=2, generator=torch.Generator().manual_seed(case.seed),
+        "", open_picture(instance.subject.pictures[0]), "dog", "red dog",
+        num_inference_steps=2, generator=torch.Generator().manual_seed(instance.seed),
     ).images  # fmt: skip
     assert far(drawn, by_hand) == 0
 
 
 def test_without_a_subject_the_reference_does_not_matter(pipe: BlipDiffusionPipeline, bench: Bench) -> None:
-    one, other = cases_of(bench, 1)[0], cases_of(bench, 1)[len(bench.asked)]
-    swapped = Case(BenchSubject(one.subject.name, "dog", False, other.subject.pictures), 0, one.prompt, 0)
-    words, picture = (method(pipe, num_inference_steps=2) for method in (no_subject, zero_shot))
+    one, other = build_instances(bench, 1)[0], build_instances(bench, 1)[len(bench.asked)]
+    swapped = Instance(BenchSubject(one.subject.name, "dog", False, other.subject.pictures), 0, one.prompt, 0)
+    words, image = (method(pipe, num_inference_steps=2) for method in (no_subject, zero_shot))
     assert far(words([one]), words([swapped])) == 0
-    assert far(picture([one]), picture([swapped])) > 0
+    assert far(image([one]), image([swapped])) > 0
 
 
-def test_each_subject_is_resident_while_it_is_drawn(pipe: BlipDiffusionPipeline, cases: list[Case]) -> None:
+def test_each_subject_is_resident_while_it_is_drawn(pipe: BlipDiffusionPipeline, instances: list[Instance]) -> None:
     """Tuned not at all, it is drawn as zero-shot draws it; its weights are gone afterwards."""
     asked: list[str] = []
 
     def tune(subject: BenchSubject) -> Subject:
         asked.append(subject.name)
-        picture = images.open_picture(subject.pictures[0])
-        tokens, base = pipe.encode_subject(picture, subject.category), fingerprint(pipe.unet, pipe.text_encoder)
+        image = open_picture(subject.pictures[0])
+        tokens, base = pipe.encode_subject(image, subject.category), fingerprint(pipe.unet, pipe.text_encoder)
         weights = {"conv_out.bias": pipe.unet.conv_out.bias.detach() + heavier}
         return Subject(subject.name, subject.category, tokens, base, weights=weights)
 
-    shown, heavier = zero_shot(pipe, num_inference_steps=2)(cases), 0.0
-    assert far(tuned(pipe, tune, num_inference_steps=2)(cases), shown) <= 1
-    assert asked == list(dict.fromkeys(case.subject.name for case in cases))
+    shown, heavier = zero_shot(pipe, num_inference_steps=2)(instances), 0.0
+    assert far(tuned(pipe, tune, num_inference_steps=2)(instances), shown) <= 1
+    assert asked == list(dict.fromkeys(instance.subject.name for instance in instances))
     heavier = 1.0
-    assert far(tuned(pipe, tune, num_inference_steps=2)(cases), shown) > 1
-    assert pipe.subjects == () and far(zero_shot(pipe, num_inference_steps=2)(cases), shown) == 0
+    assert far(tuned(pipe, tune, num_inference_steps=2)(instances), shown) > 1
+    assert pipe.subjects == () and far(zero_shot(pipe, num_inference_steps=2)(instances), shown) == 0
 
 
 def test_photographs_are_never_the_reference(bench: Bench) -> None:
-    find = photograph_of_another(bench)
-    for case in cases_of(bench, 3):
-        assert photograph(case) in case.subject.pictures[1:]
-        assert find(case) == find(case) and find(case) not in case.subject.pictures
+    find = photo_of_other_subject(bench)
+    for instance in build_instances(bench, 3):
+        assert other_photo(instance) in instance.subject.pictures[1:]
+        assert find(instance) == find(instance) and find(instance) not in instance.subject.pictures
 
 
 def test_pictures_go_where_the_autoencoder_is_and_come_back(model: BlipDiffusion) -> None:
     pixels = torch.rand(2, 3, 32, 32)
-    found = round_trip_of(model)(pixels)
+    found = autoencoder_reconstruction(model)(pixels)
     assert found.shape == pixels.shape and found.dtype == torch.float32
-    assert torch.equal(round_trip_of(model)(pixels.double()), found)
+    assert torch.equal(autoencoder_reconstruction(model)(pixels.double()), found)
     model.vae.to("meta")
     with pytest.raises(NotImplementedError, match="copy out of meta"):  # all but the way back can be gone there
-        round_trip_of(model)(pixels)
+        autoencoder_reconstruction(model)(pixels)

@@ -1,4 +1,4 @@
-"""Subjects of a bench are tuned once each, from all their pictures, by the tuning that everybody has."""
+"""Subjects of a bench are tuned once each, from all their images, by the tuning that everybody has."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,9 +10,9 @@ from PIL import Image
 from blip_diffusion.checkpoint.subject_file import read_subject
 from blip_diffusion.data.benchmarks.dreambench import Bench, BenchSubject
 from blip_diffusion.errors import InputError
-from blip_diffusion.evaluation.evaluate import Order, tuning_of
-from blip_diffusion.evaluation.generators.personalized import Tuning, check_tunable
-from blip_diffusion.training.personalize.api import TuneConfig
+from blip_diffusion.evaluation.evaluate import EvalConfig, build_tuner
+from blip_diffusion.evaluation.generators.personalized import SubjectTuner, check_tunable
+from blip_diffusion.training.tune import TuneConfig
 from tests.training.photos import written
 
 QUICK = TuneConfig(steps=1, batch_size=1, train="embedding")
@@ -20,15 +20,15 @@ QUICK = TuneConfig(steps=1, batch_size=1, train="embedding")
 
 @pytest.fixture
 def rex(dog: Image.Image, tmp_path: Path) -> BenchSubject:
-    pictures = sorted(written(dog, tmp_path / "photos").iterdir())
-    return BenchSubject("rex.2", "dog", True, tuple(pictures))
+    images = sorted(written(dog, tmp_path / "photos").iterdir())
+    return BenchSubject("rex.2", "dog", True, tuple(images))
 
 
 def test_a_subject_is_tuned_once_from_all_its_pictures(
     rex: BenchSubject, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said: list[str] = []
-    tuning = Tuning(str(tiny_folder), tmp_path / "subjects", QUICK, tell=said.append)
+    tuning = SubjectTuner(str(tiny_folder), tmp_path / "subjects", QUICK, log=said.append)
     first = tuning(rex)
     assert first.name == "rex-2" and first.details["photos"] == 3 and first.details["steps"] == 1
     path = tmp_path / "subjects" / "rex.2.safetensors"
@@ -45,17 +45,17 @@ def test_it_is_tuned_where_the_evaluation_computes(
     asked: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "device", lambda device: asked.append(device) or nullcontext())
     second = torch.device("cuda:1")
-    order = Order(model=str(tiny_folder), method="tuned", tuning=QUICK)
+    order = EvalConfig(model=str(tiny_folder), method="tuned", tuning=QUICK)
     bench = Bench("photos", "", (rex,), (), (), ())
-    tuning_of(order, bench, tmp_path / "cpu", "cpu", print)(rex)
+    build_tuner(order, bench, tmp_path / "cpu", "cpu", print)(rex)
     assert not asked
-    tuning_of(order, bench, tmp_path / "gpu", second, print)(rex)
+    build_tuner(order, bench, tmp_path / "gpu", second, print)(rex)
     assert asked == [second]
 
 
 def test_settings_tell_tunings_apart(tmp_path: Path) -> None:
     def said(**other: object) -> dict[str, object]:
-        return Tuning("mini", tmp_path, TuneConfig(**other)).settings(128)  # type: ignore[arg-type]
+        return SubjectTuner("mini", tmp_path, TuneConfig(**other)).settings(128)  # type: ignore[arg-type]
 
     assert said()["tuning_steps"] is None and said()["tuning_learning_rate"] == 3e-3
     assert said(train="unet") != said() != said(steps=3) and said(device="cpu") == said()
@@ -63,10 +63,10 @@ def test_settings_tell_tunings_apart(tmp_path: Path) -> None:
 
 def test_what_cannot_be_tuned_is_said_before(rex: BenchSubject) -> None:
     check_tunable([rex], QUICK)
-    many = BenchSubject("rex", "dog", True, rex.pictures * 11)
-    long = BenchSubject("rex", "a very big brown dog", True, rex.pictures)
+    many = BenchSubject("rex", "dog", True, rex.images * 11)
+    long = BenchSubject("rex", "a very big brown dog", True, rex.images)
     for subject, config, sentence in (
-        (many, QUICK, "33 pictures of rex"),
+        (many, QUICK, "33 images of rex"),
         (long, QUICK, "is too long"),
         (rex, TuneConfig(method="dreambooth"), "not dreambooth"),
     ):

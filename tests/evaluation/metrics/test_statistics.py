@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from blip_diffusion.evaluation.metrics.statistics import centred_cosine, estimate, normalised, relative
+from blip_diffusion.evaluation.metrics.statistics import accuracy_ratio, bootstrap_ci, centred_cosine, normalized
 
 
 def test_centred_cosine_is_the_cosine_of_what_is_left() -> None:
@@ -23,9 +23,9 @@ def test_centred_cosine_is_the_cosine_of_what_is_left() -> None:
 
 def test_estimate_is_the_mean_and_the_bootstrap_of_a_plain_loop() -> None:
     values = torch.randn(20, generator=torch.Generator().manual_seed(1)) + 3
-    found = estimate(values[None])
+    found = bootstrap_ci(values[None])
     assert found.value == pytest.approx(values.mean().item())
-    assert found == estimate(values[None])
+    assert found == bootstrap_ci(values[None])
     rng = random.Random(0)
     means = sorted(sum(rng.choices(values.tolist(), k=20)) / 20 for _ in range(4000))
     assert found.low == pytest.approx(means[100], abs=0.03)
@@ -33,29 +33,29 @@ def test_estimate_is_the_mean_and_the_bootstrap_of_a_plain_loop() -> None:
 
 
 def test_subjects_are_resampled_together() -> None:
-    """A score that is its ceiling in every subject has no spread, whatever the subjects' spread."""
-    ceiling = torch.rand(12, generator=torch.Generator().manual_seed(0)) + 1
-    found = estimate(torch.stack([ceiling, torch.zeros(12), ceiling]), normalised)
+    """A score that is its upper_bound in every subject has no spread, whatever the subjects' spread."""
+    upper_bound = torch.rand(12, generator=torch.Generator().manual_seed(0)) + 1
+    found = bootstrap_ci(torch.stack([upper_bound, torch.zeros(12), upper_bound]), normalized)
     assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize(("score", "fidelity"), [(0.2, 0.0), (0.8, 1.0), (0.5, 0.5), (0.1, -1 / 6)])
 def test_normalised(score: float, fidelity: float) -> None:
-    assert normalised(torch.tensor([[score], [0.2], [0.8]])).item() == pytest.approx(fidelity, abs=1e-6)
+    assert normalized(torch.tensor([[score], [0.2], [0.8]])).item() == pytest.approx(fidelity, abs=1e-6)
 
 
 def test_relative() -> None:
-    assert relative(torch.tensor([[0.4], [0.8]])).item() == pytest.approx(0.5)
+    assert accuracy_ratio(torch.tensor([[0.4], [0.8]])).item() == pytest.approx(0.5)
 
 
 def test_a_share_of_nothing_is_no_number() -> None:
     """And a resample in which the truth got nothing does not reach into the interval."""
-    assert math.isnan(estimate(torch.tensor([[1.0, 1.0], [0.0, 0.0]]), relative).value)
-    seldom = estimate(torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]), relative)
+    assert math.isnan(bootstrap_ci(torch.tensor([[1.0, 1.0], [0.0, 0.0]]), accuracy_ratio).value)
+    seldom = bootstrap_ci(torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]), accuracy_ratio)
     assert (seldom.value, seldom.low, seldom.high) == (1.0, 1.0, 1.0)
 
 
 def test_a_subject_that_was_not_asked_is_left_out() -> None:
     values = torch.tensor([1.0, float("nan"), 3.0])
-    assert estimate(values[None]) == estimate(torch.tensor([[1.0, 3.0]]))
-    assert math.isnan(estimate(torch.full((1, 3), float("nan"))).value)
+    assert bootstrap_ci(values[None]) == bootstrap_ci(torch.tensor([[1.0, 3.0]]))
+    assert math.isnan(bootstrap_ci(torch.full((1, 3), float("nan"))).value)

@@ -12,29 +12,29 @@ from blip_diffusion.data.synthetic.pair_sampler import Composer, ComposerConfig,
 from blip_diffusion.data.synthetic.tokenizers import prompt_tokenizer
 from tests.evaluation.toys import SIZE, WORLD
 
-PICTURES = gallery(WORLD, 4, split="heldout", size=SIZE)
+IMAGES = gallery(WORLD, 4, split="heldout", size=SIZE)
 
 
 def test_gallery_shows_each_subject_four_times() -> None:
-    assert PICTURES.pictures.shape == (4, 4, 3, SIZE, SIZE)
-    assert PICTURES.masks.shape == (4, 4, 1, SIZE, SIZE)
-    assert (PICTURES.masks.amax((2, 3, 4)) > 0.9).all()
-    assert not PICTURES.turned.any()  # the drawn world holds no solid out
+    assert IMAGES.images.shape == (4, 4, 3, SIZE, SIZE)
+    assert IMAGES.masks.shape == (4, 4, 1, SIZE, SIZE)
+    assert (IMAGES.masks.amax((2, 3, 4)) > 0.9).all()
+    assert not IMAGES.turned.any()  # the drawn world holds no solid out
     assert gallery(WORLD, 6, size=SIZE).turned.tolist() == [True] * 3 + [False] * 3
     again = gallery(WORLD, 4, split="heldout", size=SIZE)
-    torch.testing.assert_close(again.pictures, PICTURES.pictures, atol=0, rtol=0)
+    torch.testing.assert_close(again.images, IMAGES.images, atol=0, rtol=0)
 
 
 def test_colours_find_coloured_subjects_and_nothing_finds_nothing() -> None:
     colours = Tower((("colours", 0), ("nothing", 7)), lambda pixels: [pixels, torch.ones_like(pixels)])
-    sees, blind = retrieve(colours, PICTURES)
+    sees, blind = retrieve(colours, IMAGES)
     assert sees.found["A"][0] == 1.0
     assert blind.found["A"][0] <= 0.25
     assert "C" not in sees.found
 
 
 def test_other_views_are_asked_of_solids_alone() -> None:
-    turned = Gallery(PICTURES.pictures, PICTURES.masks, torch.tensor([True, True, False, False]))
+    turned = Gallery(IMAGES.images, IMAGES.masks, torch.tensor([True, True, False, False]))
     (found,) = retrieve(Tower((("colours", 0),), lambda pixels: [pixels]), turned)
     assert found.found["C"][0] in (0.0, 0.5, 1.0)
 
@@ -68,9 +68,9 @@ def test_a_small_clip_learns_and_is_compared(tmp_path: Path) -> None:
     tower = clip(tmp_path)
     assert [name for name, _ in tower.depths] == [f"CLIP of this world, layer {layer}" for layer in (2, 4, 6)]
     assert tower.depths[0][1] < tower.depths[1][1] < tower.depths[2][1] < sum(p.numel() for p in model.parameters())
-    maps = tower.maps(PICTURES.pictures[0])
+    maps = tower.maps(IMAGES.images[0])
     assert [seen.shape for seen in maps] == [(4, 192, SIZE // 16, SIZE // 16)] * 3
-    found = retrieve(tower, PICTURES)
+    found = retrieve(tower, IMAGES)
     assert all(0 <= result.found["A"][0] <= 1 for result in found)
 
 

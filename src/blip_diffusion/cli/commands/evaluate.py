@@ -52,13 +52,13 @@ def run(arguments: argparse.Namespace) -> None:
         check_used(arguments, add_flags, ("train", "tune_steps"), f"in --method {arguments.method}")
 
     from blip_diffusion.devices import device_of
-    from blip_diffusion.evaluation.evaluate import Order, evaluate
+    from blip_diffusion.evaluation.evaluate import EvalConfig, evaluate
     from blip_diffusion.evaluation.generators.cache import Shard
-    from blip_diffusion.evaluation.reporting.schema import markdown
-    from blip_diffusion.generation.run import dtype_of
-    from blip_diffusion.training.personalize.api import TuneConfig
+    from blip_diffusion.evaluation.reporting.markdown import markdown
+    from blip_diffusion.interfaces.service import dtype_of
+    from blip_diffusion.training.tune import TuneConfig
 
-    order = Order(
+    order = EvalConfig(
         model=arguments.model,
         bench=arguments.bench,
         method=arguments.method,

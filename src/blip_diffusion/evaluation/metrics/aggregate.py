@@ -1,4 +1,4 @@
-"""From rows of pictures to what a judge says of them: means over subjects, with intervals over subjects."""
+"""From images to the result of a metric: means over subjects, with bootstrap intervals over subjects."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,90 +7,110 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from blip_diffusion.evaluation.generators.conditions import DECODED, WRONG_PROMPT, Row
-from blip_diffusion.evaluation.instances import Case
-from blip_diffusion.evaluation.metrics.similarity import Card, Judge
-from blip_diffusion.evaluation.metrics.statistics import Estimate, Statistic, estimate, normalised, relative
+from blip_diffusion.evaluation.generators.conditions import SHUFFLED_PROMPTS, VAE_RECONSTRUCTION, ConditionResult
+from blip_diffusion.evaluation.instances import Instance
+from blip_diffusion.evaluation.metrics.similarity import ACCURACY, SIMILARITY, Metric, MetricInfo
+from blip_diffusion.evaluation.metrics.statistics import (
+    Estimate,
+    Statistic,
+    accuracy_ratio,
+    bootstrap_ci,
+    normalized_between_bounds,
+)
+
+Columns = Mapping[str, Mapping[str, Tensor]]
+"""Means of subjects (N,) by condition and score."""
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """One judge: what it says of every row, and what that means for the method."""
+class MetricResult:
+    """The scores that one metric gives to every condition."""
 
-    card: Card
-    rows: dict[str, dict[str, Estimate]]  # by row and metric
-    subjects: dict[str, dict[str, list[float | None]]]  # the same of each subject; null where it was not asked
-    pictures: dict[str, list[float | None]]  # by metric: the method's pictures, in the order of its cases
-    between: dict[str, Estimate]  # the method between its floor and its ceiling, where both are known
+    info: MetricInfo
+    conditions: dict[str, dict[str, Estimate]]  # by condition and score
+    subjects: dict[str, dict[str, list[float | None]]]  # the same for each subject; null where it was not asked
+    images: dict[str, list[float | None]]  # by score: the evaluated condition's images, in the order of its instances
+    normalized: dict[str, Estimate]  # the evaluated condition between its bounds, where both are known
 
 
-def judged(judge: Judge, rows: Mapping[str, Row], subjects: Sequence[str]) -> Verdict:
-    """A judge's verdict on rows, of which the first is the method's."""
-    scores = {name: judge(row.pictures, row.cases) for name, row in rows.items()}
-    method = next(iter(rows))
+def score(metric: Metric, results: Mapping[str, ConditionResult], subjects: Sequence[str]) -> MetricResult:
+    """Score conditions by a metric. The first condition is the one that is evaluated."""
+    scores = {name: metric(result.images, result.instances) for name, result in results.items()}
+    evaluated = next(iter(results))
     columns = {
         name: {
-            metric: by_subject(values, rows[name].cases, subjects)
-            for metric, values in found.items()
-            if metric in judge.card.metrics
+            score_name: mean_by_subject(values, results[name].instances, subjects)
+            for score_name, values in found.items()
+            if score_name in metric.info.scores
         }
         for name, found in scores.items()
     }
-    return Verdict(
-        judge.card,
-        {
-            name: {metric: estimate(column[None]) for metric, column in found.items() if not column.isnan().all()}
-            for name, found in columns.items()
-        },
-        {name: {metric: numbers(column) for metric, column in found.items()} for name, found in columns.items()},
-        {metric: numbers(values) for metric, values in scores[method].items()},
-        _between(judge.card, method, columns),
+    return MetricResult(
+        metric.info,
+        {name: _estimates(found) for name, found in columns.items()},
+        {name: {one: to_numbers(column) for one, column in found.items()} for name, found in columns.items()},
+        {score_name: to_numbers(values) for score_name, values in scores[evaluated].items()},
+        _normalized(metric.info, evaluated, columns),
     )
 
 
-def by_subject(values: Tensor, cases: Sequence[Case], subjects: Sequence[str]) -> Tensor:
-    """Values of pictures (B,) to the mean of each subject (N,); what was not asked for, NaN, does not count."""
+def _estimates(columns: Mapping[str, Tensor]) -> dict[str, Estimate]:
+    return {name: bootstrap_ci(column[None]) for name, column in columns.items() if not column.isnan().all()}
+
+
+def mean_by_subject(values: Tensor, instances: Sequence[Instance], subjects: Sequence[str]) -> Tensor:
+    """Average the values of images (B,) to one of each subject (N,). NaN values do not count."""
     rows: dict[str, list[int]] = {name: [] for name in subjects}
-    for i, case in enumerate(cases):
-        rows[case.subject.name].append(i)
+    for i, instance in enumerate(instances):
+        rows[instance.subject.name].append(i)
     return torch.stack([values[rows[name]].float().nanmean() for name in subjects])
 
 
-def numbers(values: Tensor) -> list[float | None]:
-    """As JSON knows them."""
+def to_numbers(values: Tensor) -> list[float | None]:
+    """Convert a tensor to rounded numbers for JSON, NaN to null."""
     return [None if value != value else round(value, 5) for value in values.tolist()]
 
 
-def _between(card: Card, method: str, columns: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Estimate]:
-    """Subjects: 0 is another instance, 1 the ground truth. Prompts: the share of what the ground truth itself gets."""
+def _normalized(info: MetricInfo, evaluated: str, columns: Columns) -> dict[str, Estimate]:
+    """Put the evaluated condition between its bounds, where these are known.
 
-    def of(metric: str, statistic: Statistic, *names: str) -> Estimate:
-        return estimate(torch.stack([columns[name][metric] for name in names]), statistic)
-
-    known, found = set(columns), {}
-    if card.kind == "subject" and {"other-instance", "ground-truth"} <= known:
-        fidelity = f"fidelity{_of_those_with_a_peer(columns['other-instance']['likeness'])}"
-        found[fidelity] = of("likeness", normalised, method, "other-instance", "ground-truth")
-        if DECODED in known:
-            found["fidelity of the ground truth, decoded"] = of(
-                "likeness", normalised, DECODED, "other-instance", "ground-truth"
-            )
-    if card.kind == "text" and DECODED in known:
-        for metric in card.metrics:
-            if metric != "match" and not columns[method][metric].isnan().all():
-                found[metric] = of(metric, relative, method, DECODED)
-    return {name: share for name, share in found.items() if isfinite(share.value)}
+    Subject scores: 0 is another instance, 1 the ground truth. Text scores: the ratio to the ground truth's accuracy.
+    """
+    found = _subject_fidelity(evaluated, columns) if info.kind == "subject" else {}
+    if info.kind == "text" and VAE_RECONSTRUCTION in columns:
+        found = {
+            name: _statistic(columns, name, accuracy_ratio, evaluated, VAE_RECONSTRUCTION)
+            for name in info.scores
+            if name != SIMILARITY and not columns[evaluated][name].isnan().all()
+        }
+    return {name: estimate for name, estimate in found.items() if isfinite(estimate.value)}
 
 
-def _of_those_with_a_peer(floor: Tensor) -> str:
-    """Said where some subjects (N,) have no other of their category: what is between is then not about all of them."""
-    known, every = int((~floor.isnan()).sum()), len(floor)
-    return "" if known == every else f" of the {known} of {every} subjects with a peer"
+def _subject_fidelity(evaluated: str, columns: Columns) -> dict[str, Estimate]:
+    bounds = ("other-instance", "ground-truth")
+    if not set(bounds) <= set(columns):
+        return {}
+    name = f"fidelity{_subjects_with_peers(columns['other-instance'][SIMILARITY])}"
+    found = {name: _statistic(columns, SIMILARITY, normalized_between_bounds, evaluated, *bounds)}
+    if VAE_RECONSTRUCTION in columns:
+        reconstruction = _statistic(columns, SIMILARITY, normalized_between_bounds, VAE_RECONSTRUCTION, *bounds)
+        found["fidelity of the VAE reconstruction"] = reconstruction
+    return found
 
 
-def copies(subject: Verdict, text: Verdict) -> bool:
-    """Whether a method hands its reference back: likeness beyond the ceiling, prompts at their floor."""
-    method = next(iter(subject.rows))
-    floor = text.rows[WRONG_PROMPT]["named"]
-    likeness, prompt = subject.rows[method]["likeness"], text.rows[method]["named"]
-    return likeness.value > subject.rows["ground-truth"]["likeness"].value and prompt.low <= floor.high
+def _statistic(columns: Columns, score_name: str, statistic: Statistic, *conditions: str) -> Estimate:
+    return bootstrap_ci(torch.stack([columns[name][score_name] for name in conditions]), statistic)
+
+
+def _subjects_with_peers(lower_bound: Tensor) -> str:
+    """Return a suffix for a score that leaves out subjects (N,) which are alone in their category."""
+    known, total = int((~lower_bound.isnan()).sum()), len(lower_bound)
+    return "" if known == total else f" of the {known} of {total} subjects with a peer"
+
+
+def is_reference_copy(subject: MetricResult, text: MetricResult) -> bool:
+    """Tell whether a condition only copies its reference: similarity above its upper bound, prompts at chance."""
+    evaluated = next(iter(subject.conditions))
+    chance = text.conditions[SHUFFLED_PROMPTS][ACCURACY]
+    similarity, prompts = subject.conditions[evaluated][SIMILARITY], text.conditions[evaluated][ACCURACY]
+    return similarity.value > subject.conditions["ground-truth"][SIMILARITY].value and prompts.low <= chance.high

@@ -1,13 +1,12 @@
-"""The text judge of our own: which sentence a picture answers, and whether it has each thing that was asked for.
+"""The metric `text`: which prompt an image follows, and whether it has each attribute that was asked for.
 
-A linear probe leads from what `focus` sees to MiniLM's space of sentences, others to scene, colour, count, position,
-style and accessory. They are made from `lessons` alone, in seconds. It is no CLIP-T: it knows the closed grammar of
-the world, and its own accuracy on the ground truth stands beside every score of it.
+One linear probe maps features of an image to MiniLM's sentence space; others classify scene, colour, count, position,
+style and accessory. They are fitted to `probe_data` in seconds. This is no CLIP-T: it knows the prompt templates of
+MiniBench only, and its accuracy on the ground truth is shown beside each of its scores.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,61 +15,64 @@ from torch import Tensor
 from blip_diffusion.data.benchmarks.dreambench import Bench
 from blip_diffusion.data.synthetic.prompt_templates import Request
 from blip_diffusion.errors import InputError
+from blip_diffusion.evaluation.features.extractor import CachedFeatures
 from blip_diffusion.evaluation.features.linear_probe import fit_classifier, fit_probe
-from blip_diffusion.evaluation.instances import Case
-from blip_diffusion.evaluation.metrics.probe_data import Lessons
-from blip_diffusion.evaluation.metrics.similarity import Card, Seen, prompts_named
+from blip_diffusion.evaluation.instances import Instance
+from blip_diffusion.evaluation.metrics.probe_data import ProbeData
+from blip_diffusion.evaluation.metrics.similarity import (
+    ACCURACY,
+    SIMILARITY,
+    MetricInfo,
+    TextEncoder,
+    prompt_retrieval,
+)
 
-ASPECTS = ("scene", "colour", "count", "position", "style", "accessory")
-UNASKED = {aspect: str(getattr(Request(), aspect)) for aspect in ASPECTS}
-
-
-class Sentences(Protocol):
-    """Sentences to unit vectors, as `MiniLM` does."""
-
-    backbone: str
-
-    def __call__(self, sentences: Sequence[str]) -> Tensor:
-        """(B, F)."""
-        ...
+ATTRIBUTES = ("scene", "colour", "count", "position", "style", "accessory")
+UNSPECIFIED = {attribute: str(getattr(Request(), attribute)) for attribute in ATTRIBUTES}
 
 
-class TextJudge:
-    """Names the prompt among the bench's, and checks every aspect that the prompt asks for."""
+class AttributeMetric:
+    """Prompt fidelity: retrieval of the prompt among the benchmark's, and a check of each attribute it asks for."""
 
-    def __init__(self, seen: Seen, reader: Sentences, bench: Bench, studied: Lessons, *, name: str = "text") -> None:
+    def __init__(
+        self, features: CachedFeatures, encoder: TextEncoder, bench: Bench, data: ProbeData, *, name: str = "text"
+    ) -> None:
+        """Fit the probes. Raises `InputError` for a benchmark other than MiniBench."""
         if not bench.world:
-            raise InputError("The judge text knows MiniBench's prompts alone: judge another bench by a CLIP.")
-        self._seen, self._bench = seen, bench
-        features = seen.of(studied.pictures)
-        self._read = reader
-        words = reader(studied.sentences)
-        self._centre = words.mean(0)
-        self._speak = fit_probe(features, words - self._centre)
-        self._checks = {
-            aspect: fit_classifier(features, [str(getattr(request, aspect)) for request in studied.requests])
-            for aspect in ASPECTS
+            raise InputError("The metric text knows MiniBench's prompts only: score another benchmark by clip-b32.")
+        self._features, self._bench, self._encoder = features, bench, encoder
+        found = features.of_images(data.images)
+        embedded = encoder(data.captions)
+        self._centre = embedded.mean(0)
+        self._to_sentence = fit_probe(found, embedded - self._centre)
+        self._classifiers = {
+            attribute: fit_classifier(found, [str(getattr(request, attribute)) for request in data.requests])
+            for attribute in ATTRIBUTES
         }
-        self.card = self._card(name, seen, reader, len(studied.pictures))
+        self.info = self._describe(name, len(data.images))
 
-    def _card(self, name: str, seen: Seen, reader: Sentences, pictures: int) -> Card:
-        prompts, scenes = len(self._bench.asked), len(self._checks["scene"].labels)
+    def _describe(self, name: str, images: int) -> MetricInfo:
+        prompts, scenes = len(self._bench.asked), len(self._classifiers["scene"].labels)
         protocol = (
-            f"linear probes made from {pictures} composites of held-out subjects beside the bench's in the world's "
-            f"training scenes, through the generator's autoencoder; by chance, one of {prompts} prompts is named in "
-            f"{1 / prompts:.3f} of the pictures, one of {scenes} scenes in {1 / scenes:.3f}"
+            f"linear probes fitted to {images} composites of held-out subjects outside of the benchmark, in training "
+            f"scenes, through the generator's autoencoder; by chance, top-1 among {prompts} prompts is "
+            f"{1 / prompts:.3f}, among {scenes} scenes {1 / scenes:.3f}"
         )
-        metrics = {"match": "like its sentence", "named": "names the prompt", **{a: f"has its {a}" for a in ASPECTS}}
-        network, backbone = seen.network, f"{seen.network.backbone}; {reader.backbone}"
-        return Card(name, "text", network.family, backbone, network.preprocessing, protocol, metrics)
+        labels = {SIMILARITY: "similarity to the prompt", ACCURACY: "prompt top-1"}
+        labels |= {attribute: f"{attribute} correct" for attribute in ATTRIBUTES}
+        extractor = self._features.extractor
+        backbone = f"{extractor.backbone}; {self._encoder.backbone}"
+        return MetricInfo(name, "text", extractor.family, backbone, extractor.preprocessing, protocol, labels)
 
-    def __call__(self, pictures: Sequence[Path], cases: Sequence[Case]) -> dict[str, Tensor]:
-        features = self._seen(pictures)
-        spoken = F.normalize(self._speak(features), dim=1)
-        scores = prompts_named(spoken, cases, self._bench, lambda s: F.normalize(self._read(s) - self._centre, dim=1))
-        for aspect, check in self._checks.items():
-            asked = [str(getattr(case.prompt.request, aspect)) for case in cases]
-            found = check(features)
-            right = [a == f if a != UNASKED[aspect] else float("nan") for a, f in zip(asked, found, strict=True)]
-            scores[aspect] = torch.tensor(right, dtype=torch.float)
+    def __call__(self, images: Sequence[Path], instances: Sequence[Instance]) -> dict[str, Tensor]:
+        features = self._features(images)
+        scores = prompt_retrieval(F.normalize(self._to_sentence(features), dim=1), instances, self._bench, self._embed)
+        for attribute, classify in self._classifiers.items():
+            wanted = [str(getattr(instance.prompt.request, attribute)) for instance in instances]
+            pairs = zip(wanted, classify(features), strict=True)
+            correct = [a == b if a != UNSPECIFIED[attribute] else float("nan") for a, b in pairs]
+            scores[attribute] = torch.tensor(correct, dtype=torch.float)
         return scores
+
+    def _embed(self, texts: list[str]) -> Tensor:
+        return F.normalize(self._encoder(texts) - self._centre, dim=1)

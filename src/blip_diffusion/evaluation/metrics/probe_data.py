@@ -1,7 +1,7 @@
-"""What a judge of our own learns from: composites of held-out subjects that it won't judge, through an autoencoder.
+"""Labelled images that the probes of `text` are fitted to: composites of held-out subjects outside of the benchmark.
 
-The generator never saw these subjects, and the judge meets the generator's kind of blur: without that, a scene probe
-fell from 0.80 to 0.28.
+They are passed through the generator's autoencoder, so that the probes know its blur: without that, the accuracy of a
+scene probe fell from 0.80 to 0.28.
 """
 
 import random
@@ -9,72 +9,85 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from PIL import Image
+from torch import Tensor
 
-from blip_diffusion import images
-from blip_diffusion.data.benchmarks.minibench import bench_composer, first_rows, known_scenes, order_of
-from blip_diffusion.data.synthetic import placement, prompt_templates
-from blip_diffusion.data.synthetic.assets import World
-from blip_diffusion.data.synthetic.pair_sampler import Composer
-from blip_diffusion.data.synthetic.prompt_templates import Request
+from blip_diffusion.data import grammar, layout
+from blip_diffusion.data.compose import Composer
+from blip_diffusion.data.grammar import Request
+from blip_diffusion.data.minibench import bench_composer, first_rows, known_scenes, order_of
+from blip_diffusion.data.world import World
 from blip_diffusion.errors import DataError
-from blip_diffusion.evaluation.generators.baselines import RoundTrip
+from blip_diffusion.evaluation.generators.model import ReconstructFn
+from blip_diffusion.images import to_pictures
 
-BATCH = 32
+BATCH_SIZE = 32
 
 
 @dataclass(frozen=True, eq=False)
-class Lessons:
-    """Pictures, what they show, and a sentence that says so."""
+class ProbeData:
+    """Images, what they show, and a caption of each."""
 
-    pictures: list[Image.Image]
+    images: list[Image.Image]
     requests: list[Request]
-    sentences: list[str]
+    captions: list[str]
 
 
-def lessons(
-    world: World,
-    judged: set[str],
-    round_trip: RoundTrip,
-    *,
-    size: int,
-    each: int = 24,
-    scenes: Sequence[str] | None = None,
-) -> Lessons:
-    """`each` pictures of every scene, and of every other property half as many; or of `scenes` alone.
+@dataclass(frozen=True)
+class ProbeSource:
+    """What probe data are made of: the assets, identities to leave out, the generator's autoencoder and image size."""
 
-    The identities that will be judged are left out.
+    world: World
+    excluded: frozenset[str]
+    reconstruct: ReconstructFn
+    size: int
+
+
+def build_probe_data(source: ProbeSource, *, each: int = 24, scenes: Sequence[str] | None = None) -> ProbeData:
+    """Compose labelled images.
+
+    Args:
+        source: What they are made of.
+        each: The number of images of each scene. Of every other attribute value there are half as many.
+        scenes: Only these scenes, and no other attributes.
     """
-    composer, rng = bench_composer(world, size), random.Random("lessons")
-    rows = pupils(world, judged)
+    composer, rng = bench_composer(source.world, source.size), random.Random("lessons")
+    subjects = probe_subjects(source.world, source.excluded)
     if scenes is None:
-        asked = list(_requests(composer, rng, each))
+        requests = list(_requests(composer, rng, each))
     else:
-        asked = [Request(scene=scene) for scene in scenes for _ in range(each)]
-    chosen = [_row(world, rows, request, rng) for request in asked]
-    pictures: list[Image.Image] = []
-    for start in range(0, len(asked), BATCH):
-        some = zip(chosen[start : start + BATCH], asked[start : start + BATCH], strict=True)
-        target = composer.compose([order_of(composer, row, request, rng) for row, request in some], rng)["target"]
-        pictures += images.to_pictures(round_trip(target))
-    said = [
-        prompt_templates.caption(world.cutouts[row].category, prompt_templates.prompt(request, rng))
-        for row, request in zip(chosen, asked, strict=True)
+        requests = [Request(scene=scene) for scene in scenes for _ in range(each)]
+    rows = [_row(source.world, subjects, request, rng) for request in requests]
+    images = [
+        image for some in _compose(composer, rows, requests, rng) for image in to_pictures(source.reconstruct(some))
     ]
-    return Lessons(pictures, asked, said)
+    captions = [
+        grammar.caption(source.world.cutouts[row].category, grammar.prompt(request, rng))
+        for row, request in zip(rows, requests, strict=True)
+    ]
+    return ProbeData(images, requests, captions)
 
 
-def pupils(world: World, judged: set[str]) -> list[int]:
-    """What a judge may learn from. Raises `DataError` where nothing is left."""
+def _compose(
+    composer: Composer, rows: Sequence[int], requests: Sequence[Request], rng: random.Random
+) -> Iterator[Tensor]:
+    """Yield composites (B, 3, S, S), one batch at a time."""
+    for start in range(0, len(rows), BATCH_SIZE):
+        some = zip(rows[start : start + BATCH_SIZE], requests[start : start + BATCH_SIZE], strict=True)
+        yield composer.compose([order_of(composer, row, request, rng) for row, request in some], rng)["target"]
+
+
+def probe_subjects(world: World, excluded: frozenset[str] | set[str]) -> list[int]:
+    """List the held-out subjects outside of a benchmark. Raises `DataError` if there is none."""
     held = first_rows(world, split="heldout")
-    rows = [row for name, row in held.items() if name not in judged]
+    rows = [row for name, row in held.items() if name not in excluded]
     if not rows:
-        raise DataError("The world holds out no subject beside those that are judged: build it with more sources.")
+        raise DataError("The world holds out no subject outside of the benchmark: build it with more sources.")
     return rows
 
 
 def _row(world: World, rows: list[int], request: Request, rng: random.Random) -> int:
-    """People and animals wear hats."""
-    if request.accessory in placement.WORN:
+    """Pick a subject for a request. Only people and animals wear things."""
+    if request.accessory in layout.WORN:
         return rng.choice([row for row in rows if world.cutouts[row].animate] or rows)
     return rng.choice(rows)
 
@@ -83,15 +96,15 @@ def _requests(composer: Composer, rng: random.Random, each: int) -> Iterator[Req
     scenes = known_scenes(composer.world)
     for scene in scenes:
         yield from [Request(scene=scene)] * each
-    for one in _properties(composer):
+    for one in _attribute_values(composer):
         for _ in range(max(each // 2, 1)):
             yield replace(one, scene=rng.choice(scenes))
 
 
-def _properties(composer: Composer) -> Iterator[Request]:
-    """Every value of every property that the world can show, alone."""
-    yield from (Request(colour=colour) for colour in prompt_templates.PAINTS)
-    yield from (Request(count=count) for count in prompt_templates.COUNTS for _ in range(3))
-    yield from (Request(position=position) for position in prompt_templates.POSITIONS)
-    yield from (Request(style=style) for style in prompt_templates.STYLES)
-    yield from (Request(accessory=accessory) for accessory in prompt_templates.ACCESSORIES if composer.has(accessory))
+def _attribute_values(composer: Composer) -> Iterator[Request]:
+    """Yield each value of each attribute that the assets can show, one at a time."""
+    yield from (Request(colour=colour) for colour in grammar.PAINTS)
+    yield from (Request(count=count) for count in grammar.COUNTS for _ in range(3))
+    yield from (Request(position=position) for position in grammar.POSITIONS)
+    yield from (Request(style=style) for style in grammar.STYLES)
+    yield from (Request(accessory=accessory) for accessory in grammar.ACCESSORIES if composer.has(accessory))

@@ -1,79 +1,116 @@
-"""Who judges: the judges by their names on the command line, each with the network that it looks through."""
+"""Metrics by their names on the command line, each with the network that it uses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from blip_diffusion.data.benchmarks.dreambench import Bench
 from blip_diffusion.errors import InputError
-from blip_diffusion.evaluation.features.networks import CLIP_IDS, DINO_ID, Clip, Dino, Focus, Lite2, MiniLM
-from blip_diffusion.evaluation.generators.conditions import Studio
-from blip_diffusion.evaluation.metrics.attributes import TextJudge
-from blip_diffusion.evaluation.metrics.memorization import Look
-from blip_diffusion.evaluation.metrics.probe_data import lessons
-from blip_diffusion.evaluation.metrics.similarity import ClipTextJudge, DreamBoothJudge, Judge, Seen, SubjectJudge
+from blip_diffusion.evaluation.features.clip import CLIP_IDS, Clip
+from blip_diffusion.evaluation.features.dino import DINO_ID, Dino
+from blip_diffusion.evaluation.features.dinov2_saliency import DinoV2Saliency
+from blip_diffusion.evaluation.features.efficientnet import EfficientNetLite2
+from blip_diffusion.evaluation.features.extractor import CachedFeatures
+from blip_diffusion.evaluation.features.minilm import MiniLM
+from blip_diffusion.evaluation.generators.conditions import GeneratorSet
+from blip_diffusion.evaluation.metrics.attributes import AttributeMetric
+from blip_diffusion.evaluation.metrics.memorization import FeatureFn
+from blip_diffusion.evaluation.metrics.probe_data import ProbeSource, build_probe_data
+from blip_diffusion.evaluation.metrics.similarity import (
+    ClipTextSimilarity,
+    DreamBoothSimilarity,
+    Metric,
+    SubjectSimilarity,
+)
 
-OWN, PUBLISHED = ("focus", "lite2", "text"), ("dino", "clip-b32", "clip-l14")
-"""Judges from packages, and judges by hub id or folder: `dino=FOLDER`."""
+BUNDLED, PUBLISHED = ("focus", "lite2", "text"), ("dino", "clip-b32", "clip-l14")
+"""Metrics whose weights come in packages, and metrics by hub id or folder: `dino=FOLDER`."""
 
 
 @dataclass(frozen=True)
-class Panel:
-    """The judges, the first one of a kind foremost; and features of whole pictures, to compare them with each other."""
+class MetricSuite:
+    """Metrics, the main one of each kind first, and features of whole images to compare these with each other."""
 
-    judges: list[Judge]
-    look: Look
+    metrics: list[Metric]
+    features: FeatureFn
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Raises `InputError` for a judge that nobody knows, and for a source that it doesn't take."""
+@dataclass
+class MetricBuilder:
+    """What metrics are built for: a benchmark, the full benchmark that it is a part of, and the generators."""
+
+    bench: Bench
+    full_bench: Bench
+    generators: GeneratorSet
+    probe_images: int = 24
+    batch_size: int = 16
+
+    @cached_property
+    def saliency(self) -> CachedFeatures:
+        """Features of `focus`, which three metrics share."""
+        return CachedFeatures(DinoV2Saliency(), batch_size=self.batch_size)
+
+    def focus(self) -> Metric:
+        """Build subject similarity by DINOv2."""
+        return SubjectSimilarity("focus", self.saliency, self.bench, width=DinoV2Saliency.width)
+
+    def lite2(self) -> Metric:
+        """Build subject similarity by EfficientNet-Lite2."""
+        saliency = self.saliency.extractor
+        assert isinstance(saliency, DinoV2Saliency)
+        features = CachedFeatures(EfficientNetLite2(saliency), batch_size=self.batch_size)
+        return SubjectSimilarity("lite2", features, self.bench)
+
+    def text(self) -> Metric:
+        """Build prompt fidelity by probes. Raises `InputError` for a benchmark other than MiniBench."""
+        generators = self.generators
+        if generators.world is None:
+            raise InputError("The metric text knows MiniBench's prompts only: score another benchmark by clip-b32.")
+        encoder = MiniLM()  # reports a missing package before the probe data are composed
+        excluded = frozenset(subject.identity for subject in self.full_bench.subjects)
+        source = ProbeSource(generators.world, excluded, generators.reconstruct, generators.size)
+        data = build_probe_data(source, each=self.probe_images)
+        return AttributeMetric(self.saliency, encoder, self.bench, data)
+
+    def dino(self, source: str) -> tuple[list[Metric], FeatureFn]:
+        """Build the DINO score."""
+        features = CachedFeatures(Dino(source or DINO_ID), batch_size=self.batch_size)
+        return [DreamBoothSimilarity("DINO", features, self.bench)], features
+
+    def clip(self, kind: str, source: str) -> tuple[list[Metric], FeatureFn]:
+        """Build CLIP-I and CLIP-T."""
+        clip = Clip(source or CLIP_IDS[kind])
+        features = CachedFeatures(clip, batch_size=self.batch_size)
+        image = DreamBoothSimilarity(f"CLIP-I {kind}", features, self.bench)
+        return [image, ClipTextSimilarity(f"CLIP-T {kind}", features, clip, self.bench)], features
+
+    def whole_image_features(self) -> FeatureFn:
+        """Return features of `focus` without a mask's shares."""
+        return lambda paths: self.saliency(paths)[:, : 2 * DinoV2Saliency.width]
+
+
+def check_metric_names(names: Sequence[str]) -> None:
+    """Raise `InputError` for an unknown metric, or for a source given to a metric that takes none."""
     for name, equals, _ in (name.partition("=") for name in names):
-        if name not in OWN + PUBLISHED:
-            raise InputError(f"There is no judge {name}: use some of {', '.join(OWN + PUBLISHED)}.")
-        if equals and name in OWN:
-            raise InputError(f"The judge {name} brings its own network: say {name} alone, without what follows it.")
+        if name not in BUNDLED + PUBLISHED:
+            raise InputError(f"There is no metric {name}: use some of {', '.join(BUNDLED + PUBLISHED)}.")
+        if equals and name in BUNDLED:
+            raise InputError(f"The metric {name} brings its own network: write {name} alone, without what follows it.")
 
 
-def panel_of(
-    names: Sequence[str], bench: Bench, whole: Bench, studio: Studio, *, lessons_each: int, batch: int
-) -> Panel:
-    """The judges of these names, by default those that fit the bench, which is a part of the `whole`."""
-    names = names or (OWN if studio.world is not None else PUBLISHED[:2])
-    panel = Panel([], lambda paths: looks[0](paths))
-    looks: list[Look] = []
-    focus = Focus() if any(name in OWN for name in names) else None
-    if focus is not None:
-        seen = Seen(focus, batch=batch)
-        looks.append(lambda paths: seen(paths)[:, : 2 * Focus.width])
+def build_metrics(names: Sequence[str], builder: MetricBuilder) -> MetricSuite:
+    """Build the metrics of these names, by default those that fit the benchmark."""
+    names = names or (BUNDLED if builder.generators.world is not None else PUBLISHED[:2])
+    bundled: dict[str, Callable[[], Metric]] = {
+        "focus": builder.focus, "lite2": builder.lite2, "text": builder.text,
+    }  # fmt: skip
+    metrics: list[Metric] = []
+    features = [builder.whole_image_features()] if any(name in BUNDLED for name in names) else []
     for name, _, source in (name.partition("=") for name in names):
-        if name == "focus":
-            panel.judges.append(SubjectJudge(name, seen, bench, width=Focus.width))
-        elif name == "lite2":
-            assert focus is not None
-            panel.judges.append(SubjectJudge(name, Seen(Lite2(focus), batch=batch), bench))
-        elif name == "text":
-            panel.judges.append(_text_judge(bench, whole, studio, seen, lessons_each))
-        else:
-            judges, look = _published(name, source, bench, batch)
-            panel.judges.extend(judges)
-            looks.append(look)
-    return panel
-
-
-def _published(name: str, source: str, bench: Bench, batch: int) -> tuple[list[Judge], Look]:
-    """DINO; or CLIP-I and CLIP-T."""
-    if name == "dino":
-        seen = Seen(Dino(source or DINO_ID), batch=batch)
-        return [DreamBoothJudge("DINO", seen, bench)], seen
-    kind = name.removeprefix("clip-")
-    clip = Clip(source or CLIP_IDS[kind])
-    seen = Seen(clip, batch=batch)
-    return [DreamBoothJudge(f"CLIP-I {kind}", seen, bench), ClipTextJudge(f"CLIP-T {kind}", seen, clip, bench)], seen
-
-
-def _text_judge(bench: Bench, whole: Bench, studio: Studio, seen: Seen, each: int) -> Judge:
-    if studio.world is None:
-        raise InputError("The judge text knows MiniBench's prompts alone: judge another bench by clip-b32.")
-    reader = MiniLM()  # a package that is missing is said first
-    known = {subject.identity for subject in whole.subjects}
-    studied = lessons(studio.world, known, studio.round_trip, size=studio.size, each=each)
-    return TextJudge(seen, reader, bench, studied)
+        if name in bundled:
+            metrics.append(bundled[name]())
+            continue
+        built, compared = builder.dino(source) if name == "dino" else builder.clip(name.removeprefix("clip-"), source)
+        metrics.extend(built)
+        features.append(compared)
+    return MetricSuite(metrics, features[0])

@@ -1,7 +1,7 @@
-"""Judges of pictures that somebody else trained: each looks through one network and compares in one way.
+"""Similarity metrics: cosines between features of images, or of images and text, from frozen networks.
 
-A judge says of every picture how well it answers its case. Cases are given beside the pictures, so that the same
-pictures can be judged by wrong questions too: that is how a floor is found.
+A metric scores images against instances. The instances are given separately, so that the same images can be scored
+against wrong subjects or prompts: that gives a lower bound.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,21 +11,22 @@ from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from blip_diffusion import images
-from blip_diffusion.data.benchmarks.dreambench import Bench, BenchSubject
-from blip_diffusion.evaluation.features.networks import Clip, Network
-from blip_diffusion.evaluation.instances import Case
+from blip_diffusion.data.bench import Bench, BenchSubject
+from blip_diffusion.evaluation.features.clip import Clip
+from blip_diffusion.evaluation.features.extractor import CachedFeatures
+from blip_diffusion.evaluation.instances import Instance
 from blip_diffusion.evaluation.metrics.statistics import centred_cosine
 
-DREAMBOOTH = "mean cosine to every real picture of the subject, the reference among them (Ruiz et al. 2023)"
+DREAMBOOTH = "mean cosine to all real images of the subject, the reference included (Ruiz et al. 2023)"
+SIMILARITY, ACCURACY = "cosine_similarity", "top1_accuracy"
+"""Names of the two scores that every similarity metric has."""
 
 
 @dataclass(frozen=True)
-class Card:
-    """What a report says of a judge. The first metric is its score, the second how often it recognises."""
+class MetricInfo:
+    """What a report says about a metric."""
 
     name: str
     kind: Literal["subject", "text"]
@@ -33,138 +34,130 @@ class Card:
     backbone: str
     preprocessing: str
     protocol: str
-    metrics: Mapping[str, str]  # by name, and in words
+    scores: Mapping[str, str]  # label by name; the first one is the metric's main score
 
 
-class Judge(Protocol):
-    """Pictures and what was asked of them, to scores."""
+class Metric(Protocol):
+    """A function from images, and the instances they should show, to scores."""
 
-    card: Card
+    info: MetricInfo
 
-    def __call__(self, pictures: Sequence[Path], cases: Sequence[Case]) -> dict[str, Tensor]:
-        """Every metric of every picture (B,); NaN where a case does not ask for it."""
+    def __call__(self, images: Sequence[Path], instances: Sequence[Instance]) -> dict[str, Tensor]:
+        """Return each score of each image (B,); NaN where an instance does not ask for it."""
         ...
 
 
-class Seen:
-    """A network's features of picture files, each of which is opened once; and of pictures that are no files."""
+class TextEncoder(Protocol):
+    """Texts to unit vectors."""
 
-    def __init__(self, network: Network, *, batch: int = 32) -> None:
-        self.network, self.batch = network, batch
-        self._known: dict[Path, Tensor] = {}
+    backbone: str
 
-    def __call__(self, paths: Sequence[Path]) -> Tensor:
-        """Files to (B, F)."""
-        new = [path for path in dict.fromkeys(paths) if path not in self._known]
-        for start in range(0, len(new), self.batch):
-            some = new[start : start + self.batch]
-            self._known |= dict(zip(some, self.of([images.open_picture(path) for path in some]), strict=True))
-        return torch.stack([self._known[path] for path in paths])
-
-    def of(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """RGB pictures to (B, F), a batch at a time."""
-        starts = range(0, len(pictures), self.batch)
-        parts = [self.network(pictures[start : start + self.batch]) for start in starts]
-        return torch.cat(parts).float().cpu()
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Return embeddings (B, F)."""
+        ...
 
 
-class SubjectJudge:
-    """Is it the subject? Centred cosine to the reference, of features of the subject's place.
+class SubjectSimilarity:
+    """Subject fidelity: the centred cosine to the reference, of features averaged over the subject's mask."""
 
-    Without the mean of their sort of picture any two look alike: what all share outweighs what tells them apart.
-    """
-
-    def __init__(self, name: str, seen: Seen, bench: Bench, *, width: int | None = None) -> None:
-        self.bench, self._seen, self._width = bench, seen, width
-        self._place = {subject.name: i for i, subject in enumerate(bench.subjects)}
-        self.references = self.features([subject.pictures[0] for subject in bench.subjects])  # (N, F)
+    def __init__(self, name: str, features: CachedFeatures, bench: Bench, *, width: int | None = None) -> None:
+        """`width` is the number of leading features that describe the subject; by default all do."""
+        self._features, self._width = features, width
+        self._index = {subject.name: i for i, subject in enumerate(bench.subjects)}
+        self._references = self._of([subject.pictures[0] for subject in bench.subjects])  # (N, F)
         views = [path for subject in bench.subjects for path in subject.pictures[1:] or subject.pictures]
-        self.centre = self.features(views).mean(0)
-        network = seen.network
-        self.card = Card(
-            name, "subject", network.family, network.backbone, network.preprocessing,
-            f"centred cosine to the reference; one of {len(bench.subjects)} is named by chance in "
-            f"{1 / len(bench.subjects):.3f} of the pictures",
-            {"likeness": "like the reference", "named": "names the subject"},
+        self._centre = self._of(views).mean(0)
+        extractor, count = features.extractor, len(bench.subjects)
+        self.info = MetricInfo(
+            name, "subject", extractor.family, extractor.backbone, extractor.preprocessing,
+            f"centred cosine to the reference; top-1 among {count} subjects is {1 / count:.3f} by chance",
+            {SIMILARITY: "similarity to the reference", ACCURACY: "subject top-1"},
         )  # fmt: skip
 
-    def __call__(self, pictures: Sequence[Path], cases: Sequence[Case]) -> dict[str, Tensor]:
-        own = torch.tensor([self._place[case.subject.name] for case in cases])
-        seen = self.features(pictures)
-        cosines = centred_cosine(seen, self.references, self.centre, self.references.mean(0))  # (B, N)
-        return {
-            "likeness": cosines[torch.arange(len(own)), own],
-            "named": (cosines.argmax(1) == own).float(),
-        }
+    def __call__(self, images: Sequence[Path], instances: Sequence[Instance]) -> dict[str, Tensor]:
+        own = torch.tensor([self._index[instance.subject.name] for instance in instances])
+        found = self._of(images)
+        cosines = centred_cosine(found, self._references, self._centre, self._references.mean(0))  # (B, N)
+        return _similarity_and_accuracy(cosines, own)
 
-    def features(self, pictures: Sequence[Path]) -> Tensor:
-        """What it compares (B, F): the first `width` numbers of what the network sees."""
-        return self._seen(pictures)[:, : self._width]
+    def _of(self, images: Sequence[Path]) -> Tensor:
+        """Return the features that are compared (B, F)."""
+        return self._features(images)[:, : self._width]
 
 
-class DreamBoothJudge:
-    """DINO or CLIP-I: the mean cosine between a picture and all real pictures of the subject (Ruiz et al. 2023).
+class DreamBoothSimilarity:
+    """DINO or CLIP-I: the mean cosine between an image and all real images of the subject (Ruiz et al. 2023).
 
-    A real picture is compared with the other ones; the reference, handed back by a generator, with all of them.
+    A real image is compared with the other ones; a copied reference with all of them.
     """
 
-    def __init__(self, name: str, seen: Seen, bench: Bench) -> None:
-        self._seen, self._subjects = seen, bench.subjects
-        network = seen.network
-        self.card = Card(
-            name, "subject", network.family, network.backbone, network.preprocessing, DREAMBOOTH,
-            {"likeness": name, "named": "names the subject"},
+    def __init__(self, name: str, features: CachedFeatures, bench: Bench) -> None:
+        self._features, self._subjects = features, bench.subjects
+        extractor = features.extractor
+        self.info = MetricInfo(
+            name, "subject", extractor.family, extractor.backbone, extractor.preprocessing, DREAMBOOTH,
+            {SIMILARITY: name, ACCURACY: "subject top-1"},
         )  # fmt: skip
 
-    def __call__(self, pictures: Sequence[Path], cases: Sequence[Case]) -> dict[str, Tensor]:
-        seen = F.normalize(self._seen(pictures), dim=1)
-        means = torch.stack([self._to(subject, seen, pictures) for subject in self._subjects], dim=1)  # (B, N)
-        place = {subject.name: i for i, subject in enumerate(self._subjects)}
-        own = torch.tensor([place[case.subject.name] for case in cases])
-        return {"likeness": means[torch.arange(len(own)), own], "named": (means.argmax(1) == own).float()}
+    def __call__(self, images: Sequence[Path], instances: Sequence[Instance]) -> dict[str, Tensor]:
+        found = F.normalize(self._features(images), dim=1)
+        means = torch.stack([self._mean_cosines(one, found, images) for one in self._subjects], dim=1)  # (B, N)
+        index = {subject.name: i for i, subject in enumerate(self._subjects)}
+        return _similarity_and_accuracy(means, torch.tensor([index[one.subject.name] for one in instances]))
 
-    def _to(self, subject: BenchSubject, seen: Tensor, pictures: Sequence[Path]) -> Tensor:
-        """Mean cosines (B,) to one subject's pictures."""
-        cosines = seen @ F.normalize(self._seen(subject.pictures), dim=1).T  # (B, P)
+    def _mean_cosines(self, subject: BenchSubject, found: Tensor, images: Sequence[Path]) -> Tensor:
+        """Return mean cosines (B,) to one subject's images."""
+        cosines = found @ F.normalize(self._features(subject.pictures), dim=1).T  # (B, P)
         others = subject.pictures[1:] if len(subject.pictures) > 1 else ()
-        counts = torch.tensor(
-            [[not (path == real and path in others) for real in subject.pictures] for path in pictures]
-        )
+        counts = torch.tensor([[not (path == real and path in others) for real in subject.pictures] for path in images])
         return (cosines * counts).sum(1) / counts.sum(1)
 
 
-class ClipTextJudge:
-    """CLIP-T: the cosine between a picture and its sentence (Ruiz et al. 2023)."""
+class ClipTextSimilarity:
+    """CLIP-T: the cosine between an image and its prompt (Ruiz et al. 2023)."""
 
-    def __init__(self, name: str, seen: Seen, clip: Clip, bench: Bench) -> None:
-        self._seen, self._clip, self._bench = seen, clip, bench
-        self.card = Card(
+    def __init__(self, name: str, features: CachedFeatures, clip: Clip, bench: Bench) -> None:
+        self._features, self._clip, self._bench = features, clip, bench
+        count = len(bench.asked)
+        self.info = MetricInfo(
             name, "text", clip.family, clip.backbone, clip.preprocessing,
-            f'cosine to the sentence without subject tokens, "a dog on the beach"; one of {len(bench.asked)} is named '
-            f"by chance in {1 / len(bench.asked):.3f} of the pictures",
-            {"match": name, "named": "names the prompt"},
+            f'cosine to the prompt without subject tokens, "a dog on the beach"; top-1 among {count} prompts is '
+            f"{1 / count:.3f} by chance",
+            {SIMILARITY: name, ACCURACY: "prompt top-1"},
         )  # fmt: skip
 
-    def __call__(self, pictures: Sequence[Path], cases: Sequence[Case]) -> dict[str, Tensor]:
-        seen = F.normalize(self._seen(pictures), dim=1)
-        return prompts_named(seen, cases, self._bench, lambda s: F.normalize(self._clip.read(s), dim=1))
+    def __call__(self, images: Sequence[Path], instances: Sequence[Instance]) -> dict[str, Tensor]:
+        found = F.normalize(self._features(images), dim=1)
+        return prompt_retrieval(found, instances, self._bench, self._embed)
+
+    def _embed(self, texts: list[str]) -> Tensor:
+        return F.normalize(self._clip.encode_text(texts), dim=1)
 
 
-class Reader(Protocol):
-    """Sentences to unit vectors (B, F)."""
+class EmbedFn(Protocol):
+    """Texts to unit vectors (B, F)."""
 
-    def __call__(self, sentences: list[str], /) -> Tensor: ...
+    def __call__(self, texts: list[str], /) -> Tensor: ...
 
 
-def prompts_named(seen: Tensor, cases: Sequence[Case], bench: Bench, read: Reader) -> dict[str, Tensor]:
-    """Cosines of unit vectors (B, F) to their sentences, and whether no other prompt of the bench is nearer."""
-    match, named = torch.zeros(len(cases)), torch.zeros(len(cases))
-    where = {number: i for i, number in enumerate(bench.asked)}
-    for subject in {case.subject.name: case.subject for case in cases}.values():
-        asked = [bench.prompt(subject, number).sentence(subject.category) for number in bench.asked]
-        rows = [i for i, case in enumerate(cases) if case.subject == subject]
-        own = torch.tensor([where[cases[i].number] for i in rows])
-        cosines = seen[rows] @ read(asked).T  # (b, P)
-        match[rows] = cosines[torch.arange(len(rows)), own]
-        named[rows] = (cosines.argmax(1) == own).float()
-    return {"match": match, "named": named}
+def prompt_retrieval(found: Tensor, instances: Sequence[Instance], bench: Bench, embed: EmbedFn) -> dict[str, Tensor]:
+    """Compare unit vectors (B, F) of images with all prompts of their subjects.
+
+    Returns:
+        The cosine to the own prompt, and 1 where no other prompt of the benchmark is closer; (B,) each.
+    """
+    scores = {SIMILARITY: torch.zeros(len(instances)), ACCURACY: torch.zeros(len(instances))}
+    index = {prompt_index: i for i, prompt_index in enumerate(bench.asked)}
+    for subject in {instance.subject.name: instance.subject for instance in instances}.values():
+        prompts = [bench.prompt(subject, number).sentence(subject.category) for number in bench.asked]
+        rows = [i for i, instance in enumerate(instances) if instance.subject == subject]
+        own = torch.tensor([index[instances[i].prompt_index] for i in rows])
+        cosines = found[rows] @ embed(prompts).T  # (b, P)
+        for name, values in _similarity_and_accuracy(cosines, own).items():
+            scores[name][rows] = values
+    return scores
+
+
+def _similarity_and_accuracy(cosines: Tensor, own: Tensor) -> dict[str, Tensor]:
+    """Return the cosine (B,) to each row's own column of (B, N), and 1 where that is the largest."""
+    return {SIMILARITY: cosines[torch.arange(len(own)), own], ACCURACY: (cosines.argmax(1) == own).float()}

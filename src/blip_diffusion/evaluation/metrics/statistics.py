@@ -1,4 +1,4 @@
-"""Scores, as pure functions of tensors.
+"""Statistics of scores, as pure functions of tensors.
 
 Letters: `F` features, `N` subjects, `K` columns, `R` resamples.
 """
@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Statistic = Callable[[Tensor], Tensor]
-"""Means of K columns over subjects (K, R) to what is reported of them (R,)."""
+"""A statistic (R,) of the means of K columns over subjects (K, R)."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its 95 % interval."""
+    """A value and its 95 % confidence interval."""
 
     value: float
     low: float
@@ -27,44 +27,54 @@ class Estimate:
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
-NOTHING = Estimate(math.nan, math.nan, math.nan)
-"""Of no subjects, or where the truth itself is nothing to compare with."""
+UNDEFINED = Estimate(math.nan, math.nan, math.nan)
+"""The estimate of no subjects, or of a ratio to zero."""
 
 
 def centred_cosine(a: Tensor, b: Tensor, centre_a: Tensor, centre_b: Tensor) -> Tensor:
-    """Cosines (A, B) between features (A, F) and (B, F), each without the mean (F,) of its own sort of picture.
+    """Return cosines (A, B) between features (A, F) and (B, F), each minus the mean (F,) of its own kind of image.
 
-    Without that every two pictures look alike: what all of them share outweighs what tells them apart.
+    Without the subtraction any two images look alike: what all of them share outweighs what tells them apart.
     """
     return F.normalize(a - centre_a, dim=-1) @ F.normalize(b - centre_b, dim=-1).T
 
 
-def estimate(columns: Tensor, statistic: Statistic | None = None, *, resamples: int = 2000, seed: int = 0) -> Estimate:
-    """A statistic of the means of columns (K, N) over subjects, default the first, with its bootstrap interval.
+def bootstrap_ci(
+    columns: Tensor, statistic: Statistic | None = None, *, resamples: int = 2000, seed: int = 0
+) -> Estimate:
+    """Estimate a statistic of column means over subjects, with its bootstrap interval.
 
-    Subjects are drawn with replacement, whole: pictures of one subject are no independent samples. A subject that has
-    a NaN in any column is left out, and so is a resample of which the statistic is no number, as a share of nothing.
+    Whole subjects are resampled with replacement, because images of one subject are no independent samples.
+
+    Args:
+        columns: (K, N), a column per quantity. Subjects with a NaN in any of them are left out.
+        statistic: A function of the means (K, R); by default the first mean.
+        resamples: The number of bootstrap resamples. Those with an undefined statistic are left out.
+        seed: The seed of the resampling.
+
+    Returns:
+        The statistic and its 95 % interval, or `UNDEFINED`.
     """
     statistic = statistic or (lambda means: means[0])
     columns = columns[:, ~columns.isnan().any(dim=0)]
     subjects = columns.shape[1]
     if not subjects:
-        return NOTHING
+        return UNDEFINED
     chosen = torch.randint(subjects, (resamples, subjects), generator=torch.Generator().manual_seed(seed))
     spread = statistic(columns[:, chosen].mean(dim=2))  # (K, R, N) -> (K, R) -> (R,)
     value, known = float(statistic(columns.mean(dim=1, keepdim=True))[0]), spread[spread.isfinite()]
     if not math.isfinite(value) or not len(known):
-        return NOTHING
+        return UNDEFINED
     return Estimate(value, *known.quantile(torch.tensor([0.025, 0.975])).tolist())
 
 
-def normalised(means: Tensor) -> Tensor:
-    """Rows score, floor and ceiling (3, R): 0 where the score lies at its floor, 1 at its ceiling."""
-    score, floor, ceiling = means
-    return (score - floor) / (ceiling - floor)
+def normalized_between_bounds(means: Tensor) -> Tensor:
+    """Map a score to 0 at its lower bound and 1 at its upper bound. `means` (3, R) are score, lower and upper bound."""
+    score, lower, upper = means
+    return (score - lower) / (upper - lower)
 
 
-def relative(means: Tensor) -> Tensor:
-    """Rows accuracy and ground truth's own (2, R) to their ratio: a judge's own errors count against nobody."""
-    accuracy, own = means
-    return accuracy / own
+def accuracy_ratio(means: Tensor) -> Tensor:
+    """Divide an accuracy by the accuracy on the ground truth, so that the metric's own errors count against nobody."""
+    accuracy, upper = means
+    return accuracy / upper

@@ -1,4 +1,4 @@
-"""The scores of a run over its steps, from its log, as one chart: what each stage brings, at a glance."""
+"""A chart of the scores of a training run over its steps, read from the run's log."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,13 @@ from PIL import Image
 from blip_diffusion.plots import Line, line_chart
 
 Series = dict[str, list[tuple[float, float]]]
+"""Steps and values, by the name of a score."""
 LOWEST, HIGHEST = -0.1, 1.1
-"""What lies outside is cut off: 0 is a score's floor and 1 its ceiling."""
+"""Values outside of this range are clipped: 0 is a score's lower bound and 1 its upper bound."""
 
 
 def read_scores(log: Path, names: Sequence[str]) -> Series:
-    """Steps and values of these names from a run's `log.jsonl`; a torn last line is left out."""
+    """Read the steps and values of scores from a run's `log.jsonl`. An incomplete last line is skipped."""
     series: Series = {name: [] for name in names}
     for line in log.read_text(encoding="utf-8").splitlines():
         try:
@@ -27,8 +28,8 @@ def read_scores(log: Path, names: Sequence[str]) -> Series:
     return {name: points for name, points in series.items() if points}
 
 
-def curve(series: Series) -> Image.Image:
-    """A line for each series, and beside its name its last value. Values that are no numbers are left out."""
+def score_curve(series: Series) -> Image.Image:
+    """Plot a line for each series, labelled with its last value. NaN values are left out."""
     lines = {}
     for name, points in series.items():
         shown = [(step, min(max(value, LOWEST), HIGHEST)) for step, value in points if value == value]

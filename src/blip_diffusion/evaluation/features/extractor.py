@@ -1,0 +1,84 @@
+"""Frozen feature extractors of metrics: their protocol, a cache of features by file, and how weights are loaded.
+
+None of them is trained by this project, so that no score rewards what the generator was trained to match.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from blip_diffusion.errors import CheckpointError
+from blip_diffusion.images import open_picture
+
+
+class FeatureExtractor(Protocol):
+    """A network that maps each image to one vector. `backbone` and `preprocessing` go into the report."""
+
+    family: str
+    backbone: str
+    preprocessing: str
+
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return features (B, F) of RGB images of any size."""
+        ...
+
+
+class CachedFeatures:
+    """An extractor's features of image files, each of which is read once, and of images in memory."""
+
+    def __init__(self, extractor: FeatureExtractor, *, batch_size: int = 32) -> None:
+        self.extractor, self.batch_size = extractor, batch_size
+        self._known: dict[Path, Tensor] = {}
+
+    def __call__(self, paths: Sequence[Path]) -> Tensor:
+        """Return features (B, F) of image files."""
+        new = [path for path in dict.fromkeys(paths) if path not in self._known]
+        for start in range(0, len(new), self.batch_size):
+            some = new[start : start + self.batch_size]
+            self._known |= dict(zip(some, self.of_images([open_picture(path) for path in some]), strict=True))
+        return torch.stack([self._known[path] for path in paths])
+
+    def of_images(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return features (B, F) of RGB images, one batch at a time."""
+        starts = range(0, len(images), self.batch_size)
+        parts = [self.extractor(images[start : start + self.batch_size]) for start in starts]
+        return torch.cat(parts).float().cpu()
+
+
+def load_pretrained(kind: Any, source: str, **how: Any) -> Any:
+    """Load a frozen transformers component from a folder or a hub id. Raises `CheckpointError` if it can't be."""
+    try:
+        with _quiet_transformers():
+            part = kind.from_pretrained(source, **how)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"The {kind.__name__} of a metric can't be loaded from {source}: name a folder of transformers' "
+            "layout, or a hub id while online."
+        ) from error
+    return part.eval().requires_grad_(False) if isinstance(part, torch.nn.Module) else part
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Silence transformers' progress bars and its lists of unused weights."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()
+
+
+def vit_description(network: Any, source: str) -> str:
+    """Describe a vision transformer for the report."""
+    config = network.config
+    return f"ViT of width {config.hidden_size}, patches of {config.patch_size}, from {Path(source).name}"

@@ -1,0 +1,57 @@
+"""The files of a report: `report.json` holds all of it; `subjects.csv`, `report.md` and `index.html` are views."""
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from blip_diffusion.data.bench import BenchSubject
+from blip_diffusion.evaluation.reporting.html import page
+from blip_diffusion.evaluation.reporting.markdown import markdown
+from blip_diffusion.evaluation.reporting.schema import REPORT, Report, path_in
+
+
+def write_report(report: Report, out: Path) -> None:
+    """Write a report and its views."""
+    text = json.dumps(dataclasses.asdict(report), indent=1, allow_nan=False)
+    views = {REPORT: text, "subjects.csv": csv_table(report), "report.md": markdown(report), "index.html": page(report)}
+    for name, content in views.items():
+        write_text(out / name, content)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a text file atomically."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(content, encoding="utf-8", newline="")
+    os.replace(partial, path)
+
+
+def csv_table(report: Report) -> str:
+    """Write a line for each subject, metric and condition, with a column for each score."""
+    names = list(dict.fromkeys(name for result in report.results for name in result.info.scores))
+    subjects: list[str] = report.settings["subjects"]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(["subject", "category", "metric", "condition", *names])
+    for i, subject in enumerate(subjects):
+        for result in report.results:
+            for condition, scores in result.subjects.items():
+                numbers = [scores[name][i] if name in scores else None for name in names]
+                cells = ["" if number is None else number for number in numbers]
+                writer.writerow([subject, report.categories[subject], result.info.name, condition, *cells])
+    return buffer.getvalue()
+
+
+def copy_references(subjects: Sequence[BenchSubject], out: Path) -> dict[str, str]:
+    """Copy each subject's reference below the report's folder, so that the page can be moved; return the paths."""
+    copies = {}
+    for subject in subjects:
+        copy = out / "references" / f"{subject.name}{subject.pictures[0].suffix}"
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(subject.pictures[0], copy)
+        copies[subject.name] = path_in(out, copy)
+    return copies
