@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from blip_diffusion.data.compose import Composer, ComposerConfig
+from blip_diffusion.data.world import World
 from torch import Tensor
 
 from blip_diffusion import BlipDiffusionPipeline, images
-from blip_diffusion.data.compose import Composer, ComposerConfig
-from blip_diffusion.data.world import World
 from blip_diffusion.evaluation.features.dinov2_saliency import DinoV2Saliency
 from blip_diffusion.evaluation.features.preprocessing import masked_mean
 from blip_diffusion.pipelines.presets import EXACT, FAST, PRESETS, TURBO, Preset

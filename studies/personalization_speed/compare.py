@@ -1,12 +1,13 @@
-"""How much sooner does few-shot tuning know a subject than DreamBooth and Textual Inversion do?
+"""Compare few-shot tuning with DreamBooth and Textual Inversion: how much sooner does it reach the same fidelity?
 
-    python -m studies.personalization_speed.compare --world FILE --out DIR
+    python -m studies.personalization_speed.compare --dataset FILE --out DIR
 
-The paper's headline (Li et al. 2023): up to 20 times, at equal fidelity. Measured on held-out subjects of a world, on
-one machine in one run. Some of a subject's views are its photos, the others log how alike a image is; a metric that
-nobody here has trained scores both. Every method has its own best learning rate, which is searched on other subjects.
-A run that was stopped goes on with the same command. `--methods` splits it between processes, one or more methods each;
-afterwards the command without it reads what they have left, and writes the table.
+The paper (Li et al. 2023) claims up to 20 times. Here it is measured on held-out subjects, on one machine in one run.
+Some views of a subject are the photos to tune on; images are scored by the other views, with a network that was not
+trained here. The learning rate of each method is searched on other subjects.
+
+The same command resumes a stopped run. `--methods` splits it between processes, one or more methods each; afterwards
+the command without it reads their results and writes the table.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from blip_diffusion.checkpoint.folder import find_model, read_parts, whole
+from blip_diffusion.checkpoint.model_folder import find_model, read_parts, whole
 from blip_diffusion.checkpoint.subject_file import fingerprint
 from blip_diffusion.data.benchmarks.minibench import fingerprint as world_fingerprint
 from blip_diffusion.data.synthetic.assets import World
@@ -48,12 +49,12 @@ from studies.personalization_speed.report import (
     charts,
     markdown,
 )
-from studies.personalization_speed.subjects import Backbones, EvalSubject, Scorer, eval_subjects
+from studies.personalization_speed.subjects import Backbones, EvalSubject, Scorer, ScorerConfig, eval_subjects
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to tune, and the learning rates among which its best is searched."""
+    """A way to tune, and the learning rates to search."""
 
     name: str
     config: TuneConfig
@@ -68,13 +69,13 @@ CANDIDATES = (
 )
 
 CURVE = "curve.json"
-"""Of a candidate on one subject, where its images are: a run that was stopped takes up what it finds."""
+"""The file of a candidate's curve on one subject, beside its images. A resumed run reads it."""
 
 NAMES = [candidate.name for candidate in CANDIDATES]
 
 
-def moments(config: SpeedupConfig, steps: int) -> list[int]:
-    """When a method is scored: at 0, after 5 and 10 steps, and then every so often."""
+def scored_steps(config: SpeedupConfig, steps: int) -> list[int]:
+    """List the steps after which a method is scored: 0, 5, 10, and every `config.every`."""
     return sorted(
         {0, *(step for step in (5, 10) if step < config.every), *range(config.every, steps + 1, config.every)}
     )
@@ -82,22 +83,23 @@ def moments(config: SpeedupConfig, steps: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What every candidate runs on: the model, who metrics, how much is measured, and what tells them from others."""
+    """What all candidates share: the model, the scorer, the configuration, and what identifies the results."""
 
     load: Callable[[], BlipDiffusion]
     scorer: Scorer
     config: SpeedupConfig
-    made_of: Mapping[str, Any]
+    identity: Mapping[str, Any]
 
     def run(self, subject: EvalSubject, candidate: TuneConfig, work: Path, steps: int) -> Curve:
-        """A candidate's curve on one subject: the one that `work` keeps, or else measured now.
+        """Return a candidate's curve on one subject, read from `work` or measured now.
 
-        Raises `DataError` where `work` keeps one that was measured otherwise.
+        Raises:
+            DataError: If `work` holds a curve with other settings.
         """
         settings = replace(
             candidate, steps=steps, batch_size=self.config.batch_size, validation=ValidationConfig(every=1)
         )
-        claim_output_dir(work, {**self.made_of, "subject": subject.identity, "tuning": asdict(settings)})
+        claim_output_dir(work, {**self.identity, "subject": subject.identity, "tuning": asdict(settings)})
         kept = work / CURVE
         if kept.is_file():
             return [Point(**point) for point in json.loads(kept.read_text(encoding="utf-8"))]
@@ -106,35 +108,35 @@ class Experiment:
         return curve
 
     def _measure(self, subject: EvalSubject, settings: TuneConfig, work: Path) -> Curve:
-        """Tunes a fresh model on a subject's photos, and scores it as it goes. The seconds are training's alone."""
+        """Tune a fresh model on a subject's photos and score it on the way. Only training time is counted."""
         model = self.load()
         began = time.perf_counter()
         lesson = prepare(model, subject.photos, subject.category, "subject", settings)
         ready = time.perf_counter() - began  # encoding photos, drawing class images: it belongs to the method
         curve: Curve = []
 
-        def look(method: Method, step: int, seconds: float) -> None:
-            images = self._drawn(method)
+        def add_point(method: Method, step: int, seconds: float) -> None:
+            images = self._sample(method)
             curve.append(Point(step, ready + seconds, *self.scorer(subject, images)))
             grid(to_pictures(images), len(images)).save(work / f"{step:05d}.png")
 
         def hook(context: HookContext) -> None:
             if context.step in due:
-                look(context.method, context.step, context.seconds)
+                add_point(context.method, context.step, context.seconds)
 
-        due = moments(self.config, settings.steps or 0)
-        look(lesson.method, 0, 0.0)
+        due = scored_steps(self.config, settings.steps or 0)
+        add_point(lesson.method, 0, 0.0)
         _quiet_run(lesson, work / "run", hook)
         return curve
 
     @torch.no_grad()
-    def _drawn(self, method: Method) -> Tensor:
+    def _sample(self, method: Method) -> Tensor:
         config = self.config
         return draw_scenes(cast(Personal, method), config.prompts, seeds=config.seeds, steps=config.sampling_steps)
 
 
 def _quiet_run(lesson: Lesson, folder: Path, hook: Callable[[HookContext], None]) -> None:
-    """Raises `KeyboardInterrupt` where a signal ends it: half a curve would be taken for a whole one."""
+    """Run in a temporary folder. Raises `KeyboardInterrupt` if a signal ends it: no partial curve is kept."""
     shutil.rmtree(folder, ignore_errors=True)
     ended = run(lesson, folder, hook)
     shutil.rmtree(folder)
@@ -142,13 +144,15 @@ def _quiet_run(lesson: Lesson, folder: Path, hook: Callable[[HookContext], None]
         raise KeyboardInterrupt
 
 
-def search(experiment: Experiment, shown: Sequence[EvalSubject], candidate: Candidate, work: Path) -> dict[str, float]:
-    """Of every rate of a candidate, the best mean of both scores that tuning reaches, on average over subjects."""
+def search(
+    experiment: Experiment, subjects: Sequence[EvalSubject], candidate: Candidate, work: Path
+) -> dict[str, float]:
+    """Return, for each learning rate, the best mean of both scores that tuning reaches, averaged over subjects."""
     steps = experiment.config.search_steps or experiment.config.steps
     found = {}
     for rate in candidate.rates:
         tried = replace(candidate.config, learning_rate=rate)
-        curves = [experiment.run(one, tried, work / f"{rate:g}" / one.folder, steps) for one in shown]
+        curves = [experiment.run(one, tried, work / f"{rate:g}" / one.folder, steps) for one in subjects]
         best = [max((point.subject + point.text) / 2 for point in curve[1:]) for curve in curves]
         found[f"{rate:g}"] = sum(best) / len(best)
     return found
@@ -164,15 +168,13 @@ def compare(
     candidates: Sequence[Candidate] = CANDIDATES,
     log: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
-    """Searches rates on some subjects, and measures every candidate on others. Curves that `work` keeps stay."""
+    """Search learning rates on some subjects and measure all candidates on others. Curves in `work` are reused."""
     model = load()
     size = int(model.unet.config.sample_size) * model.latents.factor
-    people = eval_subjects(world, config.search_subjects + config.subjects, config.prompts, size=size)
-    searched, measured = people[: config.search_subjects], people[config.search_subjects :]
-    scorer = Scorer(
-        backbones, world, model, people, config.prompts, seeds=config.seeds, probe_pictures=config.probe_pictures
-    )
-    experiment = Experiment(load, scorer, config, _made_of(model, world, backbones, people, config))
+    subjects = eval_subjects(world, config.search_subjects + config.subjects, config.prompts, size=size)
+    searched, measured = subjects[: config.search_subjects], subjects[config.search_subjects :]
+    scorer = Scorer(backbones, world, model, subjects, ScorerConfig(config.prompts, config.seeds, config.probe_images))
+    experiment = Experiment(load, scorer, config, _identity(model, world, backbones, subjects, config))
     rates: dict[str, float] = {}
     searches: dict[str, dict[str, float]] = {}
     curves: dict[str, list[Curve]] = {}
@@ -192,33 +194,33 @@ def compare(
     return Outcome(config, backbones.backbone, rates, curves, searches)
 
 
-def _made_of(
-    model: BlipDiffusion, world: World, backbones: Backbones, people: Sequence[EvalSubject], config: SpeedupConfig
+def _identity(
+    model: BlipDiffusion, world: World, backbones: Backbones, subjects: Sequence[EvalSubject], config: SpeedupConfig
 ) -> dict[str, Any]:
-    """All that a curve depends on beside its candidate: the scorer has seen every subject."""
+    """Return all that a curve depends on besides its candidate. The scorer depends on all subjects."""
     return {
         "model": fingerprint(model.unet, model.text_encoder),
         "world": world_fingerprint(world),
         "metric": backbones.backbone,
-        "eval_subjects": [subject.identity for subject in people],
+        "eval_subjects": [subject.identity for subject in subjects],
         **{name: value for name, value in asdict(config).items() if name not in ("steps", "search_steps")},
     }
 
 
 def build_backbones(metric: str) -> Backbones:
-    """Of the subject's two metrics in `evaluate`, one. The scene is seen by `focus`, as by the metric `text`."""
-    focus = DinoV2Saliency()
+    """Build the extractors of the subject metric `lite2` or `focus`. Scenes are classified as by the metric `text`."""
+    saliency = DinoV2Saliency()
     return (
-        Backbones(EfficientNetLite2(focus), focus)
+        Backbones(EfficientNetLite2(saliency), saliency)
         if metric == "lite2"
-        else Backbones(focus, focus, DinoV2Saliency.width)
+        else Backbones(saliency, saliency, DinoV2Saliency.width)
     )
 
 
 def publish(outcome: Outcome, out: Path) -> str:
-    """Writes the table, the charts and all numbers, and returns the table: how many times sooner than DreamBooth.
+    """Write the table, the charts and all numbers, and return the table.
 
-    Where that was not measured, nothing is written, and a sentence says what to do.
+    If DreamBooth was not measured, write nothing and return a sentence that says what to do.
     """
     if DREAMBOOTH not in outcome.curves:
         return "The curves are kept. For the table, run it once more without --methods, when all are measured."
@@ -229,10 +231,10 @@ def publish(outcome: Outcome, out: Path) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures the methods that are named, and prints what came of it."""
+    """Measure the named methods and print the table."""
     plain = SpeedupConfig()
-    parser = argparse.ArgumentParser(description="How much sooner than DreamBooth few-shot tuning knows a subject.")
-    parser.add_argument("--world", required=True, type=Path)
+    parser = argparse.ArgumentParser(description="How much sooner few-shot tuning reaches DreamBooth's fidelity.")
+    parser.add_argument("--dataset", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--model", default="mini", help="a name or a folder")
     parser.add_argument("--metric", choices=("lite2", "focus"), default="lite2", help="(default: lite2)")
@@ -246,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = SpeedupConfig(**{key: value for key, value in vars(flags).items() if key in names})
         folder, device = find_model(flags.model), device_of("auto")
         backbones = build_backbones(flags.metric)
-        world = World.load(flags.world)
+        world = World.load(flags.dataset)
         chosen = [candidate for candidate in CANDIDATES if candidate.name in flags.methods]
         log = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
         outcome = compare(
@@ -262,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Interrupted: the same command goes on, with the curves that are whole.", file=sys.stderr)
+        print("Interrupted: the same command goes on, and reuses complete curves.", file=sys.stderr)
         return 130
     print(publish(outcome, flags.out))
     return 0

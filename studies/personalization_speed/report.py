@@ -1,4 +1,4 @@
-"""What a comparison of ways to tune has found: when each reaches a goal, how many times sooner; a table and charts."""
+"""Results of the comparison: when each method reaches a target fidelity, a table, and charts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from blip_diffusion.errors import InputError
 from blip_diffusion.evaluation.metrics.statistics import Estimate, bootstrap_ci
+from blip_diffusion.plots import Line, line_chart
 from studies.personalization_speed.subjects import PHOTOS
 
 DREAMBOOTH = "dreambooth"
@@ -22,13 +23,13 @@ class SpeedupConfig:
     subjects: int = 8  # that are reported
     search_subjects: int = 2  # that learning rates are searched on
     steps: int = 160
-    every: int = 20  # steps between scores; the first ones come sooner, see `moments`
+    every: int = 20  # steps between scores; the first ones come sooner, see `scored_steps`
     prompts: tuple[str, ...] = ("on the beach", "in a forest", "in a city at night", "in the snow")
     seeds: int = 1
     sampling_steps: int = 12
     batch_size: int = 3
-    probe_pictures: int = 12  # of each scene, for the metric to learn scenes from
-    search_steps: int | None = None  # those of the run itself where it is None
+    probe_images: int = 12  # of each scene, to fit the scene classifier to
+    search_steps: int | None = None  # by default as many as `steps`
 
     def __post_init__(self) -> None:
         for name in ("steps", "every", "seeds", "sampling_steps", "search_steps"):
@@ -42,7 +43,7 @@ class SpeedupConfig:
 
 @dataclass(frozen=True)
 class Point:
-    """What a method is worth after so many steps."""
+    """The scores of a method after a number of steps."""
 
     step: int
     seconds: float
@@ -55,24 +56,24 @@ Curve = list[Point]
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that was measured."""
+    """All results of a comparison."""
 
     config: SpeedupConfig
-    metric: str
+    backbone: str
     rates: dict[str, float]
     curves: dict[str, list[Curve]]  # by candidate, a curve for each subject
     searches: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def columns(curves: Sequence[Curve], name: str) -> Tensor:
-    """One quantity of all curves: (moments, subjects)."""
+    """Return one quantity of all curves: (scored steps, subjects)."""
     return torch.tensor([[float(getattr(point, name)) for point in curve] for curve in curves]).T
 
 
 def reached(curves: Sequence[Curve], goal: float, quantity: str) -> float:
-    """Steps or seconds after which the mean subject score first is `goal`, between moments by a straight line.
+    """Return the steps or seconds until the mean subject score reaches `goal`, interpolated between scored steps.
 
-    Infinity where it never is.
+    Infinity if it never does.
     """
     scores = columns(curves, "subject").mean(dim=1).tolist()
     spent = columns(curves, quantity).mean(dim=1).tolist()
@@ -86,40 +87,39 @@ def reached(curves: Sequence[Curve], goal: float, quantity: str) -> float:
 
 
 def speedup(outcome: Outcome, name: str, quantity: str, *, resamples: int = 500) -> Estimate:
-    """How many times sooner than DreamBooth a candidate reaches the fidelity that DreamBooth ends with.
+    """Return how many times sooner than DreamBooth a candidate reaches DreamBooth's final fidelity; 0 if never.
 
-    0 where it never does. DreamBooth's own time is when it first gets there, which may be before its end. The interval
-    is a bootstrap over subjects, drawn for both at once. A candidate that is there before its first step counts as
-    having taken one.
+    DreamBooth's time is when it first reaches that fidelity. Both are bootstrapped over the same subjects. A candidate
+    that starts above it counts one step.
     """
     count = len(outcome.curves[name])
-    everyone = torch.arange(count)
+    all_rows = torch.arange(count)
     draws = torch.randint(count, (resamples, count), generator=torch.Generator().manual_seed(0))
-    ratios = torch.tensor([_ratio(outcome, name, quantity, rows.tolist()) for rows in (everyone, *draws)])
+    ratios = torch.tensor([_ratio(outcome, name, quantity, rows.tolist()) for rows in (all_rows, *draws)])
     low, high = ratios[1:].quantile(torch.tensor([0.025, 0.975])).tolist()
     return Estimate(float(ratios[0]), low, high)
 
 
 def _ratio(outcome: Outcome, name: str, quantity: str, rows: Sequence[int]) -> float:
-    rival = [outcome.curves[DREAMBOOTH][row] for row in rows]
+    dreambooth = [outcome.curves[DREAMBOOTH][row] for row in rows]
     own = [outcome.curves[name][row] for row in rows]
-    goal = float(columns(rival, "subject")[-1].mean())
-    slow, quick = (max(reached(curves, goal, quantity), _first_step(curves, quantity)) for curves in (rival, own))
-    return slow / quick if quick < float("inf") else 0.0
+    goal = float(columns(dreambooth, "subject")[-1].mean())
+    theirs, ours = (max(reached(curves, goal, quantity), _first_step(curves, quantity)) for curves in (dreambooth, own))
+    return theirs / ours if ours < float("inf") else 0.0
 
 
 def _first_step(curves: Sequence[Curve], quantity: str) -> float:
-    """What one step costs: no one is there in less."""
+    """Return the cost of one step, the least that any candidate can need."""
     spent = columns(curves, quantity).mean(dim=1).tolist()
     return spent[0] + (spent[1] - spent[0]) / max(curves[0][1].step, 1)
 
 
 def markdown(outcome: Outcome) -> str:
-    """The table, and what it needs to be read."""
+    """Write the table and its caption."""
     goal = float(columns(outcome.curves[DREAMBOOTH], "subject")[-1].mean())
     lines = [
         f"Fidelity that DreamBooth ends with: {goal:.3f} after {outcome.config.steps} steps; "
-        f"{outcome.config.subjects} held-out subjects, {PHOTOS} photos each; metric: {outcome.metric}.",
+        f"{outcome.config.subjects} held-out subjects, {PHOTOS} photos each; scored by {outcome.backbone}.",
         "",
         "| method | learning rate | subject at 0 | subject, best | subject at the end | text at the end "
         "| steps to it | seconds to it | times sooner, steps | times sooner, seconds |",
@@ -149,7 +149,7 @@ def _times(value: Estimate) -> str:
 
 
 def charts(outcome: Outcome, folder: Path) -> None:
-    """Subject and text against steps and seconds, with intervals over subjects."""
+    """Save charts of both scores over steps and seconds, with intervals over subjects."""
     for score in ("subject", "text"):
         for quantity, label in (("step", "steps"), ("seconds", "seconds of training")):
             lines = {name: _line(curves, score, quantity) for name, curves in outcome.curves.items()}

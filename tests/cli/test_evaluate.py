@@ -1,4 +1,4 @@
-"""`evaluate` from the command line: real networks, tiny; images kept, drawn once, score, shown on a page."""
+"""`evaluate` from the command line with tiny real networks: images are generated once, scored, and shown."""
 
 import csv
 import json
@@ -13,9 +13,8 @@ from PIL import Image
 from blip_diffusion.cli.main import main
 from blip_diffusion.errors import DataError
 from blip_diffusion.evaluation.reporting.html import page
-from blip_diffusion.evaluation.reporting.markdown import asked
+from blip_diffusion.evaluation.reporting.markdown import describe_settings
 from blip_diffusion.evaluation.reporting.schema import Report, read
-from blip_diffusion.interfaces.cli import main
 from tests.evaluation.conftest import bench_folder, tiny_clip, tiny_dino  # noqa: F401
 
 Run = Callable[..., int]
@@ -31,7 +30,7 @@ def world_folder(bench_folder: Path) -> Path:  # noqa: F811
 @pytest.fixture(scope="module")
 def evaluate(world_folder: Path, tiny_folder: Path, tiny_dino: Path, tiny_clip: Path) -> Run:  # noqa: F811
     def run(*arguments: object) -> int:
-        own = ["--model", tiny_folder, "--world", world_folder / "world.zip", "--steps", 1, "--subjects", 2]
+        own = ["--model", tiny_folder, "--dataset", world_folder / "world.zip", "--steps", 1, "--subjects", 2]
         own += ["--prompts", 3, "--seeds", 2, "--metrics", f"dino={tiny_dino}", f"clip-b32={tiny_clip}"]
         return main([str(argument) for argument in ("evaluate", *own, *arguments)])
 
@@ -58,14 +57,14 @@ def test_a_report_says_all_that_it_depends_on(out: Path) -> None:
         "DINO", "CLIP-I b32", "CLIP-T b32",
     ]  # fmt: skip
     text = (out / "report.md").read_text()
-    rows = ["no-subject", "reference-copy", "other-instance", "ground-truth", "ground-truth, decoded"]
-    rows += ["references shuffled", "prompts shuffled"]
-    assert list(report.results[0].rows) == ["zero-shot", *rows]
+    rows = ["no-subject", "reference-copy", "other-instance", "ground-truth", "vae-reconstruction"]
+    rows += ["shuffled-subjects", "shuffled-prompts"]
+    assert list(report.results[0].conditions) == ["zero-shot", *rows]
     said = [
         "DINO, ViT of width 24",
         "2 subjects x 3 prompts x 2 seeds = 12 images",
         "1 steps",
-        "by DINO: likeness",
+        "by DINO: similarity",
         *rows,
     ]
     assert not [words for words in said if words not in text]
@@ -74,7 +73,7 @@ def test_a_report_says_all_that_it_depends_on(out: Path) -> None:
     assert report.headline("subject") is report.results[0]
     with (out / "subjects.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert len(lines) == 2 * 3 * len(report.results[0].rows)
+    assert len(lines) == 2 * 3 * len(report.results[0].conditions)
     assert all(
         float(line["cosine_similarity"]) == float(line["cosine_similarity"])
         for line in lines
@@ -82,19 +81,19 @@ def test_a_report_says_all_that_it_depends_on(out: Path) -> None:
     )
 
 
-def test_every_method_and_precision_is_called_by_its_name(out: Path) -> None:
+def test_every_condition_and_precision_is_named(out: Path) -> None:
     report = read(out / "report.json")
 
-    def said(method: str, dtype: str = "float32") -> str:
-        return asked(replace(report, settings={**report.settings, "method": method, "dtype": dtype}))
+    def said(condition: str, dtype: str = "float32") -> str:
+        return describe_settings(replace(report, settings={**report.settings, "condition": condition, "dtype": dtype}))
 
     assert "Zero-shot from one reference: the subject's first image, cropped square. Means" in said("zero-shot")
-    assert "no-subject is a lower_bound: the model, told the words alone. Means" in said("no-subject")
-    assert "ground-truth is a upper_bound. Means" in said("ground-truth")
+    assert "no-subject is a lower bound: the model with the prompt alone. Means" in said("no-subject")
+    assert "ground-truth is an upper bound. Means" in said("ground-truth")
     assert "guidance 3, in bfloat16; weights" in said("zero-shot", "bfloat16") and "float32" not in said("zero-shot")
 
 
-def test_the_page_shows_every_picture_and_can_be_moved(out: Path, tmp_path: Path) -> None:
+def test_the_page_shows_every_image_and_can_be_moved(out: Path, tmp_path: Path) -> None:
     text = (out / "index.html").read_text()
     sources = re.findall(r'src="([^"]+)"', text)
     assert len(sources) >= 12 + 2 and all((out / source).is_file() for source in sources)
@@ -104,7 +103,7 @@ def test_the_page_shows_every_picture_and_can_be_moved(out: Path, tmp_path: Path
 def test_words_of_strangers_are_escaped(out: Path) -> None:
     raw = json.loads((out / "report.json").read_text())
     raw["settings"]["model"] = "<script>alert(1)</script>"
-    raw["images"][0]["sentence"] = 'a "dog" <img src=x onerror=alert(1)>'
+    raw["images"][0]["prompt"] = 'a "dog" <img src=x onerror=alert(1)>'
     (out / "strange.json").write_text(json.dumps(raw))
     text = page(read(out / "strange.json"))
     assert "<script" not in text and "<img src=x" not in text and "&lt;script&gt;" in text
@@ -117,7 +116,7 @@ def test_tuned_subjects_are_tuned_once(
     folder = tmp_path / "tuned"
 
     def run(*arguments: object) -> str:
-        assert evaluate("--out", folder, "--method", "tuned", "--tune-steps", 1, *arguments) == 0
+        assert evaluate("--out", folder, "--condition", "tuned", "--tune-steps", 1, *arguments) == 0
         return capsys.readouterr().err
 
     for shard in ("1/2", "2/2"):
@@ -130,12 +129,12 @@ def test_tuned_subjects_are_tuned_once(
     assert "tuned to " not in run() and lost.read_bytes() == whole
     assert {path: path.read_bytes() for path in subjects} == subjects
     report = read(folder / "report.json")
-    assert report.method == "tuned" and len(report.images) == 12 and report.settings["tuning_train"] == "lora"
-    said = "Few-shot tuning (lora, 1 steps) on all of the subject's images"
+    assert report.condition == "tuned" and len(report.images) == 12 and report.settings["tuning_train"] == "lora"
+    said = "Few-shot tuning (lora, 1 steps) on all images of the subject"
     assert said in (folder / "report.md").read_text()
     for path in sorted((folder / "images" / "no-subject").rglob("*.png")):
         assert path.read_bytes() == (out / path.relative_to(folder)).read_bytes()
-    assert evaluate("--out", folder, "--method", "tuned", "--tune-steps", 1, "--train", "embedding") == 2
+    assert evaluate("--out", folder, "--condition", "tuned", "--tune-steps", 1, "--trainable", "embedding") == 2
     assert 'whose tuning_train was "lora" and not "embedding"' in capsys.readouterr().err
 
 
@@ -147,12 +146,12 @@ def test_other_settings_are_refused(evaluate: Run, out: Path, capsys: pytest.Cap
     assert 'whose preset was "none" and not "fast"' in capsys.readouterr().err
     assert evaluate("--out", out, "--engine", "openvino") == 2
     assert 'whose engine was "torch" and not "openvino"' in capsys.readouterr().err
-    assert evaluate("--out", out, "--method", "no-subject") == 2
-    assert "whose method was" in capsys.readouterr().err
+    assert evaluate("--out", out, "--condition", "no-subject") == 2
+    assert "whose condition was" in capsys.readouterr().err
     assert (out / "report.json").read_bytes() == before
 
 
-def test_a_broken_picture_is_named(evaluate: Run, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_image_is_named(evaluate: Run, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     victim = next((out / "images" / "zero-shot").rglob("*.png"))
     whole = victim.read_bytes()
     victim.write_bytes(whole[:40])
@@ -173,21 +172,21 @@ def test_another_protocol_is_refused(out: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--method", "magic"), "--method is magic"),
-        (("--method", "tuned", "--tune-steps", "0"), "--tune-steps is 0"),
+        (("--condition", "magic"), "--condition is magic"),
+        (("--condition", "tuned", "--tune-steps", "0"), "--tune-steps is 0"),
         (("--metrics", "taste"), "no metric taste"),
         (("--metrics", "focus=nowhere"), "focus brings its own network"),
         (("--metrics", "text=nowhere"), "text brings its own network"),
         (("--metrics", "lite2="), "lite2 brings its own network"),
         (("--metrics", "dino=nowhere"), "can't be loaded from nowhere"),
-        (("--bench", "nowhere"), "no bench at nowhere: use mini"),
-        (("--world", "nowhere/world.zip"), "no MiniBench at nowhere/bench: make it with"),
-        (("--bench", "dreambench"), "git clone"),
+        (("--benchmark", "nowhere"), "no benchmark at nowhere: use mini"),
+        (("--dataset", "nowhere/world.zip"), "no MiniBench at nowhere/bench: make it with"),
+        (("--benchmark", "dreambench"), "git clone"),
         (("--prompts", "99"), "--prompts is 99"),
         (("--shard", "3/2"), "--shard is 3/2"),
         (("--steps", "0"), "--steps is 0"),
-        (("--batch", "0"), "--batch is 0"),
-        (("--guidance", "-1"), "--guidance is -1"),
+        (("--batch-size", "0"), "--batch-size is 0"),
+        (("--guidance-scale", "-1"), "--guidance-scale is -1"),
         (("--device", "warp"), "no device warp"),
     ],
 )
@@ -201,22 +200,22 @@ def test_what_cannot_be_used_is_said_and_nothing_written(
     assert not (tmp_path / "report").exists()
 
 
-def test_photographs_are_a_bench_too(evaluate: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without a world: the upper_bound is another other_photo, the lower_bound one of another dog, where there is one."""
-    from tests.data.test_bench import published
+def test_photos_are_a_benchmark_too(evaluate: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a world: the upper bound is another photo, the lower bound one of another dog, if any."""
+    from tests.data.benchmarks.test_dreambench import published
 
     folder = published(tmp_path / "photos")
     (folder / "dataset" / "dog3").mkdir()
     Image.new("RGB", (40, 30), "grey").save(folder / "dataset" / "dog3" / "00.jpg")
     words = folder / "dataset" / "prompts_and_classes.txt"
     words.write_text(words.read_text().replace("dog2,dog", "dog2,dog\ndog3,dog"))
-    assert evaluate("--bench", folder, "--out", tmp_path / "report", "--subjects", 3, "--seeds", 1) == 0
+    assert evaluate("--benchmark", folder, "--out", tmp_path / "report", "--subjects", 3, "--seeds", 1) == 0
     report = read(tmp_path / "report" / "report.json")
     rows = report.results[0].subjects
     assert [value is None for value in rows["other-instance"]["cosine_similarity"]] == [True, False, False]
-    assert "ground-truth" in rows and "ground-truth, decoded" not in rows and not report.nearest_training_images
-    between = "fidelity of the 2 of 3 subjects with a peer"  # and so never beside the likeness of all three
-    assert list(report.results[0].between) == [between]
+    assert "ground-truth" in rows and "vae-reconstruction" not in rows and not report.nearest_training_images
+    between = "fidelity of the 2 of 3 subjects with a peer"  # and so never beside the similarity of all three
+    assert list(report.results[0].normalized) == [between]
     table, page = ((tmp_path / "report" / name).read_text() for name in ("report.md", "index.html"))
-    assert f"the ground truth (1): {between} " in table and "(1): **" not in table and "the truth (1)" not in page
-    assert evaluate("--bench", folder, "--out", tmp_path / "other", "--metrics", "text") == 2
+    assert f"the ground truth (1): {between} " in table and "(1): **" not in table and "1 the ground truth" not in page
+    assert evaluate("--benchmark", folder, "--out", tmp_path / "other", "--metrics", "text") == 2

@@ -11,7 +11,7 @@ from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 from blip_diffusion.data.benchmarks.dreambench import Bench
 from blip_diffusion.data.benchmarks.minibench import build_bench
 from blip_diffusion.data.synthetic.assets import pack
-from tests.evaluation.toys import SIZE, WORLD
+from tests.evaluation.fakes import SIZE, WORLD
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,9 @@ from blip_diffusion import config as configuration
 from blip_diffusion.data.benchmarks.minibench import build_bench
 from blip_diffusion.data.synthetic.assets import World
 from blip_diffusion.errors import ConfigError, DataError
-from blip_diffusion.evaluation import callback as quick
 from blip_diffusion.evaluation.callback import EvalCallback
-from blip_diffusion.evaluation.generators.conditions import run_conditions
-from blip_diffusion.training.run import RunConfig, run
+from blip_diffusion.evaluation.generators.conditions import ConditionRunner
+from blip_diffusion.training.pretrain import RunConfig, run
 
 CONFIG = Path(__file__).parents[2] / "configs" / "debug" / "subject.toml"
 
@@ -48,23 +47,25 @@ def test_scores_are_logged_and_the_run_stays_the_same(
     """And they are taken in float32, as `evaluate` takes them, whatever the run computes in."""
     computed_in: list[torch.dtype] = []
 
-    def rows(*given: Any, **named: Any) -> Any:
+    run_conditions = ConditionRunner.run
+
+    def watched(*given: Any, **named: Any) -> Any:
         computed_in.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
         return run_conditions(*given, **named)
 
-    monkeypatch.setattr(quick, "run_conditions", rows)
+    monkeypatch.setattr(ConditionRunner, "run", watched)
     said = [*overrides(world_path, tiny_folder), f"train.mixed_precision={precision}"]
     score = functools.partial(EvalCallback, metrics=(f"dino={tiny_dino}",))
     run(CONFIG, tmp_path / "with", overrides=said, beside=[score])
     run(CONFIG, tmp_path / "without", overrides=said)
-    scored = [line for line in log(tmp_path / "with") if "score/DINO likeness" in line]
+    scored = [line for line in log(tmp_path / "with") if "eval/DINO cosine_similarity" in line]
     assert [line["step"] for line in scored] == [1, 2] and set(computed_in) == {torch.float32}
-    assert all("score/DINO fidelity" in line for line in scored)
+    assert all("eval/DINO fidelity" in line for line in scored)
     losses = [[line["loss"] for line in log(tmp_path / name) if "loss" in line] for name in ("with", "without")]
     assert losses[0] == losses[1] and len(losses[0]) == 2
-    folders = sorted(path.name for path in (tmp_path / "with" / "score").iterdir())
+    folders = sorted(path.name for path in (tmp_path / "with" / "eval").iterdir())
     assert folders == ["00000001", "00000002", "curve.png", "fixed"]
-    with Image.open(tmp_path / "with" / "score" / "curve.png") as curve:
+    with Image.open(tmp_path / "with" / "eval" / "curve.png") as curve:
         assert curve.size[0] > 400
 
 

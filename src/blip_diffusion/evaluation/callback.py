@@ -28,10 +28,10 @@ from blip_diffusion.evaluation.metrics.probe_data import probe_subjects
 from blip_diffusion.evaluation.metrics.registry import MetricBuilder, build_metrics, check_metric_names
 from blip_diffusion.evaluation.metrics.similarity import Metric
 from blip_diffusion.evaluation.reporting.curve import read_scores, score_curve
-from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
-from blip_diffusion.training.loop import HookContext
-from blip_diffusion.training.run import RunConfig
-from blip_diffusion.training.tracking import LOG
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
+from blip_diffusion.training.metric_logger import LOG
+from blip_diffusion.training.pretrain import RunConfig
+from blip_diffusion.training.trainer import HookContext
 
 SUBJECTS, PROMPTS, PROBE_IMAGES, STEPS = 6, 4, 8, 20
 FOLDER, PREFIX = "eval", "eval/"

@@ -34,8 +34,8 @@ from blip_diffusion.evaluation.metrics.memorization import (
 from blip_diffusion.evaluation.metrics.registry import MetricBuilder, MetricSuite, build_metrics, check_metric_names
 from blip_diffusion.evaluation.reporting.schema import PROTOCOL, Report, path_in, report_images
 from blip_diffusion.evaluation.reporting.write import copy_references, write_report
-from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
-from blip_diffusion.pipelines.memo import bytes_of
+from blip_diffusion.pipelines.encoding_cache import bytes_of
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import Engine, ordered
 from blip_diffusion.training.personalize.api import TuneConfig
 
@@ -299,7 +299,7 @@ def evaluate(
         >>> report = evaluate(EvalConfig(model="mini", seeds=1, metrics=("focus",)), Path("report"))
     """
     if batch_size < 1:
-        raise InputError(f"--batch is {batch_size}: use 1 or more.")
+        raise InputError(f"--batch-size is {batch_size}: use 1 or more.")
     run = _prepare(config, out, batch_size, device, log)
     if shard is not None:
         run.generate_shard(shard)

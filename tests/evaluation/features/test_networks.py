@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from blip_diffusion.data import packages
+from blip_diffusion.data import package_files as packages
 from blip_diffusion.errors import CheckpointError
 from blip_diffusion.evaluation.features.clip import Clip
 from blip_diffusion.evaluation.features.dino import Dino
@@ -21,7 +21,7 @@ from blip_diffusion.evaluation.features.preprocessing import (
     square_pixels,
 )
 from blip_diffusion.images import normalise, to_pictures, to_tensor
-from tests.evaluation.toys import needs
+from tests.evaluation.fakes import needs
 
 IMAGES = to_pictures(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
 
@@ -75,7 +75,7 @@ def test_clip_is_transformers_own(tiny_clip: Path) -> None:
     with torch.no_grad():
         whole = clip.network(pixel_values=pixels, **words)
     torch.testing.assert_close(torch.nn.functional.normalize(clip(IMAGES), dim=1), whole.image_embeds)
-    read = torch.nn.functional.normalize(clip.read(["a dog", "a red hat on the beach"]), dim=1)
+    read = torch.nn.functional.normalize(clip.encode_text(["a dog", "a red hat on the beach"]), dim=1)
     torch.testing.assert_close(read, whole.text_embeds)
 
 

@@ -1,4 +1,4 @@
-"""Methods of a real, tiny model: who is shown to it, what is said to it, and that neither depends on the batch."""
+"""Generators of a real, tiny model: what it is given, and that no image depends on its batch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from blip_diffusion.checkpoint.subject_file import Subject, fingerprint
-from blip_diffusion.data.bench import Bench, BenchSubject, read_bench
-from blip_diffusion.evaluation.generators.baselines import other_photo, photo_of_other_subject
+from blip_diffusion.data.benchmarks.dreambench import Bench, BenchSubject, read_bench
+from blip_diffusion.evaluation.generators.baselines import composite, other_photo, photo_of_other_subject
 from blip_diffusion.evaluation.generators.model import ImageGenerator, autoencoder_reconstruction, no_subject, zero_shot
 from blip_diffusion.evaluation.generators.personalized import tuned
 from blip_diffusion.evaluation.instances import Instance, build_instances
@@ -18,6 +18,7 @@ from blip_diffusion.images import open_picture
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from tests.data.benchmarks.test_dreambench import published
+from tests.evaluation.fakes import SIZE, WORLD
 
 
 def far(first: Sequence[Image.Image], second: Sequence[Image.Image]) -> float:
@@ -47,7 +48,7 @@ def test_zero_shot_is_the_pipeline_asked_by_hand(pipe: BlipDiffusionPipeline, tm
     """ "a red dog" keeps the subject's own word for the Q-Former, and says the colour before the noun."""
     bench = read_bench(published(tmp_path))
     instance = build_instances(bench, 1)[5]
-    assert instance.sentence == "a red dog"
+    assert instance.prompt_text == "a red dog"
     drawn = zero_shot(pipe, num_inference_steps=2)([instance])
     by_hand = pipe(
         "", open_picture(instance.subject.pictures[0]), "dog", "red dog",
@@ -98,3 +99,9 @@ def test_pictures_go_where_the_autoencoder_is_and_come_back(model: BlipDiffusion
     model.vae.to("meta")
     with pytest.raises(NotImplementedError, match="copy out of meta"):  # all but the way back can be gone there
         autoencoder_reconstruction(model)(pixels)
+
+
+def test_a_composite_does_not_depend_on_its_batch(bench: Bench) -> None:
+    instances = build_instances(bench, 1)[:4]
+    draw = composite(WORLD, size=SIZE)
+    assert [a.tobytes() for a in draw(instances)] == [draw([instance])[0].tobytes() for instance in instances]

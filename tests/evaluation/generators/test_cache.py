@@ -33,12 +33,12 @@ def test_a_crash_resumes_where_it_stood(bench: Bench, tmp_path: Path) -> None:
     instances = build_instances(bench.part(2, 4), 1)
     first, second = Painter(falls_at=4), Painter()
     with pytest.raises(KeyboardInterrupt):
-        generate_missing(first, instances, tmp_path, batch=2)
-    paths = generate_missing(second, instances, tmp_path, batch=2)
+        generate_missing(first, instances, tmp_path, batch_size=2)
+    paths = generate_missing(second, instances, tmp_path, batch_size=2)
     assert first.painted + second.painted == instances
     assert all(path.is_file() for path in paths)
     third = Painter()
-    assert generate_missing(third, instances, tmp_path, batch=2) == paths and not third.painted
+    assert generate_missing(third, instances, tmp_path, batch_size=2) == paths and not third.painted
 
 
 def test_nothing_half_written_is_taken_for_a_picture(
@@ -53,15 +53,15 @@ def test_nothing_half_written_is_taken_for_a_picture(
     with monkeypatch.context() as patched:
         patched.setattr(Image.Image, "save", full)
         with pytest.raises(DataError, match="No space left"):
-            generate_missing(Painter(), instances, tmp_path, batch=2)
+            generate_missing(Painter(), instances, tmp_path, batch_size=2)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-    generate_missing(Painter(), instances, tmp_path, batch=2)
+    generate_missing(Painter(), instances, tmp_path, batch_size=2)
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
 def test_shards_are_everything_once(bench: Bench, count: int) -> None:
     instances = build_instances(bench, 1)
-    parts = [Shard(index, count).of(instances) for index in range(1, count + 1)]
+    parts = [Shard(index, count).select(instances) for index in range(1, count + 1)]
     assert sorted(instance.file for part in parts for instance in part) == sorted(
         instance.file for instance in instances
     )

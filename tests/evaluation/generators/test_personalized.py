@@ -1,4 +1,4 @@
-"""Subjects of a bench are tuned once each, from all their images, by the tuning that everybody has."""
+"""Subjects of a benchmark are tuned once each, from all their images."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,9 +10,9 @@ from PIL import Image
 from blip_diffusion.checkpoint.subject_file import read_subject
 from blip_diffusion.data.benchmarks.dreambench import Bench, BenchSubject
 from blip_diffusion.errors import InputError
-from blip_diffusion.evaluation.evaluate import EvalConfig, build_tuner
+from blip_diffusion.evaluation.evaluate import EvalConfig, _build_tuner
 from blip_diffusion.evaluation.generators.personalized import SubjectTuner, check_tunable
-from blip_diffusion.training.tune import TuneConfig
+from blip_diffusion.training.personalize.api import TuneConfig
 from tests.training.photos import written
 
 QUICK = TuneConfig(steps=1, batch_size=1, train="embedding")
@@ -45,11 +45,11 @@ def test_it_is_tuned_where_the_evaluation_computes(
     asked: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "device", lambda device: asked.append(device) or nullcontext())
     second = torch.device("cuda:1")
-    order = EvalConfig(model=str(tiny_folder), method="tuned", tuning=QUICK)
+    config = EvalConfig(model=str(tiny_folder), condition="tuned", tuning=QUICK)
     bench = Bench("photos", "", (rex,), (), (), ())
-    build_tuner(order, bench, tmp_path / "cpu", "cpu", print)(rex)
+    _build_tuner(config, bench, tmp_path / "cpu", "cpu", print)(rex)
     assert not asked
-    build_tuner(order, bench, tmp_path / "gpu", second, print)(rex)
+    _build_tuner(config, bench, tmp_path / "gpu", second, print)(rex)
     assert asked == [second]
 
 
@@ -63,8 +63,8 @@ def test_settings_tell_tunings_apart(tmp_path: Path) -> None:
 
 def test_what_cannot_be_tuned_is_said_before(rex: BenchSubject) -> None:
     check_tunable([rex], QUICK)
-    many = BenchSubject("rex", "dog", True, rex.images * 11)
-    long = BenchSubject("rex", "a very big brown dog", True, rex.images)
+    many = BenchSubject("rex", "dog", True, rex.pictures * 11)
+    long = BenchSubject("rex", "a very big brown dog", True, rex.pictures)
     for subject, config, sentence in (
         (many, QUICK, "33 images of rex"),
         (long, QUICK, "is too long"),

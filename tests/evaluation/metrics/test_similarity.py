@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from blip_diffusion.data.bench import Bench
+from blip_diffusion.data.benchmarks.dreambench import Bench
 from blip_diffusion.evaluation.features.clip import Clip
 from blip_diffusion.evaluation.features.dino import Dino
 from blip_diffusion.evaluation.features.extractor import CachedFeatures
-from blip_diffusion.evaluation.generators.baselines import reference
+from blip_diffusion.evaluation.generators.baselines import reference_copy
 from blip_diffusion.evaluation.instances import build_instances, with_next_prompt, with_other_subject
 from blip_diffusion.evaluation.metrics.similarity import ClipTextSimilarity, DreamBoothSimilarity
 from blip_diffusion.images import open_picture
-from tests.evaluation.toys import Everything
+from tests.evaluation.fakes import Everything
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -25,7 +25,7 @@ def test_dino_is_the_mean_over_all_real_pictures(bench: Bench, tiny_dino: Path) 
     network = Dino(str(tiny_dino))
     metric = DreamBoothSimilarity("DINO", CachedFeatures(network), bench)
     instances = build_instances(bench.part(3, 2), 1)
-    copied = [reference(instance) for instance in instances]
+    copied = [reference_copy(instance) for instance in instances]
     scores = metric(copied, instances)
     for path, instance, score in zip(copied, instances, scores["cosine_similarity"].tolist(), strict=True):
         own = network([open_picture(path)])[0]
@@ -57,7 +57,7 @@ def test_clip_t_is_the_cosine_to_the_sentence(bench: Bench, tiny_clip: Path) -> 
     images = [instance.subject.pictures[1] for instance in instances]
     found = metric(images, instances)
     for path, instance, score in zip(images, instances, found["cosine_similarity"].tolist(), strict=True):
-        expected = cosine(clip([open_picture(path)])[0], clip.read([instance.sentence])[0])
+        expected = cosine(clip([open_picture(path)])[0], clip.encode_text([instance.prompt_text])[0])
         assert score == pytest.approx(expected, abs=1e-5)
     for a, b in itertools.pairwise((found, metric(images, with_next_prompt(instances, bench)))):
         assert not torch.equal(a["cosine_similarity"], b["cosine_similarity"])
@@ -72,6 +72,7 @@ def test_a_picture_is_looked_at_once(bench: Bench) -> None:
             return super().__call__(images)
 
     network = Counting()
-    seen, paths = CachedFeatures(network, batch=2), [path for subject in bench.subjects for path in subject.pictures]
-    first = seen([*paths, *paths])
-    assert torch.equal(first[: len(paths)], seen(paths)) and network.looked == len(paths)
+    features = CachedFeatures(network, batch_size=2)
+    paths = [path for subject in bench.subjects for path in subject.pictures]
+    first = features([*paths, *paths])
+    assert torch.equal(first[: len(paths)], features(paths)) and network.looked == len(paths)

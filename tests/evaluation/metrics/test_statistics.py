@@ -6,7 +6,12 @@ import random
 import pytest
 import torch
 
-from blip_diffusion.evaluation.metrics.statistics import accuracy_ratio, bootstrap_ci, centred_cosine, normalized
+from blip_diffusion.evaluation.metrics.statistics import (
+    accuracy_ratio,
+    bootstrap_ci,
+    centred_cosine,
+    normalized_between_bounds,
+)
 
 
 def test_centred_cosine_is_the_cosine_of_what_is_left() -> None:
@@ -35,13 +40,13 @@ def test_estimate_is_the_mean_and_the_bootstrap_of_a_plain_loop() -> None:
 def test_subjects_are_resampled_together() -> None:
     """A score that is its upper_bound in every subject has no spread, whatever the subjects' spread."""
     upper_bound = torch.rand(12, generator=torch.Generator().manual_seed(0)) + 1
-    found = bootstrap_ci(torch.stack([upper_bound, torch.zeros(12), upper_bound]), normalized)
+    found = bootstrap_ci(torch.stack([upper_bound, torch.zeros(12), upper_bound]), normalized_between_bounds)
     assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize(("score", "fidelity"), [(0.2, 0.0), (0.8, 1.0), (0.5, 0.5), (0.1, -1 / 6)])
 def test_normalised(score: float, fidelity: float) -> None:
-    assert normalized(torch.tensor([[score], [0.2], [0.8]])).item() == pytest.approx(fidelity, abs=1e-6)
+    assert normalized_between_bounds(torch.tensor([[score], [0.2], [0.8]])).item() == pytest.approx(fidelity, abs=1e-6)
 
 
 def test_relative() -> None:

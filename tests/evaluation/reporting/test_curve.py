@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from blip_diffusion.evaluation.reporting.curve import curve, read_scores
+from blip_diffusion.evaluation.reporting.curve import read_scores, score_curve
 from blip_diffusion.plots import COLOURS
 
 
@@ -25,7 +25,7 @@ def test_scores_are_read_from_the_log(tmp_path: Path) -> None:
 def test_what_lies_outside_is_cut_off() -> None:
     """A score that is far beyond its upper_bound leaves the others where they can be read."""
     nan = float("nan")
-    found = heights(curve({"a": [(0, 0.0), (5, 1.0), (10, 99.0), (11, nan)]}), COLOURS[0])
+    found = heights(score_curve({"a": [(0, 0.0), (5, 1.0), (10, 99.0), (11, nan)]}), COLOURS[0])
     lower_bound, upper_bound = found[0], found[len(found) // 2]
     assert lower_bound - upper_bound > 200 and 0 < upper_bound - found[-1] < 60
-    assert curve({}).size == curve({"a": [(0, nan)]}).size
+    assert score_curve({}).size == score_curve({"a": [(0, nan)]}).size

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from studies.image_encoders.clip_baseline import LONGEST, WORDS, loss_of, train
-from studies.image_encoders.clip_baseline import clip as untrained
-from studies.image_encoders.retrieval import Gallery, Result, Tower, accuracy, clip, gallery, main, retrieve, table
 
 from blip_diffusion.data.synthetic.pair_sampler import Composer, ComposerConfig, sentences
 from blip_diffusion.data.synthetic.tokenizers import prompt_tokenizer
-from tests.evaluation.toys import SIZE, WORLD
+from studies.image_encoders.clip_baseline import LONGEST, WORDS, loss_of, train
+from studies.image_encoders.clip_baseline import clip as untrained
+from studies.image_encoders.retrieval import Gallery, Result, Tower, accuracy, clip, gallery, main, retrieve, table
+from tests.evaluation.fakes import SIZE, WORLD
 
 IMAGES = gallery(WORLD, 4, split="heldout", size=SIZE)
 
@@ -58,7 +58,7 @@ def test_table_leaves_out_what_was_not_asked() -> None:
 
 
 def test_a_missing_world_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--world", str(tmp_path / "none.zip")]) == 2
+    assert main(["--dataset", str(tmp_path / "none.zip")]) == 2
     assert "There is no world" in capsys.readouterr().out
 
 

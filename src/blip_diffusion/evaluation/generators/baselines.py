@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from blip_diffusion.data.bench import Bench, BenchSubject
-from blip_diffusion.data.minibench import bench_composer, first_rows, order_of, same_category
-from blip_diffusion.data.world import World
+from blip_diffusion.data.benchmarks.dreambench import Bench, BenchSubject
+from blip_diffusion.data.benchmarks.minibench import bench_composer, first_rows, order_of, same_category
+from blip_diffusion.data.synthetic.assets import World
 from blip_diffusion.evaluation.generators.model import ImageGenerator
 from blip_diffusion.evaluation.instances import Instance
 from blip_diffusion.images import to_pictures

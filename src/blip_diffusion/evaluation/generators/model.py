@@ -9,7 +9,7 @@ from PIL import Image
 from blip_diffusion.evaluation.instances import Instance
 from blip_diffusion.images import open_picture, to_pictures, to_tensor
 from blip_diffusion.model import BlipDiffusion
-from blip_diffusion.pipelines.generate import BlipDiffusionPipeline
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 
 ImageGenerator = Callable[[Sequence[Instance]], list[Image.Image]]
 """Instances to RGB images, one each."""

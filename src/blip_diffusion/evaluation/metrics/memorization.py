@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blip_diffusion.data import backgrounds
-from blip_diffusion.data.compose import Composer, ComposerConfig
-from blip_diffusion.data.world import World
+from blip_diffusion.data.synthetic import backgrounds
+from blip_diffusion.data.synthetic.assets import World
+from blip_diffusion.data.synthetic.pair_sampler import Composer, ComposerConfig
 from blip_diffusion.evaluation.generators.conditions import ConditionResult
 from blip_diffusion.evaluation.metrics.statistics import Estimate, bootstrap_ci, centred_cosine
 from blip_diffusion.images import to_pictures

@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from PIL import Image
 from torch import Tensor
 
-from blip_diffusion.data import grammar, layout
-from blip_diffusion.data.compose import Composer
-from blip_diffusion.data.grammar import Request
-from blip_diffusion.data.minibench import bench_composer, first_rows, known_scenes, order_of
-from blip_diffusion.data.world import World
+from blip_diffusion.data.benchmarks.minibench import bench_composer, first_rows, known_scenes, order_of
+from blip_diffusion.data.synthetic import placement as layout
+from blip_diffusion.data.synthetic import prompt_templates as grammar
+from blip_diffusion.data.synthetic.assets import World
+from blip_diffusion.data.synthetic.pair_sampler import Composer
+from blip_diffusion.data.synthetic.prompt_templates import Request
 from blip_diffusion.errors import DataError
 from blip_diffusion.evaluation.generators.model import ReconstructFn
 from blip_diffusion.images import to_pictures

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blip_diffusion.data.bench import Bench, BenchSubject
+from blip_diffusion.data.benchmarks.dreambench import Bench, BenchSubject
 from blip_diffusion.evaluation.features.clip import Clip
 from blip_diffusion.evaluation.features.extractor import CachedFeatures
 from blip_diffusion.evaluation.instances import Instance

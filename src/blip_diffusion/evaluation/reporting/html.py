@@ -130,8 +130,8 @@ def _nearest_pairs(report: Report) -> Iterator[str]:
 
 
 def _subjects(report: Report) -> Iterator[str]:
-    yield '<h2>All images</h2><p class="soft">Similarity to the reference, and whether the metric ranks the subject and '
-    yield "the prompt first among all of the benchmark.</p>"
+    yield '<h2>All images</h2><p class="soft">Similarity to the reference, and whether the metric ranks the '
+    yield "subject and the prompt first among all of the benchmark.</p>"
     for name in report.settings["subjects"]:
         category = report.categories[name]
         yield f'<section class="subject"><div class="reference">{_image(report.references[name])}'

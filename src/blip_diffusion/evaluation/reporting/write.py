@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from blip_diffusion.data.bench import BenchSubject
+from blip_diffusion.data.benchmarks.dreambench import BenchSubject
 from blip_diffusion.evaluation.reporting.html import page
 from blip_diffusion.evaluation.reporting.markdown import markdown
 from blip_diffusion.evaluation.reporting.schema import REPORT, Report, path_in

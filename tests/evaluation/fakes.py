@@ -1,4 +1,4 @@
-"""Networks that need no weights, a MiniBench of the drawn world, and generators whose scores are known beforehand."""
+"""Feature extractors without weights, a synthetic MiniBench, and generators whose scores are known beforehand."""
 
 import zlib
 from collections.abc import Sequence
@@ -11,25 +11,25 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion.evaluation.features.preprocessing import square_pixels
-from blip_diffusion.evaluation.generators.baselines import composite, reference
+from blip_diffusion.evaluation.generators.baselines import composite, reference_copy
 from blip_diffusion.evaluation.generators.conditions import GeneratorSet
 from blip_diffusion.evaluation.generators.model import ImageGenerator
 from blip_diffusion.evaluation.instances import Instance
 from blip_diffusion.images import fit_square, open_picture
-from tests.data.synthetic_world import make_world
+from tests.data.synthetic.synthetic_world import make_world
 
 WORLD = make_world()
 SIZE = 32
 
 
 def needs(*packages: str) -> pytest.MarkDecorator:
-    """Skips a test where one of them, which carries weights, is not installed."""
+    """Skip a test if one of these packages, which contain weights, is not installed."""
     missing = [name for name in packages if find_spec(name) is None]
     return pytest.mark.skipif(bool(missing), reason=f"the package {''.join(missing[:1])} is not installed")
 
 
 class Middle:
-    """A network: the colours of the middle of a image, where a toy's subject stands, and their square_pixels."""
+    """Colours of the middle of an image, where the subject is, and their squares."""
 
     family = "toy"
     backbone = "colours of the middle"
@@ -41,7 +41,7 @@ class Middle:
 
 
 class Everything:
-    """A network: colours of an eighth of the image."""
+    """Colours of all cells of an image, and their squares."""
 
     family = "toy"
     backbone = "colours"
@@ -53,33 +53,35 @@ class Everything:
 
 
 class Bag:
-    """A space of sentences: each word has a direction."""
+    """A text encoder in which each word has a direction."""
 
     backbone = "bag of words"
 
-    def __call__(self, sentences: Sequence[str]) -> Tensor:
-        return F.normalize(torch.stack([sum(map(_direction, s.split()), torch.zeros(64)) for s in sentences]), dim=1)
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        return F.normalize(torch.stack([sum(map(_direction, s.split()), torch.zeros(64)) for s in texts]), dim=1)
 
 
 def _direction(word: str) -> Tensor:
     return torch.randn(64, generator=torch.Generator().manual_seed(zlib.crc32(word.encode())))
 
 
-def same(pixels: Tensor) -> Tensor:
+def identity(pixels: Tensor) -> Tensor:
     """An autoencoder that loses nothing."""
     return pixels
 
 
 def perfect() -> ImageGenerator:
-    """Draws the ground truth."""
+    """Generate the ground truth."""
     return composite(WORLD, size=SIZE)
 
 
 def copying(instances: Sequence[Instance]) -> list[Image.Image]:
-    """Hands the reference back."""
-    return [fit_square(open_picture(reference(instance)), SIZE) for instance in instances]
+    """Generate a copy of the reference."""
+    return [fit_square(open_picture(reference_copy(instance)), SIZE) for instance in instances]
 
 
-def generators(draw: ImageGenerator) -> GeneratorSet:
-    """A generator; told nothing of the subject, it draws another instance."""
-    return GeneratorSet({"zero-shot": draw, "no-subject": composite(WORLD, size=SIZE, other=True)}, same, SIZE, WORLD)
+def generator_set(generator: ImageGenerator) -> GeneratorSet:
+    """Make a set of one generator, which shows another instance if it is given no subject."""
+    return GeneratorSet(
+        {"zero-shot": generator, "no-subject": composite(WORLD, size=SIZE, other=True)}, identity, SIZE, WORLD
+    )
