@@ -32,7 +32,7 @@ from blip_diffusion.errors import BlipDiffusionError
 from blip_diffusion.evaluation.features.dinov2_saliency import DinoV2Saliency
 from blip_diffusion.evaluation.features.efficientnet import EfficientNetLite2
 from blip_diffusion.evaluation.generators.cache import claim_output_dir
-from blip_diffusion.evaluation.reporting.write import write_text
+from blip_diffusion.fileio import write_text
 from blip_diffusion.images import grid, to_pictures
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.sampling import Personal, draw_scenes

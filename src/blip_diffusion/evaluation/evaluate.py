@@ -34,7 +34,8 @@ from blip_diffusion.evaluation.metrics.memorization import (
 from blip_diffusion.evaluation.metrics.registry import MetricBuilder, MetricSuite, build_metrics, check_metric_names
 from blip_diffusion.evaluation.reporting.schema import PROTOCOL, Report, path_in, report_images
 from blip_diffusion.evaluation.reporting.write import copy_references, write_report
-from blip_diffusion.pipelines.encoding_cache import bytes_of
+from blip_diffusion.fileio import sha256_of
+from blip_diffusion.nn_utils import tensor_bytes
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import Engine, ordered
 from blip_diffusion.training.personalize.api import TuneConfig
@@ -166,7 +167,7 @@ def _guidance_scale(config: EvalConfig, pipe: BlipDiffusionPipeline) -> float:
 def scheduler_digest(scheduler: Any) -> str:
     """Identify the settings of a scheduler. diffusers' private entries, in random order, are left out."""
     own = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
-    return hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return sha256_of(json.dumps(own, sort_keys=True, default=str).encode())[:16]
 
 
 def weights_digest(pipe: BlipDiffusionPipeline) -> str:

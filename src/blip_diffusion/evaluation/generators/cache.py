@@ -17,6 +17,7 @@ from PIL import Image
 from blip_diffusion.errors import DataError, InputError
 from blip_diffusion.evaluation.generators.model import ImageGenerator
 from blip_diffusion.evaluation.instances import Instance
+from blip_diffusion.fileio import atomic_file
 
 SETTINGS, IMAGES = "settings.json", "images"
 
@@ -130,11 +131,8 @@ def generate_missing(
 
 
 def _save(image: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial_path(path)
     try:
-        image.save(partial, "PNG")
-        os.replace(partial, path)
+        with atomic_file(path) as partial:
+            image.save(partial, "PNG")
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise DataError(f"{path} can't be written ({error.strerror or error}): make room, and run it again.") from error

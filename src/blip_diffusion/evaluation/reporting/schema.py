@@ -12,7 +12,6 @@ from blip_diffusion.evaluation.metrics.aggregate import MetricResult, is_referen
 from blip_diffusion.evaluation.metrics.memorization import NearestTrainingImage
 from blip_diffusion.evaluation.metrics.similarity import MetricInfo
 from blip_diffusion.evaluation.metrics.statistics import Estimate
-from blip_diffusion.fileio import write_text
 
 PROTOCOL = "blip-diffusion 2"
 """Changes whenever a score or the schema does. Reports of two protocols are never compared."""

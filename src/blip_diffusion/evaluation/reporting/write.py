@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import io
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from blip_diffusion.data.benchmarks.dreambench import BenchSubject
 from blip_diffusion.evaluation.reporting.html import page
 from blip_diffusion.evaluation.reporting.markdown import markdown
 from blip_diffusion.evaluation.reporting.schema import REPORT, Report, path_in
+from blip_diffusion.fileio import write_text
 
 
 def write_report(report: Report, out: Path) -> None:
@@ -21,13 +21,6 @@ def write_report(report: Report, out: Path) -> None:
     views = {REPORT: text, "subjects.csv": csv_table(report), "report.md": markdown(report), "index.html": page(report)}
     for name, content in views.items():
         write_text(out / name, content)
-
-
-def write_text(path: Path, content: str) -> None:
-    """Write a text file atomically."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(content, encoding="utf-8", newline="")
-    os.replace(partial, path)
 
 
 def csv_table(report: Report) -> str:
