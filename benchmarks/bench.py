@@ -27,7 +27,7 @@ from report import OWN_STEPS, SHORT, STOCK, markdown
 from shapes import PIXELS, TINY_VAE, build, latent_shape
 
 from blip_diffusion.devices import has_bfloat16
-from blip_diffusion.pipelines.presets import named
+from blip_diffusion.pipelines.presets import get_preset
 
 HERE = Path(__file__).parent
 
@@ -44,7 +44,7 @@ class Contender:
     whole: bool = False  # fewer, unequal steps: drawn whole, never computed from short runs
 
 
-ON_OPENVINO, TINY, UNDISTILLED = ("engine", "openvino"), ("tiny_vae", TINY_VAE), ("own_lora_steps", None)
+ON_OPENVINO, TINY, UNDISTILLED = ("engine", "openvino"), ("tiny_vae", TINY_VAE), ("bundled_lora_steps", None)
 CONTENDERS = (
     Contender(STOCK, "peer"),
     Contender("peer, set to bfloat16", "peer", dtype="bfloat16"),
@@ -146,7 +146,7 @@ def choices(contender: Contender, folder: Path) -> dict[str, Any]:
     """A preset and what differs from it, spelled out; a tiny autoencoder lies in the model's folder."""
     if contender.kind == "peer":
         return {}
-    chosen = dataclasses.replace(named(contender.preset), **dict(contender.choices))
+    chosen = dataclasses.replace(get_preset(contender.preset), **dict(contender.choices))
     tiny = chosen.tiny_vae and str(folder / chosen.tiny_vae)
     return dataclasses.asdict(dataclasses.replace(chosen, tiny_vae=tiny))
 

@@ -27,15 +27,15 @@ OTHER_SEED = 1000
 VARIANTS = {
     "plain float32": Preset(),
     **PRESETS,
-    "turbo without a consistency LoRA": replace(TURBO, own_lora_steps=None),
+    "turbo without a consistency LoRA": replace(TURBO, bundled_lora_steps=None),
     "exact + DPM-Solver++ in 10 steps": replace(EXACT, solver="dpm++", steps=10),
     "exact + UniPC in 10 steps": replace(EXACT, solver="unipc", steps=10),
     "exact + guidance in the first 0.6": replace(EXACT, guidance_interval=(0.0, 0.6)),
     "exact + guidance from 0.2 to 0.8": replace(EXACT, guidance_interval=(0.2, 0.8)),
-    "exact + features used twice": replace(EXACT, reuse_every=2),
-    "exact + features used twice, two layers": replace(EXACT, reuse_every=2, reuse_layers=2),
-    "exact + features used three times": replace(EXACT, reuse_every=3),
-    "fast without features used again": replace(FAST, reuse_every=1),
+    "exact + features used twice": replace(EXACT, deepcache_interval=2),
+    "exact + features used twice, two layers": replace(EXACT, deepcache_interval=2, deepcache_layers=2),
+    "exact + features used three times": replace(EXACT, deepcache_interval=3),
+    "fast without features used again": replace(FAST, deepcache_interval=1),
 }
 
 

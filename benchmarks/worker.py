@@ -57,11 +57,11 @@ def inputs(spec: dict[str, Any]) -> tuple[Image.Image, torch.Tensor]:
 def ours(spec: dict[str, Any]) -> Draw:
     """This package's pipeline, with a preset's choices."""
     from blip_diffusion import BlipDiffusionPipeline
-    from blip_diffusion.pipelines.presets import Preset, precision
+    from blip_diffusion.pipelines.presets import Preset, resolve_dtype
 
     choices = {k: tuple(v) if isinstance(v, list) else v for k, v in spec["choices"].items()}
     preset = Preset(**choices)
-    dtype = precision(preset.dtype, torch.device("cpu"))
+    dtype = resolve_dtype(preset.dtype, torch.device("cpu"))
     pipe = BlipDiffusionPipeline.from_pretrained(
         spec["model"], torch_dtype=dtype, qformer_tokenizer=Path(spec["model"]) / "bert"
     )
@@ -70,7 +70,7 @@ def ours(spec: dict[str, Any]) -> Draw:
     reference, latents = inputs(spec)
 
     def draw(steps: int | None) -> Image.Image:
-        size = {"height": spec["pixels"], "width": spec["pixels"], "reference_fit": "squash"}
+        size = {"height": spec["pixels"], "width": spec["pixels"], "resize_mode": "squash"}
         return pipe(QUESTION[0], reference, *QUESTION[1:], latents=latents, num_inference_steps=steps, **size).images[0]
 
     return draw

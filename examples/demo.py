@@ -34,7 +34,7 @@ def draw(name: str, word: str, arguments: argparse.Namespace) -> Path:
     row.unlink(missing_ok=True)  # of another seed or model, beside which this one would be row_2.png
     reference = Path(__file__).parent / name
     command = ["generate", *PROMPTS, "--reference", str(reference), "--category", word, "--model", arguments.model]
-    if cli.main([*command, "--seed", str(arguments.seed), "--out", str(row.parent), "--sheet", str(row)]):
+    if cli.main([*command, "--seed", str(arguments.seed), "--out", str(row.parent), "--grid", str(row)]):
         raise SystemExit(2)
     return row
 

@@ -51,7 +51,7 @@ def test_the_call() -> None:
         "latents": None,
         "prompt_strength": 1.0,
         "prompt_reps": None,
-        "reference_fit": "crop",
+        "resize_mode": "crop",
         "subject_embeds": None,
         "output_type": "pil",
         "return_dict": True,
@@ -81,9 +81,25 @@ def test_commands_and_their_flags() -> None:
     known = commands(build_parser())
     assert {"generate", "train", "convert", "data"} <= known.keys()
     assert flags(known["generate"]) >= {
-        "--reference", "--category", "--target-category", "--again", "--model", "--out", "--count", "--seed", "--steps",
-        "--guidance", "--negative", "--size", "--fit", "--sheet", "--device", "--dtype", "--preset", "--engine",
-    }  # fmt: skip
+        "--reference",
+        "--category",
+        "--target-category",
+        "--reproduce",
+        "--model",
+        "--out",
+        "--num-images",
+        "--seed",
+        "--steps",
+        "--guidance-scale",
+        "--negative-prompt",
+        "--size",
+        "--resize-mode",
+        "--grid",
+        "--device",
+        "--dtype",
+        "--preset",
+        "--engine",
+    }
     assert flags(known["train"]) >= {"--out", "--set", "--minutes", "--resume"}
     assert {"build", "sheet"} <= commands(known["data"]).keys()
 

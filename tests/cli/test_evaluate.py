@@ -116,7 +116,7 @@ def test_tuned_subjects_are_tuned_once(
     folder = tmp_path / "tuned"
 
     def run(*arguments: object) -> str:
-        assert evaluate("--out", folder, "--condition", "tuned", "--tune-steps", 1, *arguments) == 0
+        assert evaluate("--out", folder, "--condition", "tuned", "--train-steps", 1, *arguments) == 0
         return capsys.readouterr().err
 
     for shard in ("1/2", "2/2"):
@@ -134,7 +134,7 @@ def test_tuned_subjects_are_tuned_once(
     assert said in (folder / "report.md").read_text()
     for path in sorted((folder / "images" / "no-subject").rglob("*.png")):
         assert path.read_bytes() == (out / path.relative_to(folder)).read_bytes()
-    assert evaluate("--out", folder, "--condition", "tuned", "--tune-steps", 1, "--trainable", "embedding") == 2
+    assert evaluate("--out", folder, "--condition", "tuned", "--train-steps", 1, "--trainable", "embedding") == 2
     assert 'whose tuning_train was "lora" and not "embedding"' in capsys.readouterr().err
 
 
@@ -173,7 +173,7 @@ def test_another_protocol_is_refused(out: Path, tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (("--condition", "magic"), "--condition is magic"),
-        (("--condition", "tuned", "--tune-steps", "0"), "--tune-steps is 0"),
+        (("--condition", "tuned", "--train-steps", "0"), "--train-steps is 0"),
         (("--metrics", "taste"), "no metric taste"),
         (("--metrics", "focus=nowhere"), "focus brings its own network"),
         (("--metrics", "text=nowhere"), "text brings its own network"),

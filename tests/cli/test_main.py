@@ -19,7 +19,7 @@ from blip_diffusion.cli.main import main
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.data.synthetic.pair_sampler import Composer
 from blip_diffusion.devices import has_bfloat16
-from blip_diffusion.generation import run as service
+from blip_diffusion.generation.png_metadata import METADATA, read_request
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 
 pytestmark = [
@@ -69,7 +69,7 @@ def pixels(path: Path | str) -> np.ndarray:
 
 
 def test_pictures_are_written_and_their_paths_printed(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    code = generate("--count", 2, "--seed", 7, "--out", "drawn", prompts=("on the beach", "At the forest!"))
+    code = generate("--num-images", 2, "--seed", 7, "--out", "drawn", prompts=("on the beach", "At the forest!"))
     printed = capsys.readouterr()
     assert code == 0 and printed.err == ""
     paths = ["on-the-beach-7.png", "on-the-beach-8.png", "at-the-forest-7.png", "at-the-forest-8.png"]
@@ -94,10 +94,10 @@ def test_prompts_of_one_name_do_not_overwrite_each_other(generate: Run, capsys: 
 def test_pictures_of_earlier_runs_are_not_overwritten(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
     for prompt, more in (("雪の中", ()), ("на пляже", ()), ("雪の中", ("--steps", 2)), ("雪の中", ())):
         assert generate(*more, prompts=(prompt,)) == 0
-    paths = ["out/picture-0.png", "out/picture-0_2.png", "out/picture-0_3.png", "out/picture-0.png"]
+    paths = ["out/image-0.png", "out/image-0_2.png", "out/image-0_3.png", "out/image-0.png"]
     assert capsys.readouterr().out.split() == paths
     assert written() == sorted(set(paths))
-    assert [service.order_of(Path(path)).prompts[0] for path in paths[:3]] == ["雪の中", "на пляже", "雪の中"]
+    assert [read_request(Path(path)).prompts[0] for path in paths[:3]] == ["雪の中", "на пляже", "雪の中"]
     Path("out/on-the-beach-0.png").write_text("a letter")
     assert generate() == 0
     assert capsys.readouterr().out.split() == ["out/on-the-beach-0_2.png"]
@@ -108,7 +108,7 @@ def test_making_it_again_in_place_changes_nothing(generate: Run, capsys: pytest.
     assert generate() == 0
     before = Path("out/on-the-beach-0.png").read_bytes()
     capsys.readouterr()
-    assert main(["generate", "--again", "out/on-the-beach-0.png"]) == 0
+    assert main(["generate", "--reproduce", "out/on-the-beach-0.png"]) == 0
     assert capsys.readouterr().out.split() == written() == ["out/on-the-beach-0.png"]
     assert Path("out/on-the-beach-0.png").read_bytes() == before
 
@@ -120,13 +120,13 @@ def test_making_it_again_in_place_changes_nothing(generate: Run, capsys: pytest.
         (
             "--steps",
             2,
-            "--guidance",
+            "--guidance-scale",
             1.5,
-            "--negative",
+            "--negative-prompt",
             "a cat",
             "--size",
             48,
-            "--fit",
+            "--resize-mode",
             "pad",
             "--target-category",
             "cat",
@@ -139,14 +139,14 @@ def test_making_it_again_in_place_changes_nothing(generate: Run, capsys: pytest.
 def test_a_picture_tells_how_to_make_it_again(generate: Run, more: tuple[object, ...]) -> None:
     assert generate("--out", "first", *more) == 0
     (path,) = written()
-    assert main(["generate", "--again", path, "--out", "again"]) == 0
+    assert main(["generate", "--reproduce", path, "--out", "again"]) == 0
     assert np.array_equal(pixels(path), pixels(path.replace("first", "again")))
     assert Path(path).read_bytes() == Path(path.replace("first", "again")).read_bytes()
 
 
 def test_one_of_many_can_be_made_again(generate: Run) -> None:
-    assert generate("--count", 3, "--out", "first", prompts=("on the beach", "at the forest")) == 0
-    assert main(["generate", "--again", "first/at-the-forest-1.png", "--out", "again"]) == 0
+    assert generate("--num-images", 3, "--out", "first", prompts=("on the beach", "at the forest")) == 0
+    assert main(["generate", "--reproduce", "first/at-the-forest-1.png", "--out", "again"]) == 0
     assert written()[0] == "again/at-the-forest-1.png"
     apart = pixels("first/at-the-forest-1.png").astype(int) - pixels("again/at-the-forest-1.png")
     assert np.abs(apart).max() <= 1  # sums are in another order in a batch of six
@@ -179,7 +179,7 @@ def test_structure_is_kept_and_made_again(generate: Run, controlnet: Path, refer
     assert generate("--out", "map", "--control", "map=edges.png:0.8", "--controlnet", f"map={controlnet}") == 0
     assert np.array_equal(pixels(held), pixels("map/on-the-beach-0.png"))
     reference.rename(reference.with_name("gone.png"))
-    assert main(["generate", "--again", str(held), "--out", "again"]) == 0
+    assert main(["generate", "--reproduce", str(held), "--out", "again"]) == 0
     assert held.read_bytes() == Path("again/on-the-beach-0.png").read_bytes()
 
 
@@ -193,7 +193,7 @@ def test_structure_is_kept_and_made_again(generate: Run, controlnet: Path, refer
         (["--control", "canny={picture}:inf"], "The scale of --control canny is inf"),
         (["--control", "depth={picture}"], "pip install 'blip-diffusion[control]'"),
         (["--control", "canny={picture}"], "no ControlNet for canny and this model"),
-        (["--controlnet", "canny=x"], "say --control canny=FILE"),
+        (["--controlnet", "canny=x"], "add --control canny=FILE"),
         (["--control", "canny={picture}", "--controlnet", "canny=nowhere"], "There is no model nowhere"),
         (["--control", "canny={picture}", "--controlnet", "canny={picture}"], "is not a file of weights"),
     ],
@@ -217,7 +217,7 @@ def test_a_preset_chooses_the_precision_unless_it_is_said(generate: Run) -> None
         [((), "float32"), (("--preset", "exact"), fastest), (("--preset", "exact", "--dtype", "float32"), "float32")]
     ):
         assert generate("--out", str(number), *more) == 0
-        made = service.order_of(Path(f"{number}/on-the-beach-0.png"))
+        made = read_request(Path(f"{number}/on-the-beach-0.png"))
         assert (made.dtype, made.preset) == (dtype, "exact" if more else "")
     whole, plain = pixels("2/on-the-beach-0.png").astype(int), pixels("0/on-the-beach-0.png")
     assert np.abs(whole - plain).max() <= 1
@@ -225,9 +225,17 @@ def test_a_preset_chooses_the_precision_unless_it_is_said(generate: Run) -> None
 
 def test_each_flag_shows(generate: Run) -> None:
     changes: list[tuple[object, ...]] = [
-        (), ("--seed", 1), ("--steps", 2), ("--guidance", 6), ("--negative", "a dog"), ("--fit", "squash"),
-        ("--target-category", "cat"), ("--category", "cat"), ("--size", 16), ("--preset", "fast"),
-    ]  # fmt: skip
+        (),
+        ("--seed", 1),
+        ("--steps", 2),
+        ("--guidance-scale", 6),
+        ("--negative-prompt", "a dog"),
+        ("--resize-mode", "squash"),
+        ("--target-category", "cat"),
+        ("--category", "cat"),
+        ("--size", 16),
+        ("--preset", "fast"),
+    ]
     for number, change in enumerate(changes):
         assert generate("--out", str(number), *change) == 0
     assert len({pixels(path).tobytes() for path in written()}) == len(changes)
@@ -235,20 +243,20 @@ def test_each_flag_shows(generate: Run) -> None:
 
 def test_a_page_of_all(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
     prompts = ("on the beach", "at the forest")
-    assert generate("--count", 3, "--sheet", "page.png", prompts=prompts) == 0
+    assert generate("--num-images", 3, "--grid", "page.png", prompts=prompts) == 0
     assert capsys.readouterr().out.split()[-1] == "page.png"
     page = pixels("page.png")
     assert page.shape == (3 * 34 - 2, 3 * 34 - 2, 3)
     assert np.array_equal(page[34:66, 34:66], pixels("out/on-the-beach-1.png"))
     assert np.array_equal(page[68:, 68:], pixels("out/at-the-forest-2.png"))
-    assert main(["generate", "--again", "page.png", "--out", "again", "--sheet", "twin.png"]) == 0
+    assert main(["generate", "--reproduce", "page.png", "--out", "again", "--grid", "twin.png"]) == 0
     assert np.array_equal(page, pixels("twin.png")) and len(list(Path("again").iterdir())) == 6
 
 
 def test_a_page_overwrites_no_page_of_another_order(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
     pages = []
     for seed in (1, 2, 1):
-        assert generate("--seed", seed, "--sheet", "page.png") == 0
+        assert generate("--seed", seed, "--grid", "page.png") == 0
         pages.append(capsys.readouterr().out.split()[-1])
     assert pages == ["page.png", "page_2.png", "page.png"]
     assert np.array_equal(pixels("page.png")[:, 34:], pixels("out/on-the-beach-1.png"))
@@ -312,13 +320,13 @@ def make_bad(name: str, huge_png: Callable[[int], Path]) -> list[str]:
             return ["--out", "taken/below"]
         case "page below a file":
             Path("taken").touch()
-            return ["--sheet", "taken/page.png"]
+            return ["--grid", "taken/page.png"]
         case "page is a folder":
             Path("page.png").mkdir()
-            return ["--sheet", "page.png"]
+            return ["--grid", "page.png"]
         case "page is someone's":
             Image.new("RGB", (20, 20)).save("photo.png")
-            return ["--sheet", "photo.png"]
+            return ["--grid", "photo.png"]
         case "broken weights":
             folder = Path("broken/unet")
             folder.mkdir(parents=True)
@@ -336,21 +344,21 @@ BAD = {
     "out is a file": "Nothing can be written to taken: choose another --out",
     "out below a file": "Nothing can be written to taken/below",
     "--out /proc/x/y": "Nothing can be written to /proc/x/y",
-    "page below a file": "Nothing can be written to taken: choose another --sheet",
-    "page is a folder": "--sheet page.png should be a file that ends in .png",
-    "page is someone's": "--sheet photo.png is there already, and something else made it",
-    "--sheet page": "--sheet page should be a file that ends in .png",
+    "page below a file": "Nothing can be written to taken: choose another --grid",
+    "page is a folder": "--grid page.png should be a file that ends in .png",
+    "page is someone's": "--grid photo.png exists and was not made by blip-diffusion",
+    "--grid page": "--grid page should be a file that ends in .png",
     "broken weights": "broken/unet/config.json can't be read",
     "--size 30": "The size 30 can't be drawn: use a multiple of 16",
     "--size 0": "The size 0 can't be drawn",
     "--model nowhere": "There is no model nowhere: use mini, a folder, or a hub id",
     "--model nobody/nothing": "There is no folder nobody/nothing, and it can't be had from the hub",
     "--model .": "The model in . is incomplete",
-    "--count 0": "--count is 0: use a number from 1 to 1000",
-    "--count -1": "--count is -1",
+    "--num-images 0": "--num-images is 0: use a number from 1 to 1000",
+    "--num-images -1": "--num-images is -1",
     "--steps 0": "--steps is 0",
     "--seed -1": "--seed is -1",
-    "--guidance -2": "--guidance is -2.0",
+    "--guidance-scale -2": "--guidance-scale is -2.0",
     "--device nonsense": "There is no device nonsense here",
 }
 
@@ -371,9 +379,9 @@ def test_bad_input_is_one_sentence(
 @pytest.mark.parametrize(
     ("path", "sentence"),
     [
-        ("plain.png", "plain.png does not tell how it was made"),
-        ("14200.png", "14200.png does not tell how it was made"),
-        ("nowhere.png", "There is no picture at nowhere.png"),
+        ("plain.png", "plain.png holds no generation settings"),
+        ("14200.png", "14200.png holds no generation settings"),
+        ("nowhere.png", "There is no image at nowhere.png"),
     ],
 )
 def test_what_can_not_be_made_again(
@@ -381,15 +389,15 @@ def test_what_can_not_be_made_again(
 ) -> None:
     Image.new("RGB", (20, 20)).save("plain.png")
     huge_png(14_200)
-    assert main(["generate", "--again", path]) == 2
+    assert main(["generate", "--reproduce", path]) == 2
     error = capsys.readouterr().err
     assert sentence in error and error.count("\n") == 1 and not Path("out").exists()
 
 
 def retold(path: str, **told: object) -> str:
     """A picture that says something else of its order."""
-    order, known = json.loads(Image.open(path).info[service.METADATA]), PngImagePlugin.PngInfo()
-    known.add_text(service.METADATA, json.dumps(order | told))
+    order, known = json.loads(Image.open(path).info[METADATA]), PngImagePlugin.PngInfo()
+    known.add_text(METADATA, json.dumps(order | told))
     Image.open(path).save("retold.png", pnginfo=known)
     return "retold.png"
 
@@ -400,21 +408,21 @@ def test_a_strangers_picture_may_name_what_no_path_can_be(generate: Run, capsys:
     subject = {"path": "n" * 5000, "weight": 1.0, "sha256": ""}
     for told in ({"model": "a" * 5000}, {"controls": [net]}, {"subjects": [subject]}):
         capsys.readouterr()
-        assert main(["generate", "--again", retold(written()[0], **told)]) == 2
+        assert main(["generate", "--reproduce", retold(written()[0], **told)]) == 2
         assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_another_versions_picture_is_made_with_a_warning(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
     generate()
-    assert main(["generate", "--again", retold(written()[0], version="0.0.9"), "--out", "again"]) == 0
-    assert "drawn by version 0.0.9" in capsys.readouterr().err
+    assert main(["generate", "--reproduce", retold(written()[0], version="0.0.9"), "--out", "again"]) == 0
+    assert "made by blip-diffusion 0.0.9" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("more", "named"),
     [
         (["in the snow"], "the prompt"),
-        (["--seed", "9", "--count", "3"], "--count, --seed"),
+        (["--seed", "9", "--num-images", "3"], "--num-images, --seed"),
         (["--target-category", "cat"], "--target-category"),
         (["--subject", "rex.safetensors"], "--subject"),
         (["--dtype", "bfloat16"], "--dtype"),
@@ -426,8 +434,8 @@ def test_again_takes_no_other_order(
 ) -> None:
     assert generate() == 0
     capsys.readouterr()
-    assert main(["generate", *more, "--again", "out/on-the-beach-0.png"]) == 2
-    assert f"leave out {named}, or leave out --again" in capsys.readouterr().err
+    assert main(["generate", *more, "--reproduce", "out/on-the-beach-0.png"]) == 2
+    assert f"remove {named}, or --reproduce" in capsys.readouterr().err
     assert written() == ["out/on-the-beach-0.png"]
 
 
@@ -442,8 +450,17 @@ def test_an_empty_category(generate: Run, capsys: pytest.CaptureFixture[str]) ->
     assert "The category is empty" in capsys.readouterr().err and written() == []
 
 
-@pytest.mark.parametrize("arguments", [["generate", "--count", "many"], ["generate", "--fit", "stretch"], ["paint"], [],
-                                       ["data"], ["generate", "--no-such-flag"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "--num-images", "many"],
+        ["generate", "--resize-mode", "stretch"],
+        ["paint"],
+        [],
+        ["data"],
+        ["generate", "--no-such-flag"],
+    ],
+)
 def test_flags_that_do_not_exist(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
@@ -456,10 +473,10 @@ def test_flags_that_do_not_exist(arguments: list[str], capsys: pytest.CaptureFix
         (["train", "nowhere.toml"], "The configuration nowhere.toml can't be read"),
         (["train", "bad.toml"], "is not a configuration key"),
         (["train", "good.toml", "--minutes", "0"], "minutes must be positive"),
-        (["data", "sheet", "--world", "nowhere.zip"], "There is no world at nowhere.zip"),
-        (["data", "sheet", "--world", WORLD, "--count", "0"], "--count is 0: use a number from 1"),
-        (["data", "sheet", "--world", WORLD, "--out", "page"], "should be a file that ends in .png"),
-        (["data", "sheet", "--world", WORLD, "--out", "good.toml/page.png"], "Nothing can be written to good.toml"),
+        (["data", "sheet", "--dataset", "nowhere.zip"], "There is no world at nowhere.zip"),
+        (["data", "sheet", "--dataset", WORLD, "--num-images", "0"], "--num-images is 0: use a number from 1"),
+        (["data", "sheet", "--dataset", WORLD, "--out", "page"], "should be a file that ends in .png"),
+        (["data", "sheet", "--dataset", WORLD, "--out", "good.toml/page.png"], "Nothing can be written to good.toml"),
         (["data", "build", "--out", "/proc/foo"], "Nothing can be written to /proc/foo: choose another --out"),
         (["data", "build", "--out", "good.toml"], "Nothing can be written to good.toml"),
         (["data", "build", "--out", "x", "--views", "0"], "--views is 0: use a number from 1 to 24"),
@@ -467,21 +484,45 @@ def test_flags_that_do_not_exist(arguments: list[str], capsys: pytest.CaptureFix
         (["data", "build", "--out", "x", "--size-limit", "0"], "--size-limit is 0: use a number above 0"),
         (["data", "build", "--out", "x", "--size-limit", "nan"], "--size-limit is nan"),
         (["data", "build", "--out", "x", "--size-limit", "inf"], "--size-limit is inf"),
-        (["data", "build", "--bench", "--out", "built", "--views", "4"], "--views has no say beside built/world.zip"),
-        (["data", "build", "--bench", "--out", "built", "--sources", "scratch"], "--sources has no say beside built"),
-        ([*TUNE, "--vectors", "2"], "--vectors has no say in --method few-shot"),
-        ([*TUNE, "--train-text-encoder"], "--train-text-encoder has no say in --method few-shot"),
-        ([*TUNE, "--method", "dreambooth-lora", "--train", "unet"], "--train has no say in --method dreambooth-lora"),
-        ([*TUNE, "--method", "textual-inversion", "--prior", "8"], "--prior has no say in --method textual-inversion"),
-        ([*TUNE, "--train", "embedding", "--prior", "8"], "--prior has no say with --train embedding"),
-        ([*TUNE, "--steps", "9", "--scenes", "at sea", "on grass"], "--scenes has no say with --steps 9"),
-        (["evaluate", "--out", "x", "--train", "unet"], "--train has no say in --method zero-shot"),
-        (["evaluate", "--out", "x", "--tune-steps", "9"], "--tune-steps has no say in --method zero-shot"),
-        (["generate", "x", "--subject", "nowhere", "--fit", "pad"], "--fit has no say with --subject"),
+        (
+            ["data", "build", "--benchmark", "--out", "built", "--views", "4"],
+            "--views has no effect with the existing built/world.zip",
+        ),
+        (
+            ["data", "build", "--benchmark", "--out", "built", "--sources", "scratch"],
+            "--sources has no effect with the existing built",
+        ),
+        ([*TUNE, "--num-vectors", "2"], "--num-vectors has no effect with --method few-shot"),
+        ([*TUNE, "--train-text-encoder"], "--train-text-encoder has no effect with --method few-shot"),
+        (
+            [*TUNE, "--method", "dreambooth-lora", "--trainable", "unet"],
+            "--trainable has no effect with --method dreambooth-lora",
+        ),
+        (
+            [*TUNE, "--method", "textual-inversion", "--num-class-images", "8"],
+            "--num-class-images has no effect with --method textual-inversion",
+        ),
+        (
+            [*TUNE, "--trainable", "embedding", "--num-class-images", "8"],
+            "--num-class-images has no effect with --trainable embedding",
+        ),
+        (
+            [*TUNE, "--train-steps", "9", "--validation-prompts", "at sea", "on grass"],
+            "--validation-prompts has no effect with --train-steps 9",
+        ),
+        (["evaluate", "--out", "x", "--trainable", "unet"], "--trainable has no effect with --condition zero-shot"),
+        (["evaluate", "--out", "x", "--train-steps", "9"], "--train-steps has no effect with --condition zero-shot"),
+        (
+            ["generate", "x", "--subject", "nowhere", "--resize-mode", "pad"],
+            "--resize-mode has no effect with --subject",
+        ),
         (["convert", "mini", "--out", "/proc/x/y"], "Nothing can be written to /proc/x"),
         (["convert", "mini", "--out", "good.toml/y"], "Nothing can be written to good.toml"),
-        (["convert", "mini", "--out", "out", "--rank", "4"], "--rank has no say in --to folder"),
-        (["convert", "x.pth", "--to", "subject", "--out", "x", "--dtype", "float16"], "--dtype has no say in --to"),
+        (["convert", "mini", "--out", "out", "--rank", "4"], "--rank has no effect with --to folder"),
+        (
+            ["convert", "x.pth", "--to", "subject", "--out", "x", "--dtype", "float16"],
+            "--dtype has no effect with --to",
+        ),
     ],
 )
 def test_other_commands_say_what_is_wrong(
@@ -498,7 +539,7 @@ def test_other_commands_say_what_is_wrong(
 
 
 def test_a_page_of_samples(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "sheet", "--world", WORLD, "--count", "2", "--out", "no/where.png"]) == 0
+    assert main(["data", "sheet", "--dataset", WORLD, "--num-images", "2", "--out", "no/where.png"]) == 0
     assert capsys.readouterr().out.split() == written() == ["no/where.png"]
 
 
@@ -507,7 +548,7 @@ def test_many_are_drawn_a_few_at_once(
 ) -> None:
     """The same command gives the same bytes, one page shows all, and an interrupt loses one batch."""
     long = "on the beach " * 20
-    assert generate("--count", 11, "--steps", 1, "--sheet", "page.png", "--out", "all", prompts=(long,)) == 0
+    assert generate("--num-images", 11, "--steps", 1, "--grid", "page.png", "--out", "all", prompts=(long,)) == 0
     printed = capsys.readouterr()
     assert printed.err.count("dropped from its end") == 1
     assert len(printed.out.split()) == len(written()) == 12
@@ -522,7 +563,7 @@ def test_many_are_drawn_a_few_at_once(
         return draws(self, prompts, **how)
 
     monkeypatch.setattr(BlipDiffusionPipeline, "__call__", interrupted)
-    assert generate("--count", 11, "--steps", 1, "--out", "some", prompts=(long,)) == 130
+    assert generate("--num-images", 11, "--steps", 1, "--out", "some", prompts=(long,)) == 130
     some = sorted(Path("some").iterdir())
     assert rounds == [8, 3] and len(some) == 8
     assert all(path.read_bytes() == Path("all", path.name).read_bytes() for path in some)
@@ -582,7 +623,7 @@ def test_an_interrupted_training_is_no_finished_one(
     how = ["--set", f"world.path={WORLD}", "--set", "train.device=cpu", "--set", "train.prefetch=0"]
     assert main(["train", str(config), "--out", str(tmp_path), *how]) == 130
     said = capsys.readouterr()
-    assert "nothing exported; the same command with --resume latest goes on" in said.out
+    assert "nothing exported; run it again with --resume latest to continue" in said.out
     assert said.err == "blip-diffusion: interrupted\n" and not (tmp_path / "export").exists()
     monkeypatch.undo()
     assert main(["train", str(config), "--out", str(tmp_path), *how, "--resume", "latest"]) == 0

@@ -21,7 +21,7 @@ def rex(tiny_folder: Path, dog: Image.Image, tmp_path_factory: pytest.TempPathFa
     """A tuned subject, as the command line makes one."""
     folder = tmp_path_factory.mktemp("tuned")
     out = folder / "rex.safetensors"
-    words = ["tune", written(dog, folder / "photos"), "--category", "dog", "--name", "rex", "--steps", 1]
+    words = ["tune", written(dog, folder / "photos"), "--category", "dog", "--name", "rex", "--train-steps", 1]
     assert main([str(word) for word in [*words, "--out", out, "--model", tiny_folder, "--masks", "none"]]) == 0
     return out
 
@@ -37,10 +37,10 @@ def pixels(path: str | Path) -> np.ndarray:
 
 def test_a_tuned_subject_is_drawn_and_drawn_again(rex: Path, tiny_folder: Path) -> None:
     assert read_subject(rex).rank == 8
-    assert generate(tiny_folder, "--subject", rex, "--sheet", "sheet.png") == 0
+    assert generate(tiny_folder, "--subject", rex, "--grid", "sheet.png") == 0
     path = Path("out/on-the-beach-0.png")
     assert path.is_file() and Path("sheet.png").is_file()
-    assert main(["generate", "--again", str(path), "--out", "again"]) == 0
+    assert main(["generate", "--reproduce", str(path), "--out", "again"]) == 0
     assert np.array_equal(pixels(path), pixels("again/on-the-beach-0.png"))
 
 
@@ -58,8 +58,8 @@ def test_a_changed_file_is_noticed(rex: Path, tiny_folder: Path, capsys: pytest.
     assert generate(tiny_folder, "--subject", "x.safetensors") == 0
     write_subject(subject.__class__("rex", "dog", subject.embedding + 1, subject.base), Path("x.safetensors"))
     capsys.readouterr()
-    assert main(["generate", "--again", "out/on-the-beach-0.png"]) == 2
-    assert "x.safetensors is another file than the one that was drawn" in capsys.readouterr().err
+    assert main(["generate", "--reproduce", "out/on-the-beach-0.png"]) == 2
+    assert "x.safetensors has changed since the image was made" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -67,12 +67,12 @@ def test_a_changed_file_is_noticed(rex: Path, tiny_folder: Path, capsys: pytest.
     [
         (["generate", "x", "--subject", "nowhere.safetensors"], "no subject at nowhere.safetensors"),
         (["generate", "x", "--subject", "nowhere.safetensors:much"], "has the weight 'much'"),
-        (["generate", "x", "--subject", "a", "--reference", "b", "--category", "dog"], "needs no reference"),
+        (["generate", "x", "--subject", "a", "--reference", "b", "--category", "dog"], "exclude each other"),
         (["tune", "nowhere.png", "--category", "dog", "--name", "rex"], "None of the 1 photos can be used"),
         (["tune", "x.png", "--category", "a very big brown dog", "--name", "rex"], "is too long"),
         (["tune", "x.png", "--category", "dog", "--name", "a b"], "name 'a b' can't be used"),
-        (["tune", "x.png", "--category", "dog", "--name", "rex", "--steps", "many"], "--steps is many"),
-        (["tune", "x.png", "--category", "dog", "--name", "rex", "--steps", "0"], "--steps is 0"),
+        (["tune", "x.png", "--category", "dog", "--name", "rex", "--train-steps", "many"], "--train-steps is many"),
+        (["tune", "x.png", "--category", "dog", "--name", "rex", "--train-steps", "0"], "--train-steps is 0"),
         (
             ["tune", "x.png", "--category", "dog", "--name", "rex", "--out", "x.png/x.safetensors"],
             "Nothing can be written to x.png",

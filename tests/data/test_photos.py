@@ -136,7 +136,7 @@ def test_masks_that_do_not_go_with_the_photos(tmp_path: Path, dog: Image.Image) 
 def test_a_subject_outside_the_square_is_found_out(dog: Image.Image) -> None:
     mask = Image.new("L", dog.size)
     ImageDraw.Draw(mask).rectangle((0, 0, 4, 48), fill=255)
-    with pytest.raises(InputError, match=r"subject of rex.png lies outside .* --fit pad"):
+    with pytest.raises(InputError, match=r"subject of rex.png lies outside .* --resize-mode pad"):
         squares([Photo("rex.png", dog, mask)], 32)
     assert squares([Photo("rex.png", dog, mask)], 32, "squash")[1].any()
 

@@ -82,5 +82,5 @@ def test_what_cannot_be_scored_is_said_at_once(world_path: Path, world: World, t
         score(config(world_path, "train.sample_every=0"), world)
     with pytest.raises(DataError, match="another world"):
         score(config(world_path), world)
-    with pytest.raises(DataError, match=f"no MiniBench at .*: make it with .* --bench --out {tmp_path}`"):
+    with pytest.raises(DataError, match=f"no MiniBench at .*: make it with .* --benchmark --out {tmp_path}`"):
         score(config(tmp_path / "world.zip"), world)

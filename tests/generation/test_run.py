@@ -11,11 +11,13 @@ from PIL import Image, PngImagePlugin
 
 from blip_diffusion.annotators import KINDS, LEARNED
 from blip_diffusion.errors import InputError
-from blip_diffusion.generation.run import METADATA, NETS, ControlOrder, Order, draw, order_of, reference_bytes
+from blip_diffusion.generation.png_metadata import METADATA, read_request
+from blip_diffusion.generation.request import CONTROLNETS, ControlInput, GenerationRequest, read_reference
+from blip_diffusion.generation.run import run
 from blip_diffusion.images import png_bytes
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 
-ORDER = {"prompts": ("on the beach",), "reference": b"", "category": "dog", "target_category": "dog"}
+REQUEST = {"prompts": ("on the beach",), "reference": b"", "category": "dog", "target_category": "dog"}
 PNG = png_bytes(Image.new("RGB", (20, 20), "red"))
 TABLE = {
     "prompt": "on the beach",
@@ -35,40 +37,52 @@ def carrying(table: dict[str, Any], path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "change",
-    [{"prompts": ()}, {"prompts": ("a", "")}, {"category": ""}, {"target_category": " "}, {"count": 0}, {"count": 1001},
-     {"steps": 0}, {"steps": 1001}, {"seed": -1}, {"seed": 2**63}, {"guidance": -1.0}, {"guidance": 101.0},
-     {"guidance": float("nan")}],
+    [
+        {"prompts": ()},
+        {"prompts": ("a", "")},
+        {"category": ""},
+        {"target_category": " "},
+        {"num_images": 0},
+        {"num_images": 1001},
+        {"steps": 0},
+        {"steps": 1001},
+        {"seed": -1},
+        {"seed": 2**63},
+        {"guidance_scale": -1.0},
+        {"guidance_scale": 101.0},
+        {"guidance_scale": float("nan")},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_an_order_is_checked(change: dict[str, Any]) -> None:
     with pytest.raises(InputError):
-        Order(**ORDER | change)
+        GenerationRequest(**REQUEST | change)
 
 
 def test_a_reference_is_kept_upright_and_small(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (1200, 600), "red").save(tmp_path / "large.jpg", exif=exif)
-    with Image.open(io.BytesIO(reference_bytes(tmp_path / "large.jpg"))) as kept:
+    with Image.open(io.BytesIO(read_reference(tmp_path / "large.jpg"))) as kept:
         assert kept.size == (512, 1024) and kept.mode == "RGB" and kept.format == "PNG"
 
 
 def test_metadata_hold_the_whole_order(tiny_folder: Path, tmp_path: Path, dog: Image.Image) -> None:
     dog.save(tmp_path / "dog.png")
-    order = Order(
+    request = GenerationRequest(
         prompts=("on the beach", "at the forest"),
-        reference=reference_bytes(tmp_path / "dog.png"),
+        reference=read_reference(tmp_path / "dog.png"),
         category="dog",
         target_category="cat",
         model=str(tiny_folder),
-        count=2,
+        num_images=2,
         seed=5,
         steps=2,
-        negative="blurry",
+        negative_prompt="blurry",
     )
-    paths = draw(order, tmp_path / "out", device="cpu")
-    one = order_of(paths[3])
-    assert one == Order(**vars(order) | {"prompts": ("at the forest",), "count": 1, "seed": 6})
+    paths = run(request, tmp_path / "out", device="cpu")
+    one = read_request(paths[3])
+    assert one == GenerationRequest(**vars(request) | {"prompts": ("at the forest",), "num_images": 1, "seed": 6})
     with Image.open(paths[0]) as picture:
         table = json.loads(picture.info[METADATA])
     assert table["prompt"] == "on the beach" and table["version"] and len(table["reference_sha256"]) == 64
@@ -81,70 +95,92 @@ def test_metadata_of_someone_else(tmp_path: Path, table: str) -> None:
     information = PngImagePlugin.PngInfo()
     information.add_text(METADATA, table)
     Image.new("RGB", (20, 20)).save(tmp_path / "other.png", pnginfo=information)
-    with pytest.raises(InputError, match="does not tell how it was made"):
-        order_of(tmp_path / "other.png")
+    with pytest.raises(InputError, match="holds no generation settings"):
+        read_request(tmp_path / "other.png")
 
 
 def test_metadata_of_a_later_version(tmp_path: Path) -> None:
     """Fields that this version does not know are no obstacle."""
     carrying({**TABLE, "later": 1}, tmp_path / "later.png")
-    assert order_of(tmp_path / "later.png") == Order(**ORDER | {"reference": PNG})
+    assert read_request(tmp_path / "later.png") == GenerationRequest(**REQUEST | {"reference": PNG})
 
 
-CONTROL = {"kind": "canny", "picture": TABLE["reference"], "scale": 1.0, "net": ""}
+CONTROL = {"kind": "canny", "image": TABLE["reference"], "scale": 1.0, "controlnet": ""}
 SUBJECT = {"path": "rex.safetensors", "sha256": "0", "weight": 1.0, "category": "dog"}
 
 
 def test_every_value_of_a_stranger_is_taken_where_it_makes_sense(tmp_path: Path) -> None:
-    table = {**TABLE, "dtype": "bfloat16", "steps": 2, "guidance": 3, "controls": [CONTROL], "subjects": [SUBJECT]}
-    order = order_of(carrying(table, tmp_path / "good.png"))
-    assert (order.dtype, order.steps, order.guidance) == ("bfloat16", 2, 3.0)
-    assert order.controls[0].picture == PNG and order.subjects[0].path == "rex.safetensors"
+    table = {
+        **TABLE,
+        "dtype": "bfloat16",
+        "steps": 2,
+        "guidance_scale": 3,
+        "controls": [CONTROL],
+        "subjects": [SUBJECT],
+    }
+    request = read_request(carrying(table, tmp_path / "good.png"))
+    assert (request.dtype, request.steps, request.guidance_scale) == ("bfloat16", 2, 3.0)
+    assert request.controls[0].image == PNG and request.subjects[0].path == "rex.safetensors"
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"reference": base64.b64encode(b"junk").decode()}, {"reference": 3}, {"dtype": "load"}, {"seed": 1.5},
-     {"steps": 1.5}, {"steps": True}, {"width": "32"}, {"model": 3}, {"prompt": ["a"]}, {"category": None},
-     {"preset": []}, {"engine": "steam"}, {"fit": "stretch"}, {"controls": 3},
-     {"controls": [{**CONTROL, "scale": "1"}]},
-     {"controls": [{**CONTROL, "picture": base64.b64encode(b"junk").decode()}]}, {"controls": [{**CONTROL, "net": 3}]},
-     {"controls": [{**CONTROL, "scale": float("nan")}]}, {"subjects": [{**SUBJECT, "path": 3}]},
-     {"subjects": [{**SUBJECT, "weight": float("inf")}]}],
+    [
+        {"reference": base64.b64encode(b"junk").decode()},
+        {"reference": 3},
+        {"dtype": "load"},
+        {"seed": 1.5},
+        {"steps": 1.5},
+        {"steps": True},
+        {"width": "32"},
+        {"model": 3},
+        {"prompt": ["a"]},
+        {"category": None},
+        {"preset": []},
+        {"engine": "steam"},
+        {"resize_mode": "stretch"},
+        {"controls": 3},
+        {"controls": [{**CONTROL, "scale": "1"}]},
+        {"controls": [{**CONTROL, "image": base64.b64encode(b"junk").decode()}]},
+        {"controls": [{**CONTROL, "controlnet": 3}]},
+        {"controls": [{**CONTROL, "scale": float("nan")}]},
+        {"subjects": [{**SUBJECT, "path": 3}]},
+        {"subjects": [{**SUBJECT, "weight": float("inf")}]},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_what_a_stranger_may_not_say(tmp_path: Path, change: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="does not tell how it was made"):
-        order_of(carrying({**TABLE, **change}, tmp_path / "bad.png"))
+    with pytest.raises(InputError, match="holds no generation settings"):
+        read_request(carrying({**TABLE, **change}, tmp_path / "bad.png"))
 
 
 def test_a_picture_is_one_picture(tmp_path: Path) -> None:
-    assert order_of(carrying({**TABLE, "count": 1000}, tmp_path / "many.png")).count == 1
+    assert read_request(carrying({**TABLE, "num_images": 1000}, tmp_path / "many.png")).num_images == 1
 
 
 def test_nothing_is_fetched_on_a_strangers_word(tmp_path: Path) -> None:
     """What a picture names must be here, unless whoever makes it again names it too."""
     model = carrying({**TABLE, "model": "someone/model"}, tmp_path / "model.png")
-    with pytest.raises(InputError, match="drawn by 'someone/model', which isn't here: say --model 'someone/model'"):
-        order_of(model)
-    assert order_of(model, model="someone/model").model == "someone/model"
-    net = carrying({**TABLE, "controls": [{**CONTROL, "net": "someone/net"}]}, tmp_path / "net.png")
-    with pytest.raises(InputError, match="ControlNet 'someone/net', which isn't here: say --controlnet canny='someone"):
-        order_of(net, model="mini")
-    assert order_of(net, nets={"canny": "mine"}).controls[0].net == "mine"
-    with pytest.raises(InputError, match="--controlnet depth has nothing to look at"):
-        order_of(net, nets={"canny": "mine", "depth": "mine"})
-    for here in (NETS["canny"], str(tmp_path)):
-        table = {**TABLE, "model": str(tmp_path), "controls": [{**CONTROL, "net": here}]}
-        assert order_of(carrying(table, tmp_path / "here.png")).controls[0].net == here
+    with pytest.raises(InputError, match="made by 'someone/model', which isn't here: add --model 'someone/model'"):
+        read_request(model)
+    assert read_request(model, model="someone/model").model == "someone/model"
+    net = carrying({**TABLE, "controls": [{**CONTROL, "controlnet": "someone/net"}]}, tmp_path / "net.png")
+    with pytest.raises(InputError, match="ControlNet 'someone/net', which isn't here: add --controlnet canny='someone"):
+        read_request(net, model="mini")
+    assert read_request(net, controlnets={"canny": "mine"}).controls[0].controlnet == "mine"
+    with pytest.raises(InputError, match="--controlnet depth has no effect"):
+        read_request(net, controlnets={"canny": "mine", "depth": "mine"})
+    for here in (CONTROLNETS["canny"], str(tmp_path)):
+        table = {**TABLE, "model": str(tmp_path), "controls": [{**CONTROL, "controlnet": here}]}
+        assert read_request(carrying(table, tmp_path / "here.png")).controls[0].controlnet == here
 
 
 @pytest.mark.parametrize("where", ["reference", "control"])
 def test_a_bomb_within_a_picture(tmp_path: Path, huge_png: Callable[[int], Path], where: str) -> None:
     bomb = base64.b64encode(huge_png(9_000).read_bytes()).decode()  # Pillow alone would let it pass
-    change = {"reference": bomb} if where == "reference" else {"controls": [{**CONTROL, "picture": bomb}]}
-    with pytest.raises(InputError, match="does not tell how it was made") as caught:
-        order_of(carrying({**TABLE, **change}, tmp_path / "bad.png"))
+    change = {"reference": bomb} if where == "reference" else {"controls": [{**CONTROL, "image": bomb}]}
+    with pytest.raises(InputError, match="holds no generation settings") as caught:
+        read_request(carrying({**TABLE, **change}, tmp_path / "bad.png"))
     assert "megapixels" in str(caught.value.__cause__)
 
 
@@ -154,9 +190,11 @@ def test_a_models_own_net_looks_at_edges_alone(own: BlipDiffusionPipeline, tmp_p
     own.save_pretrained(tmp_path / "model")
 
     def drawn(kind: str, net: str = "") -> list[Path]:
-        controls = (ControlOrder(kind, PNG, net=net),)
-        order = Order(**ORDER | {"reference": PNG, "model": str(tmp_path / "model"), "steps": 1, "controls": controls})
-        return draw(order, tmp_path / "out", device="cpu")
+        controls = (ControlInput(kind, PNG, controlnet=net),)
+        request = GenerationRequest(
+            **REQUEST | {"reference": PNG, "model": str(tmp_path / "model"), "steps": 1, "controls": controls}
+        )
+        return run(request, tmp_path / "out", device="cpu")
 
     assert drawn("canny") and drawn("map") and drawn("depth", str(tmp_path / "model"))
     with pytest.raises(InputError, match="no ControlNet for depth and this model: name one with --controlnet"):
@@ -164,5 +202,5 @@ def test_a_models_own_net_looks_at_edges_alone(own: BlipDiffusionPipeline, tmp_p
 
 
 def test_the_usual_nets_know_what_is_drawn_for_them() -> None:
-    assert NETS.keys() < set(KINDS)
-    assert LEARNED["normal"] == "NormalBaeDetector" and NETS["normal"].endswith("_normalbae")
+    assert CONTROLNETS.keys() < set(KINDS)
+    assert LEARNED["normal"] == "NormalBaeDetector" and CONTROLNETS["normal"].endswith("_normalbae")

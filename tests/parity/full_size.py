@@ -217,7 +217,7 @@ def ours(folder: Path) -> None:
     def load() -> Any:
         return BlipDiffusionPipeline.from_pretrained(folder / "model")
 
-    measured(folder, "ours", load, intermediate, reference_fit="squash")
+    measured(folder, "ours", load, intermediate, resize_mode="squash")
 
 
 def set_eps(encoder: nn.Module, eps: float) -> None:

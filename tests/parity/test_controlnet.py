@@ -25,7 +25,7 @@ def test_picture_with_a_controlnet(name: str) -> None:
     pipe.set_progress_bar_config(disable=True)
     drawn = pipe(
         "swimming underwater", reference, "teapot", "dog", latents=latents, height=32, width=32, num_inference_steps=5,
-        reference_fit="squash", output_type="pt", **{name: control},
+        resize_mode="squash", output_type="pt", **{name: control},
     ).images  # fmt: skip
     with np.load(GOLDEN / "controlnet.npz") as golden:
         torch.testing.assert_close(drawn, torch.from_numpy(golden["image_controlnet"]), atol=5e-5, rtol=0)

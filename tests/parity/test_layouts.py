@@ -62,7 +62,7 @@ def drawn(folder: Path, *, controlled: bool = False) -> Tensor:
     pipe = BlipDiffusionPipeline.from_pretrained(folder, qformer_tokenizer=GOLDEN / "tok" / "bert")
     pipe.set_progress_bar_config(disable=True)
     return pipe("swimming underwater", reference, "teapot", "dog", latents=latents, height=32, width=32,
-                num_inference_steps=5, reference_fit="squash", output_type="pt",
+                num_inference_steps=5, resize_mode="squash", output_type="pt",
                 image=edges if controlled else None).images  # fmt: skip
 
 

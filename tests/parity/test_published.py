@@ -137,4 +137,4 @@ def test_every_golden_tensor_is_compared(golden: Golden) -> None:
 def draw(pipe: BlipDiffusionPipeline, reference: Image.Image, **asked: object) -> Tensor:
     prompt, source, target = QUESTION
     shape = {"height": 32, "width": 32, "num_inference_steps": 5}
-    return pipe(prompt, reference, source, target, reference_fit="squash", output_type="pt", **shape, **asked).images
+    return pipe(prompt, reference, source, target, resize_mode="squash", output_type="pt", **shape, **asked).images

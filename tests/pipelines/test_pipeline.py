@@ -76,7 +76,7 @@ def test_the_reference_shows(draw: Draw, cat: Image.Image) -> None:
 
 
 def test_the_fit_of_the_reference_shows(draw: Draw) -> None:
-    crop, squash, pad = (draw(reference_fit=fit) for fit in ("crop", "squash", "pad"))
+    crop, squash, pad = (draw(resize_mode=fit) for fit in ("crop", "squash", "pad"))
     assert min((crop - squash).abs().max(), (crop - pad).abs().max(), (squash - pad).abs().max()) > 1e-4
 
 
@@ -288,7 +288,7 @@ def test_generating_leaves_no_trace(pipe: BlipDiffusionPipeline, draw: Draw) -> 
         ({"subject_embeds": torch.zeros(1, 4, 99)}, r"tokens are \(1, 4, 99\)"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
         ({"output_type": "gif"}, "no output_type 'gif': use pil, np, pt or latent"),
-        ({"reference_fit": "stretch"}, "use crop, squash or pad"),
+        ({"resize_mode": "stretch"}, "use crop, squash or pad"),
         ({"generator": seeded(1, 2)}, "2 generators for 1 pictures"),
         ({"latents": torch.zeros(1, 4, 8, 8)}, r"latents are \(1, 4, 8, 8\): these pictures begin with \(1, 4, 4, 4\)"),
         ({"prompt": ["a", "b"], "latents": torch.zeros(1, 4, 4, 4)}, r"begin with \(2, 4, 4, 4\)"),

@@ -21,7 +21,7 @@ from blip_diffusion.errors import CheckpointError, InputError
 from blip_diffusion.nn_utils import lora_layers
 from blip_diffusion.pipelines import presets
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
-from blip_diffusion.pipelines.presets import EXACT, FAST, PRESETS, TURBO, Preset, named, precision, with_lora
+from blip_diffusion.pipelines.presets import EXACT, FAST, PRESETS, TURBO, Preset, get_preset, lcm_preset, resolve_dtype
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation"),  # diffusers' own sigmas, with numpy 2
@@ -56,9 +56,9 @@ def apart(one: Tensor, other: Tensor) -> float:
 
 def test_names() -> None:
     assert PRESETS == {"exact": EXACT, "fast": FAST, "turbo": TURBO}
-    assert named("fast") is FAST and named(Preset(reuse_every=2)).reuse_every == 2
+    assert get_preset("fast") is FAST and get_preset(Preset(deepcache_interval=2)).deepcache_interval == 2
     with pytest.raises(InputError, match="no preset 'faster': use exact, fast or turbo"):
-        named("faster")
+        get_preset("faster")
 
 
 @pytest.mark.parametrize(
@@ -67,12 +67,12 @@ def test_names() -> None:
         ({"guidance_interval": (0.5, 0.2)}, "guidance_interval"),
         ({"guidance_interval": (0.0, 1.5)}, "guidance_interval"),
         ({"steps": 0}, "steps is 0"),
-        ({"own_lora_steps": 0}, "own_lora_steps is 0"),
-        ({"reuse_every": 0}, "reuse_every"),
-        ({"reuse_layers": 0}, "reuse_layers"),
-        ({"lcm_lora": "x"}, "a LoRA wants lcm or ddim"),
-        ({"lcm_lora": "x", "solver": "unipc"}, "a LoRA wants lcm or ddim"),
-        ({"solver": "lcm"}, "lcm wants a LoRA"),
+        ({"bundled_lora_steps": 0}, "bundled_lora_steps is 0"),
+        ({"deepcache_interval": 0}, "deepcache_interval"),
+        ({"deepcache_layers": 0}, "deepcache_layers"),
+        ({"lcm_lora": "x"}, 'use "lcm" or "ddim"'),
+        ({"lcm_lora": "x", "solver": "unipc"}, 'use "lcm" or "ddim"'),
+        ({"solver": "lcm"}, "give a consistency LoRA"),
     ],
 )
 def test_bad_choices(choices: dict[str, Any], problem: str) -> None:
@@ -82,17 +82,17 @@ def test_bad_choices(choices: dict[str, Any], problem: str) -> None:
 
 def test_steps() -> None:
     assert [p.steps_of(50) for p in (EXACT, FAST, TURBO)] == [50, 10, 4] and TURBO.steps_of(2) == 2
-    assert with_lora("x").steps_of(50) == 4
+    assert lcm_preset("x").steps_of(50) == 4
 
 
 def test_precision() -> None:
-    assert precision("own", CPU) is None and precision("float16", CPU) == torch.float16
-    assert precision("auto", CPU) == fastest_dtype(CPU)
+    assert resolve_dtype("default", CPU) is None and resolve_dtype("float16", CPU) == torch.float16
+    assert resolve_dtype("auto", CPU) == fastest_dtype(CPU)
 
 
 def test_ddim_clips_nothing() -> None:
     """Latents are larger than 1, and the published scheduler says nothing of it."""
-    assert presets.solver("ddim", published_scheduler()).config.clip_sample is False
+    assert presets.build_scheduler("ddim", published_scheduler()).config.clip_sample is False
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_ddim_clips_nothing() -> None:
     [("ddim", "DDIMScheduler"), ("dpm++", "DPMSolverMultistepScheduler"), ("unipc", "UniPCMultistepScheduler")],
 )
 def test_solvers_keep_the_noise_levels(own: BlipDiffusionPipeline, choice: Any, kind: str) -> None:
-    other = presets.solver(choice, own.scheduler)
+    other = presets.build_scheduler(choice, own.scheduler)
     assert type(other).__name__ == kind
     assert other.config.prediction_type == own.scheduler.config.prediction_type
     torch.testing.assert_close(other.alphas_cumprod[:-1], own.scheduler.alphas_cumprod[:-1])
@@ -113,7 +113,7 @@ def test_solvers_keep_the_noise_levels(own: BlipDiffusionPipeline, choice: Any, 
 
 def test_exact_draws_the_same_picture(own: BlipDiffusionPipeline, dog: Image.Image) -> None:
     plain, other = draw(own, dog), draw(own, dog, generator=torch.Generator().manual_seed(5))
-    own.set_preset(replace(EXACT, dtype="own"))
+    own.set_preset(replace(EXACT, dtype="default"))
     torch.testing.assert_close(draw(own, dog), plain, atol=1e-5, rtol=0)
     own.set_preset(replace(EXACT, dtype="bfloat16"))
     assert own.unet.dtype == own.vae.dtype == own.text_encoder.dtype == torch.bfloat16
@@ -123,10 +123,10 @@ def test_exact_draws_the_same_picture(own: BlipDiffusionPipeline, dog: Image.Ima
 def test_choices_can_be_taken_back(own: BlipDiffusionPipeline, dog: Image.Image) -> None:
     plain = draw(own, dog)
     scheduler = own.scheduler
-    for choice in (replace(FAST, dtype="own"), replace(TURBO, dtype="own", solver="unipc"), Preset()):
+    for choice in (replace(FAST, dtype="default"), replace(TURBO, dtype="default", solver="unipc"), Preset()):
         own.set_preset(choice)
     assert own.scheduler is scheduler and own.preset == Preset()
-    own.set_preset(replace(FAST, dtype="own"))
+    own.set_preset(replace(FAST, dtype="default"))
     own.scheduler = other = diffusers.DDIMScheduler.from_config(scheduler.config)  # one's own choice is not forgotten
     own.set_preset(Preset())
     assert own.scheduler is other
@@ -149,11 +149,11 @@ def test_steps_up_to_the_models_own(own: BlipDiffusionPipeline, dog: Image.Image
     ("choices", "sizes"),
     [
         ({}, [4] * 8),
-        ({"passes": 2}, [2, 2] * 8),
+        ({"split_cfg_batch": True}, [2, 2] * 8),
         ({"guidance_interval": (0.25, 0.5)}, [2, 2, 4, 4, 2, 2, 2, 2]),
-        ({"guidance_interval": (0.0, 0.5), "passes": 2}, [2, 2] * 4 + [2] * 4),
-        ({"reuse_every": 3}, [4, 4, 4]),
-        ({"reuse_every": 4, "guidance_interval": (0.0, 0.5)}, [4, 2]),
+        ({"guidance_interval": (0.0, 0.5), "split_cfg_batch": True}, [2, 2] * 4 + [2] * 4),
+        ({"deepcache_interval": 3}, [4, 4, 4]),
+        ({"deepcache_interval": 4, "guidance_interval": (0.0, 0.5)}, [4, 2]),
     ],
 )
 def test_what_each_choice_asks_of_the_unet(
@@ -166,7 +166,7 @@ def test_what_each_choice_asks_of_the_unet(
 
 def test_two_passes_change_nothing(own: BlipDiffusionPipeline, dog: Image.Image) -> None:
     plain = draw(own, dog)
-    own.set_preset(Preset(passes=2))
+    own.set_preset(Preset(split_cfg_batch=True))
     torch.testing.assert_close(draw(own, dog), plain, atol=1e-4, rtol=0)
 
 
@@ -178,7 +178,7 @@ def test_every_preset_draws(own: BlipDiffusionPipeline, dog: Image.Image, name: 
 
 
 def test_a_picture_does_not_change_with_its_neighbours(own: BlipDiffusionPipeline, dog: Image.Image) -> None:
-    own.set_preset(replace(FAST, dtype="own"))
+    own.set_preset(replace(FAST, dtype="default"))
     alone, beside = draw(own, dog), draw(own, dog, ["on the beach", "in the snow"])
     torch.testing.assert_close(beside[:1], alone, atol=1e-4, rtol=0)
 
@@ -202,7 +202,7 @@ def test_a_subject_is_encoded_once(own: BlipDiffusionPipeline, dog: Image.Image)
 
 OPENVINO = [
     {"dtype": "bfloat16", "channels_last": True},
-    {"passes": 2, "reuse_every": 2, "guidance_interval": (0.0, 0.5)},
+    {"split_cfg_batch": True, "deepcache_interval": 2, "guidance_interval": (0.0, 0.5)},
 ]
 
 
@@ -260,7 +260,7 @@ def test_a_consistency_lora(own: BlipDiffusionPipeline, dog: Image.Image, asked:
     path = lora(own, tmp_path)
     plain = draw(own, dog, num_inference_steps=4)
     asked.clear()
-    own.set_preset(with_lora(str(path), base=replace(TURBO, dtype="own")))
+    own.set_preset(lcm_preset(str(path), base=replace(TURBO, dtype="default")))
     assert isinstance(own.scheduler, diffusers.LCMScheduler)
     assert apart(draw(own, dog, num_inference_steps=4), plain) > 1e-3
     assert asked == [1] * 4  # no second pass
@@ -273,7 +273,7 @@ def test_a_consistency_lora_is_drawn_with_from_within_the_weights(
 ) -> None:
     path = lora(own, tmp_path)
     own.load_lora_weights(path, adapter_name="style")
-    own.set_preset(with_lora(str(path), base=replace(TURBO, dtype="own")))
+    own.set_preset(lcm_preset(str(path), base=replace(TURBO, dtype="default")))
     before = {name: (weight.data_ptr(), weight.clone()) for name, weight in own.unet.named_parameters()}
     merged: list[bool] = []
     own.unet.register_forward_pre_hook(lambda *_: merged.append(all(layer.merged for layer in lora_layers(own.unet))))
@@ -295,7 +295,7 @@ def test_a_consistency_lora_is_drawn_with_from_within_the_weights(
 def test_an_error_meanwhile_leaves_the_weights_as_they_were(
     own: BlipDiffusionPipeline, dog: Image.Image, tmp_path: Path
 ) -> None:
-    own.set_preset(with_lora(str(lora(own, tmp_path)), base=replace(TURBO, dtype="own")))
+    own.set_preset(lcm_preset(str(lora(own, tmp_path)), base=replace(TURBO, dtype="default")))
     before = {name: weight.clone() for name, weight in own.unet.named_parameters()}
 
     def stop(*_: Any) -> dict[str, Tensor]:
@@ -309,7 +309,7 @@ def test_an_error_meanwhile_leaves_the_weights_as_they_were(
 
 def test_a_presets_lora_and_fused_ones(own: BlipDiffusionPipeline, dog: Image.Image, tmp_path: Path) -> None:
     path = lora(own, tmp_path)
-    chosen = with_lora(str(path), base=replace(TURBO, dtype="own"))
+    chosen = lcm_preset(str(path), base=replace(TURBO, dtype="default"))
     own.set_preset(chosen)
     with pytest.raises(InputError, match="can't be fused under a preset that brings one"):
         own.fuse_lora()
@@ -323,7 +323,7 @@ def test_a_presets_lora_and_fused_ones(own: BlipDiffusionPipeline, dog: Image.Im
 
 
 def test_guidance_that_is_not_heard(own: BlipDiffusionPipeline, dog: Image.Image, tmp_path: Path) -> None:
-    own.set_preset(with_lora(str(lora(own, tmp_path)), base=replace(TURBO, dtype="own")))
+    own.set_preset(lcm_preset(str(lora(own, tmp_path)), base=replace(TURBO, dtype="default")))
     for more in ({"guidance_scale": 7.5}, {"negative_prompt": "a cat"}):
         with pytest.warns(UserWarning, match="brings its own guidance"):
             draw(own, dog, num_inference_steps=1, **more)
@@ -335,7 +335,7 @@ def test_a_consistency_lora_comes_beside_others(own: BlipDiffusionPipeline, dog:
     own.load_lora_weights(path, adapter_name="idle")
     own.set_adapters("style", 0.5)
     styled = draw(own, dog, num_inference_steps=4)
-    own.set_preset(with_lora(str(path), base=replace(TURBO, dtype="own")))
+    own.set_preset(lcm_preset(str(path), base=replace(TURBO, dtype="default")))
     assert own.get_active_adapters() == ["style", "blip-diffusion-lcm"]
     own.set_preset(Preset())
     assert own.get_active_adapters() == ["style"]
@@ -346,7 +346,7 @@ def test_a_consistency_lora_stays_when_others_come_and_go(
     own: BlipDiffusionPipeline, dog: Image.Image, tmp_path: Path
 ) -> None:
     path = lora(own, tmp_path)
-    own.set_preset(with_lora(str(path), base=replace(TURBO, dtype="own")))
+    own.set_preset(lcm_preset(str(path), base=replace(TURBO, dtype="default")))
     own.load_lora_weights(path, adapter_name="style")
     assert set(own.get_active_adapters()) == {"style", "blip-diffusion-lcm"}
     own.set_adapters("style", 0.5)
@@ -359,7 +359,7 @@ def test_a_consistency_lora_stays_when_others_come_and_go(
 
 def test_what_is_saved_samples_as_the_model_does(own: BlipDiffusionPipeline, tmp_path: Path) -> None:
     scheduler = type(own.scheduler)
-    own.set_preset(replace(FAST, dtype="own"))
+    own.set_preset(replace(FAST, dtype="default"))
     own.save_pretrained(tmp_path)
     assert type(BlipDiffusionPipeline.from_pretrained(tmp_path).scheduler) is scheduler
     assert type(own.model.scheduler) is scheduler
@@ -368,11 +368,11 @@ def test_what_is_saved_samples_as_the_model_does(own: BlipDiffusionPipeline, tmp
 def test_a_consistency_lora_that_is_refused_changes_nothing(
     own: BlipDiffusionPipeline, dog: Image.Image, tmp_path: Path
 ) -> None:
-    chosen = with_lora(str(lora(own, tmp_path)), base=replace(TURBO, dtype="own"))
+    chosen = lcm_preset(str(lora(own, tmp_path)), base=replace(TURBO, dtype="default"))
     own.set_preset(chosen)
     before = draw(own, dog, num_inference_steps=4)
     with pytest.raises(CheckpointError, match="The LoRA can't be read"):
-        own.set_preset(with_lora(str(tmp_path / "missing.safetensors")))
+        own.set_preset(lcm_preset(str(tmp_path / "missing.safetensors")))
     assert own.preset == chosen and torch.equal(draw(own, dog, num_inference_steps=4), before)
 
 
@@ -412,17 +412,17 @@ def test_another_autoencoder_is_refused_and_nothing_changed(own: BlipDiffusionPi
     before = own.scheduler
     for name, problem in (("vae", "another kind of network"), ("wide", "reads 7 channels")):
         with pytest.raises(CheckpointError, match=problem):
-            own.set_preset(replace(FAST, dtype="own", tiny_vae=str(tmp_path / name)))
+            own.set_preset(replace(FAST, dtype="default", tiny_vae=str(tmp_path / name)))
         assert own.scheduler is before and own.preset == Preset()
 
 
 def test_a_network_compiled_before_its_features_are_used_again(own: BlipDiffusionPipeline, dog: Image.Image) -> None:
-    own.set_preset(Preset(reuse_every=2))
+    own.set_preset(Preset(deepcache_interval=2))
     plain = draw(own, dog, num_inference_steps=2)
     own.set_preset(Preset())
     own.unet.compile(backend="eager")
     draw(own, dog, num_inference_steps=2)
-    own.preset = own._asked = Preset(engine="compiled", reuse_every=2)  # set_preset would compile with the real backend
+    own.preset = own._asked = Preset(engine="compiled", deepcache_interval=2)
     torch.testing.assert_close(draw(own, dog, num_inference_steps=2), plain)
 
 
@@ -431,10 +431,10 @@ def test_a_model_that_was_distilled_samples_in_its_own_way(
 ) -> None:
     own.scheduler = diffusers.LCMScheduler.from_config(own.scheduler.config)
     own.register_to_config(num_inference_steps=3, guidance_scale=1.0)
-    own.set_preset(replace(TURBO, dtype="own"))
+    own.set_preset(replace(TURBO, dtype="default"))
     draw(own, dog, num_inference_steps=None)
     assert isinstance(own.scheduler, diffusers.LCMScheduler) and asked == [1, 1, 1]
-    own.set_preset(with_lora("none that is ever read", base=replace(TURBO, dtype="own")))  # it has no use for one
+    own.set_preset(lcm_preset("none that is ever read", base=replace(TURBO, dtype="default")))  # it has no use for one
     draw(own, dog, num_inference_steps=None)
     assert isinstance(own.scheduler, diffusers.LCMScheduler) and own.preset.lcm_lora is None and len(asked) == 6
 
@@ -450,15 +450,15 @@ def with_own_lora(own: BlipDiffusionPipeline, tmp_path: Path) -> Path:
 def test_turbo_takes_the_models_own_lora(with_own_lora: Path, dog: Image.Image) -> None:
     pipe = BlipDiffusionPipeline.from_pretrained(with_own_lora)
     pipe.set_progress_bar_config(disable=True)
-    for choice, active in ((FAST, []), (replace(TURBO, dtype="own"), ["blip-diffusion-lcm"]), (Preset(), [])):
+    for choice, active in ((FAST, []), (replace(TURBO, dtype="default"), ["blip-diffusion-lcm"]), (Preset(), [])):
         pipe.set_preset(choice)
         assert pipe.get_active_adapters() == active
-    pipe.set_preset(replace(TURBO, dtype="own"))
-    assert isinstance(pipe.scheduler, diffusers.DDIMScheduler) and pipe.preset.guides is False
+    pipe.set_preset(replace(TURBO, dtype="default"))
+    assert isinstance(pipe.scheduler, diffusers.DDIMScheduler) and pipe.preset.uses_cfg is False
     assert pipe.preset.steps_of(50) == 2
-    pipe.set_preset(replace(TURBO, own_lora_steps=3))
+    pipe.set_preset(replace(TURBO, bundled_lora_steps=3))
     assert pipe.preset.steps_of(50) == 3
-    other = replace(TURBO, own_lora_steps=None)
+    other = replace(TURBO, bundled_lora_steps=None)
     pipe.set_preset(other)
     assert pipe.preset == other and pipe.get_active_adapters() == []
 
@@ -504,7 +504,7 @@ def test_a_damaged_lora_of_the_models_own(with_own_lora: Path, tmp_path: Path) -
 def test_pipelines_that_share_a_unet_draw_each_by_its_own_preset(
     with_own_lora: Path, dog: Image.Image, tmp_path: Path
 ) -> None:
-    presets = (replace(TURBO, dtype="own"), Preset())
+    presets = (replace(TURBO, dtype="default"), Preset())
     alone = []
     for preset in presets:
         pipe = BlipDiffusionPipeline.from_pretrained(with_own_lora)
@@ -532,7 +532,7 @@ def test_an_interrupt_while_loras_are_folded_leaves_the_weights(
     own: BlipDiffusionPipeline, dog: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = draw(own, dog)
-    own.set_preset(with_lora(str(lora(own, tmp_path)), base=replace(TURBO, dtype="own")))
+    own.set_preset(lcm_preset(str(lora(own, tmp_path)), base=replace(TURBO, dtype="default")))
     layers = lora_layers(own.unet)
 
     def stop(*_: Any, **__: Any) -> None:
@@ -548,7 +548,7 @@ def test_an_interrupt_while_loras_are_folded_leaves_the_weights(
 
 def test_a_lora_that_is_swapped_in_place_is_drawn(own: BlipDiffusionPipeline, dog: Image.Image, tmp_path: Path) -> None:
     paths = [lora(own, tmp_path / name) for name in ("first", "second")]
-    chosen = with_lora(str(paths[0]), base=replace(TURBO, dtype="own"))
+    chosen = lcm_preset(str(paths[0]), base=replace(TURBO, dtype="default"))
     own.load_lora_weights(paths[1], adapter_name="style")
     own.set_preset(chosen)
     wanted = draw(own, dog)
@@ -580,7 +580,7 @@ def test_loras_and_a_unet_that_torch_compile_has_wrapped(with_own_lora: Path, do
     with pytest.raises(InputError, match=r"pipe\.unet\.compile\(\) wraps nothing"):
         pipe.set_preset("turbo")
     pipe.unet = plain
-    pipe.set_preset(replace(TURBO, dtype="own"))
+    pipe.set_preset(replace(TURBO, dtype="default"))
     wanted = draw(pipe, dog)
     pipe.unet = torch.compile(plain, backend="eager")  # what is in it stays
     torch.testing.assert_close(draw(pipe, dog), wanted, atol=1e-4, rtol=0)
@@ -592,7 +592,7 @@ def test_a_presets_lora_that_another_pipeline_has_put_aside(
     one = BlipDiffusionPipeline.from_pretrained(with_own_lora)
     style = lora(one, tmp_path / "style")
     other = BlipDiffusionPipeline.from_pipe(one)
-    one.set_preset(replace(TURBO, dtype="own"))
+    one.set_preset(replace(TURBO, dtype="default"))
     other.load_lora_weights(style, adapter_name="style")
     layers = lora_layers(one.unet)
     one_by_one = draw(one, dog)
@@ -609,7 +609,7 @@ def test_a_presets_lora_that_another_pipeline_has_put_aside(
 def test_a_preset_follows_the_unet(with_own_lora: Path, tiny_folder: Path, dog: Image.Image) -> None:
     pipe = BlipDiffusionPipeline.from_pretrained(with_own_lora)
     own, other = pipe.unet, BlipDiffusionPipeline.from_pretrained(tiny_folder).unet
-    turbo = replace(TURBO, dtype="own")
+    turbo = replace(TURBO, dtype="default")
     pipe.set_preset(turbo)
     mine = draw(pipe, dog)
     pipe.unet = other  # which has no LoRA of its own

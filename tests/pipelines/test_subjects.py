@@ -92,7 +92,7 @@ def test_two_are_mixed(own: BlipDiffusionPipeline, kind: dict[str, object]) -> N
     own.set_subjects(["rex", "twin"])
     torch.testing.assert_close(drawn(own), alone, atol=2e-3, rtol=2e-2)  # sums in another order, of large numbers
     own.set_subjects(["rex", "tom"], [0.4, 0.6])
-    torch.testing.assert_close(own.active_embedding(), 0.4 * rex.embedding + 0.6 * tom.embedding)
+    torch.testing.assert_close(own.subject_embeds(), 0.4 * rex.embedding + 0.6 * tom.embedding)
     assert (drawn(own) - alone).abs().max() > 1e-2
 
 

@@ -1,1 +1,1 @@
-"""The command line and its kin: parse, call one function, show the result."""
+"""The command line: parse flags, call one function, print its result."""

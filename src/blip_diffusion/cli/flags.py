@@ -1,27 +1,44 @@
-"""Flags that several commands share: the same word for the same thing everywhere."""
+"""Flags that several commands share."""
 
 import argparse
 from collections.abc import Callable, Collection
 
 from blip_diffusion.errors import InputError
 
-TRAINED = ("embedding", "lora", "cross-attention", "unet")
-TRAIN_HELP = "what few-shot tuning moves beside the embedding (default: lora)"
-STEPS_HELP = "of tuning; auto (default): as many as are good for it"
+TRAINABLE = ("embedding", "lora", "cross-attention", "unet")
+TRAINABLE_HELP = "what few-shot tuning trains besides the embedding (default: lora)"
+TRAIN_STEPS_HELP = "training steps; auto (default) stops early by itself"
+RESIZE_MODES = ("crop", "squash", "pad")
+MODEL_HELP = "mini (default), a folder, or a hub id"
 
 
 def device_flags(parser: argparse.ArgumentParser) -> None:
-    """Where it computes, and in what precision."""
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, mps")
+    """Add --device and --dtype."""
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        help="precision (default: float32; with a preset, the fastest that the device computes in)",
+        help="precision (default: float32; with a preset, the fastest of the device)",
     )
 
 
-def said(arguments: argparse.Namespace, add_flags: Callable[[argparse.ArgumentParser], None]) -> list[str]:
-    """What has another value than the command's own, by its name in `arguments`."""
+def acceleration_flags(parser: argparse.ArgumentParser) -> None:
+    """Add --preset and --engine."""
+    parser.add_argument(
+        "--preset",
+        choices=("exact", "fast", "turbo"),
+        help="exact: same image, faster arithmetic; fast: 10 steps, near-identical; turbo: 2 distilled steps",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("torch", "compiled", "openvino"),
+        default="torch",
+        help="backend: torch (default), compiled (GPU), openvino (CPU; converts once, about a minute)",
+    )
+
+
+def changed_flags(arguments: argparse.Namespace, add_flags: Callable[[argparse.ArgumentParser], None]) -> list[str]:
+    """Return the names of all arguments that differ from the command's defaults."""
     parser = argparse.ArgumentParser()
     add_flags(parser)
     return [name for name, value in vars(arguments).items() if value != parser.get_default(name)]
@@ -33,29 +50,16 @@ def check_used(
     unused: Collection[str],
     where: str,
 ) -> None:
-    """Raises `InputError` for a flag of `unused` that was said: it has no say there, and so would be dropped."""
-    for name in said(arguments, add_flags):
+    """Raise `InputError` for a flag in `unused` that was given, instead of ignoring it."""
+    for name in changed_flags(arguments, add_flags):
         if name in unused:
-            raise InputError(f"--{name.replace('_', '-')} has no say {where}: leave it out.")
+            raise InputError(f"--{name.replace('_', '-')} has no effect {where}: remove it.")
 
 
-def steps_of(text: str, flag: str) -> int | None:
-    """A number of steps of tuning; `None` stops by itself."""
+def parse_train_steps(text: str) -> int | None:
+    """Return the number of training steps; `None` for "auto"."""
     if text == "auto":
         return None
     if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"{flag} is {text}: use auto, or a number from 1.")
+        raise InputError(f"--train-steps is {text}: use auto, or a number from 1.")
     return int(text)
-
-
-def speed_flags(parser: argparse.ArgumentParser) -> None:
-    """How fast, at what price."""
-    parser.add_argument(
-        "--preset",
-        choices=("exact", "fast", "turbo"),
-        help="exact: the same picture sooner; fast: nearly as good, much sooner; turbo: previews",
-    )
-    parser.add_argument(
-        "--engine", choices=("torch", "compiled", "openvino"), default="torch",
-        help="what runs the networks: openvino on CPUs (a minute to convert, once), compiled on GPUs (default: torch)",
-    )  # fmt: skip

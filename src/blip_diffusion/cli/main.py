@@ -1,4 +1,4 @@
-"""The command line: parse, call one function, show the result or one sentence. Torch is imported where it is used."""
+"""The entry point: parse, call one command, print its result or one sentence. Torch is imported where it is used."""
 
 import argparse
 import sys
@@ -11,22 +11,22 @@ from blip_diffusion.cli.commands import convert, data, evaluate, generate, train
 from blip_diffusion.errors import BlipDiffusionError
 
 COMMANDS = (
-    ("generate", generate, "draw a subject in the scene that a sentence describes"),
-    ("tune", tune, "learn a subject of one's own from a few photos"),
-    ("train", train, "train what a TOML file says"),
-    ("evaluate", evaluate, "score a model on a bench, with floors, ceilings and a page of all pictures"),
-    (
-        "convert",
-        convert,
-        "write a model as our folder or as LAVIS' files, with other parts or precision; or a tuned subject",
-    ),
-    ("data", data, "build the training world, and look at it"),
+    ("generate", generate, "generate images of a subject in the scenes that prompts describe"),
+    ("tune", tune, "personalize a model for your subject from a few photos"),
+    ("train", train, "train a model from a TOML configuration"),
+    ("evaluate", evaluate, "score a model on a benchmark, with lower and upper bounds, and write a report"),
+    ("convert", convert, "convert a model or a tuned subject between layouts and precisions"),
+    ("data", data, "build the training data and look at samples"),
 )
 Command = Callable[[argparse.Namespace], None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command. Exit codes: 0, 2 for what the caller can mend, 130 when interrupted."""
+    """Run a command.
+
+    Returns:
+        The exit code: 0, 2 for an error that the user can correct, 130 when interrupted.
+    """
     parsed = build_parser().parse_args(arguments)
     command: Command = parsed.command
     try:
@@ -43,12 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All commands and their flags; a flag means the same everywhere."""
-    parser = argparse.ArgumentParser(prog="blip-diffusion", description="One picture and a sentence in, pictures out.")
+    """Build the parser of all commands. A flag means the same in each of them."""
+    parser = argparse.ArgumentParser(
+        prog="blip-diffusion",
+        description="Generate images of your subject in any scene, from one reference image and a text prompt.",
+    )
     parser.add_argument("--version", action="version", version=f"blip-diffusion {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, module, summary in COMMANDS:
-        module.add_flags(commands.add_parser(name, help=summary))
+        module.add_flags(commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}."))
     return parser
 
 

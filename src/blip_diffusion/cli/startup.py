@@ -1,4 +1,4 @@
-"""What makes a command start sooner: torch, diffusers and transformers are three quarters of a short run's time."""
+"""Faster imports: torch, diffusers and transformers are three quarters of a short run's time."""
 
 import gc
 from collections.abc import Iterator
@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Imports without the garbage collector, which would walk a million new objects again and again, all of which stay.
+    """Import without the garbage collector, which would walk a million new objects that all stay.
 
-    The time of the imports falls by a sixth (docs/log/performance.md). They are left out of later walks too.
+    Imports take a sixth less time (docs/log/performance.md). Afterwards the new objects are excluded from collection.
     """
     was_on = gc.isenabled()
     gc.disable()

@@ -142,7 +142,7 @@ def squares(photos: Sequence[Photo], size: int, fit: Fit = "crop") -> tuple[Tens
     covered = images.to_tensor([_square_mask(photo.mask, size, fit) for photo in photos])[:, :1]
     empty = [photo.name for photo, mask in zip(photos, covered, strict=True) if not mask.any()]
     if empty and fit == "crop":
-        raise InputError(f"The subject of {empty[0]} lies outside the middle square: use --fit pad, or cut the photo.")
+        raise InputError(f"The subject of {empty[0]} lies outside the middle square: use --resize-mode pad.")
     if empty:
         raise InputError(f"The subject of {empty[0]} is too small to be seen at {size} x {size}: cut the photo.")
     return pixels, covered

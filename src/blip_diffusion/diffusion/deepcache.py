@@ -76,7 +76,7 @@ def check_divisible(unet: Any, layers: int) -> None:
     """Raises `InputError` for a U-Net whose outermost level can't be run by itself."""
     most = len(unet.up_blocks[-1].resnets)
     if not 1 <= layers <= most:
-        raise InputError(f"reuse_layers is {layers}: this U-Net's outermost level has 1 to {most}.")
+        raise InputError(f"deepcache_layers is {layers}: this U-Net's outermost level has 1 to {most}.")
     if unet.class_embedding is not None or getattr(unet.config, "addition_embed_type", None):
         raise InputError("Features of this U-Net can't be used again: it isn't one of Stable Diffusion 1's kind.")
 

@@ -53,9 +53,11 @@ class EvalCallback:
         """
         if config.method not in GENERATING:
             objectives = " or ".join(GENERATING)
-            raise ConfigError(f"--score needs an objective that generates, {objectives}: {config.method} does not.")
+            raise ConfigError(
+                f"--eval-during-training needs an objective that generates, {objectives}: {config.method} does not."
+            )
         if not config.train.sample_every:
-            raise ConfigError("--score is taken wherever images are sampled: set train.sample_every.")
+            raise ConfigError("--eval-during-training is taken wherever images are sampled: set train.sample_every.")
         check_metric_names(metrics)
         _check_packages(metrics)
         folder = minibench_folder(config.world.path)

@@ -37,7 +37,7 @@ from blip_diffusion.evaluation.reporting.write import copy_references, write_rep
 from blip_diffusion.fileio import sha256_of
 from blip_diffusion.nn_utils import tensor_bytes
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
-from blip_diffusion.pipelines.presets import Engine, ordered
+from blip_diffusion.pipelines.presets import Engine, preset_on_engine
 from blip_diffusion.training.personalize.api import TuneConfig
 
 
@@ -159,7 +159,7 @@ def run_settings(
 
 def _guidance_scale(config: EvalConfig, pipe: BlipDiffusionPipeline) -> float:
     """Return the guidance scale in use: 1, where the preset's LoRA was distilled with guidance."""
-    if not pipe.preset.guides:
+    if not pipe.preset.uses_cfg:
         return 1.0
     return float(pipe.config.guidance_scale if config.guidance_scale is None else config.guidance_scale)
 
@@ -315,7 +315,7 @@ def _prepare(config: EvalConfig, out: Path, batch_size: int, device: torch.devic
     bench = full_bench.part(config.subjects, config.prompts)
     build_instances(bench, config.seeds)  # a wrong number of seeds is reported before the model is loaded
     pipe = BlipDiffusionPipeline.from_pretrained(config.model, torch_dtype=getattr(torch, config.dtype)).to(device)
-    pipe.set_preset(ordered(config.preset, config.engine))
+    pipe.set_preset(preset_on_engine(config.preset, config.engine))
     tuner = _build_tuner(config, bench, out, device, log) if config.condition == "tuned" else None
     settings = run_settings(config, bench, pipe, tuner)
     built = build_generators(

@@ -1,6 +1,5 @@
-"""Tuned subjects in an order: which files, how much of each, and proof that they are still the same."""
+"""References to tuned subject files in a request: path, weight, and a digest that proves the file is unchanged."""
 
-import hashlib
 import io
 from dataclasses import dataclass, field
 from math import isfinite
@@ -13,57 +12,66 @@ from torch import Tensor
 from blip_diffusion import images
 from blip_diffusion.checkpoint.subject_file import Subject, read_subject
 from blip_diffusion.errors import CheckpointError, InputError
+from blip_diffusion.fileio import sha256_of
+
+MAX_THUMBNAIL = 512
 
 
 @dataclass(frozen=True)
-class SubjectOrder:
-    """A subject's file, and how much of it. The file itself is too large to go into pictures: its digest does."""
+class SubjectRef:
+    """A subject file and its weight in a mixture. PNG metadata hold the file's digest, not the file.
+
+    Args:
+        path: The subject file.
+        sha256: Digest of the file.
+        weight: Share in the mixture; finite.
+        category: What the subject is.
+        thumbnail: PNG bytes, for the grid; not stored in PNG metadata.
+
+    Raises:
+        InputError: If `weight` is not finite.
+    """
 
     path: str
     sha256: str
     weight: float = 1.0
     category: str = ""
-    picture: bytes = field(default=b"", repr=False)  # a PNG of its thumbnail
+    thumbnail: bytes = field(default=b"", repr=False)
 
     def __post_init__(self) -> None:
         if not isfinite(self.weight):
-            raise InputError(f"The weight of --subject {self.path} is {self.weight}: use a number, 0.5 is half of it.")
+            raise InputError(f"The weight of --subject {self.path} is {self.weight}: use a number, for example 0.5.")
 
 
-def subject_order(path: Path, weight: float = 1.0) -> SubjectOrder:
-    """An order for a subject's file. Raises `CheckpointError` for one that can't be read."""
+def subject_ref(path: Path, weight: float = 1.0) -> SubjectRef:
+    """Read a subject file and refer to it. Raises `CheckpointError` if it can't be read."""
     subject = read_subject(path)
-    return SubjectOrder(str(path), _digest(path), weight, subject.category, _thumbnail(subject))
+    return SubjectRef(str(path), sha256_of(path), weight, subject.category, _thumbnail(subject))
 
 
-def load_subjects(pipe: Any, orders: tuple[SubjectOrder, ...]) -> Tensor:
-    """Makes a pipeline draw these, and answers their mixture's embedding (1, Q, D). Several share their weights out."""
+def load_subjects(pipe: Any, refs: tuple[SubjectRef, ...]) -> Tensor:
+    """Load and activate subjects, and return the tokens (1, Q, D) of their mixture. Weights are normalised to 1."""
     names: list[str] = []
-    for order in orders:
-        subject = read_subject(order.path)
-        if _digest(Path(order.path)) != order.sha256:
-            raise CheckpointError(f"{order.path} is another file than the one that was drawn: find the old one.")
-        taken = names.count(subject.name)
-        names.append(pipe.load_subject(subject, name=f"{subject.name}-{len(names)}" if taken else None).name)
-    total = sum(order.weight for order in orders) if len(orders) > 1 else 1.0
+    for ref in refs:
+        subject = read_subject(ref.path)
+        if sha256_of(Path(ref.path)) != ref.sha256:
+            raise CheckpointError(f"{ref.path} has changed since the image was made: find the old file.")
+        duplicate = subject.name in names
+        names.append(pipe.load_subject(subject, name=f"{subject.name}-{len(names)}" if duplicate else None).name)
+    total = sum(ref.weight for ref in refs) if len(refs) > 1 else 1.0
     if not total:
-        raise InputError("The weights of the subjects cancel each other out: give them others.")
-    pipe.set_subjects(names, [order.weight / total for order in orders])
-    embedding: Tensor = pipe.active_embedding()
+        raise InputError("The weights of the subjects add up to 0: change one of them.")
+    pipe.set_subjects(names, [ref.weight / total for ref in refs])
+    embedding: Tensor = pipe.subject_embeds()
     return embedding
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _thumbnail(subject: Subject) -> bytes:
-    """Decoded and written anew: a file may hold anything. White where there is none, or one of another size."""
+    """Decode and re-encode the thumbnail, which is untrusted; white if there is none or it is too large."""
     white = Image.new("RGB", (64, 64), "white")
 
     def small(opened: Image.Image) -> Image.Image:
-        return opened.convert("RGB") if max(opened.size) <= 512 else white
+        return opened.convert("RGB") if max(opened.size) <= MAX_THUMBNAIL else white
 
     try:
         return images.png_bytes(images.read_picture(io.BytesIO(subject.thumbnail), small))

@@ -20,7 +20,7 @@ from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.nn_utils import lora_layers, uncompiled, weights_version
 from blip_diffusion.openvino_backend import openvino
 from blip_diffusion.pipelines.extras import UNREADABLE, activate, active_adapters
-from blip_diffusion.pipelines.presets import Preset, named, precision, solver, with_lora
+from blip_diffusion.pipelines.presets import Preset, build_scheduler, get_preset, lcm_preset, resolve_dtype
 
 LCM = "blip-diffusion-lcm"
 """The name of the adapter that `lcm_lora` becomes."""
@@ -91,11 +91,11 @@ class SpeedMixin:
         unknown preset and where a LoRA would come over fused ones, `CheckpointError` for files that can't be used.
         """
         pipe: Any = self
-        asked, own = named(choice), self.own_scheduler
+        asked, own = get_preset(choice), self.own_scheduler
         chosen = self._chosen(asked)
-        dtype = precision(chosen.dtype, pipe._execution_device)
+        dtype = resolve_dtype(chosen.dtype, pipe._execution_device)
         tiny = None if chosen.tiny_vae is None else _tiny_vae(chosen.tiny_vae, pipe.vae)
-        scheduler = solver(chosen.solver, own)
+        scheduler = build_scheduler(chosen.solver, own)
         self._use_lora(chosen.lcm_lora)
         pipe.scheduler = scheduler
         self._schedulers = own, scheduler
@@ -107,10 +107,11 @@ class SpeedMixin:
 
     def _chosen(self, asked: Preset) -> Preset:
         """What a preset comes to with this model."""
-        if asked.own_lora_steps and asked.lcm_lora is None and self.consistency_lora is not None:
-            asked = with_lora(str(self.consistency_lora), asked, solver="ddim", steps=asked.own_lora_steps)
+        if asked.bundled_lora_steps and asked.lcm_lora is None and self.consistency_lora is not None:
+            asked = lcm_preset(str(self.consistency_lora), asked, solver="ddim", steps=asked.bundled_lora_steps)
         if isinstance(self.own_scheduler, LCMScheduler):
-            return replace(asked, solver="own", steps=None, guidance_interval=(0.0, 1.0), reuse_every=1, lcm_lora=None)
+            whole = replace(asked, guidance_interval=(0.0, 1.0), deepcache_interval=1)
+            return replace(whole, solver="default", steps=None, lcm_lora=None)
         return asked
 
     @property
@@ -131,7 +132,7 @@ class SpeedMixin:
         if path is not None:
             _check_unfused(pipe.unet)
             pipe._read_lora(path, {})  # before the one that is there is taken out
-        self.preset = replace(self.preset, lcm_lora=None, solver="own")  # else it would be brought back
+        self.preset = replace(self.preset, lcm_lora=None, solver="default")  # else it would be brought back
         if self._lora_there() is not None:
             pipe.delete_adapters(LCM)
         self._keep_lora(path)
@@ -184,7 +185,7 @@ class SpeedMixin:
         """Guidance over the U-Net, in as many of the steps and passes as the preset says."""
         if empty is None:
             return self._network(text)
-        if self.preset.passes == 2:
+        if self.preset.split_cfg_batch:
             both = one_by_one(self._network(empty), self._network(text))
         else:
             both = self._network(torch.cat([empty, text]))
@@ -201,10 +202,10 @@ class SpeedMixin:
 
     def _network(self, text: Tensor) -> Denoiser:
         """The U-Net looking at text states, on the preset's engine, whole or with deep features used again."""
-        unet, layers = self.unet, self.preset.reuse_layers  # type: ignore[attr-defined]
-        if self.preset.reuse_every == 1 and self.preset.engine != "openvino":
+        unet, layers = self.unet, self.preset.deepcache_layers  # type: ignore[attr-defined]
+        if self.preset.deepcache_interval == 1 and self.preset.engine != "openvino":
             return unet_denoiser(unet, text)
-        text, every = text.to(unet.dtype), self.preset.reuse_every
+        text, every = text.to(unet.dtype), self.preset.deepcache_interval
         whole = self._run("whole U-Net", unet, lambda: WholeUNet(unet, layers))
         shallow = None if every == 1 else self._run("shallow U-Net", unet, lambda: ShallowUNet(unet, layers))
         return reusing(whole, shallow, text, every)
@@ -243,7 +244,7 @@ class SpeedMixin:
         """A network on the preset's engine. It is built anew when the part that it came from has changed."""
         if self.preset.engine != "openvino":
             return build()
-        key = (name, self.preset.reuse_layers)
+        key = (name, self.preset.deepcache_layers)
         state, run = self._engines.get(key, (None, None))
         if run is None or state != weights_version(part):
             quiet = bool(getattr(self, "_progress_bar_config", {}).get("disable", False))

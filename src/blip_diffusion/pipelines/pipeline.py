@@ -210,12 +210,12 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         )
 
     @torch.no_grad()
-    def encode_subject(self, pictures: OneOrMany[Image.Image], category: str, *, reference_fit: Fit = "crop") -> Tensor:
+    def encode_subject(self, pictures: OneOrMany[Image.Image], category: str, *, resize_mode: Fit = "crop") -> Tensor:
         """Subject tokens (1, Q, D); several pictures of one subject give their mean."""
         pictures = many(pictures)
         if not pictures:
             raise InputError("There is no picture of the subject: give one or more.")
-        tokens = self._encoded(pictures, [category] * len(pictures), reference_fit)
+        tokens = self._encoded(pictures, [category] * len(pictures), resize_mode)
         return tokens.mean(dim=0, keepdim=True)
 
     @torch.no_grad()
@@ -239,7 +239,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         latents: Tensor | None = None,
         prompt_strength: float = 1.0,
         prompt_reps: int | None = None,
-        reference_fit: Fit = "crop",
+        resize_mode: Fit = "crop",
         subject_embeds: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -281,8 +281,8 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
             guess=guess_mode,
         )
         if reference_image is None and subject_embeds is None and self.active_subjects:
-            subject_embeds = self.active_embedding()
-            source_subject_category = source_subject_category or self.active_category()
+            subject_embeds = self.subject_embeds()
+            source_subject_category = source_subject_category or self.subject_category()
         if subject_embeds is not None:
             self._check_tokens(subject_embeds)
         request = self._request(
@@ -292,7 +292,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
             target_subject_category,
             negative_prompt if negative_prompt is not None else neg_prompt,
             subject_embeds,
-            fit=reference_fit,
+            fit=resize_mode,
             copies=num_images_per_prompt,
             strength=prompt_strength,
             repetitions=self._or_own(prompt_reps, "prompt_reps"),
@@ -301,7 +301,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         generators = self._generators(generator, len(request.prompts))
         device = self._execution_device  # which asks every layer for hooks
         latents = self._noise(latents, generators, height, width, self._or_own(noise_scale, "noise_scale"), device)
-        if not self.preset.guides and (guidance_scale not in (None, 1) or negative_prompt or neg_prompt):
+        if not self.preset.uses_cfg and (guidance_scale not in (None, 1) or negative_prompt or neg_prompt):
             warnings.warn("The preset's LoRA brings its own guidance: no other has a say, nor negatives.", stacklevel=3)
         scale = self._or_own(guidance_scale, "guidance_scale")
         rescale = self._or_own(guidance_rescale, "guidance_rescale")
@@ -438,7 +438,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         """The figure of the flow, from the right: guided( controlled( unet(·, text states) ) )."""
         text = self._read(request.prompts, request.subject)
         steps = len(self.scheduler.timesteps)
-        doubled = scale > 1 and self.preset.guides
+        doubled = scale > 1 and self.preset.uses_cfg
         empty = self._read(request.negatives) if doubled else None
         if not controls:
             return self._shortened(text, empty, scale, rescale, steps=steps)

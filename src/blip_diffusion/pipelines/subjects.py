@@ -125,12 +125,12 @@ class SubjectsMixin(ExtrasMixin):
         write_subject(self._resident(name), Path(path))
         return Path(path)
 
-    def active_embedding(self) -> Tensor | None:
+    def subject_embeds(self) -> Tensor | None:
         """The subject tokens (1, Q, D) of what is drawn: a weighted sum where it is a mixture."""
         parts = [weight * self._resident(name).embedding for name, weight in self._shelf.mixture.items()]
         return torch.stack(parts).sum(dim=0) if parts else None
 
-    def active_category(self) -> str:
+    def subject_category(self) -> str:
         """The word for what is drawn: that of the weightiest."""
         mixture = self._shelf.mixture
         return self._resident(max(mixture, key=mixture.__getitem__)).category if mixture else ""

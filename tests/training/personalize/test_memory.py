@@ -34,5 +34,5 @@ def test_what_each_way_needs() -> None:
     for gigabytes in (24, 16, 12, 8):
         assert estimate(fitted(TuneConfig(train="lora"), gigabytes)).total <= gigabytes
     assert estimate(fitted(TuneConfig(train="unet"), 24)).total <= 24
-    with pytest.raises(InputError, match="more than 8 GB of GPU memory: say --train lora"):
+    with pytest.raises(InputError, match="more than 8 GB of GPU memory: say --trainable lora"):
         fitted(TuneConfig(train="unet"), 8)

@@ -1,1 +1,1 @@
-"""One module a command: its flags, and the one function that it calls."""
+"""One module per command: its flags and the function that runs it."""

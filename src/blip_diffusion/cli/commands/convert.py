@@ -1,4 +1,4 @@
-"""`blip-diffusion convert`: from any layout to any."""
+"""`blip-diffusion convert`: convert a model or a tuned subject between layouts and precisions."""
 
 import argparse
 from pathlib import Path
@@ -6,31 +6,35 @@ from pathlib import Path
 from blip_diffusion.cli.flags import check_used
 from blip_diffusion.errors import InputError
 
-MODEL, SUBJECT = ("name", "category", "rank"), ("unet", "vae", "dtype")
-UNUSED = {"folder": MODEL, "lavis": MODEL, "subject": SUBJECT}
-"""What has no say in a layout."""
+MODEL_UNUSED, SUBJECT_UNUSED = ("name", "category", "rank"), ("unet", "vae", "dtype")
+UNUSED = {"folder": MODEL_UNUSED, "lavis": MODEL_UNUSED, "subject": SUBJECT_UNUSED}
+"""The layouts, with the flags that have no effect in each."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """What the command takes."""
+    """Add the command's flags."""
     parser.set_defaults(command=run)
-    parser.add_argument("model", help="mini, a folder, a hub id, LAVIS' folder or .tar.gz, or a .pth of its tuning")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where it is written")
     parser.add_argument(
-        "--to", choices=("folder", "lavis", "subject"), default="folder", help="layout (default: folder, ours)"
+        "model", help="mini, a folder, a hub id, a LAVIS folder or .tar.gz, or a .pth of LAVIS' fine-tuning"
     )
-    parser.add_argument("--base", metavar="MODEL", help="what LAVIS tuned from; or whose shapes its files have")
-    parser.add_argument("--unet", metavar="PATH", help="take the U-Net of a folder or a Stable Diffusion 1.5 file")
-    parser.add_argument("--vae", metavar="PATH", help="take the VAE of a folder or a Stable Diffusion 1.5 file")
-    parser.add_argument("--name", metavar="WORD", help="of the subject that LAVIS' tuning saved, for --to subject")
-    parser.add_argument("--category", metavar="WORD", help="what that subject is")
-    parser.add_argument("--rank", type=int, default=8, help="of the LoRA that keeps what was tuned; 0 for none (8)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder or file")
+    parser.add_argument(
+        "--to", choices=("folder", "lavis", "subject"), default="folder", help="output layout (default: folder)"
+    )
+    parser.add_argument("--base", metavar="MODEL", help="the model that was fine-tuned, or that has the same shapes")
+    parser.add_argument("--unet", metavar="PATH", help="take the U-Net from a folder or a Stable Diffusion 1.5 file")
+    parser.add_argument("--vae", metavar="PATH", help="take the VAE from a folder or a Stable Diffusion 1.5 file")
+    parser.add_argument("--name", metavar="WORD", help="name of the subject, with --to subject")
+    parser.add_argument("--category", metavar="WORD", help="what the subject is, with --to subject")
+    parser.add_argument(
+        "--rank", type=int, default=8, help="rank of the extracted LoRA, 0 for none, with --to subject (default: 8)"
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="precision of the weights")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Runs the command."""
-    check_used(arguments, add_flags, UNUSED[arguments.to], f"in --to {arguments.to}")
+    """Run the command."""
+    check_used(arguments, add_flags, UNUSED[arguments.to], f"with --to {arguments.to}")
     if arguments.to == "subject":
         _convert_subject(arguments)
         return
@@ -55,8 +59,8 @@ def _convert_subject(arguments: argparse.Namespace) -> None:
     from blip_diffusion.checkpoint.lora_extraction import convert_tuned
 
     if not (arguments.base and arguments.name and arguments.category):
-        raise InputError("A subject needs --base MODEL, which it was tuned from, --name WORD and --category WORD.")
-    kept = convert_tuned(
+        raise InputError("--to subject needs --base MODEL (the model that was fine-tuned), --name and --category.")
+    explained = convert_tuned(
         Path(arguments.model),
         arguments.base,
         arguments.out,
@@ -64,4 +68,4 @@ def _convert_subject(arguments: argparse.Namespace) -> None:
         category=arguments.category,
         rank=arguments.rank,
     )
-    print(f"{kept:.0%} of what was tuned in the U-Net is kept: {arguments.out}")
+    print(f"the LoRA explains {explained:.0%} of the U-Net's change: {arguments.out}")

@@ -1,4 +1,4 @@
-"""`blip-diffusion data build | sheet`: build the training world, and look at it."""
+"""`blip-diffusion data build | sheet`: build the training data and look at samples."""
 
 import argparse
 from math import inf
@@ -7,32 +7,35 @@ from pathlib import Path
 from blip_diffusion.cli.flags import check_used
 from blip_diffusion.errors import InputError
 
-MOST = 1000
-"""Samples on a page."""
-MOST_VIEWS = 24
-"""Sides of a solid: more would be closer together than they are shaken."""
+MAX_SAMPLES = 1000
+MAX_VIEWS = 24
+"""With more views their angles would be closer together than the random jitter."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The two commands of `data`."""
+    """Add the two subcommands of `data`."""
     parts = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    _build_flags(parts.add_parser("build", help="fetch the open packages and pack the world"))
-    _sheet_flags(parts.add_parser("sheet", help="draw a page of training samples with their captions"))
+    _build_flags(parts.add_parser("build", help="download the open packages and pack them into world.zip"))
+    _sheet_flags(parts.add_parser("sheet", help="write a grid of training samples with their captions"))
 
 
 def _build_flags(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_build)
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="gets world.zip, and cache/ with downloads"
+        "--out", type=Path, required=True, metavar="DIR", help="folder for world.zip, and cache/ with downloads"
     )
-    parser.add_argument("--sources", nargs="+", metavar="NAME", help="only these packages (default: all)")
-    parser.add_argument("--views", type=int, default=8, help="sides from which a solid is seen (default: 8)")
+    parser.add_argument("--sources", nargs="+", metavar="NAME", help="use only these packages (default: all)")
     parser.add_argument(
-        "--bench",
-        action="store_true",
-        help="make MiniBench of it too, in DIR/bench; a world.zip in DIR is taken as it is",
+        "--views", type=int, default=8, metavar="N", help="views rendered of each 3D object (default: 8)"
     )
-    parser.add_argument("--size-limit", type=float, default=40, metavar="MIB", help="of the packed world (default: 40)")
+    parser.add_argument(
+        "--benchmark",
+        action="store_true",
+        help="also build MiniBench in DIR/bench; an existing DIR/world.zip is used as it is",
+    )
+    parser.add_argument(
+        "--size-limit", type=float, default=40, metavar="MIB", help="largest size of world.zip (default: 40)"
+    )
 
 
 def _build(arguments: argparse.Namespace) -> None:
@@ -43,38 +46,40 @@ def _build(arguments: argparse.Namespace) -> None:
     from blip_diffusion.data.build.build import build
     from blip_diffusion.data.synthetic.assets import World
 
-    if not (arguments.bench and path.is_file()):
+    if not (arguments.benchmark and path.is_file()):
         path = build(arguments.out, sources=arguments.sources, views=arguments.views,
                      size_limit_mib=arguments.size_limit, progress=lambda line: print(line, flush=True))  # fmt: skip
         print(path)
-    if arguments.bench:
+    if arguments.benchmark:
         bench = build_bench(World.load(path), arguments.out / "bench")
         print(f"{arguments.out / 'bench'}: {len(bench.subjects)} subjects, {len(bench.asked)} prompts, {bench.digest}")
 
 
 def _check_build(arguments: argparse.Namespace, world: Path) -> None:
-    """Before an hour of work, not after it."""
+    """Raise `InputError` before an hour of work instead of after it."""
     from blip_diffusion.data.benchmarks.minibench import check_place
     from blip_diffusion.fileio import check_writable
 
     check_writable(arguments.out)
-    if not 1 <= arguments.views <= MOST_VIEWS:
-        raise InputError(f"--views is {arguments.views}: use a number from 1 to {MOST_VIEWS}.")
+    if not 1 <= arguments.views <= MAX_VIEWS:
+        raise InputError(f"--views is {arguments.views}: use a number from 1 to {MAX_VIEWS}.")
     if not 0 < arguments.size_limit < inf:
         raise InputError(f"--size-limit is {arguments.size_limit:g}: use a number above 0, in MiB.")
-    if arguments.bench:
+    if arguments.benchmark:
         check_place(arguments.out / "bench")
-    if arguments.bench and world.is_file():
+    if arguments.benchmark and world.is_file():
         unused = ("sources", "views", "size_limit")
-        check_used(arguments, _build_flags, unused, f"beside {world}, which is taken as it is")
+        check_used(arguments, _build_flags, unused, f"with the existing {world}")
 
 
 def _sheet_flags(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_sheet)
-    parser.add_argument("--world", type=Path, default=Path("world/world.zip"), metavar="FILE")
-    parser.add_argument("--out", type=Path, default=Path("samples.png"), metavar="PNG")
-    parser.add_argument("--count", type=int, default=24, help="samples on the page (default: 24)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--dataset", type=Path, default=Path("world/world.zip"), metavar="FILE", help="the training data"
+    )
+    parser.add_argument("--out", type=Path, default=Path("samples.png"), metavar="PNG", help="output file")
+    parser.add_argument("--num-images", type=int, default=24, metavar="N", help="samples in the grid (default: 24)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
 
 
 def _sheet(arguments: argparse.Namespace) -> None:
@@ -82,12 +87,13 @@ def _sheet(arguments: argparse.Namespace) -> None:
     from blip_diffusion.data.synthetic.pair_sampler import Composer, ComposerConfig, sheet
     from blip_diffusion.fileio import check_writable
 
-    if not 1 <= arguments.count <= MOST:
-        raise InputError(f"--count is {arguments.count}: use a number from 1 to {MOST}.")
+    if not 1 <= arguments.num_images <= MAX_SAMPLES:
+        raise InputError(f"--num-images is {arguments.num_images}: use a number from 1 to {MAX_SAMPLES}.")
     if arguments.out.suffix.lower() != ".png" or arguments.out.is_dir():
         raise InputError(f"--out {arguments.out} should be a file that ends in .png, as samples.png.")
     check_writable(arguments.out.parent)
-    composer = Composer(World.load(arguments.world), ComposerConfig(), batch_size=arguments.count, seed=arguments.seed)
+    world, size = World.load(arguments.dataset), arguments.num_images
+    composer = Composer(world, ComposerConfig(), batch_size=size, seed=arguments.seed)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     sheet(composer(0), arguments.out)
     print(arguments.out)

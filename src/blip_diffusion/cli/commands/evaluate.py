@@ -1,67 +1,86 @@
-"""`blip-diffusion evaluate`: generate the images of a benchmark, score them, and write a report."""
+"""`blip-diffusion evaluate`: generate a benchmark's images, score them, and write a report."""
 
 import argparse
 import sys
 from pathlib import Path
 
 from blip_diffusion.cli.flags import (
-    STEPS_HELP,
-    TRAIN_HELP,
-    TRAINED,
+    MODEL_HELP,
+    TRAIN_STEPS_HELP,
+    TRAINABLE,
+    TRAINABLE_HELP,
+    acceleration_flags,
     check_used,
     device_flags,
-    speed_flags,
-    steps_of,
+    parse_train_steps,
 )
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     parser.set_defaults(command=run)
-    parser.add_argument("--model", default="mini", help="mini (default), a folder, or a hub id")
+    parser.add_argument("--model", default="mini", help=MODEL_HELP)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the images and the report")
+    _benchmark_flags(parser)
+    _condition_flags(parser)
+    parser.add_argument("--steps", type=int, help="sampling steps (default: the model's)")
     parser.add_argument(
-        "--benchmark", default="mini", metavar="mini|dreambench|DIR",
-        help="mini (default), beside the dataset; dreambench, a checkout of it here; or a folder of its layout",
-    )  # fmt: skip
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the images and the report")
-    parser.add_argument(
-        "--condition", default="zero-shot",
-        help="zero-shot (default), tuned, no-subject, reference-copy, other-instance or ground-truth",
-    )  # fmt: skip
-    parser.add_argument("--trainable", choices=TRAINED, default="lora", help=f"{TRAIN_HELP}, for --condition tuned")
-    parser.add_argument("--tune-steps", default="auto", metavar="auto|N", help=f"{STEPS_HELP}, for --condition tuned")
-    parser.add_argument("--seeds", type=int, default=4, help="images per prompt (default: 4)")
-    parser.add_argument("--subjects", type=int, help="evaluate only this many subjects, spread over the benchmark")
-    parser.add_argument("--prompts", type=int, help="evaluate only this many prompts, spread over the benchmark")
-    parser.add_argument(
-        "--metrics", nargs="+", default=(), metavar="NAME[=MODEL]",
-        help="focus, lite2, text (default for MiniBench); dino, clip-b32 (default for others); clip-l14",
-    )  # fmt: skip
-    parser.add_argument(
-        "--dataset", type=Path, default=Path("world/world.zip"), metavar="FILE", help="the assets of MiniBench"
+        "--guidance-scale", type=float, help="weight of classifier-free guidance; 1 is off (default: the model's)"
     )
-    parser.add_argument("--steps", type=int, help="sampling steps (default: the model's own)")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images per batch (default: 16)")
     parser.add_argument(
-        "--guidance-scale", type=float, help="how strongly the prompt is followed (default: the model's own)"
+        "--shard", metavar="I/N", help="only generate part I of N; run once without --shard afterwards to score"
     )
-    parser.add_argument("--batch-size", type=int, default=16, help="images generated at once (default: 16)")
-    parser.add_argument(
-        "--shard", metavar="2/8", help="only generate the second of eight parts; score later, without it"
-    )
-    speed_flags(parser)
+    acceleration_flags(parser)
     device_flags(parser)
+
+
+def _benchmark_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--benchmark",
+        default="mini",
+        metavar="mini|dreambench|DIR",
+        help="mini (default): MiniBench, next to the dataset; dreambench: a checkout in ./dreambench; or a folder",
+    )
+    parser.add_argument(
+        "--dataset", type=Path, default=Path("world/world.zip"), metavar="FILE", help="the training data of MiniBench"
+    )
+    parser.add_argument("--seeds", type=int, default=4, metavar="N", help="images per subject and prompt (default: 4)")
+    parser.add_argument("--subjects", type=int, metavar="N", help="use N subjects, spread over the benchmark")
+    parser.add_argument("--prompts", type=int, metavar="N", help="use N prompts, spread over the benchmark")
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        default=(),
+        metavar="NAME[=MODEL]",
+        help="focus, lite2, text (default for MiniBench); dino, clip-b32 (default for others); clip-l14",
+    )
+
+
+def _condition_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--condition",
+        default="zero-shot",
+        help="zero-shot (default), tuned, or a baseline: reference-copy, other-instance, ground-truth, no-subject",
+    )
+    parser.add_argument(
+        "--trainable", choices=TRAINABLE, default="lora", help=f"{TRAINABLE_HELP}; with --condition tuned"
+    )
+    parser.add_argument(
+        "--train-steps", default="auto", metavar="auto|N", help=f"{TRAIN_STEPS_HELP}; with --condition tuned"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     if arguments.condition != "tuned":
-        check_used(arguments, add_flags, ("trainable", "tune_steps"), f"in --condition {arguments.condition}")
+        check_used(arguments, add_flags, ("trainable", "train_steps"), f"with --condition {arguments.condition}")
 
     from blip_diffusion.devices import device_of
     from blip_diffusion.evaluation.evaluate import EvalConfig, evaluate
     from blip_diffusion.evaluation.generators.cache import Shard
     from blip_diffusion.evaluation.reporting.markdown import markdown
-    from blip_diffusion.generation.run import dtype_of
+    from blip_diffusion.pipelines.presets import default_dtype
     from blip_diffusion.training.personalize.api import TuneConfig
 
     config = EvalConfig(
@@ -75,10 +94,10 @@ def run(arguments: argparse.Namespace) -> None:
         guidance_scale=arguments.guidance_scale,
         metrics=tuple(arguments.metrics),
         dataset=arguments.dataset,
-        dtype=arguments.dtype or dtype_of(arguments.preset, arguments.device),
+        dtype=arguments.dtype or default_dtype(arguments.preset, arguments.device),
         preset=arguments.preset or "",
         engine=arguments.engine,
-        tuning=TuneConfig(train=arguments.trainable, steps=steps_of(arguments.tune_steps, "--tune-steps")),
+        tuning=TuneConfig(train=arguments.trainable, steps=parse_train_steps(arguments.train_steps)),
     )
     report = evaluate(
         config,

@@ -1,4 +1,4 @@
-"""`blip-diffusion generate`: draw a subject in the scene that a sentence describes."""
+"""`blip-diffusion generate`: generate images of a subject in the scenes that prompts describe."""
 
 from __future__ import annotations
 
@@ -6,173 +6,195 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blip_diffusion.cli.flags import check_used, device_flags, said, speed_flags
+from blip_diffusion.cli.flags import (
+    MODEL_HELP,
+    RESIZE_MODES,
+    acceleration_flags,
+    changed_flags,
+    check_used,
+    device_flags,
+)
 from blip_diffusion.cli.startup import importing
 from blip_diffusion.errors import InputError
 
 if TYPE_CHECKING:
-    from blip_diffusion.generation.run import ControlOrder
+    from blip_diffusion.generation.request import ControlInput, GenerationRequest
 
-BESIDE_AGAIN = ("again", "command", "out", "sheet", "device", "model", "controlnet")
-"""What may be said with `--again`: where, and of which model and nets."""
+USED_BY_REPRODUCE = ("reproduce", "command", "out", "grid", "device", "model", "controlnet")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """What the command takes."""
+    """Add the command's flags."""
     parser.set_defaults(command=run)
+    parser.add_argument("prompt", nargs="*", default=[], help='one or more scenes, for example "on the beach"')
+    _subject_flags(parser)
+    parser.add_argument("--model", default=None, help=MODEL_HELP)
+    _output_flags(parser)
+    parser.add_argument("--steps", type=int, help="sampling steps (default: the model's)")
     parser.add_argument(
-        "prompt", nargs="*", default=[], help='the scene, for example "on the beach"; several make several pictures'
+        "--guidance-scale", type=float, help="weight of classifier-free guidance; 1 is off (default: the model's)"
     )
-    parser.add_argument("--reference", type=Path, metavar="FILE", help="the picture of the subject")
+    parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what should not appear")
+    parser.add_argument("--size", type=_size, metavar="PIXELS", help="image size: 512, or 768x512 for width and height")
+    _control_flags(parser)
+    acceleration_flags(parser)
+    device_flags(parser)
+
+
+def _subject_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--reference", type=Path, metavar="FILE", help="the reference image of the subject")
     parser.add_argument("--category", metavar="WORD", help="what the subject is, for example dog")
+    parser.add_argument(
+        "--target-category", metavar="WORD", help="what to generate the subject as (default: --category)"
+    )
+    parser.add_argument(
+        "--resize-mode", choices=RESIZE_MODES, default="crop", help="how the reference becomes square (default: crop)"
+    )
     parser.add_argument(
         "--subject",
         action="append",
         default=[],
         metavar="FILE[:WEIGHT]",
-        help="a tuned subject instead of a reference; several are mixed",
+        help="a tuned subject file instead of --reference; repeat to mix several",
     )
-    parser.add_argument("--target-category", metavar="WORD", help="what it shall be drawn as (default: the category)")
     parser.add_argument(
-        "--again",
-        type=Path,
-        metavar="PNG",
-        help="make the picture of this file once more; no prompt, no other flag of how",
+        "--reproduce", type=Path, metavar="PNG", help="regenerate the image in this PNG from its embedded settings"
     )
-    parser.add_argument("--model", default=None, help="mini (default), a folder, or a hub id")
-    parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="where pictures go (default: out)")
-    parser.add_argument("--count", type=int, default=1, help="pictures of each prompt (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="of the first picture; the others count up (default: 0)")
-    parser.add_argument("--steps", type=int, help="sampling steps (default: the model's own)")
-    parser.add_argument("--guidance", type=float, help="how strongly the prompt is followed (default: the model's own)")
-    parser.add_argument("--negative", default="", metavar="WORDS", help="what shall not be seen")
+
+
+def _output_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--size", type=_size, metavar="PIXELS", help="of the pictures: 512, or 768x512 (default: the model's own)"
+        "--out", type=Path, default=Path("out"), metavar="DIR", help="folder for the images (default: out)"
     )
+    parser.add_argument("--num-images", type=int, default=1, metavar="N", help="images per prompt (default: 1)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the first image; incremented for each next one (default: 0)"
+    )
+    parser.add_argument("--grid", type=Path, metavar="PNG", help="also write all images as one grid")
+
+
+def _control_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--control",
         action="append",
         default=[],
         metavar="KIND=FILE[:SCALE]",
-        help="keep the structure of a picture, for example canny=room.png:0.8; map=FILE is such a drawing already",
+        help="keep the structure of an image, for example canny=room.png:0.8; map=FILE is a ready-made control map",
     )
     parser.add_argument(
-        "--controlnet", action="append", default=[], metavar="KIND=MODEL", help="which ControlNet looks at it"
+        "--controlnet", action="append", default=[], metavar="KIND=MODEL", help="the ControlNet for a kind of control"
     )
-    parser.add_argument(
-        "--fit", choices=("crop", "squash", "pad"), default="crop", help="how the reference is cut square"
-    )
-    speed_flags(parser)
-    parser.add_argument("--sheet", type=Path, metavar="PNG", help="also draw all pictures on one page")
-    device_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Runs the command."""
-    if arguments.again is not None:
-        _check_again(arguments)
+    """Run the command."""
+    if arguments.reproduce is not None:
+        _check_reproduce(arguments)
     with importing():
-        import blip_diffusion.pipelines.pipeline  # noqa: F401  # which the service needs next
-        from blip_diffusion.generation import run as service
-        from blip_diffusion.generation.subject_refs import subject_order
-
-    if arguments.again is not None:
-        order = service.order_of(arguments.again, model=arguments.model, nets=_nets(arguments.controlnet))
-    else:
-        if not arguments.prompt or not (arguments.subject or (arguments.reference and arguments.category)):
-            raise InputError(
-                "Say a prompt, and --reference FILE with --category WORD or --subject FILE; "
-                "blip-diffusion generate --help tells more."
-            )
-        if arguments.subject and arguments.reference:
-            raise InputError("A tuned subject needs no reference: say --subject or --reference.")
-        if arguments.subject:
-            check_used(arguments, add_flags, ("fit",), "with --subject")
-        subjects = tuple(subject_order(*_weighted(text)) for text in arguments.subject)
-        category = arguments.category or max(subjects, key=lambda subject: subject.weight).category
-        order = service.Order(
-            prompts=tuple(arguments.prompt),
-            reference=service.reference_bytes(arguments.reference) if arguments.reference else subjects[0].picture,
-            category=category,
-            target_category=arguments.target_category or category,
-            subjects=subjects,
-            model=arguments.model or "mini",
-            count=arguments.count,
-            seed=arguments.seed,
-            steps=arguments.steps,
-            guidance=arguments.guidance,
-            negative=arguments.negative,
-            width=arguments.size and arguments.size[0],
-            height=arguments.size and arguments.size[1],
-            controls=_controls(arguments.control, _nets(arguments.controlnet)),
-            fit=arguments.fit,
-            preset=arguments.preset or "",
-            engine=arguments.engine,
-            dtype=arguments.dtype or service.dtype_of(arguments.preset, arguments.device),
-        )
-    for path in service.draw(order, arguments.out, device=arguments.device, sheet=arguments.sheet):
+        import blip_diffusion.pipelines.pipeline  # noqa: F401  # needed next, imported without the collector
+        from blip_diffusion.generation.run import run as generate
+    for path in generate(_request(arguments), arguments.out, device=arguments.device, grid=arguments.grid):
         print(path)
 
 
-def _check_again(arguments: argparse.Namespace) -> None:
-    """Raises `InputError` for what is asked beside `--again`: a picture's file says it all, so it would be dropped."""
-    dropped = [
-        "the prompt" if name == "prompt" else f"--{name.replace('_', '-')}"
-        for name in said(arguments, add_flags)
-        if name not in BESIDE_AGAIN
-    ]
-    if dropped:
+def _request(arguments: argparse.Namespace) -> GenerationRequest:
+    from blip_diffusion.generation.png_metadata import read_request
+    from blip_diffusion.generation.request import GenerationRequest, read_reference
+    from blip_diffusion.generation.subject_refs import subject_ref
+    from blip_diffusion.pipelines.presets import default_dtype
+
+    controlnets = _controlnets(arguments.controlnet)
+    if arguments.reproduce is not None:
+        return read_request(arguments.reproduce, model=arguments.model, controlnets=controlnets)
+    _check_subject(arguments)
+    subjects = tuple(subject_ref(*_path_and_number("--subject", text, "weight")) for text in arguments.subject)
+    category = arguments.category or max(subjects, key=lambda subject: subject.weight).category
+    return GenerationRequest(
+        prompts=tuple(arguments.prompt),
+        reference=read_reference(arguments.reference) if arguments.reference else subjects[0].thumbnail,
+        category=category,
+        target_category=arguments.target_category or category,
+        subjects=subjects,
+        model=arguments.model or "mini",
+        num_images=arguments.num_images,
+        seed=arguments.seed,
+        steps=arguments.steps,
+        guidance_scale=arguments.guidance_scale,
+        negative_prompt=arguments.negative_prompt,
+        width=arguments.size and arguments.size[0],
+        height=arguments.size and arguments.size[1],
+        controls=_controls(arguments.control, controlnets),
+        resize_mode=arguments.resize_mode,
+        preset=arguments.preset or "",
+        engine=arguments.engine,
+        dtype=arguments.dtype or default_dtype(arguments.preset, arguments.device),
+    )
+
+
+def _check_subject(arguments: argparse.Namespace) -> None:
+    """Raise `InputError` unless there is a prompt and exactly one source of the subject."""
+    if not (arguments.prompt and (arguments.subject or (arguments.reference and arguments.category))):
         raise InputError(
-            f"--again makes a picture as it was made before: leave out {', '.join(dropped)}, or leave out --again."
+            "A prompt, --reference FILE and --category WORD are needed, or a prompt and --subject FILE: "
+            "see blip-diffusion generate --help."
         )
+    if arguments.subject and arguments.reference:
+        raise InputError("--subject and --reference exclude each other: give one of them.")
+    if arguments.subject:
+        check_used(arguments, add_flags, ("resize_mode",), "with --subject")
 
 
-def _weighted(text: str) -> tuple[Path, float]:
-    """`rex.safetensors` or `rex.safetensors:0.3`."""
+def _check_reproduce(arguments: argparse.Namespace) -> None:
+    """Raise `InputError` for flags next to --reproduce that the PNG file decides."""
+    ignored = [
+        "the prompt" if name == "prompt" else f"--{name.replace('_', '-')}"
+        for name in changed_flags(arguments, add_flags)
+        if name not in USED_BY_REPRODUCE
+    ]
+    if ignored:
+        raise InputError(f"--reproduce takes all settings from the PNG: remove {', '.join(ignored)}, or --reproduce.")
+
+
+def _path_and_number(flag: str, text: str, name: str) -> tuple[Path, float]:
+    """Parse FILE or FILE:NUMBER; without a number it is 1."""
     if Path(text).is_file() or ":" not in text:
         return Path(text), 1.0
     path, number = text.rsplit(":", 1)
     try:
         return Path(path), float(number)
     except ValueError:
-        raise InputError(f"--subject {text} has the weight {number!r}: use a number, 0.5 is half of it.") from None
+        raise InputError(f"{flag} {text} has the {name} {number!r}: use a number, for example 0.5.") from None
 
 
 def _size(text: str) -> tuple[int, int]:
-    """Width and height."""
+    """Parse a width and height."""
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(side.isdecimal() for side in sides):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: use 512, or 768x512 for width and height")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: use 512, or 768x512 for width and height")
     return int(sides[0]), int(sides[-1])
 
 
-def _nets(named: list[str]) -> dict[str, str]:
-    """`--controlnet canny=FOLDER`, any number of them, one a kind."""
-    return dict(_pair("--controlnet", text) for text in named)
+def _controlnets(texts: list[str]) -> dict[str, str]:
+    """Parse `--controlnet canny=FOLDER`, at most one per kind."""
+    return dict(_pair("--controlnet", text, "MODEL") for text in texts)
 
 
-def _controls(asked: list[str], nets: dict[str, str]) -> tuple[ControlOrder, ...]:
-    """`--control canny=room.png:0.8`, any number of them, each with the net of its kind."""
-    from blip_diffusion.generation import run as service
+def _controls(texts: list[str], controlnets: dict[str, str]) -> tuple[ControlInput, ...]:
+    """Parse `--control canny=room.png:0.8` and compute the control maps."""
+    from blip_diffusion.generation.request import read_control
 
     controls = []
-    for text in asked:
-        kind, rest = _pair("--control", text)
-        path, scale = rest, 1.0
-        if not Path(rest).is_file() and ":" in rest:
-            path, number = rest.rsplit(":", 1)
-            try:
-                scale = float(number)
-            except ValueError:
-                raise InputError(f"--control {text} has the scale {number!r}: use a number, 1 is usual.") from None
-        controls.append(service.control_order(kind, Path(path), scale, nets.get(kind, "")))
-    for idle in nets.keys() - {control.kind for control in controls}:
-        raise InputError(f"--controlnet {idle} has nothing to look at: say --control {idle}=FILE.")
+    for text in texts:
+        kind, rest = _pair("--control", text, "FILE")
+        path, scale = _path_and_number("--control", rest, "scale")
+        controls.append(read_control(kind, path, scale, controlnets.get(kind, "")))
+    for unused in controlnets.keys() - {control.kind for control in controls}:
+        raise InputError(f"--controlnet {unused} has no effect: add --control {unused}=FILE.")
     return tuple(controls)
 
 
-def _pair(flag: str, text: str) -> tuple[str, str]:
+def _pair(flag: str, text: str, value: str) -> tuple[str, str]:
     kind, sign, rest = text.partition("=")
     if not (kind and sign and rest):
-        raise InputError(f"{flag} {text} can't be understood: write KIND={'FILE' if flag == '--control' else 'MODEL'}.")
+        raise InputError(f"{flag} {text} can't be parsed: write KIND={value}.")
     return kind, rest

@@ -1,27 +1,28 @@
-"""`blip-diffusion train`: train what a TOML file says."""
+"""`blip-diffusion train`: train a model from a TOML configuration."""
 
 import argparse
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """What the command takes."""
+    """Add the command's flags."""
     parser.set_defaults(command=run)
-    parser.add_argument("config", type=Path, metavar="CONFIG.toml")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/NAME-OF-CONFIG)")
+    parser.add_argument("config", type=Path, metavar="CONFIG.toml", help="what to train; see configs/")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME-OF-CONFIG)")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a value, for example train.steps=9"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a value, for example train.steps=9"
     )
-    parser.add_argument("--minutes", type=float, help="stop, save and export before this much time has passed")
-    parser.add_argument("--resume", metavar="latest|DIR", help="go on from a checkpoint")
+    parser.add_argument("--minutes", type=float, help="stop, save and export within this time")
+    parser.add_argument("--resume", metavar="latest|DIR", help="continue from a checkpoint")
     parser.add_argument(
-        "--score", action="store_true", help="wherever samples are drawn, score 24 pictures of MiniBench and log it"
+        "--eval-during-training", action="store_true", help="score 24 images of MiniBench whenever samples are made"
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Runs the command."""
+    """Run the command."""
     from blip_diffusion.training.pretrain import run as train
 
     folder = arguments.out or Path("runs") / arguments.config.stem
@@ -29,15 +30,14 @@ def run(arguments: argparse.Namespace) -> None:
     resume: bool | Literal["latest"] | Path = False
     if arguments.resume:
         resume = "latest" if arguments.resume == "latest" else Path(arguments.resume)
-    beside = []
-    if arguments.score:
+    hooks = []
+    if arguments.eval_during_training:
         from blip_diffusion.evaluation.callback import EvalCallback
 
-        beside.append(EvalCallback)
-    result = train(arguments.config, folder, overrides=overrides, resume=resume, beside=beside)
+        hooks.append(EvalCallback)
+    result = train(arguments.config, folder, overrides=overrides, resume=resume, beside=hooks)
     if result.stopped == "signal":
-        print(f"stopped after {result.step} steps, nothing exported; the same command with --resume latest goes on")
+        print(f"stopped after {result.step} steps, nothing exported; run it again with --resume latest to continue")
         raise KeyboardInterrupt
-    print(
-        f"{result.step} steps, {result.samples} samples, {result.seconds / 60:.1f} minutes ({result.stopped}): {folder}"
-    )
+    duration = timedelta(seconds=round(result.seconds))
+    print(f"{result.step} steps, {result.samples} samples, {duration} ({result.stopped}): {folder}")

@@ -1,59 +1,85 @@
-"""`blip-diffusion tune`: learn a subject of one's own from a few photos."""
+"""`blip-diffusion tune`: personalize a model for your subject from a few photos."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from blip_diffusion.cli.flags import STEPS_HELP, TRAIN_HELP, TRAINED, check_used, steps_of
+from blip_diffusion.cli.flags import (
+    MODEL_HELP,
+    RESIZE_MODES,
+    TRAIN_STEPS_HELP,
+    TRAINABLE,
+    TRAINABLE_HELP,
+    check_used,
+    parse_train_steps,
+)
 
 UNUSED = {
-    "few-shot": ("vectors", "train_text_encoder"),
-    "dreambooth": ("train", "vectors"),
-    "dreambooth-lora": ("train", "vectors"),
-    "textual-inversion": ("train", "train_text_encoder", "prior"),
+    "few-shot": ("num_vectors", "train_text_encoder"),
+    "dreambooth": ("trainable", "num_vectors"),
+    "dreambooth-lora": ("trainable", "num_vectors"),
+    "textual-inversion": ("trainable", "train_text_encoder", "num_class_images"),
 }
-"""The methods, and what has no say in each."""
+"""The methods, with the flags that have no effect in each."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """What the command takes."""
+    """Add the command's flags."""
     parser.set_defaults(command=run)
-    parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="pictures of the subject, or folders")
+    parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="photos of the subject, or folders")
     parser.add_argument("--category", required=True, metavar="WORD", help="what the subject is, for example dog")
-    parser.add_argument("--name", required=True, metavar="WORD", help="what it is called, for example rex")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where it is written (default: NAME.safetensors)")
-    parser.add_argument("--model", default="mini", help="mini (default), a folder, or a hub id")
-    parser.add_argument("--method", choices=UNUSED, default="few-shot", help="few-shot (default), or what it rivals")
-    parser.add_argument("--train", choices=TRAINED, default="lora", help=TRAIN_HELP)
-    parser.add_argument("--steps", default="auto", metavar="auto|N", help=STEPS_HELP)
+    parser.add_argument("--name", required=True, metavar="WORD", help="the subject's name, for example rex")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="output file (default: NAME.safetensors)")
+    parser.add_argument("--model", default="mini", help=MODEL_HELP)
+    parser.add_argument("--method", choices=UNUSED, default="few-shot", help="personalization method")
+    parser.add_argument("--trainable", choices=TRAINABLE, default="lora", help=TRAINABLE_HELP)
+    _photo_flags(parser)
+    _training_flags(parser)
+    parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto (default): a GPU if present")
     parser.add_argument(
-        "--masks", nargs="+", default=["auto"], metavar="MASK", help="auto (default), none, or a file for each photo"
+        "--gpu-memory-gb",
+        type=int,
+        choices=(24, 16, 12, 8),
+        metavar="GB",
+        help="choose settings that fit a GPU of 24, 16, 12 or 8 GB",
     )
-    parser.add_argument("--learning-rate", type=float, metavar="RATE", help="(default: the method's own)")
-    parser.add_argument("--batch", type=int, metavar="N", help="photos in a step (default: 3)")
-    parser.add_argument("--prior", type=int, default=0, metavar="N", help="pictures that keep the category as it was")
-    parser.add_argument("--train-text-encoder", action="store_true", help="DreamBooth's text encoder moves as well")
-    parser.add_argument("--vectors", type=int, default=1, metavar="N", help="of Textual Inversion's word (default: 1)")
-    parser.add_argument("--flip", action="store_true", help="learn from mirror images too; they spoil writing")
+    parser.add_argument("--resume", action="store_true", help="continue after an interruption")
+
+
+def _photo_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--fit", choices=("crop", "squash", "pad"), default="crop", help="how photos are cut square (default: crop)"
+        "--resize-mode", choices=RESIZE_MODES, default="crop", help="how photos become square (default: crop)"
     )
-    parser.add_argument("--scenes", nargs="+", metavar="PROMPT", help="two to four that --steps auto judges by")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
     parser.add_argument(
-        "--memory", type=int, choices=(24, 16, 12, 8), metavar="GB", help="fit a GPU of 24, 16, 12 or 8"
+        "--masks", nargs="+", default=["auto"], metavar="MASK", help="auto (default), none, or one file per photo"
     )
-    parser.add_argument("--resume", action="store_true", help="go on after an interruption")
+    parser.add_argument("--flip", action="store_true", help="also train on mirrored photos; not for subjects with text")
+
+
+def _training_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--train-steps", default="auto", metavar="auto|N", help=TRAIN_STEPS_HELP)
+    parser.add_argument("--learning-rate", type=float, metavar="RATE", help="(default: depends on the method)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="photos per training step (default: 3)")
+    parser.add_argument(
+        "--num-class-images", type=int, default=0, metavar="N", help="class images for prior preservation (default: 0)"
+    )
+    parser.add_argument("--train-text-encoder", action="store_true", help="train the text encoder too (dreambooth)")
+    parser.add_argument(
+        "--num-vectors", type=int, default=1, metavar="N", help="embedding vectors of textual-inversion (default: 1)"
+    )
+    parser.add_argument(
+        "--validation-prompts", nargs="+", metavar="PROMPT", help="two to four scenes for early stopping"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Runs the command."""
-    check_used(arguments, add_flags, UNUSED[arguments.method], f"in --method {arguments.method}")
-    if arguments.train == "embedding":
-        check_used(arguments, add_flags, ("prior",), "with --train embedding")
-    if arguments.steps != "auto":
-        check_used(arguments, add_flags, ("scenes",), f"with --steps {arguments.steps}")
+    """Run the command."""
+    check_used(arguments, add_flags, UNUSED[arguments.method], f"with --method {arguments.method}")
+    if arguments.trainable == "embedding":
+        check_used(arguments, add_flags, ("num_class_images",), "with --trainable embedding")
+    if arguments.train_steps != "auto":
+        check_used(arguments, add_flags, ("validation_prompts",), f"with --train-steps {arguments.train_steps}")
 
     from blip_diffusion.training.personalize.api import Tuned, tune
 
@@ -68,16 +94,20 @@ def run(arguments: argparse.Namespace) -> None:
         segmenter=_segmenter(arguments.masks),
         resume=arguments.resume,
     )
+    _print_result(tuned)
+
+
+def _print_result(tuned: Any) -> None:
     if tuned.result.stopped == "signal":
-        print(f"stopped after {tuned.step} steps; the same command with --resume goes on")
+        print(f"stopped after {tuned.step} steps; run the same command with --resume to continue")
         raise KeyboardInterrupt
     print(f"{tuned.step} steps, {tuned.result.seconds:.0f} s of training: {tuned.out}")
     if tuned.scores and not tuned.step:
-        print("no step was better than none: the mean of the photos' embeddings was kept")
+        print("no training step improved the result: the mean of the photos' embeddings was saved")
     if tuned.scores:
-        print(f"what it looked like meanwhile: {tuned.folder / 'strip.png'}, {tuned.folder / 'curve.png'}")
+        print(f"samples and scores during training: {tuned.folder / 'strip.png'}, {tuned.folder / 'curve.png'}")
     if tuned.overfitted:
-        print("later steps ignored the prompt (overfitting), and were not kept")
+        print("later steps ignored the prompt (overfitting) and were discarded")
 
 
 def _config(arguments: argparse.Namespace) -> Any:
@@ -85,32 +115,33 @@ def _config(arguments: argparse.Namespace) -> Any:
     from blip_diffusion.training.personalize.early_stopping import ValidationConfig
     from blip_diffusion.training.personalize.memory import fitted
 
+    prompts = arguments.validation_prompts
     config = TuneConfig(
         method=arguments.method,
-        train=arguments.train,
-        steps=steps_of(arguments.steps, "--steps"),
+        train=arguments.trainable,
+        steps=parse_train_steps(arguments.train_steps),
         learning_rate=arguments.learning_rate,
         train_text_encoder=arguments.train_text_encoder,
-        vectors=arguments.vectors,
-        prior_images=arguments.prior,
+        vectors=arguments.num_vectors,
+        prior_images=arguments.num_class_images,
         flip=arguments.flip,
-        fit=arguments.fit,
+        fit=arguments.resize_mode,
         seed=arguments.seed,
         device=arguments.device,
-        batch_size=TuneConfig.batch_size if arguments.batch is None else arguments.batch,
-        validation=ValidationConfig(scenes=tuple(arguments.scenes)) if arguments.scenes else ValidationConfig(),
+        batch_size=TuneConfig.batch_size if arguments.batch_size is None else arguments.batch_size,
+        validation=ValidationConfig(scenes=tuple(prompts)) if prompts else ValidationConfig(),
     )
-    return config if arguments.memory is None else fitted(config, arguments.memory)
+    return config if arguments.gpu_memory_gb is None else fitted(config, arguments.gpu_memory_gb)
 
 
-def _masks(asked: list[str]) -> Any:
-    if asked in (["auto"], ["none"]):
-        return asked[0]
-    return [Path(path) for path in asked]
+def _masks(texts: list[str]) -> Any:
+    if texts in (["auto"], ["none"]):
+        return texts[0]
+    return [Path(path) for path in texts]
 
 
-def _segmenter(asked: list[str]) -> Any:
-    """Where masks are to be found, and the extra that finds them is installed."""
+def _segmenter(texts: list[str]) -> Any:
+    """Return the segmentation model if masks are automatic and its extra is installed."""
     from blip_diffusion.data.segmentation import saliency
 
-    return saliency() if asked == ["auto"] else None
+    return saliency() if texts == ["auto"] else None

@@ -142,14 +142,14 @@ def read_dreambench(folder: Path) -> Bench:
     if not folder.is_dir():
         raise DataError(
             f"There is no folder {folder} here: git clone https://github.com/google/dreambooth {folder}, "
-            "or give --bench its place."
+            "or give --benchmark its place."
         )
     bench = read_bench(folder, name="dreambench")
     found = len(bench.subjects), sum(len(subject.pictures) for subject in bench.subjects)
     if found != PUBLISHED:
         raise DataError(
             f"{folder} holds {found[0]} subjects and {found[1]} pictures, but DreamBench {PUBLISHED[0]} and "
-            f"{PUBLISHED[1]}: get it again, or say --bench ./{folder.name} to score by these alone."
+            f"{PUBLISHED[1]}: get it again, or say --benchmark ./{folder.name} to score by these alone."
         )
     return bench
 

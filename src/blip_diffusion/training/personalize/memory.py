@@ -82,7 +82,7 @@ def fitted(config: TuneConfig, gigabytes: int) -> TuneConfig:
         if estimate(tried).total <= gigabytes:
             return tried
     hint = "" if len(eight_bit) > 1 else ", or pip install bitsandbytes, whose 8-bit Adam takes a quarter"
-    raise InputError(f"This needs more than {gigabytes} GB of GPU memory: say --train lora{hint}.")
+    raise InputError(f"This needs more than {gigabytes} GB of GPU memory: say --trainable lora{hint}.")
 
 
 def _moving(unet: nn.Module, config: TuneConfig) -> list[nn.Parameter]:

@@ -1,0 +1,83 @@
+"""Write generated images: file names, collisions, metadata, and the grid of all images."""
+
+import io
+import itertools
+import re
+from pathlib import Path
+
+from PIL import Image, ImageOps, PngImagePlugin
+
+from blip_diffusion import images
+from blip_diffusion.errors import InputError
+from blip_diffusion.fileio import check_writable
+from blip_diffusion.generation.png_metadata import METADATA, encode, read_raw
+from blip_diffusion.generation.request import GenerationRequest
+
+MAX_NAME = 48
+
+
+def save_images(
+    request: GenerationRequest, results: list[Image.Image], jobs: list[tuple[str, int]], out: Path, taken: set[Path]
+) -> list[Path]:
+    """Write one PNG for each (prompt, seed), never over a file in `taken` or over a file of another request."""
+    paths: list[Path] = []
+    for image, (prompt, seed) in zip(results, jobs, strict=True):
+        metadata = encode(request, prompt=prompt, seed=seed, num_images=1)
+        path = _free_path(out / f"{_slug(prompt)}-{seed}.png", metadata, taken.union(paths))
+        _save(image, path, metadata)
+        paths.append(path)
+    return paths
+
+
+def save_grid(request: GenerationRequest, results: list[Image.Image], path: Path, taken: set[Path]) -> Path:
+    """Write the grid of all images of a request and return its path."""
+    metadata = encode(request)
+    path = _free_path(path, metadata, taken)
+    _save(_grid(request, results), path, metadata, flag="--grid")
+    return path
+
+
+def check_grid_path(path: Path) -> None:
+    """Raise `InputError` if the grid cannot be written there. Called before anything is generated."""
+    check_writable(path.parent, flag="--grid")
+    if path.suffix.lower() != ".png" or path.is_dir():
+        raise InputError(f"--grid {path} should be a file that ends in .png, as grid.png.")
+    if path.exists() and read_raw(path) is None:
+        raise InputError(f"--grid {path} exists and was not made by blip-diffusion: choose another name.")
+
+
+def _free_path(path: Path, metadata: str, taken: set[Path]) -> Path:
+    """Return `path`, or with _2, _3 … added, the first that belongs to no other request."""
+    others = (path.with_stem(f"{path.stem}_{number}") for number in itertools.count(2))
+    return next(
+        candidate
+        for candidate in itertools.chain([path], others)
+        if candidate not in taken and (not candidate.exists() or read_raw(candidate) == metadata)
+    )
+
+
+def _save(image: Image.Image, path: Path, metadata: str, *, flag: str = "--out") -> None:
+    information = PngImagePlugin.PngInfo()
+    information.add_text(METADATA, metadata)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path, "PNG", pnginfo=information)
+    except OSError as error:
+        raise InputError(f"{path} can't be written ({error.strerror or error}): choose another {flag}.") from error
+
+
+def _slug(prompt: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:MAX_NAME] or "image"
+
+
+def _grid(request: GenerationRequest, results: list[Image.Image]) -> Image.Image:
+    """Place the reference at the left, one column per prompt, one row per seed."""
+    reference = images.as_rgb(images.open_picture(io.BytesIO(request.reference)))
+    first = ImageOps.pad(reference, results[0].size, color="white")
+    if results[0].width == results[0].height:
+        first = images.fit_square(reference, results[0].width, request.resize_mode)
+    blank = Image.new("RGB", first.size, "white")
+    cells = []
+    for copy in range(request.num_images):
+        cells += [first if copy == 0 else blank, *results[copy :: request.num_images]]
+    return images.grid(cells, len(request.prompts) + 1)

@@ -1,0 +1,137 @@
+"""The generation settings inside a PNG file: written as JSON, read back as untrusted input."""
+
+import base64
+import dataclasses
+import io
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, cast
+
+from PIL import Image
+
+from blip_diffusion import __version__, images
+from blip_diffusion.errors import InputError
+from blip_diffusion.fileio import path_exists, sha256_of
+from blip_diffusion.generation.request import CONTROLNETS, GenerationRequest
+
+METADATA = "blip-diffusion"
+"""Name of the PNG text chunk."""
+OLD_NAMES = {"count": "num_images", "guidance": "guidance_scale", "negative": "negative_prompt", "fit": "resize_mode"}
+OLD_CONTROL_NAMES = {"picture": "image", "net": "controlnet"}
+"""Keys that versions before 0.5 wrote."""
+
+
+def encode(request: GenerationRequest, **one_image: Any) -> str:
+    """Encode a request as JSON; with `prompt`, `seed` and `num_images`, that of one of its images."""
+    table = dataclasses.asdict(request) | {"version": __version__}
+    table["reference"] = base64.b64encode(request.reference).decode()
+    table["controls"] = [{**one, "image": base64.b64encode(one["image"]).decode()} for one in table["controls"]]
+    table["subjects"] = [{name: v for name, v in one.items() if name != "thumbnail"} for one in table["subjects"]]
+    table["reference_sha256"] = sha256_of(request.reference)
+    if one_image:
+        del table["prompts"]
+    return json.dumps(table | one_image, sort_keys=True)
+
+
+def read_raw(path: Path) -> str | None:
+    """Return the JSON in an image file; `None` if there is none."""
+    try:
+        with Image.open(path) as image:
+            return cast(str | None, image.info.get(METADATA))
+    except Exception:  # on a damaged file, Pillow raises whatever it trips over
+        return None
+
+
+def read_request(
+    path: Path, *, model: str | None = None, controlnets: Mapping[str, str] = MappingProxyType({})
+) -> GenerationRequest:
+    """Read the request that made a PNG file.
+
+    The file is untrusted input: values are type-checked, embedded images are validated, and nothing is downloaded
+    because the file names it.
+
+    Args:
+        path: An image or a grid that `run` wrote, of this or an earlier version.
+        model: Use this model instead of the one that the file names.
+        controlnets: Use these ControlNets, by kind of control.
+
+    Returns:
+        The request of that one image; of a grid, of all its images.
+
+    Raises:
+        InputError: If the file holds no valid request, or names a model or ControlNet that is not on this machine.
+
+    Example:
+        >>> request = read_request(Path("out/on-the-beach-0.png"))
+        >>> run(request, Path("again"))
+    """
+    from blip_diffusion import config  # imported here: no other part of a generation needs it
+
+    try:
+        with Image.open(path) as image:
+            table = json.loads(image.info[METADATA])
+        request = config.build(GenerationRequest, _fields(table))
+        version = str(table.get("version"))[:20]
+    except FileNotFoundError as error:
+        raise InputError(f"There is no image at {path}: check the path.") from error
+    except Exception as error:  # on a damaged file, Pillow raises whatever it trips over
+        raise InputError(f"{path} holds no generation settings: only PNG files of blip-diffusion do.") from error
+    if version != __version__:
+        warnings.warn(
+            f"{path} was made by blip-diffusion {version}, this is {__version__}: presets and mini may have changed, "
+            "and the image with them.",
+            stacklevel=2,
+        )
+    return _resolve(request, model, controlnets)
+
+
+def _fields(table: dict[str, Any]) -> dict[str, Any]:
+    """Return a request's fields by their present names; unknown keys are dropped."""
+    table = _renamed(table, OLD_NAMES)
+    names = {field.name for field in dataclasses.fields(GenerationRequest)}
+    known = {name: value for name, value in table.items() if name in names}
+    known["reference"] = _decode_image(table["reference"])
+    if "prompt" in table:  # else it is a grid, which holds all prompts
+        known |= {"prompts": [table["prompt"]], "num_images": 1}
+    controls = [_renamed(one, OLD_CONTROL_NAMES) for one in table.get("controls", ())]
+    known["controls"] = [{**one, "image": _decode_image(one["image"])} for one in controls]
+    known["subjects"] = [{**one, "thumbnail": b""} for one in table.get("subjects", ())]
+    if "size" in table:  # version 0.1
+        known |= {"width": table["size"], "height": table["size"]}
+    return known
+
+
+def _renamed(table: dict[str, Any], old_names: dict[str, str]) -> dict[str, Any]:
+    return {old_names.get(name, name): value for name, value in table.items()}
+
+
+def _decode_image(text: str) -> bytes:
+    """Decode an embedded PNG and validate it."""
+    png = base64.b64decode(text)
+    images.open_picture(io.BytesIO(png))
+    return png
+
+
+def _resolve(request: GenerationRequest, model: str | None, controlnets: Mapping[str, str]) -> GenerationRequest:
+    """Apply the caller's model and ControlNets; whatever the file names itself must be local or well known."""
+    if model is None and request.model != "mini" and not path_exists(Path(request.model), Path.is_dir):
+        raise InputError(
+            f"The image was made by {request.model!r}, which isn't here: add --model {request.model!r} to download it, "
+            "or give its place."
+        )
+    for control in request.controls:
+        known = control.kind in controlnets or control.controlnet in ("", *CONTROLNETS.values())
+        if not known and not path_exists(Path(control.controlnet)):
+            raise InputError(
+                f"The image was made with the ControlNet {control.controlnet!r}, which isn't here: add --controlnet "
+                f"{control.kind}={control.controlnet!r} to download it, or give its place."
+            )
+    for unused in controlnets.keys() - {control.kind for control in request.controls}:
+        raise InputError(f"--controlnet {unused} has no effect: the image was made without --control {unused}.")
+    controls = tuple(
+        dataclasses.replace(one, controlnet=controlnets.get(one.kind, one.controlnet)) for one in request.controls
+    )
+    return dataclasses.replace(request, model=model or request.model, controls=controls)

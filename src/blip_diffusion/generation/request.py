@@ -1,0 +1,159 @@
+"""What to generate: one validated, self-contained object, whichever interface made it."""
+
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+
+from blip_diffusion import images
+from blip_diffusion.annotators import annotate
+from blip_diffusion.errors import InputError
+from blip_diffusion.generation.subject_refs import SubjectRef
+from blip_diffusion.pipelines.presets import Dtype, Engine, get_preset
+
+MAX_IMAGES, MAX_STEPS = 1000, 1000
+REFERENCE_SIDE, CONTROL_SIDE = 512, 1024
+"""Longest allowed short side in pixels: larger images are scaled down."""
+
+CONTROLNETS = {
+    **{kind: f"lllyasviel/sd-controlnet-{kind}" for kind in ("canny", "depth", "hed", "openpose")},
+    "normal": "lllyasviel/control_v11p_sd15_normalbae",  # sd-controlnet-normal reads MiDaS normals, not NormalBae's
+}
+"""ControlNets of Stable Diffusion 1.5 for the maps that `annotators` makes, by kind."""
+
+
+@dataclass(frozen=True)
+class ControlInput:
+    """A control map and the ControlNet that reads it.
+
+    Args:
+        kind: One of `annotators.KINDS`.
+        image: The control map as PNG bytes.
+        scale: Conditioning scale; 1 is usual.
+        controlnet: A folder, a file, or a hub id. Empty: the model's ControlNet for edges and ready-made maps, else the
+            one in `CONTROLNETS`.
+
+    Raises:
+        InputError: If `scale` is not finite.
+    """
+
+    kind: str
+    image: bytes
+    scale: float = 1.0
+    controlnet: str = ""
+
+    def __post_init__(self) -> None:
+        if not isfinite(self.scale):
+            raise InputError(f"The scale of --control {self.kind} is {self.scale}: use a number, 1 is usual.")
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """Everything that determines the generated images. It is stored in each PNG file.
+
+    Args:
+        prompts: One scene each, not empty.
+        reference: The reference image as PNG bytes. With `subjects` it is only shown in the grid.
+        category: What the subject is, for example "dog".
+        target_category: What to generate it as; usually equal to `category`.
+        model: "mini", a folder, or a hub id.
+        num_images: Images per prompt, 1 to 1000.
+        seed: Seed of the first image of each prompt; incremented for each next one.
+        steps: Sampling steps, 1 to 1000. `None`: the model's default.
+        guidance_scale: Weight of classifier-free guidance, 0 to 100; up to 1 switches it off. `None`: the model's
+            default.
+        negative_prompt: What should not appear.
+        width: In pixels. `None`: the model's default.
+        height: In pixels. `None`: the model's default.
+        controls: Control maps with their ControlNets.
+        subjects: Tuned subjects; they replace the reference.
+        resize_mode: How the reference becomes square: "crop", "squash" or "pad".
+        dtype: Precision of all weights.
+        preset: "exact", "fast", "turbo", or empty for none.
+        engine: Backend that runs the networks: "torch", "compiled" or "openvino".
+
+    Raises:
+        InputError: If a value is empty or out of range, or the preset is unknown.
+
+    Example:
+        >>> reference = read_reference(Path("examples/dog.png"))
+        >>> request = GenerationRequest(("on the beach",), reference, "dog", "dog", num_images=4)
+        >>> run(request, Path("out"))
+    """
+
+    prompts: tuple[str, ...]
+    reference: bytes
+    category: str
+    target_category: str
+    model: str = "mini"
+    num_images: int = 1
+    seed: int = 0
+    steps: int | None = None
+    guidance_scale: float | None = None
+    negative_prompt: str = ""
+    width: int | None = None
+    height: int | None = None
+    controls: tuple[ControlInput, ...] = ()
+    subjects: tuple[SubjectRef, ...] = ()
+    resize_mode: Literal["crop", "squash", "pad"] = "crop"
+    dtype: Dtype = "float32"
+    preset: str = ""
+    engine: Engine = "torch"
+
+    def __post_init__(self) -> None:
+        if self.preset:
+            get_preset(self.preset)
+        if not self.prompts or any(not prompt.strip() for prompt in self.prompts):
+            raise InputError("The prompt is empty: describe the scene, for example on the beach.")
+        if not self.category.strip() or not self.target_category.strip():
+            raise InputError("The category is empty: name what the subject is, for example dog.")
+        _check_range("--num-images", self.num_images, MAX_IMAGES)
+        _check_range("--steps", self.steps, MAX_STEPS)
+        if self.seed < 0 or self.seed + self.num_images > 2**63:
+            raise InputError(f"--seed is {self.seed}: use a number from 0 to 2^63.")
+        if self.guidance_scale is not None and not 0 <= self.guidance_scale <= 100:
+            raise InputError(f"--guidance-scale is {self.guidance_scale}: use a number from 0 to 100.")
+
+
+def read_reference(path: Path) -> bytes:
+    """Read a reference image for a request.
+
+    Args:
+        path: An image file.
+
+    Returns:
+        Upright RGB as PNG bytes, the short side at most 512 pixels.
+
+    Raises:
+        InputError: If the file is missing, damaged, or not an image.
+    """
+    return images.png_bytes(_at_most(images.open_picture(path), REFERENCE_SIDE))
+
+
+def read_control(kind: str, path: Path, scale: float = 1.0, controlnet: str = "") -> ControlInput:
+    """Read an image file and compute its control map.
+
+    Args:
+        kind: One of `annotators.KINDS`.
+        path: An image file.
+        scale: Conditioning scale.
+        controlnet: See `ControlInput`.
+
+    Raises:
+        InputError: If the kind is unknown, its extra is not installed, or the file is not an image.
+    """
+    source = _at_most(images.open_picture(path), CONTROL_SIDE)
+    return ControlInput(kind, images.png_bytes(annotate(source, kind)), scale, controlnet)
+
+
+def _check_range(flag: str, value: int | None, highest: int) -> None:
+    if value is not None and not 1 <= value <= highest:
+        raise InputError(f"{flag} is {value}: use a number from 1 to {highest}.")
+
+
+def _at_most(image: Image.Image, side: int) -> Image.Image:
+    """Scale down until the short side is at most `side` pixels."""
+    scale = min(1.0, side / min(image.size))
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
