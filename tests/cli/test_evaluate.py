@@ -23,7 +23,7 @@ Run = Callable[..., int]
 @pytest.fixture(scope="module")
 def world_folder(bench_folder: Path) -> Path:  # noqa: F811
     """A world and, made by the command, its MiniBench."""
-    assert main(["data", "build", "--bench", "--out", str(bench_folder)]) == 0
+    assert main(["data", "build", "--benchmark", "--out", str(bench_folder)]) == 0
     return bench_folder
 
 

@@ -110,7 +110,7 @@ def minibench_folder(dataset: Path) -> Path:
     folder = dataset.parent / "bench"
     if not folder.is_dir():
         raise DataError(
-            f"There is no MiniBench at {folder}: make it with `blip-diffusion data build --bench --out "
+            f"There is no MiniBench at {folder}: make it with `blip-diffusion data build --benchmark --out "
             f"{dataset.parent}`."
         )
     return folder
@@ -121,10 +121,12 @@ def check_made_of(bench: Bench, world: World, folder: Path) -> None:
     if fingerprint(world) != bench.world:
         raise DataError(
             f"{folder} was made of another world than the one given: make it again with `blip-diffusion data build "
-            "--bench`, or name its own --dataset."
+            "--benchmark`, or name its own --dataset."
         )
     if unknown := unknown_to(world, bench):
-        raise DataError(f"{folder} needs {unknown}, which its world lacks: make it again with `data build --bench`.")
+        raise DataError(
+            f"{folder} needs {unknown}, which its world lacks: make it again with `data build --benchmark`."
+        )
 
 
 def run_settings(
