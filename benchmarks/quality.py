@@ -88,7 +88,7 @@ def draw(model: str, preset: Preset, asked: Questions, *, first: int = 0) -> tup
     pipe = BlipDiffusionPipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
     pipe.set_preset(preset)
-    references = images.to_pictures(asked.references)
+    references = images.to_pil(asked.references)
     parts, busy = [], time.process_time()
     for at in range(0, len(references), 8):
         some = slice(at, at + 8)

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from blip_diffusion.checkpoint.components import ASSETS, bert_tokenizer
 from blip_diffusion.checkpoint.diffusers_export import save_lora
 from blip_diffusion.checkpoint.lavis import clip_tokenizer, published_scheduler
-from blip_diffusion.checkpoint.lora import THROUGHOUT
+from blip_diffusion.checkpoint.lora import ALL_UNET_LAYERS
 from blip_diffusion.checkpoint.model_folder import CONSISTENCY_LORA, save_model
 from blip_diffusion.model import BlipDiffusion, ModelConfig, ReferenceConfig, build_subject_encoder, build_text_encoder
 from blip_diffusion.modules.image_encoder import ImageEncoderConfig
@@ -58,7 +58,7 @@ def build(name: str, folder: Path) -> Path:
     save_model(model, folder)
     _write_words(folder)
     AutoencoderTiny(latent_channels=latent_shape(name)[0]).save_pretrained(folder / TINY_VAE)
-    add_lora(model.unet, RANKS[name], THROUGHOUT)
+    add_lora(model.unet, RANKS[name], ALL_UNET_LAYERS)
     save_lora(folder / CONSISTENCY_LORA, lora_state(model.unet), {}, rank=RANKS[name])
     return folder
 

@@ -25,17 +25,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from blip_diffusion import config as configuration
 from blip_diffusion.checkpoint.components import ASSETS
-from blip_diffusion.checkpoint.model_folder import read_parts, whole
+from blip_diffusion.checkpoint.model_folder import assemble, read_parts
 from blip_diffusion.data.photos import read_photos
-from blip_diffusion.data.synthetic.assets import World
-from blip_diffusion.data.synthetic.pair_sampler import Composer
-from blip_diffusion.data.synthetic.tokenizers import world_sentences
+from blip_diffusion.data.synthetic.assets import AssetLibrary
+from blip_diffusion.data.synthetic.pair_sampler import PairSampler
+from blip_diffusion.data.synthetic.tokenizers import tokenizer_corpus
 from blip_diffusion.training.ema import Ema
 from blip_diffusion.training.objective import StepContext
-from blip_diffusion.training.optim import OptimConfig, adamw, freeze_the_rest
+from blip_diffusion.training.optim import OptimConfig, adamw, set_trainable
 from blip_diffusion.training.personalize.api import TuneConfig, prepare
-from blip_diffusion.training.pretrain import METHODS, Material, RunConfig
-from blip_diffusion.training.trainer import TrainConfig, attention_on, placed, precision_on
+from blip_diffusion.training.pretrain import OBJECTIVES, BuildContext, RunConfig
+from blip_diffusion.training.trainer import TrainConfig, accelerate_precision, sdpa_backend, to_training_mode
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs" / "mini"
@@ -52,19 +52,19 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     flags = parser.parse_args()
     able = ceiling(flags.threads)
-    world = World.load(flags.world)
-    with attention_on(CPU):
+    world = AssetLibrary.load(flags.world)
+    with sdpa_backend(CPU):
         for stage in flags.stages:
             lesson = Lesson(*(tuning() if stage == "tuning" else of_a_stage(stage, world)))
             print(f"\n{stage}\n" + measured(lesson, flags.steps, able), flush=True)
 
 
-def of_a_stage(stage: str, world: World) -> tuple[Any, Callable[[int], Any], TrainConfig]:
+def of_a_stage(stage: str, world: AssetLibrary) -> tuple[Any, Callable[[int], Any], TrainConfig]:
     """Its method, its batches, and how it is trained."""
     start = [] if stage == "autoencoder" else [str(ASSETS / "mini")]
-    config = configuration.build(RunConfig, configuration.read(CONFIGS / f"{stage}.toml", [f"model.start={start}"]))
-    composer = Composer(world, config.world.compose, batch_size=config.world.batch_size, seed=0)
-    method = METHODS[stage](Material(config, world_sentences(world), composer(0)["reference"]))
+    config = configuration.build(RunConfig, configuration.read(CONFIGS / f"{stage}.toml", [f"model.init_from={start}"]))
+    composer = PairSampler(world, config.data.synthetic, batch_size=config.data.batch_size, seed=0)
+    method = OBJECTIVES[stage](BuildContext(config, tokenizer_corpus(world), composer(0)["reference"]))
     return method, composer, config.train
 
 
@@ -72,7 +72,7 @@ def tuning() -> tuple[Any, Callable[[int], Any], TrainConfig]:
     """Few-shot tuning of a subject, as `blip-diffusion tune` does it."""
     folder = ASSETS / "mini"
     photos = read_photos([Image.open(ROOT / "examples" / "dog.png")] * 3, masks="auto")
-    lesson = prepare(whole(read_parts(folder), folder), photos, "dog", "rex", TuneConfig())
+    lesson = prepare(assemble(read_parts(folder), folder), photos, "dog", "rex", TuneConfig())
     config = TrainConfig(steps=1, optim=OptimConfig(lr=lesson.config.learning_rate or 0.0), ema_decay=0.0)
     return lesson.method, lesson.batches, config
 
@@ -81,12 +81,12 @@ class Lesson:
     """One stage's steps, and what each phase of them takes of the processor's time."""
 
     def __init__(self, method: Any, batches: Callable[[int], Any], config: TrainConfig) -> None:
-        self.method: Any = placed(method, CPU)
+        self.method: Any = to_training_mode(method, CPU)
         self.batches, self.config = batches, config
-        self.trainable = freeze_the_rest(self.method, self.method.parameter_groups())
+        self.trainable = set_trainable(self.method, self.method.parameter_groups())
         self.optimizer = adamw(self.method.parameter_groups(), config.optim)
         self.ema = Ema(self.trainable, config.ema_decay) if config.ema_decay else None
-        self.precision = precision_on(CPU, config)
+        self.precision = accelerate_precision(CPU, config)
         self.spent: dict[str, float] = defaultdict(float)
 
     @contextmanager
@@ -102,7 +102,7 @@ class Lesson:
         with self._phase("forward"), torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
             context = StepContext(number, torch.Generator().manual_seed(number))
             with torch.no_grad():
-                shared = self.method.share([batch], [context], lambda rows: rows)
+                shared = self.method.gather_step_context([batch], [context], lambda rows: rows)
             loss = self.method(batch, StepContext(number, torch.Generator().manual_seed(number), shared))["loss"]
         with self._phase("backward"):
             loss.backward()

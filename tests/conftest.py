@@ -14,11 +14,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
 
 from blip_diffusion.checkpoint.model_folder import Parts, save_model
 from blip_diffusion.data.batches import SubjectBatch
-from blip_diffusion.data.synthetic.assets import World
-from blip_diffusion.data.synthetic.pair_sampler import Composer, ComposerConfig, sentences
+from blip_diffusion.data.synthetic.assets import AssetLibrary
+from blip_diffusion.data.synthetic.pair_sampler import PairSampler, SyntheticConfig, sentences
 from blip_diffusion.model import BlipDiffusion, InferenceConfig
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
-from blip_diffusion.training.initialization import StartConfig, start_model
+from blip_diffusion.training.initialization import InitConfig, init_model
 
 WORLD = Path(__file__).parent / "fixtures" / "world.zip"
 INFERENCE = InferenceConfig(prompt_reps=1, num_inference_steps=3, guidance_scale=3.0, guidance_rescale=0.6)
@@ -31,19 +31,19 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def world() -> World:
+def world() -> AssetLibrary:
     """A small part of the real one: 58 pictures of subjects, seven scenes, each with some held out."""
-    return World.load(WORLD)
+    return AssetLibrary.load(WORLD)
 
 
 @pytest.fixture(scope="session")
-def batch(world: World) -> SubjectBatch:
+def batch(world: AssetLibrary) -> SubjectBatch:
     """Six pairs of the world, at the size of the tiny model."""
-    return Composer(world, ComposerConfig(size=32, canonical_size=16), batch_size=6, seed=1)(0)
+    return PairSampler(world, SyntheticConfig(size=32, object_crop_size=16), batch_size=6, seed=1)(0)
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(world: World, batch: SubjectBatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_folder(world: AssetLibrary, batch: SubjectBatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole model in the published layout, with the shapes `tiny` and weights that no one has trained."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     save_model(tiny_model(world, batch), folder)
@@ -98,9 +98,9 @@ def huge_png(tmp_path: Path) -> Callable[[int], Path]:
     return write
 
 
-def tiny_model(world: World, batch: SubjectBatch) -> BlipDiffusion:
+def tiny_model(world: AssetLibrary, batch: SubjectBatch) -> BlipDiffusion:
     """Weights large enough for every part to show in the picture; fresh ones hardly move it."""
-    model = start_model(Parts(), StartConfig("tiny", inference=INFERENCE), list(sentences(world)), batch["reference"])
+    model = init_model(Parts(), InitConfig("tiny", inference=INFERENCE), list(sentences(world)), batch["reference"])
     model.inference = INFERENCE
     with torch.no_grad():
         for part in (model.subject_encoder.qformer, model.subject_encoder.projection, model.text_encoder):

@@ -39,7 +39,7 @@ def test_exif_rotation(
 ) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture = images.open_picture(saved(arrow, tmp_path / "turned.png", exif=exif))
+    picture = images.open_image(saved(arrow, tmp_path / "turned.png", exif=exif))
     assert picture.size == size and picture.getpixel(red_at) == RED
 
 
@@ -50,31 +50,31 @@ def test_what_is_transparent_becomes_white(tmp_path: Path, mode: str) -> None:
     picture.paste((255, 0, 0, 255), (0, 0, 20, 10))
     if mode == "P":
         picture = picture.quantize(4)
-    read = images.open_picture(saved(picture.convert(mode), tmp_path / "clear.png"))
+    read = images.open_image(saved(picture.convert(mode), tmp_path / "clear.png"))
     assert read.mode == "RGB" and read.getpixel((10, 15)) == WHITE
     assert read.getpixel((10, 5)) == (RED if mode != "LA" else (76, 76, 76))
 
 
 def test_half_transparent_is_blended(tmp_path: Path) -> None:
     picture = Image.new("RGBA", (20, 20), (0, 0, 0, 127))
-    assert images.open_picture(saved(picture, tmp_path / "half.png")).getpixel((3, 3)) == (128, 128, 128)
+    assert images.open_image(saved(picture, tmp_path / "half.png")).getpixel((3, 3)) == (128, 128, 128)
 
 
 def test_a_transparent_colour(tmp_path: Path) -> None:
     picture = Image.new("RGB", (20, 20), RED)
     path = saved(picture, tmp_path / "keyed.png", transparency=RED)
-    assert images.open_picture(path).getpixel((3, 3)) == WHITE
+    assert images.open_image(path).getpixel((3, 3)) == WHITE
 
 
 def test_cmyk(tmp_path: Path) -> None:
     picture = Image.new("CMYK", (20, 20), (0, 255, 255, 0))
-    red, green, blue = images.open_picture(saved(picture, tmp_path / "print.jpg", quality=100)).getpixel((3, 3))
+    red, green, blue = images.open_image(saved(picture, tmp_path / "print.jpg", quality=100)).getpixel((3, 3))
     assert red > 240 and green < 15 and blue < 15
 
 
 def test_sixteen_bits(tmp_path: Path) -> None:
     grey = np.linspace(0, 65535, 400).astype(np.uint16).reshape(20, 20)
-    read = images.open_picture(saved(Image.fromarray(grey), tmp_path / "deep.png"))
+    read = images.open_image(saved(Image.fromarray(grey), tmp_path / "deep.png"))
     values = np.asarray(read)
     assert values.shape == (20, 20, 3)
     assert np.abs(values[..., 0] - grey / 257).max() <= 1
@@ -100,7 +100,7 @@ def test_the_scale_is_the_kinds(picture: np.ndarray, value: int) -> None:
 def test_grey(tmp_path: Path, mode: str) -> None:
     picture = Image.new(mode, (20, 20), 1 if mode == "1" else 200)
     value = 255 if mode == "1" else 200
-    assert images.open_picture(saved(picture, tmp_path / "grey.png")).getpixel((3, 3)) == (value,) * 3
+    assert images.open_image(saved(picture, tmp_path / "grey.png")).getpixel((3, 3)) == (value,) * 3
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals
@@ -118,10 +118,10 @@ def test_what_cannot_be_read(arrow: Image.Image, tmp_path: Path) -> None:
     empty.touch()
     for path in (text, cut, empty):
         with pytest.raises(InputError, match="not a picture that can be read"):
-            images.open_picture(path)
+            images.open_image(path)
     for path in (tmp_path / "nowhere.png", tmp_path):
         with pytest.raises(InputError, match="no picture at"):
-            images.open_picture(path)
+            images.open_image(path)
 
 
 @pytest.mark.parametrize("name", ["png", "jpg", "webp", "avif", "dds"])
@@ -136,7 +136,7 @@ def test_damage_is_never_anything_else_than_a_sentence(arrow: Image.Image, tmp_p
             data[place] = rng.integers(0, 256)
         path.write_bytes(bytes(data[: rng.integers(len(data) // 2, len(data) + 1)]))
         try:
-            assert images.open_picture(path).mode == "RGB"
+            assert images.open_image(path).mode == "RGB"
         except InputError as error:
             assert str(path) in str(error)
 
@@ -144,14 +144,14 @@ def test_damage_is_never_anything_else_than_a_sentence(arrow: Image.Image, tmp_p
 def test_sizes(tmp_path: Path) -> None:
     tiny = saved(Image.new("RGB", (1, 1)), tmp_path / "tiny.png")
     with pytest.raises(InputError, match=r"1 x 1 pixels: use one of at least 16 x 16"):
-        images.open_picture(tiny)
+        images.open_image(tiny)
 
 
 @pytest.mark.parametrize("side", [8_100, 14_200])
 def test_too_large(huge_png: Callable[[int], Path], side: int) -> None:
     """66 and 202 megapixels: before and after Pillow's own alarm. Neither is decoded."""
     with pytest.raises(InputError, match="at most 64 megapixels"):
-        images.open_picture(huge_png(side))
+        images.open_image(huge_png(side))
 
 
 def test_a_header_cut_short(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_header_cut_short(tmp_path: Path) -> None:
     path = tmp_path / "header.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sI", 4, b"IHDR", 0) + bytes(8))
     with pytest.raises(InputError, match="not a picture that can be read"):
-        images.open_picture(path)
+        images.open_image(path)
 
 
 # ------------------------------------------------------------------------------------------------------------ squares
@@ -202,12 +202,12 @@ def test_an_extreme_shape_costs_no_memory() -> None:
 def test_there_and_back(arrow: Image.Image) -> None:
     pixels = images.to_tensor([arrow, arrow])
     assert pixels.shape == (2, 3, 24, 40) and pixels.dtype == torch.float32 and pixels.max() == 1
-    assert [picture.tobytes() for picture in images.to_pictures(pixels)] == [arrow.tobytes()] * 2
+    assert [picture.tobytes() for picture in images.to_pil(pixels)] == [arrow.tobytes()] * 2
 
 
 def test_pictures_are_clamped_and_rounded() -> None:
     pixels = torch.tensor([-1.0, 0.5, 2.0]).view(1, 3, 1, 1)
-    assert images.to_pictures(pixels)[0].getpixel((0, 0)) == (0, 128, 255)
+    assert images.to_pil(pixels)[0].getpixel((0, 0)) == (0, 128, 255)
 
 
 def test_normalise() -> None:
@@ -222,6 +222,6 @@ def test_grid(arrow: Image.Image) -> None:
 
 
 def test_page_enlarges_the_small_columns() -> None:
-    page = images.page([torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 16, 16)])
+    page = images.column_page([torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 16, 16)])
     assert page.size == (34, 34)
     assert page.getpixel((15, 15)) == (0, 0, 0) and page.getpixel((20, 15)) == WHITE

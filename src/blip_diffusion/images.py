@@ -17,7 +17,7 @@ from torch import Tensor
 
 from blip_diffusion.errors import InputError
 
-Fit = Literal["crop", "squash", "pad"]
+ResizeMode = Literal["crop", "squash", "pad"]
 """`crop`: short side, then centre (the original's); `squash`: both sides (diffusers'); `pad`: the whole picture."""
 
 Source = str | Path | IO[bytes]
@@ -29,9 +29,9 @@ MIN_SIDE = 16
 MAX_PIXELS = 64_000_000
 
 
-def open_picture(source: Source) -> Image.Image:
+def open_image(source: Source) -> Image.Image:
     """A picture file as upright RGB on white. Raises `InputError` for what is missing, broken, tiny or huge."""
-    return read_picture(source, as_rgb)
+    return read_image(source, as_rgb)
 
 
 def png_bytes(picture: Image.Image) -> bytes:
@@ -41,7 +41,7 @@ def png_bytes(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def read_picture(source: Source, read: Callable[[Image.Image], Read]) -> Read:
+def read_image(source: Source, read: Callable[[Image.Image], Read]) -> Read:
     """What `read` makes of a picture file, under the same checks."""
     name = str(Path(source)) if isinstance(source, str | Path) else "The picture within"
     if isinstance(source, str | Path) and not Path(source).is_file():
@@ -99,7 +99,7 @@ def alpha_of(picture: Image.Image) -> Image.Image | None:
     return alpha if darkest != brightest else None
 
 
-def fit_square(picture: Image.Image, size: int, fit: Fit = "crop", *, bars: str = "white") -> Image.Image:
+def fit_square(picture: Image.Image, size: int, fit: ResizeMode = "crop", *, bars: str = "white") -> Image.Image:
     """A `size` x `size` picture, by bicubic resampling; `bars` is the colour of what `pad` adds."""
     match fit:
         case "squash":
@@ -122,13 +122,13 @@ def to_tensor(pictures: Sequence[Image.Image]) -> Tensor:
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous() / 255
 
 
-def to_pictures(pixels: Tensor) -> list[Image.Image]:
+def to_pil(pixels: Tensor) -> list[Image.Image]:
     """(B, 3, H, W) in [0, 1], clamped and rounded to 8 bit."""
     array = (pixels.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(picture) for picture in array]
 
 
-def as_seen(pixels: Tensor, side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def preprocess(pixels: Tensor, side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Pictures (B, 3, H, W) in [0, 1] as an image encoder takes them: (B, 3, S, S), normalised."""
     if pixels.shape[-2:] != (side, side):
         pixels = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
@@ -151,9 +151,9 @@ def grid(pictures: Sequence[Image.Image], columns: int, *, gap: int = 2) -> Imag
     return page
 
 
-def page(columns: Sequence[Tensor], *, gap: int = 2) -> Image.Image:
+def column_page(columns: Sequence[Tensor], *, gap: int = 2) -> Image.Image:
     """Columns of pictures, each (B, 3, H, W) in [0, 1], side by side; smaller ones are enlarged to the largest."""
     side = max(column.shape[-1] for column in columns)
     rows = [F.interpolate(column.float(), (side, side), mode="bilinear", antialias=True) for column in columns]
-    cells = [picture for row in zip(*map(to_pictures, rows), strict=True) for picture in row]
+    cells = [picture for row in zip(*map(to_pil, rows), strict=True) for picture in row]
     return grid(cells, len(columns), gap=gap)

@@ -18,10 +18,10 @@ from transformers import CLIPTextConfig
 
 from blip_diffusion.diffusion.guidance import Denoiser, unet_denoiser
 from blip_diffusion.diffusion.latents import LatentCodec
-from blip_diffusion.images import as_seen
+from blip_diffusion.images import preprocess
 from blip_diffusion.modules.image_encoder import ImageEncoder, ImageEncoderConfig
 from blip_diffusion.modules.projection import SubjectProjection
-from blip_diffusion.modules.qformer import Pattern, QFormer, QFormerConfig
+from blip_diffusion.modules.qformer import AttentionPattern, QFormer, QFormerConfig
 from blip_diffusion.modules.text_encoder import SubjectTextEncoder
 from blip_diffusion.prompts import Words, category_words, insert_position, prompt_ids
 
@@ -96,7 +96,7 @@ class SubjectEncoder(nn.Module):
     def forward(self, pixels: Tensor, words: Words) -> Tensor:
         """Normalised pixels (B, 3, S, S) and the words of their categories to subject tokens (B, Q, D)."""
         features = self.image_encoder(pixels)  # (B, N, V)
-        states = self.qformer(features, words.input_ids, words.attention_mask, Pattern.BIDIRECTIONAL)
+        states = self.qformer(features, words.input_ids, words.attention_mask, AttentionPattern.BIDIRECTIONAL)
         tokens: Tensor = self.projection(states.queries)  # (B, Q, D)
         return tokens
 
@@ -154,7 +154,7 @@ class BlipDiffusion(nn.Module):
         words = category_words(
             self.qformer_tokenizer, categories, limit=known.positions, vocabulary=known.vocabulary
         ).to(pixels.device)
-        pixels = as_seen(pixels, self.reference.size, self.reference.mean, self.reference.std)
+        pixels = preprocess(pixels, self.reference.size, self.reference.mean, self.reference.std)
         tokens: Tensor = self.subject_encoder(pixels.to(self.subject_encoder.dtype), words)
         return tokens
 

@@ -11,7 +11,7 @@ from blip_diffusion.diffusion.sampler import initial_noise, sample
 from blip_diffusion.model import BlipDiffusion
 
 
-class Personal(Protocol):
+class PersonalizedObjective(Protocol):
     """A method that learns one subject: it can say a scene with the subject in it."""
 
     model: BlipDiffusion
@@ -22,7 +22,7 @@ class Personal(Protocol):
 
 
 @torch.no_grad()
-def draw(
+def sample_images(
     model: BlipDiffusion,
     states: Tensor,
     seeds: Sequence[int],
@@ -53,11 +53,11 @@ def draw(
     return model.latents.decode(latents).float() if decoded else latents.float()
 
 
-def draw_scenes(method: Personal, scenes: Sequence[str], *, seeds: int, steps: int | None) -> Tensor:
+def sample_prompts(method: PersonalizedObjective, scenes: Sequence[str], *, seeds: int, steps: int | None) -> Tensor:
     """The subject in every scene, seed after seed (B, 3, H, W)."""
-    return draw(method.model, method.states(list(scenes) * seeds), scene_seeds(scenes, seeds), steps=steps)
+    return sample_images(method.model, method.states(list(scenes) * seeds), prompt_seeds(scenes, seeds), steps=steps)
 
 
-def scene_seeds(scenes: Sequence[str], seeds: int) -> list[int]:
+def prompt_seeds(scenes: Sequence[str], seeds: int) -> list[int]:
     """Of each picture: one for all scenes, so that what differs is what the words say."""
     return [seed for seed in range(seeds) for _ in scenes]

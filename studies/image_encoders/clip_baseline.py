@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blip_diffusion.data.synthetic.assets import World
-from blip_diffusion.data.synthetic.pair_sampler import Composer, ComposerConfig, sentences
+from blip_diffusion.data.synthetic.assets import AssetLibrary
+from blip_diffusion.data.synthetic.pair_sampler import PairSampler, SyntheticConfig, sentences
 from blip_diffusion.data.synthetic.tokenizers import prompt_tokenizer
 from blip_diffusion.errors import BlipDiffusionError
 from blip_diffusion.images import normalise
@@ -46,10 +46,12 @@ def loss_of(model: Any, tokenizer: Any, images: Tensor, captions: Sequence[str])
     return loss
 
 
-def train(world: World, *, minutes: float, batch: int = 64, size: int = 128, lr: float = 6e-4, seed: int = 0) -> Any:
+def train(
+    world: AssetLibrary, *, minutes: float, batch: int = 64, size: int = 128, lr: float = 6e-4, seed: int = 0
+) -> Any:
     """Train a CLIP on targets and captions of the training split for some minutes, with linear decay."""
     torch.manual_seed(seed)
-    compose = Composer(world, ComposerConfig(size=size), batch_size=batch, seed=seed)
+    compose = PairSampler(world, SyntheticConfig(size=size), batch_size=batch, seed=seed)
     tokenizer = prompt_tokenizer(sentences(world), WORDS, LONGEST)
     model = clip(size, words=len(tokenizer))
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.1)
@@ -77,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=64)
     flags = parser.parse_args(arguments)
     try:
-        model = train(World.load(flags.dataset), minutes=flags.minutes, batch=flags.batch)
+        model = train(AssetLibrary.load(flags.dataset), minutes=flags.minutes, batch=flags.batch)
     except BlipDiffusionError as error:
         print(f"Error: {error}")
         return 2

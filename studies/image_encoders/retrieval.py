@@ -20,9 +20,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from blip_diffusion.data.synthetic import backgrounds
-from blip_diffusion.data.synthetic.assets import World
-from blip_diffusion.data.synthetic.pair_sampler import Composer, ComposerConfig, Order
-from blip_diffusion.data.synthetic.prompt_templates import Request
+from blip_diffusion.data.synthetic.assets import AssetLibrary
+from blip_diffusion.data.synthetic.pair_sampler import PairSampler, PairSpec, SyntheticConfig
+from blip_diffusion.data.synthetic.prompt_templates import PromptSpec
 from blip_diffusion.errors import BlipDiffusionError, DataError
 from blip_diffusion.evaluation.features.dinov2_saliency import DinoV2Saliency
 from blip_diffusion.evaluation.features.preprocessing import masked_mean
@@ -65,12 +65,12 @@ class Result:
     found: dict[str, tuple[float, float]]
 
 
-def gallery(world: World, subjects: int, *, split: str | None = None, size: int = 128, seed: int = 0) -> Gallery:
+def gallery(world: AssetLibrary, subjects: int, *, split: str | None = None, size: int = 128, seed: int = 0) -> Gallery:
     """Images of subjects of a split (default: all), up to half of them solids.
 
     They stand before white, in two scenes, and in a third with another view, if there is one.
     """
-    composer = Composer(world, ComposerConfig(size=size), batch_size=1, seed=seed)
+    composer = PairSampler(world, SyntheticConfig(size=size), batch_size=1, seed=seed)
     rng = random.Random(f"gallery {seed}")
     chosen = _pairs(world, subjects, split, rng)
     batches = [_drawn(composer, [first for first, _ in chosen], rng, kind) for kind in (WHITE, SCENE, OTHER_SCENE)]
@@ -82,7 +82,7 @@ def gallery(world: World, subjects: int, *, split: str | None = None, size: int 
     )
 
 
-def _pairs(world: World, subjects: int, split: str | None, rng: random.Random) -> list[tuple[int, int]]:
+def _pairs(world: AssetLibrary, subjects: int, split: str | None, rng: random.Random) -> list[tuple[int, int]]:
     """Choose two rows of each subject: neighbouring views of a 3D subject, else the same row twice."""
     views: dict[str, list[int]] = {}
     for i, row in enumerate(world.cutouts):
@@ -98,7 +98,7 @@ def _pairs(world: World, subjects: int, split: str | None, rng: random.Random) -
     return [(views[name][0], views[name][1 if name in solids else 0]) for name in chosen]
 
 
-def _drawn(composer: Composer, rows: Sequence[int], rng: random.Random, kind: int) -> tuple[Tensor, Tensor]:
+def _drawn(composer: PairSampler, rows: Sequence[int], rng: random.Random, kind: int) -> tuple[Tensor, Tensor]:
     """Compose images (N, 3, S, S) of rows, and their masks (N, 1, S, S)."""
     images, masks = [], []
     for start in range(0, len(rows), 32):
@@ -109,9 +109,9 @@ def _drawn(composer: Composer, rows: Sequence[int], rng: random.Random, kind: in
     return torch.cat(images), torch.cat(masks)
 
 
-def _order(composer: Composer, row: int, rng: random.Random, kind: int) -> Order:
+def _order(composer: PairSampler, row: int, rng: random.Random, kind: int) -> PairSpec:
     behind = backgrounds.plain("white", rng) if kind == WHITE else composer.backdrop(rng)
-    return Order(row, row, Request(scene=behind.phrase), behind, behind)
+    return PairSpec(row, row, PromptSpec(scene=behind.phrase), behind, behind)
 
 
 @torch.no_grad()
@@ -238,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--clip", type=Path, metavar="FOLDER", help="what clip_baseline.py trained")
     flags = parser.parse_args(arguments)
     try:
-        world = World.load(flags.dataset)
+        world = AssetLibrary.load(flags.dataset)
         images = gallery(world, flags.subjects, split=flags.split)
         compared = [*towers(images.images[SCENE]), *([clip(flags.clip)] if flags.clip else [])]
         results = [result for tower in compared for result in retrieve(tower, images)]

@@ -23,21 +23,21 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from blip_diffusion.checkpoint.model_folder import find_model, read_parts, whole
+from blip_diffusion.checkpoint.model_folder import assemble, find_model, read_parts
 from blip_diffusion.checkpoint.subject_file import fingerprint
 from blip_diffusion.data.benchmarks.minibench import fingerprint as world_fingerprint
-from blip_diffusion.data.synthetic.assets import World
+from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.devices import device_of
 from blip_diffusion.errors import BlipDiffusionError
 from blip_diffusion.evaluation.features.dinov2_saliency import DinoV2Saliency
 from blip_diffusion.evaluation.features.efficientnet import EfficientNetLite2
 from blip_diffusion.evaluation.generators.cache import claim_output_dir
 from blip_diffusion.fileio import write_text
-from blip_diffusion.images import grid, to_pictures
+from blip_diffusion.images import grid, to_pil
 from blip_diffusion.model import BlipDiffusion
-from blip_diffusion.sampling import Personal, draw_scenes
-from blip_diffusion.training.objective import Method
-from blip_diffusion.training.personalize.api import Lesson, TuneConfig, prepare, run
+from blip_diffusion.sampling import PersonalizedObjective, sample_prompts
+from blip_diffusion.training.objective import Objective
+from blip_diffusion.training.personalize.api import TuneConfig, TuningJob, prepare, run
 from blip_diffusion.training.personalize.early_stopping import ValidationConfig
 from blip_diffusion.training.trainer import HookContext
 from studies.personalization_speed.report import (
@@ -115,27 +115,29 @@ class Experiment:
         ready = time.perf_counter() - began  # encoding photos, drawing class images: it belongs to the method
         curve: Curve = []
 
-        def add_point(method: Method, step: int, seconds: float) -> None:
+        def add_point(method: Objective, step: int, seconds: float) -> None:
             images = self._sample(method)
             curve.append(Point(step, ready + seconds, *self.scorer(subject, images)))
-            grid(to_pictures(images), len(images)).save(work / f"{step:05d}.png")
+            grid(to_pil(images), len(images)).save(work / f"{step:05d}.png")
 
         def hook(context: HookContext) -> None:
             if context.step in due:
-                add_point(context.method, context.step, context.seconds)
+                add_point(context.objective, context.step, context.seconds)
 
         due = scored_steps(self.config, settings.steps or 0)
-        add_point(lesson.method, 0, 0.0)
+        add_point(lesson.objective, 0, 0.0)
         _quiet_run(lesson, work / "run", hook)
         return curve
 
     @torch.no_grad()
-    def _sample(self, method: Method) -> Tensor:
+    def _sample(self, method: Objective) -> Tensor:
         config = self.config
-        return draw_scenes(cast(Personal, method), config.prompts, seeds=config.seeds, steps=config.sampling_steps)
+        return sample_prompts(
+            cast(PersonalizedObjective, method), config.prompts, seeds=config.seeds, steps=config.sampling_steps
+        )
 
 
-def _quiet_run(lesson: Lesson, folder: Path, hook: Callable[[HookContext], None]) -> None:
+def _quiet_run(lesson: TuningJob, folder: Path, hook: Callable[[HookContext], None]) -> None:
     """Run in a temporary folder. Raises `KeyboardInterrupt` if a signal ends it: no partial curve is kept."""
     shutil.rmtree(folder, ignore_errors=True)
     ended = run(lesson, folder, hook)
@@ -160,7 +162,7 @@ def search(
 
 def compare(
     load: Callable[[], BlipDiffusion],
-    world: World,
+    world: AssetLibrary,
     backbones: Backbones,
     config: SpeedupConfig,
     work: Path,
@@ -195,7 +197,11 @@ def compare(
 
 
 def _identity(
-    model: BlipDiffusion, world: World, backbones: Backbones, subjects: Sequence[EvalSubject], config: SpeedupConfig
+    model: BlipDiffusion,
+    world: AssetLibrary,
+    backbones: Backbones,
+    subjects: Sequence[EvalSubject],
+    config: SpeedupConfig,
 ) -> dict[str, Any]:
     """Return all that a curve depends on besides its candidate. The scorer depends on all subjects."""
     return {
@@ -248,11 +254,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = SpeedupConfig(**{key: value for key, value in vars(flags).items() if key in names})
         folder, device = find_model(flags.model), device_of("auto")
         backbones = build_backbones(flags.metric)
-        world = World.load(flags.dataset)
+        world = AssetLibrary.load(flags.dataset)
         chosen = [candidate for candidate in CANDIDATES if candidate.name in flags.methods]
         log = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
         outcome = compare(
-            lambda: whole(read_parts(folder), folder).to(device),
+            lambda: assemble(read_parts(folder), folder).to(device),
             world,
             backbones,
             config,

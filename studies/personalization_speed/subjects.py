@@ -9,18 +9,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from blip_diffusion.data.benchmarks.minibench import bench_composer, known_scenes, order_of
+from blip_diffusion.data.benchmarks.minibench import bench_sampler, known_scenes, order_of
 from blip_diffusion.data.photos import Photo
-from blip_diffusion.data.synthetic.assets import World
-from blip_diffusion.data.synthetic.pair_sampler import Composer
-from blip_diffusion.data.synthetic.prompt_templates import Request
+from blip_diffusion.data.synthetic.assets import AssetLibrary
+from blip_diffusion.data.synthetic.pair_sampler import PairSampler
+from blip_diffusion.data.synthetic.prompt_templates import PromptSpec
 from blip_diffusion.errors import DataError
 from blip_diffusion.evaluation.features.extractor import CachedFeatures, FeatureExtractor
 from blip_diffusion.evaluation.features.linear_probe import fit_classifier
 from blip_diffusion.evaluation.generators.model import autoencoder_reconstruction
 from blip_diffusion.evaluation.metrics.probe_data import ProbeSource, build_probe_data
 from blip_diffusion.evaluation.metrics.statistics import centred_cosine
-from blip_diffusion.images import to_pictures
+from blip_diffusion.images import to_pil
 from blip_diffusion.model import BlipDiffusion
 
 PHOTOS, VIEWS = 4, 4
@@ -42,7 +42,9 @@ class EvalSubject:
         return re.sub(r"[^\w-]+", "-", self.identity)
 
 
-def eval_subjects(world: World, count: int, prompts: Sequence[str] = (), *, size: int = 128) -> list[EvalSubject]:
+def eval_subjects(
+    world: AssetLibrary, count: int, prompts: Sequence[str] = (), *, size: int = 128
+) -> list[EvalSubject]:
     """Choose held-out subjects with enough views. Their photos show scenes other than those of `prompts`.
 
     Raises:
@@ -56,26 +58,26 @@ def eval_subjects(world: World, count: int, prompts: Sequence[str] = (), *, size
     if len(enough) < count:
         raise DataError(f"The world holds out {len(enough)} subjects of eight views: ask for at most that many.")
     chosen = random.Random("sitters").sample(enough, count)
-    composer, scenes = bench_composer(world, size), _other_scenes(world, prompts)
+    composer, scenes = bench_sampler(world, size), _other_scenes(world, prompts)
     return [_eval_subject(composer, identity, views[identity], scenes) for identity in chosen]
 
 
-def _other_scenes(world: World, prompts: Sequence[str]) -> list[str]:
+def _other_scenes(world: AssetLibrary, prompts: Sequence[str]) -> list[str]:
     found = [scene for scene in known_scenes(world) if scene not in prompts]
     if not found:
         raise DataError("The world has no scenes but those of the prompts: choose fewer prompts.")
     return found
 
 
-def _eval_subject(composer: Composer, identity: str, rows: Sequence[int], scenes: Sequence[str]) -> EvalSubject:
+def _eval_subject(composer: PairSampler, identity: str, rows: Sequence[int], scenes: Sequence[str]) -> EvalSubject:
     rng = random.Random(f"sitter {identity}")
     tuned, scored = rows[::2][:PHOTOS], rows[1::2][:VIEWS]  # every other view, so that both show all sides
     shown, kept = (
-        composer.compose([order_of(composer, row, Request(scene=rng.choice(scenes)), rng) for row in some], rng)
+        composer.compose([order_of(composer, row, PromptSpec(scene=rng.choice(scenes)), rng) for row in some], rng)
         for some in (tuned, scored)
     )
-    images = to_pictures(shown["target"])
-    masks = to_pictures(shown["target_alpha"].expand(-1, 3, -1, -1))
+    images = to_pil(shown["target"])
+    masks = to_pil(shown["target_alpha"].expand(-1, 3, -1, -1))
     photos = [
         Photo(f"{number}.png", image, mask.convert("L"))
         for number, (image, mask) in enumerate(zip(images, masks, strict=True))
@@ -112,7 +114,7 @@ class Scorer:
     def __init__(
         self,
         backbones: Backbones,
-        world: World,
+        world: AssetLibrary,
         model: BlipDiffusion,
         subjects: Sequence[EvalSubject],
         config: ScorerConfig,
@@ -125,7 +127,7 @@ class Scorer:
         data = build_probe_data(source, each=config.probe_images, scenes=config.prompts)
         labels = [request.scene for request in data.requests]
         self.scene = fit_classifier(CachedFeatures(backbones.scene).of_images(data.images), labels)
-        views = [self._features(to_pictures(reconstruct(subject.views))) for subject in subjects]
+        views = [self._features(to_pil(reconstruct(subject.views))) for subject in subjects]
         self.centre = torch.cat(views).mean(dim=0)
         self.views = {subject.identity: features for subject, features in zip(subjects, views, strict=True)}
         self.upper_bound = self._upper_bound()
@@ -137,7 +139,7 @@ class Scorer:
             Subject fidelity: how much more similar the images are to the subject than to others, where 1 is the
             similarity among its own views. Prompt fidelity: the share of images that show the scene asked for.
         """
-        images = to_pictures(pixels)
+        images = to_pil(pixels)
         features = self._features(images)
         scenes = self.scene(CachedFeatures(self.backbones.scene).of_images(images))
         own = float(self._cosines(features, subject.identity).mean())

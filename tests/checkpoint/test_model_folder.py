@@ -28,7 +28,7 @@ from blip_diffusion.checkpoint.key_maps import (
     subject_encoder_from_published,
     subject_encoder_to_published,
 )
-from blip_diffusion.checkpoint.model_folder import Parts, find_model, read_parts, whole
+from blip_diffusion.checkpoint.model_folder import Parts, assemble, find_model, read_parts
 from blip_diffusion.checkpoint.subject_file import Subject, fingerprint
 from blip_diffusion.checkpoint.weights import read_file
 from blip_diffusion.errors import CheckpointError, InputError
@@ -150,7 +150,7 @@ def test_a_folder_without_settings_has_the_published_ones(folder: Path) -> None:
     (folder / "model_index.json").write_text(json.dumps({name: index[name] for name in index if name not in ours}))
     parts = read_parts(folder)
     assert parts.inference is None
-    assert whole(parts, folder).inference == InferenceConfig(20, 50, 7.5, 0.0, 1.0)
+    assert assemble(parts, folder).inference == InferenceConfig(20, 50, 7.5, 0.0, 1.0)
 
 
 def test_a_folder_of_half_the_size(pipe: BlipDiffusionPipeline, tmp_path: Path, dog: Image.Image) -> None:
@@ -580,7 +580,7 @@ def test_another_word_list(folder: Path, tmp_path: Path) -> None:
 
 def test_whole_wants_every_part() -> None:
     with pytest.raises(CheckpointError, match=r"subject_encoder, reference, .*scheduler missing"):
-        whole(Parts(), Path("here"))
+        assemble(Parts(), Path("here"))
 
 
 def test_the_words_that_ship_are_berts() -> None:

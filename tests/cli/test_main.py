@@ -17,7 +17,7 @@ from PIL import Image, PngImagePlugin
 from blip_diffusion.annotators import annotate
 from blip_diffusion.cli.main import main
 from blip_diffusion.data.batches import SubjectBatch
-from blip_diffusion.data.synthetic.pair_sampler import Composer
+from blip_diffusion.data.synthetic.pair_sampler import PairSampler
 from blip_diffusion.devices import has_bfloat16
 from blip_diffusion.generation.png_metadata import METADATA, read_request
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
@@ -611,16 +611,16 @@ def test_an_interrupted_training_is_no_finished_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A shell's `&&` must not go on to the stage that needs its export."""
-    plain = Composer.__call__
+    plain = PairSampler.__call__
 
-    def stopped(self: Composer, index: int) -> SubjectBatch:
+    def stopped(self: PairSampler, index: int) -> SubjectBatch:
         if index == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(self, index)
 
-    monkeypatch.setattr(Composer, "__call__", stopped)
+    monkeypatch.setattr(PairSampler, "__call__", stopped)
     config = Path(__file__).parents[2] / "configs/debug/autoencoder.toml"
-    how = ["--set", f"world.path={WORLD}", "--set", "train.device=cpu", "--set", "train.prefetch=0"]
+    how = ["--set", f"data.path={WORLD}", "--set", "train.device=cpu", "--set", "train.prefetch=0"]
     assert main(["train", str(config), "--out", str(tmp_path), *how]) == 130
     said = capsys.readouterr()
     assert "nothing exported; run it again with --resume latest to continue" in said.out

@@ -3,7 +3,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from blip_diffusion.diffusion.deepcache import ShallowUNet, WholeUNet, one_by_one, reusing, within
+from blip_diffusion.diffusion.deepcache import ShallowUNet, WholeUNet, deepcache, on_interval, split_batch
 from blip_diffusion.diffusion.guidance import Denoiser, guided, unet_denoiser
 from blip_diffusion.errors import InputError
 
@@ -54,7 +54,7 @@ def test_features_are_used_again(given: tuple[Tensor, Tensor, Tensor]) -> None:
     whole, shallow = WholeUNet(net), ShallowUNet(net)
     whole.register_forward_hook(lambda *_: asked.append("whole"))
     shallow.register_forward_hook(lambda *_: asked.append("shallow"))
-    denoise = reusing(whole, shallow, text, every=3)
+    denoise = deepcache(whole, shallow, text, every=3)
     first = denoise(latents, torch.tensor(900))
     second = denoise(latents, torch.tensor(880))
     exact = net(latents, torch.tensor(880), encoder_hidden_states=text).sample
@@ -84,10 +84,10 @@ def test_what_cant_be_divided() -> None:
 
 
 def test_an_interval() -> None:
-    denoise = within((0.25, 0.75), 8, constant(1), constant(0))
+    denoise = on_interval((0.25, 0.75), 8, constant(1), constant(0))
     seen = [denoise(torch.zeros(1), torch.tensor(0)).item() for _ in range(8)]
     assert seen == [0, 0, 1, 1, 1, 1, 0, 0]
-    denoise = within((0.0, 1.0), 3, constant(1), constant(0))
+    denoise = on_interval((0.0, 1.0), 3, constant(1), constant(0))
     assert [denoise(torch.zeros(1), torch.tensor(0)).item() for _ in range(3)] == [1, 1, 1]
 
 
@@ -97,5 +97,5 @@ def test_two_passes_answer_as_one_does(given: tuple[Tensor, Tensor, Tensor]) -> 
     latents, timestep, text = given
     empty = torch.zeros_like(text)
     both = guided(unet_denoiser(net, torch.cat([empty, text])), 3.0)
-    apart = guided(one_by_one(unet_denoiser(net, empty), unet_denoiser(net, text)), 3.0)
+    apart = guided(split_batch(unet_denoiser(net, empty), unet_denoiser(net, text)), 3.0)
     torch.testing.assert_close(both(latents, timestep), apart(latents, timestep), atol=1e-5, rtol=1e-5)

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from blip_diffusion.diffusion.forward_process import Noising, Prediction, denoising_loss
 from blip_diffusion.errors import ConfigError
-from blip_diffusion.training.initialization import noising_of, zero_snr_scheduler
+from blip_diffusion.training.initialization import noising_from, zero_snr_scheduler
 
 PREDICTIONS: list[Prediction] = ["epsilon", "v_prediction"]
 
@@ -61,21 +61,21 @@ def test_min_snr_weights() -> None:
 
 def test_timesteps_are_uniform_and_a_shift_makes_more_of_them_noisy() -> None:
     noising = schedule("epsilon")
-    for shift, median in ((1.0, 500), (2.0, 667), (3.0, 750)):
-        drawn = noising.random_timesteps(20_000, torch.Generator().manual_seed(0), shift=shift)
+    for timestep_shift, median in ((1.0, 500), (2.0, 667), (3.0, 750)):
+        drawn = noising.random_timesteps(20_000, torch.Generator().manual_seed(0), timestep_shift=timestep_shift)
         assert drawn.dtype == torch.int64 and drawn.min() >= 0 and drawn.max() == 999
         assert float(drawn.float().median()) == pytest.approx(median, abs=10)
 
 
 def test_the_largest_share_is_the_last_timestep() -> None:
     """One of these is so near 1 that float32 knows no number between."""
-    drawn = schedule("epsilon").random_timesteps(400_000, torch.Generator().manual_seed(2), shift=3.0)
+    drawn = schedule("epsilon").random_timesteps(400_000, torch.Generator().manual_seed(2), timestep_shift=3.0)
     assert drawn.max() == 999
 
 
 def test_pure_noise_is_a_noise_level_like_any_other() -> None:
     """At zero signal, v still has a target and a weight."""
-    noising = noising_of(zero_snr_scheduler())
+    noising = noising_from(zero_snr_scheduler())
     assert noising.prediction == "v_prediction" and noising.timesteps == 1000
     latents, noise, _ = some(1)
     last = torch.tensor([999])

@@ -15,7 +15,7 @@ from blip_diffusion.evaluation.generators.baselines import composite, reference_
 from blip_diffusion.evaluation.generators.conditions import GeneratorSet
 from blip_diffusion.evaluation.generators.model import ImageGenerator
 from blip_diffusion.evaluation.instances import Instance
-from blip_diffusion.images import fit_square, open_picture
+from blip_diffusion.images import fit_square, open_image
 from tests.data.synthetic.synthetic_world import make_world
 
 WORLD = make_world()
@@ -77,7 +77,7 @@ def perfect() -> ImageGenerator:
 
 def copying(instances: Sequence[Instance]) -> list[Image.Image]:
     """Generate a copy of the reference."""
-    return [fit_square(open_picture(reference_copy(instance)), SIZE) for instance in instances]
+    return [fit_square(open_image(reference_copy(instance)), SIZE) for instance in instances]
 
 
 def generator_set(generator: ImageGenerator) -> GeneratorSet:

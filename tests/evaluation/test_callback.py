@@ -11,7 +11,7 @@ from PIL import Image
 
 from blip_diffusion import config as configuration
 from blip_diffusion.data.benchmarks.minibench import build_bench
-from blip_diffusion.data.synthetic.assets import World
+from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.errors import ConfigError, DataError
 from blip_diffusion.evaluation.callback import EvalCallback
 from blip_diffusion.evaluation.generators.conditions import ConditionRunner
@@ -22,12 +22,12 @@ CONFIG = Path(__file__).parents[2] / "configs" / "debug" / "subject.toml"
 
 @pytest.fixture(scope="module")
 def world_path(bench_folder: Path) -> Path:
-    build_bench(World.load(bench_folder / "world.zip"), bench_folder / "bench")
+    build_bench(AssetLibrary.load(bench_folder / "world.zip"), bench_folder / "bench")
     return bench_folder / "world.zip"
 
 
 def overrides(world: Path, start: Path) -> list[str]:
-    said = [f"world.path={world}", f"model.start={json.dumps([str(start)])}", "train.device=cpu"]
+    said = [f"data.path={world}", f"model.init_from={json.dumps([str(start)])}", "train.device=cpu"]
     return [*said, "train.steps=2", "train.sample_every=1", "train.log_every=1"]
 
 
@@ -56,7 +56,7 @@ def test_scores_are_logged_and_the_run_stays_the_same(
     monkeypatch.setattr(ConditionRunner, "run", watched)
     said = [*overrides(world_path, tiny_folder), f"train.mixed_precision={precision}"]
     score = functools.partial(EvalCallback, metrics=(f"dino={tiny_dino}",))
-    run(CONFIG, tmp_path / "with", overrides=said, beside=[score])
+    run(CONFIG, tmp_path / "with", overrides=said, extra_hooks=[score])
     run(CONFIG, tmp_path / "without", overrides=said)
     scored = [line for line in log(tmp_path / "with") if "eval/DINO cosine_similarity" in line]
     assert [line["step"] for line in scored] == [1, 2] and set(computed_in) == {torch.float32}
@@ -70,11 +70,13 @@ def test_scores_are_logged_and_the_run_stays_the_same(
 
 
 def config(world: Path, *further: str) -> RunConfig:
-    raw = configuration.read(CONFIG, [f"world.path={world}", *further])
+    raw = configuration.read(CONFIG, [f"data.path={world}", *further])
     return configuration.build(RunConfig, raw)
 
 
-def test_what_cannot_be_scored_is_said_at_once(world_path: Path, world: World, tiny_dino: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_scored_is_said_at_once(
+    world_path: Path, world: AssetLibrary, tiny_dino: Path, tmp_path: Path
+) -> None:
     score = functools.partial(EvalCallback, metrics=(f"dino={tiny_dino}",))
     with pytest.raises(ConfigError, match="representation does not"):
         score(config(world_path, "method=representation"), world)

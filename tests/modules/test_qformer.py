@@ -5,7 +5,14 @@ import torch
 from torch import Tensor
 
 from blip_diffusion.errors import ConfigError
-from blip_diffusion.modules.qformer import Layer, Pattern, QFormer, QFormerConfig, QFormerOutput, attention_pattern
+from blip_diffusion.modules.qformer import (
+    AttentionPattern,
+    Layer,
+    QFormer,
+    QFormerConfig,
+    QFormerOutput,
+    attention_pattern,
+)
 
 CONFIG = QFormerConfig(
     width=16,
@@ -19,7 +26,7 @@ CONFIG = QFormerConfig(
     cross_attention_every=2,
 )
 WORDS = torch.tensor([[1, 7, 8, 9, 2]])
-PATTERNS = list(Pattern)
+PATTERNS = list(AttentionPattern)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +47,7 @@ def features() -> Tensor:
 
 @torch.no_grad()
 def read(
-    network: QFormer, features: Tensor | None, ids: Tensor | None, pattern: Pattern, mask: Tensor | None = None
+    network: QFormer, features: Tensor | None, ids: Tensor | None, pattern: AttentionPattern, mask: Tensor | None = None
 ) -> QFormerOutput:
     return network(features, ids, mask, pattern)
 
@@ -60,9 +67,9 @@ def changed(ids: Tensor, at: int) -> Tensor:
 
 
 def test_unimodal_rows_see_only_their_own_kind(qformer: QFormer, features: Tensor) -> None:
-    both = read(qformer, features, WORDS, Pattern.UNIMODAL)
-    other_words = read(qformer, features, changed(WORDS, 1), Pattern.UNIMODAL)
-    other_picture = read(qformer, features + 1, WORDS, Pattern.UNIMODAL)
+    both = read(qformer, features, WORDS, AttentionPattern.UNIMODAL)
+    other_words = read(qformer, features, changed(WORDS, 1), AttentionPattern.UNIMODAL)
+    other_picture = read(qformer, features + 1, WORDS, AttentionPattern.UNIMODAL)
     assert moved(both.queries, other_words.queries) == [False] * 4
     assert moved(both.words, other_picture.words) == [False] * 5
     assert moved(both.words, other_words.words) == [True] * 5  # words see later words too
@@ -71,27 +78,27 @@ def test_unimodal_rows_see_only_their_own_kind(qformer: QFormer, features: Tenso
 
 @pytest.mark.parametrize("at", range(1, 5))
 def test_causal_words_see_no_later_word(qformer: QFormer, features: Tensor, at: int) -> None:
-    before = read(qformer, features, WORDS, Pattern.CAUSAL)
-    after = read(qformer, features, changed(WORDS, at), Pattern.CAUSAL)
+    before = read(qformer, features, WORDS, AttentionPattern.CAUSAL)
+    after = read(qformer, features, changed(WORDS, at), AttentionPattern.CAUSAL)
     assert moved(before.words, after.words) == [False] * at + [True] * (5 - at)
     assert moved(before.queries, after.queries) == [False] * 4
 
 
 def test_causal_words_see_the_queries(qformer: QFormer, features: Tensor) -> None:
-    before = read(qformer, features, WORDS, Pattern.CAUSAL)
-    after = read(qformer, features + 1, WORDS, Pattern.CAUSAL)
+    before = read(qformer, features, WORDS, AttentionPattern.CAUSAL)
+    after = read(qformer, features + 1, WORDS, AttentionPattern.CAUSAL)
     assert moved(before.words, after.words) == [True] * 5
 
 
 def test_bidirectional_rows_see_all(qformer: QFormer, features: Tensor) -> None:
-    before = read(qformer, features, WORDS, Pattern.BIDIRECTIONAL)
-    after = read(qformer, features, changed(WORDS, 4), Pattern.BIDIRECTIONAL)
+    before = read(qformer, features, WORDS, AttentionPattern.BIDIRECTIONAL)
+    after = read(qformer, features, changed(WORDS, 4), AttentionPattern.BIDIRECTIONAL)
     assert moved(before.queries, after.queries) == [True] * 4
     assert moved(before.words, after.words) == [True] * 5
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_padding_is_never_seen(qformer: QFormer, features: Tensor, pattern: Pattern) -> None:
+def test_padding_is_never_seen(qformer: QFormer, features: Tensor, pattern: AttentionPattern) -> None:
     mask = torch.tensor([[1, 1, 1, 0, 0]])
     before = read(qformer, features, WORDS, pattern, mask)
     after = read(qformer, features, changed(WORDS, 4), pattern, mask)
@@ -100,7 +107,9 @@ def test_padding_is_never_seen(qformer: QFormer, features: Tensor, pattern: Patt
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_unequal_lengths_in_a_batch_equal_singles(qformer: QFormer, features: Tensor, pattern: Pattern) -> None:
+def test_unequal_lengths_in_a_batch_equal_singles(
+    qformer: QFormer, features: Tensor, pattern: AttentionPattern
+) -> None:
     pictures = torch.cat([features, features.flip(1) * 2])
     ids = torch.tensor([[1, 7, 8, 9, 2], [1, 5, 2, 0, 0]])
     together = read(qformer, pictures, ids, pattern, (ids > 0).long())
@@ -111,7 +120,7 @@ def test_unequal_lengths_in_a_batch_equal_singles(qformer: QFormer, features: Te
 
 
 def test_the_causal_pattern_is_written_down() -> None:
-    sees = attention_pattern(Pattern.CAUSAL, 2, torch.zeros(1, 3), None, torch.device("cpu"))[0, 0]
+    sees = attention_pattern(AttentionPattern.CAUSAL, 2, torch.zeros(1, 3), None, torch.device("cpu"))[0, 0]
     assert sees.long().tolist() == [
         [1, 1, 0, 0, 0],
         [1, 1, 0, 0, 0],
@@ -122,9 +131,9 @@ def test_the_causal_pattern_is_written_down() -> None:
 
 
 def test_one_kind_alone_equals_it_beside_the_other_unimodally(qformer: QFormer, features: Tensor) -> None:
-    both = read(qformer, features, WORDS, Pattern.UNIMODAL)
-    queries = read(qformer, features, None, Pattern.UNIMODAL)
-    words = read(qformer, None, WORDS, Pattern.UNIMODAL)
+    both = read(qformer, features, WORDS, AttentionPattern.UNIMODAL)
+    queries = read(qformer, features, None, AttentionPattern.UNIMODAL)
+    words = read(qformer, None, WORDS, AttentionPattern.UNIMODAL)
     torch.testing.assert_close(both.queries, queries.queries)
     torch.testing.assert_close(both.words, words.words)
     assert queries.words.shape == (1, 0, 16) and words.queries.shape == (1, 0, 16)
@@ -141,8 +150,8 @@ def test_the_picture_comes_in_by_cross_attention_alone(features: Tensor) -> None
         assert isinstance(layer, Layer)
         if layer.cross_attention is not None:
             torch.nn.init.zeros_(layer.cross_attention.value.weight)
-    before = read(blind, features, WORDS, Pattern.BIDIRECTIONAL)
-    after = read(blind, features + 9, WORDS, Pattern.BIDIRECTIONAL)
+    before = read(blind, features, WORDS, AttentionPattern.BIDIRECTIONAL)
+    after = read(blind, features + 9, WORDS, AttentionPattern.BIDIRECTIONAL)
     assert torch.equal(before.queries, after.queries) and torch.equal(before.words, after.words)
 
 
@@ -161,8 +170,8 @@ def test_queries_start_with_the_feed_forward_of_words() -> None:
 
 def test_the_order_of_words_matters(qformer: QFormer, features: Tensor) -> None:
     swapped = WORDS[:, [0, 2, 1, 3, 4]]
-    before = read(qformer, features, WORDS, Pattern.BIDIRECTIONAL)
-    after = read(qformer, features, swapped, Pattern.BIDIRECTIONAL)
+    before = read(qformer, features, WORDS, AttentionPattern.BIDIRECTIONAL)
+    after = read(qformer, features, swapped, AttentionPattern.BIDIRECTIONAL)
     assert all(moved(before.queries, after.queries))
 
 

@@ -17,7 +17,7 @@ CONFIG: dict[str, Any] = {
     "steps": 6,
     "log_every": 4,
     "save_every": 2,
-    "keep": 9,
+    "keep_last": 9,
     "device": "cpu",
     "optim": {"lr": 0.01, "schedule": "cosine", "clip": 0.5},
 }
@@ -40,7 +40,11 @@ def test_processes_are_accumulation(tmp_path: Path, launch: Launch) -> None:
     """With gathered negatives, dropout, and 2 processes x 2 micro-batches, whose order is not that of the ranks."""
     cases = [("contrast", 1), ("contrast", 2), ("regression", 1)]
     orders = [
-        {"folder": str(tmp_path / f"two-{method}-{n}"), "method": method, "config": {**CONFIG, "accumulate": n}}
+        {
+            "folder": str(tmp_path / f"two-{method}-{n}"),
+            "objective": method,
+            "config": {**CONFIG, "gradient_accumulation_steps": n},
+        }
         for method, n in cases
     ]
     ended = launch(*orders, processes=2)
@@ -48,7 +52,7 @@ def test_processes_are_accumulation(tmp_path: Path, launch: Launch) -> None:
     assert ended.stdout.count("stopped: done at 6") == 2 * len(cases)
     for method, n in cases:
         two, one = tmp_path / f"two-{method}-{n}", tmp_path / f"one-{method}-{n}"
-        train({"folder": one, "method": method, "config": {**CONFIG, "accumulate": 2 * n}})
+        train({"folder": one, "objective": method, "config": {**CONFIG, "gradient_accumulation_steps": 2 * n}})
         for step in (2, 6):
             assert_close(one, two, step)
         assert len(log(one)) == len(log(two)) == 2
@@ -65,7 +69,7 @@ def test_all_stop_together_save_once_and_go_on(tmp_path: Path, launch: Launch) -
     ended = launch(stopped, {**order, "resume": "latest"}, processes=2)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("stopped: minutes at 1") == ended.stdout.count("stopped: done at 6") == 2
-    train({"folder": tmp_path / "one", "config": {**CONFIG, "accumulate": 2}})
+    train({"folder": tmp_path / "one", "config": {**CONFIG, "gradient_accumulation_steps": 2}})
     assert_close(tmp_path / "one", tmp_path / "two", 6)
     assert [line["loss"] for line in log(tmp_path / "two")] == pytest.approx(
         [line["loss"] for line in log(tmp_path / "one")], abs=1e-6

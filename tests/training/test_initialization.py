@@ -8,7 +8,7 @@ import torch
 from blip_diffusion.checkpoint.components import save_heads
 from blip_diffusion.checkpoint.model_folder import Parts, read_parts
 from blip_diffusion.data.batches import SubjectBatch
-from blip_diffusion.data.synthetic.assets import World
+from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import sentences
 from blip_diffusion.errors import CheckpointError
 from blip_diffusion.images import normalise
@@ -18,26 +18,26 @@ from blip_diffusion.modules.image_encoder import EfficientNetTower
 from blip_diffusion.training.initialization import (
     MINI,
     SHAPES,
-    StartConfig,
-    found_parts,
-    noising_of,
-    start_heads,
-    start_model,
-    start_vae,
+    InitConfig,
+    init_heads,
+    init_model,
+    init_vae,
+    load_parts,
+    noising_from,
     zero_snr_scheduler,
 )
 
-CONFIG = StartConfig("tiny")
+CONFIG = InitConfig("tiny")
 
 
 @pytest.fixture(scope="module")
-def corpus(world: World) -> list[str]:
+def corpus(world: AssetLibrary) -> list[str]:
     return list(sentences(world))
 
 
 def test_a_start_is_a_function_of_its_seed(corpus: list[str], batch: SubjectBatch) -> None:
     def state(seed: int) -> dict[str, torch.Tensor]:
-        return start_model(Parts(), StartConfig("tiny", seed=seed), corpus, batch["reference"]).state_dict()
+        return init_model(Parts(), InitConfig("tiny", seed=seed), corpus, batch["reference"]).state_dict()
 
     torch.manual_seed(9)
     first, other = state(1), state(2)
@@ -48,7 +48,7 @@ def test_a_start_is_a_function_of_its_seed(corpus: list[str], batch: SubjectBatc
 
 
 def test_a_new_image_encoder_sees_and_is_calibrated(corpus: list[str], batch: SubjectBatch) -> None:
-    model = start_model(Parts(), CONFIG, corpus, batch["reference"])
+    model = init_model(Parts(), CONFIG, corpus, batch["reference"])
     tower = model.subject_encoder.image_encoder.tower
     assert isinstance(tower, EfficientNetTower)
     features = tower(normalise(batch["reference"], model.reference.mean, model.reference.std))
@@ -58,9 +58,9 @@ def test_a_new_image_encoder_sees_and_is_calibrated(corpus: list[str], batch: Su
 
 
 def test_parts_that_are_there_are_kept(tiny_folder: Path, corpus: list[str], batch: SubjectBatch) -> None:
-    parts = found_parts(StartConfig("tiny", start=(tiny_folder,)))
+    parts = load_parts(InitConfig("tiny", init_from=(tiny_folder,)))
     before = {name: tensor.clone() for name, tensor in parts.subject_encoder.state_dict().items()}  # type: ignore[union-attr]
-    model = start_model(parts, CONFIG, corpus, batch["reference"] * 0)
+    model = init_model(parts, CONFIG, corpus, batch["reference"] * 0)
     assert model.unet is parts.unet and model.vae is parts.vae and model.tokenizer is parts.tokenizer
     assert all(torch.equal(before[name], tensor) for name, tensor in model.subject_encoder.state_dict().items())
 
@@ -72,21 +72,21 @@ def test_the_first_folder_wins(tiny_folder: Path, tmp_path: Path) -> None:
     parts = read_parts(tmp_path)
     parts.vae.register_to_config(scaling_factor=0.5)
     parts.vae.save_pretrained(tmp_path / "vae")
-    found = found_parts(StartConfig("tiny", start=(tmp_path, tiny_folder)))
+    found = load_parts(InitConfig("tiny", init_from=(tmp_path, tiny_folder)))
     assert found.vae.config.scaling_factor == 0.5 and found.unet is not None
-    found = found_parts(StartConfig("tiny", start=(tiny_folder, tmp_path)))
+    found = load_parts(InitConfig("tiny", init_from=(tiny_folder, tmp_path)))
     assert found.vae.config.scaling_factor != 0.5
 
 
 def test_only_tiny_models_go_without_a_trained_autoencoder() -> None:
     with pytest.raises(CheckpointError, match="no trained autoencoder"):
-        start_model(Parts(), StartConfig("mini"), ["a dog"], torch.zeros(1, 3, 128, 128))
+        init_model(Parts(), InitConfig("mini"), ["a dog"], torch.zeros(1, 3, 128, 128))
 
 
 def test_a_new_autoencoder_begins_near_the_picture(batch: SubjectBatch) -> None:
     """Its residual branches are closed: what comes out is a blurred copy in colours that are not the picture's own,
     but moves with it."""
-    vae = start_vae(Parts(), CONFIG).eval()
+    vae = init_vae(Parts(), CONFIG).eval()
     with torch.no_grad():
         mean = vae.encode(batch["target"] * 2 - 1).latent_dist
     assert mean.std.mean() < 0.2 and mean.mean.std() > 0.01
@@ -96,18 +96,18 @@ def test_heads_come_from_a_folder_that_has_some(tmp_path: Path) -> None:
     shapes = SHAPES["tiny"].qformer
     saved = RedrawHead(shapes.width, size=16)
     save_heads({"redraw": saved}, tmp_path)
-    heads = start_heads(shapes, 16, [tmp_path / "nowhere", tmp_path])
+    heads = init_heads(shapes, 16, [tmp_path / "nowhere", tmp_path])
     assert set(heads) == {"contrastive", "matching", "language", "redraw"}
     assert torch.equal(heads["redraw"].places, saved.places)
 
 
 def test_each_head_comes_from_the_first_folder_that_has_it(tmp_path: Path) -> None:
     shapes = SHAPES["tiny"].qformer
-    saved = start_heads(shapes, 16, [])
+    saved = init_heads(shapes, 16, [])
     save_heads(dict(saved.items()), tmp_path / "stage 1")
     later = RedrawHead(shapes.width, size=16)
     save_heads({"redraw": later}, tmp_path / "stage 2")
-    heads = start_heads(shapes, 16, [tmp_path / "stage 2", tmp_path / "stage 1"])
+    heads = init_heads(shapes, 16, [tmp_path / "stage 2", tmp_path / "stage 1"])
     assert torch.equal(heads["redraw"].places, later.places)
     for name in ("contrastive", "matching", "language"):
         own, theirs = heads[name].state_dict(), saved[name].state_dict()
@@ -116,17 +116,17 @@ def test_each_head_comes_from_the_first_folder_that_has_it(tmp_path: Path) -> No
 
 def test_the_schedule_ends_in_pure_noise() -> None:
     scheduler = zero_snr_scheduler()
-    noising = noising_of(scheduler)
+    noising = noising_from(scheduler)
     assert noising.alphas_cumprod[-1] < 1e-6 and noising.alphas_cumprod[0] > 0.99
     scheduler.set_timesteps(20)
     assert scheduler.timesteps[0] == 999
 
 
 def test_a_frozen_image_encoder_is_never_a_random_one(tiny_folder: Path, corpus: list[str]) -> None:
-    parts = found_parts(StartConfig("published", start=(tiny_folder,)))
+    parts = load_parts(InitConfig("published", init_from=(tiny_folder,)))
     parts.subject_encoder = None
-    with pytest.raises(CheckpointError, match=r"must know pictures.*: name a folder with qformer/ in model.start"):
-        start_model(parts, StartConfig("published"), corpus, torch.zeros(1, 3, 32, 32))
+    with pytest.raises(CheckpointError, match=r"must know pictures.*: name a folder with qformer/ in model.init_from"):
+        init_model(parts, InitConfig("published"), corpus, torch.zeros(1, 3, 32, 32))
 
 
 def test_a_model_is_asked_as_its_teacher(tiny_folder: Path, corpus: list[str], tmp_path: Path) -> None:
@@ -139,8 +139,8 @@ def test_a_model_is_asked_as_its_teacher(tiny_folder: Path, corpus: list[str], t
         (tmp_path / name / "model_index.json").write_text(json.dumps(others | settings))
 
     def inference(*folders: str, own: InferenceConfig | None = None) -> InferenceConfig:
-        config = StartConfig("tiny", start=tuple(tmp_path / name for name in folders), inference=own)
-        return start_model(found_parts(config), config, corpus, torch.zeros(1, 3, 32, 32)).inference
+        config = InitConfig("tiny", init_from=tuple(tmp_path / name for name in folders), inference=own)
+        return init_model(load_parts(config), config, corpus, torch.zeros(1, 3, 32, 32)).inference
 
     assert inference("mute", "teacher") == asked
     assert inference("teacher", own=InferenceConfig()) == InferenceConfig()

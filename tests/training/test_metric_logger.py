@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from blip_diffusion.errors import ConfigError
-from blip_diffusion.training.metric_logger import Tracker, console_line
+from blip_diffusion.training.metric_logger import MetricLogger, console_line
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -15,20 +15,20 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_a_line_is_on_disk_at_once(tmp_path: Path) -> None:
-    tracker = Tracker(tmp_path, console=False)
-    tracker.log(3, {"loss": 0.5})
+    metric_logger = MetricLogger(tmp_path, console=False)
+    metric_logger.log(3, {"loss": 0.5})
     assert lines(tmp_path) == [{"step": 3, "loss": 0.5}]
-    tracker.close()
+    metric_logger.close()
 
 
 def test_resuming_drops_what_will_be_said_again_and_a_torn_line(tmp_path: Path) -> None:
-    with Tracker(tmp_path, console=False) as tracker:
+    with MetricLogger(tmp_path, console=False) as metric_logger:
         for step in (10, 20, 30):
-            tracker.log(step, {"loss": step / 10})
+            metric_logger.log(step, {"loss": step / 10})
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"step": 15, "lo')
-    with Tracker(tmp_path, start=20, console=False) as tracker:
-        tracker.log(30, {"loss": 7.0})
+    with MetricLogger(tmp_path, start=20, console=False) as metric_logger:
+        metric_logger.log(30, {"loss": 7.0})
     assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(10, 1.0), (20, 2.0), (30, 7.0)]
 
 
@@ -39,23 +39,23 @@ def test_the_console_line() -> None:
 
 def test_the_console_can_be_silent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for console in (True, False):
-        with Tracker(tmp_path, steps=9, console=console) as tracker:
-            tracker.log(1, {"loss": 1.0})
+        with MetricLogger(tmp_path, steps=9, console=console) as metric_logger:
+            metric_logger.log(1, {"loss": 1.0})
         assert capsys.readouterr().out == ("1/9  loss 1\n" if console else "")
 
 
 def test_pictures(tmp_path: Path) -> None:
-    with Tracker(tmp_path, console=False) as tracker:
-        path = tracker.picture("teapot/front", Image.new("RGB", (4, 3), "red"), 12)
+    with MetricLogger(tmp_path, console=False) as metric_logger:
+        path = metric_logger.image("teapot/front", Image.new("RGB", (4, 3), "red"), 12)
     assert path == tmp_path / "samples" / "teapot" / "front-00000012.png"
     assert Image.open(path).size == (4, 3)
 
 
 def test_tensorboard_when_asked_for(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    with Tracker(tmp_path, console=False, tensorboard=True) as tracker:
-        tracker.log(1, {"loss": 0.5})
-        tracker.picture("a", Image.new("L", (4, 3)), 1)
+    with MetricLogger(tmp_path, console=False, tensorboard=True) as metric_logger:
+        metric_logger.log(1, {"loss": 0.5})
+        metric_logger.image("a", Image.new("L", (4, 3)), 1)
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
@@ -69,4 +69,4 @@ def test_tensorboard_missing_is_a_sentence(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(builtins, "__import__", absent)
     with pytest.raises(ConfigError, match="pip install tensorboard"):
-        Tracker(tmp_path, tensorboard=True)
+        MetricLogger(tmp_path, tensorboard=True)

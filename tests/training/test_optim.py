@@ -9,11 +9,11 @@ from blip_diffusion.training.objective import ParameterGroup
 from blip_diffusion.training.optim import (
     OptimConfig,
     adamw,
-    freeze_the_rest,
     learning_rate,
-    moments,
-    restore_moments,
-    set_rate,
+    load_optimizer_state,
+    optimizer_state_by_name,
+    set_learning_rate,
+    set_trainable,
 )
 
 
@@ -36,7 +36,7 @@ def test_constant_after_a_linear_warm_up() -> None:
     ],
 )
 def test_cosine_at_known_points(step: int, rate: float) -> None:
-    config = OptimConfig(lr=1.0, warmup=10, schedule="cosine", hold=0.5, floor=0.2)
+    config = OptimConfig(lr=1.0, warmup=10, schedule="cosine", stable_fraction=0.5, min_lr_ratio=0.2)
     assert learning_rate(step, config, 100) == pytest.approx(rate, abs=1e-12)
 
 
@@ -53,8 +53,8 @@ def test_the_cosine_starts_no_earlier_than_the_warm_up_ends() -> None:
         ({"lr": float("nan")}, "lr must be positive and finite, not nan."),
         ({"betas": (0.9, 1.0)}, r"betas must lie in \[0, 1\), not \(0.9, 1.0\)."),
         ({"warmup": -1}, "warmup must be finite and not negative, not -1."),
-        ({"hold": 1.0}, "hold is a fraction"),
-        ({"floor": 1.5}, "floor is a fraction"),
+        ({"stable_fraction": 1.0}, "stable_fraction is a fraction"),
+        ({"min_lr_ratio": 1.5}, "min_lr_ratio is a fraction"),
     ],
 )
 def test_values_out_of_range(values: dict[str, Any], sentence: str) -> None:
@@ -68,7 +68,7 @@ def model() -> nn.Sequential:
 
 def test_only_the_groups_move_and_in_float32() -> None:
     net = model()
-    trainable = freeze_the_rest(net, [ParameterGroup("head", list(net[2].parameters()), 1.0)])
+    trainable = set_trainable(net, [ParameterGroup("head", list(net[2].parameters()), 1.0)])
     assert list(trainable) == ["2.weight", "2.bias"]
     assert net[2].weight.dtype == torch.float32 and net[3].weight.dtype == torch.bfloat16
     assert [name for name, value in net.named_parameters() if value.requires_grad] == ["2.weight", "2.bias"]
@@ -78,11 +78,11 @@ def test_groups_must_name_registered_parameters_once() -> None:
     net = model()
     group = ParameterGroup("head", [net[0].weight], 1.0)
     with pytest.raises(ValueError, match="twice"):
-        freeze_the_rest(net, [group, group])
+        set_trainable(net, [group, group])
     with pytest.raises(ValueError, match="names 2 parameters, of which the module has 1"):
-        freeze_the_rest(net, [group, ParameterGroup("stray", [nn.Parameter(torch.zeros(1))], 1.0)])
+        set_trainable(net, [group, ParameterGroup("stray", [nn.Parameter(torch.zeros(1))], 1.0)])
     with pytest.raises(ValueError, match="nothing to train"):
-        freeze_the_rest(net, [])
+        set_trainable(net, [])
 
 
 def test_rates_multiply_and_one_dimensional_parameters_do_not_decay() -> None:
@@ -93,7 +93,7 @@ def test_rates_multiply_and_one_dimensional_parameters_do_not_decay() -> None:
         ParameterGroup("head", [net[2].weight], 1.0, weight_decay=0.0),
     ]
     optimizer = adamw(groups, OptimConfig(weight_decay=0.1))
-    set_rate(optimizer, 0.01)
+    set_learning_rate(optimizer, 0.01)
     found = {
         id(value): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for value in group["params"]
     }
@@ -108,15 +108,15 @@ def test_moments_go_by_name_whatever_the_order_of_the_groups() -> None:
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
         groups = [ParameterGroup(str(n), list(net[n].parameters()), 1.0) for n in order]
-        return net, adamw(groups, OptimConfig(lr=0.1)), freeze_the_rest(net, groups)
+        return net, adamw(groups, OptimConfig(lr=0.1)), set_trainable(net, groups)
 
     first, optimizer, trainable = build([0, 1])
     first(torch.ones(1, 2)).sum().backward()
     optimizer.step()
-    saved = moments(optimizer, trainable)
+    saved = optimizer_state_by_name(optimizer, trainable)
     assert set(saved) == {"0.weight", "0.bias", "1.weight", "1.bias"}
     _, other, again = build([1, 0])
-    restore_moments(other, again, saved)
+    load_optimizer_state(other, again, saved)
     for name, value in again.items():
         assert torch.equal(other.state[value]["exp_avg"], saved[name]["exp_avg"])
     assert other.param_groups[0]["lr"] == 0.1

@@ -14,7 +14,7 @@ from torch import Tensor
 from blip_diffusion import config as configuration
 from blip_diffusion.errors import CheckpointError, ConfigError, DataError, InputError
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
-from blip_diffusion.training.pretrain import METHODS, RunConfig, run
+from blip_diffusion.training.pretrain import OBJECTIVES, RunConfig, run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 WORLD = Path(__file__).parents[1] / "fixtures" / "world.zip"
@@ -37,7 +37,7 @@ def overrides(stage: str, root: Path) -> list[str]:
     """The configuration's paths, which are relative to the repository, moved to this run's folders."""
     table = tomllib.loads((CONFIGS / "debug" / f"{stage}.toml").read_text())
     start = [str(root / Path(path).relative_to("runs/debug")) for path in table["model"].get("start", [])]
-    return [f"world.path={WORLD}", f"model.start={json.dumps(start)}", "train.device=cpu"]
+    return [f"data.path={WORLD}", f"model.init_from={json.dumps(start)}", "train.device=cpu"]
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -106,7 +106,7 @@ def test_the_export_draws(runs: Path, dog: Image.Image, stage: str) -> None:
 def test_a_run_keeps_its_configuration_and_its_page(runs: Path) -> None:
     saved = next((runs / "subject").rglob("*.toml"))
     config = configuration.build(RunConfig, configuration.read(saved))
-    assert config.method == "subject" and config.subject.draws == 2 and config.world.path == WORLD
+    assert config.objective == "subject" and config.subject.noise_samples_per_pair == 2 and config.data.path == WORLD
     assert any((runs / "subject").rglob("page*.png"))
 
 
@@ -114,25 +114,25 @@ def test_the_published_layout_is_trained_on(tmp_path: Path) -> None:
     """Its image encoder looks at smaller pictures than the U-Net draws."""
     start = shutil.copytree(GOLDEN / "pipe", tmp_path / "published")
     shutil.copytree(GOLDEN / "tok" / "bert", start / "qformer_tokenizer")
-    own = [f"world.path={WORLD}", f'model.start=["{start}"]', "train.device=cpu"]
+    own = [f"data.path={WORLD}", f'model.init_from=["{start}"]', "train.device=cpu"]
     own += ["train.steps=1", "train.optim.lr=1e-3"]
-    path, small = CONFIGS / "published/subject.toml", "world.compose.size=32"
+    path, small = CONFIGS / "published/subject.toml", "data.synthetic.size=32"
     result = run(path, tmp_path / "run", overrides=[*own, small])
     assert result.step == 1 and torch.tensor(result.losses["loss"]).isfinite()
     old, new = weights(start), weights(tmp_path / "run/export")
     assert any(not torch.equal(old[name], new[name]) for name in old if name.startswith("unet/"))
     index = json.loads((tmp_path / "run/export/model_index.json").read_text())
     assert (index["prompt_reps"], index["num_inference_steps"], index["guidance_scale"]) == (20, 50, 7.5)
-    with pytest.raises(ConfigError, match=r"world\.compose\.size is 48, and this model draws 32 pixels"):
-        run(path, tmp_path / "other", overrides=[*own, "world.compose.size=48"])
+    with pytest.raises(ConfigError, match=r"data\.synthetic\.size is 48, and this model draws 32 pixels"):
+        run(path, tmp_path / "other", overrides=[*own, "data.synthetic.size=48"])
     assert not (tmp_path / "other").exists()
 
 
 def test_what_knows_nothing_is_no_teacher(runs: Path, tmp_path: Path) -> None:
-    own = [*overrides("consistency", runs), f'model.start=["{runs / "decoder/export"}"]']
+    own = [*overrides("consistency", runs), f'model.init_from=["{runs / "decoder/export"}"]']
     with pytest.raises(CheckpointError, match="begins with a trained subject_encoder and text_encoder and unet"):
         run(CONFIGS / "debug/consistency.toml", tmp_path, overrides=own)
-    own = [*overrides("decoder", runs), "model.start=[]"]
+    own = [*overrides("decoder", runs), "model.init_from=[]"]
     with pytest.raises(CheckpointError, match="begins with a trained vae"):
         run(CONFIGS / "debug/decoder.toml", tmp_path, overrides=own)
 
@@ -144,8 +144,8 @@ def test_a_run_is_a_function_of_its_configuration(runs: Path, tmp_path: Path) ->
 
 
 def test_a_lora_comes_with_the_model_and_resumes(runs: Path, tmp_path: Path) -> None:
-    own = [*overrides("consistency", runs), "consistency.lora=true", "consistency.rank=2", "consistency.grid=4"]
-    own += ["consistency.whole_way=true", "train.save_every=2"]
+    own = [*overrides("consistency", runs), "consistency.lora=true", "consistency.rank=2", "consistency.num_levels=4"]
+    own += ["consistency.trajectory_distillation=true", "train.save_every=2"]
     run(CONFIGS / "debug/consistency.toml", tmp_path, overrides=own)
     before, whole = weights(runs / "subject/export"), weights(tmp_path / "export")
     of_lora = [name for name in whole if ".lora_" in name]
@@ -173,7 +173,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(runs: Path, tmp_path: Path) -
 def test_going_on_needs_no_earlier_stage(runs: Path, tmp_path: Path, stage: str) -> None:
     """All that a run begins with lies in its own folder: parts, heads, and how the model wants to be asked."""
     own = overrides(stage, tmp_path)
-    for path in json.loads(own[1].removeprefix("model.start=")):
+    for path in json.loads(own[1].removeprefix("model.init_from=")):
         shutil.copytree(runs / Path(path).relative_to(tmp_path), path)
     toml = CONFIGS / f"debug/{stage}.toml"
     assert run(toml, tmp_path / "run", overrides=[*own, "train.minutes=1e-6"]).step == 1
@@ -184,7 +184,7 @@ def test_going_on_needs_no_earlier_stage(runs: Path, tmp_path: Path, stage: str)
     assert once.keys() == twice.keys() and all(torch.equal(once[name], twice[name]) for name in once)
     for path in (runs / stage / "export").glob("model_index.json"):
         assert path.read_text() == (tmp_path / "run/export/model_index.json").read_text()
-    assert f"model.start={json.dumps(saved_start(tmp_path / 'run'))}" == own[1]
+    assert f"model.init_from={json.dumps(saved_start(tmp_path / 'run'))}" == own[1]
 
 
 def saved_start(folder: Path) -> list[str]:
@@ -210,7 +210,7 @@ def test_an_attempt_that_came_to_no_checkpoint_leaves_nothing_behind(runs: Path,
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.toml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_configuration_is_one(path: Path) -> None:
     config = configuration.build(RunConfig, configuration.read(path))
-    assert config.method in METHODS
+    assert config.method in OBJECTIVES
     assert configuration.build(RunConfig, tomllib.loads(configuration.to_toml(config))) == config
     header = path.read_text().splitlines()
     assert header[0].startswith("# ") and any(str(path.relative_to(CONFIGS.parent)) in line for line in header[:5])
@@ -224,23 +224,23 @@ def test_every_stage_has_a_configuration(folder: str) -> None:
 @pytest.mark.parametrize(
     ("override", "error", "sentence"),
     [
-        ("world.path=nowhere.zip", DataError, "no world at nowhere.zip"),
-        ("model.start=[\"nowhere\"]", CheckpointError, "no model at nowhere"),
+        ("data.path=nowhere.zip", DataError, "no world at nowhere.zip"),
+        ("model.init_from=[\"nowhere\"]", CheckpointError, "no model at nowhere"),
         ("method=dreams", ConfigError, "method must be"),
         ("text_to_image.unet_rate=1", ConfigError, "did you mean text_to_image.unet_lr"),
-        ("world.batch_size=0", ConfigError, "batch_size is 0: use 1 or more"),
-        ("world.compose.size=100", ConfigError, "compose.size is 100: use a multiple of 16"),
-        ("world.compose.canonical_size=30", ConfigError, "canonical_size is 30: use a multiple of 4"),
-        ("representation.every=0", ConfigError, "every is 0: use 1 or more"),
-        ("representation.every=2", ConfigError, "every is 2, and without redraw the steps between teach nothing"),
+        ("data.batch_size=0", ConfigError, "batch_size is 0: use 1 or more"),
+        ("data.synthetic.size=100", ConfigError, "synthetic.size is 100: use a multiple of 16"),
+        ("data.synthetic.object_crop_size=30", ConfigError, "object_crop_size is 30: use a multiple of 4"),
+        ("representation.multimodal_every=0", ConfigError, "every is 0: use 1 or more"),
+        ("representation.multimodal_every=2", ConfigError, "every is 2, and without reconstruction_weight the"),
         ("subject.subject_weight=0", ConfigError, "subject_weight is 0.0: use a number above 0"),
         ("subject.subject_weight=-2", ConfigError, "subject_weight is -2.0: use a number above 0"),
         ("autoencoder.crop=0", ConfigError, "crop is 0: use a multiple of 16"),
-        ("model.shape=mini", CheckpointError, "no trained autoencoder: name its folder in model.start"),
+        ("model.preset=mini", CheckpointError, "no trained autoencoder: name its folder in model.init_from"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_run(tmp_path: Path, override: str, error: type[Exception], sentence: str) -> None:
-    own = [f"world.path={WORLD}", "model.start=[]", "train.device=cpu", override]
+    own = [f"data.path={WORLD}", "model.init_from=[]", "train.device=cpu", override]
     with pytest.raises(error, match=sentence):
         run(CONFIGS / "debug/text_to_image.toml", tmp_path / "run", overrides=own)
     assert not (tmp_path / "run/export").exists()
@@ -249,10 +249,10 @@ def test_what_cannot_be_run(tmp_path: Path, override: str, error: type[Exception
 def test_a_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("something else")
     with pytest.raises(InputError, match="Nothing can be written to"):
-        run(CONFIGS / "debug/text_to_image.toml", tmp_path / "run", overrides=[f"world.path={WORLD}"])
+        run(CONFIGS / "debug/text_to_image.toml", tmp_path / "run", overrides=[f"data.path={WORLD}"])
 
 
 def test_permissive_worlds_hold_permissive_rows_alone(tmp_path: Path) -> None:
-    own = [*overrides("autoencoder", tmp_path), "world.licences=permissive", "train.steps=1"]
+    own = [*overrides("autoencoder", tmp_path), "data.licences=permissive", "train.steps=1"]
     run(CONFIGS / "debug/autoencoder.toml", tmp_path / "run", overrides=own)
     assert (tmp_path / "run/export/vae").is_dir()

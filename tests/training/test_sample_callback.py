@@ -8,15 +8,15 @@ from PIL import Image
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training.ema import Ema
-from blip_diffusion.training.initialization import noising_of
-from blip_diffusion.training.metric_logger import Tracker
+from blip_diffusion.training.initialization import noising_from
+from blip_diffusion.training.metric_logger import MetricLogger
 from blip_diffusion.training.objectives.subject import SubjectConfig, SubjectRepresentation
-from blip_diffusion.training.sample_callback import Preview, drawn, wrong_questions
+from blip_diffusion.training.sample_callback import SampleCallback, sample_with_same_noise, shuffled_conditions
 from blip_diffusion.training.trainer import HookContext
 
 
 def test_wrong_questions_differ_from_the_right_one_in_one_thing(batch: SubjectBatch) -> None:
-    asked = wrong_questions(batch)
+    asked = shuffled_conditions(batch)
     assert list(asked) == ["wrong reference", "wrong scene"]
     reference, scene = asked["wrong reference"], asked["wrong scene"]
     assert [key for key in batch if reference[key] is not batch[key]] == ["reference"]  # type: ignore[literal-required]
@@ -29,19 +29,19 @@ def test_wrong_questions_differ_from_the_right_one_in_one_thing(batch: SubjectBa
 def test_drawings_of_one_page_share_their_noise(model: BlipDiffusion) -> None:
     """So that they differ in nothing but the words."""
     states = model.text_states(["a dog on the beach", "a dog on the beach", "a cat"])
-    pictures = drawn(model, states)
+    pictures = sample_with_same_noise(model, states)
     assert pictures.shape == (3, 3, 32, 32) and pictures.min() >= 0 and pictures.max() <= 1
     torch.testing.assert_close(pictures[0], pictures[1], atol=1e-4, rtol=1e-4)
     assert (pictures[0] - pictures[2]).abs().max() > 1e-3
-    torch.testing.assert_close(drawn(model, states), pictures)
+    torch.testing.assert_close(sample_with_same_noise(model, states), pictures)
 
 
 @torch.no_grad()
 def test_a_preview_draws_a_page_and_measures(model: BlipDiffusion, batch: SubjectBatch, tmp_path: Path) -> None:
-    method = SubjectRepresentation(model, noising_of(model.scheduler), None, SubjectConfig()).eval()
+    method = SubjectRepresentation(model, noising_from(model.scheduler), None, SubjectConfig()).eval()
     state = torch.get_rng_state()
-    with Tracker(tmp_path, console=False) as tracker:
-        Preview(batch, [batch, batch])(HookContext(3, method, tracker, Ema({}, 0.0)))
+    with MetricLogger(tmp_path, console=False) as metric_logger:
+        SampleCallback(batch, [batch, batch])(HookContext(3, method, metric_logger, Ema({}, 0.0)))
     assert torch.equal(torch.get_rng_state(), state)
     with Image.open(tmp_path / "samples/page-00000003.png") as page:
         assert page.size == (3 * 34 - 2, 6 * 34 - 2)

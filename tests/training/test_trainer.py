@@ -15,7 +15,6 @@ from torch import nn
 from blip_diffusion.config import build, to_toml
 from blip_diffusion.errors import CheckpointError, ConfigError
 from blip_diffusion.training import checkpointing
-from blip_diffusion.training.objective import Method
 from blip_diffusion.training.optim import OptimConfig, learning_rate
 from blip_diffusion.training.trainer import DivergedError, HookContext, TrainConfig, fit
 
@@ -25,7 +24,7 @@ from .toys import ROWS, Contrast, Regression, batches, train
 TIMES = ("seconds", "samples_per_second", "eta")
 CONFIG: dict[str, Any] = {
     "steps": 6,
-    "accumulate": 2,
+    "gradient_accumulation_steps": 2,
     "log_every": 4,
     "save_every": 100,
     "device": "cpu",
@@ -60,7 +59,7 @@ def test_it_is_adamw_on_the_mean_of_the_micro_batches(tmp_path: Path) -> None:
     """The loop against ten plain lines."""
     config = TrainConfig(
         steps=5,
-        accumulate=2,
+        gradient_accumulation_steps=2,
         log_every=1,
         device="cpu",
         optim=OptimConfig(lr=0.05, clip=1.2, weight_decay=0.1, warmup=3),
@@ -94,16 +93,14 @@ class Contrast1(Contrast):
     def forward(self, batch: Any, context: Any) -> dict[str, torch.Tensor]:
         return {"loss": self.loss(batch)}
 
-    def share(self, *_: Any) -> None:
+    def gather_step_context(self, *_: Any) -> None:
         return None
 
 
-def test_the_toys_are_methods() -> None:
-    assert isinstance(Regression(), Method) and isinstance(Contrast(), Method)
-
-
 def test_it_learns_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = TrainConfig(steps=60, accumulate=2, log_every=20, device="cpu", optim=OptimConfig(lr=0.03))
+    config = TrainConfig(
+        steps=60, gradient_accumulation_steps=2, log_every=20, device="cpu", optim=OptimConfig(lr=0.03)
+    )
     result = fit(Contrast(), batches, config, folder=tmp_path, config_text=to_toml(config))
     lines = log(tmp_path)
     assert [line["step"] for line in lines] == [20, 40, 60]
@@ -145,7 +142,7 @@ def test_every_index_is_asked_for_once_and_in_order_and_the_caller_finds_errors(
             asked.append(index)
             return batches(index)
 
-        config = TrainConfig(steps=4, accumulate=3, device="cpu", prefetch=prefetch)
+        config = TrainConfig(steps=4, gradient_accumulation_steps=3, device="cpu", prefetch=prefetch)
         fit(Regression(), watched, config, folder=tmp_path / str(prefetch))
         assert asked == list(range(12))
     assert_same_end(tmp_path / "0", tmp_path / "5", 4)
@@ -163,12 +160,19 @@ def test_chance_is_a_function_of_seed_and_index(tmp_path: Path) -> None:
     class Curious(Regression):
         def forward(self, batch: Any, context: Any) -> Any:
             noise = torch.randn(3, generator=context.rng), torch.randn(3)
-            seen.setdefault((seed, context.step * accumulate + context.position), []).append(torch.cat(noise).tolist())
+            seen.setdefault((seed, context.step * gradient_accumulation_steps + context.position), []).append(
+                torch.cat(noise).tolist()
+            )
             return super().forward(batch, context)
 
-    for run, (seed, accumulate) in enumerate([(0, 1), (0, 2), (1, 2)]):
+    for run, (seed, gradient_accumulation_steps) in enumerate([(0, 1), (0, 2), (1, 2)]):
         torch.manual_seed(run)
-        config = TrainConfig(steps=4 // accumulate, accumulate=accumulate, seed=seed, device="cpu")
+        config = TrainConfig(
+            steps=4 // gradient_accumulation_steps,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            seed=seed,
+            device="cpu",
+        )
         fit(Curious(), batches, config, folder=tmp_path / str(run))
     assert all(seen[0, index][0] == seen[0, index][1] for index in range(4))
     everything = [tuple(part) for found in seen.values() for part in (found[0][:3], found[0][3:])]
@@ -223,7 +227,7 @@ def test_kill_9_costs_only_the_steps_since_the_last_checkpoint(tmp_path: Path, l
 
 
 def test_resuming_from_an_earlier_checkpoint_puts_the_later_ones_aside(tmp_path: Path) -> None:
-    config = {**CONFIG, "save_every": 2, "keep": 9}
+    config = {**CONFIG, "save_every": 2, "keep_last": 9}
     order = {"folder": tmp_path, "config": config}
     train(order)
     expected = load_file(tmp_path / "checkpoints" / "step-00000006" / "model.safetensors")
@@ -237,12 +241,12 @@ def test_resuming_from_an_earlier_checkpoint_puts_the_later_ones_aside(tmp_path:
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_over_and_not_pruned_into(tmp_path: Path) -> None:
     """Old checkpoints of higher steps would be kept in preference to new ones."""
-    order = {"folder": tmp_path, "config": {**CONFIG, "keep": 1}}
+    order = {"folder": tmp_path, "config": {**CONFIG, "keep_last": 1}}
     train(order)
     (tmp_path / "checkpoints" / "step-00000006" / "state.json").unlink()
     with pytest.raises(CheckpointError, match="already holds a run"):
         train(order)
-    assert train({**order, "config": {**CONFIG, "keep": 1, "minutes": 1e-6}, "resume": True}).step == 1
+    assert train({**order, "config": {**CONFIG, "keep_last": 1, "minutes": 1e-6}, "resume": True}).step == 1
     assert checkpointing.complete(tmp_path / "checkpoints") == [tmp_path / "checkpoints" / "step-00000001"]
 
 
@@ -279,7 +283,7 @@ def test_a_checkpoint_of_another_method_is_refused_with_a_list(tmp_path: Path) -
     order = {"folder": tmp_path, "config": CONFIG}
     train(order)
     with pytest.raises(CheckpointError, match=r"left\.weight is missing.*net\.0\.weight is unexpected.* and 2 more"):
-        train({**order, "method": "contrast", "resume": True})
+        train({**order, "objective": "contrast", "resume": True})
 
 
 def test_a_run_that_resumes_without_an_average_goes_on_from_the_weights(tmp_path: Path) -> None:
@@ -341,7 +345,7 @@ def test_minutes_do_not_change_the_schedule(tmp_path: Path) -> None:
 
 
 def test_minutes_between_checkpoints(tmp_path: Path) -> None:
-    config = TrainConfig(steps=3, save_minutes=1e-9, save_every=100, keep=9, device="cpu")
+    config = TrainConfig(steps=3, save_minutes=1e-9, save_every=100, keep_last=9, device="cpu")
     fit(Regression(), batches, config, folder=tmp_path)
     assert len(list((tmp_path / "checkpoints").iterdir())) == 3
 
@@ -406,14 +410,14 @@ def test_hooks_see_the_average_in_eval_mode_and_leave_no_trace(tmp_path: Path) -
     visits: list[int] = []
 
     def hook(context: HookContext) -> None:
-        net = context.method.net
-        assert not context.method.training and not torch.is_grad_enabled()
+        net = context.objective.net
+        assert not context.objective.training and not torch.is_grad_enabled()
         average = net[0].weight.clone()
         with context.ema.swapped():
             assert not torch.equal(net[0].weight, average)
         torch.manual_seed(5)
-        context.tracker.picture("grey", Image.new("L", (2, 2)), context.step)
-        context.tracker.log(context.step, {"judge": 0.5})
+        context.metric_logger.image("grey", Image.new("L", (2, 2)), context.step)
+        context.metric_logger.log(context.step, {"judge": 0.5})
         visits.append(context.step)
 
     plain = {**CONFIG, "sample_every": 2}
@@ -441,8 +445,8 @@ def test_the_time_of_hooks_is_not_counted(tmp_path: Path) -> None:
     ("values", "sentence"),
     [
         ({"steps": 0}, "steps must be at least 1, not 0."),
-        ({"accumulate": 0}, "accumulate must be at least 1, not 0."),
-        ({"keep": 0}, "keep must be at least 1, not 0."),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least 1, not 0."),
+        ({"keep_last": 0}, "keep_last must be at least 1, not 0."),
         ({"minutes": 0.0}, "minutes must be positive, not 0.0."),
         ({"ema_decay": 1.0}, r"ema_decay must lie in \[0, 1\), not 1.0."),
         ({"prefetch": -1}, "prefetch must not be negative, but is -1."),
@@ -480,7 +484,7 @@ def test_fp16_needs_a_gpu(tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_it_runs_and_resumes_on_a_gpu(tmp_path: Path, precision: str) -> None:
     config = {**CONFIG, "device": "auto", "mixed_precision": precision, "prefetch": 2}
-    order: dict[str, Any] = {"folder": tmp_path, "method": "contrast", "config": config}
+    order: dict[str, Any] = {"folder": tmp_path, "objective": "contrast", "config": config}
     first = train({**order, "config": {**config, "minutes": 1e-6}})
     assert first.step == 1
     assert train({**order, "resume": True}).step == 6

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from blip_diffusion.config import build, to_toml
-from blip_diffusion.training.objective import Gather, Losses, ParameterGroup, StepContext
+from blip_diffusion.training.objective import Gather, Losses, Objective, ParameterGroup, StepContext
 from blip_diffusion.training.trainer import Result, TrainConfig, fit
 
 ROWS, WIDTH = 4, 5
 
 
-class Regression(nn.Module):
+class Regression(Objective):
     """A perceptron with dropout and noise, so that chance takes part; and a frozen part in another precision."""
 
     def __init__(self, poison: int = -1, where: int = 0) -> None:
@@ -45,18 +45,12 @@ class Regression(nn.Module):
         first, last = self.net[0], self.net[3]
         return [ParameterGroup("first", [*first.parameters()], 1.0), ParameterGroup("last", [*last.parameters()], 0.5)]
 
-    def share(self, batches: Sequence[Any], contexts: Sequence[StepContext], gather: Gather) -> None:
-        return None
-
-    def show(self, batch: Any) -> list[Tensor]:
-        return []
-
     def export(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(self.net.state_dict(), folder / "net.pt")
 
 
-class Contrast(nn.Module):
+class Contrast(Objective):
     """InfoNCE of two linear towers over the whole step, negatives from every micro-batch and process."""
 
     def __init__(self) -> None:
@@ -77,19 +71,16 @@ class Contrast(nn.Module):
     def parameter_groups(self) -> list[ParameterGroup]:
         return [ParameterGroup("towers", list(self.parameters()), 1.0, weight_decay=0.1)]
 
-    def share(self, batches: Sequence[Any], contexts: Sequence[StepContext], gather: Gather) -> Tensor:
+    def gather_step_context(self, batches: Sequence[Any], contexts: Sequence[StepContext], gather: Gather) -> Tensor:
         assert not torch.is_grad_enabled()
         return gather(torch.cat([self.right(batch["y"]) for batch in batches]))
-
-    def show(self, batch: Any) -> list[Tensor]:
-        return []
 
     def export(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(self.state_dict(), folder / "net.pt")
 
 
-METHODS = {"regression": Regression, "contrast": Contrast}
+OBJECTIVES = {"regression": Regression, "contrast": Contrast}
 
 
 def batches(index: int) -> dict[str, Any]:
@@ -108,9 +99,9 @@ def train(order: dict[str, Any]) -> Result:
             os.kill(os.getpid(), signals.pop(index))
         return batches(index)
 
-    method = METHODS[order.get("method", "regression")](**order.get("arguments", {}))
+    objective = OBJECTIVES[order.get("objective", "regression")](**order.get("arguments", {}))
     resume, text = order.get("resume", False), to_toml(config)
-    return fit(method, watched, config, folder=Path(order["folder"]), resume=resume, config_text=text)
+    return fit(objective, watched, config, folder=Path(order["folder"]), resume=resume, config_text=text)
 
 
 def main() -> None:

@@ -18,13 +18,13 @@ from blip_diffusion.checkpoint.key_maps import (
 )
 from blip_diffusion.checkpoint.weights import (
     check_state,
-    empty,
-    fill,
+    config_errors,
+    load_into,
+    meta_init,
     read_file,
     read_json,
     read_state,
     save_state,
-    usable,
     write_json,
 )
 from blip_diffusion.errors import CheckpointError, reason
@@ -56,10 +56,10 @@ def save_subject_encoder(encoder: SubjectEncoder, folder: Path, *, dtype: torch.
 def load_subject_encoder(folder: Path, *, dtype: torch.dtype | None = None) -> SubjectEncoder:
     """The `qformer/` folder, ours or published."""
     table = read_json(folder / "config.json")
-    with usable("the Q-Former"), empty():
+    with config_errors("the Q-Former"), meta_init():
         encoder = build_subject_encoder(subject_encoder_shapes(table))
     state = subject_encoder_from_published(read_state(folder), encoder.state_dict())
-    return fill(encoder, state, where="the Q-Former", dtype=dtype)
+    return load_into(encoder, state, where="the Q-Former", dtype=dtype)
 
 
 def subject_encoder_config(encoder: SubjectEncoder) -> dict[str, Any]:
@@ -136,10 +136,10 @@ def load_text_encoder(folder: Path, *, dtype: torch.dtype | None = None) -> Subj
     """The `text_encoder/` folder. Its names may carry the prefix `text_model.` that transformers 4 wrote, or not."""
     table = read_json(folder / "config.json")
     unread = {"model_type", "architectures", "torch_dtype", "dtype", "transformers_version", "_name_or_path"}
-    with usable("the text encoder"), empty():
+    with config_errors("the text encoder"), meta_init():
         encoder = SubjectTextEncoder(CLIPTextConfig(**{key: table[key] for key in table.keys() - unread}))
     state = {n.removeprefix("text_model."): t for n, t in read_state(folder).items() if not UNREAD.search(n)}
-    return fill(encoder, state, where="the text encoder", dtype=dtype)
+    return load_into(encoder, state, where="the text encoder", dtype=dtype)
 
 
 def save_text_encoder(encoder: SubjectTextEncoder, folder: Path, *, dtype: torch.dtype | None = None) -> None:
@@ -167,9 +167,9 @@ def build_diffusers(
     name: str, table: Mapping[str, Any], state: Mapping[str, Tensor], *, dtype: torch.dtype | None = None
 ) -> Any:
     """The same of a configuration and weights."""
-    with usable(f"the {name}"), empty():
+    with config_errors(f"the {name}"), meta_init():
         part = getattr(diffusers, DIFFUSERS[name]).from_config(dict(table))
-    return fill(part, state, where=f"the {name}", dtype=dtype)
+    return load_into(part, state, where=f"the {name}", dtype=dtype)
 
 
 def save_diffusers(name: str, part: Any, folder: Path, *, dtype: torch.dtype | None = None) -> None:
@@ -196,7 +196,7 @@ def load_reference(folder: Path, *, mean: Any = None, std: Any = None) -> Refere
     """The `image_processor/` folder; `mean` and `std` of `model_index.json` win where they are given."""
     table = read_json(folder / "preprocessor_config.json")
     size = table.get("size", 224)
-    with usable("the image processor"):
+    with config_errors("the image processor"):
         return ReferenceConfig(
             size=int(size if isinstance(size, int) else size.get("height") or size.get("shortest_edge") or 224),
             mean=_of_three_colours(mean or table.get("image_mean") or CLIP_MEAN),

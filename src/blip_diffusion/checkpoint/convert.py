@@ -10,17 +10,17 @@ import torch
 
 from blip_diffusion.checkpoint import lavis
 from blip_diffusion.checkpoint.components import HEADS
-from blip_diffusion.checkpoint.lavis import Original
+from blip_diffusion.checkpoint.lavis import LavisCheckpoint
 from blip_diffusion.checkpoint.model_folder import (
     CONSISTENCY_LORA,
     PARTS,
+    assemble,
     check_fit,
     find_model,
     load_unet,
     load_vae,
     read_parts,
     save_model,
-    whole,
 )
 from blip_diffusion.checkpoint.weights import read_file, read_json, save_state
 from blip_diffusion.errors import CheckpointError
@@ -69,7 +69,7 @@ def convert(
         made = Path(scratch) / "made"
         if to == "lavis":
             _leave_lora(original, "LAVIS has no place for it")
-            lavis.write_original(original, made, dtype=dtype)
+            lavis.write_lavis(original, made, dtype=dtype)
         else:
             _write(original, made, dtype)
         for paper in _papers(path):
@@ -78,7 +78,7 @@ def convert(
         replace_path(made, out, aside=Path(scratch) / "earlier")
 
 
-def _leave_lora(original: Original, why: str) -> None:
+def _leave_lora(original: LavisCheckpoint, why: str) -> None:
     if original.consistency_lora is not None:
         warnings.warn(f"The model's consistency LoRA is left out: {why}.", stacklevel=3)
         original.consistency_lora = None
@@ -109,18 +109,20 @@ def _keep_others(out: Path, made: Path) -> None:
                 shutil.copy2(path, made / path.name, follow_symlinks=False)
 
 
-def _read(path: Path, scratch: Path, base: str | None) -> Original:
+def _read(path: Path, scratch: Path, base: str | None) -> LavisCheckpoint:
     if path.name.endswith(ARCHIVES) and path.is_file():
-        return lavis.read_original(lavis.unpack(path, scratch), base=_model(base) if base else None)
+        return lavis.read_lavis(lavis.unpack(path, scratch), base=_model(base) if base else None)
     if path.is_dir() and lavis.is_original(path):
-        return lavis.read_original(path, base=_model(base) if base else None)
+        return lavis.read_lavis(path, base=_model(base) if base else None)
     if path.is_file():
         if base is None:
             raise CheckpointError(f"{path} is one file: say with --base which model it was tuned from.")
         return lavis.read_tuned(path, _model(base))
     parts = read_parts(path)
     heads, subject = (read_file(path / name) if (path / name).is_file() else {} for name in (HEADS, SUBJECT))
-    return Original(whole(parts, path), heads, subject.get("subject"), parts.controlnet, parts.consistency_lora)
+    return LavisCheckpoint(
+        assemble(parts, path), heads, subject.get("subject"), parts.controlnet, parts.consistency_lora
+    )
 
 
 def _papers(source: Path) -> list[Path]:
@@ -130,10 +132,10 @@ def _papers(source: Path) -> list[Path]:
 
 def _model(name: str) -> BlipDiffusion:
     folder = find_model(name)
-    return whole(read_parts(folder), folder)
+    return assemble(read_parts(folder), folder)
 
 
-def _write(original: Original, folder: Path, dtype: torch.dtype | None) -> None:
+def _write(original: LavisCheckpoint, folder: Path, dtype: torch.dtype | None) -> None:
     more = {"controlnet": original.controlnet, "consistency_lora": original.consistency_lora}
     save_model(original.model, folder, **more, dtype=dtype)
     if original.heads:

@@ -29,7 +29,7 @@ from blip_diffusion.checkpoint.key_maps import (
     subject_encoder_from_published,
     subject_encoder_to_published,
 )
-from blip_diffusion.checkpoint.weights import State, contiguous, empty, fill, read_file, unpickled
+from blip_diffusion.checkpoint.weights import State, contiguous, load_into, meta_init, read_file, unpickled
 from blip_diffusion.errors import CheckpointError, reason
 from blip_diffusion.model import (
     BlipDiffusion,
@@ -47,7 +47,7 @@ LARGEST = 16 * 2**30  # bytes of one file of an archive: four times the largest 
 
 
 @dataclass
-class Original:
+class LavisCheckpoint:
     """What LAVIS' files hold."""
 
     model: BlipDiffusion
@@ -62,7 +62,7 @@ def is_original(folder: Path) -> bool:
     return (folder / BLIP).is_file()
 
 
-def read_original(folder: Path, *, base: BlipDiffusion | None = None) -> Original:
+def read_lavis(folder: Path, *, base: BlipDiffusion | None = None) -> LavisCheckpoint:
     """A folder of LAVIS' files. Raises `CheckpointError` for what is missing, too much, or of another shape."""
     missing = [name for name in FILES if name != CACHE and not (folder / name).is_file()]
     if missing:
@@ -70,16 +70,16 @@ def read_original(folder: Path, *, base: BlipDiffusion | None = None) -> Origina
     blip = {name: tensor for name, tensor in read_file(folder / BLIP).items() if not UNREAD.search(name)}
     heads = _heads(blip)
     published = ModelConfig()
-    with empty():
+    with meta_init():
         encoder = build_subject_encoder(published) if base is None else _like(base.subject_encoder)
         text = (
             build_text_encoder(published.text_encoder)
             if base is None
             else type(base.text_encoder)(base.text_encoder.config)
         )
-    fill(encoder, _subject_state(blip, read_file(folder / PROJECTION), encoder), where="the Q-Former")
+    load_into(encoder, _subject_state(blip, read_file(folder / PROJECTION), encoder), where="the Q-Former")
     words = {n.removeprefix("text_model."): t for n, t in read_file(folder / TEXT).items() if not UNREAD.search(n)}
-    fill(text, words, where="the text encoder")
+    load_into(text, words, where="the text encoder")
     unet = build_diffusers("unet", published.unet if base is None else base.unet.config, read_file(folder / UNET))
     images = {modern_vae_name(name): tensor for name, tensor in read_file(folder / VAE).items()}
     vae = build_diffusers("vae", published.vae if base is None else base.vae.config, images)
@@ -95,20 +95,20 @@ def read_original(folder: Path, *, base: BlipDiffusion | None = None) -> Origina
         inference=None if base is None else base.inference,
     )
     cache = folder / CACHE
-    return Original(model, heads, _subject(unpickled(cache)) if cache.is_file() else None)
+    return LavisCheckpoint(model, heads, _subject(unpickled(cache)) if cache.is_file() else None)
 
 
-def read_tuned(path: Path, base: BlipDiffusion) -> Original:
+def read_tuned(path: Path, base: BlipDiffusion) -> LavisCheckpoint:
     """What LAVIS' few-shot tuning saves (`checkpoint_40.pth`): the base with another U-Net, and the tuned subject."""
     state = read_file(path)
     unet = {name.removeprefix("unet."): tensor for name, tensor in state.items() if name.startswith("unet.")}
     if not unet or "ctx_embeddings_cache" not in state:
         raise CheckpointError(f"{path} is not what LAVIS' tuning saves: it lacks a U-Net or ctx_embeddings_cache.")
     base.unet = build_diffusers("unet", base.unet.config, unet)
-    return Original(base, subject=_subject(state["ctx_embeddings_cache"]))
+    return LavisCheckpoint(base, subject=_subject(state["ctx_embeddings_cache"]))
 
 
-def write_original(original: Original, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+def write_lavis(original: LavisCheckpoint, folder: Path, *, dtype: torch.dtype | None = None) -> None:
     """The same files, for LAVIS to read, weights in `dtype` where one is given.
 
     A model of other parts than LAVIS has is a `CheckpointError`.

@@ -10,12 +10,12 @@ from diffusers.utils.state_dict_utils import StateDictType
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from blip_diffusion.checkpoint.weights import State, complaints, misshapen, read_file, save_state
+from blip_diffusion.checkpoint.weights import State, format_mismatches, read_file, save_state, shape_mismatches
 from blip_diffusion.errors import CheckpointError
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 """The U-Net's attention projections: what diffusers' own LoRA training moves."""
-THROUGHOUT = (*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut",
+ALL_UNET_LAYERS = (*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut",
               "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj")  # fmt: skip
 """Nearly all of the U-Net, as the LCM-LoRAs of Luo et al. 2023 (arXiv:2311.05556)."""
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
@@ -48,8 +48,8 @@ def check_lora(state: State, parts: Mapping[str, nn.Module]) -> None:
     unexpected = {name for name in state if _layer(name) not in weights or not _is_known(name)}
     fitting = {name: tensor for name, tensor in state.items() if name not in unexpected and tensor.ndim > 1}
     wanted = _wanted(fitting, weights)
-    problem = complaints(
-        missing=wanted.keys() - fitting.keys(), unexpected=unexpected, wrong=misshapen(fitting, wanted)
+    problem = format_mismatches(
+        missing=wanted.keys() - fitting.keys(), unexpected=unexpected, wrong=shape_mismatches(fitting, wanted)
     )
     if problem or not fitting:
         raise CheckpointError(f"The LoRA is for another model: {problem or 'it has no layers'}.")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from blip_diffusion.checkpoint.lavis import read_tuned
 from blip_diffusion.checkpoint.lora import ATTENTION
-from blip_diffusion.checkpoint.model_folder import find_model, read_parts, whole
+from blip_diffusion.checkpoint.model_folder import assemble, find_model, read_parts
 from blip_diffusion.checkpoint.subject_file import (
     Subject,
     check_category,
@@ -40,7 +40,7 @@ def convert_tuned(source: Path, base: str, out: Path, *, name: str, category: st
     check_place(out)
     check_writable(out.parent)
     folder = find_model(base)
-    model = whole(read_parts(folder), folder)
+    model = assemble(read_parts(folder), folder)
     before, own = model.unet, fingerprint(model.unet, model.text_encoder)
     tuned = read_tuned(source, model)
     if tuned.subject is None:

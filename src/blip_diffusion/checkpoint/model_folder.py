@@ -27,7 +27,7 @@ from blip_diffusion.checkpoint.components import (
     save_tokenizer,
 )
 from blip_diffusion.checkpoint.lora import copy_lora
-from blip_diffusion.checkpoint.weights import check_here, read_json, usable, write_json
+from blip_diffusion.checkpoint.weights import check_materialized, config_errors, read_json, write_json
 from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.model import BlipDiffusion, InferenceConfig, ReferenceConfig, SubjectEncoder
 from blip_diffusion.prompts import insert_position
@@ -97,12 +97,12 @@ def _load_tokenizer(folder: Path) -> Any:
 
 def _load_scheduler(folder: Path, index: Mapping[str, Any]) -> Any:
     table = read_json(folder / "scheduler" / "scheduler_config.json")
-    with usable("the scheduler"):
+    with config_errors("the scheduler"):
         name = table.get("_class_name") or (index.get("scheduler") or (None, "PNDMScheduler"))[1]
     kind = getattr(diffusers, str(name), None)
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
         raise CheckpointError(f"The scheduler in {folder} is a {name!r}, which diffusers doesn't know.")
-    with usable("the scheduler"):
+    with config_errors("the scheduler"):
         return getattr(diffusers, name).from_config(table)
 
 
@@ -165,7 +165,7 @@ def _check_hub(asked: Mapping[str, Any]) -> None:
         raise InputError(f"{unknown[0]} can't be chosen for a model that is loaded: leave it out.")
 
 
-def whole(parts: Parts, folder: Path) -> BlipDiffusion:
+def assemble(parts: Parts, folder: Path) -> BlipDiffusion:
     """A model of parts, none of which may be missing."""
     needed = [field.name for field in dataclasses.fields(parts) if field.name not in OPTIONAL]
     missing = [name for name in needed if getattr(parts, name) is None]
@@ -188,7 +188,7 @@ def whole(parts: Parts, folder: Path) -> BlipDiffusion:
 
 def check_fit(model: BlipDiffusion) -> None:
     """Each part must meet its neighbours, wherever it comes from. Raises `CheckpointError` where it doesn't."""
-    with usable("the image processor"):
+    with config_errors("the image processor"):
         model.subject_encoder.image_encoder.tower.check_side(model.reference.size)
     tokens, text = model.subject_encoder.qformer.config.width, int(model.text_encoder.config.hidden_size)
     context, channels = model.unet.config.cross_attention_dim, int(model.unet.config.in_channels)
@@ -235,7 +235,7 @@ def save_model(
             "model without them (pipe.controlnet = None)."
         )
     parts = (model, controlnet) if controlnet is not None else (model,)
-    check_here(*parts)
+    check_materialized(*parts)
     if consistency_lora is not None:
         copy_lora(consistency_lora, folder / CONSISTENCY_LORA, dtype)  # first: it may be gone, or damaged
     else:

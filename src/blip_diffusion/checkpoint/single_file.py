@@ -13,7 +13,7 @@ from diffusers.loaders import single_file_utils as ldm
 
 from blip_diffusion.checkpoint.components import build_diffusers
 from blip_diffusion.checkpoint.key_maps import modern_vae_name
-from blip_diffusion.checkpoint.weights import SENSELESS, State, read_file
+from blip_diffusion.checkpoint.weights import CONFIG_ERRORS, State, read_file
 from blip_diffusion.errors import CheckpointError
 from blip_diffusion.model import ModelConfig
 
@@ -72,6 +72,6 @@ def _translated(name: str, path: Path, state: State, config: Mapping[str, Any], 
     whole = {"layers_per_block": 2, "class_embed_type": None, "addition_embed_type": None, **config}
     try:
         converted: State = convert(dict(state), whole)
-    except SENSELESS as error:
+    except CONFIG_ERRORS as error:
         raise CheckpointError(f"The {name} in {path} is not laid out as Stable Diffusion 1's ({error!r}).") from error
     return converted

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from blip_diffusion import __version__
 from blip_diffusion.checkpoint.lora import adapter_header
-from blip_diffusion.checkpoint.weights import State, check_here, save_state
+from blip_diffusion.checkpoint.weights import State, check_materialized, save_state
 from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.fileio import path_exists
 from blip_diffusion.nn_utils import base_parameters
@@ -162,7 +162,7 @@ def fingerprint(unet: nn.Module, text_encoder: nn.Module) -> str:
     Signs, because they are the same in every precision. Adapters and the words of a vocabulary, which textual inversion
     adds to, don't count; nor does the VAE, which people exchange.
     """
-    check_here(unet, text_encoder)
+    check_materialized(unet, text_encoder)
     digest = hashlib.sha256()
     for part in (unet, text_encoder):
         for name, tensor in sorted(base_parameters(part).items()):

@@ -24,7 +24,7 @@ State = dict[str, Tensor]
 STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")
 """What libraries call a file of weights."""
 VARIANTS = ("", ".fp16", ".bf16")
-SENSELESS = (
+CONFIG_ERRORS = (
     TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError, StrictDataclassError
 )  # fmt: skip
 """What libraries raise over a configuration that makes no sense."""
@@ -123,15 +123,15 @@ def save_state(
 
 
 @contextmanager
-def empty() -> Iterator[None]:
-    """Modules built here have shapes and no memory: `fill` gives it to them."""
+def meta_init() -> Iterator[None]:
+    """Modules built here have shapes and no memory: `load_into` gives it to them."""
     from accelerate import init_empty_weights  # type: ignore[import-untyped]
 
     with init_empty_weights(include_buffers=False):
         yield
 
 
-def fill(module: Module, state: Mapping[str, Tensor], *, where: str, dtype: torch.dtype | None = None) -> Module:
+def load_into(module: Module, state: Mapping[str, Tensor], *, where: str, dtype: torch.dtype | None = None) -> Module:
     """Makes the tensors of a file the weights of a module, without a copy where they are of that `dtype` already.
 
     Floats become float32 where none is given. Raises `CheckpointError` unless names and shapes are the module's.
@@ -146,7 +146,7 @@ def fill(module: Module, state: Mapping[str, Tensor], *, where: str, dtype: torc
     return module
 
 
-def check_here(*parts: nn.Module) -> None:
+def check_materialized(*parts: nn.Module) -> None:
     """Raises `InputError` for weights that accelerate brings only while they compute: nobody can read them."""
     if any(tensor.is_meta for part in parts for tensor in part.parameters()):
         raise InputError(
@@ -169,11 +169,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def usable(what: str) -> Iterator[None]:
+def config_errors(what: str) -> Iterator[None]:
     """Whatever a library says to a configuration that makes no sense is a `CheckpointError`."""
     try:
         yield
-    except SENSELESS as error:
+    except CONFIG_ERRORS as error:
         raise CheckpointError(f"The configuration of {what} can't be used: {reason(error)}.") from error
 
 
@@ -195,10 +195,10 @@ def check_state(
     state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, extra: list[str] | None = None, where: str
 ) -> None:
     """Raises `CheckpointError` unless the names and shapes are those wanted, and floats where they are."""
-    problem = complaints(
+    problem = format_mismatches(
         missing=wanted.keys() - state.keys(),
         unexpected=[*(state.keys() - wanted.keys()), *(extra or [])],
-        wrong=misshapen(state, {name: tuple(tensor.shape) for name, tensor in wanted.items()}),
+        wrong=shape_mismatches(state, {name: tuple(tensor.shape) for name, tensor in wanted.items()}),
         not_floats=[
             f"{name} is {state[name].dtype}".replace("torch.", "")
             for name in state.keys() & wanted.keys()
@@ -209,7 +209,7 @@ def check_state(
         raise CheckpointError(f"The weights don't fit {where}: {problem}.")
 
 
-def misshapen(state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:
+def shape_mismatches(state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:
     """What is of another shape than wanted, with both shapes."""
     return [
         f"{name} is {tuple(state[name].shape)}, not {wanted[name]}"
@@ -218,7 +218,7 @@ def misshapen(state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]
     ]
 
 
-def complaints(
+def format_mismatches(
     *, missing: Iterable[str], unexpected: Iterable[str], wrong: Iterable[str], not_floats: Iterable[str] = ()
 ) -> str:
     """How many there are of each, and the first of them; nothing where there are none."""

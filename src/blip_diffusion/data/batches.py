@@ -1,4 +1,4 @@
-"""What a batch is. Letters: `B` batch, `S` picture size, `C` size of the canonical cut-out."""
+"""What a batch is. Letters: `B` batch, `S` picture size, `C` size of the object crop."""
 
 from collections.abc import Callable
 from typing import TypedDict
@@ -15,7 +15,7 @@ class SubjectBatch(TypedDict):
 
     reference: Tensor  # (B, 3, S, S) the subject on some other background
     reference_caption: list[str]  # "a teapot on a plain blue background"
-    canonical: Tensor  # (B, 4, C, C) the reference's cut-out, filling the frame: RGB times alpha, alpha
+    object_crop: Tensor  # (B, 4, C, C) the reference's cut-out, filling the frame: RGB times alpha, alpha
     category: list[str]  # "teapot"
     prompt: list[str]  # "on the beach"
     caption: list[str]  # "a teapot on the beach"

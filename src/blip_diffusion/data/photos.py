@@ -17,7 +17,7 @@ from torch import Tensor
 
 from blip_diffusion import images
 from blip_diffusion.errors import InputError
-from blip_diffusion.images import Fit
+from blip_diffusion.images import ResizeMode
 
 MOST = 30
 """Photos of one subject; the paper and DreamBooth use three to seven."""
@@ -106,7 +106,7 @@ def _read(
         images.check_size(source, name)
         picture, alpha = _opened(source)
     else:
-        name, (picture, alpha) = source.name, images.read_picture(source, _opened)
+        name, (picture, alpha) = source.name, images.read_image(source, _opened)
     if mask is not None:
         return Photo(name, picture, _mask(mask, picture))
     if not own_alpha:
@@ -122,7 +122,7 @@ def _opened(picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 
 def _mask(path: Path, picture: Image.Image) -> Image.Image:
-    mask = images.read_picture(path, _painted)
+    mask = images.read_image(path, _painted)
     if abs(mask.width / mask.height - picture.width / picture.height) > 0.02:
         raise InputError(f"The mask {path} is {mask.width} x {mask.height}, of another shape than its photo.")
     if mask.getextrema()[1] == 0:
@@ -136,7 +136,7 @@ def _painted(mask: Image.Image) -> Image.Image:
     return images.as_rgb(mask).convert("L") if alpha is None else alpha
 
 
-def squares(photos: Sequence[Photo], size: int, fit: Fit = "crop") -> tuple[Tensor, Tensor]:
+def squares(photos: Sequence[Photo], size: int, fit: ResizeMode = "crop") -> tuple[Tensor, Tensor]:
     """Photos to pixels (P, 3, S, S) and masks (P, 1, S, S), in [0, 1]; an unknown mask is 1 everywhere."""
     pixels = images.to_tensor([images.fit_square(photo.picture, size, fit) for photo in photos])
     covered = images.to_tensor([_square_mask(photo.mask, size, fit) for photo in photos])[:, :1]
@@ -148,7 +148,7 @@ def squares(photos: Sequence[Photo], size: int, fit: Fit = "crop") -> tuple[Tens
     return pixels, covered
 
 
-def _square_mask(mask: Image.Image | None, size: int, fit: Fit) -> Image.Image:
+def _square_mask(mask: Image.Image | None, size: int, fit: ResizeMode) -> Image.Image:
     if mask is None:
         return Image.new("RGB", (size, size), "white")
     return images.fit_square(mask.convert("RGB"), size, fit, bars="black")  # no subject is in what is added

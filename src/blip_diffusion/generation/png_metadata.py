@@ -111,7 +111,7 @@ def _renamed(table: dict[str, Any], old_names: dict[str, str]) -> dict[str, Any]
 def _decode_image(text: str) -> bytes:
     """Decode an embedded PNG and validate it."""
     png = base64.b64decode(text)
-    images.open_picture(io.BytesIO(png))
+    images.open_image(io.BytesIO(png))
     return png
 
 

@@ -129,7 +129,7 @@ def read_reference(path: Path) -> bytes:
     Raises:
         InputError: If the file is missing, damaged, or not an image.
     """
-    return images.png_bytes(_at_most(images.open_picture(path), REFERENCE_SIDE))
+    return images.png_bytes(_at_most(images.open_image(path), REFERENCE_SIDE))
 
 
 def read_control(kind: str, path: Path, scale: float = 1.0, controlnet: str = "") -> ControlInput:
@@ -144,7 +144,7 @@ def read_control(kind: str, path: Path, scale: float = 1.0, controlnet: str = ""
     Raises:
         InputError: If the kind is unknown, its extra is not installed, or the file is not an image.
     """
-    source = _at_most(images.open_picture(path), CONTROL_SIDE)
+    source = _at_most(images.open_image(path), CONTROL_SIDE)
     return ControlInput(kind, images.png_bytes(annotate(source, kind)), scale, controlnet)
 
 

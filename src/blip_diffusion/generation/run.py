@@ -75,7 +75,7 @@ def _load_pipeline(request: GenerationRequest, device: str) -> Any:
 
 def _encode_subject(pipe: Any, request: GenerationRequest) -> Tensor:
     """Return subject tokens (1, Q, D) of the tuned subjects, else of the reference."""
-    reference = images.open_picture(io.BytesIO(request.reference))
+    reference = images.open_image(io.BytesIO(request.reference))
     if request.subjects:
         return load_subjects(pipe, request.subjects)
     tokens: Tensor = pipe.encode_subject(reference, request.category, resize_mode=request.resize_mode)
@@ -105,7 +105,7 @@ def _control_arguments(controls: tuple[ControlInput, ...], pipe: Any) -> dict[st
     if not controls:
         return {}
     nets = [_load_controlnet(control, pipe) for control in controls]
-    maps = [images.open_picture(io.BytesIO(control.image)) for control in controls]
+    maps = [images.open_image(io.BytesIO(control.image)) for control in controls]
     single = len(controls) == 1
     return {
         "image": maps[0] if single else maps,

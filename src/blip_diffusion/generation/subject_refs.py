@@ -74,6 +74,6 @@ def _thumbnail(subject: Subject) -> bytes:
         return opened.convert("RGB") if max(opened.size) <= MAX_THUMBNAIL else white
 
     try:
-        return images.png_bytes(images.read_picture(io.BytesIO(subject.thumbnail), small))
+        return images.png_bytes(images.read_image(io.BytesIO(subject.thumbnail), small))
     except InputError:
         return images.png_bytes(white)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from blip_diffusion.errors import ConfigError
 
 
-class Pattern(enum.Enum):
+class AttentionPattern(enum.Enum):
     """Who sees whom."""
 
     UNIMODAL = "unimodal"
@@ -149,7 +149,7 @@ class QFormer(nn.Module):
         features: Tensor | None = None,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        pattern: Pattern = Pattern.BIDIRECTIONAL,
+        pattern: AttentionPattern = AttentionPattern.BIDIRECTIONAL,
     ) -> QFormerOutput:
         """Reads `features` (B, N, V) with the queries and `input_ids` (B, L) with the words; either may be missing.
 
@@ -176,7 +176,11 @@ class QFormer(nn.Module):
 
 
 def attention_pattern(
-    pattern: Pattern, queries: int, input_ids: Tensor | None, attention_mask: Tensor | None, device: torch.device
+    pattern: AttentionPattern,
+    queries: int,
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    device: torch.device,
 ) -> Tensor:
     """The mask (B or 1, 1, Q + L, Q + L): True where a row (first) may see another (second). Padding is never seen."""
     words = 0 if input_ids is None else input_ids.shape[1]
@@ -184,12 +188,12 @@ def attention_pattern(
     is_query = torch.arange(total, device=device) < queries
     row, column = is_query[:, None], is_query[None, :]
     match pattern:
-        case Pattern.UNIMODAL:
+        case AttentionPattern.UNIMODAL:
             sees = row == column
-        case Pattern.CAUSAL:
+        case AttentionPattern.CAUSAL:
             past = torch.ones(total, total, dtype=torch.bool, device=device).tril()
             sees = column | (~row & past)
-        case Pattern.BIDIRECTIONAL:
+        case AttentionPattern.BIDIRECTIONAL:
             sees = torch.ones(total, total, dtype=torch.bool, device=device)
     if attention_mask is None:
         return sees[None, None]

@@ -13,7 +13,7 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from blip_diffusion.diffusion.deepcache import ShallowUNet, WholeUNet, one_by_one, reusing, within
+from blip_diffusion.diffusion.deepcache import ShallowUNet, WholeUNet, deepcache, on_interval, split_batch
 from blip_diffusion.diffusion.guidance import Denoiser, guided, unet_denoiser
 from blip_diffusion.diffusion.latents import LatentCodec
 from blip_diffusion.errors import CheckpointError, InputError, reason
@@ -186,7 +186,7 @@ class SpeedMixin:
         if empty is None:
             return self._network(text)
         if self.preset.split_cfg_batch:
-            both = one_by_one(self._network(empty), self._network(text))
+            both = split_batch(self._network(empty), self._network(text))
         else:
             both = self._network(torch.cat([empty, text]))
         return self._guided(both, lambda: self._network(text), scale, rescale, steps=steps)
@@ -198,7 +198,7 @@ class SpeedMixin:
         always = guided(both, scale, rescale=rescale)
         if self.preset.guidance_interval == (0.0, 1.0):
             return always
-        return within(self.preset.guidance_interval, steps, always, alone())
+        return on_interval(self.preset.guidance_interval, steps, always, alone())
 
     def _network(self, text: Tensor) -> Denoiser:
         """The U-Net looking at text states, on the preset's engine, whole or with deep features used again."""
@@ -208,7 +208,7 @@ class SpeedMixin:
         text, every = text.to(unet.dtype), self.preset.deepcache_interval
         whole = self._run("whole U-Net", unet, lambda: WholeUNet(unet, layers))
         shallow = None if every == 1 else self._run("shallow U-Net", unet, lambda: ShallowUNet(unet, layers))
-        return reusing(whole, shallow, text, every)
+        return deepcache(whole, shallow, text, every)
 
     @contextmanager
     def _loras_in_weights(self) -> Iterator[None]:

@@ -17,18 +17,18 @@ from torch import Tensor
 
 from blip_diffusion import images
 from blip_diffusion.checkpoint.model_folder import (
+    assemble,
     find_model,
     load_controlnet,
     load_unet,
     load_vae,
     read_parts,
     save_model,
-    whole,
 )
 from blip_diffusion.diffusion.guidance import Control, Denoiser, controlled_denoiser
 from blip_diffusion.diffusion.sampler import initial_noise, sample
 from blip_diffusion.errors import InputError
-from blip_diffusion.images import Fit
+from blip_diffusion.images import ResizeMode
 from blip_diffusion.model import BlipDiffusion, InferenceConfig, ReferenceConfig, SubjectEncoder
 from blip_diffusion.nn_utils import iter_modules, mark_modified, tensor_bytes, uncompiled, weights_version
 from blip_diffusion.pipelines.acceleration import OWN_LORA, SpeedMixin
@@ -144,7 +144,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         parts.vae = _loaded(load_vae, vae, config=parts.vae and parts.vae.config, dtype=torch_dtype) or parts.vae
         parts.scheduler = scheduler or parts.scheduler
         parts.controlnet = _loaded(load_controlnet, controlnet, dtype=torch_dtype) or parts.controlnet
-        pipe = cls.from_model(whole(parts, folder), controlnet=parts.controlnet)
+        pipe = cls.from_model(assemble(parts, folder), controlnet=parts.controlnet)
         pipe.register_to_config(_name_or_path=str(name_or_path))
         if unet is None and parts.consistency_lora is not None:
             setattr(uncompiled(pipe.unet), OWN_LORA, parts.consistency_lora)
@@ -210,7 +210,9 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         )
 
     @torch.no_grad()
-    def encode_subject(self, pictures: OneOrMany[Image.Image], category: str, *, resize_mode: Fit = "crop") -> Tensor:
+    def encode_subject(
+        self, pictures: OneOrMany[Image.Image], category: str, *, resize_mode: ResizeMode = "crop"
+    ) -> Tensor:
         """Subject tokens (1, Q, D); several pictures of one subject give their mean."""
         pictures = many(pictures)
         if not pictures:
@@ -239,7 +241,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         latents: Tensor | None = None,
         prompt_strength: float = 1.0,
         prompt_reps: int | None = None,
-        resize_mode: Fit = "crop",
+        resize_mode: ResizeMode = "crop",
         subject_embeds: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -349,7 +351,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
                 raise InputError(f"The size {side} can't be drawn: use a multiple of {step} from {step} to {MAX_SIDE}.")
         return height or own, width or own
 
-    def _encoded(self, pictures: list[Image.Image], categories: list[str], fit: Fit) -> Tensor:
+    def _encoded(self, pictures: list[Image.Image], categories: list[str], fit: ResizeMode) -> Tensor:
         """Subject tokens (B, Q, D). What was encoded before is remembered."""
         if not all(isinstance(picture, Image.Image) for picture in pictures):
             raise InputError("A reference is a PIL picture, or a list of them: Image.open gives that of a file.")
@@ -386,7 +388,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         negative: OneOrMany[str] | None,
         embeds: Tensor | None,
         *,
-        fit: Fit,
+        fit: ResizeMode,
         copies: int,
         strength: float,
         repetitions: int,
@@ -415,7 +417,12 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         return converted
 
     def _subject(
-        self, reference: OneOrMany[Image.Image] | None, sources: list[str], embeds: Tensor | None, fit: Fit, size: int
+        self,
+        reference: OneOrMany[Image.Image] | None,
+        sources: list[str],
+        embeds: Tensor | None,
+        fit: ResizeMode,
+        size: int,
     ) -> Tensor:
         """Subject tokens (B, Q, D)."""
         if embeds is not None:
@@ -483,7 +490,7 @@ class BlipDiffusionPipeline(DiffusionPipeline, SubjectsMixin, SpeedMixin):
         pixels = self._decoded(latents).float()
         if output_type == "pt":
             return pixels
-        return images.to_pictures(pixels) if output_type == "pil" else pixels.permute(0, 2, 3, 1).cpu().numpy()
+        return images.to_pil(pixels) if output_type == "pil" else pixels.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def _loaded(load: Callable[..., Any], given: Any, **how: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 import torch
 
 from blip_diffusion.devices import device_of, fastest_dtype
-from blip_diffusion.diffusion.sampler import one_way
+from blip_diffusion.diffusion.sampler import ddim_like
 from blip_diffusion.errors import InputError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -138,7 +138,7 @@ def build_scheduler(solver: Solver, scheduler: Any) -> Any:
 
     match solver:
         case "ddim":
-            return one_way(scheduler)
+            return ddim_like(scheduler)
         case "dpm++":  # Lu et al. 2022: second order, multistep
             kind, options = diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}
         case "unipc":  # Zhao et al. 2023

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from blip_diffusion.checkpoint.lora import layers_of
 from blip_diffusion.checkpoint.subject_file import Subject, fingerprint, read_subject, renamed, write_subject
-from blip_diffusion.checkpoint.weights import State, complaints, misshapen
+from blip_diffusion.checkpoint.weights import State, format_mismatches, shape_mismatches
 from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.nn_utils import base_parameters, lora_layers, uncompiled
 from blip_diffusion.pipelines.extras import ExtrasMixin, activate, active_adapters
@@ -275,7 +275,9 @@ def _check_names(
     what: str, found: State, wanted: Mapping[str, tuple[int, ...]], *, missing: Iterable[str] = ()
 ) -> None:
     """Raises `CheckpointError` for what is too much or of another shape than wanted, and for what is missing."""
-    problem = complaints(missing=missing, unexpected=found.keys() - wanted.keys(), wrong=misshapen(found, wanted))
+    problem = format_mismatches(
+        missing=missing, unexpected=found.keys() - wanted.keys(), wrong=shape_mismatches(found, wanted)
+    )
     if problem:
         raise CheckpointError(f"The weights don't fit {what}: {problem}.")
 

@@ -14,7 +14,7 @@ from blip_diffusion.checkpoint.model_folder import Parts, check_fit, read_parts
 from blip_diffusion.data.synthetic.tokenizers import category_tokenizer, prompt_tokenizer
 from blip_diffusion.diffusion.forward_process import Noising
 from blip_diffusion.errors import CheckpointError
-from blip_diffusion.images import as_seen
+from blip_diffusion.images import preprocess
 from blip_diffusion.model import (
     BlipDiffusion,
     InferenceConfig,
@@ -31,7 +31,7 @@ from blip_diffusion.modules.image_encoder import EfficientNetTower, ImageEncoder
 from blip_diffusion.modules.lpips import read_lpips
 from blip_diffusion.modules.perceptual import PerceptualDistance
 from blip_diffusion.modules.qformer import QFormerConfig
-from blip_diffusion.training.objectives.autoencoder import begin_linear
+from blip_diffusion.training.objectives.autoencoder import init_near_linear
 
 LITE_PIXELS = (127 / 255,) * 3, (128 / 255,) * 3
 """Mean and spread that EfficientNet-Lite expects of pixels in [0, 1]."""
@@ -113,24 +113,24 @@ SHAPES = {"mini": MINI, "tiny": TINY, "published": ModelConfig()}
 
 
 @dataclass(frozen=True)
-class StartConfig:
+class InitConfig:
     """What a run begins with."""
 
-    shape: Literal["mini", "tiny", "published"] = "mini"
-    start: tuple[Path, ...] = ()  # model folders; each part comes from the first that has it
+    preset: Literal["mini", "tiny", "published"] = "mini"
+    init_from: tuple[Path, ...] = ()  # model folders; each part comes from the first that has it
     seed: int = 0  # of new parts
     inference: InferenceConfig | None = None
-    """How the model shall be asked; `None`: as the first folder of `start` that says so, else `TRAINED_SO`."""
+    """Default sampling settings; `None`: those of the first folder that has them, else `DEFAULT_INFERENCE`."""
 
 
-TRAINED_SO = InferenceConfig(prompt_reps=1, num_inference_steps=15, guidance_scale=3.0, guidance_rescale=0.6)
+DEFAULT_INFERENCE = InferenceConfig(prompt_reps=1, num_inference_steps=15, guidance_scale=3.0, guidance_rescale=0.6)
 """Training says a prompt once, and noise that ends pure wants rescaled guidance."""
 
 
-def found_parts(config: StartConfig) -> Parts:
-    """The parts that the folders of `start` have."""
+def load_parts(config: InitConfig) -> Parts:
+    """The parts that the folders of `init_from` have."""
     parts = Parts()
-    for folder in config.start:
+    for folder in config.init_from:
         found = read_parts(folder)
         for part in fields(Parts):
             if getattr(parts, part.name) is None:
@@ -138,33 +138,35 @@ def found_parts(config: StartConfig) -> Parts:
     return parts
 
 
-def check_found(parts: Parts, *names: str) -> None:
+def require_parts(parts: Parts, *names: str) -> None:
     """Raises `CheckpointError` where one is missing that a new one, which knows nothing, can't stand in for."""
     if missing := [name for name in names if getattr(parts, name) is None]:
-        raise CheckpointError(f"This begins with a trained {' and '.join(missing)}: name its folder in model.start.")
+        raise CheckpointError(
+            f"This begins with a trained {' and '.join(missing)}: name its folder in model.init_from."
+        )
 
 
-def start_vae(parts: Parts, config: StartConfig) -> AutoencoderKL:
+def init_vae(parts: Parts, config: InitConfig) -> AutoencoderKL:
     """The autoencoder."""
     if parts.vae is not None:
         return parts.vae
     torch.manual_seed(config.seed)
-    vae = AutoencoderKL(**SHAPES[config.shape].vae)
-    begin_linear(vae)
+    vae = AutoencoderKL(**SHAPES[config.preset].vae)
+    init_near_linear(vae)
     return vae
 
 
-def start_subject_encoder(parts: Parts, config: StartConfig, corpus: Sequence[str], pixels: torch.Tensor) -> Parts:
+def init_subject_encoder(parts: Parts, config: InitConfig, corpus: Sequence[str], pixels: torch.Tensor) -> Parts:
     """`parts` with a subject encoder, its tokenizer and its reference format; `pixels` (B, 3, S, S) calibrate it."""
-    shape = SHAPES[config.shape]
+    shape = SHAPES[config.preset]
     torch.manual_seed(config.seed)
     parts.reference = parts.reference or shape.reference
     if parts.subject_encoder is None:
         parts.subject_encoder = _new_subject_encoder(
-            shape, as_seen(pixels, parts.reference.size, parts.reference.mean, parts.reference.std)
+            shape, preprocess(pixels, parts.reference.size, parts.reference.mean, parts.reference.std)
         )
     if parts.qformer_tokenizer is None:
-        published = config.shape == "published"
+        published = config.preset == "published"
         size = shape.qformer.vocabulary
         parts.qformer_tokenizer = bert_tokenizer() if published else category_tokenizer(corpus, size)
     return parts
@@ -175,7 +177,7 @@ def _new_subject_encoder(shape: ModelConfig, pixels: torch.Tensor) -> SubjectEnc
     if shape.image_encoder.tower != "efficientnet-lite0":
         raise CheckpointError(
             "A frozen image encoder must know pictures, and a new one knows none: name a folder with qformer/ in "
-            "model.start."
+            "model.init_from."
         )
     encoder = build_subject_encoder(shape)
     tower: EfficientNetTower = encoder.image_encoder.tower
@@ -184,33 +186,33 @@ def _new_subject_encoder(shape: ModelConfig, pixels: torch.Tensor) -> SubjectEnc
     return encoder
 
 
-def start_model(parts: Parts, config: StartConfig, corpus: Sequence[str], pixels: torch.Tensor) -> BlipDiffusion:
+def init_model(parts: Parts, config: InitConfig, corpus: Sequence[str], pixels: torch.Tensor) -> BlipDiffusion:
     """The whole model. A new one needs a trained autoencoder: what the U-Net learns is tied to its latents.
 
     Raises `CheckpointError` for parts that don't fit each other.
     """
-    if parts.vae is None and config.shape != "tiny":
-        raise CheckpointError("There is no trained autoencoder: name its folder in model.start.")
-    shape = SHAPES[config.shape]
-    start_subject_encoder(parts, config, corpus, pixels)
+    if parts.vae is None and config.preset != "tiny":
+        raise CheckpointError("There is no trained autoencoder: name its folder in model.init_from.")
+    shape = SHAPES[config.preset]
+    init_subject_encoder(parts, config, corpus, pixels)
     torch.manual_seed(config.seed)
     text = shape.text_encoder
     model = BlipDiffusion(
         parts.subject_encoder,  # type: ignore[arg-type]  # filled above
         parts.text_encoder or build_text_encoder(text),
         parts.unet or UNet2DConditionModel(**shape.unet),
-        start_vae(parts, config),
+        init_vae(parts, config),
         tokenizer=parts.tokenizer or prompt_tokenizer(corpus, text.vocabulary, text.positions),
         qformer_tokenizer=parts.qformer_tokenizer,
         scheduler=parts.scheduler or zero_snr_scheduler(),
         reference=parts.reference,  # type: ignore[arg-type]
-        inference=config.inference or parts.inference or TRAINED_SO,
+        inference=config.inference or parts.inference or DEFAULT_INFERENCE,
     )
     check_fit(model)
     return model
 
 
-def start_heads(encoder_config: QFormerConfig, canonical: int, folders: Sequence[Path]) -> nn.ModuleDict:
+def init_heads(encoder_config: QFormerConfig, object_crop_size: int, folders: Sequence[Path]) -> nn.ModuleDict:
     """Stage 1's heads, each from the first folder that has it."""
     width = encoder_config.width
     heads = nn.ModuleDict(
@@ -218,7 +220,7 @@ def start_heads(encoder_config: QFormerConfig, canonical: int, folders: Sequence
             "contrastive": ContrastiveHead(width),
             "matching": MatchingHead(width),
             "language": LanguageHead(encoder_config),
-            "redraw": RedrawHead(width, size=canonical),
+            "redraw": RedrawHead(width, size=object_crop_size),
         }
     )
     missing = dict(heads.items())
@@ -242,7 +244,7 @@ def zero_snr_scheduler() -> DDIMScheduler:
     )
 
 
-def noising_of(scheduler: Any) -> Noising:
+def noising_from(scheduler: Any) -> Noising:
     """The forward process that a scheduler inverts."""
     return Noising(scheduler.alphas_cumprod.float(), scheduler.config.prediction_type)
 

@@ -15,7 +15,7 @@ LOG = "log.jsonl"
 PICTURES = "samples"
 
 
-class Tracker:
+class MetricLogger:
     """Writes to the folder of a run. Lines past step `start`, which a resumed run takes again, are dropped."""
 
     def __init__(
@@ -39,7 +39,7 @@ class Tracker:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
 
-    def picture(self, name: str, image: "Image", step: int) -> Path:
+    def image(self, name: str, image: "Image", step: int) -> Path:
         """Writes `samples/{name}-{step}.png`."""
         path = self.folder / PICTURES / f"{name}-{step:08d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
-"""What a training method is: a module whose forward is its loss, and an answer to what moves and what is kept."""
+"""Objectives: the interface between a loss and the trainer."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,38 +24,63 @@ class StepContext:
 
     step: int  # optimizer steps taken so far
     rng: torch.Generator  # on the training device; a pure function of the seed and the micro-batch's index
-    shared: Any = None  # what `Method.share` returned for this step
+    shared: Any = None  # what `Objective.gather_step_context` returned for this step
     position: int = 0  # which micro-batch of the step this is, over accumulation and processes
 
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that share a learning rate; `lr` multiplies the schedule."""
+    """Parameters that share a learning rate; `lr_scale` multiplies the schedule."""
 
     name: str
     parameters: Sequence[nn.Parameter]
-    lr: float
+    lr_scale: float
     weight_decay: float | None = None  # the configuration's where it is None
 
 
-@runtime_checkable
-class Method(Protocol):
-    """An objective, an `nn.Module` whose `forward(batch, context)` is the loss."""
+class Objective(nn.Module):
+    """Base class of objectives: a module whose `forward(batch, context)` returns the losses of one micro-batch.
 
-    def __call__(self, batch: Any, context: StepContext) -> Losses:
-        """The losses of one micro-batch."""
+    Subclasses implement `forward`, `parameter_groups` and `export`. An objective never loops, logs or saves
+    checkpoints: the trainer does.
+
+    Example:
+        >>> class Regression(Objective):
+        ...     def __init__(self) -> None:
+        ...         super().__init__()
+        ...         self.layer = nn.Linear(3, 1)
+        ...
+        ...     def forward(self, batch, context):
+        ...         return {"loss": (self.layer(batch["x"]) - batch["y"]).square().mean()}
+        ...
+        ...     def parameter_groups(self):
+        ...         return [ParameterGroup("layer", list(self.layer.parameters()), 1.0)]
+        ...
+        ...     def export(self, folder):
+        ...         torch.save(self.layer.state_dict(), folder / "layer.pt")
+    """
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """What moves. All else is frozen."""
-
-    def share(self, batches: Sequence[Any], contexts: Sequence[StepContext], gather: Gather) -> Any:
-        """What the micro-batches of one step know of each other (stage 1's negatives), computed without gradient.
-
-        `batches` are this process's micro-batches. `None` where a method's samples are independent.
-        """
-
-    def show(self, batch: Any) -> list[Tensor]:
-        """What a person should look at: columns of pictures (B, 3, H, W) in [0, 1]; empty where there is nothing."""
+        """Return the trainable parameters; all others are frozen."""
+        raise NotImplementedError
 
     def export(self, folder: Path) -> None:
-        """Writes what is kept, in the published folder layout."""
+        """Write the result, in the published folder layout."""
+        raise NotImplementedError
+
+    def gather_step_context(self, batches: Sequence[Any], contexts: Sequence[StepContext], gather: Gather) -> Any:
+        """Compute, without gradient, what the micro-batches of one step share, such as the negatives of stage 1.
+
+        Args:
+            batches: The micro-batches of this process.
+            contexts: Their contexts.
+            gather: Joins a tensor over all processes.
+
+        Returns:
+            What becomes `StepContext.shared`; `None`, the default, if the samples are independent.
+        """
+        return None
+
+    def sample_images(self, batch: Any) -> list[Tensor]:
+        """Return columns of images (B, 3, H, W) in [0, 1] to look at; empty by default."""
+        return []

@@ -1,4 +1,4 @@
-"""AdamW over a method's parameter groups, and a learning rate that is a pure function of the step.
+"""AdamW over an objective's parameter groups, and a learning rate that is a pure function of the step.
 
 Because the rate has no state, a resumed run needs none of a scheduler's.
 """
@@ -20,7 +20,7 @@ class OptimConfig:
     """AdamW and its schedule."""
 
     lr: float = 1e-4
-    """The rate after warm-up; a group's own `lr` multiplies it."""
+    """The rate after warm-up; a group's own `lr_scale` multiplies it."""
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.01
@@ -28,9 +28,9 @@ class OptimConfig:
     warmup: int = 0
     """Steps over which the rate rises linearly."""
     schedule: Literal["constant", "cosine"] = "constant"
-    hold: float = 0.0
+    stable_fraction: float = 0.0
     """The fraction of the run before the cosine starts."""
-    floor: float = 0.0
+    min_lr_ratio: float = 0.0
     """What the cosine ends at, as a fraction of `lr`."""
     clip: float = 1.0
     """The norm to which gradients are clipped; 0 for no clipping."""
@@ -48,10 +48,10 @@ class OptimConfig:
                 raise ConfigError(f"{name} must be finite and not negative, not {getattr(self, name)}.")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"betas must lie in [0, 1), not {self.betas}.")
-        if not 0 <= self.hold < 1:
-            raise ConfigError(f"hold is a fraction of the run in [0, 1), not {self.hold}.")
-        if not 0 <= self.floor <= 1:
-            raise ConfigError(f"floor is a fraction of lr in [0, 1], not {self.floor}.")
+        if not 0 <= self.stable_fraction < 1:
+            raise ConfigError(f"stable_fraction is a fraction of the run in [0, 1), not {self.stable_fraction}.")
+        if not 0 <= self.min_lr_ratio <= 1:
+            raise ConfigError(f"min_lr_ratio is a fraction of lr in [0, 1], not {self.min_lr_ratio}.")
 
 
 def learning_rate(step: int, config: OptimConfig, total: int) -> float:
@@ -60,12 +60,12 @@ def learning_rate(step: int, config: OptimConfig, total: int) -> float:
         return config.lr * (step + 1) / config.warmup
     if config.schedule == "constant":
         return config.lr
-    start = max(config.warmup, config.hold * total)
+    start = max(config.warmup, config.stable_fraction * total)
     progress = min(max((step - start) / max(total - start, 1), 0.0), 1.0)
-    return config.lr * (config.floor + (1 - config.floor) * (1 + math.cos(math.pi * progress)) / 2)
+    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * (1 + math.cos(math.pi * progress)) / 2)
 
 
-def freeze_the_rest(module: nn.Module, groups: Sequence[ParameterGroup]) -> dict[str, nn.Parameter]:
+def set_trainable(module: nn.Module, groups: Sequence[ParameterGroup]) -> dict[str, nn.Parameter]:
     """Makes the groups' parameters, by name, the only ones that move, in float32; frozen ones keep their dtype."""
     moving = {id(parameter) for group in groups for parameter in group.parameters}
     trainable = {}
@@ -93,13 +93,13 @@ def adamw(groups: Sequence[ParameterGroup], config: OptimConfig) -> torch.optim.
     options = list(_options(groups, config.weight_decay))
     common: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
     if config.eight_bit:
-        return eight_bit_adam()(options, **common)
+        return adamw_8bit()(options, **common)
     parameters = [parameter for group in groups for parameter in group.parameters]
     fused = config.fused and all(parameter.device.type in ("cuda", "cpu") for parameter in parameters)
     return torch.optim.AdamW(options, fused=fused, **common)
 
 
-def eight_bit_adam() -> type[torch.optim.Optimizer]:
+def adamw_8bit() -> type[torch.optim.Optimizer]:
     """The optimizer's class. Raises `ConfigError` where its package isn't installed."""
     try:
         from bitsandbytes.optim import AdamW8bit
@@ -117,23 +117,23 @@ def _options(groups: Sequence[ParameterGroup], default_decay: float) -> Iterator
             ([parameter for parameter in group.parameters if parameter.ndim <= 1], 0.0),
         ):
             if parameters:
-                yield {"params": parameters, "scale": group.lr, "weight_decay": weight_decay}
+                yield {"params": parameters, "scale": group.lr_scale, "weight_decay": weight_decay}
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]
 
 
-def moments(optimizer: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter]) -> dict[str, Any]:
+def optimizer_state_by_name(optimizer: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter]) -> dict[str, Any]:
     """The optimizer's state by parameter name: what a checkpoint keeps. Hyperparameters are the configuration's."""
     return {name: dict(optimizer.state[value]) for name, value in trainable.items() if value in optimizer.state}
 
 
-def restore_moments(
+def load_optimizer_state(
     optimizer: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter], saved: Mapping[str, Any]
 ) -> None:
-    """The inverse of `moments`; torch moves and casts."""
+    """The inverse of `optimizer_state_by_name`; torch moves and casts."""
     names = {id(parameter): name for name, parameter in trainable.items()}
     order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
     state = {number: saved[name] for number, name in enumerate(order) if name in saved}

@@ -9,15 +9,25 @@ from accelerate import Accelerator  # type: ignore[import-untyped]
 from torch import Tensor
 
 
-class Ahead:
+class Prefetcher:
     """A process's micro-batches by number, the coming ones prepared by a thread while the device works."""
 
     def __init__(
-        self, batches: Callable[[int], Any], accelerator: Accelerator, *, accumulate: int, steps: int, depth: int
+        self,
+        batches: Callable[[int], Any],
+        accelerator: Accelerator,
+        *,
+        gradient_accumulation_steps: int,
+        steps: int,
+        depth: int,
     ) -> None:
         self._batches, self._device = batches, accelerator.device
         self._processes, self._rank = accelerator.num_processes, accelerator.process_index
-        self._accumulate, self._end, self._depth = accumulate, steps * accumulate, depth
+        self._accumulate, self._end, self._depth = (
+            gradient_accumulation_steps,
+            steps * gradient_accumulation_steps,
+            depth,
+        )
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches", initializer=self._choose_device)
         self._coming: dict[int, Future[Any]] = {}
 

@@ -1,4 +1,4 @@
-"""A training run from its configuration: world, parts, method, loop. The composition root of training."""
+"""A training run from its configuration: world, parts, objective, loop. The composition root of training."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -9,49 +9,49 @@ from typing import Literal
 import torch
 
 from blip_diffusion import config as configuration
-from blip_diffusion.data.synthetic.assets import World
-from blip_diffusion.data.synthetic.pair_sampler import Composer, ComposerConfig
-from blip_diffusion.data.synthetic.tokenizers import world_sentences
+from blip_diffusion.data.synthetic.assets import AssetLibrary
+from blip_diffusion.data.synthetic.pair_sampler import PairSampler, SyntheticConfig
+from blip_diffusion.data.synthetic.tokenizers import tokenizer_corpus
 from blip_diffusion.devices import device_of
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.fileio import atomic_dir, check_writable
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training import checkpointing, initialization
-from blip_diffusion.training.objective import Method
+from blip_diffusion.training.objective import Objective
 from blip_diffusion.training.objectives.autoencoder import Autoencoder, AutoencoderConfig
 from blip_diffusion.training.objectives.consistency import Consistency, ConsistencyConfig
 from blip_diffusion.training.objectives.representation import Representation, RepresentationConfig
 from blip_diffusion.training.objectives.subject import SubjectConfig, SubjectRepresentation
 from blip_diffusion.training.objectives.text_to_image import TextToImage, TextToImageConfig
-from blip_diffusion.training.sample_callback import Preview
+from blip_diffusion.training.sample_callback import SampleCallback
 from blip_diffusion.training.trainer import CHECKPOINTS, Hook, Result, TrainConfig, fit
 
-PREVIEWED, PROBES, PREVIEW_SEED = 8, 8, 99
+CALLBACK_BATCH, PROBES, CALLBACK_SEED = 8, 8, 99
 START = "start"
 """Where a run keeps all that it began with: going on needs neither the earlier stages nor the same world."""
 
 
 @dataclass(frozen=True)
-class WorldConfig:
+class DataConfig:
     """The training data."""
 
     path: Path = Path("world/world.zip")
     licences: Literal["all", "permissive"] = "all"
     batch_size: int = 16  # pairs in a micro-batch
-    compose: ComposerConfig = field(default_factory=ComposerConfig)
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise ConfigError(f"world.batch_size is {self.batch_size}: use 1 or more.")
+            raise ConfigError(f"data.batch_size is {self.batch_size}: use 1 or more.")
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run. Of the methods' tables, only the chosen one's is read."""
+    """One run. Of the objectives' tables, only the chosen one's is read."""
 
-    method: Literal["autoencoder", "text_to_image", "representation", "subject", "consistency"]
-    world: WorldConfig = field(default_factory=WorldConfig)
-    model: initialization.StartConfig = field(default_factory=initialization.StartConfig)
+    objective: Literal["autoencoder", "text_to_image", "representation", "subject", "consistency"]
+    data: DataConfig = field(default_factory=DataConfig)
+    model: initialization.InitConfig = field(default_factory=initialization.InitConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     text_to_image: TextToImageConfig = field(default_factory=TextToImageConfig)
@@ -61,76 +61,76 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class Material:
-    """What a method is built from."""
+class BuildContext:
+    """What an objective is built from."""
 
     config: RunConfig
     corpus: Sequence[str]  # sentences for new tokenizers
     pixels: torch.Tensor  # (B, 3, S, S) references, to calibrate a new image encoder
 
 
-def autoencoder(material: Material) -> Method:
-    """Builds the method of the first stage."""
+def autoencoder(material: BuildContext) -> Objective:
+    """Builds the objective of the first stage."""
     config = material.config
-    parts = initialization.found_parts(config.model)
+    parts = initialization.load_parts(config.model)
     if not config.autoencoder.train_encoder:  # a decoder alone, of an encoder that has learned
-        initialization.check_found(parts, "vae")
-    vae = initialization.start_vae(parts, config.model)
+        initialization.require_parts(parts, "vae")
+    vae = initialization.init_vae(parts, config.model)
     distance = initialization.perceptual_distance(config.autoencoder.lpips) if config.autoencoder.perceptual else None
     return Autoencoder(vae, distance, config.autoencoder)
 
 
-def text_to_image(material: Material) -> Method:
-    """Builds the method of the third: latent diffusion from text alone."""
+def text_to_image(material: BuildContext) -> Objective:
+    """Builds the objective of the third: latent diffusion from text alone."""
     config = material.config
-    model = initialization.start_model(
-        initialization.found_parts(config.model), config.model, material.corpus, material.pixels
+    model = initialization.init_model(
+        initialization.load_parts(config.model), config.model, material.corpus, material.pixels
     )
     check_size(config, model)
-    return TextToImage(model, initialization.noising_of(model.scheduler), config.text_to_image)
+    return TextToImage(model, initialization.noising_from(model.scheduler), config.text_to_image)
 
 
-def representation(material: Material) -> Method:
-    """Builds the method of stage 1 of BLIP-Diffusion."""
+def representation(material: BuildContext) -> Objective:
+    """Builds the objective of stage 1 of BLIP-Diffusion."""
     config = material.config
-    parts = initialization.found_parts(config.model)
-    initialization.start_subject_encoder(parts, config.model, material.corpus, material.pixels)
+    parts = initialization.load_parts(config.model)
+    initialization.init_subject_encoder(parts, config.model, material.corpus, material.pixels)
     assert parts.subject_encoder is not None and parts.reference is not None
     shapes = parts.subject_encoder.qformer.config
-    heads = initialization.start_heads(shapes, config.world.compose.canonical_size, config.model.start)
+    heads = initialization.init_heads(shapes, config.data.synthetic.object_crop_size, config.model.init_from)
     return Representation(parts.subject_encoder, parts.qformer_tokenizer, parts.reference, heads, config.representation)
 
 
-def subject(material: Material) -> Method:
-    """Builds the method of stage 2 of BLIP-Diffusion."""
+def subject(material: BuildContext) -> Objective:
+    """Builds the objective of stage 2 of BLIP-Diffusion."""
     config = material.config
-    model = initialization.start_model(
-        initialization.found_parts(config.model), config.model, material.corpus, material.pixels
+    model = initialization.init_model(
+        initialization.load_parts(config.model), config.model, material.corpus, material.pixels
     )
     check_size(config, model)
     shapes = model.subject_encoder.qformer.config
-    heads = initialization.start_heads(shapes, config.world.compose.canonical_size, config.model.start)
-    return SubjectRepresentation(model, initialization.noising_of(model.scheduler), heads["redraw"], config.subject)  # type: ignore[arg-type]
+    heads = initialization.init_heads(shapes, config.data.synthetic.object_crop_size, config.model.init_from)
+    return SubjectRepresentation(model, initialization.noising_from(model.scheduler), heads["redraw"], config.subject)  # type: ignore[arg-type]
 
 
-def consistency(material: Material) -> Method:
-    """Builds the method that makes few steps enough. It begins with a whole model, which becomes its teacher."""
+def consistency(material: BuildContext) -> Objective:
+    """Builds the objective that makes few steps enough. It begins with a whole model, which becomes its teacher."""
     config = material.config
-    parts = initialization.found_parts(config.model)
-    initialization.check_found(parts, "subject_encoder", "text_encoder", "unet", "vae")
-    model = initialization.start_model(parts, config.model, material.corpus, material.pixels)
+    parts = initialization.load_parts(config.model)
+    initialization.require_parts(parts, "subject_encoder", "text_encoder", "unet", "vae")
+    model = initialization.init_model(parts, config.model, material.corpus, material.pixels)
     check_size(config, model)
-    return Consistency(model, initialization.noising_of(model.scheduler), config.consistency)
+    return Consistency(model, initialization.noising_from(model.scheduler), config.consistency)
 
 
 def check_size(config: RunConfig, model: BlipDiffusion) -> None:
     """Raises `ConfigError` where pictures are composed of another size than the model draws."""
-    own, size = int(model.unet.config.sample_size) * model.latents.factor, config.world.compose.size
+    own, size = int(model.unet.config.sample_size) * model.latents.factor, config.data.synthetic.size
     if size != own:
-        raise ConfigError(f"world.compose.size is {size}, and this model draws {own} pixels: set it to {own}.")
+        raise ConfigError(f"data.synthetic.size is {size}, and this model draws {own} pixels: set it to {own}.")
 
 
-METHODS: dict[str, Callable[[Material], Method]] = {
+OBJECTIVES: dict[str, Callable[[BuildContext], Objective]] = {
     "autoencoder": autoencoder,
     "text_to_image": text_to_image,
     "representation": representation,
@@ -145,32 +145,32 @@ def run(
     *,
     overrides: Sequence[str] = (),
     resume: bool | Literal["latest"] | Path = False,
-    beside: Sequence[Callable[[RunConfig, World], Hook]] = (),
+    extra_hooks: Sequence[Callable[[RunConfig, AssetLibrary], Hook]] = (),
 ) -> Result:
     """Trains what a TOML file says, into a folder: checkpoints, logs, pages of samples, and the exported weights.
 
-    `beside` makes hooks that this package does not know, of the configuration and the whole world.
+    `extra_hooks` makes hooks that this package does not know, of the configuration and the whole world.
     """
     config = configuration.build(RunConfig, configuration.read(path, overrides))
     text = configuration.to_toml(config)
     check_writable(folder)
     begun = bool(checkpointing.complete(folder / CHECKPOINTS)) and (folder / START).is_dir()
     if begun:  # a world that has changed since must not change what a word's number is
-        config = replace(config, model=replace(config.model, start=(folder / START,)))
-    whole = World.load(config.world.path)
-    further = [make(config, whole) for make in beside]
-    world = whole.subset(permissive=config.world.licences == "permissive")
-    composer = Composer(
-        world, config.world.compose, batch_size=config.world.batch_size, seed=config.train.seed, device=_device(config)
+        config = replace(config, model=replace(config.model, init_from=(folder / START,)))
+    whole = AssetLibrary.load(config.data.path)
+    further = [make(config, whole) for make in extra_hooks]
+    world = whole.subset(permissive=config.data.licences == "permissive")
+    composer = PairSampler(
+        world, config.data.synthetic, batch_size=config.data.batch_size, seed=config.train.seed, device=_device(config)
     )
     torch.manual_seed(config.model.seed)
-    material = Material(config, world_sentences(world), composer(0)["reference"].cpu())
-    method = METHODS[config.method](material)
+    material = BuildContext(config, tokenizer_corpus(world), composer(0)["reference"].cpu())
+    objective = OBJECTIVES[config.objective](material)
     if not begun:  # nothing is left of an attempt that came to no checkpoint
-        _keep_start(method, folder / START)
-    hooks: list[Hook] = [preview_of(config, world), *further] if config.train.sample_every else []
+        _keep_start(objective, folder / START)
+    hooks: list[Hook] = [sample_callback_of(config, world), *further] if config.train.sample_every else []
     return fit(
-        method,
+        objective,
         composer,
         config.train,
         folder=folder,
@@ -180,19 +180,19 @@ def run(
     )
 
 
-def _keep_start(method: Method, folder: Path) -> None:
+def _keep_start(objective: Objective, folder: Path) -> None:
     if int(os.environ.get("RANK", "0")):
         return
     with atomic_dir(folder) as partial:
-        method.export(partial)
+        objective.export(partial)
 
 
-def preview_of(config: RunConfig, world: World) -> Preview:
+def sample_callback_of(config: RunConfig, world: AssetLibrary) -> SampleCallback:
     """Pictures and numbers of held-out subjects, or of any where the world holds none out."""
-    split = "heldout" if any(row.split == "heldout" for row in world.cutouts) else config.world.compose.split
-    compose = replace(config.world.compose, split=split)
-    composer = Composer(world, compose, batch_size=PREVIEWED, seed=PREVIEW_SEED, device=_device(config))
-    return Preview(composer(0), [composer(index) for index in range(1, 1 + PROBES)])
+    split = "heldout" if any(row.split == "heldout" for row in world.cutouts) else config.data.synthetic.split
+    compose = replace(config.data.synthetic, split=split)
+    composer = PairSampler(world, compose, batch_size=CALLBACK_BATCH, seed=CALLBACK_SEED, device=_device(config))
+    return SampleCallback(composer(0), [composer(index) for index in range(1, 1 + PROBES)])
 
 
 def _device(config: RunConfig) -> torch.device:

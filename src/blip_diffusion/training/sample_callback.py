@@ -10,14 +10,14 @@ from blip_diffusion import images
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.prompts import subject_prompt
-from blip_diffusion.sampling import draw
-from blip_diffusion.training.objective import Method, StepContext
+from blip_diffusion.sampling import sample_images
+from blip_diffusion.training.objective import Objective, StepContext
 from blip_diffusion.training.trainer import HookContext
 
 STEPS, GUIDANCE, RESCALE = 20, 3.0, 0.6
 
 
-class Preview:
+class SampleCallback:
     """A hook: draws `page.png` of a fixed held-out batch, and logs the losses there under wrong questions too."""
 
     def __init__(self, batch: SubjectBatch, probes: Sequence[SubjectBatch]) -> None:
@@ -25,33 +25,33 @@ class Preview:
         self.probes = probes
 
     def __call__(self, context: HookContext) -> None:
-        method = cast(Method, context.method)
-        columns = method.show(self.batch)
+        objective = context.objective
+        columns = objective.sample_images(self.batch)
         if columns:
-            context.tracker.picture("page", images.page(columns), context.step)
-        context.tracker.log(context.step, self._measured(method))
+            context.metric_logger.image("page", images.column_page(columns), context.step)
+        context.metric_logger.log(context.step, self._measured(objective))
 
-    def _measured(self, method: Method) -> dict[str, float]:
+    def _measured(self, objective: Objective) -> dict[str, float]:
         """Means over the probes. The noise is the same for every question, so that their gap is not chance."""
         sums: dict[str, float] = {}
         for number, batch in enumerate(self.probes):
-            right = _losses(method, batch, number)
+            right = _losses(objective, batch, number)
             found = {f"heldout/{key}": value for key, value in right.items()}
             if any("denoising" in key for key in right):  # no other loss is worth asking twice more
-                for name, asked in wrong_questions(batch).items():
-                    wrong = _losses(method, asked, number).items()
+                for name, asked in shuffled_conditions(batch).items():
+                    wrong = _losses(objective, asked, number).items()
                     found |= {f"heldout/{key} {name}": value for key, value in wrong if "denoising" in key}
             for label, value in found.items():
                 sums[label] = sums.get(label, 0.0) + value / len(self.probes)
         return sums
 
 
-def _losses(method: Method, batch: SubjectBatch, number: int) -> dict[str, float]:
+def _losses(objective: Objective, batch: SubjectBatch, number: int) -> dict[str, float]:
     rng = torch.Generator(batch["target"].device).manual_seed(number)
-    return {key: float(value) for key, value in method(batch, StepContext(step=0, rng=rng)).items()}
+    return {key: float(value) for key, value in objective(batch, StepContext(step=0, rng=rng)).items()}
 
 
-def wrong_questions(batch: SubjectBatch) -> dict[str, SubjectBatch]:
+def shuffled_conditions(batch: SubjectBatch) -> dict[str, SubjectBatch]:
     """The batch with the references of other subjects, and with the scenes of other prompts."""
     turned = [*batch["prompt"][1:], batch["prompt"][0]]
     scenes = [subject_prompt(prompt, category) for category, prompt in zip(batch["category"], turned, strict=True)]
@@ -61,6 +61,6 @@ def wrong_questions(batch: SubjectBatch) -> dict[str, SubjectBatch]:
     }
 
 
-def drawn(model: BlipDiffusion, states: Tensor, seed: int = 0) -> Tensor:
+def sample_with_same_noise(model: BlipDiffusion, states: Tensor, seed: int = 0) -> Tensor:
     """Pictures (B, 3, H, W) in [0, 1] of text states (B, L, D), all from the same noise, whatever the model is told."""
-    return draw(model, states, [seed] * len(states), steps=STEPS, guidance=GUIDANCE, rescale=RESCALE)
+    return sample_images(model, states, [seed] * len(states), steps=STEPS, guidance=GUIDANCE, rescale=RESCALE)

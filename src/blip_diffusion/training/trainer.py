@@ -1,4 +1,4 @@
-"""The one training loop. It accumulates, clips, steps, averages, reports, saves, resumes and stops; it knows no method.
+"""The training loop: accumulate, clip, step, average, report, save, resume and stop, for any objective.
 
 Everything a step does is a pure function of the configuration, the weights and the step's number: a micro-batch has an
 index, and the index alone says what is in it and what chance does with it. So a checkpoint holds no data state, and a
@@ -26,19 +26,19 @@ from blip_diffusion.errors import BlipDiffusionError, CheckpointError, ConfigErr
 from blip_diffusion.training import checkpointing
 from blip_diffusion.training.checkpointing import Checkpoint, State, Window
 from blip_diffusion.training.ema import Ema
-from blip_diffusion.training.metric_logger import Tracker
-from blip_diffusion.training.objective import Losses, Method, StepContext
+from blip_diffusion.training.metric_logger import MetricLogger
+from blip_diffusion.training.objective import Losses, Objective, StepContext
 from blip_diffusion.training.optim import (
     OptimConfig,
     adamw,
-    eight_bit_adam,
-    freeze_the_rest,
+    adamw_8bit,
     learning_rate,
-    moments,
-    restore_moments,
-    set_rate,
+    load_optimizer_state,
+    optimizer_state_by_name,
+    set_learning_rate,
+    set_trainable,
 )
-from blip_diffusion.training.prefetch import Ahead, size_of, to_device
+from blip_diffusion.training.prefetch import Prefetcher, size_of, to_device
 from blip_diffusion.training.signals import signals
 
 PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -54,7 +54,7 @@ class TrainConfig:
     minutes: float | None = None
     """Stop, save and export before this much time has passed since the start of this call. What is to come is taken to
     last as long as its like did last, and hooks for which that leaves no time are passed over."""
-    accumulate: int = 1
+    gradient_accumulation_steps: int = 1
     """Micro-batches of every process in one optimizer step."""
     seed: int = 0
     device: Literal["auto", "cpu"] = "auto"
@@ -70,17 +70,17 @@ class TrainConfig:
     """Minutes between checkpoints, beside `save_every`."""
     sample_every: int = 0
     """Steps between calls of the hooks; 0 for none."""
-    keep: int = 2
+    keep_last: int = 2
     """How many checkpoints are kept."""
     prefetch: int = 2
     """How many batches a thread prepares ahead; 0 prepares each when it is needed."""
-    unused_parameters: bool = False
+    ddp_find_unused_parameters: bool = False
     """Set it where a step may leave a trained parameter without gradient, on several processes."""
     tensorboard: bool = False
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "accumulate", "log_every", "save_every", "keep"):
+        for name in ("steps", "gradient_accumulation_steps", "log_every", "save_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}.")
         for name in ("sample_every", "prefetch", "seed"):
@@ -117,11 +117,11 @@ class DivergedError(BlipDiffusionError):
 
 @dataclass(frozen=True)
 class HookContext:
-    """What a hook gets: the method in eval mode with the averaged weights in, without gradient."""
+    """What a hook gets: the objective in eval mode with the averaged weights in, without gradient."""
 
     step: int
-    method: Any
-    tracker: Tracker
+    objective: Any
+    metric_logger: MetricLogger
     ema: Ema
     """`with context.ema.swapped()` gives the raw weights back for a while."""
     seconds: float = 0.0
@@ -134,7 +134,7 @@ Hook = Callable[[HookContext], bool | None]
 
 
 def fit(
-    method: Method,
+    objective: Objective,
     batches: Callable[[int], Any],
     config: TrainConfig,
     *,
@@ -143,27 +143,48 @@ def fit(
     hooks: Sequence[Hook] = (),
     config_text: str = "",
 ) -> Result:
-    """Trains a method for `config.steps` optimizer steps and exports its averaged weights to `folder/export`.
+    """Train an objective for `config.steps` optimizer steps and export its averaged weights to `folder/export`.
 
-    `batches` is a pure function of an index, called from a thread where `config.prefetch` is set. Optimizer step s,
-    micro-batch a of process r takes index (s * accumulate + a) * processes + r. `resume` of True or "latest" goes on
-    from the newest undamaged checkpoint of the folder, or starts where there is none; a path goes on from that one.
-    The method is put in training mode once: one that keeps a frozen part in eval mode overrides `train`.
+    Optimizer step s, micro-batch a of process r takes the batch of index
+    (s * gradient_accumulation_steps + a) * processes + r. A checkpoint therefore holds no data state, and on a CPU a
+    resumed run equals an uninterrupted one bit for bit.
+
+    Args:
+        objective: The module whose forward pass is the loss. It is put in training mode once; one that keeps a frozen
+            part in eval mode overrides `train`.
+        batches: A pure function of an index. It is called from a thread if `config.prefetch` is above 0.
+        config: Duration, precision, reports, checkpoints and optimizer.
+        folder: Where checkpoints, logs, samples and the export are written.
+        resume: `True` or `"latest"` continues from the newest undamaged checkpoint in `folder`, or starts if there is
+            none; a path continues from that checkpoint.
+        hooks: Called every `config.sample_every` steps on the main process with the averaged weights.
+        config_text: The TOML of the run, saved with each checkpoint.
+
+    Returns:
+        The step that was reached, the samples seen, the seconds spent and why the run stopped.
+
+    Raises:
+        ConfigError: If this machine lacks what the configuration asks for.
+        CheckpointError: If `folder` holds a run and `resume` is false, or if a checkpoint cannot be loaded.
+        DivergedError: If a loss, a gradient or a weight is not finite.
+
+    Example:
+        >>> fit(objective, sampler, TrainConfig(steps=1000), folder=Path("runs/mine"), resume="latest")
     """
     check_possible(config)
     with (
-        _started(method, batches, config, folder, config_text) as run,
+        _started(objective, batches, config, folder, config_text) as run,
         signals() as arrived,
-        attention_on(run.accelerator.device),
+        sdpa_backend(run.accelerator.device),
     ):
         _resume(run, resume)
         if run.saved > 0:
-            _sample(run, hooks)  # a signal may have come before they looked at this step
+            _run_hooks(run, hooks)  # a signal may have come before they looked at this step
         while run.state.step < config.steps and not run.stopped:
             _step(run, stop=arrived.is_set)
             _report(run)
             _save_if_due(run)
-            _sample(run, hooks)
+            _run_hooks(run, hooks)
         return _finish(run)
 
 
@@ -174,18 +195,18 @@ def fit(
 class _Run:
     """A run's parts and where it stands."""
 
-    module: nn.Module  # the method
+    objective: Objective
     model: nn.Module  # what accelerate wraps around it
     trainable: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
     ema: Ema
-    batches: Ahead
+    batches: Prefetcher
     accelerator: Accelerator
     config: TrainConfig
     folder: Path
     config_text: str
-    clock: "_Clock"
-    tracker: Tracker | None = None  # on the main process
+    clock: "Timing"
+    metric_logger: MetricLogger | None = None  # on the main process
     state: State = field(default_factory=State)
     window: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
     stopped: Literal["", "minutes", "signal", "hook"] = ""
@@ -198,7 +219,7 @@ class _Run:
 
 
 @dataclass
-class _Clock:
+class Timing:
     """Wall time: since the call and the last checkpoint, and what one step, one checkpoint and the hooks take."""
 
     start: float = field(default_factory=time.monotonic)
@@ -211,43 +232,49 @@ class _Clock:
 
 @contextmanager
 def _started(
-    method: Method, batches: Callable[[int], Any], config: TrainConfig, folder: Path, config_text: str
+    objective: Objective, batches: Callable[[int], Any], config: TrainConfig, folder: Path, config_text: str
 ) -> Iterator[_Run]:
     """Puts the parts together, and takes them apart whatever happens."""
-    clock = _Clock()
+    clock = Timing()
     accelerator = _accelerator(config)
-    module = placed(method, accelerator.device)
-    groups = method.parameter_groups()
-    trainable = freeze_the_rest(module, groups)
+    objective = to_training_mode(objective, accelerator.device)
+    groups = objective.parameter_groups()
+    trainable = set_trainable(objective, groups)
     optimizer = adamw(groups, config.optim)
-    model, prepared = accelerator.prepare(module, optimizer)
-    ahead = Ahead(batches, accelerator, accumulate=config.accumulate, steps=config.steps, depth=config.prefetch)
+    model, prepared = accelerator.prepare(objective, optimizer)
+    ahead = Prefetcher(
+        batches,
+        accelerator,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        steps=config.steps,
+        depth=config.prefetch,
+    )
     ema = Ema(trainable, config.ema_decay)
-    run = _Run(module, model, trainable, prepared, ema, ahead, accelerator, config, folder, config_text, clock)
+    run = _Run(objective, model, trainable, prepared, ema, ahead, accelerator, config, folder, config_text, clock)
     try:
         yield run
     finally:
         ahead.close()
-        if run.tracker:
-            run.tracker.close()
+        if run.metric_logger:
+            run.metric_logger.close()
         for patched in ("forward", "_original_forward", "_is_accelerate_prepared"):
-            vars(module).pop(patched, None)  # accelerate's traces, by which a second run would go without autocast
+            vars(objective).pop(patched, None)  # accelerate's traces, by which a second run would go without autocast
         accelerator.free_memory()
 
 
-def placed(method: Method, device: torch.device) -> nn.Module:
-    """A method on a device, in training mode, its convolutions' weights as the kernels there like them."""
-    module = cast(nn.Module, method).to(device).train()
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # which torch's stub doesn't know
-    return module
+def to_training_mode(objective: Objective, device: torch.device) -> Objective:
+    """An objective on a device, in training mode, its convolutions' weights as the kernels there like them."""
+    objective = objective.to(device).train()
+    objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # unknown to torch's stub
+    return objective
 
 
-def attention_on(device: torch.device) -> AbstractContextManager[None]:
+def sdpa_backend(device: torch.device) -> AbstractContextManager[None]:
     """On a CPU the plain formula: the flash kernel's backward pass is 28 % of a U-Net's step on two Zen 4 cores."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
-def precision_on(device: torch.device, config: TrainConfig) -> str:
+def accelerate_precision(device: torch.device, config: TrainConfig) -> str:
     """What `mixed_precision` means there, by accelerate's names."""
     return PRECISIONS[fastest_dtype(device)] if config.mixed_precision == "auto" else config.mixed_precision
 
@@ -257,15 +284,15 @@ def check_possible(config: TrainConfig) -> None:
     if config.mixed_precision == "fp16" and (config.device == "cpu" or not torch.cuda.is_available()):
         raise ConfigError("mixed_precision fp16 needs a GPU; use auto, bf16 or no.")
     if config.optim.eight_bit:
-        eight_bit_adam()
+        adamw_8bit()
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=True)  # a second run in one process may choose otherwise
-    unused = DistributedDataParallelKwargs(find_unused_parameters=config.unused_parameters)
+    unused = DistributedDataParallelKwargs(find_unused_parameters=config.ddp_find_unused_parameters)
     device = device_of(config.device)
     cpu = device.type == "cpu"  # said, or processes would not meet
-    accelerator = Accelerator(cpu=cpu, mixed_precision=precision_on(device, config), kwargs_handlers=[unused])
+    accelerator = Accelerator(cpu=cpu, mixed_precision=accelerate_precision(device, config), kwargs_handlers=[unused])
     accelerator.gradient_accumulation_steps = 1  # the division is ours, whatever the environment says
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32
@@ -279,13 +306,13 @@ def _step(run: _Run, *, stop: Callable[[], bool]) -> None:
     """One optimizer step: gather the micro-batches, let them know each other, descend, average."""
     began = time.monotonic()
     batches, contexts = _micro_batches(run)
-    shared = _share(run, batches, contexts)
+    shared = _gather_step_context(run, batches, contexts)
     losses = [
         _backward(run, batch, replace(context, shared=shared)) for batch, context in zip(batches, contexts, strict=True)
     ]
     norm = run.accelerator.clip_grad_norm_(run.trainable.values(), run.config.optim.clip or math.inf)
-    _agree(run, losses, norm, stop=stop())
-    set_rate(run.optimizer, learning_rate(run.state.step, run.config.optim, run.config.steps))
+    _sync_stop_flags(run, losses, norm, stop=stop())
+    set_learning_rate(run.optimizer, learning_rate(run.state.step, run.config.optim, run.config.steps))
     run.optimizer.step()
     run.optimizer.zero_grad()
     run.ema.update(run.state.step)
@@ -296,8 +323,8 @@ def _micro_batches(run: _Run) -> tuple[list[Any], list[StepContext]]:
     """This process's batches of the step, on the device, and their contexts."""
     accelerator, step = run.accelerator, run.state.step
     batches, contexts = [], []
-    for a in range(run.config.accumulate):
-        number = step * run.config.accumulate + a
+    for a in range(run.config.gradient_accumulation_steps):
+        number = step * run.config.gradient_accumulation_steps + a
         position = a * accelerator.num_processes + accelerator.process_index
         rng = torch.Generator(accelerator.device).manual_seed(_seed(run, "context", run.batches.index(number)))
         contexts.append(StepContext(step=step, rng=rng, position=position))
@@ -305,43 +332,50 @@ def _micro_batches(run: _Run) -> tuple[list[Any], list[StepContext]]:
     return batches, contexts
 
 
-def _share(run: _Run, batches: Sequence[Any], contexts: Sequence[StepContext]) -> Any:
+def _gather_step_context(run: _Run, batches: Sequence[Any], contexts: Sequence[StepContext]) -> Any:
     """What the micro-batches of the step know of each other. The global generator is the same on every process."""
 
     def gather(tensor: Tensor) -> Tensor:
-        return gathered(run.accelerator, tensor, run.config.accumulate)
+        return gather_in_order(run.accelerator, tensor, run.config.gradient_accumulation_steps)
 
     torch.manual_seed(_seed(run, "share", run.state.step))
     with torch.no_grad(), run.accelerator.autocast():
-        return cast(Method, run.module).share(batches, contexts, gather)
+        return run.objective.gather_step_context(batches, contexts, gather)
 
 
-def gathered(accelerator: Accelerator, tensor: Tensor, accumulate: int) -> Tensor:
+def gather_in_order(accelerator: Accelerator, tensor: Tensor, gradient_accumulation_steps: int) -> Tensor:
     """Joins (A * n, ...) of every process to (A * processes * n, ...), in the order of `StepContext.position`.
 
     The order is by micro-batch first and by process second, so that it does not matter how the positions of a step
     are divided between accumulation and processes.
     """
-    if len(tensor) % accumulate:
-        raise ValueError(f"{len(tensor)} rows can't be the same number from each of {accumulate} micro-batches")
+    if len(tensor) % gradient_accumulation_steps:
+        raise ValueError(
+            f"{len(tensor)} rows can't be the same number from each of {gradient_accumulation_steps} micro-batches"
+        )
     if accelerator.num_processes == 1:
         return tensor.detach()
     by_rank: Tensor = accelerator.gather(tensor.detach().contiguous())
-    shape = (accelerator.num_processes, accumulate, len(tensor) // accumulate, *tensor.shape[1:])
+    shape = (
+        accelerator.num_processes,
+        gradient_accumulation_steps,
+        len(tensor) // gradient_accumulation_steps,
+        *tensor.shape[1:],
+    )
     return by_rank.reshape(shape).transpose(0, 1).flatten(0, 2)
 
 
 def _backward(run: _Run, batch: Any, context: StepContext) -> Losses:
     """Adds a micro-batch's part of the gradient; processes meet at the last one. The losses come back detached."""
     torch.manual_seed(_seed(run, "global", run.batches.index_at(context.step, context.position)))
-    last = context.position >= (run.config.accumulate - 1) * run.accelerator.num_processes
+    last = context.position >= (run.config.gradient_accumulation_steps - 1) * run.accelerator.num_processes
     with nullcontext() if last else run.accelerator.no_sync(run.model):
         losses: Losses = run.model(batch, context)
-        run.accelerator.backward(losses["loss"] / run.config.accumulate)
+        run.accelerator.backward(losses["loss"] / run.config.gradient_accumulation_steps)
     return {name: value.detach() for name, value in losses.items()}
 
 
-def _agree(run: _Run, losses: Sequence[Losses], norm: Tensor, *, stop: bool) -> None:
+def _sync_stop_flags(run: _Run, losses: Sequence[Losses], norm: Tensor, *, stop: bool) -> None:
     """Every process learns what any of them sees: numbers that are none (before they can do harm), time, signals.
 
     This reads the device once a step, when the step's work is already queued and the next batch is being prepared.
@@ -412,8 +446,8 @@ def _report(run: _Run) -> None:
     run.window = {}
     run.state.losses = means
     run.state.best = min(means["loss"], math.inf if run.state.best is None else run.state.best)
-    if run.tracker:
-        run.tracker.log(step, {**means, **_progress(run)})
+    if run.metric_logger:
+        run.metric_logger.log(step, {**means, **_progress(run)})
     run.clock.reported = (run.state.samples, run.state.seconds)
 
 
@@ -458,7 +492,7 @@ def _resume(run: _Run, resume: bool | str | Path) -> None:
     if run.accelerator.is_main_process:
         if resume:
             checkpointing.supersede(run.checkpoints, run.state.step)
-        run.tracker = Tracker(
+        run.metric_logger = MetricLogger(
             run.folder, start=run.state.step, steps=run.config.steps, tensorboard=run.config.tensorboard
         )
 
@@ -467,7 +501,7 @@ def _restore(run: _Run, checkpoint: Checkpoint) -> None:
     checkpointing.copy_into(_weights(run), checkpoint.model, checkpoint.path / checkpointing.MODEL)
     if run.ema.decay:  # without one, the average that was saved would take the place of the weights themselves
         checkpointing.copy_into(run.ema.state_dict(), checkpoint.ema, checkpoint.path / checkpointing.EMA)
-    restore_moments(run.optimizer, run.trainable, checkpoint.optimizer["moments"])
+    load_optimizer_state(run.optimizer, run.trainable, checkpoint.optimizer["moments"])
     if run.accelerator.scaler is not None and checkpoint.optimizer["scaler"]:
         run.accelerator.scaler.load_state_dict(checkpoint.optimizer["scaler"])
     run.state, run.saved = checkpoint.state, checkpoint.state.step
@@ -488,9 +522,9 @@ def _own_window(run: _Run, windows: Sequence[Window]) -> dict[str, tuple[Tensor,
 
 
 def _weights(run: _Run) -> dict[str, Tensor]:
-    """What a checkpoint must hold of the method: the parameters that move, and the buffers that are kept."""
-    kept = run.module.state_dict().keys()
-    buffers = {name: buffer for name, buffer in run.module.named_buffers() if name in kept}
+    """What a checkpoint must hold of the objective: the parameters that move, and the buffers that are kept."""
+    kept = run.objective.state_dict().keys()
+    buffers = {name: buffer for name, buffer in run.objective.named_buffers() if name in kept}
     return {**run.trainable, **buffers}
 
 
@@ -509,11 +543,11 @@ def _save(run: _Run) -> None:
         raise DivergedError(sentence, _result(run, "diverged"))
     if run.accelerator.is_main_process:
         scaler = run.accelerator.scaler.state_dict() if run.accelerator.scaler is not None else {}
-        optimizer = {"moments": moments(run.optimizer, run.trainable), "scaler": scaler}
+        optimizer = {"moments": optimizer_state_by_name(run.optimizer, run.trainable), "scaler": scaler}
         path = run.checkpoints / checkpointing.name(run.state.step)
         checkpointing.save(
             Checkpoint(path, run.state, _weights(run), run.ema.state_dict(), optimizer, run.config_text),
-            keep=run.config.keep,
+            keep=run.config.keep_last,
         )
     run.accelerator.wait_for_everyone()
     run.saved = run.state.step
@@ -524,15 +558,15 @@ def _save(run: _Run) -> None:
 # ---------------------------------------------------------------------------------------------------------- ends
 
 
-def _sample(run: _Run, hooks: Sequence[Hook]) -> None:
+def _run_hooks(run: _Run, hooks: Sequence[Hook]) -> None:
     """Lets the hooks look at the averaged weights, if there is time for it, and end the run."""
     if run.stopped or not hooks or not run.config.sample_every or run.state.step % run.config.sample_every:
         return
     enough = False
-    if run.tracker and _in_time(run, run.clock.hooks):
+    if run.metric_logger and _in_time(run, run.clock.hooks):
         began = time.monotonic()
-        context = HookContext(run.state.step, run.module, run.tracker, run.ema, run.state.seconds)
-        with _shown(run):
+        context = HookContext(run.state.step, run.objective, run.metric_logger, run.ema, run.state.seconds)
+        with _evaluation_mode(run):
             for hook in hooks:
                 enough = bool(hook(context)) or enough
         run.clock.hooks = time.monotonic() - began
@@ -544,8 +578,8 @@ def _sample(run: _Run, hooks: Sequence[Hook]) -> None:
 def _finish(run: _Run) -> Result:
     """Exports the averaged weights, unless a signal asked for haste."""
     if run.stopped != "signal" and run.accelerator.is_main_process:
-        with _shown(run):
-            cast(Method, run.module).export(run.folder / EXPORT)
+        with _evaluation_mode(run):
+            run.objective.export(run.folder / EXPORT)
     run.accelerator.wait_for_everyone()
     return _result(run, run.stopped or "done")
 
@@ -556,10 +590,10 @@ def _result(run: _Run, stopped: Literal["done", "minutes", "signal", "hook", "di
 
 
 @contextmanager
-def _shown(run: _Run) -> Iterator[None]:
-    """The method as it is judged: averaged weights, eval mode, no gradient."""
-    modes = [(module, module.training) for module in run.module.modules()]
-    run.module.eval()
+def _evaluation_mode(run: _Run) -> Iterator[None]:
+    """The objective as it is judged: averaged weights, eval mode, no gradient."""
+    modes = [(module, module.training) for module in run.objective.modules()]
+    run.objective.eval()
     try:
         with run.ema.swapped(), torch.no_grad(), run.accelerator.autocast():
             yield

@@ -19,7 +19,7 @@ from blip_diffusion.data.benchmarks.minibench import (
     same_category,
     unknown_to,
 )
-from blip_diffusion.data.synthetic.prompt_templates import Request
+from blip_diffusion.data.synthetic.prompt_templates import PromptSpec
 from blip_diffusion.errors import BlipDiffusionError
 from tests.data.synthetic.synthetic_world import make_world
 
@@ -233,7 +233,7 @@ def test_what_a_world_lacks_is_named(tmp_path: Path) -> None:
     stranger = replace(bench.subjects[1], identity="nobody")
     assert unknown_to(WORLD, replace(bench, subjects=(bench.subjects[0], stranger))) == "the subject 'nobody'"
     for scene in ("in Atlantis", ""):
-        elsewhere = replace(bench.creatures[0], request=Request(scene=scene))
+        elsewhere = replace(bench.creatures[0], request=PromptSpec(scene=scene))
         assert unknown_to(WORLD, replace(bench, creatures=(elsewhere,))) == f"the scene {scene!r}"
 
 

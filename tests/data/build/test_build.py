@@ -11,7 +11,7 @@ from blip_diffusion.data.build import build as module
 from blip_diffusion.data.build.build import build, distinct, fit, split
 from blip_diffusion.data.build.naming import BENCH
 from blip_diffusion.data.build.sources import chosen
-from blip_diffusion.data.synthetic.assets import CutOut, World
+from blip_diffusion.data.synthetic.assets import AssetLibrary, CutOut
 from blip_diffusion.errors import DataError
 
 SHAPES = {
@@ -57,7 +57,7 @@ def picture(colour: str, corner: int = 0) -> Image.Image:
 def test_a_world_is_built(out: Path) -> None:
     said: list[str] = []
     path = build(out, sources=["fluent-emoji-flat", "noto"], progress=said.append)
-    world = World.load(path)
+    world = AssetLibrary.load(path)
     assert path == out / "world.zip"
     assert sorted(row.identity for row in world.cutouts) == [
         f"{vendor}:{slug}" for vendor in ("fluent", "noto") for slug in ("guitar", "owl", "teapot")

@@ -5,12 +5,12 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from blip_diffusion.data.synthetic.assets import CutOut, Scene, World
+from blip_diffusion.data.synthetic.assets import AssetLibrary, CutOut, Scene
 
 COLOURS = {"red": (215, 40, 40), "blue": (40, 80, 215), "black": (18, 18, 20), "grey": (128, 128, 130)}
 
 
-def make_world() -> World:
+def make_world() -> AssetLibrary:
     cutouts, pixels = [], []
     for i, (name, colour) in enumerate(COLOURS.items()):
         for azimuth in (0, 30, 60, 180):  # the picture tells the view: taller with azimuth
@@ -26,7 +26,7 @@ def make_world() -> World:
     scenes = [_scene(word, split) for word in ("forest", "beach", "space") for split in ("train", "train", "heldout")]
     rng = torch.Generator().manual_seed(0)
     scene_pixels = [_scene_pixels(scene, rng) for scene in scenes]
-    return World(tuple(cutouts), torch.stack(pixels), tuple(scenes), torch.stack(scene_pixels))
+    return AssetLibrary(tuple(cutouts), torch.stack(pixels), tuple(scenes), torch.stack(scene_pixels))
 
 
 def _row(identity: str, category: str, name: str, kind: str, *, view: str = "", animate: bool = False,

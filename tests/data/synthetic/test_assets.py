@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from blip_diffusion.data.synthetic.assets import CUTOUT_SIZE, PERMISSIVE, CutOut, Scene, World, pack
+from blip_diffusion.data.synthetic.assets import CUTOUT_SIZE, PERMISSIVE, AssetLibrary, CutOut, Scene, pack
 from blip_diffusion.errors import DataError
 
 FIXTURE = Path(__file__).parents[2] / "fixtures/world.zip"
@@ -27,7 +27,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_what_is_packed_is_loaded(path: Path) -> None:
-    world = World.load(path)
+    world = AssetLibrary.load(path)
     assert world.cutouts == (RED, TALL) and world.scenes == (BEACH,)
     assert world.pixels.shape == (2, 4, 128, 128) and world.pixels.dtype == torch.uint8
     assert world.scene_pixels.shape == (1, 3, 160, 208)
@@ -45,7 +45,7 @@ def test_the_same_rows_give_the_same_bytes(path: Path, tmp_path: Path) -> None:
 
 
 def test_subsets(path: Path) -> None:
-    world = World.load(path)
+    world = AssetLibrary.load(path)
     assert world.subset(split="train").cutouts == (TALL,)
     assert world.subset(permissive=True).cutouts == (RED,)
     assert world.subset(permissive=True).scenes == () and len(world.subset(permissive=True).scene_pixels) == 0
@@ -54,7 +54,7 @@ def test_subsets(path: Path) -> None:
 
 def test_a_missing_world_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="make one with `blip-diffusion data build"):
-        World.load(tmp_path / "none.zip")
+        AssetLibrary.load(tmp_path / "none.zip")
 
 
 def rewritten(path: Path, name: str, data: bytes | None) -> Path:
@@ -90,12 +90,12 @@ def webp(width: int, height: int) -> bytes:
 )
 def test_a_corrupt_world_is_said(path: Path, name: str, data: bytes | None) -> None:
     with pytest.raises(DataError, match="is not a packed world"):
-        World.load(rewritten(path, name, data))
+        AssetLibrary.load(rewritten(path, name, data))
 
 
 def test_a_picture_of_any_size_is_not_unpacked(path: Path, huge_png: Callable[[int], Path]) -> None:
     with pytest.raises(DataError, match=r"is not a packed world .*decompression bomb"):
-        World.load(rewritten(path, "scenes/000.webp", huge_png(20_000).read_bytes()))
+        AssetLibrary.load(rewritten(path, "scenes/000.webp", huge_png(20_000).read_bytes()))
 
 
 def test_a_stream_that_is_broken_or_encrypted_is_said(path: Path) -> None:
@@ -107,22 +107,22 @@ def test_a_stream_that_is_broken_or_encrypted_is_said(path: Path) -> None:
     broken[start + 30 + len("scenes.jsonl")] = 0xFF
     path.write_bytes(broken)
     with pytest.raises(DataError, match=r"is not a packed world .*decompressing"):
-        World.load(path)
+        AssetLibrary.load(path)
     encrypted[start + 6] |= 1  # in the file's own header, and in the last of the directory
     encrypted[whole.rindex(b"PK\x01\x02") + 8] |= 1
     path.write_bytes(encrypted)
     with pytest.raises(DataError, match=r"is not a packed world .*encrypted"):
-        World.load(path)
+        AssetLibrary.load(path)
 
 
 def test_what_is_no_zip_is_said(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DataError, match="is not a packed world"):
-        World.load(path)
+        AssetLibrary.load(path)
 
 
 def test_the_fixture_is_permissive_and_has_pairs() -> None:
-    world = World.load(FIXTURE)
+    world = AssetLibrary.load(FIXTURE)
     assert FIXTURE.stat().st_size <= 300 * 1024
     assert {row.licence for row in (*world.cutouts, *world.scenes)} <= set(PERMISSIVE)
     by_identity: dict[str, int] = {}

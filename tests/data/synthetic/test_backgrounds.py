@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from blip_diffusion.data.synthetic import backgrounds
-from blip_diffusion.data.synthetic.backgrounds import PALETTE, Backdrop
+from blip_diffusion.data.synthetic.backgrounds import PALETTE, Background
 
 from .synthetic_world import make_world
 
@@ -16,7 +16,7 @@ SIZE = 48
 KINDS = ("plain", "gradient", "room", "grass", "beach", "snow", "desert", "sunset", "night", "wood", "checker", "brick")
 
 
-def draw(drops: list[Backdrop], seed: int = 0) -> Tensor:
+def draw(drops: list[Background], seed: int = 0) -> Tensor:
     return backgrounds.draw(drops, make_world().scene_pixels, SIZE, torch.Generator().manual_seed(seed))
 
 

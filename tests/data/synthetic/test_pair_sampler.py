@@ -11,32 +11,34 @@ from torch import Tensor
 
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.data.synthetic import backgrounds, placement, prompt_templates
-from blip_diffusion.data.synthetic.assets import World
-from blip_diffusion.data.synthetic.pair_sampler import Composer, ComposerConfig, Order, sentences, sheet
-from blip_diffusion.data.synthetic.prompt_templates import Request
+from blip_diffusion.data.synthetic.assets import AssetLibrary
+from blip_diffusion.data.synthetic.pair_sampler import PairSampler, PairSpec, SyntheticConfig, sentences, sheet
+from blip_diffusion.data.synthetic.prompt_templates import PromptSpec
 from blip_diffusion.errors import ConfigError, DataError
 
 from .synthetic_world import make_world
 
 WORLD = make_world()
-PLAIN = ComposerConfig(size=64, colours=0, counts=0, sizes=0, positions=0, accessories=0, styles=0)
-BUSY = ComposerConfig(size=64, colours=0.2, counts=0.15, sizes=0.1, positions=0.15, accessories=0.15, styles=0.2)
+PLAIN = SyntheticConfig(size=64, colours=0, counts=0, sizes=0, positions=0, accessories=0, styles=0)
+BUSY = SyntheticConfig(size=64, colours=0.2, counts=0.15, sizes=0.1, positions=0.15, accessories=0.15, styles=0.2)
 
 
-def composer(config: ComposerConfig = PLAIN, *, world: World = WORLD, batch_size: int = 24, seed: int = 0) -> Composer:
-    return Composer(world, config, batch_size=batch_size, seed=seed)
+def composer(
+    config: SyntheticConfig = PLAIN, *, world: AssetLibrary = WORLD, batch_size: int = 24, seed: int = 0
+) -> PairSampler:
+    return PairSampler(world, config, batch_size=batch_size, seed=seed)
 
 
 def row(identity: str, view: str = "") -> int:
     return next(i for i, c in enumerate(WORLD.cutouts) if c.identity == identity and view in ("", c.view))
 
 
-def compose(request: Request, *, identity: str = "dog1", place: str = "on a plain white background", n: int = 8,
+def compose(request: PromptSpec, *, identity: str = "dog1", place: str = "on a plain white background", n: int = 8,
             seed: int = 0) -> SubjectBatch:  # fmt: skip
     """A batch of one request, in one place."""
     maker, rng = composer(), random.Random(seed)
     backdrops = [maker.place(place, rng) for _ in range(n)]
-    orders = [Order(row(identity), row(identity), replace(request, scene=b.phrase), b, b) for b in backdrops]
+    orders = [PairSpec(row(identity), row(identity), replace(request, scene=b.phrase), b, b) for b in backdrops]
     return maker.compose(orders, rng)
 
 
@@ -73,12 +75,12 @@ def same(a: SubjectBatch, b: SubjectBatch) -> bool:
 def test_shapes_and_ranges() -> None:
     batch = composer(BUSY)(0)
     assert batch["reference"].shape == batch["target"].shape == (24, 3, 64, 64)
-    assert batch["canonical"].shape == (24, 4, 32, 32) and batch["target_alpha"].shape == (24, 1, 64, 64)
+    assert batch["object_crop"].shape == (24, 4, 32, 32) and batch["target_alpha"].shape == (24, 1, 64, 64)
     assert batch["identity"].dtype == torch.int64
-    for key in ("reference", "canonical", "target", "target_alpha"):
+    for key in ("reference", "object_crop", "target", "target_alpha"):
         picture = batch[key]  # type: ignore[literal-required]
         assert picture.dtype == torch.float32 and picture.min() >= 0 and picture.max() <= 1
-    assert (batch["canonical"][:, :3] <= batch["canonical"][:, 3:] + 0.01).all(), "premultiplied"
+    assert (batch["object_crop"][:, :3] <= batch["object_crop"][:, 3:] + 0.01).all(), "premultiplied"
 
 
 def test_a_batch_is_a_function_of_seed_and_index() -> None:
@@ -112,14 +114,14 @@ def test_captions_are_made_of_category_and_prompt() -> None:
 
 
 def test_alpha_lies_where_the_subject_is() -> None:
-    batch = compose(Request(), identity="dog1")  # blue, on white
+    batch = compose(PromptSpec(), identity="dog1")  # blue, on white
     blue = (batch["target"][:, 2] - batch["target"][:, 0] > 0.25).float()
     assert ((blue > 0) == (batch["target_alpha"][:, 0] > 0.5)).float().mean() > 0.99
     assert (batch["target_alpha"].mean((1, 2, 3)) > 0.1).all()
 
 
 def test_without_a_word_the_subject_stands_in_the_middle() -> None:
-    batch = compose(Request(), n=32)
+    batch = compose(PromptSpec(), n=32)
     x, y = centroid(batch["target_alpha"])
     assert (x - 0.5).abs().max() < 0.08 and (y - 0.5).abs().max() < 0.08
     sides = extents(batch["target_alpha"])
@@ -127,16 +129,16 @@ def test_without_a_word_the_subject_stands_in_the_middle() -> None:
 
 
 @pytest.mark.parametrize(
-    "request_", [Request(), Request(size="big"), Request(position="at the left"), Request(count=2),
-                 Request(accessory="hat"), Request(accessory="tree")], ids=str,
+    "request_", [PromptSpec(), PromptSpec(size="big"), PromptSpec(position="at the left"), PromptSpec(count=2),
+                 PromptSpec(accessory="hat"), PromptSpec(accessory="tree")], ids=str,
 )  # fmt: skip
-def test_a_fixed_layout_leaves_nothing_to_chance(request_: Request) -> None:
+def test_a_fixed_layout_leaves_nothing_to_chance(request_: PromptSpec) -> None:
     """So that an outline is a function of the reference and the words; by default, place and size vary about it."""
     shape = placement.measure(WORLD.pixels[[row("dog1")]])[0]
     thing = (row("dog1"), shape) if request_.accessory else None
 
     def placed(amount: float, seed: int) -> list[placement.Placement]:
-        return placement.place(0, 0, shape, request_, 0.6, placement.Chance(random.Random(seed), amount), thing)
+        return placement.place(0, 0, shape, request_, 0.6, placement.Jitter(random.Random(seed), amount), thing)
 
     assert placed(0.0, 1) == placed(0.0, 2)
     assert placed(1.0, 1) != placed(1.0, 2)
@@ -162,7 +164,7 @@ def test_in_a_fixed_layout_neither_the_horizon_nor_the_light_is_left_to_chance()
     flat, place = row("pot0", "0"), maker.place("in front of a brick wall", random.Random(0))
     lower = replace(place, horizon=0.5)
     drawn = [
-        maker.compose([Order(flat, flat, Request(scene=place.phrase), behind, behind)], random.Random(seed))
+        maker.compose([PairSpec(flat, flat, PromptSpec(scene=place.phrase), behind, behind)], random.Random(seed))
         for seed, behind in ((1, place), (2, place), (1, lower))
     ]
     torch.testing.assert_close(drawn[0]["target_alpha"], drawn[2]["target_alpha"])
@@ -179,7 +181,7 @@ def test_a_mirror_turns_whole_pairs_that_have_no_side() -> None:
     asked = [maker.order(rng).request for _ in range(maker.batch_size)]
     sided = [bool(r.accessory) or "left" in r.position or "right" in r.position for r in asked]
     assert 0 < sum(sided) < len(sided)
-    for name in ("reference", "canonical", "target", "target_alpha"):
+    for name in ("reference", "object_crop", "target", "target_alpha"):
         for plain, seen, side in zip(straight[name], turned[name], sided, strict=True):  # type: ignore[literal-required]
             assert torch.equal(plain if side else plain.flip(-1), seen)
 
@@ -187,7 +189,7 @@ def test_a_mirror_turns_whole_pairs_that_have_no_side() -> None:
 def test_it_stands_on_the_ground_where_there_is_some() -> None:
     maker = composer()
     flat, place = row("pot0", "0"), maker.place("in front of a brick wall", random.Random(0))
-    batch = maker.compose([Order(flat, flat, Request(scene=place.phrase), place, place)], random.Random(0))
+    batch = maker.compose([PairSpec(flat, flat, PromptSpec(scene=place.phrase), place, place)], random.Random(0))
     seen = batch["target_alpha"][0, 0] > 0.5
     assert place.horizon is not None
     assert float(seen.any(1).nonzero().max()) / 64 > place.horizon + 0.05
@@ -196,7 +198,7 @@ def test_it_stands_on_the_ground_where_there_is_some() -> None:
 @pytest.mark.parametrize("place", ["on a plain white background", "on grass"])
 @pytest.mark.parametrize("position", prompt_templates.POSITIONS)
 def test_position_words_hold(position: str, place: str) -> None:
-    x, y = centroid(compose(Request(position=position), place=place)["target_alpha"])
+    x, y = centroid(compose(PromptSpec(position=position), place=place)["target_alpha"])
     words = position.split()
     assert ("left" in words) == bool((x < 0.4).all()) and ("right" in words) == bool((x > 0.6).all())
     if "top" in words:
@@ -206,21 +208,21 @@ def test_position_words_hold(position: str, place: str) -> None:
 
 
 def test_size_words_hold() -> None:
-    small, usual, big = (extents(compose(Request(size=size))["target_alpha"]) for size in ("small", "", "big"))
+    small, usual, big = (extents(compose(PromptSpec(size=size))["target_alpha"]) for size in ("small", "", "big"))
     assert small.max() < usual.min() - 0.1 and usual.max() < big.min() - 0.05
 
 
 @pytest.mark.parametrize("identity", ["dog1", "pot1"])
 @pytest.mark.parametrize("count", prompt_templates.COUNTS)
 def test_counts_hold(count: int, identity: str) -> None:
-    batch = compose(Request(count=count), identity=identity, n=6)
+    batch = compose(PromptSpec(count=count), identity=identity, n=6)
     assert [regions(alpha[0] > 0.3) for alpha in batch["target_alpha"]] == [count] * 6
 
 
 @pytest.mark.parametrize("colour", prompt_templates.PAINTS)
 @pytest.mark.parametrize("identity", ["dog0", "dog2"])
 def test_paint_words_hold(colour: str, identity: str) -> None:
-    batch = compose(Request(colour=colour), identity=identity)
+    batch = compose(PromptSpec(colour=colour), identity=identity)
     alpha = (batch["target_alpha"] > 0.95).float()
     for mean in (batch["target"] * alpha).sum((2, 3)) / alpha.sum((2, 3)):
         named = min(prompt_templates.PAINTS, key=lambda c: float((torch.tensor(backgrounds.PALETTE[c]) - mean).norm()))
@@ -229,23 +231,23 @@ def test_paint_words_hold(colour: str, identity: str) -> None:
 
 def test_plain_words_hold_in_the_picture() -> None:
     for colour in ("red", "green", "yellow"):
-        corner = compose(Request(), place=f"on a plain {colour} background")["target"][:, :, :4, :4].mean((2, 3))
+        corner = compose(PromptSpec(), place=f"on a plain {colour} background")["target"][:, :, :4, :4].mean((2, 3))
         torch.testing.assert_close(corner, torch.tensor(backgrounds.PALETTE[colour]).expand(8, 3), atol=0.16, rtol=0)
 
 
 def test_a_silhouette_is_dark_and_a_sketch_is_on_paper() -> None:
-    dark = compose(Request(style="silhouette"), identity="dog0")
+    dark = compose(PromptSpec(style="silhouette"), identity="dog0")
     assert (dark["target"] * (dark["target_alpha"] > 0.99)).max() < 0.2
-    drawn = compose(Request(style="sketch"), identity="dog2", place="on grass")["target"]
+    drawn = compose(PromptSpec(style="sketch"), identity="dog2", place="on grass")["target"]
     assert (drawn[:, :, 0] > 0.9).all() and (drawn.amin((1, 2, 3)) < 0.5).all()
 
 
 def test_accessories_stand_beside_the_subject_or_on_it() -> None:
-    alone, hat = compose(Request()), compose(Request(accessory="hat"))
+    alone, hat = compose(PromptSpec()), compose(PromptSpec(accessory="hat"))
     red = (hat["target"][:, 0] - hat["target"][:, 2] > 0.25).float()[:, None]
     assert (red.sum((1, 2, 3)) > 10).all(), "a red hat on a blue dog"
     assert (centroid(red)[1] < centroid(hat["target_alpha"])[1] - 0.15).all(), "on its head"
-    apple = compose(Request(accessory="apple"))
+    apple = compose(PromptSpec(accessory="apple"))
     red = (apple["target"][:, 0] - apple["target"][:, 2] > 0.25).float()[:, None]
     assert (centroid(red)[0] > centroid(apple["target_alpha"])[0] + 0.2).all()
     assert not (alone["target"][:, 0] - alone["target"][:, 2] > 0.25).any()
@@ -256,7 +258,7 @@ def test_accessories_that_the_world_lacks_are_never_ordered() -> None:
     accessories = {maker.order(rng).request.accessory for _ in range(300)}
     assert {"hat", "balloon", "apple"} <= accessories <= {"", "hat", "balloon", "apple"}
     with pytest.raises(DataError, match="no crown"):
-        compose(Request(accessory="crown"))
+        compose(PromptSpec(accessory="crown"))
 
 
 def test_hats_are_for_the_animate() -> None:
@@ -265,7 +267,7 @@ def test_hats_are_for_the_animate() -> None:
     assert hatted and all(WORLD.cutouts[i].animate for i in hatted)
 
 
-def orders(config: ComposerConfig, n: int = 400) -> list[Order]:
+def orders(config: SyntheticConfig, n: int = 400) -> list[PairSpec]:
     maker, rng = composer(config), random.Random(0)
     return [maker.order(rng) for _ in range(n)]
 
@@ -323,16 +325,16 @@ def test_reference_and_canonical_show_the_reference_and_target_the_target() -> N
     maker, rng = composer(replace(PLAIN, rotation=0.0)), random.Random(0)
     white = maker.place("on a plain white background", rng)
     wide, tall = row("pot1", "0"), row("dog1")  # blue ellipses of 110 x 60 and 70 x 120
-    batch = maker.compose([Order(wide, tall, Request(scene=white.phrase), white, white)], rng)
+    batch = maker.compose([PairSpec(wide, tall, PromptSpec(scene=white.phrase), white, white)], rng)
 
     def proportion(alpha: Tensor) -> float:
         return float(alpha.any(0).sum() / alpha.any(1).sum())
 
-    canonical = batch["canonical"][0, 3] > 0.5
+    object_crop = batch["object_crop"][0, 3] > 0.5
     assert proportion(batch["reference"][0, 0] < 0.6) == pytest.approx(110 / 60, rel=0.15)
-    assert proportion(canonical) == pytest.approx(110 / 60, rel=0.15)
+    assert proportion(object_crop) == pytest.approx(110 / 60, rel=0.15)
     assert proportion(batch["target"][0, 0] < 0.6) == pytest.approx(70 / 120, rel=0.15)
-    assert int(canonical.any(0).sum()) >= 31, "filling the frame"
+    assert int(object_crop.any(0).sum()) >= 31, "filling the frame"
 
 
 def test_sheet_is_a_page_of_all_samples(tmp_path: Path) -> None:

@@ -6,36 +6,39 @@ from itertools import product
 import pytest
 
 from blip_diffusion.data.synthetic import backgrounds, prompt_templates
-from blip_diffusion.data.synthetic.prompt_templates import Request
+from blip_diffusion.data.synthetic.prompt_templates import PromptSpec
 
 
 @pytest.mark.parametrize(
     ("request_", "sentence"),
     [
-        (Request("on the beach"), "a teapot on the beach"),
-        (Request("in a forest", size="small", position="top left"), "a teapot , small , at the top left , in a forest"),
-        (Request("on grass", count=2), "a teapot , two of them , on grass"),
-        (Request("on grass", colour="red"), "a teapot in red , on grass"),
-        (Request("on grass", accessory="hat"), "a teapot wearing a hat , on grass"),
-        (Request("on the beach", style="pixel art"), "a teapot on the beach , as pixel art"),
-        (Request(style="sketch"), "a teapot as a pencil sketch"),
+        (PromptSpec("on the beach"), "a teapot on the beach"),
+        (
+            PromptSpec("in a forest", size="small", position="top left"),
+            "a teapot , small , at the top left , in a forest",
+        ),
+        (PromptSpec("on grass", count=2), "a teapot , two of them , on grass"),
+        (PromptSpec("on grass", colour="red"), "a teapot in red , on grass"),
+        (PromptSpec("on grass", accessory="hat"), "a teapot wearing a hat , on grass"),
+        (PromptSpec("on the beach", style="pixel art"), "a teapot on the beach , as pixel art"),
+        (PromptSpec(style="sketch"), "a teapot as a pencil sketch"),
     ],
 )
-def test_first_paraphrases(request_: Request, sentence: str) -> None:
+def test_first_paraphrases(request_: PromptSpec, sentence: str) -> None:
     assert prompt_templates.caption("teapot", prompt_templates.prompt(request_)) == sentence
 
 
-def every_request() -> list[Request]:
-    single = [Request(accessory=key) for key in prompt_templates.ACCESSORIES]
-    single += [Request(colour=key) for key in prompt_templates.PAINTS] + [
-        Request(count=key) for key in prompt_templates.COUNTS
+def every_request() -> list[PromptSpec]:
+    single = [PromptSpec(accessory=key) for key in prompt_templates.ACCESSORIES]
+    single += [PromptSpec(colour=key) for key in prompt_templates.PAINTS] + [
+        PromptSpec(count=key) for key in prompt_templates.COUNTS
     ]
-    single += [Request(style=key) for key in prompt_templates.STYLES]
+    single += [PromptSpec(style=key) for key in prompt_templates.STYLES]
     single += [
-        Request(position=p, size=s)
+        PromptSpec(position=p, size=s)
         for p, s in product(["", *prompt_templates.POSITIONS], ["", *prompt_templates.SIZES])
     ]
-    return [Request(**{**vars(request), "scene": scene}) for request in single for scene in backgrounds.phrases()]
+    return [PromptSpec(**{**vars(request), "scene": scene}) for request in single for scene in backgrounds.phrases()]
 
 
 def test_vocabulary_is_closed_and_lower_case() -> None:
@@ -68,5 +71,5 @@ def test_prompts_fit_the_text_encoder() -> None:
 
 def test_paraphrases_are_all_said() -> None:
     rng = random.Random(2)
-    said = {prompt_templates.prompt(Request("on grass", position="left"), rng) for _ in range(50)}
+    said = {prompt_templates.prompt(PromptSpec("on grass", position="left"), rng) for _ in range(50)}
     assert said == {f"{words} , on grass" for words in prompt_templates.POSITIONS["left"]}

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from blip_diffusion.data.synthetic import backgrounds, prompt_templates
-from blip_diffusion.data.synthetic.assets import World
-from blip_diffusion.data.synthetic.tokenizers import category_tokenizer, prompt_tokenizer, world_sentences
+from blip_diffusion.data.synthetic.assets import AssetLibrary
+from blip_diffusion.data.synthetic.tokenizers import category_tokenizer, prompt_tokenizer, tokenizer_corpus
 
 
 @pytest.fixture(scope="module")
-def corpus(world: World) -> list[str]:
-    return world_sentences(world)
+def corpus(world: AssetLibrary) -> list[str]:
+    return tokenizer_corpus(world)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def categories(corpus: list[str]) -> Any:
 
 
 @pytest.fixture(scope="module")
-def words(world: World) -> tuple[str, ...]:
+def words(world: AssetLibrary) -> tuple[str, ...]:
     scenes = [*backgrounds.phrases(), *(phrase for scene in world.scenes for phrase in scene.phrases)]
     return prompt_templates.vocabulary(scenes, [row.category for row in world.cutouts])
 

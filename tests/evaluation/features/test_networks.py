@@ -20,10 +20,10 @@ from blip_diffusion.evaluation.features.preprocessing import (
     resize_and_center_crop,
     square_pixels,
 )
-from blip_diffusion.images import normalise, to_pictures, to_tensor
+from blip_diffusion.images import normalise, to_pil, to_tensor
 from tests.evaluation.fakes import needs
 
-IMAGES = to_pictures(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+IMAGES = to_pil(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
 
 
 @pytest.fixture(scope="module")

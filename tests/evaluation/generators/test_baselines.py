@@ -14,7 +14,7 @@ from blip_diffusion.evaluation.generators.baselines import composite, other_phot
 from blip_diffusion.evaluation.generators.model import ImageGenerator, autoencoder_reconstruction, no_subject, zero_shot
 from blip_diffusion.evaluation.generators.personalized import tuned
 from blip_diffusion.evaluation.instances import Instance, build_instances
-from blip_diffusion.images import open_picture
+from blip_diffusion.images import open_image
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from tests.data.benchmarks.test_dreambench import published
@@ -51,7 +51,7 @@ def test_zero_shot_is_the_pipeline_asked_by_hand(pipe: BlipDiffusionPipeline, tm
     assert instance.prompt_text == "a red dog"
     drawn = zero_shot(pipe, num_inference_steps=2)([instance])
     by_hand = pipe(
-        "", open_picture(instance.subject.pictures[0]), "dog", "red dog",
+        "", open_image(instance.subject.pictures[0]), "dog", "red dog",
         num_inference_steps=2, generator=torch.Generator().manual_seed(instance.seed),
     ).images  # fmt: skip
     assert far(drawn, by_hand) == 0
@@ -71,7 +71,7 @@ def test_each_subject_is_resident_while_it_is_drawn(pipe: BlipDiffusionPipeline,
 
     def tune(subject: BenchSubject) -> Subject:
         asked.append(subject.name)
-        image = open_picture(subject.pictures[0])
+        image = open_image(subject.pictures[0])
         tokens, base = pipe.encode_subject(image, subject.category), fingerprint(pipe.unet, pipe.text_encoder)
         weights = {"conv_out.bias": pipe.unet.conv_out.bias.detach() + heavier}
         return Subject(subject.name, subject.category, tokens, base, weights=weights)

@@ -13,7 +13,7 @@ from blip_diffusion.evaluation.features.extractor import CachedFeatures
 from blip_diffusion.evaluation.generators.baselines import reference_copy
 from blip_diffusion.evaluation.instances import build_instances, with_next_prompt, with_other_subject
 from blip_diffusion.evaluation.metrics.similarity import ClipTextSimilarity, DreamBoothSimilarity
-from blip_diffusion.images import open_picture
+from blip_diffusion.images import open_image
 from tests.evaluation.fakes import Everything
 
 
@@ -28,8 +28,8 @@ def test_dino_is_the_mean_over_all_real_pictures(bench: Bench, tiny_dino: Path) 
     copied = [reference_copy(instance) for instance in instances]
     scores = metric(copied, instances)
     for path, instance, score in zip(copied, instances, scores["cosine_similarity"].tolist(), strict=True):
-        own = network([open_picture(path)])[0]
-        real = [cosine(own, network([open_picture(other)])[0]) for other in instance.subject.pictures]
+        own = network([open_image(path)])[0]
+        real = [cosine(own, network([open_image(other)])[0]) for other in instance.subject.pictures]
         assert score == pytest.approx(sum(real) / len(real), abs=1e-5)
     assert (
         scores["top1_accuracy"].mean() >= metric(copied, with_other_subject(instances, bench))["top1_accuracy"].mean()
@@ -44,7 +44,7 @@ def test_a_real_picture_is_compared_with_the_others(bench: Bench, tiny_dino: Pat
     found = DreamBoothSimilarity("DINO", CachedFeatures(network), bench)(real, [instance] * len(real))[
         "cosine_similarity"
     ]
-    features = {path: network([open_picture(path)])[0] for path in subject.pictures}
+    features = {path: network([open_image(path)])[0] for path in subject.pictures}
     for path, score in zip(real, found.tolist(), strict=True):
         others = [cosine(features[path], features[other]) for other in subject.pictures if other != path]
         assert score == pytest.approx(sum(others) / len(others), abs=1e-5)
@@ -57,7 +57,7 @@ def test_clip_t_is_the_cosine_to_the_sentence(bench: Bench, tiny_clip: Path) -> 
     images = [instance.subject.pictures[1] for instance in instances]
     found = metric(images, instances)
     for path, instance, score in zip(images, instances, found["cosine_similarity"].tolist(), strict=True):
-        expected = cosine(clip([open_picture(path)])[0], clip.encode_text([instance.prompt_text])[0])
+        expected = cosine(clip([open_image(path)])[0], clip.encode_text([instance.prompt_text])[0])
         assert score == pytest.approx(expected, abs=1e-5)
     for a, b in itertools.pairwise((found, metric(images, with_next_prompt(instances, bench)))):
         assert not torch.equal(a["cosine_similarity"], b["cosine_similarity"])

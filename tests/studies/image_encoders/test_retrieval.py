@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from blip_diffusion.data.synthetic.pair_sampler import Composer, ComposerConfig, sentences
+from blip_diffusion.data.synthetic.pair_sampler import PairSampler, SyntheticConfig, sentences
 from blip_diffusion.data.synthetic.tokenizers import prompt_tokenizer
 from studies.image_encoders.clip_baseline import LONGEST, WORDS, loss_of, train
 from studies.image_encoders.clip_baseline import clip as untrained
@@ -78,7 +78,7 @@ def test_a_clip_can_learn_its_batch() -> None:
     torch.manual_seed(0)
     tokenizer = prompt_tokenizer(sentences(WORLD), WORDS, LONGEST)
     model = untrained(SIZE, width=64, layers=2, words=len(tokenizer))
-    pairs = Composer(WORLD, ComposerConfig(size=SIZE), batch_size=4, seed=1)(0)
+    pairs = PairSampler(WORLD, SyntheticConfig(size=SIZE), batch_size=4, seed=1)(0)
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(12):

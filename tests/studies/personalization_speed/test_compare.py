@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from blip_diffusion.checkpoint.model_folder import read_parts, whole
+from blip_diffusion.checkpoint.model_folder import assemble, read_parts
 from blip_diffusion.data.benchmarks.minibench import first_rows
-from blip_diffusion.data.synthetic.assets import World, pack
+from blip_diffusion.data.synthetic.assets import AssetLibrary, pack
 from blip_diffusion.errors import DataError, InputError
 from blip_diffusion.evaluation.features.efficientnet import EfficientNetLite2
 from blip_diffusion.evaluation.metrics.probe_data import ProbeSource, build_probe_data
@@ -82,7 +82,7 @@ def test_scored_steps() -> None:
     assert scored_steps(SpeedupConfig(every=5, steps=10), 10) == [0, 5, 10]
 
 
-def test_errors(world: World) -> None:
+def test_errors(world: AssetLibrary) -> None:
     with pytest.raises(InputError, match="two subjects"):
         SpeedupConfig(subjects=1)
     with pytest.raises(InputError, match="multiple of 20"):
@@ -94,7 +94,7 @@ def test_errors(world: World) -> None:
         eval_subjects(world, 1000)
 
 
-def turning(world: World) -> World:
+def turning(world: AssetLibrary) -> AssetLibrary:
     """Three held-out subjects in eight views each, all the same, which the machinery can't know; the rest in one."""
     held = list(first_rows(world, split="heldout").values())
     train = [i for i, row in enumerate(world.cutouts) if row.split == "train"]
@@ -102,7 +102,7 @@ def turning(world: World) -> World:
     return dataclasses.replace(world, cutouts=tuple(world.cutouts[i] for i in chosen), pixels=world.pixels[chosen])
 
 
-def test_a_scorer_knows_its_subjects_and_scenes(world: World, model: BlipDiffusion) -> None:
+def test_a_scorer_knows_its_subjects_and_scenes(world: AssetLibrary, model: BlipDiffusion) -> None:
     """Of its own views, reconstructed as the scorer decodes them, it says so; of another's it does not."""
     prompts = ("on grass", "in space")
     subjects = eval_subjects(turning(world), 3, prompts, size=32)
@@ -133,7 +133,7 @@ CANDIDATES = (
 )
 
 
-def test_the_whole_in_small(world: World, tiny_folder: Path, tmp_path: Path) -> None:
+def test_the_whole_in_small(world: AssetLibrary, tiny_folder: Path, tmp_path: Path) -> None:
     turned = turning(world)
     scenes = tuple({phrase: 0 for scene in turned.scenes if scene.split == "train" for phrase in scene.phrases[:1]})[:2]
     config = SpeedupConfig(subjects=2, search_subjects=1, steps=2, every=1, prompts=scenes, sampling_steps=1,
@@ -142,7 +142,7 @@ def test_the_whole_in_small(world: World, tiny_folder: Path, tmp_path: Path) -> 
     backbones = Backbones(Middle(), Everything())
 
     def load() -> BlipDiffusion:
-        return whole(read_parts(tiny_folder), tiny_folder)
+        return assemble(read_parts(tiny_folder), tiny_folder)
 
     def measure(config: SpeedupConfig) -> Outcome:
         return compare(load, turned, backbones, config, tmp_path / "runs", candidates=CANDIDATES, log=said.append)
@@ -169,7 +169,7 @@ def test_the_whole_in_small(world: World, tiny_folder: Path, tmp_path: Path) -> 
         measure(dataclasses.replace(config, sampling_steps=2))
 
 
-def packed(world: World, path: Path) -> Path:
+def packed(world: AssetLibrary, path: Path) -> Path:
     """A world's file, in which every scene is what the command asks for."""
     scenes = [dataclasses.replace(scene, phrases=(*scene.phrases, *SpeedupConfig().prompts)) for scene in world.scenes]
     cutouts, places = (
@@ -181,7 +181,11 @@ def packed(world: World, path: Path) -> Path:
 
 
 def test_a_process_runs_its_own_methods_and_the_table_comes_last(
-    world: World, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    world: AssetLibrary,
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(command, "CANDIDATES", CANDIDATES)
     monkeypatch.setattr(
@@ -204,7 +208,11 @@ def test_a_process_runs_its_own_methods_and_the_table_comes_last(
 
 
 def test_half_a_curve_is_not_kept(
-    world: World, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    world: AssetLibrary,
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A signal ends the loop in good order; the comparison ends too, and measures that curve again."""
     ended = Result(1, 1, 1.0, {}, "signal")
@@ -219,6 +227,6 @@ def test_half_a_curve_is_not_kept(
 
     monkeypatch.setattr(command, "compare", interrupted)
     monkeypatch.setattr(command, "build_backbones", lambda metric: None)
-    monkeypatch.setattr(World, "load", lambda path: world)
+    monkeypatch.setattr(AssetLibrary, "load", lambda path: world)
     assert command.main(["--dataset", "w.zip", "--out", str(tmp_path)]) == 130
     assert "the same command goes on" in capsys.readouterr().err

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from blip_diffusion.training.objective import Method, StepContext
-from blip_diffusion.training.optim import freeze_the_rest
+from blip_diffusion.training.objective import Objective, StepContext
+from blip_diffusion.training.optim import set_trainable
 
 
 def context(step: int = 0, seed: int = 0, **more: Any) -> StepContext:
@@ -16,9 +16,9 @@ def context(step: int = 0, seed: int = 0, **more: Any) -> StepContext:
 
 def overfit(method: Any, batch: Any, *, steps: int, lr: float) -> tuple[float, float]:
     """The loss on one batch under the same noise, before and after."""
-    assert isinstance(method, Method)
+    assert isinstance(method, Objective)
     method.train()
-    trainable = freeze_the_rest(method, method.parameter_groups())
+    trainable = set_trainable(method, method.parameter_groups())
     optimizer = torch.optim.AdamW(trainable.values(), lr)
     losses = []
     for step in range(steps):
@@ -38,7 +38,7 @@ def ids(parameters: Iterable[nn.Parameter]) -> set[int]:
     return {id(parameter) for parameter in parameters}
 
 
-def moved_parameters(method: Method) -> set[int]:
+def moved_parameters(method: Objective) -> set[int]:
     """Of all groups; none may be in two."""
     groups = [parameter for group in method.parameter_groups() for parameter in group.parameters]
     assert len(ids(groups)) == len(groups)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from blip_diffusion.checkpoint.model_folder import Parts, read_parts
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.errors import ConfigError
-from blip_diffusion.training.initialization import StartConfig, perceptual_distance, start_vae
+from blip_diffusion.training.initialization import InitConfig, init_vae, perceptual_distance
 from blip_diffusion.training.objectives.autoencoder import Autoencoder, AutoencoderConfig, random_crops
 
 from .overfit import context, ids, moved_parameters, overfit, with_gradient
@@ -16,17 +16,17 @@ from .overfit import context, ids, moved_parameters, overfit, with_gradient
 
 def method(perceptual: bool = False, **config: float) -> Autoencoder:
     distance = perceptual_distance() if perceptual else None
-    vae: AutoencoderKL = start_vae(Parts(), StartConfig("tiny"))
+    vae: AutoencoderKL = init_vae(Parts(), InitConfig("tiny"))
     return Autoencoder(vae, distance, AutoencoderConfig(**{"crop": 32, **config}))  # type: ignore[arg-type]
 
 
 def test_it_learns_a_batch(batch: SubjectBatch) -> None:
-    before, after = overfit(method(perceptual=True, colour=1.0), batch, steps=30, lr=3e-3)
+    before, after = overfit(method(perceptual=True, chroma_weight=1.0), batch, steps=30, lr=3e-3)
     assert after < 0.7 * before
 
 
 def test_the_loss_is_the_sum_of_its_terms(batch: SubjectBatch) -> None:
-    judged = method(perceptual=True, colour=0.5, kl=1e-3, adversarial=0.3)
+    judged = method(perceptual=True, chroma_weight=0.5, kl=1e-3, adversarial=0.3)
     losses = {name: value.item() for name, value in judged(batch, context()).items()}
     own = losses["absolute"] + 0.5 * losses["colour"] + 1e-3 * losses["kl"] + 0.2 * losses["perceptual"]
     assert losses["loss"] == pytest.approx(own + losses["discriminator"] + 0.3 * losses["adversarial"], rel=1e-4)
@@ -92,7 +92,7 @@ def test_it_measures_in_training_alone(batch: SubjectBatch) -> None:
 
 
 def test_it_shows_pictures_and_what_is_left_of_them(batch: SubjectBatch) -> None:
-    wanted, left = method().show(batch)
+    wanted, left = method().sample_images(batch)
     assert wanted is batch["target"] and left.shape == wanted.shape
     assert left.min() >= 0 and left.max() <= 1 and F.l1_loss(left, wanted) > 0
 

@@ -14,14 +14,14 @@ from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import TURBO
-from blip_diffusion.training.initialization import noising_of
+from blip_diffusion.training.initialization import noising_from
 from blip_diffusion.training.objectives.consistency import Consistency, ConsistencyConfig
 
 from .overfit import context, ids, moved_parameters, overfit, with_gradient
 
 
 def method(model: BlipDiffusion, **config: Any) -> Consistency:
-    return Consistency(model, noising_of(model.scheduler), ConsistencyConfig(**config))
+    return Consistency(model, noising_from(model.scheduler), ConsistencyConfig(**config))
 
 
 def states(own: Consistency, batch: SubjectBatch) -> Tensor:
@@ -29,7 +29,7 @@ def states(own: Consistency, batch: SubjectBatch) -> Tensor:
 
 
 def test_it_learns_a_batch(model: BlipDiffusion, batch: SubjectBatch) -> None:
-    before, after = overfit(method(model, grid=10), batch, steps=20, lr=2e-3)
+    before, after = overfit(method(model, num_levels=10), batch, steps=20, lr=2e-3)
     assert after < 0.8 * before
 
 
@@ -61,7 +61,7 @@ def test_what_is_clean_stays(model: BlipDiffusion, batch: SubjectBatch) -> None:
 
 @pytest.mark.parametrize("grid", [10, 50])
 def test_timesteps_are_those_of_the_scheduler(model: BlipDiffusion, grid: int) -> None:
-    own = method(model, grid=grid, steps=2)
+    own = method(model, num_levels=grid, steps=2)
     later, earlier = own._timesteps(2000, torch.Generator().manual_seed(0))
     model.scheduler.set_timesteps(grid)
     assert sorted(set(later.tolist())) == sorted(model.scheduler.timesteps.tolist())
@@ -71,7 +71,7 @@ def test_timesteps_are_those_of_the_scheduler(model: BlipDiffusion, grid: int) -
 @torch.no_grad()
 def test_the_teacher_takes_a_step_of_ddim(model: BlipDiffusion, batch: SubjectBatch) -> None:
     scheduler = model.scheduler
-    own = method(model, guidance=2.0, rescale=0.0, grid=10)
+    own = method(model, guidance_scale=2.0, rescale=0.0, num_levels=10)
     noised = torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     seen, empty = states(own, batch), model.text_states([""]).expand(6, -1, -1)
     later, earlier = torch.full((6,), 599), torch.full((6,), 499)
@@ -86,7 +86,7 @@ def test_the_teacher_takes_a_step_of_ddim(model: BlipDiffusion, batch: SubjectBa
 @torch.no_grad()
 def test_the_teachers_way_is_that_of_the_sampler(model: BlipDiffusion, batch: SubjectBatch) -> None:
     scheduler = model.scheduler
-    own = method(model, guidance=2.0, rescale=0.0, grid=5, solver_steps=2, whole_way=True)
+    own = method(model, guidance_scale=2.0, rescale=0.0, num_levels=5, solver_steps=2, trajectory_distillation=True)
     assert own._levels(torch.device("cpu")).tolist() == [999, 799, 599, 399, 199, 0]
     seen, empty = states(own, batch), model.text_states([""]).expand(6, -1, -1)
     noise = own._noise(torch.Size((6, 4, 4, 4)), torch.Generator().manual_seed(0))
@@ -121,7 +121,7 @@ def test_the_student_moves_and_the_teacher_does_not(model: BlipDiffusion, batch:
 def test_what_it_exports_draws_in_few_steps(model: BlipDiffusion, batch: SubjectBatch, tmp_path: Path) -> None:
     own = method(model, steps=3)
     with torch.no_grad():
-        assert [column.shape[0] for column in own.show(batch)] == [6, 6, 6]
+        assert [column.shape[0] for column in own.sample_images(batch)] == [6, 6, 6]
     own.export(tmp_path)
     pipe = BlipDiffusionPipeline.from_pretrained(tmp_path)
     pipe.set_progress_bar_config(disable=True)
@@ -130,8 +130,8 @@ def test_what_it_exports_draws_in_few_steps(model: BlipDiffusion, batch: Subject
     tokens = torch.zeros(1, 4, 32)
     pipe("on the beach", subject_embeds=tokens, source_subject_category="dog", generator=torch.Generator())
     assert asked == [1, 1, 1] and isinstance(pipe.scheduler, LCMScheduler)
-    assert noising_of(pipe.scheduler).prediction == own.noising.prediction
-    torch.testing.assert_close(noising_of(pipe.scheduler).alphas_cumprod, own.noising.alphas_cumprod)
+    assert noising_from(pipe.scheduler).prediction == own.noising.prediction
+    torch.testing.assert_close(noising_from(pipe.scheduler).alphas_cumprod, own.noising.alphas_cumprod)
 
 
 def with_lora(model: BlipDiffusion, **config: Any) -> Consistency:
@@ -139,12 +139,14 @@ def with_lora(model: BlipDiffusion, **config: Any) -> Consistency:
 
 
 def test_a_lora_learns_a_batch(model: BlipDiffusion, batch: SubjectBatch) -> None:
-    before, after = overfit(with_lora(model, grid=10), batch, steps=20, lr=1e-2)
+    before, after = overfit(with_lora(model, num_levels=10), batch, steps=20, lr=1e-2)
     assert after < 0.9 * before
 
 
 def test_a_lora_learns_where_the_way_ends(model: BlipDiffusion, batch: SubjectBatch) -> None:
-    before, after = overfit(with_lora(model, whole_way=True, grid=4, solver_steps=2), batch, steps=20, lr=1e-2)
+    before, after = overfit(
+        with_lora(model, trajectory_distillation=True, num_levels=4, solver_steps=2), batch, steps=20, lr=1e-2
+    )
     assert after < 0.9 * before
 
 
@@ -162,7 +164,7 @@ def test_of_a_lora_nothing_else_moves(model: BlipDiffusion, batch: SubjectBatch)
 def test_a_lora_comes_with_the_model_as_it_was(model: BlipDiffusion, batch: SubjectBatch, tmp_path: Path) -> None:
     scheduler, inference = model.scheduler, model.inference
     weights = {name: tensor.clone() for name, tensor in model.unet.state_dict().items()}
-    own = with_lora(model, steps=3, grid=10)
+    own = with_lora(model, steps=3, num_levels=10)
     overfit(own, batch, steps=5, lr=1e-2)
     own.export(tmp_path)
     pipe = BlipDiffusionPipeline.from_pretrained(tmp_path)
@@ -181,15 +183,15 @@ def test_a_lora_comes_with_the_model_as_it_was(model: BlipDiffusion, batch: Subj
 def test_errors(model: BlipDiffusion) -> None:
     with pytest.raises(ConfigError, match="steps is 60: use 1 to 50"):
         ConsistencyConfig(steps=60)
-    with pytest.raises(ConfigError, match="huber is 0"):
-        ConsistencyConfig(huber=0)
+    with pytest.raises(ConfigError, match="huber_c is 0"):
+        ConsistencyConfig(huber_c=0)
     with pytest.raises(ConfigError, match="rank is 0"):
         ConsistencyConfig(rank=0)
     with pytest.raises(ConfigError, match="solver_steps is 0"):
         ConsistencyConfig(solver_steps=0)
     with pytest.raises(ConfigError, match="solver_steps is 200: between two levels of the grid lie 100 timesteps"):
-        method(model, grid=10, solver_steps=200)
+        method(model, num_levels=10, solver_steps=200)
     with pytest.raises(ConfigError, match="no layer 'to_kk'"):
         method(model, lora=True, layers=("to_q", "to_kk"))
     with pytest.raises(ConfigError, match="divides the 1000 timesteps"):
-        method(model, grid=7, steps=2)
+        method(model, num_levels=7, steps=2)

@@ -9,16 +9,16 @@ from PIL import Image
 from blip_diffusion.checkpoint.diffusers_export import save_stable_diffusion
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
-from blip_diffusion.training.initialization import noising_of
+from blip_diffusion.training.initialization import noising_from
 from blip_diffusion.training.objectives.dreambooth import DreamBooth, DreamBoothConfig
-from blip_diffusion.training.optim import freeze_the_rest
+from blip_diffusion.training.optim import set_trainable
 from tests.training.photos import photo_batch
 
 from .overfit import context, ids, moved_parameters, overfit
 
 
 def method(model: BlipDiffusion, **config: object) -> DreamBooth:
-    return DreamBooth(model, noising_of(model.scheduler), "dog", DreamBoothConfig(**config))  # type: ignore[arg-type]
+    return DreamBooth(model, noising_from(model.scheduler), "dog", DreamBoothConfig(**config))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("lora", "text"), [(False, False), (False, True), (True, False), (True, True)])
@@ -50,7 +50,7 @@ def test_prior_preservation_is_one_more_term(model: BlipDiffusion, dog: Image.Im
 
 
 def moved(own: DreamBooth) -> DreamBooth:
-    for parameter in freeze_the_rest(own, own.parameter_groups()).values():
+    for parameter in set_trainable(own, own.parameter_groups()).values():
         parameter.data += 0.05
     return own.eval()
 

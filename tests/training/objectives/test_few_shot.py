@@ -8,24 +8,24 @@ from PIL import Image
 from blip_diffusion.checkpoint.subject_file import Subject, fingerprint, read_subject
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
-from blip_diffusion.training.initialization import noising_of
-from blip_diffusion.training.objectives.few_shot import FewShot, FewShotConfig, Trained
-from blip_diffusion.training.optim import freeze_the_rest
+from blip_diffusion.training.initialization import noising_from
+from blip_diffusion.training.objectives.few_shot import FewShot, FewShotConfig, Trainable
+from blip_diffusion.training.optim import set_trainable
 from tests.training.photos import photo_batch
 
 from .overfit import context, ids, moved_parameters, overfit
 
-ALL: list[Trained] = ["embedding", "lora", "cross-attention", "unet"]
+ALL: list[Trainable] = ["embedding", "lora", "cross-attention", "unet"]
 
 
-def method(model: BlipDiffusion, train: Trained = "lora", **config: float) -> FewShot:
+def method(model: BlipDiffusion, train: Trainable = "lora", **config: float) -> FewShot:
     embedding = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(0))
     subject = Subject("rex", "dog", embedding, fingerprint(model.unet, model.text_encoder))
-    return FewShot(model, noising_of(model.scheduler), subject, FewShotConfig(train, **config))  # type: ignore[arg-type]
+    return FewShot(model, noising_from(model.scheduler), subject, FewShotConfig(train, **config))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("train", ALL)
-def test_it_learns_its_photos_and_moves_nothing_else(model: BlipDiffusion, dog: Image.Image, train: Trained) -> None:
+def test_it_learns_its_photos_and_moves_nothing_else(model: BlipDiffusion, dog: Image.Image, train: Trainable) -> None:
     """What is frozen does not change by one bit."""
     own = method(model, train, rank=4)
     moving = moved_parameters(own)
@@ -51,7 +51,7 @@ def test_what_moves(model: BlipDiffusion) -> None:
 def test_its_embedding_is_where_the_model_is(model: BlipDiffusion) -> None:
     """A subject's file is read on the CPU; validation draws before the loop has moved anything."""
     subject, elsewhere = method(copy.deepcopy(model)).subject, copy.deepcopy(model).to("meta")
-    own = FewShot(elsewhere, noising_of(model.scheduler), subject, FewShotConfig("unet"))
+    own = FewShot(elsewhere, noising_from(model.scheduler), subject, FewShotConfig("unet"))
     assert {parameter.device.type for parameter in own.parameters()} == {"meta"}
 
 
@@ -84,9 +84,9 @@ def test_prior_preservation_is_one_more_term(model: BlipDiffusion, dog: Image.Im
 
 
 @pytest.mark.parametrize("train", ALL)
-def test_it_exports_what_moved(model: BlipDiffusion, tmp_path: Path, train: Trained) -> None:
+def test_it_exports_what_moved(model: BlipDiffusion, tmp_path: Path, train: Trainable) -> None:
     own = method(model, train, rank=2)
-    for parameter in freeze_the_rest(own, own.parameter_groups()).values():
+    for parameter in set_trainable(own, own.parameter_groups()).values():
         parameter.data += 0.25
     own.export(tmp_path)
     found = read_subject(tmp_path / "subject.safetensors")

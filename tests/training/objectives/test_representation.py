@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blip_diffusion.data.batches import SubjectBatch
-from blip_diffusion.data.synthetic.assets import World
-from blip_diffusion.data.synthetic.pair_sampler import Composer, ComposerConfig
+from blip_diffusion.data.synthetic.assets import AssetLibrary
+from blip_diffusion.data.synthetic.pair_sampler import PairSampler, SyntheticConfig
 from blip_diffusion.model import BlipDiffusion
-from blip_diffusion.modules.qformer import Pattern
-from blip_diffusion.training.initialization import SHAPES, start_heads
+from blip_diffusion.modules.qformer import AttentionPattern
+from blip_diffusion.training.initialization import SHAPES, init_heads
 from blip_diffusion.training.objectives.representation import (
     Representation,
     RepresentationConfig,
@@ -30,7 +30,7 @@ Make = Any
 @pytest.fixture
 def method(model: BlipDiffusion) -> Iterator[Make]:
     torch.manual_seed(0)
-    heads = start_heads(SHAPES["tiny"].qformer, 16, [])
+    heads = init_heads(SHAPES["tiny"].qformer, 16, [])
 
     def make(**config: float) -> Representation:
         own = RepresentationConfig(**config)  # type: ignore[arg-type]
@@ -40,9 +40,9 @@ def method(model: BlipDiffusion) -> Iterator[Make]:
 
 
 @pytest.fixture
-def pairs(world: World) -> SubjectBatch:
+def pairs(world: AssetLibrary) -> SubjectBatch:
     """Six pairs of six subjects, whatever the composer drew."""
-    batch = Composer(world, ComposerConfig(size=32, canonical_size=16), batch_size=6, seed=3)(0)
+    batch = PairSampler(world, SyntheticConfig(size=32, object_crop_size=16), batch_size=6, seed=3)(0)
     return cast(SubjectBatch, {**batch, "identity": torch.arange(6)})
 
 
@@ -55,7 +55,7 @@ def itself(tensor: Tensor) -> Tensor:
 
 
 def test_it_learns_a_batch(method: Make, pairs: SubjectBatch) -> None:
-    before, after = overfit(method(redraw=1.0), pairs, steps=25, lr=2e-3)
+    before, after = overfit(method(reconstruction_weight=1.0), pairs, steps=25, lr=2e-3)
     assert after < 0.75 * before
 
 
@@ -85,7 +85,7 @@ def test_two_micro_batches_lend_each_other_their_negatives(method: Make, pairs: 
     halves = [part(pairs, slice(0, 3)), part(pairs, slice(3, 6))]
     contexts = [context(position=0), context(position=1)]
     with torch.no_grad():
-        shared = own.share(halves, contexts, itself)
+        shared = own.gather_step_context(halves, contexts, itself)
     losses = []
     for position, half in enumerate(halves):
         losses.append(own(half, context(position=position, shared=shared))["contrast"] / 2)
@@ -99,7 +99,7 @@ def test_what_is_shared_has_no_gradient_and_is_in_order(method: Make, pairs: Sub
     own = method()
     own.eval()
     with torch.no_grad():
-        shared = own.share(halves, [context(), context()], itself)
+        shared = own.gather_step_context(halves, [context(), context()], itself)
         alone = own._shared(pairs)
     for field in fields(Shared):
         torch.testing.assert_close(getattr(shared, field.name), getattr(alone, field.name))
@@ -107,8 +107,13 @@ def test_what_is_shared_has_no_gradient_and_is_in_order(method: Make, pairs: Sub
 
 
 def test_one_micro_batch_shares_nothing(method: Make, pairs: SubjectBatch) -> None:
-    assert method().share([pairs], [context()], itself) is None
-    assert method(every=2, redraw=1.0).share([pairs, pairs], [context(step=1)] * 2, itself) is None
+    assert method().gather_step_context([pairs], [context()], itself) is None
+    assert (
+        method(multimodal_every=2, reconstruction_weight=1.0).gather_step_context(
+            [pairs, pairs], [context(step=1)] * 2, itself
+        )
+        is None
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ negatives
@@ -171,7 +176,7 @@ def test_a_batch_of_one_subject_has_nothing_to_tell_apart(method: Make, pairs: S
 
 @torch.no_grad()
 def test_padding_is_not_generated(method: Make, pairs: SubjectBatch) -> None:
-    short, long = method(sentence=24), method(sentence=31)
+    short, long = method(max_caption_tokens=24), method(max_caption_tokens=31)
     assert short.eval()(pairs, context())["generation"] == pytest.approx(
         long.eval()(pairs, context())["generation"].item(), rel=1e-5
     )
@@ -182,7 +187,7 @@ def test_a_sentence_is_begun_by_its_own_token(method: Make, pairs: SubjectBatch)
     own, seen = method(), []
 
     def note(module: Any, args: tuple[Any, ...]) -> None:
-        if args[3] is Pattern.CAUSAL:
+        if args[3] is AttentionPattern.CAUSAL:
             seen.append(args[1])
 
     handle = own.encoder.qformer.register_forward_pre_hook(note)
@@ -204,7 +209,7 @@ def test_generation_is_told_by_the_picture(method: Make, pairs: SubjectBatch) ->
 @torch.no_grad()
 def test_weights_and_pauses(method: Make, pairs: SubjectBatch) -> None:
     config = {"contrast": 0.5, "matching": 2.0, "generation": 3.0, "redraw": 10.0}
-    own = method(**config, every=3)
+    own = method(**config, multimodal_every=3)
     losses = own(pairs, context(step=3))
     assert losses["loss"].item() == pytest.approx(sum(config[name] * losses[name].item() for name in config), rel=1e-5)
     paused = own(pairs, context(step=4))
@@ -212,7 +217,7 @@ def test_weights_and_pauses(method: Make, pairs: SubjectBatch) -> None:
 
 
 def test_what_moves(method: Make, pairs: SubjectBatch) -> None:
-    own = method(redraw=1.0)
+    own = method(reconstruction_weight=1.0)
     encoder = own.encoder
     still = ids(encoder.image_encoder.tower.parameters())
     assert moved_parameters(own) == ids(own.parameters()) - still
@@ -229,13 +234,13 @@ def test_what_moves(method: Make, pairs: SubjectBatch) -> None:
 
 @torch.no_grad()
 def test_it_shows_what_the_tokens_redraw(method: Make, pairs: SubjectBatch) -> None:
-    assert method().show(pairs) == []
-    columns = method(redraw=1.0).show(pairs)
+    assert method().sample_images(pairs) == []
+    columns = method(reconstruction_weight=1.0).sample_images(pairs)
     assert [tuple(column.shape) for column in columns] == [(6, 3, 32, 32), (6, 3, 16, 16), (6, 3, 16, 16)]
 
 
 def test_the_export_goes_on(method: Make, tmp_path: Path) -> None:
     own = method()
     own.export(tmp_path)
-    heads = start_heads(SHAPES["tiny"].qformer, 16, [tmp_path])
+    heads = init_heads(SHAPES["tiny"].qformer, 16, [tmp_path])
     assert all(torch.equal(heads.state_dict()[name], tensor) for name, tensor in own.heads.state_dict().items())

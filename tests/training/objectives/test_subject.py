@@ -8,14 +8,14 @@ from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.modules.heads import RedrawHead
-from blip_diffusion.training.initialization import noising_of
+from blip_diffusion.training.initialization import noising_from
 from blip_diffusion.training.objectives.subject import SubjectConfig, SubjectRepresentation
 
 from .overfit import context, ids, moved_parameters, overfit, with_gradient
 
 
 def method(model: BlipDiffusion, **config: float) -> SubjectRepresentation:
-    return SubjectRepresentation(model, noising_of(model.scheduler), RedrawHead(32, size=16), SubjectConfig(**config))  # type: ignore[arg-type]
+    return SubjectRepresentation(model, noising_from(model.scheduler), RedrawHead(32, size=16), SubjectConfig(**config))  # type: ignore[arg-type]
 
 
 def rng(seed: int) -> torch.Generator:
@@ -23,7 +23,7 @@ def rng(seed: int) -> torch.Generator:
 
 
 def test_it_learns_a_batch(model: BlipDiffusion, batch: SubjectBatch) -> None:
-    before, after = overfit(method(model, subject_drop=0.0, redraw=0.5), batch, steps=25, lr=3e-3)
+    before, after = overfit(method(model, subject_drop=0.0, reconstruction_weight=0.5), batch, steps=25, lr=3e-3)
     assert after < 0.9 * before
 
 
@@ -113,7 +113,7 @@ def test_draws_share_one_reading_of_the_reference(model: BlipDiffusion, batch: S
         return lambda module, args: sizes[name].append(len(args[0]))
 
     handles = [getattr(model, name).register_forward_pre_hook(noted(name)) for name in sizes]
-    method(model, draws=3, subject_drop=0.0)(batch, context())
+    method(model, noise_samples_per_pair=3, subject_drop=0.0)(batch, context())
     for handle in handles:
         handle.remove()
     assert sizes == {"unet": [18], "subject_encoder": [6], "text_encoder": [6]}
@@ -123,14 +123,14 @@ def test_draws_share_one_reading_of_the_reference(model: BlipDiffusion, batch: S
 def test_a_shift_trains_on_noisier_copies(model: BlipDiffusion, batch: SubjectBatch) -> None:
     seen: list[float] = []
     handle = model.unet.register_forward_pre_hook(lambda _, args: seen.append(float(args[1].float().mean())))
-    method(model, draws=16, shift=1.0)(batch, context())
-    method(model, draws=16, shift=8.0)(batch, context())
+    method(model, noise_samples_per_pair=16, timestep_shift=1.0)(batch, context())
+    method(model, noise_samples_per_pair=16, timestep_shift=8.0)(batch, context())
     handle.remove()
     assert seen[0] < 600 < 700 < seen[1]
 
 
 def test_terms(model: BlipDiffusion, batch: SubjectBatch) -> None:
-    plain, redrawn = method(model)(batch, context()), method(model, redraw=0.5)(batch, context())
+    plain, redrawn = method(model)(batch, context()), method(model, reconstruction_weight=0.5)(batch, context())
     assert set(plain) == {"denoising", "loss"} and torch.equal(plain["loss"], plain["denoising"])
     assert redrawn["loss"].item() == pytest.approx((plain["loss"] + 0.5 * redrawn["redraw"]).item(), rel=1e-5)
 
@@ -139,10 +139,16 @@ def test_terms(model: BlipDiffusion, batch: SubjectBatch) -> None:
 
 
 def test_all_moves_that_is_not_frozen(model: BlipDiffusion, batch: SubjectBatch) -> None:
-    own = method(model, redraw=0.5, subject_drop=0.0, unet_lr=0.1, text_lr=0.2, qformer_lr=0.3)
+    own = method(
+        model, reconstruction_weight=0.5, subject_drop=0.0, unet_lr_scale=0.1, text_lr_scale=0.2, qformer_lr_scale=0.3
+    )
     still = ids(model.vae.parameters()) | ids(model.subject_encoder.image_encoder.tower.parameters())
     assert moved_parameters(own) == ids(own.parameters()) - still
-    assert {group.name: group.lr for group in own.parameter_groups()} == {"unet": 0.1, "text": 0.2, "qformer": 0.3}
+    assert {group.name: group.lr_scale for group in own.parameter_groups()} == {
+        "unet": 0.1,
+        "text": 0.2,
+        "qformer": 0.3,
+    }
     own(batch, context())["loss"].backward()
     encoder = model.subject_encoder
     reached: list[Tensor] = [
@@ -157,15 +163,15 @@ def test_all_moves_that_is_not_frozen(model: BlipDiffusion, batch: SubjectBatch)
 
 @torch.no_grad()
 def test_it_shows(model: BlipDiffusion, batch: SubjectBatch) -> None:
-    assert len(method(model).show(batch)) == 3
-    columns = method(model, redraw=1.0).show(batch)
+    assert len(method(model).sample_images(batch)) == 3
+    columns = method(model, reconstruction_weight=1.0).sample_images(batch)
     assert [column.shape[-1] for column in columns] == [32, 16, 32, 32]
 
 
 def test_errors() -> None:
     with pytest.raises(ConfigError, match="subject_drop \\+ prompt_drop is 1"):
         SubjectConfig(subject_drop=0.5, prompt_drop=0.5)
-    with pytest.raises(ConfigError, match="draws is 0"):
-        SubjectConfig(draws=0)
-    with pytest.raises(ConfigError, match="shift is 0"):
-        SubjectConfig(shift=0.0)
+    with pytest.raises(ConfigError, match="noise_samples_per_pair is 0"):
+        SubjectConfig(noise_samples_per_pair=0)
+    with pytest.raises(ConfigError, match="timestep_shift is 0"):
+        SubjectConfig(timestep_shift=0.0)

@@ -5,14 +5,14 @@ import torch
 
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.model import BlipDiffusion
-from blip_diffusion.training.initialization import noising_of
+from blip_diffusion.training.initialization import noising_from
 from blip_diffusion.training.objectives.text_to_image import TextToImage, TextToImageConfig
 
 from .overfit import context, ids, moved_parameters, overfit
 
 
 def method(model: BlipDiffusion, **config: float) -> TextToImage:
-    return TextToImage(model, noising_of(model.scheduler), TextToImageConfig(**config))
+    return TextToImage(model, noising_from(model.scheduler), TextToImageConfig(**config))
 
 
 def with_captions(batch: SubjectBatch, *captions: str) -> SubjectBatch:
@@ -50,12 +50,12 @@ def test_the_share_of_captions_left_out(model: BlipDiffusion, batch: SubjectBatc
 def test_what_moves(model: BlipDiffusion) -> None:
     unet, text = ids(model.unet.parameters()), ids(model.text_encoder.parameters())
     assert moved_parameters(method(model)) == unet | text
-    assert moved_parameters(method(model, text_lr=0.0)) == unet
-    groups = {group.name: group.lr for group in method(model, text_lr=0.5).parameter_groups()}
+    assert moved_parameters(method(model, text_lr_scale=0.0)) == unet
+    groups = {group.name: group.lr_scale for group in method(model, text_lr_scale=0.5).parameter_groups()}
     assert groups == {"unet": 1.0, "text": 0.5}
 
 
 @torch.no_grad()
 def test_it_shows_targets_and_drawings(model: BlipDiffusion, batch: SubjectBatch) -> None:
-    target, drawing = method(model).show(batch)
+    target, drawing = method(model).sample_images(batch)
     assert target is batch["target"] and drawing.shape == target.shape

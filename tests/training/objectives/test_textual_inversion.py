@@ -8,7 +8,7 @@ from PIL import Image
 from blip_diffusion.checkpoint.diffusers_export import save_stable_diffusion
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
-from blip_diffusion.training.initialization import noising_of
+from blip_diffusion.training.initialization import noising_from
 from blip_diffusion.training.objectives.textual_inversion import TextualInversion, TextualInversionConfig
 from tests.training.photos import photo_batch
 
@@ -16,7 +16,7 @@ from .overfit import moved_parameters, overfit
 
 
 def method(model: BlipDiffusion, vectors: int = 1) -> TextualInversion:
-    return TextualInversion(model, noising_of(model.scheduler), "rex", "dog", TextualInversionConfig(vectors))
+    return TextualInversion(model, noising_from(model.scheduler), "rex", "dog", TextualInversionConfig(vectors))
 
 
 @pytest.mark.parametrize("vectors", [1, 3])
@@ -34,7 +34,7 @@ def test_it_begins_as_the_category(model: BlipDiffusion) -> None:
     """Where the category is one word of the vocabulary, the new word is at first that word."""
     tokenizer = model.tokenizer
     word = next(w for w in ("dog", "cat", "horse", "a") if len(tokenizer(w, add_special_tokens=False).input_ids) == 1)
-    own = TextualInversion(model, noising_of(model.scheduler), "rex", word, TextualInversionConfig(1))
+    own = TextualInversion(model, noising_from(model.scheduler), "rex", word, TextualInversionConfig(1))
     torch.testing.assert_close(own.states(["on the beach"]), model.text_states([f"a {word} on the beach"]))
 
 

@@ -15,11 +15,11 @@ from blip_diffusion.data.photos import squares
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.prompts import subject_prompt
-from blip_diffusion.sampling import draw, scene_seeds
+from blip_diffusion.sampling import prompt_seeds, sample_images
 from blip_diffusion.training.personalize.early_stopping import (
     CURVE,
     STRIP,
-    OwnEncoders,
+    EncoderMetric,
     Score,
     Validation,
     ValidationConfig,
@@ -31,7 +31,7 @@ CONFIG = ValidationConfig(sampling_steps=2)
 
 @dataclass
 class Drawer:
-    """A method of one picture a scene, whose exports are counted."""
+    """An objective of one picture a scene, whose exports are counted."""
 
     model: BlipDiffusion
     exported: list[int] = field(default_factory=list)
@@ -51,20 +51,20 @@ def follow(scores: list[tuple[float, float]], model: BlipDiffusion, folder: Path
     coming = iter(scores)
     settings = ValidationConfig(sampling_steps=1, **config)
     validation = Validation(lambda pictures: next(coming), settings, folder)
-    method = Drawer(model)
-    tracker = SimpleNamespace(log=lambda step, values: None)
-    validation.begin(method)  # type: ignore[arg-type]
-    for method.now in range(10, 10 * len(scores), 10):
-        if validation(SimpleNamespace(method=method, step=method.now, tracker=tracker)):  # type: ignore[arg-type]
+    objective = Drawer(model)
+    metric_logger = SimpleNamespace(log=lambda step, values: None)
+    validation.begin(objective)  # type: ignore[arg-type]
+    for objective.now in range(10, 10 * len(scores), 10):
+        if validation(SimpleNamespace(objective=objective, step=objective.now, metric_logger=metric_logger)):  # type: ignore[arg-type]
             break
-    return validation, method
+    return validation, objective
 
 
 def test_the_best_trade_off_is_kept_and_it_stops_when_it_has_turned(model: BlipDiffusion, tmp_path: Path) -> None:
     scores = [(0.4, 1.0), (0.6, 0.9), (0.8, 0.8), (0.9, 0.5), (0.95, 0.4), (0.97, 0.3), (1.0, 0.2)]
-    validation, method = follow(scores, model, tmp_path)
+    validation, objective = follow(scores, model, tmp_path)
     assert [score.step for score in validation.scores] == [0, 10, 20, 30, 40, 50]  # three after the best
-    assert validation.best.step == 20 and method.exported == [0, 10, 20]
+    assert validation.best.step == 20 and objective.exported == [0, 10, 20]
     assert [validation.overfits(score) for score in validation.scores] == [False] * 3 + [True] * 3
     validation.report("rex")
     strip, curve = Image.open(tmp_path / STRIP), Image.open(tmp_path / CURVE)
@@ -80,17 +80,17 @@ def test_what_is_kept_outlives_a_lost_step_that_was_better(model: BlipDiffusion,
     (tmp_path / "checkpoints" / "step-00000010").mkdir(parents=True)
     assert [path.name for path in (tmp_path / "best").iterdir()] == ["000010"]
     for score, wanted in ((0.9, 30), (0.1, 10)):
-        validation, method = Validation(lambda pictures, own=score: (own, own), kept.config, tmp_path), Drawer(model)  # type: ignore[misc]
-        validation.begin(method, after=10)  # type: ignore[arg-type]
-        method.now = 30
-        validation(SimpleNamespace(method=method, step=30, tracker=SimpleNamespace(log=lambda *_: None)))  # type: ignore[arg-type]
+        validation, objective = Validation(lambda pictures, own=score: (own, own), kept.config, tmp_path), Drawer(model)  # type: ignore[misc]
+        validation.begin(objective, after=10)  # type: ignore[arg-type]
+        objective.now = 30
+        validation(SimpleNamespace(objective=objective, step=30, metric_logger=SimpleNamespace(log=lambda *_: None)))  # type: ignore[arg-type]
         assert validation.best.step == wanted and (validation.kept / "step.txt").read_text() == str(wanted)
     assert [path.name for path in (tmp_path / "best").iterdir()] == ["000010"]
 
 
 def test_what_is_hardly_better_is_not_worth_more_steps(model: BlipDiffusion, tmp_path: Path) -> None:
-    validation, method = follow([(0.50, 0.5), (0.505, 0.5), (0.51, 0.5), (0.505, 0.5)], model, tmp_path)
-    assert validation.best.step == 0 and validation.turned and method.exported == [0]
+    validation, objective = follow([(0.50, 0.5), (0.505, 0.5), (0.51, 0.5), (0.505, 0.5)], model, tmp_path)
+    assert validation.best.step == 0 and validation.turned and objective.exported == [0]
 
 
 def test_neither_score_makes_up_for_the_other() -> None:
@@ -102,25 +102,25 @@ def test_neither_score_makes_up_for_the_other() -> None:
 
 
 @pytest.fixture
-def judge(model: BlipDiffusion, dog: Image.Image) -> OwnEncoders:
+def judge(model: BlipDiffusion, dog: Image.Image) -> EncoderMetric:
     pixels, masks = squares(photographs(dog), 32)
-    return OwnEncoders(model, pixels, masks, "dog", CONFIG)
+    return EncoderMetric(model, pixels, masks, "dog", CONFIG)
 
 
 def plain(model: BlipDiffusion) -> Tensor:
     states = model.text_states([f"a dog {scene}" for scene in CONFIG.scenes])
-    return draw(model, states, scene_seeds(CONFIG.scenes, CONFIG.seeds), steps=CONFIG.sampling_steps)
+    return sample_images(model, states, prompt_seeds(CONFIG.scenes, CONFIG.seeds), steps=CONFIG.sampling_steps)
 
 
 @torch.no_grad()
-def test_the_untuned_model_follows_the_text_and_knows_no_subject(model: BlipDiffusion, judge: OwnEncoders) -> None:
+def test_the_untuned_model_follows_the_text_and_knows_no_subject(model: BlipDiffusion, judge: EncoderMetric) -> None:
     subject, text = judge(plain(model))
     assert subject == pytest.approx(0, abs=1e-4) and text == pytest.approx(1, abs=1e-4)
 
 
 @torch.no_grad()
 def test_photos_show_the_subject_and_ignore_the_text(
-    model: BlipDiffusion, judge: OwnEncoders, dog: Image.Image
+    model: BlipDiffusion, judge: EncoderMetric, dog: Image.Image
 ) -> None:
     """Copies of a photo, whatever the prompt: that is overfitting at its purest."""
     photo = squares(photographs(dog), 32)[0][:1]
@@ -137,7 +137,7 @@ def test_only_what_the_masks_show_counts(model: BlipDiffusion, dog: Image.Image)
     left[..., :16] = 1
     right_gone = pixels.clone()
     right_gone[..., 16:] = 0
-    scores = [OwnEncoders(model, pixels, masks, "dog", CONFIG)(right_gone)[0] for masks in (left, 1 - left)]
+    scores = [EncoderMetric(model, pixels, masks, "dog", CONFIG)(right_gone)[0] for masks in (left, 1 - left)]
     assert scores[0] > scores[1]
 
 

@@ -7,7 +7,7 @@ import torch
 
 from blip_diffusion.errors import InputError
 from blip_diffusion.training.personalize.api import TuneConfig
-from blip_diffusion.training.personalize.memory import _kept, estimate, fitted
+from blip_diffusion.training.personalize.memory import _kept, estimate, fit_to_memory
 
 
 def test_what_autograd_keeps_is_counted() -> None:
@@ -32,7 +32,7 @@ def test_what_each_way_needs() -> None:
     reading = dataclasses.replace(dream, train_text_encoder=True)
     assert estimate(reading).training - estimate(dream).training == pytest.approx(0.123 * 12 * 1e9 / 2**30, rel=0.02)
     for gigabytes in (24, 16, 12, 8):
-        assert estimate(fitted(TuneConfig(train="lora"), gigabytes)).total <= gigabytes
-    assert estimate(fitted(TuneConfig(train="unet"), 24)).total <= 24
+        assert estimate(fit_to_memory(TuneConfig(train="lora"), gigabytes)).total <= gigabytes
+    assert estimate(fit_to_memory(TuneConfig(train="unet"), 24)).total <= 24
     with pytest.raises(InputError, match="more than 8 GB of GPU memory: say --trainable lora"):
-        fitted(TuneConfig(train="unet"), 8)
+        fit_to_memory(TuneConfig(train="unet"), 8)

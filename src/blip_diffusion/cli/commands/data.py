@@ -44,14 +44,14 @@ def _build(arguments: argparse.Namespace) -> None:
 
     from blip_diffusion.data.benchmarks.minibench import build_bench
     from blip_diffusion.data.build.build import build
-    from blip_diffusion.data.synthetic.assets import World
+    from blip_diffusion.data.synthetic.assets import AssetLibrary
 
     if not (arguments.benchmark and path.is_file()):
         path = build(arguments.out, sources=arguments.sources, views=arguments.views,
                      size_limit_mib=arguments.size_limit, progress=lambda line: print(line, flush=True))  # fmt: skip
         print(path)
     if arguments.benchmark:
-        bench = build_bench(World.load(path), arguments.out / "bench")
+        bench = build_bench(AssetLibrary.load(path), arguments.out / "bench")
         print(f"{arguments.out / 'bench'}: {len(bench.subjects)} subjects, {len(bench.asked)} prompts, {bench.digest}")
 
 
@@ -83,8 +83,8 @@ def _sheet_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _sheet(arguments: argparse.Namespace) -> None:
-    from blip_diffusion.data.synthetic.assets import World
-    from blip_diffusion.data.synthetic.pair_sampler import Composer, ComposerConfig, sheet
+    from blip_diffusion.data.synthetic.assets import AssetLibrary
+    from blip_diffusion.data.synthetic.pair_sampler import PairSampler, SyntheticConfig, sheet
     from blip_diffusion.fileio import check_writable
 
     if not 1 <= arguments.num_images <= MAX_SAMPLES:
@@ -92,8 +92,8 @@ def _sheet(arguments: argparse.Namespace) -> None:
     if arguments.out.suffix.lower() != ".png" or arguments.out.is_dir():
         raise InputError(f"--out {arguments.out} should be a file that ends in .png, as samples.png.")
     check_writable(arguments.out.parent)
-    world, size = World.load(arguments.dataset), arguments.num_images
-    composer = Composer(world, ComposerConfig(), batch_size=size, seed=arguments.seed)
+    world, size = AssetLibrary.load(arguments.dataset), arguments.num_images
+    composer = PairSampler(world, SyntheticConfig(), batch_size=size, seed=arguments.seed)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     sheet(composer(0), arguments.out)
     print(arguments.out)

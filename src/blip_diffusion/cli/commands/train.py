@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
         from blip_diffusion.evaluation.callback import EvalCallback
 
         hooks.append(EvalCallback)
-    result = train(arguments.config, folder, overrides=overrides, resume=resume, beside=hooks)
+    result = train(arguments.config, folder, overrides=overrides, resume=resume, extra_hooks=hooks)
     if result.stopped == "signal":
         print(f"stopped after {result.step} steps, nothing exported; run it again with --resume latest to continue")
         raise KeyboardInterrupt

@@ -113,7 +113,7 @@ def _print_result(tuned: Any) -> None:
 def _config(arguments: argparse.Namespace) -> Any:
     from blip_diffusion.training.personalize.api import TuneConfig
     from blip_diffusion.training.personalize.early_stopping import ValidationConfig
-    from blip_diffusion.training.personalize.memory import fitted
+    from blip_diffusion.training.personalize.memory import fit_to_memory
 
     prompts = arguments.validation_prompts
     config = TuneConfig(
@@ -131,7 +131,7 @@ def _config(arguments: argparse.Namespace) -> Any:
         batch_size=TuneConfig.batch_size if arguments.batch_size is None else arguments.batch_size,
         validation=ValidationConfig(scenes=tuple(prompts)) if prompts else ValidationConfig(),
     )
-    return config if arguments.gpu_memory_gb is None else fitted(config, arguments.gpu_memory_gb)
+    return config if arguments.gpu_memory_gb is None else fit_to_memory(config, arguments.gpu_memory_gb)
 
 
 def _masks(texts: list[str]) -> Any:

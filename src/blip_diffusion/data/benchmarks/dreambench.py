@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from blip_diffusion import config as configuration
 from blip_diffusion import images
 from blip_diffusion.data.synthetic import prompt_templates
-from blip_diffusion.data.synthetic.prompt_templates import Request
+from blip_diffusion.data.synthetic.prompt_templates import PromptSpec
 from blip_diffusion.errors import DataError, InputError, reason
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class BenchPrompt:
 
     before: str
     after: str
-    request: Request | None = None  # the same for a composer; MiniBench alone knows it
+    request: PromptSpec | None = None  # the same for a composer; MiniBench alone knows it
 
     def sentence(self, category: str) -> str:
         """The whole sentence, without subject tokens."""
@@ -51,7 +51,7 @@ class BenchPrompt:
     def kind(self) -> str:
         """One of DreamBench's three: "scene", "accessory" or "property"."""
         if self.request is not None:
-            other = self.request != Request(scene=self.request.scene)
+            other = self.request != PromptSpec(scene=self.request.scene)
             return "accessory" if self.request.accessory else "property" if other else "scene"
         if self.before:
             return "property"
@@ -196,7 +196,7 @@ def _pictures(folder: Path) -> tuple[Path, ...]:
     if not found:
         raise DataError(f"{folder} holds no picture: put at least one JPEG, PNG or WebP of the subject there.")
     for path in found:
-        images.open_picture(path)  # a broken one is named now, not after an hour of drawing
+        images.open_image(path)  # a broken one is named now, not after an hour of drawing
     return tuple(found)
 
 
@@ -219,8 +219,8 @@ def _recipe(path: Path, subjects: Iterable[str], prompts: tuple[int, int]) -> di
         raise DataError(f"{path} does not belong to this bench ({reason(error)}): build it again.") from error
 
 
-def _request(table: Any, where: str) -> Request:
-    request = configuration.build(Request, table, where)
+def _request(table: Any, where: str) -> PromptSpec:
+    request = configuration.build(PromptSpec, table, where)
     if strange := prompt_templates.unknown(request):
         raise ValueError(f"{where} asks for {strange}, which no prompt can say")
     return request

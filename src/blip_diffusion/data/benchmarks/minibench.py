@@ -1,7 +1,7 @@
 """MiniBench: DreamBench's questions about the held-out subjects of a world, made of that world and nothing else.
 
 Thirty subjects, five pictures each, 25 prompts of DreamBench's three kinds: new scenes, accessories, changed
-properties. What each prompt asks is kept as a `Request`, so that a composer can show the right answer.
+properties. What each prompt asks is kept as a `PromptSpec`, so that a composer can show the right answer.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ from blip_diffusion import images
 from blip_diffusion.data.benchmarks.dreambench import PROMPTS, RECIPE, Bench, read_bench
 from blip_diffusion.data.build.naming import BENCH
 from blip_diffusion.data.synthetic import backgrounds, placement, prompt_templates
-from blip_diffusion.data.synthetic.assets import World
-from blip_diffusion.data.synthetic.pair_sampler import Composer, ComposerConfig, Order
-from blip_diffusion.data.synthetic.prompt_templates import Request
+from blip_diffusion.data.synthetic.assets import AssetLibrary
+from blip_diffusion.data.synthetic.pair_sampler import PairSampler, PairSpec, SyntheticConfig
+from blip_diffusion.data.synthetic.prompt_templates import PromptSpec
 from blip_diffusion.errors import DataError
 from blip_diffusion.fileio import atomic_dir
 
@@ -37,14 +37,14 @@ SCENES = (
 """Scenes that the text judge tells apart; the prompts ask for the first ones."""
 PLACES, PICTURES = 14, 5
 PROPERTIES = (
-    Request(colour="red"), Request(colour="blue"), Request(count=2), Request(position="left"),
-    Request(style="pixel art"), Request(style="black and white"),
+    PromptSpec(colour="red"), PromptSpec(colour="blue"), PromptSpec(count=2), PromptSpec(position="left"),
+    PromptSpec(style="pixel art"), PromptSpec(style="black and white"),
 )  # fmt: skip
 BESIDE, WORN = ("tree", "apple", "flower", "box", "balloon"), ("hat", "crown", "balloon", "tree", "ball")
 """Accessories that MiniBench asks for, of objects and of live subjects."""
 
 
-def build_bench(world: World, out: Path, *, subjects: int = len(BENCH)) -> Bench:
+def build_bench(world: AssetLibrary, out: Path, *, subjects: int = len(BENCH)) -> Bench:
     """MiniBench of a world, in a folder: a pure function of the world.
 
     Raises `DataError` for a world that holds out too few subjects, and for a folder that is something else's.
@@ -53,7 +53,7 @@ def build_bench(world: World, out: Path, *, subjects: int = len(BENCH)) -> Bench
     rows = heldout_subjects(world)[:subjects]
     if len(rows) < 2:
         raise DataError("The world holds out fewer than two subjects: build it again with more sources.")
-    composer = bench_composer(world)
+    composer = bench_sampler(world)
     chosen = dict(zip(_names([world.cutouts[row].identity for row in rows]), rows, strict=True))
     asked = [bench_requests(composer, accessories) for accessories in (BESIDE, WORN)]
     same = min(map(len, asked))  # a world without hats asks for fewer
@@ -81,7 +81,7 @@ def check_place(out: Path) -> None:
         raise DataError(f"{out} is there already and no MiniBench: name another --out.")
 
 
-def first_rows(world: World, *, split: str | None = None) -> dict[str, int]:
+def first_rows(world: AssetLibrary, *, split: str | None = None) -> dict[str, int]:
     """The first picture of each subject of a split (default: of any) that is more than an outline."""
     rows: dict[str, int] = {}
     for i, cutout in enumerate(world.cutouts):
@@ -90,7 +90,7 @@ def first_rows(world: World, *, split: str | None = None) -> dict[str, int]:
     return rows
 
 
-def heldout_subjects(world: World) -> list[int]:
+def heldout_subjects(world: AssetLibrary) -> list[int]:
     """Rows of held-out subjects whose category others have too: those of `BENCH`, new categories, then the rest."""
     trained = {row.category for row in world.cutouts if row.split == "train" and row.kind != "outline"}
     held = first_rows(world, split="heldout")
@@ -104,53 +104,53 @@ def heldout_subjects(world: World) -> list[int]:
     return [first[name] for name in dict.fromkeys([*ranked, *first])]
 
 
-def bench_composer(world: World, size: int = 128) -> Composer:
+def bench_sampler(world: AssetLibrary, size: int = 128) -> PairSampler:
     """The composer of a bench: upright subjects, training scenes and accessories."""
-    return Composer(world, ComposerConfig(size=size, rotation=0.0), batch_size=1, seed=0)
+    return PairSampler(world, SyntheticConfig(size=size, rotation=0.0), batch_size=1, seed=0)
 
 
-def known_scenes(world: World) -> tuple[str, ...]:
+def known_scenes(world: AssetLibrary) -> tuple[str, ...]:
     """The scenes of which the world has a photograph to train on, or which can be drawn."""
     photographed = {phrase for scene in world.scenes if scene.split == "train" for phrase in scene.phrases}
     return tuple(p for p in SCENES if p in photographed or backgrounds.named(p, random.Random(0)) is not None)
 
 
-def unknown_to(world: World, bench: Bench) -> str:
+def unknown_to(world: AssetLibrary, bench: Bench) -> str:
     """The first subject or scene of a bench that its world lacks, in words; empty where there is none."""
     identities = first_rows(world)
     if strange := next((subject for subject in bench.subjects if subject.identity not in identities), None):
         return f"the subject {strange.identity!r}"
     photographed = {words for scene in world.scenes if scene.split == "train" for words in (scene.word, *scene.phrases)}
-    requests = (prompt.request or Request() for prompt in (*bench.objects, *bench.creatures))
+    requests = (prompt.request or PromptSpec() for prompt in (*bench.objects, *bench.creatures))
     scenes = (request.scene for request in requests if request.scene not in photographed)
     lost = next((scene for scene in scenes if backgrounds.named(scene, random.Random(0)) is None), None)
     return "" if lost is None else f"the scene {lost!r}"
 
 
-def bench_requests(composer: Composer, accessories: Sequence[str]) -> list[Request]:
+def bench_requests(composer: PairSampler, accessories: Sequence[str]) -> list[PromptSpec]:
     """The three kinds of prompt: new scenes, accessories, changed properties."""
     scenes = known_scenes(composer.world)[:PLACES]
     known = [word for word in accessories if composer.has(word)]
-    changed = [*(Request(accessory=word) for word in known), *PROPERTIES]
-    asked = [Request(scene=scene) for scene in scenes]
+    changed = [*(PromptSpec(accessory=word) for word in known), *PROPERTIES]
+    asked = [PromptSpec(scene=scene) for scene in scenes]
     return asked + [replace(request, scene=scenes[i % len(scenes)]) for i, request in enumerate(changed)]
 
 
-def order_of(composer: Composer, row: int, request: Request, rng: random.Random) -> Order:
+def order_of(composer: PairSampler, row: int, request: PromptSpec, rng: random.Random) -> PairSpec:
     """One cut-out as a request wants it: in a photograph of the scene or a drawn place, what a generator may answer.
 
     The reference shows the same cut-out before a plain colour far from its own.
     """
     drawn, photograph = backgrounds.named(request.scene, rng), composer.place(request.scene, rng)
     backdrop = drawn if drawn is not None and rng.random() < 0.5 else photograph
-    return Order(row, row, request, backdrop, _plain(composer, row, rng))
+    return PairSpec(row, row, request, backdrop, _plain(composer, row, rng))
 
 
-def _plain(composer: Composer, row: int, rng: random.Random) -> backgrounds.Backdrop:
+def _plain(composer: PairSampler, row: int, rng: random.Random) -> backgrounds.Background:
     return backgrounds.plain_reference(rng, placement.measure(composer.world.pixels[[row]])[0].colour)
 
 
-def subject_pictures(composer: Composer, row: int) -> Tensor:
+def subject_pictures(composer: PairSampler, row: int) -> Tensor:
     """(5, 3, S, S): the reference before a plain colour, then views of the subject in places of the training world."""
     world, identity = composer.world, composer.world.cutouts[row].identity
     rng = random.Random(f"bench pictures {identity}")
@@ -159,19 +159,19 @@ def subject_pictures(composer: Composer, row: int) -> Tensor:
     for number in range(PICTURES):
         view, behind = views[number % len(views)], composer.backdrop(rng)
         plain = _plain(composer, view, rng)
-        orders.append(Order(view, view, Request(scene=behind.phrase), behind, plain))
+        orders.append(PairSpec(view, view, PromptSpec(scene=behind.phrase), behind, plain))
     batch = composer.compose(orders, rng)
     return torch.cat([batch["reference"][:1], batch["target"][1:]])
 
 
-def fingerprint(world: World) -> str:
+def fingerprint(world: AssetLibrary) -> str:
     """What tells a world from another: its rows and its scenes."""
     found = hashlib.sha256(repr((world.cutouts, world.scenes)).encode())
     found.update(world.scene_pixels.numpy().tobytes())
     return found.hexdigest()[:16]
 
 
-def same_category(world: World, row: int) -> list[int]:
+def same_category(world: AssetLibrary, row: int) -> list[int]:
     """The pictures of other subjects of the category."""
     own = world.cutouts[row]
     rows = [
@@ -186,11 +186,11 @@ def same_category(world: World, row: int) -> list[int]:
 
 def _write_pictures(pixels: Tensor, folder: Path) -> None:
     folder.mkdir(parents=True)
-    for number, picture in enumerate(images.to_pictures(pixels)):
+    for number, picture in enumerate(images.to_pil(pixels)):
         picture.save(folder / f"{number:02d}.jpg", quality=95, subsampling=0)
 
 
-def _file(table: Sequence[tuple[str, str]], objects: Sequence[Request], creatures: Sequence[Request]) -> str:
+def _file(table: Sequence[tuple[str, str]], objects: Sequence[PromptSpec], creatures: Sequence[PromptSpec]) -> str:
     """`prompts_and_classes.txt` as DreamBench writes it."""
     lines = ["Classes", "", "subject_name,class", *(f"{name},{category}" for name, category in table), "", "Prompts"]
     for title, requests in (("Object Prompts", objects), ("Live Subject Prompts", creatures)):

@@ -59,7 +59,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class World:
+class AssetLibrary:
     """All of it in memory: `pixels[i]` belongs to `cutouts[i]`, `scene_pixels[j]` to `scenes[j]`."""
 
     cutouts: tuple[CutOut, ...]
@@ -67,7 +67,7 @@ class World:
     scenes: tuple[Scene, ...]
     scene_pixels: Tensor  # (M, 3, 160, 208) uint8
 
-    def subset(self, *, split: str | None = None, permissive: bool = False) -> "World":
+    def subset(self, *, split: str | None = None, permissive: bool = False) -> "AssetLibrary":
         """The part of one split, and on request only rows whose licence allows any use."""
 
         def keeps(rows: Sequence[CutOut | Scene]) -> list[int]:
@@ -78,7 +78,7 @@ class World:
             ]
 
         cut, scn = keeps(self.cutouts), keeps(self.scenes)
-        return World(
+        return AssetLibrary(
             tuple(self.cutouts[i] for i in cut),
             self.pixels[cut],
             tuple(self.scenes[i] for i in scn),
@@ -86,7 +86,7 @@ class World:
         )
 
     @staticmethod
-    def load(path: str | Path) -> "World":
+    def load(path: str | Path) -> "AssetLibrary":
         """Reads a packed world. Raises `DataError` where the file is missing or not a world."""
         path = Path(path)
         if not path.is_file():
@@ -104,7 +104,7 @@ class World:
                 scene_pixels = _stack(list(pool.map(_scene_pixels, scene_blobs)), 3, SCENE_HEIGHT, SCENE_WIDTH)
         except Exception as error:  # on a damaged file, zipfile, zlib and Pillow raise whatever they trip over
             raise DataError(f"{path} is not a packed world ({reason(error)}): build it again.") from error
-        return World(tuple(cutouts), pixels, tuple(scenes), scene_pixels)
+        return AssetLibrary(tuple(cutouts), pixels, tuple(scenes), scene_pixels)
 
 
 def pack(

@@ -1,6 +1,6 @@
 """What stands behind a subject: crops of named scenes, and drawn places whose colour words are exact.
 
-A `Backdrop` is decided in words and numbers (`photograph`, `plain`, `procedural`); `draw` turns many of them into
+A `Background` is decided in words and numbers (`photograph`, `plain`, `procedural`); `draw` turns many of them into
 pictures at once, kind by kind.
 """
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from blip_diffusion.data.synthetic.assets import Scene
 from blip_diffusion.data.synthetic.prompt_templates import COLOURS
-from blip_diffusion.data.synthetic.resample import read_windows, rows_of
+from blip_diffusion.data.synthetic.resample import read_windows, resample_matrix
 
 RGB = tuple[float, float, float]
 
@@ -37,7 +37,7 @@ _CLOSE = 0.33  # two colours nearer than this in RGB hide one another
 
 
 @dataclass(frozen=True)
-class Backdrop:
+class Background:
     """One background, decided down to its colours and crop; only the grain of its textures is left to chance."""
 
     kind: str  # "photo", or a key of `_DRAWERS`
@@ -114,7 +114,7 @@ def phrases() -> Iterator[str]:
         yield from (template.format(a, b) for a in _WALLS for b in _FLOORS if a != b)
 
 
-def procedural(rng: random.Random, *, away_from: RGB | None = None) -> Backdrop:
+def procedural(rng: random.Random, *, away_from: RGB | None = None) -> Background:
     """A drawn place, its plain colours away from the subject's."""
     for _ in range(4):
         backdrop = procedural_kind(rng.choices(_KINDS, _WEIGHTS)[0], rng, away_from=away_from)
@@ -123,7 +123,7 @@ def procedural(rng: random.Random, *, away_from: RGB | None = None) -> Backdrop:
     return backdrop
 
 
-def procedural_kind(kind: str, rng: random.Random, *, away_from: RGB | None = None) -> Backdrop:
+def procedural_kind(kind: str, rng: random.Random, *, away_from: RGB | None = None) -> Background:
     """A drawn place of a kind: "plain", "gradient", "room", or one of the named places."""
     if kind == "plain":
         return plain(rng.choice(_far(COLOURS, away_from)), rng)
@@ -133,17 +133,17 @@ def procedural_kind(kind: str, rng: random.Random, *, away_from: RGB | None = No
         return _two_colours(kind, "coloured room", _ROOM, _WALLS, _FLOORS, rng.uniform(0.66, 0.74), rng, away_from)
     place = _PLACES[kind]
     colours = tuple(_jitter(colour, rng) for colour in rng.choice(place.palettes))
-    return Backdrop(kind, rng.choice(place.phrases), place.word, rng.uniform(*place.horizon), colours)
+    return Background(kind, rng.choice(place.phrases), place.word, rng.uniform(*place.horizon), colours)
 
 
-def plain(colour: str, rng: random.Random) -> Backdrop:
+def plain(colour: str, rng: random.Random) -> Background:
     """One named colour, without ground."""
-    return Backdrop(
+    return Background(
         "plain", rng.choice(_PLAIN).format(colour), "plain", None, (_jitter(PALETTE[colour], rng),), (colour,)
     )
 
 
-def plain_reference(rng: random.Random, away_from: RGB | None = None) -> Backdrop:
+def plain_reference(rng: random.Random, away_from: RGB | None = None) -> Background:
     """What people put behind a subject: mostly white, often grey, now and then another colour."""
     usual = ["white"] * 8 + ["grey"] * 4 + list(COLOURS)
     return plain(rng.choice(_far(usual, away_from)), rng)
@@ -151,7 +151,7 @@ def plain_reference(rng: random.Random, away_from: RGB | None = None) -> Backdro
 
 def photograph(
     index: int, scene: Scene, height: int, width: int, rng: random.Random, *, phrase: str | None = None
-) -> Backdrop:
+) -> Background:
     """A random crop of a scene of `height` x `width` pixels: three quarters to all of its height, mirrored or not."""
     side = rng.uniform(0.75, 1.0) * height
     left, top = rng.uniform(0, width - side), rng.uniform(0, height - side)
@@ -161,12 +161,12 @@ def photograph(
     crop = (left + side, top, -side) if rng.random() < 0.5 else (left, top, side)
     gain, tint = rng.uniform(0.85, 1.12), rng.uniform(-0.06, 0.06)
     light = (gain * (1 + tint), gain, gain * (1 - tint))
-    return Backdrop("photo", phrase or rng.choice(scene.phrases), scene.word,
+    return Background("photo", phrase or rng.choice(scene.phrases), scene.word,
                     None if horizon is None else min(max(horizon, 0.3), 0.82),
                     scene=index, crop=crop, light=light)  # fmt: skip
 
 
-def named(words: str, rng: random.Random) -> Backdrop | None:
+def named(words: str, rng: random.Random) -> Background | None:
     """The drawn place of a phrase or class word, if there is one."""
     for kind, place in _PLACES.items():
         if words in (place.word, *place.phrases):
@@ -179,7 +179,7 @@ def named(words: str, rng: random.Random) -> Backdrop | None:
     return procedural_kind(by_word[words], rng) if words in by_word else None
 
 
-def draw(backdrops: Sequence[Backdrop], scenes: Tensor, size: int, rng: Generator) -> Tensor:
+def draw(backdrops: Sequence[Background], scenes: Tensor, size: int, rng: Generator) -> Tensor:
     """The pictures (B, 3, S, S) of backdrops; `scenes` (M, 3, H, W) uint8 are the world's."""
     device = scenes.device
     rows: dict[str, list[int]] = defaultdict(list)
@@ -211,24 +211,24 @@ def _jitter(colour: RGB, rng: random.Random) -> RGB:
 
 
 def _two_colours(kind: str, word: str, templates: tuple[str, ...], firsts: Sequence[str], seconds: Sequence[str],
-                 horizon: float | None, rng: random.Random, away_from: RGB | None) -> Backdrop:  # fmt: skip
+                 horizon: float | None, rng: random.Random, away_from: RGB | None) -> Background:  # fmt: skip
     first = rng.choice(_far(firsts, away_from))
     second = rng.choice([name for name in _far(seconds, away_from) if name != first] or ["white"])
     colours = (_jitter(PALETTE[first], rng), _jitter(PALETTE[second], rng))
-    return Backdrop(kind, rng.choice(templates).format(first, second), word, horizon, colours, (first, second))
+    return Background(kind, rng.choice(templates).format(first, second), word, horizon, colours, (first, second))
 
 
-def _photographs(backdrops: Sequence[Backdrop], scenes: Tensor, size: int) -> Tensor:
+def _photographs(backdrops: Sequence[Background], scenes: Tensor, size: int) -> Tensor:
     device = scenes.device
     left, top, side = torch.tensor([backdrop.crop for backdrop in backdrops], device=device).T
     light = torch.tensor([backdrop.light for backdrop in backdrops], device=device)  # (P, 3)
     pictures = scenes[torch.tensor([backdrop.scene for backdrop in backdrops], device=device)].float()
-    rows = rows_of(top, side.abs(), scenes.shape[2], size, repeat_edges=True)
-    columns = rows_of(left, side, scenes.shape[3], size, repeat_edges=True)
+    rows = resample_matrix(top, side.abs(), scenes.shape[2], size, repeat_edges=True)
+    columns = resample_matrix(left, side, scenes.shape[3], size, repeat_edges=True)
     return read_windows(pictures, rows, columns) * (light / 255)[:, :, None, None]
 
 
-def _drawn(kind: str, backdrops: Sequence[Backdrop], size: int, rng: Generator) -> Tensor:
+def _drawn(kind: str, backdrops: Sequence[Background], size: int, rng: Generator) -> Tensor:
     colours = torch.tensor([backdrop.colours for backdrop in backdrops], device=rng.device)  # (P, K, 3)
     horizon = torch.tensor([backdrop.horizon or 1.0 for backdrop in backdrops], device=rng.device)
     return _DRAWERS[kind](colours[..., None, None], horizon.view(-1, 1, 1, 1), size, rng)

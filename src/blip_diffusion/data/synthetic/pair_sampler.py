@@ -1,4 +1,4 @@
-"""Training pictures, composed: an `Order` says in words and numbers what a pair shall show, tensors do the rest.
+"""Training pictures, composed: an `PairSpec` says in words and numbers what a pair shall show, tensors do the rest.
 
 Words and layout are drawn one sample at a time in Python; no pixel is. So it runs as well on a GPU as on a CPU.
 """
@@ -18,31 +18,31 @@ from torch.nn import functional as F
 
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.data.synthetic import backgrounds, prompt_templates, styles
-from blip_diffusion.data.synthetic.assets import CutOut, World
-from blip_diffusion.data.synthetic.backgrounds import RGB, Backdrop
+from blip_diffusion.data.synthetic.assets import AssetLibrary, CutOut
+from blip_diffusion.data.synthetic.backgrounds import RGB, Background
 from blip_diffusion.data.synthetic.placement import (
     WORN,
-    Chance,
+    CutoutGeometry,
+    Jitter,
     Placement,
-    Shape,
     layers_of,
     measure,
     place,
     place_reference,
 )
-from blip_diffusion.data.synthetic.prompt_templates import Request
-from blip_diffusion.data.synthetic.resample import read_windows, rows_of
+from blip_diffusion.data.synthetic.prompt_templates import PromptSpec
+from blip_diffusion.data.synthetic.resample import read_windows, resample_matrix
 from blip_diffusion.errors import ConfigError, DataError
 
 _NOUNS = {"bow": ("bow", "ribbon")}  # categories of an accessory, where they differ from its word
 
 
 @dataclass(frozen=True)
-class ComposerConfig:
+class SyntheticConfig:
     """What the pictures are like. Shares are of all samples; what they leave over is plain recontextualisation."""
 
     size: int = 128  # side of a picture
-    canonical_size: int = 32  # side of the canonical cut-out
+    object_crop_size: int = 32  # side of the object crop
     split: str = "train"  # of identities and of scenes
     procedural: float = 0.4  # how many targets stand in drawn places rather than photographs
     reference_plain: float = 0.5  # how many references stand before one colour rather than in another scene
@@ -61,33 +61,39 @@ class ComposerConfig:
     styles: float = 0.06  # share: as pixel art ...
 
     def __post_init__(self) -> None:
-        for name, step in (("size", 16), ("canonical_size", 4)):
+        for name, step in (("size", 16), ("object_crop_size", 4)):
             if (value := getattr(self, name)) < step or value % step:
-                raise ConfigError(f"world.compose.{name} is {value}: use a multiple of {step}.")
+                raise ConfigError(f"data.synthetic.{name} is {value}: use a multiple of {step}.")
         if not 0 <= self.layout <= 1:
-            raise ConfigError(f"world.compose.layout is {self.layout}: use 0 to 1.")
+            raise ConfigError(f"data.synthetic.layout is {self.layout}: use 0 to 1.")
         if not self.azimuth > 0:
-            raise ConfigError(f"world.compose.azimuth is {self.azimuth}: use some degrees, 45 is usual.")
+            raise ConfigError(f"data.synthetic.azimuth is {self.azimuth}: use some degrees, 45 is usual.")
 
 
 @dataclass(frozen=True)
-class Order:
+class PairSpec:
     """One pair to compose. Cut-outs and scenes are rows of the composer's world, of any split."""
 
     reference: int
     target: int
-    request: Request
-    backdrop: Backdrop
-    reference_backdrop: Backdrop
+    request: PromptSpec
+    backdrop: Background
+    reference_backdrop: Background
     prompt: str = ""  # empty: the first paraphrase of `request`
     accessory: int = -1  # the cut-out of the request's accessory; -1: any that fits
 
 
-class Composer:
+class PairSampler:
     """The batch of an index: `Batches` over a world. A pure function of (world, config, seed, index)."""
 
     def __init__(
-        self, world: World, config: ComposerConfig, *, batch_size: int, seed: int, device: torch.device | str = "cpu"
+        self,
+        world: AssetLibrary,
+        config: SyntheticConfig,
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.world, self.config = world, config
         self.batch_size, self.seed, self.device = batch_size, seed, torch.device(device)
@@ -108,7 +114,7 @@ class Composer:
             _mirror(batch, [i for i, order in enumerate(orders) if rng.random() < share and _sideless(order)])
         return batch
 
-    def order(self, rng: random.Random) -> Order:
+    def order(self, rng: random.Random) -> PairSpec:
         """A random pair of the configured split."""
         reference, target = self._subjects.pair(rng)
         request, accessory = self._property(target, rng)
@@ -117,9 +123,9 @@ class Composer:
             backdrop = replace(backdrop, phrase="", word="", horizon=None)  # paper
         request = replace(request, scene=backdrop.phrase)
         behind = self._reference_backdrop(reference, backdrop.word, rng)
-        return Order(reference, target, request, backdrop, behind, prompt_templates.prompt(request, rng), accessory)
+        return PairSpec(reference, target, request, backdrop, behind, prompt_templates.prompt(request, rng), accessory)
 
-    def backdrop(self, rng: random.Random, *, away_from: RGB | None = None) -> Backdrop:
+    def backdrop(self, rng: random.Random, *, away_from: RGB | None = None) -> Background:
         """A random place of the configured split, its plain colours away from `away_from`."""
         if rng.random() < self.config.procedural or not self._places:
             return backgrounds.procedural(rng, away_from=away_from)
@@ -129,7 +135,7 @@ class Composer:
                 break
         return self._photograph(row, rng)
 
-    def place(self, words: str, rng: random.Random, *, split: str | None = None) -> Backdrop:
+    def place(self, words: str, rng: random.Random, *, split: str | None = None) -> Background:
         """The place of a phrase or class word, for evaluation: a photograph of `split` (default: the configured one).
 
         Where the world has no such photograph, a drawn place. Raises `DataError` where there is neither.
@@ -153,7 +159,7 @@ class Composer:
         """Whether the world can show an accessory, in the configured split."""
         return accessory in self._subjects.things
 
-    def compose(self, orders: Sequence[Order], rng: random.Random) -> SubjectBatch:
+    def compose(self, orders: Sequence[PairSpec], rng: random.Random) -> SubjectBatch:
         """The pictures of these orders, exactly; `rng` only jitters place, size and light."""
         noise = Generator(self.device)
         noise.manual_seed(rng.getrandbits(62))
@@ -168,7 +174,7 @@ class Composer:
                 prompt_templates.caption(cutout.category, order.reference_backdrop.phrase)
                 for cutout, order in zip(cutouts, orders, strict=True)
             ],
-            canonical=self._canonical([order.reference for order in orders]),
+            object_crop=self._object_crops([order.reference for order in orders]),
             category=[cutout.category for cutout in cutouts],
             prompt=prompts,
             caption=[prompt_templates.caption(cutout.category, p) for cutout, p in zip(cutouts, prompts, strict=True)],
@@ -179,16 +185,16 @@ class Composer:
 
     # Choosing.
 
-    def _property(self, target: int, rng: random.Random) -> tuple[Request, int]:
+    def _property(self, target: int, rng: random.Random) -> tuple[PromptSpec, int]:
         """At most one property (a position may come with a size), and the accessory's cut-out."""
         config, draw = self.config, rng.random()
-        choices: tuple[tuple[float, Callable[[], Request]], ...] = (
-            (config.colours, lambda: Request(colour=rng.choice(prompt_templates.PAINTS))),
-            (config.counts, lambda: Request(count=rng.choice((2, 2, 3)))),
-            (config.sizes, lambda: Request(size=rng.choice(("small", "big")))),
-            (config.positions, lambda: Request(position=rng.choice(list(prompt_templates.POSITIONS)),
+        choices: tuple[tuple[float, Callable[[], PromptSpec]], ...] = (
+            (config.colours, lambda: PromptSpec(colour=rng.choice(prompt_templates.PAINTS))),
+            (config.counts, lambda: PromptSpec(count=rng.choice((2, 2, 3)))),
+            (config.sizes, lambda: PromptSpec(size=rng.choice(("small", "big")))),
+            (config.positions, lambda: PromptSpec(position=rng.choice(list(prompt_templates.POSITIONS)),
                                                size="small" if rng.random() < 1 / 3 else "")),
-            (config.styles, lambda: Request(style=rng.choice(list(prompt_templates.STYLES)))),
+            (config.styles, lambda: PromptSpec(style=rng.choice(list(prompt_templates.STYLES)))),
         )  # fmt: skip
         for share, make in choices:
             if draw < share:
@@ -196,16 +202,16 @@ class Composer:
             draw -= share
         if draw < config.accessories:
             accessory, row = self._subjects.accessory(target, rng)
-            return Request(accessory=accessory), row
-        return Request(), -1
+            return PromptSpec(accessory=accessory), row
+        return PromptSpec(), -1
 
-    def _colour(self, cutout: int, request: Request) -> RGB:
+    def _colour(self, cutout: int, request: PromptSpec) -> RGB:
         """The colour that a background has to stay away from."""
         if request.style == "silhouette":
             return backgrounds.PALETTE["black"]
         return backgrounds.PALETTE[request.colour] if request.colour else self._shapes[cutout].colour
 
-    def _reference_backdrop(self, reference: int, word: str, rng: random.Random) -> Backdrop:
+    def _reference_backdrop(self, reference: int, word: str, rng: random.Random) -> Background:
         colour = self._shapes[reference].colour
         if rng.random() >= self.config.reference_plain:
             for _ in range(4):
@@ -214,13 +220,13 @@ class Composer:
                     return backdrop
         return backgrounds.plain_reference(rng, colour)
 
-    def _photograph(self, row: int, rng: random.Random, phrase: str | None = None) -> Backdrop:
+    def _photograph(self, row: int, rng: random.Random, phrase: str | None = None) -> Background:
         height, width = self._scenes.shape[2:]
         return backgrounds.photograph(row, self.world.scenes[row], height, width, rng, phrase=phrase)
 
     # Drawing.
 
-    def _targets(self, orders: Sequence[Order], rng: random.Random, noise: Generator) -> tuple[Tensor, Tensor]:
+    def _targets(self, orders: Sequence[PairSpec], rng: random.Random, noise: Generator) -> tuple[Tensor, Tensor]:
         placements: list[Placement] = []
         for row, order in enumerate(orders):
             for placement in self._placed(row, order, rng):
@@ -234,7 +240,7 @@ class Composer:
                 canvas[rows] = apply(canvas[rows])
         return canvas.clamp_(0, 1), alpha
 
-    def _placed(self, row: int, order: Order, rng: random.Random) -> list[Placement]:
+    def _placed(self, row: int, order: PairSpec, rng: random.Random) -> list[Placement]:
         request, shape = order.request, self._shapes[order.target]
         extra = None
         if request.accessory:
@@ -244,15 +250,15 @@ class Composer:
         looks = {"paint": request.colour, "silhouette": request.style == "silhouette"}
         return [replace(p, **looks) if p.subject else p for p in placements]  # type: ignore[arg-type]
 
-    def _chance(self, rng: random.Random) -> Chance:
-        return Chance(rng, self.config.layout)
+    def _chance(self, rng: random.Random) -> Jitter:
+        return Jitter(rng, self.config.layout)
 
-    def _references(self, orders: Sequence[Order], rng: random.Random, noise: Generator) -> Tensor:
+    def _references(self, orders: Sequence[PairSpec], rng: random.Random, noise: Generator) -> Tensor:
         placements = []
         for row, order in enumerate(orders):
             shape, backdrop = self._shapes[order.reference], order.reference_backdrop
             placement = place_reference(row, order.reference, shape, backdrop.horizon, self.config.rotation, rng)
-            placements.append(replace(placement, light=_light(backdrop, Chance(rng))))
+            placements.append(replace(placement, light=_light(backdrop, Jitter(rng))))
         backdrops = [order.reference_backdrop for order in orders]
         canvas = backgrounds.draw(backdrops, self._scenes, self.config.size, noise)
         return self._paste(canvas, placements, [])[0].clamp_(0, 1)
@@ -307,15 +313,15 @@ class Composer:
         picture = self._pixels[torch.tensor(cutouts, device=self.device)].float()  # (P, 4, 128, 128)
         picture[:, :3] *= picture[:, 3:] / 255
         left, top, side = windows.T
-        rows = rows_of(top, side, picture.shape[2], size)
-        columns = rows_of(left, side, picture.shape[3], size)
+        rows = resample_matrix(top, side, picture.shape[2], size)
+        columns = resample_matrix(left, side, picture.shape[3], size)
         return read_windows(picture, rows / 255, columns)
 
-    def _canonical(self, cutouts: Sequence[int]) -> Tensor:
+    def _object_crops(self, cutouts: Sequence[int]) -> Tensor:
         shapes = [self._shapes[i] for i in cutouts]
         sides = [max(shape.width, shape.height) for shape in shapes]
         windows = [(s.x - side / 2, s.y - side / 2, side) for s, side in zip(shapes, sides, strict=True)]
-        return self._read(cutouts, torch.tensor(windows, device=self.device), self.config.canonical_size).clamp_(0, 1)
+        return self._read(cutouts, torch.tensor(windows, device=self.device), self.config.object_crop_size).clamp_(0, 1)
 
     def _shadows(self, placements: Sequence[Placement]) -> Tensor:
         """Soft contact shadows, as factors (P, 1, S, S) on what lies below."""
@@ -330,7 +336,7 @@ class Composer:
 class _Subjects:
     """Who is drawn, and which two pictures of them."""
 
-    def __init__(self, cutouts: Sequence[CutOut], config: ComposerConfig) -> None:
+    def __init__(self, cutouts: Sequence[CutOut], config: SyntheticConfig) -> None:
         self.cutouts, self.config = cutouts, config
         inside = [cutout.split == config.split for cutout in cutouts]
         self.views = _rows_by([cutout.identity if keep else None for cutout, keep in zip(cutouts, inside, strict=True)])
@@ -388,21 +394,21 @@ class _Subjects:
         return float(0.5 ** ((apart / self.config.azimuth) ** 2)) if apart <= 90 else 0.0
 
 
-def sentences(world: World) -> Iterator[str]:
+def sentences(world: AssetLibrary) -> Iterator[str]:
     """Sentences with every word that a composer of this world can say."""
     scenes = itertools.chain(backgrounds.phrases(), (phrase for scene in world.scenes for phrase in scene.phrases))
     return prompt_templates.sentences(scenes, (cutout.category for cutout in world.cutouts))
 
 
 def sheet(batch: SubjectBatch, path: str | Path, *, columns: int = 4, side: int = 128) -> None:
-    """A page of samples to look at: reference, canonical cut-out and target, the caption below."""
+    """A page of samples to look at: reference, object crop and target, the caption below."""
     n, bar = len(batch["caption"]), 26
     page = Image.new("RGB", (columns * (3 * side + 12), -(-n // columns) * (side + bar)), "white")
     pen = ImageDraw.Draw(page)
-    canonical = batch["canonical"][:, :3] + (1 - batch["canonical"][:, 3:]) * 0.85
+    object_crop = batch["object_crop"][:, :3] + (1 - batch["object_crop"][:, 3:]) * 0.85
     for i in range(n):
         left, top = i % columns * (3 * side + 12), i // columns * (side + bar)
-        for j, pictures in enumerate((batch["reference"], canonical, batch["target"])):
+        for j, pictures in enumerate((batch["reference"], object_crop, batch["target"])):
             page.paste(_picture(pictures[i], side), (left + j * side, top))
         pen.text((left + 2, top + side + 1), batch["caption"][i][:66], fill="black")
         pen.text((left + 2, top + side + 12), batch["reference_caption"][i][:66], fill="grey")
@@ -414,31 +420,31 @@ def _picture(tensor: Tensor, side: int) -> Image.Image:
     return Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
 
 
-def _sideless(order: Order) -> bool:
+def _sideless(order: PairSpec) -> bool:
     """Whether a pair means the same in a mirror. An accessory stands at the right, though no word says so."""
     return not order.request.accessory and not {"left", "right"} & set(order.request.position.split())
 
 
 def _mirror(batch: SubjectBatch, rows: list[int]) -> None:
     """Turns all pictures of these rows, in place."""
-    for pictures in (batch["reference"], batch["canonical"], batch["target"], batch["target_alpha"]):
+    for pictures in (batch["reference"], batch["object_crop"], batch["target"], batch["target_alpha"]):
         pictures[rows] = pictures[rows].flip(-1)
 
 
-def _light(backdrop: Backdrop, chance: Chance) -> RGB:
+def _light(backdrop: Background, chance: Jitter) -> RGB:
     """Light on a subject, independent of the backdrop's but for dark places."""
     gain = chance.between(0.88, 1.1) * (0.8 if backdrop.word in ("starry night", "sunset") else 1.0)
     tint = chance.about(0.03)
     return gain * (1 + tint), gain, gain * (1 - tint)
 
 
-def _window(placement: Placement, shape: Shape) -> tuple[float, float, float]:
+def _window(placement: Placement, shape: CutoutGeometry) -> tuple[float, float, float]:
     """What the whole frame shows, in the cut-out's pixels: left, top, side."""
     side = max(shape.width, shape.height) / placement.side
     return shape.x - placement.x * side, shape.y - placement.y * side, side
 
 
-def _shadow(placement: Placement, shape: Shape) -> tuple[float, float, float, float, float]:
+def _shadow(placement: Placement, shape: CutoutGeometry) -> tuple[float, float, float, float, float]:
     """Centre, reach across and down, and strength of a contact shadow, in frames."""
     longest = max(shape.width, shape.height)
     width, height = placement.side * shape.width / longest, placement.side * shape.height / longest

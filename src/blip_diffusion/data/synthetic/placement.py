@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from blip_diffusion.data.synthetic.prompt_templates import Request
+from blip_diffusion.data.synthetic.prompt_templates import PromptSpec
 
 WORN = ("hat", "crown", "bow")  # accessories on a head; the others stand or float beside
 SIDES = {"": (0.55, 0.75), "small": (0.24, 0.34), "big": (0.88, 1.0)}  # longest side of a subject, in frames
@@ -19,7 +19,7 @@ _SPREAD = {"left": 0.25, "right": 0.75, "top": 0.27, "bottom": 0.74}
 _BOX_BITS = 64  # alpha from which a pixel belongs to the box
 
 
-class Shape(NamedTuple):
+class CutoutGeometry(NamedTuple):
     """Measures of one cut-out, in pixels of its 128 x 128 frame."""
 
     x: float  # centre of its box
@@ -50,16 +50,18 @@ class Placement:
     light: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
-def measure(pixels: Tensor) -> list[Shape]:
+def measure(pixels: Tensor) -> list[CutoutGeometry]:
     """The shapes of cut-outs (N, 4, H, W) uint8."""
     rows: list[list[float]] = []
     for chunk in torch.split(pixels, 512):
         rows += _measure(chunk).tolist()
-    return [Shape(a, b, c, d, e, f, g, h, (red, green, blue)) for a, b, c, d, e, f, g, h, red, green, blue in rows]
+    return [
+        CutoutGeometry(a, b, c, d, e, f, g, h, (red, green, blue)) for a, b, c, d, e, f, g, h, red, green, blue in rows
+    ]
 
 
 @dataclass(frozen=True)
-class Chance:
+class Jitter:
     """What the words leave open. `amount` 1 leaves all of a range to chance, 0 takes its middle."""
 
     rng: random.Random
@@ -79,8 +81,8 @@ class Chance:
         return None if seen is None else seen + (1 - self.amount) * (_USUAL_HORIZON - seen)
 
 
-def place(row: int, cutout: int, shape: Shape, request: Request, horizon: float | None, chance: Chance,
-          extra: tuple[int, Shape] | None = None) -> list[Placement]:  # fmt: skip
+def place(row: int, cutout: int, shape: CutoutGeometry, request: PromptSpec, horizon: float | None, chance: Jitter,
+          extra: tuple[int, CutoutGeometry] | None = None) -> list[Placement]:  # fmt: skip
     """The placements of a request, from back to front: copies of a subject, then its accessory (`extra`)."""
     horizon = chance.horizon(horizon)
     if request.count > 1:
@@ -94,7 +96,7 @@ def place(row: int, cutout: int, shape: Shape, request: Request, horizon: float 
     return [*subjects, _accessory(subjects[0], shape, request.accessory, *extra)]
 
 
-def place_reference(row: int, cutout: int, shape: Shape, horizon: float | None, rotation: float,
+def place_reference(row: int, cutout: int, shape: CutoutGeometry, horizon: float | None, rotation: float,
                     rng: random.Random) -> Placement:  # fmt: skip
     """A subject as a user's own photograph shows it: about the middle, of any usual size, nearly upright."""
     side = rng.uniform(0.55, 0.85)
@@ -104,8 +106,8 @@ def place_reference(row: int, cutout: int, shape: Shape, horizon: float | None, 
     return Placement(row, cutout, x, y, side, ground=horizon is not None, angle=angle)
 
 
-def _alone(row: int, cutout: int, shape: Shape, request: Request, horizon: float | None,
-           chance: Chance) -> Placement:  # fmt: skip
+def _alone(row: int, cutout: int, shape: CutoutGeometry, request: PromptSpec, horizon: float | None,
+           chance: Jitter) -> Placement:  # fmt: skip
     words = request.position.split()
     low, high = POSITION_SIDES if words and words != ["centre"] and not request.size else SIDES[request.size]
     side = chance.between(low, high)
@@ -124,8 +126,8 @@ def _alone(row: int, cutout: int, shape: Shape, request: Request, horizon: float
     return Placement(row, cutout, x, y, side, ground=horizon is not None and "top" not in words)
 
 
-def _in_a_row(row: int, cutout: int, shape: Shape, count: int, horizon: float | None,
-              chance: Chance) -> list[Placement]:  # fmt: skip
+def _in_a_row(row: int, cutout: int, shape: CutoutGeometry, count: int, horizon: float | None,
+              chance: Jitter) -> list[Placement]:  # fmt: skip
     pitch = {2: 0.46, 3: 0.31}[count]
     widest = (pitch - 0.04) * max(shape.width, shape.height) / shape.width  # longest side at which copies do not touch
     side = min(widest, chance.between(0.5, 0.6)) * chance.between(0.92, 1.0)
@@ -137,8 +139,8 @@ def _in_a_row(row: int, cutout: int, shape: Shape, count: int, horizon: float | 
     ]
 
 
-def _beside(row: int, cutout: int, shape: Shape, accessory: str, horizon: float | None,
-            chance: Chance) -> Placement:  # fmt: skip
+def _beside(row: int, cutout: int, shape: CutoutGeometry, accessory: str, horizon: float | None,
+            chance: Jitter) -> Placement:  # fmt: skip
     """A subject that leaves room for its accessory: above it, or at its right."""
     side = chance.between(0.5, 0.6)
     y = 0.56 if accessory in WORN else 0.5 + chance.about(_JITTER)
@@ -147,7 +149,9 @@ def _beside(row: int, cutout: int, shape: Shape, accessory: str, horizon: float 
     return Placement(row, cutout, x + chance.about(0.03), y, side, ground=horizon is not None)
 
 
-def _accessory(subject: Placement, shape: Shape, accessory: str, cutout: int, thing: Shape) -> Placement:
+def _accessory(
+    subject: Placement, shape: CutoutGeometry, accessory: str, cutout: int, thing: CutoutGeometry
+) -> Placement:
     width, height = _extent(shape, subject.side)
     if accessory in WORN:
         wide = min(max(shape.head_width, 0.3), 0.7) * width
@@ -162,7 +166,7 @@ def _accessory(subject: Placement, shape: Shape, accessory: str, cutout: int, th
     return Placement(subject.row, cutout, 0.8, y, side, subject=False, ground=subject.ground)
 
 
-def _extent(shape: Shape, side: float) -> tuple[float, float]:
+def _extent(shape: CutoutGeometry, side: float) -> tuple[float, float]:
     longest = max(shape.width, shape.height)
     return side * shape.width / longest, side * shape.height / longest
 
@@ -182,7 +186,7 @@ def _inside(centre: float, extent: float) -> float:
 
 
 def _measure(pixels: Tensor) -> Tensor:
-    """(N, 4, H, W) uint8 -> (N, 11): the fields of `Shape`."""
+    """(N, 4, H, W) uint8 -> (N, 11): the fields of `CutoutGeometry`."""
     solid = pixels[:, 3] >= _BOX_BITS  # (N, H, W)
     left, right = _span(solid.any(1))
     top, bottom = _span(solid.any(2))

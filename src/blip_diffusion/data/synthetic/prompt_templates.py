@@ -52,7 +52,7 @@ ACCESSORIES = {
 
 
 @dataclass(frozen=True)
-class Request:
+class PromptSpec:
     """What a picture of a subject shall show. Every field but the scene is a key of the table named beside it.
 
     A sketch is drawn on bare paper, so its scene is empty.
@@ -67,7 +67,7 @@ class Request:
     style: str = ""  # STYLES
 
 
-def unknown(request: Request) -> str:
+def unknown(request: PromptSpec) -> str:
     """The first field with a value that no table holds, and that value: "position 'above'"; empty where there is none.
 
     A scene may be any phrase: its photographs are the world's.
@@ -78,12 +78,12 @@ def unknown(request: Request) -> str:
     }  # fmt: skip
     for field, known in tables.items():
         value = getattr(request, field)
-        if value != getattr(Request(), field) and value not in known:
+        if value != getattr(PromptSpec(), field) and value not in known:
             return f"{field} {value!r}"
     return ""
 
 
-def prompt(request: Request, rng: random.Random | None = None) -> str:
+def prompt(request: PromptSpec, rng: random.Random | None = None) -> str:
     """The sentence after `a {category}`. Without `rng`, the first paraphrase of every slot."""
 
     def say(phrases: tuple[str, ...]) -> str:
@@ -137,6 +137,6 @@ def _modifiers() -> Iterator[str]:
         yield from (template.format(colour) for colour in PAINTS)
 
 
-def _is_apposed(request: Request) -> bool:
+def _is_apposed(request: PromptSpec) -> bool:
     """Whether the prompt begins with words that cannot follow a noun without a comma: "a dog , two of them"."""
     return not request.accessory and not request.colour and (request.count > 1 or bool(request.size))

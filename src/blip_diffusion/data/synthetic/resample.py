@@ -7,7 +7,7 @@ from torch.nn import functional as F
 _MARGIN = 8  # source pixels beyond the frame that weights are normalised over; enough for an eightfold reduction
 
 
-def rows_of(start: Tensor, length: Tensor, source: int, size: int, *, repeat_edges: bool = False) -> Tensor:
+def resample_matrix(start: Tensor, length: Tensor, source: int, size: int, *, repeat_edges: bool = False) -> Tensor:
     """The matrix that reads `size` pixels from the window `[start, start + length)` of `source` pixels.
 
     A triangle filter as wide as a step. A negative `length` mirrors. Beyond the frame lies zero, unless its edges

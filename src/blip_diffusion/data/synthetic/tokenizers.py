@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from blip_diffusion.data.synthetic.assets import World
+from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import sentences
 from blip_diffusion.data.synthetic.prompt_templates import caption
 
@@ -11,7 +11,7 @@ REPEATS = 20
 """How often a template's sentence counts against one mention of a rare name: its words must not be split."""
 
 
-def world_sentences(world: World) -> list[str]:
+def tokenizer_corpus(world: AssetLibrary) -> list[str]:
     """What the tokenizers of a world are made from."""
     names = [caption(row.name, "") for row in world.cutouts]
     return [sentence for sentence in sentences(world) for _ in range(REPEATS)] + names

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion.errors import CheckpointError
-from blip_diffusion.images import open_picture
+from blip_diffusion.images import open_image
 
 
 class FeatureExtractor(Protocol):
@@ -40,7 +40,7 @@ class CachedFeatures:
         new = [path for path in dict.fromkeys(paths) if path not in self._known]
         for start in range(0, len(new), self.batch_size):
             some = new[start : start + self.batch_size]
-            self._known |= dict(zip(some, self.of_images([open_picture(path) for path in some]), strict=True))
+            self._known |= dict(zip(some, self.of_images([open_image(path) for path in some]), strict=True))
         return torch.stack([self._known[path] for path in paths])
 
     def of_images(self, images: Sequence[Image.Image]) -> Tensor:

@@ -13,16 +13,16 @@ import torch
 from PIL import Image
 
 from blip_diffusion.data.benchmarks.dreambench import Bench, BenchSubject
-from blip_diffusion.data.benchmarks.minibench import bench_composer, first_rows, order_of, same_category
-from blip_diffusion.data.synthetic.assets import World
+from blip_diffusion.data.benchmarks.minibench import bench_sampler, first_rows, order_of, same_category
+from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.evaluation.generators.model import ImageGenerator
 from blip_diffusion.evaluation.instances import Instance
-from blip_diffusion.images import to_pictures
+from blip_diffusion.images import to_pil
 
 
-def composite(world: World, *, size: int, other: bool = False) -> ImageGenerator:
+def composite(world: AssetLibrary, *, size: int, other: bool = False) -> ImageGenerator:
     """Compose MiniBench's ground truth; or, with `other`, another subject of the same category in its place."""
-    composer, first = bench_composer(world, size), first_rows(world)
+    composer, first = bench_sampler(world, size), first_rows(world)
 
     def compose(instance: Instance) -> torch.Tensor:
         rng = random.Random(f"truth {instance.subject.identity} {instance.prompt_index} {instance.sample_index}")
@@ -32,7 +32,7 @@ def composite(world: World, *, size: int, other: bool = False) -> ImageGenerator
         return composer.compose([order_of(composer, row, instance.prompt.request, rng)], rng)["target"]
 
     def generate(instances: Sequence[Instance]) -> list[Image.Image]:
-        return to_pictures(torch.cat([compose(instance) for instance in instances]))
+        return to_pil(torch.cat([compose(instance) for instance in instances]))
 
     return generate
 

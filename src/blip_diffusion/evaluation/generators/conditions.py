@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blip_diffusion.data.benchmarks.dreambench import Bench
-from blip_diffusion.data.synthetic.assets import World
+from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.errors import InputError
 from blip_diffusion.evaluation.generators import baselines
 from blip_diffusion.evaluation.generators.cache import IMAGES, LogFn, generate_missing, silent
@@ -47,7 +47,7 @@ class GeneratorSet:
     by_condition: Mapping[str, ImageGenerator]
     reconstruct: ReconstructFn
     size: int
-    world: World | None = None
+    world: AssetLibrary | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from blip_diffusion.evaluation.instances import Instance
-from blip_diffusion.images import open_picture, to_pictures, to_tensor
+from blip_diffusion.images import open_image, to_pil, to_tensor
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 
@@ -23,7 +23,7 @@ def zero_shot(pipe: BlipDiffusionPipeline, **settings: Any) -> ImageGenerator:
 
     def generate(instances: Sequence[Instance]) -> list[Image.Image]:
         subjects = {instance.subject.name: instance.subject for instance in instances}
-        references = {name: open_picture(subject.pictures[0]) for name, subject in subjects.items()}
+        references = {name: open_image(subject.pictures[0]) for name, subject in subjects.items()}
         shown = [references[instance.subject.name] for instance in instances]
         return run_pipeline(pipe, instances, reference_image=shown, **settings)
 
@@ -62,4 +62,4 @@ def autoencoder_reconstruction(model: BlipDiffusion) -> ReconstructFn:
 
 def reconstructed(generator: ImageGenerator, reconstruct: ReconstructFn) -> ImageGenerator:
     """Pass a generator's images through an autoencoder: the best that any generator with this decoder can reach."""
-    return lambda instances: to_pictures(reconstruct(to_tensor(generator(instances))))
+    return lambda instances: to_pil(reconstruct(to_tensor(generator(instances))))

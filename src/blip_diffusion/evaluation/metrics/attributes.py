@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blip_diffusion.data.benchmarks.dreambench import Bench
-from blip_diffusion.data.synthetic.prompt_templates import Request
+from blip_diffusion.data.synthetic.prompt_templates import PromptSpec
 from blip_diffusion.errors import InputError
 from blip_diffusion.evaluation.features.extractor import CachedFeatures
 from blip_diffusion.evaluation.features.linear_probe import fit_classifier, fit_probe
@@ -28,7 +28,7 @@ from blip_diffusion.evaluation.metrics.similarity import (
 )
 
 ATTRIBUTES = ("scene", "colour", "count", "position", "style", "accessory")
-UNSPECIFIED = {attribute: str(getattr(Request(), attribute)) for attribute in ATTRIBUTES}
+UNSPECIFIED = {attribute: str(getattr(PromptSpec(), attribute)) for attribute in ATTRIBUTES}
 
 
 class AttributeMetric:

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blip_diffusion.data.synthetic import backgrounds
-from blip_diffusion.data.synthetic.assets import World
-from blip_diffusion.data.synthetic.pair_sampler import Composer, ComposerConfig
+from blip_diffusion.data.synthetic.assets import AssetLibrary
+from blip_diffusion.data.synthetic.pair_sampler import PairSampler, SyntheticConfig
 from blip_diffusion.evaluation.generators.conditions import ConditionResult
 from blip_diffusion.evaluation.metrics.statistics import Estimate, bootstrap_ci, centred_cosine
-from blip_diffusion.images import to_pictures
+from blip_diffusion.images import to_pil
 
 SAMPLED_IMAGES, COMPOSITES, CROPS = 16, 128, 2
 FeatureFn = Callable[[Sequence[Path]], Tensor]
@@ -47,21 +47,21 @@ def sample_diversity(features: FeatureFn, result: ConditionResult) -> Estimate |
     return bootstrap_ci(torch.tensor([[sum(some) / len(some) for some in found.values()]]))
 
 
-def training_bank(world: World, folder: Path, *, size: int) -> list[Path]:
+def training_bank(world: AssetLibrary, folder: Path, *, size: int) -> list[Path]:
     """Write images as training sees them: crops of every scene, and composites of training subjects."""
-    composer = Composer(world, ComposerConfig(size=size), batch_size=COMPOSITES, seed=0)
+    composer = PairSampler(world, SyntheticConfig(size=size), batch_size=COMPOSITES, seed=0)
     scenes = [row for row, scene in enumerate(world.scenes) if scene.split == "train"]
     paths = [folder / f"composite-{i:03d}.png" for i in range(COMPOSITES)]
     paths += [folder / f"scene-{row:03d}-{i}.png" for row in scenes for i in range(CROPS)]
     if not all(path.is_file() for path in paths):
         folder.mkdir(parents=True, exist_ok=True)
         pixels = [composer(0)["target"], *(_scene_crops(world, row, size) for row in scenes)]
-        for path, image in zip(paths, to_pictures(torch.cat(pixels)), strict=True):
+        for path, image in zip(paths, to_pil(torch.cat(pixels)), strict=True):
             image.save(path)
     return paths
 
 
-def _scene_crops(world: World, row: int, size: int) -> Tensor:
+def _scene_crops(world: AssetLibrary, row: int, size: int) -> Tensor:
     """Return crops (C, 3, S, S) of one scene, cut as the composer cuts them."""
     rng, (height, width) = random.Random(f"crops {row}"), world.scene_pixels.shape[2:]
     cut = [backgrounds.photograph(row, world.scenes[row], height, width, rng) for _ in range(CROPS)]

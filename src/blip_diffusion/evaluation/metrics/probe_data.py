@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 from PIL import Image
 from torch import Tensor
 
-from blip_diffusion.data.benchmarks.minibench import bench_composer, first_rows, known_scenes, order_of
+from blip_diffusion.data.benchmarks.minibench import bench_sampler, first_rows, known_scenes, order_of
 from blip_diffusion.data.synthetic import placement as layout
 from blip_diffusion.data.synthetic import prompt_templates as grammar
-from blip_diffusion.data.synthetic.assets import World
-from blip_diffusion.data.synthetic.pair_sampler import Composer
-from blip_diffusion.data.synthetic.prompt_templates import Request
+from blip_diffusion.data.synthetic.assets import AssetLibrary
+from blip_diffusion.data.synthetic.pair_sampler import PairSampler
+from blip_diffusion.data.synthetic.prompt_templates import PromptSpec
 from blip_diffusion.errors import DataError
 from blip_diffusion.evaluation.generators.model import ReconstructFn
-from blip_diffusion.images import to_pictures
+from blip_diffusion.images import to_pil
 
 BATCH_SIZE = 32
 
@@ -29,7 +29,7 @@ class ProbeData:
     """Images, what they show, and a caption of each."""
 
     images: list[Image.Image]
-    requests: list[Request]
+    requests: list[PromptSpec]
     captions: list[str]
 
 
@@ -37,7 +37,7 @@ class ProbeData:
 class ProbeSource:
     """What probe data are made of: the assets, identities to leave out, the generator's autoencoder and image size."""
 
-    world: World
+    world: AssetLibrary
     excluded: frozenset[str]
     reconstruct: ReconstructFn
     size: int
@@ -51,16 +51,14 @@ def build_probe_data(source: ProbeSource, *, each: int = 24, scenes: Sequence[st
         each: The number of images of each scene. Of every other attribute value there are half as many.
         scenes: Only these scenes, and no other attributes.
     """
-    composer, rng = bench_composer(source.world, source.size), random.Random("lessons")
+    composer, rng = bench_sampler(source.world, source.size), random.Random("lessons")
     subjects = probe_subjects(source.world, source.excluded)
     if scenes is None:
         requests = list(_requests(composer, rng, each))
     else:
-        requests = [Request(scene=scene) for scene in scenes for _ in range(each)]
+        requests = [PromptSpec(scene=scene) for scene in scenes for _ in range(each)]
     rows = [_row(source.world, subjects, request, rng) for request in requests]
-    images = [
-        image for some in _compose(composer, rows, requests, rng) for image in to_pictures(source.reconstruct(some))
-    ]
+    images = [image for some in _compose(composer, rows, requests, rng) for image in to_pil(source.reconstruct(some))]
     captions = [
         grammar.caption(source.world.cutouts[row].category, grammar.prompt(request, rng))
         for row, request in zip(rows, requests, strict=True)
@@ -69,7 +67,7 @@ def build_probe_data(source: ProbeSource, *, each: int = 24, scenes: Sequence[st
 
 
 def _compose(
-    composer: Composer, rows: Sequence[int], requests: Sequence[Request], rng: random.Random
+    composer: PairSampler, rows: Sequence[int], requests: Sequence[PromptSpec], rng: random.Random
 ) -> Iterator[Tensor]:
     """Yield composites (B, 3, S, S), one batch at a time."""
     for start in range(0, len(rows), BATCH_SIZE):
@@ -77,7 +75,7 @@ def _compose(
         yield composer.compose([order_of(composer, row, request, rng) for row, request in some], rng)["target"]
 
 
-def probe_subjects(world: World, excluded: frozenset[str] | set[str]) -> list[int]:
+def probe_subjects(world: AssetLibrary, excluded: frozenset[str] | set[str]) -> list[int]:
     """List the held-out subjects outside of a benchmark. Raises `DataError` if there is none."""
     held = first_rows(world, split="heldout")
     rows = [row for name, row in held.items() if name not in excluded]
@@ -86,26 +84,26 @@ def probe_subjects(world: World, excluded: frozenset[str] | set[str]) -> list[in
     return rows
 
 
-def _row(world: World, rows: list[int], request: Request, rng: random.Random) -> int:
+def _row(world: AssetLibrary, rows: list[int], request: PromptSpec, rng: random.Random) -> int:
     """Pick a subject for a request. Only people and animals wear things."""
     if request.accessory in layout.WORN:
         return rng.choice([row for row in rows if world.cutouts[row].animate] or rows)
     return rng.choice(rows)
 
 
-def _requests(composer: Composer, rng: random.Random, each: int) -> Iterator[Request]:
+def _requests(composer: PairSampler, rng: random.Random, each: int) -> Iterator[PromptSpec]:
     scenes = known_scenes(composer.world)
     for scene in scenes:
-        yield from [Request(scene=scene)] * each
+        yield from [PromptSpec(scene=scene)] * each
     for one in _attribute_values(composer):
         for _ in range(max(each // 2, 1)):
             yield replace(one, scene=rng.choice(scenes))
 
 
-def _attribute_values(composer: Composer) -> Iterator[Request]:
+def _attribute_values(composer: PairSampler) -> Iterator[PromptSpec]:
     """Yield each value of each attribute that the assets can show, one at a time."""
-    yield from (Request(colour=colour) for colour in grammar.PAINTS)
-    yield from (Request(count=count) for count in grammar.COUNTS for _ in range(3))
-    yield from (Request(position=position) for position in grammar.POSITIONS)
-    yield from (Request(style=style) for style in grammar.STYLES)
-    yield from (Request(accessory=accessory) for accessory in grammar.ACCESSORIES if composer.has(accessory))
+    yield from (PromptSpec(colour=colour) for colour in grammar.PAINTS)
+    yield from (PromptSpec(count=count) for count in grammar.COUNTS for _ in range(3))
+    yield from (PromptSpec(position=position) for position in grammar.POSITIONS)
+    yield from (PromptSpec(style=style) for style in grammar.STYLES)
+    yield from (PromptSpec(accessory=accessory) for accessory in grammar.ACCESSORIES if composer.has(accessory))

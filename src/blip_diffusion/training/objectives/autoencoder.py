@@ -4,7 +4,6 @@ An absolute and a perceptual error, a slight pull of the posterior towards a uni
 discriminator. Convolutions don't care about the size of a picture, so crops teach them as much for less.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from blip_diffusion.checkpoint.components import save_diffusers
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.modules.perceptual import PatchDiscriminator, hinge
-from blip_diffusion.training.objective import Gather, Losses, ParameterGroup, StepContext
+from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
 
 
 @dataclass(frozen=True)
@@ -29,13 +28,15 @@ class AutoencoderConfig:
     """Weights of the terms, and what the network sees."""
 
     crop: int = 64  # side of the random crops, in pixels
-    colour: float = 0.0  # of the error in red against green and blue against yellow, which RGB alone weighs little
+    chroma_weight: float = (
+        0.0  # of the error in red against green and blue against yellow, which RGB alone weighs little
+    )
     perceptual: float = 0.2
     lpips: Path | None = None  # a folder with its weights; none: EfficientNet-Lite0's early features
     kl: float = 1e-5  # of the KL divergence per latent number
     adversarial: float = 0.0  # 0 builds no discriminator
     adversarial_start: int = 0  # step at which the drawings begin to be judged
-    lr: float = 1.0  # times the schedule
+    lr_scale: float = 1.0  # times the schedule
     train_encoder: bool = True  # False polishes the decoder of a codec whose latents are in use
     latent_noise: float = 0.0  # up to so much of the latents' spread is noise: a decoder of drawings must bear some
 
@@ -46,7 +47,7 @@ class AutoencoderConfig:
             raise ConfigError(f"autoencoder.latent_noise is {self.latent_noise}: use 0 or more.")
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(Objective):
     """Trains a diffusers `AutoencoderKL`."""
 
     def __init__(self, vae: Any, perceptual: nn.Module | None, config: AutoencoderConfig) -> None:
@@ -68,7 +69,9 @@ class Autoencoder(nn.Module):
         latents = posterior.mean + posterior.std * _noise_like(posterior.mean, context.rng)
         drawn = self.vae.decode(self._disturbed(latents, context.rng)).sample / 2 + 0.5
         losses = self._likeness(drawn.float(), wanted) | {"kl": posterior.kl().mean() / posterior.mean[0].numel()}
-        losses["loss"] = losses["absolute"] + self.config.colour * losses["colour"] + self.config.kl * losses["kl"]
+        losses["loss"] = (
+            losses["absolute"] + self.config.chroma_weight * losses["colour"] + self.config.kl * losses["kl"]
+        )
         if self.perceptual is not None:
             losses["loss"] = losses["loss"] + self.config.perceptual * losses["perceptual"]
         if self.discriminator is not None:
@@ -109,15 +112,12 @@ class Autoencoder(nn.Module):
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """The autoencoder, and its judge."""
-        groups = [ParameterGroup("vae", [p for p in self.vae.parameters() if p.requires_grad], self.config.lr)]
+        groups = [ParameterGroup("vae", [p for p in self.vae.parameters() if p.requires_grad], self.config.lr_scale)]
         if self.discriminator is not None:
-            groups.append(ParameterGroup("discriminator", list(self.discriminator.parameters()), self.config.lr))
+            groups.append(ParameterGroup("discriminator", list(self.discriminator.parameters()), self.config.lr_scale))
         return groups
 
-    def share(self, batches: Sequence[SubjectBatch], contexts: Sequence[StepContext], gather: Gather) -> None:
-        """Pictures are independent of each other."""
-
-    def show(self, batch: SubjectBatch) -> list[Tensor]:
+    def sample_images(self, batch: SubjectBatch) -> list[Tensor]:
         """Pictures, and what is left of them."""
         latents = self.vae.encode(batch["target"] * 2 - 1).latent_dist.mode()
         return [batch["target"], (self.vae.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1)]
@@ -148,7 +148,7 @@ def _noise_like(x: Tensor, rng: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def begin_linear(vae: Any) -> None:
+def init_near_linear(vae: Any) -> None:
     """Starts a new autoencoder near a linear code: averages on the way down, copies on the way up, sure posteriors.
 
     Residual branches begin at zero, as Goyal et al. 2017 (section 5.1) begin them. Measured on `mini`'s shapes: 17.6 dB

@@ -9,7 +9,7 @@ down from level to level.
 
 import copy
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,20 +17,20 @@ from typing import Any
 
 import torch
 from diffusers import LCMScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from blip_diffusion.checkpoint.diffusers_export import save_lora
-from blip_diffusion.checkpoint.lora import THROUGHOUT
+from blip_diffusion.checkpoint.lora import ALL_UNET_LAYERS
 from blip_diffusion.checkpoint.model_folder import CONSISTENCY_LORA, save_model
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.diffusion.forward_process import Noising
 from blip_diffusion.diffusion.guidance import Denoiser, guided, unet_denoiser
-from blip_diffusion.diffusion.sampler import one_way
+from blip_diffusion.diffusion.sampler import ddim_like
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
-from blip_diffusion.sampling import draw
+from blip_diffusion.sampling import sample_images
 from blip_diffusion.training.lora import add_lora, lora_state
-from blip_diffusion.training.objective import Gather, Losses, ParameterGroup, StepContext
+from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
 
 SIGMA_DATA, TIMESTEP_SCALING = 0.5, 10.0
 """Of the boundary condition, as in `LCMScheduler`, which samples from what is trained here."""
@@ -40,39 +40,41 @@ SIGMA_DATA, TIMESTEP_SCALING = 0.5, 10.0
 class ConsistencyConfig:
     """What the teacher does, and how the student will be asked."""
 
-    guidance: float = 3.0  # the teacher's scale
-    rescale: float = 0.6  # and its rescaling
-    grid: int = 50  # noise levels from noise to picture, all of which the student learns to skip
+    guidance_scale: float = 3.0  # the teacher's scale
+    guidance_rescale: float = 0.6  # and its rescaling
+    num_levels: int = 50  # noise levels from noise to picture, all of which the student learns to skip
     solver_steps: int = 1  # of the teacher from one of them to the next
-    whole_way: bool = False  # tell the student where the teacher's way from pure noise ends
+    trajectory_distillation: bool = False  # tell the student where the teacher's way from pure noise ends
     steps: int = 4  # of sampling, while it is trained and with an exported whole model
     lora: bool = False  # a LoRA instead of the whole network
     rank: int = 64
-    layers: tuple[str, ...] = THROUGHOUT  # of the U-Net that have one, by the ends of their names
-    huber: float = 1e-3  # where the pseudo-Huber loss turns from square to linear, times the root of the dimensions
+    layers: tuple[str, ...] = ALL_UNET_LAYERS  # of the U-Net that have one, by the ends of their names
+    huber_c: float = 1e-3  # where the pseudo-Huber loss turns from square to linear, times the root of the dimensions
 
     def __post_init__(self) -> None:
-        if not 1 <= self.steps <= self.grid:
-            raise ConfigError(f"steps is {self.steps}: use 1 to {self.grid}, which is grid.")
+        if not 1 <= self.steps <= self.num_levels:
+            raise ConfigError(f"steps is {self.steps}: use 1 to {self.num_levels}, which is num_levels.")
         if self.solver_steps < 1:
             raise ConfigError(f"solver_steps is {self.solver_steps}: use 1 or more.")
         if self.rank < 1:
             raise ConfigError(f"rank is {self.rank}: use 1 or more, 64 is usual.")
-        if not self.huber > 0:
-            raise ConfigError(f"huber is {self.huber}: use a positive number.")
+        if not self.huber_c > 0:
+            raise ConfigError(f"huber_c is {self.huber_c}: use a positive number.")
 
 
-class Consistency(nn.Module):
+class Consistency(Objective):
     """Trains the U-Net or a LoRA on it; its frozen copy teaches it, and all the rest is frozen."""
 
     def __init__(self, model: BlipDiffusion, noising: Noising, config: ConsistencyConfig) -> None:
         super().__init__()
-        if noising.timesteps % config.grid:
-            raise ConfigError(f"grid is {config.grid}: use a number that divides the {noising.timesteps} timesteps.")
-        if config.solver_steps > noising.timesteps // config.grid:
+        if noising.timesteps % config.num_levels:
+            raise ConfigError(
+                f"num_levels is {config.num_levels}: use a number that divides the {noising.timesteps} timesteps."
+            )
+        if config.solver_steps > noising.timesteps // config.num_levels:
             raise ConfigError(
                 f"solver_steps is {config.solver_steps}: between two levels of the grid lie "
-                f"{noising.timesteps // config.grid} timesteps."
+                f"{noising.timesteps // config.num_levels} timesteps."
             )
         self.teacher = copy.deepcopy(model.unet).requires_grad_(False).eval()
         self._moving = add_lora(model.unet, config.rank, config.layers) if config.lora else [*model.unet.parameters()]
@@ -80,7 +82,7 @@ class Consistency(nn.Module):
         self.noising = noising
         self.config = config
         self._own = model.scheduler, model.inference
-        model.scheduler = one_way(model.scheduler) if config.lora else self._renoising(model.scheduler)
+        model.scheduler = ddim_like(model.scheduler) if config.lora else self._renoising(model.scheduler)
         model.inference = replace(
             model.inference, num_inference_steps=config.steps, guidance_scale=1.0, guidance_rescale=0.0
         )
@@ -88,7 +90,7 @@ class Consistency(nn.Module):
     def _renoising(self, scheduler: Any) -> LCMScheduler:
         """What the whole student is sampled with, by any pipeline: new noise in each step."""
         return LCMScheduler.from_config(
-            scheduler.config, original_inference_steps=self.config.grid, timestep_scaling=TIMESTEP_SCALING
+            scheduler.config, original_inference_steps=self.config.num_levels, timestep_scaling=TIMESTEP_SCALING
         )
 
     def train(self, mode: bool = True) -> "Consistency":
@@ -104,12 +106,12 @@ class Consistency(nn.Module):
         with torch.no_grad():
             tokens = self.model.subject_tokens(batch["reference"], batch["category"])
             states = self.model.text_states(batch["caption"], tokens)
-        if self.config.whole_way:
-            guess, target = self._whole_way(states, context.rng)
+        if self.config.trajectory_distillation:
+            guess, target = self._trajectory(states, context.rng)
         else:
             guess, target = self._one_level(batch["target"], states, context.rng)
         error = (guess - target).flatten(1).square().sum(dim=1)
-        scale = self.config.huber * guess[0].numel() ** 0.5
+        scale = self.config.huber_c * guess[0].numel() ** 0.5
         loss = ((error + scale**2).sqrt() - scale).mean()
         return {"consistency": loss, "loss": loss}
 
@@ -123,7 +125,7 @@ class Consistency(nn.Module):
         with torch.no_grad():
             return guess, self._clean(self._solved(noised, later, earlier, self._teach(states)), earlier, states)
 
-    def _whole_way(self, states: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _trajectory(self, states: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """The student's answers all along the teacher's way from noise, and where that ends."""
         with torch.no_grad():
             unet = self.model.unet.config
@@ -139,9 +141,9 @@ class Consistency(nn.Module):
         return scale * torch.randn(shape, generator=rng, device=rng.device)
 
     def _levels(self, device: torch.device) -> Tensor:
-        """Timesteps (grid + 1,) from pure noise down to the clean picture, which `LCMScheduler` samples on."""
-        stride = self.noising.timesteps // self.config.grid
-        return (torch.arange(self.config.grid, -1, -1, device=device) * stride - 1).clamp(min=0)
+        """Timesteps (num_levels + 1,) from pure noise down to the clean picture, which `LCMScheduler` samples on."""
+        stride = self.noising.timesteps // self.config.num_levels
+        return (torch.arange(self.config.num_levels, -1, -1, device=device) * stride - 1).clamp(min=0)
 
     def _path(self, noise: Tensor, states: Tensor) -> list[Tensor]:
         """What the teacher makes of noise at each level."""
@@ -153,14 +155,16 @@ class Consistency(nn.Module):
     def _timesteps(self, size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Any of the levels but the clean one, and the next cleaner."""
         levels = self._levels(rng.device)
-        which = torch.randint(0, self.config.grid, (size,), generator=rng, device=rng.device)
+        which = torch.randint(0, self.config.num_levels, (size,), generator=rng, device=rng.device)
         return levels[which], levels[which + 1]
 
     def _teach(self, states: Tensor) -> Denoiser:
         """The guided teacher, of a timestep each."""
         empty = self.model.text_states([""]).expand(len(states), -1, -1)
         both = unet_denoiser(self.teacher, torch.cat([empty, states]))
-        return guided(lambda x, t: both(x, t.repeat(2)), self.config.guidance, rescale=self.config.rescale)
+        return guided(
+            lambda x, t: both(x, t.repeat(2)), self.config.guidance_scale, rescale=self.config.guidance_rescale
+        )
 
     def _solved(self, noised: Tensor, later: Tensor, earlier: Tensor, teach: Denoiser) -> Tensor:
         """Steps of DDIM (Song et al. 2021) with the teacher."""
@@ -182,14 +186,11 @@ class Consistency(nn.Module):
         """What of the U-Net moves."""
         return [ParameterGroup("unet", self._moving, 1.0)]
 
-    def share(self, batches: Sequence[SubjectBatch], contexts: Sequence[StepContext], gather: Gather) -> None:
-        """Pairs are independent of each other."""
-
-    def show(self, batch: SubjectBatch) -> list[Tensor]:
+    def sample_images(self, batch: SubjectBatch) -> list[Tensor]:
         """Reference, the true target, and what the student draws in its few steps, all from the same noise."""
         tokens = self.model.subject_tokens(batch["reference"], batch["category"])
         states = self.model.text_states(batch["caption"], tokens)
-        return [batch["reference"], batch["target"], draw(self.model, states, [0] * len(states))]
+        return [batch["reference"], batch["target"], sample_images(self.model, states, [0] * len(states))]
 
     def export(self, folder: Path) -> None:
         """The whole model, which asks for few steps without guidance by itself; or as it was, with the LoRA beside."""

@@ -18,8 +18,8 @@ from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.prompts import subject_prompt
 from blip_diffusion.training.lora import TEXT_ATTENTION, add_lora, lora_state
-from blip_diffusion.training.objective import Gather, Losses, ParameterGroup, StepContext
-from blip_diffusion.training.objectives.masked_denoising_loss import check_background, photo_losses
+from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
+from blip_diffusion.training.objectives.masked_denoising_loss import check_background_weight, masked_denoising_losses
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class DreamBoothConfig:
     lora: bool = False  # a LoRA instead of the whole network
     rank: int = 8
     train_text_encoder: bool = False
-    text_lr: float = 1.0  # times the schedule
+    text_lr_scale: float = 1.0  # times the schedule
     background: float = 0.1  # what an error outside a photo's mask weighs
     prior_weight: float = 1.0  # of prior preservation, where there are pictures for it
 
@@ -39,10 +39,10 @@ class DreamBoothConfig:
             raise ConfigError("token is empty: use a rare word, sks is usual.")
         if self.rank < 1:
             raise ConfigError(f"rank is {self.rank}: use 1 or more, 8 is usual.")
-        check_background(self.background)
+        check_background_weight(self.background)
 
 
-class DreamBooth(nn.Module):
+class DreamBooth(Objective):
     """Trains the U-Net, and the text encoder where asked for, or LoRAs on them."""
 
     def __init__(self, model: BlipDiffusion, noising: Noising, category: str, config: DreamBoothConfig) -> None:
@@ -56,7 +56,7 @@ class DreamBooth(nn.Module):
 
     def forward(self, batch: PhotoBatch, context: StepContext) -> Losses:
         """The denoising loss of the photos, and of the category's other members."""
-        return photo_losses(
+        return masked_denoising_losses(
             self.model,
             self.noising,
             batch,
@@ -80,15 +80,8 @@ class DreamBooth(nn.Module):
         """The U-Net's, and the text encoder's where it moves."""
         groups = [ParameterGroup("unet", self.unet_moving, 1.0)]
         if self.text_moving:
-            groups.append(ParameterGroup("text", self.text_moving, self.config.text_lr))
+            groups.append(ParameterGroup("text", self.text_moving, self.config.text_lr_scale))
         return groups
-
-    def share(self, batches: Sequence[PhotoBatch], contexts: Sequence[StepContext], gather: Gather) -> None:
-        """Photos are independent of each other."""
-
-    def show(self, batch: PhotoBatch) -> list[Tensor]:
-        """Validation shows more, see `training/personalize/early_stopping.py`."""
-        return []
 
     def export(self, folder: Path) -> None:
         """A Stable Diffusion folder, or of LoRAs one file; both are read by plain diffusers pipelines."""

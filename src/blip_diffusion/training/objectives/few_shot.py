@@ -19,30 +19,30 @@ from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.nn_utils import base_parameters
 from blip_diffusion.prompts import subject_prompt
 from blip_diffusion.training.lora import add_lora, lora_state
-from blip_diffusion.training.objective import Gather, Losses, ParameterGroup, StepContext
-from blip_diffusion.training.objectives.masked_denoising_loss import check_background, photo_losses
+from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
+from blip_diffusion.training.objectives.masked_denoising_loss import check_background_weight, masked_denoising_losses
 
-Trained = Literal["embedding", "lora", "cross-attention", "unet"]
+Trainable = Literal["embedding", "lora", "cross-attention", "unet"]
 
 
 @dataclass(frozen=True)
 class FewShotConfig:
     """What moves beside the embedding, and how fast; what weighs."""
 
-    train: Trained = "lora"
+    train: Trainable = "lora"
     rank: int = 8  # of the LoRA
-    embedding_lr: float = 1.0  # times the schedule
-    unet_lr: float = 1.0
+    embedding_lr_scale: float = 1.0  # times the schedule
+    unet_lr_scale: float = 1.0
     background: float = 0.1  # what an error outside a photo's mask weighs
     prior_weight: float = 1.0  # of prior preservation, where there are pictures for it
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ConfigError(f"rank is {self.rank}: use 1 or more, 8 is usual.")
-        check_background(self.background)
+        check_background_weight(self.background)
 
 
-class FewShot(nn.Module):
+class FewShot(Objective):
     """Trains an embedding, and of the U-Net what `config.train` names."""
 
     def __init__(self, model: BlipDiffusion, noising: Noising, subject: Subject, config: FewShotConfig) -> None:
@@ -58,7 +58,7 @@ class FewShot(nn.Module):
 
     def forward(self, batch: PhotoBatch, context: StepContext) -> Losses:
         """The denoising loss of the photos."""
-        return photo_losses(
+        return masked_denoising_losses(
             self.model,
             self.noising,
             batch,
@@ -89,17 +89,10 @@ class FewShot(nn.Module):
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """The embedding, which is never decayed, and what moves of the U-Net."""
-        groups = [ParameterGroup("embedding", [self.embedding], self.config.embedding_lr, weight_decay=0.0)]
+        groups = [ParameterGroup("embedding", [self.embedding], self.config.embedding_lr_scale, weight_decay=0.0)]
         if self.moving:
-            groups.append(ParameterGroup("unet", list(self.moving.values()), self.config.unet_lr))
+            groups.append(ParameterGroup("unet", list(self.moving.values()), self.config.unet_lr_scale))
         return groups
-
-    def share(self, batches: Sequence[PhotoBatch], contexts: Sequence[StepContext], gather: Gather) -> None:
-        """Photos are independent of each other."""
-
-    def show(self, batch: PhotoBatch) -> list[Tensor]:
-        """Validation shows more, see `training/personalize/early_stopping.py`."""
-        return []
 
     def tuned(self) -> Subject:
         """The subject as it is now."""

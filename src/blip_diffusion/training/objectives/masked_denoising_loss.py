@@ -13,7 +13,7 @@ from blip_diffusion.prompts import subject_prompt
 from blip_diffusion.training.objective import Losses, StepContext
 
 
-def photo_losses(
+def masked_denoising_losses(
     model: BlipDiffusion,
     noising: Noising,
     batch: PhotoBatch,
@@ -31,7 +31,7 @@ def photo_losses(
     """
     latents = batch["latents"]
     denoiser = model.denoiser(states.expand(len(latents), -1, -1))
-    importance = masked_importance(batch["mask"], background)
+    importance = mask_weights(batch["mask"], background)
     loss = denoising_loss(denoiser, latents, noising, context.rng, importance=importance)
     losses = {"denoising": loss, "loss": loss}
     if category and "prior" in batch:
@@ -43,13 +43,13 @@ def photo_losses(
     return losses
 
 
-def masked_importance(mask: Tensor, background: float) -> Tensor:
+def mask_weights(mask: Tensor, background: float) -> Tensor:
     """(B, 1, H, W) of mean 1 for masks in [0, 1]."""
     weights = background + (1 - background) * mask
     return weights / weights.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
 
 
-def check_background(weight: float) -> None:
+def check_background_weight(weight: float) -> None:
     """Of a method's configuration."""
     if not 0 <= weight <= 1:
         raise ConfigError(f"background is {weight}: use a number from 0 to 1.")

@@ -18,35 +18,35 @@ from blip_diffusion.checkpoint.components import save_heads
 from blip_diffusion.checkpoint.model_folder import save_subject_model
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.errors import ConfigError
-from blip_diffusion.images import as_seen
+from blip_diffusion.images import preprocess
 from blip_diffusion.model import ReferenceConfig, SubjectEncoder
 from blip_diffusion.modules.heads import ContrastiveHead, LanguageHead, MatchingHead, RedrawHead
-from blip_diffusion.modules.qformer import Pattern
+from blip_diffusion.modules.qformer import AttentionPattern
 from blip_diffusion.prompts import Words, category_words
-from blip_diffusion.training.objective import Gather, Losses, ParameterGroup, StepContext
+from blip_diffusion.training.objective import Gather, Losses, Objective, ParameterGroup, StepContext
 
 
 @dataclass(frozen=True)
 class RepresentationConfig:
     """Weights of the objectives."""
 
-    contrast: float = 1.0
-    matching: float = 1.0
-    generation: float = 1.0
-    redraw: float = 0.0
-    every: int = 1  # the three of BLIP-2 are asked for at every so many steps; the redrawing at each
-    sentence: int = 32  # tokens of a caption; longer ones are cut
+    itc_weight: float = 1.0
+    itm_weight: float = 1.0
+    itg_weight: float = 1.0
+    reconstruction_weight: float = 0.0
+    multimodal_every: int = 1  # the three of BLIP-2 are asked for at every so many steps; the redrawing at each
+    max_caption_tokens: int = 32  # tokens of a caption; longer ones are cut
     smoothing: float = 0.1  # of the labels in contrast and generation
-    lr: float = 1.0  # times the schedule
+    lr_scale: float = 1.0  # times the schedule
 
     def __post_init__(self) -> None:
-        for name in ("every", "sentence"):
+        for name in ("multimodal_every", "max_caption_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"representation.{name} is {getattr(self, name)}: use 1 or more.")
-        if self.every > 1 and not self.redraw:
+        if self.multimodal_every > 1 and not self.reconstruction_weight:
             raise ConfigError(
-                f"representation.every is {self.every}, and without redraw the steps between teach nothing: use 1, or "
-                "a redraw above 0."
+                f"representation.multimodal_every is {self.multimodal_every}, and without reconstruction_weight the "
+                "steps between teach nothing: use 1, or a reconstruction_weight above 0."
             )
 
 
@@ -62,7 +62,7 @@ class Shared:
     identity: Tensor  # (G,)
 
 
-class Representation(nn.Module):
+class Representation(Objective):
     """Trains the Q-Former and the heads; the image encoder is frozen but for its last layer norm."""
 
     def __init__(
@@ -85,14 +85,14 @@ class Representation(nn.Module):
         features = self.encoder.image_encoder.features(self._pixels(batch))  # (B, N, V)
         seen = self.encoder.image_encoder.norm(features)
         losses: Losses = {}
-        if context.step % self.config.every == 0:
+        if context.step % self.config.multimodal_every == 0:
             words = self._words(batch)
             losses |= self._contrast_and_match(seen, features, words, batch["identity"], context)
             losses["generation"] = self._generation(seen, words)
-        if self.config.redraw:
-            losses["redraw"] = F.l1_loss(self._redrawn(seen, batch["category"]), batch["canonical"])
-        weights = {"contrast": self.config.contrast, "matching": self.config.matching}
-        weights |= {"generation": self.config.generation, "redraw": self.config.redraw}
+        if self.config.reconstruction_weight:
+            losses["redraw"] = F.l1_loss(self._redrawn(seen, batch["category"]), batch["object_crop"])
+        weights = {"contrast": self.config.itc_weight, "matching": self.config.itm_weight}
+        weights |= {"generation": self.config.itg_weight, "redraw": self.config.reconstruction_weight}
         losses["loss"] = torch.stack([weights[name] * loss for name, loss in losses.items() if name in weights]).sum()
         return losses
 
@@ -147,7 +147,7 @@ class Representation(nn.Module):
         pictures = torch.cat([seen, wrong_seen, seen])  # (3B, N, V)
         ids = torch.cat([words.input_ids, words.input_ids, shared.input_ids[wrong_text]])
         mask = torch.cat([words.attention_mask, words.attention_mask, shared.attention_mask[wrong_text]])
-        states = self.encoder.qformer(pictures, ids, mask, Pattern.BIDIRECTIONAL)
+        states = self.encoder.qformer(pictures, ids, mask, AttentionPattern.BIDIRECTIONAL)
         labels = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
         labels[: len(seen)] = 1
         return F.cross_entropy(self._matching_head(states.queries).float(), labels)
@@ -156,7 +156,7 @@ class Representation(nn.Module):
         """ITG: the next word from the queries and the words before it; `[DEC]` begins the sentence."""
         ids = words.input_ids.clone()
         ids[:, 0] = self.tokenizer.bos_token_id
-        states = self.encoder.qformer(seen, ids, words.attention_mask, Pattern.CAUSAL)
+        states = self.encoder.qformer(seen, ids, words.attention_mask, AttentionPattern.CAUSAL)
         logits = self._language(states.words[:, :-1], self.encoder.qformer.word_embeddings.weight)
         labels = ids[:, 1:].masked_fill(words.attention_mask[:, 1:] == 0, -100)
         return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), label_smoothing=self.config.smoothing)
@@ -165,23 +165,23 @@ class Representation(nn.Module):
 
     def _redrawn(self, seen: Tensor, categories: list[str]) -> Tensor:
         words = category_words(self.tokenizer, categories).to(seen.device)
-        states = self.encoder.qformer(seen, words.input_ids, words.attention_mask, Pattern.BIDIRECTIONAL)
+        states = self.encoder.qformer(seen, words.input_ids, words.attention_mask, AttentionPattern.BIDIRECTIONAL)
         return self._redraw_head(self.encoder.projection(states.queries)).float()
 
     # -------------------------------------------------------------------------------------------------------- parts
 
     def _pixels(self, batch: SubjectBatch) -> Tensor:
-        return as_seen(batch["reference"], self.reference.size, self.reference.mean, self.reference.std)
+        return preprocess(batch["reference"], self.reference.size, self.reference.mean, self.reference.std)
 
     def _words(self, batch: SubjectBatch) -> Words:
-        length = self.config.sentence
+        length = self.config.max_caption_tokens
         encoded = self.tokenizer(
             batch["reference_caption"], padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         )
         return Words(encoded.input_ids, encoded.attention_mask).to(batch["reference"].device)
 
     def _embedded(self, seen: Tensor, words: Words) -> tuple[Tensor, Tensor]:
-        states = self.encoder.qformer(seen, words.input_ids, words.attention_mask, Pattern.UNIMODAL)
+        states = self.encoder.qformer(seen, words.input_ids, words.attention_mask, AttentionPattern.UNIMODAL)
         return self._contrastive.images(states.queries), self._contrastive.sentences(states.words)
 
     @property
@@ -209,13 +209,15 @@ class Representation(nn.Module):
         for name, head in self.heads.items():
             if name != "redraw":
                 moving += head.parameters()
-        if self.config.redraw:  # nothing else looks at the projected tokens
+        if self.config.reconstruction_weight:  # nothing else looks at the projected tokens
             moving += [*encoder.projection.parameters(), *self.heads["redraw"].parameters()]
-        return [ParameterGroup("qformer", moving, self.config.lr)]
+        return [ParameterGroup("qformer", moving, self.config.lr_scale)]
 
-    def share(self, batches: Sequence[SubjectBatch], contexts: Sequence[StepContext], gather: Gather) -> Shared | None:
+    def gather_step_context(
+        self, batches: Sequence[SubjectBatch], contexts: Sequence[StepContext], gather: Gather
+    ) -> Shared | None:
         """The negatives that the micro-batches of a step offer each other, as the published code gathers them."""
-        if contexts[0].step % self.config.every:
+        if contexts[0].step % self.config.multimodal_every:
             return None
         if len(batches) == 1 and len(gather(torch.zeros(1, device=batches[0]["identity"].device))) == 1:
             return None
@@ -229,12 +231,12 @@ class Representation(nn.Module):
         images, sentences = self._embedded(self.encoder.image_encoder.norm(features), words)
         return Shared(images, sentences, features, words.input_ids, words.attention_mask, batch["identity"])
 
-    def show(self, batch: SubjectBatch) -> list[Tensor]:
+    def sample_images(self, batch: SubjectBatch) -> list[Tensor]:
         """References, their cut-outs, and what the tokens redraw."""
-        if not self.config.redraw:
+        if not self.config.reconstruction_weight:
             return []
         drawn = self._redrawn(self.encoder.image_encoder(self._pixels(batch)), batch["category"])
-        return [batch["reference"], batch["canonical"][:, :3], drawn[:, :3]]
+        return [batch["reference"], batch["object_crop"][:, :3], drawn[:, :3]]
 
     def export(self, folder: Path) -> None:
         """The Q-Former's folder with its tokenizer, and the heads beside it."""

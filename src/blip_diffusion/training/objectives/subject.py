@@ -4,13 +4,12 @@ A reference on one background, the subject's word and a prompt in; the subject i
 tokens stand in the prompt as words do. Dropping them from some prompts keeps the model able to draw from words alone.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from blip_diffusion.checkpoint.components import save_heads
 from blip_diffusion.checkpoint.model_folder import save_model
@@ -19,8 +18,8 @@ from blip_diffusion.diffusion.forward_process import Noising, denoising_loss
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.modules.heads import RedrawHead
-from blip_diffusion.training.objective import Gather, Losses, ParameterGroup, StepContext
-from blip_diffusion.training.sample_callback import drawn
+from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
+from blip_diffusion.training.sample_callback import sample_with_same_noise
 
 
 @dataclass(frozen=True)
@@ -29,27 +28,27 @@ class SubjectConfig:
 
     subject_drop: float = 0.15  # share of prompts without subject tokens (the paper's figure)
     prompt_drop: float = 0.0  # share of empty prompts, for guidance; a base that was trained with them needs none
-    draws: int = 1  # noised copies of each pair: the U-Net sees that many for one pass of all the rest
+    noise_samples_per_pair: int = 1  # noised copies of each pair: the U-Net sees that many for one pass of all the rest
     min_snr: float | None = None  # γ of the loss weights; none: the simple loss
-    shift: float = 1.0  # above 1, more of the copies are noisy (`Noising.random_timesteps`)
+    timestep_shift: float = 1.0  # above 1, more of the copies are noisy (`Noising.random_timesteps`)
     subject_weight: float = 1.0  # how much more an error on the subject weighs than one on its scene
-    redraw: float = 0.0  # weight of our redrawing head, which keeps shape in the tokens; 0 leaves it out
-    unet_lr: float = 1.0  # times the schedule
-    text_lr: float = 1.0
-    qformer_lr: float = 1.0  # Q-Former, its layer norm over the image features, and the projection
+    reconstruction_weight: float = 0.0  # weight of our redrawing head, which keeps shape in the tokens; 0 leaves it out
+    unet_lr_scale: float = 1.0  # times the schedule
+    text_lr_scale: float = 1.0
+    qformer_lr_scale: float = 1.0  # Q-Former, its layer norm over the image features, and the projection
 
     def __post_init__(self) -> None:
         if not 0 <= self.subject_drop + self.prompt_drop < 1:
             raise ConfigError(f"subject_drop + prompt_drop is {self.subject_drop + self.prompt_drop}: keep it below 1.")
-        if self.draws < 1:
-            raise ConfigError(f"draws is {self.draws}: use 1 or more.")
-        if self.shift <= 0:
-            raise ConfigError(f"shift is {self.shift}: use a number above 0; 1 is uniform.")
+        if self.noise_samples_per_pair < 1:
+            raise ConfigError(f"noise_samples_per_pair is {self.noise_samples_per_pair}: use 1 or more.")
+        if self.timestep_shift <= 0:
+            raise ConfigError(f"timestep_shift is {self.timestep_shift}: use a number above 0; 1 is uniform.")
         if not self.subject_weight > 0:
             raise ConfigError(f"subject_weight is {self.subject_weight}: use a number above 0; 1 is as the scene.")
 
 
-class SubjectRepresentation(nn.Module):
+class SubjectRepresentation(Objective):
     """Trains Q-Former, projection, text encoder and U-Net; image encoder and autoencoder are frozen."""
 
     def __init__(
@@ -58,7 +57,7 @@ class SubjectRepresentation(nn.Module):
         super().__init__()
         self.model = model
         self.noising = noising
-        self.redraw = redraw if config.redraw else None
+        self.redraw = redraw if config.reconstruction_weight else None
         self.config = config
 
     def forward(self, batch: SubjectBatch, context: StepContext) -> Losses:
@@ -67,20 +66,20 @@ class SubjectRepresentation(nn.Module):
             latents = self.model.latents.encode(batch["target"]).float()
         tokens = self.model.subject_tokens(batch["reference"], batch["category"])
         states = self._text_states(batch["caption"], tokens, context.rng)
-        copies = self.config.draws
+        copies = self.config.noise_samples_per_pair
         loss = denoising_loss(
             self.model.denoiser(states.repeat(copies, 1, 1)),
             latents.repeat(copies, 1, 1, 1),
             self.noising,
             context.rng,
             gamma=self.config.min_snr,
-            shift=self.config.shift,
+            timestep_shift=self.config.timestep_shift,
             importance=self._importance(batch["target_alpha"], latents).repeat(copies, 1, 1, 1),
         )
         losses = {"denoising": loss, "loss": loss}
         if self.redraw is not None:
-            losses["redraw"] = F.l1_loss(self.redraw(tokens).float(), batch["canonical"])
-            losses["loss"] = loss + self.config.redraw * losses["redraw"]
+            losses["redraw"] = F.l1_loss(self.redraw(tokens).float(), batch["object_crop"])
+            losses["loss"] = loss + self.config.reconstruction_weight * losses["redraw"]
         return losses
 
     def _text_states(self, captions: list[str], tokens: Tensor, rng: torch.Generator) -> Tensor:
@@ -114,19 +113,16 @@ class SubjectRepresentation(nn.Module):
         if self.redraw is not None:
             reading += self.redraw.parameters()
         return [
-            ParameterGroup("unet", list(self.model.unet.parameters()), self.config.unet_lr),
-            ParameterGroup("text", list(self.model.text_encoder.parameters()), self.config.text_lr),
-            ParameterGroup("qformer", reading, self.config.qformer_lr),
+            ParameterGroup("unet", list(self.model.unet.parameters()), self.config.unet_lr_scale),
+            ParameterGroup("text", list(self.model.text_encoder.parameters()), self.config.text_lr_scale),
+            ParameterGroup("qformer", reading, self.config.qformer_lr_scale),
         ]
 
-    def share(self, batches: Sequence[SubjectBatch], contexts: Sequence[StepContext], gather: Gather) -> None:
-        """Pairs are independent of each other."""
-
-    def show(self, batch: SubjectBatch) -> list[Tensor]:
+    def sample_images(self, batch: SubjectBatch) -> list[Tensor]:
         """Reference, what its tokens redraw, the true target, and the drawing: all from the same noise."""
         tokens = self.model.subject_tokens(batch["reference"], batch["category"])
         redrawn = [self.redraw(tokens).float()[:, :3]] if self.redraw is not None else []
-        pictures = drawn(self.model, self.model.text_states(batch["caption"], tokens))
+        pictures = sample_with_same_noise(self.model, self.model.text_states(batch["caption"], tokens))
         return [batch["reference"], *redrawn, batch["target"], pictures]
 
     def export(self, folder: Path) -> None:

@@ -1,18 +1,17 @@
 """Latent diffusion, text to image (Rombach et al. 2022, section 3.3): the U-Net reads by cross-attention."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from blip_diffusion.checkpoint.model_folder import save_model
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.diffusion.forward_process import Noising, denoising_loss
 from blip_diffusion.model import BlipDiffusion
-from blip_diffusion.training.objective import Gather, Losses, ParameterGroup, StepContext
-from blip_diffusion.training.sample_callback import drawn
+from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
+from blip_diffusion.training.sample_callback import sample_with_same_noise
 
 
 @dataclass(frozen=True)
@@ -21,11 +20,11 @@ class TextToImageConfig:
 
     caption_drop: float = 0.1  # share of pictures whose sentence is empty, for guidance (Ho & Salimans 2022)
     min_snr: float | None = None  # γ of the loss weights; none: the simple loss
-    unet_lr: float = 1.0  # times the schedule
-    text_lr: float = 1.0  # 0 freezes the text encoder, as Stable Diffusion does with CLIP's
+    unet_lr_scale: float = 1.0  # times the schedule
+    text_lr_scale: float = 1.0  # 0 freezes the text encoder, as Stable Diffusion does with CLIP's
 
 
-class TextToImage(nn.Module):
+class TextToImage(Objective):
     """Trains the U-Net, and where nobody has trained it before, the text encoder; the autoencoder is frozen."""
 
     def __init__(self, model: BlipDiffusion, noising: Noising, config: TextToImageConfig) -> None:
@@ -47,17 +46,14 @@ class TextToImage(nn.Module):
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """The U-Net, and the text encoder unless its rate is 0."""
-        groups = [ParameterGroup("unet", list(self.model.unet.parameters()), self.config.unet_lr)]
-        if self.config.text_lr:
-            groups.append(ParameterGroup("text", list(self.model.text_encoder.parameters()), self.config.text_lr))
+        groups = [ParameterGroup("unet", list(self.model.unet.parameters()), self.config.unet_lr_scale)]
+        if self.config.text_lr_scale:
+            groups.append(ParameterGroup("text", list(self.model.text_encoder.parameters()), self.config.text_lr_scale))
         return groups
 
-    def share(self, batches: Sequence[SubjectBatch], contexts: Sequence[StepContext], gather: Gather) -> None:
-        """Pictures are independent of each other."""
-
-    def show(self, batch: SubjectBatch) -> list[Tensor]:
+    def sample_images(self, batch: SubjectBatch) -> list[Tensor]:
         """A picture of the world for each caption, and the drawing."""
-        return [batch["target"], drawn(self.model, self.model.text_states(batch["caption"]))]
+        return [batch["target"], sample_with_same_noise(self.model, self.model.text_states(batch["caption"]))]
 
     def export(self, folder: Path) -> None:
         """The whole model: what did not move goes along."""

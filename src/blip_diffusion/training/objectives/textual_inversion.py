@@ -17,8 +17,8 @@ from blip_diffusion.diffusion.forward_process import Noising
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.prompts import subject_prompt
-from blip_diffusion.training.objective import Gather, Losses, ParameterGroup, StepContext
-from blip_diffusion.training.objectives.masked_denoising_loss import check_background, photo_losses
+from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
+from blip_diffusion.training.objectives.masked_denoising_loss import check_background_weight, masked_denoising_losses
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class TextualInversionConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.vectors <= 32:
             raise ConfigError(f"vectors is {self.vectors}: use 1 to 32.")
-        check_background(self.background)
+        check_background_weight(self.background)
 
 
-class TextualInversion(nn.Module):
+class TextualInversion(Objective):
     """Trains the vectors of one word, which begin as the category's."""
 
     def __init__(
@@ -51,7 +51,9 @@ class TextualInversion(nn.Module):
     def forward(self, batch: PhotoBatch, context: StepContext) -> Losses:
         """The denoising loss of the photos."""
         states = self.states([""])
-        return photo_losses(self.model, self.noising, batch, states, context, background=self.config.background)
+        return masked_denoising_losses(
+            self.model, self.noising, batch, states, context, background=self.config.background
+        )
 
     def states(self, scenes: Sequence[str]) -> Tensor:
         """(B, L, D) of `a <word> {scene}`."""
@@ -61,13 +63,6 @@ class TextualInversion(nn.Module):
     def parameter_groups(self) -> list[ParameterGroup]:
         """The word."""
         return [ParameterGroup("word", [self.vectors], 1.0, weight_decay=0.0)]
-
-    def share(self, batches: Sequence[PhotoBatch], contexts: Sequence[StepContext], gather: Gather) -> None:
-        """Photos are independent of each other."""
-
-    def show(self, batch: PhotoBatch) -> list[Tensor]:
-        """Validation shows more, see `training/personalize/early_stopping.py`."""
-        return []
 
     def export(self, folder: Path) -> None:
         """`learned_embeds.safetensors`, which `load_textual_inversion` of any Stable Diffusion pipeline reads."""

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion import config as configuration
-from blip_diffusion.checkpoint.model_folder import find_model, read_parts, whole
+from blip_diffusion.checkpoint.model_folder import assemble, find_model, read_parts
 from blip_diffusion.checkpoint.subject_file import (
     Subject,
     check_category,
@@ -30,21 +30,21 @@ from blip_diffusion.data.photos import Masks, Photo, PhotoBatches, Segmenter, So
 from blip_diffusion.devices import device_of, fastest_dtype
 from blip_diffusion.errors import CheckpointError, ConfigError, InputError
 from blip_diffusion.fileio import check_writable
-from blip_diffusion.images import Fit
+from blip_diffusion.images import ResizeMode
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.prompts import subject_prompt
-from blip_diffusion.sampling import draw
+from blip_diffusion.sampling import sample_images
 from blip_diffusion.training import checkpointing
-from blip_diffusion.training.initialization import noising_of
-from blip_diffusion.training.objective import Method
+from blip_diffusion.training.initialization import noising_from
+from blip_diffusion.training.objective import Objective
 from blip_diffusion.training.objectives.dreambooth import DreamBooth, DreamBoothConfig
-from blip_diffusion.training.objectives.few_shot import FewShot, FewShotConfig, Trained
+from blip_diffusion.training.objectives.few_shot import FewShot, FewShotConfig, Trainable
 from blip_diffusion.training.objectives.textual_inversion import TextualInversion, TextualInversionConfig
 from blip_diffusion.training.optim import OptimConfig
 from blip_diffusion.training.personalize.early_stopping import (
     BEST,
+    EncoderMetric,
     Evaluator,
-    OwnEncoders,
     Score,
     Validation,
     ValidationConfig,
@@ -60,7 +60,7 @@ from blip_diffusion.training.trainer import (
     fit,
 )
 
-Kind = Literal["few-shot", "dreambooth", "dreambooth-lora", "textual-inversion"]
+TuneMethod = Literal["few-shot", "dreambooth", "dreambooth-lora", "textual-inversion"]
 RATES: dict[str, tuple[float, float]] = {
     "embedding": (1e-3, 1e-2),
     "lora": (1e-4, 3e-3),
@@ -76,9 +76,9 @@ PUBLISHED_WIDTH = 768
 PRIOR_BATCH, PRIOR_SEED = 8, 10_000
 SAVE_MINUTES = 5.0
 """What a machine that fails may cost, but for whole networks, whose checkpoints at published shapes take 14 GB."""
-BEGUN = "begun.json"
+RUN_INFO = "begun.json"
 """What a tuning is of: by this, its folder is known to be one, and that a resumption is of the same."""
-FREE = ("device", "gradient_checkpointing")
+RESUMABLE = ("device", "gradient_checkpointing")
 """Settings that a resumption may change."""
 
 
@@ -86,8 +86,8 @@ FREE = ("device", "gradient_checkpointing")
 class TuneConfig:
     """What is learned and how."""
 
-    method: Kind = "few-shot"
-    train: Trained = "lora"
+    method: TuneMethod = "few-shot"
+    train: Trainable = "lora"
     """What few-shot tuning moves beside the embedding."""
     steps: int | None = None
     """Optimizer steps; `None` stops by itself, after `most` at the latest."""
@@ -110,7 +110,7 @@ class TuneConfig:
     prior_weight: float = 1.0
     flip: bool = False
     """Mirror images as well; they spoil text and logos."""
-    fit: Fit = "crop"
+    fit: ResizeMode = "crop"
     seed: int = 0
     device: Literal["auto", "cpu"] = "auto"
     mixed_precision: Literal["no", "auto", "bf16", "fp16"] = "no"
@@ -195,23 +195,23 @@ def tune(
     _check_work(work, resume=resume)
     shown = read_photos(photos, masks=masks, segmenter=segmenter)
     folder = find_model(model)
-    loaded = whole(read_parts(folder, dtype=_dtype(config)), folder).to(device_of(config.device))
+    loaded = assemble(read_parts(folder, dtype=_dtype(config)), folder).to(device_of(config.device))
     begun = _begun(loaded, shown, category, name, config)
     if resume:
         _check_begun(work, begun)
     check_possible(_training(config.resolved(_width(loaded))))
-    lesson = prepare(loaded, shown, category, name, config, model_name=str(model))
+    job = prepare(loaded, shown, category, name, config, model_name=str(model))
     if not resume:
         shutil.rmtree(work, ignore_errors=True)  # of an earlier tuning, now that nothing can be wrong with this one
-    write_json(work / BEGUN, begun)
+    write_json(work / RUN_INFO, begun)
     validation = None
     if config.steps is None:
-        judge = evaluator or OwnEncoders(loaded, lesson.pixels, lesson.masks, category, config.validation)
+        judge = evaluator or EncoderMetric(loaded, job.pixels, job.masks, category, config.validation)
         validation = Validation(judge, config.validation, work)
         newest = checkpointing.latest(work / CHECKPOINTS) if resume else None
-        validation.begin(lesson.method, after=checkpointing.verify(newest).step if newest else 0)
+        validation.begin(job.objective, after=checkpointing.verify(newest).step if newest else 0)
     try:
-        result = run(lesson, work, validation, resume=resume)
+        result = run(job, work, validation, resume=resume)
     except DivergedError as error:
         if validation is None:
             raise
@@ -223,11 +223,11 @@ def tune(
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
+class TuningJob:
     """What is to be learned, by what."""
 
     config: TuneConfig  # nothing in it is left open
-    method: Method
+    objective: Objective
     batches: PhotoBatches
     pixels: Tensor  # (P, 3, S, S) of the photos
     masks: Tensor  # (P, 1, S, S)
@@ -235,7 +235,7 @@ class Lesson:
 
 def prepare(
     model: BlipDiffusion, photos: Sequence[Photo], category: str, name: str, config: TuneConfig, *, model_name: str = ""
-) -> Lesson:
+) -> TuningJob:
     """The method that learns these photos, and its batches. The model becomes its part."""
     config = config.resolved(_width(model))
     model.requires_grad_(False)
@@ -247,16 +247,16 @@ def prepare(
     latents = _latents(model, pixels)
     prior = _prior(model, category, config) if config.prior_images else None
     batches = PhotoBatches(latents, cut, batch_size=config.batch_size, seed=config.seed, prior=prior)
-    method = _method(model, photos, category, name, config, model_name)
-    return Lesson(config, method, batches, pixels[: len(photos)], cut[: len(photos)])
+    objective = _objective(model, photos, category, name, config, model_name)
+    return TuningJob(config, objective, batches, pixels[: len(photos)], cut[: len(photos)])
 
 
-def run(lesson: Lesson, folder: Path, validation: Hook | None = None, *, resume: bool = False) -> Result:
+def run(job: TuningJob, folder: Path, validation: Hook | None = None, *, resume: bool = False) -> Result:
     """The loop, as tuning wants it."""
     hooks = [validation] if validation is not None else []
-    text = configuration.to_toml(lesson.config)
-    train = _training(lesson.config)
-    return fit(lesson.method, lesson.batches, train, folder=folder, resume=resume, hooks=hooks, config_text=text)
+    text = configuration.to_toml(job.config)
+    train = _training(job.config)
+    return fit(job.objective, job.batches, train, folder=folder, resume=resume, hooks=hooks, config_text=text)
 
 
 def _training(config: TuneConfig) -> TrainConfig:
@@ -271,7 +271,7 @@ def _training(config: TuneConfig) -> TrainConfig:
         save_every=steps,
         save_minutes=None if config.whole_network else SAVE_MINUTES,
         sample_every=config.validation.every,
-        keep=1,
+        keep_last=1,
         prefetch=0,
         optim=OptimConfig(lr=config.learning_rate or 0.0, eight_bit=config.eight_bit),
     )
@@ -280,14 +280,14 @@ def _training(config: TuneConfig) -> TrainConfig:
 # ---------------------------------------------------------------------------------------------------------- the method
 
 
-def _method(
+def _objective(
     model: BlipDiffusion, photos: Sequence[Photo], category: str, name: str, config: TuneConfig, model_name: str
-) -> Method:
+) -> Objective:
     torch.manual_seed(config.seed)  # of a LoRA's first matrices
-    noising = noising_of(model.scheduler)
+    noising = noising_from(model.scheduler)
     match config.method:
         case "few-shot":
-            start = first_subject(model, photos, category, name, config, model_name)
+            start = initial_subject(model, photos, category, name, config, model_name)
             few = FewShotConfig(
                 config.train, config.rank, background=config.background, prior_weight=config.prior_weight
             )
@@ -308,7 +308,7 @@ def _method(
 
 
 @torch.no_grad()
-def first_subject(
+def initial_subject(
     model: BlipDiffusion, photos: Sequence[Photo], category: str, name: str, config: TuneConfig, model_name: str = ""
 ) -> Subject:
     """The subject before any tuning: the mean of its photos' tokens."""
@@ -338,7 +338,7 @@ def _prior(model: BlipDiffusion, category: str, config: TuneConfig) -> Tensor:
     states = model.text_states([subject_prompt("", category)]).detach()
     seeds = list(range(PRIOR_SEED, PRIOR_SEED + config.prior_images))
     some = [seeds[start : start + PRIOR_BATCH] for start in range(0, len(seeds), PRIOR_BATCH)]
-    return torch.cat([draw(model, states.expand(len(s), -1, -1), s, decoded=False).cpu() for s in some])
+    return torch.cat([sample_images(model, states.expand(len(s), -1, -1), s, decoded=False).cpu() for s in some])
 
 
 # ---------------------------------------------------------------------------------------------------------- the files
@@ -356,7 +356,7 @@ def _place(out: str | Path | None, name: str, config: TuneConfig) -> Path:
         raise InputError(f"{path} is a folder that is there already: choose another --out.")
     if whole_network and path.is_file():
         raise InputError(f"{path} is a file, and DreamBooth writes a folder: choose another --out.")
-    if not (_work(path) / BEGUN).is_file():  # an earlier tuning's result is
+    if not (_work(path) / RUN_INFO).is_file():  # an earlier tuning's result is
         check_place(path)
     check_writable(path.parent)
     return path
@@ -369,7 +369,7 @@ def _work(path: Path) -> Path:
 
 def _check_work(work: Path, *, resume: bool) -> None:
     """An earlier tuning's folder may be made room in, unless it was interrupted; no one else's may."""
-    if work.exists() and not (work / BEGUN).is_file() and not (work.is_dir() and not any(work.iterdir())):
+    if work.exists() and not (work / RUN_INFO).is_file() and not (work.is_dir() and not any(work.iterdir())):
         raise InputError(f"{work} is there already and is no tuning's folder: choose another --out.")
     if not resume and checkpointing.complete(work / CHECKPOINTS):
         raise CheckpointError(f"{work} holds a tuning that was interrupted: say --resume, or delete it.")
@@ -396,12 +396,12 @@ def _settings(config: TuneConfig) -> dict[str, Any]:
     """All that says what is learned, by name; not where it is computed, and what is kept in memory meanwhile."""
     settings = asdict(config)
     judging = settings.pop("validation")
-    return {key: value for key, value in {**settings, **judging}.items() if key not in FREE}
+    return {key: value for key, value in {**settings, **judging}.items() if key not in RESUMABLE}
 
 
 def _check_begun(work: Path, begun: Mapping[str, Any]) -> None:
     """Raises `InputError` where a tuning began with something else."""
-    earlier = read_json(work / BEGUN) if (work / BEGUN).is_file() else begun
+    earlier = read_json(work / RUN_INFO) if (work / RUN_INFO).is_file() else begun
     if earlier.keys() != begun.keys():
         raise InputError(f"{work} is of another version, which can't be resumed: delete it, or choose another --out.")
     if changed := [what for what in begun if begun[what] != earlier.get(what)]:

@@ -23,13 +23,13 @@ from blip_diffusion.fileio import write_text
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.plots import Line, line_chart
 from blip_diffusion.prompts import subject_prompt
-from blip_diffusion.sampling import Personal, draw, draw_scenes, scene_seeds
+from blip_diffusion.sampling import PersonalizedObjective, prompt_seeds, sample_images, sample_prompts
 from blip_diffusion.training import checkpointing
-from blip_diffusion.training.objective import Method
+from blip_diffusion.training.objective import Objective
 from blip_diffusion.training.trainer import CHECKPOINTS, HookContext
 
 SCORES, STRIP, CURVE, BEST = "scores.jsonl", "strip.png", "curve.png", "best"
-SCENES = ("on the beach", "in a forest", "in a city at night")
+PROMPTS = ("on the beach", "in a forest", "in a city at night")
 
 Evaluator = Callable[[Tensor], tuple[float, float]]
 """A picture of each validation scene, in their order and seed after seed (B, 3, H, W) in [0, 1], to two scores: of the
@@ -41,7 +41,7 @@ the untuned model does without a subject."""
 class ValidationConfig:
     """What is drawn, how often, and when it is enough."""
 
-    scenes: tuple[str, ...] = SCENES
+    scenes: tuple[str, ...] = PROMPTS
     seeds: int = 1  # pictures of each scene
     every: int = 10  # steps
     sampling_steps: int | None = 12  # few are enough to judge; the model's own where it is None
@@ -82,24 +82,24 @@ class Validation:
     folder: Path
     scores: list[Score] = field(default_factory=list)
 
-    def begin(self, method: Method, *, after: int = 0) -> None:
+    def begin(self, objective: Objective, *, after: int = 0) -> None:
         """Scores step 0; or on a resumed run, takes up what was scored up to the step that it goes on from."""
         known = _read_scores(self.folder / SCORES) if after else []
         self.scores = [score for score in known if score.step <= after]
         self._drop_superseded()  # what steps that are lost have left
         if not self.scores:
-            self._score(method, 0)
+            self._score(objective, 0)
         self._record()
 
     def __call__(self, context: HookContext) -> bool:
         """Scores the step; whether it is time to end."""
         if any(score.step == context.step for score in self.scores):
             return self.turned
-        method = cast(Method, context.method)
-        score = self._score(method, context.step)
+        objective = context.objective
+        score = self._score(objective, context.step)
         self._record()
         values = {"validation/subject": score.subject, "validation/text": score.text}
-        context.tracker.log(context.step, values)
+        context.metric_logger.log(context.step, values)
         return self.turned
 
     @property
@@ -109,7 +109,7 @@ class Validation:
 
     @property
     def kept(self) -> Path:
-        """The folder that the method was exported to at its best."""
+        """The folder that the objective was exported to at its best."""
         return self._export(self.best)
 
     @property
@@ -121,18 +121,18 @@ class Validation:
         """Whether prompts are ignored: the text score has fallen to a fraction of the first one."""
         return score.text < self.config.overfitted * self.scores[0].text
 
-    def _score(self, method: Method, step: int) -> Score:
+    def _score(self, objective: Objective, step: int) -> Score:
         config = self.config
         with torch.no_grad():
-            pictures = draw_scenes(
-                cast(Personal, method), config.scenes, seeds=config.seeds, steps=config.sampling_steps
+            pictures = sample_prompts(
+                cast(PersonalizedObjective, objective), config.scenes, seeds=config.seeds, steps=config.sampling_steps
             )
             subject, text = self.evaluator(pictures)
         score = Score(step, subject, text)
         self.scores.append(score)
-        _save(images.grid(images.to_pictures(pictures), len(pictures)), self._row(step))
+        _save(images.grid(images.to_pil(pictures), len(pictures)), self._row(step))
         if score is self.best:
-            method.export(self._export(score))
+            objective.export(self._export(score))
         return score
 
     def _best_of(self, scores: Sequence[Score]) -> Score:
@@ -181,7 +181,7 @@ class Validation:
         return lines + (["overfits"] if self.overfits(score) else [])
 
 
-class OwnEncoders:
+class EncoderMetric:
     """An evaluator that needs no other network: the model's image encoder judges, and what the model draws untuned.
 
     Subject: what shows on the subject in the photos, does it show anywhere in the picture? Each of its patches takes
@@ -198,7 +198,7 @@ class OwnEncoders:
         prompts = [subject_prompt(scene, category) for scene in config.scenes] * config.seeds
         with torch.no_grad():
             states = model.text_states(prompts)
-            plain = draw(model, states, scene_seeds(config.scenes, config.seeds), steps=config.sampling_steps)
+            plain = sample_images(model, states, prompt_seeds(config.scenes, config.seeds), steps=config.sampling_steps)
         features, others = self._patches(photos), self._patches(plain)
         self.anchors = self._moves(others)
         self.mean = torch.cat([features, others]).mean(dim=(0, 1))
@@ -231,7 +231,7 @@ class OwnEncoders:
         """What the image encoder sees in each patch (B, N, V); a class token is none."""
         reference, encoder = self.model.reference, self.model.subject_encoder
         pixels = pixels.to(encoder.device).float()
-        seen = images.as_seen(pixels, reference.size, reference.mean, reference.std)
+        seen = images.preprocess(pixels, reference.size, reference.mean, reference.std)
         features: Tensor = encoder.image_encoder(seen.to(encoder.dtype)).float()
         return features[:, -(math.isqrt(features.shape[1]) ** 2) :]
 

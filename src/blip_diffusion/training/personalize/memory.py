@@ -64,7 +64,7 @@ def estimate(config: TuneConfig, *, batch_size: int | None = None) -> Memory:
     )
 
 
-def fitted(config: TuneConfig, gigabytes: int) -> TuneConfig:
+def fit_to_memory(config: TuneConfig, gigabytes: int) -> TuneConfig:
     """The quickest settings under which it fits a GPU of that size. Raises `InputError` where none does.
 
     What costs time is taken in this order: recomputing activations, 8-bit moments where bitsandbytes is there, smaller
