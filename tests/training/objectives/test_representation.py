@@ -209,7 +209,7 @@ def test_generation_is_told_by_the_picture(method: Make, pairs: SubjectBatch) ->
 @torch.no_grad()
 def test_weights_and_pauses(method: Make, pairs: SubjectBatch) -> None:
     config = {"contrast": 0.5, "matching": 2.0, "generation": 3.0, "redraw": 10.0}
-    own = method(**config, multimodal_every=3)
+    own = method(itc_weight=0.5, itm_weight=2.0, itg_weight=3.0, reconstruction_weight=10.0, multimodal_every=3)
     losses = own(pairs, context(step=3))
     assert losses["loss"].item() == pytest.approx(sum(config[name] * losses[name].item() for name in config), rel=1e-5)
     paused = own(pairs, context(step=4))
