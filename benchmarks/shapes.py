@@ -18,8 +18,8 @@ from blip_diffusion.checkpoint.lora import ALL_UNET_LAYERS
 from blip_diffusion.checkpoint.model_folder import CONSISTENCY_LORA, save_model
 from blip_diffusion.model import BlipDiffusion, ModelConfig, ReferenceConfig, build_subject_encoder, build_text_encoder
 from blip_diffusion.modules.image_encoder import ImageEncoderConfig
-from blip_diffusion.training.initialization import MINI
 from blip_diffusion.training.lora import add_lora, lora_state
+from blip_diffusion.training.shapes import MINI
 
 BERT_WORDS = 30523  # with [DEC]
 CLIP_AT_MINI = ImageEncoderConfig(image_size=128, width=192, layers=6, heads=3, inner=768, patch=16)

@@ -29,7 +29,8 @@ from blip_diffusion.evaluation.features.preprocessing import masked_mean
 from blip_diffusion.images import normalise
 from blip_diffusion.modules.efficientnet_lite import EfficientNetLite, read_weights
 from blip_diffusion.modules.image_encoder import EfficientNetTower
-from blip_diffusion.training.initialization import LITE_PIXELS, lite0_weights
+from blip_diffusion.training.initialization import lite0_weights
+from blip_diffusion.training.shapes import LITE_PIXELS
 from studies.image_encoders.clip_baseline import PIXELS as CLIP_PIXELS
 
 BLOCKS = (2, 4, 7, 10, 14)

@@ -37,7 +37,8 @@ from blip_diffusion.images import grid, to_pil
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.sampling import PersonalizedObjective, sample_prompts
 from blip_diffusion.training.objective import Objective
-from blip_diffusion.training.personalize.api import TuneConfig, TuningJob, prepare, run
+from blip_diffusion.training.personalize.api import TuningJob, prepare, run_job
+from blip_diffusion.training.personalize.config import TuneConfig
 from blip_diffusion.training.personalize.early_stopping import ValidationConfig
 from blip_diffusion.training.trainer import HookContext
 from studies.personalization_speed.report import (
@@ -62,9 +63,9 @@ class Candidate:
 
 
 CANDIDATES = (
-    Candidate("few-shot", TuneConfig(train="unet"), (3e-5, 1e-4, 3e-4, 1e-3)),
-    Candidate("few-shot-lora", TuneConfig(train="lora"), (3e-4, 1e-3, 3e-3, 1e-2)),
-    Candidate(DREAMBOOTH, TuneConfig(method="dreambooth", prior_images=8), (3e-5, 1e-4, 3e-4, 1e-3)),
+    Candidate("few-shot", TuneConfig(trainable="unet"), (3e-5, 1e-4, 3e-4, 1e-3)),
+    Candidate("few-shot-lora", TuneConfig(trainable="lora"), (3e-4, 1e-3, 3e-3, 1e-2)),
+    Candidate(DREAMBOOTH, TuneConfig(method="dreambooth", num_class_images=8), (3e-5, 1e-4, 3e-4, 1e-3)),
     Candidate("textual-inversion", TuneConfig(method="textual-inversion"), (3e-3, 1e-2, 3e-2, 1e-1)),
 )
 
@@ -140,7 +141,7 @@ class Experiment:
 def _quiet_run(lesson: TuningJob, folder: Path, hook: Callable[[HookContext], None]) -> None:
     """Run in a temporary folder. Raises `KeyboardInterrupt` if a signal ends it: no partial curve is kept."""
     shutil.rmtree(folder, ignore_errors=True)
-    ended = run(lesson, folder, hook)
+    ended = run_job(lesson, folder, hook)
     shutil.rmtree(folder)
     if ended.stopped == "signal":
         raise KeyboardInterrupt

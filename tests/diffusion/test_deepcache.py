@@ -3,8 +3,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from blip_diffusion.diffusion.deepcache import ShallowUNet, WholeUNet, deepcache, on_interval, split_batch
-from blip_diffusion.diffusion.guidance import Denoiser, guided, unet_denoiser
+from blip_diffusion.diffusion.deepcache import ShallowUNet, WholeUNet, deepcache
+from blip_diffusion.diffusion.guidance import Denoiser, guided, on_interval, split_batch, unet_denoiser
 from blip_diffusion.errors import InputError
 
 SHAPES = {

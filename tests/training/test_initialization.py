@@ -16,8 +16,6 @@ from blip_diffusion.model import InferenceConfig, build_subject_encoder, build_t
 from blip_diffusion.modules.heads import RedrawHead
 from blip_diffusion.modules.image_encoder import EfficientNetTower
 from blip_diffusion.training.initialization import (
-    MINI,
-    SHAPES,
     InitConfig,
     init_heads,
     init_model,
@@ -26,6 +24,7 @@ from blip_diffusion.training.initialization import (
     noising_from,
     zero_snr_scheduler,
 )
+from blip_diffusion.training.shapes import MINI, SHAPES
 
 CONFIG = InitConfig("tiny")
 

@@ -15,8 +15,9 @@ from torch import nn
 from blip_diffusion.config import build, to_toml
 from blip_diffusion.errors import CheckpointError, ConfigError
 from blip_diffusion.training import checkpointing
+from blip_diffusion.training.config import TrainConfig
 from blip_diffusion.training.optim import OptimConfig, learning_rate
-from blip_diffusion.training.trainer import DivergedError, HookContext, TrainConfig, fit
+from blip_diffusion.training.trainer import DivergedError, HookContext, fit
 
 from .conftest import Launch
 from .toys import ROWS, Contrast, Regression, batches, train

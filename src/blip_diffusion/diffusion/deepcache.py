@@ -99,31 +99,6 @@ def deepcache(whole: Whole, shallow: Shallow | None, text: Tensor, every: int) -
     return denoise
 
 
-def on_interval(interval: tuple[float, float], steps: int, inside: Denoiser, outside: Denoiser) -> Denoiser:
-    """One denoiser in the steps that begin in a share of all, another before and after it.
-
-    Guidance helps in the middle: early it narrows what is drawn, late it changes little (Kynkäänniemi et al. 2024).
-    """
-    start, end = interval
-    counter = itertools.count()
-
-    def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
-        share = next(counter) / steps
-        return (inside if start <= share < end else outside)(latents, timestep)
-
-    return denoise
-
-
-def split_batch(empty: Denoiser, full: Denoiser) -> Denoiser:
-    """Answers for [unconditional, conditional] batches of 2B in two passes of B: half the memory."""
-
-    def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
-        first, second = latents.chunk(2)
-        return torch.cat([empty(first, timestep), full(second, timestep)])
-
-    return denoise
-
-
 def _layer(block: Any, index: int, x: Tensor, time: Tensor, text: Tensor) -> Tensor:
     """A residual layer, and the attention after it where the block has any."""
     x = block.resnets[index](x, time)

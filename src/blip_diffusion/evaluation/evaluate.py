@@ -38,7 +38,7 @@ from blip_diffusion.fileio import sha256_of
 from blip_diffusion.nn_utils import tensor_bytes
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import Engine, preset_on_engine
-from blip_diffusion.training.personalize.api import TuneConfig
+from blip_diffusion.training.personalize.config import TuneConfig
 
 
 @dataclass(frozen=True)

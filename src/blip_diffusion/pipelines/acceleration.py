@@ -13,8 +13,8 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from blip_diffusion.diffusion.deepcache import ShallowUNet, WholeUNet, deepcache, on_interval, split_batch
-from blip_diffusion.diffusion.guidance import Denoiser, guided, unet_denoiser
+from blip_diffusion.diffusion.deepcache import ShallowUNet, WholeUNet, deepcache
+from blip_diffusion.diffusion.guidance import Denoiser, guided, on_interval, split_batch, unet_denoiser
 from blip_diffusion.diffusion.latents import LatentCodec
 from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.nn_utils import lora_layers, uncompiled, weights_version

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion import images
-from blip_diffusion.diffusion.guidance import Control
+from blip_diffusion.diffusion.controlnet import Control
 from blip_diffusion.errors import InputError
 
 Pictures: TypeAlias = Image.Image | Tensor | Sequence[Image.Image]

@@ -25,7 +25,8 @@ from blip_diffusion.checkpoint.model_folder import (
     read_parts,
     save_model,
 )
-from blip_diffusion.diffusion.guidance import Control, Denoiser, controlled_denoiser
+from blip_diffusion.diffusion.controlnet import Control, controlled_denoiser
+from blip_diffusion.diffusion.guidance import Denoiser
 from blip_diffusion.diffusion.sampler import initial_noise, sample
 from blip_diffusion.errors import InputError
 from blip_diffusion.images import ResizeMode

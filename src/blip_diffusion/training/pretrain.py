@@ -17,6 +17,7 @@ from blip_diffusion.errors import ConfigError
 from blip_diffusion.fileio import atomic_dir, check_writable
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training import checkpointing, initialization
+from blip_diffusion.training.config import TrainConfig
 from blip_diffusion.training.objective import Objective
 from blip_diffusion.training.objectives.autoencoder import Autoencoder, AutoencoderConfig
 from blip_diffusion.training.objectives.consistency import Consistency, ConsistencyConfig
@@ -24,7 +25,7 @@ from blip_diffusion.training.objectives.representation import Representation, Re
 from blip_diffusion.training.objectives.subject import SubjectConfig, SubjectRepresentation
 from blip_diffusion.training.objectives.text_to_image import TextToImage, TextToImageConfig
 from blip_diffusion.training.sample_callback import SampleCallback
-from blip_diffusion.training.trainer import CHECKPOINTS, Hook, Result, TrainConfig, fit
+from blip_diffusion.training.trainer import CHECKPOINTS, Hook, Result, fit
 
 CALLBACK_BATCH, PROBES, CALLBACK_SEED = 8, 8, 99
 START = "start"

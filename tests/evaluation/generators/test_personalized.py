@@ -12,10 +12,10 @@ from blip_diffusion.data.benchmarks.dreambench import Bench, BenchSubject
 from blip_diffusion.errors import InputError
 from blip_diffusion.evaluation.evaluate import EvalConfig, _build_tuner
 from blip_diffusion.evaluation.generators.personalized import SubjectTuner, check_tunable
-from blip_diffusion.training.personalize.api import TuneConfig
+from blip_diffusion.training.personalize.config import TuneConfig
 from tests.training.photos import written
 
-QUICK = TuneConfig(steps=1, batch_size=1, train="embedding")
+QUICK = TuneConfig(steps=1, batch_size=1, trainable="embedding")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from blip_diffusion.errors import DataError, InputError
 from blip_diffusion.evaluation.features.efficientnet import EfficientNetLite2
 from blip_diffusion.evaluation.metrics.probe_data import ProbeSource, build_probe_data
 from blip_diffusion.model import BlipDiffusion
-from blip_diffusion.training.personalize.api import TuneConfig
+from blip_diffusion.training.personalize.config import TuneConfig
 from blip_diffusion.training.trainer import Result
 from studies.personalization_speed import compare as command
 from studies.personalization_speed.compare import Candidate, build_backbones, compare, scored_steps
@@ -128,7 +128,7 @@ def test_metrics_have_the_names_of_evaluate() -> None:
 
 
 CANDIDATES = (
-    Candidate("few-shot", TuneConfig(train="embedding"), (1e-3, 1e-2)),
+    Candidate("few-shot", TuneConfig(trainable="embedding"), (1e-3, 1e-2)),
     Candidate("dreambooth", TuneConfig(method="dreambooth"), (1e-4,)),
 )
 

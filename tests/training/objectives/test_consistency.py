@@ -86,7 +86,9 @@ def test_the_teacher_takes_a_step_of_ddim(model: BlipDiffusion, batch: SubjectBa
 @torch.no_grad()
 def test_the_teachers_way_is_that_of_the_sampler(model: BlipDiffusion, batch: SubjectBatch) -> None:
     scheduler = model.scheduler
-    own = method(model, guidance_scale=2.0, guidance_rescale=0.0, num_levels=5, solver_steps=2, trajectory_distillation=True)
+    own = method(
+        model, guidance_scale=2.0, guidance_rescale=0.0, num_levels=5, solver_steps=2, trajectory_distillation=True
+    )
     assert own._levels(torch.device("cpu")).tolist() == [999, 799, 599, 399, 199, 0]
     seen, empty = states(own, batch), model.text_states([""]).expand(6, -1, -1)
     noise = own._noise(torch.Size((6, 4, 4, 4)), torch.Generator().manual_seed(0))

@@ -71,9 +71,9 @@ def test_an_error_outside_the_mask_weighs_less(model: BlipDiffusion, dog: Image.
     half = torch.zeros_like(batch["mask"])
     half[..., :2] = 1
     masked = {**batch, "mask": half}
-    losses = {b: method(model, "embedding", background=b)(masked, context())["loss"] for b in (0.0, 1.0)}
+    losses = {b: method(model, "embedding", background_weight=b)(masked, context())["loss"] for b in (0.0, 1.0)}
     assert losses[0.0] != losses[1.0]
-    assert method(model, "embedding", background=0.0)(batch, context())["loss"] == losses[1.0]
+    assert method(model, "embedding", background_weight=0.0)(batch, context())["loss"] == losses[1.0]
 
 
 def test_prior_preservation_is_one_more_term(model: BlipDiffusion, dog: Image.Image) -> None:
@@ -98,4 +98,4 @@ def test_errors() -> None:
     with pytest.raises(ConfigError, match="rank is 0"):
         FewShotConfig(rank=0)
     with pytest.raises(ConfigError, match="background is 2"):
-        FewShotConfig(background=2)
+        FewShotConfig(background_weight=2)

@@ -13,7 +13,7 @@ from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler, SyntheticConfig
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.modules.qformer import AttentionPattern
-from blip_diffusion.training.initialization import SHAPES, init_heads
+from blip_diffusion.training.initialization import init_heads
 from blip_diffusion.training.objectives.representation import (
     Representation,
     RepresentationConfig,
@@ -21,6 +21,7 @@ from blip_diffusion.training.objectives.representation import (
     _drawn,
     _others,
 )
+from blip_diffusion.training.shapes import SHAPES
 
 from .overfit import context, ids, moved_parameters, overfit, with_gradient
 

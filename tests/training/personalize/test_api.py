@@ -17,7 +17,9 @@ from blip_diffusion.checkpoint.subject_file import read_subject
 from blip_diffusion.data.photos import PhotoBatch, PhotoBatches
 from blip_diffusion.errors import BlipDiffusionError, CheckpointError, ConfigError, InputError
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
-from blip_diffusion.training.personalize.api import TuneConfig, Tuned, tune
+from blip_diffusion.training.personalize.api import tune
+from blip_diffusion.training.personalize.artifacts import Tuned
+from blip_diffusion.training.personalize.config import TuneConfig
 from blip_diffusion.training.personalize.early_stopping import ValidationConfig
 from blip_diffusion.training.trainer import DivergedError
 from tests.training.photos import written
@@ -50,7 +52,7 @@ def test_from_photos_to_pictures(tiny_folder: Path, dog: Image.Image, tmp_path: 
 
 def test_it_stops_by_itself(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
     judged = iter([(0.5, 1.0), (0.8, 0.9), (0.9, 0.3), (1.0, 0.2)])
-    config = TuneConfig(train="embedding", batch_size=1, validation=QUICK, most=20)
+    config = TuneConfig(trainable="embedding", batch_size=1, validation=QUICK, max_steps=20)
     tuned = tune(
         [written(dog, tmp_path / "photos")], category="dog", name="rex", out=tmp_path / "rex.safetensors",
         model=tiny_folder, config=config, evaluator=lambda pictures: next(judged),
@@ -58,13 +60,13 @@ def test_it_stops_by_itself(tiny_folder: Path, dog: Image.Image, tmp_path: Path)
     assert tuned.result.stopped == "hook" and tuned.result.step == 6 and tuned.step == 2 and tuned.overfitted
     assert read_subject(tuned.out).details["steps"] == 2
     assert sorted(path.name for path in tuned.folder.iterdir()) == [
-        "begun.json", "curve.png", "log.jsonl", "samples", "scores.jsonl", "strip.png"]  # fmt: skip
+        "run.json", "curve.png", "log.jsonl", "samples", "scores.jsonl", "strip.png"]  # fmt: skip
 
 
 def test_what_was_kept_is_not_said_to_be_past_the_best(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
     """Though it hardly heeds the prompt: it is the best there was."""
     judged = iter([(0.1, 1.0), (0.9, 0.5)])
-    config = TuneConfig(train="embedding", batch_size=1, validation=QUICK, most=2)
+    config = TuneConfig(trainable="embedding", batch_size=1, validation=QUICK, max_steps=2)
     tuned = tune([dog], category="dog", name="rex", out=tmp_path / "rex.safetensors", model=tiny_folder, config=config,
                  evaluator=lambda pictures: next(judged))  # fmt: skip
     assert tuned.step == tuned.scores[-1].step == 2 and not tuned.overfitted
@@ -72,9 +74,9 @@ def test_what_was_kept_is_not_said_to_be_past_the_best(tiny_folder: Path, dog: I
 
 def test_what_is_kept_is_what_was_best(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
     """The same as a tuning of so many steps."""
-    plain = learn(tmp_path / "plain", tiny_folder, dog, steps=2, train="embedding")
+    plain = learn(tmp_path / "plain", tiny_folder, dog, steps=2, trainable="embedding")
     judged = iter([(0.1, 0.1), (0.9, 0.9), (0.1, 0.1), (0.1, 0.1)])
-    config = TuneConfig(train="embedding", batch_size=2, validation=QUICK, most=6)
+    config = TuneConfig(trainable="embedding", batch_size=2, validation=QUICK, max_steps=6)
     best = tune([tmp_path / "plain" / "photos"], category="dog", name="rex", out=tmp_path / "rex.safetensors",
                 model=tiny_folder, config=config, evaluator=lambda pictures: next(judged))  # fmt: skip
     assert torch.equal(read_subject(plain.out).embedding, read_subject(best.out).embedding)
@@ -85,7 +87,7 @@ def test_a_resumed_tuning_equals_an_uninterrupted_one(
     at: int, tiny_folder: Path, dog: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Interrupted where a score is due, and where none is."""
-    how = {"steps": None, "most": 4, "rank": 2, "train": "lora"}
+    how = {"steps": None, "max_steps": 4, "rank": 2, "trainable": "lora"}
     whole = learn(tmp_path / "whole", tiny_folder, dog, **how)  # type: ignore[arg-type]
     plain = PhotoBatches.__call__
 
@@ -121,7 +123,7 @@ def test_a_killed_tuning_goes_on(
     tiny_folder: Path, dog: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No signal tells it: what was saved on the way is there, and what was best then."""
-    how = {"steps": None, "most": 6, "rank": 2}
+    how = {"steps": None, "max_steps": 6, "rank": 2}
     whole = learn(tmp_path / "whole", tiny_folder, dog, **how)  # type: ignore[arg-type]
 
     def killed(_: PhotoBatch) -> PhotoBatch:
@@ -144,7 +146,7 @@ def test_a_tuning_that_diverges_keeps_its_best(
 ) -> None:
     fails_at(3, monkeypatch, lambda batch: {**batch, "latents": batch["latents"] * torch.nan})
     judged = iter([(0.1, 0.1), (0.9, 0.9)])
-    config = TuneConfig(batch_size=1, rank=2, validation=QUICK, most=6)
+    config = TuneConfig(batch_size=1, rank=2, validation=QUICK, max_steps=6)
     with pytest.warns(match="Step 3 was not taken .*lower the learning rate.* What was best before is kept"):
         tuned = tune([dog], category="dog", name="rex", out=tmp_path / "rex.safetensors", model=tiny_folder,
                      config=config, evaluator=lambda pictures: next(judged))  # fmt: skip
@@ -157,7 +159,7 @@ def test_a_tuning_that_diverges_keeps_its_best(
 @pytest.mark.parametrize("method", ["dreambooth", "dreambooth-lora", "textual-inversion"])
 def test_the_methods_it_is_compared_with(method: str, tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
     prior = 1 if method == "dreambooth" else 0
-    config = TuneConfig(method=method, steps=1, batch_size=1, prior_images=prior, mixed_precision="auto")  # type: ignore[arg-type]
+    config = TuneConfig(method=method, steps=1, batch_size=1, num_class_images=prior, mixed_precision="auto")  # type: ignore[arg-type]
     out = tmp_path / ("rex" if method == "dreambooth" else "rex.safetensors")
     if method == "dreambooth":
         out.mkdir()  # an empty folder is as good as none
@@ -257,8 +259,8 @@ def test_bad_input_is_found_before_training(
 
 
 def test_a_learning_rate_goes_with_the_width() -> None:
-    assert TuneConfig(train="unet").resolved(768).learning_rate == 5e-6
-    assert TuneConfig(train="unet").resolved(256).learning_rate == 1e-4
+    assert TuneConfig(trainable="unet").resolved(768).learning_rate == 5e-6
+    assert TuneConfig(trainable="unet").resolved(256).learning_rate == 1e-4
     assert TuneConfig(method="dreambooth", learning_rate=0.5).resolved(768).learning_rate == 0.5
     with pytest.raises(ConfigError, match="learning_rate must be positive"):
         TuneConfig(learning_rate=0.0)
@@ -267,13 +269,13 @@ def test_a_learning_rate_goes_with_the_width() -> None:
 def test_bad_settings() -> None:
     with pytest.raises(ConfigError, match="steps is 0"):
         TuneConfig(steps=0)
-    with pytest.raises(ConfigError, match="prior_images must not be negative"):
-        TuneConfig(prior_images=-1)
-    with pytest.raises(ConfigError, match="prior_images say nothing to textual-inversion"):
-        TuneConfig(method="textual-inversion", prior_images=8)
-    with pytest.raises(ConfigError, match="prior_images say nothing to an embedding alone"):
-        TuneConfig(train="embedding", prior_images=8)
-    TuneConfig(method="dreambooth", train="embedding", prior_images=8)  # which has no say there
+    with pytest.raises(ConfigError, match="num_class_images must not be negative"):
+        TuneConfig(num_class_images=-1)
+    with pytest.raises(ConfigError, match="num_class_images say nothing to textual-inversion"):
+        TuneConfig(method="textual-inversion", num_class_images=8)
+    with pytest.raises(ConfigError, match="num_class_images say nothing to an embedding alone"):
+        TuneConfig(trainable="embedding", num_class_images=8)
+    TuneConfig(method="dreambooth", trainable="embedding", num_class_images=8)  # which has no say there
 
 
 def test_eight_bits_need_their_package(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:

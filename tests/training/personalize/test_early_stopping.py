@@ -16,14 +16,8 @@ from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.prompts import subject_prompt
 from blip_diffusion.sampling import prompt_seeds, sample_images
-from blip_diffusion.training.personalize.early_stopping import (
-    CURVE,
-    STRIP,
-    EncoderMetric,
-    Score,
-    Validation,
-    ValidationConfig,
-)
+from blip_diffusion.training.personalize.early_stopping import CURVE, STRIP, Score, Validation, ValidationConfig
+from blip_diffusion.training.personalize.encoder_metric import EncoderMetric
 from tests.training.photos import photographs
 
 CONFIG = ValidationConfig(sampling_steps=2)
@@ -90,7 +84,7 @@ def test_what_is_kept_outlives_a_lost_step_that_was_better(model: BlipDiffusion,
 
 def test_what_is_hardly_better_is_not_worth_more_steps(model: BlipDiffusion, tmp_path: Path) -> None:
     validation, objective = follow([(0.50, 0.5), (0.505, 0.5), (0.51, 0.5), (0.505, 0.5)], model, tmp_path)
-    assert validation.best.step == 0 and validation.turned and objective.exported == [0]
+    assert validation.best.step == 0 and validation.should_stop and objective.exported == [0]
 
 
 def test_neither_score_makes_up_for_the_other() -> None:
@@ -143,7 +137,7 @@ def test_only_what_the_masks_show_counts(model: BlipDiffusion, dog: Image.Image)
 
 def test_errors() -> None:
     for scenes in ((), ("one",), ("a",) * 5, ("a", " ")):
-        with pytest.raises(ConfigError, match="two to four scenes"):
-            ValidationConfig(scenes=scenes)
+        with pytest.raises(ConfigError, match="two to four prompts"):
+            ValidationConfig(prompts=scenes)
     with pytest.raises(ConfigError, match="1 or more"):
         ValidationConfig(patience=0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from blip_diffusion.errors import InputError
-from blip_diffusion.training.personalize.api import TuneConfig
+from blip_diffusion.training.personalize.config import TuneConfig
 from blip_diffusion.training.personalize.memory import _kept, estimate, fit_to_memory
 
 
@@ -19,20 +19,20 @@ def test_what_autograd_keeps_is_counted() -> None:
 
 @pytest.mark.slow
 def test_what_each_way_needs() -> None:
-    lora = TuneConfig(train="lora", batch_size=1)
-    unet = TuneConfig(train="unet", batch_size=1)
+    lora = TuneConfig(trainable="lora", batch_size=1)
+    unet = TuneConfig(trainable="unet", batch_size=1)
     saving = {"gradient_checkpointing": True}
     assert estimate(lora).weights == pytest.approx(2.9, abs=0.1)  # 1.56e9 parameters in two bytes
     assert estimate(unet).training == pytest.approx(0.86 * 12 * 1e9 / 2**30, rel=0.01)
     assert estimate(dataclasses.replace(lora, **saving)).activations < 0.3 * estimate(lora).activations
     assert estimate(dataclasses.replace(unet, eight_bit=True)).training < 0.55 * estimate(unet).training
-    prior = dataclasses.replace(lora, prior_images=8)
+    prior = dataclasses.replace(lora, num_class_images=8)
     assert estimate(prior).activations == 2 * estimate(lora).activations  # two graphs until one backward pass
     dream = TuneConfig(method="dreambooth", batch_size=1)
     reading = dataclasses.replace(dream, train_text_encoder=True)
     assert estimate(reading).training - estimate(dream).training == pytest.approx(0.123 * 12 * 1e9 / 2**30, rel=0.02)
     for gigabytes in (24, 16, 12, 8):
-        assert estimate(fit_to_memory(TuneConfig(train="lora"), gigabytes)).total <= gigabytes
-    assert estimate(fit_to_memory(TuneConfig(train="unet"), 24)).total <= 24
+        assert estimate(fit_to_memory(TuneConfig(trainable="lora"), gigabytes)).total <= gigabytes
+    assert estimate(fit_to_memory(TuneConfig(trainable="unet"), 24)).total <= 24
     with pytest.raises(InputError, match="more than 8 GB of GPU memory: say --trainable lora"):
-        fit_to_memory(TuneConfig(train="unet"), 8)
+        fit_to_memory(TuneConfig(trainable="unet"), 8)

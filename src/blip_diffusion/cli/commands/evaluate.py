@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
     from blip_diffusion.evaluation.generators.cache import Shard
     from blip_diffusion.evaluation.reporting.markdown import markdown
     from blip_diffusion.pipelines.presets import default_dtype
-    from blip_diffusion.training.personalize.api import TuneConfig
+    from blip_diffusion.training.personalize.config import TuneConfig
 
     config = EvalConfig(
         model=arguments.model,
@@ -97,7 +97,7 @@ def run(arguments: argparse.Namespace) -> None:
         dtype=arguments.dtype or default_dtype(arguments.preset, arguments.device),
         preset=arguments.preset or "",
         engine=arguments.engine,
-        tuning=TuneConfig(train=arguments.trainable, steps=parse_train_steps(arguments.train_steps)),
+        tuning=TuneConfig(trainable=arguments.trainable, steps=parse_train_steps(arguments.train_steps)),
     )
     report = evaluate(
         config,

@@ -81,7 +81,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.train_steps != "auto":
         check_used(arguments, add_flags, ("validation_prompts",), f"with --train-steps {arguments.train_steps}")
 
-    from blip_diffusion.training.personalize.api import Tuned, tune
+    from blip_diffusion.training.personalize.api import tune
+    from blip_diffusion.training.personalize.artifacts import Tuned
 
     tuned: Tuned = tune(
         arguments.photos,
@@ -111,25 +112,25 @@ def _print_result(tuned: Any) -> None:
 
 
 def _config(arguments: argparse.Namespace) -> Any:
-    from blip_diffusion.training.personalize.api import TuneConfig
+    from blip_diffusion.training.personalize.config import TuneConfig
     from blip_diffusion.training.personalize.early_stopping import ValidationConfig
     from blip_diffusion.training.personalize.memory import fit_to_memory
 
     prompts = arguments.validation_prompts
     config = TuneConfig(
         method=arguments.method,
-        train=arguments.trainable,
+        trainable=arguments.trainable,
         steps=parse_train_steps(arguments.train_steps),
         learning_rate=arguments.learning_rate,
         train_text_encoder=arguments.train_text_encoder,
-        vectors=arguments.num_vectors,
-        prior_images=arguments.num_class_images,
+        num_vectors=arguments.num_vectors,
+        num_class_images=arguments.num_class_images,
         flip=arguments.flip,
-        fit=arguments.resize_mode,
+        resize_mode=arguments.resize_mode,
         seed=arguments.seed,
         device=arguments.device,
         batch_size=TuneConfig.batch_size if arguments.batch_size is None else arguments.batch_size,
-        validation=ValidationConfig(scenes=tuple(prompts)) if prompts else ValidationConfig(),
+        validation=ValidationConfig(prompts=tuple(prompts)) if prompts else ValidationConfig(),
     )
     return config if arguments.gpu_memory_gb is None else fit_to_memory(config, arguments.gpu_memory_gb)
 

@@ -26,7 +26,8 @@ from blip_diffusion.evaluation.generators.cache import LogFn, silent
 from blip_diffusion.evaluation.generators.model import ImageGenerator, run_pipeline
 from blip_diffusion.evaluation.instances import Instance
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
-from blip_diffusion.training.personalize.api import TuneConfig, tune
+from blip_diffusion.training.personalize.api import tune
+from blip_diffusion.training.personalize.config import TuneConfig
 
 SUBJECTS = "subjects"
 """The folder of subject files in a run's folder."""

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from blip_diffusion.checkpoint.components import save_diffusers
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.errors import ConfigError
-from blip_diffusion.modules.perceptual import PatchDiscriminator, hinge
+from blip_diffusion.modules.discriminator import PatchDiscriminator, hinge
 from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
 
 

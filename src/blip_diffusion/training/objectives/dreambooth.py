@@ -31,7 +31,7 @@ class DreamBoothConfig:
     rank: int = 8
     train_text_encoder: bool = False
     text_lr_scale: float = 1.0  # times the schedule
-    background: float = 0.1  # what an error outside a photo's mask weighs
+    background_weight: float = 0.1  # what an error outside a photo's mask weighs
     prior_weight: float = 1.0  # of prior preservation, where there are pictures for it
 
     def __post_init__(self) -> None:
@@ -39,7 +39,7 @@ class DreamBoothConfig:
             raise ConfigError("token is empty: use a rare word, sks is usual.")
         if self.rank < 1:
             raise ConfigError(f"rank is {self.rank}: use 1 or more, 8 is usual.")
-        check_background_weight(self.background)
+        check_background_weight(self.background_weight)
 
 
 class DreamBooth(Objective):
@@ -62,7 +62,7 @@ class DreamBooth(Objective):
             batch,
             self.states([""]),
             context,
-            background=self.config.background,
+            background_weight=self.config.background_weight,
             category=self.category,
             prior_weight=self.config.prior_weight,
         )

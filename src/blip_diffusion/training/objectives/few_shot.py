@@ -29,21 +29,21 @@ Trainable = Literal["embedding", "lora", "cross-attention", "unet"]
 class FewShotConfig:
     """What moves beside the embedding, and how fast; what weighs."""
 
-    train: Trainable = "lora"
+    trainable: Trainable = "lora"
     rank: int = 8  # of the LoRA
     embedding_lr_scale: float = 1.0  # times the schedule
     unet_lr_scale: float = 1.0
-    background: float = 0.1  # what an error outside a photo's mask weighs
+    background_weight: float = 0.1  # what an error outside a photo's mask weighs
     prior_weight: float = 1.0  # of prior preservation, where there are pictures for it
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ConfigError(f"rank is {self.rank}: use 1 or more, 8 is usual.")
-        check_background_weight(self.background)
+        check_background_weight(self.background_weight)
 
 
 class FewShot(Objective):
-    """Trains an embedding, and of the U-Net what `config.train` names."""
+    """Trains an embedding, and of the U-Net what `config.trainable` names."""
 
     def __init__(self, model: BlipDiffusion, noising: Noising, subject: Subject, config: FewShotConfig) -> None:
         """`subject` is what the tuning starts from: its embedding is the mean of the photos' tokens."""
@@ -54,7 +54,7 @@ class FewShot(Objective):
         self.config = config
         start = subject.embedding.detach().to(model.text_encoder.device, copy=True)
         self.embedding = nn.Parameter(start)  # (1, Q, D)
-        self.moving = self._moving()
+        self.trainable = self._moving()
 
     def forward(self, batch: PhotoBatch, context: StepContext) -> Losses:
         """The denoising loss of the photos."""
@@ -64,7 +64,7 @@ class FewShot(Objective):
             batch,
             self.states([""]),
             context,
-            background=self.config.background,
+            background_weight=self.config.background_weight,
             category=self.subject.category,
             prior_weight=self.config.prior_weight,
         )
@@ -76,7 +76,7 @@ class FewShot(Objective):
 
     def _moving(self) -> dict[str, nn.Parameter]:
         unet, names = self.model.unet, base_parameters(self.model.unet)
-        match self.config.train:
+        match self.config.trainable:
             case "embedding":
                 return {}
             case "lora":
@@ -90,14 +90,16 @@ class FewShot(Objective):
     def parameter_groups(self) -> list[ParameterGroup]:
         """The embedding, which is never decayed, and what moves of the U-Net."""
         groups = [ParameterGroup("embedding", [self.embedding], self.config.embedding_lr_scale, weight_decay=0.0)]
-        if self.moving:
-            groups.append(ParameterGroup("unet", list(self.moving.values()), self.config.unet_lr_scale))
+        if self.trainable:
+            groups.append(ParameterGroup("unet", list(self.trainable.values()), self.config.unet_lr_scale))
         return groups
 
     def tuned(self) -> Subject:
         """The subject as it is now."""
-        lora = lora_state(self.model.unet) if self.config.train == "lora" else {}
-        weights = {} if self.config.train == "lora" else {n: p.detach().half().cpu() for n, p in self.moving.items()}
+        lora = lora_state(self.model.unet) if self.config.trainable == "lora" else {}
+        weights = (
+            {} if self.config.trainable == "lora" else {n: p.detach().half().cpu() for n, p in self.trainable.items()}
+        )
         return Subject(
             self.subject.name,
             self.subject.category,

@@ -20,18 +20,31 @@ def masked_denoising_losses(
     states: Tensor,
     context: StepContext,
     *,
-    background: float,
+    background_weight: float,
     category: str = "",
     prior_weight: float = 1.0,
 ) -> Losses:
-    """The denoising loss of photos under one text (1, L, D), and of the category's other members, if any, under theirs.
+    """Return the masked denoising loss of photos, and the prior-preservation term where there are class images.
 
-    `background` is what an error outside the mask weighs, against 1 inside. The second term, for methods that name
-    their `category`, is DreamBooth's prior preservation (Ruiz et al. 2023, equation 2).
+    loss = E[w(mask) |ε - ε_θ(x_t, t, states)|²] + prior_weight · E[|ε - ε_θ(x_t^class, t, states of the category)|²]
+    (Ruiz et al. 2023, equation 2), or the same in v where the scheduler predicts v.
+
+    Args:
+        model: The model whose U-Net predicts.
+        noising: The forward process.
+        batch: Latents (B, C, H, W), masks (B, 1, H, W) in [0, 1], and optionally the latents of class images.
+        states: One text state (1, L, D) for all photos.
+        context: Supplies the random generator.
+        background_weight: Weight in [0, 1] of an error outside the mask, relative to 1 inside.
+        category: The class of the prior term; empty for methods without one.
+        prior_weight: Weight of the prior term.
+
+    Returns:
+        `loss`, `denoising` and, with class images, `prior`.
     """
     latents = batch["latents"]
     denoiser = model.denoiser(states.expand(len(latents), -1, -1))
-    importance = mask_weights(batch["mask"], background)
+    importance = mask_weights(batch["mask"], background_weight)
     loss = denoising_loss(denoiser, latents, noising, context.rng, importance=importance)
     losses = {"denoising": loss, "loss": loss}
     if category and "prior" in batch:
@@ -43,13 +56,13 @@ def masked_denoising_losses(
     return losses
 
 
-def mask_weights(mask: Tensor, background: float) -> Tensor:
+def mask_weights(mask: Tensor, background_weight: float) -> Tensor:
     """(B, 1, H, W) of mean 1 for masks in [0, 1]."""
-    weights = background + (1 - background) * mask
+    weights = background_weight + (1 - background_weight) * mask
     return weights / weights.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
 
 
 def check_background_weight(weight: float) -> None:
     """Of a method's configuration."""
     if not 0 <= weight <= 1:
-        raise ConfigError(f"background is {weight}: use a number from 0 to 1.")
+        raise ConfigError(f"background_weight is {weight}: use a number from 0 to 1.")

@@ -25,13 +25,13 @@ from blip_diffusion.training.objectives.masked_denoising_loss import check_backg
 class TextualInversionConfig:
     """The word, and what weighs."""
 
-    vectors: int = 1  # of the word
-    background: float = 0.1  # what an error outside a photo's mask weighs
+    num_vectors: int = 1  # of the word
+    background_weight: float = 0.1  # what an error outside a photo's mask weighs
 
     def __post_init__(self) -> None:
-        if not 1 <= self.vectors <= 32:
-            raise ConfigError(f"vectors is {self.vectors}: use 1 to 32.")
-        check_background_weight(self.background)
+        if not 1 <= self.num_vectors <= 32:
+            raise ConfigError(f"num_vectors is {self.num_vectors}: use 1 to 32.")
+        check_background_weight(self.background_weight)
 
 
 class TextualInversion(Objective):
@@ -45,14 +45,14 @@ class TextualInversion(Objective):
         self.noising = noising
         self.word = f"<{name}>"
         self.config = config
-        start = category_embedding(model, category).expand(1, config.vectors, -1)  # (1, V, D)
+        start = category_embedding(model, category).expand(1, config.num_vectors, -1)  # (1, V, D)
         self.vectors = nn.Parameter(start.clone())
 
     def forward(self, batch: PhotoBatch, context: StepContext) -> Losses:
         """The denoising loss of the photos."""
         states = self.states([""])
         return masked_denoising_losses(
-            self.model, self.noising, batch, states, context, background=self.config.background
+            self.model, self.noising, batch, states, context, background_weight=self.config.background_weight
         )
 
     def states(self, scenes: Sequence[str]) -> Tensor:

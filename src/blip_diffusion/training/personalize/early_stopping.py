@@ -1,7 +1,7 @@
-"""When has a tuning learned its subject, and when does it begin to forget what the words say? Judged as it goes.
+"""Early stopping for personalization: balance subject fidelity against prompt fidelity.
 
-Every few steps the subject is drawn in a few scenes and scored for both; the best trade-off is kept, and when it has
-turned for good the run ends. Pictures and scores stay for people to look at.
+Every few steps the subject is sampled for a few prompts and both are scored. The best trade-off is kept, and the run
+stops when the scores have been worse for `patience` validations. Samples and scores stay for people to look at.
 """
 
 import json
@@ -13,17 +13,14 @@ from pathlib import Path
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from blip_diffusion import images
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.fileio import write_text
-from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.plots import Line, line_chart
-from blip_diffusion.prompts import subject_prompt
-from blip_diffusion.sampling import PersonalizedObjective, prompt_seeds, sample_images, sample_prompts
+from blip_diffusion.sampling import PersonalizedObjective, sample_prompts
 from blip_diffusion.training import checkpointing
 from blip_diffusion.training.objective import Objective
 from blip_diffusion.training.trainer import CHECKPOINTS, HookContext
@@ -41,7 +38,7 @@ the untuned model does without a subject."""
 class ValidationConfig:
     """What is drawn, how often, and when it is enough."""
 
-    scenes: tuple[str, ...] = PROMPTS
+    prompts: tuple[str, ...] = PROMPTS
     seeds: int = 1  # pictures of each scene
     every: int = 10  # steps
     sampling_steps: int | None = 12  # few are enough to judge; the model's own where it is None
@@ -50,8 +47,8 @@ class ValidationConfig:
     overfitted: float = 0.6  # a text score below this share of the first one means that prompts are ignored
 
     def __post_init__(self) -> None:
-        if not 2 <= len(self.scenes) <= 4 or any(not scene.strip() for scene in self.scenes):
-            raise ConfigError("Validation needs two to four scenes, for example on the beach.")
+        if not 2 <= len(self.prompts) <= 4 or any(not prompt.strip() for prompt in self.prompts):
+            raise ConfigError("Validation needs two to four prompts, for example on the beach.")
         if self.seeds < 1 or self.every < 1 or self.patience < 1:
             raise ConfigError("Validation's seeds, every and patience must be 1 or more.")
 
@@ -94,13 +91,13 @@ class Validation:
     def __call__(self, context: HookContext) -> bool:
         """Scores the step; whether it is time to end."""
         if any(score.step == context.step for score in self.scores):
-            return self.turned
+            return self.should_stop
         objective = context.objective
         score = self._score(objective, context.step)
         self._record()
         values = {"validation/subject": score.subject, "validation/text": score.text}
         context.metric_logger.log(context.step, values)
-        return self.turned
+        return self.should_stop
 
     @property
     def best(self) -> Score:
@@ -113,7 +110,7 @@ class Validation:
         return self._export(self.best)
 
     @property
-    def turned(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether the last so many scores were all past the best."""
         return len([score for score in self.scores if score.step > self.best.step]) >= self.config.patience
 
@@ -125,7 +122,7 @@ class Validation:
         config = self.config
         with torch.no_grad():
             pictures = sample_prompts(
-                cast(PersonalizedObjective, objective), config.scenes, seeds=config.seeds, steps=config.sampling_steps
+                cast(PersonalizedObjective, objective), config.prompts, seeds=config.seeds, steps=config.sampling_steps
             )
             subject, text = self.evaluator(pictures)
         score = Score(step, subject, text)
@@ -179,66 +176,6 @@ class Validation:
         lines = [f"step {score.step}", f"subject {score.subject:.2f}", f"text {score.text:.2f}"]
         lines += ["kept"] if score is self.best else []
         return lines + (["overfits"] if self.overfits(score) else [])
-
-
-class EncoderMetric:
-    """An evaluator that needs no other network: the model's image encoder judges, and what the model draws untuned.
-
-    Subject: what shows on the subject in the photos, does it show anywhere in the picture? Each of its patches takes
-    the cosine of the patch most like it; the mean is 0 for other members of the category and 1 for another photo.
-    Text: how far pictures move with the prompt, in the direction and as a share of how the untuned model's move from
-    the same noise: 0 ignores it.
-    """
-
-    def __init__(
-        self, model: BlipDiffusion, photos: Tensor, masks: Tensor, category: str, config: ValidationConfig
-    ) -> None:
-        """`photos` (P, 3, S, S) and `masks` (P, 1, S, S), in [0, 1]. The model must not have been tuned yet."""
-        self.model, self.scenes = model, len(config.scenes)
-        prompts = [subject_prompt(scene, category) for scene in config.scenes] * config.seeds
-        with torch.no_grad():
-            states = model.text_states(prompts)
-            plain = sample_images(model, states, prompt_seeds(config.scenes, config.seeds), steps=config.sampling_steps)
-        features, others = self._patches(photos), self._patches(plain)
-        self.anchors = self._moves(others)
-        self.mean = torch.cat([features, others]).mean(dim=(0, 1))
-        self.photos = F.normalize(features - self.mean, dim=-1)  # (P, N, V)
-        side = math.isqrt(features.shape[1])
-        covered = F.interpolate(masks, (side, side), mode="area").flatten(1).to(features)  # (P, N)
-        self.weights = covered / covered.sum(dim=1, keepdim=True).clamp(min=1e-6)
-        self.floor = float(self._recall(others).mean())
-        self.ceiling = max(self._mutual(features), self.floor + 0.1)
-
-    def __call__(self, pictures: Tensor) -> tuple[float, float]:
-        features = self._patches(pictures)
-        subject = (float(self._recall(features).mean()) - self.floor) / (self.ceiling - self.floor)
-        return subject, float((self._moves(features) * self.anchors).sum() / self.anchors.square().sum())
-
-    def _recall(self, features: Tensor) -> Tensor:
-        """How much of each photo's subject pictures (B, N, V) show: (P, B)."""
-        seen = F.normalize(features - self.mean, dim=-1)
-        rows = [torch.einsum("nv,bmv->bnm", photo, seen).amax(dim=-1) for photo in self.photos]  # (B, N) each
-        return (torch.stack(rows) * self.weights[:, None]).sum(dim=-1)
-
-    def _mutual(self, features: Tensor) -> float:
-        """The mean recall of different photos; of a single one, 1: its own."""
-        count = len(features)
-        recall = self._recall(features)
-        return float((recall.sum() - recall.trace()) / (count * (count - 1))) if count > 1 else 1.0
-
-    @torch.no_grad()
-    def _patches(self, pixels: Tensor) -> Tensor:
-        """What the image encoder sees in each patch (B, N, V); a class token is none."""
-        reference, encoder = self.model.reference, self.model.subject_encoder
-        pixels = pixels.to(encoder.device).float()
-        seen = images.preprocess(pixels, reference.size, reference.mean, reference.std)
-        features: Tensor = encoder.image_encoder(seen.to(encoder.dtype)).float()
-        return features[:, -(math.isqrt(features.shape[1]) ** 2) :]
-
-    def _moves(self, features: Tensor) -> Tensor:
-        """Mean features of pictures (B, N, V), less their mean over the scenes of each seed."""
-        by_seed = features.mean(dim=1).view(-1, self.scenes, features.shape[-1])
-        return by_seed - by_seed.mean(dim=1, keepdim=True)
 
 
 def _strip(rows: Sequence[tuple[Image.Image, list[str], bool]]) -> Image.Image:

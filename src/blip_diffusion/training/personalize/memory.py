@@ -26,7 +26,7 @@ from blip_diffusion.model import ModelConfig, build_subject_encoder, build_text_
 from blip_diffusion.training.lora import TEXT_ATTENTION, add_lora
 from blip_diffusion.training.objective import ParameterGroup
 from blip_diffusion.training.optim import OptimConfig, adamw
-from blip_diffusion.training.personalize.api import TuneConfig
+from blip_diffusion.training.personalize.config import TuneConfig
 
 GIB = 2**30
 CONTEXT = 1.0
@@ -54,7 +54,7 @@ def estimate(config: TuneConfig, *, batch_size: int | None = None) -> Memory:
     count = sum(parameter.numel() for parameter in moving) + 16 * 768
     everything = [*unet.parameters(), *text_encoder.parameters()]
     frozen = sum(parameter.numel() for parameter in everything) - count + others
-    graphs = 2 if config.prior_images and config.method != "textual-inversion" else 1  # until one backward pass
+    graphs = 2 if config.num_class_images and config.method != "textual-inversion" else 1  # until one backward pass
     copies = 2 * count if config.whole_network else 0  # autocast's, in bf16, of weights that are kept in float32
     moments = (2 if config.eight_bit else 8) * count
     return Memory(
@@ -90,9 +90,9 @@ def _moving(unet: nn.Module, config: TuneConfig) -> list[nn.Parameter]:
     unet.requires_grad_(False)
     if config.whole_network:
         unet.requires_grad_(True)
-    elif config.method == "dreambooth-lora" or (config.method == "few-shot" and config.train == "lora"):
+    elif config.method == "dreambooth-lora" or (config.method == "few-shot" and config.trainable == "lora"):
         return add_lora(unet, config.rank)
-    elif config.method == "few-shot" and config.train == "cross-attention":
+    elif config.method == "few-shot" and config.trainable == "cross-attention":
         for name, parameter in unet.named_parameters():
             parameter.requires_grad_(".attn2.to_k." in name or ".attn2.to_v." in name)
     return [parameter for parameter in unet.parameters() if parameter.requires_grad]
@@ -184,7 +184,7 @@ def table() -> str:
                 continue
             for batch_size in (3, 1):
                 config = TuneConfig(
-                    train=train, gradient_checkpointing=checkpointing, eight_bit=eight, batch_size=batch_size
+                    trainable=train, gradient_checkpointing=checkpointing, eight_bit=eight, batch_size=batch_size
                 )
                 memory = estimate(config)
                 words = (train, batch_size, "yes" if checkpointing else "no", "8 bit" if eight else "32 bit")
@@ -230,9 +230,9 @@ def main() -> None:
     if len(sys.argv) == 1:
         print(table())
         return
-    config = TuneConfig(train=sys.argv[1], batch_size=int(sys.argv[2]), gradient_checkpointing=True)  # type: ignore[arg-type]
+    config = TuneConfig(trainable=sys.argv[1], batch_size=int(sys.argv[2]), gradient_checkpointing=True)  # type: ignore[arg-type]
     measured, computed = measure(config)
-    print(f"{config.train}, batch {config.batch_size}: measured {measured:.2f} GiB, computed {computed:.2f} GiB")
+    print(f"{config.trainable}, batch {config.batch_size}: measured {measured:.2f} GiB, computed {computed:.2f} GiB")
 
 
 if __name__ == "__main__":

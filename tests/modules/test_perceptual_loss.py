@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from blip_diffusion.modules.discriminator import PatchDiscriminator, hinge
 from blip_diffusion.modules.efficientnet_lite import EfficientNetLite
-from blip_diffusion.modules.perceptual import PatchDiscriminator, PerceptualDistance, hinge
+from blip_diffusion.modules.perceptual_loss import PerceptualDistance
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,136 @@
+"""Files of a personalization run: where results go, what a resumed run must match, and the clean-up at the end."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from blip_diffusion.checkpoint.subject_file import check_place, fingerprint, read_subject, write_subject
+from blip_diffusion.checkpoint.weights import read_json
+from blip_diffusion.data.photos import Photo
+from blip_diffusion.errors import CheckpointError, InputError
+from blip_diffusion.fileio import check_writable
+from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.training import checkpointing
+from blip_diffusion.training.personalize.config import TuneConfig, text_width
+from blip_diffusion.training.personalize.early_stopping import BEST, Score, Validation
+from blip_diffusion.training.trainer import CHECKPOINTS, EXPORT, Result
+
+RUN_INFO = "run.json"
+"""What a tuning is of: by this, its folder is known to be one, and that a resumption is of the same."""
+
+
+RESUMABLE = ("device", "gradient_checkpointing")
+"""Settings that a resumption may change."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """How a tuning ended."""
+
+    out: Path
+    """The subject's file; DreamBooth's folder."""
+    folder: Path
+    """Log, scores, strip of pictures and curve."""
+    step: int
+    """How many steps what was kept has taken."""
+    result: Result
+    scores: tuple[Score, ...] = ()
+    overfitted: bool = False
+    """Whether the last score, of a later step than the kept one, ignored its prompts."""
+
+
+def output_path(out: str | Path | None, name: str, config: TuneConfig) -> Path:
+    """Where the result goes: a file, or for a whole network a folder."""
+    whole_network = config.method == "dreambooth"
+    path = Path(out) if out is not None else Path(name if whole_network else f"{name}.safetensors")
+    if not whole_network and path.suffix != ".safetensors":
+        raise InputError(f"--out {path} should end in .safetensors, as {path.with_suffix('.safetensors')}.")
+    if whole_network and path.suffix == ".safetensors":
+        raise InputError(f"--out {path} names a file, and DreamBooth writes a folder: say {path.with_suffix('')}.")
+    if path.is_dir() and (not whole_network or any(path.iterdir())):
+        raise InputError(f"{path} is a folder that is there already: choose another --out.")
+    if whole_network and path.is_file():
+        raise InputError(f"{path} is a file, and DreamBooth writes a folder: choose another --out.")
+    if not (work_folder(path) / RUN_INFO).is_file():  # an earlier tuning's result is
+        check_place(path)
+    check_writable(path.parent)
+    return path
+
+
+def work_folder(path: Path) -> Path:
+    """The folder beside a result: log, scores, checkpoints."""
+    return path.with_name(f"{path.name}.tuning")
+
+
+def check_work_folder(work: Path, *, resume: bool) -> None:
+    """An earlier tuning's folder may be made room in, unless it was interrupted; no one else's may."""
+    if work.exists() and not (work / RUN_INFO).is_file() and not (work.is_dir() and not any(work.iterdir())):
+        raise InputError(f"{work} is there already and is no tuning's folder: choose another --out.")
+    if not resume and checkpointing.complete(work / CHECKPOINTS):
+        raise CheckpointError(f"{work} holds a tuning that was interrupted: say --resume, or delete it.")
+
+
+def run_info(
+    model: BlipDiffusion, photos: Sequence[Photo], category: str, name: str, config: TuneConfig
+) -> dict[str, Any]:
+    """What a tuning can't change on its way, as JSON reads it back."""
+    model_of = fingerprint(model.unet, model.text_encoder)
+    pictures, masks = _digest([photo.picture for photo in photos]), _digest([photo.mask for photo in photos])
+    subject = {"photos": pictures, "masks": masks, "category": category, "name": name, "model": model_of}
+    return json.loads(json.dumps({**subject, **_settings(config.resolved(text_width(model)))}))
+
+
+def _digest(pictures: Sequence[Image.Image | None]) -> str:
+    digest = hashlib.sha256()
+    for picture in pictures:
+        digest.update(f"{picture.size}".encode() + picture.tobytes() if picture is not None else b"none")
+    return digest.hexdigest()
+
+
+def _settings(config: TuneConfig) -> dict[str, Any]:
+    """All that says what is learned, by name; not where it is computed, and what is kept in memory meanwhile."""
+    settings = asdict(config)
+    judging = settings.pop("validation")
+    return {key: value for key, value in {**settings, **judging}.items() if key not in RESUMABLE}
+
+
+def check_run_info(work: Path, begun: Mapping[str, Any]) -> None:
+    """Raises `InputError` where a tuning began with something else."""
+    earlier = read_json(work / RUN_INFO) if (work / RUN_INFO).is_file() else begun
+    if earlier.keys() != begun.keys():
+        raise InputError(f"{work} is of another version, which can't be resumed: delete it, or choose another --out.")
+    if changed := [what for what in begun if begun[what] != earlier.get(what)]:
+        raise InputError(
+            f"{work} began with other {' and '.join(changed)}: --resume with the same, or choose another --out."
+        )
+
+
+def keep_best(path: Path, work: Path, result: Result, validation: Validation | None) -> Tuned:
+    """Puts what was best, or last, in its place, and takes away what only a resumption needs."""
+    step, kept = result.step, work / EXPORT
+    scores: tuple[Score, ...] = ()
+    overfitted = False
+    if validation is not None:
+        validation.report(path.stem)
+        step, kept, scores = validation.best.step, validation.kept, tuple(validation.scores)
+        last = validation.scores[-1]
+        overfitted = last.step > step and validation.overfits(last)
+    files = sorted(kept.iterdir())
+    if (kept / "model_index.json").is_file():  # a whole network
+        if path.is_dir():
+            path.rmdir()  # an empty one, into which `move` would put a folder of its own
+        shutil.move(kept, path)
+    elif files[0].name == "subject.safetensors":
+        subject = read_subject(files[0])
+        write_subject(replace(subject, details={**subject.details, "steps": step}), path)
+    else:
+        shutil.move(files[0], path)
+    for rest in (CHECKPOINTS, EXPORT, BEST):
+        shutil.rmtree(work / rest, ignore_errors=True)
+    return Tuned(path, work, step, result, scores, overfitted)

@@ -1,0 +1,102 @@
+"""Configuration of personalization: what is trained, for how long, and the usual learning rates."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from blip_diffusion.errors import ConfigError
+from blip_diffusion.images import ResizeMode
+from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.training.objectives.few_shot import Trainable
+from blip_diffusion.training.personalize.early_stopping import ValidationConfig
+
+TuneMethod = Literal["few-shot", "dreambooth", "dreambooth-lora", "textual-inversion"]
+
+
+RATES: dict[str, tuple[float, float]] = {
+    "embedding": (1e-3, 1e-2),
+    "lora": (1e-4, 3e-3),
+    "cross-attention": (1e-5, 3e-4),
+    "unet": (5e-6, 1e-4),  # the first is LAVIS'; the paper has 5e-5
+    "dreambooth": (5e-6, 1e-4),
+    "dreambooth-lora": (1e-4, 3e-3),
+    "textual-inversion": (5e-4, 1e-2),
+}
+"""The learning rate of each method, or of what few-shot tuning trains: at published widths, where they are what others
+use, and for networks half as wide or narrower, where they come from trying on `mini`."""
+
+
+PUBLISHED_WIDTH = 768
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """What is learned and how."""
+
+    method: TuneMethod = "few-shot"
+    trainable: Trainable = "lora"
+    """What few-shot tuning moves beside the embedding."""
+    steps: int | None = None
+    """Optimizer steps; `None` stops by itself, after `max_steps` at the latest."""
+    max_steps: int = 200
+    learning_rate: float | None = None
+    """`None`: what is usual, see `RATES`."""
+    batch_size: int = 3
+    rank: int = 8
+    """Of LoRAs."""
+    token: str = "sks"
+    """DreamBooth's rare word."""
+    train_text_encoder: bool = False
+    """DreamBooth's."""
+    num_vectors: int = 1
+    """Of Textual Inversion's word."""
+    background_weight: float = 0.1
+    """What an error outside a photo's mask weighs, against 1 inside."""
+    num_class_images: int = 0
+    """Pictures of the category's other members, which the untuned model draws, for prior preservation."""
+    prior_weight: float = 1.0
+    flip: bool = False
+    """Mirror images as well; they spoil text and logos."""
+    resize_mode: ResizeMode = "crop"
+    seed: int = 0
+    device: Literal["auto", "cpu"] = "auto"
+    mixed_precision: Literal["no", "auto", "bf16", "fp16"] = "no"
+    gradient_checkpointing: bool = False
+    """Computes what the backward pass needs a second time instead of keeping it."""
+    eight_bit: bool = False
+    """Adam's moments in 8 bits, by bitsandbytes."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "batch_size", "rank", "num_vectors"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError(f"steps is {self.steps}: use 1 or more, or auto.")
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise ConfigError(f"learning_rate must be positive, not {self.learning_rate}.")
+        if self.num_class_images < 0:
+            raise ConfigError(f"num_class_images must not be negative, but is {self.num_class_images}.")
+        if self.num_class_images and self.method == "textual-inversion":
+            raise ConfigError(
+                "num_class_images say nothing to textual-inversion, which leaves the category as it is: use 0."
+            )
+        if self.num_class_images and self.method == "few-shot" and self.trainable == "embedding":
+            raise ConfigError(
+                "num_class_images say nothing to an embedding alone, which leaves the category as it is: use 0."
+            )
+
+    @property
+    def whole_network(self) -> bool:
+        """Whether all of the U-Net moves."""
+        return self.method == "dreambooth" or (self.method == "few-shot" and self.trainable == "unet")
+
+    def resolved(self, width: int) -> "TuneConfig":
+        """With the learning rate that is usual for text states of that width, where none is set."""
+        usual = RATES[self.trainable if self.method == "few-shot" else self.method]
+        rate = self.learning_rate or usual[0 if width >= PUBLISHED_WIDTH else 1]
+        return replace(self, learning_rate=rate)
+
+
+def text_width(model: BlipDiffusion) -> int:
+    """Return the width of the text states."""
+    return int(model.text_encoder.config.hidden_size)

@@ -1,0 +1,86 @@
+"""Shapes of models that can be trained from scratch."""
+
+from blip_diffusion.model import ModelConfig, ReferenceConfig, TextEncoderConfig
+from blip_diffusion.modules.image_encoder import ImageEncoderConfig
+from blip_diffusion.modules.qformer import QFormerConfig
+
+LITE_PIXELS = (127 / 255,) * 3, (128 / 255,) * 3
+"""Mean and spread that EfficientNet-Lite expects of pixels in [0, 1]."""
+
+
+MINI = ModelConfig(
+    image_encoder=ImageEncoderConfig(tower="efficientnet-lite0", image_size=128),
+    qformer=QFormerConfig(
+        width=256,
+        layers=4,
+        heads=4,
+        inner=512,
+        vocabulary=2560,
+        positions=64,
+        vision_width=352,
+        queries=16,
+        dropout=0.0,
+    ),
+    projection_inner=512,
+    text_encoder=TextEncoderConfig(vocabulary=3072, width=256, layers=4, heads=4, inner=1024, positions=48),
+    reference=ReferenceConfig(128, *LITE_PIXELS),
+    unet={
+        "sample_size": 16,
+        "in_channels": 8,
+        "out_channels": 8,
+        "block_out_channels": (96, 160, 256),
+        "norm_num_groups": 16,
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D",) * 3,
+        "up_block_types": ("CrossAttnUpBlock2D",) * 3,
+        "only_cross_attention": (True, False, False),
+        "mid_block_only_cross_attention": False,
+        "cross_attention_dim": 256,
+        "attention_head_dim": (3, 5, 8),  # heads, in spite of the name
+    },
+    vae={
+        "sample_size": 128,
+        "latent_channels": 8,  # four spend themselves on light and edges, and forget the difference of green and red
+        "block_out_channels": (16, 32, 96, 128),
+        "layers_per_block": 1,
+        "norm_num_groups": 2,  # groups of two channels would forget how strong a flat colour is
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "mid_block_add_attention": False,
+    },
+)
+"""The shipped model's shapes: 128 x 128 pixels, 16 x 16 x 8 latents, 33 million parameters."""
+
+
+TINY = ModelConfig(
+    image_encoder=ImageEncoderConfig(tower="efficientnet-lite0", image_size=32),
+    qformer=QFormerConfig(
+        width=32, layers=2, heads=2, inner=64, vocabulary=1024, positions=32, vision_width=352, queries=4, dropout=0.0
+    ),
+    projection_inner=64,
+    text_encoder=TextEncoderConfig(vocabulary=1024, width=32, layers=2, heads=2, inner=64, positions=32),
+    reference=ReferenceConfig(32, *LITE_PIXELS),
+    unet={
+        "sample_size": 4,
+        "block_out_channels": (32, 64),
+        "norm_num_groups": 8,
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "cross_attention_dim": 32,
+        "attention_head_dim": 2,
+    },
+    vae={
+        "sample_size": 32,
+        "block_out_channels": (8, 8, 16, 16),
+        "layers_per_block": 1,
+        "norm_num_groups": 2,
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "mid_block_add_attention": False,
+    },
+)
+"""For tests: every part real, a second to build, 32 x 32 pixels."""
+
+
+SHAPES = {"mini": MINI, "tiny": TINY, "published": ModelConfig()}
