@@ -13,11 +13,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from blip_diffusion.data.compose import Composer, ComposerConfig
-from blip_diffusion.data.world import World
 from torch import Tensor
 
 from blip_diffusion import BlipDiffusionPipeline, images
+from blip_diffusion.data.synthetic.assets import AssetLibrary
+from blip_diffusion.data.synthetic.pair_sampler import PairSampler
+from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
 from blip_diffusion.evaluation.features.dinov2_saliency import DinoV2Saliency
 from blip_diffusion.evaluation.features.preprocessing import masked_mean
 from blip_diffusion.pipelines.presets import EXACT, FAST, PRESETS, TURBO, Preset
@@ -57,7 +58,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=4)
     parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="variants whose name holds a word")
     flags = parser.parse_args()
-    asked = questions(World.load(flags.world), flags.subjects, SCENES[: flags.scenes])
+    asked = questions(AssetLibrary.load(flags.world), flags.subjects, SCENES[: flags.scenes])
     focus = DinoV2Saliency()
     exact, _ = draw(flags.model, Preset(), asked)
     other, _ = draw(flags.model, Preset(), asked, first=OTHER_SEED)
@@ -72,9 +73,9 @@ def main() -> None:
             print(_row(name, pictures, exact, seen, focus, seconds), flush=True)
 
 
-def questions(world: World, subjects: int, scenes: tuple[str, ...]) -> Questions:
+def questions(world: AssetLibrary, subjects: int, scenes: tuple[str, ...]) -> Questions:
     """Held-out subjects, each in every scene."""
-    batch = Composer(world, ComposerConfig(split="heldout"), batch_size=subjects, seed=3)(0)
+    batch = PairSampler(world, SyntheticConfig(split="heldout"), batch_size=subjects, seed=3)(0)
     rows = range(subjects)
     return Questions(
         batch["reference"].repeat_interleave(len(scenes), dim=0),

@@ -65,9 +65,9 @@ def of_a_stage(stage: str, world: AssetLibrary) -> tuple[Any, Callable[[int], An
     """Its method, its batches, and how it is trained."""
     start = [] if stage == "autoencoder" else [str(ASSETS / "mini")]
     config = configuration.build(RunConfig, configuration.read(CONFIGS / f"{stage}.toml", [f"model.init_from={start}"]))
-    composer = PairSampler(world, config.data.synthetic, batch_size=config.data.batch_size, seed=0)
-    method = OBJECTIVES[stage](BuildContext(config, tokenizer_corpus(world), composer(0)["reference"]))
-    return method, composer, config.train
+    sampler = PairSampler(world, config.data.synthetic, batch_size=config.data.batch_size, seed=0)
+    method = OBJECTIVES[stage](BuildContext(config, tokenizer_corpus(world), sampler(0)["reference"]))
+    return method, sampler, config.train
 
 
 def tuning() -> tuple[Any, Callable[[int], Any], TrainConfig]:

@@ -15,7 +15,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
 from blip_diffusion.checkpoint.model_folder import Parts, save_model
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.data.synthetic.assets import AssetLibrary
-from blip_diffusion.data.synthetic.pair_sampler import PairSampler, SyntheticConfig, sentences
+from blip_diffusion.data.synthetic.pair_sampler import PairSampler, sentences
+from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
 from blip_diffusion.model import BlipDiffusion, InferenceConfig
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.training.initialization import InitConfig, init_model

@@ -14,7 +14,18 @@ PACKAGE = Path(blip_diffusion.__file__).parent
 LEAVES = {"errors", "config", "devices", "fileio", "images", "nn_utils", "plots", "prompts"}
 NETWORKS = LEAVES | {"modules", "diffusion"}
 MODEL = NETWORKS | {"model", "checkpoint"}
-TRAINER = {"config", "trainer", "optim", "ema", "checkpointing", "metric_logger", "objective", "lora", "prefetch", "signals"}
+TRAINER = {
+    "config",
+    "trainer",
+    "optim",
+    "ema",
+    "checkpointing",
+    "metric_logger",
+    "objective",
+    "lora",
+    "prefetch",
+    "signals",
+}
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},

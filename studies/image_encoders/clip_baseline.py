@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from blip_diffusion.data.synthetic.assets import AssetLibrary
-from blip_diffusion.data.synthetic.pair_sampler import PairSampler, SyntheticConfig, sentences
+from blip_diffusion.data.synthetic.pair_sampler import PairSampler, sentences
+from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
 from blip_diffusion.data.synthetic.tokenizers import prompt_tokenizer
 from blip_diffusion.errors import BlipDiffusionError
 from blip_diffusion.images import normalise

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from blip_diffusion.data.synthetic import backgrounds
 from blip_diffusion.data.synthetic.assets import AssetLibrary
-from blip_diffusion.data.synthetic.pair_sampler import PairSampler, PairSpec, SyntheticConfig
+from blip_diffusion.data.synthetic.pair_sampler import PairSampler
+from blip_diffusion.data.synthetic.pair_spec import PairSpec, SyntheticConfig
 from blip_diffusion.data.synthetic.prompt_templates import PromptSpec
 from blip_diffusion.errors import BlipDiffusionError, DataError
 from blip_diffusion.evaluation.features.dinov2_saliency import DinoV2Saliency
@@ -71,11 +72,11 @@ def gallery(world: AssetLibrary, subjects: int, *, split: str | None = None, siz
 
     They stand before white, in two scenes, and in a third with another view, if there is one.
     """
-    composer = PairSampler(world, SyntheticConfig(size=size), batch_size=1, seed=seed)
+    sampler = PairSampler(world, SyntheticConfig(size=size), batch_size=1, seed=seed)
     rng = random.Random(f"gallery {seed}")
     chosen = _pairs(world, subjects, split, rng)
-    batches = [_drawn(composer, [first for first, _ in chosen], rng, kind) for kind in (WHITE, SCENE, OTHER_SCENE)]
-    batches.append(_drawn(composer, [second for _, second in chosen], rng, OTHER_VIEW))
+    batches = [_drawn(sampler, [first for first, _ in chosen], rng, kind) for kind in (WHITE, SCENE, OTHER_SCENE)]
+    batches.append(_drawn(sampler, [second for _, second in chosen], rng, OTHER_VIEW))
     return Gallery(
         torch.stack([images for images, _ in batches]),
         torch.stack([masks for _, masks in batches]),
@@ -99,19 +100,19 @@ def _pairs(world: AssetLibrary, subjects: int, split: str | None, rng: random.Ra
     return [(views[name][0], views[name][1 if name in solids else 0]) for name in chosen]
 
 
-def _drawn(composer: PairSampler, rows: Sequence[int], rng: random.Random, kind: int) -> tuple[Tensor, Tensor]:
+def _drawn(sampler: PairSampler, rows: Sequence[int], rng: random.Random, kind: int) -> tuple[Tensor, Tensor]:
     """Compose images (N, 3, S, S) of rows, and their masks (N, 1, S, S)."""
     images, masks = [], []
     for start in range(0, len(rows), 32):
-        orders = [_order(composer, row, rng, kind) for row in rows[start : start + 32]]
-        batch = composer.compose(orders, rng)
+        orders = [_order(sampler, row, rng, kind) for row in rows[start : start + 32]]
+        batch = sampler.render(orders, rng)
         images.append(batch["target"])
         masks.append(batch["target_alpha"])
     return torch.cat(images), torch.cat(masks)
 
 
-def _order(composer: PairSampler, row: int, rng: random.Random, kind: int) -> PairSpec:
-    behind = backgrounds.plain("white", rng) if kind == WHITE else composer.backdrop(rng)
+def _order(sampler: PairSampler, row: int, rng: random.Random, kind: int) -> PairSpec:
+    behind = backgrounds.plain("white", rng) if kind == WHITE else sampler.background(rng)
     return PairSpec(row, row, PromptSpec(scene=behind.phrase), behind, behind)
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from blip_diffusion.data.benchmarks.minibench import bench_sampler, known_scenes, order_of
+from blip_diffusion.data.benchmarks.minibench import bench_sampler, known_scenes, pair_spec_of
 from blip_diffusion.data.photos import Photo
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler
@@ -58,8 +58,8 @@ def eval_subjects(
     if len(enough) < count:
         raise DataError(f"The world holds out {len(enough)} subjects of eight views: ask for at most that many.")
     chosen = random.Random("sitters").sample(enough, count)
-    composer, scenes = bench_sampler(world, size), _other_scenes(world, prompts)
-    return [_eval_subject(composer, identity, views[identity], scenes) for identity in chosen]
+    sampler, scenes = bench_sampler(world, size), _other_scenes(world, prompts)
+    return [_eval_subject(sampler, identity, views[identity], scenes) for identity in chosen]
 
 
 def _other_scenes(world: AssetLibrary, prompts: Sequence[str]) -> list[str]:
@@ -69,11 +69,11 @@ def _other_scenes(world: AssetLibrary, prompts: Sequence[str]) -> list[str]:
     return found
 
 
-def _eval_subject(composer: PairSampler, identity: str, rows: Sequence[int], scenes: Sequence[str]) -> EvalSubject:
+def _eval_subject(sampler: PairSampler, identity: str, rows: Sequence[int], scenes: Sequence[str]) -> EvalSubject:
     rng = random.Random(f"sitter {identity}")
     tuned, scored = rows[::2][:PHOTOS], rows[1::2][:VIEWS]  # every other view, so that both show all sides
     shown, kept = (
-        composer.compose([order_of(composer, row, PromptSpec(scene=rng.choice(scenes)), rng) for row in some], rng)
+        sampler.render([pair_spec_of(sampler, row, PromptSpec(scene=rng.choice(scenes)), rng) for row in some], rng)
         for some in (tuned, scored)
     )
     images = to_pil(shown["target"])
@@ -82,7 +82,7 @@ def _eval_subject(composer: PairSampler, identity: str, rows: Sequence[int], sce
         Photo(f"{number}.png", image, mask.convert("L"))
         for number, (image, mask) in enumerate(zip(images, masks, strict=True))
     ]
-    return EvalSubject(identity, composer.world.cutouts[rows[0]].category, photos, kept["target"])
+    return EvalSubject(identity, sampler.world.cutouts[rows[0]].category, photos, kept["target"])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import torch
 
 from blip_diffusion import config as configuration
 from blip_diffusion.data.synthetic.assets import AssetLibrary
-from blip_diffusion.data.synthetic.pair_sampler import PairSampler, SyntheticConfig
+from blip_diffusion.data.synthetic.pair_sampler import PairSampler
+from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
 from blip_diffusion.data.synthetic.tokenizers import tokenizer_corpus
 from blip_diffusion.devices import device_of
 from blip_diffusion.errors import ConfigError
@@ -161,18 +162,18 @@ def run(
     whole = AssetLibrary.load(config.data.path)
     further = [make(config, whole) for make in extra_hooks]
     world = whole.subset(permissive=config.data.licences == "permissive")
-    composer = PairSampler(
+    sampler = PairSampler(
         world, config.data.synthetic, batch_size=config.data.batch_size, seed=config.train.seed, device=_device(config)
     )
     torch.manual_seed(config.model.seed)
-    material = BuildContext(config, tokenizer_corpus(world), composer(0)["reference"].cpu())
+    material = BuildContext(config, tokenizer_corpus(world), sampler(0)["reference"].cpu())
     objective = OBJECTIVES[config.objective](material)
     if not begun:  # nothing is left of an attempt that came to no checkpoint
         _keep_start(objective, folder / START)
     hooks: list[Hook] = [sample_callback_of(config, world), *further] if config.train.sample_every else []
     return fit(
         objective,
-        composer,
+        sampler,
         config.train,
         folder=folder,
         resume=resume,
@@ -192,8 +193,8 @@ def sample_callback_of(config: RunConfig, world: AssetLibrary) -> SampleCallback
     """Pictures and numbers of held-out subjects, or of any where the world holds none out."""
     split = "heldout" if any(row.split == "heldout" for row in world.cutouts) else config.data.synthetic.split
     compose = replace(config.data.synthetic, split=split)
-    composer = PairSampler(world, compose, batch_size=CALLBACK_BATCH, seed=CALLBACK_SEED, device=_device(config))
-    return SampleCallback(composer(0), [composer(index) for index in range(1, 1 + PROBES)])
+    sampler = PairSampler(world, compose, batch_size=CALLBACK_BATCH, seed=CALLBACK_SEED, device=_device(config))
+    return SampleCallback(sampler(0), [sampler(index) for index in range(1, 1 + PROBES)])
 
 
 def _device(config: RunConfig) -> torch.device:

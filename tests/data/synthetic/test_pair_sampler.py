@@ -12,7 +12,8 @@ from torch import Tensor
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.data.synthetic import backgrounds, placement, prompt_templates
 from blip_diffusion.data.synthetic.assets import AssetLibrary
-from blip_diffusion.data.synthetic.pair_sampler import PairSampler, PairSpec, SyntheticConfig, sentences, sheet
+from blip_diffusion.data.synthetic.pair_sampler import PairSampler, sentences, sheet
+from blip_diffusion.data.synthetic.pair_spec import PairSpec, SyntheticConfig
 from blip_diffusion.data.synthetic.prompt_templates import PromptSpec
 from blip_diffusion.errors import ConfigError, DataError
 
@@ -23,7 +24,7 @@ PLAIN = SyntheticConfig(size=64, colours=0, counts=0, sizes=0, positions=0, acce
 BUSY = SyntheticConfig(size=64, colours=0.2, counts=0.15, sizes=0.1, positions=0.15, accessories=0.15, styles=0.2)
 
 
-def composer(
+def sampler(
     config: SyntheticConfig = PLAIN, *, world: AssetLibrary = WORLD, batch_size: int = 24, seed: int = 0
 ) -> PairSampler:
     return PairSampler(world, config, batch_size=batch_size, seed=seed)
@@ -36,10 +37,10 @@ def row(identity: str, view: str = "") -> int:
 def compose(request: PromptSpec, *, identity: str = "dog1", place: str = "on a plain white background", n: int = 8,
             seed: int = 0) -> SubjectBatch:  # fmt: skip
     """A batch of one request, in one place."""
-    maker, rng = composer(), random.Random(seed)
-    backdrops = [maker.place(place, rng) for _ in range(n)]
-    orders = [PairSpec(row(identity), row(identity), replace(request, scene=b.phrase), b, b) for b in backdrops]
-    return maker.compose(orders, rng)
+    maker, rng = sampler(), random.Random(seed)
+    chosen_backgrounds = [maker.scene(place, rng) for _ in range(n)]
+    specs = [PairSpec(row(identity), row(identity), replace(request, scene=b.phrase), b, b) for b in chosen_backgrounds]
+    return maker.render(specs, rng)
 
 
 def centroid(alpha: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,7 +74,7 @@ def same(a: SubjectBatch, b: SubjectBatch) -> bool:
 
 
 def test_shapes_and_ranges() -> None:
-    batch = composer(BUSY)(0)
+    batch = sampler(BUSY)(0)
     assert batch["reference"].shape == batch["target"].shape == (24, 3, 64, 64)
     assert batch["object_crop"].shape == (24, 4, 32, 32) and batch["target_alpha"].shape == (24, 1, 64, 64)
     assert batch["identity"].dtype == torch.int64
@@ -84,26 +85,26 @@ def test_shapes_and_ranges() -> None:
 
 
 def test_a_batch_is_a_function_of_seed_and_index() -> None:
-    assert same(composer(BUSY)(3), composer(BUSY)(3))
-    assert not same(composer(BUSY)(3), composer(BUSY)(4))
-    assert not same(composer(BUSY)(3), composer(BUSY, seed=1)(3))
+    assert same(sampler(BUSY)(3), sampler(BUSY)(3))
+    assert not same(sampler(BUSY)(3), sampler(BUSY)(4))
+    assert not same(sampler(BUSY)(3), sampler(BUSY, seed=1)(3))
 
 
 def test_cut_edges_keep_the_colour_of_the_subject() -> None:
     """What a cut-out's transparent pixels hold must not show: here it is bright green."""
     pixels = WORLD.pixels.clone()
     pixels[:, 1] = torch.where(pixels[:, 3] == 0, 255, pixels[:, 1])
-    assert same(composer(world=replace(WORLD, pixels=pixels))(0), composer()(0))
+    assert same(sampler(world=replace(WORLD, pixels=pixels))(0), sampler()(0))
 
 
 def test_a_batch_does_not_touch_the_global_generators() -> None:
     before = torch.get_rng_state(), random.getstate()
-    composer(BUSY)(0)
+    sampler(BUSY)(0)
     assert torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate()
 
 
 def test_captions_are_made_of_category_and_prompt() -> None:
-    maker = composer(BUSY)
+    maker = sampler(BUSY)
     known = {word for sentence in sentences(WORLD) for word in sentence.split()}
     for index in range(6):
         batch = maker(index)
@@ -149,9 +150,9 @@ def test_a_fixed_layout_leaves_nothing_to_chance(request_: PromptSpec) -> None:
 
 
 def test_the_composer_can_fix_the_layout() -> None:
-    maker = composer(replace(PLAIN, layout=0.0))
-    orders = [maker.order(random.Random(1)) for _ in range(6)]
-    alphas = [maker.compose(orders, random.Random(seed))["target_alpha"] for seed in (1, 2)]
+    maker = sampler(replace(PLAIN, layout=0.0))
+    specs = [maker.sample(random.Random(1)) for _ in range(6)]
+    alphas = [maker.render(specs, random.Random(seed))["target_alpha"] for seed in (1, 2)]
     torch.testing.assert_close(*alphas)
     with pytest.raises(ConfigError, match=r"azimuth is 0.0: use some degrees"):
         replace(PLAIN, azimuth=0.0)
@@ -160,11 +161,11 @@ def test_the_composer_can_fix_the_layout() -> None:
 
 
 def test_in_a_fixed_layout_neither_the_horizon_nor_the_light_is_left_to_chance() -> None:
-    maker = composer(replace(PLAIN, layout=0.0))
-    flat, place = row("pot0", "0"), maker.place("in front of a brick wall", random.Random(0))
+    maker = sampler(replace(PLAIN, layout=0.0))
+    flat, place = row("pot0", "0"), maker.scene("in front of a brick wall", random.Random(0))
     lower = replace(place, horizon=0.5)
     drawn = [
-        maker.compose([PairSpec(flat, flat, PromptSpec(scene=place.phrase), behind, behind)], random.Random(seed))
+        maker.render([PairSpec(flat, flat, PromptSpec(scene=place.phrase), behind, behind)], random.Random(seed))
         for seed, behind in ((1, place), (2, place), (1, lower))
     ]
     torch.testing.assert_close(drawn[0]["target_alpha"], drawn[2]["target_alpha"])
@@ -174,11 +175,11 @@ def test_in_a_fixed_layout_neither_the_horizon_nor_the_light_is_left_to_chance()
 
 def test_a_mirror_turns_whole_pairs_that_have_no_side() -> None:
     config = replace(PLAIN, positions=0.4, accessories=0.2)
-    maker = composer(config)
-    straight, turned = maker(3), composer(replace(config, mirror=1.0))(3)
+    maker = sampler(config)
+    straight, turned = maker(3), sampler(replace(config, mirror=1.0))(3)
     assert straight["caption"] == turned["caption"]
     rng = random.Random("0 3")
-    asked = [maker.order(rng).request for _ in range(maker.batch_size)]
+    asked = [maker.sample(rng).request for _ in range(maker.batch_size)]
     sided = [bool(r.accessory) or "left" in r.position or "right" in r.position for r in asked]
     assert 0 < sum(sided) < len(sided)
     for name in ("reference", "object_crop", "target", "target_alpha"):
@@ -187,9 +188,9 @@ def test_a_mirror_turns_whole_pairs_that_have_no_side() -> None:
 
 
 def test_it_stands_on_the_ground_where_there_is_some() -> None:
-    maker = composer()
-    flat, place = row("pot0", "0"), maker.place("in front of a brick wall", random.Random(0))
-    batch = maker.compose([PairSpec(flat, flat, PromptSpec(scene=place.phrase), place, place)], random.Random(0))
+    maker = sampler()
+    flat, place = row("pot0", "0"), maker.scene("in front of a brick wall", random.Random(0))
+    batch = maker.render([PairSpec(flat, flat, PromptSpec(scene=place.phrase), place, place)], random.Random(0))
     seen = batch["target_alpha"][0, 0] > 0.5
     assert place.horizon is not None
     assert float(seen.any(1).nonzero().max()) / 64 > place.horizon + 0.05
@@ -254,36 +255,36 @@ def test_accessories_stand_beside_the_subject_or_on_it() -> None:
 
 
 def test_accessories_that_the_world_lacks_are_never_ordered() -> None:
-    maker, rng = composer(replace(PLAIN, accessories=1.0)), random.Random(0)
-    accessories = {maker.order(rng).request.accessory for _ in range(300)}
+    maker, rng = sampler(replace(PLAIN, accessories=1.0)), random.Random(0)
+    accessories = {maker.sample(rng).request.accessory for _ in range(300)}
     assert {"hat", "balloon", "apple"} <= accessories <= {"", "hat", "balloon", "apple"}
     with pytest.raises(DataError, match="no crown"):
         compose(PromptSpec(accessory="crown"))
 
 
 def test_hats_are_for_the_animate() -> None:
-    maker, rng = composer(replace(PLAIN, accessories=1.0)), random.Random(0)
-    hatted = [order.target for order in (maker.order(rng) for _ in range(300)) if order.request.accessory == "hat"]
+    maker, rng = sampler(replace(PLAIN, accessories=1.0)), random.Random(0)
+    hatted = [spec.target for spec in (maker.sample(rng) for _ in range(300)) if spec.request.accessory == "hat"]
     assert hatted and all(WORLD.cutouts[i].animate for i in hatted)
 
 
-def orders(config: SyntheticConfig, n: int = 400) -> list[PairSpec]:
-    maker, rng = composer(config), random.Random(0)
-    return [maker.order(rng) for _ in range(n)]
+def specs(config: SyntheticConfig, n: int = 400) -> list[PairSpec]:
+    maker, rng = sampler(config), random.Random(0)
+    return [maker.sample(rng) for _ in range(n)]
 
 
 def test_reference_is_another_and_a_near_view_where_there_is_one() -> None:
-    pairs = [(WORLD.cutouts[o.reference], WORLD.cutouts[o.target]) for o in orders(replace(PLAIN, same_view=0.0))]
+    pairs = [(WORLD.cutouts[o.reference], WORLD.cutouts[o.target]) for o in specs(replace(PLAIN, same_view=0.0))]
     assert all(a.identity == b.identity for a, b in pairs)
     solids = [(a, b) for a, b in pairs if a.kind == "3d" and b.view != "180"]
     assert solids and all(a.view != b.view and a.view != "180" for a, b in solids)
     assert all(a == b for a, b in pairs if b.kind != "3d" or b.view == "180")
-    assert all(o.reference == o.target for o in orders(replace(PLAIN, same_view=1.0)))
+    assert all(o.reference == o.target for o in specs(replace(PLAIN, same_view=1.0)))
 
 
 def test_kinds_are_balanced_by_temperature() -> None:
     def share(temperature: float) -> float:
-        chosen = orders(replace(PLAIN, kind_temperature=temperature), 1500)
+        chosen = specs(replace(PLAIN, kind_temperature=temperature), 1500)
         return sum(WORLD.cutouts[o.target].kind == "photo" for o in chosen) / len(chosen)
 
     assert share(0.0) == pytest.approx(1 / 3, abs=0.05)
@@ -292,40 +293,40 @@ def test_kinds_are_balanced_by_temperature() -> None:
 
 def test_reference_stands_elsewhere() -> None:
     shapes = placement.measure(WORLD.pixels)
-    for order in orders(PLAIN):
-        if order.reference_backdrop.word != "plain":
-            assert order.reference_backdrop.word != order.backdrop.word
-        for backdrop, cutout in ((order.backdrop, order.target), (order.reference_backdrop, order.reference)):
-            if backdrop.kind == "plain":
-                assert not backgrounds.is_close(backgrounds.PALETTE[backdrop.names[0]], shapes[cutout].colour)
+    for spec in specs(PLAIN):
+        if spec.reference_background.word != "plain":
+            assert spec.reference_background.word != spec.background.word
+        for background, cutout in ((spec.background, spec.target), (spec.reference_background, spec.reference)):
+            if background.kind == "plain":
+                assert not backgrounds.is_close(backgrounds.PALETTE[background.names[0]], shapes[cutout].colour)
 
 
 def test_heldout_never_leaks_into_train() -> None:
-    for order in orders(BUSY):
-        assert WORLD.cutouts[order.reference].split == WORLD.cutouts[order.target].split == "train"
-        for backdrop in (order.backdrop, order.reference_backdrop):
-            assert backdrop.kind != "photo" or WORLD.scenes[backdrop.scene].split == "train"
-    assert all(WORLD.cutouts[o.target].split == "heldout" for o in orders(replace(BUSY, split="heldout")))
+    for spec in specs(BUSY):
+        assert WORLD.cutouts[spec.reference].split == WORLD.cutouts[spec.target].split == "train"
+        for background in (spec.background, spec.reference_background):
+            assert background.kind != "photo" or WORLD.scenes[background.scene].split == "train"
+    assert all(WORLD.cutouts[o.target].split == "heldout" for o in specs(replace(BUSY, split="heldout")))
 
 
 def test_evaluation_may_ask_for_heldout_scenes() -> None:
-    maker, rng = composer(), random.Random(0)
-    assert WORLD.scenes[maker.place("forest", rng, split="heldout").scene].split == "heldout"
-    assert maker.place("in a forest", rng).phrase == "in a forest"
+    maker, rng = sampler(), random.Random(0)
+    assert WORLD.scenes[maker.scene("forest", rng, split="heldout").scene].split == "heldout"
+    assert maker.scene("in a forest", rng).phrase == "in a forest"
     with pytest.raises(DataError, match="submarine"):
-        maker.place("submarine", rng)
+        maker.scene("submarine", rng)
 
 
 def test_a_world_without_subjects_of_the_split_is_refused() -> None:
     with pytest.raises(DataError, match="no heldout subjects"):
-        composer(replace(PLAIN, split="heldout"), world=WORLD.subset(split="train"))
+        sampler(replace(PLAIN, split="heldout"), world=WORLD.subset(split="train"))
 
 
 def test_reference_and_canonical_show_the_reference_and_target_the_target() -> None:
-    maker, rng = composer(replace(PLAIN, rotation=0.0)), random.Random(0)
-    white = maker.place("on a plain white background", rng)
+    maker, rng = sampler(replace(PLAIN, rotation=0.0)), random.Random(0)
+    white = maker.scene("on a plain white background", rng)
     wide, tall = row("pot1", "0"), row("dog1")  # blue ellipses of 110 x 60 and 70 x 120
-    batch = maker.compose([PairSpec(wide, tall, PromptSpec(scene=white.phrase), white, white)], rng)
+    batch = maker.render([PairSpec(wide, tall, PromptSpec(scene=white.phrase), white, white)], rng)
 
     def proportion(alpha: Tensor) -> float:
         return float(alpha.any(0).sum() / alpha.any(1).sum())
@@ -338,6 +339,6 @@ def test_reference_and_canonical_show_the_reference_and_target_the_target() -> N
 
 
 def test_sheet_is_a_page_of_all_samples(tmp_path: Path) -> None:
-    sheet(composer(BUSY, batch_size=6)(0), tmp_path / "sheet.png")
+    sheet(sampler(BUSY, batch_size=6)(0), tmp_path / "sheet.png")
     page = Image.open(tmp_path / "sheet.png").convert("RGB")
     assert page.width > 1000 and len(page.getcolors(1 << 20) or []) > 500

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from blip_diffusion.data.synthetic.pair_sampler import PairSampler, SyntheticConfig, sentences
+from blip_diffusion.data.synthetic.pair_sampler import PairSampler, sentences
+from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
 from blip_diffusion.data.synthetic.tokenizers import prompt_tokenizer
 from studies.image_encoders.clip_baseline import LONGEST, WORDS, loss_of, train
 from studies.image_encoders.clip_baseline import clip as untrained

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.data.synthetic.assets import AssetLibrary
-from blip_diffusion.data.synthetic.pair_sampler import PairSampler, SyntheticConfig
+from blip_diffusion.data.synthetic.pair_sampler import PairSampler
+from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.modules.qformer import AttentionPattern
 from blip_diffusion.training.initialization import init_heads
@@ -42,7 +43,7 @@ def method(model: BlipDiffusion) -> Iterator[Make]:
 
 @pytest.fixture
 def pairs(world: AssetLibrary) -> SubjectBatch:
-    """Six pairs of six subjects, whatever the composer drew."""
+    """Six pairs of six subjects, whatever the sampler drew."""
     batch = PairSampler(world, SyntheticConfig(size=32, object_crop_size=16), batch_size=6, seed=3)(0)
     return cast(SubjectBatch, {**batch, "identity": torch.arange(6)})
 

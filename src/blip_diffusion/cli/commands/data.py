@@ -84,7 +84,8 @@ def _sheet_flags(parser: argparse.ArgumentParser) -> None:
 
 def _sheet(arguments: argparse.Namespace) -> None:
     from blip_diffusion.data.synthetic.assets import AssetLibrary
-    from blip_diffusion.data.synthetic.pair_sampler import PairSampler, SyntheticConfig, sheet
+    from blip_diffusion.data.synthetic.pair_sampler import PairSampler, sheet
+    from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
     from blip_diffusion.fileio import check_writable
 
     if not 1 <= arguments.num_images <= MAX_SAMPLES:
@@ -93,7 +94,7 @@ def _sheet(arguments: argparse.Namespace) -> None:
         raise InputError(f"--out {arguments.out} should be a file that ends in .png, as samples.png.")
     check_writable(arguments.out.parent)
     world, size = AssetLibrary.load(arguments.dataset), arguments.num_images
-    composer = PairSampler(world, SyntheticConfig(), batch_size=size, seed=arguments.seed)
+    sampler = PairSampler(world, SyntheticConfig(), batch_size=size, seed=arguments.seed)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    sheet(composer(0), arguments.out)
+    sheet(sampler(0), arguments.out)
     print(arguments.out)

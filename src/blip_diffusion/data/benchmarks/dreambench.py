@@ -2,7 +2,7 @@
 
     dataset/<subject>/00.jpg ...        pictures of a subject; the first is its reference
     dataset/prompts_and_classes.txt     a table of classes, then prompts for objects and prompts for live subjects
-    bench.json                          MiniBench alone: its world, and what each prompt asks of a composer
+    bench.json                          MiniBench alone: its world, and what each prompt asks of a sampler
 
 The text file holds snippets of Python. They are read as text, never run.
 """
@@ -41,7 +41,7 @@ class BenchPrompt:
 
     before: str
     after: str
-    request: PromptSpec | None = None  # the same for a composer; MiniBench alone knows it
+    request: PromptSpec | None = None  # the same for a sampler; MiniBench alone knows it
 
     def sentence(self, category: str) -> str:
         """The whole sentence, without subject tokens."""

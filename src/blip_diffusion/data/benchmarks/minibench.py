@@ -1,7 +1,7 @@
 """MiniBench: DreamBench's questions about the held-out subjects of a world, made of that world and nothing else.
 
 Thirty subjects, five pictures each, 25 prompts of DreamBench's three kinds: new scenes, accessories, changed
-properties. What each prompt asks is kept as a `PromptSpec`, so that a composer can show the right answer.
+properties. What each prompt asks is kept as a `PromptSpec`, so that a sampler can show the right answer.
 """
 
 import dataclasses
@@ -22,7 +22,8 @@ from blip_diffusion.data.benchmarks.dreambench import PROMPTS, RECIPE, Bench, re
 from blip_diffusion.data.build.naming import BENCH
 from blip_diffusion.data.synthetic import backgrounds, placement, prompt_templates
 from blip_diffusion.data.synthetic.assets import AssetLibrary
-from blip_diffusion.data.synthetic.pair_sampler import PairSampler, PairSpec, SyntheticConfig
+from blip_diffusion.data.synthetic.pair_sampler import PairSampler
+from blip_diffusion.data.synthetic.pair_spec import PairSpec, SyntheticConfig
 from blip_diffusion.data.synthetic.prompt_templates import PromptSpec
 from blip_diffusion.errors import DataError
 from blip_diffusion.fileio import atomic_dir
@@ -53,9 +54,9 @@ def build_bench(world: AssetLibrary, out: Path, *, subjects: int = len(BENCH)) -
     rows = heldout_subjects(world)[:subjects]
     if len(rows) < 2:
         raise DataError("The world holds out fewer than two subjects: build it again with more sources.")
-    composer = bench_sampler(world)
+    sampler = bench_sampler(world)
     chosen = dict(zip(_names([world.cutouts[row].identity for row in rows]), rows, strict=True))
-    asked = [bench_requests(composer, accessories) for accessories in (BESIDE, WORN)]
+    asked = [bench_requests(sampler, accessories) for accessories in (BESIDE, WORN)]
     same = min(map(len, asked))  # a world without hats asks for fewer
     objects, creatures = (requests[:same] for requests in asked)
     table = [(name, world.cutouts[row].category) for name, row in chosen.items()]
@@ -69,7 +70,7 @@ def build_bench(world: AssetLibrary, out: Path, *, subjects: int = len(BENCH)) -
     }
     with atomic_dir(out) as partial:
         for name, row in chosen.items():
-            _write_pictures(subject_pictures(composer, row), partial / "dataset" / name)
+            _write_pictures(subject_pictures(sampler, row), partial / "dataset" / name)
         (partial / "dataset" / PROMPTS).write_text(_file(table, objects, creatures), encoding="utf-8")
         (partial / RECIPE).write_text(json.dumps(recipe, indent=1), encoding="utf-8")
     return read_bench(out)
@@ -105,7 +106,7 @@ def heldout_subjects(world: AssetLibrary) -> list[int]:
 
 
 def bench_sampler(world: AssetLibrary, size: int = 128) -> PairSampler:
-    """The composer of a bench: upright subjects, training scenes and accessories."""
+    """The sampler of a bench: upright subjects, training scenes and accessories."""
     return PairSampler(world, SyntheticConfig(size=size, rotation=0.0), batch_size=1, seed=0)
 
 
@@ -127,40 +128,40 @@ def unknown_to(world: AssetLibrary, bench: Bench) -> str:
     return "" if lost is None else f"the scene {lost!r}"
 
 
-def bench_requests(composer: PairSampler, accessories: Sequence[str]) -> list[PromptSpec]:
+def bench_requests(sampler: PairSampler, accessories: Sequence[str]) -> list[PromptSpec]:
     """The three kinds of prompt: new scenes, accessories, changed properties."""
-    scenes = known_scenes(composer.world)[:PLACES]
-    known = [word for word in accessories if composer.has(word)]
+    scenes = known_scenes(sampler.world)[:PLACES]
+    known = [word for word in accessories if sampler.has(word)]
     changed = [*(PromptSpec(accessory=word) for word in known), *PROPERTIES]
     asked = [PromptSpec(scene=scene) for scene in scenes]
     return asked + [replace(request, scene=scenes[i % len(scenes)]) for i, request in enumerate(changed)]
 
 
-def order_of(composer: PairSampler, row: int, request: PromptSpec, rng: random.Random) -> PairSpec:
+def pair_spec_of(sampler: PairSampler, row: int, request: PromptSpec, rng: random.Random) -> PairSpec:
     """One cut-out as a request wants it: in a photograph of the scene or a drawn place, what a generator may answer.
 
     The reference shows the same cut-out before a plain colour far from its own.
     """
-    drawn, photograph = backgrounds.named(request.scene, rng), composer.place(request.scene, rng)
-    backdrop = drawn if drawn is not None and rng.random() < 0.5 else photograph
-    return PairSpec(row, row, request, backdrop, _plain(composer, row, rng))
+    drawn, photograph = backgrounds.named(request.scene, rng), sampler.scene(request.scene, rng)
+    background = drawn if drawn is not None and rng.random() < 0.5 else photograph
+    return PairSpec(row, row, request, background, _plain(sampler, row, rng))
 
 
-def _plain(composer: PairSampler, row: int, rng: random.Random) -> backgrounds.Background:
-    return backgrounds.plain_reference(rng, placement.measure(composer.world.pixels[[row]])[0].colour)
+def _plain(sampler: PairSampler, row: int, rng: random.Random) -> backgrounds.Background:
+    return backgrounds.plain_reference(rng, placement.measure(sampler.world.pixels[[row]])[0].colour)
 
 
-def subject_pictures(composer: PairSampler, row: int) -> Tensor:
+def subject_pictures(sampler: PairSampler, row: int) -> Tensor:
     """(5, 3, S, S): the reference before a plain colour, then views of the subject in places of the training world."""
-    world, identity = composer.world, composer.world.cutouts[row].identity
+    world, identity = sampler.world, sampler.world.cutouts[row].identity
     rng = random.Random(f"bench pictures {identity}")
     views = [i for i, other in enumerate(world.cutouts) if other.identity == identity and other.kind != "outline"]
     orders = []
     for number in range(PICTURES):
-        view, behind = views[number % len(views)], composer.backdrop(rng)
-        plain = _plain(composer, view, rng)
+        view, behind = views[number % len(views)], sampler.background(rng)
+        plain = _plain(sampler, view, rng)
         orders.append(PairSpec(view, view, PromptSpec(scene=behind.phrase), behind, plain))
-    batch = composer.compose(orders, rng)
+    batch = sampler.render(orders, rng)
     return torch.cat([batch["reference"][:1], batch["target"][1:]])
 
 

@@ -117,10 +117,10 @@ def phrases() -> Iterator[str]:
 def procedural(rng: random.Random, *, away_from: RGB | None = None) -> Background:
     """A drawn place, its plain colours away from the subject's."""
     for _ in range(4):
-        backdrop = procedural_kind(rng.choices(_KINDS, _WEIGHTS)[0], rng, away_from=away_from)
-        if away_from is None or not any(is_close(colour, away_from, 0.2) for colour in backdrop.colours):
+        background = procedural_kind(rng.choices(_KINDS, _WEIGHTS)[0], rng, away_from=away_from)
+        if away_from is None or not any(is_close(colour, away_from, 0.2) for colour in background.colours):
             break
-    return backdrop
+    return background
 
 
 def procedural_kind(kind: str, rng: random.Random, *, away_from: RGB | None = None) -> Background:
@@ -179,15 +179,15 @@ def named(words: str, rng: random.Random) -> Background | None:
     return procedural_kind(by_word[words], rng) if words in by_word else None
 
 
-def draw(backdrops: Sequence[Background], scenes: Tensor, size: int, rng: Generator) -> Tensor:
-    """The pictures (B, 3, S, S) of backdrops; `scenes` (M, 3, H, W) uint8 are the world's."""
+def draw(chosen_backgrounds: Sequence[Background], scenes: Tensor, size: int, rng: Generator) -> Tensor:
+    """The pictures (B, 3, S, S) of chosen_backgrounds; `scenes` (M, 3, H, W) uint8 are the world's."""
     device = scenes.device
     rows: dict[str, list[int]] = defaultdict(list)
-    for i, backdrop in enumerate(backdrops):
-        rows[backdrop.kind].append(i)
-    canvas = torch.empty(len(backdrops), 3, size, size, device=device)
+    for i, background in enumerate(chosen_backgrounds):
+        rows[background.kind].append(i)
+    canvas = torch.empty(len(chosen_backgrounds), 3, size, size, device=device)
     for kind, members in sorted(rows.items()):
-        chosen = [backdrops[i] for i in members]
+        chosen = [chosen_backgrounds[i] for i in members]
         pictures = _photographs(chosen, scenes, size) if kind == "photo" else _drawn(kind, chosen, size, rng)
         canvas[torch.tensor(members, device=device)] = pictures
     return canvas.clamp_(0, 1)
@@ -218,19 +218,19 @@ def _two_colours(kind: str, word: str, templates: tuple[str, ...], firsts: Seque
     return Background(kind, rng.choice(templates).format(first, second), word, horizon, colours, (first, second))
 
 
-def _photographs(backdrops: Sequence[Background], scenes: Tensor, size: int) -> Tensor:
+def _photographs(chosen_backgrounds: Sequence[Background], scenes: Tensor, size: int) -> Tensor:
     device = scenes.device
-    left, top, side = torch.tensor([backdrop.crop for backdrop in backdrops], device=device).T
-    light = torch.tensor([backdrop.light for backdrop in backdrops], device=device)  # (P, 3)
-    pictures = scenes[torch.tensor([backdrop.scene for backdrop in backdrops], device=device)].float()
+    left, top, side = torch.tensor([background.crop for background in chosen_backgrounds], device=device).T
+    light = torch.tensor([background.light for background in chosen_backgrounds], device=device)  # (P, 3)
+    pictures = scenes[torch.tensor([background.scene for background in chosen_backgrounds], device=device)].float()
     rows = resample_matrix(top, side.abs(), scenes.shape[2], size, repeat_edges=True)
     columns = resample_matrix(left, side, scenes.shape[3], size, repeat_edges=True)
     return read_windows(pictures, rows, columns) * (light / 255)[:, :, None, None]
 
 
-def _drawn(kind: str, backdrops: Sequence[Background], size: int, rng: Generator) -> Tensor:
-    colours = torch.tensor([backdrop.colours for backdrop in backdrops], device=rng.device)  # (P, K, 3)
-    horizon = torch.tensor([backdrop.horizon or 1.0 for backdrop in backdrops], device=rng.device)
+def _drawn(kind: str, chosen_backgrounds: Sequence[Background], size: int, rng: Generator) -> Tensor:
+    colours = torch.tensor([background.colours for background in chosen_backgrounds], device=rng.device)  # (P, K, 3)
+    horizon = torch.tensor([background.horizon or 1.0 for background in chosen_backgrounds], device=rng.device)
     return _DRAWERS[kind](colours[..., None, None], horizon.view(-1, 1, 1, 1), size, rng)
 
 

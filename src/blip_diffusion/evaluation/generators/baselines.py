@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from blip_diffusion.data.benchmarks.dreambench import Bench, BenchSubject
-from blip_diffusion.data.benchmarks.minibench import bench_sampler, first_rows, order_of, same_category
+from blip_diffusion.data.benchmarks.minibench import bench_sampler, first_rows, pair_spec_of, same_category
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.evaluation.generators.model import ImageGenerator
 from blip_diffusion.evaluation.instances import Instance
@@ -22,14 +22,14 @@ from blip_diffusion.images import to_pil
 
 def composite(world: AssetLibrary, *, size: int, other: bool = False) -> ImageGenerator:
     """Compose MiniBench's ground truth; or, with `other`, another subject of the same category in its place."""
-    composer, first = bench_sampler(world, size), first_rows(world)
+    sampler, first = bench_sampler(world, size), first_rows(world)
 
     def compose(instance: Instance) -> torch.Tensor:
         rng = random.Random(f"truth {instance.subject.identity} {instance.prompt_index} {instance.sample_index}")
         own = first[instance.subject.identity]
         row = rng.choice(same_category(world, own)) if other else own
         assert instance.prompt.request is not None
-        return composer.compose([order_of(composer, row, instance.prompt.request, rng)], rng)["target"]
+        return sampler.render([pair_spec_of(sampler, row, instance.prompt.request, rng)], rng)["target"]
 
     def generate(instances: Sequence[Instance]) -> list[Image.Image]:
         return to_pil(torch.cat([compose(instance) for instance in instances]))

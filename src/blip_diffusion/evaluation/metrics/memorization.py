@@ -12,7 +12,8 @@ from torch import Tensor
 
 from blip_diffusion.data.synthetic import backgrounds
 from blip_diffusion.data.synthetic.assets import AssetLibrary
-from blip_diffusion.data.synthetic.pair_sampler import PairSampler, SyntheticConfig
+from blip_diffusion.data.synthetic.pair_sampler import PairSampler
+from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
 from blip_diffusion.evaluation.generators.conditions import ConditionResult
 from blip_diffusion.evaluation.metrics.statistics import Estimate, bootstrap_ci, centred_cosine
 from blip_diffusion.images import to_pil
@@ -49,20 +50,20 @@ def sample_diversity(features: FeatureFn, result: ConditionResult) -> Estimate |
 
 def training_bank(world: AssetLibrary, folder: Path, *, size: int) -> list[Path]:
     """Write images as training sees them: crops of every scene, and composites of training subjects."""
-    composer = PairSampler(world, SyntheticConfig(size=size), batch_size=COMPOSITES, seed=0)
+    sampler = PairSampler(world, SyntheticConfig(size=size), batch_size=COMPOSITES, seed=0)
     scenes = [row for row, scene in enumerate(world.scenes) if scene.split == "train"]
     paths = [folder / f"composite-{i:03d}.png" for i in range(COMPOSITES)]
     paths += [folder / f"scene-{row:03d}-{i}.png" for row in scenes for i in range(CROPS)]
     if not all(path.is_file() for path in paths):
         folder.mkdir(parents=True, exist_ok=True)
-        pixels = [composer(0)["target"], *(_scene_crops(world, row, size) for row in scenes)]
+        pixels = [sampler(0)["target"], *(_scene_crops(world, row, size) for row in scenes)]
         for path, image in zip(paths, to_pil(torch.cat(pixels)), strict=True):
             image.save(path)
     return paths
 
 
 def _scene_crops(world: AssetLibrary, row: int, size: int) -> Tensor:
-    """Return crops (C, 3, S, S) of one scene, cut as the composer cuts them."""
+    """Return crops (C, 3, S, S) of one scene, cut as the sampler cuts them."""
     rng, (height, width) = random.Random(f"crops {row}"), world.scene_pixels.shape[2:]
     cut = [backgrounds.photograph(row, world.scenes[row], height, width, rng) for _ in range(CROPS)]
     return backgrounds.draw(cut, world.scene_pixels, size, torch.Generator().manual_seed(0)).clamp(0, 1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from PIL import Image
 from torch import Tensor
 
-from blip_diffusion.data.benchmarks.minibench import bench_sampler, first_rows, known_scenes, order_of
+from blip_diffusion.data.benchmarks.minibench import bench_sampler, first_rows, known_scenes, pair_spec_of
 from blip_diffusion.data.synthetic import placement as layout
 from blip_diffusion.data.synthetic import prompt_templates as grammar
 from blip_diffusion.data.synthetic.assets import AssetLibrary
@@ -51,14 +51,14 @@ def build_probe_data(source: ProbeSource, *, each: int = 24, scenes: Sequence[st
         each: The number of images of each scene. Of every other attribute value there are half as many.
         scenes: Only these scenes, and no other attributes.
     """
-    composer, rng = bench_sampler(source.world, source.size), random.Random("lessons")
+    sampler, rng = bench_sampler(source.world, source.size), random.Random("lessons")
     subjects = probe_subjects(source.world, source.excluded)
     if scenes is None:
-        requests = list(_requests(composer, rng, each))
+        requests = list(_requests(sampler, rng, each))
     else:
         requests = [PromptSpec(scene=scene) for scene in scenes for _ in range(each)]
     rows = [_row(source.world, subjects, request, rng) for request in requests]
-    images = [image for some in _compose(composer, rows, requests, rng) for image in to_pil(source.reconstruct(some))]
+    images = [image for some in _compose(sampler, rows, requests, rng) for image in to_pil(source.reconstruct(some))]
     captions = [
         grammar.caption(source.world.cutouts[row].category, grammar.prompt(request, rng))
         for row, request in zip(rows, requests, strict=True)
@@ -67,12 +67,12 @@ def build_probe_data(source: ProbeSource, *, each: int = 24, scenes: Sequence[st
 
 
 def _compose(
-    composer: PairSampler, rows: Sequence[int], requests: Sequence[PromptSpec], rng: random.Random
+    sampler: PairSampler, rows: Sequence[int], requests: Sequence[PromptSpec], rng: random.Random
 ) -> Iterator[Tensor]:
     """Yield composites (B, 3, S, S), one batch at a time."""
     for start in range(0, len(rows), BATCH_SIZE):
         some = zip(rows[start : start + BATCH_SIZE], requests[start : start + BATCH_SIZE], strict=True)
-        yield composer.compose([order_of(composer, row, request, rng) for row, request in some], rng)["target"]
+        yield sampler.render([pair_spec_of(sampler, row, request, rng) for row, request in some], rng)["target"]
 
 
 def probe_subjects(world: AssetLibrary, excluded: frozenset[str] | set[str]) -> list[int]:
@@ -91,19 +91,19 @@ def _row(world: AssetLibrary, rows: list[int], request: PromptSpec, rng: random.
     return rng.choice(rows)
 
 
-def _requests(composer: PairSampler, rng: random.Random, each: int) -> Iterator[PromptSpec]:
-    scenes = known_scenes(composer.world)
+def _requests(sampler: PairSampler, rng: random.Random, each: int) -> Iterator[PromptSpec]:
+    scenes = known_scenes(sampler.world)
     for scene in scenes:
         yield from [PromptSpec(scene=scene)] * each
-    for one in _attribute_values(composer):
+    for one in _attribute_values(sampler):
         for _ in range(max(each // 2, 1)):
             yield replace(one, scene=rng.choice(scenes))
 
 
-def _attribute_values(composer: PairSampler) -> Iterator[PromptSpec]:
+def _attribute_values(sampler: PairSampler) -> Iterator[PromptSpec]:
     """Yield each value of each attribute that the assets can show, one at a time."""
     yield from (PromptSpec(colour=colour) for colour in grammar.PAINTS)
     yield from (PromptSpec(count=count) for count in grammar.COUNTS for _ in range(3))
     yield from (PromptSpec(position=position) for position in grammar.POSITIONS)
     yield from (PromptSpec(style=style) for style in grammar.STYLES)
-    yield from (PromptSpec(accessory=accessory) for accessory in grammar.ACCESSORIES if composer.has(accessory))
+    yield from (PromptSpec(accessory=accessory) for accessory in grammar.ACCESSORIES if sampler.has(accessory))

@@ -1,0 +1,207 @@
+"""Render pair specifications to tensors, in batches, on any device."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from blip_diffusion.data.batches import SubjectBatch
+from blip_diffusion.data.synthetic import backgrounds, prompt_templates, styles
+from blip_diffusion.data.synthetic.assets import AssetLibrary
+from blip_diffusion.data.synthetic.backgrounds import RGB, Background
+from blip_diffusion.data.synthetic.pair_spec import PairSpec, SyntheticConfig
+from blip_diffusion.data.synthetic.placement import (
+    CutoutGeometry,
+    Jitter,
+    Placement,
+    layers_of,
+    measure,
+    place,
+    place_reference,
+)
+from blip_diffusion.data.synthetic.resample import read_windows, resample_matrix
+from blip_diffusion.data.synthetic.subject_index import SubjectIndex
+
+
+class Compositor:
+    """Paste cut-outs on backgrounds, as pair specifications say."""
+
+    def __init__(
+        self, world: AssetLibrary, config: SyntheticConfig, subjects: SubjectIndex, device: torch.device
+    ) -> None:
+        self.world, self.config, self.device = world, config, device
+        self._subjects = subjects
+        self._pixels = world.pixels.to(device)
+        self._scenes = world.scene_pixels.to(device)
+        self.geometry = measure(self._pixels)
+        names = sorted({cutout.identity for cutout in world.cutouts})
+        self._identities = {name: i for i, name in enumerate(names)}
+
+    def scene_colours(self) -> list[RGB]:
+        """Return the mean colour of each scene, in [0, 1]."""
+        return [(r, g, b) for r, g, b in (self._scenes.float().mean((2, 3)) / 255).tolist()]
+
+    def render(self, specs: Sequence[PairSpec], rng: random.Random) -> SubjectBatch:
+        """The pictures of these specs, exactly; `rng` only jitters place, size and light."""
+        noise = Generator(self.device)
+        noise.manual_seed(rng.getrandbits(62))
+        target, target_alpha = self._targets(specs, rng, noise)
+        reference = self._references(specs, rng, noise)
+        cutouts = [self.world.cutouts[spec.target] for spec in specs]
+        prompts = [spec.prompt or prompt_templates.prompt(spec.request) for spec in specs]
+        identities = [self._identities[cutout.identity] for cutout in cutouts]
+        return SubjectBatch(
+            reference=reference,
+            reference_caption=[
+                prompt_templates.caption(cutout.category, spec.reference_background.phrase)
+                for cutout, spec in zip(cutouts, specs, strict=True)
+            ],
+            object_crop=self._object_crops([spec.reference for spec in specs]),
+            category=[cutout.category for cutout in cutouts],
+            prompt=prompts,
+            caption=[prompt_templates.caption(cutout.category, p) for cutout, p in zip(cutouts, prompts, strict=True)],
+            target=target,
+            target_alpha=target_alpha,
+            identity=torch.tensor(identities, device=self.device),
+        )
+
+    def _targets(self, specs: Sequence[PairSpec], rng: random.Random, noise: Generator) -> tuple[Tensor, Tensor]:
+        placements: list[Placement] = []
+        for row, spec in enumerate(specs):
+            for placement in self._placed(row, spec, rng):
+                placements.append(replace(placement, light=_light(spec.background, self._chance(rng))))
+        canvas = backgrounds.draw([spec.background for spec in specs], self._scenes, self.config.size, noise)
+        sketched = [i for i, spec in enumerate(specs) if spec.request.style == "sketch"]
+        canvas[sketched] = 1.0  # paper
+        canvas, alpha = self._paste(canvas, placements, sketched)
+        for style, apply in styles.FILTERS.items():
+            if rows := [i for i, spec in enumerate(specs) if spec.request.style == style]:
+                canvas[rows] = apply(canvas[rows])
+        return canvas.clamp_(0, 1), alpha
+
+    def _placed(self, row: int, spec: PairSpec, rng: random.Random) -> list[Placement]:
+        request, shape = spec.request, self.geometry[spec.target]
+        extra = None
+        if request.accessory:
+            thing = spec.accessory if spec.accessory >= 0 else self._subjects.accessory_of(request.accessory, rng)
+            extra = (thing, self.geometry[thing])
+        placements = place(row, spec.target, shape, request, spec.background.horizon, self._chance(rng), extra)
+        looks = {"paint": request.colour, "silhouette": request.style == "silhouette"}
+        return [replace(p, **looks) if p.subject else p for p in placements]  # type: ignore[arg-type]
+
+    def _chance(self, rng: random.Random) -> Jitter:
+        return Jitter(rng, self.config.layout)
+
+    def _references(self, specs: Sequence[PairSpec], rng: random.Random, noise: Generator) -> Tensor:
+        placements = []
+        for row, spec in enumerate(specs):
+            shape, background = self.geometry[spec.reference], spec.reference_background
+            placement = place_reference(row, spec.reference, shape, background.horizon, self.config.rotation, rng)
+            placements.append(replace(placement, light=_light(background, Jitter(rng))))
+        chosen_backgrounds = [spec.reference_background for spec in specs]
+        canvas = backgrounds.draw(chosen_backgrounds, self._scenes, self.config.size, noise)
+        return self._paste(canvas, placements, [])[0].clamp_(0, 1)
+
+    def _paste(self, canvas: Tensor, placements: Sequence[Placement], sketched: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Puts placements on pictures (B, 3, S, S), and says where subjects are then seen: (B, 1, S, S)."""
+        covered = canvas.new_zeros(len(canvas), 1, *canvas.shape[2:])
+        for layer in layers_of(placements, len(canvas)):
+            chosen = [placements[i] for i in layer]
+            rows = torch.tensor([p.row for p in chosen], device=self.device)
+            colour, alpha = self._cut(chosen)  # (P, 3, S, S) premultiplied, (P, 1, S, S)
+            shadow = self._shadows(chosen)
+            everyone = len(chosen) == len(canvas)
+            below = canvas if everyone else canvas[rows]
+            pasted = torch.addcmul(colour, below * shadow, 1 - alpha)
+            drawn = [i for i, p in enumerate(chosen) if p.row in set(sketched)]
+            if drawn:
+                pasted[drawn] = below[drawn].minimum(styles.sketch(colour[drawn], alpha[drawn]))
+            is_subject = torch.tensor([float(p.subject) for p in chosen], device=self.device).view(-1, 1, 1, 1)
+            seen = (covered if everyone else covered[rows]) * (1 - alpha) + alpha * is_subject
+            if everyone:
+                canvas, covered = pasted, seen
+            else:
+                canvas[rows], covered[rows] = pasted, seen
+        return canvas, covered
+
+    def _cut(self, placements: Sequence[Placement]) -> tuple[Tensor, Tensor]:
+        """Cut-outs in the size, place, light and paint of their placements: premultiplied colour, and alpha."""
+        size = self.config.size
+        windows = torch.tensor([_window(p, self.geometry[p.cutout]) for p in placements], device=self.device)
+        picture = self._read([p.cutout for p in placements], windows, size)
+        turned = [i for i, p in enumerate(placements) if p.angle]
+        if turned:
+            picture[turned] = _turn(picture[turned], [placements[i] for i in turned])
+        colour, alpha = picture[:, :3], picture[:, 3:].clamp(0, 1)
+        for rows, looks in self._looks(placements):
+            colour[rows] = looks(colour[rows], alpha[rows])
+        light = torch.tensor([p.light for p in placements], device=self.device)
+        return torch.minimum(colour * light[:, :, None, None], alpha), alpha
+
+    def _looks(self, placements: Sequence[Placement]) -> Iterator[tuple[list[int], Callable[[Tensor, Tensor], Tensor]]]:
+        painted = [i for i, p in enumerate(placements) if p.paint]
+        if painted:
+            paints = torch.tensor([backgrounds.PALETTE[placements[i].paint] for i in painted], device=self.device)
+            yield painted, lambda colour, alpha: styles.paint(colour, alpha, paints)
+        shaded = [i for i, p in enumerate(placements) if p.silhouette]
+        if shaded:
+            yield shaded, styles.silhouette
+
+    def _read(self, cutouts: Sequence[int], windows: Tensor, size: int) -> Tensor:
+        """Windows (P, 3: left, top, side) in pixels of cut-outs: premultiplied (P, 4, size, size)."""
+        picture = self._pixels[torch.tensor(cutouts, device=self.device)].float()  # (P, 4, 128, 128)
+        picture[:, :3] *= picture[:, 3:] / 255
+        left, top, side = windows.T
+        rows = resample_matrix(top, side, picture.shape[2], size)
+        columns = resample_matrix(left, side, picture.shape[3], size)
+        return read_windows(picture, rows / 255, columns)
+
+    def _object_crops(self, cutouts: Sequence[int]) -> Tensor:
+        shapes = [self.geometry[i] for i in cutouts]
+        sides = [max(shape.width, shape.height) for shape in shapes]
+        windows = [(s.x - side / 2, s.y - side / 2, side) for s, side in zip(shapes, sides, strict=True)]
+        return self._read(cutouts, torch.tensor(windows, device=self.device), self.config.object_crop_size).clamp_(0, 1)
+
+    def _shadows(self, placements: Sequence[Placement]) -> Tensor:
+        """Soft contact shadows, as factors (P, 1, S, S) on what lies below."""
+        measures = torch.tensor([_shadow(p, self.geometry[p.cutout]) for p in placements], device=self.device)
+        x, y, wide, high, strength = measures.view(-1, 5, 1).unbind(1)  # (P, 1) each
+        at = (torch.arange(self.config.size, device=self.device) + 0.5) / self.config.size
+        across = torch.exp(-(((at - x) / wide) ** 2))  # (P, S)
+        down = torch.exp(-(((at - y) / high) ** 2)) * strength
+        return (1 - down[:, :, None] * across[:, None, :])[:, None]
+
+
+def _light(background: Background, chance: Jitter) -> RGB:
+    """Light on a subject, independent of the background's but for dark places."""
+    gain = chance.between(0.88, 1.1) * (0.8 if background.word in ("starry night", "sunset") else 1.0)
+    tint = chance.about(0.03)
+    return gain * (1 + tint), gain, gain * (1 - tint)
+
+
+def _window(placement: Placement, shape: CutoutGeometry) -> tuple[float, float, float]:
+    """What the whole frame shows, in the cut-out's pixels: left, top, side."""
+    side = max(shape.width, shape.height) / placement.side
+    return shape.x - placement.x * side, shape.y - placement.y * side, side
+
+
+def _shadow(placement: Placement, shape: CutoutGeometry) -> tuple[float, float, float, float, float]:
+    """Centre, reach across and down, and strength of a contact shadow, in frames."""
+    longest = max(shape.width, shape.height)
+    width, height = placement.side * shape.width / longest, placement.side * shape.height / longest
+    x = placement.x + (shape.foot - 0.5) * width
+    wide = max(shape.foot_width * width, 0.25 * width) * 0.6
+    return x, placement.y + height / 2 - 0.008, wide, max(0.14 * wide, 0.012), 0.5 if placement.ground else 0.0
+
+
+def _turn(pictures: Tensor, placements: Sequence[Placement]) -> Tensor:
+    """Pictures turned about their placements' centres."""
+    angles = torch.tensor([p.angle for p in placements], device=pictures.device).deg2rad()
+    x, y = (torch.tensor([[p.x, p.y] for p in placements], device=pictures.device) * 2 - 1).T
+    cos, sin = angles.cos(), angles.sin()
+    matrix = torch.stack((cos, -sin, x - x * cos + y * sin, sin, cos, y - x * sin - y * cos), 1).view(-1, 2, 3)
+    grid = F.affine_grid(matrix, list(pictures.shape), align_corners=False)
+    return F.grid_sample(pictures, grid, align_corners=False)
