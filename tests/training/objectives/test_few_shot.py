@@ -97,5 +97,5 @@ def test_it_exports_what_moved(model: BlipDiffusion, tmp_path: Path, train: Trai
 def test_errors() -> None:
     with pytest.raises(ConfigError, match="rank is 0"):
         FewShotConfig(rank=0)
-    with pytest.raises(ConfigError, match="background is 2"):
+    with pytest.raises(ConfigError, match="background_weight is 2"):
         FewShotConfig(background_weight=2)

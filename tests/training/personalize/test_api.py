@@ -60,7 +60,7 @@ def test_it_stops_by_itself(tiny_folder: Path, dog: Image.Image, tmp_path: Path)
     assert tuned.result.stopped == "hook" and tuned.result.step == 6 and tuned.step == 2 and tuned.overfitted
     assert read_subject(tuned.out).details["steps"] == 2
     assert sorted(path.name for path in tuned.folder.iterdir()) == [
-        "run.json", "curve.png", "log.jsonl", "samples", "scores.jsonl", "strip.png"]  # fmt: skip
+        "curve.png", "log.jsonl", "run.json", "samples", "scores.jsonl", "strip.png"]  # fmt: skip
 
 
 def test_what_was_kept_is_not_said_to_be_past_the_best(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:

@@ -102,8 +102,8 @@ def judge(model: BlipDiffusion, dog: Image.Image) -> EncoderMetric:
 
 
 def plain(model: BlipDiffusion) -> Tensor:
-    states = model.text_states([f"a dog {scene}" for scene in CONFIG.scenes])
-    return sample_images(model, states, prompt_seeds(CONFIG.scenes, CONFIG.seeds), steps=CONFIG.sampling_steps)
+    states = model.text_states([f"a dog {scene}" for scene in CONFIG.prompts])
+    return sample_images(model, states, prompt_seeds(CONFIG.prompts, CONFIG.seeds), steps=CONFIG.sampling_steps)
 
 
 @torch.no_grad()
