@@ -60,7 +60,7 @@ def test_what_a_rank_can_not_keep_is_said(tiny_folder: Path, tmp_path: Path) -> 
             convert_tuned(tmp_path / "tuned.pth", str(tiny_folder), out, name="rex", category="dog", rank=rank)
         )
         assert read_subject(out).rank == rank
-        assert read_subject(out).details["kept"] == pytest.approx(shares[-1], abs=1e-4)
+        assert read_subject(out).metadata["kept"] == pytest.approx(shares[-1], abs=1e-4)
     assert shares[0] == 0 and 0.1 < shares[1] < shares[2] < 1
 
 

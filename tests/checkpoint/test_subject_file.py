@@ -25,8 +25,8 @@ from blip_diffusion.training.lora import add_lora
 
 def subject(**more: object) -> Subject:
     embedding = torch.randn(1, 16, 768, generator=torch.Generator().manual_seed(0))
-    details = {"steps": 40, "model": "mini", "seed": 3}
-    return Subject("rex", "dog", embedding, "f" * 32, details=details, **more)  # type: ignore[arg-type]
+    metadata = {"steps": 40, "model": "mini", "seed": 3}
+    return Subject("rex", "dog", embedding, "f" * 32, metadata=metadata, **more)  # type: ignore[arg-type]
 
 
 def lora(rank: int = 8) -> dict[str, torch.Tensor]:
@@ -41,7 +41,7 @@ def test_it_round_trips(tmp_path: Path, dog: Image.Image) -> None:
     found = read_subject(tmp_path / "deep" / "rex.safetensors")
     assert torch.equal(found.embedding, first.embedding)
     assert found.rank == 8 and found.thumbnail == first.thumbnail
-    for name in ("name", "category", "base", "alpha", "details", "version"):
+    for name in ("name", "category", "base", "alpha", "metadata", "version"):
         assert getattr(found, name) == getattr(first, name)
     for mine, theirs in ((found.lora, first.lora), (found.weights, first.weights)):
         assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)

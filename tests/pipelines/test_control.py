@@ -174,12 +174,12 @@ def test_a_picture_is_brought_to_size(nets: list[Any], room: Image.Image, draw: 
     ("asked", "message"),
     [
         ({"controlnet": None}, "needs a ControlNet"),
-        ({"image": "room.png"}, "A control picture is a PIL picture"),
-        ({"image": []}, "A control picture is a PIL picture"),
-        ({"image": torch.rand(3, 8, 8)}, "these pictures want"),
-        ({"image": torch.rand(3, 3, 32, 32)}, "3 control pictures for 1 prompts"),
+        ({"image": "room.png"}, "A control image is a PIL image"),
+        ({"image": []}, "A control image is a PIL image"),
+        ({"image": torch.rand(3, 8, 8)}, r"use \(B, 3, 32, 32\)"),
+        ({"image": torch.rand(3, 3, 32, 32)}, "3 control images for 1 prompts"),
         ({"controlnet_conditioning_scale": float("nan")}, "controlnet_conditioning_scale is nan"),
-        ({"control_guidance_start": 0.5, "control_guidance_end": 0.5}, "can't speak from 0.5 to 0.5"),
+        ({"control_guidance_start": 0.5, "control_guidance_end": 0.5}, "can't be active from 0.5 to 0.5"),
         ({"control_guidance_end": [0.5, 0.6]}, "2 numbers in control_guidance_end for 1 ControlNets"),
         ({"control_resample": "nearest"}, "no control_resample"),
         ({"controlnet": ControlNetModel(block_out_channels=(32, 64), cross_attention_dim=8,
@@ -193,5 +193,5 @@ def test_what_cannot_be_controlled(nets: list[Any], room: Image.Image, draw: Dra
 
 
 def test_two_nets_want_two_pictures(nets: list[Any], room: Image.Image, draw: Draw) -> None:
-    with pytest.raises(InputError, match="2 ControlNets for 1 pictures"):
+    with pytest.raises(InputError, match="2 ControlNets for 1 images"):
         draw(image=room, controlnet=nets)

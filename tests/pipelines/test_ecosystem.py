@@ -40,7 +40,7 @@ def test_any_factor_of_the_vae(model: BlipDiffusion, draw: Draw, levels: int) ->
     factor = 2 ** (levels - 1)
     assert draw(pipe).shape[-2:] == (4 * factor, 4 * factor)
     assert draw(pipe, height=2 * factor, width=6 * factor).shape[-2:] == (2 * factor, 6 * factor)
-    with pytest.raises(InputError, match=f"use a multiple of {2 * factor} "):
+    with pytest.raises(InputError, match=f"give a multiple of {2 * factor} "):
         draw(pipe, height=2 * factor + 1)
 
 

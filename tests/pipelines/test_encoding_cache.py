@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor
 
-from blip_diffusion.pipelines.encoding_cache import Memo
+from blip_diffusion.pipelines.encoding_cache import EncodingCache
 
 
 class Counted:
@@ -16,25 +16,25 @@ class Counted:
 
 
 def test_each_is_computed_once() -> None:
-    memo, compute = Memo(), Counted()
-    assert memo.rows(["a", "b", "a"], compute).flatten().tolist() == [0, 1, 0]
-    assert memo.rows(["b", "c"], compute).flatten().tolist() == [1, 1]
+    cache, compute = EncodingCache(), Counted()
+    assert cache.get(["a", "b", "a"], compute).flatten().tolist() == [0, 1, 0]
+    assert cache.get(["b", "c"], compute).flatten().tolist() == [1, 1]
     assert compute.asked == [0, 1, 1]
 
 
 def test_the_oldest_is_forgotten() -> None:
-    memo, compute = Memo(size=2), Counted()
-    assert memo.rows(list("abcd"), compute).flatten().tolist() == [0, 1, 4, 9]  # more than it keeps, at once
-    memo.rows(["c"], compute)
-    memo.rows(["e"], compute)
+    cache, compute = EncodingCache(size=2), Counted()
+    assert cache.get(list("abcd"), compute).flatten().tolist() == [0, 1, 4, 9]  # more than it keeps, at once
+    cache.get(["c"], compute)
+    cache.get(["e"], compute)
     assert compute.asked == [0, 1, 2, 3, 0]
-    memo.rows(["c"], compute)
+    cache.get(["c"], compute)
     assert compute.asked == [0, 1, 2, 3, 0]
-    memo.rows(["d"], compute)
+    cache.get(["d"], compute)
     assert compute.asked == [0, 1, 2, 3, 0, 0]
 
 
 def test_rows_are_ones_own() -> None:
-    memo, compute = Memo(), Counted()
-    memo.rows(["a"], compute).add_(7)
-    assert memo.rows(["a"], compute).item() == 0
+    cache, compute = EncodingCache(), Counted()
+    cache.get(["a"], compute).add_(7)
+    assert cache.get(["a"], compute).item() == 0

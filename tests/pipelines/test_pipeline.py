@@ -275,23 +275,23 @@ def test_generating_leaves_no_trace(pipe: BlipDiffusionPipeline, draw: Draw) -> 
         ({"reference": None}, "no subject: give reference_image or subject_embeds"),
         ({"source": ""}, "category is empty"),
         ({"reference": Image.new("RGB", (8, 90))}, "8 x 90 pixels"),
-        ({"reference": "photo.png"}, "A reference is a PIL picture, or a list of them"),
-        ({"reference": [Path("photo.png")]}, "A reference is a PIL picture, or a list of them"),
-        ({"height": 30}, "size 30 can't be drawn: use a multiple of 16 from 16 to 2048"),
-        ({"width": 0}, "size 0 can't be drawn"),
-        ({"width": 4096}, "size 4096 can't be drawn"),
+        ({"reference": "photo.png"}, "A reference is a PIL image, or a list of them"),
+        ({"reference": [Path("photo.png")]}, "A reference is a PIL image, or a list of them"),
+        ({"height": 30}, "size 30 can't be used: give a multiple of 16 from 16 to 2048"),
+        ({"width": 0}, "size 0 can't be used"),
+        ({"width": 4096}, "size 4096 can't be used"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"num_inference_steps": 2000}, "num_inference_steps is 2000: use 1 to 1000"),
-        ({"subject_embeds": torch.zeros(4, 32)}, r"tokens are \(4, 32\): this model reads \(pictures, 0 to 29, 32\)"),
+        ({"subject_embeds": torch.zeros(4, 32)}, r"tokens are \(4, 32\): this model reads \(images, 0 to 29, 32\)"),
         ({"subject_embeds": torch.zeros(1, 30, 32)}, r"tokens are \(1, 30, 32\)"),
         ({"subject_embeds": torch.zeros(1, 500, 32)}, r"tokens are \(1, 500, 32\)"),
         ({"subject_embeds": torch.zeros(1, 4, 99)}, r"tokens are \(1, 4, 99\)"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
         ({"output_type": "gif"}, "no output_type 'gif': use pil, np, pt or latent"),
         ({"resize_mode": "stretch"}, "use crop, squash or pad"),
-        ({"generator": seeded(1, 2)}, "2 generators for 1 pictures"),
-        ({"latents": torch.zeros(1, 4, 8, 8)}, r"latents are \(1, 4, 8, 8\): these pictures begin with \(1, 4, 4, 4\)"),
-        ({"prompt": ["a", "b"], "latents": torch.zeros(1, 4, 4, 4)}, r"begin with \(2, 4, 4, 4\)"),
+        ({"generator": seeded(1, 2)}, "2 generators for 1 images"),
+        ({"latents": torch.zeros(1, 4, 8, 8)}, r"latents are \(1, 4, 8, 8\): these images need \(1, 4, 4, 4\)"),
+        ({"prompt": ["a", "b"], "latents": torch.zeros(1, 4, 4, 4)}, r"need \(2, 4, 4, 4\)"),
     ],
 )
 def test_what_cannot_be_drawn_is_said_before_drawing(
@@ -320,7 +320,7 @@ def test_as_many_subject_tokens_as_there_is_room_for(draw: Draw) -> None:
 
 
 def test_no_picture_has_no_tokens(pipe: BlipDiffusionPipeline) -> None:
-    with pytest.raises(InputError, match="no picture of the subject"):
+    with pytest.raises(InputError, match="no image of the subject"):
         pipe.encode_subject([], "dog")
 
 

@@ -390,8 +390,8 @@ def test_a_tiny_autoencoder(
     tiny = draw(own, dog)
     assert tiny.shape == plain.shape and apart(tiny, plain) > 1e-3
     latents = torch.zeros(1, own.vae.config.latent_channels, 4, 4)
-    assert own._decoded(latents).device.type == "cpu"
-    assert own._decoded(latents.to("meta")).device.type == own._tiny.device.type == "meta"  # wherever the pipeline goes
+    assert own._decode_latents(latents).device.type == "cpu"
+    assert own._decode_latents(latents.to("meta")).device.type == own._tiny_vae.device.type == "meta"
     if importlib.util.find_spec("openvino"):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         own.set_preset(Preset(tiny_vae=str(tmp_path), engine="openvino"))
@@ -422,7 +422,7 @@ def test_a_network_compiled_before_its_features_are_used_again(own: BlipDiffusio
     own.set_preset(Preset())
     own.unet.compile(backend="eager")
     draw(own, dog, num_inference_steps=2)
-    own.preset = own._asked = Preset(engine="compiled", deepcache_interval=2)
+    own.preset = own._requested = Preset(engine="compiled", deepcache_interval=2)
     torch.testing.assert_close(draw(own, dog, num_inference_steps=2), plain)
 
 

@@ -152,12 +152,12 @@ def test_it_is_saved(own: BlipDiffusionPipeline, tmp_path: Path) -> None:
     other = own.load_subject(tmp_path / "x.safetensors")
     assert other.name == "other" and torch.equal(other.embedding, rex.embedding)
     own.set_subjects(None)
-    with pytest.raises(InputError, match="0 subjects are drawn: name the one"):
+    with pytest.raises(InputError, match="0 subjects are active: name the one"):
         own.save_subject(tmp_path / "y.safetensors")
 
 
 def test_a_file_for_another_base_is_refused(own: BlipDiffusionPipeline, tmp_path: Path) -> None:
-    stranger = replace(subject(own, "rex", 1), base="0" * 32, details={"model": "some/model"})
+    stranger = replace(subject(own, "rex", 1), base="0" * 32, metadata={"model": "some/model"})
     with pytest.raises(CheckpointError, match="'rex' was tuned for some/model, not for this model"):
         own.load_subject(stranger)
     assert own.subjects == ()
@@ -273,12 +273,12 @@ def test_a_subject_over_fused_loras(own: BlipDiffusionPipeline) -> None:
     for name in ("tom", "rex"):
         own.set_subjects(name)
         with_style[name] = drawn(own)
-        with pytest.raises(InputError, match=f"can't be fused while '{name}' is drawn: call set_subjects"):
+        with pytest.raises(InputError, match=f"can't be fused while '{name}' is active: call set_subjects"):
             own.fuse_lora()
     own.set_subjects(None)
     own.fuse_lora()
     for name in with_style:
-        with pytest.raises(InputError, match=f"'{name}' can't be drawn over fused LoRAs: call unload_lora_weights"):
+        with pytest.raises(InputError, match=f"'{name}' can't be used over fused LoRAs: call unload_lora_weights"):
             own.set_subjects(name)
     assert own.active_subjects == {}
     own.unload_lora_weights()

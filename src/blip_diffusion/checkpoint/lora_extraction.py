@@ -46,8 +46,10 @@ def convert_tuned(source: Path, base: str, out: Path, *, name: str, category: st
     if tuned.subject is None:
         raise CheckpointError(f"{source} holds no tuned subject.")
     lora, kept = low_rank(before, tuned.model.unet, rank)
-    details = {"model": base, "method": "LAVIS few-shot", "kept": round(kept, 4)}
-    subject = Subject(name, category, tuned.subject, own, lora=lora, alpha=float(rank if lora else 0), details=details)
+    metadata = {"model": base, "method": "LAVIS few-shot", "kept": round(kept, 4)}
+    subject = Subject(
+        name, category, tuned.subject, own, lora=lora, alpha=float(rank if lora else 0), metadata=metadata
+    )
     write_subject(subject, out)
     return kept
 

@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,7 +51,7 @@ class Subject:
     alpha: float = 0.0  # of the LoRA; its rank is its shape
     weights: State = field(default_factory=dict)  # by names within the U-Net
     thumbnail: bytes = b""  # JPEG
-    details: Mapping[str, Any] = field(default_factory=dict)  # steps, method, base's name …: for people
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # steps, method, base's name …: for people
     version: str = __version__  # of the library that wrote it
 
     def __post_init__(self) -> None:
@@ -119,7 +119,7 @@ def check_place(path: Path) -> None:
 def _header(subject: Subject) -> dict[str, str]:
     """Strings alone, as safetensors wants them."""
     table = {"name": subject.name, "category": subject.category, "base": subject.base, "alpha": subject.alpha}
-    table |= {"version": subject.version, "details": dict(subject.details)}
+    table |= {"version": subject.version, "details": dict(subject.metadata)}
     header = {TABLE: json.dumps(table, sort_keys=True), "modelspec.title": subject.name}
     if subject.thumbnail:
         header[THUMBNAIL] = DATA_URI + base64.b64encode(subject.thumbnail).decode()
@@ -138,13 +138,8 @@ def _subject(header: Mapping[str, str], tensors: State) -> Subject:
         alpha=float(table["alpha"]),
         weights={name.removeprefix(WEIGHTS): tensor for name, tensor in tensors.items() if name.startswith(WEIGHTS)},
         thumbnail=base64.b64decode(header.get(THUMBNAIL, "").removeprefix(DATA_URI)),
-        details=dict(table["details"]),
+        metadata=dict(table["details"]),
     )
-
-
-def renamed(subject: Subject, name: str) -> Subject:
-    """The same under another name, for two of one name to be resident."""
-    return replace(subject, name=name)
 
 
 def thumbnail(picture: Image.Image) -> bytes:

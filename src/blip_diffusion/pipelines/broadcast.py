@@ -1,4 +1,4 @@
-"""One of a thing serves all: how prompts, references, words and pictures of different number meet."""
+"""Broadcast lists: a single prompt, reference or category is repeated to the batch size."""
 
 from collections.abc import Sequence
 from typing import TypeAlias, TypeVar
@@ -9,31 +9,31 @@ T = TypeVar("T")
 OneOrMany: TypeAlias = T | Sequence[T]
 
 
-def many(values: OneOrMany[T]) -> list[T]:
-    """A list of one or of all."""
+def as_list(values: OneOrMany[T]) -> list[T]:
+    """Return a list or tuple as a list, and anything else as a list of one."""
     return list(values) if isinstance(values, list | tuple) else [values]  # type: ignore[list-item]
 
 
-def words(values: OneOrMany[str]) -> list[str]:
-    """The same of strings, which are sequences themselves."""
+def as_str_list(values: OneOrMany[str]) -> list[str]:
+    """Return a sequence of strings as a list, and a string as a list of one."""
     return [values] if isinstance(values, str) else list(values)
 
 
-def spread(values: list[T], size: int) -> list[T]:
-    """One of a thing serves all."""
+def broadcast(values: list[T], size: int) -> list[T]:
+    """Repeat a single value to the batch size."""
     return values * size if len(values) == 1 else values
 
 
-def copied(values: list[T], copies: int) -> list[T]:
-    """Each so many times, one after another."""
+def repeat(values: list[T], copies: int) -> list[T]:
+    """Repeat each value, one after another: [a, b] to [a, a, b, b]."""
     return [value for value in values for _ in range(copies)]
 
 
 def common_length(lengths: dict[str, int]) -> int:
-    """The one length of named lists, those of one aside. Raises `InputError` where they don't match."""
+    """Return the one length of named lists, except those of length 1. Raises `InputError` if lengths differ."""
     size = max(lengths.values())
     odd = {name: length for name, length in lengths.items() if length not in (1, size)}
     if odd or 0 in lengths.values():
         counts = ", ".join(f"{length} of {name}" for name, length in lengths.items() if length != 1)
-        raise InputError(f"The lists don't match ({counts}): use one of a thing, or as many as of the others.")
+        raise InputError(f"The lists don't match ({counts}): give one value, or as many as in the other lists.")
     return size

@@ -1,4 +1,4 @@
-"""What was encoded is kept: twenty prompts of one subject, in one call or in twenty, cost its encoding once."""
+"""A cache of encodings: twenty prompts of one subject, in one call or in twenty, encode it once."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -7,22 +7,34 @@ import torch
 from torch import Tensor
 
 
-class Memo:
-    """The last rows of results, by what they were computed from."""
+class EncodingCache:
+    """The latest encodings, by what they were computed from.
+
+    Args:
+        size: How many to keep.
+    """
 
     def __init__(self, size: int = 64) -> None:
         self.size = size
-        self._rows: OrderedDict[Hashable, Tensor] = OrderedDict()
+        self._encodings: OrderedDict[Hashable, Tensor] = OrderedDict()
 
-    def rows(self, keys: Sequence[Hashable], compute: Callable[[list[int]], Tensor]) -> Tensor:
-        """A row a key (len(keys), …). `compute` gets the places in `keys` of the unknown, and answers their rows."""
-        found = {key: self._rows[key] for key in keys if key in self._rows}
-        places = [place for place, key in enumerate(keys) if key not in found and key not in keys[:place]]
-        if places:
-            found |= {keys[place]: row.clone() for place, row in zip(places, compute(places), strict=True)}
+    def get(self, keys: Sequence[Hashable], compute: Callable[[list[int]], Tensor]) -> Tensor:
+        """Return one encoding per key.
+
+        Args:
+            keys: One hashable per encoding; equal keys share one.
+            compute: Called with the indices into `keys` of the unknown ones; returns their encodings (N, ...).
+
+        Returns:
+            The encodings (len(keys), ...).
+        """
+        found = {key: self._encodings[key] for key in keys if key in self._encodings}
+        unknown = [index for index, key in enumerate(keys) if key not in found and key not in keys[:index]]
+        if unknown:
+            found |= {keys[index]: one.clone() for index, one in zip(unknown, compute(unknown), strict=True)}
         for key in dict.fromkeys(keys):
-            self._rows[key] = found[key]
-            self._rows.move_to_end(key)
-        while len(self._rows) > self.size:
-            self._rows.popitem(last=False)
+            self._encodings[key] = found[key]
+            self._encodings.move_to_end(key)
+        while len(self._encodings) > self.size:
+            self._encodings.popitem(last=False)
         return torch.stack([found[key] for key in keys])

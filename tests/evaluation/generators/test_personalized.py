@@ -30,7 +30,7 @@ def test_a_subject_is_tuned_once_from_all_its_pictures(
     said: list[str] = []
     tuning = SubjectTuner(str(tiny_folder), tmp_path / "subjects", QUICK, log=said.append)
     first = tuning(rex)
-    assert first.name == "rex-2" and first.details["photos"] == 3 and first.details["steps"] == 1
+    assert first.name == "rex-2" and first.metadata["photos"] == 3 and first.metadata["steps"] == 1
     path = tmp_path / "subjects" / "rex.2.safetensors"
     written_at = path.stat().st_mtime_ns
     assert tuning(rex).embedding.equal(first.embedding) and read_subject(path).embedding.equal(first.embedding)

@@ -40,7 +40,7 @@ def test_from_photos_to_pictures(tiny_folder: Path, dog: Image.Image, tmp_path: 
     tuned = learn(tmp_path, tiny_folder, dog, rank=2)
     assert tuned.out == tmp_path / "rex.safetensors" and tuned.step == 3 and tuned.result.stopped == "done"
     rex = read_subject(tuned.out)
-    assert rex.details["steps"] == 3 and rex.details["photos"] == 3 and rex.category == "dog" and rex.thumbnail
+    assert rex.metadata["steps"] == 3 and rex.metadata["photos"] == 3 and rex.category == "dog" and rex.thumbnail
     pipe = BlipDiffusionPipeline.from_pretrained(tiny_folder)
     pipe.set_progress_bar_config(disable=True)
     pipe.load_subject(tuned.out)
@@ -58,7 +58,7 @@ def test_it_stops_by_itself(tiny_folder: Path, dog: Image.Image, tmp_path: Path)
         model=tiny_folder, config=config, evaluator=lambda pictures: next(judged),
     )  # fmt: skip
     assert tuned.result.stopped == "hook" and tuned.result.step == 6 and tuned.step == 2 and tuned.overfitted
-    assert read_subject(tuned.out).details["steps"] == 2
+    assert read_subject(tuned.out).metadata["steps"] == 2
     assert sorted(path.name for path in tuned.folder.iterdir()) == [
         "curve.png", "log.jsonl", "run.json", "samples", "scores.jsonl", "strip.png"]  # fmt: skip
 
@@ -151,7 +151,7 @@ def test_a_tuning_that_diverges_keeps_its_best(
         tuned = tune([dog], category="dog", name="rex", out=tmp_path / "rex.safetensors", model=tiny_folder,
                      config=config, evaluator=lambda pictures: next(judged))  # fmt: skip
     assert tuned.result.stopped == "diverged" and tuned.result.step == 3 and tuned.step == 2
-    assert read_subject(tuned.out).details["steps"] == 2
+    assert read_subject(tuned.out).metadata["steps"] == 2
     with pytest.raises(DivergedError):  # where nothing was judged, nothing is known to be good
         learn(tmp_path / "blind", tiny_folder, dog, steps=6)
 

@@ -109,7 +109,7 @@ class FewShot(Objective):
             alpha=float(self.config.rank) if lora else 0.0,
             weights=weights,
             thumbnail=self.subject.thumbnail,
-            details=self.subject.details,
+            metadata=self.subject.metadata,
         )
 
     def export(self, folder: Path) -> None:

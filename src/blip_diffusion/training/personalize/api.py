@@ -202,20 +202,20 @@ def initial_subject(
     """The subject before any tuning: the mean of its photos' tokens."""
     pixels, _ = squares(photos, model.reference.size, config.resize_mode)
     tokens = model.subject_tokens(pixels.to(model.subject_encoder.device), [category] * len(pixels))
-    details = {
+    metadata = {
         "model": model_name,
         "photos": len(photos),
         "train": config.trainable,
         "learning_rate": config.learning_rate,
     }
-    details |= {"batch_size": config.batch_size, "seed": config.seed}
+    metadata |= {"batch_size": config.batch_size, "seed": config.seed}
     return Subject(
         name,
         category,
         tokens.float().mean(dim=0, keepdim=True).cpu(),
         fingerprint(model.unet, model.text_encoder),
         thumbnail=thumbnail(photos[0].picture),
-        details=details,
+        metadata=metadata,
     )
 
 

@@ -128,7 +128,7 @@ def keep_best(path: Path, work: Path, result: Result, validation: Validation | N
         shutil.move(kept, path)
     elif files[0].name == "subject.safetensors":
         subject = read_subject(files[0])
-        write_subject(replace(subject, details={**subject.details, "steps": step}), path)
+        write_subject(replace(subject, metadata={**subject.metadata, "steps": step}), path)
     else:
         shutil.move(files[0], path)
     for rest in (CHECKPOINTS, EXPORT, BEST):

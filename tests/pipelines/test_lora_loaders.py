@@ -265,7 +265,7 @@ def test_words_in_a_file(fresh: Callable[[], Any], draw: Draw, tmp_path: Path) -
 def test_words_for_another_base(fresh: Callable[[], Any], draw: Draw, given: Any, token: str | None) -> None:
     pipe = fresh()
     plain, words = draw(pipe), len(pipe.tokenizer)
-    with pytest.raises(CheckpointError, match="isn't words for this model, which are 32 wide") as caught:
+    with pytest.raises(CheckpointError, match="isn't for this model, whose embeddings are 32 wide") as caught:
         pipe.load_textual_inversion(given, token)
     assert "\n" not in str(caught.value)
     assert len(pipe.tokenizer) == words and torch.equal(draw(pipe), plain)

@@ -1,0 +1,50 @@
+"""The typed pipeline that the mixins of this package are mixed into."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from blip_diffusion.model import BlipDiffusion, ReferenceConfig, SubjectEncoder
+
+if TYPE_CHECKING:
+    from blip_diffusion.pipelines.adapters import AdapterManager
+    from blip_diffusion.pipelines.encoding_cache import EncodingCache
+    from blip_diffusion.pipelines.presets import Preset
+
+
+class PipelineHost(Protocol):
+    """What mixins and functions may use of `BlipDiffusionPipeline`.
+
+    Annotations only: a method with a body would hide diffusers' method of that name.
+    """
+
+    tokenizer: Any
+    text_encoder: Any
+    vae: Any
+    unet: Any
+    scheduler: Any
+    qformer: SubjectEncoder
+    image_processor: ReferenceConfig
+    qformer_tokenizer: Any
+    controlnet: Any
+    config: Any
+    preset: "Preset"
+    _cache: "EncodingCache"
+    _progress_bar_config: dict[str, Any]
+    register_to_config: Callable[..., None]
+    maybe_convert_prompt: Callable[..., Any]
+    without_subjects: Callable[[], AbstractContextManager[None]]
+    _sync_preset: Callable[[], None]
+
+    if TYPE_CHECKING:
+
+        @property
+        def _execution_device(self) -> torch.device: ...
+        @property
+        def model(self) -> BlipDiffusion: ...
+        @property
+        def adapters(self) -> AdapterManager: ...
+        @property
+        def default_scheduler(self) -> Any: ...

@@ -1,0 +1,101 @@
+"""diffusers' public methods for LoRAs and textual inversions, each loaded completely or not at all."""
+
+import warnings
+from typing import Any
+
+from diffusers.loaders import StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
+
+from blip_diffusion.errors import CheckpointError, InputError, reason
+from blip_diffusion.nn_utils import mark_modified
+from blip_diffusion.pipelines.adapters import UNREADABLE, AdapterManager
+from blip_diffusion.pipelines.host import PipelineHost
+
+
+class LoraLoadersMixin(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin, PipelineHost):
+    """LoRA and textual inversion methods; after each, subjects and the preset's LoRA are active as before."""
+
+    @property
+    def adapters(self) -> AdapterManager:
+        """The owner of all LoRAs in the U-Net and the text encoder."""
+        return AdapterManager(self.unet, self.text_encoder, pipeline=self)
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: Any,
+        adapter_name: str | None = None,
+        hotswap: bool = False,
+        low_cpu_mem_usage: bool = True,
+        **options: Any,
+    ) -> None:
+        """Load a LoRA for the U-Net, the text encoder, or both.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: A file, a folder, a hub id, or a state dict, in the naming scheme of
+                PEFT, diffusers, transformers or kohya's scripts.
+            adapter_name: Name of the adapter; by default one that is not in use.
+            hotswap: Replace the weights of an adapter of that name in place.
+            low_cpu_mem_usage: Create weights without initialising them first.
+            **options: Where the file is, as in diffusers: `weight_name`, `subfolder`, `revision`, ...
+
+        Raises:
+            CheckpointError: If it cannot be read or is for another base model. Nothing is loaded then.
+            InputError: If `torch.compile` wraps the U-Net or the text encoder.
+
+        Example:
+            >>> pipe.load_lora_weights("style.safetensors", adapter_name="style")
+            >>> pipe.set_adapters("style", 0.7)
+        """
+        source = pretrained_model_name_or_path_or_dict
+        self.adapters.load(source, adapter_name, hotswap=hotswap, low_cpu_mem_usage=low_cpu_mem_usage, **options)
+
+    def set_adapters(self, *args: Any, **options: Any) -> None:
+        """Choose among the user's LoRAs, as diffusers does; `set_subjects` chooses among subjects."""
+        super().set_adapters(*args, **options)
+        self.adapters.apply()
+
+    def delete_adapters(self, adapter_names: list[str] | str) -> None:
+        """Remove user LoRAs, as diffusers does; the remaining ones are active if they were."""
+        self.adapters.check_uncompiled()
+        with self.adapters.keeping_user_adapters(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Adapter .* was active")  # PEFT's choice of another one is overruled
+            super().delete_adapters(adapter_names)
+
+    def unload_lora_weights(self) -> None:
+        """Remove all user LoRAs; fused ones stay in the weights. Subjects go by `unload_subject`."""
+        super().unload_lora_weights()
+        self.adapters.apply()
+
+    def fuse_lora(self, *args: Any, **options: Any) -> None:
+        """Merge the user's LoRAs into the weights, as diffusers does.
+
+        Raises:
+            InputError: If a preset's LoRA or a subject that changes the U-Net is active: it would be merged too.
+        """
+        if not self.preset.uses_cfg:
+            raise InputError("LoRAs can't be fused under a preset that brings one: set another first.")
+        self.adapters.set_preset_lora(None)  # another pipeline's
+        self.adapters.check_fusable()
+        mark_modified(self.unet, self.text_encoder)
+        super().fuse_lora(*args, **options)
+        self.adapters.registry.base_weights.clear()  # none is replaced now, and the base has changed
+
+    def unfuse_lora(self, *args: Any, **options: Any) -> None:
+        """Restore the weights before `fuse_lora`, as diffusers does."""
+        mark_modified(self.unet, self.text_encoder)
+        super().unfuse_lora(*args, **options)
+
+    def load_textual_inversion(
+        self, pretrained_model_name_or_path: Any, token: str | list[str] | None = None, *args: Any, **options: Any
+    ) -> None:
+        """Load embeddings of new words, as diffusers does.
+
+        Raises:
+            CheckpointError: If they cannot be read or have another width than the text encoder.
+        """
+        try:
+            super().load_textual_inversion(pretrained_model_name_or_path, token, *args, **options)
+        except UNREADABLE as error:
+            width = int(self.text_encoder.config.hidden_size)
+            raise CheckpointError(
+                f"The textual inversion isn't for this model, whose embeddings are {width} wide ({reason(error)})."
+            ) from error
