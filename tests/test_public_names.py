@@ -13,7 +13,14 @@ from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 
 
 def test_the_package() -> None:
-    assert blip_diffusion.__all__ == ["BlipDiffusionError", "BlipDiffusionPipeline", "__version__"]
+    assert blip_diffusion.__all__ == [
+        "BlipDiffusionError", "BlipDiffusionPipeline", "CheckpointError", "ConfigError", "DataError", "InputError",
+        "Preset", "Subject", "__version__", "evaluate", "train", "tune",
+    ]  # fmt: skip
+    assert all(callable(getattr(blip_diffusion, name)) for name in blip_diffusion.__all__ if name != "__version__")
+    errors = ("BlipDiffusionError", "CheckpointError", "ConfigError", "DataError", "InputError")
+    codes = [getattr(blip_diffusion, name).code for name in errors]
+    assert codes == ["error", "invalid_checkpoint", "invalid_config", "invalid_data", "invalid_input"]
     assert blip_diffusion.BlipDiffusionPipeline is BlipDiffusionPipeline
     assert blip_diffusion.BlipDiffusionError is BlipDiffusionError
     assert blip_diffusion.__version__ == importlib.metadata.version("blip-diffusion")

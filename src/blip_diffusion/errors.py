@@ -1,36 +1,59 @@
-"""What can go wrong for a user, one sentence each.
+"""The errors that a user can correct, one sentence each, each class with a stable code.
 
-    BlipDiffusionError          any of the below: one sentence that says what to do
-    ├── InputError              a picture, prompt, size or flag that can't be used
-    ├── ConfigError             a key or value of a configuration
-    ├── CheckpointError         a file or folder of weights that can't be used
-    └── DataError               a source, world or data folder that can't be read or built
+    BlipDiffusionError   "error"              any of the below
+    ├── InputError       "invalid_input"      an image, prompt, size or flag that can't be used
+    ├── ConfigError      "invalid_config"     a key or value of a configuration
+    ├── CheckpointError  "invalid_checkpoint" a file or folder of weights that can't be used
+    └── DataError        "invalid_data"       a source, dataset or data folder that can't be read or built
 
 The command line prints the sentence and exits with 2; every other exception is a bug.
 """
 
+from typing import ClassVar
+
 
 class BlipDiffusionError(Exception):
-    """A problem that the caller can mend; the message is one sentence that says how."""
+    """A problem that the caller can correct; the message is one sentence that says how.
+
+    Args:
+        message: The sentence.
+
+    Example:
+        >>> try:
+        ...     pipe("on the beach")
+        ... except BlipDiffusionError as error:
+        ...     print(error.code, error)
+    """
+
+    code: ClassVar[str] = "error"
+    """Stable identifier of the kind of error, unlike the message."""
 
 
 class InputError(BlipDiffusionError, ValueError):
-    """A picture, prompt, size or flag that can't be used."""
+    """An image, prompt, size or flag that can't be used."""
+
+    code: ClassVar[str] = "invalid_input"
 
 
 class ConfigError(BlipDiffusionError, ValueError):
     """A configuration key or value that can't be used."""
 
+    code: ClassVar[str] = "invalid_config"
+
 
 class CheckpointError(BlipDiffusionError):
     """Weights that are missing, damaged or made for something else."""
 
+    code: ClassVar[str] = "invalid_checkpoint"
+
 
 class DataError(BlipDiffusionError):
-    """A data source, world file or folder that can't be read or built."""
+    """A data source, dataset file or folder that can't be read or built."""
+
+    code: ClassVar[str] = "invalid_data"
 
 
 def reason(error: Exception) -> str:
-    """What a library says of a problem, in one line, to be quoted within a sentence."""
+    """Return a library's message as one line, to be quoted within a sentence."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".: ") if lines else type(error).__name__
