@@ -1,4 +1,4 @@
-"""Draws the subjects beside this file in new scenes, each from one picture, and puts all of it on one page.
+"""Generate the subjects in this folder in new scenes, from one reference image each, and put them on one page.
 
 python examples/demo.py --out out/demo
 """
@@ -8,49 +8,50 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from blip_diffusion.cli import main as cli
+from blip_diffusion.cli.main import main as blip_diffusion
 
 SUBJECTS = {"apple.png": "apple", "armchair.png": "armchair", "dog.png": "dog", "cat.jpg": "cat"}
 PROMPTS = ("on the beach", "in the snow", "on a plain blue background", "on grass", "at night under the stars")
-CELL, BAND = 128, 18
+CELL, HEADER, GAP = 128, 18, 2
 
 
 def main() -> None:
-    """One `blip-diffusion generate` a subject, then the page."""
+    """Run one `blip-diffusion generate` for each subject, then join their grids."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/demo"))
     parser.add_argument("--model", default="mini")
     parser.add_argument("--seed", type=int, default=7)
     arguments = parser.parse_args()
-    rows = [draw(name, word, arguments) for name, word in SUBJECTS.items()]
+    grids = [generate(name, category, arguments) for name, category in SUBJECTS.items()]
     path = arguments.out / "contact-sheet.png"
-    page(rows).save(path)
+    join(grids).save(path)
     print(f"The contact sheet: {path}")
 
 
-def draw(name: str, word: str, arguments: argparse.Namespace) -> Path:
-    """Draws one subject by the command line, and answers its row: the reference, then a picture for each prompt."""
-    row: Path = arguments.out / Path(name).stem / "row.png"
-    row.unlink(missing_ok=True)  # of another seed or model, beside which this one would be row_2.png
+def generate(name: str, category: str, arguments: argparse.Namespace) -> Path:
+    """Generate one subject and return its grid: the reference, then one image for each prompt."""
+    grid: Path = arguments.out / Path(name).stem / "row.png"
+    grid.unlink(missing_ok=True)  # else the grid of another seed or model would stay, and this one be row_2.png
     reference = Path(__file__).parent / name
-    command = ["generate", *PROMPTS, "--reference", str(reference), "--category", word, "--model", arguments.model]
-    if cli.main([*command, "--seed", str(arguments.seed), "--out", str(row.parent), "--grid", str(row)]):
+    command = ["generate", *PROMPTS, "--reference", str(reference), "--category", category, "--model", arguments.model]
+    command += ["--seed", str(arguments.seed), "--out", str(grid.parent), "--grid", str(grid)]
+    if blip_diffusion(command):
         raise SystemExit(2)
-    return row
+    return grid
 
 
-def page(rows: list[Path]) -> Image.Image:
-    """The rows under their prompts."""
-    pictures = [Image.open(row) for row in rows]
-    sheet = Image.new("RGB", (pictures[0].width, BAND + sum(p.height + 2 for p in pictures)), "white")
-    pen = ImageDraw.Draw(sheet)
+def join(paths: list[Path]) -> Image.Image:
+    """Place the grids below each other, under their prompts."""
+    grids = [Image.open(path) for path in paths]
+    page = Image.new("RGB", (grids[0].width, HEADER + sum(grid.height + GAP for grid in grids)), "white")
+    text = ImageDraw.Draw(page)
     for column, words in enumerate(("the reference", *PROMPTS)):
-        pen.text((column * (CELL + 2) + 2, 3), words[:26], fill="black", font=ImageFont.load_default(10))
-    top = BAND
-    for picture in pictures:
-        sheet.paste(picture, (0, top))
-        top += picture.height + 2
-    return sheet
+        text.text((column * (CELL + GAP) + 2, 3), words[:26], fill="black", font=ImageFont.load_default(10))
+    top = HEADER
+    for grid in grids:
+        page.paste(grid, (0, top))
+        top += grid.height + GAP
+    return page
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What a user asks for: pictures and words in, pictures out."""
+"""The diffusers pipeline: arguments to inputs, encodings, denoising and images; presets, LoRAs and subjects."""

@@ -9,8 +9,8 @@ from blip_diffusion.nn_utils import lora_layers
 class MergedLoras:
     """Context manager: merges active LoRAs into the weights on entry and restores the original tensors on exit.
 
-    The merged weights are computed once and kept: entering and leaving only swaps tensors. That takes the memory of the
-    layers with LoRAs once more.
+    The merged weights are computed once and reused: entering and leaving only swaps tensors. That takes the memory of
+    the layers with LoRAs once more.
     """
 
     def __init__(self, network: nn.Module) -> None:
