@@ -26,21 +26,15 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", commands())
 def test_commands_are_understood(command: str) -> None:
-    build_parser().parse_args(shlex.split(command)[1:])
+    try:
+        build_parser().parse_args(shlex.split(command)[1:])
+    except SystemExit as ended:  # --version and --help print and end
+        assert ended.code == 0
 
 
 def test_pictures_named_in_commands_are_there() -> None:
     for path in re.findall(r"examples/[\w.-]+", TEXT):
         assert (ROOT / path).exists(), path
-
-
-def test_the_tree_names_what_is_there() -> None:
-    tree = re.search(r"```\nsrc/blip_diffusion/\n(.*?)```", TEXT, re.DOTALL)
-    assert tree
-    for line in tree[1].splitlines():
-        name = line.split()[0] if line.strip() else ""
-        if line.startswith("  ") and not line.startswith("    ") and name:
-            assert (ROOT / "src" / "blip_diffusion" / name).exists(), name
 
 
 def test_targets_of_make_are_there() -> None:
