@@ -528,8 +528,8 @@ def test_flags_that_do_not_exist(arguments: list[str], capsys: pytest.CaptureFix
 def test_other_commands_say_what_is_wrong(
     arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("bad.toml").write_text('method = "subject"\n[train]\nstepps = 3\n')
-    Path("good.toml").write_text('method = "subject"\n[train]\nsteps = 3\n')
+    Path("bad.toml").write_text('objective = "subject"\n[train]\nstepps = 3\n')
+    Path("good.toml").write_text('objective = "subject"\n[train]\nsteps = 3\n')
     Path("built").mkdir()
     Path("built/world.zip").touch()
     assert main(arguments) == 2
