@@ -17,7 +17,7 @@ from torch import Tensor
 
 from blip_diffusion.errors import InputError
 
-ResizeMode = Literal["crop", "squash", "pad"]
+ResizeMode = Literal["crop", "squash", "pad", "subject"]
 """`crop`: short side, then centre (the original's); `squash`: both sides (diffusers'); `pad`: the whole picture."""
 
 Source = str | Path | IO[bytes]

@@ -12,14 +12,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig
 
 from blip_diffusion.diffusion.guidance import Denoiser, unet_denoiser
 from blip_diffusion.diffusion.latents import LatentCodec
-from blip_diffusion.images import preprocess
+from blip_diffusion.framing import default_boxes, frames_of
+from blip_diffusion.images import ResizeMode, preprocess
+from blip_diffusion.modules.heads import SubjectFinder
 from blip_diffusion.modules.image_encoder import ImageEncoder, ImageEncoderConfig
+from blip_diffusion.modules.placed_unet import CODE_WIDTH, PLACED, token_codes
 from blip_diffusion.modules.projection import SubjectProjection
 from blip_diffusion.modules.qformer import AttentionPattern, QFormer, QFormerConfig
 from blip_diffusion.modules.text_encoder import SubjectTextEncoder
@@ -48,6 +52,7 @@ class ReferenceConfig:
     size: int = 224
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+    resize_mode: ResizeMode = "crop"  # how a reference is made square
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,7 @@ class BlipDiffusion(nn.Module):
         scheduler: Any,
         reference: ReferenceConfig,
         inference: InferenceConfig | None = None,
+        subject_finder: SubjectFinder | None = None,
     ) -> None:
         super().__init__()
         self.subject_encoder = subject_encoder
@@ -137,6 +143,7 @@ class BlipDiffusion(nn.Module):
         self.scheduler = scheduler
         self.reference = reference
         self.inference = inference or InferenceConfig()
+        self.subject_finder = subject_finder
 
     @property
     def latents(self) -> LatentCodec:
@@ -158,21 +165,47 @@ class BlipDiffusion(nn.Module):
         tokens: Tensor = self.subject_encoder(pixels.to(self.subject_encoder.dtype), words)
         return tokens
 
-    def text_states(
-        self, prompts: Sequence[str], subject: Tensor | None = None, *, device: torch.device | None = None
-    ) -> Tensor:
-        """Full prompts, and the subject tokens that stand in them, to text states (B, L, D).
+    @property
+    def place_width(self) -> int:
+        """Width of the code of a place in which text states end: 0 where cross-attention adds no places."""
+        return CODE_WIDTH if self.unet.config.get("encoder_hid_dim_type") == PLACED else 0
 
-        `device` is where it is computed, for weights that are brought there only meanwhile; else they tell.
+    def text_states(
+        self,
+        prompts: Sequence[str],
+        subject: Tensor | None = None,
+        frames: Tensor | None = None,
+        *,
+        device: torch.device | None = None,
+    ) -> Tensor:
+        """Encode full prompts and the subject tokens that stand in them.
+
+        Args:
+            prompts: B full sentences.
+            subject: Subject tokens (B, Q, D), inserted after the words before the subject. None: words alone.
+            frames: (B, K, 4) where the reference's square lies in the image, for each copy of the subject (`framing`).
+                Only for a U-Net with placed tokens; by default the subject stands in the middle.
+            device: Where to compute, for weights that are moved there only meanwhile. By default where they are.
+
+        Returns:
+            Text states (B, L, D + P), with P = `place_width`.
         """
         device = device or self.text_encoder.device
         if subject is None:
             ids = prompt_ids(self.tokenizer, prompts, self.text_length).to(device)
             states: Tensor = self.text_encoder(ids).last_hidden_state
-            return states
+            return F.pad(states, (0, self.place_width))
         ids = prompt_ids(self.tokenizer, prompts, self.text_length - subject.shape[1]).to(device)
-        with_subject: Tensor = self.text_encoder(ids, subject, insert_position(self.tokenizer))
-        return with_subject
+        at = insert_position(self.tokenizer)
+        states = self.text_encoder(ids, subject, at)
+        return self._with_places(states, subject.shape[1], at, frames) if self.place_width else states
+
+    def _with_places(self, states: Tensor, tokens: int, at: int, frames: Tensor | None) -> Tensor:
+        """Append the code of its place to the state of each subject token, and zeros to the words'."""
+        if frames is None:
+            frames = frames_of([default_boxes("")]).expand(len(states), -1, -1)
+        codes = token_codes(frames.to(states.device), tokens, self.place_width).to(states.dtype)
+        return torch.cat([states, F.pad(codes, (0, 0, at, states.shape[1] - at - tokens))], dim=-1)
 
     def denoiser(self, text: Tensor) -> Denoiser:
         """(B, L, D) to a denoiser of B pictures."""

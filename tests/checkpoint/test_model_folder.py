@@ -33,7 +33,7 @@ from blip_diffusion.checkpoint.subject_file import Subject, fingerprint
 from blip_diffusion.checkpoint.weights import read_file
 from blip_diffusion.errors import CheckpointError, InputError
 from blip_diffusion.model import BlipDiffusion, InferenceConfig, ModelConfig, SubjectEncoder, build_subject_encoder
-from blip_diffusion.modules.heads import MatchingHead, RedrawHead
+from blip_diffusion.modules.heads import MatchingHead, ReconstructionHead
 from blip_diffusion.modules.image_encoder import ImageEncoderConfig
 from blip_diffusion.modules.qformer import QFormerConfig
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
@@ -174,13 +174,13 @@ def test_the_subject_encoder_alone(clip_encoder: SubjectEncoder, tmp_path: Path)
 
 
 def test_heads(tmp_path: Path) -> None:
-    saved, fresh = RedrawHead(16, size=16), RedrawHead(16, size=16)
-    save_heads({"redraw": saved}, tmp_path)
-    assert load_heads({"redraw": fresh, "matching": MatchingHead(16)}, tmp_path) == ["redraw"]
+    saved, fresh = ReconstructionHead(16, size=16), ReconstructionHead(16, size=16)
+    save_heads({"reconstruction": saved}, tmp_path)
+    assert load_heads({"reconstruction": fresh, "matching": MatchingHead(16)}, tmp_path) == ["reconstruction"]
     assert torch.equal(saved.places, fresh.places)
-    with pytest.raises(CheckpointError, match="don't fit the redraw head"):
-        load_heads({"redraw": RedrawHead(8, size=16, heads=2)}, tmp_path)
-    assert load_heads({"redraw": fresh}, tmp_path / "nowhere") == []
+    with pytest.raises(CheckpointError, match="don't fit the reconstruction head"):
+        load_heads({"reconstruction": ReconstructionHead(8, size=16, heads=2)}, tmp_path)
+    assert load_heads({"reconstruction": fresh}, tmp_path / "nowhere") == []
 
 
 # ------------------------------------------------------------------------------------------------------------ key maps

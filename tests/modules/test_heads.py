@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from blip_diffusion.modules.heads import ContrastiveHead, LanguageHead, MatchingHead, RedrawHead
+from blip_diffusion.modules.heads import ContrastiveHead, LanguageHead, MatchingHead, ReconstructionHead
 from blip_diffusion.modules.qformer import QFormerConfig
 
 QUERIES, WORDS = torch.randn(3, 4, 16), torch.randn(5, 6, 16)
@@ -48,7 +48,7 @@ def test_language_is_tied_to_the_word_embeddings() -> None:
 
 
 def test_redrawing_asks_every_token() -> None:
-    head, tokens = RedrawHead(16, size=16, patch=4), QUERIES.clone().requires_grad_(True)
+    head, tokens = ReconstructionHead(16, size=16, patch=4), QUERIES.clone().requires_grad_(True)
     drawn = head(tokens)
     assert drawn.shape == (3, 4, 16, 16)
     assert drawn.min() >= 0 and drawn.max() <= 1
@@ -59,8 +59,8 @@ def test_redrawing_asks_every_token() -> None:
 def test_redrawing_paints_patches_in_their_places() -> None:
     """What one place paints lies in its own patch: row 1, column 2 of a grid of 4."""
     torch.manual_seed(0)
-    head = RedrawHead(16, size=16, patch=4, layers=0)
-    other = RedrawHead(16, size=16, patch=4, layers=0)
+    head = ReconstructionHead(16, size=16, patch=4, layers=0)
+    other = ReconstructionHead(16, size=16, patch=4, layers=0)
     other.load_state_dict(head.state_dict())
     other.places.data[0, 1 * 4 + 2] += torch.randn(16)
     difference = (head(QUERIES) - other(QUERIES)).abs().amax(dim=(0, 1))

@@ -13,7 +13,7 @@ from blip_diffusion.data.synthetic.pair_sampler import sentences
 from blip_diffusion.errors import CheckpointError
 from blip_diffusion.images import normalise
 from blip_diffusion.model import InferenceConfig, build_subject_encoder, build_text_encoder
-from blip_diffusion.modules.heads import RedrawHead
+from blip_diffusion.modules.heads import ReconstructionHead
 from blip_diffusion.modules.image_encoder import EfficientNetTower
 from blip_diffusion.training.initialization import (
     InitConfig,
@@ -93,21 +93,21 @@ def test_a_new_autoencoder_begins_near_the_picture(batch: SubjectBatch) -> None:
 
 def test_heads_come_from_a_folder_that_has_some(tmp_path: Path) -> None:
     shapes = SHAPES["tiny"].qformer
-    saved = RedrawHead(shapes.width, size=16)
-    save_heads({"redraw": saved}, tmp_path)
+    saved = ReconstructionHead(shapes.width, size=16)
+    save_heads({"reconstruction": saved}, tmp_path)
     heads = init_heads(shapes, 16, [tmp_path / "nowhere", tmp_path])
-    assert set(heads) == {"contrastive", "matching", "language", "redraw"}
-    assert torch.equal(heads["redraw"].places, saved.places)
+    assert set(heads) == {"contrastive", "matching", "language", "reconstruction"}
+    assert torch.equal(heads["reconstruction"].places, saved.places)
 
 
 def test_each_head_comes_from_the_first_folder_that_has_it(tmp_path: Path) -> None:
     shapes = SHAPES["tiny"].qformer
     saved = init_heads(shapes, 16, [])
     save_heads(dict(saved.items()), tmp_path / "stage 1")
-    later = RedrawHead(shapes.width, size=16)
-    save_heads({"redraw": later}, tmp_path / "stage 2")
+    later = ReconstructionHead(shapes.width, size=16)
+    save_heads({"reconstruction": later}, tmp_path / "stage 2")
     heads = init_heads(shapes, 16, [tmp_path / "stage 2", tmp_path / "stage 1"])
-    assert torch.equal(heads["redraw"].places, later.places)
+    assert torch.equal(heads["reconstruction"].places, later.places)
     for name in ("contrastive", "matching", "language"):
         own, theirs = heads[name].state_dict(), saved[name].state_dict()
         assert all(torch.equal(own[key], theirs[key]) for key in theirs)

@@ -1,9 +1,10 @@
 """The parts of a model, each in its folder of the published layout."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import diffusers
 import torch
@@ -28,6 +29,7 @@ from blip_diffusion.checkpoint.weights import (
     write_json,
 )
 from blip_diffusion.errors import CheckpointError, reason
+from blip_diffusion.images import ResizeMode
 from blip_diffusion.model import (
     CLIP_MEAN,
     CLIP_STD,
@@ -36,7 +38,9 @@ from blip_diffusion.model import (
     SubjectEncoder,
     build_subject_encoder,
 )
+from blip_diffusion.modules.heads import SubjectFinder, SubjectFinderConfig
 from blip_diffusion.modules.image_encoder import ImageEncoderConfig
+from blip_diffusion.modules.placed_unet import PLACED, PlacedUNet2DConditionModel
 from blip_diffusion.modules.qformer import QFormerConfig
 from blip_diffusion.modules.text_encoder import SubjectTextEncoder
 from blip_diffusion.nn_utils import base_state
@@ -72,6 +76,7 @@ def subject_encoder_config(encoder: SubjectEncoder) -> dict[str, Any]:
         "vision_config": {
             "tower": vision.tower,
             "timm_name": vision.timm_name,
+            "colour_cell": vision.colour_cell,
             "hidden_size": vision.width,
             "num_hidden_layers": vision.layers,
             "num_attention_heads": vision.heads,
@@ -106,6 +111,7 @@ def subject_encoder_shapes(table: Mapping[str, Any]) -> ModelConfig:
         image_encoder=ImageEncoderConfig(
             tower=vision.get("tower", default.tower),
             timm_name=vision.get("timm_name", ""),
+            colour_cell=vision.get("colour_cell", default.colour_cell),
             image_size=vision.get("image_size", default.image_size),
             eps=vision.get("layer_norm_eps", default.eps),
             width=vision.get("hidden_size", default.width),
@@ -157,7 +163,7 @@ def load_diffusers(name: str, folder: Path, *, dtype: torch.dtype | None = None)
     """The U-Net, VAE or ControlNet that lies in a folder. `name` is its key in `DIFFUSERS`."""
     table = read_json(folder / "config.json")
     kind = table.get("_class_name", DIFFUSERS[name])
-    if kind != DIFFUSERS[name]:
+    if kind not in (DIFFUSERS[name], PlacedUNet2DConditionModel.__name__ if name == "unet" else None):
         raise CheckpointError(f"{folder} holds a {kind}, not a {DIFFUSERS[name]}.")
     state = {modern_vae_name(n) if name == "vae" else n: tensor for n, tensor in read_state(folder).items()}
     return build_diffusers(name, table, state, dtype=dtype)
@@ -168,7 +174,8 @@ def build_diffusers(
 ) -> Any:
     """The same of a configuration and weights."""
     with config_errors(f"the {name}"), meta_init():
-        part = getattr(diffusers, DIFFUSERS[name]).from_config(dict(table))
+        placed = name == "unet" and table.get("encoder_hid_dim_type") == PLACED
+        part = (PlacedUNet2DConditionModel if placed else getattr(diffusers, DIFFUSERS[name])).from_config(dict(table))
     return load_into(part, state, where=f"the {name}", dtype=dtype)
 
 
@@ -188,6 +195,7 @@ def save_reference(config: ReferenceConfig, folder: Path) -> None:
         "size": size,
         "image_mean": config.mean,
         "image_std": config.std,
+        "resize_mode": config.resize_mode,
     }
     write_json(folder / "preprocessor_config.json", table)
 
@@ -201,7 +209,28 @@ def load_reference(folder: Path, *, mean: Any = None, std: Any = None) -> Refere
             size=int(size if isinstance(size, int) else size.get("height") or size.get("shortest_edge") or 224),
             mean=_of_three_colours(mean or table.get("image_mean") or CLIP_MEAN),
             std=_spread(std or table.get("image_std") or CLIP_STD),
+            resize_mode=_resize_mode(table.get("resize_mode", "crop")),
         )
+
+
+def _resize_mode(value: Any) -> ResizeMode:
+    if value not in get_args(ResizeMode):
+        raise ValueError(f"resize_mode is {value!r}, which is none of {', '.join(get_args(ResizeMode))}")
+    mode: ResizeMode = value
+    return mode
+
+
+def save_subject_finder(finder: SubjectFinder, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write the `subject_finder/` folder."""
+    write_json(folder / "config.json", dataclasses.asdict(finder.config))
+    save_state(finder.state_dict(), folder / "model.safetensors", dtype)
+
+
+def load_subject_finder(folder: Path, *, dtype: torch.dtype | None = None) -> SubjectFinder:
+    """Read the `subject_finder/` folder."""
+    with config_errors("the subject finder"), meta_init():
+        finder = SubjectFinder(SubjectFinderConfig(**read_json(folder / "config.json")))
+    return load_into(finder, read_state(folder), where="the subject finder", dtype=dtype)
 
 
 def _of_three_colours(values: Any) -> tuple[float, float, float]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,10 +20,12 @@ from blip_diffusion.checkpoint.components import (
     load_diffusers,
     load_reference,
     load_subject_encoder,
+    load_subject_finder,
     load_text_encoder,
     save_diffusers,
     save_reference,
     save_subject_encoder,
+    save_subject_finder,
     save_text_encoder,
     save_tokenizer,
 )
@@ -30,6 +33,8 @@ from blip_diffusion.checkpoint.lora import copy_lora
 from blip_diffusion.checkpoint.weights import check_materialized, config_errors, read_json, write_json
 from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.model import BlipDiffusion, InferenceConfig, ReferenceConfig, SubjectEncoder
+from blip_diffusion.modules.heads import SubjectFinder
+from blip_diffusion.nn_utils import uncompiled
 from blip_diffusion.prompts import insert_position
 
 UNREAD_FILES = ("vision_encoder/*", "safety_checker/*", "feature_extractor/*", "*.msgpack", "*.ckpt", "*.onnx*")
@@ -37,9 +42,9 @@ UNREAD_FILES = ("vision_encoder/*", "safety_checker/*", "feature_extractor/*", "
 CONSISTENCY_LORA = "consistency_lora.safetensors"
 """With it the model draws in a few steps, without guidance."""
 PARTS = ("qformer", "image_processor", "qformer_tokenizer", "text_encoder", "tokenizer", "unet", "vae", "scheduler",
-         "controlnet")  # fmt: skip
+         "controlnet", "subject_finder")  # fmt: skip
 
-OPTIONAL = ("controlnet", "inference", "consistency_lora")
+OPTIONAL = ("controlnet", "inference", "consistency_lora", "subject_finder")
 
 
 @dataclasses.dataclass
@@ -57,6 +62,7 @@ class Parts:
     controlnet: Any = None  # few models have one
     inference: InferenceConfig | None = None  # nor do all say how they want to be asked
     consistency_lora: Path | None = None  # or bring one along
+    subject_finder: SubjectFinder | None = None  # which the resize mode "subject" needs
 
 
 def read_parts(folder: Path, *, qformer_tokenizer: str | Path | None = None, dtype: torch.dtype | None = None) -> Parts:
@@ -81,6 +87,8 @@ def read_parts(folder: Path, *, qformer_tokenizer: str | Path | None = None, dty
         parts.tokenizer = _load_tokenizer(folder)
     if has["scheduler"]:
         parts.scheduler = _load_scheduler(folder, index)
+    if has["subject_finder"]:
+        parts.subject_finder = load_subject_finder(folder / "subject_finder", dtype=dtype)
     parts.inference = _inference_of(index, folder)
     parts.consistency_lora = path if (path := folder / CONSISTENCY_LORA).is_file() else None
     return parts
@@ -181,6 +189,7 @@ def assemble(parts: Parts, folder: Path) -> BlipDiffusion:
         scheduler=parts.scheduler,
         reference=parts.reference,  # type: ignore[arg-type]
         inference=parts.inference,
+        subject_finder=parts.subject_finder,
     )
     check_fit(model)
     return model
@@ -192,9 +201,15 @@ def check_fit(model: BlipDiffusion) -> None:
         model.subject_encoder.image_encoder.tower.check_side(model.reference.size)
     tokens, text = model.subject_encoder.qformer.config.width, int(model.text_encoder.config.hidden_size)
     context, channels = model.unet.config.cross_attention_dim, int(model.unet.config.in_channels)
+    queries = model.subject_encoder.qformer.config.queries
+    if model.place_width and math.isqrt(queries) ** 2 != queries:
+        raise CheckpointError(f"The parts don't fit: {queries} queries, and placed tokens lie on a square grid.")
     latents = int(model.vae.config.latent_channels)
-    pairs = (("subject tokens", tokens, "text encoder", text), ("text encoder", text, "U-Net", context),
-             ("VAE's latents", latents, "U-Net's input", channels))  # fmt: skip
+    pairs = (
+        ("subject tokens", tokens, "text encoder", text),
+        ("text states", text + model.place_width, "U-Net", context),
+        ("VAE's latents", latents, "U-Net's input", channels),
+    )
     for one, width, other, wanted in pairs:
         if width != wanted:
             raise CheckpointError(f"The parts don't fit: {one} {width} wide, {other} {wanted}.")
@@ -246,6 +261,8 @@ def save_model(
     save_text_encoder(model.text_encoder, folder / "text_encoder", dtype=dtype)
     save_diffusers("unet", model.unet, folder / "unet", dtype=dtype)
     save_diffusers("vae", model.vae, folder / "vae", dtype=dtype)
+    if model.subject_finder is not None:
+        save_subject_finder(model.subject_finder, folder / "subject_finder", dtype=dtype)
     if controlnet is not None:
         save_diffusers("controlnet", controlnet, folder / "controlnet", dtype=dtype)
     write_json(folder / "model_index.json", _index(model, controlnet))
@@ -258,7 +275,7 @@ def _index(model: BlipDiffusion, controlnet: Any) -> dict[str, Any]:
         "qformer": ("blip_diffusion", "Blip2QFormerModel"),
         "text_encoder": ("blip_diffusion", "ContextCLIPTextModel"),
         "tokenizer": ("transformers", "CLIPTokenizer"),
-        "unet": ("diffusers", "UNet2DConditionModel"),
+        "unet": ("blip_diffusion" if model.place_width else "diffusers", type(uncompiled(model.unet)).__name__),
         "vae": ("diffusers", "AutoencoderKL"),
         "scheduler": ("diffusers", type(model.scheduler).__name__),
     }

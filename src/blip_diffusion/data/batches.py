@@ -15,12 +15,13 @@ class SubjectBatch(TypedDict):
 
     reference: Tensor  # (B, 3, S, S) the subject on some other background
     reference_caption: list[str]  # "a teapot on a plain blue background"
-    object_crop: Tensor  # (B, 4, C, C) the reference's cut-out, filling the frame: RGB times alpha, alpha
+    object_crop: Tensor  # (B, 4, C, C) the reference without its background: RGB times alpha, alpha
     category: list[str]  # "teapot"
     prompt: list[str]  # "on the beach"
     caption: list[str]  # "a teapot on the beach"
     target: Tensor  # (B, 3, S, S) the subject in the scene of the prompt
     target_alpha: Tensor  # (B, 1, S, S) where the subject stands in the target
+    frames: Tensor  # (B, K, 4) where the reference's square lies in the target, for each copy (`framing`)
     identity: Tensor  # (B,) int64, equal for two pictures of one subject
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.modules.efficientnet_lite import EfficientNetLite
+from blip_diffusion.modules.qformer import place_features
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class ImageEncoderConfig:
     """The defaults are the published shapes. The six after `eps` say nothing to towers other than `clip`."""
 
     tower: Literal["clip", "efficientnet-lite0", "timm"] = "clip"
+    colour_cell: int = 4  # side in pixels of the cells whose mean colours `efficientnet-lite0` gives: 2 or 4
     timm_name: str = ""  # "vit_small_patch14_dinov2": only for the tower `timm`
     image_size: int = 224
     eps: float = 1e-5
@@ -87,7 +89,7 @@ def build_tower(config: ImageEncoderConfig) -> Any:
         case "clip":
             return ClipTower(config)
         case "efficientnet-lite0":
-            return EfficientNetTower()
+            return EfficientNetTower(config.colour_cell)
         case "timm":
             return TimmTower(config.timm_name)
     raise ConfigError(f"image encoder: there is no tower {config.tower!r}; use clip, efficientnet-lite0 or timm.")
@@ -130,15 +132,19 @@ class EfficientNetTower(nn.Module):
     """EfficientNet-Lite0 at stride 16, with what it forgets beside it: finer features, colours, and the place.
 
     A patch of 16 x 16 pixels gets block 10 (112 numbers), block 4 of its four quarters (160), the mean colours of its
-    sixteen cells (48), each standardised by statistics of the training world, and where it lies (32).
+    cells (48 of 4 x 4 pixels, or 192 of 2 x 2), each standardised by statistics of the training world, and where it lies
+    (32).
     """
 
     taps = (4, 10)
     places = 32
-    width = 112 + 4 * 40 + 16 * 3 + places
 
-    def __init__(self) -> None:
+    def __init__(self, colour_cell: int = 4) -> None:
         super().__init__()
+        if colour_cell not in (2, 4):
+            raise ConfigError(f"colour_cell is {colour_cell}: use 2 or 4.")
+        self.colour_cell = colour_cell
+        self.width = 112 + 4 * 40 + 3 * (16 // colour_cell) ** 2 + self.places
         self.network = EfficientNetLite(last_block=self.taps[-1])
         self.register_buffer("mean", torch.zeros(self.width - self.places))
         self.register_buffer("std", torch.ones(self.width - self.places))
@@ -152,7 +158,7 @@ class EfficientNetTower(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         raw = self._raw(pixels)  # (B, N, V - places)
         side = math.isqrt(raw.shape[1])
-        place = place_features(side, self.places, raw.device, raw.dtype).expand(len(raw), -1, -1)
+        place = place_features(side, self.places, raw.device).to(raw.dtype).expand(len(raw), -1, -1)
         return torch.cat([(raw - self.mean) / self.std, place], dim=-1)
 
     @torch.no_grad()
@@ -168,8 +174,8 @@ class EfficientNetTower(nn.Module):
         if height != width:
             raise ValueError(f"EfficientNetTower reads squares, not {height} x {width} pixels")
         fine, coarse = self.network(pixels, self.taps)  # (B, 40, S/8, S/8), (B, 112, S/16, S/16)
-        colours = F.avg_pool2d(pixels, 4)  # (B, 3, S/4, S/4)
-        cells = [coarse, F.pixel_unshuffle(fine, 2), F.pixel_unshuffle(colours, 4)]
+        colours = F.avg_pool2d(pixels, self.colour_cell)  # (B, 3, S/4, S/4)
+        cells = [coarse, F.pixel_unshuffle(fine, 2), F.pixel_unshuffle(colours, 16 // self.colour_cell)]
         return rearrange(torch.cat(cells, dim=1), "b v y x -> b (y x) v")
 
 
@@ -192,14 +198,3 @@ class TimmTower(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         features: Tensor = self.network.forward_features(pixels)
         return rearrange(features, "b v y x -> b (y x) v") if features.ndim == 4 else features
-
-
-def place_features(side: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Sines and cosines of a square grid's coordinates, (1, side², width): convolutions don't say where they look."""
-    centres = (torch.arange(side, device=device, dtype=torch.float32) + 0.5) / side * math.pi
-    frequencies = 2.0 ** torch.linspace(0, 4, width // 4, device=device)
-    angles = centres[:, None] * frequencies  # (side, width / 4)
-    wave = torch.cat([angles.sin(), angles.cos()], dim=-1)  # (side, width / 2)
-    rows = wave[:, None].expand(side, side, -1)
-    columns = wave[None, :].expand(side, side, -1)
-    return torch.cat([rows, columns], dim=-1).reshape(1, side * side, width).to(dtype)

@@ -13,6 +13,7 @@ Letters: `B` batch, `N` patches, `V` vision width, `Q` queries, `L` words, `D` w
 """
 
 import enum
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -138,6 +139,24 @@ class QFormer(nn.Module):
         nn.init.normal_(self.query_tokens, std=0.02)
         self.copy_word_layers()
 
+    @torch.no_grad()
+    def init_query_grid(self, place_width: int) -> None:
+        """Initialize the queries of a new Q-Former on a square grid, each attending to its own place first.
+
+        Half of the heads of every cross-attention start by comparing the query's place with the patch's.
+
+        Args:
+            place_width: Width of the sines and cosines of a patch's place (`place_features`) that the image features
+                must end in.
+        """
+        side = math.isqrt(self.config.queries)
+        nn.init.normal_(self.query_tokens, std=0.1)
+        self.query_tokens[..., :place_width] = place_features(side, place_width)
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            if layer.cross_attention is not None:
+                _init_local_heads(layer.cross_attention, place_width)
+
     def copy_word_layers(self) -> None:
         """Each query feed-forward starts as a copy of the one for words (as the published stage 1 does)."""
         for layer in self.layers:
@@ -199,6 +218,28 @@ def attention_pattern(
         return sees[None, None]
     kept = F.pad(attention_mask.bool(), (queries, 0), value=True)  # (B, Q + L)
     return sees[None, None] & kept[:, None, None, :]
+
+
+def place_features(side: int, width: int, device: torch.device | None = None) -> Tensor:
+    """Return sines and cosines of a square grid's coordinates, (1, side², width)."""
+    centres = (torch.arange(side, dtype=torch.float32, device=device) + 0.5) / side * math.pi
+    frequencies = 2.0 ** torch.linspace(0, 4, width // 4, device=device)
+    angles = centres[:, None] * frequencies  # (side, width / 4)
+    wave = torch.cat([angles.sin(), angles.cos()], dim=-1)  # (side, width / 2)
+    rows = wave[:, None].expand(side, side, -1)
+    columns = wave[None, :].expand(side, side, -1)
+    return torch.cat([rows, columns], dim=-1).reshape(1, side * side, width)
+
+
+def _init_local_heads(attention: Attention, place_width: int) -> None:
+    query, key = attention.query.weight, attention.key.weight  # (D, D), (D, V)
+    width = len(query) // attention.heads
+    for first in range(0, width * (attention.heads // 2), width):
+        rows = slice(first, first + place_width)
+        query[rows] *= 0.2
+        key[rows] *= 0.2
+        query[rows, :place_width] += 0.87 * torch.eye(place_width)
+        key[rows, -place_width:] += 0.87 * torch.eye(place_width)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -24,10 +24,19 @@ from blip_diffusion.model import (
     build_text_encoder,
 )
 from blip_diffusion.modules.efficientnet_lite import EfficientNetLite, read_weights
-from blip_diffusion.modules.heads import ContrastiveHead, LanguageHead, MatchingHead, RedrawHead
+from blip_diffusion.modules.heads import (
+    ContrastiveHead,
+    GridReconstructionHead,
+    LanguageHead,
+    MatchingHead,
+    ReconstructionHead,
+    SubjectFinder,
+    SubjectFinderConfig,
+)
 from blip_diffusion.modules.image_encoder import EfficientNetTower
 from blip_diffusion.modules.lpips import read_lpips
 from blip_diffusion.modules.perceptual_loss import PerceptualDistance
+from blip_diffusion.modules.placed_unet import PLACED, PlacedUNet2DConditionModel
 from blip_diffusion.modules.qformer import QFormerConfig
 from blip_diffusion.training.objectives.autoencoder import init_near_linear
 from blip_diffusion.training.shapes import SHAPES
@@ -37,7 +46,7 @@ from blip_diffusion.training.shapes import SHAPES
 class InitConfig:
     """What a run begins with."""
 
-    preset: Literal["mini", "tiny", "published"] = "mini"
+    preset: Literal["mini", "tiny", "tiny-placed", "published"] = "mini"
     init_from: tuple[Path, ...] = ()  # model folders; each part comes from the first that has it
     seed: int = 0  # of new parts
     inference: InferenceConfig | None = None
@@ -86,6 +95,8 @@ def init_subject_encoder(parts: Parts, config: InitConfig, corpus: Sequence[str]
         parts.subject_encoder = _new_subject_encoder(
             shape, preprocess(pixels, parts.reference.size, parts.reference.mean, parts.reference.std)
         )
+    if parts.subject_finder is None and parts.reference.resize_mode == "subject":
+        parts.subject_finder = SubjectFinder(SubjectFinderConfig(parts.subject_encoder.image_encoder.width))
     if parts.qformer_tokenizer is None:
         published = config.preset == "published"
         size = shape.qformer.vocabulary
@@ -104,6 +115,8 @@ def _new_subject_encoder(shape: ModelConfig, pixels: torch.Tensor) -> SubjectEnc
     tower: EfficientNetTower = encoder.image_encoder.tower
     read_weights(lite0_weights(), tower.network)
     tower.calibrate(pixels)
+    if is_placed(shape):
+        encoder.qformer.init_query_grid(EfficientNetTower.places)
     return encoder
 
 
@@ -112,7 +125,7 @@ def init_model(parts: Parts, config: InitConfig, corpus: Sequence[str], pixels: 
 
     Raises `CheckpointError` for parts that don't fit each other.
     """
-    if parts.vae is None and config.preset != "tiny":
+    if parts.vae is None and not config.preset.startswith("tiny"):
         raise CheckpointError("There is no trained autoencoder: name its folder in model.init_from.")
     shape = SHAPES[config.preset]
     init_subject_encoder(parts, config, corpus, pixels)
@@ -121,27 +134,55 @@ def init_model(parts: Parts, config: InitConfig, corpus: Sequence[str], pixels: 
     model = BlipDiffusion(
         parts.subject_encoder,  # type: ignore[arg-type]  # filled above
         parts.text_encoder or build_text_encoder(text),
-        parts.unet or UNet2DConditionModel(**shape.unet),
+        parts.unet or _new_unet(shape),
         init_vae(parts, config),
         tokenizer=parts.tokenizer or prompt_tokenizer(corpus, text.vocabulary, text.positions),
         qformer_tokenizer=parts.qformer_tokenizer,
         scheduler=parts.scheduler or zero_snr_scheduler(),
         reference=parts.reference,  # type: ignore[arg-type]
         inference=config.inference or parts.inference or DEFAULT_INFERENCE,
+        subject_finder=parts.subject_finder,
     )
     check_fit(model)
     return model
 
 
-def init_heads(encoder_config: QFormerConfig, object_crop_size: int, folders: Sequence[Path]) -> nn.ModuleDict:
-    """Stage 1's heads, each from the first folder that has it."""
-    width = encoder_config.width
+def _new_unet(shape: ModelConfig) -> Any:
+    if not is_placed(shape):
+        return UNet2DConditionModel(**shape.unet)
+    unet = PlacedUNet2DConditionModel(**shape.unet)
+    unet.init_placed()
+    return unet
+
+
+def is_placed(shape: ModelConfig) -> bool:
+    """Return whether the U-Net of a shape finds subject tokens by their places."""
+    return shape.unet.get("encoder_hid_dim_type") == PLACED
+
+
+def init_heads(
+    encoder_config: QFormerConfig, object_crop_size: int, folders: Sequence[Path], *, grid: bool = False
+) -> nn.ModuleDict:
+    """Return stage 1's heads, each from the first folder that has it.
+
+    Args:
+        encoder_config: Shapes of the Q-Former.
+        object_crop_size: Side in pixels of what is reconstructed.
+        folders: Model folders.
+        grid: Whether the queries lie on a square grid, each reconstructing its own cell.
+    """
+    width, size = encoder_config.width, object_crop_size
+    reconstruction: nn.Module = (
+        GridReconstructionHead(width, tokens=encoder_config.queries, size=size)
+        if grid
+        else ReconstructionHead(width, size=size)
+    )
     heads = nn.ModuleDict(
         {
             "contrastive": ContrastiveHead(width),
             "matching": MatchingHead(width),
             "language": LanguageHead(encoder_config),
-            "redraw": RedrawHead(width, size=object_crop_size),
+            "reconstruction": reconstruction,
         }
     )
     missing = dict(heads.items())

@@ -98,8 +98,8 @@ def representation(material: BuildContext) -> Objective:
     parts = initialization.load_parts(config.model)
     initialization.init_subject_encoder(parts, config.model, material.corpus, material.pixels)
     assert parts.subject_encoder is not None and parts.reference is not None
-    shapes = parts.subject_encoder.qformer.config
-    heads = initialization.init_heads(shapes, config.data.synthetic.object_crop_size, config.model.init_from)
+    grid = initialization.is_placed(SHAPES[config.model.preset])
+    heads = _heads(config, parts.subject_encoder.qformer.config, grid=grid)
     return Representation(parts.subject_encoder, parts.qformer_tokenizer, parts.reference, heads, config.representation)
 
 
@@ -110,9 +110,14 @@ def subject(material: BuildContext) -> Objective:
         initialization.load_parts(config.model), config.model, material.corpus, material.pixels
     )
     check_size(config, model)
-    shapes = model.subject_encoder.qformer.config
-    heads = initialization.init_heads(shapes, config.data.synthetic.object_crop_size, config.model.init_from)
-    return SubjectRepresentation(model, initialization.noising_from(model.scheduler), heads["redraw"], config.subject)  # type: ignore[arg-type]
+    heads = _heads(config, model.subject_encoder.qformer.config, grid=bool(model.place_width))
+    noising = initialization.noising_from(model.scheduler)
+    return SubjectRepresentation(model, noising, heads["reconstruction"], config.subject)
+
+
+def _heads(config: RunConfig, shapes: QFormerConfig, *, grid: bool) -> nn.ModuleDict:
+    size = config.data.synthetic.object_crop_size
+    return initialization.init_heads(shapes, size, config.model.init_from, grid=grid)
 
 
 def consistency(material: BuildContext) -> Objective:

@@ -1,7 +1,10 @@
 """Shapes of models that can be trained from scratch."""
 
+from dataclasses import replace
+
 from blip_diffusion.model import ModelConfig, ReferenceConfig, TextEncoderConfig
 from blip_diffusion.modules.image_encoder import ImageEncoderConfig
+from blip_diffusion.modules.placed_unet import CODE_WIDTH, PLACED
 from blip_diffusion.modules.qformer import QFormerConfig
 
 LITE_PIXELS = (127 / 255,) * 3, (128 / 255,) * 3
@@ -9,7 +12,7 @@ LITE_PIXELS = (127 / 255,) * 3, (128 / 255,) * 3
 
 
 MINI = ModelConfig(
-    image_encoder=ImageEncoderConfig(tower="efficientnet-lite0", image_size=128),
+    image_encoder=ImageEncoderConfig(tower="efficientnet-lite0", image_size=128, colour_cell=2),
     qformer=QFormerConfig(
         width=256,
         layers=4,
@@ -17,26 +20,28 @@ MINI = ModelConfig(
         inner=512,
         vocabulary=2560,
         positions=64,
-        vision_width=352,
-        queries=16,
+        vision_width=496,
+        queries=64,
         dropout=0.0,
     ),
     projection_inner=512,
-    text_encoder=TextEncoderConfig(vocabulary=3072, width=256, layers=4, heads=4, inner=1024, positions=48),
-    reference=ReferenceConfig(128, *LITE_PIXELS),
+    text_encoder=TextEncoderConfig(vocabulary=3072, width=256, layers=4, heads=4, inner=1024, positions=96),
+    reference=ReferenceConfig(128, *LITE_PIXELS, resize_mode="subject"),
     unet={
         "sample_size": 16,
         "in_channels": 8,
         "out_channels": 8,
-        "block_out_channels": (96, 160, 256),
+        "block_out_channels": (96, 160, 224),
         "norm_num_groups": 16,
         "layers_per_block": 1,
         "down_block_types": ("CrossAttnDownBlock2D",) * 3,
         "up_block_types": ("CrossAttnUpBlock2D",) * 3,
         "only_cross_attention": (True, False, False),
         "mid_block_only_cross_attention": False,
-        "cross_attention_dim": 256,
-        "attention_head_dim": (3, 5, 8),  # heads, in spite of the name
+        "cross_attention_dim": 256 + CODE_WIDTH,
+        "encoder_hid_dim_type": PLACED,
+        "encoder_hid_dim": 256 + CODE_WIDTH,
+        "attention_head_dim": (3, 5, 7),  # heads, in spite of the name
     },
     vae={
         "sample_size": 128,
@@ -49,7 +54,7 @@ MINI = ModelConfig(
         "mid_block_add_attention": False,
     },
 )
-"""The shipped model's shapes: 128 x 128 pixels, 16 x 16 x 8 latents, 33 million parameters."""
+"""The shipped model's shapes: 128 x 128 pixels, 16 x 16 x 8 latents, 31 million parameters."""
 
 
 TINY = ModelConfig(
@@ -83,4 +88,18 @@ TINY = ModelConfig(
 """For tests: every part real, a second to build, 32 x 32 pixels."""
 
 
-SHAPES = {"mini": MINI, "tiny": TINY, "published": ModelConfig()}
+TINY_PLACED = replace(
+    TINY,
+    image_encoder=replace(TINY.image_encoder, colour_cell=2),
+    qformer=replace(TINY.qformer, vision_width=496),
+    reference=replace(TINY.reference, resize_mode="subject"),
+    unet={
+        **TINY.unet,
+        "cross_attention_dim": 32 + CODE_WIDTH,
+        "encoder_hid_dim_type": PLACED,
+        "encoder_hid_dim": 32 + CODE_WIDTH,
+    },
+)
+"""`TINY` with placed tokens, as `mini` has them."""
+
+SHAPES = {"mini": MINI, "tiny": TINY, "tiny-placed": TINY_PLACED, "published": ModelConfig()}

@@ -173,7 +173,7 @@ def test_a_batch_of_one_subject_has_nothing_to_tell_apart(method: Make, pairs: S
     assert losses["loss"].isfinite()
 
 
-# -------------------------------------------------------------------------------------------------- words and redrawing
+# -------------------------------------------------------------------------------------------------- words and reconstruction
 
 
 @torch.no_grad()
@@ -210,12 +210,12 @@ def test_generation_is_told_by_the_picture(method: Make, pairs: SubjectBatch) ->
 
 @torch.no_grad()
 def test_weights_and_pauses(method: Make, pairs: SubjectBatch) -> None:
-    config = {"contrast": 0.5, "matching": 2.0, "generation": 3.0, "redraw": 10.0}
+    config = {"contrast": 0.5, "matching": 2.0, "generation": 3.0, "reconstruction": 10.0}
     own = method(itc_weight=0.5, itm_weight=2.0, itg_weight=3.0, reconstruction_weight=10.0, multimodal_every=3)
     losses = own(pairs, context(step=3))
     assert losses["loss"].item() == pytest.approx(sum(config[name] * losses[name].item() for name in config), rel=1e-5)
     paused = own(pairs, context(step=4))
-    assert set(paused) == {"redraw", "loss"} and paused["loss"].item() == pytest.approx(10 * paused["redraw"].item())
+    assert set(paused) == {"reconstruction", "loss"} and paused["loss"].item() == pytest.approx(10 * paused["reconstruction"].item())
 
 
 def test_what_moves(method: Make, pairs: SubjectBatch) -> None:
@@ -226,10 +226,10 @@ def test_what_moves(method: Make, pairs: SubjectBatch) -> None:
     own.train()(pairs, context())["loss"].backward()
     assert not any(with_gradient(encoder.image_encoder.tower.parameters()))
     read = [encoder.qformer.query_tokens, encoder.image_encoder.norm.weight, encoder.projection.up.weight]
-    heads = [own.heads["contrastive"].temperature, own.heads["matching"].weight, own.heads["redraw"].places]
+    heads = [own.heads["contrastive"].temperature, own.heads["matching"].weight, own.heads["reconstruction"].places]
     assert all(with_gradient([*read, *heads, own.heads["language"].dense.weight]))
-    plain = moved_parameters(method())  # without redrawing, what only it needs rests: processes would wait for it
-    assert plain == ids(own.parameters()) - still - ids(own.heads["redraw"].parameters()) - ids(
+    plain = moved_parameters(method())  # without reconstruction, what only it needs rests: processes would wait for it
+    assert plain == ids(own.parameters()) - still - ids(own.heads["reconstruction"].parameters()) - ids(
         encoder.projection.parameters()
     )
 

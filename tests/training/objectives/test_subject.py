@@ -7,7 +7,7 @@ from torch import Tensor
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
-from blip_diffusion.modules.heads import RedrawHead
+from blip_diffusion.modules.heads import ReconstructionHead
 from blip_diffusion.training.initialization import noising_from
 from blip_diffusion.training.objectives.subject import SubjectConfig, SubjectRepresentation
 
@@ -15,7 +15,7 @@ from .overfit import context, ids, moved_parameters, overfit, with_gradient
 
 
 def method(model: BlipDiffusion, **config: float) -> SubjectRepresentation:
-    return SubjectRepresentation(model, noising_from(model.scheduler), RedrawHead(32, size=16), SubjectConfig(**config))  # type: ignore[arg-type]
+    return SubjectRepresentation(model, noising_from(model.scheduler), ReconstructionHead(32, size=16), SubjectConfig(**config))  # type: ignore[arg-type]
 
 
 def rng(seed: int) -> torch.Generator:
@@ -130,9 +130,9 @@ def test_a_shift_trains_on_noisier_copies(model: BlipDiffusion, batch: SubjectBa
 
 
 def test_terms(model: BlipDiffusion, batch: SubjectBatch) -> None:
-    plain, redrawn = method(model)(batch, context()), method(model, reconstruction_weight=0.5)(batch, context())
+    plain, reconstructed = method(model)(batch, context()), method(model, reconstruction_weight=0.5)(batch, context())
     assert set(plain) == {"denoising", "loss"} and torch.equal(plain["loss"], plain["denoising"])
-    assert redrawn["loss"].item() == pytest.approx((plain["loss"] + 0.5 * redrawn["redraw"]).item(), rel=1e-5)
+    assert reconstructed["loss"].item() == pytest.approx((plain["loss"] + 0.5 * reconstructed["reconstruction"]).item(), rel=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------------------- what moves

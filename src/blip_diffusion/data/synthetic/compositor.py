@@ -17,9 +17,11 @@ from blip_diffusion.data.synthetic.placement import (
     CutoutGeometry,
     Jitter,
     Placement,
+    frame_of,
     layers_of,
     measure,
     place,
+    place_anywhere,
     place_reference,
 )
 from blip_diffusion.data.synthetic.resample import read_windows, resample_matrix
@@ -48,8 +50,10 @@ class Compositor:
         """The pictures of these specs, exactly; `rng` only jitters place, size and light."""
         noise = Generator(self.device)
         noise.manual_seed(rng.getrandbits(62))
-        target, target_alpha = self._targets(specs, rng, noise)
-        reference = self._references(specs, rng, noise)
+        placed = [self._placed(row, spec, rng) for row, spec in enumerate(specs)]
+        shown = [self._placed_reference(row, spec, rng) for row, spec in enumerate(specs)]
+        target, target_alpha = self._targets(specs, [p for row in placed for p in row], noise)
+        reference = self._references(specs, shown, noise)
         cutouts = [self.world.cutouts[spec.target] for spec in specs]
         prompts = [spec.prompt or prompt_templates.prompt(spec.request) for spec in specs]
         identities = [self._identities[cutout.identity] for cutout in cutouts]
@@ -59,20 +63,19 @@ class Compositor:
                 prompt_templates.caption(cutout.category, spec.reference_background.phrase)
                 for cutout, spec in zip(cutouts, specs, strict=True)
             ],
-            object_crop=self._object_crops([spec.reference for spec in specs]),
+            object_crop=torch.cat(self._cut(shown, self.config.object_crop_size), dim=1).clamp_(0, 1),
             category=[cutout.category for cutout in cutouts],
             prompt=prompts,
             caption=[prompt_templates.caption(cutout.category, p) for cutout, p in zip(cutouts, prompts, strict=True)],
             target=target,
             target_alpha=target_alpha,
+            frames=_frames(placed, shown).to(self.device),
             identity=torch.tensor(identities, device=self.device),
         )
 
-    def _targets(self, specs: Sequence[PairSpec], rng: random.Random, noise: Generator) -> tuple[Tensor, Tensor]:
-        placements: list[Placement] = []
-        for row, spec in enumerate(specs):
-            for placement in self._placed(row, spec, rng):
-                placements.append(replace(placement, light=_light(spec.background, self._chance(rng))))
+    def _targets(
+        self, specs: Sequence[PairSpec], placements: Sequence[Placement], noise: Generator
+    ) -> tuple[Tensor, Tensor]:
         canvas = backgrounds.draw([spec.background for spec in specs], self._scenes, self.config.size, noise)
         sketched = [i for i, spec in enumerate(specs) if spec.request.style == "sketch"]
         canvas[sketched] = 1.0  # paper
@@ -88,19 +91,32 @@ class Compositor:
         if request.accessory:
             thing = spec.accessory if spec.accessory >= 0 else self._subjects.accessory_of(request.accessory, rng)
             extra = (thing, self.geometry[thing])
-        placements = place(row, spec.target, shape, request, spec.background.horizon, self._chance(rng), extra)
-        looks = {"paint": request.colour, "silhouette": request.style == "silhouette"}
-        return [replace(p, **looks) if p.subject else p for p in placements]  # type: ignore[arg-type]
+        if spec.anywhere:
+            placements = [place_anywhere(row, spec.target, shape, spec.background.horizon, rng)]
+        else:
+            jitter = Jitter(rng, self.config.layout)
+            placements = place(row, spec.target, shape, request, spec.background.horizon, jitter, extra)
+        silhouette = request.style == "silhouette"
+        placements = [
+            replace(p, paint=request.colour, silhouette=silhouette, colour_matrix=spec.colour_matrix)
+            if p.subject
+            else p
+            for p in placements
+        ]
+        return [replace(p, light=_light(spec.background, self._light_jitter(rng))) for p in placements]
 
-    def _chance(self, rng: random.Random) -> Jitter:
-        return Jitter(rng, self.config.layout)
+    def _light_jitter(self, rng: random.Random) -> Jitter:
+        return Jitter(rng, self.config.light)
 
-    def _references(self, specs: Sequence[PairSpec], rng: random.Random, noise: Generator) -> Tensor:
-        placements = []
-        for row, spec in enumerate(specs):
-            shape, background = self.geometry[spec.reference], spec.reference_background
-            placement = place_reference(row, spec.reference, shape, background.horizon, self.config.rotation, rng)
-            placements.append(replace(placement, light=_light(background, Jitter(rng))))
+    def _placed_reference(self, row: int, spec: PairSpec, rng: random.Random) -> Placement:
+        config, background = self.config, spec.reference_background
+        placement = place_reference(
+            row, spec.reference, background.horizon, config.reference_fill, config.reference_drift, config.rotation, rng
+        )
+        light = _light(background, self._light_jitter(rng))
+        return replace(placement, light=light, colour_matrix=spec.colour_matrix)
+
+    def _references(self, specs: Sequence[PairSpec], placements: Sequence[Placement], noise: Generator) -> Tensor:
         chosen_backgrounds = [spec.reference_background for spec in specs]
         canvas = backgrounds.draw(chosen_backgrounds, self._scenes, self.config.size, noise)
         return self._paste(canvas, placements, [])[0].clamp_(0, 1)
@@ -111,7 +127,7 @@ class Compositor:
         for layer in layers_of(placements, len(canvas)):
             chosen = [placements[i] for i in layer]
             rows = torch.tensor([p.row for p in chosen], device=self.device)
-            colour, alpha = self._cut(chosen)  # (P, 3, S, S) premultiplied, (P, 1, S, S)
+            colour, alpha = self._cut(chosen, self.config.size)  # (P, 3, S, S) premultiplied, (P, 1, S, S)
             shadow = self._shadows(chosen)
             everyone = len(chosen) == len(canvas)
             below = canvas if everyone else canvas[rows]
@@ -127,9 +143,8 @@ class Compositor:
                 canvas[rows], covered[rows] = pasted, seen
         return canvas, covered
 
-    def _cut(self, placements: Sequence[Placement]) -> tuple[Tensor, Tensor]:
+    def _cut(self, placements: Sequence[Placement], size: int) -> tuple[Tensor, Tensor]:
         """Cut-outs in the size, place, light and paint of their placements: premultiplied colour, and alpha."""
-        size = self.config.size
         windows = torch.tensor([_window(p, self.geometry[p.cutout]) for p in placements], device=self.device)
         picture = self._read([p.cutout for p in placements], windows, size)
         turned = [i for i, p in enumerate(placements) if p.angle]
@@ -142,6 +157,10 @@ class Compositor:
         return torch.minimum(colour * light[:, :, None, None], alpha), alpha
 
     def _looks(self, placements: Sequence[Placement]) -> Iterator[tuple[list[int], Callable[[Tensor, Tensor], Tensor]]]:
+        turned = [i for i, p in enumerate(placements) if p.colour_matrix is not None]
+        if turned:
+            matrices = torch.tensor([placements[i].colour_matrix for i in turned], device=self.device).view(-1, 3, 3)
+            yield turned, lambda colour, alpha: torch.einsum("pij,pjyx->piyx", matrices, colour).clamp(min=0)
         painted = [i for i, p in enumerate(placements) if p.paint]
         if painted:
             paints = torch.tensor([backgrounds.PALETTE[placements[i].paint] for i in painted], device=self.device)
@@ -159,12 +178,6 @@ class Compositor:
         columns = resample_matrix(left, side, picture.shape[3], size)
         return read_windows(picture, rows / 255, columns)
 
-    def _object_crops(self, cutouts: Sequence[int]) -> Tensor:
-        shapes = [self.geometry[i] for i in cutouts]
-        sides = [max(shape.width, shape.height) for shape in shapes]
-        windows = [(s.x - side / 2, s.y - side / 2, side) for s, side in zip(shapes, sides, strict=True)]
-        return self._read(cutouts, torch.tensor(windows, device=self.device), self.config.object_crop_size).clamp_(0, 1)
-
     def _shadows(self, placements: Sequence[Placement]) -> Tensor:
         """Soft contact shadows, as factors (P, 1, S, S) on what lies below."""
         measures = torch.tensor([_shadow(p, self.geometry[p.cutout]) for p in placements], device=self.device)
@@ -173,6 +186,16 @@ class Compositor:
         across = torch.exp(-(((at - x) / wide) ** 2))  # (P, S)
         down = torch.exp(-(((at - y) / high) ** 2)) * strength
         return (1 - down[:, :, None] * across[:, None, :])[:, None]
+
+
+def _frames(placed: Sequence[Sequence[Placement]], shown: Sequence[Placement]) -> Tensor:
+    """Return the frames (B, K, 4) of the copies of each subject; a frame of width 0 is none."""
+    rows = [
+        [frame_of(p, reference) for p in placements if p.subject]
+        for placements, reference in zip(placed, shown, strict=True)
+    ]
+    most = max(map(len, rows))
+    return torch.tensor([row + [(0.0, 0.0, 0.0, 0.0)] * (most - len(row)) for row in rows])
 
 
 def _light(background: Background, chance: Jitter) -> RGB:

@@ -4,6 +4,7 @@ Words and layout are drawn one sample at a time in Python; no pixel is. So it ru
 """
 
 import itertools
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -60,9 +61,11 @@ class PairSampler:
             background = replace(background, phrase="", word="", horizon=None)  # paper
         request = replace(request, scene=background.phrase)
         behind = self._reference_background(reference, background.word, rng)
-        return PairSpec(
-            reference, target, request, background, behind, prompt_templates.prompt(request, rng), accessory
-        )
+        prompt = prompt_templates.prompt(request, rng)
+        anywhere = rng.random() < self.config.anywhere and request == PromptSpec(scene=request.scene)
+        recoloured = rng.random() < self.config.hue_rotation and not request.colour
+        matrix = _hue_rotation(rng) if recoloured else None
+        return PairSpec(reference, target, request, background, behind, prompt, accessory, matrix, anywhere)
 
     def background(self, rng: random.Random, *, away_from: RGB | None = None) -> Background:
         """A random place of the configured split, its plain colours away from `away_from`."""
@@ -177,3 +180,13 @@ def _mirror(batch: SubjectBatch, rows: list[int]) -> None:
     """Turns all pictures of these rows, in place."""
     for pictures in (batch["reference"], batch["object_crop"], batch["target"], batch["target_alpha"]):
         pictures[rows] = pictures[rows].flip(-1)
+    left, width = batch["frames"][rows, :, 0], batch["frames"][rows, :, 2]
+    batch["frames"][rows, :, 0] = 1 - left - width
+
+
+def _hue_rotation(rng: random.Random) -> tuple[float, ...]:
+    """Return a rotation of RGB about the grey axis by 30 to 330 degrees (Rodrigues' formula), row by row."""
+    angle = math.radians(rng.uniform(30, 330))
+    cos, sin = math.cos(angle), math.sin(angle) / math.sqrt(3)
+    same, plus, minus = cos + (1 - cos) / 3, (1 - cos) / 3 + sin, (1 - cos) / 3 - sin
+    return same, minus, plus, plus, same, minus, minus, plus, same

@@ -21,6 +21,11 @@ class SyntheticConfig:
     kind_temperature: float = 0.5  # 1: every identity alike; 0: every kind alike
     outlines: float = 0.5  # how much a line drawing counts beside any other kind of picture
     layout: float = 1.0  # 0: a target's place, size and light are what the words say; 1: within their ranges, any
+    light: float = 1.0  # 0: light on a subject is the scene's; 1: within its range, any
+    reference_fill: tuple[float, float] = (0.76, 0.97)  # longest side of the subject, in sides of the reference
+    reference_drift: float = 0.03  # largest distance of its centre from the reference's, in the same unit
+    anywhere: float = 0.0  # share of the targets without a property whose subject has any size, anywhere
+    hue_rotation: float = 0.0  # share: the subject's hues rotated, in reference and target alike
     mirror: float = 0.0  # share: the whole pair seen in a mirror, where no word has a left or a right
     rotation: float = 8.0  # largest rotation of a reference, in degrees; half of them stay upright
     colours: float = 0.06  # share: the subject painted in a named colour
@@ -51,3 +56,5 @@ class PairSpec:
     reference_background: Background
     prompt: str = ""  # empty: the first paraphrase of `request`
     accessory: int = -1  # the cut-out of the request's accessory; -1: any that fits
+    colour_matrix: tuple[float, ...] | None = None  # nine numbers that multiply the subject's RGB
+    anywhere: bool = False  # the subject has any size and stands anywhere, which no word says

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from blip_diffusion.data.synthetic.prompt_templates import PromptSpec
+from blip_diffusion.framing import CENTRE, PITCH, WORN
 
-WORN = ("hat", "crown", "bow")  # accessories on a head; the others stand or float beside
 SIDES = {"": (0.55, 0.75), "small": (0.24, 0.34), "big": (0.88, 1.0)}  # longest side of a subject, in frames
 POSITION_SIDES = (0.34, 0.46)  # a subject that a word moves is smaller, so that the move shows
 _JITTER = 0.06
 _USUAL_HORIZON = 0.7
-_SPREAD = {"left": 0.25, "right": 0.75, "top": 0.27, "bottom": 0.74}
 _BOX_BITS = 64  # alpha from which a pixel belongs to the box
 
 
@@ -47,6 +46,7 @@ class Placement:
     paint: str = ""
     silhouette: bool = False
     angle: float = 0.0  # degrees
+    colour_matrix: tuple[float, ...] | None = None  # nine numbers, row by row, that multiply its RGB
     light: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
@@ -96,14 +96,35 @@ def place(row: int, cutout: int, shape: CutoutGeometry, request: PromptSpec, hor
     return [*subjects, _accessory(subjects[0], shape, request.accessory, *extra)]
 
 
-def place_reference(row: int, cutout: int, shape: CutoutGeometry, horizon: float | None, rotation: float,
-                    rng: random.Random) -> Placement:  # fmt: skip
-    """A subject as a user's own photograph shows it: about the middle, of any usual size, nearly upright."""
-    side = rng.uniform(0.55, 0.85)
-    x = 0.5 + rng.uniform(-_JITTER, _JITTER)
-    y = _standing(0.5 + rng.uniform(-_JITTER, _JITTER), _extent(shape, side)[1], horizon)
+def place_reference(row: int, cutout: int, horizon: float | None, fill: tuple[float, float], drift: float,
+                    rotation: float, rng: random.Random) -> Placement:  # fmt: skip
+    """A subject as a framed reference shows it: its longest side within `fill`, its centre `drift` off at most."""
+    side = rng.uniform(*fill)
+    x, y = (0.5 + rng.uniform(-drift, drift) for _ in range(2))
     angle = rng.choice((0.0, rng.uniform(-rotation, rotation)))
     return Placement(row, cutout, x, y, side, ground=horizon is not None, angle=angle)
+
+
+def place_anywhere(
+    row: int, cutout: int, shape: CutoutGeometry, horizon: float | None, rng: random.Random
+) -> Placement:
+    """A subject of any size, wherever it fits; half of those that could stand on the ground do."""
+    side = rng.uniform(0.25, 0.95)
+    width, height = _extent(shape, side)
+    x, y = (rng.uniform(extent / 2, 1 - extent / 2) for extent in (width, height))
+    stands = horizon is not None and rng.random() < 0.5
+    if stands:
+        y = _inside(_standing(y, height, horizon), height)
+    return Placement(row, cutout, x, y, side, ground=stands)
+
+
+def frame_of(placement: Placement, reference: Placement) -> tuple[float, float, float, float]:
+    """Where the reference's square lies in the image: left, top, width, height, in the image's sides.
+
+    The subject then lies in the reference's square as it does in the image.
+    """
+    scale = placement.side / reference.side
+    return placement.x - scale * reference.x, placement.y - scale * reference.y, scale, scale
 
 
 def _alone(row: int, cutout: int, shape: CutoutGeometry, request: PromptSpec, horizon: float | None,
@@ -115,9 +136,9 @@ def _alone(row: int, cutout: int, shape: CutoutGeometry, request: PromptSpec, ho
     x = y = 0.5
     for word in words:
         if word in ("left", "right"):
-            x = _SPREAD[word]
+            x = CENTRE[word]
         elif word in ("top", "bottom"):
-            y = _SPREAD[word]
+            y = CENTRE[word]
     jitter = _JITTER * (1.0 if side < 0.8 else 0.3)
     x, y = x + chance.about(jitter), y + chance.about(jitter)
     floats = "top" in words or "bottom" in words
@@ -128,7 +149,7 @@ def _alone(row: int, cutout: int, shape: CutoutGeometry, request: PromptSpec, ho
 
 def _in_a_row(row: int, cutout: int, shape: CutoutGeometry, count: int, horizon: float | None,
               chance: Jitter) -> list[Placement]:  # fmt: skip
-    pitch = {2: 0.46, 3: 0.31}[count]
+    pitch = PITCH[count]
     widest = (pitch - 0.04) * max(shape.width, shape.height) / shape.width  # longest side at which copies do not touch
     side = min(widest, chance.between(0.5, 0.6)) * chance.between(0.92, 1.0)
     y = _standing(0.5 + chance.about(_JITTER), _extent(shape, side)[1], horizon)

@@ -8,25 +8,13 @@ import random
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 
+from blip_diffusion.framing import COUNTS, POSITIONS, SIZES, WORN
 from blip_diffusion.prompts import subject_prompt
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey")
 PAINTS = COLOURS[:8]  # what a subject can be painted: shading stays visible in these
 
-COUNTS = {2: ("two of them", "a pair of them"), 3: ("three of them", "three in a row")}
-SIZES = {"small": ("small", "very small", "tiny"), "big": ("big", "very big", "huge")}
 PAINTED = ("in {}", "painted {}", "all {}")
-POSITIONS = {
-    "left": ("at the left", "on the left side"),
-    "right": ("at the right", "on the right side"),
-    "top": ("at the top", "near the top"),
-    "bottom": ("at the bottom", "near the bottom"),
-    "centre": ("in the centre", "in the middle"),
-    "top left": ("at the top left", "in the top left corner"),
-    "top right": ("at the top right", "in the top right corner"),
-    "bottom left": ("at the bottom left", "in the bottom left corner"),
-    "bottom right": ("at the bottom right", "in the bottom right corner"),
-}
 STYLES = {
     "pixel art": ("as pixel art", "in pixel art style"),
     "sketch": ("as a pencil sketch", "drawn with a pencil"),
@@ -36,9 +24,7 @@ STYLES = {
     "silhouette": ("as a black silhouette", "as a dark shadow"),
 }
 ACCESSORIES = {
-    "hat": ("wearing a hat", "with a hat on"),
-    "crown": ("wearing a crown", "with a crown on"),
-    "bow": ("wearing a bow", "with a bow on"),
+    **WORN,
     "balloon": ("with a balloon", "holding a balloon"),
     "ball": ("with a ball", "next to a ball"),
     "tree": ("next to a tree", "beside a tree"),

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from blip_diffusion.data.synthetic import prompt_templates
 from blip_diffusion.data.synthetic.assets import CutOut
 from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
-from blip_diffusion.data.synthetic.placement import WORN
 from blip_diffusion.errors import DataError
+from blip_diffusion.framing import WORN
 
 _NOUNS = {"bow": ("bow", "ribbon")}  # categories of an accessory, where they differ from its word
 

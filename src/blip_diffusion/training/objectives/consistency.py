@@ -105,7 +105,7 @@ class Consistency(Objective):
         """How far the student's answers are from those that it should give."""
         with torch.no_grad():
             tokens = self.model.subject_tokens(batch["reference"], batch["category"])
-            states = self.model.text_states(batch["caption"], tokens)
+            states = self.model.text_states(batch["caption"], tokens, batch["frames"])
         if self.config.trajectory_distillation:
             guess, target = self._trajectory(states, context.rng)
         else:
@@ -189,7 +189,7 @@ class Consistency(Objective):
     def sample_images(self, batch: SubjectBatch) -> list[Tensor]:
         """Reference, the true target, and what the student draws in its few steps, all from the same noise."""
         tokens = self.model.subject_tokens(batch["reference"], batch["category"])
-        states = self.model.text_states(batch["caption"], tokens)
+        states = self.model.text_states(batch["caption"], tokens, batch["frames"])
         return [batch["reference"], batch["target"], sample_images(self.model, states, [0] * len(states))]
 
     def export(self, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 One Q-Former under three attention patterns. Contrast (uni-modal): do picture and sentence find each other among others?
 Generation (multimodal causal): can the queries alone tell the sentence? Matching (bi-directional): do they belong
-together, told from the hardest of the wrong ones? And one of ours: can the subject be redrawn from its tokens?
+together, told from the hardest of the wrong ones? And one of ours: can the subject be reconstructed from its tokens?
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.images import preprocess
 from blip_diffusion.model import ReferenceConfig, SubjectEncoder
-from blip_diffusion.modules.heads import ContrastiveHead, LanguageHead, MatchingHead, RedrawHead
+from blip_diffusion.modules.heads import ContrastiveHead, LanguageHead, MatchingHead, reconstruction_loss
 from blip_diffusion.modules.qformer import AttentionPattern
 from blip_diffusion.prompts import Words, category_words
 from blip_diffusion.training.objective import Gather, Losses, Objective, ParameterGroup, StepContext
@@ -34,7 +34,7 @@ class RepresentationConfig:
     itm_weight: float = 1.0
     itg_weight: float = 1.0
     reconstruction_weight: float = 0.0
-    multimodal_every: int = 1  # the three of BLIP-2 are asked for at every so many steps; the redrawing at each
+    multimodal_every: int = 1  # the three of BLIP-2 are asked for at every so many steps; the reconstruction at each
     max_caption_tokens: int = 32  # tokens of a caption; longer ones are cut
     smoothing: float = 0.1  # of the labels in contrast and generation
     lr_scale: float = 1.0  # times the schedule
@@ -90,9 +90,11 @@ class Representation(Objective):
             losses |= self._contrast_and_match(seen, features, words, batch["identity"], context)
             losses["generation"] = self._generation(seen, words)
         if self.config.reconstruction_weight:
-            losses["redraw"] = F.l1_loss(self._redrawn(seen, batch["category"]), batch["object_crop"])
+            losses["reconstruction"] = reconstruction_loss(
+                self._reconstructed(seen, batch["category"]), batch["object_crop"]
+            )
         weights = {"contrast": self.config.itc_weight, "matching": self.config.itm_weight}
-        weights |= {"generation": self.config.itg_weight, "redraw": self.config.reconstruction_weight}
+        weights |= {"generation": self.config.itg_weight, "reconstruction": self.config.reconstruction_weight}
         losses["loss"] = torch.stack([weights[name] * loss for name, loss in losses.items() if name in weights]).sum()
         return losses
 
@@ -163,10 +165,10 @@ class Representation(Objective):
 
     # ----------------------------------------------------------------------------------------------------- and ours
 
-    def _redrawn(self, seen: Tensor, categories: list[str]) -> Tensor:
+    def _reconstructed(self, seen: Tensor, categories: list[str]) -> Tensor:
         words = category_words(self.tokenizer, categories).to(seen.device)
         states = self.encoder.qformer(seen, words.input_ids, words.attention_mask, AttentionPattern.BIDIRECTIONAL)
-        return self._redraw_head(self.encoder.projection(states.queries)).float()
+        return self._reconstruction_head(self.encoder.projection(states.queries)).float()
 
     # -------------------------------------------------------------------------------------------------------- parts
 
@@ -197,8 +199,8 @@ class Representation(Objective):
         return self.heads["language"]  # type: ignore[return-value]
 
     @property
-    def _redraw_head(self) -> RedrawHead:
-        return self.heads["redraw"]  # type: ignore[return-value]
+    def _reconstruction_head(self) -> nn.Module:
+        return self.heads["reconstruction"]
 
     # ----------------------------------------------------------------------------------------------------- protocol
 
@@ -207,10 +209,10 @@ class Representation(Objective):
         encoder = self.encoder
         moving = [*encoder.image_encoder.norm.parameters(), *encoder.qformer.parameters()]
         for name, head in self.heads.items():
-            if name != "redraw":
+            if name != "reconstruction":
                 moving += head.parameters()
         if self.config.reconstruction_weight:  # nothing else looks at the projected tokens
-            moving += [*encoder.projection.parameters(), *self.heads["redraw"].parameters()]
+            moving += [*encoder.projection.parameters(), *self.heads["reconstruction"].parameters()]
         return [ParameterGroup("qformer", moving, self.config.lr_scale)]
 
     def gather_step_context(
@@ -232,10 +234,10 @@ class Representation(Objective):
         return Shared(images, sentences, features, words.input_ids, words.attention_mask, batch["identity"])
 
     def sample_images(self, batch: SubjectBatch) -> list[Tensor]:
-        """References, their cut-outs, and what the tokens redraw."""
+        """References, their cut-outs, and what the tokens reconstruction."""
         if not self.config.reconstruction_weight:
             return []
-        drawn = self._redrawn(self.encoder.image_encoder(self._pixels(batch)), batch["category"])
+        drawn = self._reconstructed(self.encoder.image_encoder(self._pixels(batch)), batch["category"])
         return [batch["reference"], batch["object_crop"][:, :3], drawn[:, :3]]
 
     def export(self, folder: Path) -> None:

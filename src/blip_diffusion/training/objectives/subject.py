@@ -17,7 +17,7 @@ from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.diffusion.forward_process import Noising, denoising_loss
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
-from blip_diffusion.modules.heads import RedrawHead
+from blip_diffusion.modules.heads import reconstruction_loss
 from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
 from blip_diffusion.training.sample_callback import sample_with_same_noise
 
@@ -32,7 +32,9 @@ class SubjectConfig:
     min_snr: float | None = None  # γ of the loss weights; none: the simple loss
     timestep_shift: float = 1.0  # above 1, more of the copies are noisy (`Noising.random_timesteps`)
     subject_weight: float = 1.0  # how much more an error on the subject weighs than one on its scene
-    reconstruction_weight: float = 0.0  # weight of our redrawing head, which keeps shape in the tokens; 0 leaves it out
+    reconstruction_weight: float = (
+        0.0  # weight of our reconstruction head, which keeps shape in the tokens; 0 leaves it out
+    )
     unet_lr_scale: float = 1.0  # times the schedule
     text_lr_scale: float = 1.0
     qformer_lr_scale: float = 1.0  # Q-Former, its layer norm over the image features, and the projection
@@ -52,12 +54,12 @@ class SubjectRepresentation(Objective):
     """Trains Q-Former, projection, text encoder and U-Net; image encoder and autoencoder are frozen."""
 
     def __init__(
-        self, model: BlipDiffusion, noising: Noising, redraw: RedrawHead | None, config: SubjectConfig
+        self, model: BlipDiffusion, noising: Noising, reconstruction: nn.Module | None, config: SubjectConfig
     ) -> None:
         super().__init__()
         self.model = model
         self.noising = noising
-        self.redraw = redraw if config.reconstruction_weight else None
+        self.reconstruction = reconstruction if config.reconstruction_weight else None
         self.config = config
 
     def forward(self, batch: SubjectBatch, context: StepContext) -> Losses:
@@ -65,7 +67,7 @@ class SubjectRepresentation(Objective):
         with torch.no_grad():
             latents = self.model.latents.encode(batch["target"]).float()
         tokens = self.model.subject_tokens(batch["reference"], batch["category"])
-        states = self._text_states(batch["caption"], tokens, context.rng)
+        states = self._text_states(batch, tokens, context.rng)
         copies = self.config.noise_samples_per_pair
         loss = denoising_loss(
             self.model.denoiser(states.repeat(copies, 1, 1)),
@@ -77,18 +79,19 @@ class SubjectRepresentation(Objective):
             importance=self._importance(batch["target_alpha"], latents).repeat(copies, 1, 1, 1),
         )
         losses = {"denoising": loss, "loss": loss}
-        if self.redraw is not None:
-            losses["redraw"] = F.l1_loss(self.redraw(tokens).float(), batch["object_crop"])
-            losses["loss"] = loss + self.config.reconstruction_weight * losses["redraw"]
+        if self.reconstruction is not None:
+            losses["reconstruction"] = reconstruction_loss(self.reconstruction(tokens), batch["object_crop"])
+            losses["loss"] = loss + self.config.reconstruction_weight * losses["reconstruction"]
         return losses
 
-    def _text_states(self, captions: list[str], tokens: Tensor, rng: torch.Generator) -> Tensor:
+    def _text_states(self, batch: SubjectBatch, tokens: Tensor, rng: torch.Generator) -> Tensor:
         """The first prompts of a batch lose their words and tokens, the next their tokens; a batch has no order."""
+        captions, frames = batch["caption"], batch["frames"]
         empty, bare = self._dropped(len(captions), rng)
         without, full = [""] * empty + captions[empty : empty + bare], captions[empty + bare :]
         states = [self.model.text_states(without)] if without else []
         if full:
-            states.append(self.model.text_states(full, tokens[empty + bare :]))
+            states.append(self.model.text_states(full, tokens[empty + bare :], frames[empty + bare :]))
         return torch.cat(states) + 0 * tokens.mean()  # every process needs every gradient, with a subject or without
 
     def _dropped(self, size: int, rng: torch.Generator) -> tuple[int, int]:
@@ -110,8 +113,8 @@ class SubjectRepresentation(Objective):
         encoder = self.model.subject_encoder
         reading = [*encoder.image_encoder.norm.parameters(), *encoder.qformer.parameters()]
         reading += encoder.projection.parameters()
-        if self.redraw is not None:
-            reading += self.redraw.parameters()
+        if self.reconstruction is not None:
+            reading += self.reconstruction.parameters()
         return [
             ParameterGroup("unet", list(self.model.unet.parameters()), self.config.unet_lr_scale),
             ParameterGroup("text", list(self.model.text_encoder.parameters()), self.config.text_lr_scale),
@@ -119,14 +122,14 @@ class SubjectRepresentation(Objective):
         ]
 
     def sample_images(self, batch: SubjectBatch) -> list[Tensor]:
-        """Reference, what its tokens redraw, the true target, and the drawing: all from the same noise."""
+        """Reference, what its tokens reconstruction, the true target, and the drawing: all from the same noise."""
         tokens = self.model.subject_tokens(batch["reference"], batch["category"])
-        redrawn = [self.redraw(tokens).float()[:, :3]] if self.redraw is not None else []
-        pictures = sample_with_same_noise(self.model, self.model.text_states(batch["caption"], tokens))
-        return [batch["reference"], *redrawn, batch["target"], pictures]
+        reconstructed = [self.reconstruction(tokens).float()[:, :3]] if self.reconstruction is not None else []
+        pictures = sample_with_same_noise(self.model, self.model.text_states(batch["caption"], tokens, batch["frames"]))
+        return [batch["reference"], *reconstructed, batch["target"], pictures]
 
     def export(self, folder: Path) -> None:
-        """The whole model, and the redrawing head beside it."""
+        """The whole model, and the reconstruction head beside it."""
         save_model(self.model, folder)
-        if self.redraw is not None:
-            save_heads({"redraw": self.redraw}, folder)
+        if self.reconstruction is not None:
+            save_heads({"reconstruction": self.reconstruction}, folder)

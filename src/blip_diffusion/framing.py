@@ -1,0 +1,262 @@
+"""Where the subject stands: in its reference, which is cropped to it, and in the image that is generated.
+
+Boxes are `(left, top, right, bottom)` in shares of an image's sides, (0, 0) at its top left. A *frame* is where the
+reference's square lies in the generated image, `(left, top, width, height)` in the same unit: the cropped reference
+shows the subject with its longest side `FILL` of the square, so a box of the subject gives its frame.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from blip_diffusion.errors import InputError
+
+FILL = 0.88
+"""Share of a cropped reference's side that the subject's longest side takes."""
+
+COUNTS = {2: ("two of them", "a pair of them"), 3: ("three of them", "three in a row")}
+SIZES = {"small": ("small", "very small", "tiny"), "big": ("big", "very big", "huge")}
+POSITIONS = {
+    "left": ("at the left", "on the left side"),
+    "right": ("at the right", "on the right side"),
+    "top": ("at the top", "near the top"),
+    "bottom": ("at the bottom", "near the bottom"),
+    "centre": ("in the centre", "in the middle"),
+    "top left": ("at the top left", "in the top left corner"),
+    "top right": ("at the top right", "in the top right corner"),
+    "bottom left": ("at the bottom left", "in the bottom left corner"),
+    "bottom right": ("at the bottom right", "in the bottom right corner"),
+}
+WORN = {
+    "hat": ("wearing a hat", "with a hat on"),
+    "crown": ("wearing a crown", "with a crown on"),
+    "bow": ("wearing a bow", "with a bow on"),
+}
+BESIDE = ("next to a", "beside a", "with a ball", "with a balloon", "holding a balloon", "with an umbrella")
+"""How phrases begin by which something stands at the subject's right."""
+
+SIDE = {"": 0.65, "small": 0.29, "big": 0.94}
+"""The subject's longest side by the words for its size."""
+MOVED_SIDE = 0.40
+"""The same where a word moves the subject."""
+CENTRE = {"left": 0.25, "right": 0.75, "top": 0.27, "bottom": 0.74}
+PITCH = {2: 0.46, 3: 0.31}
+"""Distance between the centres of copies."""
+GROUND = 0.82
+"""Where a subject stands that would else hang in the air."""
+_NO_GROUND = ("background", "gradient", "underwater", "in the sky", "in space", "clouds")
+
+
+class Box(NamedTuple):
+    """A subject's box, in shares of the image's sides."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    @property
+    def width(self) -> float:
+        return self.right - self.left
+
+    @property
+    def height(self) -> float:
+        return self.bottom - self.top
+
+
+def check_box(values: Sequence[float]) -> Box:
+    """Return four numbers as a box.
+
+    Raises:
+        InputError: If they are not left < right and top < bottom, at least partly within the image.
+    """
+    try:
+        box = Box(*(float(value) for value in values))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"The box is {values!r}: give left, top, right, bottom, as shares of the image.") from error
+    inside = box.left < 1 and box.top < 1 and box.right > 0 and box.bottom > 0
+    if not (0.02 < box.width <= 4 and 0.02 < box.height <= 4 and inside):
+        raise InputError(
+            f"The box is {tuple(box)}: give left < right and top < bottom, as shares of the image from 0 to 1."
+        )
+    return box
+
+
+# ------------------------------------------------------------------------------------------- the generated image
+
+
+def default_boxes(prompt: str, aspect: float = 1.0) -> list[Box]:
+    """Return where the words of a prompt put the subject: one box for each copy.
+
+    Args:
+        prompt: The words after the category: "on the beach", ", small , at the left , on grass", ", two of them".
+        aspect: Width over height of the subject.
+
+    Returns:
+        Boxes in shares of the image's sides. Without a word for it, one about the middle.
+
+    Example:
+        >>> default_boxes("on the beach")
+        [Box(left=0.175, top=0.175, right=0.825, bottom=0.825)]
+    """
+    words = prompt.lower()
+    floor = None if any(word in words for word in _NO_GROUND) else GROUND
+    count = next((n for n, phrases in COUNTS.items() if _says(words, phrases)), 1)
+    if count > 1:
+        return _row_of_copies(count, aspect, floor)
+    if any(_says(words, phrases) for phrases in WORN.values()):
+        return [_box(0.5, _standing(0.56, 0.55, aspect, floor), 0.55, aspect)]
+    if any(phrase in words for phrase in BESIDE):
+        return [_box(0.34, _standing(0.5, 0.55, aspect, floor), 0.55, aspect)]
+    return [_placed_by_words(words, aspect, floor)]
+
+
+def _row_of_copies(count: int, aspect: float, floor: float | None) -> list[Box]:
+    pitch = PITCH[count]
+    side = min((pitch - 0.04) * max(aspect, 1) / aspect, 0.55) * 0.96
+    y, first = _standing(0.5, side, aspect, floor), 0.5 - pitch * (count - 1) / 2
+    return [_box(first + pitch * i, y, side, aspect) for i in range(count)]
+
+
+def _placed_by_words(words: str, aspect: float, floor: float | None) -> Box:
+    size = _spoken(words, SIZES)
+    places = _spoken(words, POSITIONS).split()
+    moved = any(place in CENTRE for place in places)
+    side = MOVED_SIDE if moved and not size else SIDE[size]
+    x = next((CENTRE[place] for place in places if place in ("left", "right")), 0.5)
+    vertical = [CENTRE[place] for place in places if place in ("top", "bottom")]
+    y = vertical[0] if vertical else _standing(0.5, side, aspect, floor)
+    width, height = _extent(side, aspect)
+    return _box(_inside(x, width), _inside(y, height), side, aspect)
+
+
+def _spoken(words: str, table: Mapping[str, Sequence[str]]) -> str:
+    """Return the key of the longest phrase of a table that the words hold, or an empty string."""
+    found = [(len(phrase), key) for key, phrases in table.items() for phrase in phrases if _says(words, (phrase,))]
+    return max(found)[1] if found else ""
+
+
+def _says(words: str, phrases: Sequence[str]) -> bool:
+    return any(re.search(rf"\b{re.escape(phrase)}\b", words) for phrase in phrases)
+
+
+def _standing(y: float, side: float, aspect: float, floor: float | None) -> float:
+    height = _extent(side, aspect)[1]
+    return y if floor is None else max(min(y, 0.97 - height / 2), floor - height / 2)
+
+
+def _inside(centre: float, extent: float) -> float:
+    margin = min(extent / 2 + 0.01, 0.5)
+    return min(max(centre, margin), 1 - margin)
+
+
+def _extent(side: float, aspect: float) -> tuple[float, float]:
+    return side * min(aspect, 1), side / max(aspect, 1)
+
+
+def _box(x: float, y: float, side: float, aspect: float) -> Box:
+    width, height = _extent(side, aspect)
+    return Box(x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+
+
+def frames_of(boxes: Sequence[Sequence[Box]], *, aspect: float = 1.0, mirror: bool = False) -> Tensor:
+    """Return the frames of subjects' boxes.
+
+    Args:
+        boxes: For each image, the box of each copy of its subject.
+        aspect: Width over height of the generated image; boxes keep the subject's proportions in it.
+        mirror: Whether subjects are seen in a mirror.
+
+    Returns:
+        (B, K, 4): left, top, width, height of the reference's square about each copy; a copy of width 0 is none.
+    """
+    most = max(len(row) for row in boxes)
+    empty = (0.0, 0.0, 0.0, 0.0)
+    rows = [[_frame(box, aspect, mirror) for box in row] + [empty] * (most - len(row)) for row in boxes]
+    return torch.tensor(rows)
+
+
+def _frame(box: Box, aspect: float, mirror: bool) -> tuple[float, float, float, float]:
+    side = max(box.width * aspect, box.height) / FILL  # in heights of the image
+    width, x, y = side / aspect, (box.left + box.right) / 2, (box.top + box.bottom) / 2
+    return (x + width / 2 if mirror else x - width / 2, y - side / 2, -width if mirror else width, side)
+
+
+# ----------------------------------------------------------------------------------------------- the reference
+
+
+def box_of_mask(mask: Tensor, *, threshold: float = 0.5) -> Box | None:
+    """Return the box of what a mask (H, W) in [0, 1] shows, or `None` where it shows nothing.
+
+    Rows and columns count from a fiftieth of the fullest one, so that a few stray pixels don't widen the box.
+    """
+    solid = (mask > threshold).float()
+    spans = []
+    for axis in (0, 1):
+        filled = solid.sum(axis)
+        there = (filled > 0.02 * float(filled.max())).nonzero().flatten()
+        if not len(there):
+            return None
+        spans.append((int(there[0]) / len(filled), (int(there[-1]) + 1) / len(filled)))
+    (left, right), (top, bottom) = spans
+    return Box(left, top, right, bottom)
+
+
+def box_before_plain_border(pixels: Tensor, *, tolerance: float = 0.08) -> Box | None:
+    """Return the box of what differs from an image's border, or `None` where the border has no one colour.
+
+    Args:
+        pixels: (3, H, W) in [0, 1].
+        tolerance: Largest distance in any channel that still counts as the border's colour.
+    """
+    edge = max(2, min(pixels.shape[-2:]) // 32)
+    border = torch.cat(
+        [
+            pixels[:, :edge].flatten(1),
+            pixels[:, -edge:].flatten(1),
+            pixels[:, :, :edge].flatten(1),
+            pixels[:, :, -edge:].flatten(1),
+        ],
+        dim=1,
+    )
+    colour = border.median(dim=1).values[:, None]
+    if float(((border - colour).abs().amax(0) <= tolerance).float().mean()) < 0.97:
+        return None
+    smooth = F.avg_pool2d(pixels[None], 3, 1, 1)[0]  # a grain of single pixels is no subject
+    return box_of_mask(((smooth - colour[:, :, None]).abs().amax(0) > tolerance).float())
+
+
+def crop_to_subject(image: Image.Image, box: Box, size: int, *, fill: float = FILL) -> Image.Image:
+    """Return the square about a subject in which its longest side takes the share `fill`, resized to `size` pixels.
+
+    Where the square reaches beyond the image, the image's edge pixels are repeated.
+    """
+    width, height = image.size
+    side = max(box.width * width, box.height * height) / fill
+    x, y = (box.left + box.right) / 2 * width, (box.top + box.bottom) / 2 * height
+    left, top = x - side / 2, y - side / 2
+    beyond = [max(0, round(value) + 1) for value in (-left, -top, left + side - width, top + side - height)]
+    padded = _repeat_edges(image, *beyond)
+    left, top = left + beyond[0], top + beyond[1]
+    return padded.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+
+
+def _repeat_edges(image: Image.Image, left: int, top: int, right: int, bottom: int) -> Image.Image:
+    if not any((left, top, right, bottom)):
+        return image
+    width, height = image.size
+    grown = Image.new(image.mode, (width + left + right, height + top + bottom))
+    grown.paste(image, (left, top))
+    edges = ((0, left, 0), (left + width, right, width - 1))
+    for x, wide, source in edges:
+        if wide:
+            grown.paste(image.crop((source, 0, source + 1, height)).resize((wide, height)), (x, top))
+    for y, high, source in ((0, top, top), (top + height, bottom, top + height - 1)):
+        if high:
+            grown.paste(grown.crop((0, source, grown.width, source + 1)).resize((grown.width, high)), (0, y))
+    return grown

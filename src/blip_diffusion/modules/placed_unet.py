@@ -1,0 +1,133 @@
+"""Cross-attention that finds a subject token by its place in the image.
+
+Each subject token stands for one cell of the reference. Its text state ends in a fixed code of the place where that
+cell belongs in the image, and every cross-attention layer adds the code of a latent's own place to its query. The dot
+product of two codes depends on their distance alone, so a place of the image finds the token of that place from the
+first step on, and the subject goes wherever its tokens' places are put. Ours, no part of the paper.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from einops import rearrange
+from torch import Tensor, nn
+
+CODE_WIDTH = 32
+"""Numbers in the code of a place."""
+PLACED = "placed_tokens"
+"""`encoder_hid_dim_type` of such a U-Net. diffusers' own class refuses it, since it would compute something else."""
+_GAIN = 1.4
+
+
+def place_code(places: Tensor, width: int = CODE_WIDTH) -> Tensor:
+    """Return sines and cosines of places.
+
+    Args:
+        places: (..., 2) x and y, in the image's sides; [0, 1] lies within the image.
+        width: Numbers in a code, a multiple of 4. Frequencies are geometric from π to 2^3.5 π.
+
+    Returns:
+        (..., width) codes. The dot product of two is largest, width / 2, where the places are equal.
+    """
+    frequencies = math.pi * 2.0 ** torch.linspace(0, 3.5, width // 4, device=places.device)
+    angles = places.float()[..., None] * frequencies  # (..., 2, width / 4)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+
+def token_codes(frames: Tensor, tokens: int, width: int = CODE_WIDTH) -> Tensor:
+    """Return the codes of subject tokens that lie on a square grid in the reference.
+
+    Args:
+        frames: (B, K, 4) where the reference's square lies in the image, once for each copy of the subject: left, top,
+            width and height in the image's sides. A negative width mirrors; a copy of width 0 is none.
+        tokens: Q, a square number: tokens lie row by row.
+        width: Numbers in a code.
+
+    Returns:
+        (B, Q, width): the sum of the codes of a token's places, so that each copy finds it.
+    """
+    cells = _grid(tokens, 1.0, frames.device)  # (Q, 2)
+    places = frames[:, :, None, :2] + frames[:, :, None, 2:] * cells  # (B, K, Q, 2)
+    there = (frames[:, :, None, 2:3] != 0).float()
+    return (place_code(places, width) * there).sum(dim=1)
+
+
+class PlacedAttention(nn.Module):
+    """diffusers' attention processor, with a learned projection of the latent's place added to the query."""
+
+    def __init__(self, inner: int) -> None:
+        super().__init__()
+        self.place = nn.Linear(CODE_WIDTH, inner, bias=False)
+        self.aspect = 1.0
+
+    def forward(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        """Latents (B, H W, D) and text states (B, L, D + code) to (B, H W, D), for images of `aspect` W / H."""
+        places = _grid(hidden_states.shape[1], self.aspect, hidden_states.device)
+        query = attn.to_q(hidden_states) + self.place(place_code(places).to(hidden_states.dtype))
+        if attention_mask is not None:
+            attention_mask = attention_mask[:, None]  # (B, 1, 1, L), for every head and place
+        q, k, v = (
+            rearrange(x, "b n (h d) -> b h n d", h=attn.heads)
+            for x in (query, attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states))
+        )
+        hidden = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
+        out: Tensor = attn.to_out[0](rearrange(hidden, "b h n d -> b n (h d)"))
+        return out
+
+
+def _grid(cells: int, aspect: float, device: torch.device) -> Tensor:
+    """Return x and y of the centres of H x W cells, row by row: (H W, 2)."""
+    height = round(math.sqrt(cells / aspect))
+    y, x = ((torch.arange(n, device=device) + 0.5) / n for n in (height, cells // height))
+    return torch.stack([x.repeat(height), y.repeat_interleave(len(x))], dim=-1)
+
+
+class PlacedUNet2DConditionModel(UNet2DConditionModel):
+    """Stable Diffusion's U-Net whose cross-attention adds places to its queries.
+
+    Its `cross_attention_dim` is the text encoder's width plus `CODE_WIDTH`.
+    """
+
+    def _set_encoder_hid_proj(self, encoder_hid_dim_type: Any, cross_attention_dim: Any, encoder_hid_dim: Any) -> None:
+        super()._set_encoder_hid_proj(None, cross_attention_dim, None)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.aspect = 1.0
+        for module in cross_attentions(self):
+            module.set_processor(PlacedAttention(module.to_q.out_features))
+
+    def forward(self, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self.aspect != (aspect := sample.shape[-1] / sample.shape[-2]):
+            self.aspect = aspect
+            for module in cross_attentions(self):
+                module.processor.aspect = aspect
+        return super().forward(sample, *args, **kwargs)
+
+    @torch.no_grad()
+    def init_placed(self) -> None:
+        """Initialize half of the heads of a new network so that they find the token of their place."""
+        for module in cross_attentions(self):
+            width = module.to_q.out_features // module.heads
+            read, place = module.to_k.weight[:, -CODE_WIDTH:], module.processor.place.weight
+            read.zero_()
+            place.zero_()
+            for head in range((module.heads + 1) // 2):
+                rows = slice(head * width, head * width + min(width, CODE_WIDTH))
+                for weight in (read, place):
+                    weight[rows] += _GAIN * torch.eye(CODE_WIDTH)[: min(width, CODE_WIDTH)]
+
+
+def cross_attentions(unet: nn.Module) -> list[Any]:
+    """Return the layers that attend to text states."""
+    return [module for module in unet.modules() if getattr(module, "is_cross_attention", False)]
