@@ -11,7 +11,7 @@ import pytest
 import blip_diffusion
 
 PACKAGE = Path(blip_diffusion.__file__).parent
-LEAVES = {"errors", "config", "devices", "fileio", "images", "nn_utils", "plots", "prompts"}
+LEAVES = {"errors", "config", "devices", "fileio", "framing", "images", "nn_utils", "plots", "prompts"}
 NETWORKS = LEAVES | {"modules", "diffusion"}
 MODEL = NETWORKS | {"model", "checkpoint"}
 TRAINER = {
@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "devices": {"errors"},
     "fileio": {"errors"},
     "nn_utils": set(),
+    "framing": {"errors"},
     "images": {"errors"},
     "prompts": {"errors"},
     "plots": set(),

@@ -1,4 +1,4 @@
-"""Heads that only training has: BLIP-2's three (Li, Li, Savarese & Hoi 2023, section 3.1) and our reconstruction head."""
+"""Heads of training: BLIP-2's three (Li, Li, Savarese & Hoi 2023, section 3.1), and ours, which see the subject."""
 
 import math
 from dataclasses import dataclass

@@ -132,8 +132,7 @@ class EfficientNetTower(nn.Module):
     """EfficientNet-Lite0 at stride 16, with what it forgets beside it: finer features, colours, and the place.
 
     A patch of 16 x 16 pixels gets block 10 (112 numbers), block 4 of its four quarters (160), the mean colours of its
-    cells (48 of 4 x 4 pixels, or 192 of 2 x 2), each standardised by statistics of the training world, and where it lies
-    (32).
+    cells (48 of 4 x 4 pixels, or 192 of 2 x 2), all standardised by the training data's statistics, and its place (32).
     """
 
     taps = (4, 10)

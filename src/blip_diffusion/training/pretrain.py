@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
 from blip_diffusion import config as configuration
 from blip_diffusion.data.synthetic.assets import AssetLibrary
@@ -17,6 +18,7 @@ from blip_diffusion.devices import device_of
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.fileio import atomic_dir, check_writable
 from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.modules.qformer import QFormerConfig
 from blip_diffusion.training import checkpointing, initialization
 from blip_diffusion.training.config import TrainConfig
 from blip_diffusion.training.objective import Objective
@@ -26,6 +28,7 @@ from blip_diffusion.training.objectives.representation import Representation, Re
 from blip_diffusion.training.objectives.subject import SubjectConfig, SubjectRepresentation
 from blip_diffusion.training.objectives.text_to_image import TextToImage, TextToImageConfig
 from blip_diffusion.training.sample_callback import SampleCallback
+from blip_diffusion.training.shapes import SHAPES
 from blip_diffusion.training.trainer import CHECKPOINTS, Hook, Result, fit
 
 CALLBACK_BATCH, PROBES, CALLBACK_SEED = 8, 8, 99

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -96,13 +97,13 @@ class Compositor:
         else:
             jitter = Jitter(rng, self.config.layout)
             placements = place(row, spec.target, shape, request, spec.background.horizon, jitter, extra)
-        silhouette = request.style == "silhouette"
-        placements = [
-            replace(p, paint=request.colour, silhouette=silhouette, colour_matrix=spec.colour_matrix)
-            if p.subject
-            else p
-            for p in placements
-        ]
+        look = partial(
+            replace,
+            paint=request.colour,
+            silhouette=request.style == "silhouette",
+            colour_matrix=spec.colour_matrix,
+        )
+        placements = [look(p) if p.subject else p for p in placements]
         return [replace(p, light=_light(spec.background, self._light_jitter(rng))) for p in placements]
 
     def _light_jitter(self, rng: random.Random) -> Jitter:

@@ -8,7 +8,10 @@ import random
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 
-from blip_diffusion.framing import COUNTS, POSITIONS, SIZES, WORN
+from blip_diffusion.framing import COUNTS as COUNTS
+from blip_diffusion.framing import POSITIONS as POSITIONS
+from blip_diffusion.framing import SIZES as SIZES
+from blip_diffusion.framing import WORN
 from blip_diffusion.prompts import subject_prompt
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey")

@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion.data.benchmarks.minibench import bench_sampler, first_rows, known_scenes, pair_spec_of
-from blip_diffusion.data.synthetic import placement as layout
 from blip_diffusion.data.synthetic import prompt_templates as grammar
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler
 from blip_diffusion.data.synthetic.prompt_templates import PromptSpec
 from blip_diffusion.errors import DataError
 from blip_diffusion.evaluation.generators.model import ReconstructFn
+from blip_diffusion.framing import WORN
 from blip_diffusion.images import to_pil
 
 BATCH_SIZE = 32
@@ -86,7 +86,7 @@ def probe_subjects(world: AssetLibrary, excluded: frozenset[str] | set[str]) -> 
 
 def _row(world: AssetLibrary, rows: list[int], request: PromptSpec, rng: random.Random) -> int:
     """Pick a subject for a request. Only people and animals wear things."""
-    if request.accessory in layout.WORN:
+    if request.accessory in WORN:
         return rng.choice([row for row in rows if world.cutouts[row].animate] or rows)
     return rng.choice(rows)
 

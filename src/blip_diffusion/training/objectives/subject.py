@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from blip_diffusion.checkpoint.components import save_heads
 from blip_diffusion.checkpoint.model_folder import save_model
@@ -32,9 +32,7 @@ class SubjectConfig:
     min_snr: float | None = None  # γ of the loss weights; none: the simple loss
     timestep_shift: float = 1.0  # above 1, more of the copies are noisy (`Noising.random_timesteps`)
     subject_weight: float = 1.0  # how much more an error on the subject weighs than one on its scene
-    reconstruction_weight: float = (
-        0.0  # weight of our reconstruction head, which keeps shape in the tokens; 0 leaves it out
-    )
+    reconstruction_weight: float = 0.0  # of our reconstruction head, which keeps shape in the tokens; 0: none
     unet_lr_scale: float = 1.0  # times the schedule
     text_lr_scale: float = 1.0
     qformer_lr_scale: float = 1.0  # Q-Former, its layer norm over the image features, and the projection
