@@ -6,6 +6,7 @@ product of two codes depends on their distance alone, so a place of the image fi
 first step on, and the subject goes wherever its tokens' places are put. Ours, no part of the paper.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -101,6 +102,7 @@ class PlacedUNet2DConditionModel(UNet2DConditionModel):
     def _set_encoder_hid_proj(self, encoder_hid_dim_type: Any, cross_attention_dim: Any, encoder_hid_dim: Any) -> None:
         super()._set_encoder_hid_proj(None, cross_attention_dim, None)
 
+    @functools.wraps(UNet2DConditionModel.__init__)  # diffusers reads the configuration's keys off the signature
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.aspect = 1.0
