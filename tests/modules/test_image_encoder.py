@@ -7,8 +7,8 @@ from blip_diffusion.modules.image_encoder import (
     ImageEncoder,
     ImageEncoderConfig,
     build_tower,
-    place_features,
 )
+from blip_diffusion.modules.qformer import place_features
 
 CLIP = ImageEncoderConfig(image_size=28, width=24, layers=2, heads=2, inner=48, patch=14)
 LITE = ImageEncoderConfig(tower="efficientnet-lite0", image_size=32)
@@ -72,7 +72,7 @@ def test_the_tower_tells_the_colours_of_its_cells() -> None:
 
 
 def test_places_differ_and_are_symmetric() -> None:
-    places = place_features(8, 32, torch.device("cpu"), torch.float32)
+    places = place_features(8, 32)
     assert places.shape == (1, 64, 32)
     apart = torch.cdist(places[0], places[0]) + torch.eye(64) * 9
     assert apart.min() > 0.1

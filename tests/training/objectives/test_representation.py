@@ -173,7 +173,7 @@ def test_a_batch_of_one_subject_has_nothing_to_tell_apart(method: Make, pairs: S
     assert losses["loss"].isfinite()
 
 
-# -------------------------------------------------------------------------------------------------- words and reconstruction
+# --------------------------------------------------------------------------------- words and reconstruction
 
 
 @torch.no_grad()
@@ -215,7 +215,9 @@ def test_weights_and_pauses(method: Make, pairs: SubjectBatch) -> None:
     losses = own(pairs, context(step=3))
     assert losses["loss"].item() == pytest.approx(sum(config[name] * losses[name].item() for name in config), rel=1e-5)
     paused = own(pairs, context(step=4))
-    assert set(paused) == {"reconstruction", "loss"} and paused["loss"].item() == pytest.approx(10 * paused["reconstruction"].item())
+    assert set(paused) == {"reconstruction", "loss"} and paused["loss"].item() == pytest.approx(
+        10 * paused["reconstruction"].item()
+    )
 
 
 def test_what_moves(method: Make, pairs: SubjectBatch) -> None:

@@ -15,7 +15,9 @@ from .overfit import context, ids, moved_parameters, overfit, with_gradient
 
 
 def method(model: BlipDiffusion, **config: float) -> SubjectRepresentation:
-    return SubjectRepresentation(model, noising_from(model.scheduler), ReconstructionHead(32, size=16), SubjectConfig(**config))  # type: ignore[arg-type]
+    return SubjectRepresentation(
+        model, noising_from(model.scheduler), ReconstructionHead(32, size=16), SubjectConfig(**config)
+    )  # type: ignore[arg-type]
 
 
 def rng(seed: int) -> torch.Generator:
@@ -57,7 +59,7 @@ def test_first_the_empty_then_those_without_a_subject(
     tokens = model.subject_tokens(batch["reference"], batch["category"])
     captions = batch["caption"]
     seed = next(seed for seed in range(100) if own._dropped(6, rng(seed)) == (empty, bare))
-    states = own._text_states(captions, tokens, rng(seed))
+    states = own._text_states(batch, tokens, rng(seed))
     wanted = [model.text_states([""])] * empty
     wanted += [model.text_states([caption]) for caption in captions[empty : empty + bare]]
     wanted += [model.text_states([captions[row]], tokens[row : row + 1]) for row in range(empty + bare, 6)]
@@ -132,7 +134,9 @@ def test_a_shift_trains_on_noisier_copies(model: BlipDiffusion, batch: SubjectBa
 def test_terms(model: BlipDiffusion, batch: SubjectBatch) -> None:
     plain, reconstructed = method(model)(batch, context()), method(model, reconstruction_weight=0.5)(batch, context())
     assert set(plain) == {"denoising", "loss"} and torch.equal(plain["loss"], plain["denoising"])
-    assert reconstructed["loss"].item() == pytest.approx((plain["loss"] + 0.5 * reconstructed["reconstruction"]).item(), rel=1e-5)
+    assert reconstructed["loss"].item() == pytest.approx(
+        (plain["loss"] + 0.5 * reconstructed["reconstruction"]).item(), rel=1e-5
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- what moves
