@@ -44,9 +44,10 @@ MAY_IMPORT = {
     "model": NETWORKS,
     "checkpoint": NETWORKS | {"model"},
     "sampling": NETWORKS | {"model"},
-    "pipelines": MODEL | {"openvino_backend"},
-    "training": MODEL | {"data", "sampling"},
-    "evaluation": MODEL | {"data", "pipelines", "sampling", "training"},
+    "references": NETWORKS | {"model"},
+    "pipelines": MODEL | {"openvino_backend", "references"},
+    "training": MODEL | {"data", "references", "sampling"},
+    "evaluation": MODEL | {"data", "pipelines", "references", "sampling", "training"},
     "generation": MODEL | {"annotators", "pipelines"},
     "cli": MODEL | {"annotators", "data", "generation", "pipelines", "training", "evaluation"},
 }

@@ -8,7 +8,7 @@ from blip_diffusion.errors import InputError
 TRAINABLE = ("embedding", "lora", "cross-attention", "unet")
 TRAINABLE_HELP = "what few-shot tuning trains besides the embedding (default: lora)"
 TRAIN_STEPS_HELP = "training steps; auto (default) stops early by itself"
-RESIZE_MODES = ("crop", "squash", "pad")
+RESIZE_MODES = ("crop", "squash", "pad", "subject")
 MODEL_HELP = "mini (default), a folder, or a hub id"
 
 

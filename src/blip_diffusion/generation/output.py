@@ -75,7 +75,8 @@ def _grid(request: GenerationRequest, results: list[Image.Image]) -> Image.Image
     reference = images.as_rgb(images.open_image(io.BytesIO(request.reference)))
     first = ImageOps.pad(reference, results[0].size, color="white")
     if results[0].width == results[0].height:
-        first = images.fit_square(reference, results[0].width, request.resize_mode)
+        mode = "pad" if request.resize_mode in (None, "subject") else request.resize_mode
+        first = images.fit_square(reference, results[0].width, mode)
     blank = Image.new("RGB", first.size, "white")
     cells = []
     for copy in range(request.num_images):

@@ -10,6 +10,7 @@ from PIL import Image
 from blip_diffusion import images
 from blip_diffusion.annotators import annotate
 from blip_diffusion.errors import InputError
+from blip_diffusion.framing import check_box
 from blip_diffusion.generation.subject_refs import SubjectRef
 from blip_diffusion.pipelines.presets import Dtype, Engine, get_preset
 
@@ -69,7 +70,9 @@ class GenerationRequest:
         height: In pixels. `None`: the model's default.
         controls: Control maps with their ControlNets.
         subjects: Tuned subjects; they replace the reference.
-        resize_mode: How the reference becomes square: "crop", "squash" or "pad".
+        resize_mode: How the reference becomes square: "crop", "squash", "pad" or "subject"; by default the model's.
+        box: Where the subject stands: left, top, right, bottom in [0, 1] of the image. `None`: where the prompt's
+            words put it.
         dtype: Precision of all weights.
         preset: "exact", "fast", "turbo", or empty for none.
         engine: Backend that runs the networks: "torch", "compiled" or "openvino".
@@ -97,7 +100,8 @@ class GenerationRequest:
     height: int | None = None
     controls: tuple[ControlInput, ...] = ()
     subjects: tuple[SubjectRef, ...] = ()
-    resize_mode: Literal["crop", "squash", "pad"] = "crop"
+    resize_mode: Literal["crop", "squash", "pad", "subject"] | None = None
+    box: tuple[float, float, float, float] | None = None
     dtype: Dtype = "float32"
     preset: str = ""
     engine: Engine = "torch"
@@ -111,6 +115,8 @@ class GenerationRequest:
             raise InputError("The category is empty: name what the subject is, for example dog.")
         _check_range("--num-images", self.num_images, MAX_IMAGES)
         _check_range("--steps", self.steps, MAX_STEPS)
+        if self.box is not None:
+            check_box(self.box)
         if self.seed < 0 or self.seed + self.num_images > 2**63:
             raise InputError(f"--seed is {self.seed}: use a number from 0 to 2^63.")
         if self.guidance_scale is not None and not 0 <= self.guidance_scale <= 100:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from blip_diffusion import images
 from blip_diffusion.checkpoint.model_folder import load_controlnet
@@ -48,7 +47,7 @@ def run(request: GenerationRequest, out: Path, *, device: str = "auto", grid: Pa
         check_grid_path(grid)
     pipe = _load_pipeline(request, device)
     control = _control_arguments(request.controls, pipe)
-    subject = _encode_subject(pipe, request)
+    subject = _subject_arguments(pipe, request)
     jobs = [(prompt, request.seed + copy) for prompt in request.prompts for copy in range(request.num_images)]
     generated: list[Image.Image] = []
     paths: list[Path] = []
@@ -73,29 +72,37 @@ def _load_pipeline(request: GenerationRequest, device: str) -> Any:
     return pipe
 
 
-def _encode_subject(pipe: Any, request: GenerationRequest) -> Tensor:
-    """Return subject tokens (1, Q, D) of the tuned subjects, else of the reference."""
+def _subject_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:
+    """Return the arguments of a call that say what the subject is: the tuned subjects, else the reference."""
     reference = images.open_image(io.BytesIO(request.reference))
     if request.subjects:
-        return load_subjects(pipe, request.subjects)
-    tokens: Tensor = pipe.encode_subject(reference, request.category, resize_mode=request.resize_mode)
-    return tokens
+        return {"subject_embeds": load_subjects(pipe, request.subjects)}
+    return {
+        "reference_image": reference,
+        "source_subject_category": request.category,
+        "resize_mode": request.resize_mode,
+    }
 
 
 def _generate(
-    pipe: Any, request: GenerationRequest, batch: list[tuple[str, int]], subject: Tensor, control: dict[str, Any]
+    pipe: Any,
+    request: GenerationRequest,
+    batch: list[tuple[str, int]],
+    subject: dict[str, Any],
+    control: dict[str, Any],
 ) -> list[Image.Image]:
     """Generate one image for each prompt and seed, in one batch."""
     result: list[Image.Image] = pipe(
         [prompt for prompt, _ in batch],
         target_subject_category=request.target_category,
-        subject_embeds=subject,
+        box=request.box,
         negative_prompt=request.negative_prompt,
         height=request.height,
         width=request.width,
         num_inference_steps=request.steps,
         guidance_scale=request.guidance_scale,
         generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
+        **subject,
         **control,
     ).images
     return result

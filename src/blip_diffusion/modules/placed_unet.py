@@ -102,7 +102,8 @@ class PlacedUNet2DConditionModel(UNet2DConditionModel):
     def _set_encoder_hid_proj(self, encoder_hid_dim_type: Any, cross_attention_dim: Any, encoder_hid_dim: Any) -> None:
         super()._set_encoder_hid_proj(None, cross_attention_dim, None)
 
-    @functools.wraps(UNet2DConditionModel.__init__)  # diffusers reads the configuration's keys off the signature
+    # diffusers reads the configuration's keys off the signature
+    @functools.wraps(UNet2DConditionModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.aspect = 1.0

@@ -6,12 +6,14 @@ from torch import Tensor
 
 from blip_diffusion import images
 from blip_diffusion.errors import InputError
+from blip_diffusion.framing import default_boxes, frames_of
 from blip_diffusion.images import ResizeMode
 from blip_diffusion.nn_utils import tensor_bytes, weights_version
 from blip_diffusion.pipelines.broadcast import OneOrMany, as_list, repeat
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.inputs import PipelineInputs
 from blip_diffusion.prompts import warn_of_dropped
+from blip_diffusion.references import SquareReference, square_reference
 
 
 class EncodingMixin(PipelineHost):
@@ -19,14 +21,14 @@ class EncodingMixin(PipelineHost):
 
     @torch.no_grad()
     def encode_subject(
-        self, reference_images: OneOrMany[Image.Image], category: str, *, resize_mode: ResizeMode = "crop"
+        self, reference_images: OneOrMany[Image.Image], category: str, *, resize_mode: ResizeMode | None = None
     ) -> Tensor:
         """Encode reference images of one subject, to pass as `subject_embeds`.
 
         Args:
             reference_images: One image, or several of the same subject.
             category: What the subject is, for example "dog".
-            resize_mode: How images become square: "crop", "squash" or "pad".
+            resize_mode: How images become square: "crop", "squash", "pad" or "subject"; by default the model's.
 
         Returns:
             Subject tokens (1, Q, D); the mean over several images.
@@ -41,28 +43,63 @@ class EncodingMixin(PipelineHost):
         references = as_list(reference_images)
         if not references:
             raise InputError("There is no image of the subject: give one or more.")
-        tokens = self._encode_references(references, [category] * len(references), resize_mode)
+        squares = self._square(references, resize_mode)
+        tokens = self._encode_references(squares, [category] * len(references))
         return tokens.mean(dim=0, keepdim=True)
+
+    def preview_reference(self, image: Image.Image, *, resize_mode: ResizeMode | None = None) -> Image.Image:
+        """Return the square of a reference that the image encoder will see.
+
+        Args:
+            image: The reference.
+            resize_mode: How it becomes square: "crop", "squash", "pad" or "subject"; by default the model's.
+
+        Returns:
+            An RGB image of the encoder's size.
+
+        Example:
+            >>> pipe.preview_reference(Image.open("dog.jpg")).save("what-the-encoder-sees.png")
+        """
+        return self._square([image], resize_mode)[0].image
 
     def _encode(self, inputs: PipelineInputs) -> tuple[Tensor, Tensor | None]:
         """Return text states (B, L, D) of the prompts with the subjects in them, and of the negative prompts."""
+        aspects = [1.0] * len(inputs.prompts)
         if inputs.subject_embeds is not None:
             subject = inputs.subject_embeds.to(self._execution_device).expand(len(inputs.prompts), -1, -1)
         else:
-            subject = self._encode_references(inputs.references, inputs.categories, inputs.resize_mode)
+            squares = self._square(inputs.references, inputs.resize_mode)
+            aspects = [square.aspect for square in squares]
+            subject = self._encode_references(squares, inputs.categories)
         warn_of_dropped(self.tokenizer, inputs.sentences, self.model.text_length - subject.shape[1])
         warn_of_dropped(self.tokenizer, inputs.negative_prompts, self.model.text_length)
         copies = inputs.num_images_per_prompt
-        text = self._encode_text(repeat(inputs.prompts, copies), subject.repeat_interleave(copies, dim=0))
+        frames = self._frames(inputs, aspects)
+        frames = None if frames is None else frames.repeat_interleave(copies, dim=0)
+        text = self._encode_text(repeat(inputs.prompts, copies), subject.repeat_interleave(copies, dim=0), frames)
         return text, self._encode_text(repeat(inputs.negative_prompts, copies)) if inputs.guided else None
 
-    def _encode_references(self, references: list[Image.Image], categories: list[str], mode: ResizeMode) -> Tensor:
-        """Return subject tokens (B, Q, D)."""
+    def _frames(self, inputs: PipelineInputs, aspects: list[float]) -> Tensor | None:
+        """Return where references lie in the images (N, K, 4); `None` for a model without placed tokens."""
+        if not self.model.place_width:
+            return None
+        boxes = [[box] for box in inputs.boxes] if inputs.boxes is not None else None
+        if boxes is None:
+            boxes = [default_boxes(text, aspect) for text, aspect in zip(inputs.sentences, aspects, strict=True)]
+        height, width = inputs.latents.shape[-2:]
+        return frames_of(boxes, aspect=width / height)
+
+    def _square(self, references: list[Image.Image], mode: ResizeMode | None) -> list[SquareReference]:
+        """Return references as the image encoder sees them."""
         if not all(isinstance(image, Image.Image) for image in references):
             raise InputError("A reference is a PIL image, or a list of them: Image.open reads a file.")
         for image in references:
             images.check_size(image)
-        squares = [images.fit_square(images.as_rgb(image), self.image_processor.size, mode) for image in references]
+        return [square_reference(self.model, image, mode) for image in references]
+
+    def _encode_references(self, references: list[SquareReference], categories: list[str]) -> Tensor:
+        """Return subject tokens (B, Q, D)."""
+        squares = [reference.image for reference in references]
         version = weights_version(self.qformer)
         keys = [(version, word, square.tobytes()) for square, word in zip(squares, categories, strict=True)]
 
@@ -72,14 +109,17 @@ class EncodingMixin(PipelineHost):
 
         return self._cache.get(keys, compute)
 
-    def _encode_text(self, prompts: list[str], subject: Tensor | None = None) -> Tensor:
+    def _encode_text(self, prompts: list[str], subject: Tensor | None = None, frames: Tensor | None = None) -> Tensor:
         """Return text states (B, L, D)."""
         version = weights_version(self.text_encoder)
         tokens = [b""] * len(prompts) if subject is None else [tensor_bytes(one) for one in subject]
-        keys = [(version, prompt, one) for prompt, one in zip(prompts, tokens, strict=True)]
+        places = [b""] * len(prompts) if frames is None else [tensor_bytes(one) for one in frames]
+        keys = [(version, *key) for key in zip(prompts, tokens, places, strict=True)]
 
         def compute(indices: list[int]) -> Tensor:
             chosen = None if subject is None else subject[indices]
-            return self.model.text_states([prompts[i] for i in indices], chosen, device=self._execution_device)
+            where = None if frames is None else frames[indices]
+            texts = [prompts[i] for i in indices]
+            return self.model.text_states(texts, chosen, where, device=self._execution_device)
 
         return self._cache.get(keys, compute)

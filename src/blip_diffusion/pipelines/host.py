@@ -29,6 +29,7 @@ class PipelineHost(Protocol):
     image_processor: ReferenceConfig
     qformer_tokenizer: Any
     controlnet: Any
+    subject_finder: Any
     config: Any
     preset: "Preset"
     _cache: "EncodingCache"

@@ -1,7 +1,7 @@
 """The prepare step: normalise and check the arguments of a call, and return one frozen object."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from blip_diffusion.diffusion.controlnet import Control
 from blip_diffusion.diffusion.sampler import initial_noise
 from blip_diffusion.errors import InputError
+from blip_diffusion.framing import Box, check_box
 from blip_diffusion.images import ResizeMode
 from blip_diffusion.pipelines.broadcast import OneOrMany, as_list, as_str_list, broadcast, common_length
 from blip_diffusion.pipelines.control import ControlRequest, Images, Numbers, Resample, control_request
@@ -22,6 +23,8 @@ from blip_diffusion.prompts import subject_prompt
 MAX_SIDE = 2048
 MAX_STEPS = 1000
 """For a scheduler that names no limit."""
+Boxes = Sequence[float] | Sequence[Sequence[float]]
+"""A box (left, top, right, bottom), or one for each prompt."""
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -46,7 +49,8 @@ class CallArguments:
     latents: Tensor | None
     prompt_strength: float
     prompt_reps: int | None
-    resize_mode: ResizeMode
+    resize_mode: ResizeMode | None
+    box: "Boxes | None"
     subject_embeds: Tensor | None
     output_type: str
     image: Images | list[Images] | None
@@ -76,7 +80,8 @@ class PipelineInputs:
         references: N reference images; empty if there are `subject_embeds`.
         categories: N categories of the references.
         subject_embeds: Subject tokens (1 or N, Q, D).
-        resize_mode: How references become square.
+        resize_mode: How references become square; `None`: as the model's are.
+        boxes: N boxes of the subjects; `None`: where the words of the prompts put them.
         num_images_per_prompt: Images of each prompt.
         hides_subjects: Whether loaded subjects are inactive, because there is a reference.
         guided: Whether classifier-free guidance runs.
@@ -97,7 +102,8 @@ class PipelineInputs:
     references: list[Image.Image]
     categories: list[str]
     subject_embeds: Tensor | None
-    resize_mode: ResizeMode
+    resize_mode: ResizeMode | None
+    boxes: list[Box] | None
     num_images_per_prompt: int
     hides_subjects: bool
     guided: bool
@@ -136,6 +142,7 @@ def prepare_inputs(host: PipelineHost, given: CallArguments) -> PipelineInputs:
     return PipelineInputs(
         **texts,
         resize_mode=given.resize_mode,
+        boxes=_boxes(host, given.box, n),
         num_images_per_prompt=given.num_images_per_prompt,
         hides_subjects=given.reference_image is not None and bool(host.adapters.registry.mixture),
         guided=scale > 1 and host.preset.uses_cfg,
@@ -233,6 +240,19 @@ def _texts(host: PipelineHost, given: CallArguments) -> dict[str, Any]:
         "categories": sources,
         "subject_embeds": embeds,
     }
+
+
+def _boxes(host: PipelineHost, given: Boxes | None, size: int) -> list[Box] | None:
+    if given is None:
+        return None
+    if not host.model.place_width:
+        raise InputError("This model has no placed tokens: leave box out, and say in the prompt where the subject is.")
+    rows = list(given)
+    one = bool(rows) and not isinstance(rows[0], Sequence | Tensor)
+    boxes = [check_box(row) for row in ([rows] if one else rows)]  # type: ignore[arg-type]
+    if len(boxes) not in (1, size):
+        raise InputError(f"There are {len(boxes)} boxes for {size} prompts: give one, or one each.")
+    return broadcast(boxes, size)
 
 
 def _generators(given: OneOrMany[torch.Generator] | None, size: int) -> list[torch.Generator]:

@@ -21,7 +21,8 @@ from blip_diffusion.pipelines.adapters import set_bundled_lora
 from blip_diffusion.pipelines.host import PipelineHost
 
 PARTS = (
-    "qformer", "text_encoder", "unet", "vae", "tokenizer", "qformer_tokenizer", "default_scheduler", "image_processor"
+    "qformer", "text_encoder", "unet", "vae", "tokenizer", "qformer_tokenizer", "default_scheduler", "image_processor",
+    "subject_finder",
 )  # fmt: skip
 """What `LoadingMixin.model` is built of."""
 
@@ -53,6 +54,7 @@ class LoadingMixin(PipelineHost):
             model.reference,
             model.qformer_tokenizer,
             controlnet,
+            model.subject_finder,
             **asdict(model.inference),
         )
 
@@ -165,6 +167,7 @@ def _build_model(parts: dict[str, Any], inference: InferenceConfig) -> BlipDiffu
         scheduler=parts["default_scheduler"],
         reference=parts["image_processor"],
         inference=inference,
+        subject_finder=parts["subject_finder"],
     )
 
 

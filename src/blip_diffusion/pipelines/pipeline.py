@@ -20,7 +20,7 @@ from blip_diffusion.pipelines.broadcast import OneOrMany
 from blip_diffusion.pipelines.control import Images, Numbers, Resample
 from blip_diffusion.pipelines.encoding import EncodingMixin
 from blip_diffusion.pipelines.encoding_cache import EncodingCache
-from blip_diffusion.pipelines.inputs import CallArguments, PipelineInputs, prepare_inputs
+from blip_diffusion.pipelines.inputs import Boxes, CallArguments, PipelineInputs, prepare_inputs
 from blip_diffusion.pipelines.loading import LoadingMixin
 from blip_diffusion.pipelines.lora_loaders import LoraLoadersMixin
 from blip_diffusion.pipelines.subjects import SubjectsMixin
@@ -43,7 +43,7 @@ class BlipDiffusionPipeline(
 
     model_cpu_offload_seq = "qformer->text_encoder->unet->vae"
     _callback_tensor_inputs = ("latents",)
-    _optional_components = ("controlnet",)
+    _optional_components = ("controlnet", "subject_finder")
 
     def __init__(
         self,
@@ -56,6 +56,7 @@ class BlipDiffusionPipeline(
         image_processor: ReferenceConfig,
         qformer_tokenizer: Any,
         controlnet: Any = None,
+        subject_finder: Any = None,
         *,
         prompt_reps: int = 20,
         num_inference_steps: int = 50,
@@ -77,6 +78,7 @@ class BlipDiffusionPipeline(
             image_processor=image_processor,
             qformer_tokenizer=qformer_tokenizer,
             controlnet=controlnet,
+            subject_finder=subject_finder,
         )
         self.register_to_config(
             prompt_reps=prompt_reps,
@@ -107,7 +109,8 @@ class BlipDiffusionPipeline(
         latents: Tensor | None = None,
         prompt_strength: float = 1.0,
         prompt_reps: int | None = None,
-        resize_mode: ResizeMode = "crop",
+        resize_mode: ResizeMode | None = None,
+        box: Boxes | None = None,
         subject_embeds: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -148,7 +151,11 @@ class BlipDiffusionPipeline(
             latents: Initial noise (B, C, H / 8, W / 8) in place of new noise.
             prompt_strength: With `prompt_reps`, how often the prompt is repeated: their product, rounded down.
             prompt_reps: See `prompt_strength`.
-            resize_mode: How the reference becomes square: "crop" (centre), "squash" (both sides), "pad" (all of it).
+            resize_mode: How the reference becomes square: "crop" (centre), "squash" (both sides), "pad" (all of it) or
+                "subject" (a square about the subject); by default the model's.
+            box: Where the subject stands: left, top, right, bottom in [0, 1] of the image, or one such box for each
+                prompt. It keeps its proportions. By default the prompt's words decide ("at the left", "very small").
+                Only models with placed tokens, as `mini`, take one.
             subject_embeds: Subject tokens (1 or B, Q, D) of `encode_subject` in place of references.
             output_type: "pil", "np" (B, H, W, 3), "pt" (B, 3, H, W) in [0, 1], or "latent".
             return_dict: Return an `ImagePipelineOutput` instead of a tuple.

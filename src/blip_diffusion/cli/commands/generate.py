@@ -36,6 +36,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what should not appear")
     parser.add_argument("--size", type=_size, metavar="PIXELS", help="image size: 512, or 768x512 for width and height")
+    parser.add_argument(
+        "--box",
+        type=float,
+        nargs=4,
+        metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
+        help="where the subject stands, in [0, 1] of the image (default: the prompt's words decide)",
+    )
     _control_flags(parser)
     acceleration_flags(parser)
     device_flags(parser)
@@ -48,7 +55,7 @@ def _subject_flags(parser: argparse.ArgumentParser) -> None:
         "--target-category", metavar="WORD", help="what to generate the subject as (default: --category)"
     )
     parser.add_argument(
-        "--resize-mode", choices=RESIZE_MODES, default="crop", help="how the reference becomes square (default: crop)"
+        "--resize-mode", choices=RESIZE_MODES, help="how the reference becomes square (default: the model's)"
     )
     parser.add_argument(
         "--subject",
@@ -125,6 +132,7 @@ def _request(arguments: argparse.Namespace) -> GenerationRequest:
         height=arguments.size and arguments.size[1],
         controls=_controls(arguments.control, controlnets),
         resize_mode=arguments.resize_mode,
+        box=arguments.box and tuple(arguments.box),
         preset=arguments.preset or "",
         engine=arguments.engine,
         dtype=arguments.dtype or default_dtype(arguments.preset, arguments.device),

@@ -47,9 +47,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _photo_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--resize-mode", choices=RESIZE_MODES, default="crop", help="how photos become square (default: crop)"
-    )
+    parser.add_argument("--resize-mode", choices=RESIZE_MODES, help="how photos become square (default: the model's)")
     parser.add_argument(
         "--masks", nargs="+", default=["auto"], metavar="MASK", help="auto (default), none, or one file per photo"
     )

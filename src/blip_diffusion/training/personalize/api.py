@@ -3,7 +3,7 @@
 import shutil
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,8 +21,11 @@ from blip_diffusion.checkpoint.subject_file import (
 from blip_diffusion.checkpoint.weights import write_json
 from blip_diffusion.data.photos import Masks, Photo, PhotoBatches, Segmenter, Source, read_photos, squares
 from blip_diffusion.devices import device_of, fastest_dtype
+from blip_diffusion.framing import FILL, SIDE, Box, box_of_mask, crop_to_subject
+from blip_diffusion.images import ResizeMode, to_tensor
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.prompts import subject_prompt
+from blip_diffusion.references import find_subject
 from blip_diffusion.sampling import sample_images
 from blip_diffusion.training import checkpointing
 from blip_diffusion.training.config import TrainConfig
@@ -126,7 +129,8 @@ def prepare(
     model.requires_grad_(False)
     if config.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
-    pixels, cut = squares(photos, int(model.unet.config.sample_size) * model.latents.factor, config.resize_mode)
+    size = int(model.unet.config.sample_size) * model.latents.factor
+    pixels, cut = _squares(model, photos, size, config.resize_mode, fill=SIDE[""])
     if config.flip:
         pixels, cut = torch.cat([pixels, pixels.flip(-1)]), torch.cat([cut, cut.flip(-1)])
     latents = _latents(model, pixels)
@@ -200,7 +204,7 @@ def initial_subject(
     model: BlipDiffusion, photos: Sequence[Photo], category: str, name: str, config: TuneConfig, model_name: str = ""
 ) -> Subject:
     """The subject before any tuning: the mean of its photos' tokens."""
-    pixels, _ = squares(photos, model.reference.size, config.resize_mode)
+    pixels, _ = _squares(model, photos, model.reference.size, config.resize_mode, fill=FILL)
     tokens = model.subject_tokens(pixels.to(model.subject_encoder.device), [category] * len(pixels))
     metadata = {
         "model": model_name,
@@ -217,6 +221,24 @@ def initial_subject(
         thumbnail=thumbnail(photos[0].picture),
         metadata=metadata,
     )
+
+
+def _squares(
+    model: BlipDiffusion, photos: Sequence[Photo], size: int, mode: ResizeMode | None, *, fill: float
+) -> tuple[Tensor, Tensor]:
+    """Return photos (P, 3, S, S) and masks (P, 1, S, S). With "subject", the subject's longest side is `fill` of S."""
+    mode = mode or model.reference.resize_mode
+    if mode != "subject":
+        return squares(photos, size, mode)
+    return squares([_cropped(model, photo, size, fill) for photo in photos], size)
+
+
+def _cropped(model: BlipDiffusion, photo: Photo, size: int, fill: float) -> Photo:
+    mask = None if photo.mask is None else photo.mask.convert("RGB")
+    box = find_subject(model, photo.picture) if mask is None else box_of_mask(to_tensor([mask])[0, 0])
+    box = box or Box(0.0, 0.0, 1.0, 1.0)
+    cropped = None if mask is None else crop_to_subject(mask, box, size, fill=fill).convert("L")
+    return replace(photo, picture=crop_to_subject(photo.picture, box, size, fill=fill), mask=cropped)
 
 
 @torch.no_grad()

@@ -56,7 +56,7 @@ class TuneConfig:
     prior_weight: float = 1.0
     flip: bool = False
     """Mirror images as well; they spoil text and logos."""
-    resize_mode: ResizeMode = "crop"
+    resize_mode: ResizeMode | None = None
     seed: int = 0
     device: Literal["auto", "cpu"] = "auto"
     mixed_precision: Literal["no", "auto", "bf16", "fp16"] = "no"

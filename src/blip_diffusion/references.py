@@ -1,0 +1,86 @@
+"""From an image of any size to the square that the image encoder sees, and the shape of the subject in it."""
+
+import warnings
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+
+from blip_diffusion.framing import FILL, Box, box_before_plain_border, box_of_mask, crop_to_subject
+from blip_diffusion.images import ResizeMode, alpha_of, as_rgb, fit_square, preprocess, to_tensor
+from blip_diffusion.model import BlipDiffusion
+
+
+class SquareReference(NamedTuple):
+    """A reference as the image encoder sees it."""
+
+    image: Image.Image
+    aspect: float = 1.0  # width over height of the subject; 1 where it is not known
+
+
+def square_reference(
+    model: BlipDiffusion,
+    image: Image.Image,
+    mode: ResizeMode | None = None,
+    *,
+    size: int | None = None,
+    fill: float = FILL,
+) -> SquareReference:
+    """Make a reference square.
+
+    Args:
+        model: The model that will encode it.
+        image: An image of any size and mode.
+        mode: "crop", "squash", "pad" or "subject"; by default the model's.
+        size: Side of the square in pixels; by default the image encoder's.
+        fill: With "subject", the share of the side that the subject's longest side takes.
+
+    Returns:
+        The square, and the subject's proportions. With "subject" and no subject found, the centre of the image, with
+        a warning.
+    """
+    mode, size = mode or model.reference.resize_mode, size or model.reference.size
+    if mode != "subject":
+        return SquareReference(fit_square(as_rgb(image), size, mode))
+    box = find_subject(model, image)
+    if box is None:
+        warnings.warn("No subject was found in the reference: its centre is used.", stacklevel=2)
+        return SquareReference(fit_square(as_rgb(image), size, "crop"))
+    upright = as_rgb(image)
+    aspect = box.width * upright.width / (box.height * upright.height)
+    return SquareReference(crop_to_subject(upright, box, size, fill=fill), aspect)
+
+
+def find_subject(model: BlipDiffusion, image: Image.Image) -> Box | None:
+    """Return the box of the subject of an image, in shares of its sides; `None` where none is found.
+
+    By the image's transparency, else by what differs from a border of one colour, else by the model's subject finder.
+    """
+    alpha = alpha_of(image)
+    if alpha is not None:
+        return box_of_mask(to_tensor([alpha.convert("RGB")])[0, 0], threshold=0.1)
+    upright = as_rgb(image)
+    small = upright.copy()
+    small.thumbnail((256, 256))
+    return box_before_plain_border(to_tensor([small])[0]) or _predicted_box(model, upright)
+
+
+@torch.no_grad()
+def _predicted_box(model: BlipDiffusion, image: Image.Image) -> Box | None:
+    if model.subject_finder is None:
+        return Box(0.0, 0.0, 1.0, 1.0)
+    reference, encoder = model.reference, model.subject_encoder
+    square = fit_square(image, reference.size, "pad")
+    pixels = preprocess(to_tensor([square]).to(encoder.device), reference.size, reference.mean, reference.std)
+    features = encoder.image_encoder.features(pixels.to(encoder.dtype))
+    mask = torch.sigmoid(model.subject_finder(features).float())[0, 0].cpu()
+    box = box_of_mask(mask)
+    return None if box is None else _without_bars(box, image.width / image.height)
+
+
+def _without_bars(box: Box, aspect: float) -> Box | None:
+    """Map a box of an image padded to a square to the image itself, cut at its borders."""
+    wide, high = min(aspect, 1.0), min(1 / aspect, 1.0)
+    left, right = (min(max((x - 0.5) / wide + 0.5, 0.0), 1.0) for x in (box.left, box.right))
+    top, bottom = (min(max((y - 0.5) / high + 0.5, 0.0), 1.0) for y in (box.top, box.bottom))
+    return Box(left, top, right, bottom) if right > left and bottom > top else None
