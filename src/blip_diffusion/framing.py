@@ -227,7 +227,7 @@ def box_before_plain_border(pixels: Tensor, *, tolerance: float = 0.08) -> Box |
     colour = border.median(dim=1).values[:, None]
     if float(((border - colour).abs().amax(0) <= tolerance).float().mean()) < 0.97:
         return None
-    smooth = F.avg_pool2d(pixels[None], 3, 1, 1)[0]  # a grain of single pixels is no subject
+    smooth = F.avg_pool2d(pixels[None], 3, 1, 1, count_include_pad=False)[0]  # a grain of single pixels is no subject
     return box_of_mask(((smooth - colour[:, :, None]).abs().amax(0) > tolerance).float())
 
 

@@ -160,3 +160,13 @@ class SubjectFinder(nn.Module):
         side, patch = math.isqrt(x.shape[1]), self.config.patch
         x = self.mask(self.norm(x))
         return rearrange(x, "b (y x) (p q) -> b 1 (y p) (x q)", y=side, x=side, p=patch, q=patch)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the precision of the weights."""
+        return self.enter.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Return the device of the weights."""
+        return self.enter.weight.device
