@@ -120,8 +120,8 @@ WITHIN = {
         "photos": set(),
         "segmentation": {"package_files", "photos"},
         "synthetic": {"batches"},
-        "build": {"synthetic"},
-        "benchmarks": {"synthetic", "build"},
+        "build": {"synthetic", "benchmarks"},
+        "benchmarks": {"synthetic"},
     },
     "training": {
         "objectives": TRAINER | {"sample_callback"},

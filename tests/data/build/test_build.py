@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
+from blip_diffusion.data.benchmarks.minibench import SUBJECTS
 from blip_diffusion.data.build import build as module
 from blip_diffusion.data.build.build import build, distinct, fit, split
-from blip_diffusion.data.build.naming import BENCH
 from blip_diffusion.data.build.sources import chosen
 from blip_diffusion.data.synthetic.assets import AssetLibrary, CutOut
 from blip_diffusion.errors import DataError
@@ -64,7 +64,9 @@ def test_a_world_is_built(out: Path) -> None:
     ]
     assert [scene.source for scene in world.scenes] == ["fluent-emoji-flat desert", "noto desert"]
     assert (
-        {row.identity for row in world.cutouts if row.split == "heldout"} == {"noto:owl", "noto:guitar"} <= set(BENCH)
+        {row.identity for row in world.cutouts if row.split == "heldout"}
+        == {"noto:owl", "noto:guitar"}
+        <= set(SUBJECTS)
     )
     assert any("6 cut-outs of 6 subjects, 2 scenes" in line for line in said)
     assert "noto: 3 cut-outs, 3 subjects (2 held out), 3 categories; 3 Apache-2.0" in said[-1].splitlines()
@@ -136,7 +138,7 @@ def test_the_last_two_of_a_category_train(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_bench_is_always_held_out() -> None:
-    assert [cutout.split for cutout, _ in split([(row(BENCH[0]), picture("red"))])] == ["heldout"]
+    assert [cutout.split for cutout, _ in split([(row(SUBJECTS[0]), picture("red"))])] == ["heldout"]
 
 
 def test_a_copy_under_another_name_is_left_out_with_all_its_views() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from blip_diffusion.data.benchmarks import minibench
 from blip_diffusion.data.build import naming
 from blip_diffusion.data.build.naming import Name
 
@@ -88,4 +89,4 @@ def test_a_category_is_at_most_three_plain_words() -> None:
 
 
 def test_the_bench_has_thirty_subjects() -> None:
-    assert len(set(naming.BENCH)) == len(naming.BENCH) == 30
+    assert len(set(minibench.SUBJECTS)) == len(minibench.SUBJECTS) == 30

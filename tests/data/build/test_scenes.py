@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from blip_diffusion.data.build import scenes as module
-from blip_diffusion.data.build.scenes import HELD_VIEWS, PHRASES, PLACES, VENDORS, VIEWS, scenes
+from blip_diffusion.data.build.scenes import EMOJI, PHOTOGRAPHS, PHRASES, VENDORS, scenes
 
 RECT = '<rect width="16" height="16" rx="{radius}" fill="#38f"/>'
 
@@ -22,18 +22,13 @@ def vendor(tmp_path: Path) -> Path:
 
 
 def test_every_word_has_phrases_and_a_place_to_train_on() -> None:
-    trained, held = set(), set()
-    for line in PLACES.strip().splitlines():
-        _, _, horizon, *words = line.split()
-        assert 0 < float(horizon) < 1
-        (held if words[-1] == "!" else trained).add(" ".join(words).removesuffix(" !"))
-    views = {line.split(maxsplit=2)[0]: line.split(maxsplit=2)[2] for line in VIEWS.strip().splitlines()}
+    assert all(0 < row["horizon"] < 1 for row in (*PHOTOGRAPHS, *EMOJI))
+    held = {row["word"] for row in PHOTOGRAPHS if row.get("split") == "heldout"}
+    trained = {row["word"] for row in PHOTOGRAPHS if "split" not in row}
     assert held <= trained and len(held) >= 15
-    assert trained | set(views.values()) == set(PHRASES)
+    assert trained | {row["word"] for row in EMOJI} == set(PHRASES)
     assert all(1 < len(set(phrases)) <= 3 for phrases in PHRASES.values())
-    for view in HELD_VIEWS:
-        of, slug = view.split()
-        assert of in VENDORS and slug in views
+    assert {vendor for row in EMOJI for vendor in row.get("heldout", ())} <= set(VENDORS)
 
 
 def test_a_phrase_belongs_to_one_word() -> None:

@@ -10,6 +10,7 @@ import itertools
 import json
 import random
 import re
+import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,6 @@ from torch import Tensor
 
 from blip_diffusion import images
 from blip_diffusion.data.benchmarks.dreambench import PROMPTS, RECIPE, Bench, read_bench
-from blip_diffusion.data.build.naming import BENCH
 from blip_diffusion.data.synthetic import backgrounds, placement, prompt_templates
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler
@@ -37,6 +37,10 @@ SCENES = (
 )  # fmt: skip
 """Scenes that the text judge tells apart; the prompts ask for the first ones."""
 PLACES, PICTURES = 14, 5
+SUBJECTS: tuple[str, ...] = tuple(
+    tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))["subjects"]
+)
+"""Identities that are never trained on; other subjects of their categories are."""
 PROPERTIES = (
     PromptSpec(colour="red"), PromptSpec(colour="blue"), PromptSpec(count=2), PromptSpec(position="left"),
     PromptSpec(style="pixel art"), PromptSpec(style="black and white"),
@@ -45,7 +49,7 @@ BESIDE, WORN = ("tree", "apple", "flower", "box", "balloon"), ("hat", "crown", "
 """Accessories that MiniBench asks for, of objects and of live subjects."""
 
 
-def build_bench(world: AssetLibrary, out: Path, *, subjects: int = len(BENCH)) -> Bench:
+def build_bench(world: AssetLibrary, out: Path, *, subjects: int = len(SUBJECTS)) -> Bench:
     """MiniBench of a world, in a folder: a pure function of the world.
 
     Raises `DataError` for a world that holds out too few subjects, and for a folder that is something else's.
@@ -92,11 +96,11 @@ def first_rows(world: AssetLibrary, *, split: str | None = None) -> dict[str, in
 
 
 def heldout_subjects(world: AssetLibrary) -> list[int]:
-    """Rows of held-out subjects whose category others have too: those of `BENCH`, new categories, then the rest."""
+    """Rows of held-out subjects whose category others have too: those of `SUBJECTS`, new categories, then the rest."""
     trained = {row.category for row in world.cutouts if row.split == "train" and row.kind != "outline"}
     held = first_rows(world, split="heldout")
     first = {name: i for name, i in held.items() if world.cutouts[i].category in trained}
-    ranked = [name for name in BENCH if name in first]
+    ranked = [name for name in SUBJECTS if name in first]
     taken = {world.cutouts[first[name]].category for name in ranked}
     for name, i in first.items():
         if world.cutouts[i].category not in taken:

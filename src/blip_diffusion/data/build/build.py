@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from blip_diffusion.data.benchmarks.minibench import SUBJECTS
 from blip_diffusion.data.build import cutouts
 from blip_diffusion.data.build.cutouts import Picture
-from blip_diffusion.data.build.naming import BENCH
 from blip_diffusion.data.build.scenes import scenes
 from blip_diffusion.data.build.sources import NAMED, NAMER, Source, check_readable, chosen, fetch
 from blip_diffusion.data.synthetic.assets import CutOut, Scene, pack
@@ -104,7 +104,7 @@ def split(pictures: Sequence[Picture]) -> list[Picture]:
     subjects: dict[str, set[str]] = defaultdict(set)
     for row, _ in pictures:
         subjects[row.category].add(row.identity)
-    held = {row.identity for row, _ in pictures} & set(BENCH)
+    held = {row.identity for row, _ in pictures} & set(SUBJECTS)
     for names in subjects.values():
         names -= held
     for row, _ in pictures:

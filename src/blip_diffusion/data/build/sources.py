@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import tomllib
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,70 +32,8 @@ class Source:
     authors: str
 
 
-SOURCES: tuple[Source, ...] = (
-    Source(
-        "sweethome3d-furniture", "apt", "sweethome3d-furniture", "1.8-1", "CC-BY-3.0",
-        "3ccb90c63f9525e887a767b9cd5c8b6933b8b6b2973a615a5359ee68a2118668",
-        "795 textured 3D models", "Scopia, Andrew Kator and Jennifer Legaz, Blend Swap contributors, Emmanuel Puybaret",
-    ),
-    Source(
-        "fluent-emoji-3d", "npm", "@lobehub/fluent-emoji-3d@1.1.0", "1.1.0", "MIT",
-        "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
-        "shaded emoji", "Microsoft (Fluent Emoji), LobeHub",
-    ),
-    Source(
-        "fluent-emoji-flat", "npm", "@iconify-json/fluent-emoji-flat@1.2.6", "1.2.6", "MIT",
-        "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175",
-        "flat emoji, scenes", "Microsoft (Fluent Emoji)",
-    ),
-    Source(
-        "noto", "npm", "@iconify-json/noto@1.2.9", "1.2.9", "Apache-2.0",
-        "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad",
-        "emoji, scenes", "Google (Noto Emoji)",
-    ),
-    Source(
-        "twemoji", "npm", "@iconify-json/twemoji@1.2.5", "1.2.5", "CC-BY-4.0",
-        "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7",
-        "emoji, scenes", "Twitter and other contributors (Twemoji)",
-    ),
-    Source(
-        "openmoji", "npm", "@iconify-json/openmoji@1.2.29", "1.2.29", "CC-BY-SA-4.0",
-        "03181e2c156cab35cf4a62f1f7886bd971d59212e75ac3f189d5a4cae3930fc5",
-        "outlined emoji", "OpenMoji, HfG Schwäbisch Gmünd, Benedikt Groß, Daniel Utz and contributors",
-    ),
-    Source(
-        "emojione", "npm", "@iconify-json/emojione@1.2.3", "1.2.3", "CC-BY-4.0",
-        "26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e",
-        "emoji, scenes", "EmojiOne (now JoyPixels)",
-    ),
-    Source(
-        "tuxpaint-stamps-default", "apt", "tuxpaint-stamps-default", "2022.06.04-1", "GPL-2.0-only",
-        "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
-        "cut-out photographs and drawings", "Bill Kendrick and the Tux Paint stamp artists",
-    ),
-    Source(
-        "tuxpaint-data", "apt", "tuxpaint-data", "1:0.9.28-sdl2-1", "GPL-2.0-or-later",
-        "f5d0de8f9a70d2efc1241d19f26168cb8bf279f1b77abd3631e7a1a55c40e5e5",
-        "photographs of nature", "Bill Kendrick and the Tux Paint contributors",
-    ),
-    Source(
-        "scratch", "apt", "scratch", "1.4.0.6~dfsg1-6.1", "CC-BY-SA-3.0",
-        "36c582eb93110f64f06c4e685c41e933ccba2fa68db12f79b10bfe840b21fc10",
-        "costumes in several poses, scenes", "Lifelong Kindergarten Group, MIT Media Laboratory",
-    ),
-    Source(
-        "plasma-workspace-wallpapers", "apt", "plasma-workspace-wallpapers", "4:5.27.5-2", "GPL-2.0-or-later",
-        "32cd18b71c8c938a18b3b351f217c02ac590e323caa3cf322fbb875ce8892f8b",
-        "photographs of places", "KDE and the wallpaper artists",
-    ),
-    Source(
-        "mate-backgrounds", "apt", "mate-backgrounds", "1.26.0-1", "GPL-2.0-or-later",
-        "7bf4c2209f34b4f61ba6d24c8b58c28b361e82e4b943aae6d42c030169af9e04",
-        "photographs of nature", "the MATE developers and contributors",
-    ),
-)  # fmt: skip
-
-
+TABLES = tomllib.loads((Path(__file__).parent / "tables" / "sources.toml").read_text(encoding="utf-8"))
+SOURCES = tuple(Source(**row) for row in TABLES["source"])
 NAMER = "fluent-emoji-flat"
 NAMED = ("fluent-emoji-flat", "noto", "twemoji", "emojione", "openmoji", "fluent-emoji-3d")
 """Emoji, which go by the names that one of them has."""
