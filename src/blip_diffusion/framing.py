@@ -193,13 +193,13 @@ def _frame(box: Box, aspect: float, mirror: bool) -> tuple[float, float, float, 
 def box_of_mask(mask: Tensor, *, threshold: float = 0.5) -> Box | None:
     """Return the box of what a mask (H, W) in [0, 1] shows, or `None` where it shows nothing.
 
-    Rows and columns count from a fiftieth of the fullest one, so that a few stray pixels don't widen the box.
+    Rows and columns count from a twenty-fifth of the fullest one, so that a few stray pixels don't widen the box.
     """
     solid = (mask > threshold).float()
     spans = []
     for axis in (0, 1):
         filled = solid.sum(axis)
-        there = (filled > 0.02 * float(filled.max())).nonzero().flatten()
+        there = (filled > 0.04 * float(filled.max())).nonzero().flatten()
         if not len(there):
             return None
         spans.append((int(there[0]) / len(filled), (int(there[-1]) + 1) / len(filled)))
