@@ -207,7 +207,7 @@ def check_fit(model: BlipDiffusion) -> None:
     latents = int(model.vae.config.latent_channels)
     pairs = (
         ("subject tokens", tokens, "text encoder", text),
-        ("text states", text + model.place_width, "U-Net", context),
+        ("text encoder", text + model.place_width, "U-Net", context),
         ("VAE's latents", latents, "U-Net's input", channels),
     )
     for one, width, other, wanted in pairs:
