@@ -202,6 +202,8 @@ class BlipDiffusion(nn.Module):
 
     def _with_places(self, states: Tensor, tokens: int, at: int, frames: Tensor | None) -> Tensor:
         """Append the code of its place to the state of each subject token, and zeros to the words'."""
+        if not tokens:
+            return F.pad(states, (0, self.place_width))
         if frames is None:
             frames = frames_of([default_boxes("")]).expand(len(states), -1, -1)
         codes = token_codes(frames.to(states.device), tokens, self.place_width).to(states.dtype)

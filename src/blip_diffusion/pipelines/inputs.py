@@ -217,6 +217,7 @@ def _texts(host: PipelineHost, given: CallArguments) -> dict[str, Any]:
         embeds, source = host.adapters.registry.embedding(), source or host.adapters.registry.category()
     if embeds is not None:
         check_tokens(embeds, host.text_encoder, host.tokenizer)
+        _check_grid(host, embeds)
     elif given.reference_image is None:
         raise InputError("There is no subject: give reference_image or subject_embeds, or load_subject first.")
     references = as_list(given.reference_image) if given.reference_image is not None else []
@@ -240,6 +241,12 @@ def _texts(host: PipelineHost, given: CallArguments) -> dict[str, Any]:
         "categories": sources,
         "subject_embeds": embeds,
     }
+
+
+def _check_grid(host: PipelineHost, embeds: Tensor) -> None:
+    queries = host.qformer.qformer.config.queries
+    if host.model.place_width and embeds.shape[1] not in (0, queries):
+        raise InputError(f"There are {embeds.shape[1]} subject tokens: this model places {queries} on a square grid.")
 
 
 def _boxes(host: PipelineHost, given: Boxes | None, size: int) -> list[Box] | None:

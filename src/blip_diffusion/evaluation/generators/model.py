@@ -32,7 +32,7 @@ def zero_shot(pipe: BlipDiffusionPipeline, **settings: Any) -> ImageGenerator:
 
 def no_subject(pipe: BlipDiffusionPipeline, **settings: Any) -> ImageGenerator:
     """Generate from the prompt alone, without subject tokens."""
-    none = torch.zeros(1, 0, int(pipe.unet.config.cross_attention_dim))
+    none = torch.zeros(1, 0, int(pipe.text_encoder.config.hidden_size))
     return lambda instances: run_pipeline(pipe, instances, subject_embeds=none, **settings)
 
 
