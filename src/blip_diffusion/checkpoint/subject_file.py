@@ -142,9 +142,9 @@ def _subject(header: Mapping[str, str], tensors: State) -> Subject:
     )
 
 
-def thumbnail(picture: Image.Image) -> bytes:
-    """A small JPEG of a picture."""
-    small = picture.copy()
+def thumbnail(image: Image.Image) -> bytes:
+    """A small JPEG of an image."""
+    small = image.copy()
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)

@@ -108,7 +108,7 @@ def _new_subject_encoder(shape: ModelConfig, pixels: torch.Tensor) -> SubjectEnc
     """Around EfficientNet-Lite0 as ImageNet made it; no other tower's weights come with a package."""
     if shape.image_encoder.tower != "efficientnet-lite0":
         raise CheckpointError(
-            "A frozen image encoder must know pictures, and a new one knows none: name a folder with qformer/ in "
+            "A frozen image encoder must know images, and a new one knows none: name a folder with qformer/ in "
             "model.init_from."
         )
     encoder = build_subject_encoder(shape)

@@ -1,4 +1,4 @@
-"""What a run says of itself: a line of JSON and one on the console per report, pictures, TensorBoard if asked for."""
+"""What a run says of itself: a line of JSON and one on the console per report, images, TensorBoard if asked for."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 LOG = "log.jsonl"
-PICTURES = "samples"
+SAMPLES = "samples"
 
 
 class MetricLogger:
@@ -41,7 +41,7 @@ class MetricLogger:
 
     def image(self, name: str, image: "Image", step: int) -> Path:
         """Writes `samples/{name}-{step}.png`."""
-        path = self.folder / PICTURES / f"{name}-{step:08d}.png"
+        path = self.folder / SAMPLES / f"{name}-{step:08d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path)
         if self._board:

@@ -134,7 +134,7 @@ def consistency(material: BuildContext) -> Objective:
 
 
 def check_size(config: RunConfig, model: BlipDiffusion) -> None:
-    """Raises `ConfigError` where pictures are composed of another size than the model draws."""
+    """Raises `ConfigError` where images are composed of another size than the model draws."""
     own, size = int(model.unet.config.sample_size) * model.latents.factor, config.data.synthetic.size
     if size != own:
         raise ConfigError(f"data.synthetic.size is {size}, and this model draws {own} pixels: set it to {own}.")
@@ -198,7 +198,7 @@ def _keep_start(objective: Objective, folder: Path) -> None:
 
 
 def sample_callback_of(config: RunConfig, world: AssetLibrary) -> SampleCallback:
-    """Pictures and numbers of held-out subjects, or of any where the world holds none out."""
+    """Images and numbers of held-out subjects, or of any where the world holds none out."""
     split = "heldout" if any(row.split == "heldout" for row in world.cutouts) else config.data.synthetic.split
     compose = replace(config.data.synthetic, split=split)
     sampler = PairSampler(world, compose, batch_size=CALLBACK_BATCH, seed=CALLBACK_SEED, device=_device(config))

@@ -1,7 +1,7 @@
 """What stands behind a subject: crops of named scenes, and drawn places whose colour words are exact.
 
 A `Background` is decided in words and numbers (`photograph`, `plain`, `procedural`); `draw` turns many of them into
-pictures at once, kind by kind.
+images at once, kind by kind.
 """
 
 import random
@@ -43,7 +43,7 @@ class Background:
     kind: str  # "photo", or a key of `_DRAWERS`
     phrase: str  # "on the beach"
     word: str  # the class that a scene judge names: "beach"
-    horizon: float | None = None  # in the finished picture; None where there is no ground to stand on
+    horizon: float | None = None  # in the finished image; None where there is no ground to stand on
     colours: tuple[RGB, ...] = ()
     names: tuple[str, ...] = ()  # the colour words in the phrase
     scene: int = -1  # row of the world, for photographs
@@ -180,7 +180,7 @@ def named(words: str, rng: random.Random) -> Background | None:
 
 
 def draw(chosen_backgrounds: Sequence[Background], scenes: Tensor, size: int, rng: Generator) -> Tensor:
-    """The pictures (B, 3, S, S) of chosen_backgrounds; `scenes` (M, 3, H, W) uint8 are the world's."""
+    """The images (B, 3, S, S) of chosen_backgrounds; `scenes` (M, 3, H, W) uint8 are the world's."""
     device = scenes.device
     rows: dict[str, list[int]] = defaultdict(list)
     for i, background in enumerate(chosen_backgrounds):
@@ -188,8 +188,8 @@ def draw(chosen_backgrounds: Sequence[Background], scenes: Tensor, size: int, rn
     canvas = torch.empty(len(chosen_backgrounds), 3, size, size, device=device)
     for kind, members in sorted(rows.items()):
         chosen = [chosen_backgrounds[i] for i in members]
-        pictures = _photographs(chosen, scenes, size) if kind == "photo" else _drawn(kind, chosen, size, rng)
-        canvas[torch.tensor(members, device=device)] = pictures
+        images = _photographs(chosen, scenes, size) if kind == "photo" else _drawn(kind, chosen, size, rng)
+        canvas[torch.tensor(members, device=device)] = images
     return canvas.clamp_(0, 1)
 
 
@@ -222,10 +222,10 @@ def _photographs(chosen_backgrounds: Sequence[Background], scenes: Tensor, size:
     device = scenes.device
     left, top, side = torch.tensor([background.crop for background in chosen_backgrounds], device=device).T
     light = torch.tensor([background.light for background in chosen_backgrounds], device=device)  # (P, 3)
-    pictures = scenes[torch.tensor([background.scene for background in chosen_backgrounds], device=device)].float()
+    images = scenes[torch.tensor([background.scene for background in chosen_backgrounds], device=device)].float()
     rows = resample_matrix(top, side.abs(), scenes.shape[2], size, repeat_edges=True)
     columns = resample_matrix(left, side, scenes.shape[3], size, repeat_edges=True)
-    return read_windows(pictures, rows, columns) * (light / 255)[:, :, None, None]
+    return read_windows(images, rows, columns) * (light / 255)[:, :, None, None]
 
 
 def _drawn(kind: str, chosen_backgrounds: Sequence[Background], size: int, rng: Generator) -> Tensor:
@@ -234,7 +234,7 @@ def _drawn(kind: str, chosen_backgrounds: Sequence[Background], size: int, rng: 
     return _DRAWERS[kind](colours[..., None, None], horizon.view(-1, 1, 1, 1), size, rng)
 
 
-# Drawers: colours (P, K, 3, 1, 1), horizon (P, 1, 1, 1) -> pictures (P, 3, S, S).
+# Drawers: colours (P, K, 3, 1, 1), horizon (P, 1, 1, 1) -> images (P, 3, S, S).
 
 
 def _draw_plain(colours: Tensor, horizon: Tensor, size: int, rng: Generator) -> Tensor:
@@ -256,8 +256,8 @@ def _draw_room(colours: Tensor, horizon: Tensor, size: int, rng: Generator) -> T
     wall = colours[:, 0] * (1.04 - 0.22 * ((x - lamp) ** 2 + (y - 0.2) ** 2))
     floor = colours[:, 1] * (0.82 + 0.22 * _below(y, horizon))
     board = (colours[:, 0] * 0.5 + 0.42).clamp(max=1)  # the skirting board
-    picture = torch.where(y < horizon - 0.025, wall, board)
-    return torch.where(y < horizon, picture, floor)
+    image = torch.where(y < horizon - 0.025, wall, board)
+    return torch.where(y < horizon, image, floor)
 
 
 def _draw_land(colours: Tensor, horizon: Tensor, size: int, rng: Generator) -> Tensor:
@@ -272,17 +272,17 @@ def _draw_beach(colours: Tensor, horizon: Tensor, size: int, rng: Generator) -> 
     waves = 1 + 0.10 * (_noise(n, size, (size // 3, size // 16), rng) - 0.5)
     sea = torch.lerp(colours[:, 1] * 0.4 + colours[:, 4] * 0.6, colours[:, 4], _below(y, far)) * waves
     land = _land(colours, horizon, size, rng, clouds=True)
-    picture = torch.where(y < far, land, torch.where(y < edge, sea, land))
+    image = torch.where(y < far, land, torch.where(y < edge, sea, land))
     foam = ((y - edge).abs() < 0.012).float() * 0.6
-    return picture * (1 - foam) + foam
+    return image * (1 - foam) + foam
 
 
 def _draw_night(colours: Tensor, horizon: Tensor, size: int, rng: Generator) -> Tensor:
     y, _ = _grid(size, rng)
-    picture = _land(colours, horizon, size, rng, clouds=False)
+    image = _land(colours, horizon, size, rng, clouds=False)
     stars = torch.rand(len(colours), 1, size, size, generator=rng, device=rng.device)
     glow = ((stars - 0.985) / 0.015).clamp(min=0) * (y < horizon - 0.03)
-    return torch.maximum(picture, glow.sqrt())
+    return torch.maximum(image, glow.sqrt())
 
 
 def _draw_wood(colours: Tensor, horizon: Tensor, size: int, rng: Generator) -> Tensor:
@@ -352,8 +352,8 @@ def _land(colours: Tensor, horizon: Tensor, size: int, rng: Generator, *, clouds
 def _before_wall(wall: Tensor, floor: Tensor, horizon: Tensor, size: int, rng: Generator) -> Tensor:
     y, x = _grid(size, rng)
     lit = wall * (1.03 - 0.2 * (x - _chance(len(wall), 0.1, 0.9, rng)) ** 2)
-    picture = torch.where(y < horizon - 0.025, lit, wall * 0.8)
-    return torch.where(y < horizon, picture, floor)
+    image = torch.where(y < horizon - 0.025, lit, wall * 0.8)
+    return torch.where(y < horizon, image, floor)
 
 
 def _floor(horizon: Tensor, size: int, rng: Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """The autoencoder of latent diffusion (Rombach et al. 2022, section 3.1 and appendix G).
 
 An absolute and a perceptual error, a slight pull of the posterior towards a unit Gaussian, and after a while a patch
-discriminator. Convolutions don't care about the size of a picture, so crops teach them as much for less.
+discriminator. Convolutions don't care about the size of an image, so crops teach them as much for less.
 """
 
 from dataclasses import dataclass
@@ -118,7 +118,7 @@ class Autoencoder(Objective):
         return groups
 
     def sample_images(self, batch: SubjectBatch) -> list[Tensor]:
-        """Pictures, and what is left of them."""
+        """Images, and what is left of them."""
         latents = self.vae.encode(batch["target"] * 2 - 1).latent_dist.mode()
         return [batch["target"], (self.vae.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1)]
 
@@ -130,7 +130,7 @@ class Autoencoder(Objective):
 
 
 def random_crops(pixels: Tensor, size: int, rng: torch.Generator) -> Tensor:
-    """One crop of each picture (B, 3, H, W), at the same place in all: (B, 3, size, size)."""
+    """One crop of each image (B, 3, H, W), at the same place in all: (B, 3, size, size)."""
     height, width = pixels.shape[-2:]
     top = int(torch.randint(0, max(1, height - size + 1), (), generator=rng, device=rng.device))
     left = int(torch.randint(0, max(1, width - size + 1), (), generator=rng, device=rng.device))

@@ -1,6 +1,6 @@
-"""Consistency distillation of the subject model (Luo et al. 2023): pictures in two to four steps, unguided.
+"""Consistency distillation of the subject model (Luo et al. 2023): images in two to four steps, unguided.
 
-The student answers for a noised picture what it answers for the same picture one level cleaner, all the way to the
+The student answers for a noised image what it answers for the same image one level cleaner, all the way to the
 clean one. The way there is the teacher's: the model as it was, with guidance, which so becomes part of the student: the
 whole U-Net, or a LoRA on it (arXiv:2311.05556), which the model's folder then brings along. Where updates are few, the
 student can be told at every level where the teacher's whole way ends, which costs more and leaves nothing to be passed
@@ -42,7 +42,7 @@ class ConsistencyConfig:
 
     guidance_scale: float = 3.0  # the teacher's scale
     guidance_rescale: float = 0.6  # and its rescaling
-    num_levels: int = 50  # noise levels from noise to picture, all of which the student learns to skip
+    num_levels: int = 50  # noise levels from noise to image, all of which the student learns to skip
     solver_steps: int = 1  # of the teacher from one of them to the next
     trajectory_distillation: bool = False  # tell the student where the teacher's way from pure noise ends
     steps: int = 4  # of sampling, while it is trained and with an exported whole model
@@ -116,7 +116,7 @@ class Consistency(Objective):
         return {"consistency": loss, "loss": loss}
 
     def _one_level(self, pixels: Tensor, states: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The student's answers for noised pictures (B, 3, H, W), and for what the teacher makes of them."""
+        """The student's answers for noised images (B, 3, H, W), and for what the teacher makes of them."""
         with torch.no_grad():
             latents = self.model.latents.encode(pixels).float()
             later, earlier = self._timesteps(len(latents), rng)
@@ -136,12 +136,12 @@ class Consistency(Objective):
         return guess, end.repeat(len(path), 1, 1, 1)
 
     def _noise(self, shape: torch.Size, rng: torch.Generator) -> Tensor:
-        """On one way, as strong as what a picture begins with; noise that is put back has its whole strength."""
+        """On one way, as strong as what an image begins with; noise that is put back has its whole strength."""
         scale = self.model.inference.noise_scale if self.config.lora else 1.0
         return scale * torch.randn(shape, generator=rng, device=rng.device)
 
     def _levels(self, device: torch.device) -> Tensor:
-        """Timesteps (num_levels + 1,) from pure noise down to the clean picture, which `LCMScheduler` samples on."""
+        """Timesteps (num_levels + 1,) from pure noise down to the clean image, which `LCMScheduler` samples on."""
         stride = self.noising.timesteps // self.config.num_levels
         return (torch.arange(self.config.num_levels, -1, -1, device=device) * stride - 1).clamp(min=0)
 

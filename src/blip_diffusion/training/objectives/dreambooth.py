@@ -32,7 +32,7 @@ class DreamBoothConfig:
     train_text_encoder: bool = False
     text_lr_scale: float = 1.0  # times the schedule
     background_weight: float = 0.1  # what an error outside a photo's mask weighs
-    prior_weight: float = 1.0  # of prior preservation, where there are pictures for it
+    prior_weight: float = 1.0  # of prior preservation, where there are images for it
 
     def __post_init__(self) -> None:
         if not self.token.strip():

@@ -34,7 +34,7 @@ class FewShotConfig:
     embedding_lr_scale: float = 1.0  # times the schedule
     unet_lr_scale: float = 1.0
     background_weight: float = 0.1  # what an error outside a photo's mask weighs
-    prior_weight: float = 1.0  # of prior preservation, where there are pictures for it
+    prior_weight: float = 1.0  # of prior preservation, where there are images for it
 
     def __post_init__(self) -> None:
         if self.rank < 1:

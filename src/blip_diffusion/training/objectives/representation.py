@@ -1,6 +1,6 @@
 """Stage 1, multimodal representation learning (Li, Li, Savarese & Hoi 2023, section 3.1): ITC, ITG and ITM.
 
-One Q-Former under three attention patterns. Contrast (uni-modal): do picture and sentence find each other among others?
+One Q-Former under three attention patterns. Contrast (uni-modal): do image and sentence find each other among others?
 Generation (multimodal causal): can the queries alone tell the sentence? Matching (bi-directional): do they belong
 together, told from the hardest of the wrong ones? And one of ours: can the subject be reconstructed from its tokens?
 """
@@ -118,7 +118,7 @@ class Representation(Objective):
         return losses
 
     def _contrast(self, to_text: Tensor, to_image: Tensor, own: Tensor, allowed: Tensor) -> Tensor:
-        """ITC: cross-entropy both ways. Another picture of the same subject is no negative."""
+        """ITC: cross-entropy both ways. Another image of the same subject is no negative."""
         smoothing = self.config.smoothing
         losses = []
         for scores in (to_text, to_image):
@@ -139,17 +139,17 @@ class Representation(Objective):
         own: Tensor,
         rng: torch.Generator,
     ) -> Tensor:
-        """ITM: true pairs, each picture with a hard wrong sentence, each sentence with a hard wrong picture."""
+        """ITM: true pairs, each image with a hard wrong sentence, each sentence with a hard wrong image."""
         negatives = allowed.clone()
         negatives[torch.arange(len(own), device=own.device), own] = False
         if not negatives.any(dim=1).all():
             return seen.new_zeros(())  # a batch of one subject has nothing wrong to offer
         wrong_text, wrong_image = (_drawn(scores, negatives, rng) for scores in (to_text, to_image))
         wrong_seen = self.encoder.image_encoder.norm(shared.features[wrong_image])
-        pictures = torch.cat([seen, wrong_seen, seen])  # (3B, N, V)
+        features = torch.cat([seen, wrong_seen, seen])  # (3B, N, V)
         ids = torch.cat([words.input_ids, words.input_ids, shared.input_ids[wrong_text]])
         mask = torch.cat([words.attention_mask, words.attention_mask, shared.attention_mask[wrong_text]])
-        states = self.encoder.qformer(pictures, ids, mask, AttentionPattern.BIDIRECTIONAL)
+        states = self.encoder.qformer(features, ids, mask, AttentionPattern.BIDIRECTIONAL)
         labels = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
         labels[: len(seen)] = 1
         return F.cross_entropy(self._matching_head(states.queries).float(), labels)

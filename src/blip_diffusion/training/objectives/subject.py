@@ -123,8 +123,8 @@ class SubjectRepresentation(Objective):
         """Reference, what its tokens reconstruction, the true target, and the drawing: all from the same noise."""
         tokens = self.model.subject_tokens(batch["reference"], batch["category"])
         reconstructed = [self.reconstruction(tokens).float()[:, :3]] if self.reconstruction is not None else []
-        pictures = sample_with_same_noise(self.model, self.model.text_states(batch["caption"], tokens, batch["frames"]))
-        return [batch["reference"], *reconstructed, batch["target"], pictures]
+        images = sample_with_same_noise(self.model, self.model.text_states(batch["caption"], tokens, batch["frames"]))
+        return [batch["reference"], *reconstructed, batch["target"], images]
 
     def export(self, folder: Path) -> None:
         """The whole model, and the reconstruction head beside it."""

@@ -18,7 +18,7 @@ from blip_diffusion.training.sample_callback import sample_with_same_noise
 class TextToImageConfig:
     """What is left out, what weighs, what moves how fast."""
 
-    caption_drop: float = 0.1  # share of pictures whose sentence is empty, for guidance (Ho & Salimans 2022)
+    caption_drop: float = 0.1  # share of images whose sentence is empty, for guidance (Ho & Salimans 2022)
     min_snr: float | None = None  # γ of the loss weights; none: the simple loss
     unet_lr_scale: float = 1.0  # times the schedule
     text_lr_scale: float = 1.0  # 0 freezes the text encoder, as Stable Diffusion does with CLIP's
@@ -52,7 +52,7 @@ class TextToImage(Objective):
         return groups
 
     def sample_images(self, batch: SubjectBatch) -> list[Tensor]:
-        """A picture of the world for each caption, and the drawing."""
+        """An image of the world for each caption, and the drawing."""
         return [batch["target"], sample_with_same_noise(self.model, self.model.text_states(batch["caption"]))]
 
     def export(self, folder: Path) -> None:

@@ -70,9 +70,9 @@ def tune(
 ) -> Tuned:
     """Learns the subject of one to thirty photos, and writes its file, `{name}.safetensors` where `out` names no other.
 
-    `photos` are files, folders or pictures. Beside the file, a folder `{out}.tuning` keeps the log and, where it stops
-    by itself, the scores, a strip of pictures and a curve; `resume` goes on from there after an interruption, with the
-    same photos, category, name, model and settings. `evaluator` judges the validation pictures instead of the model's
+    `photos` are files, folders or images. Beside the file, a folder `{out}.tuning` keeps the log and, where it stops
+    by itself, the scores, a strip of images and a curve; `resume` goes on from there after an interruption, with the
+    same photos, category, name, model and settings. `evaluator` judges the validation images instead of the model's
     own encoders. Raises `InputError` or `ConfigError` for what can't be used, before anything is trained.
     """
     config = config or TuneConfig()
@@ -218,7 +218,7 @@ def initial_subject(
         category,
         tokens.float().mean(dim=0, keepdim=True).cpu(),
         fingerprint(model.unet, model.text_encoder),
-        thumbnail=thumbnail(photos[0].picture),
+        thumbnail=thumbnail(photos[0].image),
         metadata=metadata,
     )
 
@@ -235,10 +235,10 @@ def _squares(
 
 def _cropped(model: BlipDiffusion, photo: Photo, size: int, fill: float) -> Photo:
     mask = None if photo.mask is None else photo.mask.convert("RGB")
-    box = find_subject(model, photo.picture) if mask is None else box_of_mask(to_tensor([mask])[0, 0])
+    box = find_subject(model, photo.image) if mask is None else box_of_mask(to_tensor([mask])[0, 0])
     box = box or Box(0.0, 0.0, 1.0, 1.0)
     cropped = None if mask is None else crop_to_subject(mask, box, size, fill=fill).convert("L")
-    return replace(photo, picture=crop_to_subject(photo.picture, box, size, fill=fill), mask=cropped)
+    return replace(photo, image=crop_to_subject(photo.image, box, size, fill=fill), mask=cropped)
 
 
 @torch.no_grad()

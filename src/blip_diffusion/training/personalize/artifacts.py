@@ -36,7 +36,7 @@ class Tuned:
     out: Path
     """The subject's file; DreamBooth's folder."""
     folder: Path
-    """Log, scores, strip of pictures and curve."""
+    """Log, scores, strip of images and curve."""
     step: int
     """How many steps what was kept has taken."""
     result: Result
@@ -81,15 +81,15 @@ def run_info(
 ) -> dict[str, Any]:
     """What a tuning can't change on its way, as JSON reads it back."""
     model_of = fingerprint(model.unet, model.text_encoder)
-    pictures, masks = _digest([photo.picture for photo in photos]), _digest([photo.mask for photo in photos])
-    subject = {"photos": pictures, "masks": masks, "category": category, "name": name, "model": model_of}
+    images, masks = _digest([photo.image for photo in photos]), _digest([photo.mask for photo in photos])
+    subject = {"photos": images, "masks": masks, "category": category, "name": name, "model": model_of}
     return json.loads(json.dumps({**subject, **_settings(config.resolved(text_width(model)))}))
 
 
-def _digest(pictures: Sequence[Image.Image | None]) -> str:
+def _digest(images: Sequence[Image.Image | None]) -> str:
     digest = hashlib.sha256()
-    for picture in pictures:
-        digest.update(f"{picture.size}".encode() + picture.tobytes() if picture is not None else b"none")
+    for image in images:
+        digest.update(f"{image.size}".encode() + image.tobytes() if image is not None else b"none")
     return digest.hexdigest()
 
 
