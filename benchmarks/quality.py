@@ -1,6 +1,6 @@
 """What the presets cost in quality, on `mini`: how far each one's images are from the exact ones of the same noise.
 
-    python benchmarks/quality.py --world world/world.zip --subjects 12 --scenes 4
+    python benchmarks/quality.py --dataset world/world.zip --subjects 12 --num-prompts 4
 
 PSNR is of pixels. The judge's cosine is of DINOv2 features, and is to be read against two others: to the exact image
 with another seed (what chance alone changes), and of the exact image to the reference, beside each preset's own.
@@ -52,13 +52,13 @@ class Questions:
 def main() -> None:
     """Draws, compares and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", type=Path, required=True)
+    parser.add_argument("--dataset", type=Path, required=True)
     parser.add_argument("--model", default="mini")
     parser.add_argument("--subjects", type=int, default=12)
-    parser.add_argument("--scenes", type=int, default=4)
+    parser.add_argument("--num-prompts", type=int, default=4)
     parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="variants whose name holds a word")
     flags = parser.parse_args()
-    asked = questions(AssetLibrary.load(flags.world), flags.subjects, SCENES[: flags.scenes])
+    asked = questions(AssetLibrary.load(flags.dataset), flags.subjects, SCENES[: flags.num_prompts])
     focus = DinoV2Saliency()
     exact, _ = draw(flags.model, Preset(), asked)
     other, _ = draw(flags.model, Preset(), asked, first=OTHER_SEED)

@@ -595,10 +595,10 @@ def test_a_presets_lora_that_another_pipeline_has_put_aside(
     one.set_preset(replace(TURBO, dtype="default"))
     other.load_lora_weights(style, adapter_name="style")
     layers = lora_layers(one.unet)
-    one_by_one = draw(one, dog)
+    in_two_calls = draw(one, dog)
     assert all("blip-diffusion-lcm" in layer.active_adapters for layer in layers)
     other.delete_adapters("style")
-    assert apart(draw(one, dog), one_by_one) > 1e-4  # the style was drawn too
+    assert apart(draw(one, dog), in_two_calls) > 1e-4  # the style was drawn too
     other.load_lora_weights(style, adapter_name="style")
     other.fuse_lora()  # without the preset's, which it takes out
     assert {name for layer in layers for name in layer.merged_adapters} == {"style"}

@@ -30,7 +30,7 @@ class MetricLogger:
         self._log = (folder / LOG).open("a", encoding="utf-8")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Reports numbers by name; the console knows how to say `samples_per_second`, `lr` and `eta`."""
+        """Log numbers by name; the console formats `samples_per_second`, `lr` and `eta`."""
         self._log.write(json.dumps({"step": step, **values}) + "\n")
         self._log.flush()
         if self._console:
@@ -40,7 +40,7 @@ class MetricLogger:
                 self._board.add_scalar(name, value, step)
 
     def image(self, name: str, image: "Image", step: int) -> Path:
-        """Writes `samples/{name}-{step}.png`."""
+        """Write `samples/{name}-{step}.png`."""
         path = self.folder / SAMPLES / f"{name}-{step:08d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path)
@@ -84,7 +84,7 @@ def _clock(seconds: float) -> str:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Keeps the whole lines up to a step; the last line may be torn by a killed process."""
+    """Keep the complete lines up to a step; the last line may be torn by a killed process."""
     if not path.exists():
         return
     kept = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _step_of(line) <= step]

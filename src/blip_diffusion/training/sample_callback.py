@@ -52,7 +52,7 @@ def _losses(objective: Objective, batch: SubjectBatch, number: int) -> dict[str,
 
 
 def shuffled_conditions(batch: SubjectBatch) -> dict[str, SubjectBatch]:
-    """The batch with the references of other subjects, and with the scenes of other prompts."""
+    """Return the batch with the references of other subjects, and with the scenes of other prompts."""
     turned = [*batch["prompt"][1:], batch["prompt"][0]]
     scenes = [subject_prompt(prompt, category) for category, prompt in zip(batch["category"], turned, strict=True)]
     return {

@@ -17,7 +17,7 @@ KINDS = ("plain", "gradient", "room", "grass", "beach", "snow", "desert", "sunse
 
 
 def draw(drops: list[Background], seed: int = 0) -> Tensor:
-    return backgrounds.draw(drops, make_world().scene_pixels, SIZE, torch.Generator().manual_seed(seed))
+    return backgrounds.render(drops, make_world().scene_pixels, SIZE, torch.Generator().manual_seed(seed))
 
 
 def nearest_name(colour: Tensor) -> str:
@@ -94,7 +94,7 @@ def test_crop_says_where_its_horizon_lies() -> None:
     halves[:, :, 96:] = 255  # the ground of a scene whose horizon is .6
     for _ in range(20):
         drop = backgrounds.photograph(0, world.scenes[0], 160, 208, rng)
-        image = backgrounds.draw([drop], halves, SIZE, torch.Generator())[0, 0]
+        image = backgrounds.render([drop], halves, SIZE, torch.Generator())[0, 0]
         ground = (image.mean(1) < 0.45).float().mean()
         assert abs(float(ground) - (drop.horizon or 0)) < 0.03
 
@@ -106,7 +106,7 @@ def test_half_of_the_crops_are_mirrored_and_all_lie_inside() -> None:
     for _ in range(40):
         drop = replace(backgrounds.photograph(0, world.scenes[0], 160, 208, rng), light=(1.0, 1.0, 1.0))
         left, _, side = drop.crop
-        line = backgrounds.draw([drop], ramp, SIZE, torch.Generator())[0, 0, 24]
+        line = backgrounds.render([drop], ramp, SIZE, torch.Generator())[0, 0, 24]
         torch.testing.assert_close(line[0] * 207, torch.tensor(left + side / SIZE / 2 - 0.5), atol=1.5, rtol=0)
         torch.testing.assert_close(line[-1] * 207, torch.tensor(left + side - side / SIZE / 2 - 0.5), atol=1.5, rtol=0)
         assert min(left, left + side) >= 0 and max(left, left + side) <= 208

@@ -77,7 +77,7 @@ class Compositor:
     def _targets(
         self, specs: Sequence[PairSpec], placements: Sequence[Placement], noise: Generator
     ) -> tuple[Tensor, Tensor]:
-        canvas = backgrounds.draw([spec.background for spec in specs], self._scenes, self.config.size, noise)
+        canvas = backgrounds.render([spec.background for spec in specs], self._scenes, self.config.size, noise)
         sketched = [i for i, spec in enumerate(specs) if spec.request.style == "sketch"]
         canvas[sketched] = 1.0  # paper
         canvas, alpha = self._paste(canvas, placements, sketched)
@@ -118,8 +118,8 @@ class Compositor:
         return replace(placement, light=light, colour_matrix=spec.colour_matrix)
 
     def _references(self, specs: Sequence[PairSpec], placements: Sequence[Placement], noise: Generator) -> Tensor:
-        chosen_backgrounds = [spec.reference_background for spec in specs]
-        canvas = backgrounds.draw(chosen_backgrounds, self._scenes, self.config.size, noise)
+        chosen = [spec.reference_background for spec in specs]
+        canvas = backgrounds.render(chosen, self._scenes, self.config.size, noise)
         return self._paste(canvas, placements, [])[0].clamp_(0, 1)
 
     def _paste(self, canvas: Tensor, placements: Sequence[Placement], sketched: Sequence[int]) -> tuple[Tensor, Tensor]:

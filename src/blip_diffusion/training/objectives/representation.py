@@ -81,7 +81,7 @@ class Representation(Objective):
         self.config = config
 
     def forward(self, batch: SubjectBatch, context: StepContext) -> Losses:
-        """The objectives on the references and their captions."""
+        """Return ITC, ITM, ITG and reconstruction losses of the references and their captions."""
         features = self.encoder.image_encoder.features(self._pixels(batch))  # (B, N, V)
         seen = self.encoder.image_encoder.norm(features)
         losses: Losses = {}
@@ -205,7 +205,7 @@ class Representation(Objective):
     # ----------------------------------------------------------------------------------------------------- protocol
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """The Q-Former, its layer norm over the image features, the projection and the heads."""
+        """Return the Q-Former, the layer norm over image features, the projection and the heads."""
         encoder = self.encoder
         moving = [*encoder.image_encoder.norm.parameters(), *encoder.qformer.parameters()]
         for name, head in self.heads.items():
@@ -218,7 +218,7 @@ class Representation(Objective):
     def gather_step_context(
         self, batches: Sequence[SubjectBatch], contexts: Sequence[StepContext], gather: Gather
     ) -> Shared | None:
-        """The negatives that the micro-batches of a step offer each other, as the published code gathers them."""
+        """Gather the negatives of a step from all micro-batches, as the published code does."""
         if contexts[0].step % self.config.multimodal_every:
             return None
         if len(batches) == 1 and len(gather(torch.zeros(1, device=batches[0]["identity"].device))) == 1:
@@ -234,14 +234,14 @@ class Representation(Objective):
         return Shared(images, sentences, features, words.input_ids, words.attention_mask, batch["identity"])
 
     def sample_images(self, batch: SubjectBatch) -> list[Tensor]:
-        """References, their cut-outs, and what the tokens reconstruction."""
+        """Return references, their object crops and the reconstructions from the tokens."""
         if not self.config.reconstruction_weight:
             return []
         drawn = self._reconstructed(self.encoder.image_encoder(self._pixels(batch)), batch["category"])
         return [batch["reference"], batch["object_crop"][:, :3], drawn[:, :3]]
 
     def export(self, folder: Path) -> None:
-        """The Q-Former's folder with its tokenizer, and the heads beside it."""
+        """Write the Q-Former's folder with its tokenizer, and the heads beside it."""
         save_subject_model(self.encoder, self.tokenizer, self.reference, folder)
         save_heads(dict(self.heads.items()), folder)
 

@@ -203,7 +203,7 @@ def _objective(
 def initial_subject(
     model: BlipDiffusion, photos: Sequence[Photo], category: str, name: str, config: TuneConfig, model_name: str = ""
 ) -> Subject:
-    """The subject before any tuning: the mean of its photos' tokens."""
+    """Return the subject before fine-tuning: the mean of its photos' tokens."""
     pixels, _ = _squares(model, photos, model.reference.size, config.resize_mode, fill=FILL)
     tokens = model.subject_tokens(pixels.to(model.subject_encoder.device), [category] * len(pixels))
     metadata = {
@@ -243,7 +243,7 @@ def _cropped(model: BlipDiffusion, photo: Photo, size: int, fill: float) -> Phot
 
 @torch.no_grad()
 def _latents(model: BlipDiffusion, pixels: Tensor) -> Tensor:
-    """Encoded once: the autoencoder rests while tuning."""
+    """Encode the photos once."""
     device = next(model.vae.parameters()).device
     return torch.cat([model.latents.encode(one[None].to(device)).float().cpu() for one in pixels])
 

@@ -64,12 +64,12 @@ def output_path(out: str | Path | None, name: str, config: TuneConfig) -> Path:
 
 
 def work_folder(path: Path) -> Path:
-    """The folder beside a result: log, scores, checkpoints."""
+    """Return the folder beside a result: log, scores, checkpoints."""
     return path.with_name(f"{path.name}.tuning")
 
 
 def check_work_folder(work: Path, *, resume: bool) -> None:
-    """An earlier tuning's folder may be made room in, unless it was interrupted; no one else's may."""
+    """Raise an error for a folder of something else, or of an interrupted run unless it is resumed."""
     if work.exists() and not (work / RUN_INFO).is_file() and not (work.is_dir() and not any(work.iterdir())):
         raise InputError(f"{work} is there already and is no tuning's folder: choose another --out.")
     if not resume and checkpointing.complete(work / CHECKPOINTS):
@@ -79,7 +79,7 @@ def check_work_folder(work: Path, *, resume: bool) -> None:
 def run_info(
     model: BlipDiffusion, photos: Sequence[Photo], category: str, name: str, config: TuneConfig
 ) -> dict[str, Any]:
-    """What a tuning can't change on its way, as JSON reads it back."""
+    """Return what a resumed run must match, as JSON reads it back."""
     model_of = fingerprint(model.unet, model.text_encoder)
     images, masks = _digest([photo.image for photo in photos]), _digest([photo.mask for photo in photos])
     subject = {"photos": images, "masks": masks, "category": category, "name": name, "model": model_of}
@@ -101,7 +101,7 @@ def _settings(config: TuneConfig) -> dict[str, Any]:
 
 
 def check_run_info(work: Path, begun: Mapping[str, Any]) -> None:
-    """Raises `InputError` where a tuning began with something else."""
+    """Raise `InputError` if the interrupted run had other photos or settings."""
     earlier = read_json(work / RUN_INFO) if (work / RUN_INFO).is_file() else begun
     if earlier.keys() != begun.keys():
         raise InputError(f"{work} is of another version, which can't be resumed: delete it, or choose another --out.")
@@ -112,7 +112,7 @@ def check_run_info(work: Path, begun: Mapping[str, Any]) -> None:
 
 
 def keep_best(path: Path, work: Path, result: Result, validation: Validation | None) -> Tuned:
-    """Puts what was best, or last, in its place, and takes away what only a resumption needs."""
+    """Move the best, or last, result to its place and remove what only a resumption needs."""
     step, kept = result.step, work / EXPORT
     scores: tuple[Score, ...] = ()
     overfitted = False

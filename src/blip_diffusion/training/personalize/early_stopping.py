@@ -142,7 +142,7 @@ class Validation:
         return self.folder / BEST / f"{score.step:06d}"
 
     def _record(self) -> None:
-        """Writes the scores, whose exports are there by now, and then lets those go that they supersede."""
+        """Write the scores, then remove the exports that they supersede."""
         _write_scores(self.folder / SCORES, self.scores)
         self._drop_superseded()
 
@@ -160,7 +160,7 @@ class Validation:
         return self.folder / "samples" / f"validation-{step:06d}.png"
 
     def report(self, title: str) -> None:
-        """The strip of images, a row a score, and the curve."""
+        """Write the strip of samples, one row per score, and the curve."""
         rows = [(score, Image.open(self._row(score.step)), self._label(score)) for score in self.scores]
         _save(_strip([(row, label, self.overfits(score)) for score, row, label in rows]), self.folder / STRIP)
         points = {

@@ -55,14 +55,14 @@ class EncoderMetric:
         return (torch.stack(rows) * self.weights[:, None]).sum(dim=-1)
 
     def _mutual(self, features: Tensor) -> float:
-        """The mean recall of different photos; of a single one, 1: its own."""
+        """Return the mean recall between different photos; 1 for a single photo."""
         count = len(features)
         recall = self._recall(features)
         return float((recall.sum() - recall.trace()) / (count * (count - 1))) if count > 1 else 1.0
 
     @torch.no_grad()
     def _patches(self, pixels: Tensor) -> Tensor:
-        """What the image encoder sees in each patch (B, N, V); a class token is none."""
+        """Return the image encoder's patch features (B, N, V), without a class token."""
         reference, encoder = self.model.reference, self.model.subject_encoder
         pixels = pixels.to(encoder.device).float()
         seen = images.preprocess(pixels, reference.size, reference.mean, reference.std)
