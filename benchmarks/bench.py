@@ -1,4 +1,4 @@
-"""Ours against the peer, side by side: the same weights, noise, size and threads, one picture at a time, in turn.
+"""Ours against the peer, side by side: the same weights, noise, size and threads, one image at a time, in turn.
 
     make bench                                              # at mini's size, minutes
     python benchmarks/bench.py --sizes mini published       # 12 GB of disk, 8 GB of memory, most of an hour
@@ -6,7 +6,7 @@
 
 The peer is diffusers 0.33.1 with transformers 4.49.0, the last pair that computes BLIP-Diffusion rightly; it gets an
 environment of its own. The stock peer takes what its defaults are, float32 and 50 steps of PNDM, which are 51 calls.
-Where a picture would take minutes, two short runs tell the cost of a call and of all the rest, and the picture's time
+Where an image would take minutes, two short runs tell the cost of a call and of all the rest, and the image's time
 is computed from them; the report says so. Ratios are of one round each: what else the machine does meets both.
 """
 
@@ -152,7 +152,7 @@ def choices(contender: Contender, folder: Path) -> dict[str, Any]:
 
 
 def measure(size: str, flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Rounds in which each contender draws in turn. The first picture of each is not counted."""
+    """Rounds in which each contender draws in turn. The first image of each is not counted."""
     folder = build(size, flags.out / "models" / size)
     racing = [c for c in CONTENDERS if any(word in c.name for word in flags.only) and possible(c)]
     rows: dict[str, list[dict[str, float]]] = {contender.name: [] for contender in racing}
@@ -198,7 +198,7 @@ def workers(
 
 
 def one(worker: Worker, contender: Contender, size: str, out: Path, *, warm: bool) -> dict[str, float]:
-    """A picture's seconds, measured or computed, a call's, and the peak of memory."""
+    """An image's seconds, measured or computed, a call's, and the peak of memory."""
     slow = size == "published"
     if warm or slow:
         worker.draw(SHORT[0])

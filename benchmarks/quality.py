@@ -1,9 +1,9 @@
-"""What the presets cost in quality, on `mini`: how far each one's pictures are from the exact ones of the same noise.
+"""What the presets cost in quality, on `mini`: how far each one's images are from the exact ones of the same noise.
 
-    python benchmarks/quality.py --world world/world.zip --subjects 12 --scenes 4
+    python benchmarks/quality.py --dataset world/world.zip --subjects 12 --num-prompts 4
 
-PSNR is of pixels. The judge's cosine is of DINOv2 features, and is to be read against two others: to the exact picture
-with another seed (what chance alone changes), and of the exact picture to the reference, beside each preset's own.
+PSNR is of pixels. The judge's cosine is of DINOv2 features, and is to be read against two others: to the exact image
+with another seed (what chance alone changes), and of the exact image to the reference, beside each preset's own.
 """
 
 import argparse
@@ -42,7 +42,7 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Questions:
-    """A reference, a word and a scene a picture."""
+    """A reference, a word and a scene an image."""
 
     references: Tensor  # (B, 3, S, S)
     categories: list[str]
@@ -52,25 +52,23 @@ class Questions:
 def main() -> None:
     """Draws, compares and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", type=Path, required=True)
+    parser.add_argument("--dataset", type=Path, required=True)
     parser.add_argument("--model", default="mini")
     parser.add_argument("--subjects", type=int, default=12)
-    parser.add_argument("--scenes", type=int, default=4)
+    parser.add_argument("--num-prompts", type=int, default=4)
     parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="variants whose name holds a word")
     flags = parser.parse_args()
-    asked = questions(AssetLibrary.load(flags.world), flags.subjects, SCENES[: flags.scenes])
+    asked = questions(AssetLibrary.load(flags.dataset), flags.subjects, SCENES[: flags.num_prompts])
     focus = DinoV2Saliency()
     exact, _ = draw(flags.model, Preset(), asked)
     other, _ = draw(flags.model, Preset(), asked, first=OTHER_SEED)
     seen = look(focus, asked.references)
-    print(
-        f"{len(exact)} pictures. | PSNR to plain | cosine to plain | cosine to the reference | s a picture", flush=True
-    )
+    print(f"{len(exact)} images. | PSNR to plain | cosine to plain | cosine to the reference | s an image", flush=True)
     print(_row("another seed", other, exact, seen, focus, float("nan")), flush=True)
     for name, preset in VARIANTS.items():
         if any(word in name for word in flags.only):
-            pictures, seconds = draw(flags.model, preset, asked)
-            print(_row(name, pictures, exact, seen, focus, seconds), flush=True)
+            generated, seconds = draw(flags.model, preset, asked)
+            print(_row(name, generated, exact, seen, focus, seconds), flush=True)
 
 
 def questions(world: AssetLibrary, subjects: int, scenes: tuple[str, ...]) -> Questions:
@@ -85,7 +83,7 @@ def questions(world: AssetLibrary, subjects: int, scenes: tuple[str, ...]) -> Qu
 
 
 def draw(model: str, preset: Preset, asked: Questions, *, first: int = 0) -> tuple[Tensor, float]:
-    """Pictures (B, 3, S, S), eight at a time, and the processor's seconds for each."""
+    """Images (B, 3, S, S), eight at a time, and the processor's seconds for each."""
     pipe = BlipDiffusionPipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
     pipe.set_preset(preset)
@@ -102,13 +100,13 @@ def draw(model: str, preset: Preset, asked: Questions, *, first: int = 0) -> tup
 
 
 def look(focus: DinoV2Saliency, pixels: Tensor) -> Tensor:
-    """What the judge's network sees of whole pictures, as unit vectors (B, F)."""
+    """What the judge's network sees of whole images, as unit vectors (B, F)."""
     return F.normalize(masked_mean(focus.see(pixels)[0], None), dim=-1)
 
 
-def _row(name: str, pictures: Tensor, exact: Tensor, references: Tensor, focus: DinoV2Saliency, seconds: float) -> str:
-    one, two = (look(focus, pixels) for pixels in (pictures, exact))
-    error = (pictures - exact).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
+def _row(name: str, generated: Tensor, exact: Tensor, references: Tensor, focus: DinoV2Saliency, seconds: float) -> str:
+    one, two = (look(focus, pixels) for pixels in (generated, exact))
+    error = (generated - exact).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
     psnr = (-10 * error.log10()).mean().item()
     same, own = ((one * features).sum(-1).mean().item() for features in (two, references))
     return f"{name} | {psnr:.1f} dB | {same:.4f} | {own:.4f} | {seconds:.2f}"

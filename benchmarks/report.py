@@ -6,12 +6,12 @@ from typing import Any
 
 STOCK = "peer, as it comes"
 """What all are compared with."""
-COLUMNS = ("", "s a picture", "times as fast", "of processor time", "s a U-Net call", "GFLOP/s", "peak GiB")
+COLUMNS = ("", "s an image", "times as fast", "of processor time", "s a U-Net call", "GFLOP/s", "peak GiB")
 OWN_STEPS, SHORT = 50, (2, 4)
-"""Steps of a picture, and of the two short runs from which its time is computed where it would take too long."""
+"""Steps of an image, and of the two short runs from which its time is computed where it would take too long."""
 
 
-def picture(row: dict[str, float], key: str = "seconds") -> float:
+def image(row: dict[str, float], key: str = "seconds") -> float:
     return row.get(key, row.get(f"computed_{key}", float("nan")))
 
 
@@ -36,19 +36,19 @@ def markdown(report: dict[str, Any], earlier: dict[str, Any] | None = None) -> s
         for name, rows in found["rounds"].items():
             lines.append(_line(name, rows, found, before.get(name)))
         if size == "published":
-            lines += ["", f"Pictures of {OWN_STEPS} steps are computed from runs of {SHORT[0]} and {SHORT[1]} steps."]
+            lines += ["", f"Images of {OWN_STEPS} steps are computed from runs of {SHORT[0]} and {SHORT[1]} steps."]
     return "\n".join(lines) + "\n"
 
 
 def _line(name: str, rows: list[dict[str, float]], found: dict[str, Any], before: list[dict[str, float]] | None) -> str:
     stock = found["rounds"].get(STOCK)
-    cells = [name, spread([picture(row) for row in rows])]
+    cells = [name, spread([image(row) for row in rows])]
     for key in ("seconds", "cpu"):
-        ratios = [picture(a, key) / picture(b, key) for a, b in zip(stock, rows, strict=True)] if stock else []
+        ratios = [image(a, key) / image(b, key) for a, b in zip(stock, rows, strict=True)] if stock else []
         cells.append(spread(ratios) if ratios else "")
     calls = [row["call_seconds"] for row in rows if "call_seconds" in row]
     cells += [spread(calls, 3), f"{found['gflop'] / statistics.median(calls):.0f}"] if calls else ["", ""]
     cells.append(f"{max(row['peak'] for row in rows):.2f}")
     if before is not None:
-        cells.append(f"{statistics.median(map(picture, before)) / statistics.median(map(picture, rows)):.2f} x")
+        cells.append(f"{statistics.median(map(image, before)) / statistics.median(map(image, rows)):.2f} x")
     return "| " + " | ".join(cells) + " |"

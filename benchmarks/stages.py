@@ -1,7 +1,7 @@
 """Where a training step's time goes, for the stages of `mini` and for tuning it: phases, operators, and the share of
 what the machine's processor could do.
 
-    python benchmarks/stages.py --world world/world.zip --steps 3
+    python benchmarks/stages.py --dataset world/world.zip --steps 3
 
 It takes the steps of the loop one after another, in one process and thread, so that phases don't overlap; the loop
 itself composes the next batch while it steps. Operations are counted, not estimated: those of matrix products,
@@ -48,17 +48,17 @@ STAGES = ("autoencoder", "text_to_image", "representation", "subject", "consiste
 def main() -> None:
     """Prints a table for each stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", type=Path, required=True)
+    parser.add_argument("--dataset", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     flags = parser.parse_args()
     able = ceiling(flags.threads)
-    world = AssetLibrary.load(flags.world)
+    world = AssetLibrary.load(flags.dataset)
     with sdpa_backend(CPU):
         for stage in flags.stages:
-            lesson = Lesson(*(tuning() if stage == "tuning" else of_a_stage(stage, world)))
-            print(f"\n{stage}\n" + measured(lesson, flags.steps, able), flush=True)
+            stage_run = Stage(*(tuning() if stage == "tuning" else of_a_stage(stage, world)))
+            print(f"\n{stage}\n" + measured(stage_run, flags.steps, able), flush=True)
 
 
 def of_a_stage(stage: str, world: AssetLibrary) -> tuple[Any, Callable[[int], Any], TrainConfig]:
@@ -74,19 +74,19 @@ def tuning() -> tuple[Any, Callable[[int], Any], TrainConfig]:
     """Few-shot tuning of a subject, as `blip-diffusion tune` does it."""
     folder = ASSETS / "mini"
     photos = read_photos([Image.open(ROOT / "examples" / "dog.png")] * 3, masks="auto")
-    lesson = prepare(assemble(read_parts(folder), folder), photos, "dog", "rex", TuneConfig())
-    config = TrainConfig(steps=1, optim=OptimConfig(lr=lesson.config.learning_rate or 0.0), ema_decay=0.0)
-    return lesson.method, lesson.batches, config
+    job = prepare(assemble(read_parts(folder), folder), photos, "dog", "rex", TuneConfig())
+    config = TrainConfig(steps=1, optim=OptimConfig(lr=job.config.learning_rate or 0.0), ema_decay=0.0)
+    return job.objective, job.batches, config
 
 
-class Lesson:
+class Stage:
     """One stage's steps, and what each phase of them takes of the processor's time."""
 
-    def __init__(self, method: Any, batches: Callable[[int], Any], config: TrainConfig) -> None:
-        self.method: Any = to_training_mode(method, CPU)
+    def __init__(self, objective: Any, batches: Callable[[int], Any], config: TrainConfig) -> None:
+        self.objective: Any = to_training_mode(objective, CPU)
         self.batches, self.config = batches, config
-        self.trainable = set_trainable(self.method, self.method.parameter_groups())
-        self.optimizer = adamw(self.method.parameter_groups(), config.optim)
+        self.trainable = set_trainable(self.objective, self.objective.parameter_groups())
+        self.optimizer = adamw(self.objective.parameter_groups(), config.optim)
         self.ema = Ema(self.trainable, config.ema_decay) if config.ema_decay else None
         self.precision = accelerate_precision(CPU, config)
         self.spent: dict[str, float] = defaultdict(float)
@@ -104,8 +104,8 @@ class Lesson:
         with self._phase("forward"), torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
             context = StepContext(number, torch.Generator().manual_seed(number))
             with torch.no_grad():
-                shared = self.method.gather_step_context([batch], [context], lambda rows: rows)
-            loss = self.method(batch, StepContext(number, torch.Generator().manual_seed(number), shared))["loss"]
+                shared = self.objective.gather_step_context([batch], [context], lambda rows: rows)
+            loss = self.objective(batch, StepContext(number, torch.Generator().manual_seed(number), shared))["loss"]
         with self._phase("backward"):
             loss.backward()
         with self._phase("clip, optimizer, average"):
@@ -125,28 +125,28 @@ class Count:
     operators: list[str]
 
 
-def measured(lesson: Lesson, steps: int, able: dict[str, float]) -> str:
+def measured(stage_run: Stage, steps: int, able: dict[str, float]) -> str:
     """Processor time of a step, after one that warms up, and what that is of the ceiling."""
-    lesson.step(0)
-    lesson.spent.clear()
+    stage_run.step(0)
+    stage_run.spent.clear()
     for number in range(1, 1 + steps):
-        lesson.step(number)
-    spent = dict(lesson.spent)
+        stage_run.step(number)
+    spent = dict(stage_run.spent)
     total = sum(spent.values())
-    count = counted(lesson, steps + 1)
-    pace, most = steps * count.gflop / total, able["bfloat16" if lesson.precision == "bf16" else "float32"]
+    count = counted(stage_run, steps + 1)
+    pace, most = steps * count.gflop / total, able["bfloat16" if stage_run.precision == "bf16" else "float32"]
     share = f"{pace:.0f} GFLOP/s, {pace / most:.2f} of {most:.0f}"
     lines = [f"{total / steps:.2f} s a step of {count.gflop:.0f} GFLOP: {share}"]
     lines += [f"  {name}: {seconds / steps:.2f} s, {100 * seconds / total:.0f} %" for name, seconds in spent.items()]
     return "\n".join(lines + count.operators)
 
 
-def counted(lesson: Lesson, number: int) -> Count:
+def counted(stage_run: Stage, number: int) -> Count:
     """Two more steps: one under the counter of operations, one under the profiler."""
     with FlopCounterMode(display=False) as counter:
-        lesson.step(number)
+        stage_run.step(number)
     with profile(activities=[ProfilerActivity.CPU]) as found:
-        lesson.step(number + 1)
+        stage_run.step(number + 1)
     rows = sorted(found.key_averages(), key=lambda row: -row.self_cpu_time_total)
     whole_time = sum(row.self_cpu_time_total for row in rows)
     shares = [f"  {100 * row.self_cpu_time_total / whole_time:4.1f} % {row.key} x {row.count}" for row in rows[:10]]

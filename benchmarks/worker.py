@@ -35,10 +35,10 @@ def main() -> None:
     for line in sys.stdin:
         order = json.loads(line)
         start, busy = time.perf_counter(), time.process_time()
-        picture = draw(order["steps"])
+        image = draw(order["steps"])
         seconds = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - busy, "peak": peak()}
         if order.get("save"):
-            picture.save(order["save"])
+            image.save(order["save"])
         print(json.dumps(seconds), file=answers, flush=True)
 
 

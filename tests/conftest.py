@@ -1,4 +1,4 @@
-"""What the tests share: a tiny world, a tiny model on disk, a picture of a subject. All real, nothing downloaded."""
+"""What the tests share: a tiny world, a tiny model on disk, an image of a subject. All real, nothing downloaded."""
 
 import os
 import struct
@@ -33,7 +33,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def world() -> AssetLibrary:
-    """A small part of the real one: 58 pictures of subjects, seven scenes, each with some held out."""
+    """A small part of the real one: 58 images of subjects, seven scenes, each with some held out."""
     return AssetLibrary.load(WORLD)
 
 
@@ -75,12 +75,12 @@ def own(tiny_folder: Path) -> BlipDiffusionPipeline:
 
 @pytest.fixture(scope="session")
 def dog() -> Image.Image:
-    """A picture of a subject, wider than high."""
-    picture = Image.new("RGB", (64, 48), "lightblue")
-    pen = ImageDraw.Draw(picture)
+    """An image of a subject, wider than high."""
+    image = Image.new("RGB", (64, 48), "lightblue")
+    pen = ImageDraw.Draw(image)
     pen.ellipse((14, 12, 50, 44), fill="saddlebrown")
     pen.ellipse((36, 4, 54, 22), fill="peru")
-    return picture
+    return image
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def huge_png(tmp_path: Path) -> Callable[[int], Path]:
 
 
 def tiny_model(world: AssetLibrary, batch: SubjectBatch) -> BlipDiffusion:
-    """Weights large enough for every part to show in the picture; fresh ones hardly move it."""
+    """Weights large enough for every part to show in the image; fresh ones hardly move it."""
     model = init_model(Parts(), InitConfig("tiny", inference=INFERENCE), list(sentences(world)), batch["reference"])
     model.inference = INFERENCE
     with torch.no_grad():

@@ -15,39 +15,39 @@ OPENCV = {("apple", 30, 70): 1917, ("apple", 100, 200): 843, ("dog", 30, 70): 33
 """How many pixels are edges by OpenCV 4.12, in which ours agree with it one by one."""
 
 
-def edges(picture: Image.Image, *thresholds: float) -> np.ndarray:
-    return np.asarray(canny(picture, *thresholds))[..., 0] > 0
+def edges(image: Image.Image, *thresholds: float) -> np.ndarray:
+    return np.asarray(canny(image, *thresholds))[..., 0] > 0
 
 
 @pytest.mark.parametrize(("name", "low", "high"), OPENCV)
 def test_edges_are_opencvs(name: str, low: int, high: int) -> None:
-    picture = Image.open(EXAMPLES / f"{name}.png").convert("RGB")
-    found = edges(picture, low, high)
+    image = Image.open(EXAMPLES / f"{name}.png").convert("RGB")
+    found = edges(image, low, high)
     assert found.sum() == OPENCV[name, low, high]
     cv2 = pytest.importorskip("cv2")
-    assert np.array_equal(found, cv2.Canny(np.asarray(picture), low, high) > 0)
+    assert np.array_equal(found, cv2.Canny(np.asarray(image), low, high) > 0)
 
 
 def test_a_square_has_four_thin_sides() -> None:
-    picture = Image.new("RGB", (40, 40), "white")
-    ImageDraw.Draw(picture).rectangle((10, 12, 29, 27), fill="black")
-    found = edges(picture)
+    image = Image.new("RGB", (40, 40), "white")
+    ImageDraw.Draw(image).rectangle((10, 12, 29, 27), fill="black")
+    found = edges(image)
     assert np.flatnonzero(found[20]).tolist() == [9, 29]
     assert np.flatnonzero(found[:, 20]).tolist() == [11, 27]
 
 
 def test_a_weak_edge_counts_where_it_goes_on_from_a_strong_one() -> None:
-    picture = np.full((20, 40), 100, np.uint8)
-    picture[10:, :20], picture[10:, 20:] = 130, 112  # slopes of 4 x 30 and 4 x 12
-    assert edges(Image.fromarray(picture), 30, 100)[9:11].any(axis=0).all()
-    picture[:, :20] = 100
-    assert not edges(Image.fromarray(picture), 60, 100).any()
+    image = np.full((20, 40), 100, np.uint8)
+    image[10:, :20], image[10:, 20:] = 130, 112  # slopes of 4 x 30 and 4 x 12
+    assert edges(Image.fromarray(image), 30, 100)[9:11].any(axis=0).all()
+    image[:, :20] = 100
+    assert not edges(Image.fromarray(image), 60, 100).any()
 
 
 def test_colours_of_one_brightness_have_edges_between_them() -> None:
-    picture = Image.new("RGB", (20, 20), (255, 0, 0))
-    picture.paste((0, 130, 0), (10, 0, 20, 20))  # as bright
-    assert edges(picture).any(axis=0).sum() == 1
+    image = Image.new("RGB", (20, 20), (255, 0, 0))
+    image.paste((0, 130, 0), (10, 0, 20, 20))  # as bright
+    assert edges(image).any(axis=0).sum() == 1
 
 
 def test_a_map_is_taken_as_it_is(dog: Image.Image) -> None:

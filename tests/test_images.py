@@ -17,13 +17,13 @@ RED, WHITE = (255, 0, 0), (255, 255, 255)
 @pytest.fixture
 def arrow() -> Image.Image:
     """Red above, blue below; 40 wide, 24 high."""
-    picture = Image.new("RGB", (40, 24), "blue")
-    picture.paste(RED, (0, 0, 40, 12))
-    return picture
+    image = Image.new("RGB", (40, 24), "blue")
+    image.paste(RED, (0, 0, 40, 12))
+    return image
 
 
-def saved(picture: Image.Image, path: Path, **how: object) -> Path:
-    picture.save(path, **how)
+def saved(image: Image.Image, path: Path, **how: object) -> Path:
+    image.save(path, **how)
     return path
 
 
@@ -39,36 +39,36 @@ def test_exif_rotation(
 ) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture = images.open_image(saved(arrow, tmp_path / "turned.png", exif=exif))
-    assert picture.size == size and picture.getpixel(red_at) == RED
+    image = images.open_image(saved(arrow, tmp_path / "turned.png", exif=exif))
+    assert image.size == size and image.getpixel(red_at) == RED
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_what_is_transparent_becomes_white(tmp_path: Path, mode: str) -> None:
     """And what lies hidden below, black here, does not show."""
-    picture = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
-    picture.paste((255, 0, 0, 255), (0, 0, 20, 10))
+    image = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
+    image.paste((255, 0, 0, 255), (0, 0, 20, 10))
     if mode == "P":
-        picture = picture.quantize(4)
-    read = images.open_image(saved(picture.convert(mode), tmp_path / "clear.png"))
+        image = image.quantize(4)
+    read = images.open_image(saved(image.convert(mode), tmp_path / "clear.png"))
     assert read.mode == "RGB" and read.getpixel((10, 15)) == WHITE
     assert read.getpixel((10, 5)) == (RED if mode != "LA" else (76, 76, 76))
 
 
 def test_half_transparent_is_blended(tmp_path: Path) -> None:
-    picture = Image.new("RGBA", (20, 20), (0, 0, 0, 127))
-    assert images.open_image(saved(picture, tmp_path / "half.png")).getpixel((3, 3)) == (128, 128, 128)
+    image = Image.new("RGBA", (20, 20), (0, 0, 0, 127))
+    assert images.open_image(saved(image, tmp_path / "half.png")).getpixel((3, 3)) == (128, 128, 128)
 
 
 def test_a_transparent_colour(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (20, 20), RED)
-    path = saved(picture, tmp_path / "keyed.png", transparency=RED)
+    image = Image.new("RGB", (20, 20), RED)
+    path = saved(image, tmp_path / "keyed.png", transparency=RED)
     assert images.open_image(path).getpixel((3, 3)) == WHITE
 
 
 def test_cmyk(tmp_path: Path) -> None:
-    picture = Image.new("CMYK", (20, 20), (0, 255, 255, 0))
-    red, green, blue = images.open_image(saved(picture, tmp_path / "print.jpg", quality=100)).getpixel((3, 3))
+    image = Image.new("CMYK", (20, 20), (0, 255, 255, 0))
+    red, green, blue = images.open_image(saved(image, tmp_path / "print.jpg", quality=100)).getpixel((3, 3))
     assert red > 240 and green < 15 and blue < 15
 
 
@@ -81,7 +81,7 @@ def test_sixteen_bits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("picture", "value"),
+    ("image", "value"),
     [
         (np.full((20, 20), 200, np.uint16), 1),  # nearly black: its brightest pixel doesn't say otherwise
         (np.full((20, 20), 65535, np.uint16), 255),
@@ -92,15 +92,15 @@ def test_sixteen_bits(tmp_path: Path) -> None:
         (np.full((20, 20), 64.0, np.float32), 64),
     ],
 )
-def test_the_scale_is_the_kinds(picture: np.ndarray, value: int) -> None:
-    assert images.as_rgb(Image.fromarray(picture)).getpixel((3, 3)) == (value,) * 3
+def test_the_scale_is_the_kinds(image: np.ndarray, value: int) -> None:
+    assert images.as_rgb(Image.fromarray(image)).getpixel((3, 3)) == (value,) * 3
 
 
 @pytest.mark.parametrize("mode", ["1", "L"])
 def test_grey(tmp_path: Path, mode: str) -> None:
-    picture = Image.new(mode, (20, 20), 1 if mode == "1" else 200)
+    image = Image.new(mode, (20, 20), 1 if mode == "1" else 200)
     value = 255 if mode == "1" else 200
-    assert images.open_image(saved(picture, tmp_path / "grey.png")).getpixel((3, 3)) == (value,) * 3
+    assert images.open_image(saved(image, tmp_path / "grey.png")).getpixel((3, 3)) == (value,) * 3
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals
@@ -108,7 +108,7 @@ def test_grey(tmp_path: Path, mode: str) -> None:
 
 def test_what_cannot_be_read(arrow: Image.Image, tmp_path: Path) -> None:
     text = tmp_path / "notes.png"
-    text.write_text("this is no picture")
+    text.write_text("this is no image")
     noisy = Image.effect_noise((200, 200), 80).convert("RGB")
     buffer = io.BytesIO()
     noisy.save(buffer, "PNG")
@@ -117,10 +117,10 @@ def test_what_cannot_be_read(arrow: Image.Image, tmp_path: Path) -> None:
     empty = tmp_path / "empty.jpg"
     empty.touch()
     for path in (text, cut, empty):
-        with pytest.raises(InputError, match="not a picture that can be read"):
+        with pytest.raises(InputError, match="not an image that can be read"):
             images.open_image(path)
     for path in (tmp_path / "nowhere.png", tmp_path):
-        with pytest.raises(InputError, match="no picture at"):
+        with pytest.raises(InputError, match="no image at"):
             images.open_image(path)
 
 
@@ -158,7 +158,7 @@ def test_a_header_cut_short(tmp_path: Path) -> None:
     """Pillow says ValueError to this one."""
     path = tmp_path / "header.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sI", 4, b"IHDR", 0) + bytes(8))
-    with pytest.raises(InputError, match="not a picture that can be read"):
+    with pytest.raises(InputError, match="not an image that can be read"):
         images.open_image(path)
 
 
@@ -180,20 +180,20 @@ def test_fits(arrow: Image.Image) -> None:
 @pytest.mark.parametrize("size", [(640, 480), (333, 1000), (224, 224), (100, 75)])
 def test_crop_is_the_originals(size: tuple[int, int]) -> None:
     """Short side to 224 by bicubic resampling, then the centre, as LAVIS does."""
-    picture = Image.effect_noise(size, 80).convert("RGB")
+    image = Image.effect_noise(size, 80).convert("RGB")
     scale = 224 / min(size)
     width, height = (round(side * scale) for side in size)
-    resized = picture.resize((width, height), Image.Resampling.BICUBIC)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = round((width - 224) / 2), round((height - 224) / 2)
     wanted = np.asarray(resized.crop((left, top, left + 224, top + 224)), dtype=float)
-    ours = np.asarray(images.fit_square(picture, 224), dtype=float)
+    ours = np.asarray(images.fit_square(image, 224), dtype=float)
     assert np.abs(ours - wanted).max() <= 1
 
 
 def test_an_extreme_shape_costs_no_memory() -> None:
     """Resized as a whole before it is cut, this would be 600 MB, and 9 GB ten times as long."""
-    picture = Image.new("RGB", (16, 64_000), RED)
-    assert images.fit_square(picture, 224).getpixel((5, 5)) == RED
+    image = Image.new("RGB", (16, 64_000), RED)
+    assert images.fit_square(image, 224).getpixel((5, 5)) == RED
 
 
 # ------------------------------------------------------------------------------------------------------------ tensors
@@ -202,10 +202,10 @@ def test_an_extreme_shape_costs_no_memory() -> None:
 def test_there_and_back(arrow: Image.Image) -> None:
     pixels = images.to_tensor([arrow, arrow])
     assert pixels.shape == (2, 3, 24, 40) and pixels.dtype == torch.float32 and pixels.max() == 1
-    assert [picture.tobytes() for picture in images.to_pil(pixels)] == [arrow.tobytes()] * 2
+    assert [image.tobytes() for image in images.to_pil(pixels)] == [arrow.tobytes()] * 2
 
 
-def test_pictures_are_clamped_and_rounded() -> None:
+def test_images_are_clamped_and_rounded() -> None:
     pixels = torch.tensor([-1.0, 0.5, 2.0]).view(1, 3, 1, 1)
     assert images.to_pil(pixels)[0].getpixel((0, 0)) == (0, 128, 255)
 

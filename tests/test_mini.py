@@ -1,4 +1,4 @@
-"""The model that ships: it is there, small enough, and looks at both the picture and the words."""
+"""The model that ships: it is there, small enough, and looks at both the image and the words."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +23,10 @@ def mini() -> BlipDiffusionPipeline:
 
 def draw(pipe: BlipDiffusionPipeline, prompts: list[str], name: str, *, steps: int | None = 8) -> torch.Tensor:
     """(B, 3) mean colours of the middle, then of the four corners, all from one noise."""
-    picture = Image.open(EXAMPLES / name)
+    image = Image.open(EXAMPLES / name)
     noise = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0)).expand(len(prompts), -1, -1, -1)
     settings = {"num_inference_steps": steps, "output_type": "pt", "latents": noise}
-    pixels = pipe(prompts, picture, Path(name).stem, Path(name).stem, **settings).images
+    pixels = pipe(prompts, image, Path(name).stem, Path(name).stem, **settings).images
     corners = torch.cat([pixels[:, :, :24, :24], pixels[:, :, -24:, -24:]], dim=-1)
     return torch.stack([pixels[:, :, 40:88, 40:88].mean(dim=(2, 3)), corners.mean(dim=(2, 3))])
 

@@ -47,7 +47,7 @@ def test_published_unet_and_vae() -> None:
 
 
 @torch.no_grad()
-def test_a_picture_and_its_word_become_tokens(model: BlipDiffusion, batch: SubjectBatch) -> None:
+def test_an_image_and_its_word_become_tokens(model: BlipDiffusion, batch: SubjectBatch) -> None:
     tokens = model.subject_tokens(batch["reference"], batch["category"])
     assert tokens.shape == (6, 4, 32)
     pixels = batch["reference"][:1]

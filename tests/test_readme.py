@@ -32,7 +32,7 @@ def test_commands_are_understood(command: str) -> None:
         assert ended.code == 0
 
 
-def test_pictures_named_in_commands_are_there() -> None:
+def test_images_named_in_commands_are_there() -> None:
     for path in re.findall(r"examples/[\w.-]+", TEXT):
         assert (ROOT / path).exists(), path
 

@@ -1,4 +1,4 @@
-"""From a picture to what a ControlNet looks at. Canny edges are ours; the others are `controlnet_aux`'s networks."""
+"""From an image to what a ControlNet looks at. Canny edges are ours; the others are `controlnet_aux`'s networks."""
 
 from collections.abc import Callable
 
@@ -22,19 +22,19 @@ LEARNED = {
 WEIGHTS = "lllyasviel/Annotators"
 """Where the hub has what they learned."""
 KINDS = ("map", "canny", *LEARNED)
-"""`map` takes a picture that is a control map already."""
+"""`map` takes an image that is a control map already."""
 TANGENT = 0.4142135623730950488  # of 22.5 degrees
 
 
-def annotate(picture: Image.Image, kind: str) -> Image.Image:
-    """The control map of a picture. Raises `InputError` for an unknown kind, or one that needs what isn't here."""
-    picture = images.as_rgb(picture)
+def annotate(image: Image.Image, kind: str) -> Image.Image:
+    """The control map of an image. Raises `InputError` for an unknown kind, or one that needs what isn't here."""
+    image = images.as_rgb(image)
     if kind == "map":
-        return picture
+        return image
     if kind == "canny":
-        return canny(picture)
+        return canny(image)
     if kind in LEARNED:
-        return _learned(kind)(picture).convert("RGB").resize(picture.size, Image.Resampling.BICUBIC)
+        return _learned(kind)(image).convert("RGB").resize(image.size, Image.Resampling.BICUBIC)
     raise InputError(f"There is no control {kind!r}: use {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
 
 
@@ -56,13 +56,13 @@ def _learned(kind: str) -> Callable[[Image.Image], Image.Image]:
     return detector
 
 
-def canny(picture: Image.Image, low: float = 30, high: float = 70) -> Image.Image:
-    """Edges (Canny 1986), white on black: what OpenCV's `Canny` finds in the same picture with the same thresholds.
+def canny(image: Image.Image, low: float = 30, high: float = 70) -> Image.Image:
+    """Edges (Canny 1986), white on black: what OpenCV's `Canny` finds in the same image with the same thresholds.
 
     The defaults are those of the published demonstration. Thresholds are of |dx| + |dy| after a 3 x 3 Sobel filter;
     of the three colours, that with the strongest slope counts.
     """
-    dx, dy = _slopes((images.to_tensor([images.as_rgb(picture)]) * 255).round())
+    dx, dy = _slopes((images.to_tensor([images.as_rgb(image)]) * 255).round())
     strength = dx.abs() + dy.abs()
     ridge = (strength > low) & _is_ridge(strength, dx, dy)
     edges = _connected(ridge & (strength > high), ridge)

@@ -1,6 +1,6 @@
-"""Pictures: PIL to tensors and back, and the only file that knows how a reference is cut to the encoder's square.
+"""Images: PIL to tensors and back, and the only file that knows how a reference is cut to the encoder's square.
 
-Tensors of pictures are float, (B, 3, H, W), in [0, 1], unless a name says otherwise.
+Tensors of images are float, (B, 3, H, W), in [0, 1], unless a name says otherwise.
 """
 
 import io
@@ -18,10 +18,10 @@ from torch import Tensor
 from blip_diffusion.errors import InputError
 
 ResizeMode = Literal["crop", "squash", "pad", "subject"]
-"""`crop`: short side, then centre (the original's); `squash`: both sides (diffusers'); `pad`: the whole picture."""
+"""`crop`: short side, then centre (the original's); `squash`: both sides (diffusers'); `pad`: the whole image."""
 
 Source = str | Path | IO[bytes]
-"""A picture's path, or a file that is open already, as one within another is."""
+"""An image's path, or a file that is open already, as one within another is."""
 
 Read = TypeVar("Read")
 
@@ -30,40 +30,40 @@ MAX_PIXELS = 64_000_000
 
 
 def open_image(source: Source) -> Image.Image:
-    """A picture file as upright RGB on white. Raises `InputError` for what is missing, broken, tiny or huge."""
+    """An image file as upright RGB on white. Raises `InputError` for what is missing, broken, tiny or huge."""
     return read_image(source, as_rgb)
 
 
-def png_bytes(picture: Image.Image) -> bytes:
-    """A picture as the bytes of a PNG file."""
+def png_bytes(image: Image.Image) -> bytes:
+    """An image as the bytes of a PNG file."""
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def read_image(source: Source, read: Callable[[Image.Image], Read]) -> Read:
-    """What `read` makes of a picture file, under the same checks."""
-    name = str(Path(source)) if isinstance(source, str | Path) else "The picture within"
+    """What `read` makes of an image file, under the same checks."""
+    name = str(Path(source)) if isinstance(source, str | Path) else "The image within"
     if isinstance(source, str | Path) and not Path(source).is_file():
-        raise InputError(f"There is no picture at {name}: check the path.")
+        raise InputError(f"There is no image at {name}: check the path.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(source) as picture:
-                check_size(picture, name)
-                return read(picture)
+            with Image.open(source) as image:
+                check_size(image, name)
+                return read(image)
     except InputError:
         raise
     except Image.DecompressionBombError as error:
         limit = f"{MAX_PIXELS // 10**6} megapixels"
-        raise InputError(f"{name} is too large a picture: use one of at most {limit}.") from error
+        raise InputError(f"{name} is too large an image: use one of at most {limit}.") from error
     except Exception as error:  # on a damaged file, Pillow raises whatever it trips over
-        raise InputError(f"{name} is not a picture that can be read: use a PNG, JPEG or WebP file.") from error
+        raise InputError(f"{name} is not an image that can be read: use a PNG, JPEG or WebP file.") from error
 
 
-def check_size(picture: Image.Image, name: str = "The reference") -> None:
-    """Raises `InputError` for a picture too small to show a subject, or too large to be one."""
-    width, height = picture.size
+def check_size(image: Image.Image, name: str = "The reference") -> None:
+    """Raises `InputError` for an image too small to show a subject, or too large to be one."""
+    width, height = image.size
     if min(width, height) < MIN_SIDE:
         raise InputError(f"{name} has {width} x {height} pixels: use one of at least {MIN_SIDE} x {MIN_SIDE}.")
     if width * height > MAX_PIXELS:
@@ -72,64 +72,64 @@ def check_size(picture: Image.Image, name: str = "The reference") -> None:
         )
 
 
-def as_rgb(picture: Image.Image) -> Image.Image:
+def as_rgb(image: Image.Image) -> Image.Image:
     """Upright (EXIF), 8 bit, RGB; what is transparent becomes white."""
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I") or picture.mode == "F":
-        picture = _eight_bits(picture)
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
-    return picture.convert("RGB")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _eight_bits(image)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
 
 
-def _eight_bits(picture: Image.Image) -> Image.Image:
+def _eight_bits(image: Image.Image) -> Image.Image:
     """Of whole numbers of 16 bits, which Pillow keeps in 32 too, or of floats in [0, 1], else in [0, 255]."""
-    values = np.asarray(picture, dtype=np.float32)
-    scale = 1 / 257 if picture.mode != "F" else 255 if values.max() <= 1 else 1
+    values = np.asarray(image, dtype=np.float32)
+    scale = 1 / 257 if image.mode != "F" else 255 if values.max() <= 1 else 1
     return Image.fromarray((values * np.float32(scale)).round().clip(0, 255).astype(np.uint8))
 
 
-def alpha_of(picture: Image.Image) -> Image.Image | None:
-    """What a picture says of its own transparency, upright, white where it is opaque; `None` where it says nothing."""
-    if picture.mode not in ("RGBA", "LA", "PA") and "transparency" not in picture.info:
+def alpha_of(image: Image.Image) -> Image.Image | None:
+    """What an image says of its own transparency, upright, white where it is opaque; `None` where it says nothing."""
+    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
         return None
-    alpha = ImageOps.exif_transpose(picture).convert("RGBA").getchannel("A")
+    alpha = ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
     darkest, brightest = alpha.getextrema()
     return alpha if darkest != brightest else None
 
 
-def fit_square(picture: Image.Image, size: int, fit: ResizeMode = "crop", *, bars: str = "white") -> Image.Image:
-    """A `size` x `size` picture, by bicubic resampling; `bars` is the colour of what `pad` adds."""
+def fit_square(image: Image.Image, size: int, fit: ResizeMode = "crop", *, bars: str = "white") -> Image.Image:
+    """A `size` x `size` image, by bicubic resampling; `bars` is the colour of what `pad` adds."""
     match fit:
         case "squash":
-            return picture.resize((size, size), Image.Resampling.BICUBIC)
+            return image.resize((size, size), Image.Resampling.BICUBIC)
         case "pad":
-            return ImageOps.pad(picture, (size, size), Image.Resampling.BICUBIC, color=bars)
+            return ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC, color=bars)
         case "crop":
-            scale = size / min(picture.size)
-            width, height = (max(size, round(side * scale)) for side in picture.size)
+            scale = size / min(image.size)
+            width, height = (max(size, round(side * scale)) for side in image.size)
             left, top = round((width - size) / 2), round((height - size) / 2)
-            x, y = picture.width / width, picture.height / height  # resizing the crop alone costs a thin picture less
+            x, y = image.width / width, image.height / height  # resizing the crop alone costs a thin image less
             box = (left * x, top * y, (left + size) * x, (top + size) * y)
-            return picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
+            return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
     raise InputError(f"There is no way to fit a reference called {fit!r}: use crop, squash or pad.")
 
 
-def to_tensor(pictures: Sequence[Image.Image]) -> Tensor:
-    """Equal-sized RGB pictures to (B, 3, H, W) in [0, 1]."""
-    stacked = np.stack([np.asarray(picture, dtype=np.float32) for picture in pictures])
+def to_tensor(images: Sequence[Image.Image]) -> Tensor:
+    """Equal-sized RGB images to (B, 3, H, W) in [0, 1]."""
+    stacked = np.stack([np.asarray(image, dtype=np.float32) for image in images])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous() / 255
 
 
 def to_pil(pixels: Tensor) -> list[Image.Image]:
     """(B, 3, H, W) in [0, 1], clamped and rounded to 8 bit."""
     array = (pixels.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(picture) for picture in array]
+    return [Image.fromarray(image) for image in array]
 
 
 def preprocess(pixels: Tensor, side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Pictures (B, 3, H, W) in [0, 1] as an image encoder takes them: (B, 3, S, S), normalised."""
+    """Images (B, 3, H, W) in [0, 1] as an image encoder takes them: (B, 3, S, S), normalised."""
     if pixels.shape[-2:] != (side, side):
         pixels = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
     return normalise(pixels, mean, std)
@@ -141,19 +141,19 @@ def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return (pixels - pixels.new_tensor(mean).view(shape)) / pixels.new_tensor(std).view(shape)
 
 
-def grid(pictures: Sequence[Image.Image], columns: int, *, gap: int = 2) -> Image.Image:
-    """Equal-sized pictures, row by row, on white."""
-    width, height = pictures[0].size
-    rows = -(-len(pictures) // columns)
+def grid(images: Sequence[Image.Image], columns: int, *, gap: int = 2) -> Image.Image:
+    """Equal-sized images, row by row, on white."""
+    width, height = images[0].size
+    rows = -(-len(images) // columns)
     page = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
-    for index, picture in enumerate(pictures):
-        page.paste(picture, (index % columns * (width + gap), index // columns * (height + gap)))
+    for index, image in enumerate(images):
+        page.paste(image, (index % columns * (width + gap), index // columns * (height + gap)))
     return page
 
 
 def column_page(columns: Sequence[Tensor], *, gap: int = 2) -> Image.Image:
-    """Columns of pictures, each (B, 3, H, W) in [0, 1], side by side; smaller ones are enlarged to the largest."""
+    """Columns of images, each (B, 3, H, W) in [0, 1], side by side; smaller ones are enlarged to the largest."""
     side = max(column.shape[-1] for column in columns)
     rows = [F.interpolate(column.float(), (side, side), mode="bilinear", antialias=True) for column in columns]
-    cells = [picture for row in zip(*map(to_pil, rows), strict=True) for picture in row]
+    cells = [image for row in zip(*map(to_pil, rows), strict=True) for image in row]
     return grid(cells, len(columns), gap=gap)

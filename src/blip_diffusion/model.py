@@ -1,4 +1,4 @@
-"""BLIP-Diffusion on one screen: the parts, and how a picture and a sentence become what the U-Net looks at.
+"""BLIP-Diffusion on one screen: the parts, and how an image and a sentence become what the U-Net looks at.
 
     reference image ─► image_encoder ─► qformer ─► projection ─► subject tokens ─┐
     subject word ("dog") ──────────────────┘                                     ▼
@@ -63,7 +63,7 @@ class InferenceConfig:
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
     guidance_rescale: float = 0.0
-    noise_scale: float = 1.0  # of the noise that a picture begins with; less is plainer, and leaves less to chance
+    noise_scale: float = 1.0  # of the noise that an image begins with; less is plainer, and leaves less to chance
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class ModelConfig:
 
 
 class SubjectEncoder(nn.Module):
-    """A picture of a subject and its word, to subject tokens: the `qformer/` folder of the published layout."""
+    """An image of a subject and its word, to subject tokens: the `qformer/` folder of the published layout."""
 
     def __init__(self, image_encoder: ImageEncoder, qformer: QFormer, projection: SubjectProjection) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class BlipDiffusion(nn.Module):
 
     @property
     def latents(self) -> LatentCodec:
-        """Pictures to latents and back."""
+        """Images to latents and back."""
         return LatentCodec(self.vae)
 
     @property
@@ -156,7 +156,7 @@ class BlipDiffusion(nn.Module):
         return int(self.text_encoder.config.max_position_embeddings)
 
     def subject_tokens(self, pixels: Tensor, categories: Sequence[str]) -> Tensor:
-        """Reference pictures (B, 3, H, W) in [0, 1] and what they show, to subject tokens (B, Q, D)."""
+        """Reference images (B, 3, H, W) in [0, 1] and what they show, to subject tokens (B, Q, D)."""
         known = self.subject_encoder.qformer.config
         words = category_words(
             self.qformer_tokenizer, categories, limit=known.positions, vocabulary=known.vocabulary
@@ -210,7 +210,7 @@ class BlipDiffusion(nn.Module):
         return torch.cat([states, F.pad(codes, (0, 0, at, states.shape[1] - at - tokens))], dim=-1)
 
     def denoiser(self, text: Tensor) -> Denoiser:
-        """(B, L, D) to a denoiser of B pictures."""
+        """(B, L, D) to a denoiser of B images."""
         return unet_denoiser(self.unet, text)
 
 

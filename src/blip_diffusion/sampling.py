@@ -32,7 +32,7 @@ def sample_images(
     rescale: float | None = None,
     decoded: bool = True,
 ) -> Tensor:
-    """Pictures (B, 3, H, W) in [0, 1], or their latents, of text states (B, L, D), from the noise of a seed each.
+    """Images (B, 3, H, W) in [0, 1], or their latents, of text states (B, L, D), from the noise of a seed each.
 
     `None` asks as the model wants to be asked.
     """
@@ -59,5 +59,5 @@ def sample_prompts(method: PersonalizedObjective, scenes: Sequence[str], *, seed
 
 
 def prompt_seeds(scenes: Sequence[str], seeds: int) -> list[int]:
-    """Of each picture: one for all scenes, so that what differs is what the words say."""
+    """Of each image: one for all scenes, so that what differs is what the words say."""
     return [seed for seed in range(seeds) for _ in scenes]

@@ -61,23 +61,23 @@ def written() -> list[str]:
 
 
 def pixels(path: Path | str) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture)
+    with Image.open(path) as image:
+        return np.asarray(image)
 
 
 # ---------------------------------------------------------------------------------------------------------------- good
 
 
-def test_pictures_are_written_and_their_paths_printed(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_are_written_and_their_paths_printed(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
     code = generate("--num-images", 2, "--seed", 7, "--out", "drawn", prompts=("on the beach", "At the forest!"))
     printed = capsys.readouterr()
     assert code == 0 and printed.err == ""
     paths = ["on-the-beach-7.png", "on-the-beach-8.png", "at-the-forest-7.png", "at-the-forest-8.png"]
     assert printed.out.split() == [f"drawn/{path}" for path in paths]
     assert written() == sorted(printed.out.split())
-    pictures = [pixels(path) for path in printed.out.split()]
-    assert all(picture.shape == (32, 32, 3) for picture in pictures)
-    assert len({picture.tobytes() for picture in pictures}) == 4
+    images = [pixels(path) for path in printed.out.split()]
+    assert all(image.shape == (32, 32, 3) for image in images)
+    assert len({image.tobytes() for image in images}) == 4
 
 
 def test_the_same_order_gives_the_same_bytes(generate: Run) -> None:
@@ -91,7 +91,7 @@ def test_prompts_of_one_name_do_not_overwrite_each_other(generate: Run, capsys: 
     assert capsys.readouterr().out.split() == written() == ["out/on-the-beach-0.png", "out/on-the-beach-0_2.png"]
 
 
-def test_pictures_of_earlier_runs_are_not_overwritten(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_of_earlier_runs_are_not_overwritten(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
     for prompt, more in (("雪の中", ()), ("на пляже", ()), ("雪の中", ("--steps", 2)), ("雪の中", ())):
         assert generate(*more, prompts=(prompt,)) == 0
     paths = ["out/image-0.png", "out/image-0_2.png", "out/image-0_3.png", "out/image-0.png"]
@@ -136,7 +136,7 @@ def test_making_it_again_in_place_changes_nothing(generate: Run, capsys: pytest.
     ],
     ids=["plain", "every flag", "bfloat16", "fast"],
 )
-def test_a_picture_tells_how_to_make_it_again(generate: Run, more: tuple[object, ...]) -> None:
+def test_an_image_tells_how_to_make_it_again(generate: Run, more: tuple[object, ...]) -> None:
     assert generate("--out", "first", *more) == 0
     (path,) = written()
     assert main(["generate", "--reproduce", path, "--out", "again"]) == 0
@@ -187,21 +187,21 @@ def test_structure_is_kept_and_made_again(generate: Run, controlnet: Path, refer
     ("flags", "message"),
     [
         (["--control", "canny"], "write KIND=FILE"),
-        (["--control", "canny=nowhere.png"], "no picture at nowhere.png"),
-        (["--control", "edges={picture}"], "no control 'edges'"),
-        (["--control", "canny={picture}:strong"], "the scale 'strong'"),
-        (["--control", "canny={picture}:inf"], "The scale of --control canny is inf"),
-        (["--control", "depth={picture}"], "pip install 'blip-diffusion[control]'"),
-        (["--control", "canny={picture}"], "no ControlNet for canny and this model"),
+        (["--control", "canny=nowhere.png"], "no image at nowhere.png"),
+        (["--control", "edges={image}"], "no control 'edges'"),
+        (["--control", "canny={image}:strong"], "the scale 'strong'"),
+        (["--control", "canny={image}:inf"], "The scale of --control canny is inf"),
+        (["--control", "depth={image}"], "pip install 'blip-diffusion[control]'"),
+        (["--control", "canny={image}"], "no ControlNet for canny and this model"),
         (["--controlnet", "canny=x"], "add --control canny=FILE"),
-        (["--control", "canny={picture}", "--controlnet", "canny=nowhere"], "There is no model nowhere"),
-        (["--control", "canny={picture}", "--controlnet", "canny={picture}"], "is not a file of weights"),
+        (["--control", "canny={image}", "--controlnet", "canny=nowhere"], "There is no model nowhere"),
+        (["--control", "canny={image}", "--controlnet", "canny={image}"], "is not a file of weights"),
     ],
 )
 def test_what_cannot_be_controlled(
     generate: Run, reference: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
-    assert generate(*(flag.replace("{picture}", str(reference)) for flag in flags)) == 2
+    assert generate(*(flag.replace("{image}", str(reference)) for flag in flags)) == 2
     assert message in capsys.readouterr().err
     assert written() == []
 
@@ -265,7 +265,7 @@ def test_a_page_overwrites_no_page_of_another_order(generate: Run, capsys: pytes
 
 @pytest.mark.parametrize("kind", ["rotated", "RGBA", "CMYK", "I;16", "P"])
 def test_references_of_every_kind(generate: Run, dog: Image.Image, kind: str) -> None:
-    """Whatever its kind, the picture of the dog is read as the dog: grey where the kind is, else in colours."""
+    """Whatever its kind, the image of the dog is read as the dog: grey where the kind is, else in colours."""
     path = Path("reference.tif" if kind == "CMYK" else "reference.png")
     same = dog
     if kind == "rotated":
@@ -303,7 +303,7 @@ def make_bad(name: str, huge_png: Callable[[int], Path]) -> list[str]:
         case "missing file":
             return ["--reference", "nowhere.png"]
         case "text file":
-            Path("text.png").write_text("no picture")
+            Path("text.png").write_text("no image")
             return ["--reference", "text.png"]
         case "one pixel":
             Image.new("RGB", (1, 1)).save("pixel.png")
@@ -336,11 +336,11 @@ def make_bad(name: str, huge_png: Callable[[int], Path]) -> list[str]:
 
 
 BAD = {
-    "missing file": "There is no picture at nowhere.png",
-    "text file": "text.png is not a picture that can be read",
+    "missing file": "There is no image at nowhere.png",
+    "text file": "text.png is not an image that can be read",
     "one pixel": "pixel.png has 1 x 1 pixels",
     "200 megapixels": "at most 64 megapixels",
-    "folder": "There is no picture at .",
+    "folder": "There is no image at .",
     "out is a file": "Nothing can be written to taken: choose another --out",
     "out below a file": "Nothing can be written to taken/below",
     "--out /proc/x/y": "Nothing can be written to /proc/x/y",
@@ -395,14 +395,14 @@ def test_what_can_not_be_made_again(
 
 
 def retold(path: str, **told: object) -> str:
-    """A picture that says something else of its order."""
+    """An image that says something else of its order."""
     order, known = json.loads(Image.open(path).info[METADATA]), PngImagePlugin.PngInfo()
     known.add_text(METADATA, json.dumps(order | told))
     Image.open(path).save("retold.png", pnginfo=known)
     return "retold.png"
 
 
-def test_a_strangers_picture_may_name_what_no_path_can_be(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_strangers_image_may_name_what_no_path_can_be(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
     generate()
     net = {"kind": "canny", "net": "n" * 5000, "scale": 1.0, "picture": ""}
     subject = {"path": "n" * 5000, "weight": 1.0, "sha256": ""}
@@ -412,7 +412,7 @@ def test_a_strangers_picture_may_name_what_no_path_can_be(generate: Run, capsys:
         assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_another_versions_picture_is_made_with_a_warning(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_versions_image_is_made_with_a_warning(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
     generate()
     assert main(["generate", "--reproduce", retold(written()[0], version="0.0.9"), "--out", "again"]) == 0
     assert "made by blip-diffusion 0.0.9" in capsys.readouterr().err

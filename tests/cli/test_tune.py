@@ -31,8 +31,8 @@ def generate(model: Path, *words: object) -> int:
 
 
 def pixels(path: str | Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture)
+    with Image.open(path) as image:
+        return np.asarray(image)
 
 
 def test_a_tuned_subject_is_drawn_and_drawn_again(rex: Path, tiny_folder: Path) -> None:

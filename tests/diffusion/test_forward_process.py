@@ -22,7 +22,7 @@ def some(size: int = 5) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_the_right_answer_inverts_to_the_clean_picture(prediction: Prediction) -> None:
+def test_the_right_answer_inverts_to_the_clean_image(prediction: Prediction) -> None:
     noising, (latents, noise, timesteps) = schedule(prediction), some()
     noised = noising.noised(latents, noise, timesteps)
     answer = noising.target(latents, noise, timesteps)

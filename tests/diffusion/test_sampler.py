@@ -92,7 +92,7 @@ def test_pndm_asks_once_more_than_it_has_steps() -> None:
 
 
 @pytest.mark.parametrize("name", [*DETERMINISTIC, *RANDOM])
-def test_a_picture_does_not_change_with_its_neighbours(name: str) -> None:
+def test_an_image_does_not_change_with_its_neighbours(name: str) -> None:
     together = sample(denoise, noise(1, 2, 3), scheduler(name), generators=generators(1, 2, 3))
     alone = sample(denoise, noise(2), scheduler(name), generators=generators(2))
     torch.testing.assert_close(together[1:2], alone)
@@ -116,7 +116,7 @@ def test_a_hook_sees_every_step_and_may_change_it() -> None:
     assert seen == list(enumerate(made.timesteps.tolist()))
 
 
-def test_initial_noise_is_each_pictures_own() -> None:
+def test_initial_noise_is_each_images_own() -> None:
     together = noise(1, 2, 3)
     assert together.shape == (3, 4, 3, 3)
     for row, seed in enumerate((1, 2, 3)):

@@ -18,8 +18,8 @@ from tests.evaluation.fakes import SIZE, WORLD
 def bench_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`world.zip` and, beside it, `bench`: three of the four held-out subjects, so that one is left to learn from."""
     folder = tmp_path_factory.mktemp("world")
-    cutouts = [(row, _picture(pixels)) for row, pixels in zip(WORLD.cutouts, WORLD.pixels, strict=True)]
-    scenes = [(row, _picture(pixels)) for row, pixels in zip(WORLD.scenes, WORLD.scene_pixels, strict=True)]
+    cutouts = [(row, _image(pixels)) for row, pixels in zip(WORLD.cutouts, WORLD.pixels, strict=True)]
+    scenes = [(row, _image(pixels)) for row, pixels in zip(WORLD.scenes, WORLD.scene_pixels, strict=True)]
     pack(folder / "world.zip", cutouts, scenes, "drawn by the tests")
     return folder
 
@@ -54,5 +54,5 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Pa
     return folder
 
 
-def _picture(pixels: torch.Tensor) -> Image.Image:
+def _image(pixels: torch.Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())

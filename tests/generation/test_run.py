@@ -28,7 +28,7 @@ TABLE = {
 
 
 def carrying(table: dict[str, Any], path: Path) -> Path:
-    """A picture that says this of itself."""
+    """An image that says this of itself."""
     information = PngImagePlugin.PngInfo()
     information.add_text(METADATA, json.dumps(table))
     Image.new("RGB", (20, 20)).save(path, pnginfo=information)
@@ -83,8 +83,8 @@ def test_metadata_hold_the_whole_order(tiny_folder: Path, tmp_path: Path, dog: I
     paths = run(request, tmp_path / "out", device="cpu")
     one = read_request(paths[3])
     assert one == GenerationRequest(**vars(request) | {"prompts": ("at the forest",), "num_images": 1, "seed": 6})
-    with Image.open(paths[0]) as picture:
-        table = json.loads(picture.info[METADATA])
+    with Image.open(paths[0]) as file:
+        table = json.loads(file.info[METADATA])
     assert table["prompt"] == "on the beach" and table["version"] and len(table["reference_sha256"]) == 64
 
 
@@ -154,12 +154,12 @@ def test_what_a_stranger_may_not_say(tmp_path: Path, change: dict[str, Any]) -> 
         read_request(carrying({**TABLE, **change}, tmp_path / "bad.png"))
 
 
-def test_a_picture_is_one_picture(tmp_path: Path) -> None:
+def test_an_image_is_one_image(tmp_path: Path) -> None:
     assert read_request(carrying({**TABLE, "num_images": 1000}, tmp_path / "many.png")).num_images == 1
 
 
 def test_nothing_is_fetched_on_a_strangers_word(tmp_path: Path) -> None:
-    """What a picture names must be here, unless whoever makes it again names it too."""
+    """What an image names must be here, unless whoever makes it again names it too."""
     model = carrying({**TABLE, "model": "someone/model"}, tmp_path / "model.png")
     with pytest.raises(InputError, match="made by 'someone/model', which isn't here: add --model 'someone/model'"):
         read_request(model)
@@ -176,7 +176,7 @@ def test_nothing_is_fetched_on_a_strangers_word(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["reference", "control"])
-def test_a_bomb_within_a_picture(tmp_path: Path, huge_png: Callable[[int], Path], where: str) -> None:
+def test_a_bomb_within_an_image(tmp_path: Path, huge_png: Callable[[int], Path], where: str) -> None:
     bomb = base64.b64encode(huge_png(9_000).read_bytes()).decode()  # Pillow alone would let it pass
     change = {"reference": bomb} if where == "reference" else {"controls": [{**CONTROL, "image": bomb}]}
     with pytest.raises(InputError, match="holds no generation settings") as caught:

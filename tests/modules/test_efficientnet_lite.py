@@ -1,4 +1,4 @@
-"""Against numbers of `efficientnet-lite-pytorch` 0.1.0, on the same weights and the same drawn picture."""
+"""Against numbers of `efficientnet-lite-pytorch` 0.1.0, on the same weights and the same drawn image."""
 
 import pytest
 import torch

@@ -20,13 +20,13 @@ def encoder(request: pytest.FixtureRequest) -> ImageEncoder:
     return ImageEncoder(request.param)
 
 
-def pictures(encoder: ImageEncoder) -> torch.Tensor:
+def images(encoder: ImageEncoder) -> torch.Tensor:
     return torch.randn(2, 3, encoder.config.image_size, encoder.config.image_size)
 
 
 def test_shapes(encoder: ImageEncoder) -> None:
     patches = (encoder.config.image_size // 14) ** 2 + 1 if encoder.config.tower == "clip" else 4
-    assert encoder(pictures(encoder)).shape == (2, patches, encoder.width)
+    assert encoder(images(encoder)).shape == (2, patches, encoder.width)
 
 
 def test_training_leaves_the_tower_frozen(encoder: ImageEncoder) -> None:
@@ -34,20 +34,20 @@ def test_training_leaves_the_tower_frozen(encoder: ImageEncoder) -> None:
     assert encoder.training and encoder.norm.training
     assert not any(module.training for module in encoder.tower.modules())
     assert not any(parameter.requires_grad for parameter in encoder.tower.parameters())
-    encoder(pictures(encoder)).square().sum().backward()
+    encoder(images(encoder)).square().sum().backward()
     assert encoder.norm.weight.grad is not None
     assert all(parameter.grad is None for parameter in encoder.tower.parameters())
 
 
 def test_features_are_what_the_norm_reads(encoder: ImageEncoder) -> None:
-    pixels = pictures(encoder)
+    pixels = images(encoder)
     features = encoder.features(pixels)
     assert not features.requires_grad
     assert torch.equal(encoder.norm(features), encoder(pixels))
 
 
-def test_pictures_of_a_batch_are_independent(encoder: ImageEncoder) -> None:
-    pixels = pictures(encoder)
+def test_images_of_a_batch_are_independent(encoder: ImageEncoder) -> None:
+    pixels = images(encoder)
     torch.testing.assert_close(encoder(pixels)[1:], encoder(pixels[1:]), atol=1e-5, rtol=1e-5)
 
 
@@ -64,7 +64,7 @@ def test_calibrated_features_are_standardised() -> None:
 
 
 def test_the_tower_tells_the_colours_of_its_cells() -> None:
-    """Of a picture that is red at the left, the cells of the left patches are red: 48 numbers after the features."""
+    """Of an image that is red at the left, the cells of the left patches are red: 48 numbers after the features."""
     pixels = torch.zeros(1, 3, 32, 32)
     pixels[:, 0, :, :16] = 1
     colours = EfficientNetTower()(pixels)[0, :, 112 + 160 : 112 + 160 + 48].view(2, 2, 3, 16)
@@ -86,7 +86,7 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="reads squares, not 32 x 48"):
         EfficientNetTower()(torch.zeros(1, 3, 32, 48))
     build_tower(CLIP).check_side(28)
-    with pytest.raises(ConfigError, match="reads pictures of 28 pixels, not 42"):
+    with pytest.raises(ConfigError, match="reads images of 28 pixels, not 42"):
         build_tower(CLIP).check_side(42)
     with pytest.raises(ConfigError, match="no tower 'resnet'"):
         build_tower(ImageEncoderConfig(tower="resnet"))  # type: ignore[arg-type]

@@ -38,7 +38,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def by_hand(folder: Path, a: Tensor, b: Tensor) -> Tensor:
-    """The published code's steps, one picture at a time."""
+    """The published code's steps, one image at a time."""
     network, linear = vgg16(), torch.load(folder / LINEAR)
     state = torch.load(folder / VGG)
     network.load_state_dict({name[9:]: value for name, value in state.items() if name.startswith("features.")})

@@ -69,11 +69,11 @@ def changed(ids: Tensor, at: int) -> Tensor:
 def test_unimodal_rows_see_only_their_own_kind(qformer: QFormer, features: Tensor) -> None:
     both = read(qformer, features, WORDS, AttentionPattern.UNIMODAL)
     other_words = read(qformer, features, changed(WORDS, 1), AttentionPattern.UNIMODAL)
-    other_picture = read(qformer, features + 1, WORDS, AttentionPattern.UNIMODAL)
+    other_image = read(qformer, features + 1, WORDS, AttentionPattern.UNIMODAL)
     assert moved(both.queries, other_words.queries) == [False] * 4
-    assert moved(both.words, other_picture.words) == [False] * 5
+    assert moved(both.words, other_image.words) == [False] * 5
     assert moved(both.words, other_words.words) == [True] * 5  # words see later words too
-    assert moved(both.queries, other_picture.queries) == [True] * 4
+    assert moved(both.queries, other_image.queries) == [True] * 4
 
 
 @pytest.mark.parametrize("at", range(1, 5))
@@ -110,11 +110,11 @@ def test_padding_is_never_seen(qformer: QFormer, features: Tensor, pattern: Atte
 def test_unequal_lengths_in_a_batch_equal_singles(
     qformer: QFormer, features: Tensor, pattern: AttentionPattern
 ) -> None:
-    pictures = torch.cat([features, features.flip(1) * 2])
+    images = torch.cat([features, features.flip(1) * 2])
     ids = torch.tensor([[1, 7, 8, 9, 2], [1, 5, 2, 0, 0]])
-    together = read(qformer, pictures, ids, pattern, (ids > 0).long())
+    together = read(qformer, images, ids, pattern, (ids > 0).long())
     for row, length in enumerate((5, 3)):
-        alone = read(qformer, pictures[row : row + 1], ids[row : row + 1, :length], pattern)
+        alone = read(qformer, images[row : row + 1], ids[row : row + 1, :length], pattern)
         torch.testing.assert_close(together.queries[row], alone.queries[0], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(together.words[row, :length], alone.words[0], atol=1e-5, rtol=1e-5)
 
@@ -142,8 +142,8 @@ def test_one_kind_alone_equals_it_beside_the_other_unimodally(qformer: QFormer, 
 # ------------------------------------------------------------------------------------------------------------ the rest
 
 
-def test_the_picture_comes_in_by_cross_attention_alone(features: Tensor) -> None:
-    """With the values of cross-attention at zero, no picture makes a difference."""
+def test_the_image_comes_in_by_cross_attention_alone(features: Tensor) -> None:
+    """With the values of cross-attention at zero, no image makes a difference."""
     torch.manual_seed(0)
     blind = QFormer(CONFIG).eval()
     for layer in blind.layers:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 ASSETS = Path(__file__).parents[2] / "src" / "blip_diffusion" / "assets"
 QUESTION = ("swimming underwater", "teapot", "dog")
 ASKED = {"height": 512, "width": 512, "num_inference_steps": 2, "output_type": "pt"}
-BOUNDS = {"pixels": 0.0, "subject tokens": 1e-5, "text states": 1e-5, "picture": 5e-5}
+BOUNDS = {"pixels": 0.0, "subject tokens": 1e-5, "text states": 1e-5, "image": 5e-5}
 UNSAID = "subject tokens where the config doesn't say the layer norms' eps"
 GB = 10**9
 VISION_EPS = 1e-6
@@ -241,7 +241,7 @@ def measured(
     pipe.set_progress_bar_config(disable=True)
     tensors = intermediate(pipe, reference)
     start, busy = time.perf_counter(), time.process_time()
-    tensors["picture"] = pipe(QUESTION[0], reference, *QUESTION[1:], latents=latents, **ASKED, **asked).images
+    tensors["image"] = pipe(QUESTION[0], reference, *QUESTION[1:], latents=latents, **ASKED, **asked).images
     seconds = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - busy}
     report["draw"] = {**seconds, **memory()}
     np.savez(folder / f"{name}.npz", **{key: tensor.numpy() for key, tensor in tensors.items()})

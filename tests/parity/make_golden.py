@@ -1,4 +1,4 @@
-"""Writes `golden/`: a tiny BLIP-Diffusion of diffusers' own classes, and all that it computes on the way to a picture.
+"""Writes `golden/`: a tiny BLIP-Diffusion of diffusers' own classes, and all that it computes on the way to an image.
 
 It needs the last versions that compute BLIP-Diffusion rightly; transformers 5 makes the published text encoder
 bidirectional without a word. Nothing else of their dependencies matters, torch 2.13 and numpy 2.4 included:
@@ -75,7 +75,7 @@ def build(out: Path) -> BlipDiffusionPipeline:
 
 @torch.no_grad()
 def computed(pipe: BlipDiffusionPipeline) -> dict[str, Tensor]:
-    """Every intermediate tensor, and pictures. Lengths are unequal and the reference is not square, on purpose."""
+    """Every intermediate tensor, and images. Lengths are unequal and the reference is not square, on purpose."""
     reference, _, latents = inputs()
     pixels = pipe.image_processor.preprocess(reference, return_tensors="pt")["pixel_values"]
     queries = pipe.get_query_embeddings(pixels, ["teapot"])
@@ -107,19 +107,19 @@ def computed(pipe: BlipDiffusionPipeline) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def controlled(pipe: BlipDiffusionPipeline, net: nn.Module) -> dict[str, Tensor]:
-    """What the net looks at, once for each half of guidance, and a picture."""
-    reference, picture, latents = inputs()
+    """What the net looks at, once for each half of guidance, and an image."""
+    reference, image, latents = inputs()
     both = BlipDiffusionControlNetPipeline(**pipe.components, controlnet=net)
     both.set_progress_bar_config(disable=True)
     asked = {"height": 32, "width": 32, "output_type": "pt", "num_inference_steps": 5, "latents": latents}
     return {
-        "control_image": both.prepare_control_image(picture, 32, 32, 1, 1, "cpu", torch.float32, True),
-        "image_controlnet": both("swimming underwater", reference, picture, "teapot", "dog", **asked).images,
+        "control_image": both.prepare_control_image(image, 32, 32, 1, 1, "cpu", torch.float32, True),
+        "image_controlnet": both("swimming underwater", reference, image, "teapot", "dog", **asked).images,
     }
 
 
 def inputs() -> tuple[Image.Image, Image.Image, Tensor]:
-    """A reference, a control picture and noise."""
+    """A reference, a control image and noise."""
     rng = np.random.RandomState(7)
     reference = rng.randint(0, 256, (40, 32, 3), dtype=np.uint8)
     control = rng.randint(0, 256, (32, 32, 3), dtype=np.uint8)

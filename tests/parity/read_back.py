@@ -1,4 +1,4 @@
-"""Whether the published code reads what we write: it loads a folder of ours whole, and draws golden's picture.
+"""Whether the published code reads what we write: it loads a folder of ours whole, and draws golden's image.
 
 blip-diffusion convert tests/parity/golden/pipe --out DIR
 PYTHONPATH=peers python tests/parity/read_back.py DIR    # `make_golden.py` says how `peers` is made
@@ -25,10 +25,10 @@ def main() -> None:
     pipe = make_golden.BlipDiffusionPipeline.from_pretrained(folder, qformer=encoder)
     reference, _, latents = make_golden.inputs()
     asked = {"height": 32, "width": 32, "output_type": "pt", "num_inference_steps": 5, "latents": latents}
-    picture = pipe("swimming underwater", reference, "teapot", "dog", **asked).images
+    image = pipe("swimming underwater", reference, "teapot", "dog", **asked).images
     with np.load(GOLDEN / "dump.npz") as golden:
-        error = float(np.abs(picture.numpy() - golden["image"]).max())
-    print(f"{report}; the picture differs from golden's by at most {error:.1e}")
+        error = float(np.abs(image.numpy() - golden["image"]).max())
+    print(f"{report}; the image differs from golden's by at most {error:.1e}")
     assert error <= 5e-5, "too far apart"
 
 

@@ -14,7 +14,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.mark.parametrize("name", ["image", "condtioning_image"])
-def test_picture_with_a_controlnet(name: str) -> None:
+def test_image_with_a_controlnet(name: str) -> None:
     rng = np.random.RandomState(7)  # as `make_golden.py` draws
     reference = Image.fromarray(rng.randint(0, 256, (40, 32, 3), dtype=np.uint8))
     control = Image.fromarray(rng.randint(0, 256, (32, 32, 3), dtype=np.uint8))
@@ -39,4 +39,4 @@ def test_what_the_net_looks_at() -> None:
     request = ControlRequest([None], [control], [1.0], [0.0], [1.0])
     with np.load(GOLDEN / "controlnet.npz") as golden:
         theirs = torch.from_numpy(golden["control_image"])
-    assert torch.equal(request.controls(2, 1, 32, 32, "bicubic")[0].picture, theirs)
+    assert torch.equal(request.controls(2, 1, 32, 32, "bicubic")[0].image, theirs)

@@ -54,7 +54,7 @@ def assembled(folder: Path, layout: Path, write: Write = safetensors) -> Path:
 
 
 def drawn(folder: Path, *, controlled: bool = False) -> Tensor:
-    """The picture of `dump.npz`, or of `controlnet.npz`."""
+    """The image of `dump.npz`, or of `controlnet.npz`."""
     rng = np.random.RandomState(7)  # as `make_golden.py` draws
     reference = Image.fromarray(rng.randint(0, 256, (40, 32, 3), dtype=np.uint8))
     edges = Image.fromarray(rng.randint(0, 256, (32, 32, 3), dtype=np.uint8))

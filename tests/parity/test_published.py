@@ -14,7 +14,7 @@ from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.prompts import category_words, prompt_ids, subject_prompt
 
 GOLDEN = Path(__file__).parent / "golden"
-ENCODERS, PICTURES = 1e-5, 5e-5
+ENCODERS, IMAGES = 1e-5, 5e-5
 QUESTION = ("swimming underwater", "teapot", "dog")
 
 Golden = dict[str, Tensor]
@@ -41,7 +41,7 @@ def published(pipe: BlipDiffusionPipeline) -> BlipDiffusion:
 
 @pytest.fixture(scope="module")
 def reference() -> Image.Image:
-    """The picture that `make_golden.py` draws, higher than wide."""
+    """The image that `make_golden.py` draws, higher than wide."""
     return Image.fromarray(np.random.RandomState(7).randint(0, 256, (40, 32, 3), dtype=np.uint8))
 
 
@@ -52,7 +52,7 @@ def pixels(reference: Image.Image) -> Tensor:
 
 @pytest.fixture(scope="module")
 def latents() -> Tensor:
-    """The noise that it draws after its two pictures."""
+    """The noise that it draws after its two images."""
     rng = np.random.RandomState(7)
     rng.randint(0, 256, (40, 32, 3), dtype=np.uint8)
     rng.randint(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -117,16 +117,16 @@ def test_text_states_of_the_empty_prompt(golden: Golden, published: BlipDiffusio
         ("image_neg", {"neg_prompt": "blurry", "prompt_reps": 1}),
     ],
 )
-def test_pictures(
+def test_images(
     golden: Golden, pipe: BlipDiffusionPipeline, reference: Image.Image, latents: Tensor, name: str, asked: dict
 ) -> None:
     drawn = draw(pipe, reference, latents=latents, **asked)
-    assert_close(drawn, golden[name], PICTURES)
+    assert_close(drawn, golden[name], IMAGES)
 
 
-def test_picture_of_a_seed(golden: Golden, pipe: BlipDiffusionPipeline, reference: Image.Image) -> None:
+def test_image_of_a_seed(golden: Golden, pipe: BlipDiffusionPipeline, reference: Image.Image) -> None:
     drawn = draw(pipe, reference, generator=torch.Generator().manual_seed(0))
-    assert_close(drawn, golden["image_seed0"], PICTURES)
+    assert_close(drawn, golden["image_seed0"], IMAGES)
 
 
 def test_every_golden_tensor_is_compared(golden: Golden) -> None:

@@ -144,7 +144,7 @@ def test_guidance_on_an_interval_keeps_a_nets_own_steps(
     assert not any(torch.equal(half, other) for other in (unguided, uncontrolled, draw(**asked)))
 
 
-def test_a_picture_for_each_prompt(
+def test_an_image_for_each_prompt(
     pipe: BlipDiffusionPipeline, nets: list[Any], room: Image.Image, dog: Image.Image
 ) -> None:
     other = room.transpose(Image.Transpose.ROTATE_180)
@@ -158,11 +158,11 @@ def test_a_picture_for_each_prompt(
         ).images  # fmt: skip
 
     together = drawn(image=[room, other])
-    for half, picture in zip(together.chunk(2), (room, other), strict=True):
-        torch.testing.assert_close(half, drawn(image=picture), atol=1e-5, rtol=0)
+    for half, one in zip(together.chunk(2), (room, other), strict=True):
+        torch.testing.assert_close(half, drawn(image=one), atol=1e-5, rtol=0)
 
 
-def test_a_picture_is_brought_to_size(nets: list[Any], room: Image.Image, draw: Draw) -> None:
+def test_an_image_is_brought_to_size(nets: list[Any], room: Image.Image, draw: Draw) -> None:
     large = room.resize((50, 40))
     assert not torch.equal(draw(image=large, controlnet=nets[0]),
                            draw(image=large, controlnet=nets[0], control_resample="bicubic"))  # fmt: skip
@@ -192,6 +192,6 @@ def test_what_cannot_be_controlled(nets: list[Any], room: Image.Image, draw: Dra
         draw(**{"image": room.resize((40, 40)), "controlnet": nets[0], **asked})
 
 
-def test_two_nets_want_two_pictures(nets: list[Any], room: Image.Image, draw: Draw) -> None:
+def test_two_nets_want_two_images(nets: list[Any], room: Image.Image, draw: Draw) -> None:
     with pytest.raises(InputError, match="2 ControlNets for 1 images"):
         draw(image=room, controlnet=nets)

@@ -98,9 +98,9 @@ def test_half_precision(tiny_folder: Path, own: BlipDiffusionPipeline, draw: Dra
     parts = (rough.qformer, rough.text_encoder, rough.unet, rough.vae)
     assert {parameter.dtype for part in parts for parameter in part.parameters()} == {dtype}
     noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    picture = draw(rough, latents=noise)
-    assert picture.dtype == torch.float32
-    assert 0 < (picture - draw(own, latents=noise)).abs().mean() < 0.05
+    image = draw(rough, latents=noise)
+    assert image.dtype == torch.float32
+    assert 0 < (image - draw(own, latents=noise)).abs().mean() < 0.05
 
 
 @pytest.mark.parametrize("controlled", [False, True])

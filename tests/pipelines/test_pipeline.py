@@ -24,7 +24,7 @@ def seeded(*seeds: int) -> list[torch.Generator]:
 
 @pytest.fixture
 def draw(pipe: BlipDiffusionPipeline, dog: Image.Image) -> Draw:
-    """The pictures of a question as a tensor, from seed 0 unless it says otherwise."""
+    """The images of a question as a tensor, from seed 0 unless it says otherwise."""
 
     def ask(prompt: Any = ASKED[0], reference: Any = dog, source: Any = "dog", target: Any = "dog", **more: Any) -> Any:
         more = {"output_type": "pt", "generator": seeded(0), **more}
@@ -143,7 +143,7 @@ def test_one_of_a_thing_serves_all(draw: Draw, dog: Image.Image, cat: Image.Imag
     assert close(draw(target=["dog", "cat"], generator=seeded(1, 1))[1:], draw(target="cat", generator=seeded(1)))
 
 
-def test_a_picture_does_not_change_with_its_neighbours(draw: Draw, dog: Image.Image, cat: Image.Image) -> None:
+def test_an_image_does_not_change_with_its_neighbours(draw: Draw, dog: Image.Image, cat: Image.Image) -> None:
     together = draw(
         ["on the beach", "at the forest", "on the beach"],
         [dog, cat, cat],
@@ -156,13 +156,13 @@ def test_a_picture_does_not_change_with_its_neighbours(draw: Draw, dog: Image.Im
     assert close(together[1:2], alone)
 
 
-def test_pictures_per_prompt(draw: Draw) -> None:
+def test_images_per_prompt(draw: Draw) -> None:
     four = draw(["on the beach", "at the forest"], num_images_per_prompt=2, generator=seeded(1, 2, 3, 4))
     assert close(four[1:2], draw(generator=seeded(2)))
     assert close(four[2:3], draw("at the forest", generator=seeded(3)))
 
 
-def test_one_generator_goes_on_from_picture_to_picture(draw: Draw) -> None:
+def test_one_generator_goes_on_from_image_to_image(draw: Draw) -> None:
     two = draw(num_images_per_prompt=2, generator=torch.Generator().manual_seed(1))
     assert close(two[:1], draw(generator=seeded(1)))
     assert (two[0] - two[1]).abs().max() > 1e-3
@@ -188,7 +188,7 @@ def test_subject_embeds_stand_in_for_references(draw: Draw, pipe: BlipDiffusionP
     assert torch.equal(draw(reference=None, source="", subject_embeds=subject), draw())
 
 
-def test_several_pictures_of_a_subject_give_their_mean(
+def test_several_images_of_a_subject_give_their_mean(
     pipe: BlipDiffusionPipeline, dog: Image.Image, cat: Image.Image
 ) -> None:
     both = pipe.encode_subject([dog, cat], "dog")
@@ -215,12 +215,12 @@ def test_equal_pairs_are_encoded_once(pipe: BlipDiffusionPipeline, draw: Draw, d
 
 
 def test_output_types(draw: Draw, pipe: BlipDiffusionPipeline) -> None:
-    pixels, array, latents, pictures = (draw(output_type=kind) for kind in ("pt", "np", "latent", "pil"))
+    pixels, array, latents, images = (draw(output_type=kind) for kind in ("pt", "np", "latent", "pil"))
     assert pixels.dtype == torch.float32 and pixels.min() >= 0 and pixels.max() <= 1
     assert isinstance(array, np.ndarray) and np.array_equal(array, pixels.permute(0, 2, 3, 1).numpy())
     assert latents.shape == (1, 4, 4, 4)
     torch.testing.assert_close(pipe.model.latents.decode(latents), pixels)
-    assert np.abs(np.asarray(pictures[0]) / 255 - array[0]).max() <= 0.5 / 255 + 1e-6
+    assert np.abs(np.asarray(images[0]) / 255 - array[0]).max() <= 0.5 / 255 + 1e-6
 
 
 def test_return_dict(pipe: BlipDiffusionPipeline, dog: Image.Image) -> None:
@@ -244,7 +244,7 @@ def test_the_callback_sees_and_changes_every_step(pipe: BlipDiffusionPipeline, d
     assert draw(callback_on_step_end=clear, output_type="latent").abs().max() == 0
 
 
-def test_latents_begin_the_picture(draw: Draw) -> None:
+def test_latents_begin_the_image(draw: Draw) -> None:
     noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     assert torch.equal(draw(latents=noise, generator=None), draw())
 
@@ -319,7 +319,7 @@ def test_as_many_subject_tokens_as_there_is_room_for(draw: Draw) -> None:
         assert draw(reference=None, subject_embeds=torch.ones(1, 29, 32)).isfinite().all()
 
 
-def test_no_picture_has_no_tokens(pipe: BlipDiffusionPipeline) -> None:
+def test_no_image_has_no_tokens(pipe: BlipDiffusionPipeline) -> None:
     with pytest.raises(InputError, match="no image of the subject"):
         pipe.encode_subject([], "dog")
 
@@ -347,8 +347,8 @@ def test_another_scheduler(tiny_folder: Path, dog: Image.Image, name: str) -> No
     pipe.set_progress_bar_config(disable=True)
     levels = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     pipe.scheduler = getattr(diffusers, name)(**levels, prediction_type="v_prediction")
-    pictures = pipe(*ASKED[:1], dog, *ASKED[1:], num_inference_steps=4, generator=seeded(0), output_type="pt").images
-    assert pictures.isfinite().all() and pictures.std() > 0.01
+    images = pipe(*ASKED[:1], dog, *ASKED[1:], num_inference_steps=4, generator=seeded(0), output_type="pt").images
+    assert images.isfinite().all() and images.std() > 0.01
 
 
 def test_from_model(model: BlipDiffusion, dog: Image.Image, draw: Draw) -> None:

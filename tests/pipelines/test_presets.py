@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def asked(own: BlipDiffusionPipeline) -> Iterator[list[int]]:
-    """How many pictures each call of the U-Net was about."""
+    """How many images each call of the U-Net was about."""
     sizes: list[int] = []
     handle = own.unet.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
     yield sizes
@@ -47,7 +47,7 @@ def draw(pipe: BlipDiffusionPipeline, dog: Image.Image, prompt: Any = "on the be
 
 
 def apart(one: Tensor, other: Tensor) -> float:
-    """Mean absolute difference of pictures."""
+    """Mean absolute difference of images."""
     return (one - other).abs().mean().item()
 
 
@@ -108,10 +108,10 @@ def test_solvers_keep_the_noise_levels(own: BlipDiffusionPipeline, choice: Any, 
     assert other.timesteps[0] == 999  # a schedule that ends in pure noise must start there
 
 
-# ------------------------------------------------------------------------------------------------------ the pictures
+# ------------------------------------------------------------------------------------------------------ the images
 
 
-def test_exact_draws_the_same_picture(own: BlipDiffusionPipeline, dog: Image.Image) -> None:
+def test_exact_draws_the_same_image(own: BlipDiffusionPipeline, dog: Image.Image) -> None:
     plain, other = draw(own, dog), draw(own, dog, generator=torch.Generator().manual_seed(5))
     own.set_preset(replace(EXACT, dtype="default"))
     torch.testing.assert_close(draw(own, dog), plain, atol=1e-5, rtol=0)
@@ -177,7 +177,7 @@ def test_every_preset_draws(own: BlipDiffusionPipeline, dog: Image.Image, name: 
     assert pixels.shape == (2, 3, 32, 32) and pixels.isfinite().all() and pixels.std() > 0.01
 
 
-def test_a_picture_does_not_change_with_its_neighbours(own: BlipDiffusionPipeline, dog: Image.Image) -> None:
+def test_an_image_does_not_change_with_its_neighbours(own: BlipDiffusionPipeline, dog: Image.Image) -> None:
     own.set_preset(replace(FAST, dtype="default"))
     alone, beside = draw(own, dog), draw(own, dog, ["on the beach", "in the snow"])
     torch.testing.assert_close(beside[:1], alone, atol=1e-4, rtol=0)
@@ -207,7 +207,7 @@ OPENVINO = [
 
 
 @pytest.mark.parametrize("choices", OPENVINO, ids=["bfloat16", "shortened"])
-def test_openvino_draws_the_same_picture(
+def test_openvino_draws_the_same_image(
     own: BlipDiffusionPipeline, dog: Image.Image, asked: list[int], monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path, choices: dict[str, Any],
 ) -> None:  # fmt: skip
@@ -595,10 +595,10 @@ def test_a_presets_lora_that_another_pipeline_has_put_aside(
     one.set_preset(replace(TURBO, dtype="default"))
     other.load_lora_weights(style, adapter_name="style")
     layers = lora_layers(one.unet)
-    one_by_one = draw(one, dog)
+    in_two_calls = draw(one, dog)
     assert all("blip-diffusion-lcm" in layer.active_adapters for layer in layers)
     other.delete_adapters("style")
-    assert apart(draw(one, dog), one_by_one) > 1e-4  # the style was drawn too
+    assert apart(draw(one, dog), in_two_calls) > 1e-4  # the style was drawn too
     other.load_lora_weights(style, adapter_name="style")
     other.fuse_lora()  # without the preset's, which it takes out
     assert {name for layer in layers for name in layer.merged_adapters} == {"style"}

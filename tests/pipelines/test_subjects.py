@@ -64,19 +64,19 @@ def test_many_are_resident_and_switching_is_quick(own: BlipDiffusionPipeline) ->
     names = [f"s{number}" for number in range(4)]
     for seed, name in enumerate(names):
         own.load_subject(subject(own, name, seed, rank=2))
-    pictures = []
+    samples = []
     for name in names:
         own.set_subjects(name)
-        pictures.append(drawn(own))
+        samples.append(drawn(own))
     began = time.perf_counter()
     for _ in range(5):
         for name in names:
             own.set_subjects(name)
     assert (time.perf_counter() - began) / 20 < 0.25  # milliseconds; the rest is for a busy machine
-    for name, picture in zip(reversed(names), reversed(pictures), strict=True):
+    for name, sample in zip(reversed(names), reversed(samples), strict=True):
         own.set_subjects(name)
-        assert torch.equal(drawn(own), picture)
-    assert len({picture.numpy().tobytes() for picture in pictures}) == 4
+        assert torch.equal(drawn(own), sample)
+    assert len({sample.numpy().tobytes() for sample in samples}) == 4
 
 
 @pytest.mark.parametrize("kind", [{}, {"rank": 2}, {"weights": True}], ids=["embedding", "lora", "weights"])

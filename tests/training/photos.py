@@ -17,7 +17,7 @@ def photographs(dog: Image.Image, count: int = 3) -> list[Photo]:
 def written(dog: Image.Image, folder: Path, count: int = 3) -> Path:
     folder.mkdir(parents=True)
     for photo in photographs(dog, count):
-        photo.picture.save(folder / photo.name)
+        photo.image.save(folder / photo.name)
     return folder
 
 

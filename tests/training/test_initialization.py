@@ -82,8 +82,8 @@ def test_only_tiny_models_go_without_a_trained_autoencoder() -> None:
         init_model(Parts(), InitConfig("mini"), ["a dog"], torch.zeros(1, 3, 128, 128))
 
 
-def test_a_new_autoencoder_begins_near_the_picture(batch: SubjectBatch) -> None:
-    """Its residual branches are closed: what comes out is a blurred copy in colours that are not the picture's own,
+def test_a_new_autoencoder_begins_near_the_image(batch: SubjectBatch) -> None:
+    """Its residual branches are closed: what comes out is a blurred copy in colours that are not the image's own,
     but moves with it."""
     vae = init_vae(Parts(), CONFIG).eval()
     with torch.no_grad():
@@ -124,7 +124,7 @@ def test_the_schedule_ends_in_pure_noise() -> None:
 def test_a_frozen_image_encoder_is_never_a_random_one(tiny_folder: Path, corpus: list[str]) -> None:
     parts = load_parts(InitConfig("published", init_from=(tiny_folder,)))
     parts.subject_encoder = None
-    with pytest.raises(CheckpointError, match=r"must know pictures.*: name a folder with qformer/ in model.init_from"):
+    with pytest.raises(CheckpointError, match=r"must know images.*: name a folder with qformer/ in model.init_from"):
         init_model(parts, InitConfig("published"), corpus, torch.zeros(1, 3, 32, 32))
 
 

@@ -44,7 +44,7 @@ def test_the_console_can_be_silent(tmp_path: Path, capsys: pytest.CaptureFixture
         assert capsys.readouterr().out == ("1/9  loss 1\n" if console else "")
 
 
-def test_pictures(tmp_path: Path) -> None:
+def test_images(tmp_path: Path) -> None:
     with MetricLogger(tmp_path, console=False) as metric_logger:
         path = metric_logger.image("teapot/front", Image.new("RGB", (4, 3), "red"), 12)
     assert path == tmp_path / "samples" / "teapot" / "front-00000012.png"

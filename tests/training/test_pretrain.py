@@ -1,4 +1,4 @@
-"""The stages of `configs/debug`, one after the other, as a person would run them; then pictures from the last."""
+"""The stages of `configs/debug`, one after the other, as a person would run them; then images from the last."""
 
 import json
 import shutil
@@ -99,8 +99,8 @@ def test_the_first_folder_that_has_a_part_gives_it(runs: Path) -> None:
 def test_the_export_draws(runs: Path, dog: Image.Image, stage: str) -> None:
     pipe = BlipDiffusionPipeline.from_pretrained(runs / stage / "export")
     pipe.set_progress_bar_config(disable=True)
-    pictures = pipe("on the beach", dog, "dog", num_inference_steps=2, generator=torch.Generator().manual_seed(0))
-    assert pictures.images[0].size == (32, 32)
+    out = pipe("on the beach", dog, "dog", num_inference_steps=2, generator=torch.Generator().manual_seed(0))
+    assert out.images[0].size == (32, 32)
 
 
 def test_a_run_keeps_its_configuration_and_its_page(runs: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_run_keeps_its_configuration_and_its_page(runs: Path) -> None:
 
 
 def test_the_published_layout_is_trained_on(tmp_path: Path) -> None:
-    """Its image encoder looks at smaller pictures than the U-Net draws."""
+    """Its image encoder looks at smaller images than the U-Net draws."""
     start = shutil.copytree(GOLDEN / "pipe", tmp_path / "published")
     shutil.copytree(GOLDEN / "tok" / "bert", start / "qformer_tokenizer")
     own = [f"data.path={WORLD}", f'model.init_from=["{start}"]', "train.device=cpu"]

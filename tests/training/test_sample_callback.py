@@ -29,11 +29,11 @@ def test_wrong_questions_differ_from_the_right_one_in_one_thing(batch: SubjectBa
 def test_drawings_of_one_page_share_their_noise(model: BlipDiffusion) -> None:
     """So that they differ in nothing but the words."""
     states = model.text_states(["a dog on the beach", "a dog on the beach", "a cat"])
-    pictures = sample_with_same_noise(model, states)
-    assert pictures.shape == (3, 3, 32, 32) and pictures.min() >= 0 and pictures.max() <= 1
-    torch.testing.assert_close(pictures[0], pictures[1], atol=1e-4, rtol=1e-4)
-    assert (pictures[0] - pictures[2]).abs().max() > 1e-3
-    torch.testing.assert_close(sample_with_same_noise(model, states), pictures)
+    images = sample_with_same_noise(model, states)
+    assert images.shape == (3, 3, 32, 32) and images.min() >= 0 and images.max() <= 1
+    torch.testing.assert_close(images[0], images[1], atol=1e-4, rtol=1e-4)
+    assert (images[0] - images[2]).abs().max() > 1e-3
+    torch.testing.assert_close(sample_with_same_noise(model, states), images)
 
 
 @torch.no_grad()

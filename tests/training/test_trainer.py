@@ -149,9 +149,9 @@ def test_every_index_is_asked_for_once_and_in_order_and_the_caller_finds_errors(
     assert_same_end(tmp_path / "0", tmp_path / "5", 4)
 
     def broken(index: int) -> Any:
-        raise KeyError("no such picture")
+        raise KeyError("no such image")
 
-    with pytest.raises(KeyError, match="no such picture"):
+    with pytest.raises(KeyError, match="no such image"):
         fit(Regression(), broken, TrainConfig(steps=4, device="cpu"), folder=tmp_path / "broken")
 
 

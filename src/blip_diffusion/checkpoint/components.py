@@ -51,14 +51,14 @@ HEADS = "heads.safetensors"
 
 
 def save_subject_encoder(encoder: SubjectEncoder, folder: Path, *, dtype: torch.dtype | None = None) -> None:
-    """The `qformer/` folder."""
+    """Write the `qformer/` folder."""
     write_json(folder / "config.json", subject_encoder_config(encoder))
     published = subject_encoder_to_published(encoder.state_dict())
     save_state(published, folder / "model.safetensors", dtype)
 
 
 def load_subject_encoder(folder: Path, *, dtype: torch.dtype | None = None) -> SubjectEncoder:
-    """The `qformer/` folder, ours or published."""
+    """Load the `qformer/` folder, ours or published."""
     table = read_json(folder / "config.json")
     with config_errors("the Q-Former"), meta_init():
         encoder = build_subject_encoder(subject_encoder_shapes(table))
@@ -67,7 +67,7 @@ def load_subject_encoder(folder: Path, *, dtype: torch.dtype | None = None) -> S
 
 
 def subject_encoder_config(encoder: SubjectEncoder) -> dict[str, Any]:
-    """The `config.json` of `qformer/`, in the words of the published one."""
+    """Return the `config.json` of `qformer/` with the published keys."""
     vision, config = encoder.image_encoder.config, encoder.qformer.config
     return {
         "model_type": "blip-2",
@@ -102,7 +102,7 @@ def subject_encoder_config(encoder: SubjectEncoder) -> dict[str, Any]:
 
 
 def subject_encoder_shapes(table: Mapping[str, Any]) -> ModelConfig:
-    """The shapes that a `config.json` of `qformer/` names; what it leaves out is as published."""
+    """Return the shapes in a `config.json` of `qformer/`; missing values are the published ones."""
     vision, qformer = table.get("vision_config") or {}, table.get("qformer_config") or {}
     plain = QFormerConfig()
     default = ImageEncoderConfig()
@@ -139,7 +139,7 @@ def subject_encoder_shapes(table: Mapping[str, Any]) -> ModelConfig:
 
 
 def load_text_encoder(folder: Path, *, dtype: torch.dtype | None = None) -> SubjectTextEncoder:
-    """The `text_encoder/` folder. Its names may carry the prefix `text_model.` that transformers 4 wrote, or not."""
+    """Load the `text_encoder/` folder, with or without the key prefix `text_model.` of transformers 4."""
     table = read_json(folder / "config.json")
     unread = {"model_type", "architectures", "torch_dtype", "dtype", "transformers_version", "_name_or_path"}
     with config_errors("the text encoder"), meta_init():
@@ -149,7 +149,7 @@ def load_text_encoder(folder: Path, *, dtype: torch.dtype | None = None) -> Subj
 
 
 def save_text_encoder(encoder: SubjectTextEncoder, folder: Path, *, dtype: torch.dtype | None = None) -> None:
-    """The `text_encoder/` folder, with the prefix that the published one and Stable Diffusion's have; without LoRAs."""
+    """Write the `text_encoder/` folder with the published key prefix `text_model.`, without LoRAs."""
     encoder.config.save_pretrained(folder)
     state = {f"text_model.{name}": tensor for name, tensor in base_state(encoder).items()}
     save_state(state, folder / "model.safetensors", dtype)
@@ -160,7 +160,7 @@ DIFFUSERS = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "controlnet
 
 
 def load_diffusers(name: str, folder: Path, *, dtype: torch.dtype | None = None) -> Any:
-    """The U-Net, VAE or ControlNet that lies in a folder. `name` is its key in `DIFFUSERS`."""
+    """Load the U-Net, VAE or ControlNet in a folder; `name` is a key of `DIFFUSERS`."""
     table = read_json(folder / "config.json")
     kind = table.get("_class_name", DIFFUSERS[name])
     if kind not in (DIFFUSERS[name], PlacedUNet2DConditionModel.__name__ if name == "unet" else None):
@@ -172,7 +172,7 @@ def load_diffusers(name: str, folder: Path, *, dtype: torch.dtype | None = None)
 def build_diffusers(
     name: str, table: Mapping[str, Any], state: Mapping[str, Tensor], *, dtype: torch.dtype | None = None
 ) -> Any:
-    """The same of a configuration and weights."""
+    """Build the U-Net, VAE or ControlNet from a configuration and weights."""
     with config_errors(f"the {name}"), meta_init():
         placed = name == "unet" and table.get("encoder_hid_dim_type") == PLACED
         part = (PlacedUNet2DConditionModel if placed else getattr(diffusers, DIFFUSERS[name])).from_config(dict(table))
@@ -180,7 +180,7 @@ def build_diffusers(
 
 
 def save_diffusers(name: str, part: Any, folder: Path, *, dtype: torch.dtype | None = None) -> None:
-    """Writes a part as diffusers would, except for where it was loaded from, which is no one's business, and LoRAs."""
+    """Write a part as diffusers does, without the path it was loaded from and without LoRAs."""
     part.save_config(folder)
     table = read_json(folder / "config.json")
     write_json(folder / "config.json", {key: value for key, value in table.items() if key != "_name_or_path"})
@@ -188,7 +188,7 @@ def save_diffusers(name: str, part: Any, folder: Path, *, dtype: torch.dtype | N
 
 
 def save_reference(config: ReferenceConfig, folder: Path) -> None:
-    """The `image_processor/` folder."""
+    """Write the `image_processor/` folder."""
     size = {"height": config.size, "width": config.size}
     table = {
         "image_processor_type": "BlipImageProcessor",
@@ -201,7 +201,7 @@ def save_reference(config: ReferenceConfig, folder: Path) -> None:
 
 
 def load_reference(folder: Path, *, mean: Any = None, std: Any = None) -> ReferenceConfig:
-    """The `image_processor/` folder; `mean` and `std` of `model_index.json` win where they are given."""
+    """Load the `image_processor/` folder; `mean` and `std` of `model_index.json` take precedence."""
     table = read_json(folder / "preprocessor_config.json")
     size = table.get("size", 224)
     with config_errors("the image processor"):
@@ -248,7 +248,7 @@ def _spread(values: Any) -> tuple[float, float, float]:
 
 
 def bert_tokenizer(path: str | Path | None = None) -> Any:
-    """The Q-Former's tokenizer: a folder or vocabulary file, or bert-base-uncased's list, which ships with the package.
+    """Load the Q-Former's tokenizer from a folder or vocabulary file; default: bert-base-uncased's list.
 
     `[DEC]` begins a sentence that is to be generated; it is added where the list lacks it.
     """
@@ -269,13 +269,13 @@ def bert_tokenizer(path: str | Path | None = None) -> Any:
 
 
 def save_heads(heads: Mapping[str, nn.Module], folder: Path) -> None:
-    """Adds the file `HEADS` to a folder."""
+    """Add the file `HEADS` to a folder."""
     state = {f"{name}.{key}": value for name, head in heads.items() for key, value in head.state_dict().items()}
     save_state(state, folder / HEADS)
 
 
 def load_heads(heads: Mapping[str, nn.Module], folder: Path) -> list[str]:
-    """Fills those of `heads` that a folder has, and answers their names."""
+    """Load those of `heads` that a folder has and return their names."""
     if not (folder / HEADS).is_file():
         return []
     state = read_file(folder / HEADS)

@@ -85,7 +85,7 @@ def _leave_lora(original: LavisCheckpoint, why: str) -> None:
 
 
 def _check_free(out: Path) -> None:
-    """A model of ours may be replaced, nothing else."""
+    """Raise `InputError` unless `out` is free or holds a model."""
     if out.is_dir() and (not any(out.iterdir()) or _is_ours(out)):
         return
     if out.exists():
@@ -99,7 +99,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _keep_others(out: Path, made: Path) -> None:
-    """What lies in a folder that will be replaced and is no part of a model, such as notes and a history."""
+    """Copy the files that are not part of a model, such as notes, to the folder that replaces it."""
     papers = _papers(out)  # which are of the model that goes
     for path in sorted(out.iterdir()) if out.is_dir() else ():
         if path.name not in OURS and path not in papers and not (made / path.name).exists():
@@ -126,7 +126,7 @@ def _read(path: Path, scratch: Path, base: str | None) -> LavisCheckpoint:
 
 
 def _papers(source: Path) -> list[Path]:
-    """What a model's folder has for people to read."""
+    """Return the README and licence files of a model's folder."""
     return [path for kind in PAPERS for path in sorted(source.glob(kind)) if path.is_file()]
 
 

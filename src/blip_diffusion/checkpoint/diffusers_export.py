@@ -14,7 +14,7 @@ from blip_diffusion.model import BlipDiffusion
 
 
 def save_stable_diffusion(model: BlipDiffusion, folder: Path) -> None:
-    """The parts that draw from words alone, as a `StableDiffusionPipeline`."""
+    """Write the text-to-image parts as a `StableDiffusionPipeline`."""
     save_diffusers("unet", model.unet, folder / "unet")
     save_diffusers("vae", model.vae, folder / "vae")
     save_text_encoder(model.text_encoder, folder / "text_encoder")
@@ -41,7 +41,7 @@ def _save_scheduler(scheduler: Any, folder: Path) -> None:
 
 
 def save_lora(path: Path, unet: Mapping[str, Tensor], text_encoder: Mapping[str, Tensor], *, rank: int) -> None:
-    """A LoRA of that rank and alpha, which `load_lora_weights` reads: matrices by PEFT's names within each network."""
+    """Write a LoRA file for `load_lora_weights` from matrices by their PEFT names in each network."""
     parts = {"unet": unet, "text_encoder": text_encoder}
     tensors = {f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
     save_state(tensors, path, header=adapter_header(parts, rank=rank, alpha=rank))

@@ -44,7 +44,7 @@ UNREAD = re.compile(r"(^|\.)position_ids$")
 
 
 def published_name(name: str) -> str:
-    """What the published checkpoint calls a parameter of `SubjectEncoder`."""
+    """Return the published name of a parameter of `SubjectEncoder`."""
     for pattern, replacement in RENAMES:
         renamed, count = re.subn(pattern, replacement, name)
         if count:
@@ -53,7 +53,7 @@ def published_name(name: str) -> str:
 
 
 def subject_encoder_to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a `SubjectEncoder` under the published names: q, k and v of the image tower fused, as there."""
+    """Rename the state of a `SubjectEncoder` to the published names; q, k and v of the tower are fused."""
     fused: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if re.search(r"tower\.vision\..*\.q_proj\.", name):
@@ -68,7 +68,7 @@ def subject_encoder_to_published(state: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def subject_encoder_from_published(published: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The other way: `wanted` is a state with our names and shapes. Raises `CheckpointError` listing what differs."""
+    """Rename a published state to our names. Raises `CheckpointError` listing what differs from `wanted`."""
     found = {name: tensor for name, tensor in published.items() if not UNREAD.search(name)}
     state: dict[str, Tensor] = {}
     used: set[str] = set()
@@ -108,7 +108,7 @@ VAE_RENAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to
 
 
 def modern_vae_name(name: str) -> str:
-    """The present name of a VAE's parameter."""
+    """Return today's name of a VAE parameter."""
     old = re.search(r"\.attentions\.\d+\.(query|key|value|proj_attn)\.", name)
     return name.replace(f".{old[1]}.", f".{VAE_RENAMES[old[1]]}.") if old else name
 
@@ -153,7 +153,7 @@ LAVIS_TIED = {
 
 
 def lavis_name(published: str) -> str:
-    """What LAVIS calls a parameter of the published Q-Former folder, `proj_layer` aside."""
+    """Return LAVIS' name of a parameter in the published Q-Former folder, except `proj_layer`."""
     for pattern, replacement in LAVIS_RENAMES:
         renamed, count = re.subn(pattern, replacement, published)
         if count:
@@ -162,7 +162,7 @@ def lavis_name(published: str) -> str:
 
 
 def old_vae_name(name: str) -> str:
-    """The name of a VAE's parameter in diffusers up to 0.16, which LAVIS pins."""
+    """Return the name of a VAE parameter in diffusers up to 0.16, which LAVIS pins."""
     for old, modern in VAE_RENAMES.items():
         name = re.sub(rf"(\.attentions\.\d+\.){re.escape(modern)}\.", rf"\1{old}.", name)
     return name

@@ -63,7 +63,7 @@ def is_original(folder: Path) -> bool:
 
 
 def read_lavis(folder: Path, *, base: BlipDiffusion | None = None) -> LavisCheckpoint:
-    """A folder of LAVIS' files. Raises `CheckpointError` for what is missing, too much, or of another shape."""
+    """Read a folder of LAVIS' files. Raises `CheckpointError` for missing, unexpected or misshapen weights."""
     missing = [name for name in FILES if name != CACHE and not (folder / name).is_file()]
     if missing:
         raise CheckpointError(f"{folder} is not what LAVIS' archive holds: {', '.join(missing)} missing.")
@@ -99,7 +99,7 @@ def read_lavis(folder: Path, *, base: BlipDiffusion | None = None) -> LavisCheck
 
 
 def read_tuned(path: Path, base: BlipDiffusion) -> LavisCheckpoint:
-    """What LAVIS' few-shot tuning saves (`checkpoint_40.pth`): the base with another U-Net, and the tuned subject."""
+    """Read `checkpoint_40.pth` of LAVIS' few-shot tuning: the base with another U-Net, and the subject."""
     state = read_file(path)
     unet = {name.removeprefix("unet."): tensor for name, tensor in state.items() if name.startswith("unet.")}
     if not unet or "ctx_embeddings_cache" not in state:
@@ -109,7 +109,7 @@ def read_tuned(path: Path, base: BlipDiffusion) -> LavisCheckpoint:
 
 
 def write_lavis(original: LavisCheckpoint, folder: Path, *, dtype: torch.dtype | None = None) -> None:
-    """The same files, for LAVIS to read, weights in `dtype` where one is given.
+    """Write a model as LAVIS' files, weights in `dtype` if one is given.
 
     A model of other parts than LAVIS has is a `CheckpointError`.
     """
@@ -137,7 +137,7 @@ def write_lavis(original: LavisCheckpoint, folder: Path, *, dtype: torch.dtype |
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """The files of LAVIS' archive, and no others, into a folder. Raises `CheckpointError` for a suspicious one."""
+    """Unpack the expected files of LAVIS' archive. Raises `CheckpointError` for a suspicious archive."""
     try:
         with tarfile.open(archive) as files:
             for member in files:
@@ -173,7 +173,7 @@ def _write(source: Any, path: Path) -> None:
 
 
 def _heads(blip: State) -> State:
-    """Takes stage 1's heads out of `blip`, whose tied tensors must be equal."""
+    """Take the heads of stage 1 out of `blip`; tied tensors must be equal."""
     for twin, name in LAVIS_TIED.items():
         if twin in blip and name in blip and not torch.equal(blip.pop(twin), blip[name]):
             raise CheckpointError(f"{twin} is not tied to {name}: this is not LAVIS' model.")
@@ -236,7 +236,7 @@ def clip_tokenizer() -> Any:
 
 
 def published_scheduler() -> PNDMScheduler:
-    """The published pipeline's: Stable Diffusion's noise levels, PLMS steps, without the offset of one."""
+    """Return the published scheduler: Stable Diffusion's noise levels, PLMS steps, no offset."""
     return PNDMScheduler(
         beta_start=0.00085,
         beta_end=0.012,

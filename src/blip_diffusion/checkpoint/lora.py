@@ -24,7 +24,7 @@ ADAPTER = "lora_adapter_metadata"
 
 
 def in_pefts_names(state: State) -> State:
-    """A LoRA by the names of any version of diffusers, or of peft already, by peft's; each after its part's name."""
+    """Rename a LoRA of any diffusers or PEFT version to PEFT's names, prefixed by the part."""
     unet = {name: tensor for name, tensor in state.items() if name.startswith("unet.")}
     words = {name: tensor for name, tensor in state.items() if name.startswith("text_encoder.")}
     others = {name: tensor for name, tensor in state.items() if name not in unet and name not in words}
@@ -35,7 +35,7 @@ def in_pefts_names(state: State) -> State:
 
 
 def check_lora(state: State, parts: Mapping[str, nn.Module]) -> None:
-    """Raises `CheckpointError` unless every layer of a LoRA has its place in one of `parts`, and that place's widths.
+    """Raise `CheckpointError` unless every layer of a LoRA fits a layer of `parts`.
 
     The names of `state` are peft's, after the part's name.
     """
@@ -56,12 +56,12 @@ def check_lora(state: State, parts: Mapping[str, nn.Module]) -> None:
 
 
 def layers_of(state: Mapping[str, Tensor]) -> list[str]:
-    """The layers that a LoRA is about, by the names of its matrices."""
+    """Return the layers that a LoRA changes."""
     return sorted({_layer(name) for name in state})
 
 
 def adapter_header(parts: Mapping[str, Mapping[str, Tensor]], *, rank: int, alpha: float) -> dict[str, str]:
-    """What a file of LoRAs says of their settings, by part; strings alone, as safetensors wants them."""
+    """Return the safetensors metadata that holds a LoRA's settings by part."""
     settings = {
         f"{part}.{key}": value
         for part, state in parts.items()
@@ -74,7 +74,7 @@ def adapter_header(parts: Mapping[str, Mapping[str, Tensor]], *, rank: int, alph
 
 
 def copy_lora(source: Path, path: Path, dtype: torch.dtype | None = None) -> None:
-    """A file of LoRAs with its settings, floats in `dtype` where one is given."""
+    """Copy a LoRA file with its settings, floats in `dtype` if one is given."""
     state = read_file(source)
     with safe_open(source, "pt") as file:
         save_state(state, path, dtype, header=file.metadata())
@@ -89,7 +89,7 @@ def _is_known(name: str) -> bool:
 
 
 def _wanted(state: State, weights: State) -> dict[str, tuple[int, ...]]:
-    """The shapes of both halves of each layer, of whatever rank; of convolutions, the window is the LoRA's own."""
+    """Return the shapes of both matrices of each layer for any rank and convolution window."""
     wanted: dict[str, tuple[int, ...]] = {}
     for layer in {_layer(name) for name in state}:
         halves = [state.get(layer + half) for half in (DOWN, UP)]

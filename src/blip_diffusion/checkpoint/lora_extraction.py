@@ -26,7 +26,7 @@ MAX_RANK = 1280
 
 
 def convert_tuned(source: Path, base: str, out: Path, *, name: str, category: str, rank: int = 8) -> float:
-    """Writes what LAVIS' tuning saved (10 GB) as a subject's file for the model that it was tuned from.
+    """Convert LAVIS' tuned checkpoint (10 GB) to a subject file for the model that it was tuned from.
 
     Answers how much of the U-Net's change the LoRA keeps, as a share of its squared norm: the rest, and what changed
     elsewhere than in attention, is lost. Rank 0 keeps the embedding alone.
@@ -56,7 +56,7 @@ def convert_tuned(source: Path, base: str, out: Path, *, name: str, category: st
 
 @torch.no_grad()
 def low_rank(before: nn.Module, after: nn.Module, rank: int) -> tuple[State, float]:
-    """The best LoRA of a rank for the change of every attention projection, and the share of all change that it is.
+    """Return the best low-rank LoRA for the change of every attention projection, and its explained share.
 
     The best in squared norm is the truncated singular value decomposition (Eckart & Young 1936).
     """

@@ -115,7 +115,7 @@ def _load_scheduler(folder: Path, index: Mapping[str, Any]) -> Any:
 
 
 def load_controlnet(name_or_path: str | Path, *, dtype: torch.dtype | None = None, **hub: Any) -> Any:
-    """A ControlNet: its folder, a repository that has one in `controlnet/`, a single file, or a hub id."""
+    """Load a ControlNet from a folder, a repository with `controlnet/`, a single file or a hub id."""
     if Path(name_or_path).is_file():
         return single_file.controlnet(Path(name_or_path), dtype=dtype)
     folder = find_model(name_or_path, **hub)
@@ -144,7 +144,7 @@ def _load_other(name: str, path: Path, dtype: torch.dtype | None) -> Any:
 
 
 def find_model(name_or_path: str | Path, **hub: Any) -> Path:
-    """The folder of a model: `mini`, a folder, or a hub id, which alone is downloaded."""
+    """Return the folder of a model: `mini`, a folder, or a hub id, which alone is downloaded."""
     if hub:
         _check_hub(hub)
     if name_or_path == "mini":
@@ -165,7 +165,7 @@ def find_model(name_or_path: str | Path, **hub: Any) -> Path:
 
 
 def _check_hub(asked: Mapping[str, Any]) -> None:
-    """Raises `InputError` for what nobody here knows: passed over, another model would be drawn with than was asked."""
+    """Raise `InputError` for a hub model that this pipeline would load incompletely."""
     from huggingface_hub import snapshot_download
 
     known = inspect.signature(snapshot_download).parameters
@@ -174,7 +174,7 @@ def _check_hub(asked: Mapping[str, Any]) -> None:
 
 
 def assemble(parts: Parts, folder: Path) -> BlipDiffusion:
-    """A model of parts, none of which may be missing."""
+    """Build the model from parts. Raises `CheckpointError` if one is missing."""
     needed = [field.name for field in dataclasses.fields(parts) if field.name not in OPTIONAL]
     missing = [name for name in needed if getattr(parts, name) is None]
     if missing:
@@ -239,7 +239,7 @@ def save_model(
     consistency_lora: Path | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """The whole folder, without LoRAs that lie beside the weights; floats in `dtype` where one is given.
+    """Write the model's folder, without LoRAs; floats in `dtype` if one is given.
 
     `consistency_lora` is the file of one that belongs to the model. Raises `InputError` for several ControlNets and for
     weights that aren't here, `CheckpointError` where that file can't be read, before anything is written.
@@ -295,7 +295,7 @@ def save_subject_model(
     *,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """The folders that make subject tokens: `qformer/`, `qformer_tokenizer/`, `image_processor/`."""
+    """Write the folders of the subject encoder: `qformer/`, `qformer_tokenizer/`, `image_processor/`."""
     save_subject_encoder(encoder, folder / "qformer", dtype=dtype)
     save_reference(reference, folder / "image_processor")
     tokenizer.save_pretrained(folder / "qformer_tokenizer")

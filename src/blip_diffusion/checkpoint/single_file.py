@@ -21,20 +21,20 @@ CONTROL = {"conditioning_embedding_out_channels": (16, 32, 96, 256)}
 
 
 def unet(path: Path, *, config: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None) -> Any:
-    """The U-Net of a file, in shapes `config` (those of Stable Diffusion 1.5 where none are given)."""
+    """Load the U-Net of a single file; `config` defaults to Stable Diffusion 1.5's."""
     config = config or ModelConfig().unet
     return _part("unet", path, config, dtype, prefixes=(ldm.LDM_UNET_KEY,), convert=ldm.convert_ldm_unet_checkpoint)
 
 
 def vae(path: Path, *, config: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None) -> Any:
-    """The VAE of a file."""
+    """Load the VAE of a single file."""
     config = config or ModelConfig().vae
     prefixes = (*ldm.LDM_VAE_KEYS, "encoder.conv_in.weight")
     return _part("vae", path, config, dtype, prefixes=prefixes, convert=ldm.convert_ldm_vae_checkpoint)
 
 
 def controlnet(path: Path, *, config: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None) -> Any:
-    """The ControlNet of a file."""
+    """Load the ControlNet of a single file."""
     shapes = {key: value for key, value in ModelConfig().unet.items() if key != "sample_size"}
     prefixes = (ldm.LDM_CONTROLNET_KEY, "time_embed.0.weight")
     return _part("controlnet", path, config or {**shapes, **CONTROL}, dtype, prefixes=prefixes,

@@ -67,13 +67,13 @@ class Subject:
 
 
 def check_name(name: str) -> None:
-    """A name serves as a file's and as an adapter's."""
+    """Raise `InputError` unless a name can name a file and an adapter."""
     if not 0 < len(name) <= 64 or not all(letter.isalnum() or letter in "-_" for letter in name):
         raise InputError(f"The name {name!r} can't be used: use letters, digits, - and _, for example rex.")
 
 
 def check_category(category: str) -> None:
-    """A category is what one calls the subject in a sentence."""
+    """Raise `InputError` unless a category can stand in a prompt."""
     if not category.strip():
         raise InputError("The category is empty: say what the subject is, for example dog.")
     if len(category.split()) > MOST_WORDS:
@@ -108,7 +108,7 @@ def read_subject(path: str | Path) -> Subject:
 
 
 def check_place(path: Path) -> None:
-    """Raises `InputError` where a file is there already that is no subject's: it may be the only one of its kind."""
+    """Raise `InputError` if `path` is a file that is not a subject's: it is not overwritten."""
     if path_exists(path, Path.is_file):
         try:
             read_subject(path)
@@ -142,9 +142,9 @@ def _subject(header: Mapping[str, str], tensors: State) -> Subject:
     )
 
 
-def thumbnail(picture: Image.Image) -> bytes:
-    """A small JPEG of a picture."""
-    small = picture.copy()
+def thumbnail(image: Image.Image) -> bytes:
+    """Return a small JPEG of an image."""
+    small = image.copy()
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)
@@ -152,7 +152,7 @@ def thumbnail(picture: Image.Image) -> bytes:
 
 
 def fingerprint(unet: nn.Module, text_encoder: nn.Module) -> str:
-    """What tells one base model from another: a hash of the signs of some weights of every tensor.
+    """Return a hash of the base model: the signs of some weights of every tensor.
 
     Signs, because they are the same in every precision. Adapters and the words of a vocabulary, which textual inversion
     adds to, don't count; nor does the VAE, which people exchange.

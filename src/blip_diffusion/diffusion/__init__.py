@@ -1,1 +1,1 @@
-"""The arithmetic of noise: latents and callables, no prompts and no pictures."""
+"""The arithmetic of noise: latents and callables, no prompts and no images."""

@@ -13,10 +13,10 @@ from blip_diffusion.diffusion.guidance import Denoiser
 
 @dataclass(frozen=True)
 class Control:
-    """A ControlNet (Zhang, Rao & Agrawala 2023), the picture it looks at, how strongly it speaks, and when."""
+    """A ControlNet (Zhang, Rao & Agrawala 2023), the image it looks at, how strongly it speaks, and when."""
 
     net: Any
-    picture: Tensor  # (B, 3, H, W) in [0, 1]
+    image: Tensor  # (B, 3, H, W) in [0, 1]
     scale: float = 1.0
     start: float = 0.0  # shares of the steps: it speaks in those that lie wholly between
     end: float = 1.0
@@ -71,12 +71,12 @@ def _control(
     if halved:
         latents, text = latents.chunk(2)[1], text.chunk(2)[1]
     latents, text = latents.to(control.net.dtype), text.to(control.net.dtype)
-    picture = control.picture.to(latents).repeat(len(latents) // len(control.picture), 1, 1, 1)
+    image = control.image.to(latents).repeat(len(latents) // len(control.image), 1, 1, 1)
     down, middle = control.net(
         latents,
         timestep,
         encoder_hidden_states=text,
-        controlnet_cond=picture,
+        controlnet_cond=image,
         conditioning_scale=control.scale,
         guess_mode=guess,
         return_dict=False,

@@ -46,7 +46,7 @@ class WholeUNet(nn.Module):
 class ShallowUNet(nn.Module):
     """The first and last layers of the U-Net's outermost level, given what came up from below at an earlier step.
 
-    Of Stable Diffusion 1.5's 803 GFLOP a picture, one layer takes 63 and two take 180.
+    Of Stable Diffusion 1.5's 803 GFLOP an image, one layer takes 63 and two take 180.
     """
 
     def __init__(self, unet: Any, layers: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""Pictures to latents and back (Rombach et al. 2022, section 3.1): the sole owner of the scaling factor."""
+"""Images to latents and back (Rombach et al. 2022, section 3.1): the sole owner of the scaling factor."""
 
 from typing import Any
 

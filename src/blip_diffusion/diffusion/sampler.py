@@ -38,12 +38,12 @@ def sample(
 
 
 def ddim_like(scheduler: Any) -> DDIMScheduler:
-    """DDIM (Song et al. 2021) over another scheduler's noise levels: each picture goes one way from its own noise."""
+    """DDIM (Song et al. 2021) over another scheduler's noise levels: each image goes one way from its own noise."""
     return DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing", clip_sample=False)
 
 
 def initial_noise(shape: tuple[int, int, int], generators: list[torch.Generator], like: Tensor) -> Tensor:
-    """Noise (B, C, H, W), one generator a picture, so that a picture doesn't change with its neighbours."""
+    """Noise (B, C, H, W), one generator an image, so that an image doesn't change with its neighbours."""
     drawn = [torch.randn((1, *shape), generator=g, device=g.device, dtype=like.dtype) for g in generators]
     return torch.cat([noise.to(like.device) for noise in drawn])
 

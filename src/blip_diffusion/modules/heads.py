@@ -35,7 +35,7 @@ class ContrastiveHead(nn.Module):
 
 
 class MatchingHead(nn.Linear):
-    """Query states (B, Q, D) to logits (B, 2): do picture and words belong together? Averaged over the queries."""
+    """Query states (B, Q, D) to logits (B, 2): do image and words belong together? Averaged over the queries."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, 2)

@@ -1,7 +1,7 @@
 """The frozen image encoder: pixels to patch features (B, N, V), then the one layer of it that is trained.
 
 The published model reads OpenAI's CLIP ViT-L/14 without its last block; `mini` reads EfficientNet-Lite0 up to block 10.
-Any tower that gives patch features will do. What the tower knows of real pictures is kept (frozen); the layer norm
+Any tower that gives patch features will do. What the tower knows of real images is kept (frozen); the layer norm
 after it, `ln_vision` in the published code, belongs to what is trained.
 """
 
@@ -44,7 +44,7 @@ class Tower(Protocol):
     def __call__(self, pixels: Tensor) -> Tensor: ...
 
     def check_side(self, side: int) -> None:
-        """Raises `ConfigError` for pictures of a side S that the tower can't read."""
+        """Raises `ConfigError` for images of a side S that the tower can't read."""
 
 
 class ImageEncoder(nn.Module):
@@ -78,7 +78,7 @@ class ImageEncoder(nn.Module):
 
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:
-        """What the frozen tower sees, before the trained layer norm: worth keeping when a picture comes again."""
+        """What the frozen tower sees, before the trained layer norm: worth keeping when an image comes again."""
         seen: Tensor = self.tower(pixels)
         return seen
 
@@ -119,9 +119,7 @@ class ClipTower(nn.Module):
 
     def check_side(self, side: int) -> None:
         if side != self.vision.config.image_size:
-            raise ConfigError(
-                f"this image encoder reads pictures of {self.vision.config.image_size} pixels, not {side}."
-            )
+            raise ConfigError(f"this image encoder reads images of {self.vision.config.image_size} pixels, not {side}.")
 
     def forward(self, pixels: Tensor) -> Tensor:
         states: Tensor = self.vision(pixel_values=pixels).last_hidden_state
@@ -162,7 +160,7 @@ class EfficientNetTower(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, pixels: Tensor) -> None:
-        """Takes the statistics that standardise the features from a batch of normalised pictures."""
+        """Takes the statistics that standardise the features from a batch of normalised images."""
         raw = self._raw(pixels)
         self.mean.copy_(raw.mean(dim=(0, 1)))
         self.std.copy_(raw.std(dim=(0, 1)).clamp(min=1e-3))
@@ -179,7 +177,7 @@ class EfficientNetTower(nn.Module):
 
 
 class TimmTower(nn.Module):
-    """Any of timm's networks that gives patch features; what it knows of pictures comes with a model's weights."""
+    """Any of timm's networks that gives patch features; what it knows of images comes with a model's weights."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -192,7 +190,7 @@ class TimmTower(nn.Module):
 
     def check_side(self, side: int) -> None:
         if side < 1:
-            raise ConfigError(f"an image encoder reads pictures of at least one pixel, not {side}.")
+            raise ConfigError(f"an image encoder reads images of at least one pixel, not {side}.")
 
     def forward(self, pixels: Tensor) -> Tensor:
         features: Tensor = self.network.forward_features(pixels)

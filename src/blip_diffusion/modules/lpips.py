@@ -1,4 +1,4 @@
-"""LPIPS (Zhang et al. 2018): how alike two pictures look, by VGG-16's features and weights fitted to people's answers.
+"""LPIPS (Zhang et al. 2018): how alike two images look, by VGG-16's features and weights fitted to people's answers.
 
 Its weights are not ours to ship. Who has them puts two files in one folder, under the names they are published by.
 """

@@ -1,6 +1,6 @@
-"""The Q-Former (Li, Li, Savarese & Hoi 2023, section 3): learned queries that read a picture, with or without words.
+"""The Q-Former (Li, Li, Savarese & Hoi 2023, section 3): learned queries that read an image, with or without words.
 
-One BERT whose self-attention is shared by two kinds of rows, queries and words. Only the queries look at the picture,
+One BERT whose self-attention is shared by two kinds of rows, queries and words. Only the queries look at the image,
 through cross-attention; each kind has its own feed-forward layers. Which rows see which is the whole difference between
 the three objectives of BLIP-2 (figure 2 there):
 
@@ -100,7 +100,7 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """Self-attention over all rows; the queries look at the picture; each kind of row its own feed-forward."""
+    """Self-attention over all rows; the queries look at the image; each kind of row its own feed-forward."""
 
     def __init__(self, config: QFormerConfig, *, looks: bool) -> None:
         super().__init__()

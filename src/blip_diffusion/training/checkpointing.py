@@ -72,7 +72,7 @@ def name(step: int) -> str:
 
 
 def save(checkpoint: Checkpoint, *, keep: int) -> None:
-    """Writes `checkpoint.path` so that no half-written one is ever seen; of all, the newest `keep` are kept."""
+    """Write a checkpoint atomically and remove all but the newest `keep`."""
     path = checkpoint.path
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f"{UNFINISHED}*"):
@@ -108,7 +108,7 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies, because safetensors refuses tensors that share memory."""
+    """Copy tensors to the CPU: safetensors refuses tensors that share memory."""
     return {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
 
 
@@ -117,7 +117,7 @@ def _unchanged(path: Path, digest: str) -> bool:
 
 
 def _flush(path: Path) -> None:
-    """Makes a file or a folder's entries last through a loss of power."""
+    """Flush a file or a folder's entries to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -126,18 +126,18 @@ def _flush(path: Path) -> None:
 
 
 def complete(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first. A folder of this name was renamed to it, and so was whole once."""
+    """Return the checkpoints of a run, oldest first; the rename that named them was atomic."""
     found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit() and path.is_dir()]
     return sorted(found, key=step_of)
 
 
 def step_of(path: Path) -> int:
-    """The step of a checkpoint, by its folder's name."""
+    """Return the step in a checkpoint's folder name."""
     return int(path.name.removeprefix(PREFIX))
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest checkpoint that is undamaged, if there is any."""
+    """Return the newest undamaged checkpoint, if any."""
     for path in reversed(complete(folder)):
         try:
             verify(path)
@@ -148,7 +148,7 @@ def latest(folder: Path) -> Path | None:
 
 
 def verify(path: Path) -> State:
-    """The state of a checkpoint whose files are all as they were written."""
+    """Return the state of a checkpoint after a check of its digests."""
     try:
         table = json.loads((path / STATE).read_text(encoding="utf-8"))
         files: dict[str, str] = table.pop("files")
@@ -162,7 +162,7 @@ def verify(path: Path) -> State:
 
 
 def load(path: Path) -> Checkpoint:
-    """A checkpoint's contents, after a check that it is undamaged."""
+    """Load a checkpoint after a check of its digests."""
     state = verify(path)
     try:
         optimizer = torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True)
@@ -173,7 +173,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def supersede(folder: Path, step: int) -> None:
-    """Puts aside the checkpoints past a step, which a run that resumes from that step takes again."""
+    """Set aside the checkpoints past a step, which a resumed run takes again."""
     for path in complete(folder):
         if step_of(path) > step:
             aside = path.with_name(f"{SUPERSEDED}{path.name}")
@@ -183,7 +183,7 @@ def supersede(folder: Path, step: int) -> None:
 
 
 def copy_into(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], where: Path) -> None:
-    """Copies tensors by name, after a check that names and shapes agree; otherwise the first differences are told."""
+    """Copy tensors by name. Raises `CheckpointError` with the first differences of names and shapes."""
     differences = [
         *(f"{key} is missing" for key in wanted if key not in found),
         *(f"{key} is unexpected" for key in found if key not in wanted),

@@ -22,7 +22,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Takes in the parameters after optimizer step number `step`, counted from 0."""
+        """Update the averages after optimizer step `step`, counted from 0."""
         if not self.decay:
             return
         decay = min(self.decay, (1 + step) / (10 + step))
@@ -46,5 +46,5 @@ class Ema:
         torch._foreach_copy_(self._average, raw)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages themselves, by name."""
+        """Return the averages by name."""
         return dict(zip(self._names, self._average, strict=True))

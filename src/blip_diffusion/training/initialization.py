@@ -58,7 +58,7 @@ DEFAULT_INFERENCE = InferenceConfig(prompt_reps=1, num_inference_steps=15, guida
 
 
 def load_parts(config: InitConfig) -> Parts:
-    """The parts that the folders of `init_from` have."""
+    """Load the parts in the folders of `init_from`."""
     parts = Parts()
     for folder in config.init_from:
         found = read_parts(folder)
@@ -69,7 +69,7 @@ def load_parts(config: InitConfig) -> Parts:
 
 
 def require_parts(parts: Parts, *names: str) -> None:
-    """Raises `CheckpointError` where one is missing that a new one, which knows nothing, can't stand in for."""
+    """Raise `CheckpointError` if a part is missing that has to be trained already."""
     if missing := [name for name in names if getattr(parts, name) is None]:
         raise CheckpointError(
             f"This begins with a trained {' and '.join(missing)}: name its folder in model.init_from."
@@ -77,7 +77,7 @@ def require_parts(parts: Parts, *names: str) -> None:
 
 
 def init_vae(parts: Parts, config: InitConfig) -> AutoencoderKL:
-    """The autoencoder."""
+    """Return the loaded autoencoder or a new one."""
     if parts.vae is not None:
         return parts.vae
     torch.manual_seed(config.seed)
@@ -108,7 +108,7 @@ def _new_subject_encoder(shape: ModelConfig, pixels: torch.Tensor) -> SubjectEnc
     """Around EfficientNet-Lite0 as ImageNet made it; no other tower's weights come with a package."""
     if shape.image_encoder.tower != "efficientnet-lite0":
         raise CheckpointError(
-            "A frozen image encoder must know pictures, and a new one knows none: name a folder with qformer/ in "
+            "A frozen image encoder must know images, and a new one knows none: name a folder with qformer/ in "
             "model.init_from."
         )
     encoder = build_subject_encoder(shape)
@@ -121,7 +121,7 @@ def _new_subject_encoder(shape: ModelConfig, pixels: torch.Tensor) -> SubjectEnc
 
 
 def init_model(parts: Parts, config: InitConfig, corpus: Sequence[str], pixels: torch.Tensor) -> BlipDiffusion:
-    """The whole model. A new one needs a trained autoencoder: what the U-Net learns is tied to its latents.
+    """Build the model from loaded and new parts. A U-Net needs a trained autoencoder.
 
     Raises `CheckpointError` for parts that don't fit each other.
     """
@@ -207,7 +207,7 @@ def zero_snr_scheduler() -> DDIMScheduler:
 
 
 def noising_from(scheduler: Any) -> Noising:
-    """The forward process that a scheduler inverts."""
+    """Return the forward process that a scheduler inverts."""
     return Noising(scheduler.alphas_cumprod.float(), scheduler.config.prediction_type)
 
 

@@ -14,7 +14,7 @@ TRAINED = "trained"
 
 
 def add_lora(network: Any, rank: int, targets: tuple[str, ...] = ATTENTION) -> list[nn.Parameter]:
-    """Puts a LoRA on a diffusers or transformers network, which draws as before, and answers what of it moves.
+    """Add a LoRA, initially the identity, to a network and return its trainable parameters.
 
     `targets` are the ends of layers' names. Raises `ConfigError` for one that no layer has.
     """
@@ -28,6 +28,6 @@ def add_lora(network: Any, rank: int, targets: tuple[str, ...] = ATTENTION) -> l
 
 
 def lora_state(network: nn.Module) -> dict[str, Tensor]:
-    """The matrices of the LoRA that was trained, by PEFT's names within the network."""
+    """Return the trained LoRA's matrices by their PEFT names within the network."""
     state: dict[str, Tensor] = get_peft_model_state_dict(network, adapter_name=TRAINED)
     return {name: tensor.detach().cpu() for name, tensor in state.items()}

@@ -1,4 +1,4 @@
-"""What a run says of itself: a line of JSON and one on the console per report, pictures, TensorBoard if asked for."""
+"""What a run says of itself: a line of JSON and one on the console per report, images, TensorBoard if asked for."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 LOG = "log.jsonl"
-PICTURES = "samples"
+SAMPLES = "samples"
 
 
 class MetricLogger:
@@ -30,7 +30,7 @@ class MetricLogger:
         self._log = (folder / LOG).open("a", encoding="utf-8")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Reports numbers by name; the console knows how to say `samples_per_second`, `lr` and `eta`."""
+        """Log numbers by name; the console formats `samples_per_second`, `lr` and `eta`."""
         self._log.write(json.dumps({"step": step, **values}) + "\n")
         self._log.flush()
         if self._console:
@@ -40,8 +40,8 @@ class MetricLogger:
                 self._board.add_scalar(name, value, step)
 
     def image(self, name: str, image: "Image", step: int) -> Path:
-        """Writes `samples/{name}-{step}.png`."""
-        path = self.folder / PICTURES / f"{name}-{step:08d}.png"
+        """Write `samples/{name}-{step}.png`."""
+        path = self.folder / SAMPLES / f"{name}-{step:08d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path)
         if self._board:
@@ -84,7 +84,7 @@ def _clock(seconds: float) -> str:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Keeps the whole lines up to a step; the last line may be torn by a killed process."""
+    """Keep the complete lines up to a step; the last line may be torn by a killed process."""
     if not path.exists():
         return
     kept = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _step_of(line) <= step]

@@ -55,7 +55,7 @@ class OptimConfig:
 
 
 def learning_rate(step: int, config: OptimConfig, total: int) -> float:
-    """The rate of the step that follows `step` others, in a run of `total`."""
+    """Return the learning rate of the step after `step` others, in a run of `total`."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     if config.schedule == "constant":
@@ -66,7 +66,7 @@ def learning_rate(step: int, config: OptimConfig, total: int) -> float:
 
 
 def set_trainable(module: nn.Module, groups: Sequence[ParameterGroup]) -> dict[str, nn.Parameter]:
-    """Makes the groups' parameters, by name, the only ones that move, in float32; frozen ones keep their dtype."""
+    """Make the groups' parameters trainable, in float32, and freeze all others; return them by name."""
     moving = {id(parameter) for group in groups for parameter in group.parameters}
     trainable = {}
     for name, parameter in module.named_parameters():
@@ -100,7 +100,7 @@ def adamw(groups: Sequence[ParameterGroup], config: OptimConfig) -> torch.optim.
 
 
 def adamw_8bit() -> type[torch.optim.Optimizer]:
-    """The optimizer's class. Raises `ConfigError` where its package isn't installed."""
+    """Return the optimizer's class. Raises `ConfigError` if bitsandbytes is not installed."""
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
@@ -126,14 +126,14 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def optimizer_state_by_name(optimizer: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter]) -> dict[str, Any]:
-    """The optimizer's state by parameter name: what a checkpoint keeps. Hyperparameters are the configuration's."""
+    """Return the optimizer's state by parameter name, without hyperparameters."""
     return {name: dict(optimizer.state[value]) for name, value in trainable.items() if value in optimizer.state}
 
 
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter], saved: Mapping[str, Any]
 ) -> None:
-    """The inverse of `optimizer_state_by_name`; torch moves and casts."""
+    """Restore what `optimizer_state_by_name` returned; torch moves and casts."""
     names = {id(parameter): name for name, parameter in trainable.items()}
     order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
     state = {number: saved[name] for number, name in enumerate(order) if name in saved}

@@ -32,15 +32,15 @@ class Prefetcher:
         self._coming: dict[int, Future[Any]] = {}
 
     def index(self, number: int) -> int:
-        """The index, over all processes, of this process's micro-batch of a number."""
+        """Return the index, over all processes, of this process's micro-batch of a number."""
         return number * self._processes + self._rank
 
     def index_at(self, step: int, position: int) -> int:
-        """The index of the micro-batch at a position within a step, see `StepContext.position`."""
+        """Return the index of the micro-batch at a position within a step, see `StepContext.position`."""
         return step * self._accumulate * self._processes + position
 
     def __call__(self, number: int) -> Any:
-        """This process's micro-batch of a number. The next ones are begun meanwhile."""
+        """Return this process's micro-batch of a number, and start to prepare the next ones."""
         if not self._depth:
             return self._batches(self.index(number))
         for coming in range(number, min(number + 1 + self._depth, self._end)):
@@ -49,17 +49,17 @@ class Prefetcher:
         return self._coming.pop(number).result()
 
     def _choose_device(self) -> None:
-        """A new thread would prepare its batches on the first GPU, whichever is this process's."""
+        """Select this process's GPU in the new thread, which would use the first one."""
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
 
     def close(self) -> None:
-        """Drops what nobody will ask for."""
+        """Drop the batches that are not needed."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """A batch on the device: tensors in dicts, lists and tuples move, all else stays as it is."""
+    """Move a batch's tensors, in dicts, lists and tuples, to the device."""
     if isinstance(value, Tensor):
         pinned = value.pin_memory() if device.type == "cuda" and value.device.type == "cpu" else value
         return pinned.to(device, non_blocking=True)

@@ -75,7 +75,7 @@ class BuildContext:
 
 
 def autoencoder(material: BuildContext) -> Objective:
-    """Builds the objective of the first stage."""
+    """Build the objective of the autoencoder stage."""
     config = material.config
     parts = initialization.load_parts(config.model)
     if not config.autoencoder.train_encoder:  # a decoder alone, of an encoder that has learned
@@ -86,7 +86,7 @@ def autoencoder(material: BuildContext) -> Objective:
 
 
 def text_to_image(material: BuildContext) -> Objective:
-    """Builds the objective of the third: latent diffusion from text alone."""
+    """Build the objective of the text-to-image stage."""
     config = material.config
     model = initialization.init_model(
         initialization.load_parts(config.model), config.model, material.corpus, material.pixels
@@ -96,7 +96,7 @@ def text_to_image(material: BuildContext) -> Objective:
 
 
 def representation(material: BuildContext) -> Objective:
-    """Builds the objective of stage 1 of BLIP-Diffusion."""
+    """Build the objective of stage 1 of BLIP-Diffusion."""
     config = material.config
     parts = initialization.load_parts(config.model)
     initialization.init_subject_encoder(parts, config.model, material.corpus, material.pixels)
@@ -107,7 +107,7 @@ def representation(material: BuildContext) -> Objective:
 
 
 def subject(material: BuildContext) -> Objective:
-    """Builds the objective of stage 2 of BLIP-Diffusion."""
+    """Build the objective of stage 2 of BLIP-Diffusion."""
     config = material.config
     model = initialization.init_model(
         initialization.load_parts(config.model), config.model, material.corpus, material.pixels
@@ -124,7 +124,7 @@ def _heads(config: RunConfig, shapes: QFormerConfig, *, grid: bool) -> nn.Module
 
 
 def consistency(material: BuildContext) -> Objective:
-    """Builds the objective that makes few steps enough. It begins with a whole model, which becomes its teacher."""
+    """Build the objective of consistency distillation; the model becomes its teacher."""
     config = material.config
     parts = initialization.load_parts(config.model)
     initialization.require_parts(parts, "subject_encoder", "text_encoder", "unet", "vae")
@@ -134,7 +134,7 @@ def consistency(material: BuildContext) -> Objective:
 
 
 def check_size(config: RunConfig, model: BlipDiffusion) -> None:
-    """Raises `ConfigError` where pictures are composed of another size than the model draws."""
+    """Raise `ConfigError` if images are composed at another size than the model's."""
     own, size = int(model.unet.config.sample_size) * model.latents.factor, config.data.synthetic.size
     if size != own:
         raise ConfigError(f"data.synthetic.size is {size}, and this model draws {own} pixels: set it to {own}.")
@@ -198,7 +198,7 @@ def _keep_start(objective: Objective, folder: Path) -> None:
 
 
 def sample_callback_of(config: RunConfig, world: AssetLibrary) -> SampleCallback:
-    """Pictures and numbers of held-out subjects, or of any where the world holds none out."""
+    """Images and numbers of held-out subjects, or of any where the world holds none out."""
     split = "heldout" if any(row.split == "heldout" for row in world.cutouts) else config.data.synthetic.split
     compose = replace(config.data.synthetic, split=split)
     sampler = PairSampler(world, compose, batch_size=CALLBACK_BATCH, seed=CALLBACK_SEED, device=_device(config))
@@ -206,6 +206,6 @@ def sample_callback_of(config: RunConfig, world: AssetLibrary) -> SampleCallback
 
 
 def _device(config: RunConfig) -> torch.device:
-    """This process's."""
+    """Return this process's device."""
     device = device_of(config.train.device)
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if device.type == "cuda" else device

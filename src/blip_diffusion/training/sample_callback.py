@@ -1,4 +1,4 @@
-"""Pictures and held-out numbers while a run goes on: what it can draw, and what each part of the question is worth."""
+"""Images and held-out numbers while a run goes on: what it can draw, and what each part of the question is worth."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -52,7 +52,7 @@ def _losses(objective: Objective, batch: SubjectBatch, number: int) -> dict[str,
 
 
 def shuffled_conditions(batch: SubjectBatch) -> dict[str, SubjectBatch]:
-    """The batch with the references of other subjects, and with the scenes of other prompts."""
+    """Return the batch with the references of other subjects, and with the scenes of other prompts."""
     turned = [*batch["prompt"][1:], batch["prompt"][0]]
     scenes = [subject_prompt(prompt, category) for category, prompt in zip(batch["category"], turned, strict=True)]
     return {
@@ -62,5 +62,5 @@ def shuffled_conditions(batch: SubjectBatch) -> dict[str, SubjectBatch]:
 
 
 def sample_with_same_noise(model: BlipDiffusion, states: Tensor, seed: int = 0) -> Tensor:
-    """Pictures (B, 3, H, W) in [0, 1] of text states (B, L, D), all from the same noise, whatever the model is told."""
+    """Images (B, 3, H, W) in [0, 1] of text states (B, L, D), all from the same noise, whatever the model is told."""
     return sample_images(model, states, [seed] * len(states), steps=STEPS, guidance=GUIDANCE, rescale=RESCALE)

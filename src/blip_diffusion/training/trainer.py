@@ -186,7 +186,7 @@ class Timing:
 def _started(
     objective: Objective, batches: Callable[[int], Any], config: TrainConfig, folder: Path, config_text: str
 ) -> Iterator[_Run]:
-    """Puts the parts together, and takes them apart whatever happens."""
+    """Set up the run, and clean up whatever happens."""
     clock = Timing()
     accelerator = _accelerator(config)
     objective = to_training_mode(objective, accelerator.device)
@@ -215,7 +215,7 @@ def _started(
 
 
 def to_training_mode(objective: Objective, device: torch.device) -> Objective:
-    """An objective on a device, in training mode, its convolutions' weights as the kernels there like them."""
+    """Move an objective to a device, in training mode, in the memory format that convolutions are fastest in."""
     objective = objective.to(device).train()
     objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # unknown to torch's stub
     return objective
@@ -227,12 +227,12 @@ def sdpa_backend(device: torch.device) -> AbstractContextManager[None]:
 
 
 def accelerate_precision(device: torch.device, config: TrainConfig) -> str:
-    """What `mixed_precision` means there, by accelerate's names."""
+    """Return accelerate's name of `mixed_precision` on a device."""
     return PRECISIONS[fastest_dtype(device)] if config.mixed_precision == "auto" else config.mixed_precision
 
 
 def check_possible(config: TrainConfig) -> None:
-    """Raises `ConfigError` for what this machine lacks."""
+    """Raise `ConfigError` for what this machine lacks."""
     if config.mixed_precision == "fp16" and (config.device == "cpu" or not torch.cuda.is_available()):
         raise ConfigError("mixed_precision fp16 needs a GPU; use auto, bf16 or no.")
     if config.optim.eight_bit:
@@ -272,7 +272,7 @@ def _step(run: _Run, *, stop: Callable[[], bool]) -> None:
 
 
 def _micro_batches(run: _Run) -> tuple[list[Any], list[StepContext]]:
-    """This process's batches of the step, on the device, and their contexts."""
+    """Return this process's batches of the step, on the device, and their contexts."""
     accelerator, step = run.accelerator, run.state.step
     batches, contexts = [], []
     for a in range(run.config.gradient_accumulation_steps):
@@ -285,7 +285,7 @@ def _micro_batches(run: _Run) -> tuple[list[Any], list[StepContext]]:
 
 
 def _gather_step_context(run: _Run, batches: Sequence[Any], contexts: Sequence[StepContext]) -> Any:
-    """What the micro-batches of the step know of each other. The global generator is the same on every process."""
+    """Compute what the micro-batches share; the global generator is the same on every process."""
 
     def gather(tensor: Tensor) -> Tensor:
         return gather_in_order(run.accelerator, tensor, run.config.gradient_accumulation_steps)
@@ -296,7 +296,7 @@ def _gather_step_context(run: _Run, batches: Sequence[Any], contexts: Sequence[S
 
 
 def gather_in_order(accelerator: Accelerator, tensor: Tensor, gradient_accumulation_steps: int) -> Tensor:
-    """Joins (A * n, ...) of every process to (A * processes * n, ...), in the order of `StepContext.position`.
+    """Gather (A * n, ...) of every process to (A * processes * n, ...), ordered by `StepContext.position`.
 
     The order is by micro-batch first and by process second, so that it does not matter how the positions of a step
     are divided between accumulation and processes.
@@ -318,7 +318,7 @@ def gather_in_order(accelerator: Accelerator, tensor: Tensor, gradient_accumulat
 
 
 def _backward(run: _Run, batch: Any, context: StepContext) -> Losses:
-    """Adds a micro-batch's part of the gradient; processes meet at the last one. The losses come back detached."""
+    """Add a micro-batch's gradient, synchronized at the last one; return its losses, detached."""
     torch.manual_seed(_seed(run, "global", run.batches.index_at(context.step, context.position)))
     last = context.position >= (run.config.gradient_accumulation_steps - 1) * run.accelerator.num_processes
     with nullcontext() if last else run.accelerator.no_sync(run.model):
@@ -381,7 +381,7 @@ def _count(run: _Run, losses: Sequence[Losses], samples: int, seconds: float) ->
 
 
 def _seed(run: _Run, purpose: str, index: int) -> int:
-    """A seed for one use of chance. Uses differ by purpose, or dropout would follow the noise."""
+    """Return the seed of one use of randomness, or dropout would follow the noise."""
     digest = hashlib.blake2b(f"{run.config.seed} {purpose} {index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1
 
@@ -390,7 +390,7 @@ def _seed(run: _Run, purpose: str, index: int) -> int:
 
 
 def _report(run: _Run) -> None:
-    """The means since the last report, over all processes; at the very end, of whatever steps are left over."""
+    """Log the means since the last report over all processes, and at the end of what is left."""
     step, config = run.state.step, run.config
     if step % config.log_every and step != config.steps:
         return
@@ -417,7 +417,7 @@ def _progress(run: _Run) -> dict[str, float]:
 
 
 def _windows(run: _Run) -> list[Window]:
-    """What is not yet reported, by process."""
+    """Return what is not yet reported, by process."""
     own = {name: (float(total), count) for name, (total, count) in run.window.items()}
     return cast(list[Window], gather_object([own]))
 
@@ -432,7 +432,7 @@ def _means(windows: Sequence[Window]) -> dict[str, float]:
 
 
 def _resume(run: _Run, resume: bool | str | Path) -> None:
-    """Puts the run where a checkpoint left off; refuses to start over one that nobody asked to resume."""
+    """Restore a checkpoint; refuse to start over an existing run."""
     there = checkpointing.complete(run.checkpoints)
     if there and not resume:
         last = there[-1].name
@@ -462,7 +462,7 @@ def _restore(run: _Run, checkpoint: Checkpoint) -> None:
 
 
 def _own_window(run: _Run, windows: Sequence[Window]) -> dict[str, tuple[Tensor, int]]:
-    """This process's part of what was not yet reported; the first takes what is left where there were more of them."""
+    """Return this process's part of what was not reported; the first takes the rest of more processes."""
     rank, processes = run.accelerator.process_index, run.accelerator.num_processes
     own: dict[str, tuple[Tensor, int]] = {}
     for number, window in enumerate(windows):
@@ -474,7 +474,7 @@ def _own_window(run: _Run, windows: Sequence[Window]) -> dict[str, tuple[Tensor,
 
 
 def _weights(run: _Run) -> dict[str, Tensor]:
-    """What a checkpoint must hold of the objective: the parameters that move, and the buffers that are kept."""
+    """Return what a checkpoint must hold: trainable parameters and persistent buffers."""
     kept = run.objective.state_dict().keys()
     buffers = {name: buffer for name, buffer in run.objective.named_buffers() if name in kept}
     return {**run.trainable, **buffers}
@@ -487,7 +487,7 @@ def _save_if_due(run: _Run) -> None:
 
 
 def _save(run: _Run) -> None:
-    """Writes a checkpoint on the main process, unless its weights are spoilt, while the others wait."""
+    """Write a checkpoint on the main process, unless its weights are not finite."""
     began = time.monotonic()
     run.state.windows = _windows(run)
     if not torch.stack(torch._foreach_norm(list(run.trainable.values()))).isfinite().all():
@@ -528,7 +528,7 @@ def _run_hooks(run: _Run, hooks: Sequence[Hook]) -> None:
 
 
 def _finish(run: _Run) -> Result:
-    """Exports the averaged weights, unless a signal asked for haste."""
+    """Export the averaged weights, except after a signal."""
     if run.stopped != "signal" and run.accelerator.is_main_process:
         with _evaluation_mode(run):
             run.objective.export(run.folder / EXPORT)
@@ -543,7 +543,7 @@ def _result(run: _Run, stopped: Literal["done", "minutes", "signal", "hook", "di
 
 @contextmanager
 def _evaluation_mode(run: _Run) -> Iterator[None]:
-    """The objective as it is judged: averaged weights, eval mode, no gradient."""
+    """Switch the objective to averaged weights, eval mode and no gradient."""
     modes = [(module, module.training) for module in run.objective.modules()]
     run.objective.eval()
     try:

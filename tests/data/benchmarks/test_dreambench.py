@@ -64,7 +64,7 @@ def published(folder: Path, text: str = PUBLISHED) -> Path:
 
 def test_the_published_layout_is_read(tmp_path: Path) -> None:
     bench = read_bench(published(tmp_path / "dream"))
-    assert [(s.name, s.category, s.live, len(s.pictures)) for s in bench.subjects] == [
+    assert [(s.name, s.category, s.live, len(s.images)) for s in bench.subjects] == [
         ("backpack", "backpack", False, 2),
         ("dog2", "dog", True, 2),
     ]
@@ -79,7 +79,7 @@ def test_the_published_layout_is_read(tmp_path: Path) -> None:
     assert bench.name == "dream" and bench.world == ""
 
 
-def test_a_changed_picture_is_another_bench(tmp_path: Path) -> None:
+def test_a_changed_image_is_another_bench(tmp_path: Path) -> None:
     folder = published(tmp_path)
     before = read_bench(folder).digest
     Image.new("RGB", (40, 30), "green").save(folder / "dataset" / "dog2" / "01.jpg")
@@ -98,7 +98,7 @@ def without_prompts(text: str) -> str:
         (PROMPTS, without_prompts(PUBLISHED).encode(), "no prompt for backpack"),
         (PROMPTS, PUBLISHED.replace("dog2,dog", "../dog2,dog").encode(), "calls a subject"),
         (PROMPTS, b"\xff\xfe\x00", "can't be read"),
-        ("dog2/01.jpg", b"\xff\xd8\xff", "01.jpg is not a picture"),
+        ("dog2/01.jpg", b"\xff\xd8\xff", "01.jpg is not an image"),
         ("../bench.json", b"{}", "does not belong"),
         ("../bench.json", b"[1", "does not belong"),
         ("../bench.json", b"[" * 100_000, "does not belong"),
@@ -126,10 +126,10 @@ def test_a_hostile_table_is_read_in_a_moment(before: str, after: str) -> None:
     assert time.process_time() - began < 0.5
 
 
-def test_a_subject_without_pictures_is_named(tmp_path: Path) -> None:
+def test_a_subject_without_images_is_named(tmp_path: Path) -> None:
     for path in (published(tmp_path) / "dataset" / "dog2").iterdir():
         path.unlink()
-    with pytest.raises(BlipDiffusionError, match="dog2 holds no picture"):
+    with pytest.raises(BlipDiffusionError, match="dog2 holds no image"):
         read_bench(tmp_path)
 
 
@@ -143,7 +143,7 @@ def test_one_of_a_kind_is_nothing_to_compare(tmp_path: Path) -> None:
 
 
 def test_dreambench_is_whole(tmp_path: Path) -> None:
-    with pytest.raises(BlipDiffusionError, match="2 subjects and 4 pictures"):
+    with pytest.raises(BlipDiffusionError, match="2 subjects and 4 images"):
         read_dreambench(published(tmp_path))
     with pytest.raises(BlipDiffusionError, match="git clone"):
         read_dreambench(tmp_path / "nowhere")

@@ -48,7 +48,7 @@ def row(identity: str, category: str = "dog", view: str = "") -> CutOut:
     return CutOut(identity, category, category, "emoji", "test x", "MIT", view)
 
 
-def picture(colour: str, corner: int = 0) -> Image.Image:
+def image(colour: str, corner: int = 0) -> Image.Image:
     canvas = Image.new("RGBA", (64, 64))
     ImageDraw.Draw(canvas).rectangle((corner, corner, 63, 63), colour)
     return canvas
@@ -104,50 +104,48 @@ def test_an_unknown_source_is_said(out: Path) -> None:
 def test_quality_gives_way_to_size_and_then_up(tmp_path: Path) -> None:
     noise = Image.effect_noise((128, 128), 90).convert("RGBA")
     noise.putalpha(255)
-    pictures = [(row("a"), noise)]
+    images = [(row("a"), noise)]
     said: list[str] = []
-    fit(tmp_path / "w.zip", pictures, [], "", 40, said.append)
+    fit(tmp_path / "w.zip", images, [], "", 40, said.append)
     best = (tmp_path / "w.zip").stat().st_size
-    fit(tmp_path / "w.zip", pictures, [], "", (best - 1) / 2**20, said.append)
+    fit(tmp_path / "w.zip", images, [], "", (best - 1) / 2**20, said.append)
     assert (tmp_path / "w.zip").stat().st_size < best and len(said) == 3
     before = (tmp_path / "w.zip").read_bytes()
     with pytest.raises(DataError, match="build with fewer sources or views"):
-        fit(tmp_path / "w.zip", pictures, [], "", 1e-6, said.append)
+        fit(tmp_path / "w.zip", images, [], "", 1e-6, said.append)
     assert (tmp_path / "w.zip").read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["w.zip"]
 
 
 def test_a_subject_is_never_split() -> None:
-    pictures = [
-        (row(f"s{i}", f"c{i % 7}", view), picture("red")) for i in range(900) for view in ("front", "back", "side")
-    ]
-    marked = split(pictures)
+    images = [(row(f"s{i}", f"c{i % 7}", view), image("red")) for i in range(900) for view in ("front", "back", "side")]
+    marked = split(images)
     sides: dict[str, set[str]] = {}
     for cutout, _ in marked:
         sides.setdefault(cutout.identity, set()).add(cutout.split)
     assert all(len(side) == 1 for side in sides.values())
     held = sum(side == {"heldout"} for side in sides.values())
     assert 9 <= held <= 54  # 3 % of 900, give or take four standard deviations
-    assert [cutout.split for cutout, _ in split(pictures)] == [cutout.split for cutout, _ in marked]
+    assert [cutout.split for cutout, _ in split(images)] == [cutout.split for cutout, _ in marked]
 
 
 def test_the_last_two_of_a_category_train(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HELD", 1.0)
-    marked = split([(row(f"s{i}", "dog" if i < 5 else "cat"), picture("red")) for i in range(7)])
+    marked = split([(row(f"s{i}", "dog" if i < 5 else "cat"), image("red")) for i in range(7)])
     trained = [cutout.category for cutout, _ in marked if cutout.split == "train"]
     assert sorted(trained) == ["cat", "cat", "dog", "dog"]
 
 
 def test_the_bench_is_always_held_out() -> None:
-    assert [cutout.split for cutout, _ in split([(row(SUBJECTS[0]), picture("red"))])] == ["heldout"]
+    assert [cutout.split for cutout, _ in split([(row(SUBJECTS[0]), image("red"))])] == ["heldout"]
 
 
 def test_a_copy_under_another_name_is_left_out_with_all_its_views() -> None:
-    pictures = [
-        (row("first", view="a"), picture("red")),
-        (row("first", view="b"), picture("red")),  # the same subject may look the same twice
-        (row("copy", view="a"), picture("#fd0202")),
-        (row("copy", view="b"), picture("blue", 20)),
-        (row("other", "cat"), picture("red")),  # another category
-        (row("different"), picture("green", 30)),
+    images = [
+        (row("first", view="a"), image("red")),
+        (row("first", view="b"), image("red")),  # the same subject may look the same twice
+        (row("copy", view="a"), image("#fd0202")),
+        (row("copy", view="b"), image("blue", 20)),
+        (row("other", "cat"), image("red")),  # another category
+        (row("different"), image("green", 30)),
     ]
-    assert [cutout.identity for cutout, _ in distinct(pictures)] == ["first", "first", "other", "different"]
+    assert [cutout.identity for cutout, _ in distinct(images)] == ["first", "first", "other", "different"]

@@ -1,4 +1,4 @@
-"""Cut-outs: what is trimmed, what is left out, and which pictures are one subject."""
+"""Cut-outs: what is trimmed, what is left out, and which images are one subject."""
 
 import json
 from pathlib import Path
@@ -15,10 +15,10 @@ CIRCLE = '<circle cx="8" cy="8" r="6" fill="{colour}"/>'
 
 def disc(size: int = 100, radius: int = 40, mode: str = "RGBA") -> Image.Image:
     """A red disc in the middle of nothing."""
-    picture = Image.new("RGBA", (size, size))
+    image = Image.new("RGBA", (size, size))
     middle = size // 2
-    ImageDraw.Draw(picture).ellipse((middle - radius, middle - radius, middle + radius, middle + radius), "red")
-    return picture.convert(mode)
+    ImageDraw.Draw(image).ellipse((middle - radius, middle - radius, middle + radius, middle + radius), "red")
+    return image.convert(mode)
 
 
 def write(path: Path, content: Any) -> None:
@@ -45,14 +45,14 @@ def flat(tmp_path: Path) -> Path:
 
 
 def test_trim_cuts_to_what_is_opaque() -> None:
-    picture = trim(disc())
-    assert picture is not None and picture.size == (81, 81) and picture.mode == "RGBA"
+    image = trim(disc())
+    assert image is not None and image.size == (81, 81) and image.mode == "RGBA"
 
 
 def test_trim_forgets_faint_specks() -> None:
-    picture = disc()
-    picture.putpixel((0, 0), (0, 0, 0, 9))
-    trimmed = trim(picture)
+    image = disc()
+    image.putpixel((0, 0), (0, 0, 0, 9))
+    trimmed = trim(image)
     assert trimmed is not None and trimmed.size == (81, 81)
 
 
@@ -64,14 +64,14 @@ def test_trim_forgets_faint_specks() -> None:
         Image.new("RGBA", (100, 100), "red"),  # a tile, no cut-out
     ],
 )
-def test_trim_leaves_out(picture: Image.Image) -> None:
-    assert trim(picture) is None
+def test_trim_leaves_out(image: Image.Image) -> None:
+    assert trim(image) is None
 
 
 def test_a_line_is_next_to_nothing() -> None:
-    picture = Image.new("RGBA", (100, 100))
-    ImageDraw.Draw(picture).line((0, 0, 99, 99), "red")
-    assert trim(picture) is None
+    image = Image.new("RGBA", (100, 100))
+    ImageDraw.Draw(image).line((0, 0, 99, 99), "red")
+    assert trim(image) is None
 
 
 def test_a_full_rectangle_passes_on_request() -> None:
@@ -91,8 +91,8 @@ def test_opened_wants_transparency_and_no_bombs(tmp_path: Path, monkeypatch: pyt
 
 def test_a_broken_svg_is_left_out() -> None:
     assert rasterised("<svg") is None
-    picture = rasterised(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">{CIRCLE}</svg>')
-    assert picture is not None and picture.width == 160
+    image = rasterised(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">{CIRCLE}</svg>')
+    assert image is not None and image.width == 160
 
 
 def test_emoji_are_named_and_sorted_into_animals_and_things(flat: Path) -> None:

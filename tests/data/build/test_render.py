@@ -69,10 +69,10 @@ def box(archive: Path) -> Model:
     return catalogue(archive)[0]
 
 
-def middle(picture: Image.Image, up: float = 0.5) -> tuple[int, int, int]:
+def middle(image: Image.Image, up: float = 0.5) -> tuple[int, int, int]:
     """Hue at the middle column, `up` from the top of what is opaque."""
-    left, top, right, bottom = picture.getbbox() or (0, 0, 0, 0)
-    red, green, blue, alpha = picture.getpixel((round((left + right) / 2), round(top + up * (bottom - top))))
+    left, top, right, bottom = image.getbbox() or (0, 0, 0, 0)
+    red, green, blue, alpha = image.getpixel((round((left + right) / 2), round(top + up * (bottom - top))))
     assert alpha == 255
     return red, green, blue
 
@@ -100,10 +100,10 @@ def test_each_side_shows_its_own_colour(box: Model) -> None:
 
 
 def test_the_top_is_on_top(box: Model) -> None:
-    picture = view(sample(box, points=40_000), 0, 40, 64)
-    red, green, _ = middle(picture, up=0.2)
+    image = view(sample(box, points=40_000), 0, 40, 64)
+    red, green, _ = middle(image, up=0.2)
     assert green > 100 > red
-    red, green, _ = middle(picture, up=0.8)
+    red, green, _ = middle(image, up=0.8)
     assert red > 100 > green
 
 
@@ -117,10 +117,10 @@ def test_a_rotation_is_applied_before_the_size(archive: Path) -> None:
 
 
 def test_a_view_fills_the_frame_and_has_no_holes(box: Model) -> None:
-    picture = view(sample(box), 30, 20)
-    left, top, right, bottom = picture.getbbox() or (0, 0, 0, 0)
-    assert picture.size == (128, 128) and max(right - left, bottom - top) >= 125
-    alpha = picture.getchannel("A")
+    image = view(sample(box), 30, 20)
+    left, top, right, bottom = image.getbbox() or (0, 0, 0, 0)
+    assert image.size == (128, 128) and max(right - left, bottom - top) >= 125
+    alpha = image.getchannel("A")
     inside = np.asarray(alpha.point(lambda a: 255 * (a > 0)).filter(ImageFilter.MinFilter(5))) > 0
     assert inside.sum() > 5000 and (np.asarray(alpha)[inside] == 255).all()
 
@@ -139,7 +139,7 @@ def test_angles_keep_to_the_front_of_a_wall_object(box: Model) -> None:
     assert all(10 <= e <= 30 for _, e in angles(box, 8))
 
 
-def test_the_same_model_gives_the_same_pictures(box: Model, tmp_path: Path) -> None:
+def test_the_same_model_gives_the_same_images(box: Model, tmp_path: Path) -> None:
     once = [path.read_bytes() for _, path in render(box, tmp_path / "a", 2)]
     again = [path.read_bytes() for _, path in render(box, tmp_path / "b", 2)]
     assert once == again and once[0] != once[1]

@@ -42,9 +42,9 @@ def test_a_phrase_belongs_to_one_word() -> None:
 def test_only_a_full_tile_is_a_place(vendor: Path) -> None:
     found = list(scenes("noto", vendor, "Apache-2.0"))
     assert [(scene.word, scene.source) for scene, _ in found] == [("desert", "noto desert")]
-    scene, picture = found[0]
+    scene, image = found[0]
     assert scene.phrases == PHRASES["desert"] and scene.licence == "Apache-2.0" and scene.split == "train"
-    assert picture.mode == "RGB" and picture.width / picture.height == pytest.approx(208 / 160, rel=0.02)
+    assert image.mode == "RGB" and image.width / image.height == pytest.approx(208 / 160, rel=0.02)
 
 
 def test_chosen_files_are_read_and_unreadable_ones_left_out(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_chosen_files_are_read_and_unreadable_ones_left_out(tmp_path: Path) -> N
     folder.mkdir(parents=True)
     Image.new("RGB", (640, 480), "blue").save(folder / "ocean_waves.jpg")
     Image.new("RGB", (640, 480), "green").save(folder / "cliff.jpg")
-    (folder / "rocks.jpg").write_text("no picture")
+    (folder / "rocks.jpg").write_text("no image")
     found = {scene.word: scene.split for scene, _ in scenes("tuxpaint-data", tmp_path, "GPL-2.0-or-later")}
     assert found == {"sea": "heldout", "mountains": "train"}
 

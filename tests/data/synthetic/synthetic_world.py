@@ -13,7 +13,7 @@ COLOURS = {"red": (215, 40, 40), "blue": (40, 80, 215), "black": (18, 18, 20), "
 def make_world() -> AssetLibrary:
     cutouts, pixels = [], []
     for i, (name, colour) in enumerate(COLOURS.items()):
-        for azimuth in (0, 30, 60, 180):  # the picture tells the view: taller with azimuth
+        for azimuth in (0, 30, 60, 180):  # the image tells the view: taller with azimuth
             cutouts.append(_row(f"pot{i}", "teapot", f"{name} teapot", "3d", view=str(azimuth)))
             pixels.append(_ellipse(colour, 110, 60 + azimuth // 4))
         cutouts.append(_row(f"dog{i}", "dog", f"{name} dog", "emoji", animate=True))
@@ -48,9 +48,9 @@ def _scene_pixels(scene: Scene, rng: torch.Generator) -> Tensor:
 
 def _ellipse(colour: tuple[int, int, int], width: int, height: int) -> Tensor:
     """A shaded ellipse with a light spot, so that it has tones."""
-    picture = Image.new("RGBA", (128, 128))
-    pen, left, top = ImageDraw.Draw(picture), (128 - width) // 2, (128 - height) // 2
+    image = Image.new("RGBA", (128, 128))
+    pen, left, top = ImageDraw.Draw(image), (128 - width) // 2, (128 - height) // 2
     pen.ellipse((left, top, left + width - 1, top + height - 1), fill=(*colour, 255))
     light = tuple(min(255, c + 50) for c in colour)
     pen.ellipse((left + width // 4, top + height // 6, left + width // 2, top + height // 2), fill=(*light, 255))
-    return torch.from_numpy(np.asarray(picture).transpose(2, 0, 1).copy())
+    return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())

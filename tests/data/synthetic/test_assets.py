@@ -21,8 +21,8 @@ BEACH = Scene(("on the beach", "at the beach"), "beach", "a beach", "CC-BY-SA-3.
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    pictures = [(RED, Image.new("RGBA", (60, 40), "red")), (TALL, Image.new("RGBA", (150, 300), "blue"))]
-    pack(tmp_path / "world.zip", pictures, [(BEACH, Image.new("RGB", (400, 400), "yellow"))], "# Licences")
+    images = [(RED, Image.new("RGBA", (60, 40), "red")), (TALL, Image.new("RGBA", (150, 300), "blue"))]
+    pack(tmp_path / "world.zip", images, [(BEACH, Image.new("RGB", (400, 400), "yellow"))], "# Licences")
     return tmp_path / "world.zip"
 
 
@@ -38,8 +38,8 @@ def test_what_is_packed_is_loaded(path: Path) -> None:
 
 
 def test_the_same_rows_give_the_same_bytes(path: Path, tmp_path: Path) -> None:
-    pictures = [(RED, Image.new("RGBA", (60, 40), "red")), (TALL, Image.new("RGBA", (150, 300), "blue"))]
-    pack(tmp_path / "again.zip", pictures, [(BEACH, Image.new("RGB", (400, 400), "yellow"))], "# Licences")
+    images = [(RED, Image.new("RGBA", (60, 40), "red")), (TALL, Image.new("RGBA", (150, 300), "blue"))]
+    pack(tmp_path / "again.zip", images, [(BEACH, Image.new("RGB", (400, 400), "yellow"))], "# Licences")
     assert (tmp_path / "again.zip").read_bytes() == path.read_bytes()
     assert {file.name for file in tmp_path.iterdir()} == {path.name, "again.zip"}
 
@@ -78,7 +78,7 @@ def webp(width: int, height: int) -> bytes:
     ("name", "data"),
     [
         ("cutouts/00001.webp", None),
-        ("cutouts/00001.webp", b"RIFF no picture"),
+        ("cutouts/00001.webp", b"RIFF no image"),
         ("cutouts/00001.webp", webp(400, 400)),
         ("cutouts.jsonl", b"{"),
         ("cutouts.jsonl", b"\xff"),
@@ -93,7 +93,7 @@ def test_a_corrupt_world_is_said(path: Path, name: str, data: bytes | None) -> N
         AssetLibrary.load(rewritten(path, name, data))
 
 
-def test_a_picture_of_any_size_is_not_unpacked(path: Path, huge_png: Callable[[int], Path]) -> None:
+def test_an_image_of_any_size_is_not_unpacked(path: Path, huge_png: Callable[[int], Path]) -> None:
     with pytest.raises(DataError, match=r"is not a packed world .*decompression bomb"):
         AssetLibrary.load(rewritten(path, "scenes/000.webp", huge_png(20_000).read_bytes()))
 

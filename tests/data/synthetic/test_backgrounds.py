@@ -17,7 +17,7 @@ KINDS = ("plain", "gradient", "room", "grass", "beach", "snow", "desert", "sunse
 
 
 def draw(drops: list[Background], seed: int = 0) -> Tensor:
-    return backgrounds.draw(drops, make_world().scene_pixels, SIZE, torch.Generator().manual_seed(seed))
+    return backgrounds.render(drops, make_world().scene_pixels, SIZE, torch.Generator().manual_seed(seed))
 
 
 def nearest_name(colour: Tensor) -> str:
@@ -27,30 +27,30 @@ def nearest_name(colour: Tensor) -> str:
 @pytest.mark.parametrize("colour", PALETTE)
 def test_plain_background_has_the_colour_of_its_word(colour: str) -> None:
     rng = random.Random(0)
-    for picture in draw([backgrounds.plain(colour, rng) for _ in range(8)]):
-        assert nearest_name(picture.mean((1, 2))) == colour
-        assert picture.std((1, 2)).max() < 0.05
+    for image in draw([backgrounds.plain(colour, rng) for _ in range(8)]):
+        assert nearest_name(image.mean((1, 2))) == colour
+        assert image.std((1, 2)).max() < 0.05
 
 
 def test_room_has_its_two_colours_above_and_below_its_horizon() -> None:
     rng = random.Random(1)
     rooms = [backgrounds.procedural_kind("room", rng) for _ in range(30)]
-    for room, picture in zip(rooms, draw(rooms), strict=True):
-        assert nearest_name(picture[:, :20].mean((1, 2))) == room.names[0], room.phrase
-        assert nearest_name(picture[:, -4:].mean((1, 2))) == room.names[1], room.phrase
+    for room, image in zip(rooms, draw(rooms), strict=True):
+        assert nearest_name(image[:, :20].mean((1, 2))) == room.names[0], room.phrase
+        assert nearest_name(image[:, -4:].mean((1, 2))) == room.names[1], room.phrase
 
 
 def test_gradient_goes_between_its_two_colours() -> None:
     rng = random.Random(2)
     drops = [backgrounds.procedural_kind("gradient", rng) for _ in range(20)]
-    for drop, picture in zip(drops, draw(drops), strict=True):
-        pixels = picture.flatten(1).T
+    for drop, image in zip(drops, draw(drops), strict=True):
+        pixels = image.flatten(1).T
         ends = [min(float((pixels - torch.tensor(PALETTE[name])).norm(dim=1).min()), 9.0) for name in drop.names]
         assert max(ends) < 0.15, drop.phrase
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_drawn_places_are_finite_pictures_that_follow_the_generator(kind: str) -> None:
+def test_drawn_places_are_finite_images_that_follow_the_generator(kind: str) -> None:
     drops = [backgrounds.procedural_kind(kind, random.Random(i)) for i in range(4)]
     first, again, other = draw(drops), draw(drops), draw(drops, seed=1)
     assert first.shape == (4, 3, SIZE, SIZE)
@@ -81,9 +81,9 @@ def test_plain_colours_keep_away_from_the_subject() -> None:
 def test_photographs_are_crops_of_their_scene() -> None:
     world, rng = make_world(), random.Random(5)
     drops = [backgrounds.photograph(i, scene, 160, 208, rng) for i, scene in enumerate(world.scenes)]
-    for drop, scene, picture in zip(drops, world.scenes, draw(drops), strict=True):
+    for drop, scene, image in zip(drops, world.scenes, draw(drops), strict=True):
         expected = world.scene_pixels[drop.scene].float().mean((1, 2)) / 255 * torch.tensor(drop.light)
-        torch.testing.assert_close(picture.mean((1, 2)), expected.clamp(max=1), atol=0.02, rtol=0)
+        torch.testing.assert_close(image.mean((1, 2)), expected.clamp(max=1), atol=0.02, rtol=0)
         assert drop.word == scene.word and drop.phrase in scene.phrases
         assert (drop.horizon is None) == (scene.word == "space")
 
@@ -94,8 +94,8 @@ def test_crop_says_where_its_horizon_lies() -> None:
     halves[:, :, 96:] = 255  # the ground of a scene whose horizon is .6
     for _ in range(20):
         drop = backgrounds.photograph(0, world.scenes[0], 160, 208, rng)
-        picture = backgrounds.draw([drop], halves, SIZE, torch.Generator())[0, 0]
-        ground = (picture.mean(1) < 0.45).float().mean()
+        image = backgrounds.render([drop], halves, SIZE, torch.Generator())[0, 0]
+        ground = (image.mean(1) < 0.45).float().mean()
         assert abs(float(ground) - (drop.horizon or 0)) < 0.03
 
 
@@ -106,7 +106,7 @@ def test_half_of_the_crops_are_mirrored_and_all_lie_inside() -> None:
     for _ in range(40):
         drop = replace(backgrounds.photograph(0, world.scenes[0], 160, 208, rng), light=(1.0, 1.0, 1.0))
         left, _, side = drop.crop
-        line = backgrounds.draw([drop], ramp, SIZE, torch.Generator())[0, 0, 24]
+        line = backgrounds.render([drop], ramp, SIZE, torch.Generator())[0, 0, 24]
         torch.testing.assert_close(line[0] * 207, torch.tensor(left + side / SIZE / 2 - 0.5), atol=1.5, rtol=0)
         torch.testing.assert_close(line[-1] * 207, torch.tensor(left + side - side / SIZE / 2 - 0.5), atol=1.5, rtol=0)
         assert min(left, left + side) >= 0 and max(left, left + side) <= 208

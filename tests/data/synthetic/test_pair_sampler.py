@@ -80,8 +80,8 @@ def test_shapes_and_ranges() -> None:
     assert batch["object_crop"].shape == (24, 4, 32, 32) and batch["target_alpha"].shape == (24, 1, 64, 64)
     assert batch["identity"].dtype == torch.int64
     for key in ("reference", "object_crop", "target", "target_alpha"):
-        picture = batch[key]  # type: ignore[literal-required]
-        assert picture.dtype == torch.float32 and picture.min() >= 0 and picture.max() <= 1
+        image = batch[key]  # type: ignore[literal-required]
+        assert image.dtype == torch.float32 and image.min() >= 0 and image.max() <= 1
     assert (batch["object_crop"][:, :3] <= batch["object_crop"][:, 3:] + 0.01).all(), "premultiplied"
 
 
@@ -231,7 +231,7 @@ def test_paint_words_hold(colour: str, identity: str) -> None:
         assert named == colour
 
 
-def test_plain_words_hold_in_the_picture() -> None:
+def test_plain_words_hold_in_the_image() -> None:
     for colour in ("red", "green", "yellow"):
         corner = compose(PromptSpec(), place=f"on a plain {colour} background")["target"][:, :, :4, :4].mean((2, 3))
         torch.testing.assert_close(corner, torch.tensor(backgrounds.PALETTE[colour]).expand(8, 3), atol=0.16, rtol=0)

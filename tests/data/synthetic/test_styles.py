@@ -11,7 +11,7 @@ from blip_diffusion.data.synthetic.backgrounds import PALETTE
 from blip_diffusion.data.synthetic.prompt_templates import PAINTS, STYLES
 
 
-def picture() -> Tensor:
+def image() -> Tensor:
     return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
@@ -33,20 +33,20 @@ def test_every_style_of_the_grammar_is_drawn() -> None:
 
 
 @pytest.mark.parametrize("name", styles.FILTERS)
-def test_filters_keep_shape_and_range_and_change_the_picture(name: str) -> None:
-    before = picture()
+def test_filters_keep_shape_and_range_and_change_the_image(name: str) -> None:
+    before = image()
     after = styles.FILTERS[name](before)
     assert after.shape == before.shape and after.min() >= 0 and after.max() <= 1
     assert (after - before).abs().mean() > 0.05
 
 
 def test_black_and_white_has_no_colour() -> None:
-    after = styles.black_and_white(picture())
+    after = styles.black_and_white(image())
     assert torch.equal(after[:, 0], after[:, 1]) and torch.equal(after[:, 0], after[:, 2])
 
 
 def test_pixel_art_is_made_of_blocks() -> None:
-    blocks = styles.pixel_art(picture(), blocks=16).unfold(2, 4, 4).unfold(3, 4, 4)
+    blocks = styles.pixel_art(image(), blocks=16).unfold(2, 4, 4).unfold(3, 4, 4)
     assert float((blocks.amax((-1, -2)) - blocks.amin((-1, -2))).max()) == 0
 
 
@@ -57,7 +57,7 @@ def test_pixel_art_keeps_grey_grey() -> None:
 
 
 def test_blurry_removes_fine_detail() -> None:
-    assert styles.blurry(picture()).std() < 0.4 * picture().std()
+    assert styles.blurry(image()).std() < 0.4 * image().std()
 
 
 @pytest.mark.parametrize("colour", [(0.07, 0.07, 0.08), (0.62, 0.64, 0.6), (0.5, 0.1, 0.1)])

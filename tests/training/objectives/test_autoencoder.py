@@ -91,7 +91,7 @@ def test_it_measures_in_training_alone(batch: SubjectBatch) -> None:
     assert measured.latent_variance != 1
 
 
-def test_it_shows_pictures_and_what_is_left_of_them(batch: SubjectBatch) -> None:
+def test_it_shows_images_and_what_is_left_of_them(batch: SubjectBatch) -> None:
     wanted, left = method().sample_images(batch)
     assert wanted is batch["target"] and left.shape == wanted.shape
     assert left.min() >= 0 and left.max() <= 1 and F.l1_loss(left, wanted) > 0

@@ -66,7 +66,7 @@ def test_it_learns_a_batch(method: Make, pairs: SubjectBatch) -> None:
 
 @torch.no_grad()
 def test_contrast_is_cross_entropy_both_ways(method: Make, pairs: SubjectBatch) -> None:
-    """As published, label smoothing of 0.1 included, where every picture shows another subject."""
+    """As published, label smoothing of 0.1 included, where every image shows another subject."""
     own = method()
     own.eval()
     seen = own.encoder.image_encoder(own._pixels(pairs))
@@ -121,7 +121,7 @@ def test_one_micro_batch_shares_nothing(method: Make, pairs: SubjectBatch) -> No
 # ------------------------------------------------------------------------------------------------------------ negatives
 
 
-def test_another_picture_of_the_subject_is_no_negative() -> None:
+def test_another_image_of_the_subject_is_no_negative() -> None:
     identity, identities = torch.tensor([5, 7]), torch.tensor([5, 5, 7, 8])
     allowed = _others(torch.tensor([1, 2]), identity, identities)
     assert allowed.tolist() == [[False, True, True, True], [True, True, True, True]]
@@ -137,7 +137,7 @@ def test_hard_negatives_are_others_and_the_harder_the_likelier() -> None:
 
 
 def test_matching_sees_true_pairs_and_wrong_ones(method: Make, pairs: SubjectBatch) -> None:
-    """Three of each: pictures with their words, with others' words, others' pictures with the words."""
+    """Three of each: images with their words, with others' words, others' images with the words."""
     own, seen = method(), []
 
     def note(module: Any, args: tuple[Any, ...]) -> None:
@@ -201,7 +201,7 @@ def test_a_sentence_is_begun_by_its_own_token(method: Make, pairs: SubjectBatch)
 
 
 @torch.no_grad()
-def test_generation_is_told_by_the_picture(method: Make, pairs: SubjectBatch) -> None:
+def test_generation_is_told_by_the_image(method: Make, pairs: SubjectBatch) -> None:
     own = method()
     own.eval()
     turned = cast(SubjectBatch, {**pairs, "reference": pairs["reference"].flip(0)})

@@ -36,7 +36,7 @@ def learn(
     return tune([photos], category="dog", name=name, out=out, model=model, config=config, resume=resume)
 
 
-def test_from_photos_to_pictures(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
+def test_from_photos_to_images(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
     tuned = learn(tmp_path, tiny_folder, dog, rank=2)
     assert tuned.out == tmp_path / "rex.safetensors" and tuned.step == 3 and tuned.result.stopped == "done"
     rex = read_subject(tuned.out)
@@ -55,7 +55,7 @@ def test_it_stops_by_itself(tiny_folder: Path, dog: Image.Image, tmp_path: Path)
     config = TuneConfig(trainable="embedding", batch_size=1, validation=QUICK, max_steps=20)
     tuned = tune(
         [written(dog, tmp_path / "photos")], category="dog", name="rex", out=tmp_path / "rex.safetensors",
-        model=tiny_folder, config=config, evaluator=lambda pictures: next(judged),
+        model=tiny_folder, config=config, evaluator=lambda samples: next(judged),
     )  # fmt: skip
     assert tuned.result.stopped == "hook" and tuned.result.step == 6 and tuned.step == 2 and tuned.overfitted
     assert read_subject(tuned.out).metadata["steps"] == 2
@@ -68,7 +68,7 @@ def test_what_was_kept_is_not_said_to_be_past_the_best(tiny_folder: Path, dog: I
     judged = iter([(0.1, 1.0), (0.9, 0.5)])
     config = TuneConfig(trainable="embedding", batch_size=1, validation=QUICK, max_steps=2)
     tuned = tune([dog], category="dog", name="rex", out=tmp_path / "rex.safetensors", model=tiny_folder, config=config,
-                 evaluator=lambda pictures: next(judged))  # fmt: skip
+                 evaluator=lambda samples: next(judged))  # fmt: skip
     assert tuned.step == tuned.scores[-1].step == 2 and not tuned.overfitted
 
 
@@ -78,7 +78,7 @@ def test_what_is_kept_is_what_was_best(tiny_folder: Path, dog: Image.Image, tmp_
     judged = iter([(0.1, 0.1), (0.9, 0.9), (0.1, 0.1), (0.1, 0.1)])
     config = TuneConfig(trainable="embedding", batch_size=2, validation=QUICK, max_steps=6)
     best = tune([tmp_path / "plain" / "photos"], category="dog", name="rex", out=tmp_path / "rex.safetensors",
-                model=tiny_folder, config=config, evaluator=lambda pictures: next(judged))  # fmt: skip
+                model=tiny_folder, config=config, evaluator=lambda samples: next(judged))  # fmt: skip
     assert torch.equal(read_subject(plain.out).embedding, read_subject(best.out).embedding)
 
 
@@ -149,7 +149,7 @@ def test_a_tuning_that_diverges_keeps_its_best(
     config = TuneConfig(batch_size=1, rank=2, validation=QUICK, max_steps=6)
     with pytest.warns(match="Step 3 was not taken .*lower the learning rate.* What was best before is kept"):
         tuned = tune([dog], category="dog", name="rex", out=tmp_path / "rex.safetensors", model=tiny_folder,
-                     config=config, evaluator=lambda pictures: next(judged))  # fmt: skip
+                     config=config, evaluator=lambda samples: next(judged))  # fmt: skip
     assert tuned.result.stopped == "diverged" and tuned.result.step == 3 and tuned.step == 2
     assert read_subject(tuned.out).metadata["steps"] == 2
     with pytest.raises(DivergedError):  # where nothing was judged, nothing is known to be good

@@ -25,7 +25,7 @@ CONFIG = ValidationConfig(sampling_steps=2)
 
 @dataclass
 class Drawer:
-    """An objective of one picture a scene, whose exports are counted."""
+    """An objective of one image a scene, whose exports are counted."""
 
     model: BlipDiffusion
     exported: list[int] = field(default_factory=list)
@@ -44,7 +44,7 @@ def follow(scores: list[tuple[float, float]], model: BlipDiffusion, folder: Path
     """A validation that hears these scores, step after step, until it says stop."""
     coming = iter(scores)
     settings = ValidationConfig(sampling_steps=1, **config)
-    validation = Validation(lambda pictures: next(coming), settings, folder)
+    validation = Validation(lambda samples: next(coming), settings, folder)
     objective = Drawer(model)
     metric_logger = SimpleNamespace(log=lambda step, values: None)
     validation.begin(objective)  # type: ignore[arg-type]
@@ -74,7 +74,7 @@ def test_what_is_kept_outlives_a_lost_step_that_was_better(model: BlipDiffusion,
     (tmp_path / "checkpoints" / "step-00000010").mkdir(parents=True)
     assert [path.name for path in (tmp_path / "best").iterdir()] == ["000010"]
     for score, wanted in ((0.9, 30), (0.1, 10)):
-        validation, objective = Validation(lambda pictures, own=score: (own, own), kept.config, tmp_path), Drawer(model)  # type: ignore[misc]
+        validation, objective = Validation(lambda samples, own=score: (own, own), kept.config, tmp_path), Drawer(model)  # type: ignore[misc]
         validation.begin(objective, after=10)  # type: ignore[arg-type]
         objective.now = 30
         validation(SimpleNamespace(objective=objective, step=30, metric_logger=SimpleNamespace(log=lambda *_: None)))  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """A bench in the layout of DreamBench (Ruiz et al. 2023, google/dreambooth): who is asked for, and in which prompts.
 
-    dataset/<subject>/00.jpg ...        pictures of a subject; the first is its reference
+    dataset/<subject>/00.jpg ...        images of a subject; the first is its reference
     dataset/prompts_and_classes.txt     a table of classes, then prompts for objects and prompts for live subjects
     bench.json                          MiniBench alone: its world, and what each prompt asks of a sampler
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 PROMPTS, RECIPE = "prompts_and_classes.txt", "bench.json"
 PUBLISHED = (30, 158)
-"""Subjects and pictures of DreamBench."""
+"""Subjects and images of DreamBench."""
 LIVE = frozenset({"cat", "dog"})
 """DreamBench's classes of live subjects; its files do not tell."""
 _NAME = re.compile(r"\w[\w.-]*")
@@ -60,12 +60,12 @@ class BenchPrompt:
 
 @dataclass(frozen=True)
 class BenchSubject:
-    """One subject and its pictures, the reference first."""
+    """One subject and its images, the reference first."""
 
     name: str
     category: str
     live: bool
-    pictures: tuple[Path, ...]
+    images: tuple[Path, ...]
     identity: str = ""  # in MiniBench's world
 
 
@@ -104,7 +104,7 @@ def _spread(items: Sequence[T], count: int | None, flag: str) -> list[T]:
 
 
 def read_bench(folder: Path, *, name: str | None = None) -> Bench:
-    """The bench of a folder, every picture looked at. Raises `DataError` or `InputError` for what can't be used."""
+    """The bench of a folder, every image looked at. Raises `DataError` or `InputError` for what can't be used."""
     data = folder / "dataset" if (folder / "dataset").is_dir() else folder
     classes, objects, creatures = parse(_text(data / PROMPTS), data / PROMPTS)
     recipe = _recipe(folder / RECIPE, classes, (len(objects), len(creatures)))
@@ -113,7 +113,7 @@ def read_bench(folder: Path, *, name: str | None = None) -> Bench:
             subject,
             category,
             subject in recipe["live"] if recipe else category in LIVE,
-            _pictures(data / subject),
+            _images(data / subject),
             recipe.get("identities", {}).get(subject, ""),
         )
         for subject, category in classes.items()
@@ -145,10 +145,10 @@ def read_dreambench(folder: Path) -> Bench:
             "or give --benchmark its place."
         )
     bench = read_bench(folder, name="dreambench")
-    found = len(bench.subjects), sum(len(subject.pictures) for subject in bench.subjects)
+    found = len(bench.subjects), sum(len(subject.images) for subject in bench.subjects)
     if found != PUBLISHED:
         raise DataError(
-            f"{folder} holds {found[0]} subjects and {found[1]} pictures, but DreamBench {PUBLISHED[0]} and "
+            f"{folder} holds {found[0]} subjects and {found[1]} images, but DreamBench {PUBLISHED[0]} and "
             f"{PUBLISHED[1]}: get it again, or say --benchmark ./{folder.name} to score by these alone."
         )
     return bench
@@ -191,10 +191,10 @@ def _text(path: Path) -> str:
         raise DataError(f"{path} can't be read as text: get the bench again.") from error
 
 
-def _pictures(folder: Path) -> tuple[Path, ...]:
+def _images(folder: Path) -> tuple[Path, ...]:
     found = sorted(path for path in folder.glob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
     if not found:
-        raise DataError(f"{folder} holds no picture: put at least one JPEG, PNG or WebP of the subject there.")
+        raise DataError(f"{folder} holds no image: put at least one JPEG, PNG or WebP of the subject there.")
     for path in found:
         images.open_image(path)  # a broken one is named now, not after an hour of drawing
     return tuple(found)
@@ -231,6 +231,6 @@ def _digest(folder: Path, data: Path, subjects: Sequence[BenchSubject]) -> str:
     if (folder / RECIPE).is_file():
         found.update((folder / RECIPE).read_bytes())
     for subject in subjects:
-        for path in subject.pictures:
+        for path in subject.images:
             found.update(f"{subject.name}/{path.name}".encode() + path.read_bytes())
     return found.hexdigest()[:16]

@@ -1,6 +1,6 @@
 """MiniBench: DreamBench's questions about the held-out subjects of a world, made of that world and nothing else.
 
-Thirty subjects, five pictures each, 25 prompts of DreamBench's three kinds: new scenes, accessories, changed
+Thirty subjects, five images each, 25 prompts of DreamBench's three kinds: new scenes, accessories, changed
 properties. What each prompt asks is kept as a `PromptSpec`, so that a sampler can show the right answer.
 """
 
@@ -36,7 +36,7 @@ SCENES = (
     "by a pool", "in front of a graffiti wall", "in the sea", "under a starry sky", "on a checkered floor",
 )  # fmt: skip
 """Scenes that the text judge tells apart; the prompts ask for the first ones."""
-PLACES, PICTURES = 14, 5
+NUM_SCENES, NUM_IMAGES = 14, 5
 SUBJECTS: tuple[str, ...] = tuple(
     tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))["subjects"]
 )
@@ -74,7 +74,7 @@ def build_bench(world: AssetLibrary, out: Path, *, subjects: int = len(SUBJECTS)
     }
     with atomic_dir(out) as partial:
         for name, row in chosen.items():
-            _write_pictures(subject_pictures(sampler, row), partial / "dataset" / name)
+            _write_images(subject_images(sampler, row), partial / "dataset" / name)
         (partial / "dataset" / PROMPTS).write_text(_file(table, objects, creatures), encoding="utf-8")
         (partial / RECIPE).write_text(json.dumps(recipe, indent=1), encoding="utf-8")
     return read_bench(out)
@@ -87,7 +87,7 @@ def check_place(out: Path) -> None:
 
 
 def first_rows(world: AssetLibrary, *, split: str | None = None) -> dict[str, int]:
-    """The first picture of each subject of a split (default: of any) that is more than an outline."""
+    """The first image of each subject of a split (default: of any) that is more than an outline."""
     rows: dict[str, int] = {}
     for i, cutout in enumerate(world.cutouts):
         if cutout.kind != "outline" and split in (None, cutout.split):
@@ -134,7 +134,7 @@ def unknown_to(world: AssetLibrary, bench: Bench) -> str:
 
 def bench_requests(sampler: PairSampler, accessories: Sequence[str]) -> list[PromptSpec]:
     """The three kinds of prompt: new scenes, accessories, changed properties."""
-    scenes = known_scenes(sampler.world)[:PLACES]
+    scenes = known_scenes(sampler.world)[:NUM_SCENES]
     known = [word for word in accessories if sampler.has(word)]
     changed = [*(PromptSpec(accessory=word) for word in known), *PROPERTIES]
     asked = [PromptSpec(scene=scene) for scene in scenes]
@@ -155,13 +155,13 @@ def _plain(sampler: PairSampler, row: int, rng: random.Random) -> backgrounds.Ba
     return backgrounds.plain_reference(rng, placement.measure(sampler.world.pixels[[row]])[0].colour)
 
 
-def subject_pictures(sampler: PairSampler, row: int) -> Tensor:
+def subject_images(sampler: PairSampler, row: int) -> Tensor:
     """(5, 3, S, S): the reference before a plain colour, then views of the subject in places of the training world."""
     world, identity = sampler.world, sampler.world.cutouts[row].identity
     rng = random.Random(f"bench pictures {identity}")
     views = [i for i, other in enumerate(world.cutouts) if other.identity == identity and other.kind != "outline"]
     orders = []
-    for number in range(PICTURES):
+    for number in range(NUM_IMAGES):
         view, behind = views[number % len(views)], sampler.background(rng)
         plain = _plain(sampler, view, rng)
         orders.append(PairSpec(view, view, PromptSpec(scene=behind.phrase), behind, plain))
@@ -177,7 +177,7 @@ def fingerprint(world: AssetLibrary) -> str:
 
 
 def same_category(world: AssetLibrary, row: int) -> list[int]:
-    """The pictures of other subjects of the category."""
+    """The images of other subjects of the category."""
     own = world.cutouts[row]
     rows = [
         i
@@ -189,10 +189,10 @@ def same_category(world: AssetLibrary, row: int) -> list[int]:
     return rows
 
 
-def _write_pictures(pixels: Tensor, folder: Path) -> None:
+def _write_images(pixels: Tensor, folder: Path) -> None:
     folder.mkdir(parents=True)
-    for number, picture in enumerate(images.to_pil(pixels)):
-        picture.save(folder / f"{number:02d}.jpg", quality=95, subsampling=0)
+    for number, image in enumerate(images.to_pil(pixels)):
+        image.save(folder / f"{number:02d}.jpg", quality=95, subsampling=0)
 
 
 def _file(table: Sequence[tuple[str, str]], objects: Sequence[PromptSpec], creatures: Sequence[PromptSpec]) -> str:

@@ -1,4 +1,4 @@
-"""`blip-diffusion data build`: fetch the sources, cut and name the pictures, split them by subject, pack the world."""
+"""`blip-diffusion data build`: fetch the sources, cut and name the images, split them by subject, pack the world."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -12,7 +12,7 @@ from PIL import Image
 
 from blip_diffusion.data.benchmarks.minibench import SUBJECTS
 from blip_diffusion.data.build import cutouts
-from blip_diffusion.data.build.cutouts import Picture
+from blip_diffusion.data.build.cutouts import CutOutImage
 from blip_diffusion.data.build.scenes import scenes
 from blip_diffusion.data.build.sources import NAMED, NAMER, Source, check_readable, chosen, fetch
 from blip_diffusion.data.synthetic.assets import CutOut, Scene, pack
@@ -42,15 +42,15 @@ def build(
     wanted = chosen(sources)
     check_readable(wanted)
     folders = fetch(wanted, out / "cache", progress=progress)
-    pictures: list[Picture] = []
+    images: list[CutOutImage] = []
     places: list[Place] = []
     for source in wanted:
         found = list(_cutouts(source, folders, out / "cache" / "views", views, progress))
         here = list(scenes(source.name, folders[source.name], source.licence))
         progress(f"{source.name}: {len(found)} cut-outs, {len(here)} scenes")
-        pictures += found
+        images += found
         places += here
-    kept = split(distinct(pictures))
+    kept = split(distinct(images))
     progress(f"{len(kept)} cut-outs of {len({row.identity for row, _ in kept})} subjects, {len(places)} scenes")
     path = fit(out / "world.zip", kept, places, licences(wanted, folders), size_limit_mib, progress)
     progress(summary([row for row, _ in kept]))
@@ -59,7 +59,7 @@ def build(
 
 def _cutouts(
     source: Source, folders: dict[str, Path], cache: Path, views: int, progress: Callable[[str], None]
-) -> Iterator[Picture]:
+) -> Iterator[CutOutImage]:
     folder, flat = folders[source.name], folders.get(NAMER)
     if source.name in NAMED:
         assert flat is not None  # `check_readable` saw to it
@@ -75,44 +75,44 @@ def _cutouts(
         yield from cutouts.furniture(folder, cache, views, progress=progress)
 
 
-def distinct(pictures: Sequence[Picture]) -> list[Picture]:
-    """Leaves out every subject one of whose pictures is nearly the same as an earlier subject's of its category."""
-    signatures = [_signature(picture) for _, picture in pictures]
+def distinct(images: Sequence[CutOutImage]) -> list[CutOutImage]:
+    """Leaves out every subject one of whose images is nearly the same as an earlier subject's of its category."""
+    signatures = [_signature(image) for _, image in images]
     by_category: dict[str, list[int]] = defaultdict(list)
-    for i, (row, _) in enumerate(pictures):
+    for i, (row, _) in enumerate(images):
         by_category[row.category].append(i)
     dropped: set[str] = set()
     for rows in by_category.values():
         table = np.stack([signatures[i] for i in rows])
-        identities = [pictures[i][0].identity for i in rows]
+        identities = [images[i][0].identity for i in rows]
         for j in range(1, len(rows)):
             near = np.abs(table[:j] - table[j]).mean(1) < ALIKE
             if any(identities[i] != identities[j] and identities[i] not in dropped for i in np.flatnonzero(near)):
                 dropped.add(identities[j])
-    return [(row, picture) for row, picture in pictures if row.identity not in dropped]
+    return [(row, image) for row, image in images if row.identity not in dropped]
 
 
-def _signature(picture: Image.Image) -> NDArray[np.float32]:
-    """A 16 x 16 picture on grey, stretched to fill it."""
-    ground = Image.new("RGBA", picture.size, (128, 128, 128, 255))
-    small = Image.alpha_composite(ground, picture).convert("RGB").resize((16, 16), Image.Resampling.BOX)
+def _signature(image: Image.Image) -> NDArray[np.float32]:
+    """A 16 x 16 image on grey, stretched to fill it."""
+    ground = Image.new("RGBA", image.size, (128, 128, 128, 255))
+    small = Image.alpha_composite(ground, image).convert("RGB").resize((16, 16), Image.Resampling.BOX)
     return np.asarray(small, np.float32).reshape(-1)
 
 
-def split(pictures: Sequence[Picture]) -> list[Picture]:
+def split(images: Sequence[CutOutImage]) -> list[CutOutImage]:
     """Marks the bench's subjects and some others as held out, never the last two of a category that train."""
     subjects: dict[str, set[str]] = defaultdict(set)
-    for row, _ in pictures:
+    for row, _ in images:
         subjects[row.category].add(row.identity)
-    held = {row.identity for row, _ in pictures} & set(SUBJECTS)
+    held = {row.identity for row, _ in images} & set(SUBJECTS)
     for names in subjects.values():
         names -= held
-    for row, _ in pictures:
+    for row, _ in images:
         names = subjects[row.category]
         if row.identity not in held and _chance(row.identity) < HELD and len(names) > 2:
             held.add(row.identity)
             names.discard(row.identity)
-    return [(replace(row, split="heldout" if row.identity in held else "train"), picture) for row, picture in pictures]
+    return [(replace(row, split="heldout" if row.identity in held else "train"), image) for row, image in images]
 
 
 def _chance(text: str) -> float:
@@ -122,16 +122,16 @@ def _chance(text: str) -> float:
 
 def fit(
     path: Path,
-    pictures: Sequence[Picture],
+    images: Sequence[CutOutImage],
     places: Sequence[Place],
     text: str,
     limit_mib: float,
     progress: Callable[[str], None],
 ) -> Path:
-    """Packs with the best picture quality that keeps the file within the limit; else leaves `path` as it was."""
+    """Packs with the best image quality that keeps the file within the limit; else leaves `path` as it was."""
     trial = path.with_name(f"{path.stem}.trial.zip")
     for quality in QUALITIES:
-        pack(trial, pictures, places, text, quality=quality)
+        pack(trial, images, places, text, quality=quality)
         size = trial.stat().st_size / 2**20
         progress(f"{path.name}: {size:.1f} MiB at quality {quality}")
         if size <= limit_mib:

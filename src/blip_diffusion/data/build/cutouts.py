@@ -1,4 +1,4 @@
-"""Source folders become named cut-outs: RGBA pictures trimmed to what is opaque, each with an identity to split by.
+"""Source folders become named cut-outs: RGBA images trimmed to what is opaque, each with an identity to split by.
 
 What is one subject: all views of a 3D model, all poses of a costume, and the shaded and flat Fluent emoji of one name.
 """
@@ -16,10 +16,10 @@ from blip_diffusion.data.build import naming, render
 from blip_diffusion.data.build.naming import Name
 from blip_diffusion.data.synthetic.assets import CutOut
 
-Picture = tuple[CutOut, Image.Image]
+CutOutImage = tuple[CutOut, Image.Image]
 
 SVG_SIZE = 160  # pixels of an SVG's width: 128 are kept
-SMALLEST = 40  # pixels of the longer side, below which a picture is too coarse to learn from
+SMALLEST = 40  # pixels of the longer side, below which an image is too coarse to learn from
 LARGEST = 40_000_000  # pixels of a file, above which it is taken for a decompression bomb
 
 EMOJI_GROUPS = ("Animals & Nature", "Food & Drink", "Objects", "Travel & Places", "Activities")
@@ -33,12 +33,12 @@ NO_STAMPS = ("symbols", "town/roadsigns", "town/flags", "military", "medical", "
 ALIVE = frozenset({"bat", "bird", "butterfly", "cat", "chick", "deer", "ghost", "rabbit", "snowman", "spider"})
 
 
-def trim(picture: Image.Image, *, solid: bool = True) -> Image.Image | None:
-    """The picture cut to what is opaque; None where that is too small, next to nothing, or no cut-out but a tile.
+def trim(image: Image.Image, *, solid: bool = True) -> Image.Image | None:
+    """The image cut to what is opaque; None where that is too small, next to nothing, or no cut-out but a tile.
 
     `solid=False` lets a full rectangle pass: an envelope or the front of a cupboard is one.
     """
-    pixels = np.array(picture.convert("RGBA"))
+    pixels = np.array(image.convert("RGBA"))
     alpha = pixels[..., 3]
     alpha[alpha < 12], alpha[alpha > 243] = 0, 255
     rows, columns = np.flatnonzero((alpha > 20).any(1)), np.flatnonzero((alpha > 20).any(0))
@@ -52,14 +52,14 @@ def trim(picture: Image.Image, *, solid: bool = True) -> Image.Image | None:
 
 
 def opened(path: Path) -> Image.Image | None:
-    """A picture of a file, or None where it can't be read, is a bomb, or has no transparency."""
+    """An image of a file, or None where it can't be read, is a bomb, or has no transparency."""
     try:
-        picture = Image.open(path)
-        if picture.width * picture.height > LARGEST:
+        image = Image.open(path)
+        if image.width * image.height > LARGEST:
             return None
-        if picture.mode not in ("RGBA", "LA") and "transparency" not in picture.info:
+        if image.mode not in ("RGBA", "LA") and "transparency" not in image.info:
             return None
-        return picture.convert("RGBA")
+        return image.convert("RGBA")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
 
@@ -108,18 +108,18 @@ def emoji_names(flat: Path) -> dict[str, tuple[Name, bool]]:
     return wanted
 
 
-def emoji(vendor: str, folder: Path, flat: Path, licence: str) -> Iterator[Picture]:
+def emoji(vendor: str, folder: Path, flat: Path, licence: str) -> Iterator[CutOutImage]:
     """The drawings of one iconify vendor; Fluent's share their identity with `fluent_3d`."""
     icons = package(folder, "icons.json")
     kind = "outline" if vendor == "openmoji" else "emoji"
     family, view = ("fluent", "flat") if vendor == "fluent-emoji-flat" else (vendor, "")
     for slug, (name, animate) in sorted(emoji_names(flat).items()):
         drawing = icon(icons, slug)
-        if drawing and (picture := trim(drawing, solid=False)):
-            yield CutOut(f"{family}:{slug}", *name, kind, f"{vendor} {slug}", licence, view, animate), picture
+        if drawing and (image := trim(drawing, solid=False)):
+            yield CutOut(f"{family}:{slug}", *name, kind, f"{vendor} {slug}", licence, view, animate), image
 
 
-def fluent_3d(folder: Path, flat: Path, licence: str) -> Iterator[Picture]:
+def fluent_3d(folder: Path, flat: Path, licence: str) -> Iterator[CutOutImage]:
     """The shaded emoji, named by the flat package, which knows the code points."""
     wanted = emoji_names(flat)
     slugs = package(flat, "chars.json")
@@ -129,13 +129,13 @@ def fluent_3d(folder: Path, flat: Path, licence: str) -> Iterator[Picture]:
         if slug not in wanted:
             continue
         drawing, (name, animate) = opened(path), wanted[slug]
-        if drawing and (picture := trim(drawing, solid=False)):
+        if drawing and (image := trim(drawing, solid=False)):
             source = f"fluent-emoji-3d {code}"
-            yield CutOut(f"fluent:{slug}", *name, "emoji", source, licence, "shaded", animate), picture
+            yield CutOut(f"fluent:{slug}", *name, "emoji", source, licence, "shaded", animate), image
 
 
-def stamps(folder: Path, licence: str) -> Iterator[Picture]:
-    """Tux Paint's stamps with their first sentence; where a stamp is both drawing and picture, the drawing."""
+def stamps(folder: Path, licence: str) -> Iterator[CutOutImage]:
+    """Tux Paint's stamps with their first sentence; where a stamp is both drawing and image, the drawing."""
     root = folder / "usr/share/tuxpaint/stamps"
     for path in sorted(root.rglob("*")):
         key = path.relative_to(root).with_suffix("").as_posix()
@@ -146,25 +146,25 @@ def stamps(folder: Path, licence: str) -> Iterator[Picture]:
             continue
         name = naming.stamp(key, text.read_text("utf8", "replace").split("\n")[0])
         drawing = name and (opened(path) if path.suffix == ".png" else rasterised(path.read_text("utf8", "replace")))
-        if name and drawing and (picture := trim(drawing)):
+        if name and drawing and (image := trim(drawing)):
             kind = "drawing" if path.suffix == ".svg" or "cartoon" in key else "photo"
             animate = key.startswith(("animals", "people")) or name.category in ALIVE
-            yield CutOut(f"tux:{key}", *name, kind, f"tuxpaint-stamps {key}", licence, "", animate), picture
+            yield CutOut(f"tux:{key}", *name, kind, f"tuxpaint-stamps {key}", licence, "", animate), image
 
 
-def costumes(folder: Path, licence: str) -> Iterator[Picture]:
+def costumes(folder: Path, licence: str) -> Iterator[CutOutImage]:
     """Scratch costumes; the poses of one figure share an identity."""
     root = folder / "usr/share/scratch/Media/Costumes"
     for group in ("Animals", "Fantasy", "People", "Things", "Transportation"):
         for path in sorted((root / group).glob("*")):
             found = naming.costume(path.stem) if path.suffix in (".png", ".gif") else None
             drawing = found and opened(path)
-            if found and drawing and (picture := trim(drawing)):
+            if found and drawing and (image := trim(drawing)):
                 name, subject, pose = found
                 kind = "photo" if path.stem in naming.COSTUME_PHOTOS else "drawing"
                 animate = group in ("Animals", "Fantasy", "People")
                 identity = f"scratch:{subject}"
-                yield CutOut(identity, *name, kind, f"scratch {group}/{path.name}", licence, pose, animate), picture
+                yield CutOut(identity, *name, kind, f"scratch {group}/{path.name}", licence, pose, animate), image
 
 
 def furniture_models(folder: Path) -> list[tuple[render.Model, Name, str]]:
@@ -177,16 +177,16 @@ def furniture_models(folder: Path) -> list[tuple[render.Model, Name, str]]:
     return found
 
 
-def furniture(folder: Path, cache: Path, views: int, *, progress: Callable[[str], None]) -> Iterator[Picture]:
+def furniture(folder: Path, cache: Path, views: int, *, progress: Callable[[str], None]) -> Iterator[CutOutImage]:
     """Views of the furniture models, rendered where `cache` hasn't got them yet."""
     wanted = furniture_models(folder)
     facts = {model.key: (name, licence) for model, name, licence in wanted}
-    for model, pictures in render.render_all([model for model, _, _ in wanted], cache, views, progress=progress):
+    for model, images in render.render_all([model for model, _, _ in wanted], cache, views, progress=progress):
         name, licence = facts[model.key]
-        for azimuth, path in pictures:
-            picture = trim(Image.open(path), solid=False)
-            if picture:
+        for azimuth, path in images:
+            image = trim(Image.open(path), solid=False)
+            if image:
                 source = f"sweethome3d-furniture {model.member}"
                 animate = model.group == "Characters"
                 identity = f"sweethome:{model.key}"
-                yield CutOut(identity, *name, "3d", source, licence, str(azimuth), animate), picture
+                yield CutOut(identity, *name, "3d", source, licence, str(azimuth), animate), image

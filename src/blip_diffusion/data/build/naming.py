@@ -1,8 +1,8 @@
-"""Words for subjects: what a prompt calls a picture, what is left out, and which subjects are kept for the bench.
+"""Words for subjects: what a prompt calls an image, what is left out, and which subjects are kept for the bench.
 
 Every source names things its own way ("pool-8-ball", "A pair of white pants.", "dog2-a", "Apple iMac 1998"). Each way
 ends in `named`, which gives a category (the noun of a prompt) and a longer name, or nothing for what isn't wanted:
-letters, money, flags, signs, weapons, religion and people's cultures, trademarks, and pictures of a place.
+letters, money, flags, signs, weapons, religion and people's cultures, trademarks, and images of a place.
 """
 
 import re

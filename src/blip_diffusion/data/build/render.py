@@ -29,7 +29,7 @@ Floats = NDArray[np.float32]
 
 POINTS = 260_000  # enough that a 256-pixel view has hardly a pin-hole once every point covers 2 x 2 pixels
 TEXTURE = 512  # longest side of a texture: finer ones only alias in a view of 128 pixels
-VERSION = 2  # part of the cache's name: raise it when pictures change
+VERSION = 2  # part of the cache's name: raise it when images change
 BIAS = 0.008  # of the model's depth: where two layers coincide, the one that faces the viewer wins
 GAP = 2600  # of 65535 levels of depth, 4 %: more than a surface falls away within two pixels, mostly
 LAMP = np.array([-0.45, 0.75, 0.6], np.float32) / np.float32(1.0607)
@@ -161,13 +161,13 @@ def view(cloud: Cloud, azimuth: float, elevation: float, size: int = 128) -> Ima
     place, level = _project(cloud, rotation, frame)
     solid = cloud.colour[3] >= 250
     owner = _splat(place, level, np.flatnonzero(solid), frame)
-    picture = _shade(cloud, owner, rotation)
+    image = _shade(cloud, owner, rotation)
     glass = np.flatnonzero(~solid & (cloud.colour[3] >= 12))
     if len(glass):
         pane = _splat(place, level, glass, frame)
         hidden = (owner >= 0) & (level[pane] <= level[owner])
-        picture = _over(_shade(cloud, np.where(hidden, -1, pane), rotation), picture)
-    return _shrink(_despeckle(picture), size)
+        image = _over(_shade(cloud, np.where(hidden, -1, pane), rotation), image)
+    return _shrink(_despeckle(image), size)
 
 
 def _turned(points: Floats, rotation: Floats) -> Floats:
@@ -210,10 +210,10 @@ def _shade(cloud: Cloud, owner: NDArray[np.int32], rotation: Floats) -> Floats:
     normal = _turned(cloud.normal[:, index], rotation)
     normal = np.where(normal[2] < 0, -normal, normal)
     light = 0.55 + 0.12 * normal[1] + 0.48 * np.maximum(_turned(normal, LAMP[None])[0], 0)
-    picture = np.zeros((*owner.shape, 4), np.float32)
-    picture[there, :3] = np.minimum(cloud.colour[:3, index] * light, 255).T
-    picture[there, 3] = cloud.colour[3, index]
-    return picture
+    image = np.zeros((*owner.shape, 4), np.float32)
+    image[there, :3] = np.minimum(cloud.colour[:3, index] * light, 255).T
+    image[there, 3] = cloud.colour[3, index]
+    return image
 
 
 def _fill(owner: NDArray[np.int32], level: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -227,23 +227,23 @@ def _fill(owner: NDArray[np.int32], level: NDArray[np.int32]) -> NDArray[np.int3
 
 
 def _over(front: Floats, back: Floats) -> Floats:
-    """Straight-alpha compositing of 0..255 pictures."""
+    """Straight-alpha compositing of 0..255 images."""
     a, b = front[..., 3:] / 255, back[..., 3:] / 255
     alpha = a + b * (1 - a)
     rgb = (front[..., :3] * a + back[..., :3] * b * (1 - a)) / np.maximum(alpha, 1e-6)
     return np.concatenate([rgb, alpha * 255], axis=2)
 
 
-def _despeckle(picture: Floats) -> Floats:
+def _despeckle(image: Floats) -> Floats:
     """Replaces pixels that stand out from all their neighbours, which layers lying closely together leave behind."""
-    rgb = np.pad(picture[..., :3].astype(np.uint8), ((1, 1), (1, 1), (0, 0)), mode="edge")
-    opaque = np.pad(picture[..., 3] > 250, 1)
-    height, width = picture.shape[:2]
+    rgb = np.pad(image[..., :3].astype(np.uint8), ((1, 1), (1, 1), (0, 0)), mode="edge")
+    opaque = np.pad(image[..., 3] > 250, 1)
+    height, width = image.shape[:2]
     windows = [(slice(y, y + height), slice(x, x + width)) for y in range(3) for x in range(3)]
     middle = _median9([rgb[window] for window in windows])
     inside = np.logical_and.reduce([opaque[window] for window in windows])
-    differs = np.abs(picture[..., :3] - middle).max(2) > 24
-    return np.where((inside & differs)[..., None], np.concatenate([middle, picture[..., 3:]], axis=2), picture)
+    differs = np.abs(image[..., :3] - middle).max(2) > 24
+    return np.where((inside & differs)[..., None], np.concatenate([middle, image[..., 3:]], axis=2), image)
 
 
 def _median9(p: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
@@ -254,9 +254,9 @@ def _median9(p: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     return p[4]
 
 
-def _shrink(picture: Floats, size: int) -> Image.Image:
+def _shrink(image: Floats, size: int) -> Image.Image:
     """A box filter over 2 x 2 pixels, weighted by alpha so that edges keep their colour."""
-    blocks = picture.reshape(size, 2, size, 2, 4)
+    blocks = image.reshape(size, 2, size, 2, 4)
     alpha = blocks[..., 3:]
     weight = alpha.sum((1, 3))
     rgb = (blocks[..., :3] * alpha).sum((1, 3)) / np.maximum(weight, 1e-6)

@@ -38,7 +38,7 @@ def _scene(row: Mapping[str, Any], source: str, licence: str, split: str) -> Sce
 
 
 def _file(path: Path) -> Path:
-    """The file itself, or of a wallpaper's folder the picture that is nearest to 1280 pixels wide and high enough."""
+    """The file itself, or of a wallpaper's folder the image that is nearest to 1280 pixels wide and high enough."""
     if not path.is_dir():
         return path
     files = sorted((path / "contents/images").glob("*x*.*"))
@@ -47,11 +47,11 @@ def _file(path: Path) -> Path:
 
 def _opened(path: Path) -> Image.Image | None:
     try:
-        picture = Image.open(path)
-        if picture.width * picture.height > LARGEST:
+        image = Image.open(path)
+        if image.width * image.height > LARGEST:
             return None
-        picture.draft("RGB", (2 * SCENE_WIDTH, 2 * SCENE_HEIGHT))
-        return picture.convert("RGB")
+        image.draft("RGB", (2 * SCENE_WIDTH, 2 * SCENE_HEIGHT))
+        return image.convert("RGB")
     except (OSError, Image.DecompressionBombError):
         return None
 
@@ -65,14 +65,14 @@ def _views(vendor: str, folder: Path, licence: str) -> Iterator[tuple[Scene, Ima
             yield _scene(row, f"{vendor} {row['slug']}", licence, split), tile
 
 
-def _tile(picture: Image.Image) -> Image.Image | None:
+def _tile(image: Image.Image) -> Image.Image | None:
     """The middle of a drawing without its rounded corners, or None where it isn't opaque all over."""
-    left, top, right, bottom = picture.getbbox() or (0, 0, 1, 1)
+    left, top, right, bottom = image.getbbox() or (0, 0, 1, 1)
     width, height = right - left, bottom - top
     inset = 0.05 * width
     high = min(height - 2 * inset, (width - 2 * inset) * SCENE_HEIGHT / SCENE_WIDTH)
     middle = (top + bottom) / 2 + 0.04 * height  # a little low: ground matters more than sky
-    cut = picture.crop((round(left + inset), round(middle - high / 2), round(right - inset), round(middle + high / 2)))
+    cut = image.crop((round(left + inset), round(middle - high / 2), round(right - inset), round(middle + high / 2)))
     low = cut.getchannel("A").histogram()
     if sum(low[250:]) < 0.995 * cut.width * cut.height:
         return None

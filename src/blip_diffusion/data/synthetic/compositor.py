@@ -48,7 +48,7 @@ class Compositor:
         return [(r, g, b) for r, g, b in (self._scenes.float().mean((2, 3)) / 255).tolist()]
 
     def render(self, specs: Sequence[PairSpec], rng: random.Random) -> SubjectBatch:
-        """The pictures of these specs, exactly; `rng` only jitters place, size and light."""
+        """The images of these specs, exactly; `rng` only jitters place, size and light."""
         noise = Generator(self.device)
         noise.manual_seed(rng.getrandbits(62))
         placed = [self._placed(row, spec, rng) for row, spec in enumerate(specs)]
@@ -77,7 +77,7 @@ class Compositor:
     def _targets(
         self, specs: Sequence[PairSpec], placements: Sequence[Placement], noise: Generator
     ) -> tuple[Tensor, Tensor]:
-        canvas = backgrounds.draw([spec.background for spec in specs], self._scenes, self.config.size, noise)
+        canvas = backgrounds.render([spec.background for spec in specs], self._scenes, self.config.size, noise)
         sketched = [i for i, spec in enumerate(specs) if spec.request.style == "sketch"]
         canvas[sketched] = 1.0  # paper
         canvas, alpha = self._paste(canvas, placements, sketched)
@@ -118,12 +118,12 @@ class Compositor:
         return replace(placement, light=light, colour_matrix=spec.colour_matrix)
 
     def _references(self, specs: Sequence[PairSpec], placements: Sequence[Placement], noise: Generator) -> Tensor:
-        chosen_backgrounds = [spec.reference_background for spec in specs]
-        canvas = backgrounds.draw(chosen_backgrounds, self._scenes, self.config.size, noise)
+        chosen = [spec.reference_background for spec in specs]
+        canvas = backgrounds.render(chosen, self._scenes, self.config.size, noise)
         return self._paste(canvas, placements, [])[0].clamp_(0, 1)
 
     def _paste(self, canvas: Tensor, placements: Sequence[Placement], sketched: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Puts placements on pictures (B, 3, S, S), and says where subjects are then seen: (B, 1, S, S)."""
+        """Puts placements on images (B, 3, S, S), and says where subjects are then seen: (B, 1, S, S)."""
         covered = canvas.new_zeros(len(canvas), 1, *canvas.shape[2:])
         for layer in layers_of(placements, len(canvas)):
             chosen = [placements[i] for i in layer]
@@ -147,11 +147,11 @@ class Compositor:
     def _cut(self, placements: Sequence[Placement], size: int) -> tuple[Tensor, Tensor]:
         """Cut-outs in the size, place, light and paint of their placements: premultiplied colour, and alpha."""
         windows = torch.tensor([_window(p, self.geometry[p.cutout]) for p in placements], device=self.device)
-        picture = self._read([p.cutout for p in placements], windows, size)
+        image = self._read([p.cutout for p in placements], windows, size)
         turned = [i for i, p in enumerate(placements) if p.angle]
         if turned:
-            picture[turned] = _turn(picture[turned], [placements[i] for i in turned])
-        colour, alpha = picture[:, :3], picture[:, 3:].clamp(0, 1)
+            image[turned] = _turn(image[turned], [placements[i] for i in turned])
+        colour, alpha = image[:, :3], image[:, 3:].clamp(0, 1)
         for rows, looks in self._looks(placements):
             colour[rows] = looks(colour[rows], alpha[rows])
         light = torch.tensor([p.light for p in placements], device=self.device)
@@ -172,12 +172,12 @@ class Compositor:
 
     def _read(self, cutouts: Sequence[int], windows: Tensor, size: int) -> Tensor:
         """Windows (P, 3: left, top, side) in pixels of cut-outs: premultiplied (P, 4, size, size)."""
-        picture = self._pixels[torch.tensor(cutouts, device=self.device)].float()  # (P, 4, 128, 128)
-        picture[:, :3] *= picture[:, 3:] / 255
+        image = self._pixels[torch.tensor(cutouts, device=self.device)].float()  # (P, 4, 128, 128)
+        image[:, :3] *= image[:, 3:] / 255
         left, top, side = windows.T
-        rows = resample_matrix(top, side, picture.shape[2], size)
-        columns = resample_matrix(left, side, picture.shape[3], size)
-        return read_windows(picture, rows / 255, columns)
+        rows = resample_matrix(top, side, image.shape[2], size)
+        columns = resample_matrix(left, side, image.shape[3], size)
+        return read_windows(image, rows / 255, columns)
 
     def _shadows(self, placements: Sequence[Placement]) -> Tensor:
         """Soft contact shadows, as factors (P, 1, S, S) on what lies below."""
@@ -221,11 +221,11 @@ def _shadow(placement: Placement, shape: CutoutGeometry) -> tuple[float, float, 
     return x, placement.y + height / 2 - 0.008, wide, max(0.14 * wide, 0.012), 0.5 if placement.ground else 0.0
 
 
-def _turn(pictures: Tensor, placements: Sequence[Placement]) -> Tensor:
-    """Pictures turned about their placements' centres."""
-    angles = torch.tensor([p.angle for p in placements], device=pictures.device).deg2rad()
-    x, y = (torch.tensor([[p.x, p.y] for p in placements], device=pictures.device) * 2 - 1).T
+def _turn(images: Tensor, placements: Sequence[Placement]) -> Tensor:
+    """Images turned about their placements' centres."""
+    angles = torch.tensor([p.angle for p in placements], device=images.device).deg2rad()
+    x, y = (torch.tensor([[p.x, p.y] for p in placements], device=images.device) * 2 - 1).T
     cos, sin = angles.cos(), angles.sin()
     matrix = torch.stack((cos, -sin, x - x * cos + y * sin, sin, cos, y - x * sin - y * cos), 1).view(-1, 2, 3)
-    grid = F.affine_grid(matrix, list(pictures.shape), align_corners=False)
-    return F.grid_sample(pictures, grid, align_corners=False)
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)

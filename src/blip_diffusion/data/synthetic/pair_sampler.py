@@ -1,4 +1,4 @@
-"""Training pictures, composed: an `PairSpec` says in words and numbers what a pair shall show, tensors do the rest.
+"""Training images, composed: an `PairSpec` says in words and numbers what a pair shall show, tensors do the rest.
 
 Words and layout are drawn one sample at a time in Python; no pixel is. So it runs as well on a GPU as on a CPU.
 """
@@ -159,14 +159,14 @@ def sheet(batch: SubjectBatch, path: str | Path, *, columns: int = 4, side: int 
     object_crop = batch["object_crop"][:, :3] + (1 - batch["object_crop"][:, 3:]) * 0.85
     for i in range(n):
         left, top = i % columns * (3 * side + 12), i // columns * (side + bar)
-        for j, pictures in enumerate((batch["reference"], object_crop, batch["target"])):
-            page.paste(_picture(pictures[i], side), (left + j * side, top))
+        for j, images in enumerate((batch["reference"], object_crop, batch["target"])):
+            page.paste(_image(images[i], side), (left + j * side, top))
         pen.text((left + 2, top + side + 1), batch["caption"][i][:66], fill="black")
         pen.text((left + 2, top + side + 12), batch["reference_caption"][i][:66], fill="grey")
     page.save(path)
 
 
-def _picture(tensor: Tensor, side: int) -> Image.Image:
+def _image(tensor: Tensor, side: int) -> Image.Image:
     pixels = (tensor.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
 
@@ -177,9 +177,9 @@ def _sideless(spec: PairSpec) -> bool:
 
 
 def _mirror(batch: SubjectBatch, rows: list[int]) -> None:
-    """Turns all pictures of these rows, in place."""
-    for pictures in (batch["reference"], batch["object_crop"], batch["target"], batch["target_alpha"]):
-        pictures[rows] = pictures[rows].flip(-1)
+    """Turns all images of these rows, in place."""
+    for images in (batch["reference"], batch["object_crop"], batch["target"], batch["target_alpha"]):
+        images[rows] = images[rows].flip(-1)
     left, width = batch["frames"][rows, :, 0], batch["frames"][rows, :, 2]
     batch["frames"][rows, :, 0] = 1 - left - width
 

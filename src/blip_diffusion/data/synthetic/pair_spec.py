@@ -9,17 +9,17 @@ from blip_diffusion.errors import ConfigError
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """What the pictures are like. Shares are of all samples; what they leave over is plain recontextualisation."""
+    """What the images are like. Shares are of all samples; what they leave over is plain recontextualisation."""
 
-    size: int = 128  # side of a picture
+    size: int = 128  # side of an image
     object_crop_size: int = 32  # side of the object crop
     split: str = "train"  # of identities and of scenes
     procedural: float = 0.4  # how many targets stand in drawn places rather than photographs
     reference_plain: float = 0.5  # how many references stand before one colour rather than in another scene
-    same_view: float = 0.5  # how often reference and target are one picture of the subject though there are others
+    same_view: float = 0.5  # how often reference and target are one image of the subject though there are others
     azimuth: float = 45.0  # degrees: how far apart the two views of a solid usually are; never more than 90
     kind_temperature: float = 0.5  # 1: every identity alike; 0: every kind alike
-    outlines: float = 0.5  # how much a line drawing counts beside any other kind of picture
+    outlines: float = 0.5  # how much a line drawing counts beside any other kind of image
     layout: float = 1.0  # 0: a target's place, size and light are what the words say; 1: within their ranges, any
     light: float = 1.0  # 0: light on a subject is the scene's; 1: within its range, any
     reference_fill: tuple[float, float] = (0.76, 0.97)  # longest side of the subject, in sides of the reference

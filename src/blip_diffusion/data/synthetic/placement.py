@@ -34,9 +34,9 @@ class CutoutGeometry(NamedTuple):
 
 @dataclass(frozen=True)
 class Placement:
-    """One cut-out on one picture. Lengths are in frames."""
+    """One cut-out on one image. Lengths are in frames."""
 
-    row: int  # which picture of the batch
+    row: int  # which image of the batch
     cutout: int
     x: float  # centre of its box
     y: float
@@ -77,7 +77,7 @@ class Jitter:
         return self.between(-spread, spread)
 
     def horizon(self, seen: float | None) -> float | None:
-        """Where a subject takes the horizon to be: a picture's own is not in the words."""
+        """Where a subject takes the horizon to be: an image's own is not in the words."""
         return None if seen is None else seen + (1 - self.amount) * (_USUAL_HORIZON - seen)
 
 
@@ -231,9 +231,9 @@ def _span(occupied: Tensor) -> tuple[Tensor, Tensor]:
     return first, last
 
 
-def layers_of(placements: Sequence[Placement], pictures: int) -> list[list[int]]:
-    """Indices of placements, layer by layer: no picture has two in one layer, and what comes first lies behind."""
-    depth = [0] * pictures
+def layers_of(placements: Sequence[Placement], images: int) -> list[list[int]]:
+    """Indices of placements, layer by layer: no image has two in one layer, and what comes first lies behind."""
+    depth = [0] * images
     layers: list[list[int]] = []
     for i, placement in enumerate(placements):
         level = depth[placement.row]

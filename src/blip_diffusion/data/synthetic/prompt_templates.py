@@ -1,4 +1,4 @@
-"""What a picture shall show, and the closed set of sentences that say so.
+"""What an image shall show, and the closed set of sentences that say so.
 
 A generator reads `a [subject tokens] {category} {prompt}`: the category straight after the tokens, the scene near the
 end. The set is closed, so that a text encoder that starts from nothing can learn every word of it.
@@ -42,7 +42,7 @@ ACCESSORIES = {
 
 @dataclass(frozen=True)
 class PromptSpec:
-    """What a picture of a subject shall show. Every field but the scene is a key of the table named beside it.
+    """What an image of a subject shall show. Every field but the scene is a key of the table named beside it.
 
     A sketch is drawn on bare paper, so its scene is empty.
     """

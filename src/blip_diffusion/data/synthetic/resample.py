@@ -1,4 +1,4 @@
-"""Antialiased windows of pictures, as two matrix products: batched, sharp at any scale, equal on every device."""
+"""Antialiased windows of images, as two matrix products: batched, sharp at any scale, equal on every device."""
 
 import torch
 from torch import Tensor
@@ -25,9 +25,9 @@ def resample_matrix(start: Tensor, length: Tensor, source: int, size: int, *, re
     return inner / (inner if repeat_edges else weights).sum(2, keepdim=True).clamp(min=1e-6)
 
 
-def read_windows(pictures: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """`rows @ picture @ columns.T` for every picture and channel."""
-    n, channels, height, width = pictures.shape
-    across = torch.bmm(pictures.reshape(n, channels * height, width), columns.transpose(1, 2))
+def read_windows(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """`rows @ image @ columns.T` for every image and channel."""
+    n, channels, height, width = images.shape
+    across = torch.bmm(images.reshape(n, channels * height, width), columns.transpose(1, 2))
     across = across.view(n, channels, height, -1)  # (P, K, H, S)
     return torch.matmul(rows[:, None], across)  # (P, K, S, S)

@@ -1,4 +1,4 @@
-"""Looks that can be computed: filters on whole pictures, and paint on a subject alone."""
+"""Looks that can be computed: filters on whole images, and paint on a subject alone."""
 
 from collections.abc import Callable
 
@@ -11,40 +11,40 @@ _PAPER = 0.965
 _INK = 0.05
 
 
-def luminance(pictures: Tensor) -> Tensor:
+def luminance(images: Tensor) -> Tensor:
     """(B, 3, S, S) -> (B, 1, S, S)."""
-    weights = torch.tensor(_LUMA, device=pictures.device, dtype=pictures.dtype).view(1, 3, 1, 1)
-    return (pictures * weights).sum(1, keepdim=True)
+    weights = torch.tensor(_LUMA, device=images.device, dtype=images.dtype).view(1, 3, 1, 1)
+    return (images * weights).sum(1, keepdim=True)
 
 
-def pixel_art(pictures: Tensor, blocks: int = 32) -> Tensor:
+def pixel_art(images: Tensor, blocks: int = 32) -> Tensor:
     """Big square pixels of few colours. Tones and tints are rounded apart, so that grey stays grey."""
-    size = pictures.shape[-1]
-    small = F.interpolate(pictures, size=(blocks, blocks), mode="area")
+    size = images.shape[-1]
+    small = F.interpolate(images, size=(blocks, blocks), mode="area")
     tone = luminance(small)
     tint = (small - tone) * 1.2
     palette = (tone * 6).round() / 6 + (tint * 7).round() / 7
     return F.interpolate(palette.clamp(0, 1), size=(size, size), mode="nearest")
 
 
-def mosaic(pictures: Tensor, tiles: int = 24) -> Tensor:
+def mosaic(images: Tensor, tiles: int = 24) -> Tensor:
     """Square tiles with pale joints."""
-    size = pictures.shape[-1]
-    colours = F.interpolate(F.interpolate(pictures, size=(tiles, tiles), mode="area"), size=(size, size))
-    within = torch.arange(size, device=pictures.device) * tiles % size < tiles  # the first pixel row of each tile
-    joint = (within[:, None] | within[None, :]).to(pictures.dtype)  # (S, S)
+    size = images.shape[-1]
+    colours = F.interpolate(F.interpolate(images, size=(tiles, tiles), mode="area"), size=(size, size))
+    within = torch.arange(size, device=images.device) * tiles % size < tiles  # the first pixel row of each tile
+    joint = (within[:, None] | within[None, :]).to(images.dtype)  # (S, S)
     return colours * (1 - joint) + joint * 0.88
 
 
-def black_and_white(pictures: Tensor) -> Tensor:
+def black_and_white(images: Tensor) -> Tensor:
     """Luminance alone, with a little more contrast."""
-    return ((luminance(pictures) - 0.5) * 1.15 + 0.5).clamp(0, 1).expand_as(pictures)
+    return ((luminance(images) - 0.5) * 1.15 + 0.5).clamp(0, 1).expand_as(images)
 
 
-def blurry(pictures: Tensor) -> Tensor:
+def blurry(images: Tensor) -> Tensor:
     """Out of focus: a wide, smooth blur."""
-    size = pictures.shape[-1]
-    small = F.interpolate(pictures, size=(max(size // 6, 1), max(size // 6, 1)), mode="area")
+    size = images.shape[-1]
+    small = F.interpolate(images, size=(max(size // 6, 1), max(size // 6, 1)), mode="area")
     return F.interpolate(small, size=(size, size), mode="bicubic", align_corners=False).clamp(0, 1)
 
 
@@ -96,9 +96,9 @@ def _tones(light: Tensor, alpha: Tensor) -> Tensor:
     return ((tone - mean) * (0.2 / spread.clamp(min=0.02)) + 0.5).clamp(0, 1)
 
 
-def _gradient(picture: Tensor) -> Tensor:
+def _gradient(image: Tensor) -> Tensor:
     """Length of the Sobel gradient (B, 1, S, S)."""
-    across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], device=picture.device) / 4
-    kernel = torch.stack((across, across.T))[:, None].to(picture.dtype)  # (2, 1, 3, 3)
-    slopes = F.conv2d(F.pad(picture, (1, 1, 1, 1), mode="replicate"), kernel)
+    across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], device=image.device) / 4
+    kernel = torch.stack((across, across.T))[:, None].to(image.dtype)  # (2, 1, 3, 3)
+    slopes = F.conv2d(F.pad(image, (1, 1, 1, 1), mode="replicate"), kernel)
     return slopes.square().sum(1, keepdim=True).add(1e-8).sqrt()

@@ -16,7 +16,7 @@ _NOUNS = {"bow": ("bow", "ribbon")}  # categories of an accessory, where they di
 
 
 class SubjectIndex:
-    """Who is drawn, and which two pictures of them."""
+    """Who is drawn, and which two images of them."""
 
     def __init__(self, cutouts: Sequence[CutOut], config: SyntheticConfig) -> None:
         self.cutouts, self.config = cutouts, config
@@ -43,7 +43,7 @@ class SubjectIndex:
         }
 
     def pair(self, rng: random.Random) -> tuple[int, int]:
-        """Reference and target: two pictures of one subject."""
+        """Reference and target: two images of one subject."""
         at = bisect.bisect(self.cumulative, rng.random() * self.cumulative[-1])
         views = self.views[self.names[min(at, len(self.names) - 1)]]
         target = rng.choice(views)
@@ -68,7 +68,7 @@ class SubjectIndex:
         return rng.choice(self.things[name])
 
     def _nearness(self, a: int, b: int) -> float:
-        """How much two pictures of one subject make a pair: near views rather than opposite ones."""
+        """How much two images of one subject make a pair: near views rather than opposite ones."""
         first, second = _azimuth(self.cutouts[a]), _azimuth(self.cutouts[b])
         if first is None or second is None:
             return 1.0

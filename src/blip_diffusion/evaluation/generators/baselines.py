@@ -39,12 +39,12 @@ def composite(world: AssetLibrary, *, size: int, other: bool = False) -> ImageGe
 
 def reference_copy(instance: Instance) -> Path:
     """Return the reference image itself."""
-    return instance.subject.pictures[0]
+    return instance.subject.images[0]
 
 
 def other_photo(instance: Instance) -> Path:
     """Return a photo of the subject other than its reference, if there is one."""
-    others = instance.subject.pictures[1:] or instance.subject.pictures
+    others = instance.subject.images[1:] or instance.subject.images
     return others[(instance.prompt_index + instance.sample_index) % len(others)]
 
 
@@ -52,7 +52,7 @@ def photo_of_other_subject(bench: Bench) -> Callable[[Instance], Path]:
     """Return a function that picks a photo of another subject of the category. Each subject must have one."""
 
     def find(instance: Instance) -> Path:
-        paths = [path for other in same_category_subjects(bench, instance.subject) for path in other.pictures]
+        paths = [path for other in same_category_subjects(bench, instance.subject) for path in other.images]
         return random.Random(f"other {instance.file}").choice(paths)
 
     return find

@@ -23,7 +23,7 @@ def zero_shot(pipe: BlipDiffusionPipeline, **settings: Any) -> ImageGenerator:
 
     def generate(instances: Sequence[Instance]) -> list[Image.Image]:
         subjects = {instance.subject.name: instance.subject for instance in instances}
-        references = {name: open_image(subject.pictures[0]) for name, subject in subjects.items()}
+        references = {name: open_image(subject.images[0]) for name, subject in subjects.items()}
         shown = [references[instance.subject.name] for instance in instances]
         return run_pipeline(pipe, instances, reference_image=shown, **settings)
 

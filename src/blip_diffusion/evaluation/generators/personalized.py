@@ -73,7 +73,7 @@ class SubjectTuner:
         device = torch.device(self.device)
         with redirect_stdout(sys.stderr), current(device):  # the training loop's lines are progress here
             job = tune(
-                subject.pictures,
+                subject.images,
                 category=subject.category,
                 name=re.sub(r"[^\w-]", "-", subject.name)[:64],
                 out=path,
@@ -104,8 +104,8 @@ def check_tunable(subjects: Sequence[BenchSubject], config: TuneConfig) -> None:
         raise InputError(f"--condition tuned needs few-shot tuning, not {config.method}: use few-shot.")
     for subject in subjects:
         check_category(subject.category)
-        if len(subject.pictures) > MOST:
+        if len(subject.images) > MOST:
             raise InputError(
-                f"The benchmark has {len(subject.pictures)} images of {subject.name}, and tuning takes at most {MOST}: "
+                f"The benchmark has {len(subject.images)} images of {subject.name}, and tuning takes at most {MOST}: "
                 "remove some."
             )

@@ -66,7 +66,7 @@ def _scene_crops(world: AssetLibrary, row: int, size: int) -> Tensor:
     """Return crops (C, 3, S, S) of one scene, cut as the sampler cuts them."""
     rng, (height, width) = random.Random(f"crops {row}"), world.scene_pixels.shape[2:]
     cut = [backgrounds.photograph(row, world.scenes[row], height, width, rng) for _ in range(CROPS)]
-    return backgrounds.draw(cut, world.scene_pixels, size, torch.Generator().manual_seed(0)).clamp(0, 1)
+    return backgrounds.render(cut, world.scene_pixels, size, torch.Generator().manual_seed(0)).clamp(0, 1)
 
 
 def nearest_training_images(

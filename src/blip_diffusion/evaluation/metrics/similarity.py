@@ -64,8 +64,8 @@ class SubjectSimilarity:
         """`width` is the number of leading features that describe the subject; by default all do."""
         self._features, self._width = features, width
         self._index = {subject.name: i for i, subject in enumerate(bench.subjects)}
-        self._references = self._of([subject.pictures[0] for subject in bench.subjects])  # (N, F)
-        views = [path for subject in bench.subjects for path in subject.pictures[1:] or subject.pictures]
+        self._references = self._of([subject.images[0] for subject in bench.subjects])  # (N, F)
+        views = [path for subject in bench.subjects for path in subject.images[1:] or subject.images]
         self._centre = self._of(views).mean(0)
         extractor, count = features.extractor, len(bench.subjects)
         self.info = MetricInfo(
@@ -107,9 +107,9 @@ class DreamBoothSimilarity:
 
     def _mean_cosines(self, subject: BenchSubject, found: Tensor, images: Sequence[Path]) -> Tensor:
         """Return mean cosines (B,) to one subject's images."""
-        cosines = found @ F.normalize(self._features(subject.pictures), dim=1).T  # (B, P)
-        others = subject.pictures[1:] if len(subject.pictures) > 1 else ()
-        counts = torch.tensor([[not (path == real and path in others) for real in subject.pictures] for path in images])
+        cosines = found @ F.normalize(self._features(subject.images), dim=1).T  # (B, P)
+        others = subject.images[1:] if len(subject.images) > 1 else ()
+        counts = torch.tensor([[not (path == real and path in others) for real in subject.images] for path in images])
         return (cosines * counts).sum(1) / counts.sum(1)
 
 

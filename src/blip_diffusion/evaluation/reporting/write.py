@@ -43,8 +43,8 @@ def copy_references(subjects: Sequence[BenchSubject], out: Path) -> dict[str, st
     """Copy each subject's reference below the report's folder, so that the page can be moved; return the paths."""
     copies = {}
     for subject in subjects:
-        copy = out / "references" / f"{subject.name}{subject.pictures[0].suffix}"
+        copy = out / "references" / f"{subject.name}{subject.images[0].suffix}"
         copy.parent.mkdir(exist_ok=True)
-        shutil.copyfile(subject.pictures[0], copy)
+        shutil.copyfile(subject.images[0], copy)
         copies[subject.name] = path_in(out, copy)
     return copies

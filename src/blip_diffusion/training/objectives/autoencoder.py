@@ -1,7 +1,7 @@
 """The autoencoder of latent diffusion (Rombach et al. 2022, section 3.1 and appendix G).
 
 An absolute and a perceptual error, a slight pull of the posterior towards a unit Gaussian, and after a while a patch
-discriminator. Convolutions don't care about the size of a picture, so crops teach them as much for less.
+discriminator. Convolutions don't care about the size of an image, so crops teach them as much for less.
 """
 
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ class Autoencoder(Objective):
         self.latent_variance: Tensor
 
     def forward(self, batch: SubjectBatch, context: StepContext) -> Losses:
-        """The losses on one crop of every target and reference."""
+        """Return the losses on one crop of every target and reference."""
         wanted = random_crops(torch.cat([batch["target"], batch["reference"]]), self.config.crop, context.rng)
         posterior = self.vae.encode(wanted * 2 - 1).latent_dist
         latents = posterior.mean + posterior.std * _noise_like(posterior.mean, context.rng)
@@ -107,30 +107,30 @@ class Autoencoder(Objective):
 
     @torch.no_grad()
     def _measure(self, mean: Tensor, step: int) -> None:
-        """A running mean: of all steps at first, then of about the last hundred."""
+        """Update the running variance: over all steps at first, then over about the last hundred."""
         self.latent_variance.lerp_(mean.float().var(), max(0.01, 1 / (step + 1)))
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """The autoencoder, and its judge."""
+        """Return the autoencoder's and the discriminator's parameters."""
         groups = [ParameterGroup("vae", [p for p in self.vae.parameters() if p.requires_grad], self.config.lr_scale)]
         if self.discriminator is not None:
             groups.append(ParameterGroup("discriminator", list(self.discriminator.parameters()), self.config.lr_scale))
         return groups
 
     def sample_images(self, batch: SubjectBatch) -> list[Tensor]:
-        """Pictures, and what is left of them."""
+        """Images, and what is left of them."""
         latents = self.vae.encode(batch["target"] * 2 - 1).latent_dist.mode()
         return [batch["target"], (self.vae.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1)]
 
     def export(self, folder: Path) -> None:
-        """The VAE; its scaling factor brings the latents to unit variance (Rombach et al. 2022, appendix G)."""
+        """Write the VAE; its scaling factor brings latents to unit variance (Rombach et al. 2022, appendix G)."""
         if self.config.train_encoder:
             self.vae.register_to_config(scaling_factor=round(float(self.latent_variance.rsqrt()), 5))
         save_diffusers("vae", self.vae, folder / "vae")
 
 
 def random_crops(pixels: Tensor, size: int, rng: torch.Generator) -> Tensor:
-    """One crop of each picture (B, 3, H, W), at the same place in all: (B, 3, size, size)."""
+    """One crop of each image (B, 3, H, W), at the same place in all: (B, 3, size, size)."""
     height, width = pixels.shape[-2:]
     top = int(torch.randint(0, max(1, height - size + 1), (), generator=rng, device=rng.device))
     left = int(torch.randint(0, max(1, width - size + 1), (), generator=rng, device=rng.device))
@@ -149,7 +149,7 @@ def _noise_like(x: Tensor, rng: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def init_near_linear(vae: Any) -> None:
-    """Starts a new autoencoder near a linear code: averages on the way down, copies on the way up, sure posteriors.
+    """Initialize a new autoencoder near a linear code: averages down, copies up, small posterior variance.
 
     Residual branches begin at zero, as Goyal et al. 2017 (section 5.1) begin them. Measured on `mini`'s shapes: 17.6 dB
     after 100 steps of 8 crops instead of 14.3, and colours at once instead of after a thousand steps.

@@ -1,6 +1,6 @@
-"""Consistency distillation of the subject model (Luo et al. 2023): pictures in two to four steps, unguided.
+"""Consistency distillation of the subject model (Luo et al. 2023): images in two to four steps, unguided.
 
-The student answers for a noised picture what it answers for the same picture one level cleaner, all the way to the
+The student answers for a noised image what it answers for the same image one level cleaner, all the way to the
 clean one. The way there is the teacher's: the model as it was, with guidance, which so becomes part of the student: the
 whole U-Net, or a LoRA on it (arXiv:2311.05556), which the model's folder then brings along. Where updates are few, the
 student can be told at every level where the teacher's whole way ends, which costs more and leaves nothing to be passed
@@ -42,7 +42,7 @@ class ConsistencyConfig:
 
     guidance_scale: float = 3.0  # the teacher's scale
     guidance_rescale: float = 0.6  # and its rescaling
-    num_levels: int = 50  # noise levels from noise to picture, all of which the student learns to skip
+    num_levels: int = 50  # noise levels from noise to image, all of which the student learns to skip
     solver_steps: int = 1  # of the teacher from one of them to the next
     trajectory_distillation: bool = False  # tell the student where the teacher's way from pure noise ends
     steps: int = 4  # of sampling, while it is trained and with an exported whole model
@@ -88,7 +88,7 @@ class Consistency(Objective):
         )
 
     def _renoising(self, scheduler: Any) -> LCMScheduler:
-        """What the whole student is sampled with, by any pipeline: new noise in each step."""
+        """Return the scheduler of the whole student, which adds new noise in each step."""
         return LCMScheduler.from_config(
             scheduler.config, original_inference_steps=self.config.num_levels, timestep_scaling=TIMESTEP_SCALING
         )
@@ -116,7 +116,7 @@ class Consistency(Objective):
         return {"consistency": loss, "loss": loss}
 
     def _one_level(self, pixels: Tensor, states: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The student's answers for noised pictures (B, 3, H, W), and for what the teacher makes of them."""
+        """Return f(x_t, t) of the student, and f(x_s, s) for the teacher's x_s one level cleaner."""
         with torch.no_grad():
             latents = self.model.latents.encode(pixels).float()
             later, earlier = self._timesteps(len(latents), rng)
@@ -126,7 +126,7 @@ class Consistency(Objective):
             return guess, self._clean(self._solved(noised, later, earlier, self._teach(states)), earlier, states)
 
     def _trajectory(self, states: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The student's answers all along the teacher's way from noise, and where that ends."""
+        """Return f(x_t, t) at each level of the teacher's path from noise, and the end of that path."""
         with torch.no_grad():
             unet = self.model.unet.config
             shape = torch.Size((len(states), unet.in_channels, unet.sample_size, unet.sample_size))
@@ -136,17 +136,17 @@ class Consistency(Objective):
         return guess, end.repeat(len(path), 1, 1, 1)
 
     def _noise(self, shape: torch.Size, rng: torch.Generator) -> Tensor:
-        """On one way, as strong as what a picture begins with; noise that is put back has its whole strength."""
+        """On one way, as strong as what an image begins with; noise that is put back has its whole strength."""
         scale = self.model.inference.noise_scale if self.config.lora else 1.0
         return scale * torch.randn(shape, generator=rng, device=rng.device)
 
     def _levels(self, device: torch.device) -> Tensor:
-        """Timesteps (num_levels + 1,) from pure noise down to the clean picture, which `LCMScheduler` samples on."""
+        """Timesteps (num_levels + 1,) from pure noise down to the clean image, which `LCMScheduler` samples on."""
         stride = self.noising.timesteps // self.config.num_levels
         return (torch.arange(self.config.num_levels, -1, -1, device=device) * stride - 1).clamp(min=0)
 
     def _path(self, noise: Tensor, states: Tensor) -> list[Tensor]:
-        """What the teacher makes of noise at each level."""
+        """Return the teacher's latents at each level, from noise on."""
         path, levels, teach = [noise], self._levels(noise.device), self._teach(states)
         for later, earlier in itertools.pairwise(levels):
             path.append(self._solved(path[-1], later.expand(len(noise)), earlier.expand(len(noise)), teach))
@@ -159,7 +159,7 @@ class Consistency(Objective):
         return levels[which], levels[which + 1]
 
     def _teach(self, states: Tensor) -> Denoiser:
-        """The guided teacher, of a timestep each."""
+        """Return the guided teacher for one timestep per sample."""
         empty = self.model.text_states([""]).expand(len(states), -1, -1)
         both = unet_denoiser(self.teacher, torch.cat([empty, states]))
         return guided(
@@ -167,7 +167,7 @@ class Consistency(Objective):
         )
 
     def _solved(self, noised: Tensor, later: Tensor, earlier: Tensor, teach: Denoiser) -> Tensor:
-        """Steps of DDIM (Song et al. 2021) with the teacher."""
+        """Solve from `later` to `earlier` by DDIM (Song et al. 2021, equation 12) with the teacher."""
         for step in range(self.config.solver_steps):
             now, then = (later + (earlier - later) * done // self.config.solver_steps for done in (step, step + 1))
             clean = self.noising.clean(noised, teach(noised, now).float(), now)
@@ -175,7 +175,7 @@ class Consistency(Objective):
         return noised
 
     def _clean(self, noised: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
-        """The consistency function: at timestep 0 the identity, by a skip connection (Song et al. 2023, section 3)."""
+        """Return f(x, t) = c_skip(t) x + c_out(t) x̂_0(x, t) (Song et al. 2023, equation 5); f(x, 0) = x."""
         answer = self.model.denoiser(states)(noised, timesteps).float()
         scaled = timesteps.view(-1, 1, 1, 1) * TIMESTEP_SCALING
         skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
@@ -183,17 +183,17 @@ class Consistency(Objective):
         return skip * noised + out * self.noising.clean(noised, answer, timesteps)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """What of the U-Net moves."""
+        """Return the trainable parameters of the U-Net."""
         return [ParameterGroup("unet", self._moving, 1.0)]
 
     def sample_images(self, batch: SubjectBatch) -> list[Tensor]:
-        """Reference, the true target, and what the student draws in its few steps, all from the same noise."""
+        """Return references, targets and the student's samples in a few steps, all from the same noise."""
         tokens = self.model.subject_tokens(batch["reference"], batch["category"])
         states = self.model.text_states(batch["caption"], tokens, batch["frames"])
         return [batch["reference"], batch["target"], sample_images(self.model, states, [0] * len(states))]
 
     def export(self, folder: Path) -> None:
-        """The whole model, which asks for few steps without guidance by itself; or as it was, with the LoRA beside."""
+        """Write the model with few-step defaults; or the unchanged model with the LoRA beside it."""
         if not self.config.lora:
             save_model(self.model, folder)
             return

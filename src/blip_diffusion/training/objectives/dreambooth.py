@@ -32,7 +32,7 @@ class DreamBoothConfig:
     train_text_encoder: bool = False
     text_lr_scale: float = 1.0  # times the schedule
     background_weight: float = 0.1  # what an error outside a photo's mask weighs
-    prior_weight: float = 1.0  # of prior preservation, where there are pictures for it
+    prior_weight: float = 1.0  # of prior preservation, where there are images for it
 
     def __post_init__(self) -> None:
         if not self.token.strip():
@@ -55,7 +55,7 @@ class DreamBooth(Objective):
         self.text_moving = self._moving(model.text_encoder, TEXT_ATTENTION) if config.train_text_encoder else []
 
     def forward(self, batch: PhotoBatch, context: StepContext) -> Losses:
-        """The denoising loss of the photos, and of the category's other members."""
+        """Return the denoising loss of the photos and the prior-preservation loss."""
         return masked_denoising_losses(
             self.model,
             self.noising,
@@ -77,14 +77,14 @@ class DreamBooth(Objective):
         return add_lora(network, self.config.rank, targets) if self.config.lora else list(network.parameters())
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """The U-Net's, and the text encoder's where it moves."""
+        """Return the U-Net's parameters and, if it is trained, the text encoder's."""
         groups = [ParameterGroup("unet", self.unet_moving, 1.0)]
         if self.text_moving:
             groups.append(ParameterGroup("text", self.text_moving, self.config.text_lr_scale))
         return groups
 
     def export(self, folder: Path) -> None:
-        """A Stable Diffusion folder, or of LoRAs one file; both are read by plain diffusers pipelines."""
+        """Write a Stable Diffusion folder, or one LoRA file; plain diffusers pipelines read both."""
         if not self.config.lora:
             save_stable_diffusion(self.model, folder)
             return

@@ -34,7 +34,7 @@ class FewShotConfig:
     embedding_lr_scale: float = 1.0  # times the schedule
     unet_lr_scale: float = 1.0
     background_weight: float = 0.1  # what an error outside a photo's mask weighs
-    prior_weight: float = 1.0  # of prior preservation, where there are pictures for it
+    prior_weight: float = 1.0  # of prior preservation, where there are images for it
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -57,7 +57,7 @@ class FewShot(Objective):
         self.trainable = self._moving()
 
     def forward(self, batch: PhotoBatch, context: StepContext) -> Losses:
-        """The denoising loss of the photos."""
+        """Return the denoising loss of the photos."""
         return masked_denoising_losses(
             self.model,
             self.noising,
@@ -88,14 +88,14 @@ class FewShot(Objective):
                 return names
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """The embedding, which is never decayed, and what moves of the U-Net."""
+        """Return the embedding, without weight decay, and the trainable part of the U-Net."""
         groups = [ParameterGroup("embedding", [self.embedding], self.config.embedding_lr_scale, weight_decay=0.0)]
         if self.trainable:
             groups.append(ParameterGroup("unet", list(self.trainable.values()), self.config.unet_lr_scale))
         return groups
 
     def tuned(self) -> Subject:
-        """The subject as it is now."""
+        """Return the subject as it is now."""
         lora = lora_state(self.model.unet) if self.config.trainable == "lora" else {}
         weights = (
             {} if self.config.trainable == "lora" else {n: p.detach().half().cpu() for n, p in self.trainable.items()}
@@ -113,5 +113,5 @@ class FewShot(Objective):
         )
 
     def export(self, folder: Path) -> None:
-        """The subject's file."""
+        """Write the subject file."""
         write_subject(self.tuned(), folder / "subject.safetensors")

@@ -1,6 +1,6 @@
 """Stage 1, multimodal representation learning (Li, Li, Savarese & Hoi 2023, section 3.1): ITC, ITG and ITM.
 
-One Q-Former under three attention patterns. Contrast (uni-modal): do picture and sentence find each other among others?
+One Q-Former under three attention patterns. Contrast (uni-modal): do image and sentence find each other among others?
 Generation (multimodal causal): can the queries alone tell the sentence? Matching (bi-directional): do they belong
 together, told from the hardest of the wrong ones? And one of ours: can the subject be reconstructed from its tokens?
 """
@@ -81,7 +81,7 @@ class Representation(Objective):
         self.config = config
 
     def forward(self, batch: SubjectBatch, context: StepContext) -> Losses:
-        """The objectives on the references and their captions."""
+        """Return ITC, ITM, ITG and reconstruction losses of the references and their captions."""
         features = self.encoder.image_encoder.features(self._pixels(batch))  # (B, N, V)
         seen = self.encoder.image_encoder.norm(features)
         losses: Losses = {}
@@ -118,7 +118,7 @@ class Representation(Objective):
         return losses
 
     def _contrast(self, to_text: Tensor, to_image: Tensor, own: Tensor, allowed: Tensor) -> Tensor:
-        """ITC: cross-entropy both ways. Another picture of the same subject is no negative."""
+        """ITC: cross-entropy both ways. Another image of the same subject is no negative."""
         smoothing = self.config.smoothing
         losses = []
         for scores in (to_text, to_image):
@@ -139,17 +139,17 @@ class Representation(Objective):
         own: Tensor,
         rng: torch.Generator,
     ) -> Tensor:
-        """ITM: true pairs, each picture with a hard wrong sentence, each sentence with a hard wrong picture."""
+        """ITM: true pairs, each image with a hard wrong sentence, each sentence with a hard wrong image."""
         negatives = allowed.clone()
         negatives[torch.arange(len(own), device=own.device), own] = False
         if not negatives.any(dim=1).all():
             return seen.new_zeros(())  # a batch of one subject has nothing wrong to offer
         wrong_text, wrong_image = (_drawn(scores, negatives, rng) for scores in (to_text, to_image))
         wrong_seen = self.encoder.image_encoder.norm(shared.features[wrong_image])
-        pictures = torch.cat([seen, wrong_seen, seen])  # (3B, N, V)
+        features = torch.cat([seen, wrong_seen, seen])  # (3B, N, V)
         ids = torch.cat([words.input_ids, words.input_ids, shared.input_ids[wrong_text]])
         mask = torch.cat([words.attention_mask, words.attention_mask, shared.attention_mask[wrong_text]])
-        states = self.encoder.qformer(pictures, ids, mask, AttentionPattern.BIDIRECTIONAL)
+        states = self.encoder.qformer(features, ids, mask, AttentionPattern.BIDIRECTIONAL)
         labels = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
         labels[: len(seen)] = 1
         return F.cross_entropy(self._matching_head(states.queries).float(), labels)
@@ -205,7 +205,7 @@ class Representation(Objective):
     # ----------------------------------------------------------------------------------------------------- protocol
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """The Q-Former, its layer norm over the image features, the projection and the heads."""
+        """Return the Q-Former, the layer norm over image features, the projection and the heads."""
         encoder = self.encoder
         moving = [*encoder.image_encoder.norm.parameters(), *encoder.qformer.parameters()]
         for name, head in self.heads.items():
@@ -218,7 +218,7 @@ class Representation(Objective):
     def gather_step_context(
         self, batches: Sequence[SubjectBatch], contexts: Sequence[StepContext], gather: Gather
     ) -> Shared | None:
-        """The negatives that the micro-batches of a step offer each other, as the published code gathers them."""
+        """Gather the negatives of a step from all micro-batches, as the published code does."""
         if contexts[0].step % self.config.multimodal_every:
             return None
         if len(batches) == 1 and len(gather(torch.zeros(1, device=batches[0]["identity"].device))) == 1:
@@ -234,14 +234,14 @@ class Representation(Objective):
         return Shared(images, sentences, features, words.input_ids, words.attention_mask, batch["identity"])
 
     def sample_images(self, batch: SubjectBatch) -> list[Tensor]:
-        """References, their cut-outs, and what the tokens reconstruction."""
+        """Return references, their object crops and the reconstructions from the tokens."""
         if not self.config.reconstruction_weight:
             return []
         drawn = self._reconstructed(self.encoder.image_encoder(self._pixels(batch)), batch["category"])
         return [batch["reference"], batch["object_crop"][:, :3], drawn[:, :3]]
 
     def export(self, folder: Path) -> None:
-        """The Q-Former's folder with its tokenizer, and the heads beside it."""
+        """Write the Q-Former's folder with its tokenizer, and the heads beside it."""
         save_subject_model(self.encoder, self.tokenizer, self.reference, folder)
         save_heads(dict(self.heads.items()), folder)
 

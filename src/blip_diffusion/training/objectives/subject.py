@@ -61,7 +61,7 @@ class SubjectRepresentation(Objective):
         self.config = config
 
     def forward(self, batch: SubjectBatch, context: StepContext) -> Losses:
-        """The denoising loss of the targets, given references and prompts."""
+        """Return the denoising loss of the targets, given references and prompts."""
         with torch.no_grad():
             latents = self.model.latents.encode(batch["target"]).float()
         tokens = self.model.subject_tokens(batch["reference"], batch["category"])
@@ -83,7 +83,7 @@ class SubjectRepresentation(Objective):
         return losses
 
     def _text_states(self, batch: SubjectBatch, tokens: Tensor, rng: torch.Generator) -> Tensor:
-        """The first prompts of a batch lose their words and tokens, the next their tokens; a batch has no order."""
+        """Encode prompts; the first ones of the batch lose words and tokens, the next ones their tokens."""
         captions, frames = batch["caption"], batch["frames"]
         empty, bare = self._dropped(len(captions), rng)
         without, full = [""] * empty + captions[empty : empty + bare], captions[empty + bare :]
@@ -120,14 +120,14 @@ class SubjectRepresentation(Objective):
         ]
 
     def sample_images(self, batch: SubjectBatch) -> list[Tensor]:
-        """Reference, what its tokens reconstruction, the true target, and the drawing: all from the same noise."""
+        """Return references, reconstructions, targets and samples, all from the same noise."""
         tokens = self.model.subject_tokens(batch["reference"], batch["category"])
         reconstructed = [self.reconstruction(tokens).float()[:, :3]] if self.reconstruction is not None else []
-        pictures = sample_with_same_noise(self.model, self.model.text_states(batch["caption"], tokens, batch["frames"]))
-        return [batch["reference"], *reconstructed, batch["target"], pictures]
+        images = sample_with_same_noise(self.model, self.model.text_states(batch["caption"], tokens, batch["frames"]))
+        return [batch["reference"], *reconstructed, batch["target"], images]
 
     def export(self, folder: Path) -> None:
-        """The whole model, and the reconstruction head beside it."""
+        """Write the model, and the reconstruction head beside it."""
         save_model(self.model, folder)
         if self.reconstruction is not None:
             save_heads({"reconstruction": self.reconstruction}, folder)

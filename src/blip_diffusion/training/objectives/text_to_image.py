@@ -18,7 +18,7 @@ from blip_diffusion.training.sample_callback import sample_with_same_noise
 class TextToImageConfig:
     """What is left out, what weighs, what moves how fast."""
 
-    caption_drop: float = 0.1  # share of pictures whose sentence is empty, for guidance (Ho & Salimans 2022)
+    caption_drop: float = 0.1  # share of images whose sentence is empty, for guidance (Ho & Salimans 2022)
     min_snr: float | None = None  # γ of the loss weights; none: the simple loss
     unet_lr_scale: float = 1.0  # times the schedule
     text_lr_scale: float = 1.0  # 0 freezes the text encoder, as Stable Diffusion does with CLIP's
@@ -34,7 +34,7 @@ class TextToImage(Objective):
         self.config = config
 
     def forward(self, batch: SubjectBatch, context: StepContext) -> Losses:
-        """The denoising loss of the targets under their captions."""
+        """Return the denoising loss of the targets under their captions."""
         with torch.no_grad():
             latents = self.model.latents.encode(batch["target"]).float()
         drop = self.config.caption_drop if self.training else 0.0
@@ -45,16 +45,16 @@ class TextToImage(Objective):
         return {"denoising": loss, "loss": loss}
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """The U-Net, and the text encoder unless its rate is 0."""
+        """Return the U-Net, and the text encoder unless its scale is 0."""
         groups = [ParameterGroup("unet", list(self.model.unet.parameters()), self.config.unet_lr_scale)]
         if self.config.text_lr_scale:
             groups.append(ParameterGroup("text", list(self.model.text_encoder.parameters()), self.config.text_lr_scale))
         return groups
 
     def sample_images(self, batch: SubjectBatch) -> list[Tensor]:
-        """A picture of the world for each caption, and the drawing."""
+        """Return a target of each caption, and the sample."""
         return [batch["target"], sample_with_same_noise(self.model, self.model.text_states(batch["caption"]))]
 
     def export(self, folder: Path) -> None:
-        """The whole model: what did not move goes along."""
+        """Write the model with all its parts."""
         save_model(self.model, folder)

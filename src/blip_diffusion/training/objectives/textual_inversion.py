@@ -49,7 +49,7 @@ class TextualInversion(Objective):
         self.vectors = nn.Parameter(start.clone())
 
     def forward(self, batch: PhotoBatch, context: StepContext) -> Losses:
-        """The denoising loss of the photos."""
+        """Return the denoising loss of the photos."""
         states = self.states([""])
         return masked_denoising_losses(
             self.model, self.noising, batch, states, context, background_weight=self.config.background_weight
@@ -61,7 +61,7 @@ class TextualInversion(Objective):
         return self.model.text_states(prompts, self.vectors.expand(len(prompts), -1, -1))
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """The word."""
+        """Return the word's vectors."""
         return [ParameterGroup("word", [self.vectors], 1.0, weight_decay=0.0)]
 
     def export(self, folder: Path) -> None:
@@ -70,7 +70,7 @@ class TextualInversion(Objective):
 
 
 def category_embedding(model: BlipDiffusion, category: str) -> Tensor:
-    """The mean word embedding (1, 1, D) of a category's words."""
+    """Return the mean word embedding (1, 1, D) of a category."""
     ids = model.tokenizer(category, add_special_tokens=False, return_tensors="pt").input_ids
     table = model.text_encoder.get_input_embeddings()
     with torch.no_grad():

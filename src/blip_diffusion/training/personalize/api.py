@@ -70,9 +70,9 @@ def tune(
 ) -> Tuned:
     """Learns the subject of one to thirty photos, and writes its file, `{name}.safetensors` where `out` names no other.
 
-    `photos` are files, folders or pictures. Beside the file, a folder `{out}.tuning` keeps the log and, where it stops
-    by itself, the scores, a strip of pictures and a curve; `resume` goes on from there after an interruption, with the
-    same photos, category, name, model and settings. `evaluator` judges the validation pictures instead of the model's
+    `photos` are files, folders or images. Beside the file, a folder `{out}.tuning` keeps the log and, where it stops
+    by itself, the scores, a strip of images and a curve; `resume` goes on from there after an interruption, with the
+    same photos, category, name, model and settings. `evaluator` judges the validation images instead of the model's
     own encoders. Raises `InputError` or `ConfigError` for what can't be used, before anything is trained.
     """
     config = config or TuneConfig()
@@ -203,7 +203,7 @@ def _objective(
 def initial_subject(
     model: BlipDiffusion, photos: Sequence[Photo], category: str, name: str, config: TuneConfig, model_name: str = ""
 ) -> Subject:
-    """The subject before any tuning: the mean of its photos' tokens."""
+    """Return the subject before fine-tuning: the mean of its photos' tokens."""
     pixels, _ = _squares(model, photos, model.reference.size, config.resize_mode, fill=FILL)
     tokens = model.subject_tokens(pixels.to(model.subject_encoder.device), [category] * len(pixels))
     metadata = {
@@ -218,7 +218,7 @@ def initial_subject(
         category,
         tokens.float().mean(dim=0, keepdim=True).cpu(),
         fingerprint(model.unet, model.text_encoder),
-        thumbnail=thumbnail(photos[0].picture),
+        thumbnail=thumbnail(photos[0].image),
         metadata=metadata,
     )
 
@@ -235,15 +235,15 @@ def _squares(
 
 def _cropped(model: BlipDiffusion, photo: Photo, size: int, fill: float) -> Photo:
     mask = None if photo.mask is None else photo.mask.convert("RGB")
-    box = find_subject(model, photo.picture) if mask is None else box_of_mask(to_tensor([mask])[0, 0])
+    box = find_subject(model, photo.image) if mask is None else box_of_mask(to_tensor([mask])[0, 0])
     box = box or Box(0.0, 0.0, 1.0, 1.0)
     cropped = None if mask is None else crop_to_subject(mask, box, size, fill=fill).convert("L")
-    return replace(photo, picture=crop_to_subject(photo.picture, box, size, fill=fill), mask=cropped)
+    return replace(photo, image=crop_to_subject(photo.image, box, size, fill=fill), mask=cropped)
 
 
 @torch.no_grad()
 def _latents(model: BlipDiffusion, pixels: Tensor) -> Tensor:
-    """Encoded once: the autoencoder rests while tuning."""
+    """Encode the photos once."""
     device = next(model.vae.parameters()).device
     return torch.cat([model.latents.encode(one[None].to(device)).float().cpu() for one in pixels])
 

@@ -36,7 +36,7 @@ class Tuned:
     out: Path
     """The subject's file; DreamBooth's folder."""
     folder: Path
-    """Log, scores, strip of pictures and curve."""
+    """Log, scores, strip of images and curve."""
     step: int
     """How many steps what was kept has taken."""
     result: Result
@@ -64,12 +64,12 @@ def output_path(out: str | Path | None, name: str, config: TuneConfig) -> Path:
 
 
 def work_folder(path: Path) -> Path:
-    """The folder beside a result: log, scores, checkpoints."""
+    """Return the folder beside a result: log, scores, checkpoints."""
     return path.with_name(f"{path.name}.tuning")
 
 
 def check_work_folder(work: Path, *, resume: bool) -> None:
-    """An earlier tuning's folder may be made room in, unless it was interrupted; no one else's may."""
+    """Raise an error for a folder of something else, or of an interrupted run unless it is resumed."""
     if work.exists() and not (work / RUN_INFO).is_file() and not (work.is_dir() and not any(work.iterdir())):
         raise InputError(f"{work} is there already and is no tuning's folder: choose another --out.")
     if not resume and checkpointing.complete(work / CHECKPOINTS):
@@ -79,17 +79,17 @@ def check_work_folder(work: Path, *, resume: bool) -> None:
 def run_info(
     model: BlipDiffusion, photos: Sequence[Photo], category: str, name: str, config: TuneConfig
 ) -> dict[str, Any]:
-    """What a tuning can't change on its way, as JSON reads it back."""
+    """Return what a resumed run must match, as JSON reads it back."""
     model_of = fingerprint(model.unet, model.text_encoder)
-    pictures, masks = _digest([photo.picture for photo in photos]), _digest([photo.mask for photo in photos])
-    subject = {"photos": pictures, "masks": masks, "category": category, "name": name, "model": model_of}
+    images, masks = _digest([photo.image for photo in photos]), _digest([photo.mask for photo in photos])
+    subject = {"photos": images, "masks": masks, "category": category, "name": name, "model": model_of}
     return json.loads(json.dumps({**subject, **_settings(config.resolved(text_width(model)))}))
 
 
-def _digest(pictures: Sequence[Image.Image | None]) -> str:
+def _digest(images: Sequence[Image.Image | None]) -> str:
     digest = hashlib.sha256()
-    for picture in pictures:
-        digest.update(f"{picture.size}".encode() + picture.tobytes() if picture is not None else b"none")
+    for image in images:
+        digest.update(f"{image.size}".encode() + image.tobytes() if image is not None else b"none")
     return digest.hexdigest()
 
 
@@ -101,7 +101,7 @@ def _settings(config: TuneConfig) -> dict[str, Any]:
 
 
 def check_run_info(work: Path, begun: Mapping[str, Any]) -> None:
-    """Raises `InputError` where a tuning began with something else."""
+    """Raise `InputError` if the interrupted run had other photos or settings."""
     earlier = read_json(work / RUN_INFO) if (work / RUN_INFO).is_file() else begun
     if earlier.keys() != begun.keys():
         raise InputError(f"{work} is of another version, which can't be resumed: delete it, or choose another --out.")
@@ -112,7 +112,7 @@ def check_run_info(work: Path, begun: Mapping[str, Any]) -> None:
 
 
 def keep_best(path: Path, work: Path, result: Result, validation: Validation | None) -> Tuned:
-    """Puts what was best, or last, in its place, and takes away what only a resumption needs."""
+    """Move the best, or last, result to its place and remove what only a resumption needs."""
     step, kept = result.step, work / EXPORT
     scores: tuple[Score, ...] = ()
     overfitted = False

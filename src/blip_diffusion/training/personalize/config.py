@@ -52,7 +52,7 @@ class TuneConfig:
     background_weight: float = 0.1
     """What an error outside a photo's mask weighs, against 1 inside."""
     num_class_images: int = 0
-    """Pictures of the category's other members, which the untuned model draws, for prior preservation."""
+    """Images of the category's other members, which the untuned model draws, for prior preservation."""
     prior_weight: float = 1.0
     flip: bool = False
     """Mirror images as well; they spoil text and logos."""

@@ -29,7 +29,7 @@ SCORES, STRIP, CURVE, BEST = "scores.jsonl", "strip.png", "curve.png", "best"
 PROMPTS = ("on the beach", "in a forest", "in a city at night")
 
 Evaluator = Callable[[Tensor], tuple[float, float]]
-"""A picture of each validation scene, in their order and seed after seed (B, 3, H, W) in [0, 1], to two scores: of the
+"""An image of each validation scene, in their order and seed after seed (B, 3, H, W) in [0, 1], to two scores: of the
 subject, where 1 is as alike as its photos are among themselves, and of the text, where 1 follows a prompt as closely as
 the untuned model does without a subject."""
 
@@ -39,7 +39,7 @@ class ValidationConfig:
     """What is drawn, how often, and when it is enough."""
 
     prompts: tuple[str, ...] = PROMPTS
-    seeds: int = 1  # pictures of each scene
+    seeds: int = 1  # images of each scene
     every: int = 10  # steps
     sampling_steps: int | None = 12  # few are enough to judge; the model's own where it is None
     patience: int = 3  # scores in a row without a better one, after which a run ends
@@ -121,13 +121,13 @@ class Validation:
     def _score(self, objective: Objective, step: int) -> Score:
         config = self.config
         with torch.no_grad():
-            pictures = sample_prompts(
+            samples = sample_prompts(
                 cast(PersonalizedObjective, objective), config.prompts, seeds=config.seeds, steps=config.sampling_steps
             )
-            subject, text = self.evaluator(pictures)
+            subject, text = self.evaluator(samples)
         score = Score(step, subject, text)
         self.scores.append(score)
-        _save(images.grid(images.to_pil(pictures), len(pictures)), self._row(step))
+        _save(images.grid(images.to_pil(samples), len(samples)), self._row(step))
         if score is self.best:
             objective.export(self._export(score))
         return score
@@ -142,7 +142,7 @@ class Validation:
         return self.folder / BEST / f"{score.step:06d}"
 
     def _record(self) -> None:
-        """Writes the scores, whose exports are there by now, and then lets those go that they supersede."""
+        """Write the scores, then remove the exports that they supersede."""
         _write_scores(self.folder / SCORES, self.scores)
         self._drop_superseded()
 
@@ -160,7 +160,7 @@ class Validation:
         return self.folder / "samples" / f"validation-{step:06d}.png"
 
     def report(self, title: str) -> None:
-        """The strip of pictures, a row a score, and the curve."""
+        """Write the strip of samples, one row per score, and the curve."""
         rows = [(score, Image.open(self._row(score.step)), self._label(score)) for score in self.scores]
         _save(_strip([(row, label, self.overfits(score)) for score, row, label in rows]), self.folder / STRIP)
         points = {
@@ -179,7 +179,7 @@ class Validation:
 
 
 def _strip(rows: Sequence[tuple[Image.Image, list[str], bool]]) -> Image.Image:
-    """Rows of pictures one above the other, their labels at the left; in red where the tuning is overdone."""
+    """Rows of images one above the other, their labels at the left; in red where the tuning is overdone."""
     width = 110
     height = max(row.height for row, _, _ in rows)
     page = Image.new("RGB", (width + rows[0][0].width, len(rows) * (height + 2)), "white")
@@ -191,9 +191,9 @@ def _strip(rows: Sequence[tuple[Image.Image, list[str], bool]]) -> Image.Image:
     return page
 
 
-def _save(picture: Image.Image, path: Path) -> None:
+def _save(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    image.save(path)
 
 
 def _write_scores(path: Path, scores: Sequence[Score]) -> None:

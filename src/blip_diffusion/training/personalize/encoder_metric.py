@@ -16,9 +16,9 @@ from blip_diffusion.training.personalize.early_stopping import ValidationConfig
 class EncoderMetric:
     """An evaluator that needs no other network: the model's image encoder judges, and what the model draws untuned.
 
-    Subject: what shows on the subject in the photos, does it show anywhere in the picture? Each of its patches takes
+    Subject: what shows on the subject in the photos, does it show anywhere in the image? Each of its patches takes
     the cosine of the patch most like it; the mean is 0 for other members of the category and 1 for another photo.
-    Text: how far pictures move with the prompt, in the direction and as a share of how the untuned model's move from
+    Text: how far images move with the prompt, in the direction and as a share of how the untuned model's move from
     the same noise: 0 ignores it.
     """
 
@@ -43,26 +43,26 @@ class EncoderMetric:
         self.lower_bound = float(self._recall(others).mean())
         self.upper_bound = max(self._mutual(features), self.lower_bound + 0.1)
 
-    def __call__(self, pictures: Tensor) -> tuple[float, float]:
-        features = self._patches(pictures)
+    def __call__(self, samples: Tensor) -> tuple[float, float]:
+        features = self._patches(samples)
         subject = (float(self._recall(features).mean()) - self.lower_bound) / (self.upper_bound - self.lower_bound)
         return subject, float((self._moves(features) * self.anchors).sum() / self.anchors.square().sum())
 
     def _recall(self, features: Tensor) -> Tensor:
-        """How much of each photo's subject pictures (B, N, V) show: (P, B)."""
+        """How much of each photo's subject images (B, N, V) show: (P, B)."""
         seen = F.normalize(features - self.mean, dim=-1)
         rows = [torch.einsum("nv,bmv->bnm", photo, seen).amax(dim=-1) for photo in self.photos]  # (B, N) each
         return (torch.stack(rows) * self.weights[:, None]).sum(dim=-1)
 
     def _mutual(self, features: Tensor) -> float:
-        """The mean recall of different photos; of a single one, 1: its own."""
+        """Return the mean recall between different photos; 1 for a single photo."""
         count = len(features)
         recall = self._recall(features)
         return float((recall.sum() - recall.trace()) / (count * (count - 1))) if count > 1 else 1.0
 
     @torch.no_grad()
     def _patches(self, pixels: Tensor) -> Tensor:
-        """What the image encoder sees in each patch (B, N, V); a class token is none."""
+        """Return the image encoder's patch features (B, N, V), without a class token."""
         reference, encoder = self.model.reference, self.model.subject_encoder
         pixels = pixels.to(encoder.device).float()
         seen = images.preprocess(pixels, reference.size, reference.mean, reference.std)
@@ -70,6 +70,6 @@ class EncoderMetric:
         return features[:, -(math.isqrt(features.shape[1]) ** 2) :]
 
     def _moves(self, features: Tensor) -> Tensor:
-        """Mean features of pictures (B, N, V), less their mean over the scenes of each seed."""
+        """Mean features of images (B, N, V), less their mean over the scenes of each seed."""
         by_seed = features.mean(dim=1).view(-1, self.prompt_count, features.shape[-1])
         return by_seed - by_seed.mean(dim=1, keepdim=True)

@@ -48,7 +48,7 @@ class Memory:
 
 
 def estimate(config: TuneConfig, *, batch_size: int | None = None) -> Memory:
-    """What a tuning at the published shapes, in bf16, needs on a GPU."""
+    """Estimate the GPU memory of fine-tuning at the published shapes in bf16."""
     unet, text_encoder, others = _published_unet(), _text_encoder(), _other_parameters()
     moving = _moving(unet, config) + _moving_text(text_encoder, config)
     count = sum(parameter.numel() for parameter in moving) + 16 * 768
@@ -65,7 +65,7 @@ def estimate(config: TuneConfig, *, batch_size: int | None = None) -> Memory:
 
 
 def fit_to_memory(config: TuneConfig, gigabytes: int) -> TuneConfig:
-    """The quickest settings under which it fits a GPU of that size. Raises `InputError` where none does.
+    """Return the fastest settings that fit a GPU. Raises `InputError` if none does.
 
     What costs time is taken in this order: recomputing activations, 8-bit moments where bitsandbytes is there, smaller
     batches.
@@ -115,7 +115,7 @@ def _published_unet() -> Any:
 
 @contextmanager
 def _default(dtype: torch.dtype) -> Iterator[None]:
-    """New weights are of that dtype: casting them afterwards makes diffusers warn."""
+    """Set the default dtype: casting new weights afterwards makes diffusers warn."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -175,7 +175,7 @@ def _kept(module: nn.Module, forward: Any) -> int:
 
 
 def table() -> str:
-    """What each way of tuning needs, in Markdown."""
+    """Return the memory of each way of fine-tuning, as Markdown."""
     lines = ["| what moves | batch | checkpointing | Adam | weights | training | activations | total, GiB |"]
     lines.append("|---|---|---|---|---|---|---|---|")
     for train in ("embedding", "lora", "cross-attention", "unet"):
@@ -226,7 +226,7 @@ def _resident() -> float:
 
 
 def main() -> None:
-    """Prints the table, or measures."""
+    """Print the table, or measure."""
     if len(sys.argv) == 1:
         print(table())
         return

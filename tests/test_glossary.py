@@ -1,0 +1,109 @@
+"""One language: retired words do not come back, in names, flags, settings or documents."""
+
+import io
+import re
+import tokenize
+import tomllib
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+
+from blip_diffusion.training.personalize.config import TuneConfig
+from blip_diffusion.training.pretrain import RunConfig
+
+ROOT = Path(__file__).parents[1]
+CODE = [
+    path for folder in ("src", "tests", "studies", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")
+]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "examples").glob("*.md")]
+DOCUMENTS += [path for path in (ROOT / "docs").rglob("*.md") if "log" not in path.relative_to(ROOT / "docs").parts]
+
+NAMES = """
+World Composer ComposerConfig Order Backdrop Material Lesson OwnEncoders Personal Tracker Ahead Preview Studio Panel
+Jury Sitter Eyes Contestant Verdict Judge Card Row Seen Shelf Memo Folded Original as_seen attention_on begin_linear
+check_found check_here complaints draw_missing draw_scenes eight_bit_adam first_subject found_parts freeze_the_rest
+is_there keep_settings lessons misshapen modules_of noising_of one_by_one one_way open_picture own_state own_weights
+panel_of photo_losses preview_of read_original read_picture restore_moments rows_of scene_seeds start_heads
+start_model start_vae state_of studio_of take_place to_pictures tuned_layers unused_parameters world_sentences
+write_original wrong_questions
+"""
+"""Identifiers of earlier versions, for which the changelog has the new ones."""
+MODULES = """
+ahead bench cases charts compose copying crop denoisers engines extras files folder grammar judges jury layout
+lessons loop memo noising panel parts photo_loss plain preview quick records scoring service shortcuts
+sitters speed tracking vocabulary world
+"""
+FLAGS = """
+again bench count fit guidance judges memory negative prior scenes score sheet train vectors world
+"""
+KEYS = """
+accumulate canonical_size colour compose contrast draws floor generation grid hold huber keep matching most
+prior_images redraw sentence shape shift start unused_parameters vectors whole_way world
+"""
+WORDS = r"\bpictures?\b(?! tells)"
+"""Of documents. An image is an image."""
+
+
+def identifiers(path: Path) -> Iterator[tuple[str, int]]:
+    for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
+        if token.type == tokenize.NAME:
+            yield token.string, token.start[0]
+
+
+def settings(cls: type[Any]) -> Iterator[str]:
+    """Every key of a configuration and of its tables."""
+    hints = get_type_hints(cls)
+    for field in fields(cls):
+        yield field.name
+        if is_dataclass(hints[field.name]):
+            yield from settings(hints[field.name])
+
+
+def keys(table: dict[str, Any]) -> Iterator[str]:
+    for key, value in table.items():
+        yield key
+        if isinstance(value, dict):
+            yield from keys(value)
+
+
+def test_names() -> None:
+    retired = set(NAMES.split())
+    found = [
+        f"{path.relative_to(ROOT)}:{line} {name}"
+        for path in CODE
+        if path != Path(__file__)
+        for name, line in identifiers(path)
+        if name in retired
+    ]
+    assert not found
+
+
+def test_modules() -> None:
+    assert not {path.stem for path in (ROOT / "src").rglob("*.py")} & set(MODULES.split())
+
+
+@pytest.mark.parametrize("path", DOCUMENTS + CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_flags(path: Path) -> None:
+    if path != Path(__file__):
+        found = re.findall(rf"(?<![\w-])--(?:{'|'.join(FLAGS.split())})(?![\w-])", path.read_text())
+        assert not found
+
+
+def test_settings() -> None:
+    assert not {*settings(RunConfig), *settings(TuneConfig)} & set(KEYS.split())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.toml")), ids=lambda path: path.stem)
+def test_configurations(path: Path) -> None:
+    assert not set(keys(tomllib.loads(path.read_text()))) & set(KEYS.split())
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_documents(path: Path) -> None:
+    text = path.read_text()
+    assert not re.findall(WORDS, text, re.IGNORECASE)
+    names = "|".join(name for name in NAMES.split() if "_" in name)
+    assert not re.findall(rf"`[^`\n]*\b({names})\b[^`\n]*`", text)
