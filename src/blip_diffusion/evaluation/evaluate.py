@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from blip_diffusion.data.benchmarks.dreambench import Bench, read_bench, read_dreambench
+from blip_diffusion.data.benchmarks.drawings import FOLDER
+from blip_diffusion.data.benchmarks.dreambench import ASSETS, Bench, read_bench, read_dreambench
 from blip_diffusion.data.benchmarks.minibench import fingerprint, unknown_to
 from blip_diffusion.data.segmentation import saliency
 from blip_diffusion.data.synthetic.assets import AssetLibrary
@@ -47,7 +48,7 @@ class EvalConfig:
 
     Attributes:
         model: `mini`, a model folder, or a hub id.
-        benchmark: `mini`, `dreambench`, or a folder in DreamBench's layout.
+        benchmark: `mini`, `drawings`, `dreambench`, or a folder in DreamBench's layout.
         condition: One of `CONDITIONS`.
         seeds: Images per prompt, 1 to 100.
         subjects: Evaluate only this many subjects; by default all.
@@ -94,15 +95,30 @@ def load_benchmark(config: EvalConfig) -> tuple[Bench, AssetLibrary | None]:
     """Load the full benchmark, and for MiniBench the assets that it was made of."""
     if config.benchmark == "dreambench":
         return read_dreambench(Path("dreambench")), None
-    folder = minibench_folder(config.dataset) if config.benchmark == "mini" else Path(config.benchmark)
+    folder = _benchmark_folder(config)
     if not folder.is_dir():
-        raise DataError(f"There is no benchmark at {folder}: use mini, dreambench, or a folder of its layout.")
+        raise DataError(
+            f"There is no benchmark at {folder}: use mini, drawings, dreambench, or a folder of its layout."
+        )
     bench = read_bench(folder)
     if not bench.world:
         return bench, None
-    world = AssetLibrary.load(config.dataset)
+    own = folder / ASSETS  # of a benchmark that is not made of a training world
+    world = AssetLibrary.load(own if own.is_file() else config.dataset)
     check_made_of(bench, world, folder)
     return bench, world
+
+
+def _benchmark_folder(config: EvalConfig) -> Path:
+    if config.benchmark == "mini":
+        return minibench_folder(config.dataset)
+    if config.benchmark != "drawings":
+        return Path(config.benchmark)
+    folder = config.dataset.parent / FOLDER
+    if not folder.is_dir():
+        make = f"`blip-diffusion data build --benchmark drawings --out {folder.parent}`"
+        raise DataError(f"There are no drawings at {folder}: make them with {make}.")
+    return folder
 
 
 def minibench_folder(dataset: Path) -> Path:
@@ -242,7 +258,8 @@ class EvalRun:
         suite = build_metrics(self.config.metrics, self._metric_builder())
         claim_output_dir(self.out, self.settings)
         runner = ConditionRunner(self.bench, self.generators, self.out, self.batch_size, self.log)
-        return self._report(suite, runner.run(self.config.condition, self.instances))
+        conditions = runner.run(self.config.condition, self.instances, baselines=suite.baselines)
+        return self._report(suite, conditions)
 
     def _metric_builder(self) -> MetricBuilder:
         return MetricBuilder(self.bench, self.full_bench, self.generators, self.config.probe_images, self.batch_size)
@@ -261,14 +278,15 @@ class EvalRun:
             {subject.name: subject.category for subject in self.bench.subjects},
             report_images(evaluated, self.out),
             results,
-            sample_diversity(suite.features, evaluated),
+            None if suite.features is None else sample_diversity(suite.features, evaluated),
             self._nearest_training_images(suite, evaluated),
         )
 
     def _nearest_training_images(self, suite: MetricSuite, evaluated: ConditionResult) -> list[NearestTrainingImage]:
-        if self.generators.world is None:
+        world = self.generators.world
+        if suite.features is None or world is None or not any(row.split == "train" for row in world.cutouts):
             return []
-        bank = training_bank(self.generators.world, self.out / "training", size=self.generators.size)
+        bank = training_bank(world, self.out / "training", size=self.generators.size)
         found = nearest_training_images(suite.features, evaluated.images, bank)
         return [NearestTrainingImage(path_in(self.out, a), path_in(self.out, b), cosine) for a, b, cosine in found]
 
