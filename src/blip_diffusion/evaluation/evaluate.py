@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 
-from blip_diffusion.data.benchmarks.drawings import FOLDER
-from blip_diffusion.data.benchmarks.dreambench import ASSETS, Bench, read_bench, read_dreambench
-from blip_diffusion.data.benchmarks.minibench import fingerprint, unknown_to
+from blip_diffusion.data.benchmarks.dreambench import Bench
+from blip_diffusion.data.benchmarks.registry import load_benchmark
 from blip_diffusion.data.segmentation import saliency
 from blip_diffusion.data.synthetic.assets import AssetLibrary
-from blip_diffusion.errors import DataError, InputError
+from blip_diffusion.errors import InputError
 from blip_diffusion.evaluation.generators import model as generators
 from blip_diffusion.evaluation.generators.cache import IMAGES, LogFn, Shard, claim_output_dir, generate_missing, silent
 from blip_diffusion.evaluation.generators.conditions import (
@@ -89,60 +88,6 @@ class EvalConfig:
         if self.guidance_scale is not None and not 0 <= self.guidance_scale <= 100:
             raise InputError(f"--guidance-scale is {self.guidance_scale}: use a number from 0 to 100.")
         check_metric_names(self.metrics)
-
-
-def load_benchmark(config: EvalConfig) -> tuple[Bench, AssetLibrary | None]:
-    """Load the full benchmark, and for MiniBench the assets that it was made of."""
-    if config.benchmark == "dreambench":
-        return read_dreambench(Path("dreambench")), None
-    folder = _benchmark_folder(config)
-    if not folder.is_dir():
-        raise DataError(
-            f"There is no benchmark at {folder}: use mini, drawings, dreambench, or a folder of its layout."
-        )
-    bench = read_bench(folder)
-    if not bench.world:
-        return bench, None
-    own = folder / ASSETS  # of a benchmark that is not made of a training world
-    world = AssetLibrary.load(own if own.is_file() else config.dataset)
-    check_made_of(bench, world, folder)
-    return bench, world
-
-
-def _benchmark_folder(config: EvalConfig) -> Path:
-    if config.benchmark == "mini":
-        return minibench_folder(config.dataset)
-    if config.benchmark != "drawings":
-        return Path(config.benchmark)
-    folder = config.dataset.parent / FOLDER
-    if not folder.is_dir():
-        make = f"`blip-diffusion data build --benchmark drawings --out {folder.parent}`"
-        raise DataError(f"There are no drawings at {folder}: make them with {make}.")
-    return folder
-
-
-def minibench_folder(dataset: Path) -> Path:
-    """Return the folder of MiniBench, beside the file of its assets. Raises `DataError` if it isn't there."""
-    folder = dataset.parent / "bench"
-    if not folder.is_dir():
-        raise DataError(
-            f"There is no MiniBench at {folder}: make it with `blip-diffusion data build --benchmark --out "
-            f"{dataset.parent}`."
-        )
-    return folder
-
-
-def check_made_of(bench: Bench, world: AssetLibrary, folder: Path) -> None:
-    """Raise `DataError` if MiniBench was made of other assets, or has prompts that these can't show."""
-    if fingerprint(world) != bench.world:
-        raise DataError(
-            f"{folder} was made of another world than the one given: make it again with `blip-diffusion data build "
-            "--benchmark`, or name its own --dataset."
-        )
-    if unknown := unknown_to(world, bench):
-        raise DataError(
-            f"{folder} needs {unknown}, which its world lacks: make it again with `data build --benchmark`."
-        )
 
 
 def run_settings(
@@ -331,7 +276,7 @@ def evaluate(
 
 
 def _prepare(config: EvalConfig, out: Path, batch_size: int, device: torch.device | str, log: LogFn) -> EvalRun:
-    full_bench, world = load_benchmark(config)
+    full_bench, world = load_benchmark(config.benchmark, config.dataset)
     bench = full_bench.part(config.subjects, config.prompts)
     build_instances(bench, config.seeds)  # a wrong number of seeds is reported before the model is loaded
     pipe = BlipDiffusionPipeline.from_pretrained(config.model, torch_dtype=getattr(torch, config.dtype)).to(device)

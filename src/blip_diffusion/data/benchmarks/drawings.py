@@ -14,7 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion.data.benchmarks.dreambench import ASSETS, Bench
-from blip_diffusion.data.benchmarks.minibench import BenchContents, bench_sampler, check_place, order_of, write_bench
+from blip_diffusion.data.benchmarks.minibench import (
+    BenchContents,
+    bench_sampler,
+    check_place,
+    pair_spec_of,
+    write_bench,
+)
 from blip_diffusion.data.build.sources import Source, fetch
 from blip_diffusion.data.synthetic.assets import AssetLibrary, CutOut, pack
 from blip_diffusion.data.synthetic.prompt_templates import PromptSpec
@@ -89,11 +95,11 @@ def _cutout(path: Path) -> Image.Image:
 
 def _reference(world: AssetLibrary) -> Callable[[int], Tensor]:
     """Return a function from a drawing to its reference image (1, 3, S, S), on a plain background."""
-    composer = bench_sampler(world)
+    sampler = bench_sampler(world)
 
     def reference(row: int) -> Tensor:
         rng = random.Random(f"drawing {world.cutouts[row].identity}")
         request = PromptSpec(scene=f"on a plain {BACKGROUNDS[0]} background")
-        return composer.compose([order_of(composer, row, request, rng)], rng)["reference"]
+        return sampler.render([pair_spec_of(sampler, row, request, rng)], rng)["reference"]
 
     return reference

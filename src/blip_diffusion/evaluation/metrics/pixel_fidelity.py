@@ -21,7 +21,7 @@ from blip_diffusion.data.synthetic.backgrounds import PALETTE
 from blip_diffusion.evaluation.generators.conditions import OTHER_SUBJECT, VAE_RECONSTRUCTION
 from blip_diffusion.evaluation.instances import Instance
 from blip_diffusion.evaluation.metrics.similarity import MetricInfo
-from blip_diffusion.images import open_picture, to_tensor
+from blip_diffusion.images import open_image, to_tensor
 
 GRID, MARGIN = 64, 3.0
 """Cells of the common frame, and its side in square roots of the subject's area."""
@@ -127,7 +127,7 @@ class PixelFidelity:
         truth = self._truth
         if truth.hidden[instance.subject.name, plain_colour(instance.prompt)]:
             return float("nan")
-        pixels = to_tensor([open_picture(path)])
+        pixels = to_tensor([open_image(path)])
         found, mask = to_common_frame(pixels, foreground(pixels))
         row = truth.index[instance.subject.name]
         return float(self._compare(found, mask, truth.pixels[[row]], truth.masks[[row]]))
