@@ -65,9 +65,10 @@ def _build(arguments: argparse.Namespace) -> None:
 
 
 def _build_drawings(out: Path) -> None:
-    from blip_diffusion.data.benchmarks.drawings import FOLDER, build_drawings
+    from blip_diffusion.data.benchmarks.registry import DRAWINGS
+    from blip_diffusion.data.build.drawings import build_drawings
 
-    _print_benchmark(build_drawings(out / FOLDER, out / "cache"), out / FOLDER)
+    _print_benchmark(build_drawings(out / DRAWINGS, out / "cache"), out / DRAWINGS)
 
 
 def _print_benchmark(bench: "Bench", folder: Path) -> None:

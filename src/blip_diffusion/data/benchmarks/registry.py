@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from blip_diffusion.data.benchmarks.drawings import FOLDER
 from blip_diffusion.data.benchmarks.dreambench import ASSETS, Bench, read_bench, read_dreambench
 from blip_diffusion.data.benchmarks.minibench import fingerprint, unknown_to
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.errors import DataError
 
 MINI, DRAWINGS, DREAMBENCH = "mini", "drawings", "dreambench"
+"""Benchmarks with a name of their own. The drawings lie in a folder of their name."""
 
 
 def load_benchmark(name: str, dataset: Path) -> tuple[Bench, AssetLibrary | None]:
@@ -36,7 +36,7 @@ def load_benchmark(name: str, dataset: Path) -> tuple[Bench, AssetLibrary | None
 def _folder(name: str, dataset: Path) -> Path:
     if name == MINI:
         return minibench_folder(dataset)
-    folder = dataset.parent / FOLDER if name == DRAWINGS else Path(name)
+    folder = dataset.parent / DRAWINGS if name == DRAWINGS else Path(name)
     if folder.is_dir():
         return folder
     if name == DRAWINGS:

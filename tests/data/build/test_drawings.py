@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from blip_diffusion.data.benchmarks.drawings import BACKGROUNDS, Drawing, read_list, write_drawings
 from blip_diffusion.data.benchmarks.dreambench import ASSETS
 from blip_diffusion.data.benchmarks.registry import load_benchmark
+from blip_diffusion.data.build.drawings import BACKGROUNDS, Drawing, read_list, write_drawings
 from blip_diffusion.errors import DataError
 
 DRAWINGS = [Drawing("ball", "ball", "ball.png"), Drawing("owl", "owl", "owl.png"), Drawing("mug", "mug", "mug.png")]

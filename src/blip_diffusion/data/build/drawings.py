@@ -21,6 +21,7 @@ from blip_diffusion.data.benchmarks.minibench import (
     pair_spec_of,
     write_bench,
 )
+from blip_diffusion.data.benchmarks.registry import DRAWINGS
 from blip_diffusion.data.build.sources import Source, fetch
 from blip_diffusion.data.synthetic.assets import AssetLibrary, CutOut, pack
 from blip_diffusion.data.synthetic.prompt_templates import PromptSpec
@@ -31,7 +32,6 @@ SOURCE = Source(
     "f07f1545a2970c2cf3fa339bc2405da1a95cf2b1827bfa05bf73eb1c20291c02",
     "drawings that are never trained on", "the Open Clip Art Library's contributors",
 )  # fmt: skip
-FOLDER = "drawings"
 BACKGROUNDS = ("white", "grey", "blue", "yellow")
 """Plain colours of the prompts."""
 LICENCE = "Drawings of openclipart-png, in the public domain (CC-PDDC).\n"
@@ -48,8 +48,8 @@ class Drawing:
 
 
 def read_list() -> list[Drawing]:
-    """Read the list of drawings beside this file."""
-    text = Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")
+    """Read the list of drawings."""
+    text = (Path(__file__).parent / "tables" / "drawings.toml").read_text(encoding="utf-8")
     return [Drawing(**row) for row in tomllib.loads(text)["drawings"]]
 
 
@@ -72,7 +72,7 @@ def write_drawings(package: Path, drawings: list[Drawing], out: Path) -> Bench:
         world = AssetLibrary.load(assets)
         prompts = [PromptSpec(scene=f"on a plain {colour} background") for colour in BACKGROUNDS]
         rows = {drawing.name: i for i, drawing in enumerate(drawings)}
-        return write_bench(BenchContents(FOLDER, world, rows, prompts, prompts), _reference(world), out, assets)
+        return write_bench(BenchContents(DRAWINGS, world, rows, prompts, prompts), _reference(world), out, assets)
     finally:
         assets.unlink(missing_ok=True)
 
