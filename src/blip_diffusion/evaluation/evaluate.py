@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from blip_diffusion.data.benchmarks.dreambench import Bench, read_bench, read_dreambench
-from blip_diffusion.data.benchmarks.minibench import fingerprint, unknown_to
+from blip_diffusion.data.benchmarks.dreambench import Bench
+from blip_diffusion.data.benchmarks.registry import load_benchmark
 from blip_diffusion.data.segmentation import saliency
 from blip_diffusion.data.synthetic.assets import AssetLibrary
-from blip_diffusion.errors import DataError, InputError
+from blip_diffusion.errors import InputError
 from blip_diffusion.evaluation.generators import model as generators
 from blip_diffusion.evaluation.generators.cache import IMAGES, LogFn, Shard, claim_output_dir, generate_missing, silent
 from blip_diffusion.evaluation.generators.conditions import (
@@ -47,7 +47,7 @@ class EvalConfig:
 
     Attributes:
         model: `mini`, a model folder, or a hub id.
-        benchmark: `mini`, `dreambench`, or a folder in DreamBench's layout.
+        benchmark: `mini`, `drawings`, `dreambench`, or a folder in DreamBench's layout.
         condition: One of `CONDITIONS`.
         seeds: Images per prompt, 1 to 100.
         subjects: Evaluate only this many subjects; by default all.
@@ -88,45 +88,6 @@ class EvalConfig:
         if self.guidance_scale is not None and not 0 <= self.guidance_scale <= 100:
             raise InputError(f"--guidance-scale is {self.guidance_scale}: use a number from 0 to 100.")
         check_metric_names(self.metrics)
-
-
-def load_benchmark(config: EvalConfig) -> tuple[Bench, AssetLibrary | None]:
-    """Load the full benchmark, and for MiniBench the assets that it was made of."""
-    if config.benchmark == "dreambench":
-        return read_dreambench(Path("dreambench")), None
-    folder = minibench_folder(config.dataset) if config.benchmark == "mini" else Path(config.benchmark)
-    if not folder.is_dir():
-        raise DataError(f"There is no benchmark at {folder}: use mini, dreambench, or a folder of its layout.")
-    bench = read_bench(folder)
-    if not bench.world:
-        return bench, None
-    world = AssetLibrary.load(config.dataset)
-    check_made_of(bench, world, folder)
-    return bench, world
-
-
-def minibench_folder(dataset: Path) -> Path:
-    """Return the folder of MiniBench, beside the file of its assets. Raises `DataError` if it isn't there."""
-    folder = dataset.parent / "bench"
-    if not folder.is_dir():
-        raise DataError(
-            f"There is no MiniBench at {folder}: make it with `blip-diffusion data build --benchmark --out "
-            f"{dataset.parent}`."
-        )
-    return folder
-
-
-def check_made_of(bench: Bench, world: AssetLibrary, folder: Path) -> None:
-    """Raise `DataError` if MiniBench was made of other assets, or has prompts that these can't show."""
-    if fingerprint(world) != bench.world:
-        raise DataError(
-            f"{folder} was made of another world than the one given: make it again with `blip-diffusion data build "
-            "--benchmark`, or name its own --dataset."
-        )
-    if unknown := unknown_to(world, bench):
-        raise DataError(
-            f"{folder} needs {unknown}, which its world lacks: make it again with `data build --benchmark`."
-        )
 
 
 def run_settings(
@@ -242,7 +203,8 @@ class EvalRun:
         suite = build_metrics(self.config.metrics, self._metric_builder())
         claim_output_dir(self.out, self.settings)
         runner = ConditionRunner(self.bench, self.generators, self.out, self.batch_size, self.log)
-        return self._report(suite, runner.run(self.config.condition, self.instances))
+        conditions = runner.run(self.config.condition, self.instances, baselines=suite.baselines)
+        return self._report(suite, conditions)
 
     def _metric_builder(self) -> MetricBuilder:
         return MetricBuilder(self.bench, self.full_bench, self.generators, self.config.probe_images, self.batch_size)
@@ -261,14 +223,15 @@ class EvalRun:
             {subject.name: subject.category for subject in self.bench.subjects},
             report_images(evaluated, self.out),
             results,
-            sample_diversity(suite.features, evaluated),
+            None if suite.features is None else sample_diversity(suite.features, evaluated),
             self._nearest_training_images(suite, evaluated),
         )
 
     def _nearest_training_images(self, suite: MetricSuite, evaluated: ConditionResult) -> list[NearestTrainingImage]:
-        if self.generators.world is None:
+        world = self.generators.world
+        if suite.features is None or world is None or not any(row.split == "train" for row in world.cutouts):
             return []
-        bank = training_bank(self.generators.world, self.out / "training", size=self.generators.size)
+        bank = training_bank(world, self.out / "training", size=self.generators.size)
         found = nearest_training_images(suite.features, evaluated.images, bank)
         return [NearestTrainingImage(path_in(self.out, a), path_in(self.out, b), cosine) for a, b, cosine in found]
 
@@ -313,7 +276,7 @@ def evaluate(
 
 
 def _prepare(config: EvalConfig, out: Path, batch_size: int, device: torch.device | str, log: LogFn) -> EvalRun:
-    full_bench, world = load_benchmark(config)
+    full_bench, world = load_benchmark(config.benchmark, config.dataset)
     bench = full_bench.part(config.subjects, config.prompts)
     build_instances(bench, config.seeds)  # a wrong number of seeds is reported before the model is loaded
     pipe = BlipDiffusionPipeline.from_pretrained(config.model, torch_dtype=getattr(torch, config.dtype)).to(device)

@@ -65,13 +65,19 @@ def with_next_prompt(instances: Sequence[Instance], bench: Bench) -> list[Instan
     return [_moved(bench, instance, instance.subject, prompt_index) for instance, prompt_index in moved]
 
 
-def with_other_subject(instances: Sequence[Instance], bench: Bench) -> list[Instance]:
-    """Give each instance a subject far away in the list, which its image does not show."""
+def with_other_subject(instances: Sequence[Instance], bench: Bench, *, by_prompt: bool = False) -> list[Instance]:
+    """Give each instance a subject far away in the list, which its image does not show.
+
+    With `by_prompt`, each prompt has its own pairs of subjects.
+    """
     subjects = bench.subjects
-    step = max(1, len(subjects) // 2)
-    partner = {subject.name: subjects[(i + step) % len(subjects)] for i, subject in enumerate(subjects)}
-    moved = ((instance, partner[instance.subject.name]) for instance in instances)
-    return [_moved(bench, instance, subject, instance.prompt_index) for instance, subject in moved]
+    index = {subject.name: i for i, subject in enumerate(subjects)}
+    moved = []
+    for instance in instances:
+        step = max(1, len(subjects) // 2) + instance.prompt_index * by_prompt
+        other = (index[instance.subject.name] + (step % (len(subjects) - 1) or 1)) % len(subjects)
+        moved.append(_moved(bench, instance, subjects[other], instance.prompt_index))
+    return moved
 
 
 def _moved(bench: Bench, instance: Instance, subject: BenchSubject, prompt_index: int) -> Instance:

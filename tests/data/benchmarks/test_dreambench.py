@@ -240,7 +240,7 @@ def test_what_a_world_lacks_is_named(tmp_path: Path) -> None:
 def test_a_folder_of_something_else_is_kept(tmp_path: Path) -> None:
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "thesis.txt").write_text("years of work")
-    with pytest.raises(BlipDiffusionError, match="no MiniBench"):
+    with pytest.raises(BlipDiffusionError, match="no benchmark of this project"):
         build_bench(WORLD, tmp_path / "bench")
     assert (tmp_path / "bench" / "thesis.txt").exists()
 

@@ -3,9 +3,13 @@
 import argparse
 from math import inf
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from blip_diffusion.cli.flags import check_used
 from blip_diffusion.errors import InputError
+
+if TYPE_CHECKING:
+    from blip_diffusion.data.benchmarks.dreambench import Bench
 
 MAX_SAMPLES = 1000
 MAX_VIEWS = 24
@@ -30,8 +34,11 @@ def _build_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--benchmark",
-        action="store_true",
-        help="also build MiniBench in DIR/bench; an existing DIR/world.zip is used as it is",
+        nargs="?",
+        const="mini",
+        choices=("mini", "drawings"),
+        help="mini (no value): also build MiniBench in DIR/bench, from an existing DIR/world.zip if there is one; "
+        "drawings: only build the benchmark of held-back drawings in DIR/drawings",
     )
     parser.add_argument(
         "--size-limit", type=float, default=40, metavar="MIB", help="largest size of world.zip (default: 40)"
@@ -41,6 +48,9 @@ def _build_flags(parser: argparse.ArgumentParser) -> None:
 def _build(arguments: argparse.Namespace) -> None:
     path = arguments.out / "world.zip"
     _check_build(arguments, path)
+    if arguments.benchmark == "drawings":
+        _build_drawings(arguments.out)
+        return
 
     from blip_diffusion.data.benchmarks.minibench import build_bench
     from blip_diffusion.data.build.build import build
@@ -51,8 +61,18 @@ def _build(arguments: argparse.Namespace) -> None:
                      size_limit_mib=arguments.size_limit, progress=lambda line: print(line, flush=True))  # fmt: skip
         print(path)
     if arguments.benchmark:
-        bench = build_bench(AssetLibrary.load(path), arguments.out / "bench")
-        print(f"{arguments.out / 'bench'}: {len(bench.subjects)} subjects, {len(bench.asked)} prompts, {bench.digest}")
+        _print_benchmark(build_bench(AssetLibrary.load(path), arguments.out / "bench"), arguments.out / "bench")
+
+
+def _build_drawings(out: Path) -> None:
+    from blip_diffusion.data.benchmarks.registry import DRAWINGS
+    from blip_diffusion.data.build.drawings import build_drawings
+
+    _print_benchmark(build_drawings(out / DRAWINGS, out / "cache"), out / DRAWINGS)
+
+
+def _print_benchmark(bench: "Bench", folder: Path) -> None:
+    print(f"{folder}: {len(bench.subjects)} subjects, {len(bench.asked)} prompts, {bench.digest}")
 
 
 def _check_build(arguments: argparse.Namespace, world: Path) -> None:
@@ -66,9 +86,11 @@ def _check_build(arguments: argparse.Namespace, world: Path) -> None:
     if not 0 < arguments.size_limit < inf:
         raise InputError(f"--size-limit is {arguments.size_limit:g}: use a number above 0, in MiB.")
     if arguments.benchmark:
-        check_place(arguments.out / "bench")
-    if arguments.benchmark and world.is_file():
-        unused = ("sources", "views", "size_limit")
+        check_place(arguments.out / ("bench" if arguments.benchmark == "mini" else arguments.benchmark))
+    unused = ("sources", "views", "size_limit")
+    if arguments.benchmark == "drawings":
+        check_used(arguments, _build_flags, unused, "with --benchmark drawings")
+    elif arguments.benchmark and world.is_file():
         check_used(arguments, _build_flags, unused, f"with the existing {world}")
 
 

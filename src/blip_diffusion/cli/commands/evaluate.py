@@ -39,8 +39,9 @@ def _benchmark_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--benchmark",
         default="mini",
-        metavar="mini|dreambench|DIR",
-        help="mini (default): MiniBench, next to the dataset; dreambench: a checkout in ./dreambench; or a folder",
+        metavar="mini|drawings|dreambench|DIR",
+        help="mini (default): MiniBench, and drawings: held-back drawings, both next to the dataset; "
+        "dreambench: a checkout in ./dreambench; or a folder",
     )
     parser.add_argument(
         "--dataset", type=Path, default=Path("world/world.zip"), metavar="FILE", help="the training data of MiniBench"
@@ -53,7 +54,8 @@ def _benchmark_flags(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=(),
         metavar="NAME[=MODEL]",
-        help="focus, lite2, text (default for MiniBench); dino, clip-b32 (default for others); clip-l14",
+        help="focus, lite2, text (default for MiniBench); shape, detail (for drawings); "
+        "dino, clip-b32 (for others); clip-l14",
     )
 
 

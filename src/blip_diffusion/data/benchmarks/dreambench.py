@@ -3,6 +3,7 @@
     dataset/<subject>/00.jpg ...        images of a subject; the first is its reference
     dataset/prompts_and_classes.txt     a table of classes, then prompts for objects and prompts for live subjects
     bench.json                          MiniBench alone: its world, and what each prompt asks of a sampler
+    assets.zip                          the benchmark's own world, if it is not made of a training world
 
 The text file holds snippets of Python. They are read as text, never run.
 """
@@ -23,7 +24,7 @@ from blip_diffusion.errors import DataError, InputError, reason
 
 T = TypeVar("T")
 
-PROMPTS, RECIPE = "prompts_and_classes.txt", "bench.json"
+PROMPTS, RECIPE, ASSETS = "prompts_and_classes.txt", "bench.json", "assets.zip"
 PUBLISHED = (30, 158)
 """Subjects and images of DreamBench."""
 LIVE = frozenset({"cat", "dog"})

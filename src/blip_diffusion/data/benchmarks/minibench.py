@@ -10,16 +10,18 @@ import itertools
 import json
 import random
 import re
+import shutil
 import tomllib
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from blip_diffusion import images
-from blip_diffusion.data.benchmarks.dreambench import PROMPTS, RECIPE, Bench, read_bench
+from blip_diffusion.data.benchmarks.dreambench import ASSETS, PROMPTS, RECIPE, Bench, read_bench
 from blip_diffusion.data.synthetic import backgrounds, placement, prompt_templates
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler
@@ -63,27 +65,53 @@ def build_bench(world: AssetLibrary, out: Path, *, subjects: int = len(SUBJECTS)
     asked = [bench_requests(sampler, accessories) for accessories in (BESIDE, WORN)]
     same = min(map(len, asked))  # a world without hats asks for fewer
     objects, creatures = (requests[:same] for requests in asked)
-    table = [(name, world.cutouts[row].category) for name, row in chosen.items()]
-    recipe = {
-        "name": "mini",
-        "world": fingerprint(world),
-        "identities": {name: world.cutouts[row].identity for name, row in chosen.items()},
-        "live": [name for name, row in chosen.items() if world.cutouts[row].animate],
-        "objects": [dataclasses.asdict(request) for request in objects],
-        "creatures": [dataclasses.asdict(request) for request in creatures],
-    }
+    contents = BenchContents("mini", world, chosen, objects, creatures)
+    return write_bench(contents, lambda row: subject_images(sampler, row), out)
+
+
+@dataclass(frozen=True)
+class BenchContents:
+    """A benchmark of a world: its subjects' rows by name, and the prompts of objects and of live subjects."""
+
+    name: str
+    world: AssetLibrary
+    rows: Mapping[str, int]
+    objects: Sequence[PromptSpec]
+    creatures: Sequence[PromptSpec]
+
+    def recipe(self) -> dict[str, Any]:
+        """Return what `bench.json` holds."""
+        cutouts = {name: self.world.cutouts[row] for name, row in self.rows.items()}
+        return {
+            "name": self.name,
+            "world": fingerprint(self.world),
+            "identities": {name: cutout.identity for name, cutout in cutouts.items()},
+            "live": [name for name, cutout in cutouts.items() if cutout.animate],
+            "objects": [dataclasses.asdict(request) for request in self.objects],
+            "creatures": [dataclasses.asdict(request) for request in self.creatures],
+        }
+
+
+def write_bench(
+    contents: BenchContents, images_of: Callable[[int], Tensor], out: Path, assets: Path | None = None
+) -> Bench:
+    """Write a benchmark. `images_of` gives a row's images, the reference first; `assets` is its own world's file."""
+    table = [(name, contents.world.cutouts[row].category) for name, row in contents.rows.items()]
     with atomic_dir(out) as partial:
-        for name, row in chosen.items():
-            _write_images(subject_images(sampler, row), partial / "dataset" / name)
-        (partial / "dataset" / PROMPTS).write_text(_file(table, objects, creatures), encoding="utf-8")
-        (partial / RECIPE).write_text(json.dumps(recipe, indent=1), encoding="utf-8")
+        for name, row in contents.rows.items():
+            _write_images(images_of(row), partial / "dataset" / name)
+        prompts = _file(table, contents.objects, contents.creatures)
+        (partial / "dataset" / PROMPTS).write_text(prompts, encoding="utf-8")
+        (partial / RECIPE).write_text(json.dumps(contents.recipe(), indent=1), encoding="utf-8")
+        if assets is not None:
+            shutil.copyfile(assets, partial / ASSETS)
     return read_bench(out)
 
 
 def check_place(out: Path) -> None:
     """Raises `DataError` for a folder that is something else's."""
     if out.exists() and not (out / RECIPE).is_file():
-        raise DataError(f"{out} is there already and no MiniBench: name another --out.")
+        raise DataError(f"{out} is there already and no benchmark of this project: name another --out.")
 
 
 def first_rows(world: AssetLibrary, *, split: str | None = None) -> dict[str, int]:
@@ -111,7 +139,8 @@ def heldout_subjects(world: AssetLibrary) -> list[int]:
 
 def bench_sampler(world: AssetLibrary, size: int = 128) -> PairSampler:
     """The sampler of a bench: upright subjects, training scenes and accessories."""
-    return PairSampler(world, SyntheticConfig(size=size, rotation=0.0), batch_size=1, seed=0)
+    split = "train" if any(cutout.split == "train" for cutout in world.cutouts) else "heldout"
+    return PairSampler(world, SyntheticConfig(size=size, rotation=0.0, split=split), batch_size=1, seed=0)
 
 
 def known_scenes(world: AssetLibrary) -> tuple[str, ...]:

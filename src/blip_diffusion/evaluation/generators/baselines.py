@@ -58,6 +58,13 @@ def photo_of_other_subject(bench: Bench) -> Callable[[Instance], Path]:
     return find
 
 
+def has_peer(source: AssetLibrary | Bench, subject: BenchSubject) -> bool:
+    """Tell whether assets, or a benchmark of photos, hold another subject of a subject's category."""
+    if isinstance(source, Bench):
+        return bool(same_category_subjects(source, subject))
+    return any(one.category == subject.category and one.identity != subject.identity for one in source.cutouts)
+
+
 def same_category_subjects(bench: Bench, subject: BenchSubject) -> list[BenchSubject]:
     """List the other subjects of a subject's category."""
     return [other for other in bench.subjects if other.category == subject.category and other != subject]

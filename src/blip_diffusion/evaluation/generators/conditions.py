@@ -19,12 +19,14 @@ CONDITIONS = ("zero-shot", "tuned", "no-subject", "reference-copy", "other-insta
 MODEL_CONDITIONS = ("zero-shot", "tuned", "no-subject")
 """Conditions whose images the model generates."""
 VAE_RECONSTRUCTION = "vae-reconstruction"
+OTHER_SUBJECT = "other-subject"
 SHUFFLED_SUBJECTS, SHUFFLED_PROMPTS = "shuffled-subjects", "shuffled-prompts"
 BASELINES = ("no-subject", "reference-copy", "other-instance", "ground-truth", VAE_RECONSTRUCTION)
 DESCRIPTIONS = {
     "no-subject": "lower bound: the model with the prompt alone",
     "reference-copy": "lower bound: the reference image itself",
     "other-instance": "lower bound: another instance of the category",
+    OTHER_SUBJECT: "lower bound: the ground truth of another subject of the benchmark",
     "ground-truth": "upper bound",
     VAE_RECONSTRUCTION: "upper bound of any generator with this autoencoder: the ground truth, encoded and decoded",
     SHUFFLED_SUBJECTS: "lower bound: the same images, compared with another subject",
@@ -82,13 +84,16 @@ class ConditionRunner:
 
     def _instances_of(self, name: str, instances: Sequence[Instance]) -> list[Instance]:
         """Return the instances that a condition can show. Photos have no reconstruction, and some no other instance."""
-        if self.generators.world is None and name == "other-instance":
-            return [one for one in instances if baselines.same_category_subjects(self.bench, one.subject)]
-        return [] if self.generators.world is None and name == VAE_RECONSTRUCTION else list(instances)
+        world = self.generators.world
+        if name == "other-instance":
+            return [one for one in instances if baselines.has_peer(world or self.bench, one.subject)]
+        return [] if world is None and name in (VAE_RECONSTRUCTION, OTHER_SUBJECT) else list(instances)
 
     def _images(self, name: str, instances: Sequence[Instance]) -> list[Path]:
         if name == "reference-copy":
             return [baselines.reference_copy(instance) for instance in instances]
+        if name == OTHER_SUBJECT:
+            return self._images("ground-truth", with_other_subject(instances, self.bench, by_prompt=True))
         generator = self.generators.by_condition.get(name) or composite_generator(name, self.generators)
         if generator is None:
             return [_photo_finder(name, self.bench)(instance) for instance in instances]

@@ -74,9 +74,9 @@ def to_numbers(values: Tensor) -> list[float | None]:
 def _normalized(info: MetricInfo, evaluated: str, columns: Columns) -> dict[str, Estimate]:
     """Put the evaluated condition between its bounds, where these are known.
 
-    Subject scores: 0 is another instance, 1 the ground truth. Text scores: the ratio to the ground truth's accuracy.
+    Subject scores: 0 is the lower bound, 1 the upper one. Text scores: the ratio to the ground truth's accuracy.
     """
-    found = _subject_fidelity(evaluated, columns) if info.kind == "subject" else {}
+    found = _subject_fidelity(info, evaluated, columns) if info.kind == "subject" else {}
     if info.kind == "text" and VAE_RECONSTRUCTION in columns:
         found = {
             name: _statistic(columns, name, accuracy_ratio, evaluated, VAE_RECONSTRUCTION)
@@ -86,14 +86,14 @@ def _normalized(info: MetricInfo, evaluated: str, columns: Columns) -> dict[str,
     return {name: estimate for name, estimate in found.items() if isfinite(estimate.value)}
 
 
-def _subject_fidelity(evaluated: str, columns: Columns) -> dict[str, Estimate]:
-    bounds = ("other-instance", "ground-truth")
+def _subject_fidelity(info: MetricInfo, evaluated: str, columns: Columns) -> dict[str, Estimate]:
+    bounds, main = info.bounds, info.main
     if not set(bounds) <= set(columns):
         return {}
-    name = f"fidelity{_subjects_with_peers(columns['other-instance'][SIMILARITY])}"
-    found = {name: _statistic(columns, SIMILARITY, normalized_between_bounds, evaluated, *bounds)}
-    if VAE_RECONSTRUCTION in columns:
-        reconstruction = _statistic(columns, SIMILARITY, normalized_between_bounds, VAE_RECONSTRUCTION, *bounds)
+    name = f"fidelity{_subjects_with_peers(columns[bounds[0]][main])}"
+    found = {name: _statistic(columns, main, normalized_between_bounds, evaluated, *bounds)}
+    if VAE_RECONSTRUCTION in columns and VAE_RECONSTRUCTION not in bounds:
+        reconstruction = _statistic(columns, main, normalized_between_bounds, VAE_RECONSTRUCTION, *bounds)
         found["fidelity of the VAE reconstruction"] = reconstruction
     return found
 
@@ -110,7 +110,7 @@ def _subjects_with_peers(lower_bound: Tensor) -> str:
 
 def is_reference_copy(subject: MetricResult, text: MetricResult) -> bool:
     """Tell whether a condition only copies its reference: similarity above its upper bound, prompts at chance."""
-    evaluated = next(iter(subject.conditions))
+    evaluated, main = next(iter(subject.conditions)), subject.info.main
     chance = text.conditions[SHUFFLED_PROMPTS][ACCURACY]
-    similarity, prompts = subject.conditions[evaluated][SIMILARITY], text.conditions[evaluated][ACCURACY]
-    return similarity.value > subject.conditions["ground-truth"][SIMILARITY].value and prompts.low <= chance.high
+    similarity, prompts = subject.conditions[evaluated][main], text.conditions[evaluated][ACCURACY]
+    return similarity.value > subject.conditions["ground-truth"][main].value and prompts.low <= chance.high

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from blip_diffusion.data.benchmarks.dreambench import Bench
+from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.errors import InputError
 from blip_diffusion.evaluation.features.clip import CLIP_IDS, Clip
 from blip_diffusion.evaluation.features.dino import DINO_ID, Dino
@@ -12,9 +13,10 @@ from blip_diffusion.evaluation.features.dinov2_saliency import DinoV2Saliency
 from blip_diffusion.evaluation.features.efficientnet import EfficientNetLite2
 from blip_diffusion.evaluation.features.extractor import CachedFeatures
 from blip_diffusion.evaluation.features.minilm import MiniLM
-from blip_diffusion.evaluation.generators.conditions import GeneratorSet
+from blip_diffusion.evaluation.generators.conditions import BASELINES, GeneratorSet
 from blip_diffusion.evaluation.metrics.attributes import AttributeMetric
 from blip_diffusion.evaluation.metrics.memorization import FeatureFn
+from blip_diffusion.evaluation.metrics.pixel_fidelity import detail_metric, has_plain_backgrounds, shape_metric
 from blip_diffusion.evaluation.metrics.probe_data import ProbeSource, build_probe_data
 from blip_diffusion.evaluation.metrics.similarity import (
     ClipTextSimilarity,
@@ -25,6 +27,9 @@ from blip_diffusion.evaluation.metrics.similarity import (
 
 BUNDLED, PUBLISHED = ("focus", "lite2", "text"), ("dino", "clip-b32", "clip-l14")
 """Metrics whose weights come in packages, and metrics by hub id or folder: `dino=FOLDER`."""
+PIXELS = ("shape", "detail")
+"""Metrics without a network, for benchmarks with plain backgrounds."""
+KNOWN = BUNDLED + PIXELS + PUBLISHED
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,13 @@ class MetricSuite:
     """Metrics, the main one of each kind first, and features of whole images to compare these with each other."""
 
     metrics: list[Metric]
-    features: FeatureFn
+    features: FeatureFn | None  # none of `shape` and `detail`
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """The baselines that these metrics are read beside."""
+        bounds = (name for metric in self.metrics if metric.info.kind == "subject" for name in metric.info.bounds)
+        return tuple(dict.fromkeys([*BASELINES, *bounds]))
 
 
 @dataclass
@@ -72,6 +83,19 @@ class MetricBuilder:
         data = build_probe_data(source, each=self.probe_images)
         return AttributeMetric(self.saliency, encoder, self.bench, data)
 
+    def shape(self) -> Metric:
+        """Build subject fidelity by masks. Raises `InputError` for other backgrounds than plain ones."""
+        return shape_metric(self.bench, self._plain_assets("shape"))
+
+    def detail(self) -> Metric:
+        """Build subject fidelity by pixels. Raises `InputError` for other backgrounds than plain ones."""
+        return detail_metric(self.bench, self._plain_assets("detail"))
+
+    def _plain_assets(self, name: str) -> AssetLibrary:
+        if self.generators.world is None or not has_plain_backgrounds(self.bench):
+            raise InputError(f"The metric {name} needs plain backgrounds: use --benchmark drawings.")
+        return self.generators.world
+
     def dino(self, source: str) -> tuple[list[Metric], FeatureFn]:
         """Build the DINO score."""
         features = CachedFeatures(Dino(source or DINO_ID), batch_size=self.batch_size)
@@ -92,17 +116,18 @@ class MetricBuilder:
 def check_metric_names(names: Sequence[str]) -> None:
     """Raise `InputError` for an unknown metric, or for a source given to a metric that takes none."""
     for name, equals, _ in (name.partition("=") for name in names):
-        if name not in BUNDLED + PUBLISHED:
-            raise InputError(f"There is no metric {name}: use some of {', '.join(BUNDLED + PUBLISHED)}.")
-        if equals and name in BUNDLED:
-            raise InputError(f"The metric {name} brings its own network: write {name} alone, without what follows it.")
+        if name not in KNOWN:
+            raise InputError(f"There is no metric {name}: use some of {', '.join(KNOWN)}.")
+        if equals and name not in PUBLISHED:
+            raise InputError(f"The metric {name} takes no model: write {name} alone, without what follows it.")
 
 
 def build_metrics(names: Sequence[str], builder: MetricBuilder) -> MetricSuite:
     """Build the metrics of these names, by default those that fit the benchmark."""
-    names = names or (BUNDLED if builder.generators.world is not None else PUBLISHED[:2])
+    names = names or default_metrics(builder.bench)
     bundled: dict[str, Callable[[], Metric]] = {
         "focus": builder.focus, "lite2": builder.lite2, "text": builder.text,
+        "shape": builder.shape, "detail": builder.detail,
     }  # fmt: skip
     metrics: list[Metric] = []
     features = [builder.whole_image_features()] if any(name in BUNDLED for name in names) else []
@@ -113,4 +138,11 @@ def build_metrics(names: Sequence[str], builder: MetricBuilder) -> MetricSuite:
         built, compared = builder.dino(source) if name == "dino" else builder.clip(name.removeprefix("clip-"), source)
         metrics.extend(built)
         features.append(compared)
-    return MetricSuite(metrics, features[0])
+    return MetricSuite(metrics, features[0] if features else None)
+
+
+def default_metrics(bench: Bench) -> tuple[str, ...]:
+    """Return the metrics that fit a benchmark."""
+    if not bench.world:
+        return PUBLISHED[:2]
+    return PIXELS if has_plain_backgrounds(bench) else BUNDLED

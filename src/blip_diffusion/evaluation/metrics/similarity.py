@@ -35,6 +35,12 @@ class MetricInfo:
     preprocessing: str
     protocol: str
     scores: Mapping[str, str]  # label by name; the first one is the metric's main score
+    bounds: tuple[str, str] = ("other-instance", "ground-truth")  # conditions between which a subject score is put
+
+    @property
+    def main(self) -> str:
+        """The name of the main score."""
+        return next(iter(self.scores))
 
 
 class Metric(Protocol):

@@ -6,9 +6,9 @@ from urllib.parse import quote
 
 from blip_diffusion.evaluation.generators.conditions import DESCRIPTIONS
 from blip_diffusion.evaluation.metrics.aggregate import MetricResult
-from blip_diffusion.evaluation.metrics.similarity import ACCURACY, SIMILARITY
+from blip_diffusion.evaluation.metrics.similarity import ACCURACY
 from blip_diffusion.evaluation.metrics.statistics import Estimate
-from blip_diffusion.evaluation.reporting.markdown import describe_settings, shown_scores, summary
+from blip_diffusion.evaluation.reporting.markdown import describe_settings, normalized_label, shown_scores, summary
 from blip_diffusion.evaluation.reporting.schema import Report, ReportImage
 
 KINDS = {"scene": "new scene", "accessory": "accessory", "property": "changed property"}
@@ -64,8 +64,8 @@ def _head(report: Report, title: str) -> Iterator[str]:
     yield f'<h1>{title}</h1><p class="soft">{escape(describe_settings(report))}</p><div class="tiles">'
     subject, text = report.headline("subject"), report.headline("text")
     if subject is not None:
-        words = "subject fidelity: 0 is another instance of the category, 1 the ground truth"
-        yield _tile(subject, report, "fidelity", SIMILARITY, words)
+        words = f"subject fidelity, {normalized_label(subject.info, lower_case=True)}"
+        yield _tile(subject, report, "fidelity", subject.info.main, words)
     if text is not None:
         words = "prompt fidelity: top-1 accuracy, divided by the accuracy on the ground truth"
         yield _tile(text, report, ACCURACY, ACCURACY, words)
@@ -146,7 +146,10 @@ def _figure(report: Report, i: int, image: ReportImage) -> str:
     marks = []
     subject, text = report.headline("subject"), report.headline("text")
     if subject is not None:
-        marks.append(f"{subject.images[SIMILARITY][i]:.2f} {_mark(subject.images[ACCURACY][i], 'subject')}")
+        value = subject.images[subject.info.main][i]
+        marks.append("" if value is None else f"{value:.2f}")
+        if ACCURACY in subject.images:
+            marks.append(_mark(subject.images[ACCURACY][i], "subject"))
     if text is not None:
         marks.append(_mark(text.images[ACCURACY][i], "prompt"))
     return (

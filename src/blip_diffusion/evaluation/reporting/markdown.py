@@ -1,14 +1,26 @@
 """A report as Markdown, and the sentences that all views of it share."""
 
-from blip_diffusion.evaluation.generators.conditions import DESCRIPTIONS, SHUFFLED_PROMPTS, VAE_RECONSTRUCTION
+from blip_diffusion.evaluation.generators.conditions import (
+    DESCRIPTIONS,
+    OTHER_SUBJECT,
+    SHUFFLED_PROMPTS,
+    VAE_RECONSTRUCTION,
+)
 from blip_diffusion.evaluation.metrics.aggregate import MetricResult
-from blip_diffusion.evaluation.metrics.similarity import ACCURACY, SIMILARITY
+from blip_diffusion.evaluation.metrics.similarity import ACCURACY, MetricInfo
 from blip_diffusion.evaluation.reporting.schema import Report
 
 NORMALIZED_LABELS = {
-    "subject": "Between another instance (0) and the ground truth (1)",
+    "subject": "Between {} (0) and {} (1)",
     "text": "Accuracy, divided by the accuracy on the VAE reconstruction of the ground truth",
 }
+BOUNDS = {
+    "other-instance": "another instance",
+    "ground-truth": "the ground truth",
+    OTHER_SUBJECT: "another subject",
+    VAE_RECONSTRUCTION: "the VAE reconstruction of the ground truth",
+}
+"""Bounds of subject scores, in words."""
 COPYING = {
     None: "Copying: not checked, because a subject metric or a text metric is missing.",
     False: "Copying: no sign that the reference is copied.",
@@ -83,10 +95,11 @@ def summary(report: Report) -> list[str]:
 
 
 def _subject_sentence(report: Report, result: MetricResult) -> str:
-    words = f"similarity **{result.conditions[report.condition][SIMILARITY]}**"
+    info = result.info
+    words = f"{info.scores[info.main]} **{result.conditions[report.condition][info.main]}**"
     if fidelity := result.normalized.get("fidelity"):
-        words += f"; between another instance (0) and the ground truth (1): **{fidelity}**"
-    if "ground-truth" in result.conditions:
+        words += f"; {normalized_label(info, lower_case=True)}: **{fidelity}**"
+    if "ground-truth" in result.conditions and ACCURACY in info.scores:
         words += f". Top-1 accuracy on the ground truth: {result.conditions['ground-truth'][ACCURACY].value:.2f}"
     return f"{words}."
 
@@ -98,6 +111,12 @@ def _text_sentence(report: Report, result: MetricResult) -> str:
     if VAE_RECONSTRUCTION in result.conditions:
         words += f" ({result.conditions[VAE_RECONSTRUCTION][ACCURACY].value:.2f})"
     return f"{words}; against the next prompt, {result.conditions[SHUFFLED_PROMPTS][ACCURACY].value:.2f}."
+
+
+def normalized_label(info: MetricInfo, *, lower_case: bool = False) -> str:
+    """Say what 0 and 1 mean."""
+    label = NORMALIZED_LABELS[info.kind].format(*(BOUNDS[name] for name in info.bounds))
+    return label[0].lower() + label[1:] if lower_case else label
 
 
 def describe_metric(report: Report, result: MetricResult) -> str:
@@ -120,7 +139,7 @@ def _table(report: Report, result: MetricResult) -> list[str]:
         lines.append(f"| {_label(report, condition)} | {' | '.join(cells)} |")
     if result.normalized:
         known = [f"{result.info.scores.get(name, name)} {value}" for name, value in result.normalized.items()]
-        lines += ["", f"{NORMALIZED_LABELS[result.info.kind]}: {'; '.join(known)}."]
+        lines += ["", f"{normalized_label(result.info)}: {'; '.join(known)}."]
     return lines
 
 
