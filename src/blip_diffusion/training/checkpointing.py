@@ -68,11 +68,12 @@ class Checkpoint:
 
 
 def name(step: int) -> str:
+    """Return the folder name of a step's checkpoint."""
     return f"{PREFIX}{step:08d}"
 
 
 def save(checkpoint: Checkpoint, *, keep: int) -> None:
-    """Writes `checkpoint.path` so that no half-written one is ever seen; of all, the newest `keep` are kept."""
+    """Write `checkpoint.path` so that no half-written one is ever seen; of all, the newest `keep` are kept."""
     path = checkpoint.path
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f"{UNFINISHED}*"):
