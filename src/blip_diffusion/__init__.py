@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from blip_diffusion.training.personalize.api import tune as tune
     from blip_diffusion.training.pretrain import run as train
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 __all__ = [
     "BlipDiffusionError",
     "BlipDiffusionPipeline",

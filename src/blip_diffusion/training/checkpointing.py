@@ -68,6 +68,7 @@ class Checkpoint:
 
 
 def name(step: int) -> str:
+    """Return the folder name of a step's checkpoint."""
     return f"{PREFIX}{step:08d}"
 
 

@@ -63,7 +63,7 @@ class MetricLogger:
 
 
 def console_line(step: int, steps: int, values: Mapping[str, float]) -> str:
-    """`120/1000  loss 0.1234  312.5 samples/s  lr 1.0e-04  eta 0:12:03`"""
+    """Return one line of progress, as `120/1000  loss 0.1234  312.5 samples/s  lr 1.0e-04  eta 0:12:03`."""
     words = [f"{step}/{steps}" if steps else f"{step}"]
     for name, value in values.items():
         if name == "samples_per_second":

@@ -121,6 +121,7 @@ def _options(groups: Sequence[ParameterGroup], default_decay: float) -> Iterator
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every group, times the group's own scale."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]
 

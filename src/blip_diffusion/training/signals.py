@@ -12,8 +12,10 @@ PATIENCE = 2.0  # seconds within which a repeated SIGINT is the same one
 
 @contextmanager
 def signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM or SIGINT sets. A second SIGINT interrupts at once, unless it follows on the first's heels:
-    torchrun passes on to its processes what the terminal has sent to them already.
+    """Yield an event that SIGTERM or SIGINT sets.
+
+    A second SIGINT interrupts at once, unless it follows the first immediately: torchrun forwards to its processes what
+    the terminal has sent to them already.
     """
     arrived = threading.Event()
     if threading.current_thread() is not threading.main_thread():

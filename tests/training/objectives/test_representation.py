@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
@@ -30,7 +29,7 @@ Make = Any
 
 
 @pytest.fixture
-def method(model: BlipDiffusion) -> Iterator[Make]:
+def method(model: BlipDiffusion) -> Make:
     torch.manual_seed(0)
     heads = init_heads(SHAPES["tiny"].qformer, 16, [])
 
@@ -38,7 +37,7 @@ def method(model: BlipDiffusion) -> Iterator[Make]:
         own = RepresentationConfig(**config)  # type: ignore[arg-type]
         return Representation(model.subject_encoder, model.qformer_tokenizer, model.reference, heads, own)
 
-    yield make
+    return make
 
 
 @pytest.fixture
