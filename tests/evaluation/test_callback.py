@@ -79,7 +79,7 @@ def test_what_cannot_be_scored_is_said_at_once(
 ) -> None:
     score = functools.partial(EvalCallback, metrics=(f"dino={tiny_dino}",))
     with pytest.raises(ConfigError, match="representation does not"):
-        score(config(world_path, "method=representation"), world)
+        score(config(world_path, "objective=representation"), world)
     with pytest.raises(ConfigError, match=r"train\.sample_every"):
         score(config(world_path, "train.sample_every=0"), world)
     with pytest.raises(DataError, match="another world"):

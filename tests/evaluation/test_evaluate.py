@@ -11,8 +11,8 @@ from blip_diffusion.evaluation.evaluate import scheduler_digest
 SAY = """
 from diffusers import DDIMScheduler
 from blip_diffusion.evaluation.evaluate import scheduler_digest
-from blip_diffusion.pipelines.presets import solver
-print(scheduler_digest(solver("dpm++", DDIMScheduler(rescale_betas_zero_snr=True))))
+from blip_diffusion.pipelines.presets import build_scheduler
+print(scheduler_digest(build_scheduler("dpm++", DDIMScheduler(rescale_betas_zero_snr=True))))
 """
 
 

@@ -58,7 +58,7 @@ def test_settings_tell_tunings_apart(tmp_path: Path) -> None:
         return SubjectTuner("mini", tmp_path, TuneConfig(**other)).settings(128)  # type: ignore[arg-type]
 
     assert said()["tuning_steps"] is None and said()["tuning_learning_rate"] == 3e-3
-    assert said(train="unet") != said() != said(steps=3) and said(device="cpu") == said()
+    assert said(trainable="unet") != said() != said(steps=3) and said(device="cpu") == said()
 
 
 def test_what_cannot_be_tuned_is_said_before(rex: BenchSubject) -> None:
