@@ -62,7 +62,7 @@ def test_a_run_goes_on_and_keeps_what_is_done(folder: Path, tmp_path: Path) -> N
     config = read_recipe(None, SMALL)
     with pytest.raises(CheckpointError, match="--resume"):
         run(config, own, minutes=0.02, device=CPU, workers=0)
-    run(config, own, minutes=0.03, device=CPU, workers=0, resume=True)
+    run(config, own, minutes=0.08, device=CPU, workers=0, resume=True)
     assert (own / "representation/export/qformer/model.safetensors").read_bytes() == before
     assert next((own / "subject/checkpoints").iterdir()).name > step and (own / "export/unet").is_dir()
 

@@ -61,7 +61,7 @@ class PhaseLoop:
         self.rng = torch.Generator(settings.device).manual_seed(settings.seed)
         self._step: Step | None = None
         self._shapes: Mapping[str, torch.Size] = {}
-        self._saved = time.monotonic()
+        self._saved, self._saved_step = time.monotonic(), -1
 
     @property
     def checkpoints(self) -> Path:
@@ -77,7 +77,7 @@ class PhaseLoop:
         checkpointing.copy_into(self._model_state(), found.model, path)
         checkpointing.copy_into(self.ema.state_dict(), found.ema, path)
         load_optimizer_state(self.optimizer, self.trainable, found.optimizer)
-        self.state = found.state
+        self.state, self._saved_step = found.state, found.state.step
         self.rng.manual_seed(self.settings.seed + self.state.step)  # not what was drawn before
 
     def run(self, seconds: float) -> State:
@@ -102,7 +102,9 @@ class PhaseLoop:
         return self.state
 
     def save(self) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint, unless there is one of this step."""
+        if self.state.step == self._saved_step:
+            return
         checkpointing.save(
             Checkpoint(
                 self.checkpoints / checkpointing.name(self.state.step),
@@ -113,7 +115,7 @@ class PhaseLoop:
             ),
             keep=1,
         )
-        self._saved = time.monotonic()
+        self._saved, self._saved_step = time.monotonic(), self.state.step
 
     def _train_step(self, elapsed: float) -> Losses:
         rows = self.next_rows(elapsed, self.rng)
