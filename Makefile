@@ -2,14 +2,18 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+MINUTES ?= 60
 
-.PHONY: help demo test check format docs bench lock clean
+.PHONY: help demo mini test check format docs bench lock clean
 
 help:          ## show this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 demo: $(VENV)/ready  ## generate four held-out subjects in new scenes, and one contact sheet
 	$(BIN)/python examples/demo.py --out out/demo
+
+mini: $(VENV)/ready world/world.zip  ## train mini from the start; MINUTES=60, and RESUME=--resume goes on
+	$(BIN)/blip-diffusion train-mini --config configs/mini/recipe.toml --out runs/mini --minutes $(MINUTES) $(RESUME)
 
 test: $(VENV)/ready  ## run the tests
 	$(BIN)/python -m pytest
@@ -35,6 +39,10 @@ lock:  ## pin the newest dependencies, with hashes; needs uv
 
 clean:  ## remove everything the other targets made
 	rm -rf $(VENV) out site build dist src/*.egg-info
+
+world/world.zip: | $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[data]"
+	$(BIN)/blip-diffusion data build --out world
 
 # A torch that pip finds as a CPU build is taken as it is; the constraints pin everything else.
 $(VENV)/ready: pyproject.toml constraints.txt

@@ -126,6 +126,7 @@ WITHIN = {
     "training": {
         "objectives": TRAINER | {"sample_callback"},
         "personalize": TRAINER | {"initialization", "objectives"},
+        "recipe": TRAINER | {"initialization", "objectives"},
     },
 }
 """What the parts of a part may import of their siblings; parts that aren't named may import no sub-package."""

@@ -21,17 +21,24 @@ NONE = "none"
 """How a file or an override says `None`, for which TOML has no word."""
 
 
-def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The table of a TOML file, with overrides of the form `a.b=value` written over it, the last one winning."""
+def read(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The table of a TOML file, with overrides of the form `a.b=value` written over it, the last one winning.
+
+    Without a file, the overrides alone.
+    """
+    table = _read(path) if path is not None else {}
+    for override in overrides:
+        _override(table, override)
+    return table
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"The configuration {path} can't be read: {error.strerror}.") from error
     except ValueError as error:  # not TOML, or not UTF-8
         raise ConfigError(f"The configuration {path} is not valid TOML: {error}.") from error
-    for override in overrides:
-        _override(table, override)
-    return table
 
 
 def build(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:

@@ -98,6 +98,20 @@ def denoising_loss(
     """
     noise = torch.randn(latents.shape, generator=rng, device=rng.device)
     timesteps = noising.random_timesteps(len(latents), rng, timestep_shift=timestep_shift)
+    return denoising_error(denoiser, latents, noise, timesteps, noising, gamma=gamma, importance=importance)
+
+
+def denoising_error(
+    denoiser: Denoiser,
+    latents: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+    noising: Noising,
+    *,
+    gamma: float | None = None,
+    importance: Tensor | None = None,
+) -> Tensor:
+    """The same for noise (B, C, H, W) and timesteps (B,) that are given: nothing is left to chance."""
     answer = denoiser(noising.noised(latents, noise, timesteps), timesteps)
     errors = (answer.float() - noising.target(latents, noise, timesteps)).pow(2)
     if importance is not None:

@@ -35,7 +35,12 @@ class SubjectTextEncoder(CLIPTextModel):
         words = self.embeddings.token_embedding(input_ids)  # (B, L, D)
         subject = subject_tokens.to(words.dtype)
         embedded = torch.cat([words[:, :insert_at], subject, words[:, insert_at:]], dim=1)  # (B, L + Q, D)
+        return self.encode_embedded(embedded)
+
+    def encode_embedded(self, embedded: Tensor) -> Tensor:
+        """Word embeddings and subject tokens (B, L, D), in the order of their positions, to hidden states (B, L, D)."""
         hidden = self.embeddings(inputs_embeds=embedded)
         mask = create_causal_mask(config=self.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None)
         states = self.encoder(inputs_embeds=hidden, attention_mask=mask, is_causal=True).last_hidden_state
-        return self.final_layer_norm(states)
+        normed: Tensor = self.final_layer_norm(states)
+        return normed

@@ -61,8 +61,22 @@ def learning_rate(step: int, config: OptimConfig, total: int) -> float:
     if config.schedule == "constant":
         return config.lr
     start = max(config.warmup, config.stable_fraction * total)
-    progress = min(max((step - start) / max(total - start, 1), 0.0), 1.0)
-    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * (1 + math.cos(math.pi * progress)) / 2)
+    return config.lr * _cosine((step - start) / max(total - start, 1), config.min_lr_ratio)
+
+
+def learning_rate_by_time(step: int, elapsed: float, config: OptimConfig) -> float:
+    """The rate of the step that follows `step` others, in a run of which the fraction `elapsed` of its time is over."""
+    warmed = min(1.0, (step + 1) / max(config.warmup, 1))
+    if config.schedule == "constant":
+        return config.lr * warmed
+    progress = (elapsed - config.stable_fraction) / (1 - config.stable_fraction)
+    return config.lr * warmed * _cosine(progress, config.min_lr_ratio)
+
+
+def _cosine(progress: float, floor: float) -> float:
+    """From 1 at a progress of 0 to `floor` at 1."""
+    progress = min(max(progress, 0.0), 1.0)
+    return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def set_trainable(module: nn.Module, groups: Sequence[ParameterGroup]) -> dict[str, nn.Parameter]:

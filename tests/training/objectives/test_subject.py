@@ -9,7 +9,7 @@ from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.modules.heads import ReconstructionHead
 from blip_diffusion.training.initialization import noising_from
-from blip_diffusion.training.objectives.subject import SubjectConfig, SubjectRepresentation
+from blip_diffusion.training.objectives.subject import SubjectConfig, SubjectRepresentation, subject_importance
 
 from .overfit import context, ids, moved_parameters, overfit, with_gradient
 
@@ -81,12 +81,12 @@ def test_a_batch_without_any_subject_still_trains(model: BlipDiffusion, batch: S
 def test_importance_has_mean_one(model: BlipDiffusion) -> None:
     alpha = torch.zeros(2, 1, 32, 32)
     alpha[0, :, 8:24, 8:24] = 1
-    weights = method(model, subject_weight=3.0)._importance(alpha, torch.empty(2, 4, 4, 4))
+    weights = subject_importance(alpha, torch.empty(2, 4, 4, 4), 3.0)
     assert weights.shape == (2, 1, 4, 4)
     torch.testing.assert_close(weights.mean(dim=(1, 2, 3)), torch.ones(2))
     assert weights[0, 0, 1, 1].item() == pytest.approx(3 * weights[0, 0, 0, 0].item())
     assert weights[1].unique().tolist() == [1]
-    assert method(model)._importance(alpha, torch.empty(2, 4, 4, 4)).unique().tolist() == [1]
+    assert subject_importance(alpha, torch.empty(2, 4, 4, 4), 1.0).unique().tolist() == [1]
 
 
 @torch.no_grad()

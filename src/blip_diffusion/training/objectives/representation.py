@@ -86,19 +86,36 @@ class Representation(Objective):
         seen = self.encoder.image_encoder.norm(features)
         losses: Losses = {}
         if context.step % self.config.multimodal_every == 0:
-            words = self._words(batch)
-            losses |= self._contrast_and_match(seen, features, words, batch["identity"], context)
-            losses["generation"] = self._generation(seen, words)
+            losses |= self.multimodal_losses(seen, features, self._words(batch), batch["identity"], context)
         if self.config.reconstruction_weight:
-            losses["reconstruction"] = reconstruction_loss(
-                self._reconstructed(seen, batch["category"]), batch["object_crop"]
-            )
-        weights = {"contrast": self.config.itc_weight, "matching": self.config.itm_weight}
-        weights |= {"generation": self.config.itg_weight, "reconstruction": self.config.reconstruction_weight}
-        losses["loss"] = torch.stack([weights[name] * loss for name, loss in losses.items() if name in weights]).sum()
+            drawn = self.reconstruct(seen, self._categories(batch))
+            losses["reconstruction"] = reconstruction_loss(drawn, batch["object_crop"])
+        losses["loss"] = self.weighted(losses)
         return losses
 
+    def weighted(self, losses: Losses) -> Tensor:
+        """The weighted sum of those of the objectives that are there."""
+        weights = {"contrast": self.config.itc_weight, "matching": self.config.itm_weight}
+        weights |= {"generation": self.config.itg_weight, "reconstruction": self.config.reconstruction_weight}
+        return torch.stack([weights[name] * loss for name, loss in losses.items() if name in weights]).sum()
+
     # ------------------------------------------------------------------------------------------- the three of BLIP-2
+
+    def multimodal_losses(
+        self, seen: Tensor, features: Tensor, words: Words, identity: Tensor, context: StepContext
+    ) -> Losses:
+        """ITC, ITM and ITG of images and their captions.
+
+        Args:
+            seen: (B, N, V) image features after the trained layer norm.
+            features: (B, N, V) the same before it.
+            words: The captions in the Q-Former's ids.
+            identity: (B,) equal for two images of one subject.
+            context: The moment of the step.
+        """
+        losses = self._contrast_and_match(seen, features, words, identity, context)
+        losses["generation"] = self._generation(seen, words)
+        return losses
 
     def _contrast_and_match(
         self, seen: Tensor, features: Tensor, words: Words, identity: Tensor, context: StepContext
@@ -165,12 +182,15 @@ class Representation(Objective):
 
     # ----------------------------------------------------------------------------------------------------- and ours
 
-    def _reconstructed(self, seen: Tensor, categories: list[str]) -> Tensor:
-        words = category_words(self.tokenizer, categories).to(seen.device)
+    def reconstruct(self, seen: Tensor, words: Words) -> Tensor:
+        """Image features (B, N, V) and the words of the categories to RGB times alpha, and alpha: (B, 4, C, C)."""
         states = self.encoder.qformer(seen, words.input_ids, words.attention_mask, AttentionPattern.BIDIRECTIONAL)
         return self._reconstruction_head(self.encoder.projection(states.queries)).float()
 
     # -------------------------------------------------------------------------------------------------------- parts
+
+    def _categories(self, batch: SubjectBatch) -> Words:
+        return category_words(self.tokenizer, batch["category"]).to(batch["reference"].device)
 
     def _pixels(self, batch: SubjectBatch) -> Tensor:
         return preprocess(batch["reference"], self.reference.size, self.reference.mean, self.reference.std)
@@ -237,7 +257,7 @@ class Representation(Objective):
         """Return references, their object crops and the reconstructions from the tokens."""
         if not self.config.reconstruction_weight:
             return []
-        drawn = self._reconstructed(self.encoder.image_encoder(self._pixels(batch)), batch["category"])
+        drawn = self.reconstruct(self.encoder.image_encoder(self._pixels(batch)), self._categories(batch))
         return [batch["reference"], batch["object_crop"][:, :3], drawn[:, :3]]
 
     def export(self, folder: Path) -> None:

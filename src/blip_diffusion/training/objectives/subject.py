@@ -67,6 +67,7 @@ class SubjectRepresentation(Objective):
         tokens = self.model.subject_tokens(batch["reference"], batch["category"])
         states = self._text_states(batch, tokens, context.rng)
         copies = self.config.noise_samples_per_pair
+        importance = subject_importance(batch["target_alpha"], latents, self.config.subject_weight)
         loss = denoising_loss(
             self.model.denoiser(states.repeat(copies, 1, 1)),
             latents.repeat(copies, 1, 1, 1),
@@ -74,7 +75,7 @@ class SubjectRepresentation(Objective):
             context.rng,
             gamma=self.config.min_snr,
             timestep_shift=self.config.timestep_shift,
-            importance=self._importance(batch["target_alpha"], latents).repeat(copies, 1, 1, 1),
+            importance=importance.repeat(copies, 1, 1, 1),
         )
         losses = {"denoising": loss, "loss": loss}
         if self.reconstruction is not None:
@@ -101,11 +102,6 @@ class SubjectRepresentation(Objective):
         empty, bare = (int(share * size + chance) for share, chance in zip(shares, chances, strict=True))
         return empty, min(bare, size - empty)
 
-    def _importance(self, alpha: Tensor, latents: Tensor) -> Tensor:
-        """(B, 1, H, W) of mean 1: `subject_weight` on the subject, 1 elsewhere, then scaled."""
-        weights = 1 + (self.config.subject_weight - 1) * F.interpolate(alpha, size=latents.shape[-2:], mode="area")
-        return weights / weights.mean(dim=(1, 2, 3), keepdim=True)
-
     def parameter_groups(self) -> list[ParameterGroup]:
         """All that is not frozen."""
         encoder = self.model.subject_encoder
@@ -131,3 +127,9 @@ class SubjectRepresentation(Objective):
         save_model(self.model, folder)
         if self.reconstruction is not None:
             save_heads({"reconstruction": self.reconstruction}, folder)
+
+
+def subject_importance(alpha: Tensor, latents: Tensor, weight: float) -> Tensor:
+    """(B, 1, H, W) of mean 1 for latents (B, C, H, W): `weight` on the subject, 1 elsewhere, then scaled."""
+    weights = 1 + (weight - 1) * F.interpolate(alpha, size=latents.shape[-2:], mode="area")
+    return weights / weights.mean(dim=(1, 2, 3), keepdim=True)

@@ -1,0 +1,42 @@
+"""`blip-diffusion train-mini`: train `mini` from the start within a time limit."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the command's flags."""
+    parser.set_defaults(command=run)
+    parser.add_argument("--data", type=Path, metavar="FILE", help="the training data (default: world/world.zip)")
+    parser.add_argument("--out", type=Path, default=Path("runs/mini"), metavar="DIR", help="folder of the run")
+    parser.add_argument("--minutes", type=float, default=60, help="training time of all phases (default: 60)")
+    parser.add_argument(
+        "--config", type=Path, metavar="TOML", help="see configs/mini/recipe.toml (default: its values)"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a value, for example cpu.pairs=8"
+    )
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes that composite pairs (default: one per CPU core but one)"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command."""
+    from blip_diffusion.devices import device_of
+    from blip_diffusion.errors import InputError
+    from blip_diffusion.training.recipe.config import read_recipe
+    from blip_diffusion.training.recipe.run import run as train
+
+    workers = max(1, (os.cpu_count() or 2) - 1) if arguments.workers is None else arguments.workers
+    if workers < 0:
+        raise InputError(f"--workers is {workers}: use 0 or more.")
+    overrides = [*arguments.set, *([f"data={json.dumps(str(arguments.data))}"] if arguments.data else [])]
+    config = read_recipe(arguments.config, overrides)
+    device = device_of(arguments.device)
+    train(config, arguments.out, minutes=arguments.minutes, device=device, workers=workers, resume=arguments.resume)
+    print(arguments.out / "export")

@@ -1,0 +1,188 @@
+"""Configuration of the recipe: the share of each phase, batch sizes by device, optimizers, data."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from blip_diffusion import config as configuration
+from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
+from blip_diffusion.errors import ConfigError
+from blip_diffusion.model import InferenceConfig
+from blip_diffusion.training.objectives.autoencoder import AutoencoderConfig
+from blip_diffusion.training.objectives.representation import RepresentationConfig
+from blip_diffusion.training.objectives.subject import SubjectConfig
+from blip_diffusion.training.optim import OptimConfig
+
+
+@dataclass(frozen=True)
+class SharesConfig:
+    """The fraction of the time that each phase gets; together 1."""
+
+    autoencoder: float = 0.05
+    decoder: float = 0.04
+    representation: float = 0.14
+    subject: float = 0.77
+
+    def __post_init__(self) -> None:
+        shares = (self.autoencoder, self.decoder, self.representation, self.subject)
+        if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+            raise ConfigError(f"shares are {shares}: use positive numbers whose sum is 1.")
+
+
+@dataclass(frozen=True)
+class SizesConfig:
+    """What one device works on at a time."""
+
+    pool: int = 200_000  # pairs that are kept; the oldest are replaced
+    fill: int = 4096  # pairs that a phase waits for before it starts
+    worker_batch: int = 64  # pairs that a worker composites at a time
+    slots: int = 48  # such batches in shared memory
+    autoencoder: int = 128  # pairs of a step: twice as many crops
+    representation: int = 256  # references of a step
+    pairs: int = 128  # pairs of a step of the subject phase
+    lr_scale: float = 1.0  # times every learning rate
+
+    def __post_init__(self) -> None:
+        for name in ("fill", "worker_batch", "slots", "autoencoder", "representation", "pairs"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}: use 1 or more.")
+        if self.pool < max(self.fill, self.worker_batch):
+            raise ConfigError(f"pool is {self.pool}: use at least fill and worker_batch.")
+
+
+CPU = SizesConfig(
+    pool=16_384, fill=256, worker_batch=16, slots=8, autoencoder=5, representation=16, pairs=4, lr_scale=0.65
+)
+
+
+@dataclass(frozen=True)
+class CurriculumConfig:
+    """What changes in the course of the subject phase."""
+
+    low_fraction: float = 0.15  # of the phase at half the resolution
+    low_batch_factor: int = 2  # times as many pairs a step meanwhile
+    low_subject_drop: float = 0.25  # share of prompts without subject tokens meanwhile
+    early_timestep_shift: float = 2.5  # more of the noise levels are noisy
+    early_fraction: float = 0.6  # of the phase with the shift above; then `subject.timestep_shift`
+
+
+@dataclass(frozen=True)
+class FinderConfig:
+    """The subject finder, which learns beside the representation."""
+
+    weight: float = 1.0  # of its loss
+    batch_fraction: float = 0.25  # of a step's targets that it sees
+
+
+def _optim(lr: float, beta: float, decay: float, warmup: int, stable: float, floor: float) -> OptimConfig:
+    return OptimConfig(
+        lr=lr,
+        betas=(0.9, beta),
+        weight_decay=decay,
+        warmup=warmup,
+        schedule="cosine",
+        stable_fraction=stable,
+        min_lr_ratio=floor,
+    )
+
+
+@dataclass(frozen=True)
+class PhaseConfig:
+    """The loop of one phase."""
+
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ema_decay: float = 0.999
+
+
+def _autoencoder() -> PhaseConfig:
+    return PhaseConfig(_optim(8e-4, 0.99, 0.0, 50, 0.3, 0.03), 0.998)
+
+
+@dataclass(frozen=True)
+class PhasesConfig:
+    """The loops."""
+
+    autoencoder: PhaseConfig = field(default_factory=_autoencoder)
+    decoder: PhaseConfig = field(default_factory=_autoencoder)
+    representation: PhaseConfig = field(
+        default_factory=lambda: PhaseConfig(_optim(1.2e-3, 0.98, 0.03, 100, 0.35, 0.02), 0.999)
+    )
+    subject: PhaseConfig = field(default_factory=lambda: PhaseConfig(_optim(1e-3, 0.99, 0.01, 200, 0.5, 0.02), 0.9995))
+
+
+PAIRS = SyntheticConfig(
+    object_crop_size=64,
+    light=0.25,
+    rotation=0.0,
+    mirror=0.5,
+    same_view=0.95,
+    anywhere=0.3,
+    hue_rotation=0.3,
+    colours=0.05,
+    counts=0.07,
+    sizes=0.06,
+    positions=0.10,
+    accessories=0.10,
+    styles=0.03,
+)
+
+
+INFERENCE = InferenceConfig(
+    prompt_reps=1, num_inference_steps=15, guidance_scale=2.0, guidance_rescale=0.6, noise_scale=0.85
+)
+AUTOENCODER = AutoencoderConfig(crop=64, perceptual=0.1, chroma_weight=1.0, kl=1e-6)
+DECODER = AutoencoderConfig(crop=64, perceptual=0.1, chroma_weight=1.0, kl=0.0, train_encoder=False, latent_noise=0.35)
+REPRESENTATION = RepresentationConfig(reconstruction_weight=10.0, multimodal_every=8, max_caption_tokens=24)
+SUBJECT = SubjectConfig(
+    subject_drop=0.10,
+    prompt_drop=0.08,
+    noise_samples_per_pair=3,
+    min_snr=5.0,
+    timestep_shift=1.5,
+    subject_weight=2.0,
+    reconstruction_weight=1.0,
+    text_lr_scale=0.67,
+    qformer_lr_scale=0.3,
+)
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """All of the recipe."""
+
+    preset: Literal["mini", "tiny-placed"] = "mini"
+    seed: int = 0
+    held_out: int = 256  # pairs that are measured after each phase
+    log_every: int = 100  # steps between reports
+    save_minutes: float = 5.0  # between checkpoints
+    cuda_graphs: bool = True  # of the subject phase, on a GPU
+    data: Path = Path("world/world.zip")
+    synthetic: SyntheticConfig = PAIRS
+    inference: InferenceConfig = INFERENCE
+    shares: SharesConfig = field(default_factory=SharesConfig)
+    cuda: SizesConfig = field(default_factory=SizesConfig)
+    cpu: SizesConfig = CPU
+    phases: PhasesConfig = field(default_factory=PhasesConfig)
+    autoencoder: AutoencoderConfig = AUTOENCODER
+    decoder: AutoencoderConfig = DECODER
+    representation: RepresentationConfig = REPRESENTATION
+    finder: FinderConfig = field(default_factory=FinderConfig)
+    subject: SubjectConfig = SUBJECT
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+
+
+def read_recipe(path: Path | None, overrides: Sequence[str] = ()) -> RecipeConfig:
+    """Return the recipe of a TOML file, which says only what differs from the defaults, under overrides `a.b=value`."""
+    defaults = tomllib.loads(configuration.to_toml(RecipeConfig()))
+    return configuration.build(RecipeConfig, _merged(defaults, configuration.read(path, overrides)))
+
+
+def _merged(base: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
+    """Two tables as one; what the second says wins, at any depth."""
+    result = dict(base)
+    for name, value in table.items():
+        both = isinstance(value, Mapping) and isinstance(base.get(name), Mapping)
+        result[name] = _merged(base[name], value) if both else value
+    return result

@@ -1,0 +1,164 @@
+"""The loop of one phase: it lasts a given time, and goes on from its newest checkpoint."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from blip_diffusion.errors import CheckpointError
+from blip_diffusion.training import checkpointing
+from blip_diffusion.training.checkpointing import Checkpoint, State
+from blip_diffusion.training.ema import Ema
+from blip_diffusion.training.metric_logger import MetricLogger
+from blip_diffusion.training.objective import Losses, Objective, StepContext
+from blip_diffusion.training.optim import (
+    adamw,
+    learning_rate_by_time,
+    load_optimizer_state,
+    optimizer_state_by_name,
+    set_learning_rate,
+    set_trainable,
+)
+from blip_diffusion.training.recipe.config import PhaseConfig
+from blip_diffusion.training.recipe.cuda_graph import Step, make_step
+from blip_diffusion.training.recipe.packing import Rows
+from blip_diffusion.training.signals import signals
+from blip_diffusion.training.trainer import DivergedError, Result, sdpa_backend, to_training_mode
+
+NextRows = Callable[[float, torch.Generator], Rows]
+"""The rows of the next step, from the fraction of the phase that is over."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all phases share."""
+
+    device: torch.device
+    seed: int = 0
+    lr_scale: float = 1.0
+    log_every: int = 100
+    save_minutes: float = 5.0
+    cuda_graphs: bool = False
+
+
+class PhaseLoop:
+    """Trains an objective for some seconds; checkpoints lie in `folder/checkpoints`, the log in `folder/log.jsonl`."""
+
+    def __init__(
+        self, objective: Objective, next_rows: NextRows, config: PhaseConfig, settings: Settings, folder: Path
+    ) -> None:
+        self.objective = to_training_mode(objective, settings.device)
+        self.groups = objective.parameter_groups()
+        self.trainable = set_trainable(objective, self.groups)
+        self.optimizer = adamw(self.groups, config.optim)
+        self.ema = Ema(self.trainable, config.ema_decay)
+        self.next_rows, self.config, self.settings, self.folder = next_rows, config, settings, folder
+        self.state = State()
+        self.rng = torch.Generator(settings.device).manual_seed(settings.seed)
+        self._step: Step | None = None
+        self._shapes: Mapping[str, torch.Size] = {}
+        self._saved, self._saved_step = time.monotonic(), -1
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints lie."""
+        return self.folder / "checkpoints"
+
+    def resume(self) -> None:
+        """Go on from the newest undamaged checkpoint, if there is one."""
+        path = checkpointing.latest(self.checkpoints)
+        if path is None:
+            return
+        found = checkpointing.load(path)
+        checkpointing.copy_into(self._model_state(), found.model, path)
+        checkpointing.copy_into(self.ema.state_dict(), found.ema, path)
+        load_optimizer_state(self.optimizer, self.trainable, found.optimizer)
+        self.state, self._saved_step = found.state, found.state.step
+        self.rng.manual_seed(self.settings.seed + self.state.step)  # not what was drawn before
+
+    def run(self, seconds: float) -> State:
+        """Train until the phase has lasted `seconds`, over all calls. Raises `KeyboardInterrupt` after a signal."""
+        begun, before = time.monotonic(), self.state.seconds
+        with (
+            signals() as arrived,
+            sdpa_backend(self.settings.device),
+            MetricLogger(self.folder, start=self.state.step) as logger,
+        ):
+            while self.state.seconds < seconds:
+                losses = self._train_step(self.state.seconds / seconds)
+                self.state.seconds = before + time.monotonic() - begun
+                if self.state.step % self.settings.log_every == 0:
+                    self._report(losses, logger)
+                if arrived.is_set():
+                    self.save()
+                    raise KeyboardInterrupt
+                if time.monotonic() - self._saved > 60 * self.settings.save_minutes:
+                    self.save()
+        self.save()
+        return self.state
+
+    def save(self) -> None:
+        """Write a checkpoint, unless there is one of this step."""
+        if self.state.step == self._saved_step:
+            return
+        checkpointing.save(
+            Checkpoint(
+                self.checkpoints / checkpointing.name(self.state.step),
+                self.state,
+                self._model_state(),
+                self.ema.state_dict(),
+                optimizer_state_by_name(self.optimizer, self.trainable),
+            ),
+            keep=1,
+        )
+        self._saved, self._saved_step = time.monotonic(), self.state.step
+
+    def _train_step(self, elapsed: float) -> Losses:
+        rows = self.next_rows(elapsed, self.rng)
+        losses = self._step_for(rows)(rows)
+        for group in self.groups:
+            nn.utils.clip_grad_norm_(group.parameters, self.config.optim.clip or math.inf)
+        rate = learning_rate_by_time(self.state.step, elapsed, self.config.optim)
+        set_learning_rate(self.optimizer, rate * self.settings.lr_scale)
+        self.optimizer.step()
+        self.ema.update(self.state.step)
+        self.state.step += 1
+        self.state.samples += len(next(iter(rows.values())))
+        return losses
+
+    def _step_for(self, rows: Rows) -> Step:
+        """The step for rows of these shapes; a graph is captured anew where they have changed."""
+        shapes = {name: value.shape for name, value in rows.items()}
+        if self._step is None or shapes != self._shapes:
+            self._step, self._shapes = None, shapes  # the old graph's memory first
+            parameters = list(self.trainable.values())
+            self._step = make_step(self._losses, parameters, rows, graph=self.settings.cuda_graphs)
+        return self._step
+
+    def _losses(self, rows: Rows) -> Losses:
+        return self.objective(rows, StepContext(self.state.step, self.rng))
+
+    def _report(self, losses: Losses, logger: MetricLogger) -> None:
+        """Log the losses of the last step. This alone reads the device."""
+        values = {name: float(value) for name, value in losses.items()}
+        self.state.losses = values
+        if not math.isfinite(values["loss"]):
+            result = Result(self.state.step, self.state.samples, self.state.seconds, values, "diverged")
+            raise DivergedError(f"The loss is {values['loss']} at step {self.state.step}: lower the rate.", result)
+        speed = self.state.samples / max(self.state.seconds, 1e-9)
+        logger.log(self.state.step, {**values, "samples_per_second": speed})
+
+    def _model_state(self) -> dict[str, torch.Tensor]:
+        """Trainable parameters, and buffers that training moves."""
+        buffers = dict(self.objective.named_buffers(recurse=False))
+        return {**{name: value.detach() for name, value in self.trainable.items()}, **buffers}
+
+
+def check_absent(folder: Path) -> None:
+    """Raise `CheckpointError` where a run would write over another one's checkpoints."""
+    if any(folder.glob("*/checkpoints/step-*")):
+        raise CheckpointError(f"{folder} holds a run: continue it with --resume, or choose another --out.")

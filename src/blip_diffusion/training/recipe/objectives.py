@@ -1,0 +1,183 @@
+"""The losses of the recipe's phases on packed rows. What they compute is the objectives' of `training.objectives`."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from blip_diffusion.checkpoint.components import save_heads, save_subject_finder
+from blip_diffusion.checkpoint.model_folder import save_model
+from blip_diffusion.diffusion.forward_process import Noising, denoising_error
+from blip_diffusion.model import BlipDiffusion, ReferenceConfig
+from blip_diffusion.modules.heads import SubjectFinder, reconstruction_loss
+from blip_diffusion.modules.placed_unet import token_codes
+from blip_diffusion.prompts import insert_position, prompt_ids
+from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
+from blip_diffusion.training.objectives.autoencoder import Autoencoder
+from blip_diffusion.training.objectives.representation import Representation
+from blip_diffusion.training.objectives.subject import SubjectConfig, subject_importance
+from blip_diffusion.training.recipe.config import FinderConfig
+from blip_diffusion.training.recipe.packing import Rows, to_pixels, words_of
+
+MULTIMODAL_ROWS = 192  # of a step that BLIP-2's three objectives see
+
+
+class Pixels(nn.Module):
+    """Bytes of references to what the image encoder reads; its constants move to the device once."""
+
+    def __init__(self, reference: ReferenceConfig) -> None:
+        super().__init__()
+        self.size = reference.size
+        self.register_buffer("mean", torch.tensor(reference.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(reference.std).view(1, 3, 1, 1), persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(B, 3, S, S) bytes, normalised."""
+        pixels = to_pixels(rows)
+        if pixels.shape[-1] != self.size:
+            pixels = F.interpolate(pixels, (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)
+        return (pixels - self.mean) / self.std
+
+
+class PackedAutoencoder(Autoencoder):
+    """`Autoencoder` on rows."""
+
+    def forward(self, batch: Any, context: StepContext) -> Losses:
+        """The losses on one crop of every target and reference."""
+        pixels: Any = {name: to_pixels(batch[name]) for name in ("target", "reference")}
+        return super().forward(pixels, context)
+
+
+class PackedRepresentation(Objective):
+    """`Representation` on rows, and a subject finder that learns from the same features of the frozen tower."""
+
+    def __init__(self, representation: Representation, finder: SubjectFinder, config: FinderConfig) -> None:
+        super().__init__()
+        self.representation, self.finder, self.config = representation, finder, config
+        self.pixels = Pixels(representation.reference)
+
+    def forward(self, rows: Rows, context: StepContext) -> Losses:
+        """Reconstruction and finder at each step; ITC, ITM and ITG at every `multimodal_every`."""
+        core, encoder = self.representation, self.representation.encoder.image_encoder
+        found = max(1, int(len(rows["target"]) * self.config.batch_fraction))
+        both = encoder.features(self.pixels(torch.cat([rows["reference"], rows["target"][:found]])))
+        features, whole = both[:-found], both[-found:]
+        seen = encoder.norm(features)
+        drawn = core.reconstruct(seen, words_of(rows, "category"))
+        losses = {"reconstruction": reconstruction_loss(drawn, to_pixels(rows["object_crop"]))}
+        if context.step % core.config.multimodal_every == 0:
+            losses |= self._multimodal(seen, features, rows, context)
+        losses["finder"] = finder_loss(self.finder(whole), rows["mask"][:found])
+        losses["loss"] = core.weighted(losses) + self.config.weight * losses["finder"]
+        return losses
+
+    def _multimodal(self, seen: Tensor, features: Tensor, rows: Rows, context: StepContext) -> Losses:
+        part = {name: value[:MULTIMODAL_ROWS] for name, value in rows.items()}
+        words = words_of(part, "caption")
+        seen, features = seen[:MULTIMODAL_ROWS], features[:MULTIMODAL_ROWS]
+        return self.representation.multimodal_losses(seen, features, words, part["identity"], context)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The Q-Former with its heads, and the finder."""
+        finder = ParameterGroup("finder", list(self.finder.parameters()), 1.0)
+        return [*self.representation.parameter_groups(), finder]
+
+    def export(self, folder: Path) -> None:
+        """The subject encoder, the heads and the finder."""
+        self.representation.export(folder)
+        save_subject_finder(self.finder, folder / "subject_finder")
+
+
+def finder_loss(logits: Tensor, mask: Tensor) -> Tensor:
+    """Binary cross-entropy of mask logits (B, 1, M, M) and the true mask in bytes."""
+    return F.binary_cross_entropy_with_logits(logits.float(), to_pixels(mask))
+
+
+class PackedSubject(Objective):
+    """`SubjectRepresentation` on rows with latents, noise, timesteps and dropped prompts: nothing is left to chance.
+
+    So its forward and backward pass can be captured as one CUDA graph.
+    """
+
+    def __init__(
+        self, model: BlipDiffusion, noising: Noising, reconstruction: nn.Module, config: SubjectConfig
+    ) -> None:
+        super().__init__()
+        self.model, self.reconstruction, self.config = model, reconstruction, config
+        self.pixels = Pixels(model.reference)
+        self.prediction = noising.prediction
+        self.register_buffer("alphas_cumprod", noising.alphas_cumprod, persistent=False)
+        self.alphas_cumprod: Tensor
+        self.insert_at = insert_position(model.tokenizer)
+        queries = model.subject_encoder.qformer.config.queries
+        empty = prompt_ids(model.tokenizer, [""], model.text_length - queries)
+        self.register_buffer("empty_prompt", empty, persistent=False)
+        self.empty_prompt: Tensor
+
+    @property
+    def noising(self) -> Noising:
+        """The forward process, its table on this device."""
+        return Noising(self.alphas_cumprod, self.prediction)
+
+    def forward(self, rows: Rows, context: StepContext) -> Losses:
+        """The denoising loss of the targets, and the reconstruction of the subject from its tokens."""
+        tokens = self.subject_tokens(rows)
+        states = self.text_states(tokens, rows)
+        copies = len(rows["noise"]) // len(rows["latents"])
+        latents = rows["latents"].float()
+        weights = subject_importance(to_pixels(rows["mask"]), latents, self.config.subject_weight)
+        losses = {
+            "denoising": denoising_error(
+                self.model.denoiser(states.repeat(copies, 1, 1)),
+                latents.repeat(copies, 1, 1, 1),
+                rows["noise"],
+                rows["timesteps"],
+                self.noising,
+                gamma=self.config.min_snr,
+                importance=weights.repeat(copies, 1, 1, 1),
+            ),
+            "reconstruction": reconstruction_loss(self.reconstruction(tokens), to_pixels(rows["object_crop"])),
+        }
+        losses["loss"] = losses["denoising"] + self.config.reconstruction_weight * losses["reconstruction"]
+        return losses
+
+    def subject_tokens(self, rows: Rows) -> Tensor:
+        """The subject tokens (B, Q, D) of the references."""
+        tokens: Tensor = self.model.subject_encoder(self.pixels(rows["reference"]), words_of(rows, "category"))
+        return tokens
+
+    def text_states(self, tokens: Tensor, rows: Rows) -> Tensor:
+        """Text states (B, L, D + P). Rows that are `empty` lose their words too, rows that are `bare` their subject."""
+        text, at, count = self.model.text_encoder, self.insert_at, tokens.shape[1]
+        ids = torch.where(rows["empty"][:, None], self.empty_prompt, rows["prompt"].long())
+        padding = int(self.model.tokenizer.pad_token_id)
+        words = text.embeddings.token_embedding(ids)
+        plain = text.embeddings.token_embedding(F.pad(ids, (0, count), value=padding))
+        dropped = (rows["bare"] | rows["empty"])[:, None, None]
+        with_subject = torch.cat([words[:, :at], tokens.to(words.dtype), words[:, at:]], dim=1)
+        states: Tensor = text.encode_embedded(torch.where(dropped, plain, with_subject))
+        if not self.model.place_width:
+            return states
+        codes = token_codes(rows["frames"], count, self.model.place_width) * ~dropped
+        codes = F.pad(codes, (0, 0, at, states.shape[1] - at - count))
+        return torch.cat([states, codes.to(states.dtype)], dim=-1)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """All that is not frozen."""
+        encoder = self.model.subject_encoder
+        reading = [*encoder.image_encoder.norm.parameters(), *encoder.qformer.parameters()]
+        reading += [*encoder.projection.parameters(), *self.reconstruction.parameters()]
+        return [
+            ParameterGroup("unet", list(self.model.unet.parameters()), self.config.unet_lr_scale),
+            ParameterGroup("text", list(self.model.text_encoder.parameters()), self.config.text_lr_scale),
+            ParameterGroup("qformer", reading, self.config.qformer_lr_scale),
+        ]
+
+    def export(self, folder: Path) -> None:
+        """The whole model, and the reconstruction head beside it."""
+        save_model(self.model, folder)
+        save_heads({"reconstruction": self.reconstruction}, folder)

@@ -1,0 +1,160 @@
+"""The phases: what each begins with, and which rows each of its steps takes from the pool."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from blip_diffusion.diffusion.forward_process import Noising
+from blip_diffusion.errors import ConfigError
+from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.modules.qformer import place_features
+from blip_diffusion.prompts import insert_position
+from blip_diffusion.training import initialization
+from blip_diffusion.training.initialization import InitConfig
+from blip_diffusion.training.objectives.autoencoder import AutoencoderConfig
+from blip_diffusion.training.objectives.representation import Representation
+from blip_diffusion.training.objectives.subject import SubjectConfig
+from blip_diffusion.training.recipe.config import RecipeConfig, SizesConfig
+from blip_diffusion.training.recipe.cuda_graph import autocast
+from blip_diffusion.training.recipe.loop import NextRows
+from blip_diffusion.training.recipe.objectives import PackedAutoencoder, PackedRepresentation, PackedSubject
+from blip_diffusion.training.recipe.packing import Rows, to_pixels
+from blip_diffusion.training.recipe.pool import Feeder, Pool
+
+AUTOENCODER_COLUMNS = ("target", "reference")
+REPRESENTATION_COLUMNS = (
+    "reference", "target", "object_crop", "mask", "category", "category_mask", "caption", "caption_mask", "identity",
+)  # fmt: skip
+SUBJECT_COLUMNS = ("reference", "object_crop", "mask", "frames", "prompt", "category", "category_mask")
+FULL, LOW = "latents", "low_latents"
+POSITION_SCALE = 0.7  # of the subject tokens' position embeddings, in the standard deviation of the words'
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows come from."""
+
+    feeder: Feeder
+    pool: Pool
+    sizes: SizesConfig
+
+    def take(self, size: int, columns: Sequence[str], rng: torch.Generator) -> Rows:
+        """Random rows, after new ones have come in."""
+        self.feeder.drain(self.pool)
+        return self.pool.take(self.pool.sample(size, rng), columns)
+
+
+def new_model(config: RecipeConfig, corpus: Sequence[str], pixels: Tensor) -> BlipDiffusion:
+    """Return an untrained model; `pixels` (B, 3, S, S) are references that calibrate its image encoder."""
+    init = InitConfig(preset=config.preset, seed=config.seed, inference=config.inference)
+    parts = initialization.load_parts(init)
+    parts.vae = initialization.init_vae(parts, init)
+    model = initialization.init_model(parts, init, corpus, pixels)
+    if model.subject_finder is None or not model.place_width:
+        raise ConfigError(f"preset is {config.preset}: the recipe needs placed tokens and a subject finder.")
+    init_token_positions(model)
+    return model
+
+
+@torch.no_grad()
+def init_token_positions(model: BlipDiffusion) -> None:
+    """Start the position embeddings of the subject tokens as the places of a square grid."""
+    queries, at = model.subject_encoder.qformer.config.queries, insert_position(model.tokenizer)
+    weight = model.text_encoder.embeddings.position_embedding.weight
+    places = place_features(round(queries**0.5), weight.shape[1])[0]
+    weight[at : at + queries] = POSITION_SCALE * weight.std() * places.to(weight)
+
+
+def autoencoder(folders: Sequence[Path], config: AutoencoderConfig) -> PackedAutoencoder:
+    """Return the objective of the first phase, or with a frozen encoder of the second."""
+    init = InitConfig(init_from=tuple(folders))
+    parts = initialization.load_parts(init)
+    initialization.require_parts(parts, "vae")
+    distance = initialization.perceptual_distance(config.lpips) if config.perceptual else None
+    return PackedAutoencoder(parts.vae, distance, config)
+
+
+def representation(folders: Sequence[Path], config: RecipeConfig) -> PackedRepresentation:
+    """Return the objective of the third phase."""
+    parts = initialization.load_parts(InitConfig(init_from=tuple(folders)))
+    initialization.require_parts(parts, "subject_encoder", "subject_finder", "reference")
+    shapes = parts.subject_encoder.qformer.config  # type: ignore[union-attr]
+    heads = initialization.init_heads(shapes, config.synthetic.object_crop_size, folders, grid=True)
+    core = Representation(
+        parts.subject_encoder,  # type: ignore[arg-type]  # required above
+        parts.qformer_tokenizer,
+        parts.reference,  # type: ignore[arg-type]
+        heads,
+        config.representation,
+    )
+    return PackedRepresentation(core, parts.subject_finder, config.finder)  # type: ignore[arg-type]
+
+
+def subject(folders: Sequence[Path], config: RecipeConfig) -> PackedSubject:
+    """Return the objective of the last phase."""
+    init = InitConfig(preset=config.preset, init_from=tuple(folders), inference=config.inference)
+    parts = initialization.load_parts(init)
+    initialization.require_parts(parts, "subject_encoder", "text_encoder", "unet", "vae", "tokenizer", "scheduler")
+    model = initialization.init_model(parts, init, (), torch.empty(0))
+    shapes = model.subject_encoder.qformer.config
+    heads = initialization.init_heads(shapes, config.synthetic.object_crop_size, folders, grid=True)
+    return PackedSubject(model, initialization.noising_from(model.scheduler), heads["reconstruction"], config.subject)
+
+
+# ----------------------------------------------------------------------------------------------------- rows of a step
+
+
+def autoencoder_rows(source: Source) -> NextRows:
+    """Return targets and references."""
+    return lambda _elapsed, rng: source.take(source.sizes.autoencoder, AUTOENCODER_COLUMNS, rng)
+
+
+def representation_rows(source: Source) -> NextRows:
+    """Return references with their captions and crops."""
+    return lambda _elapsed, rng: source.take(source.sizes.representation, REPRESENTATION_COLUMNS, rng)
+
+
+def subject_rows(source: Source, objective: PackedSubject, config: RecipeConfig) -> NextRows:
+    """Return pairs with latents, noise, timesteps and dropped prompts; at half the resolution first."""
+    curriculum = config.curriculum
+
+    def rows(elapsed: float, rng: torch.Generator) -> Rows:
+        low = elapsed < curriculum.low_fraction
+        size = source.sizes.pairs * (curriculum.low_batch_factor if low else 1)
+        taken = source.take(size, (*SUBJECT_COLUMNS, LOW if low else FULL), rng)
+        if low:
+            taken[FULL] = taken.pop(LOW)
+        now = config.subject
+        if low:
+            now = replace(now, subject_drop=curriculum.low_subject_drop)
+        if elapsed < curriculum.early_fraction:
+            now = replace(now, timestep_shift=curriculum.early_timestep_shift)
+        return taken | random_rows(taken[FULL], now, objective.noising, rng)
+
+    return rows
+
+
+def random_rows(latents: Tensor, config: SubjectConfig, noising: Noising, rng: torch.Generator) -> Rows:
+    """Draw the noise and timesteps of a step, and which prompts lose their words or their subject."""
+    copies, draw = config.noise_samples_per_pair, torch.rand(len(latents), generator=rng, device=rng.device)
+    shape = (len(latents) * copies, *latents.shape[1:])
+    return {
+        "noise": torch.randn(shape, generator=rng, device=rng.device),
+        "timesteps": noising.random_timesteps(shape[0], rng, timestep_shift=config.timestep_shift),
+        "empty": draw < config.prompt_drop,
+        "bare": (draw >= config.prompt_drop) & (draw < config.prompt_drop + config.subject_drop),
+    }
+
+
+@torch.no_grad()
+def latent_columns(objective: PackedSubject, rows: Rows) -> Rows:
+    """Return the latents of the targets at full and at half resolution."""
+    pixels = to_pixels(rows["target"])
+    with autocast(pixels.device):
+        full = objective.model.latents.encode(pixels)
+        low = objective.model.latents.encode(F.avg_pool2d(pixels, 2))
+    return {FULL: full.to(torch.bfloat16), LOW: low.to(torch.bfloat16)}

@@ -1,0 +1,225 @@
+"""The recipe from its configuration: world, pool, the four phases one after the other, and the exported model.
+
+runs/mini/
+├── config.toml          the resolved configuration
+├── start/               the untrained model, whose tokenizers and shapes all phases share
+├── autoencoder/         of each phase: checkpoints/, log.jsonl and export/
+├── decoder/
+├── representation/
+├── subject/
+└── export/              the trained model
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blip_diffusion import config as configuration
+from blip_diffusion.checkpoint.model_folder import assemble, read_parts, save_model
+from blip_diffusion.data.synthetic.assets import AssetLibrary
+from blip_diffusion.data.synthetic.pair_sampler import PairSampler
+from blip_diffusion.data.synthetic.tokenizers import tokenizer_corpus
+from blip_diffusion.errors import InputError
+from blip_diffusion.fileio import atomic_dir, check_writable, write_text
+from blip_diffusion.training import checkpointing
+from blip_diffusion.training.objective import Objective
+from blip_diffusion.training.recipe import held_out, phases
+from blip_diffusion.training.recipe.config import PhaseConfig, RecipeConfig
+from blip_diffusion.training.recipe.loop import NextRows, PhaseLoop, Settings, check_absent
+from blip_diffusion.training.recipe.packing import Rows, packer_of
+from blip_diffusion.training.recipe.phases import Source
+from blip_diffusion.training.recipe.pool import Feeder, Pool
+
+START, EXPORT, METRICS = "start", "export", "metrics.json"
+PHASES = ("autoencoder", "decoder", "representation", "subject")
+CALIBRATION = 64  # references
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A run's parts."""
+
+    config: RecipeConfig
+    folder: Path
+    device: torch.device
+    source: Source
+    held: Rows
+
+    def folders(self, before: str) -> list[Path]:
+        """The exports of the phases before one, the newest first, and the start."""
+        done = [self.folder / name / EXPORT for name in PHASES[: PHASES.index(before)]]
+        return [*reversed(done), self.folder / START]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One phase: its objective, the rows of its steps, and what it is measured by."""
+
+    objective: Objective
+    next_rows: NextRows
+    metrics: Callable[[], dict[str, float]]
+    graph: bool = False
+
+
+def run(
+    config: RecipeConfig, folder: Path, *, minutes: float, device: torch.device, workers: int, resume: bool = False
+) -> dict[str, dict[str, float]]:
+    """Train all phases within a time limit and export the model to `folder/export`.
+
+    Args:
+        config: Shares of the phases, batch sizes, optimizers and data.
+        folder: Where checkpoints, logs and the export are written.
+        minutes: The training time of all phases together, over all calls. Filling the pool, measuring and saving
+            come on top: about two minutes on a GPU.
+        device: Where to train.
+        workers: Processes that composite pairs; 0 composites in this process.
+        resume: Whether to go on with the run in `folder`.
+
+    Returns:
+        The held-out numbers of each phase.
+
+    Raises:
+        CheckpointError: If `folder` holds a run and `resume` is false.
+    """
+    if not minutes > 0:
+        raise InputError(f"--minutes is {minutes:g}: use a number above 0.")
+    check_writable(folder)
+    if not resume:
+        check_absent(folder)
+    write_text(folder / "config.toml", configuration.to_toml(config))
+    with _started(config, folder, device, workers) as recipe:
+        results = {name: _phase(recipe, name, 60 * minutes * getattr(config.shares, name)) for name in PHASES}
+    _export(recipe)
+    return results
+
+
+@contextmanager
+def _started(config: RecipeConfig, folder: Path, device: torch.device, workers: int) -> Iterator[Recipe]:
+    """Load the world, start the workers, then touch the device: a forked process may not know CUDA."""
+    world = AssetLibrary.load(config.data)
+    sizes = config.cuda if device.type == "cuda" else config.cpu
+    sampler = PairSampler(world, config.synthetic, batch_size=sizes.worker_batch, seed=config.seed)
+    _keep_start(config, world, sampler, folder / START)
+    model = assemble(read_parts(folder / START), folder / START)
+    packer = packer_of(model, config.synthetic.size, config.representation.max_caption_tokens)
+    plain = held_out.held_out_config(config.synthetic, world)
+    held = packer(PairSampler(world, plain, batch_size=config.held_out, seed=config.seed + 1)(0))
+    feeder = Feeder(sampler, packer, workers=workers, slots=sizes.slots, first=_steps_taken(folder))
+    try:
+        if device.type == "cuda":
+            feeder.pin()
+        pool = Pool(sizes.pool, device)
+        rows = {name: value.to(device) for name, value in held.items()}
+        yield Recipe(config, folder, device, Source(feeder, pool, sizes), rows)
+    finally:
+        feeder.close()
+
+
+def _keep_start(config: RecipeConfig, world: AssetLibrary, sampler: PairSampler, folder: Path) -> None:
+    if folder.is_dir():
+        return
+    references = [sampler(index)["reference"] for index in range(-(-CALIBRATION // sampler.batch_size))]
+    model = phases.new_model(config, tokenizer_corpus(world), torch.cat(references)[:CALIBRATION])
+    with atomic_dir(folder) as partial:
+        save_model(model, partial)
+
+
+def _steps_taken(folder: Path) -> int:
+    """A number that grows with a run, so that a resumed one composites other pairs."""
+    return sum(checkpointing.step_of(path) for name in PHASES
+               for path in checkpointing.complete(folder / name / "checkpoints"))  # fmt: skip
+
+
+def _phase(recipe: Recipe, name: str, seconds: float) -> dict[str, float]:
+    """Train one phase, measure it and export it; a phase that has an export is over."""
+    folder = recipe.folder / name
+    if (folder / EXPORT).is_dir():
+        return dict(json.loads((folder / EXPORT / METRICS).read_text(encoding="utf-8")))
+    recipe.source.feeder.fill(recipe.source.pool, recipe.source.sizes.fill)
+    plan = PLANS[name](recipe)
+    loop = PhaseLoop(plan.objective, plan.next_rows, _loop_config(recipe, name), _settings(recipe, plan), folder)
+    loop.resume()
+    print(f"{name}: {seconds / 60:.1f} minutes", flush=True)
+    loop.run(seconds)
+    with loop.ema.swapped(), atomic_dir(folder / EXPORT) as partial:
+        plan.objective.eval()
+        plan.objective.export(partial)
+        metrics = plan.metrics()
+        write_text(partial / METRICS, json.dumps(metrics, indent=1))
+    recipe.source.pool.derive(None)
+    print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()), flush=True)
+    return metrics
+
+
+def _loop_config(recipe: Recipe, name: str) -> PhaseConfig:
+    found: PhaseConfig = getattr(recipe.config.phases, name)
+    return found
+
+
+def _settings(recipe: Recipe, plan: Plan) -> Settings:
+    config = recipe.config
+    return Settings(
+        recipe.device,
+        seed=config.seed,
+        lr_scale=recipe.source.sizes.lr_scale,
+        log_every=config.log_every,
+        save_minutes=config.save_minutes,
+        cuda_graphs=plan.graph and config.cuda_graphs,
+    )
+
+
+def _autoencoder(recipe: Recipe) -> Plan:
+    return _autoencoder_plan(recipe, "autoencoder")
+
+
+def _decoder(recipe: Recipe) -> Plan:
+    return _autoencoder_plan(recipe, "decoder")
+
+
+def _autoencoder_plan(recipe: Recipe, name: str) -> Plan:
+    objective = phases.autoencoder(recipe.folders(name), getattr(recipe.config, name))
+    return Plan(
+        objective,
+        phases.autoencoder_rows(recipe.source),
+        lambda: held_out.autoencoder_metrics(objective.vae, recipe.held),
+    )
+
+
+def _representation(recipe: Recipe) -> Plan:
+    objective = phases.representation(recipe.folders("representation"), recipe.config)
+    return Plan(
+        objective,
+        phases.representation_rows(recipe.source),
+        lambda: held_out.representation_metrics(objective, recipe.held),
+    )
+
+
+def _subject(recipe: Recipe) -> Plan:
+    objective = phases.subject(recipe.folders("subject"), recipe.config).to(recipe.device)
+    recipe.source.pool.derive(lambda rows: phases.latent_columns(objective, rows))
+    return Plan(
+        objective,
+        phases.subject_rows(recipe.source, objective, recipe.config),
+        lambda: held_out.subject_metrics(objective, recipe.held),
+        graph=True,
+    )
+
+
+PLANS: Mapping[str, Callable[[Recipe], Plan]] = {
+    "autoencoder": _autoencoder,
+    "decoder": _decoder,
+    "representation": _representation,
+    "subject": _subject,
+}
+
+
+def _export(recipe: Recipe) -> None:
+    """Write the trained model in half precision, as it is shipped."""
+    found: Any = assemble(read_parts(recipe.folder / "subject" / EXPORT), recipe.folder / "subject" / EXPORT)
+    with atomic_dir(recipe.folder / EXPORT) as partial:
+        save_model(found, partial, dtype=torch.float16)

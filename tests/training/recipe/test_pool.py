@@ -1,0 +1,96 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from blip_diffusion.data.batches import SubjectBatch
+from blip_diffusion.data.synthetic.pair_sampler import PairSampler
+from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
+from blip_diffusion.data.synthetic.tokenizers import category_tokenizer, prompt_tokenizer, tokenizer_corpus
+from blip_diffusion.errors import BlipDiffusionError
+from blip_diffusion.training.recipe import pool as pools
+from blip_diffusion.training.recipe.packing import Packer, to_bytes
+from blip_diffusion.training.recipe.pool import Feeder, Pool
+
+from ...data.synthetic.synthetic_world import make_world
+
+WORLD = make_world()
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def sampler() -> PairSampler:
+    return PairSampler(WORLD, SyntheticConfig(size=32, object_crop_size=16), batch_size=4, seed=3)
+
+
+@pytest.fixture(scope="module")
+def packer() -> Packer:
+    corpus = tokenizer_corpus(WORLD)
+    return Packer(prompt_tokenizer(corpus, 1024, 32), category_tokenizer(corpus, 1024), 28, 24, 8)
+
+
+@pytest.fixture
+def feeder(sampler: PairSampler, packer: Packer) -> Iterator[Feeder]:
+    started = Feeder(sampler, packer, workers=2, slots=3)
+    yield started
+    started.close()
+
+
+def test_rows_say_what_a_batch_shows(sampler: PairSampler, packer: Packer) -> None:
+    batch = sampler(0)
+    rows = packer(batch)
+    assert {len(value) for value in rows.values()} == {4}
+    assert rows["reference"].dtype == torch.uint8 and rows["mask"].shape == (4, 1, 8, 8)
+    assert (rows["reference"].float() / 255 - batch["reference"]).abs().max() <= 0.5 / 255 + 1e-6
+    read = packer.tokenizer.decode(rows["prompt"][0], skip_special_tokens=True)
+    assert read.split() == f"a {batch['category'][0]} {batch['prompt'][0]}".split()
+    assert (rows["frames"][:, batch["frames"].shape[1] :] == 0).all()
+
+
+def test_the_pool_gives_what_the_workers_composited(feeder: Feeder, sampler: PairSampler, packer: Packer) -> None:
+    pool = Pool(16, CPU)
+    feeder.fill(pool, 16)
+    expected = [packer(sampler(index)) for index in range(12)]  # one worker may be ahead of the other
+    for start in range(0, 16, 4):
+        found = pool.take(torch.arange(start, start + 4), list(expected[0]))
+        assert any(all(torch.equal(found[name], rows[name]) for name in rows) for rows in expected)
+
+
+def test_without_workers_batches_come_in_order(sampler: PairSampler, packer: Packer) -> None:
+    pool, own = Pool(8, CPU), Feeder(sampler, packer, workers=0, slots=1, first=5)
+    own.fill(pool, 8)
+    own.drain(pool)
+    newest, older = (pool.rows["target"][:4], pool.rows["target"][4:])
+    assert torch.equal(newest, to_bytes(sampler(7)["target"])) and torch.equal(older, to_bytes(sampler(6)["target"]))
+
+
+def test_the_ring_wraps_within_a_batch_and_keeps_derived_columns() -> None:
+    pool = Pool(5, CPU)
+    pool.add({"x": torch.arange(3)})
+    pool.derive(lambda rows: {"double": 2 * rows["x"]})
+    pool.add({"x": torch.arange(3, 7)})
+    assert pool.count == 5 and pool.rows["x"].tolist() == [5, 6, 2, 3, 4]
+    assert pool.rows["double"].tolist() == [10, 12, 4, 6, 8]
+    assert set(pool.sample(100, torch.Generator().manual_seed(0)).tolist()) == set(range(5))
+
+
+def test_a_dead_worker_is_an_error(packer: Packer, sampler: PairSampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(index: int) -> SubjectBatch:
+        if index:
+            raise SystemExit(1)
+        return sampler(index)
+
+    monkeypatch.setattr(pools, "PATIENCE", 0.05)
+    own = Feeder(broken, packer, workers=1, slots=2)
+    try:
+        with pytest.raises(BlipDiffusionError, match="worker process"):
+            own.fill(Pool(16, CPU), 16)
+    finally:
+        own.close()
+
+
+def test_shared_memory_has_no_file(tmp_path: Path) -> None:
+    shared = pools._shared((2, 3), torch.int32)
+    shared[1] = 7
+    assert shared.sum() == 21 and not list(tmp_path.iterdir())

@@ -1,0 +1,87 @@
+"""All phases in seconds, on the shapes `tiny-placed`."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from blip_diffusion.cli.main import main
+from blip_diffusion.errors import CheckpointError, ConfigError, InputError
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
+from blip_diffusion.training.recipe.config import RecipeConfig, SharesConfig, read_recipe
+from blip_diffusion.training.recipe.run import PHASES, run
+
+ROOT = Path(__file__).parents[3]
+WORLD = ROOT / "tests" / "fixtures" / "world.zip"
+SMALL = [
+    'preset="tiny-placed"', f'data="{WORLD}"', "synthetic.size=32", "synthetic.object_crop_size=16", "held_out=4",
+    "log_every=5", "cpu.pool=48", "cpu.fill=16", "cpu.worker_batch=8", "autoencoder.crop=16", "decoder.crop=16",
+]  # fmt: skip
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a second of training."""
+    out = tmp_path_factory.mktemp("runs") / "mini"
+    flags = [word for value in SMALL for word in ("--set", value)]
+    assert (
+        main(["train-mini", "--out", str(out), "--minutes", "0.02", "--device", "cpu", "--workers", "0", *flags]) == 0
+    )
+    return out
+
+
+def test_every_phase_is_measured_and_logged(folder: Path) -> None:
+    metrics = {name: json.loads((folder / name / "export/metrics.json").read_text()) for name in PHASES}
+    assert list(metrics["subject"]) == ["x0_error_t999", "x0_error_t800", "x0_error_t600", "x0_error_t300"]
+    assert all(torch.tensor(value).isfinite() for table in metrics.values() for value in table.values())
+    assert 0 < metrics["representation"]["reconstruction_l1"] < 1
+    assert (folder / "subject/log.jsonl").is_file()
+
+
+def test_the_pipeline_loads_the_export(folder: Path, dog: Image.Image) -> None:
+    pipe = BlipDiffusionPipeline.from_pretrained(folder / "export")
+    pipe.set_progress_bar_config(disable=True)
+    pictures = pipe("on the beach", dog, "dog", num_inference_steps=2, generator=torch.Generator().manual_seed(0))
+    assert pictures.images[0].size == (32, 32)
+    index = json.loads((folder / "export/model_index.json").read_text())
+    assert (index["guidance_scale"], index["noise_scale"]) == (2.0, 0.85)
+    assert (folder / "export/subject_finder").is_dir()
+
+
+def test_a_run_goes_on_and_keeps_what_is_done(folder: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(folder, tmp_path / "mini")
+    shutil.rmtree(own / "subject/export")
+    shutil.rmtree(own / "export")
+    before = (own / "representation/export/qformer/model.safetensors").read_bytes()
+    step = next((own / "subject/checkpoints").iterdir()).name
+    config = read_recipe(None, SMALL)
+    with pytest.raises(CheckpointError, match="--resume"):
+        run(config, own, minutes=0.02, device=CPU, workers=0)
+    run(config, own, minutes=0.08, device=CPU, workers=0, resume=True)
+    assert (own / "representation/export/qformer/model.safetensors").read_bytes() == before
+    assert next((own / "subject/checkpoints").iterdir()).name > step and (own / "export/unet").is_dir()
+
+
+def test_the_recipe_of_the_repository_is_the_default() -> None:
+    assert read_recipe(ROOT / "configs/mini/recipe.toml") == RecipeConfig()
+
+
+def test_a_file_says_only_what_differs() -> None:
+    found = read_recipe(None, ["phases.subject.optim.lr=0.5", "cpu.pairs=2"])
+    plain = RecipeConfig()
+    optim = replace(plain.phases.subject.optim, lr=0.5)
+    subject = replace(plain.phases.subject, optim=optim)
+    assert found == replace(plain, phases=replace(plain.phases, subject=subject), cpu=replace(plain.cpu, pairs=2))
+
+
+def test_mistakes_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="sum is 1"):
+        SharesConfig(subject=0.5)
+    with pytest.raises(InputError, match="--minutes is 0"):
+        run(RecipeConfig(), tmp_path, minutes=0, device=CPU, workers=0)
+    assert main(["train-mini", "--workers", "-1"]) == 2
