@@ -77,7 +77,7 @@ def _describe_condition(report: Report) -> str:
         return f"{report.condition} is {article} {DESCRIPTIONS[report.condition]}"
     if report.condition == "tuned":
         steps = f"{s['tuning_steps']} steps" if s["tuning_steps"] else "as many steps as scored best"
-        return f"Few-shot tuning ({s['tuning_train']}, {steps}) on {s['reference']}"
+        return f"Few-shot tuning ({s['tuning_trainable']}, {steps}) on {s['reference']}"
     return f"Zero-shot from one reference: {s['reference']}"
 
 
