@@ -15,9 +15,6 @@ from typing import ClassVar
 class BlipDiffusionError(Exception):
     """A problem that the caller can correct; the message is one sentence that says how.
 
-    Args:
-        message: The sentence.
-
     Example:
         >>> try:
         ...     pipe("on the beach")
