@@ -20,10 +20,10 @@ from blip_diffusion.training.objectives.representation import Representation
 from blip_diffusion.training.objectives.subject import SubjectConfig
 from blip_diffusion.training.recipe.config import RecipeConfig, SizesConfig
 from blip_diffusion.training.recipe.cuda_graph import autocast
-from blip_diffusion.training.recipe.loop import NextRows
 from blip_diffusion.training.recipe.objectives import PackedAutoencoder, PackedRepresentation, PackedSubject
 from blip_diffusion.training.recipe.packing import Rows, to_pixels
 from blip_diffusion.training.recipe.pool import Feeder, Pool
+from blip_diffusion.training.recipe.timed_loop import NextRows
 
 AUTOENCODER_COLUMNS = ("target", "reference")
 REPRESENTATION_COLUMNS = (

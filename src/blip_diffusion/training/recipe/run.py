@@ -30,10 +30,10 @@ from blip_diffusion.training import checkpointing
 from blip_diffusion.training.objective import Objective
 from blip_diffusion.training.recipe import held_out, phases
 from blip_diffusion.training.recipe.config import PhaseConfig, RecipeConfig
-from blip_diffusion.training.recipe.loop import NextRows, PhaseLoop, Settings, check_absent
 from blip_diffusion.training.recipe.packing import Rows, packer_of
 from blip_diffusion.training.recipe.phases import Source
 from blip_diffusion.training.recipe.pool import Feeder, Pool
+from blip_diffusion.training.recipe.timed_loop import NextRows, PhaseLoop, Settings, check_absent
 
 START, EXPORT, METRICS = "start", "export", "metrics.json"
 PHASES = ("autoencoder", "decoder", "representation", "subject")

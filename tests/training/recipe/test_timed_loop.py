@@ -8,8 +8,8 @@ from blip_diffusion.errors import CheckpointError
 from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
 from blip_diffusion.training.optim import OptimConfig, learning_rate_by_time
 from blip_diffusion.training.recipe.config import PhaseConfig
-from blip_diffusion.training.recipe.loop import PhaseLoop, Settings, check_absent
 from blip_diffusion.training.recipe.packing import Rows
+from blip_diffusion.training.recipe.timed_loop import PhaseLoop, Settings, check_absent
 from blip_diffusion.training.trainer import DivergedError
 
 SETTINGS = Settings(torch.device("cpu"), log_every=10)
