@@ -119,8 +119,13 @@ def config_page() -> str:
         "`--set table.key=value` changes one value. `none` stands for no value. An unknown key is an error.\n"
     )
     training = list(sections_of("RunConfig", "", tables))
+    recipe = list(sections_of("RecipeConfig", "", tables))
     tuning = list(sections_of("TuneConfig", "", tables))
-    parts = ["## Training: the TOML file of `train`\n", *training, "## Personalization: `TuneConfig`\n", *tuning]
+    parts = [
+        *("## Training: the TOML file of `train`\n", *training),
+        *("## Training mini: the TOML file of `train-mini`\n", *recipe),
+        *("## Personalization: `TuneConfig`\n", *tuning),
+    ]
     return "\n".join([intro, *parts])
 
 
