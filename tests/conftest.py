@@ -109,23 +109,3 @@ def tiny_model(world: AssetLibrary, batch: SubjectBatch) -> BlipDiffusion:
                 if parameter.ndim > 1:
                     parameter.mul_(5)
     return model.eval()
-
-
-NOT_YET_RENAMED = (
-    "training/test_pretrain.py",
-    "training/test_initialization.py::test_shapes_fit_each_other",
-    "training/test_initialization.py::test_mini_is_small",
-    "parity/test_controlnet.py::test_what_the_net_looks_at",
-    "cli/test_evaluate.py::test_tuned_subjects_are_tuned_once",
-    "test_docs.py::test_keys_of_overrides_exist[docs/guides/train-mini.md]",
-    "test_docs.py::test_examples_run[docs/guides/personalize.md]",
-    "personalization_speed/test_compare.py::test_half_a_curve_is_not_kept",
-)
-"""Tests that still use names or shapes of version 0.4. Update them, then remove them here."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests that have not followed the renames yet."""
-    for item in items:
-        if any(name in item.nodeid for name in NOT_YET_RENAMED):
-            item.add_marker(pytest.mark.skip(reason="not updated to the names of version 0.5 yet"))

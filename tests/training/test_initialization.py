@@ -15,11 +15,13 @@ from blip_diffusion.images import normalise
 from blip_diffusion.model import InferenceConfig, build_subject_encoder, build_text_encoder
 from blip_diffusion.modules.heads import ReconstructionHead
 from blip_diffusion.modules.image_encoder import EfficientNetTower
+from blip_diffusion.modules.placed_unet import CODE_WIDTH, PlacedUNet2DConditionModel
 from blip_diffusion.training.initialization import (
     InitConfig,
     init_heads,
     init_model,
     init_vae,
+    is_placed,
     load_parts,
     noising_from,
     zero_snr_scheduler,
@@ -153,16 +155,18 @@ def test_shapes_fit_each_other(name: str) -> None:
         encoder = build_subject_encoder(shape)
         build_text_encoder(shape.text_encoder)
     assert encoder.image_encoder.width == shape.qformer.vision_width
-    assert shape.qformer.width == shape.text_encoder.width == shape.unet["cross_attention_dim"]
+    assert shape.qformer.width == shape.text_encoder.width
+    place = CODE_WIDTH if is_placed(shape) else 0
+    assert shape.text_encoder.width + place == shape.unet["cross_attention_dim"]
     assert shape.qformer.queries + 8 <= shape.text_encoder.positions
 
 
 def test_mini_is_small() -> None:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderKL
 
     with torch.device("meta"):
         parts = [build_subject_encoder(MINI), build_text_encoder(MINI.text_encoder)]
-        parts += [UNet2DConditionModel(**MINI.unet), AutoencoderKL(**MINI.vae)]
+        parts += [PlacedUNet2DConditionModel(**MINI.unet), AutoencoderKL(**MINI.vae)]
     numbers = sum(tensor.numel() for part in parts for tensor in part.state_dict().values())
     assert 2 * numbers <= 64 * 2**20  # bytes in half precision
     assert MINI.unet["in_channels"] == MINI.vae["latent_channels"]

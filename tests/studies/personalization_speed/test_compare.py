@@ -216,7 +216,7 @@ def test_half_a_curve_is_not_kept(
 ) -> None:
     """A signal ends the loop in good order; the comparison ends too, and measures that curve again."""
     ended = Result(1, 1, 1.0, {}, "signal")
-    monkeypatch.setattr(command, "run", lambda lesson, folder, hook: folder.mkdir(parents=True) or ended)
+    monkeypatch.setattr(command, "run_job", lambda lesson, folder, hook: folder.mkdir(parents=True) or ended)
     lesson: Any = None
     with pytest.raises(KeyboardInterrupt):
         command._quiet_run(lesson, tmp_path / "run", lambda context: None)
