@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -40,15 +41,17 @@ WORN = {
 BESIDE = ("next to a", "beside a", "with a ball", "with a balloon", "holding a balloon", "with an umbrella")
 """How phrases begin by which something stands at the subject's right."""
 
-SIDE = {"": 0.65, "small": 0.29, "big": 0.94}
-"""The subject's longest side by the words for its size."""
-MOVED_SIDE = 0.40
-"""The same where a word moves the subject."""
+SIDES = {"": (0.55, 0.75), "small": (0.24, 0.34), "big": (0.88, 1.0)}
+"""Range of the subject's longest side in training, by the words for its size."""
+MOVED_SIDES = (0.34, 0.46)
+"""The same where a word moves the subject: smaller, so that the move shows."""
+SIDE = {size: (low + high) / 2 for size, (low, high) in SIDES.items()}
+MOVED_SIDE = sum(MOVED_SIDES) / 2
 CENTRE = {"left": 0.25, "right": 0.75, "top": 0.27, "bottom": 0.74}
 PITCH = {2: 0.46, 3: 0.31}
 """Distance between the centres of copies."""
-GROUND = 0.82
-"""Where a subject stands that would else hang in the air."""
+USUAL_HORIZON = 0.7
+"""Where ground begins if nothing tells."""
 _NO_GROUND = ("background", "gradient", "underwater", "in the sky", "in space", "clouds")
 
 
@@ -105,21 +108,21 @@ def default_boxes(prompt: str, aspect: float = 1.0) -> list[Box]:
         [Box(left=0.175, top=0.175, right=0.825, bottom=0.825)]
     """
     words = prompt.lower()
-    floor = None if any(word in words for word in _NO_GROUND) else GROUND
+    floor = None if any(word in words for word in _NO_GROUND) else ground_below(USUAL_HORIZON)
     count = next((n for n, phrases in COUNTS.items() if _says(words, phrases)), 1)
     if count > 1:
         return _row_of_copies(count, aspect, floor)
     if any(_says(words, phrases) for phrases in WORN.values()):
-        return [_box(0.5, _standing(0.56, 0.55, aspect, floor), 0.55, aspect)]
+        return [_box(0.5, stand_on(floor, 0.56, _extent(0.55, aspect)[1]), 0.55, aspect)]
     if any(phrase in words for phrase in BESIDE):
-        return [_box(0.34, _standing(0.5, 0.55, aspect, floor), 0.55, aspect)]
+        return [_box(0.34, stand_on(floor, 0.5, _extent(0.55, aspect)[1]), 0.55, aspect)]
     return [_placed_by_words(words, aspect, floor)]
 
 
 def _row_of_copies(count: int, aspect: float, floor: float | None) -> list[Box]:
     pitch = PITCH[count]
     side = min((pitch - 0.04) * max(aspect, 1) / aspect, 0.55) * 0.96
-    y, first = _standing(0.5, side, aspect, floor), 0.5 - pitch * (count - 1) / 2
+    y, first = stand_on(floor, 0.5, _extent(side, aspect)[1]), 0.5 - pitch * (count - 1) / 2
     return [_box(first + pitch * i, y, side, aspect) for i in range(count)]
 
 
@@ -130,9 +133,9 @@ def _placed_by_words(words: str, aspect: float, floor: float | None) -> Box:
     side = MOVED_SIDE if moved and not size else SIDE[size]
     x = next((CENTRE[place] for place in places if place in ("left", "right")), 0.5)
     vertical = [CENTRE[place] for place in places if place in ("top", "bottom")]
-    y = vertical[0] if vertical else _standing(0.5, side, aspect, floor)
     width, height = _extent(side, aspect)
-    return _box(_inside(x, width), _inside(y, height), side, aspect)
+    y = vertical[0] if vertical else stand_on(floor, 0.5, height)
+    return _box(keep_inside(x, width), keep_inside(y, height), side, aspect)
 
 
 def _spoken(words: str, table: Mapping[str, Sequence[str]]) -> str:
@@ -145,12 +148,18 @@ def _says(words: str, phrases: Sequence[str]) -> bool:
     return any(re.search(rf"\b{re.escape(phrase)}\b", words) for phrase in phrases)
 
 
-def _standing(y: float, side: float, aspect: float, floor: float | None) -> float:
-    height = _extent(side, aspect)[1]
-    return y if floor is None else max(min(y, 0.97 - height / 2), floor - height / 2)
+def ground_below(horizon: float) -> float:
+    """Return how far down a subject stands on the ground that begins at a horizon."""
+    return min(horizon + 0.12, 0.94)
 
 
-def _inside(centre: float, extent: float) -> float:
+def stand_on(ground: float | None, y: float, height: float) -> float:
+    """Move a centre down until the lower edge of an extent stands on the ground, if there is any."""
+    return y if ground is None else max(min(y, 0.97 - height / 2), ground - height / 2)
+
+
+def keep_inside(centre: float, extent: float) -> float:
+    """Move a centre so that an extent lies within the frame, as far as it fits."""
     margin = min(extent / 2 + 0.01, 0.5)
     return min(max(centre, margin), 1 - margin)
 
@@ -247,16 +256,4 @@ def crop_to_subject(image: Image.Image, box: Box, size: int, *, fill: float = FI
 
 
 def _repeat_edges(image: Image.Image, left: int, top: int, right: int, bottom: int) -> Image.Image:
-    if not any((left, top, right, bottom)):
-        return image
-    width, height = image.size
-    grown = Image.new(image.mode, (width + left + right, height + top + bottom))
-    grown.paste(image, (left, top))
-    edges = ((0, left, 0), (left + width, right, width - 1))
-    for x, wide, source in edges:
-        if wide:
-            grown.paste(image.crop((source, 0, source + 1, height)).resize((wide, height)), (x, top))
-    for y, high, source in ((0, top, top), (top + height, bottom, top + height - 1)):
-        if high:
-            grown.paste(grown.crop((0, source, grown.width, source + 1)).resize((grown.width, high)), (0, y))
-    return grown
+    return Image.fromarray(np.pad(np.asarray(image), ((top, bottom), (left, right), (0, 0)), mode="edge"))

@@ -23,7 +23,7 @@ from blip_diffusion.framing import default_boxes, frames_of
 from blip_diffusion.images import ResizeMode, preprocess
 from blip_diffusion.modules.heads import SubjectFinder
 from blip_diffusion.modules.image_encoder import ImageEncoder, ImageEncoderConfig
-from blip_diffusion.modules.placed_unet import CODE_WIDTH, PLACED, token_codes
+from blip_diffusion.modules.placed_unet import CODE_WIDTH, append_codes, is_placed, token_codes
 from blip_diffusion.modules.projection import SubjectProjection
 from blip_diffusion.modules.qformer import AttentionPattern, QFormer, QFormerConfig
 from blip_diffusion.modules.text_encoder import SubjectTextEncoder
@@ -168,7 +168,7 @@ class BlipDiffusion(nn.Module):
     @property
     def place_width(self) -> int:
         """Width of the code of a place in which text states end: 0 where cross-attention adds no places."""
-        return CODE_WIDTH if self.unet.config.get("encoder_hid_dim_type") == PLACED else 0
+        return CODE_WIDTH if is_placed(self.unet.config) else 0
 
     def text_states(
         self,
@@ -206,8 +206,7 @@ class BlipDiffusion(nn.Module):
             return F.pad(states, (0, self.place_width))
         if frames is None:
             frames = frames_of([default_boxes("")]).expand(len(states), -1, -1)
-        codes = token_codes(frames.to(states.device), tokens, self.place_width).to(states.dtype)
-        return torch.cat([states, F.pad(codes, (0, 0, at, states.shape[1] - at - tokens))], dim=-1)
+        return append_codes(states, token_codes(frames.to(states.device), tokens, self.place_width), at)
 
     def denoiser(self, text: Tensor) -> Denoiser:
         """(B, L, D) to a denoiser of B images."""

@@ -42,24 +42,25 @@ def square_reference(
     mode, size = mode or model.reference.resize_mode, size or model.reference.size
     if mode != "subject":
         return SquareReference(fit_square(as_rgb(image), size, mode))
-    box = find_subject(model, image)
+    upright = as_rgb(image)
+    box = find_subject(model, image, upright)
     if box is None:
         warnings.warn("No subject was found in the reference: its centre is used.", stacklevel=2)
-        return SquareReference(fit_square(as_rgb(image), size, "crop"))
-    upright = as_rgb(image)
+        return SquareReference(fit_square(upright, size, "crop"))
     aspect = box.width * upright.width / (box.height * upright.height)
     return SquareReference(crop_to_subject(upright, box, size, fill=fill), aspect)
 
 
-def find_subject(model: BlipDiffusion, image: Image.Image) -> Box | None:
+def find_subject(model: BlipDiffusion, image: Image.Image, upright: Image.Image | None = None) -> Box | None:
     """Return the box of the subject of an image, in shares of its sides; `None` where none is found.
 
     By the image's transparency, else by what differs from a border of one colour, else by the model's subject finder.
+    `upright` is the image as upright RGB, where that is at hand.
     """
     alpha = alpha_of(image)
     if alpha is not None:
         return box_of_mask(to_tensor([alpha.convert("RGB")])[0, 0], threshold=0.1)
-    upright = as_rgb(image)
+    upright = upright or as_rgb(image)
     small = upright.copy()
     small.thumbnail((256, 256))
     return box_before_plain_border(to_tensor([small])[0]) or _predicted_box(model, upright)

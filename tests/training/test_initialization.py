@@ -15,13 +15,12 @@ from blip_diffusion.images import normalise
 from blip_diffusion.model import InferenceConfig, build_subject_encoder, build_text_encoder
 from blip_diffusion.modules.heads import ReconstructionHead
 from blip_diffusion.modules.image_encoder import EfficientNetTower
-from blip_diffusion.modules.placed_unet import CODE_WIDTH, PlacedUNet2DConditionModel
+from blip_diffusion.modules.placed_unet import CODE_WIDTH, PlacedUNet2DConditionModel, is_placed
 from blip_diffusion.training.initialization import (
     InitConfig,
     init_heads,
     init_model,
     init_vae,
-    is_placed,
     load_parts,
     noising_from,
     zero_snr_scheduler,
@@ -156,7 +155,7 @@ def test_shapes_fit_each_other(name: str) -> None:
         build_text_encoder(shape.text_encoder)
     assert encoder.image_encoder.width == shape.qformer.vision_width
     assert shape.qformer.width == shape.text_encoder.width
-    place = CODE_WIDTH if is_placed(shape) else 0
+    place = CODE_WIDTH if is_placed(shape.unet) else 0
     assert shape.text_encoder.width + place == shape.unet["cross_attention_dim"]
     assert shape.qformer.queries + 8 <= shape.text_encoder.positions
 

@@ -40,7 +40,7 @@ from blip_diffusion.model import (
 )
 from blip_diffusion.modules.heads import SubjectFinder, SubjectFinderConfig
 from blip_diffusion.modules.image_encoder import ImageEncoderConfig
-from blip_diffusion.modules.placed_unet import PLACED, PlacedUNet2DConditionModel
+from blip_diffusion.modules.placed_unet import PlacedUNet2DConditionModel, is_placed
 from blip_diffusion.modules.qformer import QFormerConfig
 from blip_diffusion.modules.text_encoder import SubjectTextEncoder
 from blip_diffusion.nn_utils import base_state
@@ -174,7 +174,7 @@ def build_diffusers(
 ) -> Any:
     """Build the U-Net, VAE or ControlNet from a configuration and weights."""
     with config_errors(f"the {name}"), meta_init():
-        placed = name == "unet" and table.get("encoder_hid_dim_type") == PLACED
+        placed = name == "unet" and is_placed(table)
         part = (PlacedUNet2DConditionModel if placed else getattr(diffusers, DIFFUSERS[name])).from_config(dict(table))
     return load_into(part, state, where=f"the {name}", dtype=dtype)
 

@@ -8,6 +8,7 @@ first step on, and the subject goes wherever its tokens' places are put. Ours, n
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -54,6 +55,17 @@ def token_codes(frames: Tensor, tokens: int, width: int = CODE_WIDTH) -> Tensor:
     places = frames[:, :, None, :2] + frames[:, :, None, 2:] * cells  # (B, K, Q, 2)
     there = (frames[:, :, None, 2:3] != 0).float()
     return (place_code(places, width) * there).sum(dim=1)
+
+
+def append_codes(states: Tensor, codes: Tensor, at: int) -> Tensor:
+    """Append codes (B, Q, P) to the Q text states from `at` on and zeros to the others: (B, L, D + P)."""
+    padded = F.pad(codes, (0, 0, at, states.shape[1] - at - codes.shape[1]))
+    return torch.cat([states, padded.to(states.dtype)], dim=-1)
+
+
+def is_placed(config: Mapping[str, Any]) -> bool:
+    """Return whether a U-Net's configuration is that of a `PlacedUNet2DConditionModel`."""
+    return config.get("encoder_hid_dim_type") == PLACED
 
 
 class PlacedAttention(nn.Module):

@@ -36,7 +36,7 @@ from blip_diffusion.modules.heads import (
 from blip_diffusion.modules.image_encoder import EfficientNetTower
 from blip_diffusion.modules.lpips import read_lpips
 from blip_diffusion.modules.perceptual_loss import PerceptualDistance
-from blip_diffusion.modules.placed_unet import PLACED, PlacedUNet2DConditionModel
+from blip_diffusion.modules.placed_unet import PlacedUNet2DConditionModel, is_placed
 from blip_diffusion.modules.qformer import QFormerConfig
 from blip_diffusion.training.objectives.autoencoder import init_near_linear
 from blip_diffusion.training.shapes import SHAPES
@@ -115,7 +115,7 @@ def _new_subject_encoder(shape: ModelConfig, pixels: torch.Tensor) -> SubjectEnc
     tower: EfficientNetTower = encoder.image_encoder.tower
     read_weights(lite0_weights(), tower.network)
     tower.calibrate(pixels)
-    if is_placed(shape):
+    if is_placed(shape.unet):
         encoder.qformer.init_query_grid(EfficientNetTower.places)
     return encoder
 
@@ -148,16 +148,11 @@ def init_model(parts: Parts, config: InitConfig, corpus: Sequence[str], pixels: 
 
 
 def _new_unet(shape: ModelConfig) -> Any:
-    if not is_placed(shape):
+    if not is_placed(shape.unet):
         return UNet2DConditionModel(**shape.unet)
     unet = PlacedUNet2DConditionModel(**shape.unet)
     unet.init_placed()
     return unet
-
-
-def is_placed(shape: ModelConfig) -> bool:
-    """Return whether the U-Net of a shape finds subject tokens by their places."""
-    return shape.unet.get("encoder_hid_dim_type") == PLACED
 
 
 def init_heads(

@@ -18,6 +18,7 @@ from blip_diffusion.devices import device_of
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.fileio import atomic_dir, check_writable
 from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.modules.placed_unet import is_placed
 from blip_diffusion.modules.qformer import QFormerConfig
 from blip_diffusion.training import checkpointing, initialization
 from blip_diffusion.training.config import TrainConfig
@@ -101,7 +102,7 @@ def representation(material: BuildContext) -> Objective:
     parts = initialization.load_parts(config.model)
     initialization.init_subject_encoder(parts, config.model, material.corpus, material.pixels)
     assert parts.subject_encoder is not None and parts.reference is not None
-    grid = initialization.is_placed(SHAPES[config.model.preset])
+    grid = is_placed(SHAPES[config.model.preset].unet)
     heads = _heads(config, parts.subject_encoder.qformer.config, grid=grid)
     return Representation(parts.subject_encoder, parts.qformer_tokenizer, parts.reference, heads, config.representation)
 

@@ -9,12 +9,19 @@ import torch
 from torch import Tensor
 
 from blip_diffusion.data.synthetic.prompt_templates import PromptSpec
-from blip_diffusion.framing import CENTRE, PITCH, WORN
+from blip_diffusion.framing import (
+    CENTRE,
+    MOVED_SIDES,
+    PITCH,
+    SIDES,
+    USUAL_HORIZON,
+    WORN,
+    ground_below,
+    keep_inside,
+    stand_on,
+)
 
-SIDES = {"": (0.55, 0.75), "small": (0.24, 0.34), "big": (0.88, 1.0)}  # longest side of a subject, in frames
-POSITION_SIDES = (0.34, 0.46)  # a subject that a word moves is smaller, so that the move shows
 _JITTER = 0.06
-_USUAL_HORIZON = 0.7
 _BOX_BITS = 64  # alpha from which a pixel belongs to the box
 
 
@@ -78,7 +85,7 @@ class Jitter:
 
     def horizon(self, seen: float | None) -> float | None:
         """Where a subject takes the horizon to be: an image's own is not in the words."""
-        return None if seen is None else seen + (1 - self.amount) * (_USUAL_HORIZON - seen)
+        return None if seen is None else seen + (1 - self.amount) * (USUAL_HORIZON - seen)
 
 
 def place(row: int, cutout: int, shape: CutoutGeometry, request: PromptSpec, horizon: float | None, chance: Jitter,
@@ -114,7 +121,7 @@ def place_anywhere(
     x, y = (rng.uniform(extent / 2, 1 - extent / 2) for extent in (width, height))
     stands = horizon is not None and rng.random() < 0.5
     if stands:
-        y = _inside(_standing(y, height, horizon), height)
+        y = keep_inside(_standing(y, height, horizon), height)
     return Placement(row, cutout, x, y, side, ground=stands)
 
 
@@ -130,7 +137,7 @@ def frame_of(placement: Placement, reference: Placement) -> tuple[float, float, 
 def _alone(row: int, cutout: int, shape: CutoutGeometry, request: PromptSpec, horizon: float | None,
            chance: Jitter) -> Placement:  # fmt: skip
     words = request.position.split()
-    low, high = POSITION_SIDES if words and words != ["centre"] and not request.size else SIDES[request.size]
+    low, high = MOVED_SIDES if words and words != ["centre"] and not request.size else SIDES[request.size]
     side = chance.between(low, high)
     width, height = _extent(shape, side)
     x = y = 0.5
@@ -143,7 +150,7 @@ def _alone(row: int, cutout: int, shape: CutoutGeometry, request: PromptSpec, ho
     x, y = x + chance.about(jitter), y + chance.about(jitter)
     floats = "top" in words or "bottom" in words
     y = y if floats else _standing(y, height, horizon)
-    x, y = _inside(x, width), _inside(y, height)
+    x, y = keep_inside(x, width), keep_inside(y, height)
     return Placement(row, cutout, x, y, side, ground=horizon is not None and "top" not in words)
 
 
@@ -165,7 +172,7 @@ def _beside(row: int, cutout: int, shape: CutoutGeometry, accessory: str, horizo
     """A subject that leaves room for its accessory: above it, or at its right."""
     side = chance.between(0.5, 0.6)
     y = 0.56 if accessory in WORN else 0.5 + chance.about(_JITTER)
-    y = _inside(_standing(y, _extent(shape, side)[1], horizon), _extent(shape, side)[1])
+    y = keep_inside(_standing(y, _extent(shape, side)[1], horizon), _extent(shape, side)[1])
     x = 0.5 if accessory in WORN else 0.34
     return Placement(row, cutout, x + chance.about(0.03), y, side, ground=horizon is not None)
 
@@ -193,17 +200,7 @@ def _extent(shape: CutoutGeometry, side: float) -> tuple[float, float]:
 
 
 def _standing(y: float, height: float, horizon: float | None) -> float:
-    """Moves a centre down until the lower edge stands on the ground, if there is any."""
-    if horizon is None:
-        return y
-    ground = min(horizon + 0.12, 0.94)
-    return max(min(y, 0.97 - height / 2), ground - height / 2)
-
-
-def _inside(centre: float, extent: float) -> float:
-    """Keeps an extent within the frame, as far as it fits."""
-    margin = min(extent / 2 + 0.01, 0.5)
-    return min(max(centre, margin), 1 - margin)
+    return stand_on(None if horizon is None else ground_below(horizon), y, height)
 
 
 def _measure(pixels: Tensor) -> Tensor:

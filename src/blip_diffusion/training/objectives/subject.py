@@ -104,16 +104,7 @@ class SubjectRepresentation(Objective):
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """All that is not frozen."""
-        encoder = self.model.subject_encoder
-        reading = [*encoder.image_encoder.norm.parameters(), *encoder.qformer.parameters()]
-        reading += encoder.projection.parameters()
-        if self.reconstruction is not None:
-            reading += self.reconstruction.parameters()
-        return [
-            ParameterGroup("unet", list(self.model.unet.parameters()), self.config.unet_lr_scale),
-            ParameterGroup("text", list(self.model.text_encoder.parameters()), self.config.text_lr_scale),
-            ParameterGroup("qformer", reading, self.config.qformer_lr_scale),
-        ]
+        return subject_parameter_groups(self.model, self.reconstruction, self.config)
 
     def sample_images(self, batch: SubjectBatch) -> list[Tensor]:
         """Return references, reconstructions, targets and samples, all from the same noise."""
@@ -124,9 +115,30 @@ class SubjectRepresentation(Objective):
 
     def export(self, folder: Path) -> None:
         """Write the model, and the reconstruction head beside it."""
-        save_model(self.model, folder)
-        if self.reconstruction is not None:
-            save_heads({"reconstruction": self.reconstruction}, folder)
+        export_subject_model(self.model, self.reconstruction, folder)
+
+
+def subject_parameter_groups(
+    model: BlipDiffusion, reconstruction: nn.Module | None, config: SubjectConfig
+) -> list[ParameterGroup]:
+    """Return all that stage 2 trains: U-Net, text encoder, and the Q-Former with what surrounds it."""
+    encoder = model.subject_encoder
+    reading = [*encoder.image_encoder.norm.parameters(), *encoder.qformer.parameters()]
+    reading += encoder.projection.parameters()
+    if reconstruction is not None:
+        reading += reconstruction.parameters()
+    return [
+        ParameterGroup("unet", list(model.unet.parameters()), config.unet_lr_scale),
+        ParameterGroup("text", list(model.text_encoder.parameters()), config.text_lr_scale),
+        ParameterGroup("qformer", reading, config.qformer_lr_scale),
+    ]
+
+
+def export_subject_model(model: BlipDiffusion, reconstruction: nn.Module | None, folder: Path) -> None:
+    """Write the model, and the reconstruction head beside it."""
+    save_model(model, folder)
+    if reconstruction is not None:
+        save_heads({"reconstruction": reconstruction}, folder)
 
 
 def subject_importance(alpha: Tensor, latents: Tensor, weight: float) -> Tensor:

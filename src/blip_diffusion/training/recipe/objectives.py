@@ -7,17 +7,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blip_diffusion.checkpoint.components import save_heads, save_subject_finder
-from blip_diffusion.checkpoint.model_folder import save_model
+from blip_diffusion.checkpoint.components import save_subject_finder
 from blip_diffusion.diffusion.forward_process import Noising, denoising_error
 from blip_diffusion.model import BlipDiffusion, ReferenceConfig
 from blip_diffusion.modules.heads import SubjectFinder, reconstruction_loss
-from blip_diffusion.modules.placed_unet import token_codes
+from blip_diffusion.modules.placed_unet import append_codes, token_codes
 from blip_diffusion.prompts import insert_position, prompt_ids
 from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
 from blip_diffusion.training.objectives.autoencoder import Autoencoder
 from blip_diffusion.training.objectives.representation import Representation
-from blip_diffusion.training.objectives.subject import SubjectConfig, subject_importance
+from blip_diffusion.training.objectives.subject import (
+    SubjectConfig,
+    export_subject_model,
+    subject_importance,
+    subject_parameter_groups,
+)
 from blip_diffusion.training.recipe.config import FinderConfig
 from blip_diffusion.training.recipe.packing import Rows, to_pixels, words_of
 
@@ -163,21 +167,12 @@ class PackedSubject(Objective):
         if not self.model.place_width:
             return states
         codes = token_codes(rows["frames"], count, self.model.place_width) * ~dropped
-        codes = F.pad(codes, (0, 0, at, states.shape[1] - at - count))
-        return torch.cat([states, codes.to(states.dtype)], dim=-1)
+        return append_codes(states, codes, at)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """All that is not frozen."""
-        encoder = self.model.subject_encoder
-        reading = [*encoder.image_encoder.norm.parameters(), *encoder.qformer.parameters()]
-        reading += [*encoder.projection.parameters(), *self.reconstruction.parameters()]
-        return [
-            ParameterGroup("unet", list(self.model.unet.parameters()), self.config.unet_lr_scale),
-            ParameterGroup("text", list(self.model.text_encoder.parameters()), self.config.text_lr_scale),
-            ParameterGroup("qformer", reading, self.config.qformer_lr_scale),
-        ]
+        return subject_parameter_groups(self.model, self.reconstruction, self.config)
 
     def export(self, folder: Path) -> None:
         """The whole model, and the reconstruction head beside it."""
-        save_model(self.model, folder)
-        save_heads({"reconstruction": self.reconstruction}, folder)
+        export_subject_model(self.model, self.reconstruction, folder)
