@@ -1,4 +1,4 @@
-"""The recipe from its configuration: world, pool, the four phases one after the other, and the exported model.
+"""The recipe from its configuration: world, pool, the five phases one after the other, and the exported model.
 
 runs/mini/
 ├── config.toml          the resolved configuration
@@ -7,7 +7,8 @@ runs/mini/
 ├── decoder/
 ├── representation/
 ├── subject/
-└── export/              the trained model
+├── consistency/
+└── export/              the trained model, with the LoRA of `consistency`
 """
 
 import json
@@ -15,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -36,7 +36,7 @@ from blip_diffusion.training.recipe.pool import Feeder, Pool
 from blip_diffusion.training.recipe.timed_loop import NextRows, PhaseLoop, Settings, check_absent
 
 START, EXPORT, METRICS = "start", "export", "metrics.json"
-PHASES = ("autoencoder", "decoder", "representation", "subject")
+PHASES = ("autoencoder", "decoder", "representation", "subject", "consistency")
 CALIBRATION = 64  # references
 
 
@@ -185,8 +185,9 @@ def _autoencoder_plan(recipe: Recipe, name: str) -> Plan:
     objective = phases.autoencoder(recipe.folders(name), getattr(recipe.config, name))
     return Plan(
         objective,
-        phases.autoencoder_rows(recipe.source),
+        phases.autoencoder_rows(recipe.source, objective),
         lambda: held_out.autoencoder_metrics(objective.vae, recipe.held),
+        graph=True,
     )
 
 
@@ -210,16 +211,28 @@ def _subject(recipe: Recipe) -> Plan:
     )
 
 
+def _consistency(recipe: Recipe) -> Plan:
+    objective = phases.consistency(recipe.folders("consistency"), recipe.config, recipe.device)
+    return Plan(
+        objective,
+        phases.consistency_rows(recipe.source, objective),
+        lambda: held_out.consistency_metrics(objective, recipe.held),
+        graph=True,
+    )
+
+
 PLANS: Mapping[str, Callable[[Recipe], Plan]] = {
     "autoencoder": _autoencoder,
     "decoder": _decoder,
     "representation": _representation,
     "subject": _subject,
+    "consistency": _consistency,
 }
 
 
 def _export(recipe: Recipe) -> None:
-    """Write the trained model in half precision, as it is shipped."""
-    found: Any = assemble(read_parts(recipe.folder / "subject" / EXPORT), recipe.folder / "subject" / EXPORT)
+    """Write the trained model with its LoRA in half precision, as it is shipped."""
+    trained = recipe.folder / PHASES[-1] / EXPORT
+    parts = read_parts(trained)
     with atomic_dir(recipe.folder / EXPORT) as partial:
-        save_model(found, partial, dtype=torch.float16)
+        save_model(assemble(parts, trained), partial, consistency_lora=parts.consistency_lora, dtype=torch.float16)
