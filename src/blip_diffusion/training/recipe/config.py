@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from blip_diffusion import config as configuration
 from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
@@ -15,6 +15,8 @@ from blip_diffusion.training.objectives.consistency import ConsistencyConfig
 from blip_diffusion.training.objectives.representation import RepresentationConfig
 from blip_diffusion.training.objectives.subject import SubjectConfig
 from blip_diffusion.training.optim import OptimConfig
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -205,8 +207,13 @@ class RecipeConfig:
 
 def read_recipe(path: Path | None, overrides: Sequence[str] = ()) -> RecipeConfig:
     """Return the recipe of a TOML file, which says only what differs from the defaults, under overrides `a.b=value`."""
-    defaults = tomllib.loads(configuration.to_toml(RecipeConfig()))
-    return configuration.build(RecipeConfig, _merged(defaults, configuration.read(path, overrides)))
+    return read_over(RecipeConfig(), path, overrides)
+
+
+def read_over(default: T, path: Path | None, overrides: Sequence[str] = ()) -> T:
+    """Return a configuration with what a TOML file and overrides `a.b=value` change, at any depth."""
+    table = tomllib.loads(configuration.to_toml(default))
+    return configuration.build(type(default), _merged(table, configuration.read(path, overrides)))
 
 
 def _merged(base: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:

@@ -138,21 +138,33 @@ def _steps_taken(folder: Path) -> int:
 def _phase(recipe: Recipe, name: str, seconds: float) -> dict[str, float]:
     """Train one phase, measure it and export it; a phase that has an export is over."""
     folder = recipe.folder / name
-    if (folder / EXPORT).is_dir():
-        return dict(json.loads((folder / EXPORT / METRICS).read_text(encoding="utf-8")))
+    if (done := metrics_of(folder)) is not None:
+        return done
     recipe.source.feeder.fill(recipe.source.pool, recipe.source.sizes.fill)
     plan = PLANS[name](recipe)
-    loop = PhaseLoop(plan.objective, plan.next_rows, _loop_config(recipe, name), _settings(recipe, plan), folder)
+    metrics = train_phase(plan, _loop_config(recipe, name), _settings(recipe, plan), folder, seconds)
+    recipe.source.pool.derive(None)
+    return metrics
+
+
+def metrics_of(folder: Path) -> dict[str, float] | None:
+    """Return the held-out numbers of a phase that has an export, `None` for one that isn't over."""
+    path = folder / EXPORT / METRICS
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def train_phase(plan: Plan, config: PhaseConfig, settings: Settings, folder: Path, seconds: float) -> dict[str, float]:
+    """Train a phase for some seconds, export its average to `folder/export` and return its held-out numbers."""
+    loop = PhaseLoop(plan.objective, plan.next_rows, config, settings, folder)
     loop.resume()
-    print(f"{name}: {seconds / 60:.1f} minutes", flush=True)
+    print(f"{folder.name}: {seconds / 60:.1f} minutes", flush=True)
     loop.run(seconds)
     with loop.ema.swapped(), atomic_dir(folder / EXPORT) as partial:
         plan.objective.eval()
         plan.objective.export(partial)
         metrics = plan.metrics()
         write_text(partial / METRICS, json.dumps(metrics, indent=1))
-    recipe.source.pool.derive(None)
-    print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()), flush=True)
+    print(f"{folder.name}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()), flush=True)
     return metrics
 
 
