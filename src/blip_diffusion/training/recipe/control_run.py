@@ -41,7 +41,7 @@ CPU = SizesConfig(pool=4096, fill=256, worker_batch=16, slots=8, pairs=4)
 
 def _loop() -> PhaseConfig:
     optim = OptimConfig(
-        lr=1e-3,
+        lr=2e-3,
         betas=(0.9, 0.99),
         weight_decay=0.01,
         warmup=50,
