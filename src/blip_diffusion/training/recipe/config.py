@@ -51,7 +51,16 @@ class SizesConfig:
     lr_scale: float = 1.0  # times every learning rate
 
     def __post_init__(self) -> None:
-        for name in ("fill", "worker_batch", "slots", "arrivals", "autoencoder", "representation", "pairs", "consistency"):
+        for name in (
+            "fill",
+            "worker_batch",
+            "slots",
+            "arrivals",
+            "autoencoder",
+            "representation",
+            "pairs",
+            "consistency",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: use 1 or more.")
         if self.pool < max(self.fill, self.worker_batch):

@@ -20,7 +20,7 @@ from blip_diffusion.training.objectives.autoencoder import AutoencoderConfig, ra
 from blip_diffusion.training.objectives.representation import Representation
 from blip_diffusion.training.objectives.subject import SubjectConfig
 from blip_diffusion.training.recipe.config import RecipeConfig, SizesConfig
-from blip_diffusion.training.recipe.cuda_graph import HalfNorms, autocast
+from blip_diffusion.training.recipe.cuda_graph import autocast
 from blip_diffusion.training.recipe.objectives import (
     PackedAutoencoder,
     PackedConsistency,
@@ -212,7 +212,7 @@ def random_rows(latents: Tensor, config: SubjectConfig, noising: Noising, rng: t
 def latent_columns(objective: PackedSubject, rows: Rows) -> Rows:
     """Return the latents of the targets at full and at half resolution."""
     pixels = to_pixels(rows["target"])
-    with autocast(pixels.device), HalfNorms():
+    with autocast(pixels.device):
         full = objective.model.latents.encode(pixels)
         low = objective.model.latents.encode(F.avg_pool2d(pixels, 2))
     return {FULL: full.to(torch.bfloat16), LOW: low.to(torch.bfloat16)}
