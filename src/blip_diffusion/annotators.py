@@ -27,7 +27,7 @@ TANGENT = 0.4142135623730950488  # of 22.5 degrees
 
 
 def annotate(image: Image.Image, kind: str) -> Image.Image:
-    """The control map of an image. Raises `InputError` for an unknown kind, or one that needs what isn't here."""
+    """Return the control map of an image. Raises `InputError` for an unknown or unavailable annotator."""
     image = images.as_rgb(image)
     if kind == "map":
         return image
@@ -97,7 +97,7 @@ def _is_ridge(strength: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
 
 
 def _connected(sure: Tensor, possible: Tensor) -> Tensor:
-    """What of `possible` (H, W) is joined to something sure, by eight neighbours."""
+    """Return what of `possible` (H, W) is connected to something sure, by eight neighbours."""
     while True:
         grown = (F.max_pool2d(sure[None].float(), 3, stride=1, padding=1)[0] > 0) & possible
         if torch.equal(grown, sure):

@@ -36,7 +36,7 @@ def controlled_denoiser(
     doubled: bool = False,
     counter: Iterator[int] | None = None,
 ) -> Denoiser:
-    """The U-Net with what ControlNets add to its skips and its middle; they look at the same text states (B, L, D).
+    """Return a denoiser of the U-Net with ControlNet residuals; all read the same text states (B, L, D).
 
     It is called once a step, in order; denoisers that take turns share a `counter`. With `guess` the nets speak softer
     the shallower their layer, and where the batch is `doubled` for guidance only in its second, conditional half: so
@@ -66,7 +66,7 @@ def controlled_denoiser(
 def _control(
     control: Control, latents: Tensor, timestep: Tensor, text: Tensor, *, guess: bool, halved: bool
 ) -> list[Tensor]:
-    """A net's additions to the U-Net's skips, and last to its middle. It may be in another precision."""
+    """Return a ControlNet's residuals for the U-Net's skips and, last, its middle."""
     dtype = latents.dtype
     if halved:
         latents, text = latents.chunk(2)[1], text.chunk(2)[1]
