@@ -24,7 +24,7 @@ KINDS = ("map", "canny", *LEARNED)
 
 
 def annotate(image: Image.Image, kind: str) -> Image.Image:
-    """The control map of an image. Raises `InputError` for an unknown kind, or one that needs what isn't here."""
+    """Return the control map of an image. Raises `InputError` for an unknown or unavailable annotator."""
     image = images.as_rgb(image)
     if kind == "map":
         return image

@@ -37,7 +37,7 @@ def controlled_denoiser(
     doubled: bool = False,
     counter: Iterator[int] | None = None,
 ) -> Denoiser:
-    """The U-Net with what ControlNets and T2I-Adapters add to it; ControlNets look at the same text states (B, L, D).
+    """Return a denoiser with what ControlNets, which read the same text states (B, L, D), and T2I-Adapters add.
 
     A ControlNet runs in each step and adds to the skips and the middle; an adapter has run once, whatever the noise and
     the prompt, and adds to the encoder's levels. The denoiser is called once a step, in order; denoisers that take
@@ -105,7 +105,7 @@ def _for_batch(feature: Tensor, latents: Tensor, *, halved: bool) -> Tensor:
 def _control(
     control: Control, latents: Tensor, timestep: Tensor, text: Tensor, *, guess: bool, halved: bool
 ) -> list[Tensor]:
-    """A net's additions to the U-Net's skips, and last to its middle. It may be in another precision."""
+    """Return a ControlNet's residuals for the U-Net's skips and, last, its middle."""
     dtype = latents.dtype
     if halved:
         latents, text = latents.chunk(2)[1], text.chunk(2)[1]

@@ -40,7 +40,7 @@ START = "start"
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The training data."""
+    """Training data: the packed asset library and how pairs are composed from it."""
 
     path: Path = Path("world/world.zip")
     licences: Literal["all", "permissive"] = "all"
@@ -54,7 +54,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run. Of the objectives' tables, only the chosen one's is read."""
+    """Configuration of a training run, read from TOML; each objective reads only its own table."""
 
     objective: Literal["autoencoder", "text_to_image", "representation", "subject", "consistency", "control"]
     data: DataConfig = field(default_factory=DataConfig)
@@ -178,9 +178,28 @@ def run(
     resume: bool | Literal["latest"] | Path = False,
     extra_hooks: Sequence[Callable[[RunConfig, AssetLibrary], Hook]] = (),
 ) -> Result:
-    """Trains what a TOML file says, into a folder: checkpoints, logs, pages of samples, and the exported weights.
+    """Train what a TOML file says: checkpoints, logs, pages of samples, and the exported weights.
 
-    `extra_hooks` makes hooks that this package does not know, of the configuration and the whole world.
+    Args:
+        path: The TOML file, see `configs/` and `RunConfig`.
+        folder: Where the run is written.
+        overrides: Values that replace the file's, such as `"train.steps=9"`; the last one wins.
+        resume: `True` or `"latest"` continues from the newest undamaged checkpoint, or starts if there is none; a path
+            continues from that checkpoint.
+        extra_hooks: Functions of the configuration and the whole asset library that return further hooks.
+
+    Returns:
+        The step that was reached, the samples seen, the seconds spent and why the run stopped.
+
+    Raises:
+        ConfigError: If the file has unknown keys or unusable values.
+        DataError: If the asset library is missing or damaged.
+        CheckpointError: If parts are missing or do not fit, or if the folder holds a run and `resume` is false.
+        InputError: If nothing can be written to `folder`.
+        DivergedError: If a loss, a gradient or a weight is not finite.
+
+    Example:
+        >>> train(Path("configs/debug/subject.toml"), Path("runs/debug"), overrides=["train.steps=9"])
     """
     config = configuration.build(RunConfig, configuration.read(path, overrides))
     text = configuration.to_toml(config)

@@ -53,14 +53,18 @@ def test_it_is_the_function_that_the_scheduler_samples_from(model: BlipDiffusion
     seen = states(own, batch)
     answer = model.denoiser(seen)(noised, timestep)
     stepped = scheduler.step(answer, timestep, noised, return_dict=False)[1]
-    torch.testing.assert_close(own._clean(noised, timestep.expand(6), seen), stepped, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        own._consistency_function(noised, timestep.expand(6), seen), stepped, atol=1e-5, rtol=1e-5
+    )
 
 
 @torch.no_grad()
 def test_what_is_clean_stays(model: BlipDiffusion, batch: SubjectBatch) -> None:
     own = method(model)
     latents = torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(own._clean(latents, torch.zeros(6, dtype=torch.long), states(own, batch)), latents)
+    torch.testing.assert_close(
+        own._consistency_function(latents, torch.zeros(6, dtype=torch.long), states(own, batch)), latents
+    )
 
 
 @pytest.mark.parametrize("grid", [10, 50])

@@ -25,7 +25,7 @@ from blip_diffusion.training.objective import Losses, Objective, ParameterGroup,
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """Weights of the terms, and what the network sees."""
+    """Weights of the loss terms, and what the network is trained on."""
 
     crop: int = 64  # side of the random crops, in pixels
     chroma_weight: float = (
@@ -48,7 +48,17 @@ class AutoencoderConfig:
 
 
 class Autoencoder(Objective):
-    """Trains a diffusers `AutoencoderKL`."""
+    """Train a diffusers `AutoencoderKL` (Rombach et al. 2022, equation 25).
+
+    loss = |x - x̂|_1 + chroma_weight · |c(x) - c(x̂)|_1 + perceptual · d(x, x̂) + kl · KL(q(z|x) ‖ N(0, I)) / dim z
+    + adversarial · (-D(x̂)) + hinge loss of D, where c are the red-green and blue-yellow differences, d is LPIPS or a
+    perceptual distance, and D a patch discriminator, which is used from step `adversarial_start` on.
+
+    Args:
+        vae: The autoencoder.
+        perceptual: A distance of two images (B, 3, H, W) in [0, 1]; `None` leaves the term out.
+        config: The weights.
+    """
 
     def __init__(self, vae: Any, perceptual: nn.Module | None, config: AutoencoderConfig) -> None:
         super().__init__()

@@ -158,6 +158,6 @@ def _errors(objective: PackedControl, rows: Rows, latents: Tensor, noise: Tensor
         } | {"none": objective.model.denoiser(states)}
         answers = {name: denoiser(noised, timesteps).float() for name, denoiser in denoisers.items()}
     return {
-        name: float((objective.noising.clean(noised, answer, timesteps) - latents).pow(2).mean())
+        name: float((objective.noising.predict_x0(noised, answer, timesteps) - latents).pow(2).mean())
         for name, answer in answers.items()
     }

@@ -108,7 +108,7 @@ def _predicted(objective: PackedSubject, rows: Rows, latents: Tensor, noise: Ten
     with autocast(latents.device):
         states = objective.text_states(objective.subject_tokens(rows), rows)
         answer = objective.model.denoiser(states)(noised, timesteps)
-    return objective.noising.clean(noised, answer.float(), timesteps)
+    return objective.noising.predict_x0(noised, answer.float(), timesteps)
 
 
 def iou(predicted: Tensor, wanted: Tensor) -> Tensor:
