@@ -17,6 +17,10 @@ BEFORE_SUBJECT = "a"
 """The words before the subject tokens: what the published weights were trained with."""
 
 
+MAX_QUOTED = 400
+"""Letters of a text that a message quotes."""
+
+
 def subject_prompt(prompt: str, category: str, *, strength: float = 1.0, repetitions: int = 1) -> str:
     """The full prompt, said `int(strength * repetitions)` times over (at least once) to make the words weigh more.
 
@@ -68,11 +72,12 @@ def category_words(
     return Words(batch.input_ids, batch.attention_mask)
 
 
-def warn_of_dropped(tokenizer: Any, sentences: Sequence[str], length: int) -> None:
+def warn_of_dropped(tokenizer: Any, sentences: Sequence[str], length: int, what: str = "The prompt") -> None:
     """Warns of every sentence, said once, that `prompt_ids` must cut, and quotes what is lost."""
     room = length - 2  # [BOS] and [EOS]
     for sentence in dict.fromkeys(sentences):
         ids = tokenizer(sentence, add_special_tokens=False, verbose=False).input_ids
         if len(ids) > room:
             lost = tokenizer.decode(ids[room:]).strip()
-            warnings.warn(f"The prompt is too long for the text encoder; dropped from its end: {lost!r}", stacklevel=3)
+            quoted = lost if len(lost) <= MAX_QUOTED else f"{lost[:MAX_QUOTED]} …"
+            warnings.warn(f"{what} is too long for the text encoder; dropped from its end: {quoted!r}", stacklevel=3)

@@ -9,6 +9,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from blip_diffusion.diffusion.guidance import Denoiser
+from blip_diffusion.errors import InputError
 
 StepHook = Callable[[int, Tensor, Tensor], Tensor]
 """Called after a step with its index, timestep and latents; answers the latents to go on with."""
@@ -22,19 +23,40 @@ def sample(
     generators: list[torch.Generator] | None = None,
     eta: float | None = None,
     hook: StepHook | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Tensor:
     """Pure noise (B, C, H, W) to clean latents, over the timesteps that `scheduler.set_timesteps` has chosen.
 
     `eta` is how much noise DDIM and its kin put back at each step; the scheduler's own default where none is given.
+    Before a step for which `stop` answers true, sampling ends.
     """
     latents = latents * scheduler.init_noise_sigma
     extra = _extra_arguments(scheduler, generators, eta)
     for index, timestep in enumerate(scheduler.timesteps):
+        if stop is not None and stop():
+            break
         answer = denoiser(scheduler.scale_model_input(latents, timestep), timestep)
         latents = scheduler.step(answer, timestep, latents, return_dict=False, **extra)[0]
         if hook is not None:
             latents = hook(index, timestep, latents)
     return latents
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Raise `InputError` for a scheduler that is not for noise of a variance schedule, as Stable Diffusion's are."""
+    step = list(inspect.signature(getattr(scheduler, "step", _no_step)).parameters.values())
+    needed = [p.name for p in step if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    config = getattr(scheduler, "config", {})
+    fits = needed == ["model_output", "timestep", "sample"] and hasattr(scheduler, "scale_model_input")
+    fits = fits and config.get("prediction_type") in ("epsilon", "sample", "v_prediction") and "beta_start" in config
+    if not fits or config.get("use_flow_sigmas") or type(scheduler).__name__.endswith("InverseScheduler"):
+        raise InputError(
+            f"{type(scheduler).__name__} can't sample with this model: use a scheduler of Stable Diffusion's kind, for "
+            "example EulerDiscreteScheduler.from_config(pipe.scheduler.config)."
+        )
+
+
+def _no_step() -> None: ...
 
 
 def ddim_like(scheduler: Any) -> DDIMScheduler:

@@ -26,7 +26,8 @@ from blip_diffusion.checkpoint.lora import check_lora, in_pefts_names, layers_of
 from blip_diffusion.checkpoint.subject_file import Subject, fingerprint
 from blip_diffusion.checkpoint.weights import State
 from blip_diffusion.errors import CheckpointError, InputError, reason
-from blip_diffusion.nn_utils import base_parameters, lora_layers, mark_modified, uncompiled
+from blip_diffusion.nn_utils import base_parameters, iter_modules, lora_layers, mark_modified, uncompiled
+from blip_diffusion.pipelines.locking import LIBRARY_LOCK
 from blip_diffusion.pipelines.subject_registry import (
     PREFIX,
     SubjectRegistry,
@@ -171,10 +172,11 @@ class AdapterManager:
         options |= {"network_alphas": lora.alphas, "metadata": lora.metadata, "_pipeline": self._pipeline}
         loader = StableDiffusionLoraLoaderMixin
         try:
-            if any(key.startswith("unet.") for key in lora.weights):
-                loader.load_lora_into_unet(lora.weights, unet=self._unet, **options)
-            if any(key.startswith("text_encoder.") for key in lora.weights):
-                loader.load_lora_into_text_encoder(lora.weights, text_encoder=self._text_encoder, **options)
+            with LIBRARY_LOCK:
+                if any(key.startswith("unet.") for key in lora.weights):
+                    loader.load_lora_into_unet(lora.weights, unet=self._unet, **options)
+                if any(key.startswith("text_encoder.") for key in lora.weights):
+                    loader.load_lora_into_text_encoder(lora.weights, text_encoder=self._text_encoder, **options)
         except UNREADABLE as error:
             self._remove_new(before)
             raise CheckpointError(f"The LoRA can't be loaded: {reason(error)}.") from error
@@ -273,7 +275,7 @@ class AdapterManager:
         """Add a subject's LoRA to the U-Net; `apply` activates it."""
         config = LoraConfig(r=subject.rank, lora_alpha=subject.alpha, target_modules=layers_of(subject.lora))
         adapter = f"{PREFIX}{subject.name}"
-        with warnings.catch_warnings():
+        with LIBRARY_LOCK, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are intended
             self._unet.add_adapter(config, adapter_name=adapter)
         like = next(iter(base_parameters(self._unet).values()))
@@ -295,6 +297,12 @@ class AdapterManager:
                 "LoRAs can't be loaded into or removed from what torch.compile has wrapped: "
                 "pipe.unet.compile() wraps nothing."
             )
+        self.check_unfused_projections()
+
+    def check_unfused_projections(self) -> None:
+        """Raise `InputError` if query, key and value are fused: LoRAs and subjects' weights would be left out."""
+        if any(getattr(module, "fused_projections", False) for module in iter_modules(self._unet)):
+            raise InputError("The attention's projections are fused: call unfuse_qkv_projections first.")
 
     def check_unfused(self, message: str) -> None:
         """Raise `InputError` if LoRAs are fused: PEFT ignores all others in such layers."""
@@ -309,6 +317,7 @@ class AdapterManager:
 
     def _check_unfused_for(self, subject: Subject) -> None:
         if changes_unet(subject):
+            self.check_unfused_projections()
             self.check_unfused(
                 f"{subject.name!r} can't be used over fused LoRAs: call unload_lora_weights, which leaves them in the "
                 "weights, or unfuse_lora."

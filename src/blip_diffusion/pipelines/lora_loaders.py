@@ -9,6 +9,7 @@ from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.nn_utils import mark_modified
 from blip_diffusion.pipelines.adapters import UNREADABLE, AdapterManager
 from blip_diffusion.pipelines.host import PipelineHost
+from blip_diffusion.pipelines.locking import exclusive
 
 
 class LoraLoadersMixin(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin, PipelineHost):
@@ -19,6 +20,7 @@ class LoraLoadersMixin(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMix
         """The owner of all LoRAs in the U-Net and the text encoder."""
         return AdapterManager(self.unet, self.text_encoder, pipeline=self)
 
+    @exclusive
     def load_lora_weights(
         self,
         pretrained_model_name_or_path_or_dict: Any,
@@ -48,11 +50,13 @@ class LoraLoadersMixin(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMix
         source = pretrained_model_name_or_path_or_dict
         self.adapters.load(source, adapter_name, hotswap=hotswap, low_cpu_mem_usage=low_cpu_mem_usage, **options)
 
+    @exclusive
     def set_adapters(self, *args: Any, **options: Any) -> None:
         """Choose among the user's LoRAs, as diffusers does; `set_subjects` chooses among subjects."""
         super().set_adapters(*args, **options)
         self.adapters.apply()
 
+    @exclusive
     def delete_adapters(self, adapter_names: list[str] | str) -> None:
         """Remove user LoRAs, as diffusers does; the remaining ones are active if they were."""
         self.adapters.check_uncompiled()
@@ -60,11 +64,13 @@ class LoraLoadersMixin(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMix
             warnings.filterwarnings("ignore", "Adapter .* was active")  # PEFT's choice of another one is overruled
             super().delete_adapters(adapter_names)
 
+    @exclusive
     def unload_lora_weights(self) -> None:
         """Remove all user LoRAs; fused ones stay in the weights. Subjects go by `unload_subject`."""
         super().unload_lora_weights()
         self.adapters.apply()
 
+    @exclusive
     def fuse_lora(self, *args: Any, **options: Any) -> None:
         """Merge the user's LoRAs into the weights, as diffusers does.
 
@@ -79,11 +85,13 @@ class LoraLoadersMixin(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMix
         super().fuse_lora(*args, **options)
         self.adapters.registry.base_weights.clear()  # none is replaced now, and the base has changed
 
+    @exclusive
     def unfuse_lora(self, *args: Any, **options: Any) -> None:
         """Restore the weights before `fuse_lora`, as diffusers does."""
         mark_modified(self.unet, self.text_encoder)
         super().unfuse_lora(*args, **options)
 
+    @exclusive
     def load_textual_inversion(
         self, pretrained_model_name_or_path: Any, token: str | list[str] | None = None, *args: Any, **options: Any
     ) -> None:
