@@ -213,6 +213,8 @@ def _max_steps(scheduler: Any) -> int:
 
 
 def _control(host: PipelineHost, given: CallArguments) -> ControlRequest | None:
+    if given.controlnet is not None and given.image is None and given.condtioning_image is None:
+        raise InputError("controlnet is given without image: give the control image, or leave controlnet out.")
     request = control_request(
         host.controlnet if given.controlnet is None else given.controlnet,
         given.image if given.image is not None else given.condtioning_image,
