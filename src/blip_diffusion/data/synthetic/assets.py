@@ -23,6 +23,7 @@ from torch import Tensor
 
 from blip_diffusion.errors import DataError, reason
 from blip_diffusion.fileio import atomic_file
+from blip_diffusion.images import open_lazily
 
 Pixels = NDArray[np.uint8]
 
@@ -158,7 +159,7 @@ def _cover(image: Image.Image) -> Image.Image:
 
 
 def _cutout_pixels(blob: bytes) -> Pixels:
-    image = Image.open(io.BytesIO(blob))
+    image = open_lazily(io.BytesIO(blob))
     if max(image.size) > CUTOUT_SIZE:
         raise ValueError(f"a cut-out is {image.width} x {image.height}, larger than {CUTOUT_SIZE}")
     frame = Image.new("RGBA", (CUTOUT_SIZE, CUTOUT_SIZE))
@@ -167,7 +168,7 @@ def _cutout_pixels(blob: bytes) -> Pixels:
 
 
 def _scene_pixels(blob: bytes) -> Pixels:
-    image = Image.open(io.BytesIO(blob))
+    image = open_lazily(io.BytesIO(blob))
     if image.size != (SCENE_WIDTH, SCENE_HEIGHT):
         raise ValueError(f"a scene is {image.width} x {image.height}, not {SCENE_WIDTH} x {SCENE_HEIGHT}")
     return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
