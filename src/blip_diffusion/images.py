@@ -6,6 +6,7 @@ Tensors of images are float, (B, 3, H, W), in [0, 1], unless a name says otherwi
 import io
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import IO, Literal, TypeVar
 
@@ -35,9 +36,14 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 
 def open_lazily(source: Source) -> Image.Image:
     """Open a file of one of `FORMATS` without decoding it. Raises what Pillow raises for any other."""
-    if "AVIF" not in Image.OPEN:
-        Image.init()
-    return Image.open(source, formats=[name for name in FORMATS if name in Image.OPEN])
+    return Image.open(source, formats=_formats())
+
+
+@cache
+def _formats() -> list[str]:
+    """Return those of `FORMATS` that Pillow was built with. Several threads may be the first to ask."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def open_image(source: Source) -> Image.Image:
