@@ -3,6 +3,7 @@
 [BOS] a <subject tokens> {target category} {prompt} [EOS]
 """
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,21 @@ def subject_prompt(prompt: str, category: str, *, strength: float = 1.0, repetit
     """
     sentence = f"{BEFORE_SUBJECT} {category.strip()} {prompt.strip()}".strip()
     return ", ".join([sentence] * max(1, int(strength * repetitions)))
+
+
+WEIGHTED_WORDS = re.compile(r"\([^()]*:\s*\d*\.?\d+\s*\)|\({2,}[^()]+\){2,}")
+"""Weights of web UIs: (beach:1.5) and ((beach))."""
+
+
+def warn_of_weighted_words(sentences: Sequence[str]) -> None:
+    """Warn of weights on words, which are read as letters."""
+    for sentence in dict.fromkeys(sentences):
+        if found := WEIGHTED_WORDS.search(sentence):
+            warnings.warn(
+                f"Weights on words, as {found.group()[:60]!r}, are read as they are written: use prompt_reps to make "
+                "the prompt weigh more, or prompt_embeds.",
+                stacklevel=3,
+            )
 
 
 def insert_position(tokenizer: Any) -> int:

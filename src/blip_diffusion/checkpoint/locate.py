@@ -46,7 +46,7 @@ def find_model(name_or_path: str | Path, **hub: Any) -> Path:
     if not is_hub_id(name_or_path):
         raise CheckpointError(f"There is no model {name_or_path}: use mini, a folder, or a hub id such as owner/name.")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import httpx
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # whichever it uses
 
     try:
         return Path(snapshot_download(str(name_or_path), **{"ignore_patterns": UNREAD_FILES, **hub}))

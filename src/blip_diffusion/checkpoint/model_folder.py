@@ -36,6 +36,7 @@ from blip_diffusion.checkpoint.weights import (
     read_json,
     write_json,
 )
+from blip_diffusion.diffusion.sampler import check_scheduler
 from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.model import BlipDiffusion, InferenceConfig, ReferenceConfig, SubjectEncoder
 from blip_diffusion.modules.heads import SubjectFinder
@@ -47,6 +48,8 @@ CONSISTENCY_LORA = "consistency_lora.safetensors"
 PARTS = ("qformer", "image_processor", "qformer_tokenizer", "text_encoder", "tokenizer", "unet", "vae", "scheduler",
          "controlnet", "subject_finder")  # fmt: skip
 
+NEEDED = ("qformer", "text_encoder", "tokenizer", "unet", "vae", "scheduler")
+"""The parts of a whole model."""
 OPTIONAL = ("controlnet", "inference", "consistency_lora", "subject_finder")
 
 
@@ -84,8 +87,8 @@ def read_parts(
         raise CheckpointError(f"There is no model at {folder}.")
     _check_variant(folder, files.variant)
     check_precision(dtype)
-    index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
     has = {name: (folder / name).is_dir() for name in PARTS}
+    index = _read_index(folder, whole=all(has[name] for name in NEEDED))
     parts = Parts()
     if has["qformer"]:
         parts.subject_encoder = load_subject_encoder(folder / "qformer", dtype=dtype_of(dtype, "qformer"), files=files)
@@ -109,6 +112,15 @@ def read_parts(
     parts.inference = _inference_of(index, folder)
     parts.consistency_lora = path if (path := folder / CONSISTENCY_LORA).is_file() else None
     return parts
+
+
+def _read_index(folder: Path, *, whole: bool) -> dict[str, Any]:
+    """Return the table of `model_index.json`, without which only single parts are read."""
+    if (folder / "model_index.json").is_file():
+        return read_json(folder / "model_index.json")
+    if whole:
+        raise CheckpointError(f"model_index.json is missing in {folder}: fetch it again, it has the model's settings.")
+    return {}
 
 
 def dtype_of(precision: Precision, part: str) -> torch.dtype | None:
@@ -155,7 +167,9 @@ def _load_scheduler(folder: Path, index: Mapping[str, Any]) -> Any:
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
         raise CheckpointError(f"The scheduler in {folder} is a {name!r}, which diffusers doesn't know.")
     with config_errors("the scheduler"):
-        return getattr(diffusers, name).from_config(table)
+        scheduler = getattr(diffusers, name).from_config(table)
+        check_scheduler(scheduler)
+    return scheduler
 
 
 def load_controlnet(name_or_path: str | Path, *, dtype: torch.dtype | None = None, **hub: Any) -> Any:

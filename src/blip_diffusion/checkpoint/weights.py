@@ -146,11 +146,31 @@ def table_of_tensors(table: Any, path: Path) -> State:
     if not state:
         raise CheckpointError(f"{path} is not a table of tensors.")
     for name, tensor in state.items():
+        check_storage(name, tensor, path)
         if tensor.is_meta or tensor.layout != torch.strided:
             raise CheckpointError(
                 f"{path} holds {name} without all its numbers (meta or sparse): save it as it is used."
             )
     return state
+
+
+def check_storage(name: str, tensor: Tensor, where: Path) -> None:
+    """Raise `CheckpointError` for a tensor with fewer numbers in memory than in its shape.
+
+    A pickle may hold one number with the shape of a whole layer; who writes to it, as fused optimizers do, writes
+    beyond its memory.
+    """
+    if tensor.is_meta or tensor.layout != torch.strided:
+        return
+    if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+        raise CheckpointError(f"{where} holds {name[:200]!r} with fewer numbers than its shape says: it is damaged.")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether all numbers are finite. A sum, which takes no memory, decides nearly always."""
+    if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
 
 
 def save_part(
@@ -276,6 +296,7 @@ def check_state(
         missing=wanted.keys() - state.keys(),
         unexpected=[*(state.keys() - wanted.keys()), *(extra or [])],
         wrong=shape_mismatches(state, {name: tuple(tensor.shape) for name, tensor in wanted.items()}),
+        not_finite=[name for name in state.keys() & wanted.keys() if not is_finite(state[name])],
         not_floats=[
             f"{name} is {state[name].dtype}".replace("torch.", "")
             for name in state.keys() & wanted.keys()
@@ -296,7 +317,12 @@ def shape_mismatches(state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int
 
 
 def format_mismatches(
-    *, missing: Iterable[str], unexpected: Iterable[str], wrong: Iterable[str], not_floats: Iterable[str] = ()
+    *,
+    missing: Iterable[str],
+    unexpected: Iterable[str],
+    wrong: Iterable[str],
+    not_floats: Iterable[str] = (),
+    not_finite: Iterable[str] = (),
 ) -> str:
     """How many there are of each, and the first of them; nothing where there are none."""
     kinds = (
@@ -304,6 +330,7 @@ def format_mismatches(
         ("unexpected", sorted(unexpected)),
         ("of another shape", sorted(wrong)),
         ("not of floats", sorted(not_floats)),
+        ("not finite (NaN or infinity)", sorted(not_finite)),
     )
     return "; ".join(
         f"{len(names)} {kind} ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"

@@ -99,7 +99,7 @@ class PlacedAttention(nn.Module):
         return out
 
 
-class PlacedCrossAttention(Attention):  # type: ignore[misc]
+class PlacedCrossAttention(Attention):
     """Cross-attention that keeps its processor, whose weights are learned, whatever a user's switch puts in place.
 
     diffusers' attention slicing, fused projections and others choose another way to compute the same attention: these

@@ -17,12 +17,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # whichever it uses
 from peft import LoraConfig, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from torch import nn
 
+from blip_diffusion.checkpoint.locate import check_source
 from blip_diffusion.checkpoint.lora import check_lora, in_pefts_names, layers_of
+from blip_diffusion.checkpoint.lora_source import check_lora_source, check_settings
 from blip_diffusion.checkpoint.subject_file import Subject, fingerprint
 from blip_diffusion.checkpoint.weights import State
 from blip_diffusion.errors import CheckpointError, InputError, reason
@@ -39,7 +42,10 @@ from blip_diffusion.pipelines.subject_registry import (
 SLOT = "blip_diffusion_adapters"
 """The one attribute that this package adds to a U-Net: an `AdapterState`."""
 PRESET_ADAPTER = "blip-diffusion-lcm"
-UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError)
+UNREADABLE = (
+    OSError, ValueError, TypeError, RuntimeError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError,
+    httpx.HTTPError,
+)  # fmt: skip
 """What the libraries raise for a file that is missing, damaged, or something else."""
 UserAdapters = Mapping[BaseTunerLayer, Sequence[str]]
 
@@ -156,12 +162,16 @@ class AdapterManager:
     def read(self, source: Any, **options: Any) -> Lora:
         """Read a LoRA by any of its naming schemes. Raises `CheckpointError` unless it fits this model."""
         self.check_uncompiled()
+        if isinstance(source, str | Path):
+            check_source(source, "LoRA")
+        check_lora_source(source, options.get("weight_name"), options.get("subfolder"))
         try:
             table = dict(source) if isinstance(source, dict) else source
             read = StableDiffusionLoraLoaderMixin.lora_state_dict(table, return_lora_metadata=True, **options)
             weights = in_pefts_names(read[0])
         except UNREADABLE as error:
             raise CheckpointError(f"The LoRA can't be read: {reason(error)}.") from error
+        check_settings(read[1], read[2])
         check_lora(weights, {"unet": self._unet, "text_encoder": self._text_encoder})
         return Lora(weights, *read[1:])
 

@@ -15,7 +15,7 @@ from blip_diffusion.pipelines.inputs import PipelineInputs
 from blip_diffusion.pipelines.locking import exclusive
 from blip_diffusion.pipelines.prompt_inputs import on_device
 from blip_diffusion.prompts import warn_of_dropped
-from blip_diffusion.references import SquareReference, square_reference
+from blip_diffusion.references import SquareReference, check_not_blank, square_reference
 
 
 class EncodingMixin(PipelineHost):
@@ -117,6 +117,8 @@ class EncodingMixin(PipelineHost):
     def _encode_references(self, references: list[SquareReference], categories: list[str]) -> Tensor:
         """Return subject tokens (B, Q, D)."""
         squares = [reference.image for reference in references]
+        for square in squares:
+            check_not_blank(square)
         version = weights_version(self.qformer)
         keys = [(version, word, square.tobytes()) for square, word in zip(squares, categories, strict=True)]
 

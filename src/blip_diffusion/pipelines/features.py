@@ -11,7 +11,7 @@ from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.locking import exclusive
 
 
-class FeaturesMixin(StableDiffusionMixin, PipelineHost):  # type: ignore[misc]
+class FeaturesMixin(StableDiffusionMixin, PipelineHost):
     """What a user or a step callback of diffusers' pipelines may switch and read."""
 
     fusing_unet: bool = False

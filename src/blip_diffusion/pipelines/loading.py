@@ -21,6 +21,7 @@ from blip_diffusion.checkpoint.model_folder import (
     save_model,
 )
 from blip_diffusion.checkpoint.weights import WeightFiles
+from blip_diffusion.diffusion.sampler import check_scheduler
 from blip_diffusion.model import BlipDiffusion, InferenceConfig
 from blip_diffusion.pipelines.adapters import set_bundled_lora
 from blip_diffusion.pipelines.host import PipelineHost
@@ -128,7 +129,7 @@ class LoadingMixin(PipelineHost):
         if unet is None and parts.consistency_lora is not None:
             set_bundled_lora(pipe.unet, parts.consistency_lora)
         _log_loaded(pipe, name_or_path)
-        return pipe if device is None else pipe.to(device)  # type: ignore[attr-defined, no-any-return]
+        return pipe if device is None else pipe.to(device)  # type: ignore[attr-defined]
 
     @classmethod
     def from_pipe(cls, pipeline: Any, *, controlnet: Any = None) -> Self:
@@ -212,7 +213,9 @@ def _replace_parts(parts: Parts, dtype: Precision, *, unet: Any, vae: Any, sched
     parts.unet = parts.unet if other is None else other
     other = _loaded(load_vae, vae, config=config["vae"], dtype=dtype_of(dtype, "vae"))
     parts.vae = parts.vae if other is None else other
-    parts.scheduler = scheduler or parts.scheduler
+    if scheduler is not None:
+        check_scheduler(scheduler)
+        parts.scheduler = scheduler
     parts.controlnet = _loaded(load_controlnet, controlnet, dtype=dtype_of(dtype, "controlnet")) or parts.controlnet
 
 

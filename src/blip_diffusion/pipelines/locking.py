@@ -4,7 +4,7 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import nn
 
@@ -15,17 +15,7 @@ LIBRARY_LOCK = threading.RLock()
 
 _LOCKS: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKeyDictionary()
 _GUARD = threading.Lock()
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-class HasUNet(Protocol):
-    """What has a U-Net: a pipeline."""
-
-    unet: Any
-
-
-Self = TypeVar("Self", bound=HasUNet)
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def lock_of(unet: nn.Module) -> Any:
@@ -34,12 +24,12 @@ def lock_of(unet: nn.Module) -> Any:
         return _LOCKS.setdefault(uncompiled(unet), threading.RLock())
 
 
-def exclusive(method: Callable[Concatenate[Self, P], T]) -> Callable[Concatenate[Self, P], T]:
+def exclusive(method: Method) -> Method:
     """Decorate a pipeline's method: no other thread uses the same U-Net meanwhile."""
 
     @functools.wraps(method)
-    def run(self: Self, *args: P.args, **kwargs: P.kwargs) -> T:
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         with lock_of(self.unet):
             return method(self, *args, **kwargs)
 
-    return run
+    return cast(Method, run)

@@ -235,14 +235,16 @@ class BlipDiffusionPipeline(
                 bar.update()
                 return denoiser.after_step(index, timestep, now)
 
-            options = {"generators": inputs.generators, "eta": inputs.eta, "hook": hook}
+            options: dict[str, Any] = {"generators": inputs.generators, "eta": inputs.eta, "hook": hook}
             latents = sample(denoiser, inputs.latents, self.scheduler, **options, stop=lambda: self.interrupt)
         return check_finite(latents)
 
     def _set_timesteps(self, inputs: PipelineInputs) -> None:
         """Choose the scheduler's timesteps, or set the user's."""
-        own = {"timesteps": inputs.timesteps, "sigmas": inputs.sigmas}
-        own = {name: values for name, values in own.items() if values} or {"num_inference_steps": inputs.steps}
+        given = {"timesteps": inputs.timesteps, "sigmas": inputs.sigmas}
+        own: dict[str, Any] = {name: values for name, values in given.items() if values} or {
+            "num_inference_steps": inputs.steps
+        }
         try:
             self.scheduler.set_timesteps(**own, device=inputs.latents.device)
         except SET_TIMESTEPS_ERRORS as error:

@@ -12,7 +12,7 @@ from blip_diffusion.pipelines.broadcast import as_list, broadcast, common_length
 from blip_diffusion.pipelines.checks import check_tensor, number, texts, whole_number
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.subject_registry import check_tokens
-from blip_diffusion.prompts import subject_prompt
+from blip_diffusion.prompts import subject_prompt, warn_of_weighted_words
 
 if TYPE_CHECKING:
     from blip_diffusion.pipelines.inputs import CallArguments
@@ -56,7 +56,7 @@ def prompt_inputs(host: PipelineHost, given: "CallArguments") -> PromptInputs:
         InputError: If something is missing, of another type, or excluded by something else.
     """
     if given.prompt_embeds is not None:
-        return _from_embeds(host, given)
+        return _from_embeds(host, given, given.prompt_embeds)
     if given.prompt is None:
         raise InputError("There is no prompt: describe the scene, for example on the beach, or give prompt_embeds.")
     embeds, source = _subject(host, given)
@@ -71,11 +71,12 @@ def prompt_inputs(host: PipelineHost, given: "CallArguments") -> PromptInputs:
     lengths["negative_prompt_embeds"] = 1 if empty is None else len(empty)
     size = common_length(lengths)
     prompts, negatives, sources, targets = (broadcast(values, size) for values in lists.values())
-    prompts, negatives, targets = (host.maybe_convert_prompt(t, host.tokenizer) for t in (prompts, negatives, targets))
+    prompts, negatives, targets = (_spelled_out(host, t) for t in (prompts, negatives, targets))
     # without a target the subject's own category goes into the prompt, where a learned word has several tokens
-    own = host.maybe_convert_prompt(sources, host.tokenizer)
+    own = _spelled_out(host, sources)
     categories = [target or source for target, source in zip(targets, own, strict=True)]
     repeats = _repeats(host, given)
+    warn_of_weighted_words([*prompts, *negatives])
     if empty is not None:
         _check_states(host, "negative_prompt_embeds", empty, host.model.text_length)
     return PromptInputs(
@@ -87,6 +88,15 @@ def prompt_inputs(host: PipelineHost, given: "CallArguments") -> PromptInputs:
         subject_embeds=embeds,
         negative_prompt_embeds=None if empty is None else empty.expand(size, -1, -1),
     )
+
+
+def _spelled_out(host: PipelineHost, sentences: list[str]) -> list[str]:
+    """Return sentences with all tokens of learned words of several vectors; what has them already stays."""
+    second = [token for token in host.tokenizer.get_added_vocab() if token.endswith("_1")]
+    return [
+        text if any(token in text for token in second) else host.maybe_convert_prompt(text, host.tokenizer)
+        for text in sentences
+    ]
 
 
 def _subject(host: PipelineHost, given: "CallArguments") -> tuple[Tensor | None, Any]:
@@ -125,9 +135,9 @@ def _repeats(host: PipelineHost, given: "CallArguments") -> dict[str, Any]:
     }
 
 
-def _from_embeds(host: PipelineHost, given: "CallArguments") -> PromptInputs:
+def _from_embeds(host: PipelineHost, given: "CallArguments", embeds: Tensor) -> PromptInputs:
     """Return the inputs of a call with `prompt_embeds`, which hold the prompt and its subject."""
-    embeds, empty = given.prompt_embeds, given.negative_prompt_embeds
+    empty = given.negative_prompt_embeds
     for name in ("prompt", "reference_image", "subject_embeds", "box"):
         if getattr(given, name) is not None:
             raise InputError(f"{name} and prompt_embeds exclude each other: prompt and subject are in the embeddings.")

@@ -100,6 +100,7 @@ class AssetLibrary:
                 scenes = [Scene(**{**row, "phrases": tuple(row["phrases"])}) for row in _rows(archive, "scenes.jsonl")]
                 blobs = [archive.read(f"cutouts/{i:05d}.webp") for i in range(len(cutouts))]
                 scene_blobs = [archive.read(f"scenes/{i:03d}.webp") for i in range(len(scenes))]
+            Image.init()  # Pillow loads its plugins on first use, which threads may not do at once
             with ThreadPoolExecutor() as pool:
                 pixels = _stack(list(pool.map(_cutout_pixels, blobs)), 4, CUTOUT_SIZE, CUTOUT_SIZE)
                 scene_pixels = _stack(list(pool.map(_scene_pixels, scene_blobs)), 3, SCENE_HEIGHT, SCENE_WIDTH)
