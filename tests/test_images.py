@@ -225,3 +225,18 @@ def test_page_enlarges_the_small_columns() -> None:
     page = images.column_page([torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 16, 16)])
     assert page.size == (34, 34)
     assert page.getpixel((15, 15)) == (0, 0, 0) and page.getpixel((20, 15)) == WHITE
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PPM", "PDF", "ICO"])
+def test_only_named_formats_are_opened(tmp_path: Path, arrow: Image.Image, kind: str) -> None:
+    """Others start programs, as Ghostscript for EPS, whatever the file is called."""
+    path = tmp_path / "dog.png"
+    arrow.save(path, kind)
+    with pytest.raises(InputError, match="is not an image that can be read: use a PNG, JPEG or WebP file"):
+        images.open_image(path)
+
+
+def test_an_image_may_be_thin_but_no_line(tmp_path: Path) -> None:
+    assert images.open_image(saved(Image.new("RGB", (16, 1024)), tmp_path / "thin.png")).size == (16, 1024)
+    with pytest.raises(InputError, match="16 x 1025 pixels, which is too thin"):
+        images.open_image(saved(Image.new("RGB", (16, 1025)), tmp_path / "line.png"))

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from blip_diffusion import BlipDiffusionPipeline
-from blip_diffusion.checkpoint.components import ASSETS
+from blip_diffusion.checkpoint.locate import ASSETS
 from blip_diffusion.pipelines.presets import TURBO
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -5,7 +5,14 @@ import pytest
 
 from blip_diffusion.errors import InputError
 from blip_diffusion.model import BlipDiffusion
-from blip_diffusion.prompts import category_words, insert_position, prompt_ids, subject_prompt, warn_of_dropped
+from blip_diffusion.prompts import (
+    category_words,
+    insert_position,
+    prompt_ids,
+    subject_prompt,
+    warn_of_dropped,
+    warn_of_weighted_words,
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +88,14 @@ def test_the_text_encoder_reads_what_was_not_dropped(model: BlipDiffusion, clip:
 def test_a_word_list_of_another_model(bert: Any) -> None:
     with pytest.raises(InputError, match=rf"knows 3 words, and its word list has {len(bert)}: .*qformer_tokenizer/"):
         category_words(bert, ["dog"], vocabulary=3)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "weighted"),
+    [("on the (beach:1.5)", True), ("((beach)) at night", True), ("on the beach (sunny)", False), ("at 10:30", False)],
+)
+def test_weights_on_words_are_said_to_be_read_as_written(prompt: str, weighted: bool) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_weighted_words([prompt, prompt])
+    assert len(caught) == weighted

@@ -1,5 +1,7 @@
 """A reference is framed on its subject: by transparency, a plain border, or the subject finder."""
 
+import warnings
+
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -55,3 +57,13 @@ def test_the_finder_is_asked_where_nothing_else_tells(model: BlipDiffusion) -> N
     assert find_subject(model, image) is None
     with pytest.warns(UserWarning, match="No subject was found"):
         assert square_reference(model, image).image.size == (32, 32)
+
+
+def test_a_crop_that_cuts_the_subject_is_said(model: BlipDiffusion) -> None:
+    wide = cut_out((300, 100), (10, 10, 90, 90))
+    with pytest.warns(UserWarning, match="Much of the subject lies outside the middle square"):
+        square_reference(model, wide, "crop")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        square_reference(model, cut_out((300, 100), (110, 10, 190, 90)), "crop")
+        square_reference(model, wide, "pad")

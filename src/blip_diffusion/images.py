@@ -6,6 +6,7 @@ Tensors of images are float, (B, 3, H, W), in [0, 1], unless a name says otherwi
 import io
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import IO, Literal, TypeVar
 
@@ -27,6 +28,22 @@ Read = TypeVar("Read")
 
 MIN_SIDE = 16
 MAX_PIXELS = 64_000_000
+MAX_ASPECT = 64
+"""Longest over shortest side: scaled to a usual height, a longer image would take gigabytes."""
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
+"""Pillow reads others too, and starts Ghostscript for one of them."""
+
+
+def open_lazily(source: Source) -> Image.Image:
+    """Open a file of one of `FORMATS` without decoding it. Raises what Pillow raises for any other."""
+    return Image.open(source, formats=_formats())
+
+
+@cache
+def _formats() -> list[str]:
+    """Return those of `FORMATS` that Pillow was built with. Several threads may be the first to ask."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def open_image(source: Source) -> Image.Image:
@@ -49,7 +66,7 @@ def read_image(source: Source, read: Callable[[Image.Image], Read]) -> Read:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(source) as image:
+            with open_lazily(source) as image:
                 check_size(image, name)
                 return read(image)
     except InputError:
@@ -70,6 +87,8 @@ def check_size(image: Image.Image, name: str = "The reference") -> None:
         raise InputError(
             f"{name} has {width * height / 1e6:.0f} megapixels: use one of at most {MAX_PIXELS // 10**6} megapixels."
         )
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise InputError(f"{name} has {width} x {height} pixels, which is too thin to show a subject: cut it.")
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

@@ -3,6 +3,7 @@
 [BOS] a <subject tokens> {target category} {prompt} [EOS]
 """
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ BEFORE_SUBJECT = "a"
 """The words before the subject tokens: what the published weights were trained with."""
 
 
+MAX_QUOTED = 400
+"""Letters of a text that a message quotes."""
+
+
 def subject_prompt(prompt: str, category: str, *, strength: float = 1.0, repetitions: int = 1) -> str:
     """Return the prompt, repeated `int(strength * repetitions)` times (at least once) to weigh more.
 
@@ -24,6 +29,21 @@ def subject_prompt(prompt: str, category: str, *, strength: float = 1.0, repetit
     """
     sentence = f"{BEFORE_SUBJECT} {category.strip()} {prompt.strip()}".strip()
     return ", ".join([sentence] * max(1, int(strength * repetitions)))
+
+
+WEIGHTED_WORDS = re.compile(r"\([^()]*:\s*\d*\.?\d+\s*\)|\({2,}[^()]+\){2,}")
+"""Weights of web UIs: (beach:1.5) and ((beach))."""
+
+
+def warn_of_weighted_words(sentences: Sequence[str]) -> None:
+    """Warn of weights on words, which are read as letters."""
+    for sentence in dict.fromkeys(sentences):
+        if found := WEIGHTED_WORDS.search(sentence):
+            warnings.warn(
+                f"Weights on words, as {found.group()[:60]!r}, are read as they are written: use prompt_reps to make "
+                "the prompt weigh more, or prompt_embeds.",
+                stacklevel=3,
+            )
 
 
 def insert_position(tokenizer: Any) -> int:
@@ -68,11 +88,12 @@ def category_words(
     return Words(batch.input_ids, batch.attention_mask)
 
 
-def warn_of_dropped(tokenizer: Any, sentences: Sequence[str], length: int) -> None:
+def warn_of_dropped(tokenizer: Any, sentences: Sequence[str], length: int, what: str = "The prompt") -> None:
     """Warns of every sentence, said once, that `prompt_ids` must cut, and quotes what is lost."""
     room = length - 2  # [BOS] and [EOS]
     for sentence in dict.fromkeys(sentences):
         ids = tokenizer(sentence, add_special_tokens=False, verbose=False).input_ids
         if len(ids) > room:
             lost = tokenizer.decode(ids[room:]).strip()
-            warnings.warn(f"The prompt is too long for the text encoder; dropped from its end: {lost!r}", stacklevel=3)
+            quoted = lost if len(lost) <= MAX_QUOTED else f"{lost[:MAX_QUOTED]} …"
+            warnings.warn(f"{what} is too long for the text encoder; dropped from its end: {quoted!r}", stacklevel=3)

@@ -6,9 +6,13 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
+from blip_diffusion.errors import InputError
 from blip_diffusion.framing import FILL, Box, box_before_plain_border, box_of_mask, crop_to_subject
 from blip_diffusion.images import ResizeMode, alpha_of, as_rgb, fit_square, preprocess, to_tensor
 from blip_diffusion.model import BlipDiffusion
+
+CUT_ASPECT, MIN_SEEN = 1.25, 0.7
+"""How oblong an image has to be, and which share of the subject to be left, for a warning."""
 
 
 class SquareReference(NamedTuple):
@@ -41,7 +45,10 @@ def square_reference(
     """
     mode, size = mode or model.reference.resize_mode, size or model.reference.size
     if mode != "subject":
-        return SquareReference(fit_square(as_rgb(image), size, mode))
+        upright = as_rgb(image)
+        if mode == "crop":
+            _warn_of_cut(image, upright)
+        return SquareReference(fit_square(upright, size, mode))
     upright = as_rgb(image)
     box = find_subject(model, image, upright)
     if box is None:
@@ -57,13 +64,42 @@ def find_subject(model: BlipDiffusion, image: Image.Image, upright: Image.Image 
     By the image's transparency, else by what differs from a border of one colour, else by the model's subject finder.
     `upright` is the image as upright RGB, where that is at hand.
     """
+    upright = upright or as_rgb(image)
+    return _evident_box(image, upright) or _predicted_box(model, upright)
+
+
+def check_not_blank(square: Image.Image, name: str = "The reference") -> None:
+    """Raise `InputError` for a square of one colour, from which no subject can be learned."""
+    if all(low == high for low, high in (band.getextrema() for band in square.convert("RGB").split())):
+        raise InputError(
+            f"{name} shows nothing but one colour where it is cut square: use another image, or the resize mode pad or "
+            "subject."
+        )
+
+
+def _evident_box(image: Image.Image, upright: Image.Image) -> Box | None:
+    """Return the box of a subject that transparency or a border of one colour sets off; `None` without them."""
     alpha = alpha_of(image)
     if alpha is not None:
         return box_of_mask(to_tensor([alpha.convert("RGB")])[0, 0], threshold=0.1)
-    upright = upright or as_rgb(image)
     small = upright.copy()
     small.thumbnail((256, 256))
-    return box_before_plain_border(to_tensor([small])[0]) or _predicted_box(model, upright)
+    return box_before_plain_border(to_tensor([small])[0])
+
+
+def _warn_of_cut(image: Image.Image, upright: Image.Image) -> None:
+    """Warn if the middle square leaves much of the subject out, where it is evident what the subject is."""
+    width, height = upright.size
+    if max(width, height) < CUT_ASPECT * min(width, height) or (box := _evident_box(image, upright)) is None:
+        return
+    wide, high = (min(width, height) / side / 2 for side in (width, height))  # half of the square's sides
+    seen = max(0.0, min(box.right, 0.5 + wide) - max(box.left, 0.5 - wide))
+    seen *= max(0.0, min(box.bottom, 0.5 + high) - max(box.top, 0.5 - high))
+    if seen < MIN_SEEN * box.width * box.height:
+        warnings.warn(
+            "Much of the subject lies outside the middle square of the reference: use the resize mode pad or subject.",
+            stacklevel=3,
+        )
 
 
 @torch.no_grad()

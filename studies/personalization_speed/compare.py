@@ -23,7 +23,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from blip_diffusion.checkpoint.model_folder import assemble, find_model, read_parts
+from blip_diffusion.checkpoint.locate import find_model
+from blip_diffusion.checkpoint.model_folder import assemble, read_parts
 from blip_diffusion.checkpoint.subject_file import fingerprint
 from blip_diffusion.data.benchmarks.minibench import fingerprint as world_fingerprint
 from blip_diffusion.data.synthetic.assets import AssetLibrary

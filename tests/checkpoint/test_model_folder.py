@@ -28,7 +28,8 @@ from blip_diffusion.checkpoint.key_maps import (
     subject_encoder_from_published,
     subject_encoder_to_published,
 )
-from blip_diffusion.checkpoint.model_folder import Parts, assemble, find_model, read_parts
+from blip_diffusion.checkpoint.locate import find_model
+from blip_diffusion.checkpoint.model_folder import Parts, assemble, read_parts
 from blip_diffusion.checkpoint.subject_file import Subject, fingerprint
 from blip_diffusion.checkpoint.weights import read_file
 from blip_diffusion.errors import CheckpointError, InputError

@@ -66,7 +66,7 @@ def test_images_and_files_mix(tmp_path: Path, dog: Image.Image) -> None:
     ("sources", "sentence"),
     [
         ([], "no photos"),
-        (["nowhere.png"], "None of the 1 photos can be used: There is no image at nowhere.png"),
+        (["nowhere.png"], "There is no photo at nowhere.png: check the path"),
         (["empty"], "no images in empty"),
         (["bad.png", "bad.png"], "None of the 2 photos can be used: bad.png is not an image"),
         (["good.png"] * 31, "31 photos: choose at most 30"),
@@ -81,6 +81,16 @@ def test_what_can_not_be_used(
     dog.save("good.png")
     with pytest.raises(InputError, match=sentence):
         read_photos(sources)
+
+
+def test_hidden_files_and_folders_are_no_photos(tmp_path: Path, dog: Image.Image) -> None:
+    save(dog, tmp_path / "x.png")
+    (tmp_path / "._x.png").write_bytes(b"what macOS writes beside it")
+    (tmp_path / ".DS_Store").touch()
+    assert len(read_photos([tmp_path])) == 1
+    save(dog, tmp_path / "more" / "y.png")
+    with pytest.warns(UserWarning, match="more aren't read: name that folder too"):
+        assert len(read_photos([tmp_path])) == 1
 
 
 # --------------------------------------------------------------------------------------------------------------- masks

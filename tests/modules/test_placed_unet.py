@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 
 from blip_diffusion.modules.placed_unet import (
     CODE_WIDTH,
@@ -112,3 +113,18 @@ def test_it_is_built_again_from_its_configuration() -> None:
     network = unet()
     again = PlacedUNet2DConditionModel.from_config(dict(network.config))
     again.load_state_dict(network.state_dict())
+
+
+def test_switches_of_diffusers_leave_the_places_alone() -> None:
+    network = unet()
+    given = torch.ones(1, 4, 4, 4), torch.tensor(5), torch.randn(1, 6, 32 + CODE_WIDTH)
+    plain = network(*given).sample
+    for switch in (
+        lambda: network.set_attention_slice("max"),
+        lambda: network.set_attn_processor(AttnProcessor()),
+        lambda: network.fuse_qkv_projections(),
+        lambda: network.unfuse_qkv_projections(),
+        lambda: network.set_default_attn_processor(),
+    ):
+        switch()
+        torch.testing.assert_close(network(*given).sample, plain, atol=1e-5, rtol=0)

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
@@ -190,6 +191,37 @@ def test_an_image_is_brought_to_size(nets: list[Any], room: Image.Image, draw: D
 def test_what_cannot_be_controlled(nets: list[Any], room: Image.Image, draw: Draw, asked: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         draw(**{"image": room.resize((40, 40)), "controlnet": nets[0], **asked})
+
+
+def test_a_nested_list_has_a_row_for_each_prompt(nets: list[Any], room: Image.Image, draw: Draw) -> None:
+    other = room.transpose(Image.Transpose.ROTATE_90)
+    assert torch.equal(draw(image=[[room, other]], controlnet=nets), draw(image=[room, other], controlnet=nets))
+    with pytest.raises(InputError, match="one list for each prompt, each with 2 images"):
+        draw(image=[[room], [other]], controlnet=nets)
+
+
+def test_arrays_are_control_images_too(nets: list[Any], room: Image.Image, draw: Draw) -> None:
+    wanted = draw(image=room, controlnet=nets[0])
+    array = np.asarray(room, dtype=np.float32) / 255
+    for given in (array, array[None], [array], [torch.from_numpy(array).permute(2, 0, 1)]):
+        assert torch.equal(draw(image=given, controlnet=nets[0]), wanted)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (torch.rand(3, 32, 32) * 255, "floats from 0 to 1"),
+        (torch.rand(3, 32, 32) - 0.5, "floats from 0 to 1"),
+        (torch.full((3, 32, 32), float("nan")), "floats from 0 to 1"),
+        (np.zeros((32, 32, 3), dtype=np.uint8), "floats from 0 to 1"),
+        (np.zeros((32, 32), dtype=np.float32), r"The control array is \(32, 32\)"),
+        ([torch.rand(3, 32, 32), torch.rand(3, 16, 16)], "different sizes"),
+        (None, "controlnet is given without image"),
+    ],
+)
+def test_arrays_that_are_no_control_images(nets: list[Any], draw: Draw, image: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        draw(image=image, controlnet=nets[0])
 
 
 def test_two_nets_want_two_images(nets: list[Any], room: Image.Image, draw: Draw) -> None:

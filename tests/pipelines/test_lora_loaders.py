@@ -1,5 +1,6 @@
 """LoRAs and textual inversions: whole or not at all."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from blip_diffusion.errors import CheckpointError
+from blip_diffusion.errors import BlipDiffusionError, CheckpointError
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
+from blip_diffusion.pipelines.presets import Preset
 
 Draw = Callable[..., Tensor]
 State = dict[str, Tensor]
@@ -234,8 +236,63 @@ def test_a_name_that_is_taken_in_one_part(fresh: Callable[[], Any], draw: Draw) 
 def test_a_lora_that_cannot_be_read(fresh: Callable[[], Any], tmp_path: Path, name: str) -> None:
     (tmp_path / "broken.safetensors").write_bytes(b"no weights")
     torch.save({"harm": tmp_path}, tmp_path / "harm.bin")
-    with pytest.raises(CheckpointError, match="The LoRA can't be read"):
+    with pytest.raises(CheckpointError, match=r"The LoRA can't be read|There is no LoRA at|it is refused"):
         fresh().load_lora_weights(tmp_path / name)
+
+
+LAYER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+
+
+@pytest.mark.parametrize(
+    ("part", "kind"),
+    [("hada_w1_a", "a LoHa"), ("lokr_w1", "a LoKr"), ("lora_mid.weight", "a LoCon"), ("diff", "a full difference")],
+)
+def test_other_adapters_are_refused_whole(own: BlipDiffusionPipeline, tmp_path: Path, part: str, kind: str) -> None:
+    state = {f"{LAYER}.{part}": torch.zeros(4, 4), f"{LAYER}.alpha": torch.tensor(1.0)}
+    save_file(state, tmp_path / "other.safetensors")
+    torch.save(state, tmp_path / "other.pt")
+    for given in (state, tmp_path / "other.safetensors", tmp_path / "other.pt"):
+        with pytest.raises(CheckpointError, match=f"it is {kind}"):
+            own.load_lora_weights(given)
+
+
+def test_what_is_taken_for_a_lora(own: BlipDiffusionPipeline, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    save_file({"x": torch.zeros(1)}, tmp_path / "rex.safetensors", metadata={"blip-diffusion": "{}"})
+    with pytest.raises(CheckpointError, match="a folder of PEFT's save_pretrained"):
+        own.load_lora_weights(tmp_path)
+    with pytest.raises(CheckpointError, match=r"a tuned subject, not a LoRA: use pipe\.load_subject"):
+        own.load_lora_weights(tmp_path / "rex.safetensors")
+
+
+@pytest.mark.parametrize("name", ["gone.safetensors", "gone.pt", "gone", "./gone/lora", "folder/gone"])
+def test_a_mistyped_path_is_never_asked_of_the_hub(
+    own: BlipDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was asked"))
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("the network was asked"))
+    for load in (own.load_lora_weights, own.load_textual_inversion, BlipDiffusionPipeline.from_pretrained):
+        with pytest.raises(CheckpointError, match=f"There is no .*{name}"):
+            load(name)
+    with pytest.raises(CheckpointError, match=f"There is no AutoencoderTiny at {name}"):
+        own.set_preset(Preset(tiny_vae=name))
+
+
+def test_settings_of_a_stranger(fresh: Callable[[], Any], tmp_path: Path) -> None:
+    state = made(fresh(), unet=("to_q",))
+    header = {"unet.r": 4, "unet.lora_alpha": 4, "unet.target_modules": "(.*.*)*(.*.*)*z"}
+    save_file(state, tmp_path / "regex.safetensors", metadata={"lora_adapter_metadata": json.dumps(header)})
+    with pytest.raises(CheckpointError, match=r"header has a 'unet\.target_modules'"):
+        fresh().load_lora_weights(tmp_path / "regex.safetensors")
+    name = next(iter(state))
+    with pytest.raises(CheckpointError, match="not finite"):
+        fresh().load_lora_weights({**state, name: state[name] * float("nan")})
+    with pytest.raises(CheckpointError, match="has the alpha nan"):
+        fresh().load_lora_weights({f"{LAYER}.lora_down.weight": torch.zeros(4, 32),
+                                   f"{LAYER}.lora_up.weight": torch.zeros(32, 4),
+                                   f"{LAYER}.alpha": torch.tensor(float("nan"))})  # fmt: skip
 
 
 def test_a_textual_inversion_of_several_vectors(fresh: Callable[[], Any], draw: Draw) -> None:
@@ -259,13 +316,62 @@ def test_words_in_a_file(fresh: Callable[[], Any], draw: Draw, tmp_path: Path) -
     assert torch.equal(draw(pipe, "<rex>"), draw(other, "<rex>"))
 
 
+def automatic(name: Any, tensor: Any) -> dict[str, Any]:
+    return {"string_to_param": {"*": tensor}, "name": name}
+
+
 @pytest.mark.parametrize(
-    ("given", "token"), [(torch.ones(2, 99), "<rex>"), ({"a": torch.ones(32), "b": torch.ones(32)}, None), ("no", None)]
+    ("table", "word"),
+    [
+        ({"emb_params": torch.ones(2, 32)}, "rex"),
+        ({"<own>": torch.ones(2, 32)}, "<own>"),
+        (automatic("web", torch.ones(2, 32)), "web"),
+        (automatic(7, torch.ones(2, 32)), "rex"),
+        (torch.ones(32), "rex"),
+    ],
 )
-def test_words_for_another_base(fresh: Callable[[], Any], draw: Draw, given: Any, token: str | None) -> None:
+def test_a_file_that_names_no_word_is_named_after_itself(
+    own: BlipDiffusionPipeline, tmp_path: Path, table: Any, word: str
+) -> None:
+    torch.save(table, tmp_path / "rex.pt")
+    own.load_textual_inversion(tmp_path / "rex.pt")
+    assert word in own.tokenizer.get_added_vocab()
+
+
+def test_a_category_of_several_vectors_is_whole(own: BlipDiffusionPipeline, dog: Image.Image) -> None:
+    torch.manual_seed(0)
+    own.load_textual_inversion(torch.randn(3, 32), "<rex>")
+    whole = own.maybe_convert_prompt("<rex>", own.tokenizer)
+
+    def drawn(*categories: str) -> Tensor:
+        return own("x", dog, *categories, generator=torch.Generator().manual_seed(0), output_type="pt").images
+
+    assert torch.equal(drawn("dog", "<rex>"), drawn("dog", whole))
+    assert torch.equal(drawn("<rex>"), drawn("<rex>", whole))
+    assert not torch.equal(drawn("dog", "<rex>"), drawn("dog", "<rex>_1"))
+
+
+@pytest.mark.parametrize(
+    ("given", "token", "sentence"),
+    [
+        (torch.ones(2, 99), "<rex>", "isn't for this model, whose embeddings are 32 wide: its own are 99"),
+        ({"a": torch.ones(32), "b": torch.ones(32)}, None, r"holds 2 tensors \(a, b\)"),
+        ({"clip_l": torch.ones(1, 32), "clip_g": torch.ones(1, 64)}, None, "is for Stable Diffusion XL"),
+        ("no", None, "There is no textual inversion at no"),
+        ("no.pt", None, "There is no textual inversion at no.pt"),
+        (torch.ones(1, 32) * float("nan"), "<rex>", "not finite"),
+        (torch.ones(1).expand(10**7, 32), "<rex>", r"is \(10000000, 32\)"),
+        ([torch.ones(1, 32), torch.ones(1, 32)], ["<rex>"], "1 tokens for 2"),
+        (torch.ones(1, 32), None, "has the word None"),
+        ({7: torch.ones(1, 32), "name": 3}, 5, "has the word 5"),
+    ],
+)
+def test_words_that_cannot_be_loaded(
+    fresh: Callable[[], Any], draw: Draw, given: Any, token: Any, sentence: str
+) -> None:
     pipe = fresh()
     plain, words = draw(pipe), len(pipe.tokenizer)
-    with pytest.raises(CheckpointError, match="isn't for this model, whose embeddings are 32 wide") as caught:
+    with pytest.raises(BlipDiffusionError, match=sentence) as caught:
         pipe.load_textual_inversion(given, token)
     assert "\n" not in str(caught.value)
     assert len(pipe.tokenizer) == words and torch.equal(draw(pipe), plain)

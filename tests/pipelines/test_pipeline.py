@@ -281,7 +281,7 @@ def test_generating_leaves_no_trace(pipe: BlipDiffusionPipeline, draw: Draw) -> 
         ({"width": 0}, "size 0 can't be used"),
         ({"width": 4096}, "size 4096 can't be used"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
-        ({"num_inference_steps": 2000}, "num_inference_steps is 2000: use 1 to 1000"),
+        ({"num_inference_steps": 2000}, "num_inference_steps is 2000: use a whole number from 1 to 1000"),
         ({"subject_embeds": torch.zeros(4, 32)}, r"tokens are \(4, 32\): this model reads \(images, 0 to 29, 32\)"),
         ({"subject_embeds": torch.zeros(1, 30, 32)}, r"tokens are \(1, 30, 32\)"),
         ({"subject_embeds": torch.zeros(1, 500, 32)}, r"tokens are \(1, 500, 32\)"),
@@ -309,7 +309,7 @@ def test_a_consistency_models_steps_are_of_those_it_was_distilled_from(
     own: BlipDiffusionPipeline, dog: Image.Image
 ) -> None:
     own.scheduler = LCMScheduler.from_config(own.scheduler.config)
-    with pytest.raises(InputError, match="num_inference_steps is 51: use 1 to 50"):
+    with pytest.raises(InputError, match="num_inference_steps is 51: use a whole number from 1 to 50"):
         own(ASKED[0], dog, "dog", num_inference_steps=51)
 
 

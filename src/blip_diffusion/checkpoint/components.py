@@ -17,7 +17,10 @@ from blip_diffusion.checkpoint.key_maps import (
     subject_encoder_from_published,
     subject_encoder_to_published,
 )
+from blip_diffusion.checkpoint.locate import ASSETS
 from blip_diffusion.checkpoint.weights import (
+    ANY_FILES,
+    WeightFiles,
     check_state,
     config_errors,
     load_into,
@@ -25,6 +28,7 @@ from blip_diffusion.checkpoint.weights import (
     read_file,
     read_json,
     read_state,
+    save_part,
     save_state,
     write_json,
 )
@@ -45,24 +49,27 @@ from blip_diffusion.modules.qformer import QFormerConfig
 from blip_diffusion.modules.text_encoder import SubjectTextEncoder
 from blip_diffusion.nn_utils import base_state
 
-ASSETS = Path(__file__).parents[1] / "assets"
 HEADS = "heads.safetensors"
 """Heads that only training has, beside a model's parts, so that it can go on."""
 
 
-def save_subject_encoder(encoder: SubjectEncoder, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+def save_subject_encoder(
+    encoder: SubjectEncoder, folder: Path, *, dtype: torch.dtype | None = None, files: WeightFiles = ANY_FILES
+) -> None:
     """Write the `qformer/` folder."""
     write_json(folder / "config.json", subject_encoder_config(encoder))
     published = subject_encoder_to_published(encoder.state_dict())
-    save_state(published, folder / "model.safetensors", dtype)
+    save_part(published, folder, "model", dtype=dtype, files=files)
 
 
-def load_subject_encoder(folder: Path, *, dtype: torch.dtype | None = None) -> SubjectEncoder:
+def load_subject_encoder(
+    folder: Path, *, dtype: torch.dtype | None = None, files: WeightFiles = ANY_FILES
+) -> SubjectEncoder:
     """Load the `qformer/` folder, ours or published."""
     table = read_json(folder / "config.json")
     with config_errors("the Q-Former"), meta_init():
         encoder = build_subject_encoder(subject_encoder_shapes(table))
-    state = subject_encoder_from_published(read_state(folder), encoder.state_dict())
+    state = subject_encoder_from_published(read_state(folder, files), encoder.state_dict())
     return load_into(encoder, state, where="the Q-Former", dtype=dtype)
 
 
@@ -138,21 +145,26 @@ def subject_encoder_shapes(table: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def load_text_encoder(folder: Path, *, dtype: torch.dtype | None = None) -> SubjectTextEncoder:
+def load_text_encoder(
+    folder: Path, *, dtype: torch.dtype | None = None, files: WeightFiles = ANY_FILES
+) -> SubjectTextEncoder:
     """Load the `text_encoder/` folder, with or without the key prefix `text_model.` of transformers 4."""
     table = read_json(folder / "config.json")
     unread = {"model_type", "architectures", "torch_dtype", "dtype", "transformers_version", "_name_or_path"}
     with config_errors("the text encoder"), meta_init():
         encoder = SubjectTextEncoder(CLIPTextConfig(**{key: table[key] for key in table.keys() - unread}))
-    state = {n.removeprefix("text_model."): t for n, t in read_state(folder).items() if not UNREAD.search(n)}
+    found = read_state(folder, files)
+    state = {n.removeprefix("text_model."): tensor for n, tensor in found.items() if not UNREAD.search(n)}
     return load_into(encoder, state, where="the text encoder", dtype=dtype)
 
 
-def save_text_encoder(encoder: SubjectTextEncoder, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+def save_text_encoder(
+    encoder: SubjectTextEncoder, folder: Path, *, dtype: torch.dtype | None = None, files: WeightFiles = ANY_FILES
+) -> None:
     """Write the `text_encoder/` folder with the published key prefix `text_model.`, without LoRAs."""
     encoder.config.save_pretrained(folder)
     state = {f"text_model.{name}": tensor for name, tensor in base_state(encoder).items()}
-    save_state(state, folder / "model.safetensors", dtype)
+    save_part(state, folder, "model", dtype=dtype, files=files)
 
 
 DIFFUSERS = {
@@ -164,13 +176,13 @@ DIFFUSERS = {
 """The class of each part that is diffusers' own."""
 
 
-def load_diffusers(name: str, folder: Path, *, dtype: torch.dtype | None = None) -> Any:
+def load_diffusers(name: str, folder: Path, *, dtype: torch.dtype | None = None, files: WeightFiles = ANY_FILES) -> Any:
     """Load the U-Net, VAE, ControlNet or T2I-Adapter in a folder; `name` is a key of `DIFFUSERS`."""
     table = read_json(folder / "config.json")
     kind = table.get("_class_name", DIFFUSERS[name])
     if kind not in (DIFFUSERS[name], PlacedUNet2DConditionModel.__name__ if name == "unet" else None):
         raise CheckpointError(f"{folder} holds a {kind}, not a {DIFFUSERS[name]}.")
-    state = {modern_vae_name(n) if name == "vae" else n: tensor for n, tensor in read_state(folder).items()}
+    state = {modern_vae_name(n) if name == "vae" else n: tensor for n, tensor in read_state(folder, files).items()}
     return build_diffusers(name, table, state, dtype=dtype)
 
 
@@ -184,12 +196,14 @@ def build_diffusers(
     return load_into(part, state, where=f"the {name}", dtype=dtype)
 
 
-def save_diffusers(name: str, part: Any, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+def save_diffusers(
+    name: str, part: Any, folder: Path, *, dtype: torch.dtype | None = None, files: WeightFiles = ANY_FILES
+) -> None:
     """Write a part as diffusers does, without the path it was loaded from and without LoRAs."""
     part.save_config(folder)
     table = read_json(folder / "config.json")
     write_json(folder / "config.json", {key: value for key, value in table.items() if key != "_name_or_path"})
-    save_state(base_state(part), folder / "diffusion_pytorch_model.safetensors", dtype)
+    save_part(base_state(part), folder, "diffusion_pytorch_model", dtype=dtype, files=files)
 
 
 def save_reference(config: ReferenceConfig, folder: Path) -> None:
@@ -225,17 +239,21 @@ def _resize_mode(value: Any) -> ResizeMode:
     return mode
 
 
-def save_subject_finder(finder: SubjectFinder, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+def save_subject_finder(
+    finder: SubjectFinder, folder: Path, *, dtype: torch.dtype | None = None, files: WeightFiles = ANY_FILES
+) -> None:
     """Write the `subject_finder/` folder."""
     write_json(folder / "config.json", dataclasses.asdict(finder.config))
-    save_state(finder.state_dict(), folder / "model.safetensors", dtype)
+    save_part(finder.state_dict(), folder, "model", dtype=dtype, files=files)
 
 
-def load_subject_finder(folder: Path, *, dtype: torch.dtype | None = None) -> SubjectFinder:
+def load_subject_finder(
+    folder: Path, *, dtype: torch.dtype | None = None, files: WeightFiles = ANY_FILES
+) -> SubjectFinder:
     """Read the `subject_finder/` folder."""
     with config_errors("the subject finder"), meta_init():
         finder = SubjectFinder(SubjectFinderConfig(**read_json(folder / "config.json")))
-    return load_into(finder, read_state(folder), where="the subject finder", dtype=dtype)
+    return load_into(finder, read_state(folder, files), where="the subject finder", dtype=dtype)
 
 
 def _of_three_colours(values: Any) -> tuple[float, float, float]:

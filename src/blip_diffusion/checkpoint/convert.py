@@ -11,12 +11,12 @@ import torch
 from blip_diffusion.checkpoint import lavis
 from blip_diffusion.checkpoint.components import HEADS
 from blip_diffusion.checkpoint.lavis import LavisCheckpoint
+from blip_diffusion.checkpoint.locate import find_model
 from blip_diffusion.checkpoint.model_folder import (
     CONSISTENCY_LORA,
     PARTS,
     assemble,
     check_fit,
-    find_model,
     load_unet,
     load_vae,
     read_parts,

@@ -10,7 +10,14 @@ from diffusers.utils.state_dict_utils import StateDictType
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from blip_diffusion.checkpoint.weights import State, format_mismatches, read_file, save_state, shape_mismatches
+from blip_diffusion.checkpoint.weights import (
+    State,
+    format_mismatches,
+    is_finite,
+    read_file,
+    save_state,
+    shape_mismatches,
+)
 from blip_diffusion.errors import CheckpointError
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -51,6 +58,8 @@ def check_lora(state: State, parts: Mapping[str, nn.Module]) -> None:
     problem = format_mismatches(
         missing=wanted.keys() - fitting.keys(), unexpected=unexpected, wrong=shape_mismatches(fitting, wanted)
     )
+    if not problem and not all(is_finite(tensor) for tensor in fitting.values()):
+        raise CheckpointError("The LoRA has weights that are not finite (NaN or infinity): it is damaged.")
     if problem or not fitting:
         raise CheckpointError(f"The LoRA is for another model: {problem or 'it has no layers'}.")
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from blip_diffusion.checkpoint.lavis import read_tuned
+from blip_diffusion.checkpoint.locate import find_model
 from blip_diffusion.checkpoint.lora import ATTENTION
-from blip_diffusion.checkpoint.model_folder import assemble, find_model, read_parts
+from blip_diffusion.checkpoint.model_folder import assemble, read_parts
 from blip_diffusion.checkpoint.subject_file import (
     Subject,
     check_category,

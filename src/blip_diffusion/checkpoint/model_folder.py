@@ -1,9 +1,7 @@
 """A model's folder: found, read, and written."""
 
 import dataclasses
-import inspect
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 
 from blip_diffusion.checkpoint import single_file
 from blip_diffusion.checkpoint.components import (
-    ASSETS,
     bert_tokenizer,
     load_diffusers,
     load_reference,
@@ -28,16 +25,23 @@ from blip_diffusion.checkpoint.components import (
     save_text_encoder,
     save_tokenizer,
 )
+from blip_diffusion.checkpoint.locate import find_model
 from blip_diffusion.checkpoint.lora import copy_lora
-from blip_diffusion.checkpoint.weights import check_materialized, config_errors, read_json, write_json
+from blip_diffusion.checkpoint.weights import (
+    ANY_FILES,
+    WeightFiles,
+    check_materialized,
+    config_errors,
+    read_json,
+    write_json,
+)
+from blip_diffusion.diffusion.sampler import check_scheduler
 from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.model import BlipDiffusion, InferenceConfig, ReferenceConfig, SubjectEncoder
 from blip_diffusion.modules.heads import SubjectFinder
 from blip_diffusion.nn_utils import uncompiled
 from blip_diffusion.prompts import insert_position
 
-UNREAD_FILES = ("vision_encoder/*", "safety_checker/*", "feature_extractor/*", "*.msgpack", "*.ckpt", "*.onnx*")
-"""What repositories hold beside the model: not worth the download."""
 CONSISTENCY_LORA = "consistency_lora.safetensors"
 """With it the model draws in a few steps, without guidance."""
 T2I_ADAPTERS = "t2i_adapter"
@@ -45,6 +49,8 @@ T2I_ADAPTERS = "t2i_adapter"
 PARTS = ("qformer", "image_processor", "qformer_tokenizer", "text_encoder", "tokenizer", "unet", "vae", "scheduler",
          "controlnet", "subject_finder")  # fmt: skip
 
+NEEDED = ("qformer", "text_encoder", "tokenizer", "unet", "vae", "scheduler")
+"""The parts of a whole model."""
 OPTIONAL = ("controlnet", "inference", "consistency_lora", "subject_finder", "t2i_adapters")
 
 
@@ -67,39 +73,89 @@ class Parts:
     t2i_adapters: dict[str, Any] | None = None  # by the kind of control map they read
 
 
-def read_parts(folder: Path, *, qformer_tokenizer: str | Path | None = None, dtype: torch.dtype | None = None) -> Parts:
+Precision = torch.dtype | Mapping[str, torch.dtype] | None
+"""One for all parts, or one by the name of a part, with "default" for the others, which else is float32."""
+
+
+def read_parts(
+    folder: Path,
+    *,
+    qformer_tokenizer: str | Path | None = None,
+    dtype: Precision = None,
+    files: WeightFiles = ANY_FILES,
+) -> Parts:
     """Every part that lies in a folder, floats in `dtype`. A part that is there but broken is a `CheckpointError`."""
     if not folder.is_dir():
         raise CheckpointError(f"There is no model at {folder}.")
-    index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+    _check_variant(folder, files.variant)
+    check_precision(dtype)
     has = {name: (folder / name).is_dir() for name in PARTS}
+    index = _read_index(folder, whole=all(has[name] for name in NEEDED))
     parts = Parts()
     if has["qformer"]:
-        parts.subject_encoder = load_subject_encoder(folder / "qformer", dtype=dtype)
+        parts.subject_encoder = load_subject_encoder(folder / "qformer", dtype=dtype_of(dtype, "qformer"), files=files)
         own = folder / "qformer_tokenizer"
         parts.qformer_tokenizer = bert_tokenizer(qformer_tokenizer or (own if has["qformer_tokenizer"] else None))
     if has["image_processor"]:
         parts.reference = load_reference(folder / "image_processor", mean=index.get("mean"), std=index.get("std"))
     if has["text_encoder"]:
-        parts.text_encoder = load_text_encoder(folder / "text_encoder", dtype=dtype)
+        words = folder / "text_encoder"
+        parts.text_encoder = load_text_encoder(words, dtype=dtype_of(dtype, "text_encoder"), files=files)
     for name in ("unet", "vae", "controlnet"):
         if has[name] and (name != "controlnet" or "controlnet" in index):  # the published base has one that is unused
-            setattr(parts, name, load_diffusers(name, folder / name, dtype=dtype))
+            setattr(parts, name, load_diffusers(name, folder / name, dtype=dtype_of(dtype, name), files=files))
     if has["tokenizer"]:
         parts.tokenizer = _load_tokenizer(folder)
     if has["scheduler"]:
         parts.scheduler = _load_scheduler(folder, index)
     if has["subject_finder"]:
-        parts.subject_finder = load_subject_finder(folder / "subject_finder", dtype=dtype)
-    parts.t2i_adapters = _load_adapters(folder / T2I_ADAPTERS, dtype)
+        finder = folder / "subject_finder"
+        parts.subject_finder = load_subject_finder(finder, dtype=dtype_of(dtype, "subject_finder"), files=files)
+    parts.t2i_adapters = _load_adapters(folder / T2I_ADAPTERS, dtype_of(dtype, "t2i_adapter"), files)
     parts.inference = _inference_of(index, folder)
     parts.consistency_lora = path if (path := folder / CONSISTENCY_LORA).is_file() else None
     return parts
 
 
-def _load_adapters(folder: Path, dtype: torch.dtype | None) -> dict[str, Any] | None:
+def _load_adapters(folder: Path, dtype: torch.dtype | None, files: WeightFiles) -> dict[str, Any] | None:
     kinds = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    return {kind: load_diffusers("t2i_adapter", folder / kind, dtype=dtype) for kind in kinds} or None
+    return {kind: load_diffusers("t2i_adapter", folder / kind, dtype=dtype, files=files) for kind in kinds} or None
+
+
+def _read_index(folder: Path, *, whole: bool) -> dict[str, Any]:
+    """Return the table of `model_index.json`, without which only single parts are read."""
+    if (folder / "model_index.json").is_file():
+        return read_json(folder / "model_index.json")
+    if whole:
+        raise CheckpointError(f"model_index.json is missing in {folder}: fetch it again, it has the model's settings.")
+    return {}
+
+
+def dtype_of(precision: Precision, part: str) -> torch.dtype | None:
+    """Return the dtype of one part."""
+    if isinstance(precision, Mapping):
+        return precision.get(part, precision.get("default", torch.float32))
+    return precision
+
+
+def check_precision(precision: Any) -> None:
+    """Raise `InputError` unless it is a float dtype, or a table of them by names of parts."""
+    table = precision if isinstance(precision, Mapping) else {"default": precision or torch.float32}
+    for name, dtype in table.items():
+        if name not in (*PARTS, "default"):
+            raise InputError(f"torch_dtype names {name!r}: use a part of the model, or default.")
+        if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise InputError(f"torch_dtype is {dtype!r}: use a float type, for example torch.float16.")
+
+
+def _check_variant(folder: Path, variant: str | None) -> None:
+    """Raise `InputError` if no part has weights of that variant; the sentence begins as diffusers' does."""
+    if variant is None or any(path for part in PARTS for path in (folder / part).glob(f"*.{variant}.*")):
+        return
+    raise InputError(
+        f"You are trying to load the model files of the `variant={variant}`, but no such modeling files are available "
+        f"in {folder}: leave variant out, or name another."
+    )
 
 
 def _load_tokenizer(folder: Path) -> Any:
@@ -119,7 +175,9 @@ def _load_scheduler(folder: Path, index: Mapping[str, Any]) -> Any:
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
         raise CheckpointError(f"The scheduler in {folder} is a {name!r}, which diffusers doesn't know.")
     with config_errors("the scheduler"):
-        return getattr(diffusers, name).from_config(table)
+        scheduler = getattr(diffusers, name).from_config(table)
+        check_scheduler(scheduler)
+    return scheduler
 
 
 def load_controlnet(name_or_path: str | Path, *, dtype: torch.dtype | None = None, **hub: Any) -> Any:
@@ -149,36 +207,6 @@ def _load_other(name: str, path: Path, dtype: torch.dtype | None) -> Any:
     if not path.is_dir():
         raise CheckpointError(f"There is no {name} at {path}: name its folder, a model's folder, or a file of weights.")
     return load_diffusers(name, path / name if (path / name).is_dir() else path, dtype=dtype)
-
-
-def find_model(name_or_path: str | Path, **hub: Any) -> Path:
-    """Return the folder of a model: `mini`, a folder, or a hub id, which alone is downloaded."""
-    if hub:
-        _check_hub(hub)
-    if name_or_path == "mini":
-        return ASSETS / "mini"
-    if Path(name_or_path).is_dir():
-        return Path(name_or_path)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)):
-        raise CheckpointError(f"There is no model {name_or_path}: use mini, a folder, or a hub id such as owner/name.")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(name_or_path), **{"ignore_patterns": UNREAD_FILES, **hub}))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"There is no folder {name_or_path}, and it can't be had from the hub ({reason(error)}): check the name."
-        ) from error
-
-
-def _check_hub(asked: Mapping[str, Any]) -> None:
-    """Raise `InputError` for a hub model that this pipeline would load incompletely."""
-    from huggingface_hub import snapshot_download
-
-    known = inspect.signature(snapshot_download).parameters
-    if unknown := [name for name in asked if name not in known]:
-        raise InputError(f"{unknown[0]} can't be chosen for a model that is loaded: leave it out.")
 
 
 def assemble(parts: Parts, folder: Path) -> BlipDiffusion:
@@ -247,6 +275,7 @@ def save_model(
     consistency_lora: Path | None = None,
     t2i_adapters: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
+    files: WeightFiles = ANY_FILES,
 ) -> None:
     """Write the model's folder, without LoRAs; floats in `dtype` if one is given.
 
@@ -265,18 +294,20 @@ def save_model(
         copy_lora(consistency_lora, folder / CONSISTENCY_LORA, dtype)  # first: it may be gone, or damaged
     else:
         (folder / CONSISTENCY_LORA).unlink(missing_ok=True)  # one of another U-Net
-    save_subject_model(model.subject_encoder, model.qformer_tokenizer, model.reference, folder, dtype=dtype)
+    save_subject_model(
+        model.subject_encoder, model.qformer_tokenizer, model.reference, folder, dtype=dtype, files=files
+    )
     save_tokenizer(model.tokenizer, folder / "tokenizer")
     model.scheduler.save_pretrained(folder / "scheduler")
-    save_text_encoder(model.text_encoder, folder / "text_encoder", dtype=dtype)
-    save_diffusers("unet", model.unet, folder / "unet", dtype=dtype)
-    save_diffusers("vae", model.vae, folder / "vae", dtype=dtype)
+    save_text_encoder(model.text_encoder, folder / "text_encoder", dtype=dtype, files=files)
+    save_diffusers("unet", model.unet, folder / "unet", dtype=dtype, files=files)
+    save_diffusers("vae", model.vae, folder / "vae", dtype=dtype, files=files)
     if model.subject_finder is not None:
-        save_subject_finder(model.subject_finder, folder / "subject_finder", dtype=dtype)
+        save_subject_finder(model.subject_finder, folder / "subject_finder", dtype=dtype, files=files)
     if controlnet is not None:
-        save_diffusers("controlnet", controlnet, folder / "controlnet", dtype=dtype)
+        save_diffusers("controlnet", controlnet, folder / "controlnet", dtype=dtype, files=files)
     for kind, adapter in (t2i_adapters or {}).items():
-        save_diffusers("t2i_adapter", adapter, folder / T2I_ADAPTERS / kind, dtype=dtype)
+        save_diffusers("t2i_adapter", adapter, folder / T2I_ADAPTERS / kind, dtype=dtype, files=files)
     write_json(folder / "model_index.json", _index(model, controlnet))
 
 
@@ -306,8 +337,9 @@ def save_subject_model(
     folder: Path,
     *,
     dtype: torch.dtype | None = None,
+    files: WeightFiles = ANY_FILES,
 ) -> None:
     """Write the folders of the subject encoder: `qformer/`, `qformer_tokenizer/`, `image_processor/`."""
-    save_subject_encoder(encoder, folder / "qformer", dtype=dtype)
+    save_subject_encoder(encoder, folder / "qformer", dtype=dtype, files=files)
     save_reference(reference, folder / "image_processor")
     tokenizer.save_pretrained(folder / "qformer_tokenizer")

@@ -3,9 +3,11 @@
 import itertools
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +15,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.fileio import atomic_file
@@ -23,7 +26,7 @@ Module = TypeVar("Module", bound=nn.Module)
 State = dict[str, Tensor]
 STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")
 """What libraries call a file of weights."""
-VARIANTS = ("", ".fp16", ".bf16")
+SAFE, PICKLED = ".safetensors", ".bin"
 CONFIG_ERRORS = (
     TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError, StrictDataclassError
 )  # fmt: skip
@@ -31,16 +34,62 @@ CONFIG_ERRORS = (
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
-def read_state(folder: Path) -> State:
-    """Read the weights of a part's folder, whole or sharded, safetensors before pickles."""
-    for suffix in (".safetensors", ".bin"):
-        for stem, variant in itertools.product(STEMS, VARIANTS):
-            if (path := folder / f"{stem}{variant}{suffix}").is_file():
-                return read_file(path)
-            for index in (f"{stem}{suffix}.index{variant}.json", f"{stem}{variant}{suffix}.index.json"):
-                if (folder / index).is_file():
-                    return _read_shards(folder, index)
-    raise CheckpointError(f"There are no weights in {folder}: it should hold model.safetensors or pytorch_model.bin.")
+@dataclass(frozen=True)
+class WeightFiles:
+    """Which files hold the weights of a part.
+
+    Args:
+        variant: The word before the suffix, as "fp16" in `model.fp16.safetensors`. A part without such a file is read
+            from its plain one. `None`: written without one, and read with any.
+        safe: Whether the files are safetensors. `None`: safetensors are written, and read before pickles.
+
+    Raises:
+        InputError: If the variant is no word.
+    """
+
+    variant: str | None = None
+    safe: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.variant is not None and not re.fullmatch(r"[\w-]+", str(self.variant)):
+            raise InputError(f"variant is {self.variant!r}: use a word, for example fp16.")
+        if self.safe not in (None, True, False):
+            raise InputError(f"use_safetensors and safe_serialization are True or False, not {self.safe!r}.")
+
+    def name(self, stem: str) -> str:
+        """Return the name of the file to write; `stem` is that of a safetensors file."""
+        stem = "pytorch_model" if stem == "model" and self.safe is False else stem
+        return f"{stem}{_dotted(self.variant)}{PICKLED if self.safe is False else SAFE}"
+
+    def choices(self) -> list[tuple[str, str]]:
+        """Return the variants and suffixes to look for, the best one first."""
+        suffixes = {None: (SAFE, PICKLED), True: (SAFE,), False: (PICKLED,)}[self.safe]
+        if self.variant is not None:
+            return list(itertools.product((_dotted(self.variant), ""), suffixes))
+        return [(variant, suffix) for suffix in suffixes for variant in ("", ".fp16", ".bf16")]
+
+
+ANY_FILES = WeightFiles()
+
+
+def _dotted(variant: str | None) -> str:
+    return f".{variant}" if variant else ""
+
+
+def read_state(folder: Path, files: WeightFiles = ANY_FILES) -> State:
+    """Read the weights of a part's folder, whole or sharded."""
+    for (variant, suffix), stem in itertools.product(files.choices(), STEMS):
+        if (path := folder / f"{stem}{variant}{suffix}").is_file():
+            return read_file(path)
+        for index in _index_names(stem, variant, suffix):
+            if (folder / index).is_file():
+                return _read_shards(folder, index)
+    names = {None: "model.safetensors or pytorch_model.bin", True: "model.safetensors", False: "pytorch_model.bin"}
+    raise CheckpointError(f"There are no weights in {folder}: it should hold {names[files.safe]}.")
+
+
+def _index_names(stem: str, variant: str, suffix: str) -> tuple[str, str]:
+    return f"{stem}{suffix}.index{variant}.json", f"{stem}{variant}{suffix}.index.json"
 
 
 def read_file(path: Path) -> State:
@@ -97,11 +146,48 @@ def table_of_tensors(table: Any, path: Path) -> State:
     if not state:
         raise CheckpointError(f"{path} is not a table of tensors.")
     for name, tensor in state.items():
+        check_storage(name, tensor, path)
         if tensor.is_meta or tensor.layout != torch.strided:
             raise CheckpointError(
                 f"{path} holds {name} without all its numbers (meta or sparse): save it as it is used."
             )
     return state
+
+
+def check_storage(name: str, tensor: Tensor, where: Path) -> None:
+    """Raise `CheckpointError` for a tensor with fewer numbers in memory than in its shape.
+
+    A pickle may hold one number with the shape of a whole layer; who writes to it, as fused optimizers do, writes
+    beyond its memory.
+    """
+    if tensor.is_meta or tensor.layout != torch.strided:
+        return
+    if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+        raise CheckpointError(f"{where} holds {name[:200]!r} with fewer numbers than its shape says: it is damaged.")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether all numbers are finite. A sum, which takes no memory, decides nearly always."""
+    if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
+
+
+def save_part(
+    state: Mapping[str, Tensor],
+    folder: Path,
+    stem: str,
+    *,
+    dtype: torch.dtype | None = None,
+    files: WeightFiles = ANY_FILES,
+) -> None:
+    """Write the weights of a part, and remove older files of the same variant, which would be read instead."""
+    name = files.name(stem)
+    save_state(state, folder / name, dtype)
+    variant = _dotted(files.variant)
+    for other, suffix in itertools.product(STEMS, (SAFE, PICKLED)):
+        for old in {f"{other}{variant}{suffix}", *_index_names(other, variant, suffix)} - {name}:
+            (folder / old).unlink(missing_ok=True)
 
 
 def save_state(
@@ -111,23 +197,34 @@ def save_state(
     *,
     header: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a safetensors file atomically, floats in `dtype` if one is given.
+    """Write a safetensors file, or a pickle of tensors, atomically, floats in `dtype` if one is given.
 
     A file of that name may be mapped by the very tensors that are written: it is replaced, never written into.
     """
     with atomic_file(path) as partial:
         partial.touch()
         mode = partial.stat().st_mode  # the umask's; safetensors would let nobody else read the file
-        save_file(contiguous(state, dtype), partial, metadata={"format": "pt", **(header or {})})
+        if path.suffix == SAFE:
+            save_file(contiguous(state, dtype), partial, metadata={"format": "pt", **(header or {})})
+        else:
+            torch.save(contiguous(state, dtype), partial)
         partial.chmod(mode)
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """`torch.empty`, with which layers make their parameters, takes no memory. Buffers are made with their values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **({**(kwargs or {}), "device": "meta"} if func is torch.empty else kwargs or {}))
 
 
 @contextmanager
 def meta_init() -> Iterator[None]:
-    """Modules built here have shapes and no memory: `load_into` gives it to them."""
-    from accelerate import init_empty_weights  # type: ignore[import-untyped]
+    """Modules built here have shapes and no memory: `load_into` gives it to them.
 
-    with init_empty_weights(include_buffers=False):
+    Unlike accelerate's `init_empty_weights`, which replaces methods of `nn.Module`, it is seen by this thread alone.
+    """
+    with _EmptyOnMeta():
         yield
 
 
@@ -199,6 +296,7 @@ def check_state(
         missing=wanted.keys() - state.keys(),
         unexpected=[*(state.keys() - wanted.keys()), *(extra or [])],
         wrong=shape_mismatches(state, {name: tuple(tensor.shape) for name, tensor in wanted.items()}),
+        not_finite=[name for name in state.keys() & wanted.keys() if not is_finite(state[name])],
         not_floats=[
             f"{name} is {state[name].dtype}".replace("torch.", "")
             for name in state.keys() & wanted.keys()
@@ -219,7 +317,12 @@ def shape_mismatches(state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int
 
 
 def format_mismatches(
-    *, missing: Iterable[str], unexpected: Iterable[str], wrong: Iterable[str], not_floats: Iterable[str] = ()
+    *,
+    missing: Iterable[str],
+    unexpected: Iterable[str],
+    wrong: Iterable[str],
+    not_floats: Iterable[str] = (),
+    not_finite: Iterable[str] = (),
 ) -> str:
     """How many there are of each, and the first of them; nothing where there are none."""
     kinds = (
@@ -227,6 +330,7 @@ def format_mismatches(
         ("unexpected", sorted(unexpected)),
         ("of another shape", sorted(wrong)),
         ("not of floats", sorted(not_floats)),
+        ("not finite (NaN or infinity)", sorted(not_finite)),
     )
     return "; ".join(
         f"{len(names)} {kind} ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from blip_diffusion import images
 from blip_diffusion.errors import InputError
+from blip_diffusion.fileio import path_exists
 from blip_diffusion.images import ResizeMode
 
 MOST = 30
@@ -78,11 +79,9 @@ def _files(sources: Sequence[Source]) -> list[Path | Image.Image]:
             files.append(source)
             continue
         path = Path(source)
-        inside = (
-            sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-            if path.is_dir()
-            else [path]
-        )
+        if not path_exists(path):
+            raise InputError(f"There is no photo at {path}: check the path.")
+        inside = _images_in(path) if path.is_dir() else [path]
         if not inside:
             raise InputError(f"There are no images in {path}: name PNG, JPEG or WebP files, or a folder of them.")
         files += inside
@@ -91,6 +90,14 @@ def _files(sources: Sequence[Source]) -> list[Path | Image.Image]:
     if len(files) > MOST:
         raise InputError(f"There are {len(files)} photos: choose at most {MOST} good ones, three to seven are usual.")
     return files
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """Return the images in a folder; hidden files, such as macOS's `._dog.png`, are none, and folders a mistake."""
+    inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    if folders := [path.name for path in inside if path.is_dir()]:
+        warnings.warn(f"Images in {folder / folders[0]} aren't read: name that folder too.", stacklevel=4)
+    return [path for path in inside if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def _given_masks(files: Sequence[object], masks: Masks) -> Sequence[Path | None]:

@@ -25,12 +25,12 @@ def unet_denoiser(unet: Any, text: Tensor) -> Denoiser:
     return denoise
 
 
-def guided(both: Denoiser, scale: float, *, rescale: float = 0.0) -> Denoiser:
+def guided(both: Denoiser, scale: float | Callable[[], float], *, rescale: float = 0.0) -> Denoiser:
     """Apply classifier-free guidance: ε = ε_u + scale · (ε_c - ε_u) (Ho & Salimans 2022, equation 6).
 
     Args:
         both: A denoiser of batches [unconditional, conditional] of size 2B.
-        scale: Guidance scale; 1 is the conditional prediction.
+        scale: Guidance scale; 1 is the conditional prediction. A function is called at each step.
         rescale: In [0, 1]; pulls the result's standard deviation back to the conditional one's, which noise schedules
             that end in pure noise need (Lin et al. 2023, section 3.4).
 
@@ -40,7 +40,8 @@ def guided(both: Denoiser, scale: float, *, rescale: float = 0.0) -> Denoiser:
 
     def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
         empty, full = both(torch.cat([latents, latents]), timestep).chunk(2)
-        answer = empty + scale * (full - empty)
+        weight = scale() if callable(scale) else scale
+        answer = empty + weight * (full - empty)
         return _rescaled(answer, full, rescale) if rescale else answer
 
     return denoise
@@ -52,13 +53,15 @@ def _rescaled(answer: Tensor, conditional: Tensor, amount: float) -> Tensor:
     return answer * (amount * ratio + 1 - amount)
 
 
-def on_interval(interval: tuple[float, float], steps: int, inside: Denoiser, outside: Denoiser) -> Denoiser:
-    """One denoiser in the steps that begin in a share of all, another before and after it.
+def on_interval(
+    interval: tuple[float, float], steps: int, inside: Denoiser, outside: Denoiser, *, first: int = 0
+) -> Denoiser:
+    """One denoiser in the steps that begin in a share of all, another before and after it; `first` is the next step.
 
     Guidance helps in the middle: early it narrows what is drawn, late it changes little (Kynkäänniemi et al. 2024).
     """
     start, end = interval
-    counter = itertools.count()
+    counter = itertools.count(first)
 
     def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
         share = next(counter) / steps

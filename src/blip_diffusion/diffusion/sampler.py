@@ -9,6 +9,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from blip_diffusion.diffusion.guidance import Denoiser
+from blip_diffusion.errors import InputError
 
 StepHook = Callable[[int, Tensor, Tensor], Tensor]
 """Called after a step with its index, timestep and latents; answers the latents to go on with."""
@@ -22,6 +23,7 @@ def sample(
     generators: list[torch.Generator] | None = None,
     eta: float | None = None,
     hook: StepHook | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Tensor:
     """Integrate noise to clean latents over the timesteps that `scheduler.set_timesteps` has chosen.
 
@@ -31,6 +33,7 @@ def sample(
         scheduler: A diffusers scheduler.
         generators: One generator per image, for schedulers that add noise.
         eta: Share of noise that DDIM-like schedulers add in each step, in [0, 1]; default: the scheduler's.
+        stop: Sampling ends before a step for which it returns true.
         hook: Called after each step with its index, timestep and latents; returns the latents to continue with.
 
     Returns:
@@ -39,11 +42,30 @@ def sample(
     latents = latents * scheduler.init_noise_sigma
     extra = _extra_arguments(scheduler, generators, eta)
     for index, timestep in enumerate(scheduler.timesteps):
+        if stop is not None and stop():
+            break
         answer = denoiser(scheduler.scale_model_input(latents, timestep), timestep)
         latents = scheduler.step(answer, timestep, latents, return_dict=False, **extra)[0]
         if hook is not None:
             latents = hook(index, timestep, latents)
     return latents
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Raise `InputError` for a scheduler that is not for noise of a variance schedule, as Stable Diffusion's are."""
+    step = list(inspect.signature(getattr(scheduler, "step", _no_step)).parameters.values())
+    needed = [p.name for p in step if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    config = getattr(scheduler, "config", {})
+    fits = needed == ["model_output", "timestep", "sample"] and hasattr(scheduler, "scale_model_input")
+    fits = fits and config.get("prediction_type") in ("epsilon", "sample", "v_prediction") and "beta_start" in config
+    if not fits or config.get("use_flow_sigmas") or type(scheduler).__name__.endswith("InverseScheduler"):
+        raise InputError(
+            f"{type(scheduler).__name__} can't sample with this model: use a scheduler of Stable Diffusion's kind, for "
+            "example EulerDiscreteScheduler.from_config(pipe.scheduler.config)."
+        )
+
+
+def _no_step() -> None: ...
 
 
 def ddim_like(scheduler: Any) -> DDIMScheduler:

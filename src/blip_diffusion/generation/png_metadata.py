@@ -10,8 +10,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
-from PIL import Image
-
 from blip_diffusion import __version__, images
 from blip_diffusion.errors import InputError
 from blip_diffusion.fileio import path_exists, sha256_of
@@ -39,7 +37,7 @@ def encode(request: GenerationRequest, **one_image: Any) -> str:
 def read_raw(path: Path) -> str | None:
     """Return the JSON in an image file; `None` if there is none."""
     try:
-        with Image.open(path) as image:
+        with images.open_lazily(path) as image:
             return cast(str | None, image.info.get(METADATA))
     except Exception:  # on a damaged file, Pillow raises whatever it trips over
         return None
@@ -71,7 +69,7 @@ def read_request(
     from blip_diffusion import config  # imported here: no other part of a generation needs it
 
     try:
-        with Image.open(path) as image:
+        with images.open_lazily(path) as image:
             table = json.loads(image.info[METADATA])
         request = config.build(GenerationRequest, _fields(table))
         version = str(table.get("version"))[:20]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -98,6 +99,19 @@ class PlacedAttention(nn.Module):
         return out
 
 
+class PlacedCrossAttention(Attention):
+    """Cross-attention that keeps its processor, whose weights are learned, whatever a user's switch puts in place.
+
+    diffusers' attention slicing, fused projections and others choose another way to compute the same attention: these
+    layers would lose the places.
+    """
+
+    def set_processor(self, processor: Any) -> None:
+        """Replace the processor by another `PlacedAttention`, and by nothing else."""
+        if isinstance(processor, PlacedAttention):
+            super().set_processor(processor)
+
+
 def _grid(cells: int, aspect: float, device: torch.device) -> Tensor:
     """Return x and y of the centres of H x W cells, row by row: (H W, 2)."""
     height = round(math.sqrt(cells / aspect))
@@ -121,6 +135,7 @@ class PlacedUNet2DConditionModel(UNet2DConditionModel):
         self.aspect = 1.0
         for module in cross_attentions(self):
             module.set_processor(PlacedAttention(module.to_q.out_features))
+            module.__class__ = PlacedCrossAttention
 
     def forward(self, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self.aspect != (aspect := sample.shape[-1] / sample.shape[-2]):
@@ -128,6 +143,10 @@ class PlacedUNet2DConditionModel(UNet2DConditionModel):
             for module in cross_attentions(self):
                 module.processor.aspect = aspect
         return super().forward(sample, *args, **kwargs)
+
+    def set_default_attn_processor(self) -> None:
+        """Compute self-attention as diffusers does by default."""
+        self.set_attn_processor(AttnProcessor())
 
     @torch.no_grad()
     def init_placed(self) -> None:

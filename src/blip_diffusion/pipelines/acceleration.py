@@ -14,6 +14,7 @@ from diffusers import AutoencoderTiny, LCMScheduler
 from diffusers.models.autoencoders.vae import DecoderOutput
 from torch import Tensor, nn
 
+from blip_diffusion.checkpoint.locate import check_source
 from blip_diffusion.diffusion.controlnet import controlled_denoiser
 from blip_diffusion.diffusion.deepcache import ShallowUNet, WholeUNet, deepcache
 from blip_diffusion.diffusion.guidance import Denoiser, guided, on_interval, split_batch, unet_denoiser
@@ -24,6 +25,7 @@ from blip_diffusion.openvino_backend import openvino
 from blip_diffusion.pipelines.adapters import UNREADABLE
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.inputs import PipelineInputs
+from blip_diffusion.pipelines.locking import LIBRARY_LOCK, exclusive
 from blip_diffusion.pipelines.merged_loras import MergedLoras
 from blip_diffusion.pipelines.presets import Preset, build_scheduler, get_preset, lcm_preset, resolve_dtype
 
@@ -50,6 +52,7 @@ class AccelerationMixin(PipelineHost):
     _merged: tuple[Hashable, MergedLoras] | None = None
     _engines: Mapping[tuple[str, int], tuple[Any, Callable[..., Any]]] = MappingProxyType({})
 
+    @exclusive
     def set_preset(self, choice: str | Preset) -> None:
         """Choose a trade between speed and quality. It replaces the previous preset.
 
@@ -117,33 +120,36 @@ class AccelerationMixin(PipelineHost):
 
     # --------------------------------------------------------------------------------------------------------- sampling
 
-    def _denoiser(self, text: Tensor, empty: Tensor | None, inputs: PipelineInputs) -> Denoiser:
-        """Return guided(controlled(unet(·, text states))); `empty` are the negative prompts' states, if guided."""
+    def _denoiser(self, inputs: PipelineInputs, text: Tensor, empty: Tensor | None, first: int = 0) -> Denoiser:
+        """Return guided(controlled(unet(·, text states))) for the steps from `first` on.
+
+        `empty` are the negative prompts' states, if guided.
+        """
         steps = len(self.scheduler.timesteps)
         if inputs.controls:
             run = partial(
                 controlled_denoiser, self.unet, controls=inputs.controls, steps=steps, guess=inputs.guess_mode,
-                counter=itertools.count(),
+                counter=itertools.count(first),
             )  # fmt: skip
             if empty is None:
                 return run(text)
-            return self._guided(run(torch.cat([empty, text]), doubled=True), lambda: run(text), inputs, steps)
+            return self._guided(run(torch.cat([empty, text]), doubled=True), lambda: run(text), inputs, steps, first)
         if empty is None:
             return self._network(text)
         if self.preset.split_cfg_batch:
             both = split_batch(self._network(empty), self._network(text))
         else:
             both = self._network(torch.cat([empty, text]))
-        return self._guided(both, lambda: self._network(text), inputs, steps)
+        return self._guided(both, lambda: self._network(text), inputs, steps, first)
 
     def _guided(
-        self, both: Denoiser, conditional: Callable[[], Denoiser], inputs: PipelineInputs, steps: int
+        self, both: Denoiser, conditional: Callable[[], Denoiser], inputs: PipelineInputs, steps: int, first: int
     ) -> Denoiser:
         """Return guidance over `both` within the preset's interval, and the conditional prediction outside of it."""
-        always = guided(both, inputs.guidance_scale, rescale=inputs.guidance_rescale)
+        always = guided(both, lambda: self.guidance_scale, rescale=inputs.guidance_rescale)
         if self.preset.guidance_interval == (0.0, 1.0):
             return always
-        return on_interval(self.preset.guidance_interval, steps, always, conditional())
+        return on_interval(self.preset.guidance_interval, steps, always, conditional(), first=first)
 
     def _network(self, text: Tensor) -> Denoiser:
         """Return the U-Net with these text states, on the preset's engine, with DeepCache if the preset has it."""
@@ -177,7 +183,9 @@ class AccelerationMixin(PipelineHost):
         """Return pixels (B, 3, H, W) in [0, 1]."""
         vae = self.vae
         if self._tiny_vae is not None:
-            vae = self._tiny_vae = self._tiny_vae.to(latents.device)  # the pipeline may have moved since
+            tiny = self._tiny_vae = self._tiny_vae.to(latents.device)  # the pipeline may have moved since
+            tiny.use_slicing, tiny.use_tiling = vae.use_slicing, vae.use_tiling
+            vae = tiny
         if self.preset.engine != "openvino":
             return LatentCodec(vae).decode(latents)
         run = self._on_engine("decoder", vae, lambda: Decoder(vae))
@@ -201,8 +209,10 @@ class AccelerationMixin(PipelineHost):
 
 def _load_tiny_vae(path: str, vae: Any) -> Any:
     """Load an `AutoencoderTiny` for the latents of `vae`. Raises `CheckpointError` for anything else."""
+    check_source(path, "AutoencoderTiny")
     try:
-        tiny = AutoencoderTiny.from_pretrained(path)
+        with LIBRARY_LOCK:
+            tiny = AutoencoderTiny.from_pretrained(path)
     except UNREADABLE as error:
         raise CheckpointError(f"There is no AutoencoderTiny at {path} ({reason(error)}).") from error
     if any(parameter.is_meta for parameter in tiny.parameters()):  # diffusers leaves missing weights empty

@@ -17,16 +17,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # whichever it uses
 from peft import LoraConfig, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from torch import nn
 
+from blip_diffusion.checkpoint.locate import check_source
 from blip_diffusion.checkpoint.lora import check_lora, in_pefts_names, layers_of
+from blip_diffusion.checkpoint.lora_source import check_lora_source, check_settings
 from blip_diffusion.checkpoint.subject_file import Subject, fingerprint
 from blip_diffusion.checkpoint.weights import State
 from blip_diffusion.errors import CheckpointError, InputError, reason
-from blip_diffusion.nn_utils import base_parameters, lora_layers, mark_modified, uncompiled
+from blip_diffusion.nn_utils import base_parameters, iter_modules, lora_layers, mark_modified, uncompiled
+from blip_diffusion.pipelines.locking import LIBRARY_LOCK
 from blip_diffusion.pipelines.subject_registry import (
     PREFIX,
     SubjectRegistry,
@@ -38,7 +42,10 @@ from blip_diffusion.pipelines.subject_registry import (
 SLOT = "blip_diffusion_adapters"
 """The one attribute that this package adds to a U-Net: an `AdapterState`."""
 PRESET_ADAPTER = "blip-diffusion-lcm"
-UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError)
+UNREADABLE = (
+    OSError, ValueError, TypeError, RuntimeError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError,
+    httpx.HTTPError,
+)  # fmt: skip
 """What the libraries raise for a file that is missing, damaged, or something else."""
 UserAdapters = Mapping[BaseTunerLayer, Sequence[str]]
 
@@ -155,12 +162,16 @@ class AdapterManager:
     def read(self, source: Any, **options: Any) -> Lora:
         """Read a LoRA by any of its naming schemes. Raises `CheckpointError` unless it fits this model."""
         self.check_uncompiled()
+        if isinstance(source, str | Path):
+            check_source(source, "LoRA")
+        check_lora_source(source, options.get("weight_name"), options.get("subfolder"))
         try:
             table = dict(source) if isinstance(source, dict) else source
             read = StableDiffusionLoraLoaderMixin.lora_state_dict(table, return_lora_metadata=True, **options)
             weights = in_pefts_names(read[0])
         except UNREADABLE as error:
             raise CheckpointError(f"The LoRA can't be read: {reason(error)}.") from error
+        check_settings(read[1], read[2])
         check_lora(weights, {"unet": self._unet, "text_encoder": self._text_encoder})
         return Lora(weights, *read[1:])
 
@@ -171,10 +182,11 @@ class AdapterManager:
         options |= {"network_alphas": lora.alphas, "metadata": lora.metadata, "_pipeline": self._pipeline}
         loader = StableDiffusionLoraLoaderMixin
         try:
-            if any(key.startswith("unet.") for key in lora.weights):
-                loader.load_lora_into_unet(lora.weights, unet=self._unet, **options)
-            if any(key.startswith("text_encoder.") for key in lora.weights):
-                loader.load_lora_into_text_encoder(lora.weights, text_encoder=self._text_encoder, **options)
+            with LIBRARY_LOCK:
+                if any(key.startswith("unet.") for key in lora.weights):
+                    loader.load_lora_into_unet(lora.weights, unet=self._unet, **options)
+                if any(key.startswith("text_encoder.") for key in lora.weights):
+                    loader.load_lora_into_text_encoder(lora.weights, text_encoder=self._text_encoder, **options)
         except UNREADABLE as error:
             self._remove_new(before)
             raise CheckpointError(f"The LoRA can't be loaded: {reason(error)}.") from error
@@ -273,7 +285,7 @@ class AdapterManager:
         """Add a subject's LoRA to the U-Net; `apply` activates it."""
         config = LoraConfig(r=subject.rank, lora_alpha=subject.alpha, target_modules=layers_of(subject.lora))
         adapter = f"{PREFIX}{subject.name}"
-        with warnings.catch_warnings():
+        with LIBRARY_LOCK, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are intended
             self._unet.add_adapter(config, adapter_name=adapter)
         like = next(iter(base_parameters(self._unet).values()))
@@ -295,6 +307,12 @@ class AdapterManager:
                 "LoRAs can't be loaded into or removed from what torch.compile has wrapped: "
                 "pipe.unet.compile() wraps nothing."
             )
+        self.check_unfused_projections()
+
+    def check_unfused_projections(self) -> None:
+        """Raise `InputError` if query, key and value are fused: LoRAs and subjects' weights would be left out."""
+        if any(getattr(module, "fused_projections", False) for module in iter_modules(self._unet)):
+            raise InputError("The attention's projections are fused: call unfuse_qkv_projections first.")
 
     def check_unfused(self, message: str) -> None:
         """Raise `InputError` if LoRAs are fused: PEFT ignores all others in such layers."""
@@ -309,6 +327,7 @@ class AdapterManager:
 
     def _check_unfused_for(self, subject: Subject) -> None:
         if changes_unet(subject):
+            self.check_unfused_projections()
             self.check_unfused(
                 f"{subject.name!r} can't be used over fused LoRAs: call unload_lora_weights, which leaves them in the "
                 "weights, or unfuse_lora."

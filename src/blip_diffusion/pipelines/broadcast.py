@@ -14,11 +14,6 @@ def as_list(values: OneOrMany[T]) -> list[T]:
     return list(values) if isinstance(values, list | tuple) else [values]  # type: ignore[list-item]
 
 
-def as_str_list(values: OneOrMany[str]) -> list[str]:
-    """Return a sequence of strings as a list, and a string as a list of one."""
-    return [values] if isinstance(values, str) else list(values)
-
-
 def broadcast(values: list[T], size: int) -> list[T]:
     """Repeat a single value to the batch size."""
     return values * size if len(values) == 1 else values

@@ -11,6 +11,8 @@ from torch import Tensor
 from blip_diffusion import images
 from blip_diffusion.diffusion.controlnet import Control
 from blip_diffusion.errors import InputError
+from blip_diffusion.pipelines.checks import number
+from blip_diffusion.pipelines.control_arrays import as_tensor, per_net
 
 Images: TypeAlias = Image.Image | Tensor | Sequence[Image.Image]
 """One for all prompts, or one each; a tensor is (B, 3, H, W) in [0, 1]."""
@@ -66,7 +68,7 @@ def control_request(
     if nets is None:
         raise InputError("A control image needs a ControlNet: give controlnet=, or load a model that has one.")
     nets = list(getattr(nets, "nets", nets if isinstance(nets, list | tuple) else [nets]))
-    given = list(image) if len(nets) > 1 and isinstance(image, list | tuple) else [image]
+    given = per_net(image, len(nets))
     scales = _numbers("controlnet_conditioning_scale", scale, len(nets))
     starts = _numbers("control_guidance_start", start, len(nets))
     ends = _numbers("control_guidance_end", end, len(nets))
@@ -74,7 +76,7 @@ def control_request(
 
 
 def _numbers(name: str, value: Numbers, size: int) -> list[float]:
-    values = [float(v) for v in value] if isinstance(value, Sequence) else [float(value)] * size
+    values = [number(name, v) for v in value] if isinstance(value, list | tuple) else [number(name, value)] * size
     if len(values) != size:
         raise InputError(f"There are {len(values)} numbers in {name} for {size} ControlNets: give one, or one each.")
     return values
@@ -90,8 +92,9 @@ def _check_fit(net: Any, unet: Any) -> None:
 
 def _pixels(given: Images, size: int, height: int, width: int, resample: Resample) -> Tensor:
     """Return control maps (B, 3, H, W) in [0, 1]."""
+    given = as_tensor(given)
     if isinstance(given, Tensor):
-        pixels = given if given.ndim == 4 else given[None]
+        pixels = given
         if pixels.shape[1:] != (3, height, width):
             raise InputError(f"The control tensor is {tuple(pixels.shape)}: use (B, 3, {height}, {width}).")
     else:

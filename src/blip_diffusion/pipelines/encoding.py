@@ -12,14 +12,17 @@ from blip_diffusion.nn_utils import tensor_bytes, weights_version
 from blip_diffusion.pipelines.broadcast import OneOrMany, as_list, repeat
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.inputs import PipelineInputs
+from blip_diffusion.pipelines.locking import exclusive
+from blip_diffusion.pipelines.prompt_inputs import on_device
 from blip_diffusion.prompts import warn_of_dropped
-from blip_diffusion.references import SquareReference, square_reference
+from blip_diffusion.references import SquareReference, check_not_blank, square_reference
 
 
 class EncodingMixin(PipelineHost):
     """`encode_subject`, and the encodings of a call."""
 
     @torch.no_grad()
+    @exclusive
     def encode_subject(
         self, reference_images: OneOrMany[Image.Image], category: str, *, resize_mode: ResizeMode | None = None
     ) -> Tensor:
@@ -64,20 +67,34 @@ class EncodingMixin(PipelineHost):
 
     def _encode(self, inputs: PipelineInputs) -> tuple[Tensor, Tensor | None]:
         """Return text states (B, L, D) of the prompts with the subjects in them, and of the negative prompts."""
-        aspects = [1.0] * len(inputs.prompts)
-        if inputs.subject_embeds is not None:
-            subject = inputs.subject_embeds.to(self._execution_device).expand(len(inputs.prompts), -1, -1)
+        negative = self._negative_states(inputs) if inputs.guided else None
+        return self._prompt_states(inputs), negative
+
+    def _negative_states(self, inputs: PipelineInputs) -> Tensor:
+        """Return text states (B, L, D) of the negative prompts."""
+        given, copies = inputs.texts.negative_prompt_embeds, inputs.num_images_per_prompt
+        if given is not None:
+            return on_device(given, self._execution_device).repeat_interleave(copies, dim=0)
+        prompts = inputs.texts.negative_prompts
+        warn_of_dropped(self.tokenizer, prompts, self.model.text_length, "The negative prompt")
+        return self._encode_text(repeat(prompts, copies))
+
+    def _prompt_states(self, inputs: PipelineInputs) -> Tensor:
+        """Return text states (B, L, D) of the prompts with the subjects in them."""
+        texts, copies = inputs.texts, inputs.num_images_per_prompt
+        if texts.prompt_embeds is not None:
+            return on_device(texts.prompt_embeds, self._execution_device).repeat_interleave(copies, dim=0)
+        aspects = [1.0] * len(texts)
+        if texts.subject_embeds is not None:
+            subject = texts.subject_embeds.to(self._execution_device).expand(len(texts), -1, -1)
         else:
-            squares = self._square(inputs.references, inputs.resize_mode)
+            squares = self._square(texts.references, inputs.resize_mode)
             aspects = [square.aspect for square in squares]
-            subject = self._encode_references(squares, inputs.categories)
-        warn_of_dropped(self.tokenizer, inputs.sentences, self.model.text_length - subject.shape[1])
-        warn_of_dropped(self.tokenizer, inputs.negative_prompts, self.model.text_length)
-        copies = inputs.num_images_per_prompt
+            subject = self._encode_references(squares, texts.categories)
+        warn_of_dropped(self.tokenizer, texts.sentences, self.model.text_length - subject.shape[1])
         frames = self._frames(inputs, aspects)
         frames = None if frames is None else frames.repeat_interleave(copies, dim=0)
-        text = self._encode_text(repeat(inputs.prompts, copies), subject.repeat_interleave(copies, dim=0), frames)
-        return text, self._encode_text(repeat(inputs.negative_prompts, copies)) if inputs.guided else None
+        return self._encode_text(repeat(texts.prompts, copies), subject.repeat_interleave(copies, dim=0), frames)
 
     def _frames(self, inputs: PipelineInputs, aspects: list[float]) -> Tensor | None:
         """Return where references lie in the images (N, K, 4); `None` for a model without placed tokens."""
@@ -85,7 +102,7 @@ class EncodingMixin(PipelineHost):
             return None
         boxes = [[box] for box in inputs.boxes] if inputs.boxes is not None else None
         if boxes is None:
-            boxes = [default_boxes(text, aspect) for text, aspect in zip(inputs.sentences, aspects, strict=True)]
+            boxes = [default_boxes(text, aspect) for text, aspect in zip(inputs.texts.sentences, aspects, strict=True)]
         height, width = inputs.latents.shape[-2:]
         return frames_of(boxes, aspect=width / height)
 
@@ -100,6 +117,8 @@ class EncodingMixin(PipelineHost):
     def _encode_references(self, references: list[SquareReference], categories: list[str]) -> Tensor:
         """Return subject tokens (B, Q, D)."""
         squares = [reference.image for reference in references]
+        for square in squares:
+            check_not_blank(square)
         version = weights_version(self.qformer)
         keys = [(version, word, square.tobytes()) for square, word in zip(squares, categories, strict=True)]
 

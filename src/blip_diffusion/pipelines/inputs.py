@@ -1,5 +1,6 @@
 """The prepare step: normalise and check the arguments of a call, and return one frozen object."""
 
+import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -10,15 +11,15 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion.diffusion.controlnet import Control
-from blip_diffusion.diffusion.sampler import initial_noise
+from blip_diffusion.diffusion.sampler import check_scheduler, initial_noise
 from blip_diffusion.errors import InputError
 from blip_diffusion.framing import Box, check_box
 from blip_diffusion.images import ResizeMode
-from blip_diffusion.pipelines.broadcast import OneOrMany, as_list, as_str_list, broadcast, common_length
+from blip_diffusion.pipelines.broadcast import OneOrMany, as_list, broadcast
+from blip_diffusion.pipelines.checks import check_generators, check_tensor, check_unsupported, number, whole_number
 from blip_diffusion.pipelines.control import ControlRequest, Images, Numbers, Resample, control_request
 from blip_diffusion.pipelines.host import PipelineHost
-from blip_diffusion.pipelines.subject_registry import check_tokens
-from blip_diffusion.prompts import subject_prompt
+from blip_diffusion.pipelines.prompt_inputs import PromptInputs, prompt_inputs
 
 MAX_SIDE = 2048
 MAX_STEPS = 1000
@@ -32,7 +33,7 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 class CallArguments:
     """The arguments of `BlipDiffusionPipeline.__call__` that describe the images; see there."""
 
-    prompt: OneOrMany[str]
+    prompt: OneOrMany[str] | None
     reference_image: OneOrMany[Image.Image] | None
     source_subject_category: OneOrMany[str]
     target_subject_category: OneOrMany[str]
@@ -40,6 +41,8 @@ class CallArguments:
     height: int | None
     width: int | None
     num_inference_steps: int | None
+    timesteps: Sequence[int] | None
+    sigmas: Sequence[float] | None
     guidance_scale: float | None
     guidance_rescale: float | None
     noise_scale: float | None
@@ -52,6 +55,10 @@ class CallArguments:
     resize_mode: ResizeMode | None
     box: "Boxes | None"
     subject_embeds: Tensor | None
+    prompt_embeds: Tensor | None
+    negative_prompt_embeds: Tensor | None
+    cross_attention_kwargs: Mapping[str, Any] | None
+    clip_skip: int | None
     output_type: str
     image: Images | list[Images] | None
     controlnet: Any
@@ -74,12 +81,7 @@ class PipelineInputs:
     """Checked inputs of N prompts, each with `num_images_per_prompt` images: a batch of B images.
 
     Args:
-        sentences: N prompts with their categories, once each.
-        prompts: N sentences, repeated as often as `prompt_strength` and `prompt_reps` ask for.
-        negative_prompts: N.
-        references: N reference images; empty if there are `subject_embeds`.
-        categories: N categories of the references.
-        subject_embeds: Subject tokens (1 or N, Q, D).
+        texts: What the text encoder gets.
         resize_mode: How references become square; `None`: as the model's are.
         boxes: N boxes of the subjects; `None`: where the words of the prompts put them.
         num_images_per_prompt: Images of each prompt.
@@ -90,18 +92,15 @@ class PipelineInputs:
         generators: B.
         latents: Initial noise (B, C, H / 8, W / 8).
         steps: Sampling steps.
+        timesteps: Timesteps in place of the scheduler's own choice.
+        sigmas: Noise levels in place of it.
         guidance_scale: Weight of guidance.
         guidance_rescale: Share of the rescaling after guidance.
         eta: Noise that DDIM adds at each step.
         output_type: One of OUTPUT_TYPES.
     """
 
-    sentences: list[str]
-    prompts: list[str]
-    negative_prompts: list[str]
-    references: list[Image.Image]
-    categories: list[str]
-    subject_embeds: Tensor | None
+    texts: PromptInputs
     resize_mode: ResizeMode | None
     boxes: list[Box] | None
     num_images_per_prompt: int
@@ -112,6 +111,8 @@ class PipelineInputs:
     generators: list[torch.Generator]
     latents: Tensor
     steps: int
+    timesteps: list[int] | None
+    sigmas: list[float] | None
     guidance_scale: float
     guidance_rescale: float
     eta: float | None
@@ -131,29 +132,33 @@ def prepare_inputs(host: PipelineHost, given: CallArguments) -> PipelineInputs:
     Raises:
         InputError: If an argument is out of range, or arguments do not fit together.
     """
+    check_scheduler(host.scheduler)
+    check_unsupported(given.cross_attention_kwargs, given.clip_skip)
     height, width = _size(host, given)
-    steps = _steps(host, given)
+    steps, copies = _steps(host, given), whole_number("num_images_per_prompt", given.num_images_per_prompt, 1)
     control = _control(host, given)
-    texts = _texts(host, given)
-    n = len(texts["prompts"])
-    generators = _generators(given.generator, n * given.num_images_per_prompt)
-    scale = _default(host, given.guidance_scale, "guidance_scale")
+    texts = prompt_inputs(host, given)
+    n = len(texts)
+    generators = _generators(given.generator, n * copies)
+    scale = number("guidance_scale", _default(host, given.guidance_scale, "guidance_scale"))
     _warn_of_unused_guidance(host, given)
     return PipelineInputs(
-        **texts,
+        texts=texts,
         resize_mode=given.resize_mode,
         boxes=_boxes(host, given.box, n),
-        num_images_per_prompt=given.num_images_per_prompt,
+        num_images_per_prompt=copies,
         hides_subjects=given.reference_image is not None and bool(host.adapters.registry.mixture),
         guided=scale > 1 and host.preset.uses_cfg,
-        controls=control.controls(n, given.num_images_per_prompt, height, width) if control else [],
+        controls=control.controls(n, copies, height, width) if control else [],
         guess_mode=control is not None and control.guess_mode,
         generators=generators,
         latents=_latents(host, given, generators, height, width),
         steps=steps,
+        timesteps=_schedule("timesteps", given.timesteps, int),
+        sigmas=_schedule("sigmas", given.sigmas, float),
         guidance_scale=scale,
-        guidance_rescale=_default(host, given.guidance_rescale, "guidance_rescale"),
-        eta=given.eta,
+        guidance_rescale=number("guidance_rescale", _default(host, given.guidance_rescale, "guidance_rescale"), 0, 1),
+        eta=None if given.eta is None else number("eta", given.eta, 0, 1),
         output_type=given.output_type,
     )
 
@@ -168,8 +173,8 @@ def _size(host: PipelineHost, given: CallArguments) -> tuple[int, int]:
     factor = host.model.latents.factor
     default = int(host.unet.config.sample_size) * factor
     step = factor * 2 ** (len(host.unet.config.block_out_channels) - 1)
-    for side in (given.height, given.width):
-        if side is not None and (side % step or not step <= side <= MAX_SIDE):
+    for name, side in (("height", given.height), ("width", given.width)):
+        if side is not None and (whole_number(name, side) % step or not step <= side <= MAX_SIDE):
             raise InputError(f"The size {side} can't be used: give a multiple of {step} from {step} to {MAX_SIDE}.")
     return given.height or default, given.width or default
 
@@ -179,14 +184,26 @@ def _steps(host: PipelineHost, given: CallArguments) -> int:
     if given.output_type not in OUTPUT_TYPES:
         choices = f"{', '.join(OUTPUT_TYPES[:-1])} or {OUTPUT_TYPES[-1]}"
         raise InputError(f"There is no output_type {given.output_type!r}: use {choices}.")
+    chosen = [name for name in ("num_inference_steps", "timesteps", "sigmas") if getattr(given, name) is not None]
+    if len(chosen) > 1:
+        raise InputError(f"{' and '.join(chosen)} exclude each other: give one of them.")
+    if given.timesteps is not None or given.sigmas is not None:
+        return len(given.timesteps or given.sigmas or ())
     default = host.preset.steps_of(host.config["num_inference_steps"])
     steps = default if given.num_inference_steps is None else given.num_inference_steps
-    most = _max_steps(host.scheduler)
-    if not 1 <= steps <= most:
-        raise InputError(f"num_inference_steps is {steps}: use 1 to {most}.")
-    if given.num_images_per_prompt < 1:
-        raise InputError(f"num_images_per_prompt is {given.num_images_per_prompt}: use 1 or more.")
-    return steps
+    lowest = 4 if host.scheduler.config.get("skip_prk_steps") is False else 1  # PNDM's Runge-Kutta steps
+    return whole_number("num_inference_steps", steps, lowest, _max_steps(host.scheduler))
+
+
+def _schedule(name: str, values: Any, kind: type[Any]) -> Any:
+    """Return a user's own timesteps or noise levels, which fall, as a list."""
+    if values is None:
+        return None
+    listed = values.tolist() if hasattr(values, "tolist") else list(values) if isinstance(values, list | tuple) else []
+    levels = [kind(number(name, value, 0)) for value in listed]
+    if not levels or any(later >= earlier for earlier, later in itertools.pairwise(levels)):
+        raise InputError(f"{name} is {values!r}: use a list of falling numbers.")
+    return levels
 
 
 def _max_steps(scheduler: Any) -> int:
@@ -196,6 +213,8 @@ def _max_steps(scheduler: Any) -> int:
 
 
 def _control(host: PipelineHost, given: CallArguments) -> ControlRequest | None:
+    if given.controlnet is not None and given.image is None and given.condtioning_image is None:
+        raise InputError("controlnet is given without image: give the control image, or leave controlnet out.")
     request = control_request(
         host.controlnet if given.controlnet is None else given.controlnet,
         given.image if given.image is not None else given.condtioning_image,
@@ -208,45 +227,6 @@ def _control(host: PipelineHost, given: CallArguments) -> ControlRequest | None:
     if request is not None:
         request.check(host.unet)
     return request
-
-
-def _texts(host: PipelineHost, given: CallArguments) -> dict[str, Any]:
-    """Return the fields that have one value for each prompt, broadcast to one length."""
-    embeds, source = given.subject_embeds, given.source_subject_category
-    if given.reference_image is None and embeds is None and host.adapters.registry.mixture:
-        embeds, source = host.adapters.registry.embedding(), source or host.adapters.registry.category()
-    if embeds is not None:
-        check_tokens(embeds, host.text_encoder, host.tokenizer)
-        _check_grid(host, embeds)
-    elif given.reference_image is None:
-        raise InputError("There is no subject: give reference_image or subject_embeds, or load_subject first.")
-    references = as_list(given.reference_image) if given.reference_image is not None else []
-    negative = given.negative_prompt if given.negative_prompt is not None else given.neg_prompt
-    lists = {"prompt": as_str_list(given.prompt), "negative_prompt": as_str_list(negative or "")}
-    lists["source_subject_category"] = as_str_list(source)
-    lists["target_subject_category"] = as_str_list(given.target_subject_category)
-    lengths = {name: len(values) for name, values in lists.items()}
-    lengths["reference_image"] = len(references) if given.reference_image is not None else 1
-    lengths["subject_embeds"] = 1 if embeds is None else len(embeds)
-    size = common_length(lengths)
-    prompts, negatives, sources, targets = (broadcast(values, size) for values in lists.values())
-    prompts, negatives = (host.maybe_convert_prompt(texts, host.tokenizer) for texts in (prompts, negatives))
-    categories = [target or source for target, source in zip(targets, sources, strict=True)]
-    repeats = {"strength": given.prompt_strength, "repetitions": _default(host, given.prompt_reps, "prompt_reps")}
-    return {
-        "sentences": [subject_prompt(p, c) for p, c in zip(prompts, categories, strict=True)],
-        "prompts": [subject_prompt(p, c, **repeats) for p, c in zip(prompts, categories, strict=True)],
-        "negative_prompts": negatives,
-        "references": [] if embeds is not None else broadcast(references, size),
-        "categories": sources,
-        "subject_embeds": embeds,
-    }
-
-
-def _check_grid(host: PipelineHost, embeds: Tensor) -> None:
-    queries = host.qformer.qformer.config.queries
-    if host.model.place_width and embeds.shape[1] not in (0, queries):
-        raise InputError(f"There are {embeds.shape[1]} subject tokens: this model places {queries} on a square grid.")
 
 
 def _boxes(host: PipelineHost, given: Boxes | None, size: int) -> list[Box] | None:
@@ -265,6 +245,7 @@ def _boxes(host: PipelineHost, given: Boxes | None, size: int) -> list[Box] | No
 def _generators(given: OneOrMany[torch.Generator] | None, size: int) -> list[torch.Generator]:
     if given is None:
         return [torch.default_generator] * size
+    check_generators(given)
     generators = as_list(given)
     if len(generators) not in (1, size):
         raise InputError(f"There are {len(generators)} generators for {size} images: use one, or one each.")
@@ -279,8 +260,9 @@ def _latents(
     like = torch.empty(0, device=host._execution_device)  # float32: a seed means the same noise in each precision
     shape = (latents.channels, height // latents.factor, width // latents.factor)
     if given.latents is None:
-        scale: float = _default(host, given.noise_scale, "noise_scale")
+        scale = number("noise_scale", _default(host, given.noise_scale, "noise_scale"), 0, 100)
         return scale * initial_noise(shape, generators, like)
+    check_tensor("latents", given.latents)
     if given.latents.shape != (len(generators), *shape):
         wanted = (len(generators), *shape)
         raise InputError(f"The latents are {tuple(given.latents.shape)}: these images need {wanted}.")

@@ -6,25 +6,37 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from diffusers.utils import logging
 
+from blip_diffusion.checkpoint.locate import find_model
 from blip_diffusion.checkpoint.model_folder import (
+    Parts,
+    Precision,
     assemble,
-    find_model,
+    dtype_of,
     load_controlnet,
     load_unet,
     load_vae,
     read_parts,
     save_model,
 )
+from blip_diffusion.checkpoint.weights import WeightFiles
+from blip_diffusion.diffusion.sampler import check_scheduler
 from blip_diffusion.model import BlipDiffusion, InferenceConfig
 from blip_diffusion.pipelines.adapters import set_bundled_lora
 from blip_diffusion.pipelines.host import PipelineHost
+from blip_diffusion.pipelines.load_options import check_load_options, check_save_options, placement
+from blip_diffusion.pipelines.locking import exclusive
 
 PARTS = (
     "qformer", "text_encoder", "unet", "vae", "tokenizer", "qformer_tokenizer", "default_scheduler", "image_processor",
     "subject_finder",
 )  # fmt: skip
 """What `LoadingMixin.model` is built of."""
+
+
+LOG = logging.get_logger("diffusers.pipelines.pipeline_utils")
+"""The logger in which diffusers' users look for what was loaded."""
 
 
 class LoadingMixin(PipelineHost):
@@ -63,51 +75,61 @@ class LoadingMixin(PipelineHost):
         cls,
         name_or_path: str | Path = "mini",
         *,
-        torch_dtype: torch.dtype | None = None,
-        dtype: torch.dtype | None = None,
+        torch_dtype: Precision = None,
+        dtype: Precision = None,
+        variant: str | None = None,
+        use_safetensors: bool | None = None,
+        device_map: Any = None,
         qformer_tokenizer: str | Path | None = None,
         unet: Any = None,
         vae: Any = None,
         scheduler: Any = None,
         controlnet: Any = None,
-        **hub: Any,
+        **options: Any,
     ) -> Self:
         """Load a pipeline.
 
+        Several threads may load at once.
+
         Args:
             name_or_path: "mini" (part of the package), a folder in the published layout, or a hub id.
-            torch_dtype: Precision of the weights; by default that of the files.
+            torch_dtype: Precision of the weights, by default float32; or a table of it by names of parts, with
+                "default" for the others, as in diffusers.
             dtype: Another name of `torch_dtype`.
+            variant: Read `model.fp16.safetensors` for "fp16". Parts without such a file are read from their plain one.
+            use_safetensors: Read only safetensors (`True`) or only pickles (`False`); by default both.
+            device_map: The device of the pipeline, as "cuda".
             qformer_tokenizer: A WordPiece vocabulary in place of the folder's or bert-base-uncased's.
             unet: Replaces the folder's U-Net: a module, a folder, or a Stable Diffusion 1.5 file.
             vae: Replaces the folder's VAE: a module, a folder, or a Stable Diffusion 1.5 file.
             scheduler: Replaces the folder's scheduler.
             controlnet: A ControlNet, a folder, a file or a hub id, or a list of them.
-            **hub: Passed to `huggingface_hub.snapshot_download`, for example `revision`.
+            **options: Passed to `huggingface_hub.snapshot_download`, for example `revision`. Arguments of diffusers'
+                pipelines that change nothing here, such as `safety_checker=None`, are accepted.
 
         Returns:
-            The pipeline, on the CPU.
+            The pipeline, on the CPU unless `device_map` says otherwise.
 
         Raises:
             CheckpointError: If something is missing, damaged, or of an unknown layout.
-            InputError: If a keyword is unknown.
+            InputError: If a keyword is unknown or can't be followed, or no part has weights of the variant.
 
         Example:
             >>> pipe = BlipDiffusionPipeline.from_pretrained("mini")
             >>> pipe = BlipDiffusionPipeline.from_pretrained("./model", torch_dtype=torch.float16).to("cuda")
         """
-        torch_dtype = torch_dtype or dtype
-        folder = find_model(name_or_path, **hub)
-        parts = read_parts(folder, qformer_tokenizer=qformer_tokenizer, dtype=torch_dtype)
-        parts.unet = _loaded(load_unet, unet, config=parts.unet and parts.unet.config, dtype=torch_dtype) or parts.unet
-        parts.vae = _loaded(load_vae, vae, config=parts.vae and parts.vae.config, dtype=torch_dtype) or parts.vae
-        parts.scheduler = scheduler or parts.scheduler
-        parts.controlnet = _loaded(load_controlnet, controlnet, dtype=torch_dtype) or parts.controlnet
+        device = placement(device_map)
+        files = WeightFiles(variant, use_safetensors)
+        folder = find_model(name_or_path, **check_load_options(options))
+        dtype = torch_dtype or dtype
+        parts = read_parts(folder, qformer_tokenizer=qformer_tokenizer, dtype=dtype, files=files)
+        _replace_parts(parts, dtype, unet=unet, vae=vae, scheduler=scheduler, controlnet=controlnet)
         pipe = cls.from_model(assemble(parts, folder), controlnet=parts.controlnet)
         pipe.register_to_config(_name_or_path=str(name_or_path))
         if unet is None and parts.consistency_lora is not None:
             set_bundled_lora(pipe.unet, parts.consistency_lora)
-        return pipe
+        _log_loaded(pipe, name_or_path)
+        return pipe if device is None else pipe.to(device)  # type: ignore[attr-defined]
 
     @classmethod
     def from_pipe(cls, pipeline: Any, *, controlnet: Any = None) -> Self:
@@ -124,21 +146,34 @@ class LoadingMixin(PipelineHost):
         """
         return cls.from_model(pipeline.model, controlnet=controlnet or pipeline.controlnet)
 
-    def save_pretrained(self, save_directory: str | Path, *, torch_dtype: torch.dtype | None = None, **_: Any) -> None:
+    @exclusive
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        *,
+        torch_dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
         """Write the model in the published layout, without subjects and without LoRAs that are not fused.
 
         Args:
             save_directory: The folder.
+            safe_serialization: Write safetensors; `False` writes pickles of tensors.
+            variant: Write `model.fp16.safetensors` for "fp16", beside weights of other variants.
             torch_dtype: Precision of the written weights; by default unchanged.
-            **_: Ignored, for the signature of diffusers.
+            **options: Others of diffusers are accepted where they ask for nothing.
 
         Raises:
-            InputError: If there are several ControlNets, or nothing can be written.
+            InputError: If there are several ControlNets, nothing can be written, or an option can't be followed.
             CheckpointError: If the bundled consistency LoRA is damaged.
         """
+        check_save_options(options)
+        files = WeightFiles(variant, safe_serialization)
         with self.without_subjects():
             extra = {"controlnet": self.controlnet, "consistency_lora": self.adapters.state.bundled_lora}
-            save_model(self.model, Path(save_directory), **extra, dtype=torch_dtype)
+            save_model(self.model, Path(save_directory), **extra, dtype=torch_dtype, files=files)
 
     @property
     def components(self) -> dict[str, Any]:
@@ -169,6 +204,25 @@ def _build_model(parts: dict[str, Any], inference: InferenceConfig) -> BlipDiffu
         inference=inference,
         subject_finder=parts["subject_finder"],
     )
+
+
+def _replace_parts(parts: Parts, dtype: Precision, *, unet: Any, vae: Any, scheduler: Any, controlnet: Any) -> None:
+    """Put what a caller has chosen in place of a folder's parts."""
+    config = {"unet": parts.unet and parts.unet.config, "vae": parts.vae and parts.vae.config}
+    other = _loaded(load_unet, unet, config=config["unet"], dtype=dtype_of(dtype, "unet"))
+    parts.unet = parts.unet if other is None else other
+    other = _loaded(load_vae, vae, config=config["vae"], dtype=dtype_of(dtype, "vae"))
+    parts.vae = parts.vae if other is None else other
+    if scheduler is not None:
+        check_scheduler(scheduler)
+        parts.scheduler = scheduler
+    parts.controlnet = _loaded(load_controlnet, controlnet, dtype=dtype_of(dtype, "controlnet")) or parts.controlnet
+
+
+def _log_loaded(pipe: Any, name_or_path: str | Path) -> None:
+    for name, part in pipe.components.items():
+        if part is not None:
+            LOG.info(f"Loaded {name} as {type(part).__name__} from `{name}` of {name_or_path}.")
 
 
 def _same(parts: dict[str, Any], others: dict[str, Any]) -> bool:

@@ -1,14 +1,18 @@
 """diffusers' public methods for LoRAs and textual inversions, each loaded completely or not at all."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 from diffusers.loaders import StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
 
+from blip_diffusion.checkpoint.locate import check_source
+from blip_diffusion.checkpoint.textual_inversion import check_word, find_embeddings, parse_embeddings, read_embeddings
 from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.nn_utils import mark_modified
 from blip_diffusion.pipelines.adapters import UNREADABLE, AdapterManager
 from blip_diffusion.pipelines.host import PipelineHost
+from blip_diffusion.pipelines.locking import LIBRARY_LOCK, exclusive
 
 
 class LoraLoadersMixin(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin, PipelineHost):
@@ -19,6 +23,7 @@ class LoraLoadersMixin(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMix
         """The owner of all LoRAs in the U-Net and the text encoder."""
         return AdapterManager(self.unet, self.text_encoder, pipeline=self)
 
+    @exclusive
     def load_lora_weights(
         self,
         pretrained_model_name_or_path_or_dict: Any,
@@ -48,11 +53,13 @@ class LoraLoadersMixin(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMix
         source = pretrained_model_name_or_path_or_dict
         self.adapters.load(source, adapter_name, hotswap=hotswap, low_cpu_mem_usage=low_cpu_mem_usage, **options)
 
+    @exclusive
     def set_adapters(self, *args: Any, **options: Any) -> None:
         """Choose among the user's LoRAs, as diffusers does; `set_subjects` chooses among subjects."""
         super().set_adapters(*args, **options)
         self.adapters.apply()
 
+    @exclusive
     def delete_adapters(self, adapter_names: list[str] | str) -> None:
         """Remove user LoRAs, as diffusers does; the remaining ones are active if they were."""
         self.adapters.check_uncompiled()
@@ -60,11 +67,13 @@ class LoraLoadersMixin(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMix
             warnings.filterwarnings("ignore", "Adapter .* was active")  # PEFT's choice of another one is overruled
             super().delete_adapters(adapter_names)
 
+    @exclusive
     def unload_lora_weights(self) -> None:
         """Remove all user LoRAs; fused ones stay in the weights. Subjects go by `unload_subject`."""
         super().unload_lora_weights()
         self.adapters.apply()
 
+    @exclusive
     def fuse_lora(self, *args: Any, **options: Any) -> None:
         """Merge the user's LoRAs into the weights, as diffusers does.
 
@@ -79,23 +88,60 @@ class LoraLoadersMixin(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMix
         super().fuse_lora(*args, **options)
         self.adapters.registry.base_weights.clear()  # none is replaced now, and the base has changed
 
+    @exclusive
     def unfuse_lora(self, *args: Any, **options: Any) -> None:
         """Restore the weights before `fuse_lora`, as diffusers does."""
         mark_modified(self.unet, self.text_encoder)
         super().unfuse_lora(*args, **options)
 
+    @exclusive
     def load_textual_inversion(
         self, pretrained_model_name_or_path: Any, token: str | list[str] | None = None, *args: Any, **options: Any
     ) -> None:
         """Load embeddings of new words, as diffusers does.
 
+        Args:
+            pretrained_model_name_or_path: A file, a folder, a hub id, a state dict, a tensor (N, D), or a list of them.
+            token: The word, or a list of them; by default the file's own, or the file's name where it has none.
+            *args: As in diffusers.
+            **options: Where the file is, as in diffusers: `weight_name`, `subfolder`, `revision`, ...
+
         Raises:
-            CheckpointError: If they cannot be read or have another width than the text encoder.
+            CheckpointError: If they cannot be read or have another width than the text encoder. Nothing is loaded then.
         """
+        given = pretrained_model_name_or_path
+        sources = list(given) if isinstance(given, list) else [given]
+        tokens = list(token) if isinstance(token, list) else [token] * len(sources)
+        if len(tokens) != len(sources):
+            raise InputError(f"There are {len(tokens)} tokens for {len(sources)} textual inversions: give one each.")
+        width = int(self.text_encoder.config.hidden_size)
+        read = [
+            _embeddings(source, word, width, options.get("subfolder"), options.get("weight_name"))
+            for source, word in zip(sources, tokens, strict=True)
+        ]
+        words, vectors = [word for word, _ in read], [source for _, source in read]
         try:
-            super().load_textual_inversion(pretrained_model_name_or_path, token, *args, **options)
+            with LIBRARY_LOCK:
+                super().load_textual_inversion(vectors, words, *args, **options)
         except UNREADABLE as error:
-            width = int(self.text_encoder.config.hidden_size)
-            raise CheckpointError(
-                f"The textual inversion isn't for this model, whose embeddings are {width} wide ({reason(error)})."
-            ) from error
+            raise CheckpointError(f"The textual inversion can't be loaded: {reason(error)}.") from error
+
+
+def _embeddings(source: Any, token: str | None, width: int, *place: str | None) -> tuple[str | None, Any]:
+    """Return the word and the vectors (N, D) of a textual inversion; a hub id is left to diffusers."""
+    if token is not None:
+        check_word(token)
+    if isinstance(source, str | Path):
+        check_source(source, "textual inversion")
+        path = find_embeddings(source, *place)
+        if path is None:
+            return token, source
+        word, vectors = read_embeddings(path)
+    else:
+        word, vectors = parse_embeddings(source, token)
+    if vectors.shape[1] != width:
+        raise CheckpointError(
+            f"The textual inversion isn't for this model, whose embeddings are {width} wide: its own are "
+            f"{vectors.shape[1]}."
+        )
+    return token or word, vectors

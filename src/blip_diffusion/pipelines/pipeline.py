@@ -1,7 +1,8 @@
 """Zero-shot subject-driven generation (Li et al. 2023, section 3.3) as a diffusers pipeline."""
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,29 +13,35 @@ from torch import Tensor
 
 from blip_diffusion import images
 from blip_diffusion.diffusion.sampler import sample
+from blip_diffusion.errors import InputError, reason
 from blip_diffusion.images import ResizeMode
 from blip_diffusion.model import ReferenceConfig, SubjectEncoder
 from blip_diffusion.nn_utils import iter_modules
 from blip_diffusion.pipelines.acceleration import AccelerationMixin
 from blip_diffusion.pipelines.broadcast import OneOrMany
+from blip_diffusion.pipelines.checks import check_finite
 from blip_diffusion.pipelines.control import Images, Numbers, Resample
 from blip_diffusion.pipelines.encoding import EncodingMixin
 from blip_diffusion.pipelines.encoding_cache import EncodingCache
+from blip_diffusion.pipelines.features import FeaturesMixin
 from blip_diffusion.pipelines.inputs import Boxes, CallArguments, PipelineInputs, prepare_inputs
 from blip_diffusion.pipelines.loading import LoadingMixin
+from blip_diffusion.pipelines.locking import exclusive
 from blip_diffusion.pipelines.lora_loaders import LoraLoadersMixin
+from blip_diffusion.pipelines.step_callback import CALLBACK_TENSORS, CallbackDenoiser, StepCallback, callback_tensors
 from blip_diffusion.pipelines.subjects import SubjectsMixin
 
-StepCallback = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
-"""Called after each step with the pipeline, the step's index, its timestep and {"latents": …}; may return others."""
+SET_TIMESTEPS_ERRORS = (ValueError, TypeError, IndexError, RuntimeError, AssertionError)
+"""What schedulers raise for steps that they can't take."""
 
 
 class BlipDiffusionPipeline(
-    LoadingMixin, SubjectsMixin, AccelerationMixin, EncodingMixin, LoraLoadersMixin, DiffusionPipeline
+    LoadingMixin, SubjectsMixin, AccelerationMixin, EncodingMixin, FeaturesMixin, LoraLoadersMixin, DiffusionPipeline
 ):
     """Generate images of a subject in new scenes, from a reference image and a prompt.
 
-    Devices, offloading, progress bars and hooks are diffusers'.
+    Devices, offloading, progress bars and hooks are diffusers'. Threads that use one pipeline, or pipelines over one
+    U-Net (`from_pipe`), take turns.
 
     Example:
         >>> pipe = BlipDiffusionPipeline.from_pretrained("mini")
@@ -42,7 +49,7 @@ class BlipDiffusionPipeline(
     """
 
     model_cpu_offload_seq = "qformer->text_encoder->unet->vae"
-    _callback_tensor_inputs = ("latents",)
+    _callback_tensor_inputs = CALLBACK_TENSORS
     _optional_components = ("controlnet", "subject_finder")
 
     def __init__(
@@ -89,9 +96,10 @@ class BlipDiffusionPipeline(
         )
 
     @torch.no_grad()
+    @exclusive
     def __call__(
         self,
-        prompt: OneOrMany[str],
+        prompt: OneOrMany[str] | None = None,
         reference_image: OneOrMany[Image.Image] | None = None,
         source_subject_category: OneOrMany[str] = "",
         target_subject_category: OneOrMany[str] = "",
@@ -100,6 +108,8 @@ class BlipDiffusionPipeline(
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
         guidance_scale: float | None = None,
         guidance_rescale: float | None = None,
         noise_scale: float | None = None,
@@ -112,9 +122,14 @@ class BlipDiffusionPipeline(
         resize_mode: ResizeMode | None = None,
         box: Boxes | None = None,
         subject_embeds: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        clip_skip: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         image: Images | list[Images] | None = None,
         controlnet: Any = None,
         controlnet_conditioning_scale: Numbers = 1.0,
@@ -140,6 +155,8 @@ class BlipDiffusionPipeline(
             height: In pixels, a multiple of the U-Net's stride up to 2048.
             width: In pixels, likewise.
             num_inference_steps: Sampling steps, at least 1; by default the preset's or the checkpoint's.
+            timesteps: Timesteps in place of the scheduler's choice, falling, if it takes them.
+            sigmas: Noise levels in place of it, falling, likewise.
             guidance_scale: Weight w of classifier-free guidance, e + w (c - e) (Ho & Salimans 2022, eq. 6, with
                 w = 1 + their w); up to 1 switches it off.
             guidance_rescale: Share in [0, 1] of the rescaling of the guided prediction (Lin et al. 2024, eq. 15-16).
@@ -157,9 +174,16 @@ class BlipDiffusionPipeline(
                 prompt. It keeps its proportions. By default the prompt's words decide ("at the left", "very small").
                 Only models with placed tokens, as `mini`, take one.
             subject_embeds: Subject tokens (1 or B, Q, D) of `encode_subject` in place of references.
+            prompt_embeds: Text states (1 or B, L, D) in place of prompt, subject and categories, such as a step
+                callback gets.
+            negative_prompt_embeds: Text states (1 or B, L, D) in place of the negative prompt.
+            cross_attention_kwargs: Not supported, since `set_adapters` chooses the weights of LoRAs.
+            clip_skip: Not supported, since subject tokens were trained with the text encoder's last layer.
             output_type: "pil", "np" (B, H, W, 3), "pt" (B, 3, H, W) in [0, 1], or "latent".
             return_dict: Return an `ImagePipelineOutput` instead of a tuple.
             callback_on_step_end: Called after each step; see `StepCallback`.
+            callback_on_step_end_tensor_inputs: Which tensors it gets: "latents", "prompt_embeds",
+                "negative_prompt_embeds".
             image: Control image of each ControlNet: a PIL image, or a tensor (B, 3, H, W) in [0, 1].
             controlnet: A ControlNet or a list of them; by default the pipeline's.
             controlnet_conditioning_scale: Weight of each ControlNet; 1 is usual.
@@ -181,36 +205,60 @@ class BlipDiffusionPipeline(
             >>> out.images[0].save("beach.png")
         """
         given = CallArguments.select(locals())
+        names = callback_tensors(callback_on_step_end, callback_on_step_end_tensor_inputs)
         self._sync_preset()
+        self._check_features()
         inputs = prepare_inputs(self, given)
+        self._guidance_scale, self._interrupt = inputs.guidance_scale, False
         text, empty = self._encode(inputs)
-        latents = self._denoise(text, empty, inputs, callback_on_step_end)
+        latents = self._denoise(text, empty, inputs, callback_on_step_end, names)
         result = self._decode(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=result) if return_dict else (result,)
 
     def _denoise(
-        self, text: Tensor, empty: Tensor | None, inputs: PipelineInputs, callback: StepCallback | None
+        self,
+        text: Tensor,
+        empty: Tensor | None,
+        inputs: PipelineInputs,
+        callback: StepCallback | None,
+        names: Sequence[str],
     ) -> Tensor:
         """Return clean latents (B, C, H / 8, W / 8)."""
-        self.scheduler.set_timesteps(inputs.steps, device=inputs.latents.device)
+        self._set_timesteps(inputs)
         base = self.without_subjects() if inputs.hides_subjects else nullcontext()
-        with base, self._loras_in_weights(), self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
+        with base, self._loras_in_weights(), self.progress_bar(total=self.num_timesteps) as bar:
+            build = partial(self._denoiser, inputs)
+            denoiser = CallbackDenoiser(self, text, empty, build, callback, names)
 
             def hook(index: int, timestep: Tensor, now: Tensor) -> Tensor:
                 bar.update()
-                changed = callback(self, index, timestep, {"latents": now}) if callback is not None else {}
-                return changed.get("latents", now)
+                return denoiser.after_step(index, timestep, now)
 
-            denoiser = self._denoiser(text, empty, inputs)
-            generators = inputs.generators
-            return sample(denoiser, inputs.latents, self.scheduler, generators=generators, eta=inputs.eta, hook=hook)
+            options: dict[str, Any] = {"generators": inputs.generators, "eta": inputs.eta, "hook": hook}
+            latents = sample(denoiser, inputs.latents, self.scheduler, **options, stop=lambda: self.interrupt)
+        return check_finite(latents)
+
+    def _set_timesteps(self, inputs: PipelineInputs) -> None:
+        """Choose the scheduler's timesteps, or set the user's."""
+        given = {"timesteps": inputs.timesteps, "sigmas": inputs.sigmas}
+        own: dict[str, Any] = {name: values for name, values in given.items() if values} or {
+            "num_inference_steps": inputs.steps
+        }
+        try:
+            self.scheduler.set_timesteps(**own, device=inputs.latents.device)
+        except SET_TIMESTEPS_ERRORS as error:
+            raise InputError(
+                f"{type(self.scheduler).__name__} can't take these steps ({reason(error)}): choose others, or another "
+                "scheduler."
+            ) from error
+        self._num_timesteps = len(self.scheduler.timesteps)
 
     def _decode(self, latents: Tensor, output_type: str) -> Any:
         """Return images of the wanted type."""
         if output_type == "latent":
             return latents
-        pixels = self._decode_latents(latents).float()
+        pixels = check_finite(self._decode_latents(latents).float())
         if output_type == "pt":
             return pixels
         return images.to_pil(pixels) if output_type == "pil" else pixels.permute(0, 2, 3, 1).cpu().numpy()

@@ -10,6 +10,7 @@ from torch import Tensor
 from blip_diffusion.checkpoint.subject_file import Subject, read_subject, write_subject
 from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.pipelines.host import PipelineHost
+from blip_diffusion.pipelines.locking import exclusive
 from blip_diffusion.pipelines.subject_registry import check_tokens
 
 
@@ -26,6 +27,7 @@ class SubjectsMixin(PipelineHost):
         """Names and weights of the subjects that a call without a reference generates."""
         return dict(self.adapters.registry.mixture)
 
+    @exclusive
     def load_subject(self, subject: str | Path | Subject, *, name: str | None = None) -> Subject:
         """Load a tuned subject and activate it.
 
@@ -54,6 +56,7 @@ class SubjectsMixin(PipelineHost):
         self.adapters.load_subject(subject)
         return subject
 
+    @exclusive
     def set_subjects(self, names: str | Sequence[str] | None, weights: Sequence[float] | None = None) -> None:
         """Activate loaded subjects, alone or mixed. Other LoRAs stay as they are.
 
@@ -85,10 +88,12 @@ class SubjectsMixin(PipelineHost):
         finally:
             self.adapters.set_mixture(active)
 
+    @exclusive
     def unload_subject(self, name: str) -> None:
         """Remove a loaded subject. If it was active, none is afterwards. Raises `InputError` for an unknown name."""
         self.adapters.unload_subject(name)
 
+    @exclusive
     def save_subject(self, path: str | Path, *, name: str | None = None) -> Path:
         """Write a loaded subject to a file.
 

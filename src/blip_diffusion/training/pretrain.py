@@ -67,6 +67,12 @@ class RunConfig:
     consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
 
+    def __post_init__(self) -> None:
+        weights = (self.representation.itc_weight, self.representation.itm_weight)
+        pairs = self.data.batch_size * self.train.gradient_accumulation_steps * int(os.environ.get("WORLD_SIZE", "1"))
+        if self.objective == "representation" and pairs < 2 and any(weights):
+            raise ConfigError("data.batch_size is 1: contrast and matching tell pairs apart, use 2 or more.")
+
 
 @dataclass(frozen=True)
 class BuildContext:

@@ -15,6 +15,7 @@ from PIL import Image
 from blip_diffusion.data.build import naming, render
 from blip_diffusion.data.build.naming import Name
 from blip_diffusion.data.synthetic.assets import CutOut
+from blip_diffusion.images import open_lazily
 
 CutOutImage = tuple[CutOut, Image.Image]
 
@@ -54,7 +55,7 @@ def trim(image: Image.Image, *, solid: bool = True) -> Image.Image | None:
 def opened(path: Path) -> Image.Image | None:
     """Open an image file; None if it is unreadable, a bomb, or has no transparency."""
     try:
-        image = Image.open(path)
+        image = open_lazily(path)
         if image.width * image.height > LARGEST:
             return None
         if image.mode not in ("RGBA", "LA") and "transparency" not in image.info:
@@ -70,7 +71,7 @@ def rasterised(svg: str, width: int = SVG_SIZE) -> Image.Image | None:
 
     try:
         data = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=width, skip_system_fonts=True))
-        return Image.open(io.BytesIO(data)).convert("RGBA")
+        return open_lazily(io.BytesIO(data)).convert("RGBA")
     except (ValueError, OSError):
         return None
 
@@ -184,7 +185,7 @@ def furniture(folder: Path, cache: Path, views: int, *, progress: Callable[[str]
     for model, images in render.render_all([model for model, _, _ in wanted], cache, views, progress=progress):
         name, licence = facts[model.key]
         for azimuth, path in images:
-            image = trim(Image.open(path), solid=False)
+            image = trim(open_lazily(path), solid=False)
             if image:
                 source = f"sweethome3d-furniture {model.member}"
                 animate = model.group == "Characters"

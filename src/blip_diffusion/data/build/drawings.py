@@ -26,6 +26,7 @@ from blip_diffusion.data.build.sources import Source, fetch
 from blip_diffusion.data.synthetic.assets import AssetLibrary, CutOut, pack
 from blip_diffusion.data.synthetic.prompt_templates import PromptSpec
 from blip_diffusion.errors import DataError
+from blip_diffusion.images import open_lazily
 
 SOURCE = Source(
     "openclipart-png", "apt", "openclipart-png", "1:0.18+dfsg-19", "CC-PDDC",
@@ -87,7 +88,7 @@ def _row(drawing: Drawing) -> CutOut:
 def _cutout(path: Path) -> Image.Image:
     """Read a drawing, trimmed to what is not transparent."""
     try:
-        image = Image.open(path).convert("RGBA")
+        image = open_lazily(path).convert("RGBA")
     except OSError as error:
         raise DataError(f"{path} can't be read: remove its folder in cache/unpacked, and build again.") from error
     return image.crop(image.getchannel("A").point(lambda value: 255 * (value >= 64)).getbbox())

@@ -9,6 +9,7 @@ from PIL import Image
 
 from blip_diffusion.data.build.cutouts import LARGEST, icon, package
 from blip_diffusion.data.synthetic.assets import SCENE_HEIGHT, SCENE_WIDTH, Scene
+from blip_diffusion.images import open_lazily
 
 TABLES = tomllib.loads((Path(__file__).parent / "tables" / "scenes.toml").read_text(encoding="utf-8"))
 PHRASES: dict[str, tuple[str, ...]] = {word: tuple(phrases) for word, phrases in TABLES["phrases"].items()}
@@ -47,7 +48,7 @@ def _file(path: Path) -> Path:
 
 def _opened(path: Path) -> Image.Image | None:
     try:
-        image = Image.open(path)
+        image = open_lazily(path)
         if image.width * image.height > LARGEST:
             return None
         image.draft("RGB", (2 * SCENE_WIDTH, 2 * SCENE_HEIGHT))

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from blip_diffusion.errors import DataError, reason
 from blip_diffusion.fileio import atomic_file
+from blip_diffusion.images import open_lazily
 
 Pixels = NDArray[np.uint8]
 
@@ -99,6 +100,7 @@ class AssetLibrary:
                 scenes = [Scene(**{**row, "phrases": tuple(row["phrases"])}) for row in _rows(archive, "scenes.jsonl")]
                 blobs = [archive.read(f"cutouts/{i:05d}.webp") for i in range(len(cutouts))]
                 scene_blobs = [archive.read(f"scenes/{i:03d}.webp") for i in range(len(scenes))]
+            Image.init()  # Pillow loads its plugins on first use, which threads may not do at once
             with ThreadPoolExecutor() as pool:
                 pixels = _stack(list(pool.map(_cutout_pixels, blobs)), 4, CUTOUT_SIZE, CUTOUT_SIZE)
                 scene_pixels = _stack(list(pool.map(_scene_pixels, scene_blobs)), 3, SCENE_HEIGHT, SCENE_WIDTH)
@@ -158,7 +160,7 @@ def _cover(image: Image.Image) -> Image.Image:
 
 
 def _cutout_pixels(blob: bytes) -> Pixels:
-    image = Image.open(io.BytesIO(blob))
+    image = open_lazily(io.BytesIO(blob))
     if max(image.size) > CUTOUT_SIZE:
         raise ValueError(f"a cut-out is {image.width} x {image.height}, larger than {CUTOUT_SIZE}")
     frame = Image.new("RGBA", (CUTOUT_SIZE, CUTOUT_SIZE))
@@ -167,7 +169,7 @@ def _cutout_pixels(blob: bytes) -> Pixels:
 
 
 def _scene_pixels(blob: bytes) -> Pixels:
-    image = Image.open(io.BytesIO(blob))
+    image = open_lazily(io.BytesIO(blob))
     if image.size != (SCENE_WIDTH, SCENE_HEIGHT):
         raise ValueError(f"a scene is {image.width} x {image.height}, not {SCENE_WIDTH} x {SCENE_HEIGHT}")
     return np.asarray(image.convert("RGB")).transpose(2, 0, 1)

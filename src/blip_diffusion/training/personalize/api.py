@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from blip_diffusion import config as configuration
-from blip_diffusion.checkpoint.model_folder import assemble, find_model, read_parts
+from blip_diffusion.checkpoint.locate import find_model
+from blip_diffusion.checkpoint.model_folder import assemble, read_parts
 from blip_diffusion.checkpoint.subject_file import (
     Subject,
     check_category,

@@ -15,7 +15,8 @@ from typing import cast, get_args
 import torch
 
 from blip_diffusion import config as configuration
-from blip_diffusion.checkpoint.model_folder import assemble, find_model, read_parts
+from blip_diffusion.checkpoint.locate import find_model
+from blip_diffusion.checkpoint.model_folder import assemble, read_parts
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler
 from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig

@@ -1,0 +1,82 @@
+"""Files that are taken for LoRAs: other adapters, whose tensors would be lost, and settings that can't be trusted."""
+
+import re
+from collections.abc import Iterable, Mapping
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from blip_diffusion.checkpoint.weights import PICKLES, SAFE, read_file
+from blip_diffusion.errors import CheckpointError
+
+OTHER_ADAPTERS = {
+    ".hada_": "a LoHa", ".lokr_": "a LoKr", ".oft_": "an OFT", ".oft_blocks": "an OFT", ".on_input": "an IA3",
+    ".lora_mid.": "a LoCon with a Tucker decomposition", ".diff": "a full difference of weights",
+    ".a1.weight": "a GLoRA", "bundle_emb.": "a LoRA with embeddings",
+}  # fmt: skip
+"""Parts of tensors' names by which adapters of LyCORIS are known, as kohya's scripts and web UIs write them."""
+MAX_SCALE = 1e6
+
+
+def check_lora_source(source: Any, weight_name: str | None = None, subfolder: str | None = None) -> None:
+    """Raise `CheckpointError` for a state dict, file or folder that is another kind of adapter. A hub id passes."""
+    if isinstance(source, Mapping):
+        check_lora_names(source)
+        return
+    path = Path(source) / (subfolder or "") / (weight_name or "") if Path(source).is_dir() else Path(source)
+    if (path / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"The LoRA can't be read: {path} is a folder of PEFT's save_pretrained; save the LoRA with the pipeline's "
+            "save_lora_weights."
+        )
+    if not path.is_file():
+        return
+    if path.suffix in PICKLES:
+        check_lora_names(read_file(path))
+    if path.suffix == SAFE:
+        _check_safetensors(path)
+
+
+def _check_safetensors(path: Path) -> None:
+    try:
+        with safe_open(path, "pt") as file:
+            header, names = file.metadata() or {}, list(file.keys())
+    except Exception as error:  # on damaged bytes, a reader raises whatever it trips over
+        raise CheckpointError(f"The LoRA can't be read: {path} is not a file of weights; fetch it again.") from error
+    if "blip-diffusion" in header:
+        raise CheckpointError(f"{path} is a tuned subject, not a LoRA: use pipe.load_subject, or --subject.")
+    check_lora_names(names)
+
+
+def check_lora_names(names: Iterable[str]) -> None:
+    """Raise `CheckpointError` if tensors are of another kind of adapter than LoRA."""
+    for name in names:
+        for part, kind in OTHER_ADAPTERS.items():
+            if part in str(name):
+                raise CheckpointError(
+                    f"The LoRA can't be read: it is {kind} ({str(name)[:200]!r}), of which nothing is loaded; only "
+                    "LoRA and DoRA layers are supported."
+                )
+
+
+def check_settings(alphas: Any, metadata: Any) -> None:
+    """Raise `CheckpointError` for scales that are not finite, and for layers' names that are regular expressions."""
+    for name, value in (alphas or {}).items():
+        if value is not None and (not isfinite(float(value)) or abs(float(value)) > MAX_SCALE):
+            raise CheckpointError(f"The LoRA has the alpha {float(value)} ({str(name)[:200]!r}): it is damaged.")
+    for key, value in (metadata or {}).items():
+        if not _is_plain(value):
+            raise CheckpointError(f"The LoRA's header has a {str(key)[:200]!r} that can't be used: it should be plain.")
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a setting is a word, a number, or a list or table of them; PEFT reads others as patterns."""
+    if isinstance(value, Mapping):
+        return all(_is_plain(part) for pair in value.items() for part in pair)
+    if isinstance(value, list | tuple):
+        return all(_is_plain(part) for part in value)
+    if isinstance(value, str):
+        return bool(re.fullmatch(r"[\w.\-/ ]*", value))
+    return value is None or (isinstance(value, int | float) and abs(value) <= MAX_SCALE)

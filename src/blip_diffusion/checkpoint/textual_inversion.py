@@ -1,0 +1,84 @@
+"""Embeddings of new words (Gal et al. 2022), in the files of diffusers, Automatic1111 and kohya's scripts."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blip_diffusion.checkpoint.weights import PICKLES, SAFE, read_file, unpickled
+from blip_diffusion.errors import CheckpointError
+
+TENSOR_NAMES = {"emb_params", "embedding", "embeddings", "learned_embeds", "vector", "vectors", "weight", "tensor"}
+"""What scripts call the tensor where its users go by the file's name."""
+FILES = ("learned_embeds.safetensors", "learned_embeds.bin")
+MAX_VECTORS = 75
+"""Of one word: a prompt has room for no more."""
+
+
+def find_embeddings(source: str | Path, subfolder: str | None = None, weight_name: str | None = None) -> Path | None:
+    """Return the file of a source that is here; `None` for a hub id. Raises `CheckpointError` if a folder has none."""
+    path = Path(source)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        return None
+    folder = path / subfolder if subfolder else path
+    for name in (weight_name,) if weight_name else FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f"There is no textual inversion in {folder}: it should hold {weight_name or FILES[0]}.")
+
+
+def read_embeddings(path: Path) -> tuple[str, Tensor]:
+    """Return the word and its vectors (N, D) in a file; a file that names no word is named after itself."""
+    if path.suffix not in (SAFE, *PICKLES):
+        raise CheckpointError(f"{path} is not a textual inversion: use a {', '.join((SAFE, *PICKLES))} file.")
+    return parse_embeddings(read_file(path) if path.suffix == SAFE else unpickled(path), path.stem)
+
+
+def parse_embeddings(table: Any, fallback: str | None) -> tuple[str, Tensor]:
+    """Return the word and its vectors (N, D).
+
+    Args:
+        table: A tensor; {word: tensor}; or Automatic1111's table.
+        fallback: The word where the table names none.
+
+    Raises:
+        CheckpointError: If it is none of these, or the vectors can't be used.
+    """
+    word, vectors = _word_and_vectors(table, fallback)
+    check_word(word)
+    if not isinstance(vectors, Tensor) or vectors.is_meta or not vectors.is_floating_point():
+        raise CheckpointError("The textual inversion holds no tensor of floats.")
+    vectors = vectors[None] if vectors.ndim == 1 else vectors
+    if vectors.ndim != 2 or not 1 <= len(vectors) <= MAX_VECTORS or vectors.shape[1] > 2**16:
+        raise CheckpointError(f"The textual inversion is {tuple(vectors.shape)}: use (1 to {MAX_VECTORS}, width).")
+    if not vectors.isfinite().all():
+        raise CheckpointError("The textual inversion has numbers that are not finite (NaN or infinity).")
+    return word, vectors.detach().to("cpu", torch.float32).contiguous()
+
+
+def check_word(word: Any) -> None:
+    """Raise `CheckpointError` for what can't be a new word of a prompt."""
+    if not isinstance(word, str) or not word.strip() or any(letter.isspace() for letter in word):
+        raise CheckpointError(f"The textual inversion has the word {word!r}: give one with token=, for example <rex>.")
+
+
+def _word_and_vectors(table: Any, fallback: str | None) -> tuple[Any, Any]:
+    if isinstance(table, Tensor):
+        return fallback, table
+    if not isinstance(table, Mapping):
+        raise CheckpointError(f"The textual inversion is a {type(table).__name__}, not a table of embeddings.")
+    if isinstance(table.get("string_to_param"), Mapping):
+        params = list(table["string_to_param"].values())
+        name = table.get("name")
+        return name if isinstance(name, str) and name.strip() else fallback, params[0] if len(params) == 1 else None
+    tensors = {str(name): value for name, value in table.items() if isinstance(value, Tensor)}
+    names = list(tensors)
+    if len(names) != 1:
+        known = "is for Stable Diffusion XL" if "clip_g" in names else f"holds {len(names)} tensors"
+        raise CheckpointError(f"The textual inversion {known} ({', '.join(names[:4])}), not the embedding of one word.")
+    word = fallback if names[0] in TENSOR_NAMES and fallback else names[0]
+    return word, tensors[names[0]]

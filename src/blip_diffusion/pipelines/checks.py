@@ -1,0 +1,92 @@
+"""Check the types and ranges of a call's arguments, so that a wrong one is a sentence before anything is computed."""
+
+import operator
+from collections.abc import Mapping
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blip_diffusion.errors import InputError
+
+
+def whole_number(name: str, value: Any, lowest: int | None = None, highest: int | None = None) -> int:
+    """Return a whole number as an `int`. Raises `InputError` for other types, text included, and outside the range."""
+    limits = "" if lowest is None else f" from {lowest}"
+    limits += "" if highest is None else f" to {highest}"
+    try:
+        result = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        result = None
+    too_low = result is None or (lowest is not None and result < lowest)
+    if result is None or too_low or (highest is not None and result > highest):
+        raise InputError(f"{name} is {value!r}: use a whole number{limits}.")
+    return result
+
+
+def number(name: str, value: Any, lowest: float = -float("inf"), highest: float = float("inf")) -> float:
+    """Return a finite number as a `float`. Raises `InputError` for other types, text included, or out of range."""
+    allowed = "a number" if lowest == -float("inf") else f"a number from {lowest:g}"
+    allowed += "" if highest == float("inf") else f" to {highest:g}"
+    try:
+        result = float("nan") if isinstance(value, str | bytes | bool) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        result = float("nan")
+    if not isfinite(result) or not lowest <= result <= highest:
+        raise InputError(f"{name} is {value!r}: use {allowed}.")
+    return result
+
+
+def texts(name: str, value: Any) -> list[str]:
+    """Return one string or several as a list. Raises `InputError` for anything else, a lack of it included."""
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list | tuple) or not all(isinstance(text, str) for text in values):
+        kind = type(value).__name__ if not isinstance(value, list | tuple) else "list of other things"
+        raise InputError(
+            f"{name} is a {kind}: use text, or a list of texts; the order is prompt, reference_image, "
+            "source_subject_category, target_subject_category."
+        )
+    return list(values)
+
+
+def check_tensor(name: str, value: Any) -> None:
+    """Raise `InputError` for what is no tensor of finite floats."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(f"{name} is a {kind}: use a tensor of floats.")
+    if not value.isfinite().all():
+        raise InputError(f"{name} has numbers that are not finite (NaN or infinity).")
+
+
+def check_finite(result: Tensor) -> Tensor:
+    """Return a result. Raises `InputError` if it has NaN or infinity, which would be drawn black."""
+    if not result.isfinite().all():
+        raise InputError(
+            "The result isn't finite (NaN or infinity): a LoRA, an embedding, a scheduler's setting or the weights are "
+            "damaged, or float16 is too narrow; try torch_dtype=torch.float32."
+        )
+    return result
+
+
+def check_generators(value: Any) -> None:
+    """Raise `InputError` for what is neither a `torch.Generator` nor a list of them."""
+    values = value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(one, torch.Generator) for one in values):
+        raise InputError(
+            f"generator is {value!r}: use torch.Generator().manual_seed(0), for example, or a list of one per image."
+        )
+
+
+def check_unsupported(cross_attention_kwargs: Any, clip_skip: Any) -> None:
+    """Raise `InputError` for arguments of diffusers' that this pipeline can't follow, unless they ask for nothing."""
+    if cross_attention_kwargs is not None and not isinstance(cross_attention_kwargs, Mapping):
+        raise InputError(f"cross_attention_kwargs is a {type(cross_attention_kwargs).__name__}: use a dict.")
+    if any(key != "scale" or value != 1 for key, value in (cross_attention_kwargs or {}).items()):
+        raise InputError(
+            "cross_attention_kwargs isn't supported: choose the weight of a LoRA with pipe.set_adapters(name, weight)."
+        )
+    if clip_skip:
+        raise InputError(
+            "clip_skip isn't supported: subject tokens were trained with the text encoder's last layer. Leave it out."
+        )

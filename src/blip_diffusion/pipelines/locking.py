@@ -1,0 +1,35 @@
+"""Threads: pipelines that share a U-Net take turns, since LoRAs, subjects and schedulers are changed in place."""
+
+import functools
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from torch import nn
+
+from blip_diffusion.nn_utils import uncompiled
+
+LIBRARY_LOCK = threading.RLock()
+"""Held while PEFT and diffusers load: meanwhile they replace methods of `nn.Module` for all threads."""
+
+_LOCKS: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKeyDictionary()
+_GUARD = threading.Lock()
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def lock_of(unet: nn.Module) -> Any:
+    """Return the lock of a U-Net, which all its pipelines use. The thread that holds it may take it again."""
+    with _GUARD:
+        return _LOCKS.setdefault(uncompiled(unet), threading.RLock())
+
+
+def exclusive(method: Method) -> Method:
+    """Decorate a pipeline's method: no other thread uses the same U-Net meanwhile."""
+
+    @functools.wraps(method)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with lock_of(self.unet):
+            return method(self, *args, **kwargs)
+
+    return cast(Method, run)

@@ -1,0 +1,124 @@
+"""What a step callback sees and may replace, as in diffusers: latents, prompt embeddings and the weight of guidance."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from blip_diffusion.diffusion.guidance import Denoiser
+from blip_diffusion.errors import InputError
+
+CALLBACK_TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")
+StepCallback = Callable[[Any, int, Tensor, dict[str, Any]], Mapping[str, Tensor] | None]
+"""Called after each step with the pipeline, the step's index, its timestep and the tensors that were asked for.
+
+It may return other tensors by the same names. While guidance runs, `prompt_embeds` (2B, L, D) are those of the negative
+prompts and of the prompts, as in diffusers; a callback that sets `pipeline._guidance_scale` to 0 switches guidance off.
+`pipeline._interrupt = True` makes this step the last.
+"""
+Build = Callable[[Tensor, Tensor | None, int], Denoiser]
+"""Text states, those of the negative prompts if guided, and the index of the step that is next, to a denoiser."""
+
+
+class Guided(Protocol):
+    """What is asked of the pipeline."""
+
+    @property
+    def do_classifier_free_guidance(self) -> bool: ...
+
+
+def callback_tensors(callback: Any, names: Sequence[str]) -> list[str]:
+    """Return the tensors that a callback wants; diffusers' own callbacks say it themselves.
+
+    Raises:
+        InputError: If the callback can't be called, or a name is not in CALLBACK_TENSORS.
+    """
+    if callback is not None and not callable(callback):
+        raise InputError(f"callback_on_step_end is a {type(callback).__name__}: use a function.")
+    names = getattr(callback, "tensor_inputs", names)
+    if isinstance(names, str) or any(name not in CALLBACK_TENSORS for name in names):
+        raise InputError(f"callback_on_step_end_tensor_inputs is {names!r}: use a list of {CALLBACK_TENSORS}.")
+    return list(names)
+
+
+class CallbackDenoiser:
+    """A denoiser that follows what the callback of each step changes.
+
+    Args:
+        pipeline: Passed to the callback; it says whether guidance runs.
+        text: Text states (B, L, D).
+        empty: Those of the negative prompts, if guidance runs.
+        build: Makes the denoiser of the steps to come.
+        callback: The user's, or `None`.
+        names: Which tensors it wants.
+    """
+
+    def __init__(
+        self,
+        pipeline: Guided,
+        text: Tensor,
+        empty: Tensor | None,
+        build: Build,
+        callback: StepCallback | None = None,
+        names: Sequence[str] = ("latents",),
+    ) -> None:
+        self._pipeline, self._build, self._callback, self._names = pipeline, build, callback, names
+        self._embeds = text if empty is None or callback is None else torch.cat([empty, text])
+        self._empty = empty
+        self._denoiser = build(text, empty, 0)
+        self._version = self._state()
+
+    def __call__(self, latents: Tensor, timestep: Tensor) -> Tensor:
+        return self._denoiser(latents, timestep)
+
+    def after_step(self, index: int, timestep: Tensor, latents: Tensor) -> Tensor:
+        """Run the callback and return the latents to go on with."""
+        if self._callback is None:
+            return latents
+        tensors = {"latents": latents, "prompt_embeds": self._embeds, "negative_prompt_embeds": self._empty}
+        given = {name: tensors[name] for name in self._names}
+        changed = self._checked(self._callback(self._pipeline, index, timestep, given), latents)
+        self._embeds = changed.get("prompt_embeds", self._embeds)
+        self._empty = changed.get("negative_prompt_embeds", self._empty)
+        if self._version != (version := self._state()):
+            self._denoiser, self._version = self._rebuilt(len(latents), index + 1), version
+        return changed.get("latents", latents)
+
+    def _state(self) -> tuple[Any, ...]:
+        tensors = (self._embeds, self._empty)
+        counts = [None if t is None else (id(t), 0 if t.is_inference() else t._version) for t in tensors]
+        return (*counts, self._pipeline.do_classifier_free_guidance)
+
+    def _checked(self, result: Any, latents: Tensor) -> Mapping[str, Tensor]:
+        """Return what a callback returned; nothing stands for no change."""
+        changed = {} if result is None else result
+        if not isinstance(changed, Mapping):
+            raise InputError(
+                f"The step callback returned a {type(result).__name__}: return a dict of tensors, or none."
+            )
+        for name, value in changed.items():
+            like = latents if name == "latents" else self._embeds
+            is_none = value is None and name == "negative_prompt_embeds" and self._empty is None
+            fits = isinstance(value, Tensor) and value.shape[1:] == like.shape[1:]
+            if name not in CALLBACK_TENSORS or not (is_none or fits):
+                raise InputError(f"The step callback returned {name!r} that can't be used: return it as it was given.")
+        if "latents" in changed and changed["latents"].shape != latents.shape:
+            raise InputError(f"The step callback returned latents of another shape, {tuple(changed['latents'].shape)}.")
+        return changed
+
+    def _rebuilt(self, batch: int, step: int) -> Denoiser:
+        text, empty = self._embeds, self._empty
+        if len(text) == 2 * batch:
+            first, text = text.chunk(2)
+            own = self._version[1]
+            empty = (
+                first if empty is None or own == (id(empty), 0 if empty.is_inference() else empty._version) else empty
+            )
+        if len(text) != batch:
+            raise InputError(f"The step callback returned {len(text)} prompt_embeds for {batch} images.")
+        if not self._pipeline.do_classifier_free_guidance:
+            return self._build(text, None, step)
+        if empty is None:
+            raise InputError("Guidance can't begin in a step callback: call with a guidance_scale above 1.")
+        return self._build(text, empty, step)

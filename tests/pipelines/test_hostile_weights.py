@@ -1,0 +1,105 @@
+"""Weights and references that would be drawn wrong without a word, and use from several threads."""
+
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from blip_diffusion.errors import CheckpointError, InputError
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
+from blip_diffusion.pipelines.presets import Preset
+
+UNET = Path("unet") / "diffusion_pytorch_model.safetensors"
+State = dict[str, Tensor]
+
+
+@pytest.fixture
+def folder(tiny_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(folder: Path, number: float) -> None:
+    state = load_file(folder / UNET)
+    state["conv_in.bias"][0] = number
+    save_file(state, folder / UNET)
+    with pytest.raises(CheckpointError, match=r"1 not finite \(NaN or infinity\) \(conv_in.bias\)"):
+        BlipDiffusionPipeline.from_pretrained(folder)
+
+
+def one_number(state: State) -> State:
+    return {name: torch.full((1,), 0.01).expand(tensor.shape) for name, tensor in state.items()}
+
+
+def sparse(state: State) -> State:
+    return {name: tensor.to_sparse() for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("spoil", [one_number, sparse])
+def test_tensors_without_all_their_numbers(folder: Path, spoil: Callable[[State], State]) -> None:
+    state = load_file(folder / UNET)
+    (folder / UNET).unlink()
+    torch.save(spoil(state), (folder / UNET).with_suffix(".bin"))
+    with pytest.raises(CheckpointError, match=r"fewer numbers than its shape says|without all its numbers"):
+        BlipDiffusionPipeline.from_pretrained(folder)
+
+
+def test_a_folder_without_the_models_settings(folder: Path) -> None:
+    (folder / "model_index.json").unlink()
+    with pytest.raises(CheckpointError, match=r"model_index\.json is missing"):
+        BlipDiffusionPipeline.from_pretrained(folder)
+
+
+def test_a_result_that_is_not_finite(own: BlipDiffusionPipeline, dog: Image.Image) -> None:
+    with torch.no_grad():
+        own.unet.conv_out.bias[0] = float("nan")
+    with pytest.raises(InputError, match="The result isn't finite"):
+        own("x", dog, "dog")
+
+
+@pytest.mark.parametrize("image", [Image.new("RGBA", (64, 64)), Image.new("RGB", (90, 30), "navy")])
+def test_an_image_of_one_colour_is_no_reference(pipe: BlipDiffusionPipeline, image: Image.Image) -> None:
+    with pytest.raises(InputError, match="nothing but one colour"):
+        pipe("x", image, "dog")
+    with pytest.raises(InputError, match="nothing but one colour"):
+        pipe.encode_subject(image, "dog")
+
+
+# ------------------------------------------------------------------------------------------------------------- threads
+
+
+def drawn(pipe: BlipDiffusionPipeline, dog: Image.Image, steps: int) -> Tensor:
+    noise = torch.Generator().manual_seed(steps)
+    return pipe("x", dog, "dog", num_inference_steps=steps, generator=noise, output_type="pt").images
+
+
+def test_threads_of_one_pipeline_take_turns(own: BlipDiffusionPipeline, dog: Image.Image) -> None:
+    other = BlipDiffusionPipeline.from_pipe(own)
+    other.set_progress_bar_config(disable=True)
+    other.set_preset(Preset(solver="dpm++", deepcache_interval=2))
+    jobs = [(pipe, steps) for steps in (2, 3, 4) for pipe in (own, other)] * 2
+    wanted = [drawn(pipe, dog, steps) for pipe, steps in jobs]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda job: drawn(job[0], dog, job[1]), jobs))
+    assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
+
+
+def test_threads_load_at_once_while_another_generates(
+    own: BlipDiffusionPipeline, dog: Image.Image, folder: Path
+) -> None:
+    own.set_progress_bar_config(disable=True)
+    wanted = drawn(own, dog, 2)
+    register = torch.nn.Module.register_parameter
+    with ThreadPoolExecutor(4) as pool:
+        loaded = [pool.submit(BlipDiffusionPipeline.from_pretrained, folder) for _ in range(3)]
+        images = pool.submit(drawn, own, dog, 2).result()
+    assert torch.equal(images, wanted) and torch.nn.Module.register_parameter is register
+    for future in loaded:
+        state = future.result().unet.state_dict()
+        assert all(torch.equal(tensor, state[name]) for name, tensor in own.unet.state_dict().items())
