@@ -30,7 +30,6 @@ from blip_diffusion.training.recipe.objectives import (
 from blip_diffusion.training.recipe.packing import Rows, to_pixels
 from blip_diffusion.training.recipe.pool import Feeder, Pool
 from blip_diffusion.training.recipe.timed_loop import NextRows
-from blip_diffusion.training.shapes import SHAPES
 
 AUTOENCODER_COLUMNS = ("target", "reference")
 REPRESENTATION_COLUMNS = (
@@ -70,12 +69,7 @@ def new_model(config: RecipeConfig, corpus: Sequence[str], pixels: Tensor) -> Bl
     init = InitConfig(config.preset, config.init_from, config.seed, config.inference)
     parts = initialization.load_parts(init)
     new_text = parts.text_encoder is None
-    channels = SHAPES[config.preset].vae.get("latent_channels", 4)  # as in AutoencoderKL
-    if parts.vae is not None and parts.vae.config.latent_channels != channels:
-        parts.vae = None
-    parts.vae = initialization.init_vae(parts, init)
-    if parts.unet is not None:
-        parts.unet = initialization.with_latent_channels(parts.unet, channels)
+    initialization.fit_latents(parts, init)
     model = initialization.init_model(parts, init, corpus, pixels)
     if model.subject_finder is None or not model.place_width:
         raise ConfigError(f"preset is {config.preset}: the recipe needs placed tokens and a subject finder.")
