@@ -96,6 +96,13 @@ def mark_modified(*modules: nn.Module) -> None:
         setattr(module, VERSION, getattr(module, VERSION, 0) + 1)
 
 
+def holds_all_numbers(tensor: Tensor) -> bool:
+    """Return whether a tensor's memory has as many numbers as its shape, none of them used twice."""
+    if tensor.is_meta or tensor.layout != torch.strided:
+        return False
+    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+
+
 def tensor_bytes(tensor: Tensor) -> bytes:
     """Return a tensor's values as bytes, to use as a key."""
     return tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes()

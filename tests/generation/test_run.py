@@ -18,7 +18,7 @@ from blip_diffusion.images import png_bytes
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 
 REQUEST = {"prompts": ("on the beach",), "reference": b"", "category": "dog", "target_category": "dog"}
-PNG = png_bytes(Image.new("RGB", (20, 20), "red"))
+PNG = png_bytes(Image.effect_noise((20, 20), 80).convert("RGB"))
 TABLE = {
     "prompt": "on the beach",
     "reference": base64.b64encode(PNG).decode(),

@@ -2,12 +2,18 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+from diffusers import (
+    ControlNetModel,
+    StableDiffusionAdapterPipeline,
+    StableDiffusionControlNetPipeline,
+    T2IAdapter,
+)
 from PIL import Image
 from torch import Tensor
 
@@ -58,9 +64,15 @@ def draw(pipe: BlipDiffusionPipeline, dog: Image.Image) -> Draw:
     return draw
 
 
-def peer(pipe: BlipDiffusionPipeline, net: Any, dog: Image.Image, **asked: Any) -> Tensor:
+def peer(
+    pipe: BlipDiffusionPipeline,
+    net: Any,
+    dog: Image.Image,
+    kind: Any = StableDiffusionControlNetPipeline,
+    **asked: Any,
+) -> Tensor:
     """What diffusers draws from the same text states and noise."""
-    theirs = StableDiffusionControlNetPipeline(
+    theirs = kind(
         pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.unet, net, pipe.scheduler, None, None,
         requires_safety_checker=False,
     )  # fmt: skip
@@ -69,10 +81,12 @@ def peer(pipe: BlipDiffusionPipeline, net: Any, dog: Image.Image, **asked: Any) 
         subject = pipe.encode_subject(dog, "dog")
         text = pipe.model.text_states(["a dog on the beach"], subject)
         empty = pipe.model.text_states([""])
-    asked = {"num_inference_steps": 3, "guidance_scale": 3.0, "height": 32, "width": 32, **asked}
+    asked = {
+        "num_inference_steps": 3, "guidance_scale": 3.0, "height": 32, "width": 32, "output_type": "pt", **asked
+    }  # fmt: skip
     noise = torch.Generator().manual_seed(0)
     return theirs(
-        prompt_embeds=text, negative_prompt_embeds=empty, generator=noise, output_type="pt", **asked
+        prompt_embeds=text, negative_prompt_embeds=empty, generator=noise, **asked
     ).images  # fmt: skip
 
 
@@ -97,6 +111,43 @@ def test_two_nets_are_diffusers(
     ours = draw(image=[room, other], controlnet=nets, **numbers)
     theirs = peer(pipe, nets, dog, image=[room, other], **numbers)
     torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def adapter(pipe: BlipDiffusionPipeline) -> T2IAdapter:
+    torch.manual_seed(0)
+    factor = pipe.model.latents.factor
+    return T2IAdapter(channels=list(pipe.unet.config.block_out_channels), num_res_blocks=1, downscale_factor=factor)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.4])
+def test_an_adapter_is_diffusers(
+    pipe: BlipDiffusionPipeline, adapter: T2IAdapter, room: Image.Image, dog: Image.Image, draw: Draw, scale: float
+) -> None:
+    def with_adapter(net: Any, image: Image.Image, **asked: Any) -> Tensor:
+        return peer(pipe, net, dog, kind=StableDiffusionAdapterPipeline, image=image, **asked)
+
+    ours = draw(image=room, controlnet=adapter, controlnet_conditioning_scale=scale, output_type="latent")
+    theirs = with_adapter(adapter, room, adapter_conditioning_scale=scale, output_type="latent")
+    torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=0)
+    assert (ours - draw(output_type="latent")).abs().max() > 1e-3
+
+
+def test_an_adapter_of_another_unet(room: Image.Image, draw: Draw) -> None:
+    other = T2IAdapter(channels=[32, 32], num_res_blocks=1, downscale_factor=8)
+    with pytest.raises(InputError, match=r"adapter is for another U-Net: its channels are \(32, 32\)"):
+        draw(image=room, controlnet=other)
+
+
+def test_adapters_come_with_a_model(
+    pipe: BlipDiffusionPipeline, adapter: T2IAdapter, room: Image.Image, draw: Draw, tmp_path: Path
+) -> None:
+    whole = BlipDiffusionPipeline.from_pipe(pipe)
+    whole.t2i_adapters = {"canny": adapter}
+    whole.save_pretrained(tmp_path)
+    loaded = BlipDiffusionPipeline.from_pretrained(tmp_path).t2i_adapters
+    expected = draw(image=room, controlnet=adapter)
+    torch.testing.assert_close(draw(image=room, controlnet=loaded["canny"]), expected)
 
 
 def test_a_net_may_be_in_another_precision(nets: list[Any], room: Image.Image, draw: Draw) -> None:

@@ -1,5 +1,7 @@
 """Weights and references that would be drawn wrong without a word, and use from several threads."""
 
+import json
+import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -103,3 +105,43 @@ def test_threads_load_at_once_while_another_generates(
     for future in loaded:
         state = future.result().unet.state_dict()
         assert all(torch.equal(tensor, state[name]) for name, tensor in own.unet.state_dict().items())
+
+
+# ------------------------------------------------------------------------------------------------------ configurations
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("qformer/config.json", "num_query_tokens", 10**6),
+        ("qformer/config.json", "vision_config", {"num_hidden_layers": 10**7}),
+        ("text_encoder/config.json", "num_hidden_layers", 10**6),
+        ("text_encoder/config.json", "layer_norm_eps", float("nan")),
+        ("unet/config.json", "layers_per_block", 10**5),
+        ("unet/config.json", "block_out_channels", [8] * 10**5),
+        ("unet/config.json", "sample_size", 10**6),
+        ("vae/config.json", "scaling_factor", float("inf")),
+        ("vae/config.json", "norm_eps", 1e300),
+        ("image_processor/preprocessor_config.json", "size", 48000),
+        ("scheduler/scheduler_config.json", "num_train_timesteps", 10**9),
+    ],
+)
+def test_numbers_that_no_model_has(folder: Path, file: str, key: str, value: object) -> None:
+    table = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**table, key: value}))
+    with pytest.raises(CheckpointError, match=r"can't be (used|read)"):
+        BlipDiffusionPipeline.from_pretrained(folder)
+
+
+def test_an_attention_implementation_is_not_taken_from_a_file(folder: Path) -> None:
+    file = folder / "text_encoder" / "config.json"
+    table = json.loads(file.read_text())
+    file.write_text(json.dumps({**table, "attn_implementation": "owner/repo", "_attn_implementation": "owner/repo"}))
+    assert BlipDiffusionPipeline.from_pretrained(folder).text_encoder.config._attn_implementation != "owner/repo"
+
+
+def test_a_pipe_is_no_configuration(folder: Path) -> None:
+    (folder / "unet" / "config.json").unlink()
+    os.mkfifo(folder / "unet" / "config.json")
+    with pytest.raises(CheckpointError, match="it is no file"):
+        BlipDiffusionPipeline.from_pretrained(folder)

@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from blip_diffusion.errors import CheckpointError
 from blip_diffusion.training import checkpointing
 from blip_diffusion.training.checkpointing import Checkpoint, State
+from blip_diffusion.training.optim import load_optimizer_state
 
 
 def made(folder: Path, step: int, value: float = 1.0) -> Checkpoint:
@@ -98,7 +100,30 @@ def test_damage_is_found_and_the_one_before_is_taken(tmp_path: Path, file: str, 
         path.write_bytes(bytes([content[0] ^ 0x40]) + content[1:])
     with pytest.raises(CheckpointError, match=file.replace(".", r"\.")):
         checkpointing.load(tmp_path / "step-00000002")
-    assert checkpointing.latest(tmp_path) == tmp_path / "step-00000001"
+    with pytest.warns(UserWarning, match="The run goes on from step-00000001"):
+        assert checkpointing.latest(tmp_path) == tmp_path / "step-00000001"
+    shutil.rmtree(tmp_path / "step-00000001")
+    with pytest.raises(CheckpointError, match="There is no other"):
+        checkpointing.latest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [
+        {"weight": {"exp_avg": torch.zeros(1)}},
+        {"weight": {"exp_avg_sq": torch.zeros(1).expand(3, 4)}},
+        {"weight": {"other": torch.zeros(1).expand(3, 4)}},
+        {"unknown": {}},
+        {"weight": 3},
+        [],
+    ],
+)
+def test_moments_that_do_not_fit(moments: Any) -> None:
+    """A fused optimizer would write beyond their memory."""
+    layer = torch.nn.Linear(4, 3, bias=False)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    with pytest.raises(CheckpointError, match=r"doesn't fit|not trained|no table|not a table"):
+        load_optimizer_state(optimizer, dict(layer.named_parameters()), moments)
 
 
 def test_nothing_there(tmp_path: Path) -> None:

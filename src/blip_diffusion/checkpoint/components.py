@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig
 
+from blip_diffusion.checkpoint.config_limits import check_config
 from blip_diffusion.checkpoint.key_maps import (
     UNREAD,
     modern_vae_name,
@@ -66,7 +67,7 @@ def load_subject_encoder(
     folder: Path, *, dtype: torch.dtype | None = None, files: WeightFiles = ANY_FILES
 ) -> SubjectEncoder:
     """Load the `qformer/` folder, ours or published."""
-    table = read_json(folder / "config.json")
+    table = read_config(folder / "config.json", "the Q-Former")
     with config_errors("the Q-Former"), meta_init():
         encoder = build_subject_encoder(subject_encoder_shapes(table))
     state = subject_encoder_from_published(read_state(folder, files), encoder.state_dict())
@@ -149,8 +150,9 @@ def load_text_encoder(
     folder: Path, *, dtype: torch.dtype | None = None, files: WeightFiles = ANY_FILES
 ) -> SubjectTextEncoder:
     """Load the `text_encoder/` folder, with or without the key prefix `text_model.` of transformers 4."""
-    table = read_json(folder / "config.json")
-    unread = {"model_type", "architectures", "torch_dtype", "dtype", "transformers_version", "_name_or_path"}
+    table = read_config(folder / "config.json", "the text encoder")
+    unread = {"model_type", "architectures", "torch_dtype", "dtype", "transformers_version", "_name_or_path",
+              "attn_implementation", "_attn_implementation"}  # fmt: skip
     with config_errors("the text encoder"), meta_init():
         encoder = SubjectTextEncoder(CLIPTextConfig(**{key: table[key] for key in table.keys() - unread}))
     found = read_state(folder, files)
@@ -178,7 +180,7 @@ DIFFUSERS = {
 
 def load_diffusers(name: str, folder: Path, *, dtype: torch.dtype | None = None, files: WeightFiles = ANY_FILES) -> Any:
     """Load the U-Net, VAE, ControlNet or T2I-Adapter in a folder; `name` is a key of `DIFFUSERS`."""
-    table = read_json(folder / "config.json")
+    table = read_config(folder / "config.json", f"the {name}")
     kind = table.get("_class_name", DIFFUSERS[name])
     if kind not in (DIFFUSERS[name], PlacedUNet2DConditionModel.__name__ if name == "unet" else None):
         raise CheckpointError(f"{folder} holds a {kind}, not a {DIFFUSERS[name]}.")
@@ -221,7 +223,7 @@ def save_reference(config: ReferenceConfig, folder: Path) -> None:
 
 def load_reference(folder: Path, *, mean: Any = None, std: Any = None) -> ReferenceConfig:
     """Load the `image_processor/` folder; `mean` and `std` of `model_index.json` take precedence."""
-    table = read_json(folder / "preprocessor_config.json")
+    table = read_config(folder / "preprocessor_config.json", "the image processor")
     size = table.get("size", 224)
     with config_errors("the image processor"):
         return ReferenceConfig(
@@ -252,8 +254,16 @@ def load_subject_finder(
 ) -> SubjectFinder:
     """Read the `subject_finder/` folder."""
     with config_errors("the subject finder"), meta_init():
-        finder = SubjectFinder(SubjectFinderConfig(**read_json(folder / "config.json")))
+        finder = SubjectFinder(SubjectFinderConfig(**read_config(folder / "config.json", "the subject finder")))
     return load_into(finder, read_state(folder, files), where="the subject finder", dtype=dtype)
+
+
+def read_config(path: Path, what: str) -> dict[str, Any]:
+    """Read a part's configuration. Raises `CheckpointError` for numbers that no model has."""
+    table = read_json(path)
+    with config_errors(what):
+        check_config(table)
+    return table
 
 
 def _of_three_colours(values: Any) -> tuple[float, float, float]:

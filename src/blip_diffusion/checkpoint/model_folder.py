@@ -18,6 +18,7 @@ from blip_diffusion.checkpoint.components import (
     load_subject_encoder,
     load_subject_finder,
     load_text_encoder,
+    read_config,
     save_diffusers,
     save_reference,
     save_subject_encoder,
@@ -168,7 +169,7 @@ def _load_tokenizer(folder: Path) -> Any:
 
 
 def _load_scheduler(folder: Path, index: Mapping[str, Any]) -> Any:
-    table = read_json(folder / "scheduler" / "scheduler_config.json")
+    table = read_config(folder / "scheduler" / "scheduler_config.json", "the scheduler")
     with config_errors("the scheduler"):
         name = table.get("_class_name") or (index.get("scheduler") or (None, "PNDMScheduler"))[1]
     kind = getattr(diffusers, str(name), None)

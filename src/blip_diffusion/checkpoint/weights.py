@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.fileio import atomic_file
+from blip_diffusion.nn_utils import holds_all_numbers
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -27,6 +28,8 @@ State = dict[str, Tensor]
 STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")
 """What libraries call a file of weights."""
 SAFE, PICKLED = ".safetensors", ".bin"
+MAX_JSON = 64 * 2**20
+"""Bytes of a JSON file: tokenizers have the largest."""
 CONFIG_ERRORS = (
     TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError, StrictDataclassError
 )  # fmt: skip
@@ -160,9 +163,7 @@ def check_storage(name: str, tensor: Tensor, where: Path) -> None:
     A pickle may hold one number with the shape of a whole layer; who writes to it, as fused optimizers do, writes
     beyond its memory.
     """
-    if tensor.is_meta or tensor.layout != torch.strided:
-        return
-    if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+    if not tensor.is_meta and tensor.layout == torch.strided and not holds_all_numbers(tensor):
         raise CheckpointError(f"{where} holds {name[:200]!r} with fewer numbers than its shape says: it is damaged.")
 
 
@@ -252,10 +253,18 @@ def check_materialized(*parts: nn.Module) -> None:
         )
 
 
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises `CheckpointError` if there is none."""
+    """Read a JSON object of finite numbers. Raises `CheckpointError` if there is none."""
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():
+            raise OSError("it is no file")
+        if path.is_file() and path.stat().st_size > MAX_JSON:
+            raise ValueError(f"it has more than {MAX_JSON // 2**20} MiB")
+        table = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing: the model's folder is incomplete.") from error
     except (OSError, ValueError, RecursionError) as error:

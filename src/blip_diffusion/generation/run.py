@@ -122,9 +122,11 @@ def _control_arguments(controls: tuple[ControlInput, ...], pipe: Any) -> dict[st
 
 
 def _load_controlnet(control: ControlInput, pipe: Any) -> Any:
-    """Return the ControlNet of a control. Nothing is downloaded that cannot fit."""
+    """Return the ControlNet or adapter of a control. Nothing is downloaded that cannot fit."""
     if not control.controlnet and pipe.controlnet is not None and control.kind in BUNDLED_KINDS:
         return pipe.controlnet
+    if not control.controlnet and control.kind in pipe.t2i_adapters:
+        return pipe.t2i_adapters[control.kind].to(pipe.device)
     is_sd15 = pipe.unet.config.cross_attention_dim == 768
     if not control.controlnet and (not is_sd15 or control.kind not in CONTROLNETS):
         raise InputError(f"There is no ControlNet for {control.kind} and this model: name one with --controlnet.")

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion import images
-from blip_diffusion.diffusion.controlnet import Control
+from blip_diffusion.diffusion.controlnet import Control, is_adapter
 from blip_diffusion.errors import InputError
 from blip_diffusion.pipelines.checks import number
 from blip_diffusion.pipelines.control_arrays import as_tensor, per_net
@@ -24,7 +24,7 @@ RESAMPLE = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BIC
 
 @dataclass(frozen=True)
 class ControlRequest:
-    """ControlNets and, for each, its image, its scale, and the interval of the steps in which it is active."""
+    """ControlNets or T2I-Adapters and, for each, its image, its scale, and the steps in which it is active."""
 
     nets: list[Any]
     images: list[Images]
@@ -49,7 +49,7 @@ class ControlRequest:
     @property
     def guess_mode(self) -> bool:
         """Whether the nets run without the prompt; those that pool their output are trained so."""
-        return self.guess or bool(self.nets[0].config.global_pool_conditions)
+        return self.guess or bool(getattr(self.nets[0].config, "global_pool_conditions", False))
 
     def controls(self, size: int, copies: int, height: int, width: int) -> list[Control]:
         """Return the controls of `size` prompts with `copies` images each."""
@@ -83,6 +83,11 @@ def _numbers(name: str, value: Numbers, size: int) -> list[float]:
 
 
 def _check_fit(net: Any, unet: Any) -> None:
+    if is_adapter(net):
+        theirs, ours = (tuple(x) for x in (net.config.channels, unet.config.block_out_channels))
+        if theirs != ours:
+            raise InputError(f"The adapter is for another U-Net: its channels are {theirs}, this model's are {ours}.")
+        return
     for name in ("cross_attention_dim", "in_channels", "block_out_channels"):
         theirs, ours = net.config[name], unet.config[name]
         theirs, ours = (tuple(x) if isinstance(x, list | tuple) else x for x in (theirs, ours))

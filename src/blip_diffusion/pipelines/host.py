@@ -29,6 +29,7 @@ class PipelineHost(Protocol):
     image_processor: ReferenceConfig
     qformer_tokenizer: Any
     controlnet: Any
+    t2i_adapters: dict[str, Any]
     subject_finder: Any
     config: Any
     preset: "Preset"

@@ -125,6 +125,7 @@ class LoadingMixin(PipelineHost):
         parts = read_parts(folder, qformer_tokenizer=qformer_tokenizer, dtype=dtype, files=files)
         _replace_parts(parts, dtype, unet=unet, vae=vae, scheduler=scheduler, controlnet=controlnet)
         pipe = cls.from_model(assemble(parts, folder), controlnet=parts.controlnet)
+        pipe.t2i_adapters = parts.t2i_adapters or {}
         pipe.register_to_config(_name_or_path=str(name_or_path))
         if unet is None and parts.consistency_lora is not None:
             set_bundled_lora(pipe.unet, parts.consistency_lora)
@@ -144,7 +145,9 @@ class LoadingMixin(PipelineHost):
         Returns:
             The new pipeline.
         """
-        return cls.from_model(pipeline.model, controlnet=controlnet or pipeline.controlnet)
+        pipe = cls.from_model(pipeline.model, controlnet=controlnet or pipeline.controlnet)
+        pipe.t2i_adapters = pipeline.t2i_adapters
+        return pipe
 
     @exclusive
     def save_pretrained(
@@ -172,7 +175,11 @@ class LoadingMixin(PipelineHost):
         check_save_options(options)
         files = WeightFiles(variant, safe_serialization)
         with self.without_subjects():
-            extra = {"controlnet": self.controlnet, "consistency_lora": self.adapters.state.bundled_lora}
+            extra: dict[str, Any] = {
+                "controlnet": self.controlnet,
+                "consistency_lora": self.adapters.state.bundled_lora,
+                "t2i_adapters": self.t2i_adapters,
+            }
             save_model(self.model, Path(save_directory), **extra, dtype=torch_dtype, files=files)
 
     @property

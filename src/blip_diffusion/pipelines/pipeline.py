@@ -73,6 +73,7 @@ class BlipDiffusionPipeline(
     ) -> None:
         super().__init__()
         self._cache = EncodingCache()
+        self.t2i_adapters: dict[str, Any] = {}
         if isinstance(controlnet, list | tuple):
             controlnet = MultiControlNetModel(controlnet)
         self.register_modules(
@@ -185,7 +186,8 @@ class BlipDiffusionPipeline(
             callback_on_step_end_tensor_inputs: Which tensors it gets: "latents", "prompt_embeds",
                 "negative_prompt_embeds".
             image: Control image of each ControlNet: a PIL image, or a tensor (B, 3, H, W) in [0, 1].
-            controlnet: A ControlNet or a list of them; by default the pipeline's.
+            controlnet: A ControlNet or a T2I-Adapter, or a list of them; by default the pipeline's ControlNet. The
+                adapters that come with a model are `pipe.t2i_adapters`, by kind: "canny".
             controlnet_conditioning_scale: Weight of each ControlNet; 1 is usual.
             control_guidance_start: Fraction of the steps, in [0, 1), at which each ControlNet starts.
             control_guidance_end: Fraction of the steps, in (0, 1], at which each ControlNet ends.

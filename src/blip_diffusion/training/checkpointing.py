@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -138,13 +139,23 @@ def step_of(path: Path) -> int:
 
 
 def latest(folder: Path) -> Path | None:
-    """Return the newest undamaged checkpoint, if any."""
+    """Return the newest undamaged checkpoint, if there are any; a damaged one that is passed over is said.
+
+    Raises:
+        CheckpointError: If all are damaged: a run would begin again and lose what it did.
+    """
+    damage = ""
     for path in reversed(complete(folder)):
         try:
             verify(path)
-        except CheckpointError:
+        except CheckpointError as error:
+            damage = str(error)
             continue
+        if damage:
+            warnings.warn(f"{damage} The run goes on from {path.name}.", stacklevel=2)
         return path
+    if damage:
+        raise CheckpointError(f"{damage} There is no other: restore it, or remove {folder} to begin again.")
     return None
 
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from blip_diffusion.errors import ConfigError
+from blip_diffusion.errors import CheckpointError, ConfigError
+from blip_diffusion.nn_utils import holds_all_numbers
 from blip_diffusion.training.objective import ParameterGroup
 
 
@@ -152,8 +153,27 @@ def optimizer_state_by_name(optimizer: torch.optim.Optimizer, trainable: Mapping
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter], saved: Mapping[str, Any]
 ) -> None:
-    """Restore what `optimizer_state_by_name` returned; torch moves and casts."""
+    """Restore what `optimizer_state_by_name` returned; torch moves and casts.
+
+    Raises:
+        CheckpointError: If it is no table of moments with the shapes and the memory of these parameters.
+    """
+    _check_moments(trainable, saved)
     names = {id(parameter): name for name, parameter in trainable.items()}
     order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
     state = {number: saved[name] for number, name in enumerate(order) if name in saved}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _check_moments(trainable: Mapping[str, nn.Parameter], saved: Any) -> None:
+    """Raise `CheckpointError` unless moments fit: a fused optimizer would write beyond the memory of smaller ones."""
+    if not isinstance(saved, Mapping) or not all(isinstance(state, Mapping) for state in saved.values()):
+        raise CheckpointError("The optimizer's state in the checkpoint is not a table of moments: it is damaged.")
+    for name, state in saved.items():
+        if name not in trainable:
+            raise CheckpointError(f"The checkpoint has moments of {str(name)[:200]!r}, which is not trained.")
+        for key, value in state.items():
+            full = not isinstance(value, Tensor) or holds_all_numbers(value)
+            like = key not in ("exp_avg", "exp_avg_sq") or getattr(value, "shape", None) == trainable[name].shape
+            if not (full and like):
+                raise CheckpointError(f"The checkpoint's {key} of {name!r} doesn't fit the parameter: it is damaged.")

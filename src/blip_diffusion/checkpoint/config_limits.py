@@ -1,0 +1,39 @@
+"""Limits on the numbers of a stranger's configuration, checked before anything is built from them."""
+
+from collections.abc import Mapping
+from math import isfinite
+from typing import Any
+
+MAX_NUMBER = 10**6
+"""Of any number: vocabularies and steps of training are below."""
+MAX_COUNTS = 200
+MAX_SIDE = 4096
+MAX_LIST, MAX_DEPTH = 10_000, 8
+COUNTS = ("layers", "heads", "blocks", "depth", "num_hidden_layers", "num_attention_heads", "layers_per_block",
+          "transformer_layers_per_block", "num_layers", "norm_num_groups", "num_query_tokens")  # fmt: skip
+"""Keys whose numbers multiply parts."""
+SIDES = ("size", "image_size", "sample_size", "height", "width", "shortest_edge", "patch_size")
+
+
+def check_config(table: Any, key: str = "", depth: int = 0) -> None:
+    """Raise `ValueError` for a number that no model has, or that is not finite.
+
+    Args:
+        table: A configuration, or a part of it.
+        key: The key that it stands under.
+        depth: How many tables it lies in.
+    """
+    if depth > MAX_DEPTH:
+        raise ValueError("it has too many levels")
+    if isinstance(table, Mapping):
+        for name, value in table.items():
+            check_config(value, str(name), depth + 1)
+    elif isinstance(table, list | tuple):
+        if len(table) > (64 if key.endswith(("block_types", "channels")) else MAX_LIST):
+            raise ValueError(f"{key[:60]} has {len(table)} values")
+        for value in table:
+            check_config(value, key, depth + 1)
+    elif isinstance(table, int | float) and not isinstance(table, bool):
+        most = MAX_COUNTS if key in COUNTS else MAX_SIDE if key in SIDES else MAX_NUMBER
+        if not isfinite(table) or abs(table) > most:
+            raise ValueError(f"{key[:60]} is {str(table)[:20]}, at most {most} is allowed")
