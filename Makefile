@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 MINUTES ?= 60
+WORKERS ?= 2
 
 .PHONY: help demo mini test check format docs bench lock clean
 
@@ -15,8 +16,8 @@ demo: $(VENV)/ready  ## generate four held-out subjects in new scenes, and one c
 mini: $(VENV)/ready world/world.zip  ## train mini from the start; MINUTES=60, and RESUME=--resume goes on
 	$(BIN)/blip-diffusion train-mini --config configs/mini/recipe.toml --out runs/mini --minutes $(MINUTES) $(RESUME)
 
-test: $(VENV)/ready  ## run the tests
-	$(BIN)/python -m pytest
+test: $(VENV)/ready  ## run the tests, two processes at a time; WORKERS=0 runs them in one
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: $(VENV)/ready  ## check style and types
 	$(BIN)/ruff check .

@@ -22,10 +22,7 @@ NONE = "none"
 
 
 def read(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The table of a TOML file, with overrides of the form `a.b=value` written over it, the last one winning.
-
-    Without a file, the overrides alone.
-    """
+    """Read a TOML file, if one is given, and apply overrides of the form `a.b=value`, the last one winning."""
     table = _read(path) if path is not None else {}
     for override in overrides:
         _override(table, override)
@@ -42,7 +39,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def build(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
-    """The dataclass `cls` from a table; `where` is the table's own name, for the sentences of errors."""
+    """Build the dataclass `cls` from a table; `where` is the table's name, for error messages."""
     known = {field.name: field for field in fields(cast(Any, cls)) if field.init}
     for key in table:
         if key not in known:
@@ -58,7 +55,7 @@ def build(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
 
 
 def to_toml(config: Any) -> str:
-    """The TOML of a dataclass with every value written out; `build(type(config), tomllib.loads(text))` gives it back.
+    """Write a dataclass as TOML with every value; `build(type(config), tomllib.loads(text))` restores it.
 
     Inside a `dict` nothing may be `None`.
     """
@@ -81,7 +78,7 @@ def _override(table: dict[str, Any], override: str) -> None:
 
 
 def _parse(text: str) -> Any:
-    """The TOML value that the text is, or else the text itself: `--set name=teapot` needs no quotes."""
+    """Parse a TOML value, or keep the text: `--set name=teapot` needs no quotes."""
     try:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
@@ -94,7 +91,7 @@ def _parse(text: str) -> Any:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    """The value as the type that the hint asks for, or a sentence naming the key."""
+    """Convert a value to the type of a hint, or raise an error that names the key."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
@@ -190,7 +187,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _table(value: Any) -> Any:
-    """A dataclass and all within as plain tables."""
+    """Convert a dataclass and all within it to plain tables."""
     if is_dataclass(value):
         return {field.name: _table(getattr(value, field.name)) for field in fields(value) if field.init}
     if isinstance(value, Mapping):
@@ -199,7 +196,7 @@ def _table(value: Any) -> Any:
 
 
 def _lines(table: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
-    """The table's own values, then the tables inside it."""
+    """Yield the table's own values, then the tables inside it."""
     values = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
     lines = [f"{_key(key)} = {_value(value)}" for key, value in values.items()]
     for key, inner in table.items():

@@ -8,7 +8,7 @@ from blip_diffusion.errors import InputError
 
 
 def device_of(name: str) -> torch.device:
-    """The device of a flag: `auto` is a GPU where there is one. Raises `InputError` for one that isn't here."""
+    """Return the device of a flag: `auto` is a GPU if there is one. Raises `InputError` if it is missing."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -19,7 +19,7 @@ def device_of(name: str) -> torch.device:
 
 
 def fastest_dtype(device: torch.device) -> torch.dtype:
-    """The float that a device computes fastest in.
+    """Return the float type that a device computes fastest in.
 
     bfloat16; where a GPU lacks it float16, and where a CPU does float32: what a CPU has to emulate takes up to eighty
     times as long.

@@ -47,19 +47,19 @@ def _formats() -> list[str]:
 
 
 def open_image(source: Source) -> Image.Image:
-    """An image file as upright RGB on white. Raises `InputError` for what is missing, broken, tiny or huge."""
+    """Open an image file as upright RGB on white. Raises `InputError` for a missing or unusable file."""
     return read_image(source, as_rgb)
 
 
 def png_bytes(image: Image.Image) -> bytes:
-    """An image as the bytes of a PNG file."""
+    """Return an image as the bytes of a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def read_image(source: Source, read: Callable[[Image.Image], Read]) -> Read:
-    """What `read` makes of an image file, under the same checks."""
+    """Apply `read` to an image file, under the same checks."""
     name = str(Path(source)) if isinstance(source, str | Path) else "The image within"
     if isinstance(source, str | Path) and not Path(source).is_file():
         raise InputError(f"There is no image at {name}: check the path.")
@@ -79,7 +79,7 @@ def read_image(source: Source, read: Callable[[Image.Image], Read]) -> Read:
 
 
 def check_size(image: Image.Image, name: str = "The reference") -> None:
-    """Raises `InputError` for an image too small to show a subject, or too large to be one."""
+    """Raise `InputError` for an image that is too small or too large."""
     width, height = image.size
     if min(width, height) < MIN_SIDE:
         raise InputError(f"{name} has {width} x {height} pixels: use one of at least {MIN_SIDE} x {MIN_SIDE}.")
@@ -110,7 +110,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def alpha_of(image: Image.Image) -> Image.Image | None:
-    """What an image says of its own transparency, upright, white where it is opaque; `None` where it says nothing."""
+    """Return an image's alpha channel, upright; `None` if it has none."""
     if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
         return None
     alpha = ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
@@ -119,7 +119,7 @@ def alpha_of(image: Image.Image) -> Image.Image | None:
 
 
 def fit_square(image: Image.Image, size: int, fit: ResizeMode = "crop", *, bars: str = "white") -> Image.Image:
-    """A `size` x `size` image, by bicubic resampling; `bars` is the colour of what `pad` adds."""
+    """Resize an image to `size` x `size` bicubically; `bars` is the colour of what `pad` adds."""
     match fit:
         case "squash":
             return image.resize((size, size), Image.Resampling.BICUBIC)

@@ -156,7 +156,7 @@ class BlipDiffusion(nn.Module):
         return int(self.text_encoder.config.max_position_embeddings)
 
     def subject_tokens(self, pixels: Tensor, categories: Sequence[str]) -> Tensor:
-        """Reference images (B, 3, H, W) in [0, 1] and what they show, to subject tokens (B, Q, D)."""
+        """Encode reference images (B, 3, H, W) in [0, 1] and their categories to subject tokens (B, Q, D)."""
         known = self.subject_encoder.qformer.config
         words = category_words(
             self.qformer_tokenizer, categories, limit=known.positions, vocabulary=known.vocabulary
@@ -214,7 +214,7 @@ class BlipDiffusion(nn.Module):
 
 
 def build_subject_encoder(config: ModelConfig) -> SubjectEncoder:
-    """A subject encoder with random weights."""
+    """Build a subject encoder with random weights."""
     return SubjectEncoder(
         ImageEncoder(config.image_encoder),
         QFormer(config.qformer),
@@ -223,7 +223,7 @@ def build_subject_encoder(config: ModelConfig) -> SubjectEncoder:
 
 
 def build_text_encoder(config: TextEncoderConfig) -> SubjectTextEncoder:
-    """A text encoder with random weights; the last two words of the vocabulary are [BOS] and [EOS]."""
+    """Build a text encoder with random weights; the last two tokens of the vocabulary are [BOS] and [EOS]."""
     return SubjectTextEncoder(
         CLIPTextConfig(
             vocab_size=config.vocabulary,

@@ -26,7 +26,7 @@ Run = Callable[..., Any]
 
 
 def openvino(network: nn.Module, *, name: str, quiet: bool = False) -> Run:
-    """The network on OpenVINO; itself, with a warning, where that isn't installed. `name` is for people."""
+    """Return the network on OpenVINO; itself, with a warning, if that is not installed."""
     try:
         import openvino as ov
     except ImportError:
@@ -134,7 +134,7 @@ def _convert(ov: Any, network: nn.Module, example: tuple[Tensor, ...], folder: P
 
 
 def _merged(network: nn.Module) -> nn.Module:
-    """The network itself, with its active LoRAs in the weights, where they cost nothing."""
+    """Merge active LoRAs into the network's weights and return it."""
     for layer in lora_layers(network):
         if not layer.disable_adapters:
             layer.merge()

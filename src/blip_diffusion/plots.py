@@ -28,7 +28,7 @@ def line_chart(
     mark: tuple[float, str] | None = None,
     size: tuple[int, int] = (840, 480),
 ) -> Image.Image:
-    """A chart of named lines. `mark` is a vertical line at an x, and what it says."""
+    """Return a chart of named lines. `mark` is a vertical line at an x, with a label."""
     page = Image.new("RGB", size, "white")
     frame = _Frame(lines, size)
     pen = ImageDraw.Draw(page, "RGBA")

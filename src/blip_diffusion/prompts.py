@@ -23,7 +23,7 @@ MAX_QUOTED = 400
 
 
 def subject_prompt(prompt: str, category: str, *, strength: float = 1.0, repetitions: int = 1) -> str:
-    """The full prompt, said `int(strength * repetitions)` times over (at least once) to make the words weigh more.
+    """Return the prompt, repeated `int(strength * repetitions)` times (at least once) to weigh more.
 
     Repeating is the published inference's way to strengthen the text; training never does it.
     """

@@ -1,4 +1,4 @@
-"""What a model draws while it is trained, to be looked at or judged."""
+"""Sample images from a model in training, to look at or to score."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -12,12 +12,12 @@ from blip_diffusion.model import BlipDiffusion
 
 
 class PersonalizedObjective(Protocol):
-    """A method that learns one subject: it can say a scene with the subject in it."""
+    """An objective that learns one subject."""
 
     model: BlipDiffusion
 
     def states(self, scenes: Sequence[str]) -> Tensor:
-        """Scenes, as "on the beach", or "" for none, to text states (B, L, D) with the subject in them."""
+        """Encode prompts, such as "on the beach" or "", to text states (B, L, D) with the subject in them."""
         ...
 
 
@@ -32,32 +32,42 @@ def sample_images(
     rescale: float | None = None,
     decoded: bool = True,
 ) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1], or their latents, of text states (B, L, D), from the noise of a seed each.
+    """Sample images during training, each from the noise of its own seed.
 
-    `None` asks as the model wants to be asked.
+    Args:
+        model: The model; its scheduler is set to `steps`.
+        states: Text states (B, L, D).
+        seeds: One seed per image.
+        steps: Sampling steps; default: the model's.
+        guidance: Guidance scale; 1 or less disables guidance; default: the model's.
+        rescale: Guidance rescale in [0, 1]; default: the model's.
+        decoded: Whether to decode latents to images.
+
+    Returns:
+        Images (B, 3, H, W) in [0, 1], or latents (B, C, h, w), in float32.
     """
-    asked = model.inference
-    scale = asked.guidance_scale if guidance is None else guidance
+    defaults = model.inference
+    scale = defaults.guidance_scale if guidance is None else guidance
     if scale > 1:
         empty = model.text_states([""]).expand(len(states), -1, -1)
         both = model.denoiser(torch.cat([empty, states]))
-        denoiser = guided(both, scale, rescale=asked.guidance_rescale if rescale is None else rescale)
+        denoiser = guided(both, scale, rescale=defaults.guidance_rescale if rescale is None else rescale)
     else:
         denoiser = model.denoiser(states)
     side = int(model.unet.config.sample_size)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     shape = (model.latents.channels, side, side)
-    noise = asked.noise_scale * initial_noise(shape, generators, torch.empty(0, device=states.device))
-    model.scheduler.set_timesteps(steps or asked.num_inference_steps, device=states.device)
+    noise = defaults.noise_scale * initial_noise(shape, generators, torch.empty(0, device=states.device))
+    model.scheduler.set_timesteps(steps or defaults.num_inference_steps, device=states.device)
     latents = sample(denoiser, noise, model.scheduler, generators=generators)
     return model.latents.decode(latents).float() if decoded else latents.float()
 
 
 def sample_prompts(method: PersonalizedObjective, scenes: Sequence[str], *, seeds: int, steps: int | None) -> Tensor:
-    """The subject in every scene, seed after seed (B, 3, H, W)."""
+    """Sample images (B, 3, H, W) of the subject for every prompt, seed after seed."""
     return sample_images(method.model, method.states(list(scenes) * seeds), prompt_seeds(scenes, seeds), steps=steps)
 
 
 def prompt_seeds(scenes: Sequence[str], seeds: int) -> list[int]:
-    """Of each image: one for all scenes, so that what differs is what the words say."""
+    """Return one seed per image, the same for all prompts, so that only the words differ."""
     return [seed for seed in range(seeds) for _ in scenes]

@@ -26,7 +26,7 @@ def test_the_right_answer_inverts_to_the_clean_image(prediction: Prediction) -> 
     noising, (latents, noise, timesteps) = schedule(prediction), some()
     noised = noising.noised(latents, noise, timesteps)
     answer = noising.target(latents, noise, timesteps)
-    torch.testing.assert_close(noising.clean(noised, answer, timesteps), latents, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(noising.predict_x0(noised, answer, timesteps), latents, atol=1e-4, rtol=1e-4)
 
 
 def test_noise_levels_keep_the_variance() -> None:

@@ -44,14 +44,23 @@ def convert(
     vae: str | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Writes the model of `source` to `out`.
+    """Convert a model between our folder and LAVIS' files, optionally with another U-Net or VAE.
 
-    `source` is `mini`, a model's folder, a hub id, LAVIS' folder or archive, or what LAVIS' tuning saved, which needs
-    its `base`. `unet` and `vae` are folders or Stable Diffusion 1.5 files that replace the model's. Stage 1's heads, a
-    tuned subject of LAVIS, and the folder's README and licences are kept beside the model; a consistency LoRA is with
-    its own U-Net, in our layout, and a warning says where it is left out. `out` may be the source, or
-    an earlier model; what else lies there stays.
-    Raises `CheckpointError` before anything is written.
+    Heads of stage 1, a tuned subject of LAVIS, and the folder's README and licences are kept beside the model. A
+    consistency LoRA stays with its own U-Net in our layout; otherwise a warning says that it is left out.
+
+    Args:
+        source: `mini`, a model's folder, a hub id, LAVIS' folder or archive, or a checkpoint of LAVIS' tuning.
+        out: The new folder. It may be the source or an earlier model; other files in it stay.
+        to: The layout to write.
+        base: The model that a checkpoint of LAVIS' tuning was tuned from.
+        unet: A folder or Stable Diffusion 1.5 file that replaces the model's U-Net.
+        vae: The same for the VAE.
+        dtype: The float type of the written weights; default: as they are.
+
+    Raises:
+        InputError: If `out` cannot be written or holds something else.
+        CheckpointError: If the source cannot be read or its parts do not fit; nothing is written.
     """
     check_writable(out.parent)
     _check_free(out)

@@ -12,7 +12,6 @@ from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 
 from blip_diffusion.checkpoint import single_file
 from blip_diffusion.checkpoint.components import (
-    DIFFUSERS,
     bert_tokenizer,
     load_diffusers,
     load_reference,
@@ -46,12 +45,14 @@ from blip_diffusion.prompts import insert_position
 
 CONSISTENCY_LORA = "consistency_lora.safetensors"
 """With it the model draws in a few steps, without guidance."""
+T2I_ADAPTERS = "t2i_adapter"
+"""The folder of T2I-Adapters, each in a folder that is named for the kind of control map it reads."""
 PARTS = ("qformer", "image_processor", "qformer_tokenizer", "text_encoder", "tokenizer", "unet", "vae", "scheduler",
          "controlnet", "subject_finder")  # fmt: skip
 
 NEEDED = ("qformer", "text_encoder", "tokenizer", "unet", "vae", "scheduler")
 """The parts of a whole model."""
-OPTIONAL = ("controlnet", "inference", "consistency_lora", "subject_finder")
+OPTIONAL = ("controlnet", "inference", "consistency_lora", "subject_finder", "t2i_adapters")
 
 
 @dataclasses.dataclass
@@ -70,6 +71,7 @@ class Parts:
     inference: InferenceConfig | None = None  # nor do all say how they want to be asked
     consistency_lora: Path | None = None  # or bring one along
     subject_finder: SubjectFinder | None = None  # which the resize mode "subject" needs
+    t2i_adapters: dict[str, Any] | None = None  # by the kind of control map they read
 
 
 Precision = torch.dtype | Mapping[str, torch.dtype] | None
@@ -100,7 +102,7 @@ def read_parts(
     if has["text_encoder"]:
         words = folder / "text_encoder"
         parts.text_encoder = load_text_encoder(words, dtype=dtype_of(dtype, "text_encoder"), files=files)
-    for name in DIFFUSERS:
+    for name in ("unet", "vae", "controlnet"):
         if has[name] and (name != "controlnet" or "controlnet" in index):  # the published base has one that is unused
             setattr(parts, name, load_diffusers(name, folder / name, dtype=dtype_of(dtype, name), files=files))
     if has["tokenizer"]:
@@ -110,9 +112,15 @@ def read_parts(
     if has["subject_finder"]:
         finder = folder / "subject_finder"
         parts.subject_finder = load_subject_finder(finder, dtype=dtype_of(dtype, "subject_finder"), files=files)
+    parts.t2i_adapters = _load_adapters(folder / T2I_ADAPTERS, dtype_of(dtype, "t2i_adapter"), files)
     parts.inference = _inference_of(index, folder)
     parts.consistency_lora = path if (path := folder / CONSISTENCY_LORA).is_file() else None
     return parts
+
+
+def _load_adapters(folder: Path, dtype: torch.dtype | None, files: WeightFiles) -> dict[str, Any] | None:
+    kinds = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    return {kind: load_diffusers("t2i_adapter", folder / kind, dtype=dtype, files=files) for kind in kinds} or None
 
 
 def _read_index(folder: Path, *, whole: bool) -> dict[str, Any]:
@@ -266,13 +274,15 @@ def save_model(
     *,
     controlnet: Any = None,
     consistency_lora: Path | None = None,
+    t2i_adapters: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     files: WeightFiles = ANY_FILES,
 ) -> None:
     """Write the model's folder, without LoRAs; floats in `dtype` if one is given.
 
-    `consistency_lora` is the file of one that belongs to the model. Raises `InputError` for several ControlNets and for
-    weights that aren't here, `CheckpointError` where that file can't be read, before anything is written.
+    `consistency_lora` is the file of one that belongs to the model; `t2i_adapters` are by kind of control map. Raises
+    `InputError` for several ControlNets and for weights that aren't here, `CheckpointError` where that file can't be
+    read, before anything is written.
     """
     if isinstance(controlnet, MultiControlNetModel):
         raise InputError(
@@ -297,6 +307,8 @@ def save_model(
         save_subject_finder(model.subject_finder, folder / "subject_finder", dtype=dtype, files=files)
     if controlnet is not None:
         save_diffusers("controlnet", controlnet, folder / "controlnet", dtype=dtype, files=files)
+    for kind, adapter in (t2i_adapters or {}).items():
+        save_diffusers("t2i_adapter", adapter, folder / T2I_ADAPTERS / kind, dtype=dtype, files=files)
     write_json(folder / "model_index.json", _index(model, controlnet))
 
 

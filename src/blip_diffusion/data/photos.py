@@ -52,7 +52,7 @@ Source = str | Path | Image.Image
 
 
 def read_photos(sources: Sequence[Source], *, masks: Masks = "auto", segmenter: Segmenter | None = None) -> list[Photo]:
-    """These images and image files; a folder stands for the images in it.
+    """Read images and image files; a folder stands for the images in it.
 
     One that can't be used is named in a warning and left out. Raises `InputError` where none is left, where there are
     too many, and for masks that don't go with them.
@@ -142,7 +142,7 @@ def _mask(path: Path, image: Image.Image) -> Image.Image:
 
 
 def _painted(mask: Image.Image) -> Image.Image:
-    """What is white in a mask; of one that is cut out, what is opaque."""
+    """Return a mask's white part, or the opaque part of a cut-out."""
     alpha = images.alpha_of(mask)
     return images.as_rgb(mask).convert("L") if alpha is None else alpha
 

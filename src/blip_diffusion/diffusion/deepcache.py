@@ -73,7 +73,7 @@ class ShallowUNet(nn.Module):
 
 
 def check_divisible(unet: Any, layers: int) -> None:
-    """Raises `InputError` for a U-Net whose outermost level can't be run by itself."""
+    """Raise `InputError` for a U-Net whose outermost level cannot run alone."""
     most = len(unet.up_blocks[-1].resnets)
     if not 1 <= layers <= most:
         raise InputError(f"deepcache_layers is {layers}: this U-Net's outermost level has 1 to {most}.")
@@ -82,7 +82,7 @@ def check_divisible(unet: Any, layers: int) -> None:
 
 
 def deepcache(whole: Whole, shallow: Shallow | None, text: Tensor, every: int) -> Denoiser:
-    """The whole U-Net in one step out of `every`; in the others its outermost layers, over that step's features.
+    """Run the whole U-Net every `every` steps, and in between only its outermost layers on cached features.
 
     Where every step takes the whole one, `shallow` isn't needed.
     """
@@ -100,7 +100,7 @@ def deepcache(whole: Whole, shallow: Shallow | None, text: Tensor, every: int) -
 
 
 def _layer(block: Any, index: int, x: Tensor, time: Tensor, text: Tensor) -> Tensor:
-    """A residual layer, and the attention after it where the block has any."""
+    """Apply a residual layer, and the attention after it if the block has any."""
     x = block.resnets[index](x, time)
     if getattr(block, "has_cross_attention", False):
         x = block.attentions[index](x, encoder_hidden_states=text, return_dict=False)[0]
@@ -109,7 +109,7 @@ def _layer(block: Any, index: int, x: Tensor, time: Tensor, text: Tensor) -> Ten
 
 @contextmanager
 def _inputs(module: nn.Module) -> Iterator[list[Tensor]]:
-    """What a module is given while it lasts."""
+    """Record a module's inputs within the context."""
     seen: list[Tensor] = []
     handle = module.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     try:

@@ -29,7 +29,7 @@ class Noising:
         return len(self.alphas_cumprod)
 
     def signal_and_noise(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The factors √ᾱ and √(1-ᾱ) of timesteps (B,), shaped to multiply latents."""
+        """Return the factors √ᾱ and √(1-ᾱ) of timesteps (B,), shaped to multiply latents."""
         alphas = self.alphas_cumprod.to(like.device)[timesteps].float().view(-1, *[1] * (like.ndim - 1))
         return alphas.sqrt(), (1 - alphas).sqrt()
 
@@ -39,21 +39,21 @@ class Noising:
         return signal * latents + spread * noise
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the network should answer: ε, or v = √ᾱ ε - √(1-ᾱ) x_0 (Salimans & Ho 2022)."""
+        """Return the regression target: ε, or v = √ᾱ ε - √(1-ᾱ) x_0 (Salimans & Ho 2022)."""
         if self.prediction == "epsilon":
             return noise
         signal, spread = self.signal_and_noise(timesteps, latents)
         return signal * noise - spread * latents
 
-    def clean(self, noised: Tensor, answer: Tensor, timesteps: Tensor) -> Tensor:
-        """The x_0 that an answer implies."""
+    def predict_x0(self, noised: Tensor, answer: Tensor, timesteps: Tensor) -> Tensor:
+        """Return the x_0 that a prediction implies."""
         signal, spread = self.signal_and_noise(timesteps, noised)
         if self.prediction == "epsilon":
             return (noised - spread * answer) / signal.clamp(min=1e-4)
         return signal * noised - spread * answer
 
     def noise(self, noised: Tensor, clean: Tensor, timesteps: Tensor) -> Tensor:
-        """The ε that together with x_0 makes x_t."""
+        """Return the ε that together with x_0 makes x_t."""
         signal, spread = self.signal_and_noise(timesteps, noised)
         return (noised - signal * clean) / spread.clamp(min=1e-4)
 
@@ -92,9 +92,21 @@ def denoising_loss(
     timestep_shift: float = 1.0,
     importance: Tensor | None = None,
 ) -> Tensor:
-    """The latent diffusion loss (Rombach et al. 2022, equation 3): a scalar, over random noise and noise levels.
+    """Return the latent diffusion loss (Rombach et al. 2022, equation 3) over random noise and timesteps.
 
-    `importance` (B, 1, H, W), of mean 1, says where an error weighs more.
+    loss = mean_b w(t_b) · mean_chw m ⊙ (f(x_t, t) - target)².
+
+    Args:
+        denoiser: The network with its conditions.
+        latents: Clean latents (B, C, H, W).
+        noising: The forward process, which defines x_t, target and w.
+        rng: Source of noise and timesteps.
+        gamma: γ of min-SNR weights (Hang et al. 2023); `None`: w = 1.
+        timestep_shift: Above 1, timesteps are noisier; see `Noising.random_timesteps`.
+        importance: m (B, 1, H, W) of mean 1; default 1.
+
+    Returns:
+        A scalar.
     """
     noise = torch.randn(latents.shape, generator=rng, device=rng.device)
     timesteps = noising.random_timesteps(len(latents), rng, timestep_shift=timestep_shift)

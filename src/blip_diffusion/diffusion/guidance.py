@@ -12,7 +12,7 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 
 def unet_denoiser(unet: Any, text: Tensor) -> Denoiser:
-    """The U-Net looking at text states (B, L, D) through cross-attention.
+    """Return a denoiser of the U-Net with text states (B, L, D) in cross-attention.
 
     It computes in its own precision; latents keep theirs, in which a solver's small steps add up.
     """
@@ -26,10 +26,16 @@ def unet_denoiser(unet: Any, text: Tensor) -> Denoiser:
 
 
 def guided(both: Denoiser, scale: float | Callable[[], float], *, rescale: float = 0.0) -> Denoiser:
-    """Classifier-free guidance (Ho & Salimans 2022). `both` answers for [unconditional, conditional] batches of 2B.
+    """Apply classifier-free guidance: ε = ε_u + scale · (ε_c - ε_u) (Ho & Salimans 2022, equation 6).
 
-    A function as `scale` is asked at each step. `rescale` in [0, 1] pulls the answer's spread back to the conditional
-    one's (Lin et al. 2023, section 3.4), which schedules that end in pure noise need.
+    Args:
+        both: A denoiser of batches [unconditional, conditional] of size 2B.
+        scale: Guidance scale; 1 is the conditional prediction. A function is called at each step.
+        rescale: In [0, 1]; pulls the result's standard deviation back to the conditional one's, which noise schedules
+            that end in pure noise need (Lin et al. 2023, section 3.4).
+
+    Returns:
+        A denoiser of batches of size B.
     """
 
     def denoise(latents: Tensor, timestep: Tensor) -> Tensor:

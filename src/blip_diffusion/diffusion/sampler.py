@@ -25,10 +25,19 @@ def sample(
     hook: StepHook | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Tensor:
-    """Pure noise (B, C, H, W) to clean latents, over the timesteps that `scheduler.set_timesteps` has chosen.
+    """Integrate noise to clean latents over the timesteps that `scheduler.set_timesteps` has chosen.
 
-    `eta` is how much noise DDIM and its kin put back at each step; the scheduler's own default where none is given.
-    Before a step for which `stop` answers true, sampling ends.
+    Args:
+        denoiser: Maps latents and a timestep to the network's prediction.
+        latents: Gaussian noise (B, C, H, W) of unit variance.
+        scheduler: A diffusers scheduler.
+        generators: One generator per image, for schedulers that add noise.
+        eta: Share of noise that DDIM-like schedulers add in each step, in [0, 1]; default: the scheduler's.
+        stop: Sampling ends before a step for which it returns true.
+        hook: Called after each step with its index, timestep and latents; returns the latents to continue with.
+
+    Returns:
+        Clean latents (B, C, H, W).
     """
     latents = latents * scheduler.init_noise_sigma
     extra = _extra_arguments(scheduler, generators, eta)
@@ -60,12 +69,12 @@ def _no_step() -> None: ...
 
 
 def ddim_like(scheduler: Any) -> DDIMScheduler:
-    """DDIM (Song et al. 2021) over another scheduler's noise levels: each image goes one way from its own noise."""
+    """Return DDIM (Song et al. 2021) with another scheduler's noise levels: deterministic sampling."""
     return DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing", clip_sample=False)
 
 
 def initial_noise(shape: tuple[int, int, int], generators: list[torch.Generator], like: Tensor) -> Tensor:
-    """Noise (B, C, H, W), one generator an image, so that an image doesn't change with its neighbours."""
+    """Return noise (B, C, H, W), one generator per image, so that images are independent of the batch."""
     drawn = [torch.randn((1, *shape), generator=g, device=g.device, dtype=like.dtype) for g in generators]
     return torch.cat([noise.to(like.device) for noise in drawn])
 

@@ -24,5 +24,5 @@ class PatchDiscriminator(nn.Module):
 
 
 def hinge(real: Tensor, drawn: Tensor) -> Tensor:
-    """The discriminator's loss (Lim & Ye 2017)."""
+    """Return the discriminator's hinge loss (Lim & Ye 2017)."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + drawn).mean())

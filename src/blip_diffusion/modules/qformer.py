@@ -170,7 +170,7 @@ class QFormer(nn.Module):
         attention_mask: Tensor | None = None,
         pattern: AttentionPattern = AttentionPattern.BIDIRECTIONAL,
     ) -> QFormerOutput:
-        """Reads `features` (B, N, V) with the queries and `input_ids` (B, L) with the words; either may be missing.
+        """Attend to `features` (B, N, V) with queries and to `input_ids` (B, L) with words; either may be missing.
 
         `attention_mask` (B, L) is 1 for words and 0 for padding.
         """
@@ -201,7 +201,7 @@ def attention_pattern(
     attention_mask: Tensor | None,
     device: torch.device,
 ) -> Tensor:
-    """The mask (B or 1, 1, Q + L, Q + L): True where a row (first) may see another (second). Padding is never seen."""
+    """Return the mask (B or 1, 1, Q + L, Q + L): True where a row may attend to a column; padding never."""
     words = 0 if input_ids is None else input_ids.shape[1]
     total = queries + words
     is_query = torch.arange(total, device=device) < queries

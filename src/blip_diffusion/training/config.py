@@ -9,35 +9,39 @@ from blip_diffusion.training.optim import OptimConfig
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, how often, how precisely."""
+    """Settings of the training loop: duration, reports, checkpoints and precision.
+
+    Example:
+        >>> TrainConfig(steps=12500, minutes=60, mixed_precision="auto", optim=OptimConfig(lr=9e-4))
+    """
 
     steps: int = 1000
     """Optimizer steps of the whole run; the schedule of the learning rate depends on it."""
     minutes: float | None = None
-    """Stop, save and export before this much time has passed since the start of this call. What is to come is taken to
-    last as long as its like did last, and hooks for which that leaves no time are passed over."""
+    """Stop, save and export within this time since the start of this call. The next step, checkpoint and hooks are
+    expected to take as long as the last ones; hooks that would not fit are skipped."""
     gradient_accumulation_steps: int = 1
     """Micro-batches of every process in one optimizer step."""
     seed: int = 0
     device: Literal["auto", "cpu"] = "auto"
     mixed_precision: Literal["no", "auto", "bf16", "fp16"] = "no"
-    """`auto` is what the device computes fastest in: a CPU that must emulate bf16 takes eighty times as long."""
+    """`auto` is the fastest of the device: emulated bf16 on a CPU takes eighty times as long."""
     ema_decay: float = 0.999
-    """What the decay of the average warms up to; 0 makes the average equal the weights."""
+    """Final decay of the weight average, after a warm-up; 0 disables averaging."""
     log_every: int = 10
-    """Steps between reports, which are means over these steps."""
+    """Steps between reports, which hold means over these steps."""
     save_every: int = 1000
     """Steps between checkpoints."""
     save_minutes: float | None = None
-    """Minutes between checkpoints, beside `save_every`."""
+    """Minutes between checkpoints, in addition to `save_every`."""
     sample_every: int = 0
     """Steps between calls of the hooks; 0 for none."""
     keep_last: int = 2
     """How many checkpoints are kept."""
     prefetch: int = 2
-    """How many batches a thread prepares ahead; 0 prepares each when it is needed."""
+    """Batches that a thread prepares ahead; 0 prepares each when it is needed."""
     ddp_find_unused_parameters: bool = False
-    """Set it where a step may leave a trained parameter without gradient, on several processes."""
+    """Needed on several processes if a step may leave a trainable parameter without gradient."""
     tensorboard: bool = False
     optim: OptimConfig = field(default_factory=OptimConfig)
 

@@ -155,6 +155,26 @@ def _new_unet(shape: ModelConfig) -> Any:
     return unet
 
 
+def fit_latents(parts: Parts, config: InitConfig) -> None:
+    """Give `parts` the latent space of the preset: a new autoencoder and U-Net for it, where they are of another."""
+    channels = SHAPES[config.preset].vae.get("latent_channels", 4)  # as in AutoencoderKL
+    if parts.vae is not None and parts.vae.config.latent_channels != channels:
+        parts.vae = None
+    parts.vae = init_vae(parts, config)
+    if parts.unet is not None:
+        parts.unet = with_latent_channels(parts.unet, channels)
+
+
+def with_latent_channels(unet: Any, channels: int) -> Any:
+    """Return a U-Net for latents of `channels`: `unet` itself, or its inner layers between new outer convolutions."""
+    if unet.config.in_channels == channels:
+        return unet
+    changed = type(unet).from_config(unet.config, in_channels=channels, out_channels=channels)
+    inner = {name: value for name, value in unet.state_dict().items() if not name.startswith(("conv_in.", "conv_out."))}
+    changed.load_state_dict(inner, strict=False)
+    return changed
+
+
 def init_heads(
     encoder_config: QFormerConfig, object_crop_size: int, folders: Sequence[Path], *, grid: bool = False
 ) -> nn.ModuleDict:

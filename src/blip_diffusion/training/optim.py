@@ -18,27 +18,31 @@ from blip_diffusion.training.objective import ParameterGroup
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and its schedule."""
+    """AdamW and its learning-rate schedule.
+
+    The rate of step s is lr · (s + 1) / warmup during the warm-up, then lr, and with `schedule="cosine"` after
+    `stable_fraction` of the run lr · (r + (1 - r) (1 + cos π p) / 2) for progress p in [0, 1] and r = `min_lr_ratio`.
+    """
 
     lr: float = 1e-4
-    """The rate after warm-up; a group's own `lr_scale` multiplies it."""
+    """Learning rate after the warm-up; each group's `lr_scale` multiplies it."""
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.01
-    """For groups that name none of their own; parameters of fewer than two dimensions are never decayed."""
+    """Default of groups; parameters of fewer than two dimensions are never decayed."""
     warmup: int = 0
-    """Steps over which the rate rises linearly."""
+    """Steps of linear warm-up."""
     schedule: Literal["constant", "cosine"] = "constant"
     stable_fraction: float = 0.0
-    """The fraction of the run before the cosine starts."""
+    """Fraction of the run before the cosine starts, in [0, 1)."""
     min_lr_ratio: float = 0.0
-    """What the cosine ends at, as a fraction of `lr`."""
+    """Final learning rate of the cosine as a fraction of `lr`, in [0, 1]."""
     clip: float = 1.0
-    """The norm to which gradients are clipped; 0 for no clipping."""
+    """Gradient norm to clip to; 0: no clipping."""
     fused: bool = True
-    """One kernel for the whole update, on devices that have it."""
+    """Use the fused kernel on devices that have it."""
     eight_bit: bool = False
-    """Moments in 8 bits (Dettmers et al. 2022), a quarter of the memory; it needs bitsandbytes."""
+    """8-bit moments (Dettmers et al. 2022), a quarter of the memory; needs bitsandbytes."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "eps"):

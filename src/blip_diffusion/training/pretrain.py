@@ -25,6 +25,7 @@ from blip_diffusion.training.config import TrainConfig
 from blip_diffusion.training.objective import Objective
 from blip_diffusion.training.objectives.autoencoder import Autoencoder, AutoencoderConfig
 from blip_diffusion.training.objectives.consistency import Consistency, ConsistencyConfig
+from blip_diffusion.training.objectives.control import ControlConfig, StructureControl
 from blip_diffusion.training.objectives.representation import Representation, RepresentationConfig
 from blip_diffusion.training.objectives.subject import SubjectConfig, SubjectRepresentation
 from blip_diffusion.training.objectives.text_to_image import TextToImage, TextToImageConfig
@@ -39,7 +40,7 @@ START = "start"
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The training data."""
+    """Training data: the packed asset library and how pairs are composed from it."""
 
     path: Path = Path("world/world.zip")
     licences: Literal["all", "permissive"] = "all"
@@ -53,9 +54,9 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run. Of the objectives' tables, only the chosen one's is read."""
+    """Configuration of a training run, read from TOML; each objective reads only its own table."""
 
-    objective: Literal["autoencoder", "text_to_image", "representation", "subject", "consistency"]
+    objective: Literal["autoencoder", "text_to_image", "representation", "subject", "consistency", "control"]
     data: DataConfig = field(default_factory=DataConfig)
     model: initialization.InitConfig = field(default_factory=initialization.InitConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -64,6 +65,7 @@ class RunConfig:
     representation: RepresentationConfig = field(default_factory=RepresentationConfig)
     subject: SubjectConfig = field(default_factory=SubjectConfig)
     consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
 
     def __post_init__(self) -> None:
         weights = (self.representation.itc_weight, self.representation.itm_weight)
@@ -140,6 +142,23 @@ def consistency(material: BuildContext) -> Objective:
     return Consistency(model, initialization.noising_from(model.scheduler), config.consistency)
 
 
+def control(material: BuildContext) -> Objective:
+    """Build the objective of structure control of a trained model."""
+    config = material.config
+    parts = initialization.load_parts(config.model)
+    initialization.require_parts(parts, "subject_encoder", "text_encoder", "unet", "vae")
+    model = initialization.init_model(parts, config.model, material.corpus, material.pixels)
+    check_size(config, model)
+    torch.manual_seed(config.model.seed)
+    return StructureControl(
+        model,
+        initialization.noising_from(model.scheduler),
+        config.control,
+        t2i_adapters=parts.t2i_adapters,
+        consistency_lora=parts.consistency_lora,
+    )
+
+
 def check_size(config: RunConfig, model: BlipDiffusion) -> None:
     """Raise `ConfigError` if images are composed at another size than the model's."""
     own, size = int(model.unet.config.sample_size) * model.latents.factor, config.data.synthetic.size
@@ -153,6 +172,7 @@ OBJECTIVES: dict[str, Callable[[BuildContext], Objective]] = {
     "representation": representation,
     "subject": subject,
     "consistency": consistency,
+    "control": control,
 }
 
 
@@ -164,9 +184,28 @@ def run(
     resume: bool | Literal["latest"] | Path = False,
     extra_hooks: Sequence[Callable[[RunConfig, AssetLibrary], Hook]] = (),
 ) -> Result:
-    """Trains what a TOML file says, into a folder: checkpoints, logs, pages of samples, and the exported weights.
+    """Train what a TOML file says: checkpoints, logs, pages of samples, and the exported weights.
 
-    `extra_hooks` makes hooks that this package does not know, of the configuration and the whole world.
+    Args:
+        path: The TOML file, see `configs/` and `RunConfig`.
+        folder: Where the run is written.
+        overrides: Values that replace the file's, such as `"train.steps=9"`; the last one wins.
+        resume: `True` or `"latest"` continues from the newest undamaged checkpoint, or starts if there is none; a path
+            continues from that checkpoint.
+        extra_hooks: Functions of the configuration and the whole asset library that return further hooks.
+
+    Returns:
+        The step that was reached, the samples seen, the seconds spent and why the run stopped.
+
+    Raises:
+        ConfigError: If the file has unknown keys or unusable values.
+        DataError: If the asset library is missing or damaged.
+        CheckpointError: If parts are missing or do not fit, or if the folder holds a run and `resume` is false.
+        InputError: If nothing can be written to `folder`.
+        DivergedError: If a loss, a gradient or a weight is not finite.
+
+    Example:
+        >>> train(Path("configs/debug/subject.toml"), Path("runs/debug"), overrides=["train.steps=9"])
     """
     config = configuration.build(RunConfig, configuration.read(path, overrides))
     text = configuration.to_toml(config)

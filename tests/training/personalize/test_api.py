@@ -271,9 +271,9 @@ def test_bad_settings() -> None:
         TuneConfig(steps=0)
     with pytest.raises(ConfigError, match="num_class_images must not be negative"):
         TuneConfig(num_class_images=-1)
-    with pytest.raises(ConfigError, match="num_class_images say nothing to textual-inversion"):
+    with pytest.raises(ConfigError, match="num_class_images have no effect with textual-inversion"):
         TuneConfig(method="textual-inversion", num_class_images=8)
-    with pytest.raises(ConfigError, match="num_class_images say nothing to an embedding alone"):
+    with pytest.raises(ConfigError, match="num_class_images have no effect with an embedding alone"):
         TuneConfig(trainable="embedding", num_class_images=8)
     TuneConfig(method="dreambooth", trainable="embedding", num_class_images=8)  # which has no say there
 

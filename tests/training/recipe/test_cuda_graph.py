@@ -5,7 +5,12 @@ import torch
 from torch import nn
 
 from blip_diffusion.training.objective import Losses
-from blip_diffusion.training.recipe.cuda_graph import GraphMismatchError, check_close, eager_step, make_step
+from blip_diffusion.training.recipe.cuda_graph import (
+    GraphMismatchError,
+    check_close,
+    eager_step,
+    make_step,
+)
 from blip_diffusion.training.recipe.packing import Rows
 
 

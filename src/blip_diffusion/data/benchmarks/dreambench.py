@@ -45,7 +45,7 @@ class BenchPrompt:
     request: PromptSpec | None = None  # the same for a sampler; MiniBench alone knows it
 
     def sentence(self, category: str) -> str:
-        """The whole sentence, without subject tokens."""
+        """Return the full prompt, without subject tokens."""
         return " ".join(word for word in ("a", self.before, category, self.after) if word)
 
     @property
@@ -83,11 +83,11 @@ class Bench:
     world: str = ""  # the fingerprint of MiniBench's world
 
     def prompt(self, subject: BenchSubject, number: int) -> BenchPrompt:
-        """A prompt by its number."""
+        """Return a prompt by its number."""
         return (self.creatures if subject.live else self.objects)[number]
 
     def part(self, subjects: int | None, prompts: int | None) -> "Bench":
-        """A smaller bench: subjects and prompts from all over it. `None` keeps all."""
+        """Return a subset with subjects and prompts from all over the benchmark. `None` keeps all."""
         return replace(
             self,
             subjects=tuple(_spread(self.subjects, subjects, "--subjects")),
@@ -96,7 +96,7 @@ class Bench:
 
 
 def _spread(items: Sequence[T], count: int | None, flag: str) -> list[T]:
-    """The middles of so many equal stretches."""
+    """Pick `count` items evenly, from the middles of equal stretches."""
     if count is None:
         return list(items)
     if not 2 <= count <= len(items):
@@ -105,7 +105,7 @@ def _spread(items: Sequence[T], count: int | None, flag: str) -> list[T]:
 
 
 def read_bench(folder: Path, *, name: str | None = None) -> Bench:
-    """The bench of a folder, every image looked at. Raises `DataError` or `InputError` for what can't be used."""
+    """Read the benchmark in a folder and check every image. Raises `DataError` or `InputError`."""
     data = folder / "dataset" if (folder / "dataset").is_dir() else folder
     classes, objects, creatures = parse(_text(data / PROMPTS), data / PROMPTS)
     recipe = _recipe(folder / RECIPE, classes, (len(objects), len(creatures)))
@@ -130,7 +130,7 @@ def read_bench(folder: Path, *, name: str | None = None) -> Bench:
 
 
 def _check_comparable(folder: Path, subjects: int, prompts: int) -> None:
-    """A subject is told from the other subjects, a scene from the other scenes."""
+    """Raise `DataError` unless there are two subjects and two prompts to compare."""
     if min(subjects, prompts) < 2:
         raise DataError(
             f"A bench compares: give {folder} at least two subjects and two prompts in each list, not {subjects} and "
@@ -139,7 +139,7 @@ def _check_comparable(folder: Path, subjects: int, prompts: int) -> None:
 
 
 def read_dreambench(folder: Path) -> Bench:
-    """The published bench, whole. Raises `DataError` where it is not."""
+    """Read the complete published benchmark. Raises `DataError` if it is not complete."""
     if not folder.is_dir():
         raise DataError(
             f"There is no folder {folder} here: git clone https://github.com/google/dreambooth {folder}, "

@@ -109,13 +109,13 @@ def write_bench(
 
 
 def check_place(out: Path) -> None:
-    """Raises `DataError` for a folder that is something else's."""
+    """Raise `DataError` for a folder that holds something else."""
     if out.exists() and not (out / RECIPE).is_file():
         raise DataError(f"{out} is there already and no benchmark of this project: name another --out.")
 
 
 def first_rows(world: AssetLibrary, *, split: str | None = None) -> dict[str, int]:
-    """The first image of each subject of a split (default: of any) that is more than an outline."""
+    """Return the first image of each subject of a split (default: any) that is more than an outline."""
     rows: dict[str, int] = {}
     for i, cutout in enumerate(world.cutouts):
         if cutout.kind != "outline" and split in (None, cutout.split):
@@ -138,19 +138,19 @@ def heldout_subjects(world: AssetLibrary) -> list[int]:
 
 
 def bench_sampler(world: AssetLibrary, size: int = 128) -> PairSampler:
-    """The sampler of a bench: upright subjects, training scenes and accessories."""
+    """Return the sampler of a benchmark: upright subjects, training scenes and accessories."""
     split = "train" if any(cutout.split == "train" for cutout in world.cutouts) else "heldout"
     return PairSampler(world, SyntheticConfig(size=size, rotation=0.0, split=split), batch_size=1, seed=0)
 
 
 def known_scenes(world: AssetLibrary) -> tuple[str, ...]:
-    """The scenes of which the world has a photograph to train on, or which can be drawn."""
+    """Return the scenes that have a training photograph or can be rendered."""
     photographed = {phrase for scene in world.scenes if scene.split == "train" for phrase in scene.phrases}
     return tuple(p for p in SCENES if p in photographed or backgrounds.named(p, random.Random(0)) is not None)
 
 
 def unknown_to(world: AssetLibrary, bench: Bench) -> str:
-    """The first subject or scene of a bench that its world lacks, in words; empty where there is none."""
+    """Describe the first subject or scene of a benchmark that the library lacks; empty if there is none."""
     identities = first_rows(world)
     if strange := next((subject for subject in bench.subjects if subject.identity not in identities), None):
         return f"the subject {strange.identity!r}"
@@ -162,7 +162,7 @@ def unknown_to(world: AssetLibrary, bench: Bench) -> str:
 
 
 def bench_requests(sampler: PairSampler, accessories: Sequence[str]) -> list[PromptSpec]:
-    """The three kinds of prompt: new scenes, accessories, changed properties."""
+    """Return the three kinds of prompt: new scenes, accessories, changed properties."""
     scenes = known_scenes(sampler.world)[:NUM_SCENES]
     known = [word for word in accessories if sampler.has(word)]
     changed = [*(PromptSpec(accessory=word) for word in known), *PROPERTIES]
@@ -199,14 +199,14 @@ def subject_images(sampler: PairSampler, row: int) -> Tensor:
 
 
 def fingerprint(world: AssetLibrary) -> str:
-    """What tells a world from another: its rows and its scenes."""
+    """Return a digest of a library's rows and scenes."""
     found = hashlib.sha256(repr((world.cutouts, world.scenes)).encode())
     found.update(world.scene_pixels.numpy().tobytes())
     return found.hexdigest()[:16]
 
 
 def same_category(world: AssetLibrary, row: int) -> list[int]:
-    """The images of other subjects of the category."""
+    """Return the images of other subjects of the category."""
     own = world.cutouts[row]
     rows = [
         i
@@ -236,7 +236,7 @@ def _file(table: Sequence[tuple[str, str]], objects: Sequence[PromptSpec], creat
 
 
 def _names(identities: Sequence[str]) -> list[str]:
-    """A folder name for each: its last word, numbered where two would be alike."""
+    """Return a folder name for each identity: its last word, numbered where two are alike."""
     names: list[str] = []
     for identity in identities:
         stem = re.sub(r"[^a-z0-9]+", "_", re.split(r"[:/]", identity)[-1].lower()).strip("_") or "subject"

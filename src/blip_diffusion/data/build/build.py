@@ -33,7 +33,7 @@ def build(
     size_limit_mib: float = 40,
     progress: Callable[[str], None] = print,
 ) -> Path:
-    """Builds `out/world.zip` from the named sources (all where None) and returns its path.
+    """Build `out/world.zip` from the named sources (default: all) and return its path.
 
     What was fetched and rendered stays in `out/cache`, so that an interrupted build goes on where it stopped. The same
     inputs give the same bytes. Raises `DataError` for an unknown source, a missing client or Python package, a package
@@ -93,14 +93,14 @@ def distinct(images: Sequence[CutOutImage]) -> list[CutOutImage]:
 
 
 def _signature(image: Image.Image) -> NDArray[np.float32]:
-    """A 16 x 16 image on grey, stretched to fill it."""
+    """Return a 16 x 16 image on grey, stretched to fill it."""
     ground = Image.new("RGBA", image.size, (128, 128, 128, 255))
     small = Image.alpha_composite(ground, image).convert("RGB").resize((16, 16), Image.Resampling.BOX)
     return np.asarray(small, np.float32).reshape(-1)
 
 
 def split(images: Sequence[CutOutImage]) -> list[CutOutImage]:
-    """Marks the bench's subjects and some others as held out, never the last two of a category that train."""
+    """Mark the benchmark's subjects and some others as held out; two of each category stay for training."""
     subjects: dict[str, set[str]] = defaultdict(set)
     for row, _ in images:
         subjects[row.category].add(row.identity)
@@ -116,7 +116,7 @@ def split(images: Sequence[CutOutImage]) -> list[CutOutImage]:
 
 
 def _chance(text: str) -> float:
-    """A number in [0, 1) that depends on nothing but the text."""
+    """Return a number in [0, 1) that depends only on the text."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48
 
 
@@ -161,7 +161,7 @@ def _model_authors(folder: Path) -> list[str]:
 
 
 def summary(cutouts: Sequence[CutOut]) -> str:
-    """What each source has given: a line with its subjects and licences."""
+    """Return one line per source with its number of subjects and its licences."""
     lines = []
     for name, rows in sorted(_by_source(cutouts).items()):
         identities, categories = {row.identity for row in rows}, {row.category for row in rows}

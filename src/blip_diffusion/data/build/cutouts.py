@@ -35,7 +35,7 @@ ALIVE = frozenset({"bat", "bird", "butterfly", "cat", "chick", "deer", "ghost", 
 
 
 def trim(image: Image.Image, *, solid: bool = True) -> Image.Image | None:
-    """The image cut to what is opaque; None where that is too small, next to nothing, or no cut-out but a tile.
+    """Crop an image to what is opaque; None if that is too small, nearly empty, or an opaque tile.
 
     `solid=False` lets a full rectangle pass: an envelope or the front of a cupboard is one.
     """
@@ -53,7 +53,7 @@ def trim(image: Image.Image, *, solid: bool = True) -> Image.Image | None:
 
 
 def opened(path: Path) -> Image.Image | None:
-    """An image of a file, or None where it can't be read, is a bomb, or has no transparency."""
+    """Open an image file; None if it is unreadable, a bomb, or has no transparency."""
     try:
         image = open_lazily(path)
         if image.width * image.height > LARGEST:
@@ -66,7 +66,7 @@ def opened(path: Path) -> Image.Image | None:
 
 
 def rasterised(svg: str, width: int = SVG_SIZE) -> Image.Image | None:
-    """An SVG drawn `width` pixels wide, or None where it can't be drawn."""
+    """Rasterise an SVG at a width; None if that fails."""
     import resvg_py
 
     try:
@@ -90,7 +90,7 @@ def icon(icons: dict[str, Any], slug: str, width: int = SVG_SIZE) -> Image.Image
 
 
 def package(folder: Path, file: str) -> dict[str, Any]:
-    """A JSON file of an unpacked npm package."""
+    """Read a JSON file of an unpacked npm package."""
     content: dict[str, Any] = json.loads((folder / "package" / file).read_text("utf8"))
     return content
 
@@ -110,7 +110,7 @@ def emoji_names(flat: Path) -> dict[str, tuple[Name, bool]]:
 
 
 def emoji(vendor: str, folder: Path, flat: Path, licence: str) -> Iterator[CutOutImage]:
-    """The drawings of one iconify vendor; Fluent's share their identity with `fluent_3d`."""
+    """Yield the drawings of one iconify vendor; Fluent's share their identity with `fluent_3d`."""
     icons = package(folder, "icons.json")
     kind = "outline" if vendor == "openmoji" else "emoji"
     family, view = ("fluent", "flat") if vendor == "fluent-emoji-flat" else (vendor, "")
@@ -121,7 +121,7 @@ def emoji(vendor: str, folder: Path, flat: Path, licence: str) -> Iterator[CutOu
 
 
 def fluent_3d(folder: Path, flat: Path, licence: str) -> Iterator[CutOutImage]:
-    """The shaded emoji, named by the flat package, which knows the code points."""
+    """Yield the shaded emoji, named by the flat package, which knows the code points."""
     wanted = emoji_names(flat)
     slugs = package(flat, "chars.json")
     for path in sorted((folder / "package" / "assets").glob("*.webp")):
@@ -169,7 +169,7 @@ def costumes(folder: Path, licence: str) -> Iterator[CutOutImage]:
 
 
 def furniture_models(folder: Path) -> list[tuple[render.Model, Name, str]]:
-    """The wanted models of the Sweet Home 3D catalogues, named, with their licences."""
+    """Return the wanted models of the Sweet Home 3D catalogues with names and licences."""
     found = []
     for catalogue, licence in CATALOGUES.items():
         for model in render.catalogue(folder / f"usr/share/sweethome3d/furniture/{catalogue}.sh3f"):
@@ -179,7 +179,7 @@ def furniture_models(folder: Path) -> list[tuple[render.Model, Name, str]]:
 
 
 def furniture(folder: Path, cache: Path, views: int, *, progress: Callable[[str], None]) -> Iterator[CutOutImage]:
-    """Views of the furniture models, rendered where `cache` hasn't got them yet."""
+    """Yield views of the furniture models, rendered unless `cache` holds them."""
     wanted = furniture_models(folder)
     facts = {model.key: (name, licence) for model, name, licence in wanted}
     for model, images in render.render_all([model for model, _, _ in wanted], cache, views, progress=progress):

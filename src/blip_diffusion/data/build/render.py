@@ -60,7 +60,7 @@ class Cloud:
 
 
 def catalogue(archive: Path) -> list[Model]:
-    """The models of one `.sh3f` file, in its order. Raises `DataError` where it isn't one."""
+    """Read the models of one `.sh3f` file, in order. Raises `DataError` for another file."""
     try:
         with zipfile.ZipFile(archive) as files:
             text = files.read("PluginFurnitureCatalog.properties").decode("latin1")
@@ -82,7 +82,7 @@ def _model(archive: Path, entry: dict[str, str]) -> Model:
 
 
 def sample(model: Model, points: int = POINTS) -> Cloud:
-    """Reads a model and spreads points over its surface, evenly by area; always the same ones."""
+    """Sample points on a model's surface, evenly by area and deterministically."""
     import trimesh
 
     with tempfile.TemporaryDirectory() as folder:
@@ -107,7 +107,7 @@ def sample(model: Model, points: int = POINTS) -> Cloud:
 
 
 def _upright(vertices: NDArray[Any], model: Model) -> Floats:
-    """The 3 x 3 matrix that turns a model upright and stretches it to the catalogue's size."""
+    """Return the 3 x 3 matrix that turns a model upright and scales it to the catalogue's size."""
     rotation = np.array(model.rotation).reshape(3, 3)
     extent = np.ptp(vertices @ rotation.T, axis=0)
     scale = np.where(extent > 1e-6, np.array(model.size) / np.maximum(extent, 1e-6), 1)
@@ -190,7 +190,7 @@ def _project(cloud: Cloud, rotation: Floats, frame: int) -> tuple[NDArray[np.int
 def _splat(
     place: NDArray[np.int32], level: NDArray[np.uint16], use: NDArray[np.int64], frame: int
 ) -> NDArray[np.int32]:
-    """The nearest of the used points at every pixel, (frame, frame), -1 where there is none.
+    """Return the nearest of the used points at every pixel (frame, frame), -1 for none.
 
     Every point covers 2 x 2 pixels; what shows through the pin-holes that remain is taken for a hole and filled.
     """
@@ -217,7 +217,7 @@ def _shade(cloud: Cloud, owner: NDArray[np.int32], rotation: Floats) -> Floats:
 
 
 def _fill(owner: NDArray[np.int32], level: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Gives a pixel whose neighbours on opposite sides both lie clearly nearer to one of them."""
+    """Fill a pixel between two neighbours that both lie clearly nearer to the camera."""
     for axis, step in ((0, 1), (1, 1), (0, 2), (1, 2)):
         before, after = np.roll(level, step, axis), np.roll(level, -step, axis)
         hole = np.minimum(before, after) > level + GAP
@@ -235,7 +235,7 @@ def _over(front: Floats, back: Floats) -> Floats:
 
 
 def _despeckle(image: Floats) -> Floats:
-    """Replaces pixels that stand out from all their neighbours, which layers lying closely together leave behind."""
+    """Replace pixels that stand out from all neighbours, an artefact of close layers."""
     rgb = np.pad(image[..., :3].astype(np.uint8), ((1, 1), (1, 1), (0, 0)), mode="edge")
     opaque = np.pad(image[..., 3] > 250, 1)
     height, width = image.shape[:2]
@@ -255,7 +255,7 @@ def _median9(p: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 
 def _shrink(image: Floats, size: int) -> Image.Image:
-    """A box filter over 2 x 2 pixels, weighted by alpha so that edges keep their colour."""
+    """Apply a 2 x 2 box filter weighted by alpha, so that edges keep their colour."""
     blocks = image.reshape(size, 2, size, 2, 4)
     alpha = blocks[..., 3:]
     weight = alpha.sum((1, 3))
@@ -289,7 +289,7 @@ def render(model: Model, folder: Path, views: int) -> list[tuple[int, Path]]:
 def render_all(
     models: Sequence[Model], folder: Path, views: int, *, workers: int = 2, progress: Callable[[str], None] = print
 ) -> Iterator[tuple[Model, list[tuple[int, Path]]]]:
-    """Renders models in a pool of polite processes, in order; one that can't be read is named and left out.
+    """Render models in a pool of low-priority processes, in order; unreadable ones are reported and skipped.
 
     Raises `DataError` where it is the machine that fails, which would leave out all that follow.
     """

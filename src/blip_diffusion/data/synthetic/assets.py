@@ -69,7 +69,7 @@ class AssetLibrary:
     scene_pixels: Tensor  # (M, 3, 160, 208) uint8
 
     def subset(self, *, split: str | None = None, permissive: bool = False) -> "AssetLibrary":
-        """The part of one split, and on request only rows whose licence allows any use."""
+        """Return the part of one split, and optionally only rows with a permissive licence."""
 
         def keeps(rows: Sequence[CutOut | Scene]) -> list[int]:
             return [
@@ -88,7 +88,7 @@ class AssetLibrary:
 
     @staticmethod
     def load(path: str | Path) -> "AssetLibrary":
-        """Reads a packed world. Raises `DataError` where the file is missing or not a world."""
+        """Load a packed library. Raises `DataError` if the file is missing or something else."""
         path = Path(path)
         if not path.is_file():
             raise DataError(
@@ -117,7 +117,7 @@ def pack(
     *,
     quality: int = 82,
 ) -> None:
-    """Writes a world of trimmed RGBA cut-outs and RGB scenes of any size. The same rows give the same bytes."""
+    """Write a library of trimmed RGBA cut-outs and RGB scenes; the same rows give the same bytes."""
     with atomic_file(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
         _write(archive, "cutouts.jsonl", "\n".join(json.dumps(dataclasses.asdict(row)) for row, _ in cutouts).encode())
         _write(archive, "scenes.jsonl", "\n".join(json.dumps(dataclasses.asdict(row)) for row, _ in scenes).encode())

@@ -115,7 +115,7 @@ def phrases() -> Iterator[str]:
 
 
 def procedural(rng: random.Random, *, away_from: RGB | None = None) -> Background:
-    """A drawn place, its plain colours away from the subject's."""
+    """Choose a procedural background whose plain colours differ from the subject's."""
     for _ in range(4):
         background = procedural_kind(rng.choices(_KINDS, _WEIGHTS)[0], rng, away_from=away_from)
         if away_from is None or not any(is_close(colour, away_from, 0.2) for colour in background.colours):
@@ -124,7 +124,7 @@ def procedural(rng: random.Random, *, away_from: RGB | None = None) -> Backgroun
 
 
 def procedural_kind(kind: str, rng: random.Random, *, away_from: RGB | None = None) -> Background:
-    """A drawn place of a kind: "plain", "gradient", "room", or one of the named places."""
+    """Choose a procedural background of a kind: "plain", "gradient", "room", or a named place."""
     if kind == "plain":
         return plain(rng.choice(_far(COLOURS, away_from)), rng)
     if kind == "gradient":
@@ -144,7 +144,7 @@ def plain(colour: str, rng: random.Random) -> Background:
 
 
 def plain_reference(rng: random.Random, away_from: RGB | None = None) -> Background:
-    """What people put behind a subject: mostly white, often grey, now and then another colour."""
+    """Choose a plain background of a reference: mostly white, often grey, sometimes another colour."""
     usual = ["white"] * 8 + ["grey"] * 4 + list(COLOURS)
     return plain(rng.choice(_far(usual, away_from)), rng)
 
@@ -152,7 +152,7 @@ def plain_reference(rng: random.Random, away_from: RGB | None = None) -> Backgro
 def photograph(
     index: int, scene: Scene, height: int, width: int, rng: random.Random, *, phrase: str | None = None
 ) -> Background:
-    """A random crop of a scene of `height` x `width` pixels: three quarters to all of its height, mirrored or not."""
+    """Choose a random crop of a scene: three quarters to all of its height, mirrored or not."""
     side = rng.uniform(0.75, 1.0) * height
     left, top = rng.uniform(0, width - side), rng.uniform(0, height - side)
     if scene.horizon < _NO_GROUND:
@@ -167,7 +167,7 @@ def photograph(
 
 
 def named(words: str, rng: random.Random) -> Background | None:
-    """The drawn place of a phrase or class word, if there is one."""
+    """Return the procedural background of a phrase or class word, if there is one."""
     for kind, place in _PLACES.items():
         if words in (place.word, *place.phrases):
             drawn = procedural_kind(kind, rng)
@@ -204,7 +204,7 @@ def _far(names: Sequence[str], colour: RGB | None) -> Sequence[str]:
 
 
 def _jitter(colour: RGB, rng: random.Random) -> RGB:
-    """The same colour by another light: its name still holds."""
+    """Vary a colour's light so little that its name still holds."""
     gain = rng.uniform(0.93, 1.05)
     red, green, blue = (min(max(channel * gain + rng.uniform(-0.015, 0.015), 0.0), 1.0) for channel in colour)
     return red, green, blue

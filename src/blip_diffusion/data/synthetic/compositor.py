@@ -48,7 +48,7 @@ class Compositor:
         return [(r, g, b) for r, g, b in (self._scenes.float().mean((2, 3)) / 255).tolist()]
 
     def render(self, specs: Sequence[PairSpec], rng: random.Random) -> SubjectBatch:
-        """The images of these specs, exactly; `rng` only jitters place, size and light."""
+        """Render pair specifications to a batch; `rng` only jitters place, size and light."""
         noise = Generator(self.device)
         noise.manual_seed(rng.getrandbits(62))
         placed = [self._placed(row, spec, rng) for row, spec in enumerate(specs)]
@@ -123,7 +123,7 @@ class Compositor:
         return self._paste(canvas, placements, [])[0].clamp_(0, 1)
 
     def _paste(self, canvas: Tensor, placements: Sequence[Placement], sketched: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Puts placements on images (B, 3, S, S), and says where subjects are then seen: (B, 1, S, S)."""
+        """Paste placements on images (B, 3, S, S); return the images and the visible subjects (B, 1, S, S)."""
         covered = canvas.new_zeros(len(canvas), 1, *canvas.shape[2:])
         for layer in layers_of(placements, len(canvas)):
             chosen = [placements[i] for i in layer]
@@ -207,7 +207,7 @@ def _light(background: Background, chance: Jitter) -> RGB:
 
 
 def _window(placement: Placement, shape: CutoutGeometry) -> tuple[float, float, float]:
-    """What the whole frame shows, in the cut-out's pixels: left, top, side."""
+    """Return the window that the whole frame shows, in the cut-out's pixels: left, top, side."""
     side = max(shape.width, shape.height) / placement.side
     return shape.x - placement.x * side, shape.y - placement.y * side, side
 

@@ -53,7 +53,7 @@ class PairSampler:
         return batch
 
     def sample(self, rng: random.Random) -> PairSpec:
-        """A random pair of the configured split."""
+        """Sample a random pair of the configured split."""
         reference, target = self._subjects.pair(rng)
         request, accessory = self._property(target, rng)
         background = self.background(rng, away_from=self._colour(target, request))
@@ -68,7 +68,7 @@ class PairSampler:
         return PairSpec(reference, target, request, background, behind, prompt, accessory, matrix, anywhere)
 
     def background(self, rng: random.Random, *, away_from: RGB | None = None) -> Background:
-        """A random place of the configured split, its plain colours away from `away_from`."""
+        """Sample a background of the configured split, its plain colours away from `away_from`."""
         if rng.random() < self.config.procedural or not self._scene_rows:
             return backgrounds.procedural(rng, away_from=away_from)
         for _ in range(4):
@@ -78,7 +78,7 @@ class PairSampler:
         return self._photograph(row, rng)
 
     def scene(self, words: str, rng: random.Random, *, split: str | None = None) -> Background:
-        """The place of a phrase or class word, for evaluation: a photograph of `split` (default: the configured one).
+        """Sample a background of a phrase or class word: a photograph of `split` (default: the configured one).
 
         Where the world has no such photograph, a drawn place. Raises `DataError` where there is neither.
         """
@@ -126,7 +126,7 @@ class PairSampler:
         return PromptSpec(), -1
 
     def _colour(self, cutout: int, request: PromptSpec) -> RGB:
-        """The colour that a background has to stay away from."""
+        """Return the colour that a background has to differ from."""
         if request.style == "silhouette":
             return backgrounds.PALETTE["black"]
         return backgrounds.PALETTE[request.colour] if request.colour else self._compositor.geometry[cutout].colour
@@ -152,7 +152,7 @@ def sentences(world: AssetLibrary) -> Iterator[str]:
 
 
 def sheet(batch: SubjectBatch, path: str | Path, *, columns: int = 4, side: int = 128) -> None:
-    """A page of samples to look at: reference, object crop and target, the caption below."""
+    """Save a page of samples: reference, object crop and target, captions below."""
     n, bar = len(batch["caption"]), 26
     page = Image.new("RGB", (columns * (3 * side + 12), -(-n // columns) * (side + bar)), "white")
     pen = ImageDraw.Draw(page)
@@ -177,7 +177,7 @@ def _sideless(spec: PairSpec) -> bool:
 
 
 def _mirror(batch: SubjectBatch, rows: list[int]) -> None:
-    """Turns all images of these rows, in place."""
+    """Mirror all images of these rows, in place."""
     for images in (batch["reference"], batch["object_crop"], batch["target"], batch["target_alpha"]):
         images[rows] = images[rows].flip(-1)
     left, width = batch["frames"][rows, :, 0], batch["frames"][rows, :, 2]

@@ -159,5 +159,5 @@ def _noise(n: int, size: int, cells: tuple[int, int], rng: Generator) -> Tensor:
 
 
 def _hash(a: Tensor, b: Tensor) -> Tensor:
-    """A number in [0, 1) that looks random for each pair of whole numbers."""
+    """Return a pseudo-random number in [0, 1) for each pair of whole numbers."""
     return ((a * 127.1 + b * 311.7).sin() * 43758.5453) % 1

@@ -57,7 +57,7 @@ class PromptSpec:
 
 
 def unknown(request: PromptSpec) -> str:
-    """The first field with a value that no table holds, and that value: "position 'above'"; empty where there is none.
+    """Describe the first field whose value no table holds, such as "position 'above'"; empty if none.
 
     A scene may be any phrase: its photographs are the world's.
     """
@@ -73,7 +73,7 @@ def unknown(request: PromptSpec) -> str:
 
 
 def prompt(request: PromptSpec, rng: random.Random | None = None) -> str:
-    """The sentence after `a {category}`. Without `rng`, the first paraphrase of every slot."""
+    """Return the sentence after `a {category}`. Without `rng`, the first paraphrase of every slot."""
 
     def say(phrases: tuple[str, ...]) -> str:
         return rng.choice(phrases) if rng else phrases[0]
@@ -97,7 +97,7 @@ def prompt(request: PromptSpec, rng: random.Random | None = None) -> str:
 
 
 def caption(category: str, words: str) -> str:
-    """The full sentence of a category and a prompt: "a teapot on the beach"."""
+    """Return the full sentence of a category and a prompt: "a teapot on the beach"."""
     return subject_prompt(words, category)
 
 

@@ -8,7 +8,7 @@ _MARGIN = 8  # source pixels beyond the frame that weights are normalised over; 
 
 
 def resample_matrix(start: Tensor, length: Tensor, source: int, size: int, *, repeat_edges: bool = False) -> Tensor:
-    """The matrix that reads `size` pixels from the window `[start, start + length)` of `source` pixels.
+    """Return the matrix that reads `size` pixels from the window `[start, start + length)` of `source` pixels.
 
     A triangle filter as wide as a step. A negative `length` mirrors. Beyond the frame lies zero, unless its edges
     are repeated.

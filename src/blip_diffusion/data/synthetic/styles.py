@@ -70,12 +70,12 @@ def sketch(colour: Tensor, alpha: Tensor) -> Tensor:
 
 
 def silhouette(colour: Tensor, alpha: Tensor) -> Tensor:
-    """The subject as a dark shape, premultiplied."""
+    """Render the subject as a dark shape, premultiplied."""
     return (alpha * _INK).expand_as(colour)
 
 
 def paint(colour: Tensor, alpha: Tensor, rgb: Tensor) -> Tensor:
-    """A subject painted in `rgb` (B, 3), its shading kept: premultiplied in, premultiplied out.
+    """Paint a subject in `rgb` (B, 3) and keep its shading; premultiplied in and out.
 
     Its tones, spread about their own middle, run from a dark to a light version of the paint: so dark and grey
     subjects take paint as well as bright ones.

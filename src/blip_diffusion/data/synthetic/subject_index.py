@@ -43,7 +43,7 @@ class SubjectIndex:
         }
 
     def pair(self, rng: random.Random) -> tuple[int, int]:
-        """Reference and target: two images of one subject."""
+        """Sample a reference and a target: two images of one subject."""
         at = bisect.bisect(self.cumulative, rng.random() * self.cumulative[-1])
         views = self.views[self.names[min(at, len(self.names) - 1)]]
         target = rng.choice(views)
@@ -54,7 +54,7 @@ class SubjectIndex:
         return (rng.choices(others, weights)[0] if sum(weights) > 0 else target), target
 
     def accessory(self, target: int, rng: random.Random) -> tuple[str, int]:
-        """An accessory that suits the subject, and its cut-out; ("", -1) where the world has none."""
+        """Sample an accessory that suits the subject, and its cut-out; ("", -1) if there is none."""
         subject = self.cutouts[target]
         fitting = [name for name in self.things if (subject.animate or name not in WORN) and not _is_a(subject, name)]
         if not fitting:

@@ -12,13 +12,13 @@ REPEATS = 20
 
 
 def tokenizer_corpus(world: AssetLibrary) -> list[str]:
-    """What the tokenizers of a world are made from."""
+    """Return the sentences that the tokenizers of a library are trained on."""
     names = [caption(row.name, "") for row in world.cutouts]
     return [sentence for sentence in sentences(world) for _ in range(REPEATS)] + names
 
 
 def prompt_tokenizer(corpus: Iterable[str], size: int, positions: int) -> Any:
-    """A byte-pair encoding in CLIP's form (Radford et al. 2021): lower case, words end in `</w>`, `size` tokens."""
+    """Train a byte-pair encoding in CLIP's form (Radford et al. 2021): lower case, `</w>`, `size` tokens."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
@@ -43,7 +43,7 @@ def prompt_tokenizer(corpus: Iterable[str], size: int, positions: int) -> Any:
 
 
 def category_tokenizer(corpus: Iterable[str], size: int) -> Any:
-    """A WordPiece vocabulary in BERT's form, with `[DEC]`, which begins a sentence to be generated."""
+    """Train a WordPiece vocabulary in BERT's form, with `[DEC]`, which begins a generated sentence."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import BertTokenizer
 

@@ -38,18 +38,18 @@ SIGMA_DATA, TIMESTEP_SCALING = 0.5, 10.0
 
 @dataclass(frozen=True)
 class ConsistencyConfig:
-    """What the teacher does, and how the student will be asked."""
+    """The teacher's guidance and solver, the student's size, and the loss."""
 
-    guidance_scale: float = 3.0  # the teacher's scale
-    guidance_rescale: float = 0.6  # and its rescaling
-    num_levels: int = 50  # noise levels from noise to image, all of which the student learns to skip
-    solver_steps: int = 1  # of the teacher from one of them to the next
-    trajectory_distillation: bool = False  # tell the student where the teacher's way from pure noise ends
-    steps: int = 4  # of sampling, while it is trained and with an exported whole model
-    lora: bool = False  # a LoRA instead of the whole network
+    guidance_scale: float = 3.0  # of the teacher
+    guidance_rescale: float = 0.6  # of the teacher, in [0, 1]
+    num_levels: int = 50  # noise levels from pure noise to the clean image
+    solver_steps: int = 1  # DDIM steps of the teacher between adjacent levels
+    trajectory_distillation: bool = False  # train on the end of the teacher's path instead of the next level
+    steps: int = 4  # sampling steps during training and by default of an exported whole model
+    lora: bool = False  # train a LoRA instead of the whole U-Net
     rank: int = 64
-    layers: tuple[str, ...] = ALL_UNET_LAYERS  # of the U-Net that have one, by the ends of their names
-    huber_c: float = 1e-3  # where the pseudo-Huber loss turns from square to linear, times the root of the dimensions
+    layers: tuple[str, ...] = ALL_UNET_LAYERS  # layers with a LoRA, by the ends of their names
+    huber_c: float = 1e-3  # c / √dim of the pseudo-Huber loss
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= self.num_levels:
@@ -63,7 +63,20 @@ class ConsistencyConfig:
 
 
 class Consistency(Objective):
-    """Trains the U-Net or a LoRA on it; its frozen copy teaches it, and all the rest is frozen."""
+    """Distil the U-Net, or a LoRA on it, into a consistency model; a frozen copy is the teacher.
+
+    The student is trained so that f(x_t, t) = f(x_s, s) for adjacent noise levels t > s on the teacher's guided DDIM
+    path (Luo et al. 2023, algorithm 1), or with `trajectory_distillation` so that f(x_t, t) is the end of that path.
+    The loss is pseudo-Huber, √(|Δ|² + c²) - c with c = huber_c · √dim (Song & Dhariwal 2023, section 3.3).
+
+    Args:
+        model: The whole trained model.
+        noising: The forward process; `num_levels` divides its number of timesteps.
+        config: Guidance, solver, size and loss.
+
+    Raises:
+        ConfigError: If `num_levels` or `solver_steps` do not fit the timesteps.
+    """
 
     def __init__(self, model: BlipDiffusion, noising: Noising, config: ConsistencyConfig) -> None:
         super().__init__()
@@ -106,48 +119,71 @@ class Consistency(Objective):
         with torch.no_grad():
             tokens = self.model.subject_tokens(batch["reference"], batch["category"])
             states = self.model.text_states(batch["caption"], tokens, batch["frames"])
+            empty = self.model.text_states([""])
         if self.config.trajectory_distillation:
-            guess, target = self._trajectory(states, context.rng)
-        else:
-            guess, target = self._one_level(batch["target"], states, context.rng)
+            noise = torch.randn(self.latent_shape(len(states)), generator=context.rng, device=context.rng.device)
+            return self.trajectory_losses(states, empty, noise)
+        return self._losses(*self._one_level(batch["target"], states, empty, context.rng))
+
+    def trajectory_losses(self, states: Tensor, empty: Tensor, noise: Tensor) -> Losses:
+        """Return the losses at each level of the teacher's paths.
+
+        Args:
+            states: (B, L, D) text states.
+            empty: (1, L, D) text states of the empty prompt.
+            noise: (B, C, h, w) normal noise.
+        """
+        with torch.no_grad():
+            *path, end = self._path(self.noise_scale * noise, self._teach(states, empty))
+        times = self._levels(noise.device)[:-1].repeat_interleave(len(states))
+        guess = self._consistency_function(torch.cat(path), times, states.repeat(len(path), 1, 1))
+        return self._losses(guess, end.repeat(len(path), 1, 1, 1))
+
+    @torch.no_grad()
+    def first_answer(self, states: Tensor, empty: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the student's answer to pure noise, and the end of the teacher's path from there."""
+        start, *_, end = self._path(self.noise_scale * noise, self._teach(states, empty))
+        return self._consistency_function(start, self._levels(noise.device)[:1].expand(len(noise)), states), end
+
+    def _losses(self, guess: Tensor, target: Tensor) -> Losses:
+        """Return the pseudo-Huber loss (Song & Dhariwal 2023, equation 8)."""
         error = (guess - target).flatten(1).square().sum(dim=1)
         scale = self.config.huber_c * guess[0].numel() ** 0.5
         loss = ((error + scale**2).sqrt() - scale).mean()
         return {"consistency": loss, "loss": loss}
 
-    def _one_level(self, pixels: Tensor, states: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    @property
+    def noise_scale(self) -> float:
+        """What an image begins with on one path; noise that is put back later has its whole strength."""
+        return self.model.inference.noise_scale if self.config.lora else 1.0
+
+    def latent_shape(self, size: int) -> torch.Size:
+        """Return the shape of `size` latents."""
+        unet = self.model.unet.config
+        return torch.Size((size, unet.in_channels, unet.sample_size, unet.sample_size))
+
+    def _one_level(self, pixels: Tensor, states: Tensor, empty: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return f(x_t, t) of the student, and f(x_s, s) for the teacher's x_s one level cleaner."""
         with torch.no_grad():
             latents = self.model.latents.encode(pixels).float()
             later, earlier = self._timesteps(len(latents), rng)
-            noised = self.noising.noised(latents, self._noise(latents.shape, rng), later)
-        guess = self._clean(noised, later, states)  # first: autocast of torch < 2.10 reuses casts made without gradient
+            noise = self.noise_scale * torch.randn(latents.shape, generator=rng, device=rng.device)
+            noised = self.noising.noised(latents, noise, later)
+        guess = self._consistency_function(
+            noised, later, states
+        )  # first: autocast of torch < 2.10 reuses casts made without gradient
         with torch.no_grad():
-            return guess, self._clean(self._solved(noised, later, earlier, self._teach(states)), earlier, states)
-
-    def _trajectory(self, states: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return f(x_t, t) at each level of the teacher's path from noise, and the end of that path."""
-        with torch.no_grad():
-            unet = self.model.unet.config
-            shape = torch.Size((len(states), unet.in_channels, unet.sample_size, unet.sample_size))
-            *path, end = self._path(self._noise(shape, rng), states)
-        times = self._levels(path[0].device)[:-1].repeat_interleave(len(states))
-        guess = self._clean(torch.cat(path), times, states.repeat(len(path), 1, 1))
-        return guess, end.repeat(len(path), 1, 1, 1)
-
-    def _noise(self, shape: torch.Size, rng: torch.Generator) -> Tensor:
-        """On one way, as strong as what an image begins with; noise that is put back has its whole strength."""
-        scale = self.model.inference.noise_scale if self.config.lora else 1.0
-        return scale * torch.randn(shape, generator=rng, device=rng.device)
+            solved = self._solved(noised, later, earlier, self._teach(states, empty))
+            return guess, self._consistency_function(solved, earlier, states)
 
     def _levels(self, device: torch.device) -> Tensor:
         """Timesteps (num_levels + 1,) from pure noise down to the clean image, which `LCMScheduler` samples on."""
         stride = self.noising.timesteps // self.config.num_levels
         return (torch.arange(self.config.num_levels, -1, -1, device=device) * stride - 1).clamp(min=0)
 
-    def _path(self, noise: Tensor, states: Tensor) -> list[Tensor]:
+    def _path(self, noise: Tensor, teach: Denoiser) -> list[Tensor]:
         """Return the teacher's latents at each level, from noise on."""
-        path, levels, teach = [noise], self._levels(noise.device), self._teach(states)
+        path, levels = [noise], self._levels(noise.device)
         for later, earlier in itertools.pairwise(levels):
             path.append(self._solved(path[-1], later.expand(len(noise)), earlier.expand(len(noise)), teach))
         return path
@@ -158,10 +194,9 @@ class Consistency(Objective):
         which = torch.randint(0, self.config.num_levels, (size,), generator=rng, device=rng.device)
         return levels[which], levels[which + 1]
 
-    def _teach(self, states: Tensor) -> Denoiser:
+    def _teach(self, states: Tensor, empty: Tensor) -> Denoiser:
         """Return the guided teacher for one timestep per sample."""
-        empty = self.model.text_states([""]).expand(len(states), -1, -1)
-        both = unet_denoiser(self.teacher, torch.cat([empty, states]))
+        both = unet_denoiser(self.teacher, torch.cat([empty.expand(len(states), -1, -1), states]))
         return guided(
             lambda x, t: both(x, t.repeat(2)), self.config.guidance_scale, rescale=self.config.guidance_rescale
         )
@@ -170,17 +205,17 @@ class Consistency(Objective):
         """Solve from `later` to `earlier` by DDIM (Song et al. 2021, equation 12) with the teacher."""
         for step in range(self.config.solver_steps):
             now, then = (later + (earlier - later) * done // self.config.solver_steps for done in (step, step + 1))
-            clean = self.noising.clean(noised, teach(noised, now).float(), now)
+            clean = self.noising.predict_x0(noised, teach(noised, now).float(), now)
             noised = self.noising.noised(clean, self.noising.noise(noised, clean, now), then)
         return noised
 
-    def _clean(self, noised: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
+    def _consistency_function(self, noised: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
         """Return f(x, t) = c_skip(t) x + c_out(t) x̂_0(x, t) (Song et al. 2023, equation 5); f(x, 0) = x."""
         answer = self.model.denoiser(states)(noised, timesteps).float()
         scaled = timesteps.view(-1, 1, 1, 1) * TIMESTEP_SCALING
         skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
         out = scaled / (scaled**2 + SIGMA_DATA**2) ** 0.5
-        return skip * noised + out * self.noising.clean(noised, answer, timesteps)
+        return skip * noised + out * self.noising.predict_x0(noised, answer, timesteps)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return the trainable parameters of the U-Net."""

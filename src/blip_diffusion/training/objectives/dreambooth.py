@@ -24,7 +24,7 @@ from blip_diffusion.training.objectives.masked_denoising_loss import check_backg
 
 @dataclass(frozen=True)
 class DreamBoothConfig:
-    """What moves and how fast; what weighs."""
+    """What is trained, learning-rate scales and loss weights."""
 
     token: str = "sks"  # a word that means little to the text encoder
     lora: bool = False  # a LoRA instead of the whole network
@@ -43,7 +43,16 @@ class DreamBoothConfig:
 
 
 class DreamBooth(Objective):
-    """Trains the U-Net, and the text encoder where asked for, or LoRAs on them."""
+    """Train the U-Net, optionally the text encoder, or LoRAs on them, for a rare token (Ruiz et al. 2023).
+
+    The prompt is `a {token} {category}`; the loss is `masked_denoising_losses` with prior preservation.
+
+    Args:
+        model: The whole model.
+        noising: The forward process.
+        category: The subject's class, such as "dog".
+        config: What is trained, scales and weights.
+    """
 
     def __init__(self, model: BlipDiffusion, noising: Noising, category: str, config: DreamBoothConfig) -> None:
         super().__init__()

@@ -27,7 +27,7 @@ Trainable = Literal["embedding", "lora", "cross-attention", "unet"]
 
 @dataclass(frozen=True)
 class FewShotConfig:
-    """What moves beside the embedding, and how fast; what weighs."""
+    """What is trained beside the embedding, learning-rate scales and loss weights."""
 
     trainable: Trainable = "lora"
     rank: int = 8  # of the LoRA
@@ -43,10 +43,18 @@ class FewShotConfig:
 
 
 class FewShot(Objective):
-    """Trains an embedding, and of the U-Net what `config.trainable` names."""
+    """Train a subject embedding and part of the U-Net on photos (Li, Li & Hoi 2023, section 3.3).
+
+    The prompt is `a [subject tokens] {category}`; the loss is `masked_denoising_losses`. The text encoder is frozen.
+
+    Args:
+        model: The whole model.
+        noising: The forward process.
+        subject: The initial subject; its embedding (1, Q, D) is the mean of the photos' tokens.
+        config: What is trained, scales and weights.
+    """
 
     def __init__(self, model: BlipDiffusion, noising: Noising, subject: Subject, config: FewShotConfig) -> None:
-        """`subject` is what the tuning starts from: its embedding is the mean of the photos' tokens."""
         super().__init__()
         self.model = model
         self.noising = noising

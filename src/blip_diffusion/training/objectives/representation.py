@@ -28,7 +28,7 @@ from blip_diffusion.training.objective import Gather, Losses, Objective, Paramet
 
 @dataclass(frozen=True)
 class RepresentationConfig:
-    """Weights of the objectives."""
+    """Weights of the objectives, and how often the multimodal ones are computed."""
 
     itc_weight: float = 1.0
     itm_weight: float = 1.0
@@ -52,7 +52,7 @@ class RepresentationConfig:
 
 @dataclass(frozen=True)
 class Shared:
-    """What the micro-batches of a step know of each other, without gradient; G of them in all."""
+    """Tensors of all G micro-batch samples of a step, without gradient."""
 
     images: Tensor  # (G, Q, E) unit vectors
     sentences: Tensor  # (G, E) unit vectors
@@ -63,7 +63,20 @@ class Shared:
 
 
 class Representation(Objective):
-    """Trains the Q-Former and the heads; the image encoder is frozen but for its last layer norm."""
+    """Train the Q-Former and the heads; the image encoder is frozen except for its last layer norm.
+
+    loss = itc_weight · ITC + itm_weight · ITM + itg_weight · ITG + reconstruction_weight · |object crop -
+    head(tokens)|_1. ITC: cross-entropy of the similarities max_q ⟨z_q, t⟩ / τ, both ways; ITM: binary cross-entropy of
+    true pairs against hard negatives; ITG: language modelling of the caption (Li, Li, Savarese & Hoi 2023, section
+    3.1).
+
+    Args:
+        encoder: Image encoder, Q-Former and projection.
+        tokenizer: The Q-Former's tokenizer.
+        reference: Size and normalization of reference images.
+        heads: `contrastive`, `matching`, `language` and `reconstruction`.
+        config: The weights.
+    """
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ from blip_diffusion.training.sample_callback import sample_with_same_noise
 
 @dataclass(frozen=True)
 class SubjectConfig:
-    """What is left out, what weighs, what moves how fast."""
+    """Dropout, loss weights, noise levels and learning-rate scales."""
 
     subject_drop: float = 0.15  # share of prompts without subject tokens (the paper's figure)
     prompt_drop: float = 0.0  # share of empty prompts, for guidance; a base that was trained with them needs none
@@ -49,7 +49,17 @@ class SubjectConfig:
 
 
 class SubjectRepresentation(Objective):
-    """Trains Q-Former, projection, text encoder and U-Net; image encoder and autoencoder are frozen."""
+    """Train Q-Former, projection, text encoder and U-Net; image encoder and autoencoder are frozen.
+
+    loss = E w(t) |m ⊙ (target - f(x_t, t, text(prompt, tokens(reference))))|² + reconstruction_weight · |crop - head|_1
+    (Li, Li & Hoi 2023, section 3.2), where m weighs the subject `subject_weight` times as much as the scene.
+
+    Args:
+        model: The whole model.
+        noising: The forward process.
+        reconstruction: The head that reconstructs the object crop from subject tokens; `None` for no such term.
+        config: Dropout, weights and scales.
+    """
 
     def __init__(
         self, model: BlipDiffusion, noising: Noising, reconstruction: nn.Module | None, config: SubjectConfig

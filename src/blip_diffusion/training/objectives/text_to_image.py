@@ -16,7 +16,7 @@ from blip_diffusion.training.sample_callback import sample_with_same_noise
 
 @dataclass(frozen=True)
 class TextToImageConfig:
-    """What is left out, what weighs, what moves how fast."""
+    """Caption dropout, loss weights and learning-rate scales."""
 
     caption_drop: float = 0.1  # share of images whose sentence is empty, for guidance (Ho & Salimans 2022)
     min_snr: float | None = None  # γ of the loss weights; none: the simple loss
@@ -25,7 +25,16 @@ class TextToImageConfig:
 
 
 class TextToImage(Objective):
-    """Trains the U-Net, and where nobody has trained it before, the text encoder; the autoencoder is frozen."""
+    """Train the U-Net, and unless its scale is 0 the text encoder, on captions; the autoencoder is frozen.
+
+    loss = E_{x, ε, t} w(t) |target - f(x_t, t, text)|² (Rombach et al. 2022, equation 3), with ε or v as target, and
+    the min-SNR weights w(t) of Hang et al. 2023 if `min_snr` is set.
+
+    Args:
+        model: The whole model.
+        noising: The forward process.
+        config: Dropout, weights and scales.
+    """
 
     def __init__(self, model: BlipDiffusion, noising: Noising, config: TextToImageConfig) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ from blip_diffusion.training.objectives.masked_denoising_loss import check_backg
 
 @dataclass(frozen=True)
 class TextualInversionConfig:
-    """The word, and what weighs."""
+    """Number of vectors and the background's weight."""
 
     num_vectors: int = 1  # of the word
     background_weight: float = 0.1  # what an error outside a photo's mask weighs
@@ -35,7 +35,17 @@ class TextualInversionConfig:
 
 
 class TextualInversion(Objective):
-    """Trains the vectors of one word, which begin as the category's."""
+    """Train the embedding vectors of one new word (Gal et al. 2023); all networks are frozen.
+
+    The vectors start as the category's mean word embedding and stand where the noun does, `a <name> {scene}`.
+
+    Args:
+        model: The whole model.
+        noising: The forward process.
+        name: The new word.
+        category: The word that the vectors start from.
+        config: Number of vectors and the background's weight.
+    """
 
     def __init__(
         self, model: BlipDiffusion, noising: Noising, name: str, category: str, config: TextualInversionConfig

@@ -69,12 +69,36 @@ def tune(
     evaluator: Evaluator | None = None,
     resume: bool = False,
 ) -> Tuned:
-    """Learns the subject of one to thirty photos, and writes its file, `{name}.safetensors` where `out` names no other.
+    """Personalize a model for the subject of one to thirty photos and write its file.
 
-    `photos` are files, folders or images. Beside the file, a folder `{out}.tuning` keeps the log and, where it stops
-    by itself, the scores, a strip of images and a curve; `resume` goes on from there after an interruption, with the
-    same photos, category, name, model and settings. `evaluator` judges the validation images instead of the model's
-    own encoders. Raises `InputError` or `ConfigError` for what can't be used, before anything is trained.
+    Beside the result, a folder `{out}.tuning` keeps the log and, with early stopping, the scores, a strip of samples
+    and a curve.
+
+    Args:
+        photos: Image files, folders of them, or PIL images.
+        category: What the subject is, in a word or two, such as "dog".
+        name: The subject's name: letters, digits, `-` and `_`.
+        out: The result's path; default `{name}.safetensors`, or the folder `{name}` for `method="dreambooth"`.
+        model: `"mini"`, a model's folder, or a hub id.
+        config: What is trained and how; see `TuneConfig`.
+        masks: `"auto"` finds the subject, `"none"` weighs all pixels alike, or one mask per photo.
+        segmenter: Finds the subject for `masks="auto"`; default: img-focus, if it is installed.
+        evaluator: Scores samples for early stopping; default: the model's own image encoder.
+        resume: Continue an interrupted run with the same photos, category, name, model and settings.
+
+    Returns:
+        The result's path, its step, and the scores.
+
+    Raises:
+        InputError: If the photos, names or paths cannot be used.
+        ConfigError: If the settings cannot be used.
+        CheckpointError: If an interrupted run is in the way, or the model cannot be loaded.
+        DivergedError: If a loss is not finite and there is no validation whose best result can be kept.
+
+    Example:
+        >>> tuned = tune(["photos/"], category="dog", name="rex", config=TuneConfig(steps=40))
+        >>> tuned.out
+        PosixPath('rex.safetensors')
     """
     config = config or TuneConfig()
     check_category(category)
@@ -125,7 +149,7 @@ class TuningJob:
 def prepare(
     model: BlipDiffusion, photos: Sequence[Photo], category: str, name: str, config: TuneConfig, *, model_name: str = ""
 ) -> TuningJob:
-    """The method that learns these photos, and its batches. The model becomes its part."""
+    """Build the objective that learns these photos, and its batches. The model becomes its part."""
     config = config.resolved(text_width(model))
     model.requires_grad_(False)
     if config.gradient_checkpointing:
@@ -142,7 +166,7 @@ def prepare(
 
 
 def run_job(job: TuningJob, folder: Path, validation: Hook | None = None, *, resume: bool = False) -> Result:
-    """The loop, as tuning wants it."""
+    """Run the training loop of a personalization job."""
     hooks = [validation] if validation is not None else []
     text = configuration.to_toml(job.config)
     train = _training(job.config)

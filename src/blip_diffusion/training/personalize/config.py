@@ -30,40 +30,46 @@ PUBLISHED_WIDTH = 768
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """What is learned and how."""
+    """Settings of personalization.
+
+    The learning rate defaults to the usual one of the method and of the model's width, see `RATES`.
+
+    Example:
+        >>> TuneConfig(method="dreambooth-lora", rank=4, steps=120, num_class_images=32)
+    """
 
     method: TuneMethod = "few-shot"
     trainable: Trainable = "lora"
-    """What few-shot tuning moves beside the embedding."""
+    """What few-shot personalization trains besides the embedding."""
     steps: int | None = None
-    """Optimizer steps; `None` stops by itself, after `max_steps` at the latest."""
+    """Optimizer steps; `None`: early stopping, after `max_steps` at the latest."""
     max_steps: int = 200
     learning_rate: float | None = None
-    """`None`: what is usual, see `RATES`."""
+    """`None`: the usual rate, see `RATES`."""
     batch_size: int = 3
     rank: int = 8
-    """Of LoRAs."""
+    """Rank of LoRAs."""
     token: str = "sks"
-    """DreamBooth's rare word."""
+    """Rare token of DreamBooth."""
     train_text_encoder: bool = False
-    """DreamBooth's."""
+    """DreamBooth only."""
     num_vectors: int = 1
-    """Of Textual Inversion's word."""
+    """Embedding vectors of the word that textual inversion learns."""
     background_weight: float = 0.1
-    """What an error outside a photo's mask weighs, against 1 inside."""
+    """Weight in [0, 1] of the loss outside a photo's mask; inside it is 1."""
     num_class_images: int = 0
-    """Images of the category's other members, which the untuned model draws, for prior preservation."""
+    """Class images, sampled from the model before it is tuned, for prior preservation; 0: none."""
     prior_weight: float = 1.0
     flip: bool = False
-    """Mirror images as well; they spoil text and logos."""
+    """Train on mirrored photos as well; not for subjects with text or logos."""
     resize_mode: ResizeMode | None = None
     seed: int = 0
     device: Literal["auto", "cpu"] = "auto"
     mixed_precision: Literal["no", "auto", "bf16", "fp16"] = "no"
     gradient_checkpointing: bool = False
-    """Computes what the backward pass needs a second time instead of keeping it."""
+    """Recompute activations in the backward pass: less memory, more time."""
     eight_bit: bool = False
-    """Adam's moments in 8 bits, by bitsandbytes."""
+    """8-bit Adam moments, by bitsandbytes."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
@@ -78,20 +84,20 @@ class TuneConfig:
             raise ConfigError(f"num_class_images must not be negative, but is {self.num_class_images}.")
         if self.num_class_images and self.method == "textual-inversion":
             raise ConfigError(
-                "num_class_images say nothing to textual-inversion, which leaves the category as it is: use 0."
+                "num_class_images have no effect with textual-inversion, which does not change the category: use 0."
             )
         if self.num_class_images and self.method == "few-shot" and self.trainable == "embedding":
             raise ConfigError(
-                "num_class_images say nothing to an embedding alone, which leaves the category as it is: use 0."
+                "num_class_images have no effect with an embedding alone, which does not change the category: use 0."
             )
 
     @property
     def whole_network(self) -> bool:
-        """Whether all of the U-Net moves."""
+        """Whether the whole U-Net is trained."""
         return self.method == "dreambooth" or (self.method == "few-shot" and self.trainable == "unet")
 
     def resolved(self, width: int) -> "TuneConfig":
-        """With the learning rate that is usual for text states of that width, where none is set."""
+        """Return the settings with the usual learning rate for text states of that width, unless one is set."""
         usual = RATES[self.trainable if self.method == "few-shot" else self.method]
         rate = self.learning_rate or usual[0 if width >= PUBLISHED_WIDTH else 1]
         return replace(self, learning_rate=rate)

@@ -36,15 +36,15 @@ the untuned model does without a subject."""
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """What is drawn, how often, and when it is enough."""
+    """Settings of early stopping: what is sampled, how often, and when a run ends."""
 
     prompts: tuple[str, ...] = PROMPTS
-    seeds: int = 1  # images of each scene
+    seeds: int = 1  # images per prompt
     every: int = 10  # steps
-    sampling_steps: int | None = 12  # few are enough to judge; the model's own where it is None
-    patience: int = 3  # scores in a row without a better one, after which a run ends
-    margin: float = 0.01  # by how much a better one is better
-    overfitted: float = 0.6  # a text score below this share of the first one means that prompts are ignored
+    sampling_steps: int | None = 12  # sampling steps; None: the model's
+    patience: int = 3  # validations without improvement after which a run ends
+    margin: float = 0.01  # smallest improvement of the balance that counts
+    overfitted: float = 0.6  # a text score below this share of the first one counts as overfitting
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.prompts) <= 4 or any(not prompt.strip() for prompt in self.prompts):
