@@ -1,5 +1,6 @@
 """Files and folders that are complete or absent, their digests, and checks before a long run writes to them."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -72,6 +73,20 @@ def path_exists(path: Path, check: Callable[[Path], bool] = Path.exists) -> bool
         return check(path)
     except (OSError, ValueError):
         return False
+
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SPACE_WORDS = ("No space left on device", "File too large", "os error 28", "os error 27", "PytorchStreamWriter")
+"""What libraries without Python's error numbers say."""
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Return whether an error, or what caused it, is that a disk or a quota is full."""
+    while error is not None:
+        if getattr(error, "errno", None) in NO_SPACE or any(words in str(error) for words in NO_SPACE_WORDS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def check_writable(folder: Path, *, flag: str = "--out") -> None:

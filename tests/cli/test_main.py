@@ -47,10 +47,11 @@ def reference(tmp_path_factory: pytest.TempPathFactory, dog: Image.Image) -> Pat
 
 @pytest.fixture
 def generate(tiny_folder: Path, reference: Path) -> Run:
-    """`generate` with the tiny model; what a test says comes last and so wins."""
+    """`generate` with the tiny model; a flag that a test gives replaces the usual one."""
 
     def run(*arguments: object, prompts: tuple[str, ...] = ("on the beach",)) -> int:
-        own = ["--model", tiny_folder, "--reference", reference, "--category", "dog"]
+        usual = {"--model": tiny_folder, "--reference": reference, "--category": "dog"}
+        own = [part for flag, value in usual.items() if flag not in arguments for part in (flag, value)]
         return main([str(argument) for argument in ("generate", *prompts, *own, *arguments)])
 
     return run
@@ -94,7 +95,7 @@ def test_prompts_of_one_name_do_not_overwrite_each_other(generate: Run, capsys: 
 def test_images_of_earlier_runs_are_not_overwritten(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
     for prompt, more in (("雪の中", ()), ("на пляже", ()), ("雪の中", ("--steps", 2)), ("雪の中", ())):
         assert generate(*more, prompts=(prompt,)) == 0
-    paths = ["out/image-0.png", "out/image-0_2.png", "out/image-0_3.png", "out/image-0.png"]
+    paths = ["out/雪の中-0.png", "out/на-пляже-0.png", "out/雪の中-0_2.png", "out/雪の中-0.png"]
     assert capsys.readouterr().out.split() == paths
     assert written() == sorted(set(paths))
     assert [read_request(Path(path)).prompts[0] for path in paths[:3]] == ["雪の中", "на пляже", "雪の中"]

@@ -170,9 +170,11 @@ def test_nothing_is_fetched_on_a_strangers_word(tmp_path: Path) -> None:
     assert read_request(net, controlnets={"canny": "mine"}).controls[0].controlnet == "mine"
     with pytest.raises(InputError, match="--controlnet depth has no effect"):
         read_request(net, controlnets={"canny": "mine", "depth": "mine"})
-    for here in (CONTROLNETS["canny"], str(tmp_path)):
-        table = {**TABLE, "model": str(tmp_path), "controls": [{**CONTROL, "controlnet": here}]}
-        assert read_request(carrying(table, tmp_path / "here.png")).controls[0].controlnet == here
+    known = {**TABLE, "controls": [{**CONTROL, "controlnet": CONTROLNETS["canny"]}]}
+    with pytest.raises(InputError, match="which isn't here: add --controlnet canny='lllyasviel"):
+        read_request(carrying(known, tmp_path / "known.png"))
+    here = {**TABLE, "model": str(tmp_path), "controls": [{**CONTROL, "controlnet": str(tmp_path)}]}
+    assert read_request(carrying(here, tmp_path / "here.png")).controls[0].controlnet == str(tmp_path)
 
 
 @pytest.mark.parametrize("where", ["reference", "control"])
@@ -188,11 +190,12 @@ def test_a_models_own_net_looks_at_edges_alone(own: BlipDiffusionPipeline, tmp_p
     """Unless it is named: a map of depths isn't what it learned to read."""
     own.controlnet = ControlNetModel.from_unet(own.unet, conditioning_embedding_out_channels=(8, 8, 8, 8))
     own.save_pretrained(tmp_path / "model")
+    reference = png_bytes(Image.linear_gradient("L").convert("RGB"))
 
     def drawn(kind: str, net: str = "") -> list[Path]:
         controls = (ControlInput(kind, PNG, controlnet=net),)
         request = GenerationRequest(
-            **REQUEST | {"reference": PNG, "model": str(tmp_path / "model"), "steps": 1, "controls": controls}
+            **REQUEST | {"reference": reference, "model": str(tmp_path / "model"), "steps": 1, "controls": controls}
         )
         return run(request, tmp_path / "out", device="cpu")
 

@@ -1,6 +1,7 @@
 """The entry point: parse, call one command, print its result or one sentence. Torch is imported where it is used."""
 
 import argparse
+import io
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -8,7 +9,8 @@ from typing import Any
 
 from blip_diffusion import __version__
 from blip_diffusion.cli.commands import convert, data, evaluate, generate, train, train_control, train_mini, tune
-from blip_diffusion.errors import BlipDiffusionError
+from blip_diffusion.cli.parser import Parser, check_utf8, printable
+from blip_diffusion.errors import BlipDiffusionError, reason
 
 COMMANDS = (
     ("generate", generate, "generate images of a subject in the scenes that prompts describe"),
@@ -27,26 +29,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        The exit code: 0, 2 for an error that the user can correct, 130 when interrupted.
+        The exit code: 0, 1 for a full disk, 2 for an error that the user can correct, 130 when interrupted.
     """
+    _print_any_letter()
     parsed = build_parser().parse_args(arguments)
     command: Command = parsed.command
     try:
+        check_utf8(vars(parsed).values())
         with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
+            warnings.showwarning = _ignore_warning if getattr(parsed, "quiet", False) else _show_warning
             command(parsed)
-    except BlipDiffusionError as error:
-        print(f"blip-diffusion: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
-        print("blip-diffusion: interrupted", file=sys.stderr)
+        _complain("interrupted")
         return 130
+    except Exception as error:
+        return _end(error)
     return 0
+
+
+def _end(error: Exception) -> int:
+    """Print the sentence of an error and return the exit code. An error that is a bug is raised again."""
+    from blip_diffusion.fileio import is_full
+
+    if is_full(error):
+        _complain(f"The disk is full ({reason(error)}): make room and run it again; what is complete was kept.")
+        return 1
+    if isinstance(error, BlipDiffusionError):
+        _complain(str(error))
+        return 2
+    raise error
+
+
+def _print_any_letter() -> None:
+    """Escape what the terminal's encoding lacks, instead of failing after the work is done."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of all commands. A flag means the same in each of them."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="blip-diffusion",
         description="Generate images of your subject in any scene, from one reference image and a text prompt.",
     )
@@ -58,7 +81,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"blip-diffusion: {message}", file=sys.stderr)
+    _complain(str(message))
+
+
+def _ignore_warning(*_: Any, **__: Any) -> None:
+    pass
+
+
+def _complain(sentence: str) -> None:
+    print(f"blip-diffusion: {printable(sentence)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

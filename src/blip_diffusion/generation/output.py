@@ -3,13 +3,14 @@
 import io
 import itertools
 import re
+import unicodedata
 from pathlib import Path
 
 from PIL import Image, ImageOps, PngImagePlugin
 
 from blip_diffusion import images
 from blip_diffusion.errors import InputError
-from blip_diffusion.fileio import check_writable
+from blip_diffusion.fileio import atomic_file, check_writable, is_full
 from blip_diffusion.generation.png_metadata import METADATA, encode, read_raw
 from blip_diffusion.generation.request import GenerationRequest
 
@@ -60,19 +61,25 @@ def _save(image: Image.Image, path: Path, metadata: str, *, flag: str = "--out")
     information = PngImagePlugin.PngInfo()
     information.add_text(METADATA, metadata)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path, "PNG", pnginfo=information)
+        with atomic_file(path) as partial:
+            image.save(partial, "PNG", pnginfo=information)
     except OSError as error:
+        if is_full(error):
+            raise
         raise InputError(f"{path} can't be written ({error.strerror or error}): choose another {flag}.") from error
 
 
 def _slug(prompt: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:MAX_NAME] or "image"
+    """Return the letters and digits of a prompt, of any script, with `-` for what is between them."""
+    letters = (c if c.isalnum() or unicodedata.category(c)[0] == "M" else "-" for c in prompt.lower()[: 4 * MAX_NAME])
+    return re.sub("-+", "-", "".join(letters)).strip("-")[:MAX_NAME].strip("-") or "image"
 
 
 def _grid(request: GenerationRequest, results: list[Image.Image]) -> Image.Image:
     """Place the reference at the left, one column per prompt, one row per seed."""
-    reference = images.as_rgb(images.open_image(io.BytesIO(request.reference)))
+    reference = Image.new("RGB", results[0].size, "white")
+    if request.reference:
+        reference = images.as_rgb(images.open_image(io.BytesIO(request.reference)))
     first = ImageOps.pad(reference, results[0].size, color="white")
     if results[0].width == results[0].height:
         mode = "pad" if request.resize_mode in (None, "subject") else request.resize_mode

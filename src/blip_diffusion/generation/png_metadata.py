@@ -11,9 +11,9 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from blip_diffusion import __version__, images
-from blip_diffusion.errors import InputError
+from blip_diffusion.errors import BlipDiffusionError, InputError
 from blip_diffusion.fileio import path_exists, sha256_of
-from blip_diffusion.generation.request import CONTROLNETS, GenerationRequest
+from blip_diffusion.generation.request import GenerationRequest
 
 METADATA = "blip-diffusion"
 """Name of the PNG text chunk."""
@@ -26,6 +26,7 @@ def encode(request: GenerationRequest, **one_image: Any) -> str:
     """Encode a request as JSON; with `prompt`, `seed` and `num_images`, that of one of its images."""
     table = dataclasses.asdict(request) | {"version": __version__}
     table["reference"] = base64.b64encode(request.reference).decode()
+    table["more_references"] = [base64.b64encode(one).decode() for one in request.more_references]
     table["controls"] = [{**one, "image": base64.b64encode(one["image"]).decode()} for one in table["controls"]]
     table["subjects"] = [{name: v for name, v in one.items() if name != "thumbnail"} for one in table["subjects"]]
     table["reference_sha256"] = sha256_of(request.reference)
@@ -36,6 +37,8 @@ def encode(request: GenerationRequest, **one_image: Any) -> str:
 
 def read_raw(path: Path) -> str | None:
     """Return the JSON in an image file; `None` if there is none."""
+    if not path.is_file():  # a named pipe, for example
+        return None
     try:
         with images.open_lazily(path) as image:
             return cast(str | None, image.info.get(METADATA))
@@ -68,13 +71,15 @@ def read_request(
     """
     from blip_diffusion import config  # imported here: no other part of a generation needs it
 
+    if not path_exists(path, Path.is_file):
+        raise InputError(f"There is no image at {path}: check the path.")
     try:
         with images.open_lazily(path) as image:
             table = json.loads(image.info[METADATA])
         request = config.build(GenerationRequest, _fields(table))
         version = str(table.get("version"))[:20]
-    except FileNotFoundError as error:
-        raise InputError(f"There is no image at {path}: check the path.") from error
+    except BlipDiffusionError as error:
+        raise InputError(f"{path} holds no generation settings that can be used: {error}") from error
     except Exception as error:  # on a damaged file, Pillow raises whatever it trips over
         raise InputError(f"{path} holds no generation settings: only PNG files of blip-diffusion do.") from error
     if version != __version__:
@@ -91,7 +96,8 @@ def _fields(table: dict[str, Any]) -> dict[str, Any]:
     table = _renamed(table, OLD_NAMES)
     names = {field.name for field in dataclasses.fields(GenerationRequest)}
     known = {name: value for name, value in table.items() if name in names}
-    known["reference"] = _decode_image(table["reference"])
+    known["reference"] = _decode_image(table["reference"]) if table["reference"] else b""
+    known["more_references"] = [_decode_image(one) for one in table.get("more_references", ())]
     if "prompt" in table:  # else it is a grid, which holds all prompts
         known |= {"prompts": [table["prompt"]], "num_images": 1}
     controls = [_renamed(one, OLD_CONTROL_NAMES) for one in table.get("controls", ())]
@@ -114,14 +120,14 @@ def _decode_image(text: str) -> bytes:
 
 
 def _resolve(request: GenerationRequest, model: str | None, controlnets: Mapping[str, str]) -> GenerationRequest:
-    """Apply the caller's model and ControlNets; whatever the file names itself must be local or well known."""
+    """Apply the caller's model and ControlNets; whatever the file names itself must be local."""
     if model is None and request.model != "mini" and not path_exists(Path(request.model), Path.is_dir):
         raise InputError(
             f"The image was made by {request.model!r}, which isn't here: add --model {request.model!r} to download it, "
             "or give its place."
         )
     for control in request.controls:
-        known = control.kind in controlnets or control.controlnet in ("", *CONTROLNETS.values())
+        known = control.kind in controlnets or not control.controlnet
         if not known and not path_exists(Path(control.controlnet)):
             raise InputError(
                 f"The image was made with the ControlNet {control.controlnet!r}, which isn't here: add --controlnet "

@@ -11,10 +11,11 @@ from blip_diffusion import images
 from blip_diffusion.annotators import annotate
 from blip_diffusion.errors import InputError
 from blip_diffusion.framing import check_box
+from blip_diffusion.generation.adapter_refs import EmbeddingRef, LoraRef
+from blip_diffusion.generation.limits import check_limits
 from blip_diffusion.generation.subject_refs import SubjectRef
 from blip_diffusion.pipelines.presets import Dtype, Engine, get_preset
 
-MAX_IMAGES, MAX_STEPS = 1000, 1000
 REFERENCE_SIDE, CONTROL_SIDE = 512, 1024
 """Longest allowed short side in pixels: larger images are scaled down."""
 
@@ -56,7 +57,8 @@ class GenerationRequest:
 
     Args:
         prompts: One scene each, not empty.
-        reference: The reference image as PNG bytes. With `subjects` it is only shown in the grid.
+        reference: The reference image as PNG bytes. With `subjects` it is only shown in the grid. Empty: no subject
+            but the words of `category`, which LoRAs or embeddings explain.
         category: What the subject is, for example "dog".
         target_category: What to generate it as; usually equal to `category`.
         model: "mini", a folder, or a hub id.
@@ -70,6 +72,9 @@ class GenerationRequest:
         height: In pixels. `None`: the model's default.
         controls: Control maps with their ControlNets.
         subjects: Tuned subjects; they replace the reference.
+        more_references: Further images of the subject as PNG bytes; the mean of all tokens is used.
+        loras: LoRA files with their weights.
+        embeddings: Files of textual inversions, whose words prompts and categories may hold.
         resize_mode: How the reference becomes square: "crop", "squash", "pad" or "subject"; by default the model's.
         box: Where the subject stands: left, top, right, bottom in [0, 1] of the image. `None`: where the prompt's
             words put it.
@@ -100,6 +105,9 @@ class GenerationRequest:
     height: int | None = None
     controls: tuple[ControlInput, ...] = ()
     subjects: tuple[SubjectRef, ...] = ()
+    more_references: tuple[bytes, ...] = ()
+    loras: tuple[LoraRef, ...] = ()
+    embeddings: tuple[EmbeddingRef, ...] = ()
     resize_mode: Literal["crop", "squash", "pad", "subject"] | None = None
     box: tuple[float, float, float, float] | None = None
     dtype: Dtype = "float32"
@@ -109,18 +117,17 @@ class GenerationRequest:
     def __post_init__(self) -> None:
         if self.preset:
             get_preset(self.preset)
-        if not self.prompts or any(not prompt.strip() for prompt in self.prompts):
-            raise InputError("The prompt is empty: describe the scene, for example on the beach.")
+        check_limits(
+            prompts=self.prompts,
+            num_images=self.num_images,
+            steps=self.steps,
+            seed=self.seed,
+            guidance_scale=self.guidance_scale,
+        )
         if not self.category.strip() or not self.target_category.strip():
             raise InputError("The category is empty: name what the subject is, for example dog.")
-        _check_range("--num-images", self.num_images, MAX_IMAGES)
-        _check_range("--steps", self.steps, MAX_STEPS)
         if self.box is not None:
             check_box(self.box)
-        if self.seed < 0 or self.seed + self.num_images > 2**63:
-            raise InputError(f"--seed is {self.seed}: use a number from 0 to 2^63.")
-        if self.guidance_scale is not None and not 0 <= self.guidance_scale <= 100:
-            raise InputError(f"--guidance-scale is {self.guidance_scale}: use a number from 0 to 100.")
 
 
 def read_reference(path: Path) -> bytes:
@@ -152,11 +159,6 @@ def read_control(kind: str, path: Path, scale: float = 1.0, controlnet: str = ""
     """
     source = _at_most(images.open_image(path), CONTROL_SIDE)
     return ControlInput(kind, images.png_bytes(annotate(source, kind)), scale, controlnet)
-
-
-def _check_range(flag: str, value: int | None, highest: int) -> None:
-    if value is not None and not 1 <= value <= highest:
-        raise InputError(f"{flag} is {value}: use a number from 1 to {highest}.")
 
 
 def _at_most(image: Image.Image, side: int) -> Image.Image:

@@ -1,6 +1,7 @@
 """Run a generation request: load the model, generate in batches, write PNG files."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,29 @@ from blip_diffusion.checkpoint.model_folder import load_controlnet
 from blip_diffusion.devices import device_of
 from blip_diffusion.errors import InputError
 from blip_diffusion.fileio import check_writable
+from blip_diffusion.generation.adapter_refs import load_adapters
 from blip_diffusion.generation.output import check_grid_path, save_grid, save_images
 from blip_diffusion.generation.request import CONTROLNETS, ControlInput, GenerationRequest
 from blip_diffusion.generation.subject_refs import load_subjects
 from blip_diffusion.pipelines.presets import preset_on_engine
 
+OnSaved = Callable[[Path, str | None, int | None], None]
+"""Gets a file's path, and the prompt and the seed of its image; `None` for the grid."""
 BATCH_SIZE = 8
 """Images per batch: memory grows with it, and an interrupt loses the current batch."""
 BUNDLED_KINDS = ("canny", "map")
 """Control maps that a model's bundled ControlNet reads: the published one reads Canny edges."""
 
 
-def run(request: GenerationRequest, out: Path, *, device: str = "auto", grid: Path | None = None) -> list[Path]:
+def run(
+    request: GenerationRequest,
+    out: Path,
+    *,
+    device: str = "auto",
+    grid: Path | None = None,
+    on_saved: OnSaved | None = None,
+    progress: bool = True,
+) -> list[Path]:
     """Generate the images of a request and write them as PNG files with their settings inside.
 
     Nothing is written before the request is known to be possible. An existing file is overwritten only if the same
@@ -34,6 +46,8 @@ def run(request: GenerationRequest, out: Path, *, device: str = "auto", grid: Pa
         out: Folder for the images; created if missing.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         grid: Also write a PNG of all images: the reference at the left, one column per prompt, one row per seed.
+        on_saved: Called for each file as it is written; see `OnSaved`.
+        progress: Show a bar of the sampling steps in a terminal.
 
     Returns:
         The written files, in the order of prompts and seeds; the grid is the last.
@@ -54,12 +68,18 @@ def run(request: GenerationRequest, out: Path, *, device: str = "auto", grid: Pa
     for start in range(0, len(jobs), BATCH_SIZE):
         batch = jobs[start : start + BATCH_SIZE]
         label = f"{start + 1} to {start + len(batch)} of {len(jobs)}" if len(jobs) > BATCH_SIZE else None
-        pipe.set_progress_bar_config(disable=None, desc=label)  # None: only in a terminal
+        pipe.set_progress_bar_config(disable=None if progress else True, desc=label)  # None: only in a terminal
         results = _generate(pipe, request, batch, subject, control)
-        paths += save_images(request, results, batch, out, taken=set(paths))
+        new = save_images(request, results, batch, out, taken=set(paths))
+        for path, job in zip(new, batch, strict=True):
+            if on_saved is not None:
+                on_saved(path, *job)
+        paths += new
         generated += results if grid is not None else []
     if grid is not None:
         paths.append(save_grid(request, generated, grid, taken=set(paths)))
+        if on_saved is not None:
+            on_saved(paths[-1], None, None)
     return paths
 
 
@@ -69,16 +89,22 @@ def _load_pipeline(request: GenerationRequest, device: str) -> Any:
     place = device_of(device)
     pipe = BlipDiffusionPipeline.from_pretrained(request.model, torch_dtype=getattr(torch, request.dtype)).to(place)
     pipe.set_preset(preset_on_engine(request.preset, request.engine))
+    load_adapters(pipe, request.loras, request.embeddings)
     return pipe
 
 
 def _subject_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:
-    """Return the arguments of a call that say what the subject is: the tuned subjects, else the reference."""
-    reference = images.open_image(io.BytesIO(request.reference))
+    """Return the arguments of a call that say what the subject is: the tuned subjects, else the references."""
     if request.subjects:
         return {"subject_embeds": load_subjects(pipe, request.subjects)}
+    if not request.reference:
+        return {"subject_embeds": torch.zeros(1, 0, pipe.text_encoder.config.hidden_size)}
+    references = [images.open_image(io.BytesIO(one)) for one in (request.reference, *request.more_references)]
+    if len(references) > 1:
+        mode = request.resize_mode
+        return {"subject_embeds": pipe.encode_subject(references, request.category, resize_mode=mode)}
     return {
-        "reference_image": reference,
+        "reference_image": references[0],
         "source_subject_category": request.category,
         "resize_mode": request.resize_mode,
     }

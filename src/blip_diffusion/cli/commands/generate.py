@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,19 +17,22 @@ from blip_diffusion.cli.flags import (
     device_flags,
 )
 from blip_diffusion.cli.startup import importing
+from blip_diffusion.cli.values import check_file, kind_and_value, path_and_number, prompts_of, seed, size
 from blip_diffusion.errors import InputError
 
 if TYPE_CHECKING:
     from blip_diffusion.generation.request import ControlInput, GenerationRequest
 
-USED_BY_REPRODUCE = ("reproduce", "command", "out", "grid", "device", "model", "controlnet")
+USED_BY_REPRODUCE = ("reproduce", "command", "out", "grid", "device", "model", "controlnet", "json", "quiet")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     parser.set_defaults(command=run)
     parser.add_argument("prompt", nargs="*", default=[], help='one or more scenes, for example "on the beach"')
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="more scenes, one on each line of a UTF-8 file")
     _subject_flags(parser)
+    _adapter_flags(parser)
     parser.add_argument("--model", default=None, help=MODEL_HELP)
     _output_flags(parser)
     parser.add_argument("--steps", type=int, help="sampling steps (default: the model's)")
@@ -35,7 +40,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--guidance-scale", type=float, help="weight of classifier-free guidance; 1 is off (default: the model's)"
     )
     parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what should not appear")
-    parser.add_argument("--size", type=_size, metavar="PIXELS", help="image size: 512, or 768x512 for width and height")
+    parser.add_argument("--size", type=size, metavar="PIXELS", help="image size: 512, or 768x512 for width and height")
     parser.add_argument(
         "--box",
         type=float,
@@ -49,7 +54,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _subject_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--reference", type=Path, metavar="FILE", help="the reference image of the subject")
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="the reference image of the subject; repeat for the mean of several",
+    )
     parser.add_argument("--category", metavar="WORD", help="what the subject is, for example dog")
     parser.add_argument(
         "--target-category", metavar="WORD", help="what to generate the subject as (default: --category)"
@@ -69,15 +81,39 @@ def _subject_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _adapter_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:WEIGHT]",
+        help="a LoRA, as tune --method dreambooth-lora writes; repeat for several",
+    )
+    parser.add_argument(
+        "--embedding",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a textual inversion, as tune --method textual-inversion writes; its word may be the --category",
+    )
+
+
 def _output_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("out"), metavar="DIR", help="folder for the images (default: out)"
     )
     parser.add_argument("--num-images", type=int, default=1, metavar="N", help="images per prompt (default: 1)")
     parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the first image; incremented for each next one (default: 0)"
+        "--seed",
+        type=seed,
+        default=0,
+        metavar="N|random",
+        help="seed of the first image; incremented for each next one (default: 0); the file names tell it",
     )
     parser.add_argument("--grid", type=Path, metavar="PNG", help="also write all images as one grid")
+    parser.add_argument("--json", action="store_true", help="print a JSON object for each file instead of its path")
+    parser.add_argument("--quiet", action="store_true", help="print no paths, bars and warnings, only errors")
 
 
 def _control_flags(parser: argparse.ArgumentParser) -> None:
@@ -97,14 +133,32 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     if arguments.reproduce is not None:
         _check_reproduce(arguments)
+    else:
+        arguments.prompt = [*arguments.prompt, *prompts_of(arguments.prompts)]
+        _check_usage(arguments)
     with importing():
         import blip_diffusion.pipelines.pipeline  # noqa: F401  # needed next, imported without the collector
         from blip_diffusion.generation.run import run as generate
-    for path in generate(_request(arguments), arguments.out, device=arguments.device, grid=arguments.grid):
-        print(path)
+    request = _request(arguments)
+    generate(
+        request,
+        arguments.out,
+        device=arguments.device,
+        grid=arguments.grid,
+        on_saved=partial(_print_saved, arguments),
+        progress=not arguments.quiet,
+    )
+
+
+def _print_saved(arguments: argparse.Namespace, path: Path, prompt: str | None, seed: int | None) -> None:
+    if arguments.json:
+        print(json.dumps({"path": str(path), "prompt": prompt, "seed": seed}), flush=True)
+    elif not arguments.quiet:
+        print(path, flush=True)
 
 
 def _request(arguments: argparse.Namespace) -> GenerationRequest:
+    from blip_diffusion.generation.adapter_refs import embedding_ref, lora_ref
     from blip_diffusion.generation.png_metadata import read_request
     from blip_diffusion.generation.request import GenerationRequest, read_reference
     from blip_diffusion.generation.subject_refs import subject_ref
@@ -113,15 +167,18 @@ def _request(arguments: argparse.Namespace) -> GenerationRequest:
     controlnets = _controlnets(arguments.controlnet)
     if arguments.reproduce is not None:
         return read_request(arguments.reproduce, model=arguments.model, controlnets=controlnets)
-    _check_subject(arguments)
-    subjects = tuple(subject_ref(*_path_and_number("--subject", text, "weight")) for text in arguments.subject)
+    subjects = tuple(subject_ref(*path_and_number("--subject", text, "weight")) for text in arguments.subject)
     category = arguments.category or max(subjects, key=lambda subject: subject.weight).category
+    first, *more = [read_reference(path) for path in arguments.reference] or [b""]
     return GenerationRequest(
         prompts=tuple(arguments.prompt),
-        reference=read_reference(arguments.reference) if arguments.reference else subjects[0].thumbnail,
+        reference=subjects[0].thumbnail if subjects else first,
+        more_references=tuple(more),
         category=category,
         target_category=arguments.target_category or category,
         subjects=subjects,
+        loras=tuple(lora_ref(*path_and_number("--lora", text, "weight")) for text in arguments.lora),
+        embeddings=tuple(embedding_ref(path) for path in arguments.embedding),
         model=arguments.model or "mini",
         num_images=arguments.num_images,
         seed=arguments.seed,
@@ -139,17 +196,41 @@ def _request(arguments: argparse.Namespace) -> GenerationRequest:
     )
 
 
+def _check_usage(arguments: argparse.Namespace) -> None:
+    """Raise `InputError` for what can be told before torch is imported."""
+    from blip_diffusion.generation.limits import check_limits
+
+    _check_subject(arguments)
+    check_limits(
+        prompts=arguments.prompt,
+        num_images=arguments.num_images,
+        steps=arguments.steps,
+        seed=arguments.seed,
+        guidance_scale=arguments.guidance_scale,
+    )
+    for path in arguments.reference:
+        check_file("image", path)
+    for what, flag, texts in (("subject", "--subject", arguments.subject), ("LoRA", "--lora", arguments.lora)):
+        for text in texts:
+            check_file(what, path_and_number(flag, text, "weight")[0])
+    for path in arguments.embedding:
+        check_file("embedding", path)
+    _controlnets(arguments.controlnet)
+
+
 def _check_subject(arguments: argparse.Namespace) -> None:
     """Raise `InputError` unless there is a prompt and exactly one source of the subject."""
-    if not (arguments.prompt and (arguments.subject or (arguments.reference and arguments.category))):
+    words_explained = arguments.reference or arguments.lora or arguments.embedding
+    if not (arguments.prompt and (arguments.subject or (words_explained and arguments.category))):
         raise InputError(
             "A prompt, --reference FILE and --category WORD are needed, or a prompt and --subject FILE: "
             "see blip-diffusion generate --help."
         )
     if arguments.subject and arguments.reference:
         raise InputError("--subject and --reference exclude each other: give one of them.")
-    if arguments.subject:
-        check_used(arguments, add_flags, ("resize_mode",), "with --subject")
+    if not arguments.reference:
+        where = "with --subject" if arguments.subject else "without --reference"
+        check_used(arguments, add_flags, ("resize_mode",), where)
 
 
 def _check_reproduce(arguments: argparse.Namespace) -> None:
@@ -163,28 +244,14 @@ def _check_reproduce(arguments: argparse.Namespace) -> None:
         raise InputError(f"--reproduce takes all settings from the PNG: remove {', '.join(ignored)}, or --reproduce.")
 
 
-def _path_and_number(flag: str, text: str, name: str) -> tuple[Path, float]:
-    """Parse FILE or FILE:NUMBER; without a number it is 1."""
-    if Path(text).is_file() or ":" not in text:
-        return Path(text), 1.0
-    path, number = text.rsplit(":", 1)
-    try:
-        return Path(path), float(number)
-    except ValueError:
-        raise InputError(f"{flag} {text} has the {name} {number!r}: use a number, for example 0.5.") from None
-
-
-def _size(text: str) -> tuple[int, int]:
-    """Parse a width and height."""
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size: use 512, or 768x512 for width and height")
-    return int(sides[0]), int(sides[-1])
-
-
 def _controlnets(texts: list[str]) -> dict[str, str]:
     """Parse `--controlnet canny=FOLDER`, at most one per kind."""
-    return dict(_pair("--controlnet", text, "MODEL") for text in texts)
+    pairs = [kind_and_value("--controlnet", text, "MODEL") for text in texts]
+    kinds = [kind for kind, _ in pairs]
+    for kind in kinds:
+        if kinds.count(kind) > 1:
+            raise InputError(f"--controlnet {kind} is given twice: give one for each kind.")
+    return dict(pairs)
 
 
 def _controls(texts: list[str], controlnets: dict[str, str]) -> tuple[ControlInput, ...]:
@@ -193,16 +260,9 @@ def _controls(texts: list[str], controlnets: dict[str, str]) -> tuple[ControlInp
 
     controls = []
     for text in texts:
-        kind, rest = _pair("--control", text, "FILE")
-        path, scale = _path_and_number("--control", rest, "scale")
+        kind, rest = kind_and_value("--control", text, "FILE")
+        path, scale = path_and_number("--control", rest, "scale")
         controls.append(read_control(kind, path, scale, controlnets.get(kind, "")))
     for unused in controlnets.keys() - {control.kind for control in controls}:
         raise InputError(f"--controlnet {unused} has no effect: add --control {unused}=FILE.")
     return tuple(controls)
-
-
-def _pair(flag: str, text: str, value: str) -> tuple[str, str]:
-    kind, sign, rest = text.partition("=")
-    if not (kind and sign and rest):
-        raise InputError(f"{flag} {text} can't be parsed: write KIND={value}.")
-    return kind, rest

@@ -22,6 +22,12 @@ UNUSED = {
 }
 """The methods, with the flags that have no effect in each."""
 
+USES = {
+    "dreambooth-lora": '--lora {out} --category "sks {category}"',
+    "textual-inversion": '--embedding {out} --category "<{name}>"',
+}
+"""Flags of `generate` for what a method writes, other than a subject file."""
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
@@ -93,14 +99,17 @@ def run(arguments: argparse.Namespace) -> None:
         segmenter=_segmenter(arguments.masks),
         resume=arguments.resume,
     )
-    _print_result(tuned)
+    _print_result(tuned, arguments)
 
 
-def _print_result(tuned: Any) -> None:
+def _print_result(tuned: Any, arguments: argparse.Namespace) -> None:
     if tuned.result.stopped == "signal":
         print(f"stopped after {tuned.step} steps; run the same command with --resume to continue")
         raise KeyboardInterrupt
     print(f"{tuned.step} steps, {tuned.result.seconds:.0f} s of training: {tuned.out}")
+    if arguments.method in USES:
+        flags = USES[arguments.method].format(out=tuned.out, name=arguments.name, category=arguments.category)
+        print(f'use it: blip-diffusion generate "on the beach" --model {arguments.model} {flags}')
     if tuned.scores and not tuned.step:
         print("no training step improved the result: the mean of the photos' embeddings was saved")
     if tuned.scores:

@@ -1,0 +1,34 @@
+"""What a request may ask for. Imports nothing, so that the command line finds mistakes at once."""
+
+from collections.abc import Sequence
+
+from blip_diffusion.errors import InputError
+
+MAX_IMAGES, MAX_STEPS = 1000, 1000
+MAX_TOTAL = 10_000
+"""Images of a request: prompts times images per prompt."""
+MAX_LETTERS = 10_000
+"""Letters of a prompt: a text encoder reads some dozens of words."""
+
+
+def check_limits(
+    *, prompts: Sequence[str], num_images: int, steps: int | None, seed: int, guidance_scale: float | None
+) -> None:
+    """Raise `InputError` for a number of a `GenerationRequest` that is out of range, or a prompt that can't be one."""
+    if not prompts or any(not prompt.strip() for prompt in prompts):
+        raise InputError("The prompt is empty: describe the scene, for example on the beach.")
+    if (longest := max(map(len, prompts))) > MAX_LETTERS:
+        raise InputError(f"A prompt has {longest} letters: use at most {MAX_LETTERS}, some dozens of words are read.")
+    _check_range("--num-images", num_images, MAX_IMAGES)
+    _check_range("--steps", steps, MAX_STEPS)
+    if (total := len(prompts) * num_images) > MAX_TOTAL:
+        raise InputError(f"{len(prompts)} prompts with {num_images} images are {total}: use at most {MAX_TOTAL}.")
+    if seed < 0 or seed + num_images > 2**63:
+        raise InputError(f"--seed is {seed}: with {num_images} images, use a number from 0 to 2^63 - {num_images}.")
+    if guidance_scale is not None and not 0 <= guidance_scale <= 100:
+        raise InputError(f"--guidance-scale is {guidance_scale}: use a number from 0 to 100.")
+
+
+def _check_range(flag: str, value: int | None, highest: int) -> None:
+    if value is not None and not 1 <= value <= highest:
+        raise InputError(f"{flag} is {value}: use a number from 1 to {highest}.")
