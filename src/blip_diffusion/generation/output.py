@@ -56,12 +56,19 @@ def _free_path(path: Path, metadata: str, taken: set[Path]) -> Path:
     )
 
 
-def _save(image: Image.Image, path: Path, metadata: str, *, flag: str = "--out") -> None:
+def png_with_metadata(image: Image.Image, metadata: str) -> bytes:
+    """Return an image as a PNG file that holds its settings; `metadata` is what `png_metadata.encode` returns."""
     information = PngImagePlugin.PngInfo()
     information.add_text(METADATA, metadata)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=information)
+    return buffer.getvalue()
+
+
+def _save(image: Image.Image, path: Path, metadata: str, *, flag: str = "--out") -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path, "PNG", pnginfo=information)
+        path.write_bytes(png_with_metadata(image, metadata))
     except OSError as error:
         raise InputError(f"{path} can't be written ({error.strerror or error}): choose another {flag}.") from error
 

@@ -1,4 +1,4 @@
-"""What to generate: one validated, self-contained object, whichever interface made it."""
+"""What to generate: one validated, self-contained object, whichever interface made it. Imports no torch."""
 
 from dataclasses import dataclass
 from math import isfinite
@@ -8,7 +8,6 @@ from typing import Literal
 from PIL import Image
 
 from blip_diffusion import images
-from blip_diffusion.annotators import annotate
 from blip_diffusion.errors import InputError
 from blip_diffusion.framing import check_box
 from blip_diffusion.generation.subject_refs import SubjectRef
@@ -150,6 +149,8 @@ def read_control(kind: str, path: Path, scale: float = 1.0, controlnet: str = ""
     Raises:
         InputError: If the kind is unknown, its extra is not installed, or the file is not an image.
     """
+    from blip_diffusion.annotators import annotate  # imports torch
+
     source = _at_most(images.open_image(path), CONTROL_SIDE)
     return ControlInput(kind, images.png_bytes(annotate(source, kind)), scale, controlnet)
 

@@ -1,6 +1,7 @@
 """Run a generation request: load the model, generate in batches, write PNG files."""
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from blip_diffusion.fileio import check_writable
 from blip_diffusion.generation.output import check_grid_path, save_grid, save_images
 from blip_diffusion.generation.request import CONTROLNETS, ControlInput, GenerationRequest
 from blip_diffusion.generation.subject_refs import load_subjects
-from blip_diffusion.pipelines.presets import preset_on_engine
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline, StepCallback
+from blip_diffusion.pipelines.presets import Dtype, preset_on_engine
 
 BATCH_SIZE = 8
 """Images per batch: memory grows with it, and an interrupt loses the current batch."""
@@ -45,17 +47,15 @@ def run(request: GenerationRequest, out: Path, *, device: str = "auto", grid: Pa
     check_writable(out)
     if grid is not None:
         check_grid_path(grid)
-    pipe = _load_pipeline(request, device)
-    control = _control_arguments(request.controls, pipe)
-    subject = _subject_arguments(pipe, request)
+    prepared = prepare(load_pipeline(request.model, request.dtype, device), request)
     jobs = [(prompt, request.seed + copy) for prompt in request.prompts for copy in range(request.num_images)]
     generated: list[Image.Image] = []
     paths: list[Path] = []
     for start in range(0, len(jobs), BATCH_SIZE):
         batch = jobs[start : start + BATCH_SIZE]
         label = f"{start + 1} to {start + len(batch)} of {len(jobs)}" if len(jobs) > BATCH_SIZE else None
-        pipe.set_progress_bar_config(disable=None, desc=label)  # None: only in a terminal
-        results = _generate(pipe, request, batch, subject, control)
+        prepared.pipe.set_progress_bar_config(disable=None, desc=label)  # None: only in a terminal
+        results = prepared.generate(batch)
         paths += save_images(request, results, batch, out, taken=set(paths))
         generated += results if grid is not None else []
     if grid is not None:
@@ -63,13 +63,56 @@ def run(request: GenerationRequest, out: Path, *, device: str = "auto", grid: Pa
     return paths
 
 
-def _load_pipeline(request: GenerationRequest, device: str) -> Any:
-    from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
-
+def load_pipeline(model: str, dtype: Dtype, device: str) -> BlipDiffusionPipeline:
+    """Load a model onto a device. Raises `CheckpointError` if it is missing or damaged."""
     place = device_of(device)
-    pipe = BlipDiffusionPipeline.from_pretrained(request.model, torch_dtype=getattr(torch, request.dtype)).to(place)
+    pipe: BlipDiffusionPipeline = BlipDiffusionPipeline.from_pretrained(model, torch_dtype=getattr(torch, dtype))
+    return pipe.to(place)
+
+
+@dataclass(frozen=True)
+class PreparedRequest:
+    """A request whose subject and controls are loaded into a pipeline.
+
+    Args:
+        pipe: The pipeline, with the request's preset.
+        request: What to generate.
+        arguments: Arguments of every call: the subject and the controls.
+    """
+
+    pipe: BlipDiffusionPipeline
+    request: GenerationRequest
+    arguments: dict[str, Any]
+
+    def generate(self, batch: list[tuple[str, int]], on_step: StepCallback | None = None) -> list[Image.Image]:
+        """Generate one image for each prompt and seed, in one batch. `on_step` is called after each sampling step."""
+        request = self.request
+        result: list[Image.Image] = self.pipe(
+            [prompt for prompt, _ in batch],
+            target_subject_category=request.target_category,
+            box=request.box,
+            negative_prompt=request.negative_prompt,
+            height=request.height,
+            width=request.width,
+            num_inference_steps=request.steps,
+            guidance_scale=request.guidance_scale,
+            generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
+            callback_on_step_end=on_step,
+            **self.arguments,
+        ).images
+        return result
+
+
+def prepare(pipe: BlipDiffusionPipeline, request: GenerationRequest) -> PreparedRequest:
+    """Apply a request's preset to a pipeline, and load its subject and its controls.
+
+    Raises:
+        InputError: If the request does not fit the model.
+        CheckpointError: If a ControlNet or a subject file is missing or damaged.
+    """
     pipe.set_preset(preset_on_engine(request.preset, request.engine))
-    return pipe
+    control = _control_arguments(request.controls, pipe)
+    return PreparedRequest(pipe, request, {**_subject_arguments(pipe, request), **control})
 
 
 def _subject_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:
@@ -82,30 +125,6 @@ def _subject_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:
         "source_subject_category": request.category,
         "resize_mode": request.resize_mode,
     }
-
-
-def _generate(
-    pipe: Any,
-    request: GenerationRequest,
-    batch: list[tuple[str, int]],
-    subject: dict[str, Any],
-    control: dict[str, Any],
-) -> list[Image.Image]:
-    """Generate one image for each prompt and seed, in one batch."""
-    result: list[Image.Image] = pipe(
-        [prompt for prompt, _ in batch],
-        target_subject_category=request.target_category,
-        box=request.box,
-        negative_prompt=request.negative_prompt,
-        height=request.height,
-        width=request.width,
-        num_inference_steps=request.steps,
-        guidance_scale=request.guidance_scale,
-        generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
-        **subject,
-        **control,
-    ).images
-    return result
 
 
 def _control_arguments(controls: tuple[ControlInput, ...], pipe: Any) -> dict[str, Any]:
