@@ -122,11 +122,11 @@ class GenerationRequest:
             raise InputError(f"--guidance-scale is {self.guidance_scale}: use a number from 0 to 100.")
 
 
-def read_reference(path: Path) -> bytes:
+def read_reference(source: images.Source) -> bytes:
     """Read a reference image for a request.
 
     Args:
-        path: An image file.
+        source: The path of an image file, or an open file.
 
     Returns:
         Upright RGB as PNG bytes, the short side at most 512 pixels.
@@ -134,7 +134,7 @@ def read_reference(path: Path) -> bytes:
     Raises:
         InputError: If the file is missing, damaged, or not an image.
     """
-    return images.png_bytes(_at_most(images.open_image(path), REFERENCE_SIDE))
+    return images.png_bytes(_at_most(images.open_image(source), REFERENCE_SIDE))
 
 
 def read_control(kind: str, path: Path, scale: float = 1.0, controlnet: str = "") -> ControlInput:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -44,10 +44,13 @@ class EventLog:
         self._jobs: OrderedDict[str, list[Event]] = OrderedDict()
         self._numbers: dict[str, int] = {}
         self._lock = threading.Lock()
+        self.totals: Counter[Kind] = Counter()
+        """Events of this process by kind."""
 
     def add(self, job: str, kind: Kind, data: Mapping[str, Any] | None = None, preview: bytes = b"") -> None:
         """Append an event. Only the newest preview of a job is kept; the oldest events of many are dropped."""
         with self._lock:
+            self.totals[kind] += 1
             number = self._numbers[job] = self._numbers.get(job, 0) + 1
             events = self._jobs.setdefault(job, [])
             if kind == "preview":

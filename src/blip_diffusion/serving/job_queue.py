@@ -36,13 +36,13 @@ WAITING = ["ENQUEUED", "DELAYED"]
 
 @dataclasses.dataclass(frozen=True)
 class QueuedJob:
-    """A job as the queue stores it: `table` is its request and its options, `images` its result."""
+    """A job as the queue stores it: `table` is its request and its options, `result` what `run` returned."""
 
     id: str
     state: State
     owner: str
     table: dict[str, Any]
-    images: tuple[str, ...]
+    result: dict[str, Any]
     error: Exception | None
     created: float
     started: float
@@ -54,10 +54,10 @@ class JobQueue:
 
     Args:
         settings: Database, executor id and number of workers.
-        run: Runs a job with its id and its table, and returns the ids of its images. Called again after a crash.
+        run: Runs a job with its id and its table, and returns JSON values. Called again after a crash.
     """
 
-    def __init__(self, settings: ServiceSettings, run: Callable[[str, dict[str, Any]], list[str]]) -> None:
+    def __init__(self, settings: ServiceSettings, run: Callable[[str, dict[str, Any]], dict[str, Any]]) -> None:
         self._settings, self._run = settings, run
         self._workflow: Any = None
 
@@ -73,7 +73,7 @@ class JobQueue:
         DBOS(config=config)
         logging.getLogger("dbos").addFilter(_is_problem)
 
-        def workflow(table: dict[str, Any]) -> list[str]:
+        def workflow(table: dict[str, Any]) -> dict[str, Any]:
             return self._run(str(DBOS.workflow_id), table)
 
         workflow.__qualname__ = WORKFLOW
@@ -153,7 +153,7 @@ def _queued(status: WorkflowStatus) -> QueuedJob:
         state=STATES[status.status],
         owner=status.authenticated_user or "",
         table=given[0] if given else {},
-        images=tuple(status.output or ()),
+        result=status.output or {},
         error=error,
         created=(status.created_at or 0) / 1000,
         started=(status.dequeued_at or 0) / 1000,

@@ -21,6 +21,7 @@ class Job:
         images: Ids of its images so far, in the order of prompts and seeds.
         problem: Why it failed, in a sentence.
         cause: The same for programs.
+        seconds: Time that its images took on the workers, once it is done.
     """
 
     id: str
@@ -33,13 +34,9 @@ class Job:
     images: tuple[str, ...] = ()
     problem: str = ""
     cause: str = ""
+    seconds: float = 0.0
 
     @property
     def has_ended(self) -> bool:
         """Whether nothing more will happen to it."""
         return self.state in ("done", "failed", "cancelled")
-
-    @property
-    def seconds(self) -> float:
-        """Seconds from its start to its end; 0 until then."""
-        return self.finished - self.started if self.finished and self.started else 0.0

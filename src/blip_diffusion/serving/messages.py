@@ -80,3 +80,4 @@ class Finished:
     outcome: Literal["done", "failed", "cancelled"] = "done"
     cause: str = ""
     problem: str = ""
+    seconds: float = 0.0

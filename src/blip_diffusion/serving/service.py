@@ -195,60 +195,84 @@ class JobService:
         return job
 
     def _job(self, queued: QueuedJob) -> Job:
-        events = self.log.after(queued.id, 0)
-        images = queued.images or tuple(event.data["id"] for event in events if event.kind == "image")
+        so_far = (event.data["id"] for event in self.log.after(queued.id, 0) if event.kind == "image")
         request = None
         with suppress(UnknownId, KeyError):
             request = from_table(queued.table["request"], self.store)
-        problem = str(queued.error or "")
-        cause = str(getattr(queued.error, "cause", "internal_error")) if queued.error else ""
         return Job(
-            queued.id, queued.state, queued.owner, queued.created, queued.started, queued.finished,
-            request, images, problem, cause,
-        )  # fmt: skip
+            id=queued.id,
+            state=queued.state,
+            owner=queued.owner,
+            created=queued.created,
+            started=queued.started,
+            finished=queued.finished,
+            request=request,
+            images=tuple(dict.fromkeys(queued.result.get("images", so_far))),
+            problem=str(queued.error or ""),
+            cause=str(getattr(queued.error, "cause", "internal_error")) if queued.error else "",
+            seconds=queued.result.get("seconds", 0.0),
+        )
+
+    def adopt(self, request: GenerationRequest) -> GenerationRequest:
+        """Return a request from a PNG file with this service's ids. Nothing that the file names is opened.
+
+        Raises:
+            InputError: If it needs a model, a ControlNet or a subject that this service doesn't have.
+        """
+        if any(control.controlnet for control in request.controls):
+            raise InputError("The image was made with a ControlNet of its own, which this server doesn't load.")
+        known = {subject.id for subject in self.store.subjects()}
+        if not {subject.sha256 for subject in request.subjects} <= known:
+            raise InputError("The image was made with a tuned subject that isn't here: upload the subject file first.")
+        model = next((name for name, path in self.settings.models.items() if request.model in (name, path)), None)
+        if model is None:
+            raise InputError("The image was made with a model that this server doesn't have.")
+        subjects = tuple(replace(subject, path=subject.sha256) for subject in request.subjects)
+        return replace(request, model=model, subjects=subjects)
 
     # ------------------------------------------------------------------------------------------------- running
 
-    def _run(self, job_id: str, table: dict[str, Any]) -> list[str]:
+    def _run(self, job_id: str, table: dict[str, Any]) -> dict[str, Any]:
         """Run a job, in a thread of the queue."""
         self.log.add(job_id, "started")
         try:
-            images = self._run_batches(job_id, table)
+            result = self._run_batches(job_id, table)
         except (JobFailed, UnknownId) as error:
             self.log.add(job_id, "failed", {"problem": str(error), "cause": getattr(error, "cause", error.code)})
             raise
-        self.log.add(job_id, "done", {"images": images})
-        return images
+        self.log.add(job_id, "done", {"images": result["images"]})
+        return result
 
-    def _run_batches(self, job_id: str, table: dict[str, Any]) -> list[str]:
+    def _run_batches(self, job_id: str, table: dict[str, Any]) -> dict[str, Any]:
         request = from_table(table["request"], self.store)
-        wanted = [(prompt, request.seed + copy) for prompt in request.prompts for copy in range(request.num_images)]
         whole = Batch(
             job=job_id,
             request=request,
             model=self.settings.models[request.model],
             subject_files=tuple(str(self.store.subject_path(subject.path)) for subject in request.subjects),
-            images=tuple(wanted),
+            images=tuple(
+                (prompt, request.seed + copy) for prompt in request.prompts for copy in range(request.num_images)
+            ),
             auto_dtype=table["auto_dtype"],
             previews=table["previews"],
         )
-        images: list[str] = []
-        for start in range(0, len(wanted), self.settings.batch_size):
+        result: dict[str, Any] = {"images": [], "seconds": 0.0}
+        for start in range(0, len(whole.images), self.settings.batch_size):
             batch = replace(whole, images=whole.images[start : start + self.settings.batch_size])
-            done = self._queue.step(f"images from {start}", partial(self._generate, batch, start))
-            for image_id in done:
+            images, seconds = self._queue.step(f"images from {start}", partial(self._generate, batch, start))
+            for image_id in images:
                 self.log.add(job_id, "image", {"id": image_id})
-            images += done
-        return images
+            result = {"images": [*result["images"], *images], "seconds": result["seconds"] + seconds}
+        return result
 
-    def _generate(self, batch: Batch, start: int) -> list[str]:
+    def _generate(self, batch: Batch, start: int) -> tuple[list[str], float]:
         """Generate a batch and keep its images. A file that a killed process wrote before is written anew."""
         queued = self._queue.get(batch.job)
         if queued is None or queued.state == "cancelled":
             raise self._queue.abandon(batch.job)
         finished = self.pool.do(batch, lambda progress: self._on_progress(batch, start, progress))
         self._check(batch.job, finished)
-        return self.store.add_images(batch.job, start, finished.files)
+        return self.store.add_images(batch.job, start, finished.files), finished.seconds
 
     def _check(self, job_id: str, finished: Finished) -> None:
         if finished.outcome == "cancelled":
@@ -283,7 +307,9 @@ class JobService:
             InputError: If the file is not an image.
             TimeoutError: If all workers are busy.
         """
-        path = self.settings.models[model or self.settings.default_model]
+        path = self.settings.models.get(model or self.settings.default_model)
+        if path is None:
+            raise InputError(f"There is no model {model!r} here: use {', '.join(self.settings.models)}.")
         finished = self.pool.do(Crop(reference, path, resize_mode), lambda progress: None, timeout=timeout)
         if finished.outcome == "failed":
             raise InputError(finished.problem)

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import signal
+import time
 from collections import OrderedDict
 from multiprocessing.connection import Connection
 from typing import Any
@@ -78,6 +79,7 @@ class _Worker:
 
     def answer(self, task: Task) -> Finished:
         """Do a task. What goes wrong with it is its outcome: only a lost pipe ends the process."""
+        started = time.perf_counter()
         try:
             files = self._crop(task) if isinstance(task, Crop) else self._generate(task)
         except Cancelled:
@@ -93,7 +95,7 @@ class _Worker:
             )
         except Exception as error:  # a bug fails one job, not the process
             return Finished(outcome="failed", cause="internal_error", problem=f"Generation failed: {error!r}."[:500])
-        return Finished(tuple(files))
+        return Finished(tuple(files), seconds=time.perf_counter() - started)
 
     def _crop(self, task: Crop) -> list[bytes]:
         model = self.pipe(task.model, "float32").model
