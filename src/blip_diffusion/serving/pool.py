@@ -73,9 +73,7 @@ class Worker:
                 return
 
     def stop(self) -> None:
-        """End the process."""
-        if self._connection is not None:
-            self._connection.close()
+        """End the process. The pipe is not closed here, because another thread may read from it: it ends by itself."""
         if self._process is not None:
             self._process.terminate()
             self._process.join(GRACE)

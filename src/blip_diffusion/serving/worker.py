@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import signal
+import sys
 import time
 from collections import OrderedDict
 from multiprocessing.connection import Connection
@@ -40,6 +41,7 @@ def main(connection: Connection, device: str, model: str) -> None:
         model: Loaded at once.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service decides when to stop
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # cleans up, as the default would not
     worker = _Worker(connection, device)
     try:
         connection.send(Ready(worker.preload(model)))
