@@ -11,7 +11,7 @@ import pytest
 import blip_diffusion
 
 PACKAGE = Path(blip_diffusion.__file__).parent
-LEAVES = {"errors", "config", "devices", "fileio", "framing", "images", "nn_utils", "plots", "prompts"}
+LEAVES = {"errors", "config", "devices", "edges", "fileio", "framing", "images", "nn_utils", "plots", "prompts"}
 NETWORKS = LEAVES | {"modules", "diffusion"}
 MODEL = NETWORKS | {"model", "checkpoint"}
 TRAINER = {
@@ -31,13 +31,14 @@ MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
     "devices": {"errors"},
+    "edges": set(),
     "fileio": {"errors"},
     "nn_utils": set(),
     "framing": {"errors"},
     "images": {"errors"},
     "prompts": {"errors"},
     "plots": set(),
-    "annotators": {"errors", "images"},
+    "annotators": {"edges", "errors", "images"},
     "openvino_backend": {"errors", "fileio", "nn_utils"},
     "modules": {"errors"},
     "diffusion": {"errors"},

@@ -23,6 +23,7 @@ from blip_diffusion.training.initialization import (
     init_vae,
     load_parts,
     noising_from,
+    with_latent_channels,
     zero_snr_scheduler,
 )
 from blip_diffusion.training.shapes import MINI, SHAPES
@@ -170,3 +171,17 @@ def test_mini_is_small() -> None:
     assert 2 * numbers <= 64 * 2**20  # bytes in half precision
     assert MINI.unet["in_channels"] == MINI.vae["latent_channels"]
     assert MINI.unet["sample_size"] * 2 ** (len(MINI.vae["block_out_channels"]) - 1) == MINI.reference.size == 128
+
+
+def test_a_unet_for_other_latents_keeps_its_inner_layers() -> None:
+    unet = PlacedUNet2DConditionModel(**SHAPES["tiny-placed"].unet)
+    unet.init_placed()
+    changed = with_latent_channels(unet, 6)
+    assert changed(torch.randn(1, 6, 4, 4), 5, torch.randn(1, 7, 32 + CODE_WIDTH)).sample.shape == (1, 6, 4, 4)
+    same = {
+        name
+        for name, value in changed.state_dict().items()
+        if value.shape == unet.state_dict()[name].shape and torch.equal(value, unet.state_dict()[name])
+    }
+    assert {name.split(".")[0] for name in unet.state_dict().keys() - same} <= {"conv_in", "conv_out"}
+    assert with_latent_channels(unet, 4) is unet

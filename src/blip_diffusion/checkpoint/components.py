@@ -155,12 +155,17 @@ def save_text_encoder(encoder: SubjectTextEncoder, folder: Path, *, dtype: torch
     save_state(state, folder / "model.safetensors", dtype)
 
 
-DIFFUSERS = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "controlnet": "ControlNetModel"}
+DIFFUSERS = {
+    "unet": "UNet2DConditionModel",
+    "vae": "AutoencoderKL",
+    "controlnet": "ControlNetModel",
+    "t2i_adapter": "T2IAdapter",
+}
 """The class of each part that is diffusers' own."""
 
 
 def load_diffusers(name: str, folder: Path, *, dtype: torch.dtype | None = None) -> Any:
-    """Load the U-Net, VAE or ControlNet in a folder; `name` is a key of `DIFFUSERS`."""
+    """Load the U-Net, VAE, ControlNet or T2I-Adapter in a folder; `name` is a key of `DIFFUSERS`."""
     table = read_json(folder / "config.json")
     kind = table.get("_class_name", DIFFUSERS[name])
     if kind not in (DIFFUSERS[name], PlacedUNet2DConditionModel.__name__ if name == "unet" else None):
@@ -172,7 +177,7 @@ def load_diffusers(name: str, folder: Path, *, dtype: torch.dtype | None = None)
 def build_diffusers(
     name: str, table: Mapping[str, Any], state: Mapping[str, Tensor], *, dtype: torch.dtype | None = None
 ) -> Any:
-    """Build the U-Net, VAE or ControlNet from a configuration and weights."""
+    """Build the U-Net, VAE, ControlNet or T2I-Adapter from a configuration and weights."""
     with config_errors(f"the {name}"), meta_init():
         placed = name == "unet" and is_placed(table)
         part = (PlacedUNet2DConditionModel if placed else getattr(diffusers, DIFFUSERS[name])).from_config(dict(table))

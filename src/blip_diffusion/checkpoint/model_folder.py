@@ -15,7 +15,6 @@ from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from blip_diffusion.checkpoint import single_file
 from blip_diffusion.checkpoint.components import (
     ASSETS,
-    DIFFUSERS,
     bert_tokenizer,
     load_diffusers,
     load_reference,
@@ -41,10 +40,12 @@ UNREAD_FILES = ("vision_encoder/*", "safety_checker/*", "feature_extractor/*", "
 """What repositories hold beside the model: not worth the download."""
 CONSISTENCY_LORA = "consistency_lora.safetensors"
 """With it the model draws in a few steps, without guidance."""
+T2I_ADAPTERS = "t2i_adapter"
+"""The folder of T2I-Adapters, each in a folder that is named for the kind of control map it reads."""
 PARTS = ("qformer", "image_processor", "qformer_tokenizer", "text_encoder", "tokenizer", "unet", "vae", "scheduler",
          "controlnet", "subject_finder")  # fmt: skip
 
-OPTIONAL = ("controlnet", "inference", "consistency_lora", "subject_finder")
+OPTIONAL = ("controlnet", "inference", "consistency_lora", "subject_finder", "t2i_adapters")
 
 
 @dataclasses.dataclass
@@ -63,6 +64,7 @@ class Parts:
     inference: InferenceConfig | None = None  # nor do all say how they want to be asked
     consistency_lora: Path | None = None  # or bring one along
     subject_finder: SubjectFinder | None = None  # which the resize mode "subject" needs
+    t2i_adapters: dict[str, Any] | None = None  # by the kind of control map they read
 
 
 def read_parts(folder: Path, *, qformer_tokenizer: str | Path | None = None, dtype: torch.dtype | None = None) -> Parts:
@@ -80,7 +82,7 @@ def read_parts(folder: Path, *, qformer_tokenizer: str | Path | None = None, dty
         parts.reference = load_reference(folder / "image_processor", mean=index.get("mean"), std=index.get("std"))
     if has["text_encoder"]:
         parts.text_encoder = load_text_encoder(folder / "text_encoder", dtype=dtype)
-    for name in DIFFUSERS:
+    for name in ("unet", "vae", "controlnet"):
         if has[name] and (name != "controlnet" or "controlnet" in index):  # the published base has one that is unused
             setattr(parts, name, load_diffusers(name, folder / name, dtype=dtype))
     if has["tokenizer"]:
@@ -89,9 +91,15 @@ def read_parts(folder: Path, *, qformer_tokenizer: str | Path | None = None, dty
         parts.scheduler = _load_scheduler(folder, index)
     if has["subject_finder"]:
         parts.subject_finder = load_subject_finder(folder / "subject_finder", dtype=dtype)
+    parts.t2i_adapters = _load_adapters(folder / T2I_ADAPTERS, dtype)
     parts.inference = _inference_of(index, folder)
     parts.consistency_lora = path if (path := folder / CONSISTENCY_LORA).is_file() else None
     return parts
+
+
+def _load_adapters(folder: Path, dtype: torch.dtype | None) -> dict[str, Any] | None:
+    kinds = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    return {kind: load_diffusers("t2i_adapter", folder / kind, dtype=dtype) for kind in kinds} or None
 
 
 def _load_tokenizer(folder: Path) -> Any:
@@ -237,12 +245,14 @@ def save_model(
     *,
     controlnet: Any = None,
     consistency_lora: Path | None = None,
+    t2i_adapters: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
     """Write the model's folder, without LoRAs; floats in `dtype` if one is given.
 
-    `consistency_lora` is the file of one that belongs to the model. Raises `InputError` for several ControlNets and for
-    weights that aren't here, `CheckpointError` where that file can't be read, before anything is written.
+    `consistency_lora` is the file of one that belongs to the model; `t2i_adapters` are by kind of control map. Raises
+    `InputError` for several ControlNets and for weights that aren't here, `CheckpointError` where that file can't be
+    read, before anything is written.
     """
     if isinstance(controlnet, MultiControlNetModel):
         raise InputError(
@@ -265,6 +275,8 @@ def save_model(
         save_subject_finder(model.subject_finder, folder / "subject_finder", dtype=dtype)
     if controlnet is not None:
         save_diffusers("controlnet", controlnet, folder / "controlnet", dtype=dtype)
+    for kind, adapter in (t2i_adapters or {}).items():
+        save_diffusers("t2i_adapter", adapter, folder / T2I_ADAPTERS / kind, dtype=dtype)
     write_json(folder / "model_index.json", _index(model, controlnet))
 
 

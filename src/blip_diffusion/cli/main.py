@@ -7,15 +7,28 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from blip_diffusion import __version__
-from blip_diffusion.cli.commands import convert, data, evaluate, generate, serve, train, train_mini, tune
+from blip_diffusion.cli.commands import (
+    app,
+    convert,
+    data,
+    evaluate,
+    generate,
+    serve,
+    train,
+    train_control,
+    train_mini,
+    tune,
+)
 from blip_diffusion.errors import BlipDiffusionError
 
 COMMANDS = (
     ("generate", generate, "generate images of a subject in the scenes that prompts describe"),
+    ("app", app, "open a web page: generate, gallery, subjects, tuning, comparison"),
     ("serve", serve, "serve an HTTP API: OpenAI-compatible images, durable jobs, tuned subjects"),
     ("tune", tune, "personalize a model for your subject from a few photos"),
     ("train", train, "train a model from a TOML configuration"),
     ("train-mini", train_mini, "train mini from the start within a time limit"),
+    ("train-control", train_control, "train adapters for structure control of a model within a time limit"),
     ("evaluate", evaluate, "score a model on a benchmark, with lower and upper bounds, and write a report"),
     ("convert", convert, "convert a model or a tuned subject between layouts and precisions"),
     ("data", data, "build the training data and look at samples"),

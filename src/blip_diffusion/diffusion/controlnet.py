@@ -1,4 +1,4 @@
-"""ControlNets (Zhang, Rao & Agrawala 2023) as a denoiser."""
+"""ControlNets (Zhang, Rao & Agrawala 2023) and T2I-Adapters (Mou et al. 2023) as a denoiser."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers import T2IAdapter
 from torch import Tensor
 
 from blip_diffusion.diffusion.guidance import Denoiser
@@ -13,10 +14,10 @@ from blip_diffusion.diffusion.guidance import Denoiser
 
 @dataclass(frozen=True)
 class Control:
-    """A ControlNet (Zhang, Rao & Agrawala 2023), the image it looks at, how strongly it speaks, and when."""
+    """A ControlNet or a T2I-Adapter, the image it looks at, how strongly it speaks, and when."""
 
     net: Any
-    image: Tensor  # (B, 3, H, W) in [0, 1]
+    image: Tensor  # (B, 1 or 3, H, W) in [0, 1]
     scale: float = 1.0
     start: float = 0.0  # shares of the steps: it speaks in those that lie wholly between
     end: float = 1.0
@@ -36,31 +37,69 @@ def controlled_denoiser(
     doubled: bool = False,
     counter: Iterator[int] | None = None,
 ) -> Denoiser:
-    """The U-Net with what ControlNets add to its skips and its middle; they look at the same text states (B, L, D).
+    """The U-Net with what ControlNets and T2I-Adapters add to it; ControlNets look at the same text states (B, L, D).
 
-    It is called once a step, in order; denoisers that take turns share a `counter`. With `guess` the nets speak softer
-    the shallower their layer, and where the batch is `doubled` for guidance only in its second, conditional half: so
-    they can be trusted without a prompt.
+    A ControlNet runs in each step and adds to the skips and the middle; an adapter has run once, whatever the noise and
+    the prompt, and adds to the encoder's levels. The denoiser is called once a step, in order; denoisers that take
+    turns share a `counter`. With `guess` the nets speak softer the shallower their layer (adapters do not), and where
+    the batch is `doubled` for guidance only in its second, conditional half: so they can be trusted without a prompt.
     """
     counter = itertools.count() if counter is None else counter
     text = text.to(unet.dtype)
+    halved = guess and doubled
+    features = {
+        index: _features(control, text.dtype) for index, control in enumerate(controls) if is_adapter(control.net)
+    }
 
     def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
         step = next(counter)
-        added: list[Tensor] = []
         given = latents.to(text.dtype)
-        for control in controls:
-            if control.speaks(step, steps):
-                more = _control(control, given, timestep, text, guess=guess, halved=guess and doubled)
-                added = [a + b for a, b in zip(added, more, strict=True)] if added else more
+        skips: list[Tensor] = []
+        levels: list[Tensor] = []
+        for index, control in enumerate(controls):
+            if not control.speaks(step, steps):
+                continue
+            if index in features:
+                levels = _plus(levels, [_for_batch(x, given, halved=halved) for x in features[index]])
+            else:
+                skips = _plus(skips, _control(control, given, timestep, text, guess=guess, halved=halved))
         extra = {
-            "down_block_additional_residuals": added[:-1] or None,
-            "mid_block_additional_residual": added[-1] if added else None,
+            "down_block_additional_residuals": skips[:-1] or None,
+            "mid_block_additional_residual": skips[-1] if skips else None,
+            "down_intrablock_additional_residuals": levels or None,
         }
         answer: Tensor = unet(given, timestep, encoder_hidden_states=text, return_dict=False, **extra)[0]
         return answer.to(latents.dtype)
 
     return denoise
+
+
+def is_adapter(net: Any) -> bool:
+    """Return whether a net is a T2I-Adapter."""
+    return isinstance(net, T2IAdapter)
+
+
+def _plus(some: list[Tensor], more: list[Tensor]) -> list[Tensor]:
+    return [a + b for a, b in zip(some, more, strict=True)] if some else more
+
+
+def _features(control: Control, dtype: torch.dtype) -> list[Tensor]:
+    """An adapter's addition to each level of the U-Net's encoder: (B, C, H, W) each."""
+    image, wanted = control.image.to(control.net.dtype), int(control.net.config.in_channels)
+    if image.shape[1] != wanted:
+        image = image.mean(dim=1, keepdim=True).expand(-1, wanted, -1, -1)
+    features = [control.scale * x for x in control.net(image)]
+    same = control.net.dtype == dtype  # then autocast decides, as in the U-Net
+    return features if same else [x.to(dtype) for x in features]
+
+
+def _for_batch(feature: Tensor, latents: Tensor, *, halved: bool) -> Tensor:
+    """Repeat a feature for latents of several copies of the images; zero it in the first half if `halved`."""
+    copies = len(latents) // len(feature)
+    repeated = feature.repeat(copies, 1, 1, 1)
+    if halved:
+        repeated = torch.cat([torch.zeros_like(repeated[: len(latents) // 2]), repeated[len(latents) // 2 :]])
+    return repeated
 
 
 def _control(
@@ -71,7 +110,7 @@ def _control(
     if halved:
         latents, text = latents.chunk(2)[1], text.chunk(2)[1]
     latents, text = latents.to(control.net.dtype), text.to(control.net.dtype)
-    image = control.image.to(latents).repeat(len(latents) // len(control.image), 1, 1, 1)
+    image = control.image.to(latents).expand(-1, 3, -1, -1).repeat(len(latents) // len(control.image), 1, 1, 1)
     down, middle = control.net(
         latents,
         timestep,

@@ -155,6 +155,16 @@ def _new_unet(shape: ModelConfig) -> Any:
     return unet
 
 
+def with_latent_channels(unet: Any, channels: int) -> Any:
+    """Return a U-Net for latents of `channels`: `unet` itself, or its inner layers between new outer convolutions."""
+    if unet.config.in_channels == channels:
+        return unet
+    changed = type(unet).from_config(unet.config, in_channels=channels, out_channels=channels)
+    inner = {name: value for name, value in unet.state_dict().items() if not name.startswith(("conv_in.", "conv_out."))}
+    changed.load_state_dict(inner, strict=False)
+    return changed
+
+
 def init_heads(
     encoder_config: QFormerConfig, object_crop_size: int, folders: Sequence[Path], *, grid: bool = False
 ) -> nn.ModuleDict:

@@ -25,6 +25,7 @@ from blip_diffusion.training.config import TrainConfig
 from blip_diffusion.training.objective import Objective
 from blip_diffusion.training.objectives.autoencoder import Autoencoder, AutoencoderConfig
 from blip_diffusion.training.objectives.consistency import Consistency, ConsistencyConfig
+from blip_diffusion.training.objectives.control import ControlConfig, StructureControl
 from blip_diffusion.training.objectives.representation import Representation, RepresentationConfig
 from blip_diffusion.training.objectives.subject import SubjectConfig, SubjectRepresentation
 from blip_diffusion.training.objectives.text_to_image import TextToImage, TextToImageConfig
@@ -55,7 +56,7 @@ class DataConfig:
 class RunConfig:
     """One run. Of the objectives' tables, only the chosen one's is read."""
 
-    objective: Literal["autoencoder", "text_to_image", "representation", "subject", "consistency"]
+    objective: Literal["autoencoder", "text_to_image", "representation", "subject", "consistency", "control"]
     data: DataConfig = field(default_factory=DataConfig)
     model: initialization.InitConfig = field(default_factory=initialization.InitConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -64,6 +65,7 @@ class RunConfig:
     representation: RepresentationConfig = field(default_factory=RepresentationConfig)
     subject: SubjectConfig = field(default_factory=SubjectConfig)
     consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,23 @@ def consistency(material: BuildContext) -> Objective:
     return Consistency(model, initialization.noising_from(model.scheduler), config.consistency)
 
 
+def control(material: BuildContext) -> Objective:
+    """Build the objective of structure control of a trained model."""
+    config = material.config
+    parts = initialization.load_parts(config.model)
+    initialization.require_parts(parts, "subject_encoder", "text_encoder", "unet", "vae")
+    model = initialization.init_model(parts, config.model, material.corpus, material.pixels)
+    check_size(config, model)
+    torch.manual_seed(config.model.seed)
+    return StructureControl(
+        model,
+        initialization.noising_from(model.scheduler),
+        config.control,
+        t2i_adapters=parts.t2i_adapters,
+        consistency_lora=parts.consistency_lora,
+    )
+
+
 def check_size(config: RunConfig, model: BlipDiffusion) -> None:
     """Raise `ConfigError` if images are composed at another size than the model's."""
     own, size = int(model.unet.config.sample_size) * model.latents.factor, config.data.synthetic.size
@@ -147,6 +166,7 @@ OBJECTIVES: dict[str, Callable[[BuildContext], Objective]] = {
     "representation": representation,
     "subject": subject,
     "consistency": consistency,
+    "control": control,
 }
 
 

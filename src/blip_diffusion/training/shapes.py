@@ -29,8 +29,8 @@ MINI = ModelConfig(
     reference=ReferenceConfig(128, *LITE_PIXELS, resize_mode="subject"),
     unet={
         "sample_size": 16,
-        "in_channels": 8,
-        "out_channels": 8,
+        "in_channels": 16,
+        "out_channels": 16,
         "block_out_channels": (96, 160, 224),
         "norm_num_groups": 16,
         "layers_per_block": 1,
@@ -45,8 +45,8 @@ MINI = ModelConfig(
     },
     vae={
         "sample_size": 128,
-        "latent_channels": 8,  # four spend themselves on light and edges, and forget the difference of green and red
-        "block_out_channels": (16, 32, 96, 128),
+        "latent_channels": 16,  # the best linear code of its 8 x 8 pixel cells has 26.6 dB, with eight 23.5
+        "block_out_channels": (32, 64, 96, 128),
         "layers_per_block": 1,
         "norm_num_groups": 2,  # groups of two channels would forget how strong a flat colour is
         "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -54,7 +54,7 @@ MINI = ModelConfig(
         "mid_block_add_attention": False,
     },
 )
-"""The shipped model's shapes: 128 x 128 pixels, 16 x 16 x 8 latents, 31 million parameters."""
+"""The shipped model's shapes: 128 x 128 pixels, 16 x 16 x 16 latents, 32 million parameters."""
 
 
 TINY = ModelConfig(

@@ -215,9 +215,14 @@ def _started(
 
 
 def to_training_mode(objective: Objective, device: torch.device) -> Objective:
-    """Move an objective to a device, in training mode, in the memory format that convolutions are fastest in."""
+    """Move an objective to a device, in training mode, in the memory format that is fastest there.
+
+    On an H100 the small autoencoder's step takes 42 ms in contiguous format and 51 ms in channels last: GroupNorm wants
+    its channels together, and copies them otherwise. CPUs are faster in channels last.
+    """
     objective = objective.to(device).train()
-    objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # unknown to torch's stub
+    if device.type == "cpu":
+        objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # unknown to torch's stub
     return objective
 
 

@@ -9,7 +9,12 @@ from blip_diffusion.checkpoint.model_folder import Parts, read_parts
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.training.initialization import InitConfig, init_vae, perceptual_distance
-from blip_diffusion.training.objectives.autoencoder import Autoencoder, AutoencoderConfig, random_crops
+from blip_diffusion.training.objectives.autoencoder import (
+    Autoencoder,
+    AutoencoderConfig,
+    random_crops,
+    random_noise,
+)
 
 from .overfit import context, ids, moved_parameters, overfit, with_gradient
 
@@ -66,19 +71,27 @@ def test_a_polished_decoder_leaves_the_latents_alone(batch: SubjectBatch, tmp_pa
     assert read_parts(tmp_path).vae.config.scaling_factor == 0.3
 
 
-@torch.no_grad()
 def test_latents_are_disturbed_by_up_to_a_share_of_their_spread() -> None:
-    latents = 3 * torch.randn(64, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    noise = method(latent_noise=0.3)._disturbed(latents, context().rng) - latents
-    amounts = noise.std(dim=(1, 2, 3)) / latents.std()
+    noise, disturbance = random_noise(torch.Size((64, 4, 8, 8)), 0.3, context().rng)
+    amounts = disturbance.std(dim=(1, 2, 3))
     assert 0 < amounts.min() < 0.1 and 0.2 < amounts.max() < 0.33
-    assert method()._disturbed(latents, context().rng) is latents
+    assert noise.std() == pytest.approx(1, abs=0.02)
+    assert not torch.equal(noise, random_noise(noise.shape, 0.3, context(seed=1).rng)[0])
+
+
+@torch.no_grad()
+def test_the_decoder_sees_the_disturbance(batch: SubjectBatch) -> None:
+    pixels, disturbed = batch["target"], method(latent_noise=0.3)
+    zero = torch.zeros(disturbed.latent_shape(pixels))
+    plain, changed = (disturbed.losses(pixels, zero, zero + amount, 0)["absolute"] for amount in (0.0, 1.0))
+    assert plain != changed
+    assert plain == method().losses(pixels, zero, zero + 1, 0)["absolute"]
 
 
 def test_the_export_brings_latents_to_unit_variance(batch: SubjectBatch, tmp_path: Path) -> None:
     trained = method().train()
     for step in range(50):
-        trained._measure(torch.randn(64, generator=torch.Generator().manual_seed(step)) * 3, step)
+        trained._measure(torch.randn(64, generator=torch.Generator().manual_seed(step)) * 3)
     trained.export(tmp_path)
     assert read_parts(tmp_path).vae.config.scaling_factor == pytest.approx(1 / 3, rel=0.05)
 

@@ -28,6 +28,10 @@ def states(own: Consistency, batch: SubjectBatch) -> Tensor:
     return own.model.text_states(batch["caption"], own.model.subject_tokens(batch["reference"], batch["category"]))
 
 
+def empty(own: Consistency) -> Tensor:
+    return own.model.text_states([""])
+
+
 def test_it_learns_a_batch(model: BlipDiffusion, batch: SubjectBatch) -> None:
     before, after = overfit(method(model, num_levels=10), batch, steps=20, lr=2e-3)
     assert after < 0.8 * before
@@ -80,7 +84,9 @@ def test_the_teacher_takes_a_step_of_ddim(model: BlipDiffusion, batch: SubjectBa
     scheduler.set_timesteps(10)
     assert 599 in scheduler.timesteps and 499 in scheduler.timesteps
     wanted = scheduler.step(without + 2 * (full - without), 599, noised).prev_sample
-    torch.testing.assert_close(own._solved(noised, later, earlier, own._teach(seen)), wanted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        own._solved(noised, later, earlier, own._teach(seen, empty)), wanted, atol=1e-4, rtol=1e-4
+    )
 
 
 @torch.no_grad()
@@ -90,10 +96,10 @@ def test_the_teachers_way_is_that_of_the_sampler(model: BlipDiffusion, batch: Su
         model, guidance_scale=2.0, guidance_rescale=0.0, num_levels=5, solver_steps=2, trajectory_distillation=True
     )
     assert own._levels(torch.device("cpu")).tolist() == [999, 799, 599, 399, 199, 0]
-    seen, empty = states(own, batch), model.text_states([""]).expand(6, -1, -1)
-    noise = own._noise(torch.Size((6, 4, 4, 4)), torch.Generator().manual_seed(0))
-    path = own._path(noise, seen)
-    denoiser = guided(unet_denoiser(own.teacher, torch.cat([empty, seen])), 2.0)
+    seen, none = states(own, batch), empty(own)
+    noise = torch.randn(own.latent_shape(6), generator=torch.Generator().manual_seed(0))
+    path = own._path(noise, own._teach(seen, none))
+    denoiser = guided(unet_denoiser(own.teacher, torch.cat([none.expand(6, -1, -1), seen])), 2.0)
     reached: list[Tensor] = []
     scheduler.set_timesteps(10)
     sample(denoiser, noise, scheduler, hook=lambda index, time, now: reached.append(now) or now)  # type: ignore[func-returns-value]
@@ -105,8 +111,24 @@ def test_the_teachers_way_is_that_of_the_sampler(model: BlipDiffusion, batch: Su
 def test_it_begins_with_noise_as_strong_as_the_model_is_asked_to(model: BlipDiffusion) -> None:
     model.inference = replace(model.inference, noise_scale=0.5)
     for lora, expected in ((False, 1.0), (True, 0.5)):  # the whole student's sampler puts noise of strength 1 back
-        noise = method(model, lora=lora)._noise(torch.Size((500, 4, 4, 4)), torch.Generator().manual_seed(0))
-        assert abs(noise.std().item() - expected) < 0.02
+        assert method(model, lora=lora).noise_scale == expected
+
+
+def test_the_students_first_answer_nears_the_end_of_the_path(model: BlipDiffusion, batch: SubjectBatch) -> None:
+    own = method(model, lora=True, rank=4, num_levels=2, steps=2, trajectory_distillation=True, huber_c=0.1)
+    seen, none, noise = states(own, batch).detach(), empty(own).detach(), torch.randn(own.latent_shape(6))
+
+    def distance() -> float:
+        guess, end = own.first_answer(seen, none, noise)
+        return float((guess - end).square().mean())
+
+    before = distance()
+    optimizer = torch.optim.Adam(own.parameter_groups()[0].parameters, 2e-2)
+    for _ in range(15):
+        optimizer.zero_grad()
+        own.trajectory_losses(seen, none, noise)["loss"].backward()
+        optimizer.step()
+    assert distance() < 0.8 * before
 
 
 def test_the_student_moves_and_the_teacher_does_not(model: BlipDiffusion, batch: SubjectBatch) -> None:

@@ -5,7 +5,13 @@ import torch
 from torch import nn
 
 from blip_diffusion.training.objective import Losses
-from blip_diffusion.training.recipe.cuda_graph import GraphMismatchError, check_close, eager_step, make_step
+from blip_diffusion.training.recipe.cuda_graph import (
+    GraphMismatchError,
+    HalfNorms,
+    check_close,
+    eager_step,
+    make_step,
+)
 from blip_diffusion.training.recipe.packing import Rows
 
 
@@ -40,6 +46,17 @@ def test_a_graph_that_differs_is_refused(losses: dict[str, float], norm: float, 
 def test_a_number_that_is_none_is_refused() -> None:
     with pytest.raises(GraphMismatchError):
         check_close(({"loss": float("nan")}, 1.0), ({"loss": 1.0}, 1.0))
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(8), nn.GroupNorm(2, 8)])
+def test_norms_stay_in_the_type_of_their_input(norm: nn.Module) -> None:
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    with HalfNorms():
+        half, whole = norm(x.bfloat16()), norm(x)
+    assert half.dtype == torch.bfloat16 and whole.dtype == torch.float32
+    torch.testing.assert_close(half.float(), whole, atol=0.02, rtol=0.02)
+    half.float().square().sum().backward()
+    assert norm.weight.grad is not None and norm.weight.grad.dtype == torch.float32
 
 
 @pytest.mark.gpu

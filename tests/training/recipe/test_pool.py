@@ -60,7 +60,7 @@ def test_the_pool_gives_what_the_workers_composited(feeder: Feeder, sampler: Pai
 def test_without_workers_batches_come_in_order(sampler: PairSampler, packer: Packer) -> None:
     pool, own = Pool(8, CPU), Feeder(sampler, packer, workers=0, slots=1, first=5)
     own.fill(pool, 8)
-    own.drain(pool)
+    own.drain(pool, at_most=4)
     newest, older = (pool.rows["target"][:4], pool.rows["target"][4:])
     assert torch.equal(newest, to_bytes(sampler(7)["target"])) and torch.equal(older, to_bytes(sampler(6)["target"]))
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from blip_diffusion.checkpoint.model_folder import read_parts
 from blip_diffusion.cli.main import main
 from blip_diffusion.errors import CheckpointError, ConfigError, InputError
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
@@ -85,3 +86,12 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--minutes is 0"):
         run(RecipeConfig(), tmp_path, minutes=0, device=CPU, workers=0)
     assert main(["train-mini", "--workers", "-1"]) == 2
+
+
+def test_a_run_continues_a_model(folder: Path, tmp_path: Path) -> None:
+    config = read_recipe(None, [*SMALL, f'init_from=["{folder / "export"}"]'])
+    run(config, tmp_path / "more", minutes=0.01, device=CPU, workers=0)
+    before, start = (read_parts(path) for path in (folder / "export", tmp_path / "more/start"))
+    for name in ("vae", "unet", "text_encoder", "subject_encoder", "subject_finder"):
+        for key, value in getattr(before, name).state_dict().items():
+            assert torch.equal(value, getattr(start, name).state_dict()[key]), key

@@ -80,7 +80,7 @@ def decode_data_url(url: str | None) -> bytes | None:
 
 
 def _shares(subject: str | list[SubjectShare] | None) -> list[SubjectShare]:
-    shares = [SubjectShare(id=subject)] if isinstance(subject, str) else subject or []
+    shares = [SubjectShare(id=subject, weight=1.0)] if isinstance(subject, str) else subject or []
     if len(shares) > MAX_MIXTURE:
         raise Problem(422, "invalid_input", f"subject: use at most {MAX_MIXTURE} subjects.", param="subject")
     return shares

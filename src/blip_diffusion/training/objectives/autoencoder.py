@@ -60,14 +60,37 @@ class Autoencoder(Objective):
         self.perceptual = perceptual
         self.discriminator = PatchDiscriminator() if config.adversarial else None
         self.register_buffer("latent_variance", torch.ones(()))
+        self.register_buffer("measured", torch.zeros(()))  # how many steps it was measured in
         self.latent_variance: Tensor
+        self.measured: Tensor
 
     def forward(self, batch: SubjectBatch, context: StepContext) -> Losses:
         """Return the losses on one crop of every target and reference."""
         wanted = random_crops(torch.cat([batch["target"], batch["reference"]]), self.config.crop, context.rng)
+        noise = random_noise(self.latent_shape(wanted), self.config.latent_noise, context.rng)
+        return self.losses(wanted, *noise, context.step)
+
+    def latent_shape(self, pixels: Tensor) -> torch.Size:
+        """Return the shape of the latents of pixels (B, 3, H, W)."""
+        config = self.vae.config
+        factor = 2 ** (len(config.block_out_channels) - 1)
+        height, width = pixels.shape[-2:]
+        return torch.Size((len(pixels), config.latent_channels, height // factor, width // factor))
+
+    def losses(self, wanted: Tensor, noise: Tensor, disturbance: Tensor, step: int) -> Losses:
+        """Return the losses on pixels.
+
+        Args:
+            wanted: (B, 3, H, W) in [0, 1].
+            noise: (B, C, h, w) normal, of the sample from the posterior.
+            disturbance: (B, C, h, w) what is added to the latents, in units of their standard deviation.
+            step: Steps taken so far; the discriminator is heeded from `adversarial_start` on.
+        """
         posterior = self.vae.encode(wanted * 2 - 1).latent_dist
-        latents = posterior.mean + posterior.std * _noise_like(posterior.mean, context.rng)
-        drawn = self.vae.decode(self._disturbed(latents, context.rng)).sample / 2 + 0.5
+        latents = posterior.mean + posterior.std * noise.to(posterior.mean.dtype)
+        if self.config.latent_noise:
+            latents = latents + (latents.detach().float().std() * disturbance).to(latents.dtype)
+        drawn = self.vae.decode(latents).sample / 2 + 0.5
         losses = self._likeness(drawn.float(), wanted) | {"kl": posterior.kl().mean() / posterior.mean[0].numel()}
         losses["loss"] = (
             losses["absolute"] + self.config.chroma_weight * losses["colour"] + self.config.kl * losses["kl"]
@@ -76,19 +99,11 @@ class Autoencoder(Objective):
             losses["loss"] = losses["loss"] + self.config.perceptual * losses["perceptual"]
         if self.discriminator is not None:
             losses |= self._judged(drawn.float(), wanted)
-            taken_in = self.config.adversarial if context.step >= self.config.adversarial_start else 0.0
+            taken_in = self.config.adversarial if step >= self.config.adversarial_start else 0.0
             losses["loss"] = losses["loss"] + losses["discriminator"] + taken_in * losses["adversarial"]
         if self.training:
-            self._measure(posterior.mean.detach(), context.step)
+            self._measure(posterior.mean.detach())
         return losses
-
-    def _disturbed(self, latents: Tensor, rng: torch.Generator) -> Tensor:
-        """Not quite right, some more than others, as a denoiser's answers are: a decoder else draws patches of them."""
-        if not self.config.latent_noise:
-            return latents
-        amount = torch.rand(len(latents), 1, 1, 1, generator=rng, device=rng.device) * self.config.latent_noise
-        spread = amount * latents.detach().float().std()
-        return latents + (spread * _noise_like(latents, rng)).to(latents.dtype)
 
     def _likeness(self, drawn: Tensor, wanted: Tensor) -> Losses:
         losses = {"absolute": F.l1_loss(drawn, wanted), "colour": F.l1_loss(_opponent(drawn), _opponent(wanted))}
@@ -106,9 +121,10 @@ class Autoencoder(Objective):
         return {"adversarial": -verdict.mean(), "discriminator": learned}
 
     @torch.no_grad()
-    def _measure(self, mean: Tensor, step: int) -> None:
+    def _measure(self, mean: Tensor) -> None:
         """Update the running variance: over all steps at first, then over about the last hundred."""
-        self.latent_variance.lerp_(mean.float().var(), max(0.01, 1 / (step + 1)))
+        self.measured += 1
+        self.latent_variance.lerp_(mean.float().var(), (1 / self.measured).clamp(min=0.01))
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return the autoencoder's and the discriminator's parameters."""
@@ -143,8 +159,19 @@ def _opponent(pixels: Tensor) -> Tensor:
     return torch.stack([red - green, blue - (red + green) / 2], dim=1)
 
 
-def _noise_like(x: Tensor, rng: torch.Generator) -> Tensor:
-    return torch.randn(x.shape, generator=rng, device=rng.device, dtype=torch.float32).to(x.dtype)
+def random_noise(shape: torch.Size, amount: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return normal noise for the posterior, and what disturbs the latents, each of `shape` (B, C, h, w).
+
+    The decoder must bear some error, since a denoiser's answers are never quite right: it else shows patches of them.
+
+    Args:
+        shape: Of the latents.
+        amount: At most so much of the latents' standard deviation is added to an image, some get less than others.
+        rng: On the device of the result.
+    """
+    noise, more = (torch.randn(shape, generator=rng, device=rng.device) for _ in range(2))
+    share = torch.rand(shape[0], 1, 1, 1, generator=rng, device=rng.device)
+    return noise, amount * share * more
 
 
 @torch.no_grad()

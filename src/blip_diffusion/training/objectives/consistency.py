@@ -106,48 +106,69 @@ class Consistency(Objective):
         with torch.no_grad():
             tokens = self.model.subject_tokens(batch["reference"], batch["category"])
             states = self.model.text_states(batch["caption"], tokens, batch["frames"])
+            empty = self.model.text_states([""])
         if self.config.trajectory_distillation:
-            guess, target = self._trajectory(states, context.rng)
-        else:
-            guess, target = self._one_level(batch["target"], states, context.rng)
+            noise = torch.randn(self.latent_shape(len(states)), generator=context.rng, device=context.rng.device)
+            return self.trajectory_losses(states, empty, noise)
+        return self._losses(*self._one_level(batch["target"], states, empty, context.rng))
+
+    def trajectory_losses(self, states: Tensor, empty: Tensor, noise: Tensor) -> Losses:
+        """Return the losses at each level of the teacher's paths.
+
+        Args:
+            states: (B, L, D) text states.
+            empty: (1, L, D) text states of the empty prompt.
+            noise: (B, C, h, w) normal noise.
+        """
+        with torch.no_grad():
+            *path, end = self._path(self.noise_scale * noise, self._teach(states, empty))
+        times = self._levels(noise.device)[:-1].repeat_interleave(len(states))
+        guess = self._clean(torch.cat(path), times, states.repeat(len(path), 1, 1))
+        return self._losses(guess, end.repeat(len(path), 1, 1, 1))
+
+    @torch.no_grad()
+    def first_answer(self, states: Tensor, empty: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the student's answer to pure noise, and the end of the teacher's path from there."""
+        start, *_, end = self._path(self.noise_scale * noise, self._teach(states, empty))
+        return self._clean(start, self._levels(noise.device)[:1].expand(len(noise)), states), end
+
+    def _losses(self, guess: Tensor, target: Tensor) -> Losses:
+        """Return the pseudo-Huber loss (Song & Dhariwal 2023, equation 8)."""
         error = (guess - target).flatten(1).square().sum(dim=1)
         scale = self.config.huber_c * guess[0].numel() ** 0.5
         loss = ((error + scale**2).sqrt() - scale).mean()
         return {"consistency": loss, "loss": loss}
 
-    def _one_level(self, pixels: Tensor, states: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    @property
+    def noise_scale(self) -> float:
+        """What an image begins with on one path; noise that is put back later has its whole strength."""
+        return self.model.inference.noise_scale if self.config.lora else 1.0
+
+    def latent_shape(self, size: int) -> torch.Size:
+        """Return the shape of `size` latents."""
+        unet = self.model.unet.config
+        return torch.Size((size, unet.in_channels, unet.sample_size, unet.sample_size))
+
+    def _one_level(self, pixels: Tensor, states: Tensor, empty: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return f(x_t, t) of the student, and f(x_s, s) for the teacher's x_s one level cleaner."""
         with torch.no_grad():
             latents = self.model.latents.encode(pixels).float()
             later, earlier = self._timesteps(len(latents), rng)
-            noised = self.noising.noised(latents, self._noise(latents.shape, rng), later)
+            noise = self.noise_scale * torch.randn(latents.shape, generator=rng, device=rng.device)
+            noised = self.noising.noised(latents, noise, later)
         guess = self._clean(noised, later, states)  # first: autocast of torch < 2.10 reuses casts made without gradient
         with torch.no_grad():
-            return guess, self._clean(self._solved(noised, later, earlier, self._teach(states)), earlier, states)
-
-    def _trajectory(self, states: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return f(x_t, t) at each level of the teacher's path from noise, and the end of that path."""
-        with torch.no_grad():
-            unet = self.model.unet.config
-            shape = torch.Size((len(states), unet.in_channels, unet.sample_size, unet.sample_size))
-            *path, end = self._path(self._noise(shape, rng), states)
-        times = self._levels(path[0].device)[:-1].repeat_interleave(len(states))
-        guess = self._clean(torch.cat(path), times, states.repeat(len(path), 1, 1))
-        return guess, end.repeat(len(path), 1, 1, 1)
-
-    def _noise(self, shape: torch.Size, rng: torch.Generator) -> Tensor:
-        """On one way, as strong as what an image begins with; noise that is put back has its whole strength."""
-        scale = self.model.inference.noise_scale if self.config.lora else 1.0
-        return scale * torch.randn(shape, generator=rng, device=rng.device)
+            solved = self._solved(noised, later, earlier, self._teach(states, empty))
+            return guess, self._clean(solved, earlier, states)
 
     def _levels(self, device: torch.device) -> Tensor:
         """Timesteps (num_levels + 1,) from pure noise down to the clean image, which `LCMScheduler` samples on."""
         stride = self.noising.timesteps // self.config.num_levels
         return (torch.arange(self.config.num_levels, -1, -1, device=device) * stride - 1).clamp(min=0)
 
-    def _path(self, noise: Tensor, states: Tensor) -> list[Tensor]:
+    def _path(self, noise: Tensor, teach: Denoiser) -> list[Tensor]:
         """Return the teacher's latents at each level, from noise on."""
-        path, levels, teach = [noise], self._levels(noise.device), self._teach(states)
+        path, levels = [noise], self._levels(noise.device)
         for later, earlier in itertools.pairwise(levels):
             path.append(self._solved(path[-1], later.expand(len(noise)), earlier.expand(len(noise)), teach))
         return path
@@ -158,10 +179,9 @@ class Consistency(Objective):
         which = torch.randint(0, self.config.num_levels, (size,), generator=rng, device=rng.device)
         return levels[which], levels[which + 1]
 
-    def _teach(self, states: Tensor) -> Denoiser:
+    def _teach(self, states: Tensor, empty: Tensor) -> Denoiser:
         """Return the guided teacher for one timestep per sample."""
-        empty = self.model.text_states([""]).expand(len(states), -1, -1)
-        both = unet_denoiser(self.teacher, torch.cat([empty, states]))
+        both = unet_denoiser(self.teacher, torch.cat([empty.expand(len(states), -1, -1), states]))
         return guided(
             lambda x, t: both(x, t.repeat(2)), self.config.guidance_scale, rescale=self.config.guidance_rescale
         )

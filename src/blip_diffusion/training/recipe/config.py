@@ -4,29 +4,33 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from blip_diffusion import config as configuration
 from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import InferenceConfig
 from blip_diffusion.training.objectives.autoencoder import AutoencoderConfig
+from blip_diffusion.training.objectives.consistency import ConsistencyConfig
 from blip_diffusion.training.objectives.representation import RepresentationConfig
 from blip_diffusion.training.objectives.subject import SubjectConfig
 from blip_diffusion.training.optim import OptimConfig
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class SharesConfig:
     """The fraction of the time that each phase gets; together 1."""
 
-    autoencoder: float = 0.05
-    decoder: float = 0.04
-    representation: float = 0.14
-    subject: float = 0.77
+    autoencoder: float = 0.23
+    decoder: float = 0.07
+    representation: float = 0.10
+    subject: float = 0.51
+    consistency: float = 0.09
 
     def __post_init__(self) -> None:
-        shares = (self.autoencoder, self.decoder, self.representation, self.subject)
+        shares = (self.autoencoder, self.decoder, self.representation, self.subject, self.consistency)
         if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
             raise ConfigError(f"shares are {shares}: use positive numbers whose sum is 1.")
 
@@ -35,17 +39,19 @@ class SharesConfig:
 class SizesConfig:
     """What one device works on at a time."""
 
-    pool: int = 200_000  # pairs that are kept; the oldest are replaced
+    pool: int = 40_000  # pairs that are kept; the oldest are replaced
     fill: int = 4096  # pairs that a phase waits for before it starts
-    worker_batch: int = 64  # pairs that a worker composites at a time
-    slots: int = 48  # such batches in shared memory
-    autoencoder: int = 128  # pairs of a step: twice as many crops
+    worker_batch: int = 32  # pairs that a worker composites at a time
+    slots: int = 96  # such batches in shared memory
+    arrivals: int = 1  # such batches that enter the pool before a step, at most: each row's latents are computed then
+    autoencoder: int = 128  # pairs of a step: twice as many crops of 64 pixels, fewer of larger ones
     representation: int = 256  # references of a step
     pairs: int = 128  # pairs of a step of the subject phase
+    consistency: int = 96  # the teacher's paths of a step: each teaches four levels
     lr_scale: float = 1.0  # times every learning rate
 
     def __post_init__(self) -> None:
-        for name in ("fill", "worker_batch", "slots", "autoencoder", "representation", "pairs"):
+        for name in ("fill", "worker_batch", "slots", "arrivals", "autoencoder", "representation", "pairs", "consistency"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: use 1 or more.")
         if self.pool < max(self.fill, self.worker_batch):
@@ -53,7 +59,15 @@ class SizesConfig:
 
 
 CPU = SizesConfig(
-    pool=16_384, fill=256, worker_batch=16, slots=8, autoencoder=5, representation=16, pairs=4, lr_scale=0.65
+    pool=16_384,
+    fill=256,
+    worker_batch=16,
+    slots=8,
+    autoencoder=5,
+    representation=16,
+    pairs=4,
+    consistency=3,
+    lr_scale=0.65,
 )
 
 
@@ -110,6 +124,7 @@ class PhasesConfig:
         default_factory=lambda: PhaseConfig(_optim(1.2e-3, 0.98, 0.03, 100, 0.35, 0.02), 0.999)
     )
     subject: PhaseConfig = field(default_factory=lambda: PhaseConfig(_optim(1e-3, 0.99, 0.01, 200, 0.5, 0.02), 0.9995))
+    consistency: PhaseConfig = field(default_factory=lambda: PhaseConfig(_optim(1e-3, 0.99, 0.0, 20, 0.4, 0.05), 0.99))
 
 
 PAIRS = SyntheticConfig(
@@ -132,8 +147,8 @@ PAIRS = SyntheticConfig(
 INFERENCE = InferenceConfig(
     prompt_reps=1, num_inference_steps=15, guidance_scale=2.0, guidance_rescale=0.6, noise_scale=0.85
 )
-AUTOENCODER = AutoencoderConfig(crop=64, perceptual=0.1, chroma_weight=1.0, kl=1e-6)
-DECODER = AutoencoderConfig(crop=64, perceptual=0.1, chroma_weight=1.0, kl=0.0, train_encoder=False, latent_noise=0.35)
+AUTOENCODER = AutoencoderConfig(crop=64, perceptual=0.1, chroma_weight=1.0, kl=1e-6, latent_noise=0.2)
+DECODER = AutoencoderConfig(crop=128, perceptual=0.1, chroma_weight=1.0, kl=0.0, train_encoder=False, latent_noise=0.35)
 REPRESENTATION = RepresentationConfig(reconstruction_weight=10.0, multimodal_every=8, max_caption_tokens=24)
 SUBJECT = SubjectConfig(
     subject_drop=0.10,
@@ -146,6 +161,21 @@ SUBJECT = SubjectConfig(
     text_lr_scale=0.67,
     qformer_lr_scale=0.3,
 )
+CONSISTENCY = ConsistencyConfig(
+    guidance_scale=INFERENCE.guidance_scale,
+    guidance_rescale=INFERENCE.guidance_rescale,
+    lora=True,
+    rank=8,
+    layers=(
+        "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv_shortcut",
+        "time_emb_proj",
+    ),
+    trajectory_distillation=True,
+    num_levels=4,
+    solver_steps=3,
+    steps=2,
+    huber_c=0.1,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -153,11 +183,12 @@ class RecipeConfig:
     """All of the recipe."""
 
     preset: Literal["mini", "tiny-placed"] = "mini"
+    init_from: tuple[Path, ...] = ()  # model folders; each part comes from the first that has it
     seed: int = 0
     held_out: int = 256  # pairs that are measured after each phase
     log_every: int = 100  # steps between reports
     save_minutes: float = 5.0  # between checkpoints
-    cuda_graphs: bool = True  # of the subject phase, on a GPU
+    cuda_graphs: bool = True  # on a GPU, of all phases but the representation
     data: Path = Path("world/world.zip")
     synthetic: SyntheticConfig = PAIRS
     inference: InferenceConfig = INFERENCE
@@ -170,13 +201,19 @@ class RecipeConfig:
     representation: RepresentationConfig = REPRESENTATION
     finder: FinderConfig = field(default_factory=FinderConfig)
     subject: SubjectConfig = SUBJECT
+    consistency: ConsistencyConfig = CONSISTENCY
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
 
 
 def read_recipe(path: Path | None, overrides: Sequence[str] = ()) -> RecipeConfig:
     """Return the recipe of a TOML file, which says only what differs from the defaults, under overrides `a.b=value`."""
-    defaults = tomllib.loads(configuration.to_toml(RecipeConfig()))
-    return configuration.build(RecipeConfig, _merged(defaults, configuration.read(path, overrides)))
+    return read_over(RecipeConfig(), path, overrides)
+
+
+def read_over(default: T, path: Path | None, overrides: Sequence[str] = ()) -> T:
+    """Return a configuration with what a TOML file and overrides `a.b=value` change, at any depth."""
+    table = tomllib.loads(configuration.to_toml(default))
+    return configuration.build(type(default), _merged(table, configuration.read(path, overrides)))
 
 
 def _merged(base: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:

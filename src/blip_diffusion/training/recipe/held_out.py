@@ -12,7 +12,7 @@ from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
 from blip_diffusion.diffusion.latents import LatentCodec
 from blip_diffusion.training.recipe.cuda_graph import autocast
-from blip_diffusion.training.recipe.objectives import PackedRepresentation, PackedSubject
+from blip_diffusion.training.recipe.objectives import PackedConsistency, PackedRepresentation, PackedSubject
 from blip_diffusion.training.recipe.packing import Rows, to_pixels, words_of
 
 CHUNK = 64
@@ -85,6 +85,20 @@ def subject_metrics(objective: PackedSubject, rows: Rows) -> dict[str, float]:
             errors = (clean - latents).pow(2).mean(1, keepdim=True)
             sums[timestep] += torch.stack([(errors * mask).sum(), mask.sum()]).cpu()
     return {f"x0_error_t{timestep}": float(top / bottom) for timestep, (top, bottom) in sums.items()}
+
+
+@torch.no_grad()
+def consistency_metrics(objective: PackedConsistency, rows: Rows) -> dict[str, float]:
+    """Return how far the student's first step ends from the teacher's path, over the variance of the paths' ends."""
+    rng = torch.Generator(rows["target"].device).manual_seed(NOISE_SEED)
+    sums = torch.zeros(2)
+    for part in _chunks(rows):
+        none = torch.zeros(len(part["target"]), dtype=torch.bool, device=rng.device)
+        noise = torch.randn(objective.core.latent_shape(len(none)), generator=rng, device=rng.device)
+        with autocast(rng.device):
+            errors, variance = objective.distance(part | {"noise": noise, "empty": none, "bare": none})
+        sums += torch.stack([errors, variance]).cpu()
+    return {"distance": float(sums[0] / sums[1])}
 
 
 def _predicted(objective: PackedSubject, rows: Rows, latents: Tensor, noise: Tensor, timestep: int) -> Tensor:

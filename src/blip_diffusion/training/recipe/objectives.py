@@ -15,6 +15,7 @@ from blip_diffusion.modules.placed_unet import append_codes, token_codes
 from blip_diffusion.prompts import insert_position, prompt_ids
 from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
 from blip_diffusion.training.objectives.autoencoder import Autoencoder
+from blip_diffusion.training.objectives.consistency import Consistency, ConsistencyConfig
 from blip_diffusion.training.objectives.representation import Representation
 from blip_diffusion.training.objectives.subject import (
     SubjectConfig,
@@ -48,12 +49,11 @@ class Pixels(nn.Module):
 
 
 class PackedAutoencoder(Autoencoder):
-    """`Autoencoder` on rows."""
+    """`Autoencoder` on rows with crops and noise: nothing is left to chance, so a CUDA graph can hold its step."""
 
     def forward(self, batch: Any, context: StepContext) -> Losses:
         """The losses on one crop of every target and reference."""
-        pixels: Any = {name: to_pixels(batch[name]) for name in ("target", "reference")}
-        return super().forward(pixels, context)
+        return self.losses(to_pixels(batch["pixels"]), batch["noise"], batch["disturbance"], context.step)
 
 
 class PackedRepresentation(Objective):
@@ -149,6 +149,10 @@ class PackedSubject(Objective):
         losses["loss"] = losses["denoising"] + self.config.reconstruction_weight * losses["reconstruction"]
         return losses
 
+    def states_of(self, rows: Rows) -> Tensor:
+        """The text states (B, L, D + P) of references and prompts."""
+        return self.text_states(self.subject_tokens(rows), rows)
+
     def subject_tokens(self, rows: Rows) -> Tensor:
         """The subject tokens (B, Q, D) of the references."""
         tokens: Tensor = self.model.subject_encoder(self.pixels(rows["reference"]), words_of(rows, "category"))
@@ -176,3 +180,41 @@ class PackedSubject(Objective):
     def export(self, folder: Path) -> None:
         """The whole model, and the reconstruction head beside it."""
         export_subject_model(self.model, self.reconstruction, folder)
+
+
+class PackedConsistency(Objective):
+    """`Consistency` on rows with noise. Only the U-Net's LoRA trains."""
+
+    def __init__(self, subject: PackedSubject, config: ConsistencyConfig) -> None:
+        super().__init__()
+        self.subject = subject
+        self.core = Consistency(subject.model, subject.noising, config)
+
+    def forward(self, rows: Rows, context: StepContext) -> Losses:
+        """How far the student's answers are from the ends of the teacher's paths."""
+        return self.core.trajectory_losses(*self._states(rows), rows["noise"])
+
+    def distance(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Return the squared error of the student's answer to pure noise, and the variance of what was wanted."""
+        guess, end = self.core.first_answer(*self._states(rows), rows["noise"])
+        return (guess - end).square().sum(), (end - end.mean()).square().sum()
+
+    @torch.no_grad()
+    def _states(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        first = {name: value[:1] for name, value in rows.items()}
+        empty = self.subject.states_of(first | {"empty": torch.ones_like(first["empty"])})
+        return self.subject.states_of(rows), empty
+
+    def train(self, mode: bool = True) -> "PackedConsistency":
+        """Only the U-Net trains."""
+        super().train(mode)
+        self.core.train(mode)
+        return self
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The LoRA."""
+        return self.core.parameter_groups()
+
+    def export(self, folder: Path) -> None:
+        """The unchanged model with the LoRA beside it."""
+        self.core.export(folder)

@@ -1,5 +1,6 @@
 """The phases: what each begins with, and which rows each of its steps takes from the pool."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,21 +16,29 @@ from blip_diffusion.modules.qformer import place_features
 from blip_diffusion.prompts import insert_position
 from blip_diffusion.training import initialization
 from blip_diffusion.training.initialization import InitConfig
-from blip_diffusion.training.objectives.autoencoder import AutoencoderConfig
+from blip_diffusion.training.objectives.autoencoder import AutoencoderConfig, random_noise
 from blip_diffusion.training.objectives.representation import Representation
 from blip_diffusion.training.objectives.subject import SubjectConfig
 from blip_diffusion.training.recipe.config import RecipeConfig, SizesConfig
-from blip_diffusion.training.recipe.cuda_graph import autocast
-from blip_diffusion.training.recipe.objectives import PackedAutoencoder, PackedRepresentation, PackedSubject
+from blip_diffusion.training.recipe.cuda_graph import HalfNorms, autocast
+from blip_diffusion.training.recipe.objectives import (
+    PackedAutoencoder,
+    PackedConsistency,
+    PackedRepresentation,
+    PackedSubject,
+)
 from blip_diffusion.training.recipe.packing import Rows, to_pixels
 from blip_diffusion.training.recipe.pool import Feeder, Pool
 from blip_diffusion.training.recipe.timed_loop import NextRows
+from blip_diffusion.training.shapes import SHAPES
 
 AUTOENCODER_COLUMNS = ("target", "reference")
 REPRESENTATION_COLUMNS = (
     "reference", "target", "object_crop", "mask", "category", "category_mask", "caption", "caption_mask", "identity",
 )  # fmt: skip
 SUBJECT_COLUMNS = ("reference", "object_crop", "mask", "frames", "prompt", "category", "category_mask")
+CONSISTENCY_COLUMNS = ("reference", "frames", "prompt", "category", "category_mask")
+CROP = 64  # pixels of the crops that `SizesConfig.autoencoder` counts
 FULL, LOW = "latents", "low_latents"
 POSITION_SCALE = 0.7  # of the subject tokens' position embeddings, in the standard deviation of the words'
 
@@ -44,19 +53,34 @@ class Source:
 
     def take(self, size: int, columns: Sequence[str], rng: torch.Generator) -> Rows:
         """Random rows, after new ones have come in."""
-        self.feeder.drain(self.pool)
+        self.feeder.drain(self.pool, at_most=self.sizes.arrivals)
         return self.pool.take(self.pool.sample(size, rng), columns)
 
 
 def new_model(config: RecipeConfig, corpus: Sequence[str], pixels: Tensor) -> BlipDiffusion:
-    """Return an untrained model; `pixels` (B, 3, S, S) are references that calibrate its image encoder."""
-    init = InitConfig(preset=config.preset, seed=config.seed, inference=config.inference)
+    """Return the model that a run starts with: the parts of `config.init_from`, and new ones for what is missing.
+
+    An autoencoder of another latent space than the preset's begins anew, and with it the U-Net's outer layers.
+
+    Args:
+        config: Of the recipe.
+        corpus: Sentences that new tokenizers are made for.
+        pixels: (B, 3, S, S) references in [0, 1] that calibrate a new image encoder.
+    """
+    init = InitConfig(config.preset, config.init_from, config.seed, config.inference)
     parts = initialization.load_parts(init)
+    new_text = parts.text_encoder is None
+    channels = SHAPES[config.preset].vae.get("latent_channels", 4)  # as in AutoencoderKL
+    if parts.vae is not None and parts.vae.config.latent_channels != channels:
+        parts.vae = None
     parts.vae = initialization.init_vae(parts, init)
+    if parts.unet is not None:
+        parts.unet = initialization.with_latent_channels(parts.unet, channels)
     model = initialization.init_model(parts, init, corpus, pixels)
     if model.subject_finder is None or not model.place_width:
         raise ConfigError(f"preset is {config.preset}: the recipe needs placed tokens and a subject finder.")
-    init_token_positions(model)
+    if new_text:
+        init_token_positions(model)
     return model
 
 
@@ -105,12 +129,33 @@ def subject(folders: Sequence[Path], config: RecipeConfig) -> PackedSubject:
     return PackedSubject(model, initialization.noising_from(model.scheduler), heads["reconstruction"], config.subject)
 
 
+def consistency(folders: Sequence[Path], config: RecipeConfig, device: torch.device) -> PackedConsistency:
+    """Return the objective of the distillation that follows: a LoRA for two to four steps of sampling."""
+    return PackedConsistency(subject(folders, config).to(device), config.consistency)
+
+
 # ----------------------------------------------------------------------------------------------------- rows of a step
 
 
-def autoencoder_rows(source: Source) -> NextRows:
-    """Return targets and references."""
-    return lambda _elapsed, rng: source.take(source.sizes.autoencoder, AUTOENCODER_COLUMNS, rng)
+def autoencoder_rows(source: Source, objective: PackedAutoencoder) -> NextRows:
+    """Return crops of targets and references, with the noise of their latents."""
+    config = objective.config
+    pairs = max(1, source.sizes.autoencoder * CROP**2 // config.crop**2)
+    places = random.Random(source.feeder.first)  # on the host, which so never waits for the device
+
+    def rows(_elapsed: float, rng: torch.Generator) -> Rows:
+        taken = source.take(pairs, AUTOENCODER_COLUMNS, rng)
+        pixels = _cropped(torch.cat([taken[name] for name in AUTOENCODER_COLUMNS]), config.crop, places)
+        noise, disturbance = random_noise(objective.latent_shape(pixels), config.latent_noise, rng)
+        return {"pixels": pixels, "noise": noise, "disturbance": disturbance}
+
+    return rows
+
+
+def _cropped(pixels: Tensor, size: int, places: random.Random) -> Tensor:
+    """Return one crop of each image (B, 3, H, W), at the same place in all: (B, 3, size, size)."""
+    top, left = (places.randint(0, max(0, side - size)) for side in pixels.shape[-2:])
+    return pixels[..., top : top + size, left : left + size].contiguous()
 
 
 def representation_rows(source: Source) -> NextRows:
@@ -138,6 +183,19 @@ def subject_rows(source: Source, objective: PackedSubject, config: RecipeConfig)
     return rows
 
 
+def consistency_rows(source: Source, objective: PackedConsistency) -> NextRows:
+    """Return references with their prompts, and noise."""
+
+    def rows(_elapsed: float, rng: torch.Generator) -> Rows:
+        taken = source.take(source.sizes.consistency, CONSISTENCY_COLUMNS, rng)
+        size = len(taken["prompt"])
+        none = torch.zeros(size, dtype=torch.bool, device=rng.device)
+        noise = torch.randn(objective.core.latent_shape(size), generator=rng, device=rng.device)
+        return taken | {"noise": noise, "empty": none, "bare": none}
+
+    return rows
+
+
 def random_rows(latents: Tensor, config: SubjectConfig, noising: Noising, rng: torch.Generator) -> Rows:
     """Draw the noise and timesteps of a step, and which prompts lose their words or their subject."""
     copies, draw = config.noise_samples_per_pair, torch.rand(len(latents), generator=rng, device=rng.device)
@@ -154,7 +212,7 @@ def random_rows(latents: Tensor, config: SubjectConfig, noising: Noising, rng: t
 def latent_columns(objective: PackedSubject, rows: Rows) -> Rows:
     """Return the latents of the targets at full and at half resolution."""
     pixels = to_pixels(rows["target"])
-    with autocast(pixels.device):
+    with autocast(pixels.device), HalfNorms():
         full = objective.model.latents.encode(pixels)
         low = objective.model.latents.encode(F.avg_pool2d(pixels, 2))
     return {FULL: full.to(torch.bfloat16), LOW: low.to(torch.bfloat16)}

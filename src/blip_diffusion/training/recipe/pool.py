@@ -82,7 +82,7 @@ class Feeder:
     """
 
     def __init__(self, batches: Batches, packer: Packer, *, workers: int, slots: int, first: int = 0) -> None:
-        self._batches, self._packer, self._next = batches, packer, first
+        self._batches, self._packer, self.first, self._next = batches, packer, first, first
         self._workers: list[Any] = []
         self._pending: list[tuple[int, torch.cuda.Event | None]] = []
         if workers:
@@ -107,7 +107,7 @@ class Feeder:
             runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
             runtime.cudaHostRegister(value.data_ptr(), value.numel() * value.element_size(), 0)
 
-    def drain(self, pool: Pool, *, at_most: int = 4) -> None:
+    def drain(self, pool: Pool, *, at_most: int) -> None:
         """Move finished batches into the pool; without workers, composite one."""
         if not self._workers:
             self._composite(pool)

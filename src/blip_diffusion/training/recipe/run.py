@@ -1,4 +1,4 @@
-"""The recipe from its configuration: world, pool, the four phases one after the other, and the exported model.
+"""The recipe from its configuration: world, pool, the five phases one after the other, and the exported model.
 
 runs/mini/
 ├── config.toml          the resolved configuration
@@ -7,7 +7,8 @@ runs/mini/
 ├── decoder/
 ├── representation/
 ├── subject/
-└── export/              the trained model
+├── consistency/
+└── export/              the trained model, with the LoRA of `consistency`
 """
 
 import json
@@ -15,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -36,7 +36,7 @@ from blip_diffusion.training.recipe.pool import Feeder, Pool
 from blip_diffusion.training.recipe.timed_loop import NextRows, PhaseLoop, Settings, check_absent
 
 START, EXPORT, METRICS = "start", "export", "metrics.json"
-PHASES = ("autoencoder", "decoder", "representation", "subject")
+PHASES = ("autoencoder", "decoder", "representation", "subject", "consistency")
 CALIBRATION = 64  # references
 
 
@@ -138,21 +138,33 @@ def _steps_taken(folder: Path) -> int:
 def _phase(recipe: Recipe, name: str, seconds: float) -> dict[str, float]:
     """Train one phase, measure it and export it; a phase that has an export is over."""
     folder = recipe.folder / name
-    if (folder / EXPORT).is_dir():
-        return dict(json.loads((folder / EXPORT / METRICS).read_text(encoding="utf-8")))
+    if (done := metrics_of(folder)) is not None:
+        return done
     recipe.source.feeder.fill(recipe.source.pool, recipe.source.sizes.fill)
     plan = PLANS[name](recipe)
-    loop = PhaseLoop(plan.objective, plan.next_rows, _loop_config(recipe, name), _settings(recipe, plan), folder)
+    metrics = train_phase(plan, _loop_config(recipe, name), _settings(recipe, plan), folder, seconds)
+    recipe.source.pool.derive(None)
+    return metrics
+
+
+def metrics_of(folder: Path) -> dict[str, float] | None:
+    """Return the held-out numbers of a phase that has an export, `None` for one that isn't over."""
+    path = folder / EXPORT / METRICS
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def train_phase(plan: Plan, config: PhaseConfig, settings: Settings, folder: Path, seconds: float) -> dict[str, float]:
+    """Train a phase for some seconds, export its average to `folder/export` and return its held-out numbers."""
+    loop = PhaseLoop(plan.objective, plan.next_rows, config, settings, folder)
     loop.resume()
-    print(f"{name}: {seconds / 60:.1f} minutes", flush=True)
+    print(f"{folder.name}: {seconds / 60:.1f} minutes", flush=True)
     loop.run(seconds)
     with loop.ema.swapped(), atomic_dir(folder / EXPORT) as partial:
         plan.objective.eval()
         plan.objective.export(partial)
         metrics = plan.metrics()
         write_text(partial / METRICS, json.dumps(metrics, indent=1))
-    recipe.source.pool.derive(None)
-    print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()), flush=True)
+    print(f"{folder.name}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()), flush=True)
     return metrics
 
 
@@ -185,8 +197,9 @@ def _autoencoder_plan(recipe: Recipe, name: str) -> Plan:
     objective = phases.autoencoder(recipe.folders(name), getattr(recipe.config, name))
     return Plan(
         objective,
-        phases.autoencoder_rows(recipe.source),
+        phases.autoencoder_rows(recipe.source, objective),
         lambda: held_out.autoencoder_metrics(objective.vae, recipe.held),
+        graph=True,
     )
 
 
@@ -210,16 +223,28 @@ def _subject(recipe: Recipe) -> Plan:
     )
 
 
+def _consistency(recipe: Recipe) -> Plan:
+    objective = phases.consistency(recipe.folders("consistency"), recipe.config, recipe.device)
+    return Plan(
+        objective,
+        phases.consistency_rows(recipe.source, objective),
+        lambda: held_out.consistency_metrics(objective, recipe.held),
+        graph=True,
+    )
+
+
 PLANS: Mapping[str, Callable[[Recipe], Plan]] = {
     "autoencoder": _autoencoder,
     "decoder": _decoder,
     "representation": _representation,
     "subject": _subject,
+    "consistency": _consistency,
 }
 
 
 def _export(recipe: Recipe) -> None:
-    """Write the trained model in half precision, as it is shipped."""
-    found: Any = assemble(read_parts(recipe.folder / "subject" / EXPORT), recipe.folder / "subject" / EXPORT)
+    """Write the trained model with its LoRA in half precision, as it is shipped."""
+    trained = recipe.folder / PHASES[-1] / EXPORT
+    parts = read_parts(trained)
     with atomic_dir(recipe.folder / EXPORT) as partial:
-        save_model(found, partial, dtype=torch.float16)
+        save_model(assemble(parts, trained), partial, consistency_lora=parts.consistency_lora, dtype=torch.float16)

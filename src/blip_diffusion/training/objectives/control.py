@@ -1,0 +1,174 @@
+"""Structure control: a network that reads a hint is trained beside the frozen model.
+
+Either a ControlNet (Zhang, Rao & Agrawala 2023), a copy of the U-Net's encoder that runs in each step, or a T2I-Adapter
+(Mou et al. 2023), a small convolutional network that runs once an image. Half of the prompts are empty, so that the
+network learns to read the hint itself (Zhang et al. 2023, section 3.3).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import ControlNetModel, T2IAdapter
+from torch import Tensor, nn
+
+from blip_diffusion.checkpoint.model_folder import save_model
+from blip_diffusion.data.batches import SubjectBatch
+from blip_diffusion.diffusion.controlnet import Control, controlled_denoiser, is_adapter
+from blip_diffusion.diffusion.forward_process import Noising, denoising_loss
+from blip_diffusion.diffusion.guidance import Denoiser
+from blip_diffusion.edges import canny_edges
+from blip_diffusion.errors import ConfigError
+from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
+
+Hint = Literal["canny", "mask"]
+CONDITIONING_CHANNELS = (16, 32, 96, 256)
+"""Of the layers that bring a ControlNet's hint to the latents' size; each but the first halves it."""
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """What is read, by what, and what is left out."""
+
+    hint: Hint = "canny"  # edges of the image, or where the subject stands
+    network: Literal["adapter", "controlnet"] = "adapter"
+    res_blocks: int = 1  # of an adapter, on each level
+    prompt_drop: float = 0.5  # share of prompts that lose all their words, and their subject
+    subject_drop: float = 0.15  # share of prompts without subject tokens
+    noise_samples_per_pair: int = 1  # noised copies of each pair
+    min_snr: float | None = None  # γ of the loss weights; none: the simple loss
+    timestep_shift: float = 1.0  # above 1, more of the copies are noisy, where the layout is decided
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.subject_drop + self.prompt_drop < 1:
+            raise ConfigError(f"subject_drop + prompt_drop is {self.subject_drop + self.prompt_drop}: keep it below 1.")
+        for name in ("res_blocks", "noise_samples_per_pair"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}: use 1 or more.")
+        if self.timestep_shift <= 0:
+            raise ConfigError(f"timestep_shift is {self.timestep_shift}: use a number above 0; 1 is uniform.")
+
+
+class StructureControl(Objective):
+    """Trains the network that reads the hint; the model is frozen, gradients pass through its U-Net."""
+
+    def __init__(
+        self,
+        model: BlipDiffusion,
+        noising: Noising,
+        config: ControlConfig,
+        *,
+        t2i_adapters: Mapping[str, Any] | None = None,
+        consistency_lora: Path | None = None,
+    ) -> None:
+        """`t2i_adapters`, for other hints, and `consistency_lora` are what else the exported folder has."""
+        super().__init__()
+        self.model, self.noising, self.config = model, noising, config
+        self.network = new_network(model, config)
+        self.others, self.consistency_lora = dict(t2i_adapters or {}), consistency_lora
+
+    def train(self, mode: bool = True) -> "StructureControl":
+        """Only the new network trains."""
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    def forward(self, batch: SubjectBatch, context: StepContext) -> Losses:
+        """Return the denoising loss of the targets, given references, prompts and hints."""
+        with torch.no_grad():
+            latents = self.model.latents.encode(batch["target"]).float()
+            states = self._text_states(batch, context.rng)
+        copies = self.config.noise_samples_per_pair
+        loss = denoising_loss(
+            control_denoiser(self.model, self.network, states.repeat(copies, 1, 1), self._hint(batch)),
+            latents.repeat(copies, 1, 1, 1),
+            self.noising,
+            context.rng,
+            gamma=self.config.min_snr,
+            timestep_shift=self.config.timestep_shift,
+        )
+        return {"denoising": loss, "loss": loss}
+
+    def _hint(self, batch: SubjectBatch) -> Tensor:
+        return hint_of(self.config.hint, batch["target"], batch["target_alpha"])
+
+    def _text_states(self, batch: SubjectBatch, rng: torch.Generator) -> Tensor:
+        """Encode prompts; while training, some without their subject and some without any word."""
+        tokens = self.model.subject_tokens(batch["reference"], batch["category"])
+        whole = self.model.text_states(batch["caption"], tokens, batch["frames"])
+        if not self.training:
+            return whole
+        draw = torch.rand(len(tokens), generator=rng, device=rng.device)
+        empty = (draw < self.config.prompt_drop).tolist()
+        captions = ["" if none else caption for none, caption in zip(empty, batch["caption"], strict=True)]
+        dropped = draw < self.config.prompt_drop + self.config.subject_drop
+        return torch.where(dropped[:, None, None], self.model.text_states(captions), whole)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return the parameters of the new network."""
+        return [ParameterGroup("control", list(self.network.parameters()), 1.0)]
+
+    def export(self, folder: Path) -> None:
+        """Write the unchanged model, with the new network inside."""
+        adapter = is_adapter(self.network)
+        save_model(
+            self.model,
+            folder,
+            controlnet=None if adapter else self.network,
+            consistency_lora=self.consistency_lora,
+            t2i_adapters={**self.others, self.config.hint: self.network} if adapter else self.others,
+        )
+
+
+def hint_of(kind: Hint, pixels: Tensor, alpha: Tensor) -> Tensor:
+    """Return the hints of images.
+
+    Args:
+        kind: "canny" or "mask".
+        pixels: (B, 3, H, W) in [0, 1].
+        alpha: (B, 1, H, W) in [0, 1], where the subject stands.
+
+    Returns:
+        (B, 1, H, W) in [0, 1], as `blip_diffusion.annotators` and a user's own map show them.
+    """
+    return canny_edges(pixels) if kind == "canny" else alpha
+
+
+def new_network(model: BlipDiffusion, config: ControlConfig) -> Any:
+    """Return an untrained network for a model's U-Net; at first it adds nothing."""
+    factor = model.latents.factor
+    if config.network == "controlnet":
+        layers = CONDITIONING_CHANNELS[: factor.bit_length()]
+        return ControlNetModel.from_unet(model.unet, conditioning_embedding_out_channels=layers)
+    adapter = T2IAdapter(
+        in_channels=1,
+        channels=list(model.unet.config.block_out_channels),
+        num_res_blocks=config.res_blocks,
+        downscale_factor=factor,
+    )
+    init_zero(adapter)
+    return adapter
+
+
+@torch.no_grad()
+def init_zero(adapter: Any) -> None:
+    """Make a full adapter's features zero, as the zero convolutions make a ControlNet's.
+
+    What enters each level and what each residual block adds is zero. The input convolution has a gradient all the same,
+    since residual blocks pass it on.
+    """
+    body = adapter.adapter.body
+    zeroed = [adapter.adapter.conv_in]
+    zeroed += [block.block2 for level in body for block in level.resnets]
+    for layer in zeroed:
+        nn.init.zeros_(layer.weight)
+    for layer in (*zeroed, *(level.in_conv for level in body if level.in_conv is not None)):
+        nn.init.zeros_(layer.bias)
+
+
+def control_denoiser(model: BlipDiffusion, network: Any, states: Tensor, hint: Tensor) -> Denoiser:
+    """Return the denoiser of text states (B, L, D) and of hints (B / copies, 1, H, W), to be called once."""
+    return controlled_denoiser(model.unet, states, [Control(network, hint)], steps=1)

@@ -1,0 +1,163 @@
+"""Structure control on packed rows: hints as columns, the losses, and what a trained network is measured by."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from blip_diffusion.checkpoint.components import save_diffusers
+from blip_diffusion.data.batches import SubjectBatch
+from blip_diffusion.diffusion.controlnet import is_adapter
+from blip_diffusion.diffusion.forward_process import Noising, denoising_error
+from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
+from blip_diffusion.training.objectives.control import ControlConfig, Hint, control_denoiser, hint_of, new_network
+from blip_diffusion.training.objectives.subject import SubjectConfig
+from blip_diffusion.training.recipe.cuda_graph import autocast
+from blip_diffusion.training.recipe.held_out import CHUNK, NOISE_SEED, TIMESTEPS
+from blip_diffusion.training.recipe.objectives import PackedSubject
+from blip_diffusion.training.recipe.packing import Packer, Rows, to_bytes, to_pixels
+from blip_diffusion.training.recipe.phases import FULL, Source, random_rows
+from blip_diffusion.training.recipe.timed_loop import NextRows
+
+COLUMNS = ("reference", "frames", "prompt", "category", "category_mask")
+HINT = "hint"
+"""The column that an objective reads; in the pool there is one for each kind, `hint_canny` and `hint_mask`."""
+
+
+@dataclass(frozen=True)
+class HintPacker(Packer):
+    """Turns batches into the rows of structure control: what a step reads, targets, and hints of some kinds."""
+
+    hints: Sequence[Hint]
+
+    @classmethod
+    def over(cls, packer: Packer, hints: Sequence[Hint]) -> "HintPacker":
+        """Return a packer that adds hints to what another one packs."""
+        return cls(**vars(packer), hints=tuple(hints))
+
+    def __call__(self, batch: SubjectBatch) -> Rows:
+        rows = super().__call__(batch)
+        kept = {name: rows[name] for name in (*COLUMNS, "target")}
+        hints = {kind: hint_of(kind, batch["target"], batch["target_alpha"]) for kind in self.hints}
+        return kept | {f"{HINT}_{kind}": to_bytes(hint) for kind, hint in hints.items()}
+
+
+class PackedControl(Objective):
+    """`StructureControl` on rows with latents, hints, noise, timesteps and dropped prompts."""
+
+    def __init__(self, model: BlipDiffusion, noising: Noising, config: ControlConfig) -> None:
+        super().__init__()
+        self.config, self.drops = config, _drops(config)
+        self.subject = PackedSubject(model, noising, nn.Identity(), self.drops)  # for its text states
+        self.network = new_network(model, config)
+
+    @property
+    def model(self) -> BlipDiffusion:
+        """The frozen model."""
+        return self.subject.model
+
+    @property
+    def noising(self) -> Noising:
+        """The forward process, its table on this device."""
+        return self.subject.noising
+
+    def train(self, mode: bool = True) -> "PackedControl":
+        """Only the new network trains."""
+        super().train(mode)
+        self.subject.eval()
+        return self
+
+    def forward(self, rows: Rows, context: StepContext) -> Losses:
+        """The denoising loss of the targets."""
+        with torch.no_grad():
+            states = self.text_states(rows)
+        copies = len(rows["noise"]) // len(rows[FULL])
+        loss = denoising_error(
+            control_denoiser(self.model, self.network, states.repeat(copies, 1, 1), to_pixels(rows[HINT])),
+            rows[FULL].float().repeat(copies, 1, 1, 1),
+            rows["noise"],
+            rows["timesteps"],
+            self.noising,
+            gamma=self.config.min_snr,
+        )
+        return {"denoising": loss, "loss": loss}
+
+    def text_states(self, rows: Rows) -> Tensor:
+        """The text states (B, L, D + P) of references and prompts."""
+        return self.subject.text_states(self.subject.subject_tokens(rows), rows)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return the parameters of the new network."""
+        return [ParameterGroup("control", list(self.network.parameters()), 1.0)]
+
+    def export(self, folder: Path) -> None:
+        """Write the new network in half precision, as diffusers reads it."""
+        name = "t2i_adapter" if is_adapter(self.network) else "controlnet"
+        save_diffusers(name, self.network, folder, dtype=torch.float16)
+
+
+def _drops(config: ControlConfig) -> SubjectConfig:
+    """What is left to chance in a step, as `random_rows` reads it."""
+    names = ("subject_drop", "prompt_drop", "noise_samples_per_pair", "timestep_shift")
+    return SubjectConfig(**{name: getattr(config, name) for name in names})
+
+
+def control_rows(source: Source, objective: PackedControl) -> NextRows:
+    """Return pairs with latents, hints, noise, timesteps and dropped prompts."""
+    column = f"{HINT}_{objective.config.hint}"
+
+    def rows(_elapsed: float, rng: torch.Generator) -> Rows:
+        taken = source.take(source.sizes.pairs, (*COLUMNS, FULL, column), rng)
+        taken[HINT] = taken.pop(column)
+        return taken | random_rows(taken[FULL], objective.drops, objective.noising, rng)
+
+    return rows
+
+
+@torch.no_grad()
+def latent_column(model: BlipDiffusion, rows: Rows) -> Rows:
+    """Return the latents of the targets."""
+    pixels = to_pixels(rows["target"])
+    with autocast(pixels.device):
+        return {FULL: model.latents.encode(pixels).to(torch.bfloat16)}
+
+
+@torch.no_grad()
+def control_metrics(objective: PackedControl, rows: Rows) -> dict[str, float]:
+    """Return the mean squared error of the predicted x0 under the right hint, another image's, a black one, and none.
+
+    It is a mean over `held_out.TIMESTEPS`; prompts have all their words and their subject.
+    """
+    device = rows["target"].device
+    rng = torch.Generator(device).manual_seed(NOISE_SEED)
+    sums: dict[str, float] = {}
+    for start in range(0, len(rows["target"]), CHUNK):
+        part = {name: value[start : start + CHUNK] for name, value in rows.items()}
+        latents = objective.model.latents.encode(to_pixels(part["target"])).float()
+        for timestep in TIMESTEPS:
+            noise = torch.randn(latents.shape, generator=rng, device=device)
+            for name, error in _errors(objective, part, latents, noise, timestep).items():
+                sums[name] = sums.get(name, 0.0) + error * len(latents) / len(rows["target"]) / len(TIMESTEPS)
+    return {f"x0_error_{name}": value for name, value in sums.items()}
+
+
+def _errors(objective: PackedControl, rows: Rows, latents: Tensor, noise: Tensor, timestep: int) -> dict[str, float]:
+    """The error of the predicted x0 by hint, at one timestep."""
+    timesteps = torch.full((len(latents),), timestep, device=latents.device)
+    noised = objective.noising.noised(latents, noise, timesteps)
+    hint = to_pixels(rows[f"{HINT}_{objective.config.hint}"])
+    none = torch.zeros(len(latents), dtype=torch.bool, device=latents.device)
+    with autocast(latents.device):
+        states = objective.text_states(rows | {"bare": none, "empty": none})
+        denoisers = {
+            name: control_denoiser(objective.model, objective.network, states, given)
+            for name, given in (("right", hint), ("wrong", hint.roll(1, 0)), ("black", torch.zeros_like(hint)))
+        } | {"none": objective.model.denoiser(states)}
+        answers = {name: denoiser(noised, timesteps).float() for name, denoiser in denoisers.items()}
+    return {
+        name: float((objective.noising.clean(noised, answer, timesteps) - latents).pow(2).mean())
+        for name, answer in answers.items()
+    }

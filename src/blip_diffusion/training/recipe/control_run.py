@@ -1,0 +1,186 @@
+"""Train networks for structure control of a finished model within a time limit.
+
+runs/control/
+├── config.toml          the resolved configuration
+└── canny/               of each kind of hint: checkpoints/, log.jsonl and
+    └── export/          the adapter, as `T2IAdapter.from_pretrained` reads it, and metrics.json
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import cast, get_args
+
+import torch
+
+from blip_diffusion import config as configuration
+from blip_diffusion.checkpoint.model_folder import assemble, find_model, read_parts
+from blip_diffusion.data.synthetic.assets import AssetLibrary
+from blip_diffusion.data.synthetic.pair_sampler import PairSampler
+from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
+from blip_diffusion.errors import InputError
+from blip_diffusion.fileio import check_writable, write_text
+from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.training import initialization
+from blip_diffusion.training.objectives.control import ControlConfig, Hint
+from blip_diffusion.training.optim import OptimConfig
+from blip_diffusion.training.recipe import control, held_out
+from blip_diffusion.training.recipe.config import PAIRS, PhaseConfig, SizesConfig, read_over
+from blip_diffusion.training.recipe.control import HintPacker, PackedControl
+from blip_diffusion.training.recipe.packing import Rows, packer_of
+from blip_diffusion.training.recipe.phases import Source
+from blip_diffusion.training.recipe.pool import Feeder, Pool
+from blip_diffusion.training.recipe.run import Plan, metrics_of, train_phase
+from blip_diffusion.training.recipe.timed_loop import Settings, check_absent
+
+CAPTION_TOKENS = 24  # which no step reads
+CUDA = SizesConfig(pool=100_000, fill=2048, worker_batch=32, slots=96, pairs=64)
+CPU = SizesConfig(pool=4096, fill=256, worker_batch=16, slots=8, pairs=4)
+
+
+def _loop() -> PhaseConfig:
+    optim = OptimConfig(
+        lr=2e-3,
+        betas=(0.9, 0.99),
+        weight_decay=0.01,
+        warmup=50,
+        schedule="cosine",
+        stable_fraction=0.4,
+        min_lr_ratio=0.02,
+    )
+    return PhaseConfig(optim, ema_decay=0.998)
+
+
+@dataclass(frozen=True)
+class ControlRecipeConfig:
+    """How networks for structure control are trained; the hint is chosen by the call."""
+
+    model: str = "mini"  # or a folder
+    data: Path = Path("world/world.zip")
+    seed: int = 0
+    held_out: int = 128  # pairs that are measured at the end
+    log_every: int = 100  # steps between reports
+    save_minutes: float = 5.0  # between checkpoints
+    cuda_graphs: bool = True
+    synthetic: SyntheticConfig = PAIRS  # its size becomes the model's
+    control: ControlConfig = field(
+        default_factory=lambda: ControlConfig(noise_samples_per_pair=3, min_snr=5.0, timestep_shift=2.0)
+    )
+    phase: PhaseConfig = field(default_factory=_loop)
+    cuda: SizesConfig = CUDA
+    cpu: SizesConfig = CPU
+
+
+def read_control_recipe(path: Path | None, overrides: Sequence[str] = ()) -> ControlRecipeConfig:
+    """Return the configuration of a TOML file, which says only what differs from the defaults, under overrides."""
+    return read_over(ControlRecipeConfig(), path, overrides)
+
+
+@dataclass(frozen=True)
+class _Started:
+    """What all kinds of hint share."""
+
+    config: ControlRecipeConfig
+    model: BlipDiffusion
+    source: Source
+    held: Rows
+    settings: Settings
+
+
+def run_control(
+    config: ControlRecipeConfig,
+    hints: Sequence[str],
+    folder: Path,
+    *,
+    minutes: float,
+    device: torch.device,
+    workers: int,
+    resume: bool = False,
+) -> dict[str, dict[str, float]]:
+    """Train one network for each kind of hint and export it to `folder/HINT/export`.
+
+    Args:
+        config: Model, data, batch sizes and optimizer.
+        hints: "canny", "mask", or both: they share the training pairs and have equal shares of the time.
+        folder: Where checkpoints, logs and exports are written.
+        minutes: The training time of all together, over all calls. Filling the pool and measuring come on top.
+        device: Where to train.
+        workers: Processes that composite pairs; 0 composites in this process.
+        resume: Whether to go on with the run in `folder`.
+
+    Returns:
+        The held-out numbers of each network.
+
+    Raises:
+        CheckpointError: If `folder` holds a run and `resume` is false, or the model is incomplete.
+        InputError: If a hint is unknown.
+    """
+    if not minutes > 0:
+        raise InputError(f"--minutes is {minutes:g}: use a number above 0.")
+    known = get_args(Hint)
+    if not hints or not {*hints} <= {*known} or len({*hints}) < len(hints):
+        raise InputError(f"The hints are {', '.join(hints)}: use {' or '.join(known)}, each once.")
+    check_writable(folder)
+    if not resume:
+        check_absent(folder)
+    kinds = cast(Sequence[Hint], hints)
+    with _started(config, kinds, device, workers) as started:
+        write_text(folder / "config.toml", configuration.to_toml(config))
+        return {kind: _train(started, kind, folder / kind, 60 * minutes / len(kinds)) for kind in kinds}
+
+
+@contextmanager
+def _started(
+    config: ControlRecipeConfig, hints: Sequence[Hint], device: torch.device, workers: int
+) -> Iterator[_Started]:
+    """Load world and model, start the workers, then touch the device: a forked process may not know CUDA."""
+    found = find_model(config.model)
+    model = assemble(read_parts(found, dtype=torch.float32), found)
+    size = int(model.unet.config.sample_size) * model.latents.factor
+    world, synthetic = AssetLibrary.load(config.data), replace(config.synthetic, size=size)
+    sizes = config.cuda if device.type == "cuda" else config.cpu
+    packer = HintPacker.over(packer_of(model, size, CAPTION_TOKENS), hints)
+    sampler = PairSampler(world, synthetic, batch_size=sizes.worker_batch, seed=config.seed)
+    feeder = Feeder(sampler, packer, workers=workers, slots=sizes.slots)
+    try:
+        plain = held_out.held_out_config(synthetic, world)
+        held = packer(PairSampler(world, plain, batch_size=config.held_out, seed=config.seed + 1)(0))
+        if device.type == "cuda":
+            feeder.pin()
+        source = Source(feeder, Pool(sizes.pool, device), sizes)
+        model.to(device).requires_grad_(False)
+        source.pool.derive(lambda rows: control.latent_column(model, rows))
+        feeder.fill(source.pool, sizes.fill)
+        held = {name: value.to(device) for name, value in held.items()}
+        yield _Started(config, model, source, held, _settings(config, sizes, device))
+    finally:
+        feeder.close()
+
+
+def _settings(config: ControlRecipeConfig, sizes: SizesConfig, device: torch.device) -> Settings:
+    return Settings(
+        device,
+        seed=config.seed,
+        lr_scale=sizes.lr_scale,
+        log_every=config.log_every,
+        save_minutes=config.save_minutes,
+        cuda_graphs=config.cuda_graphs,
+    )
+
+
+def _train(started: _Started, hint: Hint, folder: Path, seconds: float) -> dict[str, float]:
+    """Train the network of one hint; one that has an export is done."""
+    if (done := metrics_of(folder)) is not None:
+        return done
+    torch.manual_seed(started.config.seed)
+    config = replace(started.config.control, hint=hint)
+    objective = PackedControl(started.model, initialization.noising_from(started.model.scheduler), config)
+    objective = objective.to(started.settings.device)
+    plan = Plan(
+        objective,
+        control.control_rows(started.source, objective),
+        lambda: control.control_metrics(objective, started.held),
+        graph=True,
+    )
+    return train_phase(plan, started.config.phase, started.settings, folder, seconds)

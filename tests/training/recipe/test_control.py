@@ -1,0 +1,135 @@
+"""Structure control within a time limit, on the shapes `tiny-placed`."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import T2IAdapter
+from safetensors.torch import load_file
+
+from blip_diffusion.checkpoint.model_folder import save_model
+from blip_diffusion.cli.main import main
+from blip_diffusion.data.synthetic.assets import AssetLibrary
+from blip_diffusion.data.synthetic.pair_sampler import PairSampler
+from blip_diffusion.data.synthetic.tokenizers import tokenizer_corpus
+from blip_diffusion.errors import CheckpointError, InputError
+from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.training.initialization import noising_from
+from blip_diffusion.training.objective import StepContext
+from blip_diffusion.training.objectives.control import ControlConfig, StructureControl, hint_of
+from blip_diffusion.training.optim import set_trainable
+from blip_diffusion.training.recipe.config import RecipeConfig
+from blip_diffusion.training.recipe.control import HINT, HintPacker, PackedControl, control_metrics, latent_column
+from blip_diffusion.training.recipe.control_run import read_control_recipe, run_control
+from blip_diffusion.training.recipe.cuda_graph import eager_step
+from blip_diffusion.training.recipe.packing import Rows, packer_of, to_bytes
+from blip_diffusion.training.recipe.phases import FULL, new_model, random_rows
+
+WORLD = Path(__file__).parents[2] / "fixtures" / "world.zip"
+CONFIG = RecipeConfig(
+    preset="tiny-placed", synthetic=replace(RecipeConfig().synthetic, size=32, object_crop_size=16, colours=0.0)
+)
+SMALL = ["synthetic.object_crop_size=16", "held_out=4", "log_every=5", "cpu.pool=48", "cpu.fill=16",
+         "cpu.worker_batch=8"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def placed(world: AssetLibrary) -> BlipDiffusion:
+    sampler = PairSampler(world, CONFIG.synthetic, batch_size=6, seed=0)
+    return new_model(CONFIG, tokenizer_corpus(world), sampler(0)["reference"]).eval()
+
+
+@pytest.fixture(scope="module")
+def objective(placed: BlipDiffusion) -> PackedControl:
+    config = ControlConfig(noise_samples_per_pair=2, min_snr=5.0)
+    return PackedControl(placed, noising_from(placed.scheduler), config)
+
+
+@pytest.fixture(scope="module")
+def rows(placed: BlipDiffusion, world: AssetLibrary, objective: PackedControl) -> Rows:
+    batch = PairSampler(world, CONFIG.synthetic, batch_size=6, seed=0)(1)
+    packed = HintPacker.over(packer_of(placed, 32, 24), ("canny", "mask"))(batch)
+    assert torch.equal(packed["hint_canny"], 255 * hint_of("canny", batch["target"], batch["target_alpha"]).byte())
+    assert torch.equal(packed["hint_mask"], to_bytes(batch["target_alpha"]))
+    packed |= latent_column(placed, packed) | {HINT: packed["hint_canny"]}
+    noised = random_rows(packed[FULL], objective.drops, objective.noising, torch.Generator().manual_seed(0))
+    return packed | noised
+
+
+@pytest.fixture(scope="module")
+def folder(placed: BlipDiffusion, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a second of training, of both kinds of hint."""
+    root = tmp_path_factory.mktemp("control")
+    save_model(placed, root / "model")
+    flags = [word for value in SMALL for word in ("--set", value)]
+    flags += ["--model", str(root / "model"), "--data", str(WORLD), "--hint", "canny", "mask", "--out", str(root)]
+    assert main(["train-control", *flags, "--minutes", "0.03", "--device", "cpu", "--workers", "0"]) == 0
+    return root
+
+
+def test_it_learns(objective: PackedControl, rows: Rows) -> None:
+    parameters = list(set_trainable(objective.train(), objective.parameter_groups()).values())
+    context = StepContext(0, torch.Generator().manual_seed(0))
+    step, optimizer = eager_step(lambda x: objective(x, context), parameters), torch.optim.Adam(parameters, 3e-3)
+    for _ in range(20):
+        step(rows | random_rows(rows[FULL], objective.drops, objective.noising, context.rng))
+        optimizer.step()
+    metrics = control_metrics(objective.eval(), rows)
+    assert list(metrics) == ["x0_error_right", "x0_error_wrong", "x0_error_black", "x0_error_none"]
+    assert metrics["x0_error_right"] < 0.9 * metrics["x0_error_none"]
+
+
+@torch.no_grad()
+def test_the_loss_is_that_of_the_objective(
+    placed: BlipDiffusion, world: AssetLibrary, objective: PackedControl
+) -> None:
+    """Under the same noise, which the objective draws from its generator."""
+    batch = PairSampler(world, CONFIG.synthetic, batch_size=6, seed=0)(1)
+    packed = HintPacker.over(packer_of(placed, 32, 24), ("canny",))(batch)
+    plain = StructureControl(placed, objective.noising, objective.config).eval()
+    plain.network = objective.network
+    expected = plain(batch, StepContext(0, torch.Generator().manual_seed(4)))["loss"]
+    rng, none = torch.Generator().manual_seed(4), torch.zeros(6, dtype=torch.bool)
+    latents = placed.latents.encode(batch["target"])
+    noised = {"noise": torch.randn((12, *latents.shape[1:]), generator=rng), "bare": none, "empty": none}
+    noised["timesteps"] = objective.noising.random_timesteps(12, rng)
+    given = packed | noised | {FULL: latents, HINT: packed["hint_canny"]}
+    found = objective.eval()(given, StepContext(0, rng))["loss"]
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_diffusers_reads_each_adapter(folder: Path) -> None:
+    for kind in ("canny", "mask"):
+        export = folder / kind / "export"
+        adapter = T2IAdapter.from_pretrained(export)
+        assert [x.shape for x in adapter(torch.zeros(1, 1, 32, 32))] == [(1, 32, 4, 4), (1, 64, 2, 2)]
+        stored = load_file(export / "diffusion_pytorch_model.safetensors")
+        assert {value.dtype for value in stored.values()} == {torch.float16}
+        metrics = json.loads((export / "metrics.json").read_text())
+        assert metrics.keys() == {"x0_error_right", "x0_error_wrong", "x0_error_black", "x0_error_none"}
+        assert (folder / kind / "log.jsonl").is_file()
+
+
+def test_a_run_goes_on_and_keeps_what_is_done(folder: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(folder, tmp_path / "run")
+    shutil.rmtree(own / "mask" / "export")
+    before = (own / "canny/export/diffusion_pytorch_model.safetensors").read_bytes()
+    config = read_control_recipe(None, [*SMALL, f'model="{folder / "model"}"', f'data="{WORLD}"'])
+    options = {"minutes": 0.03, "device": torch.device("cpu"), "workers": 0}
+    with pytest.raises(CheckpointError, match="--resume"):
+        run_control(config, ["canny", "mask"], own, **options)  # type: ignore[arg-type]
+    assert set(run_control(config, ["canny", "mask"], own, resume=True, **options)) == {"canny", "mask"}  # type: ignore[arg-type]
+    assert (own / "mask/export/config.json").is_file()
+    assert (own / "canny/export/diffusion_pytorch_model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("hints", [[], ["edges"], ["mask", "mask"]])
+def test_hints_that_are_not_known(hints: list[str], tmp_path: Path) -> None:
+    options = {"minutes": 1.0, "device": torch.device("cpu"), "workers": 0}
+    with pytest.raises(InputError, match="use canny or mask, each once"):
+        run_control(read_control_recipe(None), hints, tmp_path / "run", **options)  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
+    assert main(["train-control", "--workers", "-1"]) == 2
