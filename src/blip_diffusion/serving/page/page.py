@@ -20,7 +20,11 @@ KEEP = (3600, 24 * 3600)
 STYLE = """
 .gradio-container { width: 100% !important; max-width: 1280px !important; margin: 0 auto !important; }
 .job-status { display: flex; flex-direction: column; gap: .4rem; padding: .2rem 0; font-weight: 500; }
-.job-status progress { width: 100%; height: .6rem; accent-color: var(--color-accent); }
+.job-status progress { width: 100%; height: .6rem; appearance: none; border: 0; }
+.job-status progress::-webkit-progress-bar { background: var(--border-color-primary); border-radius: .3rem; }
+.job-status progress::-webkit-progress-value { background: var(--color-accent); border-radius: .3rem; }
+.job-status progress::-moz-progress-bar { background: var(--color-accent); border-radius: .3rem; }
+#results .grid-wrap { height: auto; max-height: none; }
 table.settings { width: 100%; border-collapse: collapse; }
 table.settings th { text-align: left; padding: .2rem .8rem .2rem 0; white-space: nowrap; vertical-align: top; }
 table.settings td { overflow-wrap: anywhere; }

@@ -30,7 +30,7 @@ def build(service: JobService, form: FormFields, tabs: gr.Tabs, tab: gr.Tab) -> 
         download = gr.Button("Prepare download")
         remove = gr.Button("Remove", variant="stop", elem_id="remove-subject")
     files = gr.File(label="Files", file_count="multiple", visible=False, interactive=False)
-    upload = gr.File(label="Upload a subject file", file_types=[".safetensors"], height=110, elem_id="upload-subject")
+    upload = gr.File(label="Upload a subject file", file_types=[".safetensors"], height=150, elem_id="upload-subject")
     listed = [shelf, thumbnails, *form.subjects]
 
     def add(path: str) -> list[Any]:
