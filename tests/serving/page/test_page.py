@@ -10,7 +10,7 @@ from PIL import Image
 
 playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.faces
-WAIT = 60_000
+WAIT = 20_000
 """Milliseconds."""
 TABS = ("Generate", "Queue", "Gallery", "Subjects", "Tune", "Compare")
 
@@ -31,6 +31,7 @@ def page(request: pytest.FixtureRequest, browser: Any, address: str) -> Iterator
     outside: list[str] = []
     page.on("request", lambda one: None if _is_local(one.url, address) else outside.append(one.url))
     page.goto(address)
+    page.locator("#generate").wait_for()
     yield page
     assert outside == []
     page.close()
@@ -49,6 +50,14 @@ def fill(page: Any, reference: Path) -> None:
     page.get_by_label("number input for Steps").fill("60")
 
 
+def open_tab(page: Any, name: str) -> None:
+    tab = page.get_by_role("tab", name=name)
+    if not tab.is_visible():
+        page.locator(".overflow-menu > button").click()
+        tab = page.locator(".overflow-dropdown button", has_text=name)
+    tab.click()
+
+
 @pytest.fixture
 def reference(tmp_path: Path, dog: Image.Image) -> Path:
     path = tmp_path / "dog.png"
@@ -63,7 +72,7 @@ def test_generate_reload_cancel_and_reproduce(page: Any, reference: Path) -> Non
     page.reload()  # the job goes on, and the page finds it again
     page.locator("#status").get_by_text("Done: 4 images").wait_for()
     assert page.locator("#results img").count() >= 4
-    page.get_by_role("tab", name="Gallery").click()
+    open_tab(page, "Gallery")
     page.locator("#gallery button img").first.click()
     page.locator("#settings").get_by_text("on the beach").first.wait_for()
     page.locator("#use-settings").click()
@@ -78,11 +87,7 @@ def test_generate_reload_cancel_and_reproduce(page: Any, reference: Path) -> Non
 def test_every_tab_fits_and_passes_axe(page: Any) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     for name in TABS:
-        tab = page.get_by_role("tab", name=name)
-        if not tab.is_visible():
-            page.locator(".overflow-menu > button").click()
-            tab = page.locator(".overflow-dropdown button", has_text=name)
-        tab.click()
+        open_tab(page, name)
         page.wait_for_timeout(500)
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), name
         found = axe.run(page).response["violations"]
