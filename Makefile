@@ -5,19 +5,25 @@ BIN    := $(VENV)/bin
 MINUTES ?= 60
 WORKERS ?= 2
 
-.PHONY: help demo mini test check format docs bench lock clean
+.PHONY: help demo app mini test test-faces check format docs bench lock clean
 
 help:          ## show this list
-	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 demo: $(VENV)/ready  ## generate four held-out subjects in new scenes, and one contact sheet
 	$(BIN)/python examples/demo.py --out out/demo
+
+app: $(VENV)/app  ## open the web page on http://127.0.0.1:7860
+	$(BIN)/blip-diffusion app --out out/app
 
 mini: $(VENV)/ready world/world.zip  ## train mini from the start; MINUTES=60, and RESUME=--resume goes on
 	$(BIN)/blip-diffusion train-mini --config configs/mini/recipe.toml --out runs/mini --minutes $(MINUTES) $(RESUME)
 
 test: $(VENV)/ready  ## run the tests, two processes at a time; WORKERS=0 runs them in one
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+test-faces: $(VENV)/faces  ## test the server with OpenAI's client, and the page in Chromium
+	$(BIN)/python -m pytest -m faces tests/serving
 
 check: $(VENV)/ready  ## check style and types
 	$(BIN)/ruff check .
@@ -53,4 +59,12 @@ $(VENV)/ready: pyproject.toml constraints.txt
 
 $(VENV)/docs: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
+$(VENV)/app: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[app]"
+	touch $@
+
+$(VENV)/faces: $(VENV)/app
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[faces]"
 	touch $@

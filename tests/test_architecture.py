@@ -1,6 +1,7 @@
 """The promises of the layout: arrows point down only, importing does nothing, one owner for each secret."""
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,9 @@ TRAINER = {
     "prefetch",
     "signals",
 }
+SERVER = importlib.util.find_spec("dbos") and importlib.util.find_spec("fastapi")
+"""Whether the packages of the extra `server` are there."""
+SERVICE = {"errors", "events", "jobs", "service", "settings", "store"}
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
@@ -50,7 +54,8 @@ MAY_IMPORT = {
     "training": MODEL | {"data", "references", "sampling"},
     "evaluation": MODEL | {"data", "pipelines", "references", "sampling", "training"},
     "generation": MODEL | {"annotators", "pipelines"},
-    "cli": MODEL | {"annotators", "data", "generation", "pipelines", "training", "evaluation"},
+    "serving": MODEL | {"generation", "pipelines", "references"},
+    "cli": MODEL | {"annotators", "data", "generation", "pipelines", "serving", "training", "evaluation"},
 }
 """What each part may import beside itself: siblings (modules and diffusion, pipelines and training) not each other."""
 
@@ -124,6 +129,15 @@ WITHIN = {
         "build": {"synthetic", "benchmarks"},
         "benchmarks": {"synthetic"},
     },
+    "serving": {
+        "store": {"errors"},
+        "events": set(),
+        "messages": set(),
+        "worker": {"messages"},
+        "pool": {"errors", "messages", "worker"},
+        "http": SERVICE,
+        "page": SERVICE | {"http"},
+    },
     "training": {
         "objectives": TRAINER | {"sample_callback"},
         "personalize": TRAINER | {"initialization", "objectives"},
@@ -179,7 +193,7 @@ def test_importing_every_module_does_nothing(tmp_path: Path) -> None:
     names = [
         ".".join(("blip_diffusion", *path.relative_to(PACKAGE).with_suffix("").parts))
         for path in sorted(PACKAGE.rglob("*.py"))
-        if path.name != "__init__.py"
+        if path.name != "__init__.py" and not {"page", *([] if SERVER else ["serving"])} & set(path.parts)
     ]
     code = f"""
 import importlib, random, warnings, torch, diffusers, transformers
@@ -192,3 +206,15 @@ for name in {names}:
 assert state() == before
 """
     assert python(code, tmp_path) == ""
+
+
+@pytest.mark.skipif(not SERVER, reason="needs the packages of the extra server")
+def test_the_server_imports_no_torch(tmp_path: Path) -> None:
+    """Only worker processes do: the server answers at once, and in little memory."""
+    names = [
+        ".".join(("blip_diffusion", *path.relative_to(PACKAGE).with_suffix("").parts))
+        for path in files("serving")
+        if path.name not in ("__init__.py", "worker.py") and "page" not in path.parts
+    ]
+    code = f"import importlib, sys; [importlib.import_module(name) for name in {names}]; print('torch' in sys.modules)"
+    assert python(code, tmp_path) == "False\n"

@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 CONSTRAINTS, LOCK = ROOT / "constraints.txt", ROOT / "requirements.lock"
 COMMAND = (
-    "uv pip compile pyproject.toml --extra dev --extra docs --extra openvino"
+    "uv pip compile pyproject.toml --extra dev --extra docs --extra openvino --extra faces"
     " --universal --python-version 3.11 --no-annotate --no-header --quiet"
 )
 NEVER = "sys_platform == 'never'"

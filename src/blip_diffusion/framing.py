@@ -2,20 +2,23 @@
 
 Boxes are `(left, top, right, bottom)` in shares of an image's sides, (0, 0) at its top left. A *frame* is where the
 reference's square lies in the generated image, `(left, top, width, height)` in the same unit: the cropped reference
-shows the subject with its longest side `FILL` of the square, so a box of the subject gives its frame.
+shows the subject with its longest side `FILL` of the square, so a box of the subject gives its frame. Torch is imported
+where it is used.
 """
+
+from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
 
 from blip_diffusion.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FILL = 0.88
 """Share of a cropped reference's side that the subject's longest side takes."""
@@ -184,6 +187,8 @@ def frames_of(boxes: Sequence[Sequence[Box]], *, aspect: float = 1.0, mirror: bo
     Returns:
         (B, K, 4): left, top, width, height of the reference's square about each copy; a copy of width 0 is none.
     """
+    import torch
+
     most = max(len(row) for row in boxes)
     empty = (0.0, 0.0, 0.0, 0.0)
     rows = [[_frame(box, aspect, mirror) for box in row] + [empty] * (most - len(row)) for row in boxes]
@@ -223,6 +228,9 @@ def box_before_plain_border(pixels: Tensor, *, tolerance: float = 0.08) -> Box |
         pixels: (3, H, W) in [0, 1].
         tolerance: Largest distance in any channel that still counts as the border's colour.
     """
+    import torch
+    import torch.nn.functional as F
+
     edge = max(2, min(pixels.shape[-2:]) // 32)
     border = torch.cat(
         [

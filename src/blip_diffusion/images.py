@@ -1,22 +1,24 @@
 """Images: PIL to tensors and back, and the only file that knows how a reference is cut to the encoder's square.
 
-Tensors of images are float, (B, 3, H, W), in [0, 1], unless a name says otherwise.
+Tensors of images are float, (B, 3, H, W), in [0, 1], unless a name says otherwise. Torch is imported where it is used.
 """
+
+from __future__ import annotations
 
 import io
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import IO, Literal, TypeVar
+from typing import IO, TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from blip_diffusion.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ResizeMode = Literal["crop", "squash", "pad", "subject"]
 """`crop`: short side, then centre (the original's); `squash`: both sides (diffusers'); `pad`: the whole image."""
@@ -137,6 +139,8 @@ def fit_square(image: Image.Image, size: int, fit: ResizeMode = "crop", *, bars:
 
 def to_tensor(images: Sequence[Image.Image]) -> Tensor:
     """Equal-sized RGB images to (B, 3, H, W) in [0, 1]."""
+    import torch
+
     stacked = np.stack([np.asarray(image, dtype=np.float32) for image in images])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous() / 255
 
@@ -150,6 +154,8 @@ def to_pil(pixels: Tensor) -> list[Image.Image]:
 def preprocess(pixels: Tensor, side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Images (B, 3, H, W) in [0, 1] as an image encoder takes them: (B, 3, S, S), normalised."""
     if pixels.shape[-2:] != (side, side):
+        import torch.nn.functional as F
+
         pixels = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
     return normalise(pixels, mean, std)
 
@@ -172,6 +178,8 @@ def grid(images: Sequence[Image.Image], columns: int, *, gap: int = 2) -> Image.
 
 def column_page(columns: Sequence[Tensor], *, gap: int = 2) -> Image.Image:
     """Columns of images, each (B, 3, H, W) in [0, 1], side by side; smaller ones are enlarged to the largest."""
+    import torch.nn.functional as F
+
     side = max(column.shape[-1] for column in columns)
     rows = [F.interpolate(column.float(), (side, side), mode="bilinear", antialias=True) for column in columns]
     cells = [image for row in zip(*map(to_pil, rows), strict=True) for image in row]

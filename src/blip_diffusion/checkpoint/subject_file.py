@@ -24,6 +24,15 @@ from torch import Tensor, nn
 
 from blip_diffusion import __version__
 from blip_diffusion.checkpoint.lora import adapter_header
+from blip_diffusion.checkpoint.subject_header import (
+    DATA_URI,
+    EMBEDDING,
+    LORA,
+    TABLE,
+    THUMBNAIL,
+    WEIGHTS,
+    decode_thumbnail,
+)
 from blip_diffusion.checkpoint.weights import State, check_materialized, save_state
 from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.fileio import path_exists
@@ -31,9 +40,6 @@ from blip_diffusion.nn_utils import base_parameters
 
 Kind = TypeVar("Kind", bound=Tensor)
 
-EMBEDDING, WEIGHTS, LORA = "subject_embedding.lora", "weights.", "unet."
-TABLE, THUMBNAIL = "blip-diffusion", "modelspec.thumbnail"
-DATA_URI = "data:image/jpeg;base64,"
 THUMBNAIL_SIDE = 128
 MOST_WORDS = 4
 SAMPLED = 64  # weights of every tensor, for a fingerprint
@@ -164,7 +170,7 @@ def _subject(header: Mapping[str, str], tensors: State) -> Subject:
         lora={name.removeprefix(LORA): tensor for name, tensor in tensors.items() if name.startswith(LORA)},
         alpha=float(table["alpha"]),
         weights={name.removeprefix(WEIGHTS): tensor for name, tensor in tensors.items() if name.startswith(WEIGHTS)},
-        thumbnail=base64.b64decode(header.get(THUMBNAIL, "").removeprefix(DATA_URI)),
+        thumbnail=decode_thumbnail(header),
         metadata=dict(table["details"]),
     )
 

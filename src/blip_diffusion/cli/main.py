@@ -8,12 +8,25 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from blip_diffusion import __version__
-from blip_diffusion.cli.commands import convert, data, evaluate, generate, train, train_control, train_mini, tune
+from blip_diffusion.cli.commands import (
+    app,
+    convert,
+    data,
+    evaluate,
+    generate,
+    serve,
+    train,
+    train_control,
+    train_mini,
+    tune,
+)
 from blip_diffusion.cli.parser import Parser, check_utf8, printable
 from blip_diffusion.errors import BlipDiffusionError, reason
 
 COMMANDS = (
     ("generate", generate, "generate images of a subject in the scenes that prompts describe"),
+    ("app", app, "open a web page: generate, gallery, subjects, tuning, comparison"),
+    ("serve", serve, "serve an HTTP API: OpenAI-compatible images, durable jobs, tuned subjects"),
     ("tune", tune, "personalize a model for your subject from a few photos"),
     ("train", train, "train a model from a TOML configuration"),
     ("train-mini", train_mini, "train mini from the start within a time limit"),

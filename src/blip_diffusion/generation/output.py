@@ -57,12 +57,19 @@ def _free_path(path: Path, metadata: str, taken: set[Path]) -> Path:
     )
 
 
-def _save(image: Image.Image, path: Path, metadata: str, *, flag: str = "--out") -> None:
+def png_with_metadata(image: Image.Image, metadata: str) -> bytes:
+    """Return an image as a PNG file that holds its settings; `metadata` is what `png_metadata.encode` returns."""
     information = PngImagePlugin.PngInfo()
     information.add_text(METADATA, metadata)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=information)
+    return buffer.getvalue()
+
+
+def _save(image: Image.Image, path: Path, metadata: str, *, flag: str = "--out") -> None:
     try:
         with atomic_file(path) as partial:
-            image.save(partial, "PNG", pnginfo=information)
+            partial.write_bytes(png_with_metadata(image, metadata))
     except OSError as error:
         if is_full(error):
             raise

@@ -69,19 +69,9 @@ def read_request(
         >>> request = read_request(Path("out/on-the-beach-0.png"))
         >>> run(request, Path("again"))
     """
-    from blip_diffusion import config  # imported here: no other part of a generation needs it
-
     if not path_exists(path, Path.is_file):
         raise InputError(f"There is no image at {path}: check the path.")
-    try:
-        with images.open_lazily(path) as image:
-            table = json.loads(image.info[METADATA])
-        request = config.build(GenerationRequest, _fields(table))
-        version = str(table.get("version"))[:20]
-    except BlipDiffusionError as error:
-        raise InputError(f"{path} holds no generation settings that can be used: {error}") from error
-    except Exception as error:  # on a damaged file, Pillow raises whatever it trips over
-        raise InputError(f"{path} holds no generation settings: only PNG files of blip-diffusion do.") from error
+    request, version = decode(path)
     if version != __version__:
         warnings.warn(
             f"{path} was made by blip-diffusion {version}, this is {__version__}: presets and mini may have changed, "
@@ -89,6 +79,31 @@ def read_request(
             stacklevel=2,
         )
     return _resolve(request, model, controlnets)
+
+
+def decode(source: images.Source) -> tuple[GenerationRequest, str]:
+    """Read the settings in a PNG file, as untrusted input. Nothing that they name is opened.
+
+    Args:
+        source: The path of a PNG file, or an open file.
+
+    Returns:
+        The request as the file has it, and the version that wrote it.
+
+    Raises:
+        InputError: If the file holds no valid request.
+    """
+    from blip_diffusion import config  # imported here: no other part of a generation needs it
+
+    name = str(source) if isinstance(source, str | Path) else "The file"
+    try:
+        with images.open_lazily(source) as image:
+            table = json.loads(image.info[METADATA])
+        return config.build(GenerationRequest, _fields(table)), str(table.get("version"))[:20]
+    except BlipDiffusionError as error:
+        raise InputError(f"{name} holds no generation settings that can be used: {error}") from error
+    except Exception as error:  # on a damaged file, Pillow raises whatever it trips over
+        raise InputError(f"{name} holds no generation settings: only PNG files of blip-diffusion do.") from error
 
 
 def _fields(table: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What to generate: one validated, self-contained object, whichever interface made it."""
+"""What to generate: one validated, self-contained object, whichever interface made it. Imports no torch."""
 
 from dataclasses import dataclass
 from math import isfinite
@@ -8,7 +8,6 @@ from typing import Literal
 from PIL import Image
 
 from blip_diffusion import images
-from blip_diffusion.annotators import annotate
 from blip_diffusion.errors import InputError
 from blip_diffusion.framing import check_box
 from blip_diffusion.generation.adapter_refs import EmbeddingRef, LoraRef
@@ -130,11 +129,11 @@ class GenerationRequest:
             check_box(self.box)
 
 
-def read_reference(path: Path) -> bytes:
+def read_reference(source: images.Source) -> bytes:
     """Read a reference image for a request.
 
     Args:
-        path: An image file.
+        source: The path of an image file, or an open file.
 
     Returns:
         Upright RGB as PNG bytes, the short side at most 512 pixels.
@@ -142,7 +141,7 @@ def read_reference(path: Path) -> bytes:
     Raises:
         InputError: If the file is missing, damaged, or not an image.
     """
-    return images.png_bytes(_at_most(images.open_image(path), REFERENCE_SIDE))
+    return images.png_bytes(_at_most(images.open_image(source), REFERENCE_SIDE))
 
 
 def read_control(kind: str, path: Path, scale: float = 1.0, controlnet: str = "") -> ControlInput:
@@ -157,6 +156,8 @@ def read_control(kind: str, path: Path, scale: float = 1.0, controlnet: str = ""
     Raises:
         InputError: If the kind is unknown, its extra is not installed, or the file is not an image.
     """
+    from blip_diffusion.annotators import annotate  # imports torch
+
     source = _at_most(images.open_image(path), CONTROL_SIDE)
     return ControlInput(kind, images.png_bytes(annotate(source, kind)), scale, controlnet)
 

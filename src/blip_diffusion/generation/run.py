@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from blip_diffusion.generation.adapter_refs import load_adapters
 from blip_diffusion.generation.output import check_grid_path, save_grid, save_images
 from blip_diffusion.generation.request import CONTROLNETS, ControlInput, GenerationRequest
 from blip_diffusion.generation.subject_refs import load_subjects
-from blip_diffusion.pipelines.presets import preset_on_engine
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
+from blip_diffusion.pipelines.presets import Dtype, preset_on_engine
+from blip_diffusion.pipelines.step_callback import StepCallback
 
 OnSaved = Callable[[Path, str | None, int | None], None]
 """Gets a file's path, and the prompt and the seed of its image; `None` for the grid."""
@@ -59,17 +62,15 @@ def run(
     check_writable(out)
     if grid is not None:
         check_grid_path(grid)
-    pipe = _load_pipeline(request, device)
-    control = _control_arguments(request.controls, pipe)
-    subject = _subject_arguments(pipe, request)
+    prepared = prepare(load_pipeline(request.model, request.dtype, device), request)
     jobs = [(prompt, request.seed + copy) for prompt in request.prompts for copy in range(request.num_images)]
     generated: list[Image.Image] = []
     paths: list[Path] = []
     for start in range(0, len(jobs), BATCH_SIZE):
         batch = jobs[start : start + BATCH_SIZE]
         label = f"{start + 1} to {start + len(batch)} of {len(jobs)}" if len(jobs) > BATCH_SIZE else None
-        pipe.set_progress_bar_config(disable=None if progress else True, desc=label)  # None: only in a terminal
-        results = _generate(pipe, request, batch, subject, control)
+        prepared.pipe.set_progress_bar_config(disable=None if progress else True, desc=label)  # None: in a terminal
+        results = prepared.generate(batch)
         new = save_images(request, results, batch, out, taken=set(paths))
         for path, job in zip(new, batch, strict=True):
             if on_saved is not None:
@@ -83,14 +84,57 @@ def run(
     return paths
 
 
-def _load_pipeline(request: GenerationRequest, device: str) -> Any:
-    from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
-
+def load_pipeline(model: str, dtype: Dtype, device: str) -> BlipDiffusionPipeline:
+    """Load a model onto a device. Raises `CheckpointError` if it is missing or damaged."""
     place = device_of(device)
-    pipe = BlipDiffusionPipeline.from_pretrained(request.model, torch_dtype=getattr(torch, request.dtype)).to(place)
+    pipe: BlipDiffusionPipeline = BlipDiffusionPipeline.from_pretrained(model, torch_dtype=getattr(torch, dtype))
+    return pipe.to(place)
+
+
+@dataclass(frozen=True)
+class PreparedRequest:
+    """A request whose subject and controls are loaded into a pipeline.
+
+    Args:
+        pipe: The pipeline, with the request's preset.
+        request: What to generate.
+        arguments: Arguments of every call: the subject and the controls.
+    """
+
+    pipe: BlipDiffusionPipeline
+    request: GenerationRequest
+    arguments: dict[str, Any]
+
+    def generate(self, batch: list[tuple[str, int]], on_step: StepCallback | None = None) -> list[Image.Image]:
+        """Generate one image for each prompt and seed, in one batch. `on_step` is called after each sampling step."""
+        request = self.request
+        result: list[Image.Image] = self.pipe(
+            [prompt for prompt, _ in batch],
+            target_subject_category=request.target_category,
+            box=request.box,
+            negative_prompt=request.negative_prompt,
+            height=request.height,
+            width=request.width,
+            num_inference_steps=request.steps,
+            guidance_scale=request.guidance_scale,
+            generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
+            callback_on_step_end=on_step,
+            **self.arguments,
+        ).images
+        return result
+
+
+def prepare(pipe: BlipDiffusionPipeline, request: GenerationRequest) -> PreparedRequest:
+    """Apply a request's preset to a pipeline, and load its subject and its controls.
+
+    Raises:
+        InputError: If the request does not fit the model.
+        CheckpointError: If a ControlNet or a subject file is missing or damaged.
+    """
     pipe.set_preset(preset_on_engine(request.preset, request.engine))
     load_adapters(pipe, request.loras, request.embeddings)
-    return pipe
+    control = _control_arguments(request.controls, pipe)
+    return PreparedRequest(pipe, request, {**_subject_arguments(pipe, request), **control})
 
 
 def _subject_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:
@@ -108,30 +152,6 @@ def _subject_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:
         "source_subject_category": request.category,
         "resize_mode": request.resize_mode,
     }
-
-
-def _generate(
-    pipe: Any,
-    request: GenerationRequest,
-    batch: list[tuple[str, int]],
-    subject: dict[str, Any],
-    control: dict[str, Any],
-) -> list[Image.Image]:
-    """Generate one image for each prompt and seed, in one batch."""
-    result: list[Image.Image] = pipe(
-        [prompt for prompt, _ in batch],
-        target_subject_category=request.target_category,
-        box=request.box,
-        negative_prompt=request.negative_prompt,
-        height=request.height,
-        width=request.width,
-        num_inference_steps=request.steps,
-        guidance_scale=request.guidance_scale,
-        generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
-        **subject,
-        **control,
-    ).images
-    return result
 
 
 def _control_arguments(controls: tuple[ControlInput, ...], pipe: Any) -> dict[str, Any]:

@@ -1,18 +1,24 @@
-"""References to tuned subject files in a request: path, weight, and a digest that proves the file is unchanged."""
+"""References to tuned subject files in a request: path, weight, and a digest that proves the file is unchanged.
+
+Torch is imported where a subject file is read.
+"""
+
+from __future__ import annotations
 
 import io
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
-from torch import Tensor
 
 from blip_diffusion import images
-from blip_diffusion.checkpoint.subject_file import Subject, read_subject
 from blip_diffusion.errors import CheckpointError, InputError
 from blip_diffusion.fileio import sha256_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_THUMBNAIL = 512
 
@@ -45,12 +51,16 @@ class SubjectRef:
 
 def subject_ref(path: Path, weight: float = 1.0) -> SubjectRef:
     """Read a subject file and refer to it. Raises `CheckpointError` if it can't be read."""
+    from blip_diffusion.checkpoint.subject_file import read_subject
+
     subject = read_subject(path)
-    return SubjectRef(str(path), sha256_of(path), weight, subject.category, _thumbnail(subject))
+    return SubjectRef(str(path), sha256_of(path), weight, subject.category, thumbnail_png(subject.thumbnail))
 
 
 def load_subjects(pipe: Any, refs: tuple[SubjectRef, ...]) -> Tensor:
     """Load and activate subjects, and return the tokens (1, Q, D) of their mixture. Weights are normalised to 1."""
+    from blip_diffusion.checkpoint.subject_file import read_subject
+
     names: list[str] = []
     for ref in refs:
         subject = read_subject(ref.path)
@@ -66,14 +76,14 @@ def load_subjects(pipe: Any, refs: tuple[SubjectRef, ...]) -> Tensor:
     return embedding
 
 
-def _thumbnail(subject: Subject) -> bytes:
-    """Decode and re-encode the thumbnail, which is untrusted; white if there is none or it is too large."""
+def thumbnail_png(thumbnail: bytes) -> bytes:
+    """Re-encode a subject's thumbnail, which is untrusted, as PNG; white if there is none or it is too large."""
     white = Image.new("RGB", (64, 64), "white")
 
     def small(opened: Image.Image) -> Image.Image:
         return opened.convert("RGB") if max(opened.size) <= MAX_THUMBNAIL else white
 
     try:
-        return images.png_bytes(images.read_image(io.BytesIO(subject.thumbnail), small))
+        return images.png_bytes(images.read_image(io.BytesIO(thumbnail), small))
     except InputError:
         return images.png_bytes(white)

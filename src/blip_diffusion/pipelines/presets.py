@@ -6,16 +6,19 @@
 
 docs/results/speed.md lists what each gains and costs. With a ControlNet the whole U-Net runs in torch, in one batch per
 step: `engine="openvino"`, `split_cfg_batch` and `deepcache_interval` have no effect then.
+
+Torch is imported where it is used.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-import torch
-
-from blip_diffusion.devices import device_of, fastest_dtype
-from blip_diffusion.diffusion.sampler import ddim_like
 from blip_diffusion.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Precision = Literal["default", "auto", "float32", "bfloat16", "float16"]
@@ -118,14 +121,22 @@ def lcm_preset(lora: str, base: Preset = TURBO, *, solver: Solver = "lcm", steps
 
 def default_dtype(preset: str | None, device: str = "auto") -> Dtype:
     """Return the precision of a preset, or of none, on a device."""
-    dtype = resolve_dtype(get_preset(preset).dtype, device_of(device)) if preset else None
-    return cast(Dtype, str(dtype or torch.float32).removeprefix("torch."))
+    if not preset:
+        return "float32"
+    from blip_diffusion.devices import device_of
+
+    dtype = resolve_dtype(get_preset(preset).dtype, device_of(device))
+    return cast(Dtype, str(dtype).removeprefix("torch.")) if dtype is not None else "float32"
 
 
 def resolve_dtype(choice: Precision, device: torch.device) -> torch.dtype | None:
     """Return the dtype of a precision on a device; `None` leaves weights as they are."""
     if choice == "default":
         return None
+    import torch
+
+    from blip_diffusion.devices import fastest_dtype
+
     if choice != "auto":
         dtype: torch.dtype = getattr(torch, choice)
         return dtype
@@ -135,6 +146,8 @@ def resolve_dtype(choice: Precision, device: torch.device) -> torch.dtype | None
 def build_scheduler(solver: Solver, scheduler: Any) -> Any:
     """Return another solver over the noise levels of `scheduler`."""
     import diffusers
+
+    from blip_diffusion.diffusion.sampler import ddim_like
 
     match solver:
         case "ddim":

@@ -1,0 +1,1 @@
+"""The HTTP server: OpenAI-compatible images, jobs with events, subjects. Imports no torch."""

@@ -1,0 +1,162 @@
+"""`/v1/images`: the images routes of OpenAI's API. Each is a job that the connection waits for."""
+
+import base64
+import io
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Literal
+
+from fastapi import APIRouter, Header, Request, Response
+from fastapi.responses import JSONResponse
+from PIL import Image
+from pydantic import ValidationError
+from sse_starlette import EventSourceResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+
+from blip_diffusion.serving.http.context import Owner, Service, scope_of
+from blip_diffusion.serving.http.inputs import build_request, decode_data_url
+from blip_diffusion.serving.http.problems import Problem, document, invalid
+from blip_diffusion.serving.http.schemas import GenerationBody, ImageBody
+from blip_diffusion.serving.http.watch import ended, follow
+from blip_diffusion.serving.jobs import Job
+from blip_diffusion.serving.service import JobService
+
+router = APIRouter(prefix="/v1/images", tags=["images"])
+Prefix = Literal["image_generation", "image_edit"]
+MAX_KEY = 255
+STATUS = {"cancelled": 409, "internal_error": 500, "worker_died": 500, "server_died": 500, "out_of_memory": 507}
+"""HTTP status of jobs that ended without images, by cause; 422 for others."""
+
+
+@router.post("/generations", response_model=None)
+async def generations(
+    body: GenerationBody,
+    request: Request,
+    service: Service,
+    owner: Owner,
+    idempotency_key: str = Header("", max_length=MAX_KEY),
+) -> Response:
+    """Generate images of the subject of a reference (a data URL), or of a stored subject."""
+    reference = decode_data_url(body.reference)
+    job = await run_in_threadpool(_submit, service, body, reference, owner, idempotency_key)
+    return await _answer(service, job, body, "image_generation")
+
+
+@router.post("/edits", response_model=None)
+async def edits(
+    request: Request, service: Service, owner: Owner, idempotency_key: str = Header("", max_length=MAX_KEY)
+) -> Response:
+    """Generate images of the subject of an uploaded reference, as multipart form data."""
+    async with request.form(max_files=4, max_fields=40) as form:
+        files = [value for name in ("image", "image[]") for value in form.getlist(name)]
+        if "mask" in form:
+            raise Problem(422, "not_supported", "Masks are not supported: leave mask out.", param="mask")
+        if len(files) != 1 or not isinstance(files[0], UploadFile):
+            raise Problem(422, "invalid_input", "Send one image: the reference of the subject.", param="image")
+        reference = await files[0].read()
+        fields = {name: value for name, value in form.items() if isinstance(value, str)}
+    body = _form_body(fields)
+    job = await run_in_threadpool(_submit, service, body, reference, owner, idempotency_key)
+    return await _answer(service, job, body, "image_edit")
+
+
+@router.get("/{image_id}.png", response_class=Response)
+def image(image_id: str, request: Request, service: Service, owner: Owner) -> Response:
+    """Return a generated image; its settings are inside."""
+    data = service.store.read_image(image_id)
+    service.get(image_id.partition("-")[0], owner=scope_of(request, owner))
+    headers = {"Cache-Control": "private, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
+    return Response(data, media_type="image/png", headers=headers)
+
+
+def _form_body(fields: Mapping[str, str]) -> ImageBody:
+    """Return the body that form fields make; lists and objects come as JSON."""
+    values = {name: _json(value) if value[:1] in "[{" else value for name, value in fields.items() if value != ""}
+    try:
+        return ImageBody.model_validate(values)
+    except ValidationError as error:
+        raise invalid(error.errors()) from error
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _submit(service: JobService, body: ImageBody, reference: bytes | None, owner: str, key: str) -> Job:
+    request = build_request(service, body, reference)
+    previews = (body.partial_images or 0) if body.stream and body.n == 1 else 0
+    return service.submit(request, owner=owner, key=key, previews=previews)
+
+
+async def _answer(service: JobService, job: Job, body: ImageBody, prefix: Prefix) -> Response:
+    if body.stream:
+        return EventSourceResponse(_stream(service, job, body, prefix), ping=15)
+    job = await ended(service, job.id)
+    _check(job)
+    data = [await run_in_threadpool(_image, service, image_id, body) for image_id in job.images]
+    content = {
+        "created": int(job.created),
+        "data": data,
+        "output_format": body.output_format,
+        "usage": _usage(),
+        "job": job.id,
+    }
+    return JSONResponse(content)
+
+
+async def _stream(service: JobService, job: Job, body: ImageBody, prefix: Prefix) -> AsyncIterator[dict[str, str]]:
+    """Yield OpenAI's events: partial images, then each image."""
+    common = {"created_at": int(time.time()), "size": body.size, "quality": body.quality, "background": "opaque"}
+    partial = 0
+    async for event in follow(service, job.id):
+        if event.kind == "preview":
+            preview = base64.b64encode(event.preview).decode()
+            values = {"b64_json": preview, "partial_image_index": partial, "output_format": "jpeg"}
+            yield _event(f"{prefix}.partial_image", common | values)
+            partial += 1
+    try:
+        job = await ended(service, job.id)
+        _check(job)
+        for image_id in job.images:
+            values = await run_in_threadpool(_image, service, image_id, body)
+            yield _event(
+                f"{prefix}.completed", common | values | {"output_format": body.output_format, "usage": _usage()}
+            )
+    except Problem as problem:
+        yield _event("error", document(problem))
+
+
+def _event(kind: str, values: Mapping[str, Any]) -> dict[str, str]:
+    return {"event": kind, "data": json.dumps({"type": kind, **values})}
+
+
+def _check(job: Job) -> None:
+    """Raise `Problem` for a job that ended without images."""
+    if job.state == "cancelled":
+        raise Problem(409, "cancelled", "The job was cancelled.")
+    if job.state == "failed":
+        raise Problem(STATUS.get(job.cause, 422), job.cause, job.problem)
+
+
+def _image(service: JobService, image_id: str, body: ImageBody) -> dict[str, Any]:
+    """Return one image as the client wants it. JPEG and WebP files hold no settings."""
+    if body.response_format == "url":
+        return {"url": f"/v1/images/{image_id}.png"}
+    data = service.store.read_image(image_id)
+    if body.output_format != "png":
+        buffer = io.BytesIO()
+        with Image.open(io.BytesIO(data)) as opened:
+            opened.save(buffer, body.output_format.upper(), quality=body.output_compression)
+        data = buffer.getvalue()
+    return {"b64_json": base64.b64encode(data).decode()}
+
+
+def _usage() -> dict[str, Any]:
+    """Return OpenAI's count of tokens, which means nothing here."""
+    details = {"text_tokens": 0, "image_tokens": 0}
+    return {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0, "input_tokens_details": details}

@@ -1,0 +1,107 @@
+"""The bodies of requests and answers. OpenAI's fields where it has them, else the names of `GenerationRequest`."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from blip_diffusion.serving.jobs import Job
+
+MAX_IMAGES, MAX_STEPS = 10, 100
+PRESETS = {"low": "turbo", "medium": "fast", "high": "exact", "hd": "exact", "standard": "", "auto": ""}
+"""Presets by OpenAI's `quality`."""
+
+Fraction = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class SubjectShare(BaseModel):
+    """A stored subject and its weight in a mixture."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str = Field(description="SHA-256 of the subject file, as /v1/subjects lists it.")
+    weight: float = Field(1.0, allow_inf_nan=False)
+
+
+class ImageOptions(BaseModel):
+    """What `images/generations`, `images/edits` and `jobs` have in common."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str = Field(max_length=2000, description="The scene, without the subject: on the beach.")
+    model: str | None = Field(None, max_length=200)
+    n: int = Field(1, ge=1, le=MAX_IMAGES)
+    size: str = Field("auto", pattern=r"^(auto|[0-9]{2,4}x[0-9]{2,4})$")
+    quality: Literal["auto", "low", "medium", "high", "standard", "hd"] = "auto"
+    category: str | None = Field(None, max_length=100, description="What the reference shows: dog.")
+    target_category: str | None = Field(None, max_length=100, description="What to generate it as.")
+    subject: str | list[SubjectShare] | None = Field(None, description="A stored subject, or a mixture.")
+    seed: int = Field(0, ge=0, lt=2**53)
+    steps: int | None = Field(None, ge=1, le=MAX_STEPS)
+    guidance_scale: float | None = Field(None, ge=0, le=100)
+    negative_prompt: str = Field("", max_length=2000)
+    resize_mode: Literal["crop", "squash", "pad", "subject"] | None = None
+    box: tuple[Fraction, Fraction, Fraction, Fraction] | None = None
+    preset: Literal["", "exact", "fast", "turbo"] | None = Field(None, description="Instead of quality.")
+
+    @property
+    def chosen_preset(self) -> str:
+        """The preset, or the one of `quality`."""
+        return PRESETS[self.quality] if self.preset is None else self.preset
+
+    @property
+    def sides(self) -> tuple[int | None, int | None]:
+        """Width and height; `None` for the model's."""
+        if self.size == "auto":
+            return None, None
+        width, height = self.size.split("x")
+        return int(width), int(height)
+
+
+class ImageBody(ImageOptions):
+    """What the images routes add: how the images come back. The last four fields are accepted and ignored."""
+
+    response_format: Literal["b64_json", "url"] = "b64_json"
+    output_format: Literal["png", "jpeg", "webp"] = "png"
+    output_compression: int = Field(90, ge=0, le=100, description="Quality of JPEG and WebP.")
+    stream: bool | None = False
+    partial_images: int | None = Field(0, ge=0, le=3)
+    user: str | None = None
+    background: str | None = None
+    moderation: str | None = None
+    style: str | None = None
+
+
+class GenerationBody(ImageBody):
+    """Body of `POST /v1/images/generations`."""
+
+    reference: str | None = Field(None, description="The reference image as a data URL: data:image/png;base64,…")
+
+
+class JobBody(ImageOptions):
+    """Body of `POST /v1/jobs`."""
+
+    kind: Literal["generate"] = "generate"
+    reference: str | None = Field(None, description="The reference image as a data URL: data:image/png;base64,…")
+    previews: int = Field(3, ge=0, le=3)
+
+
+def job_document(job: Job, position: int = 0) -> dict[str, Any]:
+    """Return a job as JSON values, without its reference."""
+    document: dict[str, Any] = {
+        "id": job.id,
+        "object": "job",
+        "kind": "generate",
+        "state": job.state,
+        "created": job.created,
+        "started": job.started or None,
+        "finished": job.finished or None,
+        "images": [{"id": image, "url": f"/v1/images/{image}.png"} for image in job.images],
+    }
+    if job.state == "queued":
+        document["position"] = position
+    if job.state == "failed":
+        document["problem"] = {"detail": job.problem, "code": job.cause}
+    if job.request is not None:
+        names = ("prompts", "category", "target_category", "model", "num_images", "seed", "steps", "preset")
+        document["request"] = {name: getattr(job.request, name) for name in names}
+    return document

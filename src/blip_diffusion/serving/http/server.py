@@ -1,0 +1,66 @@
+"""The FastAPI application, and the process that serves it."""
+
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+
+from blip_diffusion import __version__
+from blip_diffusion.errors import InputError
+from blip_diffusion.serving.http import health, images, jobs, subjects
+from blip_diffusion.serving.http.guards import LOOPBACK, Guard
+from blip_diffusion.serving.http.keys import ApiKeys
+from blip_diffusion.serving.http.problems import add_handlers
+from blip_diffusion.serving.service import JobService
+
+GRACE = 5
+"""Seconds that open connections get when the server stops."""
+
+
+def create_app(service: JobService, *, keys: ApiKeys | None = None, hosts: Collection[str] = LOOPBACK) -> FastAPI:
+    """Return the application over a service, which starts and stops with it.
+
+    Args:
+        service: The job service.
+        keys: The API keys. `None`: requests need none.
+        hosts: Host names that requests may name. Empty: any.
+
+    Example:
+        >>> app = create_app(JobService(ServiceSettings(Path("server"))))
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(service.start)  # DBOS refuses to start within an event loop
+        try:
+            yield
+        finally:
+            await run_in_threadpool(service.close)
+
+    app = FastAPI(
+        title="blip-diffusion",
+        version=__version__,
+        lifespan=lifespan,
+        openapi_url="/v1/openapi.json",
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+    )
+    app.state.service, app.state.keys = service, keys
+    for part in (health, images, jobs, subjects):
+        app.include_router(part.router)
+    add_handlers(app)
+    app.add_middleware(Guard, hosts=hosts)
+    return app
+
+
+def check_exposure(host: str, keys: ApiKeys | None) -> None:
+    """Raise `InputError` for a server that others can reach and that asks for no key."""
+    if keys is None and host not in LOOPBACK:
+        raise InputError(f"--host {host} lets others in: add --keys FILE, made with --new-key NAME.")
+
+
+def serve(app: FastAPI, host: str, port: int) -> None:
+    """Serve until SIGINT or SIGTERM. Running jobs continue at the next start."""
+    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE)

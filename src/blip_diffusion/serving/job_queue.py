@@ -1,0 +1,161 @@
+"""The durable queue: the only file that knows DBOS, which keeps jobs in SQLite or PostgreSQL.
+
+A job is a workflow, and each of its batches a step, whose result is stored. After a crash the workflow runs again, with
+the stored results, from the first missing step on. Jobs belong to an executor id, which is therefore fixed.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from dbos import DBOS, DBOSConfig, DBOSContextSetAuth, SetWorkflowID, WorkflowStatus
+from dbos import error as dbos_error
+
+from blip_diffusion.serving.errors import JobFailed
+from blip_diffusion.serving.jobs import State
+from blip_diffusion.serving.settings import ServiceSettings
+
+Result = TypeVar("Result")
+NAME, WORKFLOW = "blip-diffusion", "generate"
+VERSION = "1"
+"""Of the workflow's steps. DBOS continues only workflows of the same version."""
+POLL = 0.1
+"""Seconds between two looks for waiting jobs."""
+STATES: dict[str, State] = {
+    "DELAYED": "queued",
+    "ENQUEUED": "queued",
+    "PENDING": "running",
+    "SUCCESS": "done",
+    "ERROR": "failed",
+    "MAX_RECOVERY_ATTEMPTS_EXCEEDED": "failed",
+    "CANCELLED": "cancelled",
+}
+WAITING = ["ENQUEUED", "DELAYED"]
+
+
+@dataclasses.dataclass(frozen=True)
+class QueuedJob:
+    """A job as the queue stores it: `table` is its request and its options, `result` what `run` returned."""
+
+    id: str
+    state: State
+    owner: str
+    table: dict[str, Any]
+    result: dict[str, Any]
+    error: Exception | None
+    created: float
+    started: float
+    finished: float
+
+
+class JobQueue:
+    """Jobs that survive the process. There is one in a process, because DBOS has global state.
+
+    Args:
+        settings: Database, executor id and number of workers.
+        run: Runs a job with its id and its table, and returns JSON values. Called again after a crash.
+    """
+
+    def __init__(self, settings: ServiceSettings, run: Callable[[str, dict[str, Any]], dict[str, Any]]) -> None:
+        self._settings, self._run = settings, run
+        self._workflow: Any = None
+
+    def start(self) -> None:
+        """Open the database and continue what was running when the process ended."""
+        config = DBOSConfig(
+            name=NAME,
+            system_database_url=self._settings.queue_url,
+            application_version=VERSION,
+            executor_id=self._settings.executor_id,
+            log_level="ERROR",
+        )
+        DBOS(config=config)
+        logging.getLogger("dbos").addFilter(_is_problem)
+
+        def workflow(table: dict[str, Any]) -> dict[str, Any]:
+            return self._run(str(DBOS.workflow_id), table)
+
+        workflow.__qualname__ = WORKFLOW
+        self._workflow = DBOS.workflow(name=WORKFLOW)(workflow)
+        DBOS.launch()
+        DBOS.register_queue(NAME, worker_concurrency=len(self._settings.devices), polling_interval_sec=POLL)
+
+    def stop(self) -> None:
+        """Close the database. Jobs that run stay in it as running, and continue at the next start."""
+        DBOS.destroy(destroy_registry=True)
+
+    def add(self, job: str, owner: str, table: dict[str, Any]) -> QueuedJob:
+        """Store a job and return it. A job of the same id is returned as it is."""
+        with SetWorkflowID(job), DBOSContextSetAuth(owner, []):
+            DBOS.enqueue_workflow(NAME, self._workflow, table)
+        found = self.get(job)
+        assert found is not None
+        return found
+
+    def get(self, job: str) -> QueuedJob | None:
+        """Return a job; `None` if there is none."""
+        return next(iter(self._list(workflow_ids=[job])), None)
+
+    def newest(self, limit: int, owner: str | None = None) -> list[QueuedJob]:
+        """Return the newest jobs, of one owner or of all."""
+        return self._list(limit=limit, sort_desc=True, **({"user": owner} if owner else {}))
+
+    def waiting(self) -> list[QueuedJob]:
+        """Return all jobs that have not started, the oldest first."""
+        return self._list(status=WAITING)
+
+    def ended_before(self, moment: str) -> list[QueuedJob]:
+        """Return jobs that were made before a moment, an ISO date and time, and have ended."""
+        return self._list(status=["SUCCESS", "ERROR", "CANCELLED"], end_time=moment)
+
+    def all_tables(self) -> list[dict[str, Any]]:
+        """Return the tables of all jobs."""
+        return [job.table for job in self._list()]
+
+    def cancel(self, job: str) -> None:
+        """Mark a job as cancelled. If it runs, it ends at its next step."""
+        DBOS.cancel_workflow(job)
+
+    def remove(self, jobs: Sequence[str]) -> None:
+        """Forget jobs that have ended."""
+        DBOS.delete_workflows(list(jobs))
+
+    @staticmethod
+    def step(name: str, function: Callable[[], Result]) -> Result:
+        """Within a job, run a function once: after a crash, its stored result is returned."""
+        result: Result = DBOS.run_step({"name": name}, function)
+        return result
+
+    @staticmethod
+    def abandon(job: str) -> BaseException:
+        """Return what to raise within a cancelled job."""
+        return dbos_error.DBOSWorkflowCancelledError(f"Job {job} is cancelled.")
+
+    @staticmethod
+    def _list(**filters: Any) -> list[QueuedJob]:
+        return [_queued(status) for status in DBOS.list_workflows(name=WORKFLOW, **filters)]
+
+
+def _is_problem(record: logging.LogRecord) -> bool:
+    """Return whether a line of the queue's log tells of an error, and not of a cancelled job."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, dbos_error.DBOSAwaitedWorkflowCancelledError | JobFailed)
+
+
+def _queued(status: WorkflowStatus) -> QueuedJob:
+    given = status.input["args"] if status.input else ()
+    error = status.error
+    if status.status == "MAX_RECOVERY_ATTEMPTS_EXCEEDED":
+        error = JobFailed("The server died too often while it ran this job.", "server_died")
+    return QueuedJob(
+        id=status.workflow_id,
+        state=STATES[status.status],
+        owner=status.authenticated_user or "",
+        table=given[0] if given else {},
+        result=status.output or {},
+        error=error,
+        created=(status.created_at or 0) / 1000,
+        started=(status.dequeued_at or 0) / 1000,
+        finished=(status.completed_at or 0) / 1000,
+    )

@@ -1,0 +1,42 @@
+"""What a job looks like from outside."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from blip_diffusion.generation.request import GenerationRequest
+
+State = Literal["queued", "running", "done", "failed", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job's state at one moment.
+
+    Args:
+        id: 32 hexadecimal digits.
+        state: Where it is.
+        owner: Name of the API key that it came with; empty without keys.
+        created: Unix time; `started` and `finished` are 0 until then.
+        request: What it generates; `None` if its reference has been removed.
+        images: Ids of its images so far, in the order of prompts and seeds.
+        problem: Why it failed, in a sentence.
+        cause: The same for programs.
+        seconds: Time that its images took on the workers, once it is done.
+    """
+
+    id: str
+    state: State
+    owner: str
+    created: float
+    started: float
+    finished: float
+    request: GenerationRequest | None
+    images: tuple[str, ...] = ()
+    problem: str = ""
+    cause: str = ""
+    seconds: float = 0.0
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.state in ("done", "failed", "cancelled")

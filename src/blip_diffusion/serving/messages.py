@@ -1,0 +1,83 @@
+"""What the service and a worker process say to each other, over a pipe. Imports no torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from blip_diffusion.generation.request import GenerationRequest
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A part of a job: some of its images, generated together.
+
+    Args:
+        job: Id of the job.
+        request: The job's request. Its model and its subjects are ids.
+        model: Path or hub id of that model.
+        subject_files: Path of each subject, in the order of the request.
+        images: A prompt and a seed for each image.
+        auto_dtype: Use the fastest precision of the preset and the device, instead of the request's.
+        previews: Previews of each batch, 0 for none.
+    """
+
+    job: str
+    request: GenerationRequest
+    model: str
+    subject_files: tuple[str, ...]
+    images: tuple[tuple[str, int], ...]
+    auto_dtype: bool = False
+    previews: int = 0
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Show a reference as the image encoder sees it.
+
+    Args:
+        reference: An image file.
+        model: Path or hub id of the model.
+        resize_mode: As in a request. `None`: the model's.
+        job: Not used; every task has one.
+    """
+
+    reference: bytes
+    model: str
+    resize_mode: Literal["crop", "squash", "pad", "subject"] | None = None
+    job: str = ""
+
+
+Task = Batch | Crop
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """To a worker: stop this job at the next step."""
+
+    job: str
+
+
+@dataclass(frozen=True)
+class Ready:
+    """From a worker: the model is loaded; `problem` says why not, if it isn't."""
+
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """From a worker: a sampling step has ended. `preview` is a JPEG, or empty."""
+
+    step: int
+    steps: int
+    preview: bytes = b""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """From a worker: the PNG files of a task, or how it ended without them."""
+
+    files: tuple[bytes, ...] = ()
+    outcome: Literal["done", "failed", "cancelled"] = "done"
+    cause: str = ""
+    problem: str = ""
+    seconds: float = 0.0

@@ -1,0 +1,148 @@
+"""What the page's form holds, as a generation request and back. Imports no torch and no Gradio."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from blip_diffusion.errors import InputError
+from blip_diffusion.generation.request import GenerationRequest, read_reference
+
+if TYPE_CHECKING:
+    from blip_diffusion.serving.service import JobService
+
+MAX_PROMPTS, MAX_IMAGES, MAX_STEPS = 8, 8, 100
+MODEL_DEFAULT, NO_PRESET = "model's default", "default"
+"""Choices that leave a setting to the model."""
+MAX_SUBJECTS = 3
+
+
+@dataclass(frozen=True)
+class Form:
+    """The values of the Generate form, in the order of its fields.
+
+    Args:
+        prompts: One scene a line.
+        reference: Path of the uploaded reference, where there is one.
+        category: What the subject is.
+        mixture: Ids of tuned subjects and their weights; an empty id is a free row. They replace the reference.
+        num_images: Images per prompt.
+        seed: Seed of the first image of each prompt.
+        preset: A preset, or `NO_PRESET`.
+        model: A name from the service's settings.
+        target_category: What to generate it as; empty: the category.
+        negative_prompt: What should not appear.
+        resize_mode: How the reference becomes square, or `MODEL_DEFAULT`.
+        steps: Sampling steps; 0 for the model's.
+        guidance_scale: 0 for the model's.
+    """
+
+    prompts: str
+    reference: str | None
+    category: str
+    mixture: tuple[tuple[str, float], ...]
+    num_images: int
+    seed: int
+    preset: str
+    model: str
+    target_category: str = ""
+    negative_prompt: str = ""
+    resize_mode: str = MODEL_DEFAULT
+    steps: int = 0
+    guidance_scale: float = 0.0
+
+
+def to_request(form: Form, service: JobService) -> GenerationRequest:
+    """Return the request of a form.
+
+    Raises:
+        InputError: If a value is missing or out of range, or the reference is no image.
+        UnknownId: If a subject has been removed.
+    """
+    prompts = tuple(line.strip() for line in form.prompts.splitlines() if line.strip())
+    if not prompts:
+        raise InputError("The prompt is empty: describe the scene, for example on the beach.")
+    if len(prompts) > MAX_PROMPTS:
+        raise InputError(f"There are {len(prompts)} prompts: use up to {MAX_PROMPTS}, one a line.")
+    subjects = tuple(service.subject_ref(name, float(weight)) for name, weight in form.mixture if name)
+    if not subjects and not form.reference:
+        raise InputError("There is no subject: upload a reference image, or choose a tuned subject.")
+    largest = max(subjects, key=lambda subject: subject.weight) if subjects else None
+    category = form.category.strip() or (largest.category if largest else "")
+    if not category:
+        raise InputError("The category is empty: name what the subject is, for example dog.")
+    return GenerationRequest(
+        prompts=prompts,
+        reference=service.subject_reference(largest.sha256)
+        if largest
+        else read_reference(Path(cast(str, form.reference))),
+        category=category,
+        target_category=form.target_category.strip() or category,
+        model=form.model,
+        num_images=_bounded("images per prompt", form.num_images, MAX_IMAGES),
+        seed=int(form.seed),
+        steps=_bounded("steps", form.steps, MAX_STEPS) if form.steps else None,
+        guidance_scale=form.guidance_scale or None,
+        negative_prompt=form.negative_prompt.strip(),
+        subjects=subjects,
+        resize_mode=None if form.resize_mode == MODEL_DEFAULT or subjects else form.resize_mode,  # type: ignore[arg-type]
+        preset="" if form.preset == NO_PRESET else form.preset,
+    )
+
+
+def from_request(request: GenerationRequest, service: JobService) -> Form:
+    """Return the form that makes a request again, without its reference, which is an upload.
+
+    Args:
+        request: From a PNG file; untrusted.
+        service: Must know its model and its subjects.
+
+    Raises:
+        InputError: If the page can't express the request: another model, or controls.
+        UnknownId: If it needs a subject that is not in the store.
+    """
+    if request.model not in service.settings.models:
+        raise InputError(f"The image was made by {request.model[:80]!r}: start the app with --model to use it.")
+    if request.controls:
+        raise InputError("The image was made with a control map: use blip-diffusion generate --reproduce.")
+    if len(request.subjects) > MAX_SUBJECTS:
+        raise InputError(f"The image mixes {len(request.subjects)} subjects, and the page up to {MAX_SUBJECTS}.")
+    return Form(
+        prompts="\n".join(request.prompts),
+        reference=None,
+        category=request.category,
+        mixture=tuple((service.store.subject(subject.sha256).id, subject.weight) for subject in request.subjects),
+        num_images=min(request.num_images, MAX_IMAGES),
+        seed=request.seed,
+        preset=request.preset or NO_PRESET,
+        model=request.model,
+        target_category="" if request.target_category == request.category else request.target_category,
+        negative_prompt=request.negative_prompt,
+        resize_mode=request.resize_mode or MODEL_DEFAULT,
+        steps=request.steps or 0,
+        guidance_scale=request.guidance_scale or 0.0,
+    )
+
+
+def settings_of(request: GenerationRequest) -> list[tuple[str, str]]:
+    """Return the settings of a request that differ from the model's defaults, as names and texts."""
+    shown: list[tuple[str, str]] = [("Prompt", " · ".join(request.prompts)), ("Category", request.category)]
+    if request.target_category != request.category:
+        shown.append(("Target category", request.target_category))
+    shown += [("Subject", f"{one.category} {one.sha256[:12]} × {one.weight:g}") for one in request.subjects]
+    shown += [("Seed", str(request.seed)), ("Model", request.model), ("Preset", request.preset or NO_PRESET)]
+    optional = {
+        "Steps": request.steps,
+        "Guidance scale": request.guidance_scale,
+        "Negative prompt": request.negative_prompt,
+        "Resize mode": request.resize_mode,
+        "Precision": request.dtype,
+    }
+    return shown + [(name, str(value)) for name, value in optional.items() if value]
+
+
+def _bounded(name: str, value: float, highest: int) -> int:
+    if not 1 <= value <= highest:
+        raise InputError(f"The number of {name} is {value}: use 1 to {highest}.")
+    return int(value)

@@ -1,0 +1,95 @@
+"""The whole page: its tabs, its style, and where it is mounted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from blip_diffusion import __version__
+from blip_diffusion.serving.page import compare_tab, gallery_tab, generate_tab, queue_tab, subjects_tab, tune_tab
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from blip_diffusion.serving.service import JobService
+
+MAX_UPLOAD = "16mb"
+KEEP = (3600, 24 * 3600)
+"""Every how many seconds Gradio's copies are removed, and how old they must be."""
+STYLE = """
+.gradio-container { width: 100% !important; max-width: 1280px !important; margin: 0 auto !important; }
+.job-status { display: flex; flex-direction: column; gap: .4rem; padding: .2rem 0; font-weight: 500; }
+.job-status progress { width: 100%; height: .6rem; appearance: none; border: 0; }
+.job-status progress::-webkit-progress-bar { background: var(--border-color-primary); border-radius: .3rem; }
+.job-status progress::-webkit-progress-value { background: var(--color-accent); border-radius: .3rem; }
+.job-status progress::-moz-progress-bar { background: var(--color-accent); border-radius: .3rem; }
+#results .grid-wrap { height: auto; max-height: none; }
+table.settings { width: 100%; border-collapse: collapse; }
+table.settings th { text-align: left; padding: .2rem .8rem .2rem 0; white-space: nowrap; vertical-align: top; }
+table.settings td { overflow-wrap: anywhere; }
+#preview img, #crop img { image-rendering: auto; object-fit: contain; }
+"""
+TITLE = "blip-diffusion"
+FONT = ["system-ui", "sans-serif"]
+"""Of the system: nothing is fetched from elsewhere."""
+
+
+def build_page(service: JobService) -> gr.Blocks:
+    """Build the page.
+
+    Args:
+        service: Gets all the page's jobs. It must run when the page is served.
+
+    Returns:
+        The Gradio app. `mount_page` serves it.
+    """
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=KEEP, fill_width=True) as page:
+        gr.Markdown(f"# {TITLE}\nImages of your subject in any scene, from one reference image and a prompt.")
+        with gr.Tabs(elem_id="tabs") as tabs:
+            with gr.Tab("Generate", id="generate"):
+                form = generate_tab.build(service, page)
+            with gr.Tab("Queue", id="queue") as queue:
+                queue_timer = queue_tab.build(service, queue)
+            with gr.Tab("Gallery", id="gallery") as gallery:
+                gallery_tab.build(service, form, tabs, gallery)
+            with gr.Tab("Subjects", id="subjects") as subjects:
+                subjects_tab.build(service, form, tabs, subjects)
+            with gr.Tab("Tune", id="tune") as tune:
+                tune_timer = tune_tab.build(service, tune)
+            with gr.Tab("Compare", id="compare"):
+                compare_tab.build(service, form)
+        gr.Markdown(f"Version {__version__}. Images and settings stay on this machine.")
+
+        def timers(event: gr.SelectData) -> list[Any]:
+            return [gr.Timer(active=event.value == "Queue"), gr.Timer(active=event.value == "Tune")]
+
+        tabs.select(timers, None, [queue_timer, tune_timer], api_name=False, show_progress="hidden")
+    return page.queue(default_concurrency_limit=8, max_size=200)
+
+
+def mount_page(app: FastAPI, service: JobService, *, path: str = "/") -> FastAPI:
+    """Serve the page within an HTTP server.
+
+    Args:
+        app: The server; its checks of hosts, origins and sizes hold for the page too.
+        service: See `build_page`.
+        path: Where the page is.
+
+    Returns:
+        The server.
+    """
+    folder = service.settings.folder.absolute()
+    return gr.mount_gradio_app(
+        app,
+        build_page(service),
+        path=path,
+        allowed_paths=[str(folder / "images"), str(folder / "tuning")],
+        max_file_size=MAX_UPLOAD,
+        show_error=True,
+        ssr_mode=False,
+        enable_monitoring=False,
+        footer_links=[],
+        css=STYLE,
+        theme=gr.themes.Soft(font=FONT, font_mono=["ui-monospace", "monospace"], spacing_size="sm"),
+    )

@@ -1,0 +1,198 @@
+"""Worker processes: start them, hand each one task at a time, replace one that dies. Imports no torch."""
+
+import multiprocessing
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+from blip_diffusion.serving.errors import JobFailed, ServiceStopping
+from blip_diffusion.serving.messages import Cancel, Finished, Progress, Ready, Task
+
+OnProgress = Callable[[Progress], None]
+GRACE = 2.0
+"""Seconds that a stopped process has to end by itself."""
+
+
+class WorkerDied(Exception):  # noqa: N818  # an event
+    """A worker process has ended or hangs."""
+
+
+class Worker:
+    """One worker process and the pipe to it. One thread at a time gives it tasks.
+
+    Args:
+        device: Where it computes.
+        model: What it loads first.
+        timeout: Seconds without a message after which it counts as dead.
+    """
+
+    def __init__(self, device: str, model: str, timeout: float) -> None:
+        self._device, self._model, self._timeout = device, model, timeout
+        self._process: Any = None
+        self._connection: Connection | None = None
+        self._sending = threading.Lock()
+        self.job = ""
+        """The job that it works on, or empty."""
+
+    @property
+    def process_id(self) -> int | None:
+        """The process's id; `None` while there is none."""
+        return self._process.pid if self._process is not None else None
+
+    def start(self) -> str:
+        """Start a new process, wait until its model is loaded, and return what is wrong with the model, if anything."""
+        self.stop()
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        self._connection = ours
+        self._process = context.Process(target=_work, args=(theirs, self._device, self._model), daemon=True)
+        self._process.start()
+        theirs.close()  # so that the pipe closes when the process ends
+        ready = self._receive()
+        return ready.problem if isinstance(ready, Ready) else ""
+
+    def do(self, task: Task, on_progress: OnProgress) -> Finished:
+        """Do a task. Raises `WorkerDied`."""
+        self.job = task.job
+        try:
+            self._send(task)
+            while not isinstance(message := self._receive(), Finished):
+                on_progress(message)
+            return message
+        finally:
+            self.job = ""
+
+    def cancel(self, job: str) -> None:
+        """Ask the process to stop a job, if it is at it."""
+        if job and self.job == job:
+            try:
+                self._send(Cancel(job))
+            except WorkerDied:
+                return
+
+    def stop(self) -> None:
+        """End the process. The pipe is not closed here, because another thread may read from it: it ends by itself."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.join(GRACE)
+            self._process.kill()
+            self._process.join(GRACE)
+
+    def _send(self, message: Task | Cancel) -> None:
+        try:
+            assert self._connection is not None
+            with self._sending:
+                self._connection.send(message)
+        except (OSError, ValueError) as error:
+            raise WorkerDied from error
+
+    def _receive(self) -> Any:
+        try:
+            assert self._connection is not None
+            if self._connection.poll(self._timeout):
+                return self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise WorkerDied from error
+        raise WorkerDied
+
+
+def _work(connection: Connection, device: str, model: str) -> None:
+    from blip_diffusion.serving.worker import main  # imports torch, in the new process only
+
+    main(connection, device, model)
+
+
+class WorkerPool:
+    """A worker process for each device.
+
+    Args:
+        devices: One process each.
+        model: What each loads first.
+        max_attempts: How often a task is tried while processes die.
+        timeout: Seconds without a sampling step after which a process is replaced.
+    """
+
+    def __init__(self, devices: Sequence[str], model: str, *, max_attempts: int, timeout: float) -> None:
+        self.workers = [Worker(device, model, timeout) for device in devices]
+        self.restarts = 0
+        self.problem = ""
+        """Why the first model can't be loaded, or empty."""
+        self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        self._max_attempts = max_attempts
+        self._stopping = False
+        self._ready = threading.Event()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a worker has loaded its model."""
+        return self._ready.is_set() and not self.problem
+
+    def start(self) -> None:
+        """Start all processes, each in a thread of its own, and return at once."""
+        for worker in self.workers:
+            threading.Thread(target=self._start, args=(worker,), daemon=True).start()
+
+    def _start(self, worker: Worker) -> None:
+        try:
+            self.problem = worker.start()
+            self._ready.set()
+        except WorkerDied:  # the first task tries again, and counts the attempts
+            pass
+        self._idle.put(worker)
+
+    def do(self, task: Task, on_progress: OnProgress, *, timeout: float | None = None) -> Finished:
+        """Do a task on the next free worker.
+
+        Args:
+            task: What to do.
+            on_progress: Called after each sampling step.
+            timeout: Seconds to wait for a free worker.
+
+        Raises:
+            TimeoutError: If no worker got free in time.
+            JobFailed: If the task's processes died `max_attempts` times.
+            ServiceStopping: If the pool was stopped meanwhile.
+        """
+        try:
+            worker = self._idle.get(timeout=timeout)
+        except queue.Empty as error:
+            raise TimeoutError from error
+        try:
+            return self._attempt(worker, task, on_progress)
+        finally:
+            self._idle.put(worker)
+
+    def _attempt(self, worker: Worker, task: Task, on_progress: OnProgress) -> Finished:
+        for _ in range(self._max_attempts):
+            if self._stopping:
+                raise ServiceStopping
+            try:
+                return worker.do(task, on_progress)
+            except WorkerDied:
+                self._restart(worker)
+        raise JobFailed(
+            f"The worker process died {self._max_attempts} times: ask for fewer or smaller images.", "worker_died"
+        )
+
+    def _restart(self, worker: Worker) -> None:
+        if self._stopping:
+            raise ServiceStopping
+        self.restarts += 1
+        try:
+            self.problem = worker.start()
+            self._ready.set()
+        except WorkerDied:  # the next attempt finds out
+            return
+
+    def cancel(self, job: str) -> None:
+        """Interrupt a job at its next sampling step, if a worker is at it."""
+        for worker in self.workers:
+            worker.cancel(job)
+
+    def stop(self) -> None:
+        """End all processes. Tasks under way raise `ServiceStopping` in their threads."""
+        self._stopping = True
+        for worker in self.workers:
+            worker.stop()

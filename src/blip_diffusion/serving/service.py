@@ -1,0 +1,349 @@
+"""The job service: one object under the HTTP server and the web page. Imports no torch.
+
+A request becomes a job in the durable queue. The job runs batch by batch on the worker processes; its images go to the
+store, and what happens goes to the event log. A killed worker or service costs the batch that was under way.
+"""
+
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from blip_diffusion.errors import InputError
+from blip_diffusion.fileio import sha256_of
+from blip_diffusion.generation.request import GenerationRequest
+from blip_diffusion.generation.subject_refs import SubjectRef, thumbnail_png
+from blip_diffusion.serving.errors import JobFailed, KeyReused, QueueFull, UnknownId
+from blip_diffusion.serving.events import Event, EventLog
+from blip_diffusion.serving.job_queue import JobQueue, QueuedJob
+from blip_diffusion.serving.job_request import from_table, references_of, to_table
+from blip_diffusion.serving.jobs import Job
+from blip_diffusion.serving.messages import Batch, Crop, Finished, Progress
+from blip_diffusion.serving.pool import WorkerPool
+from blip_diffusion.serving.settings import ServiceSettings
+from blip_diffusion.serving.store import JOB_ID, Store
+
+HOUSEKEEPING = 3600.0
+"""Seconds between two removals of old jobs."""
+
+
+class JobService:
+    """Accepts requests, generates, and keeps the results. All methods may be called from any thread.
+
+    Args:
+        settings: See `ServiceSettings`.
+
+    Example:
+        >>> with JobService(ServiceSettings(Path("server"))) as service:
+        ...     job = service.wait(service.submit(request).id)
+        ...     png = service.store.read_image(job.images[0])
+    """
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self.settings = settings
+        self.store = Store(settings.folder)
+        self.log = EventLog()
+        self.pool = WorkerPool(
+            settings.devices,
+            settings.models[settings.default_model],
+            max_attempts=settings.max_attempts,
+            timeout=settings.step_timeout,
+        )
+        self._queue = JobQueue(settings, self._run)
+        self._lock = FileLock(settings.folder / "server.lock")
+        self._stopped = threading.Event()
+
+    def __enter__(self) -> "JobService":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the workers, whose models load meanwhile, and continue the jobs of the last run.
+
+        Raises:
+            InputError: If another service uses the folder.
+        """
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(f"Another server uses {self.settings.folder}: choose another folder.") from error
+        self.pool.start()
+        self._queue.start()
+        threading.Thread(target=self._keep_house, daemon=True).start()
+
+    def close(self) -> None:
+        """Stop. Jobs that wait or run stay in the queue and continue at the next start."""
+        self._stopped.set()
+        self.pool.stop()
+        self._queue.stop()
+        self._lock.release()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a worker has loaded the default model."""
+        return self.pool.is_ready
+
+    @property
+    def problem(self) -> str:
+        """Why the default model can't be loaded, or empty."""
+        return self.pool.problem
+
+    # ---------------------------------------------------------------------------------------------------- jobs
+
+    def submit(
+        self,
+        request: GenerationRequest,
+        *,
+        owner: str = "",
+        key: str = "",
+        previews: int = 0,
+        auto_dtype: bool = True,
+    ) -> Job:
+        """Store a request as a job and return at once.
+
+        Args:
+            request: What to generate. Its model is one of the settings' names; the paths of its subjects are ids.
+            owner: Name of the API key. Others don't see the job.
+            key: Idempotency key of this owner: the same key and request give the same job.
+            previews: Previews of each batch.
+            auto_dtype: Use the fastest precision of the preset and the device. `False`: the request's.
+
+        Raises:
+            InputError: If the model is not one of the settings'.
+            UnknownId: If a subject is not in the store.
+            QueueFull: If too many jobs wait.
+            KeyReused: If the key came with another request before.
+        """
+        if request.model not in self.settings.models:
+            raise InputError(f"There is no model {request.model!r} here: use {', '.join(self.settings.models)}.")
+        for subject in request.subjects:
+            self.store.subject_path(subject.path)
+        table = to_table(request, self.store)
+        table = {"request": table, "previews": previews, "auto_dtype": auto_dtype}
+        job_id = sha256_of(f"{owner}\0{key}".encode())[:32] if key else uuid.uuid4().hex
+        queued = self._queue.get(job_id) if key else None
+        if queued is None:
+            self._check_room(owner)
+            queued = self._queue.add(job_id, owner, table)
+            self.log.add(job_id, "queued")
+        if queued.table != table:
+            raise KeyReused("This idempotency key came with another request before: use a new key.")
+        return self._job(queued)
+
+    def _check_room(self, owner: str) -> None:
+        waiting = self._queue.waiting()
+        if len(waiting) >= self.settings.max_waiting:
+            raise QueueFull(f"{len(waiting)} jobs wait, which is the limit: try again later.")
+        own = sum(job.owner == owner for job in waiting)
+        if owner and own >= self.settings.max_waiting_per_owner:
+            raise QueueFull(f"{own} of your jobs wait, which is the limit: try again later.")
+
+    def get(self, job_id: str, *, owner: str | None = None) -> Job:
+        """Return a job. Raises `UnknownId`, also for another owner's job if an owner is given."""
+        queued = self._queue.get(job_id) if JOB_ID.fullmatch(job_id) else None
+        if queued is None or owner not in (None, queued.owner):
+            raise UnknownId(f"There is no job {job_id[:80]!r} here: check the id.")
+        return self._job(queued)
+
+    def list_jobs(self, limit: int = 50, *, owner: str | None = None) -> list[Job]:
+        """Return the newest jobs, of one owner or of all."""
+        return [self._job(queued) for queued in self._queue.newest(limit, owner)]
+
+    def position(self, job_id: str) -> int:
+        """Return how many waiting jobs are in front of a job; 0 if it doesn't wait."""
+        ids = [job.id for job in self._queue.waiting()]
+        return ids.index(job_id) if job_id in ids else 0
+
+    def waiting(self) -> int:
+        """Return how many jobs wait."""
+        return len(self._queue.waiting())
+
+    def cancel(self, job_id: str, *, owner: str | None = None) -> Job:
+        """Cancel a job, which ends at its next sampling step. One that has ended stays as it is."""
+        if not self.get(job_id, owner=owner).has_ended:
+            self._queue.cancel(job_id)
+            self.pool.cancel(job_id)
+            if not (job := self.get(job_id)).has_ended or job.state == "cancelled":
+                self.log.add(job_id, "cancelled")
+        return self.get(job_id)
+
+    def events_after(self, job_id: str, number: int = 0) -> Sequence[Event]:
+        """Return the events of a job with a higher number. Of a job that an earlier process ended: how it ended."""
+        events = self.log.after(job_id, number)
+        if events or self.log.after(job_id, 0):
+            return events
+        job = self.get(job_id)
+        if job.state in ("done", "failed", "cancelled"):
+            return [Event(number + 1, job.state, _ending(job))]
+        return []
+
+    def wait(self, job_id: str, timeout: float = 600.0) -> Job:
+        """Return a job when it has ended, or as it is after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while not (job := self.get(job_id)).has_ended and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return job
+
+    def _job(self, queued: QueuedJob) -> Job:
+        so_far = (event.data["id"] for event in self.log.after(queued.id, 0) if event.kind == "image")
+        request = None
+        with suppress(UnknownId, KeyError):
+            request = from_table(queued.table["request"], self.store)
+        return Job(
+            id=queued.id,
+            state=queued.state,
+            owner=queued.owner,
+            created=queued.created,
+            started=queued.started,
+            finished=queued.finished,
+            request=request,
+            images=tuple(dict.fromkeys(queued.result.get("images", so_far))),
+            problem=str(queued.error or ""),
+            cause=str(getattr(queued.error, "cause", "internal_error")) if queued.error else "",
+            seconds=queued.result.get("seconds", 0.0),
+        )
+
+    def adopt(self, request: GenerationRequest) -> GenerationRequest:
+        """Return a request from a PNG file with this service's ids. Nothing that the file names is opened.
+
+        Raises:
+            InputError: If it needs a model, a ControlNet or a subject that this service doesn't have.
+        """
+        if any(control.controlnet for control in request.controls):
+            raise InputError("The image was made with a ControlNet of its own, which this server doesn't load.")
+        known = {subject.id for subject in self.store.subjects()}
+        if not {subject.sha256 for subject in request.subjects} <= known:
+            raise InputError("The image was made with a tuned subject that isn't here: upload the subject file first.")
+        model = next((name for name, path in self.settings.models.items() if request.model in (name, path)), None)
+        if model is None:
+            raise InputError("The image was made with a model that this server doesn't have.")
+        subjects = tuple(replace(subject, path=subject.sha256) for subject in request.subjects)
+        return replace(request, model=model, subjects=subjects)
+
+    # ------------------------------------------------------------------------------------------------- running
+
+    def _run(self, job_id: str, table: dict[str, Any]) -> dict[str, Any]:
+        """Run a job, in a thread of the queue."""
+        self.log.add(job_id, "started")
+        try:
+            result = self._run_batches(job_id, table)
+        except (JobFailed, UnknownId) as error:
+            self.log.add(job_id, "failed", {"problem": str(error), "cause": getattr(error, "cause", error.code)})
+            raise
+        self.log.add(job_id, "done", {"images": result["images"]})
+        return result
+
+    def _run_batches(self, job_id: str, table: dict[str, Any]) -> dict[str, Any]:
+        request = from_table(table["request"], self.store)
+        whole = Batch(
+            job=job_id,
+            request=request,
+            model=self.settings.models[request.model],
+            subject_files=tuple(str(self.store.subject_path(subject.path)) for subject in request.subjects),
+            images=tuple(
+                (prompt, request.seed + copy) for prompt in request.prompts for copy in range(request.num_images)
+            ),
+            auto_dtype=table["auto_dtype"],
+            previews=table["previews"],
+        )
+        result: dict[str, Any] = {"images": [], "seconds": 0.0}
+        for start in range(0, len(whole.images), self.settings.batch_size):
+            batch = replace(whole, images=whole.images[start : start + self.settings.batch_size])
+            images, seconds = self._queue.step(f"images from {start}", partial(self._generate, batch, start))
+            for image_id in images:
+                self.log.add(job_id, "image", {"id": image_id})
+            result = {"images": [*result["images"], *images], "seconds": result["seconds"] + seconds}
+        return result
+
+    def _generate(self, batch: Batch, start: int) -> tuple[list[str], float]:
+        """Generate a batch and keep its images. A file that a killed process wrote before is written anew."""
+        queued = self._queue.get(batch.job)
+        if queued is None or queued.state == "cancelled":
+            raise self._queue.abandon(batch.job)
+        finished = self.pool.do(batch, lambda progress: self._on_progress(batch, start, progress))
+        self._check(batch.job, finished)
+        return self.store.add_images(batch.job, start, finished.files), finished.seconds
+
+    def _check(self, job_id: str, finished: Finished) -> None:
+        if finished.outcome == "cancelled":
+            raise self._queue.abandon(job_id)
+        if finished.outcome == "failed":
+            raise JobFailed(finished.problem, finished.cause)
+
+    def _on_progress(self, batch: Batch, start: int, progress: Progress) -> None:
+        data = {"step": progress.step, "steps": progress.steps, "first_image": start, "images": len(batch.images)}
+        self.log.add(batch.job, "progress", data)
+        if progress.preview:
+            self.log.add(batch.job, "preview", data, progress.preview)
+
+    # --------------------------------------------------------------------------------- references and subjects
+
+    def preview_reference(
+        self,
+        reference: bytes,
+        resize_mode: Literal["crop", "squash", "pad", "subject"] | None = None,
+        model: str | None = None,
+        timeout: float = 5.0,
+    ) -> bytes:
+        """Return a reference as the image encoder sees it, as PNG.
+
+        Args:
+            reference: An image file.
+            resize_mode: See `GenerationRequest`.
+            model: Name of the model.
+            timeout: Seconds to wait for a free worker.
+
+        Raises:
+            InputError: If the file is not an image.
+            TimeoutError: If all workers are busy.
+        """
+        path = self.settings.models.get(model or self.settings.default_model)
+        if path is None:
+            raise InputError(f"There is no model {model!r} here: use {', '.join(self.settings.models)}.")
+        finished = self.pool.do(Crop(reference, path, resize_mode), lambda progress: None, timeout=timeout)
+        if finished.outcome == "failed":
+            raise InputError(finished.problem)
+        return finished.files[0]
+
+    def subject_ref(self, subject_id: str, weight: float = 1.0) -> SubjectRef:
+        """Return what a request says of a stored subject. Raises `UnknownId`."""
+        header = self.store.subject(subject_id).header
+        return SubjectRef(subject_id, subject_id, weight, header.category)
+
+    def subject_reference(self, subject_id: str) -> bytes:
+        """Return a subject's thumbnail as PNG, which stands for the reference in a request. Raises `UnknownId`."""
+        return thumbnail_png(self.store.subject(subject_id).header.thumbnail)
+
+    # -------------------------------------------------------------------------------------------- housekeeping
+
+    def _keep_house(self) -> None:
+        while not self._stopped.wait(HOUSEKEEPING):
+            self.remove_old(time.time() - self.settings.retention)
+
+    def remove_old(self, before: float) -> int:
+        """Remove ended jobs that were made before a Unix time, their images, and references that no job needs."""
+        moment = datetime.fromtimestamp(before, UTC).isoformat()
+        old = [job.id for job in self._queue.ended_before(moment)]
+        if old:
+            self._queue.remove(old)
+        for job_id in old:
+            self.store.remove_images(job_id)
+        used = set().union(*(references_of(table["request"]) for table in self._queue.all_tables()))
+        self.store.remove_references_except(used, older_than=before)
+        return len(old)
+
+
+def _ending(job: Job) -> dict[str, Any]:
+    if job.state == "done":
+        return {"images": list(job.images)}
+    return {"problem": job.problem, "cause": job.cause} if job.state == "failed" else {}

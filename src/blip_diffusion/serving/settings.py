@@ -1,0 +1,59 @@
+"""Settings of the job service."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from blip_diffusion.errors import InputError
+
+
+@dataclass(frozen=True)
+class ServiceSettings:
+    """What the job service needs to know. Clients choose none of it.
+
+    Args:
+        folder: Where jobs, references, subjects and images are kept; created if missing.
+        models: Names that clients may ask for, each with "mini", a folder or a hub id. The first is the default.
+        devices: One worker process is started for each: "auto", "cpu", "cuda:0" …
+        database_url: Database of the job queue. Empty: SQLite in `folder`. Several servers share a PostgreSQL one.
+        executor_id: Names this server in a shared database. A restarted server continues the jobs of its own name.
+        batch_size: Images per batch. A killed process loses at most one batch; previews and cancellation don't wait.
+        max_waiting: Waiting jobs in all; further ones are refused.
+        max_waiting_per_owner: Waiting jobs of one API key.
+        max_attempts: How often a batch is tried while its worker process dies.
+        step_timeout: Seconds without a sampling step after which a worker process is replaced; loading included.
+        retention: Seconds after which finished jobs and their images are removed.
+
+    Raises:
+        InputError: If there is no model or no device, or a limit is below 1.
+    """
+
+    folder: Path
+    models: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({"mini": "mini"}))
+    devices: tuple[str, ...] = ("auto",)
+    database_url: str = ""
+    executor_id: str = "server"
+    batch_size: int = 4
+    max_waiting: int = 100
+    max_waiting_per_owner: int = 20
+    max_attempts: int = 3
+    step_timeout: float = 600.0
+    retention: float = 30 * 24 * 3600.0
+
+    def __post_init__(self) -> None:
+        if not self.models or not self.devices:
+            raise InputError("A server needs at least one model and one device.")
+        for name in ("batch_size", "max_waiting", "max_waiting_per_owner", "max_attempts"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: use 1 or more.")
+
+    @property
+    def default_model(self) -> str:
+        """The name of the model that a request gets if it names none."""
+        return next(iter(self.models))
+
+    @property
+    def queue_url(self) -> str:
+        """The SQLAlchemy address of the job queue's database."""
+        return self.database_url or f"sqlite:///{self.folder.absolute() / 'jobs.sqlite'}"

@@ -1,0 +1,143 @@
+"""Files of the job service: references, generated images and subjects, each under an id. Imports no torch."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from blip_diffusion.checkpoint.subject_header import SubjectHeader, read_subject_header
+from blip_diffusion.errors import CheckpointError
+from blip_diffusion.fileio import atomic_file, sha256_of
+from blip_diffusion.serving.errors import UnknownId
+
+JOB_ID = re.compile(r"[0-9a-f]{32}")
+IMAGE_ID = re.compile(r"[0-9a-f]{32}-[0-9]{1,4}")
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class StoredSubject:
+    """A subject file in the store: its id, which is its SHA-256, and its header."""
+
+    id: str
+    header: SubjectHeader
+
+
+class Store:
+    """Three folders. Ids are checked by pattern, so that no id can name a file elsewhere.
+
+    Args:
+        folder: Holds `references`, `images` and `subjects`; created if missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._references, self._images, self._subjects = (
+            folder / name for name in ("references", "images", "subjects")
+        )
+        for one in (self._references, self._images, self._subjects):
+            one.mkdir(parents=True, exist_ok=True)
+
+    # ---------------------------------------------------------------------------------------------- references
+
+    def add_reference(self, png: bytes) -> str:
+        """Keep a PNG file and return its id. The same file is kept once."""
+        digest = sha256_of(png)
+        _write_once(self._references / f"{digest}.png", png)
+        return digest
+
+    def read_reference(self, digest: str) -> bytes:
+        """Return a PNG file. Raises `UnknownId`."""
+        return _read(self._references, digest, DIGEST, ".png")
+
+    def remove_references_except(self, used: set[str], *, older_than: float) -> None:
+        """Remove every reference that no job needs, unless it is newer than a Unix time."""
+        for path in self._references.glob("*.png"):
+            if path.stem not in used and _modified(path) < older_than:
+                path.unlink(missing_ok=True)
+
+    # -------------------------------------------------------------------------------------------------- images
+
+    def add_images(self, job: str, first: int, files: Sequence[bytes]) -> list[str]:
+        """Keep a job's images from number `first` on, and return their ids."""
+        ids = [f"{job}-{first + offset}" for offset in range(len(files))]
+        for image_id, data in zip(ids, files, strict=True):
+            with atomic_file(self._images / f"{image_id}.png") as partial:
+                partial.write_bytes(data)
+        return ids
+
+    def read_image(self, image_id: str) -> bytes:
+        """Return a generated PNG file. Raises `UnknownId`."""
+        return _read(self._images, image_id, IMAGE_ID, ".png")
+
+    def image_path(self, image_id: str) -> Path:
+        """Return where a generated image is. Raises `UnknownId`."""
+        return _path(self._images, image_id, IMAGE_ID, ".png")
+
+    def remove_images(self, job: str) -> None:
+        """Remove all images of a job."""
+        for path in self._images.glob(f"{job}-*.png"):
+            path.unlink(missing_ok=True)
+
+    # ------------------------------------------------------------------------------------------------ subjects
+
+    def add_subject(self, data: bytes) -> StoredSubject:
+        """Check a subject file and keep it.
+
+        Args:
+            data: A safetensors file. Its header is checked here; its tensors when a job loads it.
+
+        Raises:
+            CheckpointError: If it is no subject file.
+        """
+        digest = sha256_of(data)
+        path = self._subjects / f"{digest}.safetensors"
+        with atomic_file(path) as partial:
+            partial.write_bytes(data)
+            header = read_subject_header(partial)
+        return StoredSubject(digest, header)
+
+    def subject(self, digest: str) -> StoredSubject:
+        """Return a subject. Raises `UnknownId`."""
+        return StoredSubject(digest, read_subject_header(self.subject_path(digest)))
+
+    def subjects(self) -> Iterator[StoredSubject]:
+        """Yield all subjects, the newest first."""
+        for path in sorted(self._subjects.glob("[0-9a-f]*.safetensors"), key=_modified, reverse=True):
+            try:
+                yield StoredSubject(path.stem, read_subject_header(path))
+            except CheckpointError:  # removed meanwhile, or damaged by other hands
+                continue
+
+    def subject_path(self, digest: str) -> Path:
+        """Return where a subject file is. Raises `UnknownId`."""
+        return _path(self._subjects, digest, DIGEST, ".safetensors")
+
+    def remove_subject(self, digest: str) -> None:
+        """Remove a subject. Raises `UnknownId`."""
+        self.subject_path(digest).unlink(missing_ok=True)
+
+
+def _path(folder: Path, name: str, pattern: re.Pattern[str], suffix: str) -> Path:
+    path = folder / f"{name}{suffix}"
+    if not pattern.fullmatch(name) or not path.is_file():
+        raise UnknownId(f"There is no {folder.name.removesuffix('s')} {name[:80]!r} here: check the id.")
+    return path
+
+
+def _read(folder: Path, name: str, pattern: re.Pattern[str], suffix: str) -> bytes:
+    return _path(folder, name, pattern, suffix).read_bytes()
+
+
+def _write_once(path: Path, data: bytes) -> None:
+    if path.exists():
+        path.touch()  # so that it counts as new
+    else:
+        with atomic_file(path) as partial:
+            partial.write_bytes(data)
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

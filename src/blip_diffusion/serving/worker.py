@@ -1,0 +1,150 @@
+"""A worker process: loads models and generates, in one thread. The only file of the job service that imports torch."""
+
+import dataclasses
+import io
+import signal
+import sys
+import time
+from collections import OrderedDict
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from blip_diffusion import images
+from blip_diffusion.diffusion.latents import LatentCodec
+from blip_diffusion.errors import BlipDiffusionError
+from blip_diffusion.generation.output import png_with_metadata
+from blip_diffusion.generation.png_metadata import encode
+from blip_diffusion.generation.run import load_pipeline, prepare
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
+from blip_diffusion.pipelines.presets import Dtype, default_dtype
+from blip_diffusion.references import square_reference
+from blip_diffusion.serving.messages import Batch, Cancel, Crop, Finished, Progress, Ready, Task
+
+MAX_MODELS = 2
+PREVIEW_SIDE = 256
+
+
+class Cancelled(Exception):  # noqa: N818  # no error
+    """Raised within a sampling step to end a job."""
+
+
+def main(connection: Connection, device: str, model: str) -> None:
+    """Work until the other end of the pipe closes, as it does when the service ends or is killed.
+
+    Args:
+        connection: Sends `Ready`, then receives tasks; answers each with `Progress` and one `Finished`.
+        device: See `devices.device_of`.
+        model: Loaded at once.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service decides when to stop
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # cleans up, as the default would not
+    worker = _Worker(connection, device)
+    try:
+        connection.send(Ready(worker.preload(model)))
+        while True:
+            task = connection.recv()
+            if not isinstance(task, Cancel):  # else its job has just ended
+                connection.send(worker.answer(task))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+
+
+class _Worker:
+    """Loaded models, and what to do with a task."""
+
+    def __init__(self, connection: Connection, device: str) -> None:
+        self.connection, self.device = connection, device
+        self.pipes: OrderedDict[tuple[str, Dtype], BlipDiffusionPipeline] = OrderedDict()
+
+    def preload(self, model: str) -> str:
+        """Load a model and return what is wrong with it, if anything is."""
+        try:
+            self.pipe(model, "float32")
+        except BlipDiffusionError as error:
+            return str(error)
+        return ""
+
+    def pipe(self, model: str, dtype: Dtype) -> BlipDiffusionPipeline:
+        """Return a loaded model; the least recently used one makes room."""
+        key = (model, dtype)
+        if key not in self.pipes:
+            while len(self.pipes) >= MAX_MODELS:
+                self.pipes.popitem(last=False)
+            self.pipes[key] = load_pipeline(model, dtype, self.device)
+            self.pipes[key].set_progress_bar_config(disable=True)
+        self.pipes.move_to_end(key)
+        return self.pipes[key]
+
+    def answer(self, task: Task) -> Finished:
+        """Do a task. What goes wrong with it is its outcome: only a lost pipe ends the process."""
+        started = time.perf_counter()
+        try:
+            files = self._crop(task) if isinstance(task, Crop) else self._generate(task)
+        except Cancelled:
+            return Finished(outcome="cancelled")
+        except BlipDiffusionError as error:
+            return Finished(outcome="failed", cause=error.code, problem=str(error))
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            return Finished(
+                outcome="failed", cause="out_of_memory", problem="The device is out of memory: ask for less."
+            )
+        except Exception as error:  # a bug fails one job, not the process
+            return Finished(outcome="failed", cause="internal_error", problem=f"Generation failed: {error!r}."[:500])
+        return Finished(tuple(files), seconds=time.perf_counter() - started)
+
+    def _crop(self, task: Crop) -> list[bytes]:
+        model = self.pipe(task.model, "float32").model
+        image = images.read_image(io.BytesIO(task.reference), lambda opened: opened.copy())
+        return [images.png_bytes(square_reference(model, image, task.resize_mode).image)]
+
+    def _generate(self, task: Batch) -> list[bytes]:
+        dtype = default_dtype(task.request.preset, self.device) if task.auto_dtype else task.request.dtype
+        request = dataclasses.replace(task.request, dtype=dtype)  # with ids, for the metadata
+        files = zip(request.subjects, task.subject_files, strict=True)
+        subjects = tuple(dataclasses.replace(subject, path=path) for subject, path in files)
+        pipe = self.pipe(task.model, dtype)
+        try:
+            prepared = prepare(pipe, dataclasses.replace(request, model=task.model, subjects=subjects))
+            results = prepared.generate(list(task.images), lambda *step: self._on_step(task, *step))
+        finally:
+            for name in pipe.subjects:
+                pipe.unload_subject(name)
+        jobs = zip(results, task.images, strict=True)
+        return [
+            png_with_metadata(image, encode(request, prompt=prompt, seed=seed, num_images=1))
+            for image, (prompt, seed) in jobs
+        ]
+
+    def _on_step(
+        self, task: Batch, pipe: Any, index: int, timestep: Tensor, tensors: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        while self.connection.poll():
+            if self.connection.recv() == Cancel(task.job):
+                raise Cancelled
+        steps = len(pipe.scheduler.timesteps)
+        wanted = index + 1 in preview_steps(steps, task.previews)
+        preview = _preview(pipe, tensors["latents"]) if wanted else b""
+        self.connection.send(Progress(index + 1, steps, preview))
+        return {}
+
+
+def preview_steps(steps: int, previews: int) -> set[int]:
+    """Return after which steps there is a preview: evenly spaced, never after the last one."""
+    return {round(steps * number / (previews + 1)) for number in range(1, previews + 1)} - {0, steps}
+
+
+def _preview(pipe: Any, latents: Tensor) -> bytes:
+    """Return the images of noisy latents (B, C, H / 8, W / 8), side by side, as one JPEG."""
+    decoded = images.to_pil(LatentCodec(pipe.vae).decode(latents))
+    for image in decoded:
+        image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    images.grid(decoded, len(decoded)).save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()

@@ -1,0 +1,157 @@
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi")
+pytest.importorskip("dbos")
+from starlette.testclient import TestClient
+
+from blip_diffusion.errors import InputError
+from blip_diffusion.serving.http.guards import MAX_BODY
+from blip_diffusion.serving.http.keys import new_key, read_keys
+from blip_diffusion.serving.http.server import check_exposure, create_app
+
+
+@pytest.fixture(scope="module")
+def client(service: Any) -> TestClient:
+    return TestClient(create_app(service), base_url="http://localhost")
+
+
+@pytest.fixture(scope="module")
+def body(dog_png: bytes) -> dict[str, Any]:
+    reference = "data:image/png;base64," + base64.b64encode(dog_png).decode()
+    return {"prompt": "in the snow", "reference": reference, "category": "dog", "steps": 2}
+
+
+def events(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for block in text.replace("\r", "").split("\n\n"):
+        lines = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line)
+        if "data" in lines:
+            yield lines["event"], json.loads(lines["data"])
+
+
+def test_images_come_as_openai_sends_them(client: TestClient, body: dict[str, Any]) -> None:
+    answer = client.post("/v1/images/generations", json=body | {"n": 2}).json()
+    images = [base64.b64decode(image["b64_json"]) for image in answer["data"]]
+    assert [image[:4] for image in images] == [b"\x89PNG"] * 2
+    assert images[0] != images[1]
+
+
+def test_edits_take_an_upload(client: TestClient, dog_png: bytes) -> None:
+    fields = {"prompt": "in the snow", "category": "dog", "steps": "2", "response_format": "url"}
+    answer = client.post("/v1/images/edits", data=fields, files={"image": ("dog.png", dog_png, "image/png")}).json()
+    assert client.get(answer["data"][0]["url"]).headers["content-type"] == "image/png"
+
+
+def test_partial_images_are_streamed(client: TestClient, body: dict[str, Any]) -> None:
+    answer = client.post("/v1/images/generations", json=body | {"stream": True, "partial_images": 1, "seed": 3})
+    kinds = [kind for kind, data in events(answer.text) if data["b64_json"]]
+    assert kinds == ["image_generation.partial_image", "image_generation.completed"]
+
+
+def test_a_job_goes_on_without_a_connection(client: TestClient, body: dict[str, Any]) -> None:
+    answer = client.post("/v1/jobs", json=body, headers={"Idempotency-Key": "a"})
+    again = client.post("/v1/jobs", json=body, headers={"Idempotency-Key": "a"})
+    address = answer.headers["location"]
+    assert (answer.status_code, again.json()["id"]) == (202, answer.json()["id"])
+    text = client.get(f"{address}/events").text
+    kinds = [kind for kind, _ in events(text)]
+    assert (kinds[0], kinds[-1]) == ("queued", "done")
+    last = [line for line in text.replace("\r", "").splitlines() if line.startswith("id: ")][-2].removeprefix("id: ")
+    rest = client.get(f"{address}/events", headers={"Last-Event-ID": last}).text
+    assert [kind for kind, _ in events(rest)] == ["done"]
+    assert client.get(address).json()["state"] == "done"
+    assert client.delete(address).json()["state"] == "done"
+    assert client.post(f"{address}/again").status_code == 202
+    assert answer.json()["id"] in [job["id"] for job in client.get("/v1/jobs").json()["data"]]
+
+
+def test_an_image_is_reproduced(client: TestClient, body: dict[str, Any], dog_png: bytes) -> None:
+    address = client.post("/v1/images/generations", json=body | {"response_format": "url"}).json()["data"][0]["url"]
+    png = client.get(address).content
+    answer = client.post("/v1/jobs/reproduce", files={"file": ("x.png", png)})
+    assert answer.status_code == 202
+    refused = client.post("/v1/jobs/reproduce", files={"file": ("x.png", dog_png)})
+    assert refused.status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"reference": "http://169.254.169.254/latest"}, "reference"),
+        ({"reference": "file:///etc/passwd"}, "reference"),
+        ({"reference": "data:image/png;base64,AAAA"}, None),
+        ({"reference": None}, None),
+        ({"steps": 1000}, "steps"),
+        ({"n": 11}, "n"),
+        ({"model": "/etc"}, None),
+        ({"subject": "../../x"}, None),
+        ({"unknown": 1}, "unknown"),
+    ],
+)
+def test_wrong_bodies_are_problems(
+    client: TestClient, body: dict[str, Any], change: dict[str, Any], field: str | None
+) -> None:
+    answer = client.post("/v1/images/generations", json=body | change)
+    problem = answer.json()
+    assert answer.status_code in (404, 422), problem
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert problem["detail"] == problem["error"]["message"]
+    assert field in (None, problem["error"]["param"])
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example"}, 403),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Content-Length": str(MAX_BODY + 1)}, 413),
+        ({"Origin": "http://localhost"}, 200),
+    ],
+)
+def test_foreign_and_large_requests_are_refused(client: TestClient, headers: dict[str, str], status: int) -> None:
+    assert client.get("/healthz", headers=headers).status_code == status
+
+
+def test_a_large_image_is_refused_before_it_is_decoded(client: TestClient, huge_png: Any, body: dict[str, Any]) -> None:
+    data = base64.b64encode(huge_png(20_000).read_bytes()).decode()
+    answer = client.post("/v1/images/generations", json=body | {"reference": f"data:image/png;base64,{data}"})
+    assert answer.status_code == 422
+
+
+def test_subjects_must_be_safetensors(client: TestClient) -> None:
+    answer = client.post("/v1/subjects", files={"file": ("rex.safetensors", b"\x80\x04\x95")})
+    assert answer.status_code == 422
+    assert client.get("/v1/subjects").json()["data"] == []
+    assert client.get("/v1/subjects/" + "0" * 64).status_code == 404
+
+
+def test_operators_see_how_it_stands(client: TestClient) -> None:
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/readyz").json()["status"] == "ready"
+    assert "blip_diffusion_jobs_waiting" in client.get("/metrics").text
+    assert client.get("/v1/models").json()["data"][0]["id"] == "tiny"
+    assert "/v1/images/generations" in client.get("/v1/openapi.json").json()["paths"]
+
+
+def test_keys_separate_owners(service: Any, body: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    alice, bob = ({"Authorization": f"Bearer {new_key(path, name)}"} for name in ("alice", "bob"))
+    assert "bd-" not in path.read_text()
+    client = TestClient(create_app(service, keys=read_keys(path)), base_url="http://localhost")
+    assert client.get("/v1/jobs").status_code == 401
+    assert client.get("/v1/jobs", headers={"Authorization": "Bearer bd-wrong"}).status_code == 401
+    address = client.post("/v1/jobs", json=body, headers=alice).headers["location"]
+    assert client.get(address, headers=alice).status_code == 200
+    assert client.get(address, headers=bob).status_code == 404
+    assert client.delete(address, headers=bob).status_code == 404
+
+
+def test_a_server_without_keys_stays_on_loopback() -> None:
+    check_exposure("127.0.0.1", None)
+    with pytest.raises(InputError, match="--keys"):
+        check_exposure("0.0.0.0", None)

@@ -1,0 +1,101 @@
+"""The page in a real browser, Debian's Chromium, at the widths of a desktop and of a phone."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+playwright = pytest.importorskip("playwright.sync_api")
+pytestmark = pytest.mark.faces
+WAIT = 20_000
+"""Milliseconds."""
+TABS = ("Generate", "Queue", "Gallery", "Subjects", "Tune", "Compare")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs chromium")
+    with playwright.sync_playwright() as running:
+        yield running.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+
+
+@pytest.fixture(params=[1280, 390])
+def page(request: pytest.FixtureRequest, browser: Any, address: str) -> Iterator[Any]:
+    page = browser.new_page(viewport={"width": request.param, "height": 900})
+    page.set_default_timeout(WAIT)
+    outside: list[str] = []
+    page.on("request", lambda one: None if _is_local(one.url, address) else outside.append(one.url))
+    page.goto(address)
+    page.locator("#generate").wait_for()
+    yield page
+    assert outside == []
+    page.close()
+
+
+def _is_local(url: str, address: str) -> bool:
+    return url.startswith((address, "data:", "blob:"))
+
+
+def fill(page: Any, reference: Path) -> None:
+    page.locator("#reference input[type=file]").set_input_files(reference)
+    page.locator("#crop img").wait_for()
+    page.locator("#category").get_by_role("textbox").fill("dog")
+    page.locator("#prompts").get_by_role("textbox").fill("on the beach\nin the snow")
+    page.get_by_text("More settings").click()
+    page.get_by_label("number input for Steps").fill("60")
+
+
+def open_tab(page: Any, name: str) -> None:
+    tab = page.get_by_role("tab", name=name)
+    if not tab.is_visible():
+        page.locator(".overflow-menu > button").click()
+        tab = page.locator(".overflow-dropdown button", has_text=name)
+    tab.click()
+
+
+@pytest.fixture
+def reference(tmp_path: Path, dog: Image.Image) -> Path:
+    path = tmp_path / "dog.png"
+    dog.save(path)
+    return path
+
+
+def test_generate_reload_cancel_and_reproduce(page: Any, reference: Path) -> None:
+    fill(page, reference)
+    page.locator("#generate").click()
+    page.locator("#preview img").wait_for()
+    page.reload()  # the job goes on, and the page finds it again
+    page.locator("#status").get_by_text("Done: 4 images").wait_for()
+    assert page.locator("#results img").count() >= 4
+    open_tab(page, "Gallery")
+    page.locator("#gallery button img").first.click()
+    page.locator("#settings").get_by_text("on the beach").first.wait_for()
+    page.locator("#use-settings").click()
+    page.locator("#crop img").wait_for()
+    assert page.locator("#category").get_by_role("textbox").input_value() == "dog"
+    page.locator("#generate").click()
+    page.locator("#status progress").wait_for()
+    page.locator("#cancel").click()
+    page.locator("#status").get_by_text("Cancelled.").wait_for()
+
+
+def test_every_tab_fits_and_passes_axe(page: Any) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    for name in TABS:
+        open_tab(page, name)
+        page.wait_for_timeout(500)
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), name
+        found = axe.run(page).response["violations"]
+        serious = {one["id"] for one in found if one["impact"] == "critical"}
+        assert serious == set(), (name, found)
+
+
+def test_a_wrong_form_gives_a_sentence(page: Any) -> None:
+    page.locator("#generate").click()
+    page.get_by_text("The prompt is empty").wait_for()
+    assert page.locator("#generate").is_enabled()

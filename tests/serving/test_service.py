@@ -1,0 +1,84 @@
+import io
+import os
+import signal
+from dataclasses import replace
+from time import sleep
+from typing import Any
+
+import pytest
+
+from blip_diffusion.errors import CheckpointError, InputError
+from blip_diffusion.generation.png_metadata import decode
+from blip_diffusion.generation.request import GenerationRequest
+
+pytest.importorskip("dbos")
+from blip_diffusion.serving.errors import KeyReused, UnknownId
+
+Service = Any
+
+
+def test_a_job_is_done_once_for_each_key(service: Service, request_of_dog: GenerationRequest) -> None:
+    first = service.submit(request_of_dog, key="one")
+    again = service.submit(request_of_dog, key="one")
+    job = service.wait(first.id)
+    assert (again.id, job.state, len(job.images)) == (first.id, "done", 1), job.problem
+    with pytest.raises(KeyReused):
+        service.submit(replace(request_of_dog, seed=2), key="one")
+
+
+def test_the_png_holds_the_request_and_no_path(service: Service, request_of_dog: GenerationRequest) -> None:
+    job = service.wait(service.submit(request_of_dog).id)
+    png = service.store.read_image(job.images[0])
+    assert str(service.settings.folder).encode() not in png
+    request, _ = decode(io.BytesIO(png))
+    assert (request.model, request.prompts, request.seed) == ("tiny", ("on the beach",), 1)
+    same = service.wait(service.submit(service.adopt(request), auto_dtype=False).id)
+    assert service.store.read_image(same.images[0]) == png
+
+
+def test_events_tell_what_happened(service: Service, request_of_dog: GenerationRequest) -> None:
+    job = service.wait(service.submit(replace(request_of_dog, seed=5), previews=1).id)
+    events = service.events_after(job.id)
+    kinds = [event.kind for event in events]
+    assert (kinds[:2], kinds[-2:]) == (["queued", "started"], ["image", "done"])
+    assert kinds.count("progress") == 2
+    assert next(event for event in events if event.kind == "preview").preview[:2] == b"\xff\xd8"
+    assert service.events_after(job.id, events[-2].number) == [events[-1]]
+
+
+def test_a_job_is_cancelled_while_it_runs(service: Service, request_of_dog: GenerationRequest) -> None:
+    job = service.submit(replace(request_of_dog, steps=1000))
+    while not any(event.kind == "progress" for event in service.events_after(job.id)):
+        sleep(0.02)
+    assert service.cancel(job.id).state == "cancelled"
+    assert service.wait(service.submit(request_of_dog).id, timeout=20).state == "done"
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a" * 32, "a" * 32 + "-0", "a" * 64, ""])
+def test_ids_name_no_other_files(service: Service, name: str) -> None:
+    for read in (service.get, service.store.read_image, service.store.subject, service.store.read_reference):
+        with pytest.raises(UnknownId):
+            read(name)
+
+
+def test_wrong_requests_are_refused(service: Service, request_of_dog: GenerationRequest) -> None:
+    with pytest.raises(InputError, match="no model"):
+        service.submit(replace(request_of_dog, model="/etc"))
+    with pytest.raises(CheckpointError):
+        service.store.add_subject(b"\x80\x04\x95a pickle")
+    assert list(service.store.subjects()) == []
+
+
+def test_the_crop_is_a_square_image(service: Service, dog_png: bytes) -> None:
+    assert service.preview_reference(dog_png, timeout=60.0)[:4] == b"\x89PNG"
+
+
+@pytest.mark.faces
+def test_a_killed_worker_loses_nothing(service: Service, request_of_dog: GenerationRequest) -> None:
+    before = service.wait(service.submit(replace(request_of_dog, steps=300)).id)
+    job = service.submit(replace(request_of_dog, steps=300))
+    while not any(event.kind == "progress" for event in service.events_after(job.id)):
+        sleep(0.02)
+    os.kill(service.pool.workers[0].process_id, signal.SIGKILL)
+    after = service.wait(job.id)
+    assert service.store.read_image(after.images[0]) == service.store.read_image(before.images[0])
