@@ -68,7 +68,7 @@ def test_a_changed_file_is_noticed(rex: Path, tiny_folder: Path, capsys: pytest.
         (["generate", "x", "--subject", "nowhere.safetensors"], "no subject at nowhere.safetensors"),
         (["generate", "x", "--subject", "nowhere.safetensors:much"], "has the weight 'much'"),
         (["generate", "x", "--subject", "a", "--reference", "b", "--category", "dog"], "exclude each other"),
-        (["tune", "nowhere.png", "--category", "dog", "--name", "rex"], "None of the 1 photos can be used"),
+        (["tune", "nowhere.png", "--category", "dog", "--name", "rex"], "There is no photo at nowhere.png"),
         (["tune", "x.png", "--category", "a very big brown dog", "--name", "rex"], "is too long"),
         (["tune", "x.png", "--category", "dog", "--name", "a b"], "name 'a b' can't be used"),
         (["tune", "x.png", "--category", "dog", "--name", "rex", "--train-steps", "many"], "--train-steps is many"),

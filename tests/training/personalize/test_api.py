@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 
 from blip_diffusion.checkpoint.subject_file import read_subject
 from blip_diffusion.data.photos import PhotoBatch, PhotoBatches
@@ -167,14 +167,24 @@ def test_the_methods_it_is_compared_with(method: str, tiny_folder: Path, dog: Im
     assert tuned.out == out and (out / "model_index.json").is_file() == (method == "dreambooth")
 
 
-def test_another_tuning_takes_the_place_of_the_last(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
-    """But not before all is known to be well with it."""
-    log = learn(tmp_path, tiny_folder, dog, steps=1).folder / "log.jsonl"
-    before = log.read_bytes()
-    with pytest.raises(BlipDiffusionError, match="None of the 1 photos"):
-        tune(["nowhere.png"], category="dog", name="rex", out=tmp_path / "rex.safetensors", model=tiny_folder)
-    assert log.read_bytes() == before
-    assert learn(tmp_path, tiny_folder, dog, steps=2).step == 2 and log.read_bytes() != before
+def test_a_result_is_replaced_by_the_same_tuning_alone(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
+    """Images that were made with it need it; and nothing changes before all is known to be well."""
+    first = learn(tmp_path, tiny_folder, dog, steps=1)
+    log, files = first.folder / "log.jsonl", (first.out, first.folder / "log.jsonl")
+    before = [file.read_bytes() for file in files]
+    with pytest.raises(BlipDiffusionError, match="There is no photo at nowhere"):
+        tune(["nowhere.png"], category="dog", name="rex", out=first.out, model=tiny_folder)
+    with pytest.raises(InputError, match="was tuned with other steps: choose another --name or --out"):
+        learn(tmp_path, tiny_folder, dog, steps=2)
+    with pytest.raises(InputError, match="is finished, so there is nothing to resume: leave out --resume"):
+        learn(tmp_path, tiny_folder, dog, steps=1, resume=True)
+    assert [file.read_bytes() for file in files] == before
+    assert learn(tmp_path, tiny_folder, dog, steps=1).step == 1 and log.is_file()
+    one, other = load(before[0]), load_file(first.out)
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    shutil.rmtree(first.folder)
+    with pytest.raises(InputError, match="is there already: choose another --name"):
+        learn(tmp_path, tiny_folder, dog, steps=1)
 
 
 def test_a_resumption_is_of_the_same(
@@ -239,7 +249,7 @@ def test_folders_of_other_things_are_left_alone(tiny_folder: Path, dog: Image.Im
         ({"category": ""}, "category is empty"),
         ({"name": "../rex"}, "name .* can't be used"),
         ({"photos": []}, "no photos"),
-        ({"photos": ["nowhere.png"]}, "None of the 1 photos"),
+        ({"photos": ["nowhere.png"]}, "There is no photo at nowhere"),
         ({"out": f"{__file__}/rex.safetensors"}, "Nothing can be written to"),
         ({"out": "rex.png"}, "should end in .safetensors, as rex.safetensors"),
         ({"out": "rex.safetensors", "config": TuneConfig(method="dreambooth")}, "DreamBooth writes a folder: say rex."),

@@ -1,6 +1,7 @@
 """`blip-diffusion tune`: personalize a model for your subject from a few photos."""
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,9 @@ def _print_result(tuned: Any, arguments: argparse.Namespace) -> None:
         raise KeyboardInterrupt
     print(f"{tuned.step} steps, {tuned.result.seconds:.0f} s of training: {tuned.out}")
     if arguments.method in USES:
-        flags = USES[arguments.method].format(out=tuned.out, name=arguments.name, category=arguments.category)
-        print(f'use it: blip-diffusion generate "on the beach" --model {arguments.model} {flags}')
+        out, model = shlex.quote(str(tuned.out)), shlex.quote(arguments.model)
+        flags = USES[arguments.method].format(out=out, name=arguments.name, category=arguments.category)
+        print(f'use it: blip-diffusion generate "on the beach" --model {model} {flags}')
     if tuned.scores and not tuned.step:
         print("no training step improved the result: the mean of the photos' embeddings was saved")
     if tuned.scores:

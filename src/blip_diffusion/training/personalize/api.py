@@ -39,6 +39,7 @@ from blip_diffusion.training.optim import OptimConfig
 from blip_diffusion.training.personalize.artifacts import (
     RUN_INFO,
     Tuned,
+    check_replaced,
     check_run_info,
     check_work_folder,
     keep_best,
@@ -90,7 +91,7 @@ def tune(
         The result's path, its step, and the scores.
 
     Raises:
-        InputError: If the photos, names or paths cannot be used.
+        InputError: If the photos, names or paths cannot be used, or a result of other photos or settings is there.
         ConfigError: If the settings cannot be used.
         CheckpointError: If an interrupted run is in the way, or the model cannot be loaded.
         DivergedError: If a loss is not finite and there is no validation whose best result can be kept.
@@ -110,6 +111,7 @@ def tune(
     folder = find_model(model)
     loaded = assemble(read_parts(folder, dtype=_dtype(config)), folder).to(device_of(config.device))
     info = run_info(loaded, shown, category, name, config)
+    check_replaced(path, work, info, resume=resume)
     if resume:
         check_run_info(work, info)
     check_possible(_training(config.resolved(text_width(loaded))))

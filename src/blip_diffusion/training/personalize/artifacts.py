@@ -111,6 +111,18 @@ def check_run_info(work: Path, begun: Mapping[str, Any]) -> None:
         )
 
 
+def check_replaced(path: Path, work: Path, begun: Mapping[str, Any], *, resume: bool) -> None:
+    """Raise `InputError` where a finished result would be replaced by one of other photos or settings."""
+    if not path.is_file() or checkpointing.complete(work / CHECKPOINTS):
+        return
+    if resume:
+        raise InputError(f"{path} is finished, so there is nothing to resume: leave out --resume.")
+    earlier = read_json(work / RUN_INFO) if (work / RUN_INFO).is_file() else {}
+    if changed := [what for what in begun if begun[what] != earlier.get(what)]:
+        what = f"was tuned with other {' and '.join(changed)}" if earlier else "is there already"
+        raise InputError(f"{path} {what}: choose another --name or --out, or delete it. Images made with it need it.")
+
+
 def keep_best(path: Path, work: Path, result: Result, validation: Validation | None) -> Tuned:
     """Move the best, or last, result to its place and remove what only a resumption needs."""
     step, kept = result.step, work / EXPORT
