@@ -76,7 +76,7 @@ def test_names() -> None:
         for path in CODE
         if path != Path(__file__)
         for name, line in identifiers(path)
-        if name in retired
+        if name in retired and not (name == "Row" and "page" in path.parts)  # a name of Gradio
     ]
     assert not found
 

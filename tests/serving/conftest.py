@@ -43,7 +43,7 @@ def request_of_dog(dog_png: bytes) -> GenerationRequest:
 def service(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One service for all tests, since its worker process takes seconds to import torch."""
     pytest.importorskip("dbos")
-    from blip_diffusion.serving.service import JobService
+    from blip_diffusion.serving.job_service import JobService
     from blip_diffusion.serving.settings import ServiceSettings
 
     folder = tmp_path_factory.mktemp("server")

@@ -26,8 +26,8 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         from blip_diffusion.serving.http.guards import LOOPBACK
         from blip_diffusion.serving.http.server import create_app, serve
+        from blip_diffusion.serving.job_service import JobService
         from blip_diffusion.serving.page.page import mount_page
-        from blip_diffusion.serving.service import JobService
     except ImportError as error:
         raise InputError(EXTRA) from error
     if arguments.host not in LOOPBACK:

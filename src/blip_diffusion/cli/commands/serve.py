@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
         from blip_diffusion.serving.http.guards import LOOPBACK
         from blip_diffusion.serving.http.keys import new_key, read_keys
         from blip_diffusion.serving.http.server import check_exposure, create_app, serve
-        from blip_diffusion.serving.service import JobService
+        from blip_diffusion.serving.job_service import JobService
     except ImportError as error:
         raise InputError(EXTRA) from error
     if arguments.new_key is not None:

@@ -6,7 +6,7 @@ from fastapi import Depends, Request
 
 from blip_diffusion.serving.http.keys import ApiKeys
 from blip_diffusion.serving.http.problems import Problem
-from blip_diffusion.serving.service import JobService
+from blip_diffusion.serving.job_service import JobService
 
 
 def _service(request: Request) -> JobService:

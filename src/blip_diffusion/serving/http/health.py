@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from blip_diffusion.pipelines.presets import PRESETS
 from blip_diffusion.serving.http.context import Owner, Service
 from blip_diffusion.serving.http.problems import Problem, response
-from blip_diffusion.serving.service import JobService
+from blip_diffusion.serving.job_service import JobService
 
 router = APIRouter(tags=["server"])
 STARTED = int(time.time())

@@ -20,8 +20,8 @@ from blip_diffusion.serving.http.inputs import build_request, decode_data_url
 from blip_diffusion.serving.http.problems import Problem, document, invalid
 from blip_diffusion.serving.http.schemas import GenerationBody, ImageBody
 from blip_diffusion.serving.http.watch import ended, follow
+from blip_diffusion.serving.job_service import JobService
 from blip_diffusion.serving.jobs import Job
-from blip_diffusion.serving.service import JobService
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
 Prefix = Literal["image_generation", "image_edit"]

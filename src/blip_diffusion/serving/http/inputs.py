@@ -7,7 +7,7 @@ import io
 from blip_diffusion.generation.request import GenerationRequest, read_reference
 from blip_diffusion.serving.http.problems import Problem
 from blip_diffusion.serving.http.schemas import ImageOptions, SubjectShare
-from blip_diffusion.serving.service import JobService
+from blip_diffusion.serving.job_service import JobService
 
 MAX_SIDE = 1024
 MAX_MIXTURE = 16

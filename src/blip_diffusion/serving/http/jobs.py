@@ -16,7 +16,7 @@ from blip_diffusion.serving.http.inputs import build_request, decode_data_url
 from blip_diffusion.serving.http.problems import Problem
 from blip_diffusion.serving.http.schemas import JobBody, job_document
 from blip_diffusion.serving.http.watch import follow
-from blip_diffusion.serving.service import JobService
+from blip_diffusion.serving.job_service import JobService
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 PREVIEWS = 3

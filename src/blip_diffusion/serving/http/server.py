@@ -13,7 +13,7 @@ from blip_diffusion.serving.http import health, images, jobs, subjects
 from blip_diffusion.serving.http.guards import LOOPBACK, Guard
 from blip_diffusion.serving.http.keys import ApiKeys
 from blip_diffusion.serving.http.problems import add_handlers
-from blip_diffusion.serving.service import JobService
+from blip_diffusion.serving.job_service import JobService
 
 GRACE = 5
 """Seconds that open connections get when the server stops."""

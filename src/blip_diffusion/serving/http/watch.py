@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from starlette.concurrency import run_in_threadpool
 
 from blip_diffusion.serving.events import Event
+from blip_diffusion.serving.job_service import JobService
 from blip_diffusion.serving.jobs import Job
-from blip_diffusion.serving.service import JobService
 
 POLL = 0.05
 """Seconds between two looks at the event log, which is in memory."""

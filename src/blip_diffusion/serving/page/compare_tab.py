@@ -15,7 +15,7 @@ from blip_diffusion.serving.page.form import NO_PRESET, to_request
 from blip_diffusion.serving.page.generate_tab import FormFields, form_of
 
 if TYPE_CHECKING:
-    from blip_diffusion.serving.service import JobService
+    from blip_diffusion.serving.job_service import JobService
 
 BY_PRESET, BY_SEED = "Presets", "Seeds"
 PRESETS = ("", "exact", "fast", "turbo")

@@ -11,8 +11,8 @@ from blip_diffusion.serving.errors import UnknownId
 
 if TYPE_CHECKING:
     from blip_diffusion.serving.events import Event
+    from blip_diffusion.serving.job_service import JobService
     from blip_diffusion.serving.jobs import Job
-    from blip_diffusion.serving.service import JobService
 
 POLL, QUIET = 0.1, 2.0
 """Seconds between looks at the events, and without any after which the job's state is read from the queue."""

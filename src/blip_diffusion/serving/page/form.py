@@ -10,7 +10,7 @@ from blip_diffusion.errors import InputError
 from blip_diffusion.generation.request import GenerationRequest, read_reference
 
 if TYPE_CHECKING:
-    from blip_diffusion.serving.service import JobService
+    from blip_diffusion.serving.job_service import JobService
 
 MAX_PROMPTS, MAX_IMAGES, MAX_STEPS = 8, 8, 100
 MODEL_DEFAULT, NO_PRESET = "model's default", "default"

@@ -15,7 +15,7 @@ from blip_diffusion.serving.page.form import from_request, settings_of
 from blip_diffusion.serving.page.generate_tab import FormFields, values_of
 
 if TYPE_CHECKING:
-    from blip_diffusion.serving.service import JobService
+    from blip_diffusion.serving.job_service import JobService
 
 MAX_JOBS = 60
 

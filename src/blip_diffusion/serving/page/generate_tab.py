@@ -28,7 +28,7 @@ from blip_diffusion.serving.page.form import (
 )
 
 if TYPE_CHECKING:
-    from blip_diffusion.serving.service import JobService
+    from blip_diffusion.serving.job_service import JobService
 
 PRESETS = (NO_PRESET, "exact", "fast", "turbo")
 RESIZE_MODES = (MODEL_DEFAULT, "crop", "squash", "pad", "subject")

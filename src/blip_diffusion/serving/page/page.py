@@ -12,7 +12,7 @@ from blip_diffusion.serving.page import compare_tab, gallery_tab, generate_tab, 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from blip_diffusion.serving.service import JobService
+    from blip_diffusion.serving.job_service import JobService
 
 MAX_UPLOAD = "16mb"
 KEEP = (3600, 24 * 3600)

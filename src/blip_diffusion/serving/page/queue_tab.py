@@ -10,8 +10,8 @@ import gradio as gr
 from blip_diffusion.serving.page import widgets
 
 if TYPE_CHECKING:
+    from blip_diffusion.serving.job_service import JobService
     from blip_diffusion.serving.jobs import Job
-    from blip_diffusion.serving.service import JobService
 
 MAX_JOBS = 40
 REFRESH = 2.0

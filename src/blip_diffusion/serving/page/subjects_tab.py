@@ -15,7 +15,7 @@ from blip_diffusion.serving.page.form import MAX_SUBJECTS
 from blip_diffusion.serving.page.generate_tab import SUBJECT, FormFields
 
 if TYPE_CHECKING:
-    from blip_diffusion.serving.service import JobService
+    from blip_diffusion.serving.job_service import JobService
     from blip_diffusion.serving.store import StoredSubject
 MAX_THUMBNAIL = 512
 

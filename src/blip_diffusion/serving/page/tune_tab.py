@@ -12,7 +12,7 @@ from blip_diffusion.serving.page import widgets
 from blip_diffusion.serving.page.tuning import MAX_STEPS, Tuning, TuningState
 
 if TYPE_CHECKING:
-    from blip_diffusion.serving.service import JobService
+    from blip_diffusion.serving.job_service import JobService
 
 TRAINABLE = ("embedding", "lora", "cross-attention")
 REFRESH = 2.0

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from blip_diffusion.errors import BlipDiffusionError, InputError
 
 if TYPE_CHECKING:
-    from blip_diffusion.serving.service import JobService
+    from blip_diffusion.serving.job_service import JobService
 
 MAX_PHOTOS, MAX_STEPS = 30, 2000
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")

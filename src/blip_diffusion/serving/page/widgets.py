@@ -15,7 +15,7 @@ from blip_diffusion.errors import BlipDiffusionError
 from blip_diffusion.serving.errors import UnknownId
 
 if TYPE_CHECKING:
-    from blip_diffusion.serving.service import JobService
+    from blip_diffusion.serving.job_service import JobService
 
 
 @contextmanager
