@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from blip_diffusion.cli.main import main
 from blip_diffusion.errors import DataError
@@ -30,9 +29,12 @@ def world_folder(bench_folder: Path) -> Path:  # noqa: F811
 @pytest.fixture(scope="module")
 def evaluate(world_folder: Path, tiny_folder: Path, tiny_dino: Path, tiny_clip: Path) -> Run:  # noqa: F811
     def run(*arguments: object) -> int:
-        own = ["--model", tiny_folder, "--dataset", world_folder / "world.zip", "--steps", 1, "--subjects", 2]
-        own += ["--prompts", 3, "--seeds", 2, "--metrics", f"dino={tiny_dino}", f"clip-b32={tiny_clip}"]
-        return main([str(argument) for argument in ("evaluate", *own, *arguments)])
+        own: dict[str, list[object]] = {
+            "--model": [tiny_folder], "--dataset": [world_folder / "world.zip"], "--steps": [1], "--subjects": [2],
+            "--prompts": [3], "--seeds": [2], "--metrics": [f"dino={tiny_dino}", f"clip-b32={tiny_clip}"],
+        }  # fmt: skip
+        unsaid = [word for flag, values in own.items() if flag not in arguments for word in (flag, *values)]
+        return main([str(argument) for argument in ("evaluate", *unsaid, *arguments)])
 
     return run
 
@@ -203,11 +205,11 @@ def test_what_cannot_be_used_is_said_and_nothing_written(
 
 def test_photos_are_a_benchmark_too(evaluate: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without a world: the upper bound is another photo, the lower bound one of another dog, if any."""
-    from tests.data.benchmarks.test_dreambench import published
+    from tests.data.benchmarks.test_dreambench import photo, published
 
     folder = published(tmp_path / "photos")
     (folder / "dataset" / "dog3").mkdir()
-    Image.new("RGB", (40, 30), "grey").save(folder / "dataset" / "dog3" / "00.jpg")
+    photo("grey").save(folder / "dataset" / "dog3" / "00.jpg")
     words = folder / "dataset" / "prompts_and_classes.txt"
     words.write_text(words.read_text().replace("dog2,dog", "dog2,dog\ndog3,dog"))
     assert evaluate("--benchmark", folder, "--out", tmp_path / "report", "--subjects", 3, "--seeds", 1) == 0

@@ -52,12 +52,19 @@ prompt_list = [
 """
 
 
+def photo(colour: str) -> Image.Image:
+    """A square on white: photos of one colour are refused."""
+    image = Image.new("RGB", (40, 30), "white")
+    image.paste(colour, (12, 8, 28, 22))
+    return image
+
+
 def published(folder: Path, text: str = PUBLISHED) -> Path:
     """A bench as google/dreambooth writes it."""
     for subject, colour in (("backpack", "red"), ("dog2", "brown")):
         (folder / "dataset" / subject).mkdir(parents=True)
         for number in range(2):
-            Image.new("RGB", (40, 30), colour).save(folder / "dataset" / subject / f"{number:02d}.jpg")
+            photo(colour).save(folder / "dataset" / subject / f"{number:02d}.jpg")
     (folder / "dataset" / PROMPTS).write_text(text)
     return folder
 

@@ -51,7 +51,7 @@ def new_key(path: Path, name: str) -> str:
     key = PREFIX + secrets.token_urlsafe(32)
     line = f"{name} {_digest(key)}"
     if not LINE.fullmatch(line):
-        raise InputError(f"--new-key {name} can't name a key: use up to 64 letters, digits and . _ -")
+        raise InputError(f"--new-key {name} can't name a key: use up to 64 letters, digits, dots, `_` and `-`.")
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     if any(other.split(" ")[0] == name for other in lines):
         raise InputError(f"{path} has a key {name} already: choose another name, or remove its line.")
