@@ -1,6 +1,7 @@
 """Flags that several commands share."""
 
 import argparse
+import os
 from collections.abc import Callable, Collection
 
 from blip_diffusion.errors import InputError
@@ -35,6 +36,27 @@ def acceleration_flags(parser: argparse.ArgumentParser) -> None:
         default="torch",
         help="backend: torch (default), compiled (GPU), openvino (CPU; converts once, about a minute)",
     )
+
+
+def recipe_flags(parser: argparse.ArgumentParser) -> None:
+    """Add what the commands that train within a time limit share, beside --data, --out, --minutes and --config."""
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a value, for example cpu.pairs=8"
+    )
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes that composite pairs (default: one per CPU core but one)"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+
+
+def recipe_workers(workers: int | None) -> int:
+    """Return the number of worker processes. Raises `InputError` if it is negative."""
+    if workers is None:
+        return max(1, (os.cpu_count() or 2) - 1)
+    if workers < 0:
+        raise InputError(f"--workers is {workers}: use 0 or more.")
+    return workers
 
 
 def changed_flags(arguments: argparse.Namespace, add_flags: Callable[[argparse.ArgumentParser], None]) -> list[str]:

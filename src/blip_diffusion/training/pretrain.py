@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from blip_diffusion import config as configuration
+from blip_diffusion.checkpoint.model_folder import Parts
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler
 from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
@@ -132,23 +133,25 @@ def _heads(config: RunConfig, shapes: QFormerConfig, *, grid: bool) -> nn.Module
     return initialization.init_heads(shapes, size, config.model.init_from, grid=grid)
 
 
-def consistency(material: BuildContext) -> Objective:
-    """Build the objective of consistency distillation; the model becomes its teacher."""
+def _trained(material: BuildContext) -> tuple[Parts, BlipDiffusion]:
+    """Return the parts and the model of a stage that begins with a whole trained model."""
     config = material.config
     parts = initialization.load_parts(config.model)
     initialization.require_parts(parts, "subject_encoder", "text_encoder", "unet", "vae")
     model = initialization.init_model(parts, config.model, material.corpus, material.pixels)
     check_size(config, model)
-    return Consistency(model, initialization.noising_from(model.scheduler), config.consistency)
+    return parts, model
+
+
+def consistency(material: BuildContext) -> Objective:
+    """Build the objective of consistency distillation; the model becomes its teacher."""
+    _, model = _trained(material)
+    return Consistency(model, initialization.noising_from(model.scheduler), material.config.consistency)
 
 
 def control(material: BuildContext) -> Objective:
     """Build the objective of structure control of a trained model."""
-    config = material.config
-    parts = initialization.load_parts(config.model)
-    initialization.require_parts(parts, "subject_encoder", "text_encoder", "unet", "vae")
-    model = initialization.init_model(parts, config.model, material.corpus, material.pixels)
-    check_size(config, model)
+    config, (parts, model) = material.config, _trained(material)
     torch.manual_seed(config.model.seed)
     return StructureControl(
         model,

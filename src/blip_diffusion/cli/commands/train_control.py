@@ -2,8 +2,9 @@
 
 import argparse
 import json
-import os
 from pathlib import Path
+
+from blip_diffusion.cli.flags import recipe_flags, recipe_workers
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -18,25 +19,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/control"), metavar="DIR", help="folder of the run")
     parser.add_argument("--minutes", type=float, default=10, help="training time of all adapters (default: 10)")
     parser.add_argument("--config", type=Path, metavar="TOML", help="what differs from the defaults")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a value, for example cpu.pairs=8"
-    )
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes that composite pairs (default: one per CPU core but one)"
-    )
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    recipe_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     from blip_diffusion.devices import device_of
-    from blip_diffusion.errors import InputError
     from blip_diffusion.training.recipe.control_run import read_control_recipe, run_control
 
-    workers = max(1, (os.cpu_count() or 2) - 1) if arguments.workers is None else arguments.workers
-    if workers < 0:
-        raise InputError(f"--workers is {workers}: use 0 or more.")
+    workers = recipe_workers(arguments.workers)
     paths = {"model": arguments.model, "data": arguments.data}
     overrides = [*arguments.set, *(f"{key}={json.dumps(str(path))}" for key, path in paths.items() if path)]
     config = read_control_recipe(arguments.config, overrides)

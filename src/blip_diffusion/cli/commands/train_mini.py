@@ -2,8 +2,9 @@
 
 import argparse
 import json
-import os
 from pathlib import Path
+
+from blip_diffusion.cli.flags import recipe_flags, recipe_workers
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -15,28 +16,25 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", type=Path, metavar="TOML", help="see configs/mini/recipe.toml (default: its values)"
     )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a value, for example cpu.pairs=8"
-    )
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes that composite pairs (default: one per CPU core but one)"
-    )
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    recipe_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     from blip_diffusion.devices import device_of
-    from blip_diffusion.errors import InputError
     from blip_diffusion.training.recipe.config import read_recipe
     from blip_diffusion.training.recipe.run import run as train
 
-    workers = max(1, (os.cpu_count() or 2) - 1) if arguments.workers is None else arguments.workers
-    if workers < 0:
-        raise InputError(f"--workers is {workers}: use 0 or more.")
+    workers = recipe_workers(arguments.workers)
     overrides = [*arguments.set, *([f"data={json.dumps(str(arguments.data))}"] if arguments.data else [])]
     config = read_recipe(arguments.config, overrides)
     device = device_of(arguments.device)
-    train(config, arguments.out, minutes=arguments.minutes, device=device, workers=workers, resume=arguments.resume)
+    train(
+        config,
+        arguments.out,
+        minutes=arguments.minutes,
+        device=device,
+        workers=workers,
+        resume=arguments.resume,
+    )
     print(arguments.out / "export")

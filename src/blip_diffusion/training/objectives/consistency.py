@@ -169,9 +169,8 @@ class Consistency(Objective):
             later, earlier = self._timesteps(len(latents), rng)
             noise = self.noise_scale * torch.randn(latents.shape, generator=rng, device=rng.device)
             noised = self.noising.noised(latents, noise, later)
-        guess = self._consistency_function(
-            noised, later, states
-        )  # first: autocast of torch < 2.10 reuses casts made without gradient
+        # first the pass with gradients: autocast of torch < 2.10 reuses casts made without
+        guess = self._consistency_function(noised, later, states)
         with torch.no_grad():
             solved = self._solved(noised, later, earlier, self._teach(states, empty))
             return guess, self._consistency_function(solved, earlier, states)

@@ -16,7 +16,7 @@ from blip_diffusion.training.objective import Losses, Objective, ParameterGroup,
 from blip_diffusion.training.objectives.control import ControlConfig, Hint, control_denoiser, hint_of, new_network
 from blip_diffusion.training.objectives.subject import SubjectConfig
 from blip_diffusion.training.recipe.cuda_graph import autocast
-from blip_diffusion.training.recipe.held_out import CHUNK, NOISE_SEED, TIMESTEPS
+from blip_diffusion.training.recipe.held_out import NOISE_SEED, TIMESTEPS, chunks
 from blip_diffusion.training.recipe.objectives import PackedSubject
 from blip_diffusion.training.recipe.packing import Packer, Rows, to_bytes, to_pixels
 from blip_diffusion.training.recipe.phases import FULL, Source, random_rows
@@ -73,7 +73,7 @@ class PackedControl(Objective):
     def forward(self, rows: Rows, context: StepContext) -> Losses:
         """The denoising loss of the targets."""
         with torch.no_grad():
-            states = self.text_states(rows)
+            states = self.subject.states_of(rows)
         copies = len(rows["noise"]) // len(rows[FULL])
         loss = denoising_error(
             control_denoiser(self.model, self.network, states.repeat(copies, 1, 1), to_pixels(rows[HINT])),
@@ -84,10 +84,6 @@ class PackedControl(Objective):
             gamma=self.config.min_snr,
         )
         return {"denoising": loss, "loss": loss}
-
-    def text_states(self, rows: Rows) -> Tensor:
-        """The text states (B, L, D + P) of references and prompts."""
-        return self.subject.text_states(self.subject.subject_tokens(rows), rows)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return the parameters of the new network."""
@@ -134,8 +130,7 @@ def control_metrics(objective: PackedControl, rows: Rows) -> dict[str, float]:
     device = rows["target"].device
     rng = torch.Generator(device).manual_seed(NOISE_SEED)
     sums: dict[str, float] = {}
-    for start in range(0, len(rows["target"]), CHUNK):
-        part = {name: value[start : start + CHUNK] for name, value in rows.items()}
+    for part in chunks(rows):
         latents = objective.model.latents.encode(to_pixels(part["target"])).float()
         for timestep in TIMESTEPS:
             noise = torch.randn(latents.shape, generator=rng, device=device)
@@ -151,7 +146,7 @@ def _errors(objective: PackedControl, rows: Rows, latents: Tensor, noise: Tensor
     hint = to_pixels(rows[f"{HINT}_{objective.config.hint}"])
     none = torch.zeros(len(latents), dtype=torch.bool, device=latents.device)
     with autocast(latents.device):
-        states = objective.text_states(rows | {"bare": none, "empty": none})
+        states = objective.subject.states_of(rows | {"bare": none, "empty": none})
         denoisers = {
             name: control_denoiser(objective.model, objective.network, states, given)
             for name, given in (("right", hint), ("wrong", hint.roll(1, 0)), ("black", torch.zeros_like(hint)))

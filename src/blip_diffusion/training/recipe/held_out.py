@@ -43,7 +43,7 @@ def held_out_config(config: SyntheticConfig, world: AssetLibrary) -> SyntheticCo
 def autoencoder_metrics(vae: Any, rows: Rows) -> dict[str, float]:
     """Return the PSNR of encoded and decoded targets in dB: of the whole image, and of the subject."""
     codec, whole, subject = LatentCodec(vae), [], []
-    for part in _chunks(rows):
+    for part in chunks(rows):
         pixels = to_pixels(part["target"])
         errors = (codec.decode(codec.encode(pixels)).float() - pixels).pow(2)
         mask = F.interpolate(to_pixels(part["mask"]), size=pixels.shape[-2:])
@@ -56,7 +56,7 @@ def autoencoder_metrics(vae: Any, rows: Rows) -> dict[str, float]:
 def representation_metrics(objective: PackedRepresentation, rows: Rows) -> dict[str, float]:
     """Return the reconstruction's absolute error at half its size and mask IoU, and the finder's mask IoU."""
     encoder, errors, crops, masks = objective.representation.encoder.image_encoder, [], [], []
-    for part in _chunks(rows):
+    for part in chunks(rows):
         with autocast(part["reference"].device):
             seen = encoder(objective.pixels(part["reference"]))
             drawn = objective.representation.reconstruct(seen, words_of(part, "category")).float()
@@ -75,7 +75,7 @@ def subject_metrics(objective: PackedSubject, rows: Rows) -> dict[str, float]:
     device = rows["target"].device
     rng = torch.Generator(device).manual_seed(NOISE_SEED)
     sums = {timestep: torch.zeros(2) for timestep in TIMESTEPS}
-    for part in _chunks(rows):
+    for part in chunks(rows):
         latents = objective.model.latents.encode(to_pixels(part["target"])).float()
         none = torch.zeros(len(latents), dtype=torch.bool, device=device)
         mask = F.interpolate(to_pixels(part["mask"]), size=latents.shape[-2:], mode="area")
@@ -92,7 +92,7 @@ def consistency_metrics(objective: PackedConsistency, rows: Rows) -> dict[str, f
     """Return how far the student's first step ends from the teacher's path, over the variance of the paths' ends."""
     rng = torch.Generator(rows["target"].device).manual_seed(NOISE_SEED)
     sums = torch.zeros(2)
-    for part in _chunks(rows):
+    for part in chunks(rows):
         none = torch.zeros(len(part["target"]), dtype=torch.bool, device=rng.device)
         noise = torch.randn(objective.core.latent_shape(len(none)), generator=rng, device=rng.device)
         with autocast(rng.device):
@@ -121,6 +121,7 @@ def _decibel(errors: Tensor) -> float:
     return float(-10 * errors.clamp(min=1e-10).log10().mean())
 
 
-def _chunks(rows: Rows) -> Iterator[Rows]:
+def chunks(rows: Rows) -> Iterator[Rows]:
+    """Return the rows in parts of `CHUNK`."""
     for start in range(0, len(rows["target"]), CHUNK):
         yield {name: value[start : start + CHUNK] for name, value in rows.items()}

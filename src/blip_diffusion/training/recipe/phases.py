@@ -1,6 +1,5 @@
 """The phases: what each begins with, and which rows each of its steps takes from the pool."""
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from blip_diffusion.modules.qformer import place_features
 from blip_diffusion.prompts import insert_position
 from blip_diffusion.training import initialization
 from blip_diffusion.training.initialization import InitConfig
-from blip_diffusion.training.objectives.autoencoder import AutoencoderConfig, random_noise
+from blip_diffusion.training.objectives.autoencoder import AutoencoderConfig, random_crops, random_noise
 from blip_diffusion.training.objectives.representation import Representation
 from blip_diffusion.training.objectives.subject import SubjectConfig
 from blip_diffusion.training.recipe.config import RecipeConfig, SizesConfig
@@ -135,21 +134,15 @@ def autoencoder_rows(source: Source, objective: PackedAutoencoder) -> NextRows:
     """Return crops of targets and references, with the noise of their latents."""
     config = objective.config
     pairs = max(1, source.sizes.autoencoder * CROP**2 // config.crop**2)
-    places = random.Random(source.feeder.first)  # on the host, which so never waits for the device
+    places = torch.Generator().manual_seed(source.feeder.first)  # on the host, which so never waits for the device
 
     def rows(_elapsed: float, rng: torch.Generator) -> Rows:
         taken = source.take(pairs, AUTOENCODER_COLUMNS, rng)
-        pixels = _cropped(torch.cat([taken[name] for name in AUTOENCODER_COLUMNS]), config.crop, places)
+        pixels = random_crops(torch.cat([taken[name] for name in AUTOENCODER_COLUMNS]), config.crop, places)
         noise, disturbance = random_noise(objective.latent_shape(pixels), config.latent_noise, rng)
         return {"pixels": pixels, "noise": noise, "disturbance": disturbance}
 
     return rows
-
-
-def _cropped(pixels: Tensor, size: int, places: random.Random) -> Tensor:
-    """Return one crop of each image (B, 3, H, W), at the same place in all: (B, 3, size, size)."""
-    top, left = (places.randint(0, max(0, side - size)) for side in pixels.shape[-2:])
-    return pixels[..., top : top + size, left : left + size].contiguous()
 
 
 def representation_rows(source: Source) -> NextRows:
