@@ -37,7 +37,7 @@ from blip_diffusion.training.optim import OptimConfig, adamw, set_trainable
 from blip_diffusion.training.personalize.api import prepare
 from blip_diffusion.training.personalize.config import TuneConfig
 from blip_diffusion.training.pretrain import OBJECTIVES, BuildContext, RunConfig
-from blip_diffusion.training.trainer import accelerate_precision, sdpa_backend, to_training_mode
+from blip_diffusion.training.run import accelerate_precision, sdpa_backend, to_training_mode
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs" / "mini"

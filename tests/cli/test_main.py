@@ -590,7 +590,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_real_process(tiny_folder: Path, reference: Path) -> None:
-    command = ["-m", "blip_diffusion.cli.main", "generate", "on the beach", "--category", "dog"]
+    command = ["-m", "blip_diffusion", "generate", "on the beach", "--category", "dog"]
     ended = python(*command, "--model", str(tiny_folder), "--reference", str(reference))
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout == "out/on-the-beach-0.png\n" and written() == ["out/on-the-beach-0.png"]

@@ -18,7 +18,7 @@ UNUSED = {"onnx", "openvino", "tensorboard", "timm", "trimesh", "resvg_py", "con
 
 def imported(*arguments: str) -> set[str]:
     """The full names of all modules that a command imports."""
-    command = [sys.executable, "-X", "importtime", "-m", "blip_diffusion.cli.main", *arguments]
+    command = [sys.executable, "-X", "importtime", "-m", "blip_diffusion", *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     lines = [line for line in ended.stderr.splitlines() if line.startswith("import time:")]

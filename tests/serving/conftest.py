@@ -56,7 +56,7 @@ def address(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """The address of `blip-diffusion app`, in a process of its own; for tests with the marker faces."""
     pytest.importorskip("gradio")
     folder = tmp_path_factory.mktemp("app")
-    command = [sys.executable, "-m", "blip_diffusion.cli.main", "app", "--port", str(_free_port()), "--device", "cpu"]
+    command = [sys.executable, "-m", "blip_diffusion", "app", "--port", str(_free_port()), "--device", "cpu"]
     command += ["--model", f"tiny={tiny_folder}", "--out", str(folder)]
     with (
         (folder / "errors.txt").open("w") as errors,

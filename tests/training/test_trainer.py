@@ -17,7 +17,8 @@ from blip_diffusion.errors import CheckpointError, ConfigError
 from blip_diffusion.training import checkpointing
 from blip_diffusion.training.config import TrainConfig
 from blip_diffusion.training.optim import OptimConfig, learning_rate
-from blip_diffusion.training.trainer import DivergedError, HookContext, fit
+from blip_diffusion.training.run import DivergedError
+from blip_diffusion.training.trainer import HookContext, fit
 
 from .conftest import Launch
 from .toys import ROWS, Contrast, Regression, batches, train

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from blip_diffusion.config import build, to_toml
 from blip_diffusion.training.config import TrainConfig
 from blip_diffusion.training.objective import Gather, Losses, Objective, ParameterGroup, StepContext
-from blip_diffusion.training.trainer import Result, fit
+from blip_diffusion.training.run import Result
+from blip_diffusion.training.trainer import fit
 
 ROWS, WIDTH = 4, 5
 

@@ -103,7 +103,3 @@ def _ignore_warning(*_: Any, **__: Any) -> None:
 
 def _complain(sentence: str) -> None:
     print(f"blip-diffusion: {printable(sentence)}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

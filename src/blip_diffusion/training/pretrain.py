@@ -30,9 +30,10 @@ from blip_diffusion.training.objectives.control import ControlConfig, StructureC
 from blip_diffusion.training.objectives.representation import Representation, RepresentationConfig
 from blip_diffusion.training.objectives.subject import SubjectConfig, SubjectRepresentation
 from blip_diffusion.training.objectives.text_to_image import TextToImage, TextToImageConfig
+from blip_diffusion.training.run import CHECKPOINTS, Result
 from blip_diffusion.training.sample_callback import SampleCallback
 from blip_diffusion.training.shapes import SHAPES
-from blip_diffusion.training.trainer import CHECKPOINTS, Hook, Result, fit
+from blip_diffusion.training.trainer import Hook, fit
 
 CALLBACK_BATCH, PROBES, CALLBACK_SEED = 8, 8, 99
 START = "start"

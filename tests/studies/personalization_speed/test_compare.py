@@ -16,7 +16,7 @@ from blip_diffusion.evaluation.features.efficientnet import EfficientNetLite2
 from blip_diffusion.evaluation.metrics.probe_data import ProbeSource, build_probe_data
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training.personalize.config import TuneConfig
-from blip_diffusion.training.trainer import Result
+from blip_diffusion.training.run import Result
 from studies.personalization_speed import compare as command
 from studies.personalization_speed.compare import Candidate, build_backbones, compare, scored_steps
 from studies.personalization_speed.report import (

@@ -21,7 +21,7 @@ from blip_diffusion.training.personalize.api import tune
 from blip_diffusion.training.personalize.artifacts import Tuned
 from blip_diffusion.training.personalize.config import TuneConfig
 from blip_diffusion.training.personalize.early_stopping import ValidationConfig
-from blip_diffusion.training.trainer import DivergedError
+from blip_diffusion.training.run import DivergedError
 from tests.training.photos import written
 
 QUICK = ValidationConfig(every=2, sampling_steps=1, patience=2)

@@ -68,6 +68,20 @@ def test_a_run_goes_on_and_keeps_what_is_done(folder: Path, tmp_path: Path) -> N
     assert next((own / "subject/checkpoints").iterdir()).name > step and (own / "export/unet").is_dir()
 
 
+def test_phases_without_a_share_are_left_out(folder: Path, tmp_path: Path) -> None:
+    """The autoencoder of another run is used as it is, and the model has no LoRA."""
+    shares = SharesConfig(autoencoder=0, decoder=0, representation=0.2, subject=0.8, consistency=0)
+    trained = folder / "autoencoder" / "export"
+    config = replace(read_recipe(None, SMALL), shares=shares, init_from=(trained,))
+    results = run(config, tmp_path / "mini", minutes=0.01, device=CPU, workers=0)
+    assert list(results) == ["representation", "subject"]
+    parts = read_parts(tmp_path / "mini" / "export")
+    assert parts.consistency_lora is None
+    torch.testing.assert_close(
+        parts.vae.state_dict(), read_parts(trained).vae.state_dict(), atol=1e-3, rtol=1e-3
+    )  # saved in half precision
+
+
 def test_the_recipe_of_the_repository_is_the_default() -> None:
     assert read_recipe(ROOT / "configs/mini/recipe.toml") == RecipeConfig()
 

@@ -10,7 +10,7 @@ from blip_diffusion.training.optim import OptimConfig, learning_rate_by_time
 from blip_diffusion.training.recipe.config import PhaseConfig
 from blip_diffusion.training.recipe.packing import Rows
 from blip_diffusion.training.recipe.timed_loop import PhaseLoop, Settings, check_absent
-from blip_diffusion.training.trainer import DivergedError
+from blip_diffusion.training.run import DivergedError
 
 SETTINGS = Settings(torch.device("cpu"), log_every=10)
 

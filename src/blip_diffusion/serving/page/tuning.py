@@ -94,7 +94,7 @@ class Tuning:
             if self._process is not None and self._process.poll() is None:
                 raise InputError(f"{self._name} is being tuned: wait for it, or stop it.")
             self._begin(photos, name)
-            command = [sys.executable, "-m", "blip_diffusion.cli.main", "tune", f"--category={category.strip()}",
+            command = [sys.executable, "-m", "blip_diffusion", "tune", f"--category={category.strip()}",
                        f"--name={name}", f"--out={self._out}", f"--model={self._service.settings.models[model]}",
                        f"--trainable={trainable}", f"--train-steps={steps or 'auto'}",
                        "--", str(self._work / "photos")]  # fmt: skip

@@ -50,7 +50,8 @@ from blip_diffusion.training.personalize.artifacts import (
 from blip_diffusion.training.personalize.config import TuneConfig, text_width
 from blip_diffusion.training.personalize.early_stopping import Evaluator, Validation
 from blip_diffusion.training.personalize.encoder_metric import EncoderMetric
-from blip_diffusion.training.trainer import CHECKPOINTS, DivergedError, Hook, Result, check_possible, fit
+from blip_diffusion.training.run import CHECKPOINTS, DivergedError, Result, check_possible
+from blip_diffusion.training.trainer import Hook, fit
 
 PRIOR_BATCH, PRIOR_SEED = 8, 10_000
 SAVE_MINUTES = 5.0

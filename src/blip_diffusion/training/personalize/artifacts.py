@@ -19,7 +19,8 @@ from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training import checkpointing
 from blip_diffusion.training.personalize.config import TuneConfig, text_width
 from blip_diffusion.training.personalize.early_stopping import BEST, Score, Validation
-from blip_diffusion.training.trainer import CHECKPOINTS, EXPORT, Result
+from blip_diffusion.training.run import CHECKPOINTS, Result
+from blip_diffusion.training.trainer import EXPORT
 
 RUN_INFO = "run.json"
 """What a tuning is of: by this, its folder is known to be one, and that a resumption is of the same."""

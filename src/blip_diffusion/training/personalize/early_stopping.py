@@ -23,7 +23,8 @@ from blip_diffusion.plots import Line, line_chart
 from blip_diffusion.sampling import PersonalizedObjective, sample_prompts
 from blip_diffusion.training import checkpointing
 from blip_diffusion.training.objective import Objective
-from blip_diffusion.training.trainer import CHECKPOINTS, HookContext
+from blip_diffusion.training.run import CHECKPOINTS
+from blip_diffusion.training.trainer import HookContext
 
 SCORES, STRIP, CURVE, BEST = "scores.jsonl", "strip.png", "curve.png", "best"
 PROMPTS = ("on the beach", "in a forest", "in a city at night")

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class SharesConfig:
-    """The fraction of the time that each phase gets; together 1."""
+    """The fraction of the time that each phase gets; together 1. A phase with 0 is left out."""
 
     autoencoder: float = 0.23
     decoder: float = 0.07
@@ -31,8 +31,10 @@ class SharesConfig:
 
     def __post_init__(self) -> None:
         shares = (self.autoencoder, self.decoder, self.representation, self.subject, self.consistency)
-        if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
-            raise ConfigError(f"shares are {shares}: use positive numbers whose sum is 1.")
+        if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+            raise ConfigError(f"shares are {shares}: use numbers of 0 or more whose sum is 1.")
+        if self.consistency and not self.subject:
+            raise ConfigError("shares.subject is 0: the consistency LoRA is distilled from what it trains.")
 
 
 @dataclass(frozen=True)

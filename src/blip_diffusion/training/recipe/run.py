@@ -27,6 +27,7 @@ from blip_diffusion.data.synthetic.tokenizers import tokenizer_corpus
 from blip_diffusion.errors import InputError
 from blip_diffusion.fileio import atomic_dir, check_writable, write_text
 from blip_diffusion.training import checkpointing
+from blip_diffusion.training.initialization import InitConfig, load_parts
 from blip_diffusion.training.objective import Objective
 from blip_diffusion.training.recipe import held_out, phases
 from blip_diffusion.training.recipe.config import PhaseConfig, RecipeConfig
@@ -50,9 +51,10 @@ class Recipe:
     source: Source
     held: Rows
 
-    def folders(self, before: str) -> list[Path]:
-        """The exports of the phases before one, the newest first, and the start."""
-        done = [self.folder / name / EXPORT for name in PHASES[: PHASES.index(before)]]
+    def folders(self, before: str | None = None) -> list[Path]:
+        """Return the exports of the phases before one, or of all, the newest first; then the start."""
+        names = PHASES[: PHASES.index(before)] if before else PHASES
+        done = [path for name in names if (path := self.folder / name / EXPORT).is_dir()]
         return [*reversed(done), self.folder / START]
 
 
@@ -81,7 +83,7 @@ def run(
         resume: Whether to go on with the run in `folder`.
 
     Returns:
-        The held-out numbers of each phase.
+        The held-out numbers of each phase that has a share of the time.
 
     Raises:
         CheckpointError: If `folder` holds a run and `resume` is false.
@@ -93,7 +95,8 @@ def run(
         check_absent(folder)
     write_text(folder / "config.toml", configuration.to_toml(config))
     with _started(config, folder, device, workers) as recipe:
-        results = {name: _phase(recipe, name, 60 * minutes * getattr(config.shares, name)) for name in PHASES}
+        shares = {name: share for name in PHASES if (share := getattr(config.shares, name))}
+        results = {name: _phase(recipe, name, 60 * minutes * share) for name, share in shares.items()}
     _export(recipe)
     return results
 
@@ -244,7 +247,7 @@ PLANS: Mapping[str, Callable[[Recipe], Plan]] = {
 
 def _export(recipe: Recipe) -> None:
     """Write the trained model with its LoRA in half precision, as it is shipped."""
-    trained = recipe.folder / PHASES[-1] / EXPORT
-    parts = read_parts(trained)
+    folders = recipe.folders()
+    parts = load_parts(InitConfig(init_from=tuple(folders)))
     with atomic_dir(recipe.folder / EXPORT) as partial:
-        save_model(assemble(parts, trained), partial, consistency_lora=parts.consistency_lora, dtype=torch.float16)
+        save_model(assemble(parts, folders[0]), partial, consistency_lora=parts.consistency_lora, dtype=torch.float16)

@@ -26,8 +26,8 @@ from blip_diffusion.training.optim import (
 from blip_diffusion.training.recipe.config import PhaseConfig
 from blip_diffusion.training.recipe.cuda_graph import Step, make_step
 from blip_diffusion.training.recipe.packing import Rows
+from blip_diffusion.training.run import DivergedError, Result, sdpa_backend, to_training_mode
 from blip_diffusion.training.signals import signals
-from blip_diffusion.training.trainer import DivergedError, Result, sdpa_backend, to_training_mode
 
 NextRows = Callable[[float, torch.Generator], Rows]
 """The rows of the next step, from the fraction of the phase that is over."""

@@ -1,0 +1,8 @@
+"""`python -m blip_diffusion`, for where the command is not on the path."""
+
+import sys
+
+from blip_diffusion.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())
