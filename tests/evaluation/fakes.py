@@ -52,6 +52,14 @@ class Everything:
         return torch.cat([cells, cells**2], dim=1)
 
 
+class Patches:
+    """Colours of 8 x 8 cells, and their squares."""
+
+    def patch_features(self, images: Sequence[Image.Image]) -> Tensor:
+        cells = F.avg_pool2d(square_pixels(images, SIZE), SIZE // 8)
+        return torch.cat([cells, cells**2], dim=1)
+
+
 class Bag:
     """A text encoder in which each word has a direction."""
 

@@ -26,7 +26,18 @@ from blip_diffusion.evaluation.metrics.aggregate import (
 from blip_diffusion.evaluation.metrics.attributes import AttributeMetric
 from blip_diffusion.evaluation.metrics.probe_data import ProbeSource, build_probe_data
 from blip_diffusion.evaluation.metrics.similarity import SubjectSimilarity
-from tests.evaluation.fakes import SIZE, WORLD, Bag, Everything, Middle, copying, generator_set, identity, perfect
+from tests.evaluation.fakes import (
+    SIZE,
+    WORLD,
+    Bag,
+    Everything,
+    Middle,
+    Patches,
+    copying,
+    generator_set,
+    identity,
+    perfect,
+)
 
 SEEDS = 2
 
@@ -35,7 +46,7 @@ SEEDS = 2
 def metrics(bench: Bench) -> tuple[SubjectSimilarity, AttributeMetric]:
     probe_data = build_probe_data(source({subject.identity for subject in bench.subjects}), each=8)
     return SubjectSimilarity("middle", CachedFeatures(Middle()), bench), AttributeMetric(
-        CachedFeatures(Everything()), Bag(), bench, probe_data
+        CachedFeatures(Everything()), Patches(), Bag(), bench, probe_data
     )
 
 

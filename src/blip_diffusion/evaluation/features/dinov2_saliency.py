@@ -58,6 +58,11 @@ class DinoV2Saliency:
         parts = (masked_mean(maps, mask), masked_mean(maps, 1 - mask), share, masked_mean(colour_shares(pixels), mask))
         return torch.cat(parts, dim=1)
 
+    def patch_features(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return features (B, 385, 8, 8) of RGB images: 384 of each patch, and its share of the mask."""
+        maps, mask = self.features_and_mask(square_pixels(images, self.side))
+        return torch.cat([maps, F.interpolate(mask, maps.shape[2:], mode="area")], dim=1)
+
     @torch.no_grad()
     def features_and_mask(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return patch features (B, 384, h, w) and the subject's mask (B, 1, S, S) of pixels (B, 3, S, S) in [0, 1]."""

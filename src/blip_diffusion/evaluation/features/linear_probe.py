@@ -1,4 +1,4 @@
-"""Linear probes on frozen features, by ridge regression in closed form."""
+"""Linear probes on frozen features: ridge regression in closed form, and logistic regression."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,9 +36,12 @@ def fit_probe(features: Tensor, targets: Tensor, *, weights: Tensor | None = Non
     bias = (targets * root**2).mean(dim=0)
     x = ((features - mean) / std).double() * root  # (B, F)
     y = (targets.double() - bias) * root
-    gram = x @ x.T  # (B, B): with fewer images than features the dual is the smaller system
-    dual = torch.linalg.solve(gram + ridge * x.shape[1] * torch.eye(len(x), dtype=x.dtype), y)
-    return LinearProbe((x.T @ dual).float(), bias.float(), mean, std)
+    penalty = ridge * x.shape[1]
+    if len(x) > x.shape[1]:
+        solved = torch.linalg.solve(x.T @ x + penalty * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
+    else:  # with fewer samples than features the dual (B, B) is the smaller system
+        solved = x.T @ torch.linalg.solve(x @ x.T + penalty * torch.eye(len(x), dtype=x.dtype), y)
+    return LinearProbe(solved.float(), bias.float(), mean, std)
 
 
 @dataclass(frozen=True)
@@ -60,3 +63,34 @@ def fit_classifier(features: Tensor, labels: Sequence[str], *, ridge: float = 0.
     onehot = F.one_hot(numbers, len(names))
     weights = (len(numbers) / len(names) / onehot.sum(0))[numbers]
     return LinearClassifier(fit_probe(features, onehot, weights=weights, ridge=ridge), names)
+
+
+def fit_logistic(features: Tensor, labels: Sequence[str], *, rest: str, penalty: float = 0.003) -> LinearClassifier:
+    """Fit logistic regression in which `rest` has half of the weight, and the other labels have equal shares.
+
+    Args:
+        features: (B, F).
+        labels: The label of each row.
+        rest: The label of what is not asked for, which is much more frequent than the others.
+        penalty: The weight of the squared coefficients.
+    """
+    names = tuple(sorted(set(labels)))
+    numbers = torch.tensor([names.index(label) for label in labels])
+    share = torch.tensor([0.5 if name == rest else 0.5 / max(len(names) - 1, 1) for name in names])
+    weights = (share / torch.bincount(numbers, minlength=len(names)))[numbers]
+    mean, std = features.mean(dim=0), features.std(dim=0).clamp(min=1e-4)
+    x = (features - mean) / std
+    coefficients = torch.zeros(x.shape[1], len(names), requires_grad=True)
+    bias = torch.zeros(len(names), requires_grad=True)
+    optimizer = torch.optim.LBFGS([coefficients, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        entropy = F.cross_entropy(x @ coefficients + bias, numbers, reduction="none")
+        total = (entropy * weights).sum() + penalty * coefficients.square().sum()
+        torch.autograd.backward(total)
+        return total
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    return LinearClassifier(LinearProbe(coefficients.detach(), bias.detach(), mean, std), names)

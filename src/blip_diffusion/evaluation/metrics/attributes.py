@@ -1,8 +1,8 @@
 """The metric `text`: which prompt an image follows, and whether it has each attribute that was asked for.
 
-One linear probe maps features of an image to MiniLM's sentence space; others classify scene, colour, count, position,
-style and accessory. They are fitted to `probe_data` in seconds. This is no CLIP-T: it knows the prompt templates of
-MiniBench only, and its accuracy on the ground truth is shown beside each of its scores.
+One linear probe maps features of an image to MiniLM's sentence space; others classify scene, colour and style. Count,
+position and accessory have probes of patches (`layout_probes`). All are fitted to `probe_data`. This is no CLIP-T: it
+knows the prompt templates of MiniBench only, and its accuracy on the ground truth is shown beside each of its scores.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ from blip_diffusion.errors import InputError
 from blip_diffusion.evaluation.features.extractor import CachedFeatures
 from blip_diffusion.evaluation.features.linear_probe import fit_classifier, fit_probe
 from blip_diffusion.evaluation.instances import Instance
+from blip_diffusion.evaluation.metrics.layout_probes import PatchExtractor, fit_layout_probes, place_of
 from blip_diffusion.evaluation.metrics.probe_data import ProbeData
 from blip_diffusion.evaluation.metrics.similarity import (
     ACCURACY,
@@ -26,8 +27,11 @@ from blip_diffusion.evaluation.metrics.similarity import (
     TextEncoder,
     prompt_retrieval,
 )
+from blip_diffusion.images import open_image
 
 ATTRIBUTES = ("scene", "colour", "count", "position", "style", "accessory")
+WHOLE_IMAGE = ("scene", "colour", "style")
+"""Attributes that are classified from features of the whole image."""
 UNSPECIFIED = {attribute: str(getattr(PromptSpec(), attribute)) for attribute in ATTRIBUTES}
 
 
@@ -35,7 +39,14 @@ class AttributeMetric:
     """Prompt fidelity: retrieval of the prompt among the benchmark's, and a check of each attribute it asks for."""
 
     def __init__(
-        self, features: CachedFeatures, encoder: TextEncoder, bench: Bench, data: ProbeData, *, name: str = "text"
+        self,
+        features: CachedFeatures,
+        patches: PatchExtractor,
+        encoder: TextEncoder,
+        bench: Bench,
+        data: ProbeData,
+        *,
+        name: str = "text",
     ) -> None:
         """Fit the probes. Raises `InputError` for a benchmark other than MiniBench."""
         if not bench.world:
@@ -47,16 +58,17 @@ class AttributeMetric:
         self._to_sentence = fit_probe(found, embedded - self._centre)
         self._classifiers = {
             attribute: fit_classifier(found, [str(getattr(request, attribute)) for request in data.requests])
-            for attribute in ATTRIBUTES
+            for attribute in WHOLE_IMAGE
         }
+        self._layout = fit_layout_probes(patches, data.images, data.masks, data.requests)
         self.info = self._describe(name, len(data.images))
 
     def _describe(self, name: str, images: int) -> MetricInfo:
         prompts, scenes = len(self._bench.asked), len(self._classifiers["scene"].labels)
         protocol = (
-            f"linear probes fitted to {images} composites of held-out subjects outside of the benchmark, in training "
-            f"scenes, through the generator's autoencoder; by chance, top-1 among {prompts} prompts is "
-            f"{1 / prompts:.3f}, among {scenes} scenes {1 / scenes:.3f}"
+            f"linear probes of images, patches and crops, fitted to {images} composites of held-out subjects beside "
+            f"the benchmark's, in training scenes, through the generator's autoencoder; by chance, top-1 among "
+            f"{prompts} prompts is {1 / prompts:.3f}, among {scenes} scenes {1 / scenes:.3f}"
         )
         labels = {SIMILARITY: "similarity to the prompt", ACCURACY: "prompt top-1"}
         labels |= {attribute: f"{attribute} correct" for attribute in ATTRIBUTES}
@@ -67,12 +79,37 @@ class AttributeMetric:
     def __call__(self, images: Sequence[Path], instances: Sequence[Instance]) -> dict[str, Tensor]:
         features = self._features(images)
         scores = prompt_retrieval(F.normalize(self._to_sentence(features), dim=1), instances, self._bench, self._embed)
-        for attribute, classify in self._classifiers.items():
-            wanted = [str(getattr(instance.prompt.request, attribute)) for instance in instances]
-            pairs = zip(wanted, classify(features), strict=True)
-            correct = [a == b if a != UNSPECIFIED[attribute] else float("nan") for a, b in pairs]
-            scores[attribute] = torch.tensor(correct, dtype=torch.float)
+        for attribute in ATTRIBUTES:
+            scores[attribute] = self._correct(attribute, images, instances, features)
         return scores
+
+    def _correct(
+        self, attribute: str, images: Sequence[Path], instances: Sequence[Instance], features: Tensor
+    ) -> Tensor:
+        """Return 1 where an attribute is as asked for, 0 where it is not, and NaN where none is asked for."""
+        wanted = [str(getattr(instance.prompt.request, attribute)) for instance in instances]
+        correct = torch.full((len(wanted),), float("nan"))
+        for group, rows in self._groups(attribute, wanted).items():
+            found = self._classify(attribute, group, [images[row] for row in rows], features[rows])
+            correct[rows] = torch.tensor([float(wanted[row] == one) for row, one in zip(rows, found, strict=True)])
+        return correct
+
+    @staticmethod
+    def _groups(attribute: str, wanted: Sequence[str]) -> dict[str, list[int]]:
+        """Group the rows that ask for an attribute: accessories by their place, all else together."""
+        groups: dict[str, list[int]] = {}
+        for row, value in enumerate(wanted):
+            if value != UNSPECIFIED[attribute]:
+                groups.setdefault(place_of(value) if attribute == "accessory" else "", []).append(row)
+        return groups
+
+    def _classify(self, attribute: str, place: str, images: Sequence[Path], features: Tensor) -> list[str]:
+        if attribute in WHOLE_IMAGE:
+            return self._classifiers[attribute](features)
+        opened = [open_image(path) for path in images]
+        if attribute == "accessory":
+            return self._layout.accessory(place, opened)
+        return self._layout.classify(attribute, opened)
 
     def _embed(self, texts: list[str]) -> Tensor:
         return F.normalize(self._encoder(texts) - self._centre, dim=1)

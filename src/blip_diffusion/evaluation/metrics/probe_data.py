@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -26,9 +27,10 @@ BATCH_SIZE = 32
 
 @dataclass(frozen=True, eq=False)
 class ProbeData:
-    """Images, what they show, and a caption of each."""
+    """Images, the masks of their subjects, what they show, and a caption of each."""
 
     images: list[Image.Image]
+    masks: Tensor  # (B, 1, S, S)
     requests: list[PromptSpec]
     captions: list[str]
 
@@ -48,7 +50,7 @@ def build_probe_data(source: ProbeSource, *, each: int = 24, scenes: Sequence[st
 
     Args:
         source: What they are made of.
-        each: The number of images of each scene. Of every other attribute value there are half as many.
+        each: The number of images of each scene, position and accessory. Of a colour or style there are half as many.
         scenes: Only these scenes, and no other attributes.
     """
     sampler, rng = bench_sampler(source.world, source.size), random.Random("lessons")
@@ -58,21 +60,26 @@ def build_probe_data(source: ProbeSource, *, each: int = 24, scenes: Sequence[st
     else:
         requests = [PromptSpec(scene=scene) for scene in scenes for _ in range(each)]
     rows = [_row(source.world, subjects, request, rng) for request in requests]
-    images = [image for some in _compose(sampler, rows, requests, rng) for image in to_pil(source.reconstruct(some))]
+    images: list[Image.Image] = []
+    masks: list[Tensor] = []
+    for target, mask in _compose(sampler, rows, requests, rng):
+        images += to_pil(source.reconstruct(target))
+        masks.append(mask)
     captions = [
         grammar.caption(source.world.cutouts[row].category, grammar.prompt(request, rng))
         for row, request in zip(rows, requests, strict=True)
     ]
-    return ProbeData(images, requests, captions)
+    return ProbeData(images, torch.cat(masks), requests, captions)
 
 
 def _compose(
     sampler: PairSampler, rows: Sequence[int], requests: Sequence[PromptSpec], rng: random.Random
-) -> Iterator[Tensor]:
-    """Yield composites (B, 3, S, S), one batch at a time."""
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield composites (B, 3, S, S) and masks (B, 1, S, S), one batch at a time."""
     for start in range(0, len(rows), BATCH_SIZE):
         some = zip(rows[start : start + BATCH_SIZE], requests[start : start + BATCH_SIZE], strict=True)
-        yield sampler.render([pair_spec_of(sampler, row, request, rng) for row, request in some], rng)["target"]
+        batch = sampler.render([pair_spec_of(sampler, row, request, rng) for row, request in some], rng)
+        yield batch["target"], batch["target_alpha"]
 
 
 def probe_subjects(world: AssetLibrary, excluded: frozenset[str] | set[str]) -> list[int]:
@@ -96,7 +103,7 @@ def _requests(sampler: PairSampler, rng: random.Random, each: int) -> Iterator[P
     for scene in scenes:
         yield from [PromptSpec(scene=scene)] * each
     for one in _attribute_values(sampler):
-        for _ in range(max(each // 2, 1)):
+        for _ in range(each if one.position or one.accessory else max(each // 2, 1)):
             yield replace(one, scene=rng.choice(scenes))
 
 

@@ -81,7 +81,9 @@ class MetricBuilder:
         excluded = frozenset(subject.identity for subject in self.full_bench.subjects)
         source = ProbeSource(generators.world, excluded, generators.reconstruct, generators.size)
         data = build_probe_data(source, each=self.probe_images)
-        return AttributeMetric(self.saliency, encoder, self.bench, data)
+        saliency = self.saliency.extractor
+        assert isinstance(saliency, DinoV2Saliency)
+        return AttributeMetric(self.saliency, saliency, encoder, self.bench, data)
 
     def shape(self) -> Metric:
         """Build subject fidelity by masks. Raises `InputError` for other backgrounds than plain ones."""

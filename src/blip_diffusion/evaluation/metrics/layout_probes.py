@@ -1,0 +1,146 @@
+"""Probes of layout for the metric `text`: how many subjects there are, where they are, and what is beside them.
+
+Count and position are read from a coarse map of the subject, which a probe predicts patch by patch. An accessory is
+classified in a crop of the place where MiniBench puts it: on the head, at the top right, or beside the subject.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from blip_diffusion.data.synthetic.prompt_templates import PromptSpec
+from blip_diffusion.evaluation.features.linear_probe import (
+    LinearClassifier,
+    LinearProbe,
+    fit_classifier,
+    fit_logistic,
+    fit_probe,
+)
+from blip_diffusion.framing import WORN
+
+CELLS = 8
+PLACES = {"head": (0.27, 0.02, 0.73, 0.48), "top right": (0.56, 0.08, 1.0, 0.52), "beside": (0.56, 0.50, 1.0, 0.94)}
+"""Crops (left, top, right, bottom) in which accessories are looked for."""
+SAMPLED_PATCHES = 16
+"""Patches per image that the map's probe is fitted to."""
+
+
+class PatchExtractor(Protocol):
+    """A network that maps each image to a grid of features."""
+
+    def patch_features(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return features (B, F, CELLS, CELLS) of RGB images of any size."""
+        ...
+
+
+def place_of(accessory: str) -> str:
+    """Return the place of an accessory in MiniBench."""
+    return "head" if accessory in WORN else "top right" if accessory == "balloon" else "beside"
+
+
+@dataclass(frozen=True)
+class LayoutProbes:
+    """Fitted probes, and the network that they look through."""
+
+    extractor: PatchExtractor
+    subject: LinearProbe
+    layout: dict[str, LinearClassifier]  # of count and position
+    accessories: dict[str, LinearClassifier]  # by place
+
+    def classify(self, attribute: str, images: Sequence[Image.Image]) -> list[str]:
+        """Name the count or the position in each image."""
+        return self.layout[attribute](layout_features(self._map(images)))
+
+    def accessory(self, place: str, images: Sequence[Image.Image]) -> list[str]:
+        """Name the accessory at a place of each image; empty where there is none."""
+        return self.accessories[place](crop_features(self.extractor, place, images))
+
+    def _map(self, images: Sequence[Image.Image]) -> Tensor:
+        return subject_map(self.subject, self.extractor.patch_features(images))
+
+
+def fit_layout_probes(
+    extractor: PatchExtractor, images: Sequence[Image.Image], masks: Tensor, requests: Sequence[PromptSpec]
+) -> LayoutProbes:
+    """Fit the probes to images, the masks of their subjects (B, 1, S, S), and what they show."""
+    patches = _in_batches(extractor, images)
+    subject = _fit_subject_map(patches, F.interpolate(masks, (CELLS, CELLS), mode="area"))
+    features = layout_features(subject_map(subject, patches))
+    layout = {
+        "count": fit_logistic(features, [str(request.count) for request in requests], rest="1"),
+        "position": fit_logistic(features, [request.position for request in requests], rest=""),
+    }
+    accessories = {place: _fit_accessories(extractor, place, images, requests) for place in PLACES}
+    return LayoutProbes(extractor, subject, layout, accessories)
+
+
+def subject_map(probe: LinearProbe, patches: Tensor) -> Tensor:
+    """Predict the subject's share (B, 1, CELLS, CELLS) of each patch (B, F, CELLS, CELLS)."""
+    context = _with_context(patches)
+    rows = context.permute(0, 2, 3, 1).flatten(0, 2)
+    return probe(rows).view(len(patches), 1, CELLS, CELLS).clamp(0, 1)
+
+
+def layout_features(shares: Tensor) -> Tensor:
+    """Describe maps (B, 1, CELLS, CELLS): cells, profiles, centroid, spread and area, to (B, F)."""
+    at = (torch.arange(CELLS) + 0.5) / CELLS
+    total = shares.sum((1, 2, 3)).clamp(min=1e-6)
+    columns, rows = shares.sum((1, 2)), shares.sum((1, 3))
+    x, y = columns @ at / total, rows @ at / total
+    wide = (columns @ at**2 / total - x**2).clamp(min=0).sqrt()
+    high = (rows @ at**2 / total - y**2).clamp(min=0).sqrt()
+    moments = torch.stack([x, y, wide, high, total / CELLS**2], dim=1)
+    return torch.cat([shares.flatten(1), shares.amax(2).flatten(1), columns, rows, moments, moments**2], dim=1)
+
+
+def crop_features(extractor: PatchExtractor, place: str, images: Sequence[Image.Image]) -> Tensor:
+    """Return features (B, F) of a place of images: means of its crop, and of the crop's middle."""
+    patches = _in_batches(extractor, [_crop(image, PLACES[place]) for image in images])
+    quarter = CELLS // 4
+    return torch.cat([patches.mean((2, 3)), patches[:, :, quarter:-quarter, quarter:-quarter].mean((2, 3))], dim=1)
+
+
+def _crop(image: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
+    left, top, right, bottom = box
+    width, height = image.size
+    return image.crop((round(left * width), round(top * height), round(right * width), round(bottom * height)))
+
+
+def _in_batches(extractor: PatchExtractor, images: Sequence[Image.Image], size: int = 32) -> Tensor:
+    return torch.cat([extractor.patch_features(images[start : start + size]) for start in range(0, len(images), size)])
+
+
+def _with_context(patches: Tensor) -> Tensor:
+    """Join each patch with the mean of its neighbours and of the image: (B, 3 F, CELLS, CELLS)."""
+    near = F.avg_pool2d(patches, 3, stride=1, padding=1, count_include_pad=False)
+    return torch.cat([patches, near, patches.mean((2, 3), keepdim=True).expand_as(patches)], dim=1)
+
+
+def _fit_subject_map(patches: Tensor, shares: Tensor) -> LinearProbe:
+    """Fit a probe from some patches of each image to the subject's share."""
+    rng = torch.Generator().manual_seed(0)
+    chosen = torch.stack([torch.randperm(CELLS**2, generator=rng)[:SAMPLED_PATCHES] for _ in patches])  # (B, P)
+    context = _with_context(patches).flatten(2)  # (B, 3 F, CELLS * CELLS)
+    rows = context.gather(2, chosen[:, None].expand(-1, context.shape[1], -1)).transpose(1, 2).flatten(0, 1)
+    return fit_probe(rows, shares.flatten(1).gather(1, chosen).flatten()[:, None], ridge=1.0)
+
+
+def _fit_accessories(
+    extractor: PatchExtractor, place: str, images: Sequence[Image.Image], requests: Sequence[PromptSpec]
+) -> LinearClassifier:
+    """Fit a classifier of the accessories of a place, and of none, to images of nothing else than these."""
+    shown = [i for i, request in enumerate(requests) if _suits(request, place)]
+    features = crop_features(extractor, place, [images[i] for i in shown])
+    return fit_classifier(features, [requests[i].accessory for i in shown])
+
+
+def _suits(request: PromptSpec, place: str) -> bool:
+    """Tell whether an image shows an accessory at a place, or one subject alone in the middle."""
+    if request.accessory:
+        return place_of(request.accessory) == place
+    return request.count == 1 and not request.position and not request.style
