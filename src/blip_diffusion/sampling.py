@@ -6,7 +6,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from blip_diffusion.diffusion.guidance import guided
+from blip_diffusion.diffusion.controlnet import Control, controlled_denoiser
+from blip_diffusion.diffusion.guidance import Denoiser, guided
 from blip_diffusion.diffusion.sampler import initial_noise, sample
 from blip_diffusion.model import BlipDiffusion
 
@@ -31,6 +32,7 @@ def sample_images(
     guidance: float | None = None,
     rescale: float | None = None,
     decoded: bool = True,
+    controls: Sequence[Control] = (),
 ) -> Tensor:
     """Sample images during training, each from the noise of its own seed.
 
@@ -42,25 +44,31 @@ def sample_images(
         guidance: Guidance scale; 1 or less disables guidance; default: the model's.
         rescale: Guidance rescale in [0, 1]; default: the model's.
         decoded: Whether to decode latents to images.
+        controls: ControlNets and T2I-Adapters with their control images.
 
     Returns:
         Images (B, 3, H, W) in [0, 1], or latents (B, C, h, w), in float32.
     """
     defaults = model.inference
     scale = defaults.guidance_scale if guidance is None else guidance
+    count = steps or defaults.num_inference_steps
     if scale > 1:
         empty = model.text_states([""]).expand(len(states), -1, -1)
-        both = model.denoiser(torch.cat([empty, states]))
+        both = _denoiser(model, torch.cat([empty, states]), controls, count)
         denoiser = guided(both, scale, rescale=defaults.guidance_rescale if rescale is None else rescale)
     else:
-        denoiser = model.denoiser(states)
+        denoiser = _denoiser(model, states, controls, count)
     side = int(model.unet.config.sample_size)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     shape = (model.latents.channels, side, side)
     noise = defaults.noise_scale * initial_noise(shape, generators, torch.empty(0, device=states.device))
-    model.scheduler.set_timesteps(steps or defaults.num_inference_steps, device=states.device)
+    model.scheduler.set_timesteps(count, device=states.device)
     latents = sample(denoiser, noise, model.scheduler, generators=generators)
     return model.latents.decode(latents).float() if decoded else latents.float()
+
+
+def _denoiser(model: BlipDiffusion, states: Tensor, controls: Sequence[Control], steps: int) -> Denoiser:
+    return controlled_denoiser(model.unet, states, controls, steps=steps) if controls else model.denoiser(states)
 
 
 def sample_prompts(method: PersonalizedObjective, scenes: Sequence[str], *, seeds: int, steps: int | None) -> Tensor:

@@ -19,10 +19,11 @@ from blip_diffusion.errors import CheckpointError, InputError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training.initialization import noising_from
 from blip_diffusion.training.objective import StepContext
-from blip_diffusion.training.objectives.control import ControlConfig, StructureControl, hint_of
+from blip_diffusion.training.objectives.control import ControlConfig, StructureControl, hint_of, with_default_frames
 from blip_diffusion.training.optim import set_trainable
 from blip_diffusion.training.recipe.config import RecipeConfig
-from blip_diffusion.training.recipe.control import HINT, HintPacker, PackedControl, control_metrics, latent_column
+from blip_diffusion.training.recipe.control import HINT, HintPacker, PackedControl, latent_column
+from blip_diffusion.training.recipe.control_metrics import METRICS, control_metrics, edge_f1
 from blip_diffusion.training.recipe.control_run import read_control_recipe, run_control
 from blip_diffusion.training.recipe.cuda_graph import eager_step
 from blip_diffusion.training.recipe.packing import Rows, packer_of, to_bytes
@@ -32,7 +33,7 @@ WORLD = Path(__file__).parents[2] / "fixtures" / "world.zip"
 CONFIG = RecipeConfig(
     preset="tiny-placed", synthetic=replace(RecipeConfig().synthetic, size=32, object_crop_size=16, colours=0.0)
 )
-SMALL = ["synthetic.object_crop_size=16", "held_out=4", "log_every=5", "cpu.pool=48", "cpu.fill=16",
+SMALL = ["synthetic.object_crop_size=16", "held_out=4", "samples=2", "log_every=5", "cpu.pool=48", "cpu.fill=16",
          "cpu.worker_batch=8"]  # fmt: skip
 
 
@@ -77,7 +78,7 @@ def test_it_learns(objective: PackedControl, rows: Rows) -> None:
     for _ in range(20):
         step(rows | random_rows(rows[FULL], objective.drops, objective.noising, context.rng))
         optimizer.step()
-    metrics = control_metrics(objective.eval(), rows)
+    metrics = control_metrics(objective.eval(), rows, 0)
     assert list(metrics) == ["x0_error_right", "x0_error_wrong", "x0_error_black", "x0_error_none"]
     assert metrics["x0_error_right"] < 0.9 * metrics["x0_error_none"]
 
@@ -109,7 +110,10 @@ def test_diffusers_reads_each_adapter(folder: Path) -> None:
         stored = load_file(export / "diffusion_pytorch_model.safetensors")
         assert {value.dtype for value in stored.values()} == {torch.float16}
         metrics = json.loads((export / "metrics.json").read_text())
-        assert metrics.keys() == {"x0_error_right", "x0_error_wrong", "x0_error_black", "x0_error_none"}
+        errors = {f"x0_error_{case}" for case in ("right", "wrong", "black", "none")}
+        scores = {f"{METRICS[kind][0]}_{case}" for case in ("right", "wrong", "none", "ceiling")}
+        assert metrics.keys() == errors | scores
+        assert all(0 <= metrics[name] <= 1 for name in scores)
         assert (folder / kind / "log.jsonl").is_file()
 
 
@@ -124,6 +128,27 @@ def test_a_run_goes_on_and_keeps_what_is_done(folder: Path, tmp_path: Path) -> N
     assert set(run_control(config, ["canny", "mask"], own, resume=True, **options)) == {"canny", "mask"}  # type: ignore[arg-type]
     assert (own / "mask/export/config.json").is_file()
     assert (own / "canny/export/diffusion_pytorch_model.safetensors").read_bytes() == before
+
+
+def test_edges_match_within_a_pixel() -> None:
+    reference = torch.zeros(3, 1, 16, 16)
+    reference[:, :, 8, 2:12] = 1
+    moved = torch.stack([reference[0].roll(1, 1), reference[0].roll(2, 1), torch.zeros(1, 16, 16)])
+    assert edge_f1(reference, reference).tolist() == [1, 1, 1]
+    assert edge_f1(moved, reference).tolist() == [1, 0, 0]
+    half = reference[:1].clone()
+    half[:, :, :, 7:] = 0  # five of ten, and one more is near
+    assert edge_f1(half, reference[:1]).item() == pytest.approx(2 * 0.6 / 1.6)
+
+
+def test_default_frames_take_the_place_of_single_ones() -> None:
+    frames = torch.zeros(2, 3, 4)
+    frames[:, 0] = torch.tensor([0.1, 0.1, 0.3, 0.3])
+    frames[1, 1] = torch.tensor([0.5, 0.1, 0.3, 0.3])
+    rng = torch.Generator().manual_seed(0)
+    changed = with_default_frames(frames, 1.0, rng)
+    assert torch.equal(changed[1], frames[1]) and changed[0, 0, 2] > 0.6 and changed[0, 1:].eq(0).all()
+    assert torch.equal(with_default_frames(frames, 0.0, rng), frames)
 
 
 @pytest.mark.parametrize("hints", [[], ["edges"], ["mask", "mask"]])

@@ -21,6 +21,7 @@ from blip_diffusion.data.synthetic.backgrounds import RGB, Background
 from blip_diffusion.data.synthetic.compositor import Compositor
 from blip_diffusion.data.synthetic.pair_spec import PairSpec, SyntheticConfig
 from blip_diffusion.data.synthetic.prompt_templates import PromptSpec
+from blip_diffusion.data.synthetic.resample import elastic_grid, warp_images
 from blip_diffusion.data.synthetic.subject_index import SubjectIndex, rows_by
 from blip_diffusion.errors import DataError
 
@@ -48,6 +49,10 @@ class PairSampler:
         rng = random.Random(f"{self.seed} {index}")
         specs = [self.sample(rng) for _ in range(self.batch_size)]
         batch = self.render(specs, rng)
+        if self.config.warp:
+            grid = elastic_grid(self.batch_size, self.config.size, self.config.warp, rng)
+            batch["target"] = warp_images(batch["target"], grid)
+            batch["target_alpha"] = warp_images(batch["target_alpha"], grid)
         if share := self.config.mirror:
             _mirror(batch, [i for i, spec in enumerate(specs) if rng.random() < share and _sideless(spec)])
         return batch

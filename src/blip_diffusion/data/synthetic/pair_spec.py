@@ -27,6 +27,7 @@ class SyntheticConfig:
     anywhere: float = 0.0  # share of the targets without a property whose subject has any size, anywhere
     hue_rotation: float = 0.0  # share: the subject's hues rotated, in reference and target alike
     mirror: float = 0.0  # share: the whole pair seen in a mirror, where no word has a left or a right
+    warp: float = 0.0  # largest displacement of an elastic deformation of the target, in sides of the image; 0: none
     rotation: float = 8.0  # largest rotation of a reference, in degrees; half of them stay upright
     colours: float = 0.06  # share: the subject painted in a named colour
     counts: float = 0.05  # share: two or three of them
@@ -41,6 +42,8 @@ class SyntheticConfig:
                 raise ConfigError(f"data.synthetic.{name} is {value}: use a multiple of {step}.")
         if not 0 <= self.layout <= 1:
             raise ConfigError(f"data.synthetic.layout is {self.layout}: use 0 to 1.")
+        if not 0 <= self.warp <= 0.25:
+            raise ConfigError(f"data.synthetic.warp is {self.warp}: use 0 to 0.25.")
         if not self.azimuth > 0:
             raise ConfigError(f"data.synthetic.azimuth is {self.azimuth}: use some degrees, 45 is usual.")
 

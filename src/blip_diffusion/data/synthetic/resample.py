@@ -1,9 +1,12 @@
-"""Antialiased windows of images, as two matrix products: batched, sharp at any scale, equal on every device."""
+"""Antialiased windows of images, as two matrix products, and elastic deformations."""
+
+import random
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+_KNOTS = 5  # of the coarse grid of an elastic deformation
 _MARGIN = 8  # source pixels beyond the frame that weights are normalised over; enough for an eightfold reduction
 
 
@@ -31,3 +34,28 @@ def read_windows(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     across = torch.bmm(images.reshape(n, channels * height, width), columns.transpose(1, 2))
     across = across.view(n, channels, height, -1)  # (P, K, H, S)
     return torch.matmul(rows[:, None], across)  # (P, K, S, S)
+
+
+def elastic_grid(count: int, size: int, amount: float, rng: random.Random) -> Tensor:
+    """Return the sampling grids of random smooth deformations (Simard et al. 2003).
+
+    Args:
+        count: Number of images, B.
+        size: Side of the images in pixels.
+        amount: Largest displacement, in sides of the image; each image has between none and all of it.
+        rng: Source of randomness.
+
+    Returns:
+        (B, size, size, 2) coordinates in [-1, 1], as `torch.nn.functional.grid_sample` takes them.
+    """
+    generator = torch.Generator().manual_seed(rng.getrandbits(63))
+    knots = torch.rand(count, 2, _KNOTS, _KNOTS, generator=generator) * 2 - 1
+    strength = 2 * amount * torch.rand(count, 1, 1, 1, generator=generator)  # the grid is two units wide
+    shift = F.interpolate(strength * knots, (size, size), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+    identity = torch.eye(2, 3).expand(count, -1, -1)
+    return F.affine_grid(identity, [count, 1, size, size], align_corners=False) + shift
+
+
+def warp_images(images: Tensor, grid: Tensor) -> Tensor:
+    """Sample images (B, C, H, W) at a grid (B, H, W, 2); beyond their borders they are mirrored."""
+    return F.grid_sample(images, grid.to(images), padding_mode="reflection", align_corners=False).clamp(0, 1)

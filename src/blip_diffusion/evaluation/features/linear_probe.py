@@ -92,5 +92,5 @@ def fit_logistic(features: Tensor, labels: Sequence[str], *, rest: str, penalty:
         return total
 
     with torch.enable_grad():
-        optimizer.step(loss)
+        optimizer.step(loss)  # type: ignore[no-untyped-call]  # torch has no types for it
     return LinearClassifier(LinearProbe(coefficients.detach(), bias.detach(), mean, std), names)

@@ -21,6 +21,7 @@ from blip_diffusion.diffusion.forward_process import Noising, denoising_loss
 from blip_diffusion.diffusion.guidance import Denoiser
 from blip_diffusion.edges import canny_edges
 from blip_diffusion.errors import ConfigError
+from blip_diffusion.framing import default_boxes, frames_of
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
 
@@ -38,6 +39,7 @@ class ControlConfig:
     res_blocks: int = 1  # of an adapter, on each level
     prompt_drop: float = 0.5  # share of prompts that lose all their words, and their subject
     subject_drop: float = 0.15  # share of prompts without subject tokens
+    default_frames: float = 0.0  # share of subjects framed where no word or box says where: the hint has to say it
     noise_samples_per_pair: int = 1  # noised copies of each pair
     min_snr: float | None = None  # γ of the loss weights; none: the simple loss
     timestep_shift: float = 1.0  # above 1, more of the copies are noisy, where the layout is decided
@@ -45,6 +47,8 @@ class ControlConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.subject_drop + self.prompt_drop < 1:
             raise ConfigError(f"subject_drop + prompt_drop is {self.subject_drop + self.prompt_drop}: keep it below 1.")
+        if not 0 <= self.default_frames <= 1:
+            raise ConfigError(f"default_frames is {self.default_frames}: use 0 to 1.")
         for name in ("res_blocks", "noise_samples_per_pair"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: use 1 or more.")
@@ -98,7 +102,10 @@ class StructureControl(Objective):
     def _text_states(self, batch: SubjectBatch, rng: torch.Generator) -> Tensor:
         """Encode prompts; while training, some without their subject and some without any word."""
         tokens = self.model.subject_tokens(batch["reference"], batch["category"])
-        whole = self.model.text_states(batch["caption"], tokens, batch["frames"])
+        frames = batch["frames"]
+        if self.training:
+            frames = with_default_frames(frames, self.config.default_frames, rng)
+        whole = self.model.text_states(batch["caption"], tokens, frames)
         if not self.training:
             return whole
         draw = torch.rand(len(tokens), generator=rng, device=rng.device)
@@ -121,6 +128,18 @@ class StructureControl(Objective):
             consistency_lora=self.consistency_lora,
             t2i_adapters={**self.others, self.config.hint: self.network} if adapter else self.others,
         )
+
+
+def with_default_frames(frames: Tensor, share: float, rng: torch.Generator) -> Tensor:
+    """Replace a share of frames (B, K, 4) by the one that generation chooses where neither word nor box says where.
+
+    Images with several copies of the subject keep theirs.
+    """
+    default = torch.zeros_like(frames[:1])
+    default[:, :1] = frames_of([default_boxes("")]).to(frames)
+    single = (frames[:, 1:, 2] == 0).all(dim=1)
+    chosen = single & (torch.rand(len(frames), generator=rng, device=rng.device) < share)
+    return torch.where(chosen[:, None, None], default, frames)
 
 
 def hint_of(kind: Hint, pixels: Tensor, alpha: Tensor) -> Tensor:

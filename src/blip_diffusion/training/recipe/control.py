@@ -1,11 +1,11 @@
-"""Structure control on packed rows: hints as columns, the losses, and what a trained network is measured by."""
+"""Structure control on packed rows: hints as columns, and the losses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from blip_diffusion.checkpoint.components import save_diffusers
 from blip_diffusion.data.batches import SubjectBatch
@@ -13,10 +13,16 @@ from blip_diffusion.diffusion.controlnet import is_adapter
 from blip_diffusion.diffusion.forward_process import Noising, denoising_error
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
-from blip_diffusion.training.objectives.control import ControlConfig, Hint, control_denoiser, hint_of, new_network
+from blip_diffusion.training.objectives.control import (
+    ControlConfig,
+    Hint,
+    control_denoiser,
+    hint_of,
+    new_network,
+    with_default_frames,
+)
 from blip_diffusion.training.objectives.subject import SubjectConfig
 from blip_diffusion.training.recipe.cuda_graph import autocast
-from blip_diffusion.training.recipe.held_out import NOISE_SEED, TIMESTEPS, chunks
 from blip_diffusion.training.recipe.objectives import PackedSubject
 from blip_diffusion.training.recipe.packing import Packer, Rows, to_bytes, to_pixels
 from blip_diffusion.training.recipe.phases import FULL, Source, random_rows
@@ -108,6 +114,7 @@ def control_rows(source: Source, objective: PackedControl) -> NextRows:
     def rows(_elapsed: float, rng: torch.Generator) -> Rows:
         taken = source.take(source.sizes.pairs, (*COLUMNS, FULL, column), rng)
         taken[HINT] = taken.pop(column)
+        taken["frames"] = with_default_frames(taken["frames"], objective.config.default_frames, rng)
         return taken | random_rows(taken[FULL], objective.drops, objective.noising, rng)
 
     return rows
@@ -119,40 +126,3 @@ def latent_column(model: BlipDiffusion, rows: Rows) -> Rows:
     pixels = to_pixels(rows["target"])
     with autocast(pixels.device):
         return {FULL: model.latents.encode(pixels).to(torch.bfloat16)}
-
-
-@torch.no_grad()
-def control_metrics(objective: PackedControl, rows: Rows) -> dict[str, float]:
-    """Return the mean squared error of the predicted x0 under the right hint, another image's, a black one, and none.
-
-    It is a mean over `held_out.TIMESTEPS`; prompts have all their words and their subject.
-    """
-    device = rows["target"].device
-    rng = torch.Generator(device).manual_seed(NOISE_SEED)
-    sums: dict[str, float] = {}
-    for part in chunks(rows):
-        latents = objective.model.latents.encode(to_pixels(part["target"])).float()
-        for timestep in TIMESTEPS:
-            noise = torch.randn(latents.shape, generator=rng, device=device)
-            for name, error in _errors(objective, part, latents, noise, timestep).items():
-                sums[name] = sums.get(name, 0.0) + error * len(latents) / len(rows["target"]) / len(TIMESTEPS)
-    return {f"x0_error_{name}": value for name, value in sums.items()}
-
-
-def _errors(objective: PackedControl, rows: Rows, latents: Tensor, noise: Tensor, timestep: int) -> dict[str, float]:
-    """The error of the predicted x0 by hint, at one timestep."""
-    timesteps = torch.full((len(latents),), timestep, device=latents.device)
-    noised = objective.noising.noised(latents, noise, timesteps)
-    hint = to_pixels(rows[f"{HINT}_{objective.config.hint}"])
-    none = torch.zeros(len(latents), dtype=torch.bool, device=latents.device)
-    with autocast(latents.device):
-        states = objective.subject.states_of(rows | {"bare": none, "empty": none})
-        denoisers = {
-            name: control_denoiser(objective.model, objective.network, states, given)
-            for name, given in (("right", hint), ("wrong", hint.roll(1, 0)), ("black", torch.zeros_like(hint)))
-        } | {"none": objective.model.denoiser(states)}
-        answers = {name: denoiser(noised, timesteps).float() for name, denoiser in denoisers.items()}
-    return {
-        name: float((objective.noising.predict_x0(noised, answer, timesteps) - latents).pow(2).mean())
-        for name, answer in answers.items()
-    }

@@ -29,6 +29,7 @@ from blip_diffusion.training.optim import OptimConfig
 from blip_diffusion.training.recipe import control, held_out
 from blip_diffusion.training.recipe.config import PAIRS, PhaseConfig, SizesConfig, read_over
 from blip_diffusion.training.recipe.control import HintPacker, PackedControl
+from blip_diffusion.training.recipe.control_metrics import control_metrics
 from blip_diffusion.training.recipe.packing import Rows, packer_of
 from blip_diffusion.training.recipe.phases import Source
 from blip_diffusion.training.recipe.pool import Feeder, Pool
@@ -38,6 +39,11 @@ from blip_diffusion.training.recipe.timed_loop import Settings, check_absent
 CAPTION_TOKENS = 24  # which no step reads
 CUDA = SizesConfig(pool=100_000, fill=2048, worker_batch=32, slots=96, pairs=64)
 CPU = SizesConfig(pool=4096, fill=256, worker_batch=16, slots=8, pairs=4)
+
+CONTROL_PAIRS = replace(
+    PAIRS, anywhere=1.0, same_view=0.5, warp=0.12, counts=0.0, sizes=0.0, positions=0.0, accessories=0.0
+)
+"""Subjects of any size, anywhere, in other views and deformed: the hint alone says so."""
 
 
 def _loop() -> PhaseConfig:
@@ -61,12 +67,15 @@ class ControlRecipeConfig:
     data: Path = Path("world/world.zip")
     seed: int = 0
     held_out: int = 128  # pairs that are measured at the end
+    samples: int = 32  # of them that images are sampled of
     log_every: int = 100  # steps between reports
     save_minutes: float = 5.0  # between checkpoints
     cuda_graphs: bool = True
-    synthetic: SyntheticConfig = PAIRS  # its size becomes the model's
+    synthetic: SyntheticConfig = CONTROL_PAIRS  # its size becomes the model's
     control: ControlConfig = field(
-        default_factory=lambda: ControlConfig(noise_samples_per_pair=3, min_snr=5.0, timestep_shift=2.0)
+        default_factory=lambda: ControlConfig(
+            default_frames=0.7, prompt_drop=0.3, noise_samples_per_pair=3, min_snr=5.0, timestep_shift=2.0
+        )
     )
     phase: PhaseConfig = field(default_factory=_loop)
     cuda: SizesConfig = CUDA
@@ -146,6 +155,7 @@ def _started(
     feeder = Feeder(sampler, packer, workers=workers, slots=sizes.slots)
     try:
         plain = held_out.held_out_config(synthetic, world)
+        plain = replace(plain, anywhere=synthetic.anywhere)
         held = packer(PairSampler(world, plain, batch_size=config.held_out, seed=config.seed + 1)(0))
         if device.type == "cuda":
             feeder.pin()
@@ -181,7 +191,7 @@ def _train(started: _Started, hint: Hint, folder: Path, seconds: float) -> dict[
     plan = Plan(
         objective,
         control.control_rows(started.source, objective),
-        lambda: control.control_metrics(objective, started.held),
+        lambda: control_metrics(objective, started.held, started.config.samples),
         graph=True,
     )
     return train_phase(plan, started.config.phase, started.settings, folder, seconds)

@@ -1,0 +1,150 @@
+"""Metrics of structure control on held-out pairs: denoising errors, and whether samples keep the hint's structure."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from blip_diffusion.diffusion.controlnet import Control
+from blip_diffusion.edges import canny_edges
+from blip_diffusion.images import preprocess
+from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.sampling import sample_images
+from blip_diffusion.training.objectives.control import control_denoiser, with_default_frames
+from blip_diffusion.training.recipe.control import HINT, PackedControl
+from blip_diffusion.training.recipe.cuda_graph import autocast
+from blip_diffusion.training.recipe.held_out import NOISE_SEED, TIMESTEPS, chunks, iou
+from blip_diffusion.training.recipe.packing import Rows, to_pixels
+
+SAMPLE_CHUNK = 16
+
+
+@torch.no_grad()
+def control_metrics(objective: PackedControl, rows: Rows, samples: int) -> dict[str, float]:
+    """Measure a trained network.
+
+    Args:
+        objective: Model and network.
+        rows: Held-out pairs. Prompts have all their words and their subject, whose frame is the default where the
+            network is trained with such frames.
+        samples: Number of pairs that images are sampled of; 0 leaves the sampled metrics out.
+
+    Returns:
+        `x0_error_*`, the mean squared error of the predicted x0, a mean over `held_out.TIMESTEPS`; and `edge_f1_*` or
+        `mask_iou_*` of sampled images. Both under the right hint, another image's (`wrong`) and no network (`none`),
+        the error also under a black hint. `ceiling` is the target after the autoencoder.
+    """
+    rng = torch.Generator(rows["target"].device).manual_seed(NOISE_SEED)
+    rows = rows | {"frames": with_default_frames(rows["frames"], float(objective.config.default_frames > 0), rng)}
+    metrics = {f"x0_error_{name}": value for name, value in _denoising_errors(objective, rows, rng).items()}
+    if samples:
+        metrics |= _sample_metrics(objective, {name: value[:samples] for name, value in rows.items()})
+    return metrics
+
+
+def edge_f1(edges: Tensor, reference: Tensor, *, tolerance: int = 1) -> Tensor:
+    """Return the F1 score of edges.
+
+    Args:
+        edges: (B, 1, H, W), 1 on an edge.
+        reference: (B, 1, H, W), the edges that are right.
+        tolerance: Distance in pixels, across and down, at which edges still match.
+
+    Returns:
+        (B,) in [0, 1]; 0 where either has no edges.
+    """
+    precision, recall = _covered(edges, reference, tolerance), _covered(reference, edges, tolerance)
+    return 2 * precision * recall / (precision + recall).clamp(min=1e-6)
+
+
+def _covered(edges: Tensor, other: Tensor, tolerance: int) -> Tensor:
+    """Return the share of edges that have an edge of the other within the tolerance."""
+    near = F.max_pool2d(other, 2 * tolerance + 1, stride=1, padding=tolerance)
+    return (edges * near).sum((1, 2, 3)) / edges.sum((1, 2, 3)).clamp(min=1)
+
+
+def _denoising_errors(objective: PackedControl, rows: Rows, rng: torch.Generator) -> dict[str, float]:
+    sums: dict[str, float] = {}
+    for part in chunks(rows):
+        latents = objective.model.latents.encode(to_pixels(part["target"])).float()
+        for timestep in TIMESTEPS:
+            noise = torch.randn(latents.shape, generator=rng, device=latents.device)
+            for name, error in _errors(objective, part, latents, noise, timestep).items():
+                sums[name] = sums.get(name, 0.0) + error * len(latents) / len(rows["target"]) / len(TIMESTEPS)
+    return sums
+
+
+def _errors(objective: PackedControl, rows: Rows, latents: Tensor, noise: Tensor, timestep: int) -> dict[str, float]:
+    """Return the error of the predicted x0 by hint, at one timestep."""
+    timesteps = torch.full((len(latents),), timestep, device=latents.device)
+    noised = objective.noising.noised(latents, noise, timesteps)
+    hint = _hint(objective, rows)
+    with autocast(latents.device):
+        states = _states(objective, rows)
+        denoisers = {
+            name: control_denoiser(objective.model, objective.network, states, given)
+            for name, given in (("right", hint), ("wrong", hint.roll(1, 0)), ("black", torch.zeros_like(hint)))
+        } | {"none": objective.model.denoiser(states)}
+        predictions = {name: denoiser(noised, timesteps).float() for name, denoiser in denoisers.items()}
+    return {
+        name: float((objective.noising.predict_x0(noised, prediction, timesteps) - latents).pow(2).mean())
+        for name, prediction in predictions.items()
+    }
+
+
+def _sample_metrics(objective: PackedControl, rows: Rows) -> dict[str, float]:
+    kind = objective.config.hint
+    name, metric = METRICS[kind]
+    scores: dict[str, list[Tensor]] = {}
+    for start in range(0, len(rows["target"]), SAMPLE_CHUNK):
+        part = {key: value[start : start + SAMPLE_CHUNK] for key, value in rows.items()}
+        hint = _hint(objective, part)
+        for case, images in _samples(objective, part, hint, start).items():
+            scores.setdefault(f"{name}_{case}", []).append(metric(objective.model, images, hint))
+    return {key: float(torch.cat(values).mean()) for key, values in scores.items()}
+
+
+def _samples(objective: PackedControl, rows: Rows, hint: Tensor, seed: int) -> dict[str, Tensor]:
+    """Return images (B, 3, H, W) by hint from the same noise, and the targets after the autoencoder."""
+    model, seeds = objective.model, range(seed, seed + len(hint))
+    hints = {"right": hint, "wrong": hint.roll(1, 0)}
+    with autocast(hint.device):
+        states = _states(objective, rows)
+        images = {
+            case: sample_images(model, states, seeds, controls=[Control(objective.network, given)])
+            for case, given in hints.items()
+        }
+        images["none"] = sample_images(model, states, seeds)
+        images["ceiling"] = model.latents.decode(model.latents.encode(to_pixels(rows["target"]))).float()
+    return images
+
+
+def _hint(objective: PackedControl, rows: Rows) -> Tensor:
+    return to_pixels(rows[f"{HINT}_{objective.config.hint}"])
+
+
+def _states(objective: PackedControl, rows: Rows) -> Tensor:
+    """Return the text states (B, L, D) of whole prompts."""
+    none = torch.zeros(len(rows["target"]), dtype=torch.bool, device=rows["target"].device)
+    return objective.subject.states_of(rows | {"bare": none, "empty": none})
+
+
+def _edge_score(_model: BlipDiffusion, images: Tensor, hint: Tensor) -> Tensor:
+    return edge_f1(canny_edges(images), hint.round())
+
+
+def _mask_score(model: BlipDiffusion, images: Tensor, hint: Tensor) -> Tensor:
+    """Return the IoU of the mask that the model's subject finder predicts for an image with the hint's."""
+    reference = model.reference
+    pixels = preprocess(images, reference.size, reference.mean, reference.std)
+    mask = model.subject_finder(model.subject_encoder.image_encoder.features(pixels)).sigmoid()  # type: ignore[misc]
+    small = F.interpolate(hint, mask.shape[2:], mode="area")
+    return iou(mask[:, 0].float(), small[:, 0])
+
+
+METRICS: Mapping[str, tuple[str, Callable[[BlipDiffusion, Tensor, Tensor], Tensor]]] = {
+    "canny": ("edge_f1", _edge_score),
+    "mask": ("mask_iou", _mask_score),
+}
+"""By hint: the name of the metric of images, and the metric of a model, images (B, 3, H, W) and hints to (B,)."""
