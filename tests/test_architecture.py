@@ -56,7 +56,7 @@ MAY_IMPORT = {
     "pipelines": MODEL | {"openvino_backend", "references"},
     "training": MODEL | {"data", "references", "sampling"},
     "evaluation": MODEL | {"data", "pipelines", "references", "sampling", "training"},
-    "generation": MODEL | {"annotators", "pipelines"},
+    "generation": MODEL | {"annotators", "pipelines", "sampling"},
     "serving": MODEL | {"generation", "pipelines", "references"},
     "cli": MODEL | {"annotators", "data", "generation", "pipelines", "serving", "training", "evaluation"},
 }

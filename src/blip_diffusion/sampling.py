@@ -8,8 +8,9 @@ from torch import Tensor
 
 from blip_diffusion.diffusion.controlnet import Control, controlled_denoiser
 from blip_diffusion.diffusion.guidance import Denoiser, guided
-from blip_diffusion.diffusion.sampler import initial_noise, sample
+from blip_diffusion.diffusion.sampler import ddim_like, initial_noise, sample
 from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.modules.subject_prior import SubjectPrior
 
 
 class PersonalizedObjective(Protocol):
@@ -69,6 +70,54 @@ def sample_images(
 
 def _denoiser(model: BlipDiffusion, states: Tensor, controls: Sequence[Control], steps: int) -> Denoiser:
     return controlled_denoiser(model.unet, states, controls, steps=steps) if controls else model.denoiser(states)
+
+
+@torch.no_grad()
+def category_states(model: BlipDiffusion, categories: Sequence[str]) -> Tensor:
+    """Return the text states (B, L, D) of categories: "teapot", or "" for any."""
+    width = int(model.text_encoder.config.hidden_size)
+    return model.text_states(list(categories))[..., :width].float()
+
+
+@torch.no_grad()
+def sample_subject_tokens(
+    model: BlipDiffusion,
+    prior: SubjectPrior,
+    categories: Sequence[str],
+    generators: list[torch.Generator],
+    *,
+    steps: int = 50,
+    guidance: float = 2.0,
+) -> Tensor:
+    """Generate subjects that no reference shows: tokens for a category (Ramesh et al. 2022, section 2.2).
+
+    Args:
+        model: The model that the prior was trained beside.
+        prior: The prior.
+        categories: B words, such as "teapot".
+        generators: One generator per subject.
+        steps: DDIM steps.
+        guidance: Guidance scale; 1 disables guidance.
+
+    Returns:
+        Subject tokens (B, Q, D), as `BlipDiffusion.subject_tokens` reads them from references.
+
+    Example:
+        >>> tokens = sample_subject_tokens(model, prior, ["teapot"], [torch.Generator().manual_seed(0)])
+        >>> states = model.text_states(["a teapot on the beach"], tokens)
+    """
+    empty = [""] * len(categories)
+    text = category_states(model, [*empty, *categories])
+
+    def both(noised: Tensor, timestep: Tensor) -> Tensor:
+        prediction: Tensor = prior(noised[..., 0], timestep.to(noised.device), text)
+        return prediction[..., None]
+
+    scheduler = ddim_like(model.scheduler)
+    scheduler.set_timesteps(steps, device=text.device)
+    noise = initial_noise((*prior.mean.shape, 1), generators, torch.empty(0, device=text.device))
+    tokens = sample(guided(both, guidance), noise, scheduler)
+    return prior.unstandardized(tokens[..., 0])
 
 
 def sample_prompts(method: PersonalizedObjective, scenes: Sequence[str], *, seeds: int, steps: int | None) -> Tensor:

@@ -14,6 +14,7 @@ from blip_diffusion.cli.commands import (
     data,
     evaluate,
     generate,
+    invent,
     serve,
     train,
     train_control,
@@ -25,6 +26,7 @@ from blip_diffusion.errors import BlipDiffusionError, reason
 
 COMMANDS = (
     ("generate", generate, "generate images of a subject in the scenes that prompts describe"),
+    ("invent", invent, "generate a new subject from a word, without a reference"),
     ("app", app, "open a web page: generate, gallery, subjects, tuning, comparison"),
     ("serve", serve, "serve an HTTP API: OpenAI-compatible images, durable jobs, tuned subjects"),
     ("tune", tune, "personalize a model for your subject from a few photos"),

@@ -27,6 +27,7 @@ from blip_diffusion.training.objective import Objective
 from blip_diffusion.training.objectives.autoencoder import Autoencoder, AutoencoderConfig
 from blip_diffusion.training.objectives.consistency import Consistency, ConsistencyConfig
 from blip_diffusion.training.objectives.control import ControlConfig, StructureControl
+from blip_diffusion.training.objectives.prior import Prior, PriorConfig
 from blip_diffusion.training.objectives.representation import Representation, RepresentationConfig
 from blip_diffusion.training.objectives.subject import SubjectConfig, SubjectRepresentation
 from blip_diffusion.training.objectives.text_to_image import TextToImage, TextToImageConfig
@@ -36,6 +37,8 @@ from blip_diffusion.training.shapes import SHAPES
 from blip_diffusion.training.trainer import Hook, fit
 
 CALLBACK_BATCH, PROBES, CALLBACK_SEED = 8, 8, 99
+PRIOR_REFERENCES = 256
+"""References by whose subject tokens a prior is standardised."""
 START = "start"
 """Where a run keeps all that it began with: going on needs neither the earlier stages nor the same world."""
 
@@ -58,7 +61,7 @@ class DataConfig:
 class RunConfig:
     """Configuration of a training run, read from TOML; each objective reads only its own table."""
 
-    objective: Literal["autoencoder", "text_to_image", "representation", "subject", "consistency", "control"]
+    objective: Literal["autoencoder", "text_to_image", "representation", "subject", "consistency", "control", "prior"]
     data: DataConfig = field(default_factory=DataConfig)
     model: initialization.InitConfig = field(default_factory=initialization.InitConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -68,6 +71,7 @@ class RunConfig:
     subject: SubjectConfig = field(default_factory=SubjectConfig)
     consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
 
     def __post_init__(self) -> None:
         weights = (self.representation.itc_weight, self.representation.itm_weight)
@@ -83,6 +87,7 @@ class BuildContext:
     config: RunConfig
     corpus: Sequence[str]  # sentences for new tokenizers
     pixels: torch.Tensor  # (B, 3, S, S) references, to calibrate a new image encoder
+    categories: Sequence[str] = ()  # of the references
 
 
 def autoencoder(material: BuildContext) -> Objective:
@@ -163,6 +168,14 @@ def control(material: BuildContext) -> Objective:
     )
 
 
+def prior(material: BuildContext) -> Objective:
+    """Build the objective of the prior, standardised by the subject tokens of some references."""
+    config, (_, model) = material.config, _trained(material)
+    torch.manual_seed(config.model.seed)
+    noising = initialization.noising_from(model.scheduler)
+    return Prior(model, noising, config.prior, material.pixels, material.categories)
+
+
 def check_size(config: RunConfig, model: BlipDiffusion) -> None:
     """Raise `ConfigError` if images are composed at another size than the model's."""
     own, size = int(model.unet.config.sample_size) * model.latents.factor, config.data.synthetic.size
@@ -177,6 +190,7 @@ OBJECTIVES: dict[str, Callable[[BuildContext], Objective]] = {
     "subject": subject,
     "consistency": consistency,
     "control": control,
+    "prior": prior,
 }
 
 
@@ -224,7 +238,10 @@ def run(
         world, config.data.synthetic, batch_size=config.data.batch_size, seed=config.train.seed, device=_device(config)
     )
     torch.manual_seed(config.model.seed)
-    material = BuildContext(config, tokenizer_corpus(world), sampler(0)["reference"].cpu())
+    first = [sampler(index) for index in range(_calibration_batches(config))]
+    pixels = torch.cat([batch["reference"].cpu() for batch in first])
+    categories = [category for batch in first for category in batch["category"]]
+    material = BuildContext(config, tokenizer_corpus(world), pixels, categories)
     objective = OBJECTIVES[config.objective](material)
     if not begun:  # nothing is left of an attempt that came to no checkpoint
         _keep_start(objective, folder / START)
@@ -238,6 +255,11 @@ def run(
         hooks=hooks,
         config_text=text,
     )
+
+
+def _calibration_batches(config: RunConfig) -> int:
+    """Return how many batches of references the parts that are new are calibrated by."""
+    return -(-PRIOR_REFERENCES // config.data.batch_size) if config.objective == "prior" else 1
 
 
 def _keep_start(objective: Objective, folder: Path) -> None:

@@ -1,0 +1,98 @@
+"""New subjects from a word alone: a diffusion prior generates their tokens (Ramesh et al. 2022, section 2.2)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from blip_diffusion.checkpoint.locate import find_model
+from blip_diffusion.checkpoint.model_folder import assemble, read_parts
+from blip_diffusion.checkpoint.subject_file import Subject, check_category, check_name, fingerprint, thumbnail
+from blip_diffusion.errors import CheckpointError, reason
+from blip_diffusion.images import to_pil
+from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.modules.subject_prior import PRIOR, SubjectPrior
+from blip_diffusion.sampling import sample_images, sample_subject_tokens
+
+PREVIEW = "a {} on a plain white background"
+
+
+@dataclass(frozen=True)
+class SubjectInventor:
+    """A model and its prior.
+
+    Example:
+        >>> inventor = load_inventor("runs/prior/export")
+        >>> write_subject(inventor("teapot", name="teapot", seed=3), Path("teapot.safetensors"))
+    """
+
+    model: BlipDiffusion
+    prior: SubjectPrior
+
+    def __call__(self, category: str, *, name: str, seed: int = 0, steps: int = 50, guidance: float = 2.0) -> Subject:
+        """Generate a subject.
+
+        Args:
+            category: What it is, such as "teapot".
+            name: Of the subject.
+            seed: Each seed gives another subject.
+            steps: DDIM steps of the prior.
+            guidance: Guidance scale of the prior; 1 disables guidance.
+
+        Returns:
+            The subject, with a preview as its thumbnail.
+
+        Raises:
+            InputError: If the category or the name can't be used.
+        """
+        check_category(category)
+        check_name(name)
+        generators = [torch.Generator().manual_seed(seed)]
+        tokens = sample_subject_tokens(
+            self.model, self.prior, [category], generators, steps=steps, guidance=guidance
+        ).cpu()
+        return Subject(
+            name,
+            category,
+            tokens,
+            fingerprint(self.model.unet, self.model.text_encoder),
+            thumbnail=thumbnail(to_pil(self._preview(category, tokens, seed))[0]),
+            metadata={"method": "prior", "seed": seed, "steps": steps, "guidance": guidance},
+        )
+
+    def _preview(self, category: str, tokens: Tensor, seed: int) -> Tensor:
+        return sample_images(self.model, self.model.text_states([PREVIEW.format(category)], tokens), [seed]).cpu()
+
+
+def load_inventor(name: str) -> SubjectInventor:
+    """Load a model with a prior in its folder.
+
+    Args:
+        name: A folder that `objective = "prior"` wrote, or a hub id.
+
+    Raises:
+        CheckpointError: If the model has no prior, or one that does not fit.
+    """
+    folder = find_model(name)
+    model = assemble(read_parts(folder, dtype=torch.float32), folder).eval()
+    shapes = model.subject_encoder.qformer.config.queries, int(model.text_encoder.config.hidden_size)
+    prior = load_prior(folder / PRIOR)
+    if tuple(prior.mean.shape) != shapes:
+        raise CheckpointError(
+            f"{folder / PRIOR} is for {tuple(prior.mean.shape)} subject tokens; the model has {shapes}."
+        )
+    return SubjectInventor(model, prior)
+
+
+def load_prior(folder: Path) -> SubjectPrior:
+    """Load a prior. Raises `CheckpointError` if it is missing or damaged."""
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"There is no prior of subjects at {folder}: train one with blip-diffusion train configs/mini/prior.toml."
+        )
+    try:
+        prior: SubjectPrior = SubjectPrior.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    except Exception as error:  # diffusers raises many kinds for a damaged folder
+        raise CheckpointError(f"The prior at {folder} can't be loaded ({reason(error)}).") from error
+    return prior.eval()
