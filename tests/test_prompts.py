@@ -86,7 +86,9 @@ def test_the_text_encoder_reads_what_was_not_dropped(model: BlipDiffusion, clip:
 
 
 def test_a_word_list_of_another_model(bert: Any) -> None:
-    with pytest.raises(InputError, match=rf"knows 3 words, and its word list has {len(bert)}: .*qformer_tokenizer/"):
+    with pytest.raises(
+        InputError, match=rf"vocabulary has 3 tokens, and its tokenizer {len(bert)}: .*qformer_tokenizer/"
+    ):
         category_words(bert, ["dog"], vocabulary=3)
 
 

@@ -1,4 +1,4 @@
-"""BLIP-Diffusion on one screen: the parts, and how an image and a sentence become what the U-Net looks at.
+"""BLIP-Diffusion on one screen: the parts, and how an image and a prompt become the U-Net's conditioning.
 
     reference image ─► image_encoder ─► qformer ─► projection ─► subject tokens ─┐
     subject word ("dog") ──────────────────┘                                     ▼
@@ -47,7 +47,7 @@ class TextEncoderConfig:
 
 @dataclass(frozen=True)
 class ReferenceConfig:
-    """How the image encoder wants a reference."""
+    """Size, normalisation and resize mode of the image encoder's input."""
 
     size: int = 224
     mean: tuple[float, float, float] = CLIP_MEAN
@@ -57,13 +57,13 @@ class ReferenceConfig:
 
 @dataclass(frozen=True)
 class InferenceConfig:
-    """How a model wants to be asked; the defaults are the published pipeline's."""
+    """A model's default sampling settings; the dataclass defaults are the published pipeline's."""
 
-    prompt_reps: int = 20  # how often the prompt is said over, to make the words weigh more
+    prompt_reps: int = 20  # how often the prompt is repeated, to weigh more
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
     guidance_rescale: float = 0.0
-    noise_scale: float = 1.0  # of the noise that an image begins with; less is plainer, and leaves less to chance
+    noise_scale: float = 1.0  # standard deviation of the initial noise; below 1, images vary less and are plainer
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class ModelConfig:
 
 
 class SubjectEncoder(nn.Module):
-    """An image of a subject and its word, to subject tokens: the `qformer/` folder of the published layout."""
+    """Encoder of a subject's image and category to subject tokens: the `qformer/` folder of the published layout."""
 
     def __init__(self, image_encoder: ImageEncoder, qformer: QFormer, projection: SubjectProjection) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class SubjectEncoder(nn.Module):
         self.projection = projection
 
     def forward(self, pixels: Tensor, words: Words) -> Tensor:
-        """Normalised pixels (B, 3, S, S) and the words of their categories to subject tokens (B, Q, D)."""
+        """Encode normalised pixels (B, 3, S, S) and their tokenized categories to subject tokens (B, Q, D)."""
         features = self.image_encoder(pixels)  # (B, N, V)
         states = self.qformer(features, words.input_ids, words.attention_mask, AttentionPattern.BIDIRECTIONAL)
         tokens: Tensor = self.projection(states.queries)  # (B, Q, D)
@@ -107,17 +107,17 @@ class SubjectEncoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """Data type of the weights."""
         return self.qformer.query_tokens.dtype
 
     @property
     def device(self) -> torch.device:
-        """Of the weights."""
+        """Device of the weights."""
         return self.qformer.query_tokens.device
 
 
 class BlipDiffusion(nn.Module):
-    """The parts, in the order in which data meets them, and the flow."""
+    """The whole model: its parts, in the order of the data flow, and the flow."""
 
     def __init__(
         self,
@@ -147,19 +147,19 @@ class BlipDiffusion(nn.Module):
 
     @property
     def latents(self) -> LatentCodec:
-        """Images to latents and back."""
+        """The codec between images and latents."""
         return LatentCodec(self.vae)
 
     @property
     def text_length(self) -> int:
-        """The number of positions of the text encoder, subject tokens included."""
+        """Number of positions of the text encoder, subject tokens included."""
         return int(self.text_encoder.config.max_position_embeddings)
 
     def subject_tokens(self, pixels: Tensor, categories: Sequence[str]) -> Tensor:
         """Encode reference images (B, 3, H, W) in [0, 1] and their categories to subject tokens (B, Q, D)."""
-        known = self.subject_encoder.qformer.config
+        config = self.subject_encoder.qformer.config
         words = category_words(
-            self.qformer_tokenizer, categories, limit=known.positions, vocabulary=known.vocabulary
+            self.qformer_tokenizer, categories, limit=config.positions, vocabulary=config.vocabulary
         ).to(pixels.device)
         pixels = preprocess(pixels, self.reference.size, self.reference.mean, self.reference.std)
         tokens: Tensor = self.subject_encoder(pixels.to(self.subject_encoder.dtype), words)
@@ -167,7 +167,7 @@ class BlipDiffusion(nn.Module):
 
     @property
     def place_width(self) -> int:
-        """Width of the code of a place in which text states end: 0 where cross-attention adds no places."""
+        """Width P of the position codes at the end of text states; 0 for a U-Net without placed tokens."""
         return CODE_WIDTH if is_placed(self.unet.config) else 0
 
     def text_states(
@@ -178,14 +178,14 @@ class BlipDiffusion(nn.Module):
         *,
         device: torch.device | None = None,
     ) -> Tensor:
-        """Encode full prompts and the subject tokens that stand in them.
+        """Encode full prompts, with subject tokens inserted among their words.
 
         Args:
-            prompts: B full sentences.
-            subject: Subject tokens (B, Q, D), inserted after the words before the subject. None: words alone.
-            frames: (B, K, 4) where the reference's square lies in the image, for each copy of the subject (`framing`).
-                Only for a U-Net with placed tokens; by default the subject stands in the middle.
-            device: Where to compute, for weights that are moved there only meanwhile. By default where they are.
+            prompts: B full prompts, each with the words before the subject and the category.
+            subject: Subject tokens (B, Q, D), inserted after the words before the subject. `None`: words only.
+            frames: (B, K, 4), the reference's square in the image for each of K copies of the subject (`framing`). Used
+                only by a U-Net with placed tokens; default: one copy in the middle.
+            device: Device to compute on, for weights that offloading moves there; default: the weights' device.
 
         Returns:
             Text states (B, L, D + P), with P = `place_width`.
@@ -198,10 +198,10 @@ class BlipDiffusion(nn.Module):
         ids = prompt_ids(self.tokenizer, prompts, self.text_length - subject.shape[1]).to(device)
         at = insert_position(self.tokenizer)
         states = self.text_encoder(ids, subject, at)
-        return self._with_places(states, subject.shape[1], at, frames) if self.place_width else states
+        return self._append_position_codes(states, subject.shape[1], at, frames) if self.place_width else states
 
-    def _with_places(self, states: Tensor, tokens: int, at: int, frames: Tensor | None) -> Tensor:
-        """Append the code of its place to the state of each subject token, and zeros to the words'."""
+    def _append_position_codes(self, states: Tensor, tokens: int, at: int, frames: Tensor | None) -> Tensor:
+        """Append a position code to the state of each subject token, and zeros to the states of words."""
         if not tokens:
             return F.pad(states, (0, self.place_width))
         if frames is None:
@@ -209,7 +209,7 @@ class BlipDiffusion(nn.Module):
         return append_codes(states, token_codes(frames.to(states.device), tokens, self.place_width), at)
 
     def denoiser(self, text: Tensor) -> Denoiser:
-        """(B, L, D) to a denoiser of B images."""
+        """Return a denoiser of B images, conditioned on text states (B, L, D + P)."""
         return unet_denoiser(self.unet, text)
 
 

@@ -79,7 +79,7 @@ def test_what_cant_be_divided() -> None:
         WholeUNet(unet(), 4)
     with pytest.raises(InputError, match="has 1 to 3"):
         ShallowUNet(unet(), 0)
-    with pytest.raises(InputError, match="Stable Diffusion 1's kind"):
+    with pytest.raises(InputError, match="architecture of Stable Diffusion 1"):
         ShallowUNet(unet(class_embed_type="timestep"))
 
 

@@ -176,7 +176,7 @@ def test_the_order_of_words_matters(qformer: QFormer, features: Tensor) -> None:
 
 
 def test_errors(qformer: QFormer) -> None:
-    with pytest.raises(ConfigError, match="width 10 is no multiple of 4 heads"):
+    with pytest.raises(ConfigError, match="width 10 is not a multiple of 4 heads"):
         QFormerConfig(width=10, heads=4)
     with pytest.raises(ValueError, match="image features, words, or both"):
         qformer()

@@ -326,7 +326,7 @@ def test_prompt_embeddings_stand_in_for_prompts(pipe: BlipDiffusionPipeline, dra
         ({"clip_skip": 2}, "clip_skip isn't supported"),
         ({"prompt": None}, "There is no prompt"),
         ({"prompt": Image.new("RGB", (64, 64))}, "prompt is a Image: use text"),
-        ({"prompt": ["x", None]}, "prompt is a list of other things"),
+        ({"prompt": ["x", None]}, "prompt is a list of other types"),
         ({"source_subject_category": None}, "source_subject_category is a NoneType"),
         ({"height": "32"}, "height is '32': use a whole number"),
         ({"width": 32.0}, "width is 32.0: use a whole number"),

@@ -354,7 +354,7 @@ def test_a_category_of_several_vectors_is_whole(own: BlipDiffusionPipeline, dog:
 @pytest.mark.parametrize(
     ("given", "token", "sentence"),
     [
-        (torch.ones(2, 99), "<rex>", "isn't for this model, whose embeddings are 32 wide: its own are 99"),
+        (torch.ones(2, 99), "<rex>", "is for another model: its vectors are 99 wide, and this model's 32"),
         ({"a": torch.ones(32), "b": torch.ones(32)}, None, r"holds 2 tensors \(a, b\)"),
         ({"clip_l": torch.ones(1, 32), "clip_g": torch.ones(1, 64)}, None, "is for Stable Diffusion XL"),
         ("no", None, "There is no textual inversion at no"),

@@ -14,16 +14,16 @@ from blip_diffusion.diffusion.guidance import Denoiser
 
 @dataclass(frozen=True)
 class Control:
-    """A ControlNet or a T2I-Adapter, the image it looks at, how strongly it speaks, and when."""
+    """A ControlNet or a T2I-Adapter, its control image, its scale and the steps in which it is active."""
 
     net: Any
     image: Tensor  # (B, 1 or 3, H, W) in [0, 1]
     scale: float = 1.0
-    start: float = 0.0  # shares of the steps: it speaks in those that lie wholly between
+    start: float = 0.0  # shares of all steps: active in the steps that lie wholly between start and end
     end: float = 1.0
 
-    def speaks(self, step: int, steps: int) -> bool:
-        """Whether it does in a step of so many."""
+    def is_active(self, step: int, steps: int) -> bool:
+        """Return whether the net runs in step `step` of `steps`."""
         return step / steps >= self.start and (step + 1) / steps <= self.end
 
 
@@ -37,12 +37,14 @@ def controlled_denoiser(
     doubled: bool = False,
     counter: Iterator[int] | None = None,
 ) -> Denoiser:
-    """Return a denoiser with what ControlNets, which read the same text states (B, L, D), and T2I-Adapters add.
+    """Return a denoiser with the residuals of ControlNets and T2I-Adapters added.
 
-    A ControlNet runs in each step and adds to the skips and the middle; an adapter has run once, whatever the noise and
-    the prompt, and adds to the encoder's levels. The denoiser is called once a step, in order; denoisers that take
-    turns share a `counter`. With `guess` the nets speak softer the shallower their layer (adapters do not), and where
-    the batch is `doubled` for guidance only in its second, conditional half: so they can be trusted without a prompt.
+    A ControlNet reads the same text states (B, L, D), runs in each step and adds to the skips and the middle. An
+    adapter depends on neither noise nor prompt: it runs once, here, and adds to the encoder's levels. The denoiser must
+    be called once per step, in order; denoisers that take turns share a `counter`.
+
+    With `guess`, a ControlNet's residuals are weaker the shallower their layer, and in a batch `doubled` for guidance
+    all nets act on the second, conditional half only: guess mode, for control without a prompt.
     """
     counter = itertools.count() if counter is None else counter
     text = text.to(unet.dtype)
@@ -53,23 +55,23 @@ def controlled_denoiser(
 
     def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
         step = next(counter)
-        given = latents.to(text.dtype)
+        inputs = latents.to(text.dtype)
         skips: list[Tensor] = []
         levels: list[Tensor] = []
         for index, control in enumerate(controls):
-            if not control.speaks(step, steps):
+            if not control.is_active(step, steps):
                 continue
             if index in features:
-                levels = _plus(levels, [_for_batch(x, given, halved=halved) for x in features[index]])
+                levels = _add(levels, [_for_batch(x, inputs, halved=halved) for x in features[index]])
             else:
-                skips = _plus(skips, _control(control, given, timestep, text, guess=guess, halved=halved))
+                skips = _add(skips, _control(control, inputs, timestep, text, guess=guess, halved=halved))
         extra = {
             "down_block_additional_residuals": skips[:-1] or None,
             "mid_block_additional_residual": skips[-1] if skips else None,
             "down_intrablock_additional_residuals": levels or None,
         }
-        answer: Tensor = unet(given, timestep, encoder_hidden_states=text, return_dict=False, **extra)[0]
-        return answer.to(latents.dtype)
+        prediction: Tensor = unet(inputs, timestep, encoder_hidden_states=text, return_dict=False, **extra)[0]
+        return prediction.to(latents.dtype)
 
     return denoise
 
@@ -79,22 +81,22 @@ def is_adapter(net: Any) -> bool:
     return isinstance(net, T2IAdapter)
 
 
-def _plus(some: list[Tensor], more: list[Tensor]) -> list[Tensor]:
-    return [a + b for a, b in zip(some, more, strict=True)] if some else more
+def _add(total: list[Tensor], more: list[Tensor]) -> list[Tensor]:
+    return [a + b for a, b in zip(total, more, strict=True)] if total else more
 
 
 def _features(control: Control, dtype: torch.dtype) -> list[Tensor]:
-    """An adapter's addition to each level of the U-Net's encoder: (B, C, H, W) each."""
-    image, wanted = control.image.to(control.net.dtype), int(control.net.config.in_channels)
-    if image.shape[1] != wanted:
-        image = image.mean(dim=1, keepdim=True).expand(-1, wanted, -1, -1)
+    """Return an adapter's features for each level of the U-Net's encoder: (B, C, H, W) each."""
+    image, channels = control.image.to(control.net.dtype), int(control.net.config.in_channels)
+    if image.shape[1] != channels:
+        image = image.mean(dim=1, keepdim=True).expand(-1, channels, -1, -1)
     features = [control.scale * x for x in control.net(image)]
-    same = control.net.dtype == dtype  # then autocast decides, as in the U-Net
-    return features if same else [x.to(dtype) for x in features]
+    same_dtype = control.net.dtype == dtype  # then autocast chooses the type, as in the U-Net
+    return features if same_dtype else [x.to(dtype) for x in features]
 
 
 def _for_batch(feature: Tensor, latents: Tensor, *, halved: bool) -> Tensor:
-    """Repeat a feature for latents of several copies of the images; zero it in the first half if `halved`."""
+    """Repeat a feature to the batch size of the latents; zero it in the first half if `halved`."""
     copies = len(latents) // len(feature)
     repeated = feature.repeat(copies, 1, 1, 1)
     if halved:
@@ -105,7 +107,7 @@ def _for_batch(feature: Tensor, latents: Tensor, *, halved: bool) -> Tensor:
 def _control(
     control: Control, latents: Tensor, timestep: Tensor, text: Tensor, *, guess: bool, halved: bool
 ) -> list[Tensor]:
-    """Return a ControlNet's residuals for the U-Net's skips and, last, its middle."""
+    """Return a ControlNet's residuals for the U-Net's skips, then for its middle block."""
     dtype = latents.dtype
     if halved:
         latents, text = latents.chunk(2)[1], text.chunk(2)[1]
@@ -120,5 +122,5 @@ def _control(
         guess_mode=guess,
         return_dict=False,
     )
-    added = [x.to(dtype) for x in (*down, middle)]
-    return [torch.cat([torch.zeros_like(x), x]) if halved else x for x in added]
+    residuals = [x.to(dtype) for x in (*down, middle)]
+    return [torch.cat([torch.zeros_like(x), x]) if halved else x for x in residuals]

@@ -1,7 +1,7 @@
-"""Denoisers that compute less: guidance on an interval, in two passes or one, and deep U-Net features used again.
+"""DeepCache (Ma, Fang & Wang 2023): deep features of the U-Net are cached and reused for some steps.
 
-The U-Net is taken apart at the door of its outermost level, which alone works at the latents' full size. What comes up
-through that door from the depths changes little from step to step (Ma, Fang & Wang, "DeepCache", 2023).
+The U-Net is split at its outermost level, the only one at the latents' full size. The features that this level receives
+from below change little from step to step, so most steps compute the outermost level only.
 """
 
 import itertools
@@ -16,15 +16,15 @@ from blip_diffusion.diffusion.guidance import Denoiser
 from blip_diffusion.errors import InputError
 
 Whole = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Latents (B, C, H, W), a timestep and text states (B, L, D) to the answer and the deep features (B, F, H, W).
+"""Latents (B, C, H, W), a timestep and text states (B, L, D) to the prediction and the deep features (B, F, H, W).
 
-The text states are in the U-Net's own precision; the latents keep theirs."""
+The text states have the U-Net's data type; the latents keep theirs."""
 Shallow = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""The same and such features to the answer."""
+"""Latents, a timestep, text states and deep features to the prediction."""
 
 
 class WholeUNet(nn.Module):
-    """The U-Net, that also tells what comes up to its last `layers` layers. It is run as it is, never compiled."""
+    """The whole U-Net, which also returns the features that enter its last `layers` layers. It is never compiled."""
 
     def __init__(self, unet: Any, layers: int = 1) -> None:
         super().__init__()
@@ -33,20 +33,20 @@ class WholeUNet(nn.Module):
         self.layers = layers
 
     def extra_repr(self) -> str:
-        return f"layers={self.layers}"  # which tells one from another where weights and names don't
+        return f"layers={self.layers}"  # distinguishes instances with equal weights and names
 
     def forward(self, latents: Tensor, timestep: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        with _inputs(self.unet.up_blocks[-1].resnets[-self.layers]) as seen:
-            given = latents.to(text.dtype), timestep, text
-            answer = self.unet._call_impl(*given, return_dict=False)[0]  # a graph compiled before knows no later hooks
-        skipped = self.unet.config.block_out_channels[0]  # of the input, the last channels come over the skip
-        return answer.to(latents.dtype), seen[0][:, :-skipped]
+        with _recorded_inputs(self.unet.up_blocks[-1].resnets[-self.layers]) as recorded:
+            inputs = latents.to(text.dtype), timestep, text
+            prediction = self.unet._call_impl(*inputs, return_dict=False)[0]  # a compiled graph ignores later hooks
+        skipped = self.unet.config.block_out_channels[0]  # the input's last channels come from the skip
+        return prediction.to(latents.dtype), recorded[0][:, :-skipped]
 
 
 class ShallowUNet(nn.Module):
-    """The first and last layers of the U-Net's outermost level, given what came up from below at an earlier step.
+    """The first and last layers of the U-Net's outermost level, on deep features of an earlier step.
 
-    Of Stable Diffusion 1.5's 803 GFLOP an image, one layer takes 63 and two take 180.
+    Of Stable Diffusion 1.5's 803 GFLOP per image, one layer takes 63 and two take 180.
     """
 
     def __init__(self, unet: Any, layers: int = 1) -> None:
@@ -56,7 +56,7 @@ class ShallowUNet(nn.Module):
         self.layers = layers
 
     def extra_repr(self) -> str:
-        return f"layers={self.layers}"  # which tells one from another where weights and names don't
+        return f"layers={self.layers}"  # distinguishes instances with equal weights and names
 
     def forward(self, latents: Tensor, timestep: Tensor, text: Tensor, deep: Tensor) -> Tensor:
         unet = self.unet
@@ -68,8 +68,8 @@ class ShallowUNet(nn.Module):
         x = deep
         for index in range(-self.layers, 0):
             x = _layer(unet.up_blocks[-1], index, torch.cat([x, skips.pop()], dim=1), time, text)
-        answer: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
-        return answer.to(latents.dtype)
+        prediction: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
+        return prediction.to(latents.dtype)
 
 
 def check_divisible(unet: Any, layers: int) -> None:
@@ -78,13 +78,13 @@ def check_divisible(unet: Any, layers: int) -> None:
     if not 1 <= layers <= most:
         raise InputError(f"deepcache_layers is {layers}: this U-Net's outermost level has 1 to {most}.")
     if unet.class_embedding is not None or getattr(unet.config, "addition_embed_type", None):
-        raise InputError("Features of this U-Net can't be used again: it isn't one of Stable Diffusion 1's kind.")
+        raise InputError("DeepCache can't run this U-Net: it needs one with the architecture of Stable Diffusion 1.")
 
 
 def deepcache(whole: Whole, shallow: Shallow | None, text: Tensor, every: int) -> Denoiser:
     """Run the whole U-Net every `every` steps, and in between only its outermost layers on cached features.
 
-    Where every step takes the whole one, `shallow` isn't needed.
+    `shallow` may be `None` if `every` is 1.
     """
     steps = itertools.count()
     deep: Tensor | None = None
@@ -92,8 +92,8 @@ def deepcache(whole: Whole, shallow: Shallow | None, text: Tensor, every: int) -
     def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
         nonlocal deep
         if next(steps) % every == 0 or deep is None or shallow is None:
-            answer, deep = whole(latents, timestep, text)
-            return answer
+            prediction, deep = whole(latents, timestep, text)
+            return prediction
         return shallow(latents, timestep, text, deep)
 
     return denoise
@@ -108,11 +108,11 @@ def _layer(block: Any, index: int, x: Tensor, time: Tensor, text: Tensor) -> Ten
 
 
 @contextmanager
-def _inputs(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Record a module's inputs within the context."""
-    seen: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+def _recorded_inputs(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Record the first input of each call of a module within the context."""
+    recorded: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: recorded.append(inputs[0]))
     try:
-        yield seen
+        yield recorded
     finally:
         handle.remove()

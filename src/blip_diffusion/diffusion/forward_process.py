@@ -1,4 +1,4 @@
-"""What training and sampling share: how latents are noised, what the network predicts, what a timestep weighs."""
+"""The forward process: how latents are noised, the prediction target, and the loss weight of a timestep."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -34,7 +34,7 @@ class Noising:
         return alphas.sqrt(), (1 - alphas).sqrt()
 
     def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t = √ᾱ x_0 + √(1-ᾱ) ε (Ho et al. 2020, equation 4)."""
+        """Return x_t = √ᾱ x_0 + √(1-ᾱ) ε (Ho et al. 2020, equation 4)."""
         signal, spread = self.signal_and_noise(timesteps, latents)
         return signal * latents + spread * noise
 
@@ -45,20 +45,20 @@ class Noising:
         signal, spread = self.signal_and_noise(timesteps, latents)
         return signal * noise - spread * latents
 
-    def predict_x0(self, noised: Tensor, answer: Tensor, timesteps: Tensor) -> Tensor:
+    def predict_x0(self, noised: Tensor, prediction: Tensor, timesteps: Tensor) -> Tensor:
         """Return the x_0 that a prediction implies."""
         signal, spread = self.signal_and_noise(timesteps, noised)
         if self.prediction == "epsilon":
-            return (noised - spread * answer) / signal.clamp(min=1e-4)
-        return signal * noised - spread * answer
+            return (noised - spread * prediction) / signal.clamp(min=1e-4)
+        return signal * noised - spread * prediction
 
     def noise(self, noised: Tensor, clean: Tensor, timesteps: Tensor) -> Tensor:
-        """Return the ε that together with x_0 makes x_t."""
+        """Return the ε for which x_0 is noised to x_t."""
         signal, spread = self.signal_and_noise(timesteps, noised)
         return (noised - signal * clean) / spread.clamp(min=1e-4)
 
     def random_timesteps(self, count: int, rng: torch.Generator, *, timestep_shift: float = 1.0) -> Tensor:
-        """Sample timesteps (count,): uniform for `timestep_shift` s = 1, more of them noisy above.
+        """Sample timesteps (count,): uniform for `timestep_shift` s = 1, noisier for s > 1.
 
         u becomes s u / (1 + (s - 1) u) (Esser et al. 2024, equation 23), so half lie above s / (1 + s).
         """
@@ -69,9 +69,9 @@ class Noising:
         return (shifted * self.timesteps).long().clamp(max=self.timesteps - 1)  # float32 rounds the largest to 1
 
     def weight(self, timesteps: Tensor, gamma: float | None) -> Tensor:
-        """Min-SNR-γ weights (B,) (Hang et al. 2023), with SNR + 1 for v so that no noise level is left out.
+        """Return min-SNR-γ weights (B,) (Hang et al. 2023), with SNR + 1 for v so that no noise level has weight 0.
 
-        `None` weighs all alike: the simple loss of Ho et al. 2020, equation 14.
+        `None` weighs all timesteps equally: the simple loss of Ho et al. 2020, equation 14.
         """
         if gamma is None:
             return torch.ones(len(timesteps), device=timesteps.device)
@@ -102,7 +102,7 @@ def denoising_loss(
         noising: The forward process, which defines x_t, target and w.
         rng: Source of noise and timesteps.
         gamma: γ of min-SNR weights (Hang et al. 2023); `None`: w = 1.
-        timestep_shift: Above 1, timesteps are noisier; see `Noising.random_timesteps`.
+        timestep_shift: Timesteps are noisier above 1; see `Noising.random_timesteps`.
         importance: m (B, 1, H, W) of mean 1; default 1.
 
     Returns:
@@ -123,9 +123,9 @@ def denoising_error(
     gamma: float | None = None,
     importance: Tensor | None = None,
 ) -> Tensor:
-    """The same for noise (B, C, H, W) and timesteps (B,) that are given: nothing is left to chance."""
-    answer = denoiser(noising.noised(latents, noise, timesteps), timesteps)
-    errors = (answer.float() - noising.target(latents, noise, timesteps)).pow(2)
+    """Return `denoising_loss` for given noise (B, C, H, W) and timesteps (B,)."""
+    prediction = denoiser(noising.noised(latents, noise, timesteps), timesteps)
+    errors = (prediction.float() - noising.target(latents, noise, timesteps)).pow(2)
     if importance is not None:
         errors = errors * importance
     return (errors.mean(dim=(1, 2, 3)) * noising.weight(timesteps, gamma)).mean()

@@ -1,4 +1,4 @@
-"""A denoiser is a callable `(latents, timestep) -> prediction`; guidance is one more of the same shape."""
+"""Denoisers, callables `(latents, timestep) -> prediction`, and guidance, which combines them to another denoiser."""
 
 import itertools
 from collections.abc import Callable
@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""Noised latents (B, C, H, W) and a timestep to the network's answer (B, C, H, W)."""
+"""Noised latents (B, C, H, W) and a timestep to the network's prediction (B, C, H, W)."""
 
 
 def unet_denoiser(unet: Any, text: Tensor) -> Denoiser:
     """Return a denoiser of the U-Net with text states (B, L, D) in cross-attention.
 
-    It computes in its own precision; latents keep theirs, in which a solver's small steps add up.
+    The U-Net computes in its data type; latents keep theirs, which a solver's small steps need.
     """
-    text = text.to(unet.dtype)  # which asks every layer: once is enough
+    text = text.to(unet.dtype)  # once, not in each step: `unet.dtype` iterates over all layers
 
     def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
-        answer: Tensor = unet(latents.to(text.dtype), timestep, encoder_hidden_states=text, return_dict=False)[0]
-        return answer.to(latents.dtype)
+        prediction: Tensor = unet(latents.to(text.dtype), timestep, encoder_hidden_states=text, return_dict=False)[0]
+        return prediction.to(latents.dtype)
 
     return denoise
 
@@ -30,35 +30,42 @@ def guided(both: Denoiser, scale: float | Callable[[], float], *, rescale: float
 
     Args:
         both: A denoiser of batches [unconditional, conditional] of size 2B.
-        scale: Guidance scale; 1 is the conditional prediction. A function is called at each step.
-        rescale: In [0, 1]; pulls the result's standard deviation back to the conditional one's, which noise schedules
-            that end in pure noise need (Lin et al. 2023, section 3.4).
+        scale: Guidance scale; 1 is the conditional prediction. A function is called in each step.
+        rescale: In [0, 1]; moves the result's standard deviation towards the conditional prediction's, which noise
+            schedules that end in pure noise need (Lin et al. 2023, section 3.4).
 
     Returns:
         A denoiser of batches of size B.
     """
 
     def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
-        empty, full = both(torch.cat([latents, latents]), timestep).chunk(2)
+        unconditional, conditional = both(torch.cat([latents, latents]), timestep).chunk(2)
         weight = scale() if callable(scale) else scale
-        answer = empty + weight * (full - empty)
-        return _rescaled(answer, full, rescale) if rescale else answer
+        prediction = unconditional + weight * (conditional - unconditional)
+        return _rescaled(prediction, conditional, rescale) if rescale else prediction
 
     return denoise
 
 
-def _rescaled(answer: Tensor, conditional: Tensor, amount: float) -> Tensor:
-    dims = tuple(range(1, answer.ndim))
-    ratio = conditional.std(dim=dims, keepdim=True) / answer.std(dim=dims, keepdim=True)
-    return answer * (amount * ratio + 1 - amount)
+def _rescaled(guided: Tensor, conditional: Tensor, amount: float) -> Tensor:
+    dims = tuple(range(1, guided.ndim))
+    ratio = conditional.std(dim=dims, keepdim=True) / guided.std(dim=dims, keepdim=True)
+    return guided * (amount * ratio + 1 - amount)
 
 
 def on_interval(
     interval: tuple[float, float], steps: int, inside: Denoiser, outside: Denoiser, *, first: int = 0
 ) -> Denoiser:
-    """One denoiser in the steps that begin in a share of all, another before and after it; `first` is the next step.
+    """Return a denoiser that is `inside` in the steps of an interval and `outside` before and after it.
 
-    Guidance helps in the middle: early it narrows what is drawn, late it changes little (Kynkäänniemi et al. 2024).
+    Guidance helps in the middle steps: early it reduces variety, late it changes little (Kynkäänniemi et al. 2024).
+
+    Args:
+        interval: Start and end in [0, 1], in shares of `steps`; a step belongs to it if it begins in it.
+        steps: Number of sampling steps.
+        inside: Denoiser within the interval.
+        outside: Denoiser outside of it.
+        first: Index of the first step for which the denoiser is called.
     """
     start, end = interval
     counter = itertools.count(first)
@@ -70,11 +77,11 @@ def on_interval(
     return denoise
 
 
-def split_batch(empty: Denoiser, full: Denoiser) -> Denoiser:
-    """Answers for [unconditional, conditional] batches of 2B in two passes of B: half the memory."""
+def split_batch(unconditional: Denoiser, conditional: Denoiser) -> Denoiser:
+    """Return a denoiser of [unconditional, conditional] batches of 2B that runs two passes of B: half the memory."""
 
     def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
         first, second = latents.chunk(2)
-        return torch.cat([empty(first, timestep), full(second, timestep)])
+        return torch.cat([unconditional(first, timestep), conditional(second, timestep)])
 
     return denoise

@@ -1,4 +1,4 @@
-"""Images to latents and back (Rombach et al. 2022, section 3.1): the sole owner of the scaling factor."""
+"""Images to latents and back (Rombach et al. 2022, section 3.1); only this module uses the scaling factor."""
 
 from typing import Any
 
@@ -7,29 +7,29 @@ from torch import Tensor
 
 
 class LatentCodec:
-    """A diffusers VAE, read in the units that the denoiser is trained in."""
+    """A diffusers VAE with its scaling factor: latents have the scale that the denoiser is trained on."""
 
     def __init__(self, vae: Any) -> None:
         self.vae = vae
 
     @property
     def factor(self) -> int:
-        """How many pixels a latent is wide: from the VAE's own depth."""
+        """Pixels per latent along a side, from the VAE's depth."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     @property
     def channels(self) -> int:
-        """The number of channels of a latent."""
+        """Number of channels of latents."""
         return int(self.vae.config.latent_channels)
 
     def encode(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Pixels (B, 3, H, W) in [0, 1] to latents: the mean of the posterior, or with a generator a sample of it."""
+        """Encode pixels (B, 3, H, W) in [0, 1] to the posterior's mean, or, with a generator, to a sample of it."""
         posterior = self.vae.encode(pixels.to(self.vae.dtype) * 2 - 1).latent_dist
         latents = posterior.mode() if generator is None else posterior.sample(generator)
         scaled: Tensor = latents * self.vae.config.scaling_factor
         return scaled
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents to pixels in [0, 1]."""
+        """Decode latents to pixels in [0, 1]."""
         pixels: Tensor = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
         return (pixels / 2 + 0.5).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""The one sampling loop: any denoiser, any scheduler of diffusers' Stable Diffusion family."""
+"""The sampling loop, for any denoiser and any scheduler of diffusers' Stable Diffusion family."""
 
 import inspect
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from blip_diffusion.diffusion.guidance import Denoiser
 from blip_diffusion.errors import InputError
 
 StepHook = Callable[[int, Tensor, Tensor], Tensor]
-"""Called after a step with its index, timestep and latents; answers the latents to go on with."""
+"""Called after a step with its index, timestep and latents; returns the latents to continue with."""
 
 
 def sample(
@@ -25,7 +25,7 @@ def sample(
     hook: StepHook | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Tensor:
-    """Integrate noise to clean latents over the timesteps that `scheduler.set_timesteps` has chosen.
+    """Integrate noise to clean latents over the timesteps set by `scheduler.set_timesteps`.
 
     Args:
         denoiser: Maps latents and a timestep to the network's prediction.
@@ -33,8 +33,8 @@ def sample(
         scheduler: A diffusers scheduler.
         generators: One generator per image, for schedulers that add noise.
         eta: Share of noise that DDIM-like schedulers add in each step, in [0, 1]; default: the scheduler's.
-        stop: Sampling ends before a step for which it returns true.
         hook: Called after each step with its index, timestep and latents; returns the latents to continue with.
+        stop: Called before each step; sampling ends once it returns true.
 
     Returns:
         Clean latents (B, C, H, W).
@@ -44,23 +44,25 @@ def sample(
     for index, timestep in enumerate(scheduler.timesteps):
         if stop is not None and stop():
             break
-        answer = denoiser(scheduler.scale_model_input(latents, timestep), timestep)
-        latents = scheduler.step(answer, timestep, latents, return_dict=False, **extra)[0]
+        prediction = denoiser(scheduler.scale_model_input(latents, timestep), timestep)
+        latents = scheduler.step(prediction, timestep, latents, return_dict=False, **extra)[0]
         if hook is not None:
             latents = hook(index, timestep, latents)
     return latents
 
 
 def check_scheduler(scheduler: Any) -> None:
-    """Raise `InputError` for a scheduler that is not for noise of a variance schedule, as Stable Diffusion's are."""
+    """Raise `InputError` for a scheduler without a variance schedule like Stable Diffusion's."""
     step = list(inspect.signature(getattr(scheduler, "step", _no_step)).parameters.values())
     needed = [p.name for p in step if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     config = getattr(scheduler, "config", {})
-    fits = needed == ["model_output", "timestep", "sample"] and hasattr(scheduler, "scale_model_input")
-    fits = fits and config.get("prediction_type") in ("epsilon", "sample", "v_prediction") and "beta_start" in config
-    if not fits or config.get("use_flow_sigmas") or type(scheduler).__name__.endswith("InverseScheduler"):
+    suitable = needed == ["model_output", "timestep", "sample"] and hasattr(scheduler, "scale_model_input")
+    suitable = (
+        suitable and config.get("prediction_type") in ("epsilon", "sample", "v_prediction") and "beta_start" in config
+    )
+    if not suitable or config.get("use_flow_sigmas") or type(scheduler).__name__.endswith("InverseScheduler"):
         raise InputError(
-            f"{type(scheduler).__name__} can't sample with this model: use a scheduler of Stable Diffusion's kind, for "
+            f"{type(scheduler).__name__} can't sample with this model: use one of Stable Diffusion's schedulers, for "
             "example EulerDiscreteScheduler.from_config(pipe.scheduler.config)."
         )
 
@@ -69,14 +71,14 @@ def _no_step() -> None: ...
 
 
 def ddim_like(scheduler: Any) -> DDIMScheduler:
-    """Return DDIM (Song et al. 2021) with another scheduler's noise levels: deterministic sampling."""
+    """Return a DDIM scheduler (Song et al. 2021), which samples deterministically, with another's noise levels."""
     return DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing", clip_sample=False)
 
 
 def initial_noise(shape: tuple[int, int, int], generators: list[torch.Generator], like: Tensor) -> Tensor:
     """Return noise (B, C, H, W), one generator per image, so that images are independent of the batch."""
-    drawn = [torch.randn((1, *shape), generator=g, device=g.device, dtype=like.dtype) for g in generators]
-    return torch.cat([noise.to(like.device) for noise in drawn])
+    noises = [torch.randn((1, *shape), generator=g, device=g.device, dtype=like.dtype) for g in generators]
+    return torch.cat([noise.to(like.device) for noise in noises])
 
 
 def _extra_arguments(scheduler: Any, generators: list[torch.Generator] | None, eta: float | None) -> dict[str, Any]:

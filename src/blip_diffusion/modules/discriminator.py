@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 
 class PatchDiscriminator(nn.Module):
-    """Real or drawn, patch by patch (Isola et al. 2017): pixels (B, 3, H, W) in [0, 1] to logits (B, 1, H/8, W/8)."""
+    """Pixels (B, 3, H, W) in [0, 1] to a logit per patch, (B, 1, H/8, W/8): high for real images, low for generated."""
 
     def __init__(self, width: int = 48) -> None:
         super().__init__()
@@ -23,6 +23,6 @@ class PatchDiscriminator(nn.Module):
         return logits
 
 
-def hinge(real: Tensor, drawn: Tensor) -> Tensor:
-    """Return the discriminator's hinge loss (Lim & Ye 2017)."""
-    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + drawn).mean())
+def hinge(real: Tensor, generated: Tensor) -> Tensor:
+    """Return the discriminator's hinge loss of its logits for real and generated images (Lim & Ye 2017)."""
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + generated).mean())

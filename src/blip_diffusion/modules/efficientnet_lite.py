@@ -1,6 +1,6 @@
 """EfficientNet-Lite (Tan & Le 2019, without squeeze-and-excitation), with its batch norms folded: inference only.
 
-timm has the network too, but needs a torchvision that matches the torch build; this is all a frozen tower needs of it.
+timm has the network too, but needs a torchvision that matches the torch build. A frozen tower needs only this part.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Stage:
-    """A run of inverted residual blocks."""
+    """Shape of a sequence of inverted residual blocks."""
 
     repeats: int
     kernel: int
@@ -58,7 +58,7 @@ class SameConv(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """Expand, convolve each channel by itself, project; added to its input where the shapes allow it."""
+    """Inverted residual: expand, depthwise convolution, project; added to the input where the shapes are equal."""
 
     def __init__(self, width_in: int, stage: Stage, stride: int) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Block(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """Pixels (B, 3, H, W), `(x - 127) / 128`, to the outputs of blocks. Blocks after `last_block` are not built."""
+    """Pixels (B, 3, H, W), normalised as `(x - 127) / 128`, to block outputs; `last_block` is the last one built."""
 
     def __init__(self, stages: tuple[Stage, ...] = LITE0, *, last_block: int | None = None, head: bool = False) -> None:
         super().__init__()
@@ -89,21 +89,21 @@ class EfficientNetLite(nn.Module):
         self.head = nn.Conv2d(width, HEAD_WIDTH, 1) if head else None
 
     def forward(self, pixels: Tensor, taps: tuple[int, ...]) -> list[Tensor]:
-        """Return the outputs of the blocks in `taps` (increasing); -1 is the head's, which comes last."""
-        x, kept = F.relu6(self.stem(pixels)), []
+        """Return the outputs of the blocks in `taps` (increasing); -1 selects the head, whose output comes last."""
+        x, outputs = F.relu6(self.stem(pixels)), []
         for index, block in enumerate(self.blocks):
             x = block(x)
             if index in taps:
-                kept.append(x)
+                outputs.append(x)
         if -1 in taps:
             if self.head is None:
                 raise ValueError("this EfficientNetLite was built without its head")
-            kept.append(F.relu6(self.head(x)))
-        return kept
+            outputs.append(F.relu6(self.head(x)))
+        return outputs
 
 
 def read_weights(path: Path, network: EfficientNetLite) -> EfficientNetLite:
-    """Load the published `.pth` (of `efficientnet-lite-pytorch`); batch norms are folded into convolutions."""
+    """Load the published `.pth` (of `efficientnet-lite-pytorch`), with batch norms folded into convolutions."""
     published = torch.load(path, map_location="cpu", weights_only=True)
     convolutions = {"stem": ("_conv_stem", "_bn0")}
     for i, block in enumerate(network.blocks):

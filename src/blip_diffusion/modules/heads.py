@@ -1,4 +1,7 @@
-"""Heads of training: BLIP-2's three (Li, Li, Savarese & Hoi 2023, section 3.1), and ours, which see the subject."""
+"""Training heads: the three of BLIP-2 (Li, Li, Savarese & Hoi 2023, section 3.1), and two reconstruction heads.
+
+The reconstruction heads and the subject finder are additions of this project.
+"""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +15,7 @@ from blip_diffusion.modules.qformer import QFormerConfig
 
 
 class ContrastiveHead(nn.Module):
-    """Query states and a sentence state to unit vectors, and the temperature that divides their similarity."""
+    """Projections of query states and a sentence state to unit vectors, with the temperature of their similarity."""
 
     def __init__(self, width: int, shared_width: int = 256) -> None:
         super().__init__()
@@ -21,21 +24,24 @@ class ContrastiveHead(nn.Module):
         self.temperature = nn.Parameter(torch.tensor(0.07))
 
     def images(self, queries: Tensor) -> Tensor:
-        """(B, Q, D) to unit vectors (B, Q, E)."""
+        """Project query states (B, Q, D) to unit vectors (B, Q, E)."""
         return F.normalize(self.vision(queries), dim=-1)
 
     def sentences(self, words: Tensor) -> Tensor:
-        """Word states (B, L, D), of which the first row stands for all, to unit vectors (B, E)."""
+        """Project the first of the word states (B, L, D), which represents the sentence, to unit vectors (B, E)."""
         return F.normalize(self.text(words[:, 0]), dim=-1)
 
     def similarity(self, images: Tensor, sentences: Tensor) -> Tensor:
-        """(B, Q, E) and (C, E) to (B, C): the best query's cosine over the temperature, clamped to [0.001, 0.5]."""
+        """Return the highest cosine over the queries, divided by the temperature: (B, Q, E) and (C, E) to (B, C).
+
+        The temperature is clamped to [0.001, 0.5].
+        """
         cosines = torch.einsum("bqe,ce->bqc", images, sentences).amax(dim=1)
         return cosines / self.temperature.clamp(0.001, 0.5)
 
 
 class MatchingHead(nn.Linear):
-    """Query states (B, Q, D) to logits (B, 2): do image and words belong together? Averaged over the queries."""
+    """Query states (B, Q, D) to logits (B, 2) of image and text not matching or matching, averaged over queries."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, 2)
@@ -45,7 +51,7 @@ class MatchingHead(nn.Linear):
 
 
 class LanguageHead(nn.Module):
-    """BERT's masked-language-model head; its output layer is the word embedding itself."""
+    """BERT's masked-language-model head, whose output weights are the word embeddings."""
 
     def __init__(self, config: QFormerConfig) -> None:
         super().__init__()
@@ -54,14 +60,14 @@ class LanguageHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocabulary))
 
     def forward(self, words: Tensor, word_embeddings: Tensor) -> Tensor:
-        """Word states (B, L, D) and embeddings (W, D) to logits (B, L, W)."""
+        """Map word states (B, L, D) and word embeddings (W, D) to logits (B, L, W)."""
         return F.linear(self.norm(F.gelu(self.dense(words))), word_embeddings, self.bias)
 
 
 class ReconstructionHead(nn.Module):
-    """Draws the subject without its background from its tokens: does it show early that they carry shape?
+    """Decoder of subject tokens to the subject without its background, which shows early whether they encode shape.
 
-    Ours, no part of the paper. A grid of learned places asks the tokens, and each place paints its patch.
+    Not in the paper. A grid of learned queries attends to the tokens, and each query decodes one patch.
     """
 
     def __init__(self, width: int, *, size: int = 32, patch: int = 4, layers: int = 2, heads: int = 4) -> None:
@@ -78,7 +84,7 @@ class ReconstructionHead(nn.Module):
         self.paint = nn.Linear(width, 4 * patch**2)
 
     def forward(self, subject_tokens: Tensor) -> Tensor:
-        """(B, Q, D) to (B, 4, C, C): RGB times alpha, and alpha, each in [0, 1]."""
+        """Decode subject tokens (B, Q, D) to (B, 4, C, C): RGB times alpha, and alpha, each in [0, 1]."""
         x = self.places.expand(len(subject_tokens), -1, -1)
         for layer in self.layers:
             x = layer(x, subject_tokens)
@@ -87,13 +93,13 @@ class ReconstructionHead(nn.Module):
 
 
 def reconstruction_loss(predicted: Tensor, object_crop: Tensor) -> Tensor:
-    """Return how far a reconstruction is from the reference without its background.
+    """Return the loss of a reconstruction of the reference without its background.
 
-    Absolute errors alone forgive wrong outlines: squared ones of alpha count four times, those of colour twice.
+    L1 + 4 · MSE of alpha + 2 · MSE of RGB: L1 alone tolerates wrong outlines.
 
     Args:
         predicted: (B, 4, C, C) RGB times alpha, and alpha.
-        object_crop: The same of the truth.
+        object_crop: (B, 4, C, C) of the reference, in the same format.
     """
     predicted = predicted.float()
     colour = F.mse_loss(predicted[:, :3], object_crop[:, :3])
@@ -102,9 +108,9 @@ def reconstruction_loss(predicted: Tensor, object_crop: Tensor) -> Tensor:
 
 
 class GridReconstructionHead(nn.Module):
-    """Reconstructs the reference without its background from tokens on a square grid, cell by cell.
+    """Decoder of tokens on a square grid to the reference without its background, cell by cell.
 
-    Ours, no part of the paper. Two 3 x 3 convolutions smooth the seams between the cells.
+    Not in the paper. Two 3 x 3 convolutions smooth the seams between the cells.
     """
 
     def __init__(self, width: int, *, tokens: int, size: int = 64, channels: int = 16) -> None:
@@ -118,7 +124,7 @@ class GridReconstructionHead(nn.Module):
         )
 
     def forward(self, subject_tokens: Tensor) -> Tensor:
-        """(B, Q, D) to (B, 4, C, C): RGB times alpha, and alpha, each in [0, 1]."""
+        """Decode subject tokens (B, Q, D) to (B, 4, C, C): RGB times alpha, and alpha, each in [0, 1]."""
         x = self.paint(self.norm(subject_tokens))
         x = rearrange(x, "b (y x) (c p q) -> b c (y p) (x q)", y=self.grid, p=self.patch, q=self.patch)
         return torch.sigmoid(self.smooth(x))
@@ -126,7 +132,7 @@ class GridReconstructionHead(nn.Module):
 
 @dataclass(frozen=True)
 class SubjectFinderConfig:
-    """Shapes of a subject finder."""
+    """Shapes of a `SubjectFinder`."""
 
     vision_width: int
     width: int = 64
@@ -136,7 +142,7 @@ class SubjectFinderConfig:
 
 
 class SubjectFinder(nn.Module):
-    """Predicts the mask of an image's subject from the frozen tower's features. Ours, no part of the paper."""
+    """Predictor of the mask of an image's subject from the frozen tower's features. Not in the paper."""
 
     def __init__(self, config: SubjectFinderConfig) -> None:
         super().__init__()
@@ -163,10 +169,10 @@ class SubjectFinder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Return the precision of the weights."""
+        """Data type of the weights."""
         return self.enter.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        """Return the device of the weights."""
+        """Device of the weights."""
         return self.enter.weight.device

@@ -1,8 +1,7 @@
-"""The frozen image encoder: pixels to patch features (B, N, V), then the one layer of it that is trained.
+"""The image encoder: a frozen tower maps pixels to patch features (B, N, V), and a trained layer norm follows.
 
-The published model reads OpenAI's CLIP ViT-L/14 without its last block; `mini` reads EfficientNet-Lite0 up to block 10.
-Any tower that gives patch features will do. What the tower knows of real images is kept (frozen); the layer norm
-after it, `ln_vision` in the published code, belongs to what is trained.
+The published model uses OpenAI's CLIP ViT-L/14 without its last block; `mini` uses EfficientNet-Lite0 up to block 10.
+Any tower that returns patch features will do. The layer norm is `ln_vision` in the published code.
 """
 
 import math
@@ -21,11 +20,11 @@ from blip_diffusion.modules.qformer import place_features
 
 @dataclass(frozen=True)
 class ImageEncoderConfig:
-    """The defaults are the published shapes. The six after `eps` say nothing to towers other than `clip`."""
+    """Shapes of the image encoder; the defaults are the published ones. The six after `eps` are for `clip` only."""
 
     tower: Literal["clip", "efficientnet-lite0", "timm"] = "clip"
-    colour_cell: int = 4  # side in pixels of the cells whose mean colours `efficientnet-lite0` gives: 2 or 4
-    timm_name: str = ""  # "vit_small_patch14_dinov2": only for the tower `timm`
+    colour_cell: int = 4  # side in pixels of the cells whose mean colours `efficientnet-lite0` returns: 2 or 4
+    timm_name: str = ""  # for the tower `timm` only, for example "vit_small_patch14_dinov2"
     image_size: int = 224
     eps: float = 1e-5
     width: int = 1024
@@ -37,7 +36,7 @@ class ImageEncoderConfig:
 
 
 class Tower(Protocol):
-    """Frozen pixels (B, 3, S, S) to features (B, N, width)."""
+    """A frozen network from pixels (B, 3, S, S) to features (B, N, width)."""
 
     width: int
 
@@ -59,7 +58,7 @@ class ImageEncoder(nn.Module):
 
     @property
     def width(self) -> int:
-        """The number V of features of a patch."""
+        """Number of features V of a patch."""
         return self.norm.normalized_shape[0]
 
     def freeze(self) -> None:
@@ -72,19 +71,19 @@ class ImageEncoder(nn.Module):
         return self
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels (B, 3, S, S) to features (B, N, V)."""
+        """Encode normalised pixels (B, 3, S, S) to features (B, N, V)."""
         normed: Tensor = self.norm(self.features(pixels))
         return normed
 
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:
         """Return the frozen tower's features before the trained layer norm; they can be cached."""
-        seen: Tensor = self.tower(pixels)
-        return seen
+        features: Tensor = self.tower(pixels)
+        return features
 
 
 def build_tower(config: ImageEncoderConfig) -> Any:
-    """Build the network of a configuration, with random weights."""
+    """Build the tower of a configuration, with random weights."""
     match config.tower:
         case "clip":
             return ClipTower(config)
@@ -96,7 +95,7 @@ def build_tower(config: ImageEncoderConfig) -> Any:
 
 
 class ClipTower(nn.Module):
-    """CLIP's vision transformer up to its last hidden state: a class token and one a patch, N = (S / patch)² + 1."""
+    """CLIP's vision transformer up to its last hidden state: a class token and the patches, N = (S / patch)² + 1."""
 
     def __init__(self, config: ImageEncoderConfig) -> None:
         super().__init__()
@@ -115,7 +114,7 @@ class ClipTower(nn.Module):
                 layer_norm_eps=config.eps,
             )
         )
-        self.vision.post_layernorm = nn.Identity()  # serves the pooled output alone, which nothing here reads
+        self.vision.post_layernorm = nn.Identity()  # used only for the pooled output, which is not read
 
     def check_side(self, side: int) -> None:
         if side != self.vision.config.image_size:
@@ -127,10 +126,11 @@ class ClipTower(nn.Module):
 
 
 class EfficientNetTower(nn.Module):
-    """EfficientNet-Lite0 at stride 16, with what it forgets beside it: finer features, colours, and the place.
+    """EfficientNet-Lite0 at stride 16, with the details that it loses: finer features, colours and position.
 
-    A patch of 16 x 16 pixels gets block 10 (112 numbers), block 4 of its four quarters (160), the mean colours of its
-    cells (48 of 4 x 4 pixels, or 192 of 2 x 2), all standardised by the training data's statistics, and its place (32).
+    The features of a patch of 16 x 16 pixels are block 10 (112 numbers), block 4 of its four quarters (160), the mean
+    colours of its cells (48 numbers for cells of 4 x 4 pixels, 192 for 2 x 2), all standardised by the training data's
+    statistics, and a position embedding (32).
     """
 
     taps = (4, 10)
@@ -155,8 +155,8 @@ class EfficientNetTower(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         raw = self._raw(pixels)  # (B, N, V - places)
         side = math.isqrt(raw.shape[1])
-        place = place_features(side, self.places, raw.device).to(raw.dtype).expand(len(raw), -1, -1)
-        return torch.cat([(raw - self.mean) / self.std, place], dim=-1)
+        position = place_features(side, self.places, raw.device).to(raw.dtype).expand(len(raw), -1, -1)
+        return torch.cat([(raw - self.mean) / self.std, position], dim=-1)
 
     @torch.no_grad()
     def calibrate(self, pixels: Tensor) -> None:
@@ -177,7 +177,7 @@ class EfficientNetTower(nn.Module):
 
 
 class TimmTower(nn.Module):
-    """Any of timm's networks that gives patch features; what it knows of images comes with a model's weights."""
+    """A network of timm that returns patch features. A checkpoint holds its weights; timm downloads none."""
 
     def __init__(self, name: str) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""LPIPS (Zhang et al. 2018): how alike two images look, by VGG-16's features and weights fitted to people's answers.
+"""LPIPS (Zhang et al. 2018): perceptual distance by VGG-16 features and channel weights fitted to human ratings.
 
-Its weights are not ours to ship. Who has them puts two files in one folder, under the names they are published by.
+Its weights can't be shipped with the package: put the two published files into one folder, under their published names.
 """
 
 from itertools import pairwise
@@ -34,27 +34,27 @@ class Lpips(nn.Module):
         self.scale: Tensor
         self.eval().requires_grad_(False)
 
-    def forward(self, drawn: Tensor, wanted: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) in [0, 1], twice, H and W of 16 or more, to a scalar ≥ 0."""
-        ours = self._features(drawn)
+    def forward(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """Return the mean distance ≥ 0 of two batches of pixels (B, 3, H, W) in [0, 1]; H and W are at least 16."""
+        predicted_features = self._features(predicted)
         with torch.no_grad():
-            theirs = self._features(wanted)
+            target_features = self._features(target)
         distances = [
             ((_unit(a) - _unit(b)).pow(2) * weight.view(1, -1, 1, 1)).sum(dim=1).mean()
-            for a, b, weight in zip(ours, theirs, self.weights, strict=True)
+            for a, b, weight in zip(predicted_features, target_features, self.weights, strict=True)
         ]
         return torch.stack(distances).sum()
 
     def _features(self, pixels: Tensor) -> list[Tensor]:
-        x, kept = (pixels * 2 - 1 - self.shift) / self.scale, []
+        x, features = (pixels * 2 - 1 - self.shift) / self.scale, []
         for stage in self.stages:
             x = stage(x)
-            kept.append(x)
-        return kept
+            features.append(x)
+        return features
 
 
 def read_lpips(folder: Path) -> Lpips:
-    """LPIPS with the weights of a folder. Raises `CheckpointError` for a file that is missing or another one."""
+    """Load LPIPS from the two files in a folder. Raises `CheckpointError` for a missing or different file."""
     vgg, linear = (_tensors(folder / name) for name in (VGG, LINEAR))
     network = Lpips()
     published = iter([layer for layer in range(29) if f"features.{layer}.weight" in vgg])
@@ -75,7 +75,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         table = torch.load(path, map_location="cpu", weights_only=True)
         return {name: value for name, value in table.items() if isinstance(value, Tensor)}
-    except Exception as error:  # on damaged bytes, or a pickle of something else, whatever it trips over
+    except Exception as error:  # for damaged bytes or another pickle, torch raises many kinds
         raise CheckpointError(f"{path} can't be read: LPIPS needs the published {VGG} and {LINEAR}.") from error
 
 
@@ -87,6 +87,6 @@ def _stage(width: int, stage: tuple[int, ...], *, pooled: bool) -> nn.Sequential
 
 
 def _unit(features: Tensor) -> Tensor:
-    """Each place's features over their length; the published code adds its ε to the length."""
+    """Normalise the features of each position to unit length; as in the published code, ε is added to the length."""
     features = features.float()
     return features / (features.pow(2).sum(dim=1, keepdim=True).sqrt() + 1e-10)

@@ -1,4 +1,4 @@
-"""What the autoencoder's loss looks with: a frozen network's early features, and a patch discriminator."""
+"""The perceptual part of the autoencoder's loss: the distance of a frozen network's early features."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from blip_diffusion.modules.efficientnet_lite import EfficientNetLite
 class PerceptualDistance(nn.Module):
     """LPIPS's distance (Zhang et al. 2018, equation 1) with all weights one, on EfficientNet-Lite0's early blocks.
 
-    Not LPIPS: no channel weights were fitted to people's judgements.
+    Unlike LPIPS, it has no channel weights fitted to human ratings.
     """
 
     taps = (0, 2, 4, 7)
@@ -19,16 +19,17 @@ class PerceptualDistance(nn.Module):
         super().__init__()
         self.network = network.eval().requires_grad_(False)
 
-    def forward(self, drawn: Tensor, wanted: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) in [0, 1], twice, to a scalar ≥ 0."""
-        ours = self.network(_centred(drawn), self.taps)
+    def forward(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """Return the distance ≥ 0 of two batches of pixels (B, 3, H, W) in [0, 1], averaged."""
+        predicted_features = self.network(_normalized(predicted), self.taps)
         with torch.no_grad():
-            theirs = self.network(_centred(wanted), self.taps)
-        distances = [(_unit(a) - _unit(b)).pow(2).sum(dim=1).mean() for a, b in zip(ours, theirs, strict=True)]
+            target_features = self.network(_normalized(target), self.taps)
+        pairs = zip(predicted_features, target_features, strict=True)
+        distances = [(_unit(a) - _unit(b)).pow(2).sum(dim=1).mean() for a, b in pairs]
         return torch.stack(distances).mean()
 
 
-def _centred(pixels: Tensor) -> Tensor:
+def _normalized(pixels: Tensor) -> Tensor:
     return (pixels * 255 - 127) / 128
 
 

@@ -1,9 +1,9 @@
-"""Cross-attention that finds a subject token by its place in the image.
+"""Cross-attention that finds a subject token by its position in the image.
 
-Each subject token stands for one cell of the reference. Its text state ends in a fixed code of the place where that
-cell belongs in the image, and every cross-attention layer adds the code of a latent's own place to its query. The dot
-product of two codes depends on their distance alone, so a place of the image finds the token of that place from the
-first step on, and the subject goes wherever its tokens' places are put. Ours, no part of the paper.
+Each subject token represents one cell of the reference. Its text state ends in a fixed code of that cell's position in
+the image, and every cross-attention layer adds the code of a latent's position to its query. The dot product of two
+codes depends only on their distance, so each latent attends to the token at its position from the first training step
+on, and the positions of the tokens place the subject in the image. Not in the paper.
 """
 
 import functools
@@ -19,21 +19,21 @@ from einops import rearrange
 from torch import Tensor, nn
 
 CODE_WIDTH = 32
-"""Numbers in the code of a place."""
+"""Width of a position code."""
 PLACED = "placed_tokens"
-"""`encoder_hid_dim_type` of such a U-Net. diffusers' own class refuses it, since it would compute something else."""
+"""`encoder_hid_dim_type` of a placed U-Net. diffusers' class refuses this value, as it would compute something else."""
 _GAIN = 1.4
 
 
 def place_code(places: Tensor, width: int = CODE_WIDTH) -> Tensor:
-    """Return sines and cosines of places.
+    """Return sines and cosines of positions.
 
     Args:
         places: (..., 2) x and y, in the image's sides; [0, 1] lies within the image.
-        width: Numbers in a code, a multiple of 4. Frequencies are geometric from π to 2^3.5 π.
+        width: Width of a code, a multiple of 4. Frequencies are geometric from π to 2^3.5 π.
 
     Returns:
-        (..., width) codes. The dot product of two is largest, width / 2, where the places are equal.
+        (..., width) codes. The dot product of two is largest, width / 2, where the positions are equal.
     """
     frequencies = math.pi * 2.0 ** torch.linspace(0, 3.5, width // 4, device=places.device)
     angles = places.float()[..., None] * frequencies  # (..., 2, width / 4)
@@ -44,13 +44,13 @@ def token_codes(frames: Tensor, tokens: int, width: int = CODE_WIDTH) -> Tensor:
     """Return the codes of subject tokens that lie on a square grid in the reference.
 
     Args:
-        frames: (B, K, 4) where the reference's square lies in the image, once for each copy of the subject: left, top,
-            width and height in the image's sides. A negative width mirrors; a copy of width 0 is none.
+        frames: (B, K, 4), the reference's square in the image for each of K copies of the subject: left, top, width and
+            height in the image's sides. A negative width mirrors; width 0 is padding.
         tokens: Q, a square number: tokens lie row by row.
-        width: Numbers in a code.
+        width: Width of a code.
 
     Returns:
-        (B, Q, width): the sum of the codes of a token's places, so that each copy finds it.
+        (B, Q, width): the sum of the codes of a token's positions, one for each copy.
     """
     cells = _grid(tokens, 1.0, frames.device)  # (Q, 2)
     places = frames[:, :, None, :2] + frames[:, :, None, 2:] * cells  # (B, K, Q, 2)
@@ -70,7 +70,7 @@ def is_placed(config: Mapping[str, Any]) -> bool:
 
 
 class PlacedAttention(nn.Module):
-    """diffusers' attention processor, with a learned projection of the latent's place added to the query."""
+    """diffusers' attention processor, with a learned projection of the latent's position code added to the query."""
 
     def __init__(self, inner: int) -> None:
         super().__init__()
@@ -85,11 +85,11 @@ class PlacedAttention(nn.Module):
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        """Latents (B, H W, D) and text states (B, L, D + code) to (B, H W, D), for images of `aspect` W / H."""
+        """Attend from latents (B, H W, D) of images of `aspect` W / H to text states (B, L, D + code): (B, H W, D)."""
         places = _grid(hidden_states.shape[1], self.aspect, hidden_states.device)
         query = attn.to_q(hidden_states) + self.place(place_code(places).to(hidden_states.dtype))
         if attention_mask is not None:
-            attention_mask = attention_mask[:, None]  # (B, 1, 1, L), for every head and place
+            attention_mask = attention_mask[:, None]  # (B, 1, 1, L), for every head and latent
         q, k, v = (
             rearrange(x, "b n (h d) -> b h n d", h=attn.heads)
             for x in (query, attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states))
@@ -100,14 +100,13 @@ class PlacedAttention(nn.Module):
 
 
 class PlacedCrossAttention(Attention):
-    """Cross-attention that keeps its processor, whose weights are learned, whatever a user's switch puts in place.
+    """Cross-attention that keeps its processor, because the processor has learned weights.
 
-    diffusers' attention slicing, fused projections and others choose another way to compute the same attention: these
-    layers would lose the places.
+    diffusers replaces processors for attention slicing, fused projections and others; the position codes would be lost.
     """
 
     def set_processor(self, processor: Any) -> None:
-        """Replace the processor by another `PlacedAttention`, and by nothing else."""
+        """Replace the processor if the new one is a `PlacedAttention`; ignore any other."""
         if isinstance(processor, PlacedAttention):
             super().set_processor(processor)
 
@@ -120,7 +119,7 @@ def _grid(cells: int, aspect: float, device: torch.device) -> Tensor:
 
 
 class PlacedUNet2DConditionModel(UNet2DConditionModel):
-    """Stable Diffusion's U-Net whose cross-attention adds places to its queries.
+    """Stable Diffusion's U-Net whose cross-attention adds position codes to its queries.
 
     Its `cross_attention_dim` is the text encoder's width plus `CODE_WIDTH`.
     """
@@ -145,12 +144,12 @@ class PlacedUNet2DConditionModel(UNet2DConditionModel):
         return super().forward(sample, *args, **kwargs)
 
     def set_default_attn_processor(self) -> None:
-        """Compute self-attention as diffusers does by default."""
+        """Reset self-attention to diffusers' default processor."""
         self.set_attn_processor(AttnProcessor())
 
     @torch.no_grad()
     def init_placed(self) -> None:
-        """Initialize half of the heads of a new network so that they find the token of their place."""
+        """Initialize half of the heads of a new network so that latents attend to the token at their position."""
         for module in cross_attentions(self):
             width = module.to_q.out_features // module.heads
             read, place = module.to_k.weight[:, -CODE_WIDTH:], module.processor.place.weight
@@ -163,5 +162,5 @@ class PlacedUNet2DConditionModel(UNet2DConditionModel):
 
 
 def cross_attentions(unet: nn.Module) -> list[Any]:
-    """Return the layers that attend to text states."""
+    """Return the cross-attention layers, which attend to text states."""
     return [module for module in unet.modules() if getattr(module, "is_cross_attention", False)]

@@ -1,4 +1,4 @@
-"""From the Q-Former's space to the text encoder's: the subject tokens (Li et al. 2023, section 3.1)."""
+"""The projection of query states to subject tokens in the text encoder's space (Li et al. 2023, section 3.1)."""
 
 import torch
 from torch import Tensor, nn

@@ -1,8 +1,8 @@
 """The Q-Former (Li, Li, Savarese & Hoi 2023, section 3): learned queries that read an image, with or without words.
 
-One BERT whose self-attention is shared by two kinds of rows, queries and words. Only the queries look at the image,
-through cross-attention; each kind has its own feed-forward layers. Which rows see which is the whole difference between
-the three objectives of BLIP-2 (figure 2 there):
+A BERT whose self-attention is shared by two kinds of rows, queries and words. Only the queries attend to the image,
+through cross-attention; each kind has its own feed-forward layers. The three objectives of BLIP-2 (figure 2 there)
+differ only in which rows attend to which:
 
                      unimodal (ITC)      multimodal causal (ITG)     bidirectional (ITM, subject tokens)
                      queries words       queries words               queries words
@@ -26,7 +26,7 @@ from blip_diffusion.errors import ConfigError
 
 
 class AttentionPattern(enum.Enum):
-    """Who sees whom."""
+    """Which rows of the self-attention attend to which columns."""
 
     UNIMODAL = "unimodal"
     CAUSAL = "multimodal causal"
@@ -35,7 +35,7 @@ class AttentionPattern(enum.Enum):
 
 @dataclass(frozen=True)
 class QFormerConfig:
-    """The defaults are the published shapes (BERT base)."""
+    """Shapes of the Q-Former; the defaults are the published ones (BERT base)."""
 
     width: int = 768
     layers: int = 12
@@ -51,11 +51,11 @@ class QFormerConfig:
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
-            raise ConfigError(f"qformer: width {self.width} is no multiple of {self.heads} heads.")
+            raise ConfigError(f"qformer: width {self.width} is not a multiple of {self.heads} heads.")
 
 
 class QFormerOutput(NamedTuple):
-    """The last hidden states of the two kinds of rows; a kind that was not given has no rows."""
+    """The last hidden states of queries and words; without image features or words, theirs has no rows."""
 
     queries: Tensor  # (B, Q, D)
     words: Tensor  # (B, L, D)
@@ -100,12 +100,12 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """Self-attention over all rows; the queries look at the image; each kind of row its own feed-forward."""
+    """Self-attention over all rows, cross-attention of queries to the image, and a feed-forward per kind of row."""
 
-    def __init__(self, config: QFormerConfig, *, looks: bool) -> None:
+    def __init__(self, config: QFormerConfig, *, has_cross_attention: bool) -> None:
         super().__init__()
         self.self_attention = Attention(config)
-        self.cross_attention = Attention(config, source_width=config.vision_width) if looks else None
+        self.cross_attention = Attention(config, source_width=config.vision_width) if has_cross_attention else None
         self.query_feed_forward = FeedForward(config)
         self.word_feed_forward = FeedForward(config)
 
@@ -133,7 +133,8 @@ class QFormer(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(
-            Layer(config, looks=index % config.cross_attention_every == 0) for index in range(config.layers)
+            Layer(config, has_cross_attention=index % config.cross_attention_every == 0)
+            for index in range(config.layers)
         )
         self.apply(_initialise)
         nn.init.normal_(self.query_tokens, std=0.02)
@@ -141,13 +142,12 @@ class QFormer(nn.Module):
 
     @torch.no_grad()
     def init_query_grid(self, place_width: int) -> None:
-        """Initialize the queries of a new Q-Former on a square grid, each attending to its own place first.
+        """Initialize the queries of a new Q-Former on a square grid, each attending to the patches at its position.
 
-        Half of the heads of every cross-attention start by comparing the query's place with the patch's.
+        Half of the heads of every cross-attention start by comparing the query's position with the patch's.
 
         Args:
-            place_width: Width of the sines and cosines of a patch's place (`place_features`) that the image features
-                must end in.
+            place_width: Width of the position embedding (`place_features`) at the end of the image features.
         """
         side = math.isqrt(self.config.queries)
         nn.init.normal_(self.query_tokens, std=0.1)
@@ -158,7 +158,7 @@ class QFormer(nn.Module):
                 _init_local_heads(layer.cross_attention, place_width)
 
     def copy_word_layers(self) -> None:
-        """Each query feed-forward starts as a copy of the one for words (as the published stage 1 does)."""
+        """Copy each layer's feed-forward for words to the one for queries, as the published stage 1 does."""
         for layer in self.layers:
             assert isinstance(layer, Layer)
             layer.query_feed_forward.load_state_dict(layer.word_feed_forward.state_dict())
@@ -170,9 +170,13 @@ class QFormer(nn.Module):
         attention_mask: Tensor | None = None,
         pattern: AttentionPattern = AttentionPattern.BIDIRECTIONAL,
     ) -> QFormerOutput:
-        """Attend to `features` (B, N, V) with queries and to `input_ids` (B, L) with words; either may be missing.
+        """Return the last hidden states of queries and words.
 
-        `attention_mask` (B, L) is 1 for words and 0 for padding.
+        Args:
+            features: Image features (B, N, V) for the queries; `None`: no queries.
+            input_ids: Token ids (B, L); `None`: no words.
+            attention_mask: (B, L), 1 for words and 0 for padding.
+            pattern: Which rows attend to which.
         """
         if features is None and input_ids is None:
             raise ValueError("the Q-Former needs image features, words, or both")
@@ -201,27 +205,27 @@ def attention_pattern(
     attention_mask: Tensor | None,
     device: torch.device,
 ) -> Tensor:
-    """Return the mask (B or 1, 1, Q + L, Q + L): True where a row may attend to a column; padding never."""
+    """Return the mask (B or 1, 1, Q + L, Q + L): true where a row attends to a column; no row attends to padding."""
     words = 0 if input_ids is None else input_ids.shape[1]
     total = queries + words
     is_query = torch.arange(total, device=device) < queries
     row, column = is_query[:, None], is_query[None, :]
     match pattern:
         case AttentionPattern.UNIMODAL:
-            sees = row == column
+            visible = row == column
         case AttentionPattern.CAUSAL:
             past = torch.ones(total, total, dtype=torch.bool, device=device).tril()
-            sees = column | (~row & past)
+            visible = column | (~row & past)
         case AttentionPattern.BIDIRECTIONAL:
-            sees = torch.ones(total, total, dtype=torch.bool, device=device)
+            visible = torch.ones(total, total, dtype=torch.bool, device=device)
     if attention_mask is None:
-        return sees[None, None]
-    kept = F.pad(attention_mask.bool(), (queries, 0), value=True)  # (B, Q + L)
-    return sees[None, None] & kept[:, None, None, :]
+        return visible[None, None]
+    not_padding = F.pad(attention_mask.bool(), (queries, 0), value=True)  # (B, Q + L)
+    return visible[None, None] & not_padding[:, None, None, :]
 
 
 def place_features(side: int, width: int, device: torch.device | None = None) -> Tensor:
-    """Return sines and cosines of a square grid's coordinates, (1, side², width)."""
+    """Return a position embedding of a square grid, sines and cosines of its coordinates: (1, side², width)."""
     centres = (torch.arange(side, dtype=torch.float32, device=device) + 0.5) / side * math.pi
     frequencies = 2.0 ** torch.linspace(0, 4, width // 4, device=device)
     angles = centres[:, None] * frequencies  # (side, width / 4)

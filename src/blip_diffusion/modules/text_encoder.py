@@ -1,6 +1,6 @@
 """The subject-aware text encoder: CLIP's, with subject tokens inserted among the words (Li et al. 2023, figure 2).
 
-The only file that touches transformers' internals; `tests/parity` holds it to the published code.
+The only file that uses transformers' internals; `tests/parity` compares it with the published code.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from transformers.masking_utils import create_causal_mask
 
 
 class SubjectTextEncoder(CLIPTextModel):
-    """CLIP's text model; its weights, names and files are unchanged, so that anything made for it loads."""
+    """CLIP's text model. Weights, names and files are unchanged, so that LoRAs and embeddings for CLIP load."""
 
     config: CLIPTextConfig
 
@@ -23,10 +23,10 @@ class SubjectTextEncoder(CLIPTextModel):
         insert_at: int = 2,
         **kwargs: Any,
     ) -> Any:
-        """Without subject tokens: CLIP's forward. With them: the last hidden state (B, L + Q, D) of the whole.
+        """Return CLIP's output, or, with subject tokens, the last hidden state (B, L + Q, D).
 
-        `subject_tokens` (B, Q, D) are inserted before word `insert_at` at the level of token embeddings, so that they
-        take positions of their own and the words after them move up. `L + Q` must not exceed the model's positions.
+        `subject_tokens` (B, Q, D) are inserted before word `insert_at` among the token embeddings: they take positions,
+        and the words after them move back by Q. `L + Q` must not exceed the model's positions.
         """
         if subject_tokens is None:
             return super().forward(input_ids=input_ids, **kwargs)
@@ -38,7 +38,7 @@ class SubjectTextEncoder(CLIPTextModel):
         return self.encode_embedded(embedded)
 
     def encode_embedded(self, embedded: Tensor) -> Tensor:
-        """Word embeddings and subject tokens (B, L, D), in the order of their positions, to hidden states (B, L, D)."""
+        """Encode word embeddings and subject tokens (B, L, D), in order of position, to hidden states (B, L, D)."""
         hidden = self.embeddings(inputs_embeds=embedded)
         mask = create_causal_mask(config=self.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None)
         states = self.encoder(inputs_embeds=hidden, attention_mask=mask, is_causal=True).last_hidden_state

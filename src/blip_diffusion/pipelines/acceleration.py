@@ -1,4 +1,4 @@
-"""Presets in a pipeline: apply their options, and build the denoiser and the decoder that they ask for."""
+"""Presets in a pipeline: apply their options, and build the denoiser and the decoder that they choose."""
 
 import itertools
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -31,7 +31,7 @@ from blip_diffusion.pipelines.presets import Preset, build_scheduler, get_preset
 
 
 class Decoder(nn.Module):
-    """The VAE's decoder as a module of its own, for another engine to run."""
+    """The VAE's decoder as a separate module, to run on another engine."""
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Decoder(nn.Module):
 
 
 class AccelerationMixin(PipelineHost):
-    """`set_preset`, and the networks as the preset runs them."""
+    """`set_preset`, and the networks on the preset's engine."""
 
     preset: Preset = Preset()
     _requested: Preset = Preset()  # the preset before it was resolved for this model
@@ -56,7 +56,7 @@ class AccelerationMixin(PipelineHost):
     def set_preset(self, choice: str | Preset) -> None:
         """Choose a trade between speed and quality. It replaces the previous preset.
 
-        A model that was distilled for few steps keeps its own sampler. "turbo" uses the consistency LoRA in the model's
+        A A model that was distilled for few steps keeps its sampler. "turbo" uses the consistency LoRA in the model's
         folder, if there is one. Weights that were cast to a lower precision stay rounded.
 
         Args:
@@ -86,7 +86,7 @@ class AccelerationMixin(PipelineHost):
 
     @property
     def default_scheduler(self) -> Any:
-        """The model's scheduler, or what a user has put in its place; never a preset's."""
+        """The model's scheduler, or the one that a user has set; never a preset's."""
         default, presets = self._schedulers
         return default if self.scheduler is presets else self.scheduler
 
@@ -105,7 +105,7 @@ class AccelerationMixin(PipelineHost):
         return preset
 
     def _sync_preset(self) -> None:
-        """Apply the preset to the U-Net that is here now, which may be another one or shared with other pipelines."""
+        """Apply the preset again if the U-Net was replaced or another pipeline that shares it has changed it."""
         if self._resolve(self._requested) != self.preset:
             self.set_preset(self._requested)
         self.adapters.set_preset_lora(self.preset.lcm_lora)
@@ -113,7 +113,7 @@ class AccelerationMixin(PipelineHost):
     def _cast(self, dtype: torch.dtype | None, *, channels_last: bool) -> None:
         for part in (self.unet, self.vae, self.text_encoder, self.qformer, self.controlnet):
             if dtype is not None and part is not None:
-                nn.Module.to(part, dtype)  # diffusers' own `to` warns about float32 modules where there are none
+                nn.Module.to(part, dtype)  # diffusers' `to` warns about float32 modules even without any
         if channels_last:
             self.vae.to(memory_format=torch.channels_last)
             self.qformer.image_encoder.tower.to(memory_format=torch.channels_last)
@@ -190,12 +190,12 @@ class AccelerationMixin(PipelineHost):
             return LatentCodec(vae).decode(latents)
         run = self._on_engine("decoder", vae, lambda: Decoder(vae))
         on_engine = SimpleNamespace(
-            config=vae.config, dtype=torch.float32, decode=lambda given: DecoderOutput(sample=run(given))
+            config=vae.config, dtype=torch.float32, decode=lambda latents: DecoderOutput(sample=run(latents))
         )
         return LatentCodec(on_engine).decode(latents)
 
     def _on_engine(self, name: str, part: nn.Module, build: Callable[[], nn.Module]) -> Callable[..., Any]:
-        """Return a network on the preset's engine, converted again after the part that it was built from changes."""
+        """Return a network on the preset's engine; it is converted again when the weights of `part` have changed."""
         if self.preset.engine != "openvino":
             return build()
         key = (name, self.preset.deepcache_layers)
@@ -208,26 +208,26 @@ class AccelerationMixin(PipelineHost):
 
 
 def _load_tiny_vae(path: str, vae: Any) -> Any:
-    """Load an `AutoencoderTiny` for the latents of `vae`. Raises `CheckpointError` for anything else."""
+    """Load an `AutoencoderTiny` for the latents of `vae`. Raises `CheckpointError` if it is missing or doesn't fit."""
     check_source(path, "AutoencoderTiny")
     try:
         with LIBRARY_LOCK:
             tiny = AutoencoderTiny.from_pretrained(path)
     except UNREADABLE as error:
         raise CheckpointError(f"There is no AutoencoderTiny at {path} ({reason(error)}).") from error
-    if any(parameter.is_meta for parameter in tiny.parameters()):  # diffusers leaves missing weights empty
-        raise CheckpointError(f"There is no AutoencoderTiny at {path}, but another kind of network.")
-    found, wanted = tiny.config.latent_channels, vae.config.latent_channels
-    if found != wanted:
+    if any(parameter.is_meta for parameter in tiny.parameters()):  # diffusers leaves missing weights on `meta`
+        raise CheckpointError(f"{path} holds another kind of network: give an AutoencoderTiny.")
+    channels, expected = tiny.config.latent_channels, vae.config.latent_channels
+    if channels != expected:
         raise CheckpointError(
-            f"The AutoencoderTiny at {path} reads {found} channels, and this model's latents have {wanted}."
+            f"The AutoencoderTiny at {path} is for latents of {channels} channels: this model's have {expected}."
         )
     return tiny
 
 
-def _compile(unet: Any, wanted: bool) -> None:
-    """Compile the U-Net, or undo it: `nn.Module.compile` has no opposite."""
-    if wanted:
+def _compile(unet: Any, enabled: bool) -> None:
+    """Compile the U-Net, or undo it, for which `nn.Module` has no method."""
+    if enabled:
         unet.compile()
     elif unet._compiled_call_impl is not None:
         unet._compiled_call_impl = None

@@ -52,7 +52,7 @@ UserAdapters = Mapping[BaseTunerLayer, Sequence[str]]
 
 @dataclass
 class AdapterState:
-    """What a U-Net holds besides the user's LoRAs.
+    """The state of a U-Net besides the user's LoRAs.
 
     Args:
         registry: Tuned subjects.
@@ -102,18 +102,18 @@ class AdapterManager:
     # ------------------------------------------------------------------------------------------------------ activation
 
     def apply(self, user: UserAdapters | None = None) -> None:
-        """Activate what the state asks for: in each layer the user's LoRAs, then the preset's, then the subjects'.
+        """Activate the adapters of the state: in each layer the user's LoRAs, then the preset's, then the subjects'.
 
         Args:
-            user: The user's active LoRAs by layer; by default those that are active now. Left to itself, PEFT activates
-                the newest adapter alone, and the first of the remaining ones when an active one is removed.
+            user: The user's active LoRAs by layer; by default those that are active now. PEFT by default activates
+                the newest adapter only, and the first of the remaining ones when an active one is removed.
         """
         user = self.user_adapters() if user is None else user
         self._add_missing()
         scales = self.registry.adapter_scales()
         for layer in lora_layers(self._unet, self._text_encoder):
-            wanted = dict.fromkeys([*user.get(layer, ()), *self._preset_adapters(), *scales])
-            layer.set_adapter([name for name in wanted if name in layer.r], inference_mode=True)
+            names = dict.fromkeys([*user.get(layer, ()), *self._preset_adapters(), *scales])
+            layer.set_adapter([name for name in names if name in layer.r], inference_mode=True)
             for name in scales.keys() & layer.r.keys():
                 layer.set_scale(name, scales[name])
 
@@ -126,7 +126,7 @@ class AdapterManager:
 
     @contextmanager
     def keeping_user_adapters(self) -> Iterator[None]:
-        """Context manager: afterwards the user's LoRAs that are left are active as before."""
+        """Context manager: on exit, activate the user's LoRAs that were active before and still exist."""
         user = self.user_adapters()
         yield
         self.apply(user)
@@ -135,7 +135,7 @@ class AdapterManager:
         return [] if self.state.preset_lora is None else [PRESET_ADAPTER]
 
     def _add_missing(self) -> None:
-        """Add adapters that the state asks for and that are not there, or no longer."""
+        """Add the adapters of the state that the U-Net lacks."""
         present = getattr(self._unet, "peft_config", {})
         for adapter in [name for name in self.registry.adapter_scales() if name not in present]:
             self._add_subject(self.registry.get(adapter.removeprefix(PREFIX)))
@@ -148,7 +148,7 @@ class AdapterManager:
     def load(
         self, source: Any, adapter_name: str | None, *, hotswap: bool, low_cpu_mem_usage: bool, **options: Any
     ) -> None:
-        """Load a user's LoRA, all of it or nothing; see `LoraLoadersMixin.load_lora_weights`."""
+        """Load a user's LoRA completely or not at all; see `LoraLoadersMixin.load_lora_weights`."""
         lora, user = self.read(source, **options), self.user_adapters()
         try:
             self._inject(lora, adapter_name, hotswap=hotswap, low_cpu_mem_usage=low_cpu_mem_usage)
@@ -176,7 +176,7 @@ class AdapterManager:
         return Lora(weights, *read[1:])
 
     def _inject(self, lora: Lora, name: str | None, *, hotswap: bool = False, low_cpu_mem_usage: bool = True) -> None:
-        """Add a LoRA's layers to the U-Net, the text encoder, or both, or nothing. `apply` has to follow."""
+        """Add a LoRA's layers to the U-Net, the text encoder, or both; on an error to neither. Call `apply` next."""
         before = self._names()
         options = {"adapter_name": name, "hotswap": hotswap, "low_cpu_mem_usage": low_cpu_mem_usage}
         options |= {"network_alphas": lora.alphas, "metadata": lora.metadata, "_pipeline": self._pipeline}
@@ -240,7 +240,7 @@ class AdapterManager:
         self.check_uncompiled()
         names = self._names()
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Adapter .* was active")  # PEFT's choice of another one is overruled
+            warnings.filterwarnings("ignore", "Adapter .* was active")  # `apply` chooses the active ones
             if PRESET_ADAPTER in names["unet"]:
                 self._unet.delete_adapters(PRESET_ADAPTER)
             if PRESET_ADAPTER in names["text_encoder"]:
@@ -249,7 +249,7 @@ class AdapterManager:
     # --------------------------------------------------------------------------------------------------------- subjects
 
     def load_subject(self, subject: Subject) -> None:
-        """Add a subject to the registry, in place of one of the same name, and activate it alone."""
+        """Add a subject to the registry, replacing one of the same name, and make it the only active one."""
         registry = self.registry
         self.check_base(subject)
         if subject.lora:
@@ -304,13 +304,13 @@ class AdapterManager:
         """Raise `InputError` if `torch.compile` wraps a part: diffusers and PEFT would not find its layers."""
         if any(uncompiled(part) is not part for part in (self._unet, self._text_encoder)):
             raise InputError(
-                "LoRAs can't be loaded into or removed from what torch.compile has wrapped: "
-                "pipe.unet.compile() wraps nothing."
+                "LoRAs can't be loaded into or removed from a module that torch.compile has wrapped: use "
+                "pipe.unet.compile() instead."
             )
         self.check_unfused_projections()
 
     def check_unfused_projections(self) -> None:
-        """Raise `InputError` if query, key and value are fused: LoRAs and subjects' weights would be left out."""
+        """Raise `InputError` if query, key and value are fused: such layers ignore LoRAs and subjects' weights."""
         if any(getattr(module, "fused_projections", False) for module in iter_modules(self._unet)):
             raise InputError("The attention's projections are fused: call unfuse_qkv_projections first.")
 
@@ -335,7 +335,7 @@ class AdapterManager:
 
 
 def set_bundled_lora(unet: nn.Module, path: Path) -> None:
-    """Note the consistency LoRA that a model's folder holds for its U-Net."""
+    """Store the path of the consistency LoRA in a model's folder with its U-Net."""
     AdapterManager(unet).state.bundled_lora = path
 
 

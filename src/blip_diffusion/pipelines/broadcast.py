@@ -25,7 +25,7 @@ def repeat(values: list[T], copies: int) -> list[T]:
 
 
 def common_length(lengths: dict[str, int]) -> int:
-    """Return the one length of named lists, except those of length 1. Raises `InputError` if lengths differ."""
+    """Return the length of named lists, ignoring those of length 1. Raises `InputError` if lengths differ."""
     size = max(lengths.values())
     odd = {name: length for name, length in lengths.items() if length not in (1, size)}
     if odd or 0 in lengths.values():

@@ -1,4 +1,4 @@
-"""Check the types and ranges of a call's arguments, so that a wrong one is a sentence before anything is computed."""
+"""Check the types and ranges of a call's arguments before anything is computed."""
 
 import operator
 from collections.abc import Mapping
@@ -39,10 +39,10 @@ def number(name: str, value: Any, lowest: float = -float("inf"), highest: float 
 
 
 def texts(name: str, value: Any) -> list[str]:
-    """Return one string or several as a list. Raises `InputError` for anything else, a lack of it included."""
+    """Return a string, or a list of strings, as a list. Raises `InputError` for anything else, `None` included."""
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, list | tuple) or not all(isinstance(text, str) for text in values):
-        kind = type(value).__name__ if not isinstance(value, list | tuple) else "list of other things"
+        kind = type(value).__name__ if not isinstance(value, list | tuple) else "list of other types"
         raise InputError(
             f"{name} is a {kind}: use text, or a list of texts; the order is prompt, reference_image, "
             "source_subject_category, target_subject_category."
@@ -51,7 +51,7 @@ def texts(name: str, value: Any) -> list[str]:
 
 
 def check_tensor(name: str, value: Any) -> None:
-    """Raise `InputError` for what is no tensor of finite floats."""
+    """Raise `InputError` unless a value is a tensor of finite floats."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise InputError(f"{name} is a {kind}: use a tensor of floats.")
@@ -60,7 +60,7 @@ def check_tensor(name: str, value: Any) -> None:
 
 
 def check_finite(result: Tensor) -> Tensor:
-    """Return a result. Raises `InputError` if it has NaN or infinity, which would be drawn black."""
+    """Return a result. Raises `InputError` if it has NaN or infinity, which would become black pixels."""
     if not result.isfinite().all():
         raise InputError(
             "The result isn't finite (NaN or infinity): a LoRA, an embedding, a scheduler's setting or the weights are "
@@ -70,16 +70,16 @@ def check_finite(result: Tensor) -> Tensor:
 
 
 def check_generators(value: Any) -> None:
-    """Raise `InputError` for what is neither a `torch.Generator` nor a list of them."""
+    """Raise `InputError` unless a value is a `torch.Generator` or a list of them."""
     values = value if isinstance(value, list | tuple) else [value]
-    if not all(isinstance(one, torch.Generator) for one in values):
+    if not all(isinstance(generator, torch.Generator) for generator in values):
         raise InputError(
             f"generator is {value!r}: use torch.Generator().manual_seed(0), for example, or a list of one per image."
         )
 
 
 def check_unsupported(cross_attention_kwargs: Any, clip_skip: Any) -> None:
-    """Raise `InputError` for arguments of diffusers' that this pipeline can't follow, unless they ask for nothing."""
+    """Raise `InputError` for arguments of diffusers that this pipeline doesn't support, unless they have no effect."""
     if cross_attention_kwargs is not None and not isinstance(cross_attention_kwargs, Mapping):
         raise InputError(f"cross_attention_kwargs is a {type(cross_attention_kwargs).__name__}: use a dict.")
     if any(key != "scale" or value != 1 for key, value in (cross_attention_kwargs or {}).items()):

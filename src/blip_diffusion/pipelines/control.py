@@ -1,4 +1,4 @@
-"""Structure control: from a user's ControlNets, images and numbers to the denoiser's controls."""
+"""Structure control: check and convert a call's ControlNets, images and numbers to the denoiser's controls."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from blip_diffusion.pipelines.checks import number
 from blip_diffusion.pipelines.control_arrays import as_tensor, per_net
 
 Images: TypeAlias = Image.Image | Tensor | Sequence[Image.Image]
-"""One for all prompts, or one each; a tensor is (B, 3, H, W) in [0, 1]."""
+"""One image for all prompts, or one for each; a tensor is (B, 3, H, W) in [0, 1]."""
 Numbers: TypeAlias = float | Sequence[float]
 Resample = Literal["lanczos", "bicubic"]
 """How a control image is resized: `lanczos` as in the original, `bicubic` as in diffusers' port."""
@@ -48,7 +48,7 @@ class ControlRequest:
 
     @property
     def guess_mode(self) -> bool:
-        """Whether the nets run without the prompt; those that pool their output are trained so."""
+        """Whether the nets run without the prompt; those that pool their conditions were trained that way."""
         return self.guess or bool(getattr(self.nets[0].config, "global_pool_conditions", False))
 
     def controls(self, size: int, copies: int, height: int, width: int) -> list[Control]:
@@ -68,11 +68,11 @@ def control_request(
     if nets is None:
         raise InputError("A control image needs a ControlNet: give controlnet=, or load a model that has one.")
     nets = list(getattr(nets, "nets", nets if isinstance(nets, list | tuple) else [nets]))
-    given = per_net(image, len(nets))
+    net_images = per_net(image, len(nets))
     scales = _numbers("controlnet_conditioning_scale", scale, len(nets))
     starts = _numbers("control_guidance_start", start, len(nets))
     ends = _numbers("control_guidance_end", end, len(nets))
-    return ControlRequest(nets, given, scales, starts, ends, guess_mode, resample)
+    return ControlRequest(nets, net_images, scales, starts, ends, guess_mode, resample)
 
 
 def _numbers(name: str, value: Numbers, size: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""Control images as diffusers takes them besides PIL images: arrays, tensors, and nested lists."""
+"""Control images as arrays, tensors and nested lists, which diffusers' pipelines accept besides PIL images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,9 +14,9 @@ def per_net(image: Any, nets: int) -> list[Any]:
     """Return the control images of each net.
 
     Args:
-        image: For one net, its image or images. For several, a list of one each; or as in diffusers a list of lists,
-            one of all nets' images for each prompt.
-        nets: How many ControlNets there are.
+        image: For one net, its image or images. For several nets, a list with one item per net; or, as in diffusers, a
+            list of lists: for each prompt, the images of all nets.
+        nets: Number of ControlNets.
 
     Raises:
         InputError: If a list of lists is not of that shape.
@@ -31,12 +31,12 @@ def per_net(image: Any, nets: int) -> list[Any]:
 
 
 def as_tensor(image: Any) -> Any:
-    """Return arrays and tensors, or lists of them, as one tensor (B, 3, H, W), and anything else as it is.
+    """Return arrays and tensors, or lists of them, as one tensor (B, 3, H, W), and anything else unchanged.
 
     Arrays are (H, W, 3) or (B, H, W, 3), tensors (3, H, W) or (B, 3, H, W), both of floats in [0, 1].
 
     Raises:
-        InputError: If one has another shape, other numbers, or is not of floats.
+        InputError: If one has another shape, numbers outside of [0, 1], or is not of floats.
     """
     if isinstance(image, Sequence) and image and all(isinstance(one, Tensor | np.ndarray) for one in image):
         parts = [as_tensor(one) for one in image]

@@ -51,7 +51,7 @@ class EncodingMixin(PipelineHost):
         return tokens.mean(dim=0, keepdim=True)
 
     def preview_reference(self, image: Image.Image, *, resize_mode: ResizeMode | None = None) -> Image.Image:
-        """Return the square of a reference that the image encoder will see.
+        """Return the square of a reference that the image encoder reads.
 
         Args:
             image: The reference.
@@ -107,7 +107,7 @@ class EncodingMixin(PipelineHost):
         return frames_of(boxes, aspect=width / height)
 
     def _square(self, references: list[Image.Image], mode: ResizeMode | None) -> list[SquareReference]:
-        """Return references as the image encoder sees them."""
+        """Return references as the squares that the image encoder reads."""
         if not all(isinstance(image, Image.Image) for image in references):
             raise InputError("A reference is a PIL image, or a list of them: Image.open reads a file.")
         for image in references:
@@ -132,13 +132,13 @@ class EncodingMixin(PipelineHost):
         """Return text states (B, L, D)."""
         version = weights_version(self.text_encoder)
         tokens = [b""] * len(prompts) if subject is None else [tensor_bytes(one) for one in subject]
-        places = [b""] * len(prompts) if frames is None else [tensor_bytes(one) for one in frames]
-        keys = [(version, *key) for key in zip(prompts, tokens, places, strict=True)]
+        positions = [b""] * len(prompts) if frames is None else [tensor_bytes(one) for one in frames]
+        keys = [(version, *key) for key in zip(prompts, tokens, positions, strict=True)]
 
         def compute(indices: list[int]) -> Tensor:
-            chosen = None if subject is None else subject[indices]
-            where = None if frames is None else frames[indices]
+            subjects = None if subject is None else subject[indices]
+            places = None if frames is None else frames[indices]
             texts = [prompts[i] for i in indices]
-            return self.model.text_states(texts, chosen, where, device=self._execution_device)
+            return self.model.text_states(texts, subjects, places, device=self._execution_device)
 
         return self._cache.get(keys, compute)

@@ -1,4 +1,4 @@
-"""A cache of encodings: twenty prompts of one subject, in one call or in twenty, encode it once."""
+"""A cache of encodings, so that prompts of one subject, in one call or in several, encode it once."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class EncodingCache:
-    """The latest encodings, by what they were computed from.
+    """A least-recently-used cache of encodings by the inputs that they were computed from.
 
     Args:
-        size: How many to keep.
+        size: Number of encodings to keep.
     """
 
     def __init__(self, size: int = 64) -> None:
@@ -22,19 +22,20 @@ class EncodingCache:
         """Return one encoding per key.
 
         Args:
-            keys: One hashable per encoding; equal keys share one.
-            compute: Called with the indices into `keys` of the unknown ones; returns their encodings (N, ...).
+            keys: One hashable per encoding; equal keys share an encoding.
+            compute: Called with the indices of keys that are not cached; returns their encodings (N, ...).
 
         Returns:
             The encodings (len(keys), ...).
         """
-        found = {key: self._encodings[key] for key in keys if key in self._encodings}
-        unknown = [index for index, key in enumerate(keys) if key not in found and key not in keys[:index]]
-        if unknown:
-            found |= {keys[index]: one.clone() for index, one in zip(unknown, compute(unknown), strict=True)}
+        encodings = {key: self._encodings[key] for key in keys if key in self._encodings}
+        missing = [index for index, key in enumerate(keys) if key not in encodings and key not in keys[:index]]
+        if missing:
+            computed = zip(missing, compute(missing), strict=True)
+            encodings |= {keys[index]: encoding.clone() for index, encoding in computed}
         for key in dict.fromkeys(keys):
-            self._encodings[key] = found[key]
+            self._encodings[key] = encodings[key]
             self._encodings.move_to_end(key)
         while len(self._encodings) > self.size:
             self._encodings.popitem(last=False)
-        return torch.stack([found[key] for key in keys])
+        return torch.stack([encodings[key] for key in keys])

@@ -12,7 +12,7 @@ from blip_diffusion.pipelines.locking import exclusive
 
 
 class FeaturesMixin(StableDiffusionMixin, PipelineHost):
-    """What a user or a step callback of diffusers' pipelines may switch and read."""
+    """Switches and properties of diffusers' pipelines, for users and step callbacks."""
 
     fusing_unet: bool = False
     fusing_vae: bool = False
@@ -27,12 +27,12 @@ class FeaturesMixin(StableDiffusionMixin, PipelineHost):
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether guidance runs at the present step."""
+        """Whether guidance runs in the current step."""
         return self._guidance_scale > 1 and self.preset.uses_cfg
 
     @property
     def num_timesteps(self) -> int:
-        """Steps of the latest call, as its scheduler counts them."""
+        """Number of timesteps of the latest call, as the scheduler counts them."""
         return self._num_timesteps
 
     @property
@@ -75,7 +75,7 @@ class FeaturesMixin(StableDiffusionMixin, PipelineHost):
         """Compute query, key and value by one product in each attention layer.
 
         Raises:
-            InputError: If the U-Net has LoRAs or a subject with weights of its own, which would be left out.
+            InputError: If the U-Net has LoRAs or an active subject changes its weights: fused layers would ignore them.
         """
         if unet and lora_layers(self.unet):
             raise InputError("Projections can't be fused over LoRAs: call fuse_lora, then unload_lora_weights, first.")

@@ -1,4 +1,4 @@
-"""The typed pipeline that the mixins of this package are mixed into."""
+"""The type of the pipeline, as the mixins and functions of this package use it."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class PipelineHost(Protocol):
-    """What mixins and functions may use of `BlipDiffusionPipeline`.
+    """The attributes of `BlipDiffusionPipeline` that mixins and functions may use.
 
     Annotations only: a method with a body would hide diffusers' method of that name.
     """

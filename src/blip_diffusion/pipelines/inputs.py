@@ -23,7 +23,7 @@ from blip_diffusion.pipelines.prompt_inputs import PromptInputs, prompt_inputs
 
 MAX_SIDE = 2048
 MAX_STEPS = 1000
-"""For a scheduler that names no limit."""
+"""For a scheduler without a limit."""
 Boxes = Sequence[float] | Sequence[Sequence[float]]
 """A box (left, top, right, bottom), or one for each prompt."""
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -81,19 +81,19 @@ class PipelineInputs:
     """Checked inputs of N prompts, each with `num_images_per_prompt` images: a batch of B images.
 
     Args:
-        texts: What the text encoder gets.
-        resize_mode: How references become square; `None`: as the model's are.
+        texts: Inputs of the text encoder.
+        resize_mode: How references become square; `None`: the model's mode.
         boxes: N boxes of the subjects; `None`: where the words of the prompts put them.
         num_images_per_prompt: Images of each prompt.
         hides_subjects: Whether loaded subjects are inactive, because there is a reference.
         guided: Whether classifier-free guidance runs.
         controls: ControlNets with their maps (B, 3, H, W).
         guess_mode: Whether ControlNets run without the prompt.
-        generators: B.
+        generators: One generator for each of B images.
         latents: Initial noise (B, C, H / 8, W / 8).
         steps: Sampling steps.
-        timesteps: Timesteps in place of the scheduler's own choice.
-        sigmas: Noise levels in place of it.
+        timesteps: Timesteps in place of the scheduler's.
+        sigmas: Noise levels in place of the scheduler's.
         guidance_scale: Weight of guidance.
         guidance_rescale: Share of the rescaling after guidance.
         eta: Noise that DDIM adds at each step.
@@ -196,13 +196,13 @@ def _steps(host: PipelineHost, given: CallArguments) -> int:
 
 
 def _schedule(name: str, values: Any, kind: type[Any]) -> Any:
-    """Return a user's own timesteps or noise levels, which fall, as a list."""
+    """Return a user's timesteps or noise levels, which must decrease, as a list."""
     if values is None:
         return None
     listed = values.tolist() if hasattr(values, "tolist") else list(values) if isinstance(values, list | tuple) else []
     levels = [kind(number(name, value, 0)) for value in listed]
     if not levels or any(later >= earlier for earlier, later in itertools.pairwise(levels)):
-        raise InputError(f"{name} is {values!r}: use a list of falling numbers.")
+        raise InputError(f"{name} is {values!r}: use a list of decreasing numbers.")
     return levels
 
 
@@ -233,7 +233,7 @@ def _boxes(host: PipelineHost, given: Boxes | None, size: int) -> list[Box] | No
     if given is None:
         return None
     if not host.model.place_width:
-        raise InputError("This model has no placed tokens: leave box out, and say in the prompt where the subject is.")
+        raise InputError("This model has no placed tokens: leave box out, and describe the position in the prompt.")
     rows = list(given)
     one = bool(rows) and not isinstance(rows[0], Sequence | Tensor)
     boxes = [check_box(row) for row in ([rows] if one else rows)]  # type: ignore[arg-type]
@@ -264,8 +264,8 @@ def _latents(
         return scale * initial_noise(shape, generators, like)
     check_tensor("latents", given.latents)
     if given.latents.shape != (len(generators), *shape):
-        wanted = (len(generators), *shape)
-        raise InputError(f"The latents are {tuple(given.latents.shape)}: these images need {wanted}.")
+        expected = (len(generators), *shape)
+        raise InputError(f"The latents are {tuple(given.latents.shape)}: these images need {expected}.")
     return given.latents.to(like)
 
 
@@ -273,6 +273,6 @@ def _warn_of_unused_guidance(host: PipelineHost, given: CallArguments) -> None:
     negative = given.negative_prompt or given.neg_prompt
     if not host.preset.uses_cfg and (given.guidance_scale not in (None, 1) or negative):
         warnings.warn(
-            "The preset's LoRA brings its own guidance: guidance_scale and negative_prompt have no effect.",
+            "The preset's LoRA has guidance distilled into it: guidance_scale and negative_prompt have no effect.",
             stacklevel=5,
         )

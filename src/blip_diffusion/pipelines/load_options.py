@@ -1,4 +1,4 @@
-"""Arguments of diffusers' `from_pretrained` and `save_pretrained` that this pipeline can't follow: never ignored."""
+"""Arguments of diffusers' `from_pretrained` and `save_pretrained` that this pipeline refuses instead of ignoring."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,14 +26,14 @@ NO_EFFECT: Mapping[str, tuple[Any, ...]] = {
     "proxies": (None,),
     "use_onnx": (None, False),
 }
-"""Arguments of diffusers' pipelines, and the values with which they ask for what happens anyway."""
+"""Arguments of diffusers' pipelines, and the values for which they have no effect."""
 
 
 def check_load_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options for the hub.
 
     Raises:
-        InputError: For an option of diffusers that can't be followed.
+        InputError: For an option of diffusers that isn't supported.
     """
     for name in options.keys() & NO_EFFECT.keys():
         if not any(options[name] is value for value in NO_EFFECT[name]):
@@ -43,20 +43,20 @@ def check_load_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_save_options(options: Mapping[str, Any]) -> None:
-    """Raise `InputError` for an option of diffusers' `save_pretrained` that can't be followed."""
+    """Raise `InputError` for an option of diffusers' `save_pretrained` that isn't supported."""
     if options.get("push_to_hub"):
         raise InputError("push_to_hub isn't supported: save the folder, then upload it with hf upload owner/name DIR.")
     if options.get("max_shard_size") is not None:
         raise InputError("max_shard_size isn't supported: the weights of each part are written to one file.")
     for name in options.keys() - {"push_to_hub", "max_shard_size"}:
-        raise InputError(f"save_pretrained knows no {name}: leave it out.")
+        raise InputError(f"save_pretrained has no argument {name}: leave it out.")
 
 
 def placement(device_map: Any) -> torch.device | None:
     """Return the device of a `device_map`; `None` leaves the pipeline on the CPU.
 
     Raises:
-        InputError: If it is no single device: this pipeline's parts are not spread over several.
+        InputError: If it is not a single device: this pipeline's parts are not spread over several.
     """
     if device_map is None:
         return None
@@ -65,5 +65,5 @@ def placement(device_map: Any) -> torch.device | None:
     except (RuntimeError, TypeError) as error:
         raise InputError(
             f"device_map is {device_map!r}: use one device, for example cuda, or enable_model_cpu_offload "
-            f"where memory is short ({reason(error)})."
+            f"to save GPU memory ({reason(error)})."
         ) from error

@@ -32,11 +32,11 @@ PARTS = (
     "qformer", "text_encoder", "unet", "vae", "tokenizer", "qformer_tokenizer", "default_scheduler", "image_processor",
     "subject_finder",
 )  # fmt: skip
-"""What `LoadingMixin.model` is built of."""
+"""The attributes that `LoadingMixin.model` is built from."""
 
 
 LOG = logging.get_logger("diffusers.pipelines.pipeline_utils")
-"""The logger in which diffusers' users look for what was loaded."""
+"""The logger to which diffusers' pipelines report the parts that they load."""
 
 
 class LoadingMixin(PipelineHost):
@@ -93,26 +93,27 @@ class LoadingMixin(PipelineHost):
 
         Args:
             name_or_path: "mini" (part of the package), a folder in the published layout, or a hub id.
-            torch_dtype: Precision of the weights, by default float32; or a table of it by names of parts, with
-                "default" for the others, as in diffusers.
-            dtype: Another name of `torch_dtype`.
-            variant: Read `model.fp16.safetensors` for "fp16". Parts without such a file are read from their plain one.
+            torch_dtype: Data type of the weights, by default float32; or, as in diffusers, a dict from
+                names of parts to data types, with "default" for the others.
+            dtype: Alias of `torch_dtype`.
+            variant: Read `model.fp16.safetensors` for "fp16". Parts without such a file are read
+                from the file without a variant.
             use_safetensors: Read only safetensors (`True`) or only pickles (`False`); by default both.
-            device_map: The device of the pipeline, as "cuda".
+            device_map: The device of the pipeline, for example "cuda".
             qformer_tokenizer: A WordPiece vocabulary in place of the folder's or bert-base-uncased's.
             unet: Replaces the folder's U-Net: a module, a folder, or a Stable Diffusion 1.5 file.
             vae: Replaces the folder's VAE: a module, a folder, or a Stable Diffusion 1.5 file.
             scheduler: Replaces the folder's scheduler.
             controlnet: A ControlNet, a folder, a file or a hub id, or a list of them.
             **options: Passed to `huggingface_hub.snapshot_download`, for example `revision`. Arguments of diffusers'
-                pipelines that change nothing here, such as `safety_checker=None`, are accepted.
+                pipelines without an effect, such as `safety_checker=None`, are accepted.
 
         Returns:
-            The pipeline, on the CPU unless `device_map` says otherwise.
+            The pipeline, on the CPU unless `device_map` is given.
 
         Raises:
-            CheckpointError: If something is missing, damaged, or of an unknown layout.
-            InputError: If a keyword is unknown or can't be followed, or no part has weights of the variant.
+            CheckpointError: If a file is missing or damaged, or the folder's layout is unknown.
+            InputError: If a keyword is unknown or unsupported, or no part has weights of the variant.
 
         Example:
             >>> pipe = BlipDiffusionPipeline.from_pretrained("mini")
@@ -134,7 +135,7 @@ class LoadingMixin(PipelineHost):
 
     @classmethod
     def from_pipe(cls, pipeline: Any, *, controlnet: Any = None) -> Self:
-        """Create a pipeline over the parts of another, with its settings and a preset of its own.
+        """Create a pipeline over the parts of another, with its settings but without its preset.
 
         LoRAs and subjects are part of the U-Net and the text encoder: both pipelines use them.
 
@@ -165,11 +166,11 @@ class LoadingMixin(PipelineHost):
             save_directory: The folder.
             safe_serialization: Write safetensors; `False` writes pickles of tensors.
             variant: Write `model.fp16.safetensors` for "fp16", beside weights of other variants.
-            torch_dtype: Precision of the written weights; by default unchanged.
-            **options: Others of diffusers are accepted where they ask for nothing.
+            torch_dtype: Data type of the written weights; by default unchanged.
+            **options: Other arguments of diffusers, accepted if they have no effect.
 
         Raises:
-            InputError: If there are several ControlNets, nothing can be written, or an option can't be followed.
+            InputError: If there are several ControlNets, nothing can be written, or an option isn't supported.
             CheckpointError: If the bundled consistency LoRA is damaged.
         """
         check_save_options(options)
@@ -214,7 +215,7 @@ def _build_model(parts: dict[str, Any], inference: InferenceConfig) -> BlipDiffu
 
 
 def _replace_parts(parts: Parts, dtype: Precision, *, unet: Any, vae: Any, scheduler: Any, controlnet: Any) -> None:
-    """Put what a caller has chosen in place of a folder's parts."""
+    """Replace a folder's parts by those that the caller has chosen."""
     config = {"unet": parts.unet and parts.unet.config, "vae": parts.vae and parts.vae.config}
     other = _loaded(load_unet, unet, config=config["unet"], dtype=dtype_of(dtype, "unet"))
     parts.unet = parts.unet if other is None else other
@@ -237,7 +238,7 @@ def _same(parts: dict[str, Any], others: dict[str, Any]) -> bool:
 
 
 def _loaded(load: Callable[..., Any], given: Any, **options: Any) -> Any:
-    """Return a module as it is, and load a path."""
+    """Load a path; return a module unchanged."""
     if isinstance(given, list | tuple):
-        return [_loaded(load, one, **options) for one in given]
+        return [_loaded(load, item, **options) for item in given]
     return load(given, **options) if isinstance(given, str | Path) else given

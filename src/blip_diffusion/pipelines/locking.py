@@ -11,7 +11,7 @@ from torch import nn
 from blip_diffusion.nn_utils import uncompiled
 
 LIBRARY_LOCK = threading.RLock()
-"""Held while PEFT and diffusers load: meanwhile they replace methods of `nn.Module` for all threads."""
+"""Held while PEFT and diffusers load, because they replace methods of `nn.Module` for all threads meanwhile."""
 
 _LOCKS: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKeyDictionary()
 _GUARD = threading.Lock()

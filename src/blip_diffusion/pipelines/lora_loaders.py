@@ -69,7 +69,7 @@ class LoraLoadersMixin(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMix
 
     @exclusive
     def unload_lora_weights(self) -> None:
-        """Remove all user LoRAs; fused ones stay in the weights. Subjects go by `unload_subject`."""
+        """Remove all user LoRAs; fused ones stay in the weights, and subjects stay loaded."""
         super().unload_lora_weights()
         self.adapters.apply()
 
@@ -81,12 +81,12 @@ class LoraLoadersMixin(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMix
             InputError: If a preset's LoRA or a subject that changes the U-Net is active: it would be merged too.
         """
         if not self.preset.uses_cfg:
-            raise InputError("LoRAs can't be fused under a preset that brings one: set another first.")
-        self.adapters.set_preset_lora(None)  # another pipeline's
+            raise InputError("LoRAs can't be fused under a preset with a LoRA: set another preset first.")
+        self.adapters.set_preset_lora(None)  # one that another pipeline has set
         self.adapters.check_fusable()
         mark_modified(self.unet, self.text_encoder)
         super().fuse_lora(*args, **options)
-        self.adapters.registry.base_weights.clear()  # none is replaced now, and the base has changed
+        self.adapters.registry.base_weights.clear()  # no active subject replaces weights, and the base has changed
 
     @exclusive
     def unfuse_lora(self, *args: Any, **options: Any) -> None:
@@ -102,7 +102,7 @@ class LoraLoadersMixin(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMix
 
         Args:
             pretrained_model_name_or_path: A file, a folder, a hub id, a state dict, a tensor (N, D), or a list of them.
-            token: The word, or a list of them; by default the file's own, or the file's name where it has none.
+            token: The word, or a list of them; by default the word in the file, or the file's name.
             *args: As in diffusers.
             **options: Where the file is, as in diffusers: `weight_name`, `subfolder`, `revision`, ...
 
@@ -141,7 +141,7 @@ def _embeddings(source: Any, token: str | None, width: int, *place: str | None) 
         word, vectors = parse_embeddings(source, token)
     if vectors.shape[1] != width:
         raise CheckpointError(
-            f"The textual inversion isn't for this model, whose embeddings are {width} wide: its own are "
-            f"{vectors.shape[1]}."
+            f"The textual inversion is for another model: its vectors are {vectors.shape[1]} wide, and "
+            f"this model's {width}."
         )
     return token or word, vectors

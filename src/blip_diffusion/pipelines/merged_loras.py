@@ -1,4 +1,4 @@
-"""Merge active LoRAs into a network's weights for the time of a call."""
+"""Merge active LoRAs into a network's weights during a call."""
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -25,8 +25,8 @@ class MergedLoras:
             self._restore()
 
     def _swap(self) -> None:
-        for place, weight in enumerate(self._weights):
-            self._other[place], weight.data = weight.data, self._other[place]
+        for index, weight in enumerate(self._weights):
+            self._other[index], weight.data = weight.data, self._other[index]
 
     def _restore(self) -> None:
         for layer, _ in self._layers:

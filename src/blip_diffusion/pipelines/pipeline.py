@@ -32,7 +32,7 @@ from blip_diffusion.pipelines.step_callback import CALLBACK_TENSORS, CallbackDen
 from blip_diffusion.pipelines.subjects import SubjectsMixin
 
 SET_TIMESTEPS_ERRORS = (ValueError, TypeError, IndexError, RuntimeError, AssertionError)
-"""What schedulers raise for steps that they can't take."""
+"""The errors that schedulers raise for invalid steps."""
 
 
 class BlipDiffusionPipeline(
@@ -156,8 +156,8 @@ class BlipDiffusionPipeline(
             height: In pixels, a multiple of the U-Net's stride up to 2048.
             width: In pixels, likewise.
             num_inference_steps: Sampling steps, at least 1; by default the preset's or the checkpoint's.
-            timesteps: Timesteps in place of the scheduler's choice, falling, if it takes them.
-            sigmas: Noise levels in place of it, falling, likewise.
+            timesteps: Decreasing timesteps in place of the scheduler's; not every scheduler supports them.
+            sigmas: Decreasing noise levels in place of the scheduler's; not every scheduler supports them.
             guidance_scale: Weight w of classifier-free guidance, e + w (c - e) (Ho & Salimans 2022, eq. 6, with
                 w = 1 + their w); up to 1 switches it off.
             guidance_rescale: Share in [0, 1] of the rescaling of the guided prediction (Lin et al. 2024, eq. 15-16).
@@ -257,7 +257,7 @@ class BlipDiffusionPipeline(
         self._num_timesteps = len(self.scheduler.timesteps)
 
     def _decode(self, latents: Tensor, output_type: str) -> Any:
-        """Return images of the wanted type."""
+        """Return images of the requested type."""
         if output_type == "latent":
             return latents
         pixels = check_finite(self._decode_latents(latents).float())
@@ -269,7 +269,7 @@ class BlipDiffusionPipeline(
     def _execution_device(self) -> torch.device:
         """The device of the computation: that of the weights, unless a layer has a hook that moves them.
 
-        diffusers' own search for hooks takes 15 ms on `mini`, a tenth of an image.
+        diffusers' search for hooks takes 15 ms on `mini`, a tenth of an image.
         """
         parts = (self.unet, self.vae, self.text_encoder, self.qformer)
         layers = (vars(layer) for part in parts for layer in iter_modules(part))

@@ -4,8 +4,8 @@
     fast    a second-order solver in ten steps; deep U-Net features computed at one step in three
     turbo   two steps with the model's bundled consistency LoRA (as `mini` has); else four steps, half of them guided
 
-docs/results/speed.md lists what each gains and costs. With a ControlNet the whole U-Net runs in torch, in one batch per
-step: `engine="openvino"`, `split_cfg_batch` and `deepcache_interval` have no effect then.
+docs/results/speed.md lists the speed and the quality of each. With a ControlNet the whole U-Net runs in torch, in one
+batch per step: `engine="openvino"`, `split_cfg_batch` and `deepcache_interval` have no effect then.
 
 Torch is imported where it is used.
 """
@@ -38,12 +38,12 @@ class Preset:
             U-Net and the decoder.
         split_cfg_batch: Run the two halves of classifier-free guidance one after the other, in half the memory.
         solver: Sampler over the noise levels of the model's scheduler. "default": the model's scheduler.
-        steps: Sampling steps where a call names none, at most the model's. `None`: the model's.
+        steps: Default of a call's sampling steps, at most the model's. `None`: the model's.
         guidance_interval: Start and end of guidance as fractions of the steps, in [0, 1]; a step outside costs half
             (Kynkäänniemi et al. 2024).
         deepcache_interval: Compute deep U-Net features at one step in this many, and reuse them (Ma et al. 2023).
         deepcache_layers: Outermost U-Net layers that are computed at every step.
-        lcm_lora: A latent consistency LoRA (Luo et al. 2023): a file, a folder, or a hub id. Guidance is part of it.
+        lcm_lora: A latent consistency LoRA (Luo et al. 2023), guidance included: a file, a folder or a hub id.
             Requires `solver` "lcm", which adds new noise at each step, or "ddim", which is deterministic.
         bundled_lora_steps: If the model's folder has a consistency LoRA, sample in this many steps with it (see
             `lcm_preset`); the options above for solver, steps, guidance and features then apply to other models only.
@@ -107,7 +107,7 @@ def get_preset(choice: str | Preset) -> Preset:
 
 
 def preset_on_engine(choice: str, engine: Engine) -> Preset:
-    """Return a preset by its name (empty: none) on an engine, with the precision left to the caller."""
+    """Return a preset by its name (empty: none) on an engine, with `dtype` "default"."""
     return replace(get_preset(choice) if choice else Preset(), dtype="default", engine=engine)
 
 
@@ -120,7 +120,7 @@ def lcm_preset(lora: str, base: Preset = TURBO, *, solver: Solver = "lcm", steps
 
 
 def default_dtype(preset: str | None, device: str = "auto") -> Dtype:
-    """Return the precision of a preset, or of none, on a device."""
+    """Return the data type of a preset on a device; float32 without a preset."""
     if not preset:
         return "float32"
     from blip_diffusion.devices import device_of

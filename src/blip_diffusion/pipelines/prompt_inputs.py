@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from blip_diffusion.pipelines.inputs import CallArguments
 
 MAX_REPETITIONS = 1000
-"""Of a prompt: a text encoder reads some dozens of words."""
+"""Most repetitions of a prompt."""
 
 
 @dataclass(frozen=True)
 class PromptInputs:
-    """What the text encoder gets for N prompts.
+    """Inputs of the text encoder for N prompts.
 
     Args:
         sentences: N prompts with their categories, once each; empty with `prompt_embeds`.
-        prompts: N sentences, repeated as often as `prompt_strength` and `prompt_reps` ask for; likewise.
-        negative_prompts: N; empty with `negative_prompt_embeds`.
+        prompts: The sentences, repeated by `prompt_strength` and `prompt_reps`; likewise.
+        negative_prompts: N negative prompts; empty with `negative_prompt_embeds`.
         references: N reference images; empty if there are `subject_embeds` or `prompt_embeds`.
         categories: N categories of the references.
         subject_embeds: Subject tokens (1 or N, Q, D).
@@ -50,10 +50,10 @@ class PromptInputs:
 
 
 def prompt_inputs(host: PipelineHost, given: "CallArguments") -> PromptInputs:
-    """Return what the text encoder gets, broadcast to one length.
+    """Return the inputs of the text encoder, broadcast to one length.
 
     Raises:
-        InputError: If something is missing, of another type, or excluded by something else.
+        InputError: If an argument is missing or has a wrong type, or two arguments exclude each other.
     """
     if given.prompt_embeds is not None:
         return _from_embeds(host, given, given.prompt_embeds)
@@ -100,7 +100,7 @@ def _spelled_out(host: PipelineHost, sentences: list[str]) -> list[str]:
 
 
 def _subject(host: PipelineHost, given: "CallArguments") -> tuple[Tensor | None, Any]:
-    """Return subject tokens, if there are, and the category of the subject."""
+    """Return subject tokens, or `None` for a call with references, and the category of the subject."""
     embeds, source = given.subject_embeds, given.source_subject_category
     registry = host.adapters.registry
     if given.reference_image is None and embeds is None and registry.mixture:
@@ -127,8 +127,8 @@ def _negative(given: "CallArguments") -> Any:
 
 
 def _repeats(host: PipelineHost, given: "CallArguments") -> dict[str, Any]:
-    asked = host.config["prompt_reps"] if given.prompt_reps is None else given.prompt_reps
-    repetitions = whole_number("prompt_reps", asked, 0, MAX_REPETITIONS)
+    value = host.config["prompt_reps"] if given.prompt_reps is None else given.prompt_reps
+    repetitions = whole_number("prompt_reps", value, 0, MAX_REPETITIONS)
     return {
         "strength": number("prompt_strength", given.prompt_strength, 0, MAX_REPETITIONS),
         "repetitions": repetitions,
@@ -164,10 +164,10 @@ def _check_states(host: PipelineHost, name: str, states: Any, length: int | None
     """Raise `InputError` unless these are text states that the U-Net reads."""
     check_tensor(name, states)
     width = int(host.unet.config.cross_attention_dim)
-    wanted = (length or "tokens", width)
+    expected = (length or "tokens", width)
     fits = states.ndim == 3 and states.shape[2] == width and states.shape[1] == (length or states.shape[1])
     if not fits or not states.numel():
-        raise InputError(f"{name} are {tuple(states.shape)}: this model reads (prompts, {wanted[0]}, {wanted[1]}).")
+        raise InputError(f"{name} are {tuple(states.shape)}: this model reads (prompts, {expected[0]}, {expected[1]}).")
 
 
 def on_device(states: Tensor, device: torch.device) -> Tensor:

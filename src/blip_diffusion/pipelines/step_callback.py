@@ -1,4 +1,4 @@
-"""What a step callback sees and may replace, as in diffusers: latents, prompt embeddings and the weight of guidance."""
+"""Step callbacks, as in diffusers: they read and may replace latents, prompt embeddings and the guidance scale."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -11,25 +11,25 @@ from blip_diffusion.errors import InputError
 
 CALLBACK_TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")
 StepCallback = Callable[[Any, int, Tensor, dict[str, Any]], Mapping[str, Tensor] | None]
-"""Called after each step with the pipeline, the step's index, its timestep and the tensors that were asked for.
+"""Called after each step with the pipeline, the step's index, its timestep and the requested tensors.
 
 It may return other tensors by the same names. While guidance runs, `prompt_embeds` (2B, L, D) are those of the negative
 prompts and of the prompts, as in diffusers; a callback that sets `pipeline._guidance_scale` to 0 switches guidance off.
 `pipeline._interrupt = True` makes this step the last.
 """
 Build = Callable[[Tensor, Tensor | None, int], Denoiser]
-"""Text states, those of the negative prompts if guided, and the index of the step that is next, to a denoiser."""
+"""Text states, the negative prompts' if guidance runs, and the index of the next step, to a denoiser."""
 
 
 class Guided(Protocol):
-    """What is asked of the pipeline."""
+    """The part of the pipeline that `CallbackDenoiser` uses."""
 
     @property
     def do_classifier_free_guidance(self) -> bool: ...
 
 
 def callback_tensors(callback: Any, names: Sequence[str]) -> list[str]:
-    """Return the tensors that a callback wants; diffusers' own callbacks say it themselves.
+    """Return the names of the tensors that a callback requests; diffusers' callbacks list them in an attribute.
 
     Raises:
         InputError: If the callback can't be called, or a name is not in CALLBACK_TENSORS.
@@ -43,15 +43,15 @@ def callback_tensors(callback: Any, names: Sequence[str]) -> list[str]:
 
 
 class CallbackDenoiser:
-    """A denoiser that follows what the callback of each step changes.
+    """A denoiser that is rebuilt after a step callback has changed its embeddings or switched guidance.
 
     Args:
-        pipeline: Passed to the callback; it says whether guidance runs.
+        pipeline: Passed to the callback; provides `do_classifier_free_guidance`.
         text: Text states (B, L, D).
-        empty: Those of the negative prompts, if guidance runs.
-        build: Makes the denoiser of the steps to come.
-        callback: The user's, or `None`.
-        names: Which tensors it wants.
+        empty: Text states of the negative prompts, if guidance runs.
+        build: Builds the denoiser of the remaining steps.
+        callback: The user's callback, or `None`.
+        names: The tensors that it requests.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class CallbackDenoiser:
         return self._denoiser(latents, timestep)
 
     def after_step(self, index: int, timestep: Tensor, latents: Tensor) -> Tensor:
-        """Run the callback and return the latents to go on with."""
+        """Run the callback and return the latents to continue with."""
         if self._callback is None:
             return latents
         tensors = {"latents": latents, "prompt_embeds": self._embeds, "negative_prompt_embeds": self._empty}
@@ -91,18 +91,20 @@ class CallbackDenoiser:
         return (*counts, self._pipeline.do_classifier_free_guidance)
 
     def _checked(self, result: Any, latents: Tensor) -> Mapping[str, Tensor]:
-        """Return what a callback returned; nothing stands for no change."""
+        """Return a callback's result after checking it; `None` stands for no change."""
         changed = {} if result is None else result
         if not isinstance(changed, Mapping):
             raise InputError(
-                f"The step callback returned a {type(result).__name__}: return a dict of tensors, or none."
+                f"The step callback returned a {type(result).__name__}: return a dict of tensors, or None."
             )
         for name, value in changed.items():
             like = latents if name == "latents" else self._embeds
             is_none = value is None and name == "negative_prompt_embeds" and self._empty is None
-            fits = isinstance(value, Tensor) and value.shape[1:] == like.shape[1:]
-            if name not in CALLBACK_TENSORS or not (is_none or fits):
-                raise InputError(f"The step callback returned {name!r} that can't be used: return it as it was given.")
+            valid = isinstance(value, Tensor) and value.shape[1:] == like.shape[1:]
+            if name not in CALLBACK_TENSORS or not (is_none or valid):
+                raise InputError(
+                    f"The step callback's {name!r} can't be used: return one of {CALLBACK_TENSORS}, in its shape."
+                )
         if "latents" in changed and changed["latents"].shape != latents.shape:
             raise InputError(f"The step callback returned latents of another shape, {tuple(changed['latents'].shape)}.")
         return changed

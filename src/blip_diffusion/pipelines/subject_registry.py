@@ -25,7 +25,7 @@ class SubjectRegistry:
     Args:
         subjects: The loaded subjects by name.
         mixture: The active subjects and their weights.
-        base_weights: The base model's own values of the U-Net weights that subjects replace, on the CPU.
+        base_weights: The base model's values of the U-Net weights that subjects replace, on the CPU.
         base: Fingerprint of the base model, taken before anything was changed.
     """
 
@@ -57,24 +57,24 @@ class SubjectRegistry:
 
     def save_base_weights(self, unet: nn.Module, subject: Subject) -> None:
         """Copy the U-Net weights that a subject replaces, once."""
-        own = base_parameters(unet)
+        parameters = base_parameters(unet)
         for name in subject.weights.keys() - self.base_weights.keys():
-            self.base_weights[name] = own[name].detach().cpu().clone()
+            self.base_weights[name] = parameters[name].detach().cpu().clone()
 
     @torch.no_grad()
     def write_weights(self, unet: nn.Module) -> None:
         """Write base weights plus each active subject's difference, times its share, into the U-Net."""
-        own = base_parameters(unet)
+        parameters = base_parameters(unet)
         for name, base in self.base_weights.items():
             mixed = base.float()
             for subject, weight in self.mixture.items():
                 if name in self.subjects[subject].weights:
                     mixed = mixed + weight * (self.subjects[subject].weights[name].float() - base.float())
-            own[name].copy_(mixed)
+            parameters[name].copy_(mixed)
 
 
 def changes_unet(subject: Subject) -> bool:
-    """Return whether a subject has more than an embedding."""
+    """Return whether a subject has a LoRA or weights besides its embedding."""
     return bool(subject.lora or subject.weights)
 
 
@@ -89,10 +89,10 @@ def check_base(subject: Subject, base: str) -> None:
 
 def check_shapes(unet: nn.Module, subject: Subject) -> None:
     """Raise `CheckpointError` unless every name and shape of a subject fits, before anything is changed."""
-    wanted = _lora_shapes(unet, layers_of(subject.lora), subject.rank)
-    _check_names(f"the LoRA of {subject.name!r}", subject.lora, wanted, missing=wanted.keys() - subject.lora.keys())
-    own = {name: tuple(parameter.shape) for name, parameter in base_parameters(unet).items()}
-    _check_names(f"the weights of {subject.name!r}", subject.weights, own)
+    expected = _lora_shapes(unet, layers_of(subject.lora), subject.rank)
+    _check_names(f"the LoRA of {subject.name!r}", subject.lora, expected, missing=expected.keys() - subject.lora.keys())
+    shapes = {name: tuple(parameter.shape) for name, parameter in base_parameters(unet).items()}
+    _check_names(f"the weights of {subject.name!r}", subject.weights, shapes)
 
 
 def check_tokens(tokens: Tensor, text_encoder: Any, tokenizer: Any) -> None:
@@ -109,7 +109,7 @@ def check_tokens(tokens: Tensor, text_encoder: Any, tokenizer: Any) -> None:
 
 
 def _lora_shapes(unet: nn.Module, modules: Sequence[str], rank: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of each module's two LoRA matrices; names that are no linear layer are left out."""
+    """Return the shapes of each module's two LoRA matrices; names that are not linear layers are left out."""
     layers = {name.replace(".base_layer", ""): module for name, module in unet.named_modules()}
     shapes: dict[str, tuple[int, ...]] = {}
     for name in modules:
@@ -121,11 +121,11 @@ def _lora_shapes(unet: nn.Module, modules: Sequence[str], rank: int) -> dict[str
 
 
 def _check_names(
-    what: str, found: State, wanted: Mapping[str, tuple[int, ...]], *, missing: Iterable[str] = ()
+    what: str, tensors: State, expected: Mapping[str, tuple[int, ...]], *, missing: Iterable[str] = ()
 ) -> None:
-    """Raise `CheckpointError` for unexpected names, other shapes, and missing names."""
+    """Raise `CheckpointError` for unexpected names, wrong shapes, and missing names."""
     problem = format_mismatches(
-        missing=missing, unexpected=found.keys() - wanted.keys(), wrong=shape_mismatches(found, wanted)
+        missing=missing, unexpected=tensors.keys() - expected.keys(), wrong=shape_mismatches(tensors, expected)
     )
     if problem:
         raise CheckpointError(f"The weights don't fit {what}: {problem}.")

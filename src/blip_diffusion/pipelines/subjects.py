@@ -58,7 +58,7 @@ class SubjectsMixin(PipelineHost):
 
     @exclusive
     def set_subjects(self, names: str | Sequence[str] | None, weights: Sequence[float] | None = None) -> None:
-        """Activate loaded subjects, alone or mixed. Other LoRAs stay as they are.
+        """Activate loaded subjects, alone or mixed. Other LoRAs stay unchanged.
 
         Args:
             names: One or several loaded subjects; `None` for none.
@@ -80,7 +80,7 @@ class SubjectsMixin(PipelineHost):
 
     @contextmanager
     def without_subjects(self) -> Iterator[None]:
-        """Context manager: the base model, without any subject; afterwards the same ones are active."""
+        """Context manager: deactivate all subjects, and on exit activate the same ones again."""
         active = self.active_subjects
         self.adapters.set_mixture({})
         try:
