@@ -101,7 +101,7 @@ def test_the_noisiest_level_of_zero_snr_is_skipped() -> None:
     plain = noising_of(scheduler("epsilon", zero_snr=False))
     assert inversion.visited_timesteps(plain, timesteps) == tuple(timesteps)
     assert inversion.visited_timesteps(plain, timesteps, 0.4) == tuple(timesteps[-8:])
-    with pytest.raises(InputError, match="strength 0.01"):
+    with pytest.raises(InputError, match=r"strength 0\.01"):
         inversion.visited_timesteps(plain, timesteps, 0.01)
 
 

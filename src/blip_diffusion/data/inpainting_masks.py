@@ -16,7 +16,7 @@ from torch import Tensor
 SIDE = 256
 """Of the images for which LaMa's lengths are meant, in pixels."""
 STROKES, SEGMENTS, LENGTH, WIDTH, TURN = 5, 5, (10, 210), (5, 105), 3.0
-"""Most polylines of a mask and segments of a polyline; pixels of a segment; the largest turn between two, in radians."""
+"""Most polylines of a mask, most segments of each; a segment's pixels; the largest turn between two, in radians."""
 BOXES, BOX, MARGIN = 4, (30, 150), 10
 GROWTH = 12 / 128
 """Largest distance by which a subject's shape is grown, in sides."""

@@ -1,4 +1,4 @@
-"""Conditioning by concatenation (Rombach et al. 2022, figure 3): a condition beside the latents at the U-Net's input."""
+"""Conditioning by concatenation (Rombach et al. 2022, figure 3): the U-Net reads a condition beside the latents."""
 
 from collections.abc import Callable
 

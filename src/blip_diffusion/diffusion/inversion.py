@@ -40,15 +40,17 @@ class Inversion:
     residuals: tuple[Tensor, ...] = ()
 
 
-def visited_timesteps(noising: Noising, timesteps: Sequence[int], strength: float = 1.0) -> tuple[int, ...]:
-    """Return the last share `strength` of falling timesteps, without levels that hold no signal.
+def visited_timesteps(
+    noising: Noising, timesteps: Sequence[int], strength: float = 1.0, *, noisiest: bool = False
+) -> tuple[int, ...]:
+    """Return the last share `strength` of falling timesteps, without levels that hold no signal unless `noisiest`.
 
     Raises:
         InputError: If none is left.
     """
     count = min(int(len(timesteps) * strength + 1e-6), len(timesteps))
     chosen = [int(t) for t in timesteps][len(timesteps) - count :]
-    visited = tuple(t for t in chosen if float(noising.alphas_cumprod[t]) ** 0.5 > SMALLEST_SIGNAL)
+    visited = tuple(t for t in chosen if noisiest or float(noising.alphas_cumprod[t]) ** 0.5 > SMALLEST_SIGNAL)
     if not visited:
         raise InputError(f"{len(timesteps)} steps with the strength {strength:g} leave none to edit in: use more.")
     return visited
