@@ -176,6 +176,22 @@ def _box(x: float, y: float, side: float, aspect: float) -> Box:
     return Box(x - width / 2, y - height / 2, x + width / 2, y + height / 2)
 
 
+def box_in_place_of(box: Box, aspect: float, *, inside: bool = False, shape: float = 1.0) -> Box:
+    """Return the box of a subject that stands where another does: the same centre and lower edge.
+
+    Args:
+        box: The other's, in shares of the image's sides.
+        aspect: Width over height of the new subject.
+        inside: Whether it must fit into the box; else its longest side is the box's.
+        shape: Width over height of the image.
+    """
+    width, height = _extent(1.0, aspect)
+    old_width, old_height = box.width * shape, box.height
+    longest = min(old_width / width, old_height / height) if inside else max(old_width, old_height)
+    width, height, x = longest * width / shape, longest * height, (box.left + box.right) / 2
+    return Box(x - width / 2, box.bottom - height, x + width / 2, box.bottom)
+
+
 def frames_of(boxes: Sequence[Sequence[Box]], *, aspect: float = 1.0, mirror: bool = False) -> Tensor:
     """Return the frames of subjects' boxes.
 

@@ -17,6 +17,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig
 
+from blip_diffusion.diffusion.concatenation import concatenated, inpainting_channels
 from blip_diffusion.diffusion.guidance import Denoiser, unet_denoiser
 from blip_diffusion.diffusion.latents import LatentCodec
 from blip_diffusion.framing import default_boxes, frames_of
@@ -208,9 +209,41 @@ class BlipDiffusion(nn.Module):
             frames = frames_of([default_boxes("")]).expand(len(states), -1, -1)
         return append_codes(states, token_codes(frames.to(states.device), tokens, self.place_width), at)
 
-    def denoiser(self, text: Tensor) -> Denoiser:
-        """Return a denoiser of B images, conditioned on text states (B, L, D + P)."""
-        return unet_denoiser(self.unet, text)
+    @property
+    def reads_mask(self) -> bool:
+        """Whether the U-Net reads a mask and the masked image's latents beside the noised latents."""
+        return int(self.unet.config.in_channels) == inpainting_channels(self.latents.channels)
+
+    def denoiser(self, text: Tensor, condition: Tensor | None = None) -> Denoiser:
+        """Return a denoiser of B images, conditioned on text states (B, L, D + P).
+
+        `condition` is `inpainting_condition`'s, for a U-Net that reads one; by default all of an image is painted.
+        """
+        network = unet_denoiser(self.unet, text)
+        if not self.reads_mask:
+            return network
+        return concatenated(network, self.whole_condition if condition is None else condition)
+
+    def inpainting_condition(self, pixels: Tensor, mask: Tensor) -> Tensor:
+        """Return what an inpainting U-Net reads beside the latents, as Stable Diffusion's does.
+
+        Args:
+            pixels: Images (B, 3, H, W) in [0, 1].
+            mask: (B, 1, H, W), above 0.5 where they are to be repainted.
+
+        Returns:
+            (B, 1 + C, h, w): the mask at the latents' size, then the latents of the images with mid-grey in its place.
+        """
+        hidden = (mask > 0.5).to(pixels)
+        latents = self.latents.encode(pixels * (1 - hidden) + 0.5 * hidden).float()
+        return torch.cat([F.interpolate(hidden.float(), size=latents.shape[-2:]), latents], dim=1)
+
+    def whole_condition(self, latents: Tensor) -> Tensor:
+        """Return the condition (1, 1 + C, h, w) under which an inpainting U-Net paints whole images."""
+        height, width = (side * self.latents.factor for side in latents.shape[-2:])
+        grey = latents.new_full((1, 3, height, width), 0.5)
+        with torch.no_grad():
+            return self.inpainting_condition(grey, torch.ones_like(grey[:, :1]))
 
 
 def build_subject_encoder(config: ModelConfig) -> SubjectEncoder:

@@ -4,7 +4,9 @@ import warnings
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 
 from blip_diffusion.errors import InputError
 from blip_diffusion.framing import FILL, Box, box_before_plain_border, box_of_mask, crop_to_subject
@@ -102,17 +104,32 @@ def _warn_of_cut(image: Image.Image, upright: Image.Image) -> None:
         )
 
 
-@torch.no_grad()
+def subject_mask(model: BlipDiffusion, image: Image.Image) -> Tensor | None:
+    """Return where the subject of an RGB image is, (H, W) in [0, 1]; `None` for a model without a subject finder."""
+    if model.subject_finder is None:
+        return None
+    side = max(image.size)
+    mask = F.interpolate(_predicted_mask(model, image)[None, None], (side, side), mode="bilinear")[0, 0]
+    left, top = (round((side - length) / 2) for length in image.size)
+    return mask[top : top + image.height, left : left + image.width]
+
+
 def _predicted_box(model: BlipDiffusion, image: Image.Image) -> Box | None:
     if model.subject_finder is None:
         return Box(0.0, 0.0, 1.0, 1.0)
+    box = box_of_mask(_predicted_mask(model, image))
+    return None if box is None else _without_bars(box, image.width / image.height)
+
+
+@torch.no_grad()
+def _predicted_mask(model: BlipDiffusion, image: Image.Image) -> Tensor:
+    """Return the subject finder's mask of an image padded to a square, at the finder's own size."""
+    assert model.subject_finder is not None
     reference, encoder = model.reference, model.subject_encoder
     square = fit_square(image, reference.size, "pad")
     pixels = preprocess(to_tensor([square]).to(encoder.device), reference.size, reference.mean, reference.std)
     features = encoder.image_encoder.features(pixels.to(encoder.dtype))
-    mask = torch.sigmoid(model.subject_finder(features).float())[0, 0].cpu()
-    box = box_of_mask(mask)
-    return None if box is None else _without_bars(box, image.width / image.height)
+    return torch.sigmoid(model.subject_finder(features).float())[0, 0].cpu()
 
 
 def _without_bars(box: Box, aspect: float) -> Box | None:

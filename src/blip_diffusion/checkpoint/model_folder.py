@@ -36,6 +36,7 @@ from blip_diffusion.checkpoint.weights import (
     read_json,
     write_json,
 )
+from blip_diffusion.diffusion.concatenation import inpainting_channels
 from blip_diffusion.diffusion.sampler import check_scheduler
 from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.model import BlipDiffusion, InferenceConfig, ReferenceConfig, SubjectEncoder
@@ -242,6 +243,7 @@ def check_fit(model: BlipDiffusion) -> None:
     if model.place_width and math.isqrt(queries) ** 2 != queries:
         raise CheckpointError(f"The parts don't fit: {queries} queries, and placed tokens lie on a square grid.")
     latents = int(model.vae.config.latent_channels)
+    channels = latents if channels == inpainting_channels(latents) else channels
     pairs = (
         ("subject tokens", tokens, "text encoder", text),
         ("text encoder", text + model.place_width, "U-Net", context),

@@ -111,6 +111,7 @@ def _control(
     dtype = latents.dtype
     if halved:
         latents, text = latents.chunk(2)[1], text.chunk(2)[1]
+    latents = latents[:, : control.net.config.in_channels]  # a U-Net may read a mask beside them
     latents, text = latents.to(control.net.dtype), text.to(control.net.dtype)
     image = control.image.to(latents).expand(-1, 3, -1, -1).repeat(len(latents) // len(control.image), 1, 1, 1)
     down, middle = control.net(

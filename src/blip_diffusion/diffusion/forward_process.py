@@ -1,7 +1,7 @@
 """The forward process: how latents are noised, the prediction target, and the loss weight of a timestep."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,11 @@ class Noising:
     def __post_init__(self) -> None:
         if self.prediction not in ("epsilon", "v_prediction"):
             raise ConfigError(f"noising: prediction is {self.prediction!r}; use epsilon or v_prediction.")
+
+    @classmethod
+    def from_scheduler(cls, scheduler: Any) -> "Noising":
+        """Return the forward process that a diffusers scheduler inverts."""
+        return cls(scheduler.alphas_cumprod.float(), scheduler.config.prediction_type)
 
     @property
     def timesteps(self) -> int:

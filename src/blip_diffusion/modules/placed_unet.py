@@ -86,8 +86,7 @@ class PlacedAttention(nn.Module):
         temb: Tensor | None = None,
     ) -> Tensor:
         """Attend from latents (B, H W, D) of images of `aspect` W / H to text states (B, L, D + code): (B, H W, D)."""
-        places = _grid(hidden_states.shape[1], self.aspect, hidden_states.device)
-        query = attn.to_q(hidden_states) + self.place(place_code(places).to(hidden_states.dtype))
+        query = self.query(attn, hidden_states)
         if attention_mask is not None:
             attention_mask = attention_mask[:, None]  # (B, 1, 1, L), for every head and latent
         q, k, v = (
@@ -97,6 +96,12 @@ class PlacedAttention(nn.Module):
         hidden = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
         out: Tensor = attn.to_out[0](rearrange(hidden, "b h n d -> b n (h d)"))
         return out
+
+    def query(self, attn: Any, hidden_states: Tensor) -> Tensor:
+        """Return the queries (B, H W, D) of latents (B, H W, D), with their places."""
+        places = _grid(hidden_states.shape[1], self.aspect, hidden_states.device)
+        query: Tensor = attn.to_q(hidden_states) + self.place(place_code(places).to(hidden_states.dtype))
+        return query
 
 
 class PlacedCrossAttention(Attention):

@@ -15,6 +15,7 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from torch import Tensor, nn
 
 from blip_diffusion.checkpoint.locate import check_source
+from blip_diffusion.diffusion.concatenation import concatenated
 from blip_diffusion.diffusion.controlnet import controlled_denoiser
 from blip_diffusion.diffusion.deepcache import ShallowUNet, WholeUNet, deepcache
 from blip_diffusion.diffusion.guidance import Denoiser, guided, on_interval, split_batch, unet_denoiser
@@ -120,27 +121,36 @@ class AccelerationMixin(PipelineHost):
 
     # --------------------------------------------------------------------------------------------------------- sampling
 
-    def _denoiser(self, inputs: PipelineInputs, text: Tensor, empty: Tensor | None, first: int = 0) -> Denoiser:
+    def _denoiser(
+        self, inputs: PipelineInputs, text: Tensor, empty: Tensor | None, first: int = 0, steps: int | None = None
+    ) -> Denoiser:
         """Return guided(controlled(unet(·, text states))) for the steps from `first` on.
 
-        `empty` are the negative prompts' states, if guided.
+        `empty` are the negative prompts' states, if guided; `steps` are by default the scheduler's.
         """
-        steps = len(self.scheduler.timesteps)
+        steps = len(self.scheduler.timesteps) if steps is None else steps
+        network = partial(self._network, condition=inputs.condition)
         if inputs.controls:
-            run = partial(
-                controlled_denoiser, self.unet, controls=inputs.controls, steps=steps, guess=inputs.guess_mode,
-                counter=itertools.count(first),
-            )  # fmt: skip
+            counter = itertools.count(first)
+
+            def run(text: Tensor, *, doubled: bool = False) -> Denoiser:
+                controls, guess = inputs.controls, inputs.guess_mode
+                net = controlled_denoiser(
+                    self.unet, text, controls, steps=steps, guess=guess, doubled=doubled, counter=counter
+                )
+                return _conditioned(net, inputs.condition)
+
             if empty is None:
                 return run(text)
             return self._guided(run(torch.cat([empty, text]), doubled=True), lambda: run(text), inputs, steps, first)
         if empty is None:
-            return self._network(text)
-        if self.preset.split_cfg_batch:
-            both = split_batch(self._network(empty), self._network(text))
-        else:
-            both = self._network(torch.cat([empty, text]))
-        return self._guided(both, lambda: self._network(text), inputs, steps, first)
+            return network(text)
+        both = (
+            split_batch(network(empty), network(text))
+            if self.preset.split_cfg_batch
+            else network(torch.cat([empty, text]))
+        )
+        return self._guided(both, lambda: network(text), inputs, steps, first)
 
     def _guided(
         self, both: Denoiser, conditional: Callable[[], Denoiser], inputs: PipelineInputs, steps: int, first: int
@@ -151,8 +161,14 @@ class AccelerationMixin(PipelineHost):
             return always
         return on_interval(self.preset.guidance_interval, steps, always, conditional(), first=first)
 
-    def _network(self, text: Tensor) -> Denoiser:
-        """Return the U-Net with these text states, on the preset's engine, with DeepCache if the preset has it."""
+    def _network(self, text: Tensor, *, condition: Tensor | None = None) -> Denoiser:
+        """Return the U-Net with these text states, on the preset's engine, with DeepCache if the preset has it.
+
+        `condition` stands beside the latents, for a U-Net that reads a mask.
+        """
+        return _conditioned(self._plain_network(text), condition)
+
+    def _plain_network(self, text: Tensor) -> Denoiser:
         unet, layers, interval = self.unet, self.preset.deepcache_layers, self.preset.deepcache_interval
         if interval == 1 and self.preset.engine != "openvino":
             return unet_denoiser(unet, text)
@@ -205,6 +221,10 @@ class AccelerationMixin(PipelineHost):
             run = openvino(build(), name=name, quiet=quiet)
             self._engines = {**self._engines, key: (weights_version(part), run)}
         return run
+
+
+def _conditioned(network: Denoiser, condition: Tensor | None) -> Denoiser:
+    return network if condition is None else concatenated(network, condition)
 
 
 def _load_tiny_vae(path: str, vae: Any) -> Any:

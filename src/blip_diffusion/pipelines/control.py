@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion import images
+from blip_diffusion.diffusion.concatenation import inpainting_channels
 from blip_diffusion.diffusion.controlnet import Control, is_adapter
 from blip_diffusion.errors import InputError
 from blip_diffusion.pipelines.checks import number
@@ -91,6 +92,8 @@ def _check_fit(net: Any, unet: Any) -> None:
     for name in ("cross_attention_dim", "in_channels", "block_out_channels"):
         theirs, ours = net.config[name], unet.config[name]
         theirs, ours = (tuple(x) if isinstance(x, list | tuple) else x for x in (theirs, ours))
+        if name == "in_channels" and ours == inpainting_channels(theirs):
+            continue
         if theirs != ours:
             raise InputError(f"The ControlNet is for another U-Net: its {name} is {theirs}, this model's is {ours}.")
 

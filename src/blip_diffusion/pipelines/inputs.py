@@ -1,5 +1,6 @@
 """The prepare step: normalise and check the arguments of a call, and return one frozen object."""
 
+import inspect
 import itertools
 import warnings
 from collections.abc import Mapping, Sequence
@@ -75,6 +76,12 @@ class CallArguments:
         """Return those of a call's local variables that are fields."""
         return cls(**{field.name: arguments[field.name] for field in fields(cls)})
 
+    @classmethod
+    def of_call(cls, call: Any, **given: Any) -> "CallArguments":
+        """Return a call's defaults, and what is given in their place."""
+        parameters = inspect.signature(call).parameters
+        return cls.select({name: parameter.default for name, parameter in parameters.items()} | given)
+
 
 @dataclass(frozen=True)
 class PipelineInputs:
@@ -98,6 +105,8 @@ class PipelineInputs:
         guidance_rescale: Share of the rescaling after guidance.
         eta: Noise that DDIM adds at each step.
         output_type: One of OUTPUT_TYPES.
+        condition: What a U-Net that reads a mask gets beside the latents: all of an image is painted, unless
+            `inpaint` or `edit` says otherwise.
     """
 
     texts: PromptInputs
@@ -117,6 +126,7 @@ class PipelineInputs:
     guidance_rescale: float
     eta: float | None
     output_type: str
+    condition: Tensor | None = None
 
 
 def prepare_inputs(host: PipelineHost, given: CallArguments) -> PipelineInputs:
@@ -142,6 +152,7 @@ def prepare_inputs(host: PipelineHost, given: CallArguments) -> PipelineInputs:
     generators = _generators(given.generator, n * copies)
     scale = number("guidance_scale", _default(host, given.guidance_scale, "guidance_scale"))
     _warn_of_unused_guidance(host, given)
+    latents = _latents(host, given, generators, height, width)
     return PipelineInputs(
         texts=texts,
         resize_mode=given.resize_mode,
@@ -152,7 +163,7 @@ def prepare_inputs(host: PipelineHost, given: CallArguments) -> PipelineInputs:
         controls=control.controls(n, copies, height, width) if control else [],
         guess_mode=control is not None and control.guess_mode,
         generators=generators,
-        latents=_latents(host, given, generators, height, width),
+        latents=latents,
         steps=steps,
         timesteps=_schedule("timesteps", given.timesteps, int),
         sigmas=_schedule("sigmas", given.sigmas, float),
@@ -160,6 +171,7 @@ def prepare_inputs(host: PipelineHost, given: CallArguments) -> PipelineInputs:
         guidance_rescale=number("guidance_rescale", _default(host, given.guidance_rescale, "guidance_rescale"), 0, 1),
         eta=None if given.eta is None else number("eta", given.eta, 0, 1),
         output_type=given.output_type,
+        condition=host.model.whole_condition(latents) if host.model.reads_mask else None,
     )
 
 

@@ -21,6 +21,7 @@ from blip_diffusion.pipelines.acceleration import AccelerationMixin
 from blip_diffusion.pipelines.broadcast import OneOrMany
 from blip_diffusion.pipelines.checks import check_finite
 from blip_diffusion.pipelines.control import Images, Numbers, Resample
+from blip_diffusion.pipelines.editing import EditingMixin
 from blip_diffusion.pipelines.encoding import EncodingMixin
 from blip_diffusion.pipelines.encoding_cache import EncodingCache
 from blip_diffusion.pipelines.features import FeaturesMixin
@@ -36,7 +37,14 @@ SET_TIMESTEPS_ERRORS = (ValueError, TypeError, IndexError, RuntimeError, Asserti
 
 
 class BlipDiffusionPipeline(
-    LoadingMixin, SubjectsMixin, AccelerationMixin, EncodingMixin, FeaturesMixin, LoraLoadersMixin, DiffusionPipeline
+    LoadingMixin,
+    SubjectsMixin,
+    AccelerationMixin,
+    EncodingMixin,
+    EditingMixin,
+    FeaturesMixin,
+    LoraLoadersMixin,
+    DiffusionPipeline,
 ):
     """Generate images of a subject in new scenes, from a reference image and a prompt.
 
@@ -260,7 +268,10 @@ class BlipDiffusionPipeline(
         """Return images of the requested type."""
         if output_type == "latent":
             return latents
-        pixels = check_finite(self._decode_latents(latents).float())
+        return self._as_output(check_finite(self._decode_latents(latents).float()), output_type)
+
+    def _as_output(self, pixels: Tensor, output_type: str) -> Any:
+        """Return pixels (B, 3, H, W) in [0, 1] in the wanted type."""
         if output_type == "pt":
             return pixels
         return images.to_pil(pixels) if output_type == "pil" else pixels.permute(0, 2, 3, 1).cpu().numpy()

@@ -31,6 +31,7 @@ class PromptInputs:
         negative_prompts: N negative prompts; empty with `negative_prompt_embeds`.
         references: N reference images; empty if there are `subject_embeds` or `prompt_embeds`.
         categories: N categories of the references.
+        targets: N words that stand after the subject tokens.
         subject_embeds: Subject tokens (1 or N, Q, D).
         prompt_embeds: Text states (N, L, D) in place of prompts and subjects.
         negative_prompt_embeds: Text states (N, L, D) in place of negative prompts.
@@ -41,6 +42,7 @@ class PromptInputs:
     prompts: list[str] = field(default_factory=list)
     references: list[Image.Image] = field(default_factory=list)
     categories: list[str] = field(default_factory=list)
+    targets: list[str] = field(default_factory=list)
     subject_embeds: Tensor | None = None
     prompt_embeds: Tensor | None = None
     negative_prompt_embeds: Tensor | None = None
@@ -85,6 +87,7 @@ def prompt_inputs(host: PipelineHost, given: "CallArguments") -> PromptInputs:
         negative_prompts=negatives if empty is None else [],
         references=[] if embeds is not None else broadcast(references, size),
         categories=sources,
+        targets=categories,
         subject_embeds=embeds,
         negative_prompt_embeds=None if empty is None else empty.expand(size, -1, -1),
     )

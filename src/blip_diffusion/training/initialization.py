@@ -223,7 +223,7 @@ def zero_snr_scheduler() -> DDIMScheduler:
 
 def noising_from(scheduler: Any) -> Noising:
     """Return the forward process that a scheduler inverts."""
-    return Noising(scheduler.alphas_cumprod.float(), scheduler.config.prediction_type)
+    return Noising.from_scheduler(scheduler)
 
 
 def lite0_weights() -> Path:

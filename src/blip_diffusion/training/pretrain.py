@@ -27,6 +27,7 @@ from blip_diffusion.training.objective import Objective
 from blip_diffusion.training.objectives.autoencoder import Autoencoder, AutoencoderConfig
 from blip_diffusion.training.objectives.consistency import Consistency, ConsistencyConfig
 from blip_diffusion.training.objectives.control import ControlConfig, StructureControl
+from blip_diffusion.training.objectives.inpaint import InpaintConfig, Inpainting
 from blip_diffusion.training.objectives.prior import Prior, PriorConfig
 from blip_diffusion.training.objectives.representation import Representation, RepresentationConfig
 from blip_diffusion.training.objectives.subject import SubjectConfig, SubjectRepresentation
@@ -61,7 +62,16 @@ class DataConfig:
 class RunConfig:
     """Configuration of a training run, read from TOML; each objective reads only its own table."""
 
-    objective: Literal["autoencoder", "text_to_image", "representation", "subject", "consistency", "control", "prior"]
+    objective: Literal[
+        "autoencoder",
+        "text_to_image",
+        "representation",
+        "subject",
+        "consistency",
+        "control",
+        "inpaint",
+        "prior",
+    ]
     data: DataConfig = field(default_factory=DataConfig)
     model: initialization.InitConfig = field(default_factory=initialization.InitConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -72,6 +82,7 @@ class RunConfig:
     consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
+    inpaint: InpaintConfig = field(default_factory=InpaintConfig)  # beside the table subject
 
     def __post_init__(self) -> None:
         weights = (self.representation.itc_weight, self.representation.itm_weight)
@@ -176,6 +187,12 @@ def prior(material: BuildContext) -> Objective:
     return Prior(model, noising, config.prior, material.pixels, material.categories)
 
 
+def inpaint(material: BuildContext) -> Objective:
+    """Build the objective of inpainting by concatenation, from a trained model."""
+    config, (_, model) = material.config, _trained(material)
+    return Inpainting(model, initialization.noising_from(model.scheduler), config.subject, config.inpaint)
+
+
 def check_size(config: RunConfig, model: BlipDiffusion) -> None:
     """Raise `ConfigError` if images are composed at another size than the model's."""
     own, size = int(model.unet.config.sample_size) * model.latents.factor, config.data.synthetic.size
@@ -191,6 +208,7 @@ OBJECTIVES: dict[str, Callable[[BuildContext], Objective]] = {
     "consistency": consistency,
     "control": control,
     "prior": prior,
+    "inpaint": inpaint,
 }
 
 

@@ -160,7 +160,7 @@ class Consistency(Objective):
     def latent_shape(self, size: int) -> torch.Size:
         """Return the shape of `size` latents."""
         unet = self.model.unet.config
-        return torch.Size((size, unet.in_channels, unet.sample_size, unet.sample_size))
+        return torch.Size((size, unet.out_channels, unet.sample_size, unet.sample_size))
 
     def _one_level(self, pixels: Tensor, states: Tensor, empty: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return f(x_t, t) of the student, and f(x_s, s) for the teacher's x_s one level cleaner."""

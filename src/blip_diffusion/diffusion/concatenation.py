@@ -1,0 +1,30 @@
+"""Conditioning by concatenation (Rombach et al. 2022, figure 3): the U-Net reads a condition beside the latents."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from blip_diffusion.diffusion.guidance import Denoiser
+
+Condition = Tensor | Callable[[Tensor], Tensor]
+"""Channels (1 or B, K, H, W) that stand beside the latents, or a function of the latents that returns them."""
+
+
+def concatenated(denoiser: Denoiser, condition: Condition) -> Denoiser:
+    """Return a denoiser of latents (B, C, H, W) over one that reads latents and condition (B, C + K, H, W).
+
+    A condition of fewer images is repeated: the batch holds whole copies of them, as guidance makes it.
+    """
+
+    def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
+        given = condition(latents) if callable(condition) else condition
+        beside = given.to(latents).repeat(len(latents) // len(given), 1, 1, 1)
+        return denoiser(torch.cat([latents, beside], dim=1), timestep)
+
+    return denoise
+
+
+def inpainting_channels(latent_channels: int) -> int:
+    """Return the U-Net's input channels with a mask and masked-image latents: 9 for Stable Diffusion's 4."""
+    return 2 * latent_channels + 1

@@ -1,0 +1,29 @@
+"""A U-Net that also reads a mask and the latents of the masked image, beside the noised latents."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def widened(unet: Any, channels: int) -> Any:
+    """Return a U-Net with more input channels, whose new weights are zero: at first it ignores what is added.
+
+    Args:
+        unet: A U-Net that reads C channels; it is not changed.
+        channels: C + K. The first C stay what they were.
+
+    Returns:
+        A new U-Net with the same weights; `unet` itself if it reads that many channels already.
+    """
+    if unet.config.in_channels == channels:
+        return unet
+    wide = type(unet).from_config(unet.config, in_channels=channels)
+    state = dict(unet.state_dict())
+    old: Tensor = state["conv_in.weight"]  # (W, C, 3, 3)
+    new = old.new_zeros(old.shape[0], channels, *old.shape[2:])
+    new[:, : old.shape[1]] = old
+    wide.load_state_dict(state | {"conv_in.weight": new})
+    nn.Module.to(wide, old.device, old.dtype)  # diffusers' own warns of parts that this has none of
+    return wide.train(unet.training)

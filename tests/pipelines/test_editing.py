@@ -1,0 +1,176 @@
+"""Editing: what is outside the mask stays, nothing stays on the U-Net, and bad input is one sentence."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.attention_processor import Attention
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from blip_diffusion.errors import InputError
+from blip_diffusion.images import to_tensor
+from blip_diffusion.modules import attention_control
+from blip_diffusion.modules.inpainting_unet import widened
+from blip_diffusion.pipelines.attention_alignment import AttentionControl, Sentence, align
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    image = Image.effect_noise((SIZE, SIZE), 80).convert("RGB")
+    ImageDraw.Draw(image).ellipse((8, 8, 20, 24), fill="brown")
+    return image
+
+
+@pytest.fixture(scope="module")
+def mask() -> Image.Image:
+    image = Image.new("L", (SIZE, SIZE))
+    ImageDraw.Draw(image).rectangle((8, 8, 19, 23), fill=255)
+    return image
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def outside(mask: Image.Image) -> Tensor:
+    return to_tensor([mask.convert("RGB")]) < 0.5
+
+
+def processors(unet: Any) -> dict[str, Any]:
+    return {name: part.processor for name, part in unet.named_modules() if isinstance(part, Attention)}
+
+
+@pytest.mark.parametrize("inversion", ["direct", "ddim", "ddpm", "none"])
+def test_pixels_outside_the_mask_stay(
+    pipe: BlipDiffusionPipeline, photo: Image.Image, mask: Image.Image, dog: Image.Image, inversion: Any
+) -> None:
+    options = {"mask": mask, "inversion": inversion, "generator": rng(), "num_images_per_prompt": 2}
+    out = pipe.edit(photo, "cat", "dog", dog, prompt="on the beach", **options)
+    assert len(out.images) == 2 and out.mask.size == photo.size
+    before, after = to_tensor([photo]), to_tensor(out.images)
+    kept = outside(mask).expand_as(after)
+    assert torch.equal(after[kept], before.expand_as(after)[kept])
+    assert (after - before).abs().amax() > 0.05
+
+
+def test_the_same_seed_edits_the_same(pipe: BlipDiffusionPipeline, photo: Image.Image, dog: Image.Image) -> None:
+    edits = [
+        pipe.edit(photo, "cat", "dog", dog, inversion="ddpm", generator=rng(seed), output_type="pt").images
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(edits[0], edits[1]) and not torch.equal(edits[0], edits[2])
+
+
+def test_an_empty_edit_keeps_the_photo(pipe: BlipDiffusionPipeline, photo: Image.Image) -> None:
+    """Inverted and sampled under the same words without guidance, edit-friendly DDPM draws the photo's latents."""
+    options = {"mask": "none", "guidance_scale": 1.0, "output_type": "latent", "describe_source": False}
+    out = pipe.edit(photo, "dog", "dog", prompt="on the beach", inversion="ddpm", generator=rng(), **options)
+    clean = pipe.model.latents.encode(to_tensor([photo]))
+    torch.testing.assert_close(out.images, clean, atol=1e-4, rtol=1e-4)
+
+
+def test_attention_control_leaves_nothing_behind(
+    pipe: BlipDiffusionPipeline, photo: Image.Image, dog: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = processors(pipe.unet)
+    control = AttentionControl(cross=1.0, own=1.0, shape="keep", weights={"beach": 2.0})
+    options: dict[str, Any] = {"prompt": "on the beach", "mask": "none", "output_type": "pt"}
+    plain = pipe.edit(photo, "cat", "dog", dog, **options).images
+    held = pipe.edit(photo, "cat", "dog", dog, **options, attention=control).images
+    assert not torch.allclose(plain, held) and processors(pipe.unet) == before
+
+    def fail(*_: Any) -> Tensor:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(attention_control.AttentionController, "maps", fail)
+    with pytest.raises(KeyboardInterrupt):
+        pipe.edit(photo, "cat", "dog", dog, **options, attention=control)
+    assert processors(pipe.unet) == before
+
+
+def test_control_of_nothing_is_plain(pipe: BlipDiffusionPipeline, photo: Image.Image, dog: Image.Image) -> None:
+    options: dict[str, Any] = {"prompt": "on the beach", "mask": "none", "output_type": "pt"}
+    plain = pipe.edit(photo, "cat", "dog", dog, **options).images
+    none = pipe.edit(photo, "cat", "dog", dog, **options, attention=AttentionControl(cross=0.0)).images
+    torch.testing.assert_close(plain, none, atol=1e-4, rtol=1e-4)
+
+
+def test_positions_count_subject_tokens_and_pieces(pipe: BlipDiffusionPipeline) -> None:
+    tokenizer, length = pipe.tokenizer, pipe.model.text_length
+    source, target = Sentence("a dog on the beach"), Sentence("a cat on the beach", 4)
+    control = AttentionControl(weights={"beach": 3.0})
+    found = align(tokenizer, source, target, "cat", control, length)
+    old, new = (one.positions(tokenizer, length) for one in (source, target))
+    category = len(tokenizer("cat", add_special_tokens=False).input_ids)
+    first = 2 + 4 + category  # of the words after [BOS], "a", subject tokens and category
+    tail = len(new) - (4 + category + 1)
+    assert old[-tail:] == new[-tail:]
+    for k in range(tail):
+        assert found.mapping[len(old) - tail + 1 + k, first + k] == 1 and found.own[first + k] == 0
+    assert found.own[2:first].tolist() == [1.0] * (4 + category)
+    assert found.mapping[len(old) + 1, len(new) + 1] == 1 and found.mapping[len(old) + 3, len(new) + 3] == 1
+    beach = len(tokenizer("beach", add_special_tokens=False).input_ids)
+    assert (found.factor == 3).nonzero().flatten().tolist() == list(range(len(new) + 1 - beach, len(new) + 1))
+    kept = align(tokenizer, source, target, "cat", AttentionControl(shape="keep"), length)
+    assert kept.own[2:first].tolist() == [0.0] * (4 + category)
+    assert torch.allclose(kept.mapping[2 : 2 + len(old) - tail - 1, 2:first].sum(), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("resamplings", [1, 3])
+def test_inpainting_blends(
+    pipe: BlipDiffusionPipeline, photo: Image.Image, mask: Image.Image, dog: Image.Image, resamplings: int
+) -> None:
+    out = pipe.inpaint(photo, mask, dog, "dog", prompt="on the beach", resamplings=resamplings, generator=rng())
+    kept = outside(mask)
+    assert torch.equal(to_tensor(out.images)[kept], to_tensor([photo])[kept])
+    assert (to_tensor(out.images) - to_tensor([photo])).abs().amax() > 0.05
+
+
+def test_a_widened_unet_reads_the_mask(
+    own: BlipDiffusionPipeline, photo: Image.Image, mask: Image.Image, dog: Image.Image, tmp_path: Path
+) -> None:
+    plain = own("on the beach", dog, "dog", "dog", generator=rng(), output_type="pt").images
+    own.unet = widened(own.unet, 2 * own.model.latents.channels + 1)
+    assert own.model.reads_mask
+    assert torch.equal(own("on the beach", dog, "dog", "dog", generator=rng(), output_type="pt").images, plain)
+    with torch.no_grad():
+        own.unet.conv_in.weight.normal_(std=0.1)
+    own.save_pretrained(tmp_path / "wide")
+    again = BlipDiffusionPipeline.from_pretrained(tmp_path / "wide")
+    again.set_progress_bar_config(disable=True)
+    first, other = (
+        again.inpaint(one, mask, dog, "dog", generator=rng(), output_type="pt").images
+        for one in (photo, Image.eval(photo, lambda value: 255 - value))
+    )
+    inside = ~outside(mask)
+    assert not torch.allclose(first[inside], other[inside])
+    assert again.edit(photo, "cat", "dog", dog).images
+    with pytest.raises(InputError, match="strength"):
+        again.inpaint(photo, mask, dog, "dog", strength=0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"mask": Image.new("L", (16, 16), 255)}, r"\(16, 16\)"),
+        ({"mask": Image.new("L", (SIZE, SIZE))}, "empty"),
+        ({"mask": "auto"}, "auto"),
+        ({"inversion": "null-text"}, "null-text"),
+        ({"strength": 0}, "strength"),
+        ({"attention": AttentionControl(weights={"sofa": 2.0})}, "sofa"),
+        ({"prompt": ["a", "b"]}, "one prompt"),
+        ({"width": 33}, "33"),
+        ({"latents": None}, "latents"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_bad_input_is_one_sentence(
+    pipe: BlipDiffusionPipeline, photo: Image.Image, dog: Image.Image, change: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(InputError, match=named):
+        pipe.edit(photo, "cat", "dog", dog, **{"prompt": "on the beach", **change})
