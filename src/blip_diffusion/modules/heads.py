@@ -28,10 +28,13 @@ class ContrastiveHead(nn.Module):
         """Word states (B, L, D), of which the first row stands for all, to unit vectors (B, E)."""
         return F.normalize(self.text(words[:, 0]), dim=-1)
 
+    def cosines(self, images: Tensor, sentences: Tensor) -> Tensor:
+        """(B, Q, E) and (C, E) to (B, C): the best query's cosine, in [-1, 1]."""
+        return torch.einsum("bqe,ce->bqc", images, sentences).amax(dim=1)
+
     def similarity(self, images: Tensor, sentences: Tensor) -> Tensor:
         """(B, Q, E) and (C, E) to (B, C): the best query's cosine over the temperature, clamped to [0.001, 0.5]."""
-        cosines = torch.einsum("bqe,ce->bqc", images, sentences).amax(dim=1)
-        return cosines / self.temperature.clamp(0.001, 0.5)
+        return self.cosines(images, sentences) / self.temperature.clamp(0.001, 0.5)
 
 
 class MatchingHead(nn.Linear):
