@@ -3,7 +3,7 @@
     image ─► image_encoder ─► qformer ─┬─► language (projection, frozen language model) ─► captions, answers
                                        └─► contrastive (ITC) and matching (ITM), with words ─► how well a sentence fits
 
-Letters: `B` images, `C` sentences, `Q` queries, `D` their width, `E` width of what is compared, `N` patches, `V` theirs.
+Letters: `B` images, `C` sentences, `Q` queries, `D` their width, `E` width of what is compared, `N` patches.
 """
 
 from collections.abc import Sequence
@@ -97,7 +97,7 @@ class Blip2(nn.Module):
         return self.contrastive, self.matching
 
     def features(self, pixels: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] to features (B, N, V), normed: what the queries look at."""
+        """Images (B, 3, H, W) in [0, 1] to features (B, N, V) of width V, normed: what the queries look at."""
         pixels = preprocess(pixels, self.reference.size, self.reference.mean, self.reference.std)
         features: Tensor = self.image_encoder(pixels.to(self.dtype))
         return features
