@@ -14,7 +14,7 @@ import blip_diffusion
 PACKAGE = Path(blip_diffusion.__file__).parent
 LEAVES = {"errors", "config", "devices", "edges", "fileio", "framing", "images", "nn_utils", "plots", "prompts"}
 NETWORKS = LEAVES | {"modules", "diffusion"}
-MODEL = NETWORKS | {"model", "checkpoint"}
+MODEL = NETWORKS | {"model", "blip2", "checkpoint"}
 TRAINER = {
     "config",
     "trainer",
@@ -50,7 +50,8 @@ MAY_IMPORT = {
     "diffusion": {"errors"},
     "data": LEAVES,
     "model": NETWORKS,
-    "checkpoint": NETWORKS | {"model"},
+    "blip2": NETWORKS | {"model"},
+    "checkpoint": NETWORKS | {"model", "blip2"},
     "sampling": NETWORKS | {"model"},
     "references": NETWORKS | {"model"},
     "pipelines": MODEL | {"openvino_backend", "references"},

@@ -98,3 +98,72 @@ def warn_of_dropped(tokenizer: Any, sentences: Sequence[str], length: int, what:
             dropped = tokenizer.decode(ids[room:]).strip()
             quoted = dropped if len(dropped) <= MAX_QUOTED else f"{dropped[:MAX_QUOTED]} …"
             warnings.warn(f"{what} is too long for the text encoder; dropped from its end: {quoted!r}", stacklevel=3)
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """The ids that begin and end a sentence of a language model, and that fill a row."""
+
+    bos: int | None
+    eos: int
+    pad: int
+
+    @classmethod
+    def of(cls, config: Any) -> "SpecialIds":
+        """Read them from a configuration of transformers; what pads is hidden, so without one the end does."""
+        eos = config.eos_token_id[0] if isinstance(config.eos_token_id, list | tuple) else config.eos_token_id
+        pad = config.pad_token_id if config.pad_token_id is not None else eos
+        return cls(config.bos_token_id, eos, pad)
+
+
+def caption_words(
+    tokenizer: Any, captions: Sequence[str], special: SpecialIds, *, limit: int, prompt: str = ""
+) -> tuple[Words, Tensor]:
+    """Captions as a decoder-only language model learns them: `[BOS] {prompt} {caption} [EOS]`, padded on the right.
+
+    Args:
+        tokenizer: Of the language model.
+        captions: B sentences.
+        special: Ids of the special tokens.
+        limit: Tokens of a row; longer ones are cut.
+        prompt: Words before each caption.
+
+    Returns:
+        The words, and the labels (B, L): the words' ids, and -100 for padding and for a prompt with the `[BOS]` before
+        it. Without a prompt `[BOS]` is a target, as in the published code: the last query predicts it.
+    """
+    begin = [] if special.bos is None else [special.bos]
+    hidden = len(begin) + len(tokenizer(prompt, add_special_tokens=False).input_ids) if prompt else 0
+    sentences = [f"{prompt} {caption}".strip() for caption in captions]
+    rows = [tokenizer(sentence, add_special_tokens=False).input_ids for sentence in sentences]
+    words = _padded([[*begin, *row, special.eos][:limit] for row in rows], special.pad)
+    labels = words.input_ids.masked_fill(words.attention_mask == 0, -100)
+    labels[:, :hidden] = -100
+    return words, labels
+
+
+def continuation_words(
+    tokenizer: Any, texts: Sequence[str], special: SpecialIds, *, limit: int, encoder_decoder: bool = False
+) -> Words:
+    """Texts that a language model continues: `[BOS] {text}`, padded on the left; an encoder reads `{text} [EOS]`.
+
+    Raises `InputError` for a text of more than `limit` tokens: it is what is asked, so nothing of it may be cut.
+    """
+    rows = [tokenizer(text, add_special_tokens=False, verbose=False).input_ids for text in texts]
+    for text, row in zip(texts, rows, strict=True):
+        if len(row) > limit:
+            quoted = text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]} …"
+            raise InputError(f"The text {quoted!r} has {len(row)} tokens: use at most {limit}.")
+    if encoder_decoder:
+        return _padded([[*row, special.eos] for row in rows], special.pad)
+    begin = [] if special.bos is None else [special.bos]
+    return _padded([[*begin, *row] for row in rows], special.pad, left=True)
+
+
+def _padded(rows: Sequence[Sequence[int]], pad: int, *, left: bool = False) -> Words:
+    longest = max(len(row) for row in rows)
+    fill = [[pad] * (longest - len(row)) for row in rows]
+    ids = [[*space, *row] if left else [*row, *space] for row, space in zip(rows, fill, strict=True)]
+    seen = [[0] * len(space) + [1] * len(row) if left else [1] * len(row) + [0] * len(space)
+            for row, space in zip(rows, fill, strict=True)]  # fmt: skip
+    return Words(torch.tensor(ids, dtype=torch.long), torch.tensor(seen, dtype=torch.long))

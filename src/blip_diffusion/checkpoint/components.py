@@ -93,6 +93,7 @@ def subject_encoder_config(encoder: SubjectEncoder) -> dict[str, Any]:
             "patch_size": vision.patch,
             "hidden_act": vision.activation,
             "layer_norm_eps": vision.eps,
+            **({} if vision.norm_eps is None else {"post_layernorm_eps": vision.norm_eps}),
         },
         "qformer_config": {
             "hidden_size": config.width,
@@ -122,6 +123,7 @@ def subject_encoder_shapes(table: Mapping[str, Any]) -> ModelConfig:
             colour_cell=vision.get("colour_cell", default.colour_cell),
             image_size=vision.get("image_size", default.image_size),
             eps=vision.get("layer_norm_eps", default.eps),
+            norm_eps=vision.get("post_layernorm_eps", default.norm_eps),
             width=vision.get("hidden_size", default.width),
             layers=vision.get("num_hidden_layers", default.layers),
             heads=vision.get("num_attention_heads", default.heads),

@@ -166,3 +166,82 @@ def old_vae_name(name: str) -> str:
     for old, modern in VAE_RENAMES.items():
         name = re.sub(rf"(\.attentions\.\d+\.){re.escape(modern)}\.", rf"\1{old}.", name)
     return name
+
+
+# Our names of BLIP-2's parameters to those in transformers' folders, tried in order.
+BLIP2_RENAMES = (
+    (r"^image_encoder\.norm\.", "vision_model.post_layernorm."),
+    (r"^image_encoder\.tower\.vision\.", "vision_model."),
+    (r"^qformer\.query_tokens$", "query_tokens"),
+    (r"^qformer\.norm\.", "qformer.layernorm."),
+    (r"^qformer\.(word_embeddings|position_embeddings)\.", r"embeddings.\1."),
+    (r"^language\.projection\.", "language_projection."),
+    (r"^language\.language_model\.", "language_model."),
+    (r"^contrastive\.(vision|text)\.", r"\1_projection."),
+    (r"^matching\.", "itm_head."),
+)
+# Those in transformers' folders to LAVIS', tried in order.
+LAVIS_BLIP2_RENAMES = (
+    (r"^vision_model\.post_layernorm\.", "ln_vision."),
+    (r"^vision_model\.embeddings\.class_embedding$", "visual_encoder.cls_token"),
+    (r"^vision_model\.embeddings\.position_embedding$", "visual_encoder.pos_embed"),
+    (r"^vision_model\.embeddings\.patch_embedding\.", "visual_encoder.patch_embed.proj."),
+    (r"^vision_model\.encoder\.layers\.(\d+)\.layer_norm([12])\.", r"visual_encoder.blocks.\1.norm\2."),
+    (r"^vision_model\.encoder\.layers\.(\d+)\.self_attn\.qkv\.", r"visual_encoder.blocks.\1.attn.qkv."),
+    (r"^vision_model\.encoder\.layers\.(\d+)\.self_attn\.projection\.", r"visual_encoder.blocks.\1.attn.proj."),
+    (r"^vision_model\.encoder\.layers\.(\d+)\.mlp\.", r"visual_encoder.blocks.\1.mlp."),
+    (r"^qformer\.layernorm\.", "Qformer.bert.embeddings.LayerNorm."),
+    (r"^qformer\.encoder\.layer\.(\d+)\.(attention|crossattention)\.attention\.",
+     r"Qformer.bert.encoder.layer.\1.\2.self."),
+    (r"^qformer\.", "Qformer.bert."),
+    (r"^embeddings\.", "Qformer.bert.embeddings."),
+    (r"^(vision|text)_projection\.", r"\1_proj."),
+)  # fmt: skip
+
+
+def transformers_blip2_name(name: str) -> str:
+    """Return transformers' name of a parameter of `Blip2`."""
+    for pattern, replacement in BLIP2_RENAMES:
+        renamed, count = re.subn(pattern, replacement, name)
+        if count:
+            return renamed
+    return f"qformer.{published_name(name)}" if name.startswith("qformer.") else name
+
+
+def lavis_blip2_name(name: str, *, encoder_decoder: bool = False) -> str:
+    """Return LAVIS' name of a parameter of `Blip2`; its layer to the language model is named for that model."""
+    if name == "contrastive.temperature":
+        return "temp"
+    theirs = transformers_blip2_name(name)
+    if theirs.startswith(("language_projection.", "language_model.")):
+        own = "t5" if encoder_decoder else "opt"
+        return theirs.replace("language_projection.", f"{own}_proj.").replace("language_model.", f"{own}_model.")
+    for pattern, replacement in LAVIS_BLIP2_RENAMES:
+        renamed, count = re.subn(pattern, replacement, theirs)
+        if count:
+            return renamed
+    return theirs
+
+
+def split_qkv_bias(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state in which LAVIS' `attn.qkv.bias` is `q_bias` and `v_bias`; that of the keys is always zero."""
+    split: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if name.endswith(".attn.qkv.bias"):
+            query, _, value = tensor.chunk(3)
+            stem = name.removesuffix("qkv.bias")
+            split |= {f"{stem}q_bias": query, f"{stem}v_bias": value}
+        else:
+            split[name] = tensor
+    return split
+
+
+def join_qkv_bias(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Undo `split_qkv_bias`."""
+    joined = {name: tensor for name, tensor in state.items() if not name.endswith((".q_bias", ".v_bias"))}
+    for name, query in state.items():
+        if name.endswith(".attn.q_bias"):
+            stem = name.removesuffix("q_bias")
+            value = state.get(f"{stem}v_bias", torch.zeros_like(query))
+            joined[f"{stem}qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
+    return joined

@@ -1,7 +1,7 @@
 """What a batch is. Letters: `B` batch, `S` image size, `C` size of the object crop."""
 
 from collections.abc import Callable
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from torch import Tensor
 
@@ -23,6 +23,17 @@ class SubjectBatch(TypedDict):
     target_alpha: Tensor  # (B, 1, S, S) where the subject stands in the target
     frames: Tensor  # (B, K, 4) where the reference's square lies in the target, for each copy (`framing`)
     identity: Tensor  # (B,) int64, equal for two images of one subject
+
+
+DescribedImage = Literal["reference", "target"]
+"""Which image of a pair. A reference's caption names category and background; a target's says all that it shows."""
+
+
+def described(batch: SubjectBatch, image: DescribedImage) -> tuple[Tensor, list[str]]:
+    """Return the references or the targets of a batch, (B, 3, S, S), and the sentences that describe them."""
+    if image == "reference":
+        return batch["reference"], batch["reference_caption"]
+    return batch["target"], batch["caption"]
 
 
 Batches = Callable[[int], SubjectBatch]

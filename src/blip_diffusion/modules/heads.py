@@ -31,13 +31,16 @@ class ContrastiveHead(nn.Module):
         """Project the first of the word states (B, L, D), which represents the sentence, to unit vectors (B, E)."""
         return F.normalize(self.text(words[:, 0]), dim=-1)
 
+    def cosines(self, images: Tensor, sentences: Tensor) -> Tensor:
+        """Return the highest cosine over the queries, in [-1, 1]: (B, Q, E) and (C, E) to (B, C)."""
+        return torch.einsum("bqe,ce->bqc", images, sentences).amax(dim=1)
+
     def similarity(self, images: Tensor, sentences: Tensor) -> Tensor:
         """Return the highest cosine over the queries, divided by the temperature: (B, Q, E) and (C, E) to (B, C).
 
         The temperature is clamped to [0.001, 0.5].
         """
-        cosines = torch.einsum("bqe,ce->bqc", images, sentences).amax(dim=1)
-        return cosines / self.temperature.clamp(0.001, 0.5)
+        return self.cosines(images, sentences) / self.temperature.clamp(0.001, 0.5)
 
 
 class MatchingHead(nn.Linear):

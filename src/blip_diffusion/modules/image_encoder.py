@@ -20,13 +20,17 @@ from blip_diffusion.modules.qformer import place_features
 
 @dataclass(frozen=True)
 class ImageEncoderConfig:
-    """Shapes of the image encoder; the defaults are the published ones. The six after `eps` are for `clip` only."""
+    """Shapes of the image encoder; the defaults are the published ones.
 
-    tower: Literal["clip", "efficientnet-lite0", "timm"] = "clip"
+    The six after `norm_eps` are for `clip` and `blip2` only.
+    """
+
+    tower: Literal["clip", "blip2", "efficientnet-lite0", "timm"] = "clip"
     colour_cell: int = 4  # side in pixels of the cells whose mean colours `efficientnet-lite0` returns: 2 or 4
     timm_name: str = ""  # for the tower `timm` only, for example "vit_small_patch14_dinov2"
     image_size: int = 224
     eps: float = 1e-5
+    norm_eps: float | None = None  # of the layer norm after the tower; None: `eps`
     width: int = 1024
     layers: int = 23
     heads: int = 16
@@ -53,7 +57,7 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.tower = build_tower(config)
-        self.norm = nn.LayerNorm(self.tower.width, eps=config.eps)
+        self.norm = nn.LayerNorm(self.tower.width, eps=config.eps if config.norm_eps is None else config.norm_eps)
         self.freeze()
 
     @property
@@ -87,11 +91,15 @@ def build_tower(config: ImageEncoderConfig) -> Any:
     match config.tower:
         case "clip":
             return ClipTower(config)
+        case "blip2":
+            return Blip2Tower(config)
         case "efficientnet-lite0":
             return EfficientNetTower(config.colour_cell)
         case "timm":
             return TimmTower(config.timm_name)
-    raise ConfigError(f"image encoder: there is no tower {config.tower!r}; use clip, efficientnet-lite0 or timm.")
+    raise ConfigError(
+        f"image encoder: there is no tower {config.tower!r}; use clip, blip2, efficientnet-lite0 or timm."
+    )
 
 
 class ClipTower(nn.Module):
@@ -115,6 +123,41 @@ class ClipTower(nn.Module):
             )
         )
         self.vision.post_layernorm = nn.Identity()  # used only for the pooled output, which is not read
+
+    def check_side(self, side: int) -> None:
+        if side != self.vision.config.image_size:
+            raise ConfigError(f"this image encoder reads images of {self.vision.config.image_size} pixels, not {side}.")
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        states: Tensor = self.vision(pixel_values=pixels).last_hidden_state
+        return states
+
+
+class Blip2Tower(nn.Module):
+    """BLIP-2's EVA ViT-g/14 (Fang et al. 2022), every layer of it: a class token and one a patch, N = (S / patch)² + 1.
+
+    The layer norm that transformers' class ends in is the one that is trained, `ImageEncoder.norm`.
+    """
+
+    def __init__(self, config: ImageEncoderConfig) -> None:
+        super().__init__()
+        from transformers import Blip2VisionConfig, Blip2VisionModel
+
+        self.width = config.width
+        self.vision = Blip2VisionModel(
+            Blip2VisionConfig(
+                hidden_size=config.width,
+                intermediate_size=config.inner,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                image_size=config.image_size,
+                patch_size=config.patch,
+                hidden_act=config.activation,
+                layer_norm_eps=config.eps,
+                initializer_range=0.02,
+            )
+        )
+        self.vision.post_layernorm = nn.Identity()
 
     def check_side(self, side: int) -> None:
         if side != self.vision.config.image_size:

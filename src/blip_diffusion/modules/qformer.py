@@ -14,7 +14,7 @@ Letters: `B` batch, `N` patches, `V` vision width, `Q` queries, `L` words, `D` w
 
 import enum
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -35,7 +35,7 @@ class AttentionPattern(enum.Enum):
 
 @dataclass(frozen=True)
 class QFormerConfig:
-    """Shapes of the Q-Former; the defaults are the published ones (BERT base)."""
+    """Shapes of the Q-Former; the defaults are the published ones (BERT base). A vocabulary of 0 leaves out words."""
 
     width: int = 768
     layers: int = 12
@@ -107,7 +107,7 @@ class Layer(nn.Module):
         self.self_attention = Attention(config)
         self.cross_attention = Attention(config, source_width=config.vision_width) if has_cross_attention else None
         self.query_feed_forward = FeedForward(config)
-        self.word_feed_forward = FeedForward(config)
+        self.word_feed_forward = FeedForward(config) if config.vocabulary else None
 
     def forward(self, x: Tensor, features: Tensor | None, mask: Tensor, queries: int) -> Tensor:
         x = self.self_attention(x, mask=mask)  # (B, Q + L, D)
@@ -116,7 +116,7 @@ class Layer(nn.Module):
             if self.cross_attention is not None and features is not None:
                 query_rows = self.cross_attention(query_rows, features)
             query_rows = self.query_feed_forward(query_rows)
-        if word_rows.shape[1]:
+        if self.word_feed_forward is not None and word_rows.shape[1]:
             word_rows = self.word_feed_forward(word_rows)
         return torch.cat([query_rows, word_rows], dim=1)
 
@@ -128,8 +128,8 @@ class QFormer(nn.Module):
         super().__init__()
         self.config = config
         self.query_tokens = nn.Parameter(torch.empty(1, config.queries, config.width))
-        self.word_embeddings = nn.Embedding(config.vocabulary, config.width)
-        self.position_embeddings = nn.Embedding(config.positions, config.width)
+        self.word_embeddings = nn.Embedding(config.vocabulary, config.width) if config.vocabulary else None
+        self.position_embeddings = nn.Embedding(config.positions, config.width) if config.vocabulary else None
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(
@@ -157,11 +157,32 @@ class QFormer(nn.Module):
             if layer.cross_attention is not None:
                 _init_local_heads(layer.cross_attention, place_width)
 
+    @torch.no_grad()
+    def keep_queries(self, count: int) -> None:
+        """Keep `count` of the queries, evenly spread; of a square grid, the middle of each cell of a coarser one.
+
+        Args:
+            count: From 1 to the number of queries.
+
+        Raises:
+            ConfigError: If there are fewer queries than that.
+        """
+        have = self.config.queries
+        if not 1 <= count <= have:
+            raise ConfigError(f"The Q-Former has {have} queries, so {count} of them can't be kept: use 1 to {have}.")
+        kept = _spread(have, count)
+        if math.isqrt(have) ** 2 == have and math.isqrt(count) ** 2 == count:
+            side = _spread(math.isqrt(have), math.isqrt(count))
+            kept = [row * math.isqrt(have) + column for row in side for column in side]
+        self.query_tokens = nn.Parameter(self.query_tokens[:, kept].clone())
+        self.config = replace(self.config, queries=count)
+
     def copy_word_layers(self) -> None:
         """Copy each layer's feed-forward for words to the one for queries, as the published stage 1 does."""
         for layer in self.layers:
             assert isinstance(layer, Layer)
-            layer.query_feed_forward.load_state_dict(layer.word_feed_forward.state_dict())
+            if layer.word_feed_forward is not None:
+                layer.query_feed_forward.load_state_dict(layer.word_feed_forward.state_dict())
 
     def forward(
         self,
@@ -193,6 +214,8 @@ class QFormer(nn.Module):
         return QFormerOutput(x[:, :queries], x[:, queries:])
 
     def _embed(self, input_ids: Tensor) -> Tensor:
+        if self.word_embeddings is None or self.position_embeddings is None:
+            raise ConfigError("This Q-Former reads no words, only images: use a model with a Q-Former that reads both.")
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         embedded: Tensor = self.word_embeddings(input_ids) + self.position_embeddings(positions)
         return embedded
@@ -233,6 +256,11 @@ def place_features(side: int, width: int, device: torch.device | None = None) ->
     rows = wave[:, None].expand(side, side, -1)
     columns = wave[None, :].expand(side, side, -1)
     return torch.cat([rows, columns], dim=-1).reshape(1, side * side, width)
+
+
+def _spread(have: int, count: int) -> list[int]:
+    """Return `count` of the numbers below `have`, each the middle of an equal part."""
+    return [int((index + 0.5) * have / count) for index in range(count)]
 
 
 def _init_local_heads(attention: Attention, place_width: int) -> None:

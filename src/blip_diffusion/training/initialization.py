@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import nn
 
 from blip_diffusion.checkpoint.components import bert_tokenizer, load_heads
+from blip_diffusion.checkpoint.language import PROJECTION, load_language, load_language_model
 from blip_diffusion.checkpoint.model_folder import Parts, check_fit, read_parts
 from blip_diffusion.data.synthetic.tokenizers import category_tokenizer, prompt_tokenizer
 from blip_diffusion.diffusion.forward_process import Noising
@@ -34,12 +35,13 @@ from blip_diffusion.modules.heads import (
     SubjectFinderConfig,
 )
 from blip_diffusion.modules.image_encoder import EfficientNetTower
+from blip_diffusion.modules.language import LanguagePrefix, build_language_model
 from blip_diffusion.modules.lpips import read_lpips
 from blip_diffusion.modules.perceptual_loss import PerceptualDistance
 from blip_diffusion.modules.placed_unet import PlacedUNet2DConditionModel, is_placed
 from blip_diffusion.modules.qformer import QFormerConfig
 from blip_diffusion.training.objectives.autoencoder import init_near_linear
-from blip_diffusion.training.shapes import SHAPES
+from blip_diffusion.training.shapes import LANGUAGE_MODELS, SHAPES
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class InitConfig:
     preset: Literal["mini", "tiny", "tiny-placed", "published"] = "mini"
     init_from: tuple[Path, ...] = ()  # model folders; each part comes from the first that has it
     seed: int = 0  # of new parts
+    queries: int | None = None
+    """How many queries of the first Q-Former found are kept; `None`: all. Captions need fewer than drawing does."""
     inference: InferenceConfig | None = None
     """Default sampling settings; `None`: those of the first folder that has them, else `DEFAULT_INFERENCE`."""
 
@@ -95,6 +99,8 @@ def init_subject_encoder(parts: Parts, config: InitConfig, corpus: Sequence[str]
         parts.subject_encoder = _new_subject_encoder(
             shape, preprocess(pixels, parts.reference.size, parts.reference.mean, parts.reference.std)
         )
+    if config.queries is not None:
+        parts.subject_encoder.qformer.keep_queries(config.queries)
     if parts.subject_finder is None and parts.reference.resize_mode == "subject":
         parts.subject_finder = SubjectFinder(SubjectFinderConfig(parts.subject_encoder.image_encoder.width))
     if parts.qformer_tokenizer is None:
@@ -205,6 +211,49 @@ def init_heads(
         for name in load_heads(missing, folder):
             del missing[name]
     return heads
+
+
+def init_language_model(parts: Parts, config: InitConfig, corpus: Sequence[str]) -> tuple[Any, Any]:
+    """Return the language model and tokenizer of the first folder that has them, or new ones."""
+    if (folder := language_folder(config)) is not None:
+        return load_language_model(folder)
+    if config.preset not in LANGUAGE_MODELS:
+        raise CheckpointError(f"There are no shapes of a language model of the preset {config.preset}: use mini.")
+    shape = LANGUAGE_MODELS[config.preset]
+    tokenizer = parts.tokenizer or prompt_tokenizer(corpus, shape.vocabulary, shape.positions)
+    torch.manual_seed(config.seed)
+    end = tokenizer.eos_token_id
+    return build_language_model(shape, bos=tokenizer.bos_token_id, eos=end, pad=end), tokenizer
+
+
+def init_language(width: int, config: InitConfig, language_model: Path | None) -> tuple[LanguagePrefix, Any]:
+    """Return projection and frozen language model with its tokenizer; the projection is new where there is none.
+
+    Args:
+        width: Of the queries.
+        config: Whose folders are looked through.
+        language_model: The folder of a language model; `None`: `language/` of the first folder that has one.
+
+    Raises:
+        CheckpointError: If there is no language model.
+    """
+    own = language_folder(config)
+    if own is not None and (own / PROJECTION).is_file():  # of this model, which is trained on
+        return load_language(own, width)
+    folder = language_model or own
+    if folder is None:
+        raise CheckpointError(
+            "The language stage needs a trained language model: name its folder in language.language_model, or one "
+            "with language/ in model.init_from."
+        )
+    model, tokenizer = load_language_model(folder)
+    torch.manual_seed(config.seed)
+    return LanguagePrefix(width, model), tokenizer
+
+
+def language_folder(config: InitConfig) -> Path | None:
+    """Return `language/` of the first folder that has it."""
+    return next((folder / "language" for folder in config.init_from if (folder / "language").is_dir()), None)
 
 
 def zero_snr_scheduler() -> DDIMScheduler:

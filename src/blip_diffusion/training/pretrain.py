@@ -12,13 +12,13 @@ from torch import nn
 from blip_diffusion import config as configuration
 from blip_diffusion.checkpoint.model_folder import Parts
 from blip_diffusion.data.synthetic.assets import AssetLibrary
-from blip_diffusion.data.synthetic.pair_sampler import PairSampler
+from blip_diffusion.data.synthetic.pair_sampler import CaptionSampler, PairSampler
 from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
 from blip_diffusion.data.synthetic.tokenizers import tokenizer_corpus
 from blip_diffusion.devices import device_of
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.fileio import atomic_dir, check_writable
-from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.model import BlipDiffusion, ReferenceConfig
 from blip_diffusion.modules.placed_unet import is_placed
 from blip_diffusion.modules.qformer import QFormerConfig
 from blip_diffusion.training import checkpointing, initialization
@@ -28,8 +28,10 @@ from blip_diffusion.training.objectives.autoencoder import Autoencoder, Autoenco
 from blip_diffusion.training.objectives.consistency import Consistency, ConsistencyConfig
 from blip_diffusion.training.objectives.control import ControlConfig, StructureControl
 from blip_diffusion.training.objectives.inpaint import InpaintConfig, Inpainting
+from blip_diffusion.training.objectives.language import LanguageConfig, LanguageStage, blip2_of
 from blip_diffusion.training.objectives.prior import Prior, PriorConfig
 from blip_diffusion.training.objectives.representation import Representation, RepresentationConfig
+from blip_diffusion.training.objectives.sentences import Sentences, SentencesConfig
 from blip_diffusion.training.objectives.subject import SubjectConfig, SubjectRepresentation
 from blip_diffusion.training.objectives.text_to_image import TextToImage, TextToImageConfig
 from blip_diffusion.training.run import CHECKPOINTS, Result
@@ -71,6 +73,8 @@ class RunConfig:
         "control",
         "inpaint",
         "prior",
+        "sentences",
+        "language",
     ]
     data: DataConfig = field(default_factory=DataConfig)
     model: initialization.InitConfig = field(default_factory=initialization.InitConfig)
@@ -83,6 +87,8 @@ class RunConfig:
     control: ControlConfig = field(default_factory=ControlConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
     inpaint: InpaintConfig = field(default_factory=InpaintConfig)  # beside the table subject
+    sentences: SentencesConfig = field(default_factory=SentencesConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
 
     def __post_init__(self) -> None:
         weights = (self.representation.itc_weight, self.representation.itm_weight)
@@ -128,6 +134,8 @@ def representation(material: BuildContext) -> Objective:
     parts = initialization.load_parts(config.model)
     initialization.init_subject_encoder(parts, config.model, material.corpus, material.pixels)
     assert parts.subject_encoder is not None and parts.reference is not None
+    if config.representation.image == "target":
+        parts.reference = whole_images(parts.reference)
     grid = is_placed(SHAPES[config.model.preset].unet)
     heads = _heads(config, parts.subject_encoder.qformer.config, grid=grid)
     return Representation(parts.subject_encoder, parts.qformer_tokenizer, parts.reference, heads, config.representation)
@@ -193,6 +201,38 @@ def inpaint(material: BuildContext) -> Objective:
     return Inpainting(model, initialization.noising_from(model.scheduler), config.subject, config.inpaint)
 
 
+def sentences(material: BuildContext) -> Objective:
+    """Build the objective of a language model of the captions."""
+    config = material.config
+    parts = initialization.load_parts(config.model)
+    model, tokenizer = initialization.init_language_model(parts, config.model, material.corpus)
+    return Sentences(model, tokenizer, config.sentences)
+
+
+def language(material: BuildContext) -> Objective:
+    """Build the objective of stage 2 of BLIP-2, which begins from a copy of stage 1."""
+    config = material.config
+    parts = initialization.load_parts(config.model)
+    initialization.init_subject_encoder(parts, config.model, material.corpus, material.pixels)
+    encoder, reference = parts.subject_encoder, parts.reference
+    assert encoder is not None and reference is not None
+    width = encoder.qformer.config.width
+    prefix, tokenizer = initialization.init_language(width, config.model, config.language.language_model)
+    blip2 = blip2_of(
+        encoder,
+        prefix,
+        reference=whole_images(reference) if config.language.image == "target" else reference,
+        tokenizer=tokenizer,
+        qformer_tokenizer=parts.qformer_tokenizer,
+    )
+    return LanguageStage(encoder, blip2, config.language)
+
+
+def whole_images(reference: ReferenceConfig) -> ReferenceConfig:
+    """Return how whole images are read, of which no subject is cut out: made square as BLIP-2 does."""
+    return replace(reference, resize_mode="squash")
+
+
 def check_size(config: RunConfig, model: BlipDiffusion) -> None:
     """Raise `ConfigError` if images are composed at another size than the model's."""
     own, size = int(model.unet.config.sample_size) * model.latents.factor, config.data.synthetic.size
@@ -209,6 +249,8 @@ OBJECTIVES: dict[str, Callable[[BuildContext], Objective]] = {
     "control": control,
     "prior": prior,
     "inpaint": inpaint,
+    "sentences": sentences,
+    "language": language,
 }
 
 
@@ -266,7 +308,7 @@ def run(
     hooks: list[Hook] = [sample_callback_of(config, world), *further] if config.train.sample_every else []
     return fit(
         objective,
-        sampler,
+        CaptionSampler(sampler) if config.objective == "sentences" else sampler,
         config.train,
         folder=folder,
         resume=resume,

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from blip_diffusion.model import ModelConfig, ReferenceConfig, TextEncoderConfig
 from blip_diffusion.modules.image_encoder import ImageEncoderConfig
+from blip_diffusion.modules.language import LanguageModelConfig
 from blip_diffusion.modules.placed_unet import CODE_WIDTH, PLACED
 from blip_diffusion.modules.qformer import QFormerConfig
 
@@ -103,3 +104,9 @@ TINY_PLACED = replace(
 """`TINY` with placed tokens, as `mini` has them."""
 
 SHAPES = {"mini": MINI, "tiny": TINY, "tiny-placed": TINY_PLACED, "published": ModelConfig()}
+
+LANGUAGE_MODELS = {
+    "mini": LanguageModelConfig(),
+    "tiny": LanguageModelConfig(vocabulary=1024, width=32, layers=2, heads=2, inner=64),
+}
+"""Language models that can be trained from the training data's sentences: 2.4 million parameters, and for tests."""

@@ -150,6 +150,20 @@ class PairSampler:
         return backgrounds.photograph(row, self.world.scenes[row], height, width, rng, phrase=phrase)
 
 
+class CaptionSampler:
+    """The captions of a sampler's targets alone, hundreds of times as fast as with their images."""
+
+    def __init__(self, pairs: PairSampler) -> None:
+        self.pairs = pairs
+
+    def __call__(self, index: int) -> dict[str, list[str]]:
+        """Return `{"caption": [...]}`, the same that the sampler's batch of this index has."""
+        rng = random.Random(f"{self.pairs.seed} {index}")
+        specs = [self.pairs.sample(rng) for _ in range(self.pairs.batch_size)]
+        rows = self.pairs.world.cutouts
+        return {"caption": [prompt_templates.caption(rows[spec.target].category, spec.prompt) for spec in specs]}
+
+
 def sentences(world: AssetLibrary) -> Iterator[str]:
     """Sentences with every word that a sampler of this world can say."""
     scenes = itertools.chain(backgrounds.phrases(), (phrase for scene in world.scenes for phrase in scene.phrases))

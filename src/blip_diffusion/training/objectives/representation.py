@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from blip_diffusion.checkpoint.components import save_heads
 from blip_diffusion.checkpoint.model_folder import save_subject_model
-from blip_diffusion.data.batches import SubjectBatch
+from blip_diffusion.data.batches import DescribedImage, SubjectBatch, described
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.images import preprocess
 from blip_diffusion.model import ReferenceConfig, SubjectEncoder
@@ -34,6 +34,7 @@ class RepresentationConfig:
     itm_weight: float = 1.0
     itg_weight: float = 1.0
     reconstruction_weight: float = 0.0
+    image: DescribedImage = "reference"  # what the queries see; the target for captions and for searching whole images
     multimodal_every: int = 1  # the three of BLIP-2 are asked for at every so many steps; the reconstruction at each
     max_caption_tokens: int = 32  # tokens of a caption; longer ones are cut
     smoothing: float = 0.1  # of the labels in contrast and generation
@@ -43,6 +44,9 @@ class RepresentationConfig:
         for name in ("multimodal_every", "max_caption_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"representation.{name} is {getattr(self, name)}: use 1 or more.")
+        if self.image == "target" and self.reconstruction_weight:
+            raise ConfigError("representation.image is target, and only references are reconstructed: set "
+                              "representation.reconstruction_weight to 0.")  # fmt: skip
         if self.multimodal_every > 1 and not self.reconstruction_weight:
             raise ConfigError(
                 f"representation.multimodal_every is {self.multimodal_every}, and without reconstruction_weight the "
@@ -189,7 +193,9 @@ class Representation(Objective):
         ids = words.input_ids.clone()
         ids[:, 0] = self.tokenizer.bos_token_id
         states = self.encoder.qformer(seen, ids, words.attention_mask, AttentionPattern.CAUSAL)
-        logits = self._language(states.words[:, :-1], self.encoder.qformer.word_embeddings.weight)
+        embeddings = self.encoder.qformer.word_embeddings
+        assert embeddings is not None  # else the words could not have been read
+        logits = self._language(states.words[:, :-1], embeddings.weight)
         labels = ids[:, 1:].masked_fill(words.attention_mask[:, 1:] == 0, -100)
         return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), label_smoothing=self.config.smoothing)
 
@@ -206,12 +212,14 @@ class Representation(Objective):
         return category_words(self.tokenizer, batch["category"]).to(batch["reference"].device)
 
     def _pixels(self, batch: SubjectBatch) -> Tensor:
-        return preprocess(batch["reference"], self.reference.size, self.reference.mean, self.reference.std)
+        pixels, _ = described(batch, self.config.image)
+        return preprocess(pixels, self.reference.size, self.reference.mean, self.reference.std)
 
     def _words(self, batch: SubjectBatch) -> Words:
         length = self.config.max_caption_tokens
+        _, captions = described(batch, self.config.image)
         encoded = self.tokenizer(
-            batch["reference_caption"], padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+            captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         )
         return Words(encoded.input_ids, encoded.attention_mask).to(batch["reference"].device)
 

@@ -1,0 +1,135 @@
+"""BLIP-2 on one screen (Li, Li, Savarese & Hoi 2023): what an image says to a language model, and which words fit it.
+
+    image ─► image_encoder ─► qformer ─┬─► language (projection, frozen language model) ─► captions, answers
+                                       └─► contrastive (ITC) and matching (ITM), with words ─► how well a sentence fits
+
+Letters: `B` images, `C` sentences, `Q` queries, `D` their width, `E` width of what is compared, `N` patches.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blip_diffusion.errors import CheckpointError
+from blip_diffusion.images import preprocess
+from blip_diffusion.model import ReferenceConfig
+from blip_diffusion.modules.heads import ContrastiveHead, MatchingHead
+from blip_diffusion.modules.image_encoder import ImageEncoder
+from blip_diffusion.modules.language import LanguagePrefix
+from blip_diffusion.modules.qformer import AttentionPattern, QFormer
+from blip_diffusion.prompts import SpecialIds, Words
+
+MAX_SENTENCE = 35
+"""Tokens of a sentence in retrieval, as in the published code."""
+
+
+class Blip2(nn.Module):
+    """The parts, as far as a model has them: `language` writes captions, the two heads compare sentences with images.
+
+    Args:
+        image_encoder: Frozen tower and layer norm.
+        qformer: The Q-Former; without a language model it must read words.
+        reference: How images become square, and their normalization.
+        language: Projection and frozen language model.
+        tokenizer: The language model's.
+        contrastive: Head of ITC.
+        matching: Head of ITM.
+        qformer_tokenizer: The Q-Former's.
+        image_token: Id that stands for a query in the text of transformers' class; unused here, kept for saving.
+    """
+
+    def __init__(
+        self,
+        image_encoder: ImageEncoder,
+        qformer: QFormer,
+        *,
+        reference: ReferenceConfig,
+        language: LanguagePrefix | None = None,
+        tokenizer: Any = None,
+        contrastive: ContrastiveHead | None = None,
+        matching: MatchingHead | None = None,
+        qformer_tokenizer: Any = None,
+        image_token: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.qformer = qformer
+        self.reference = reference
+        self.language = language
+        self.tokenizer = tokenizer
+        self.contrastive = contrastive
+        self.matching = matching
+        self.qformer_tokenizer = qformer_tokenizer
+        self.image_token = image_token
+
+    @property
+    def special(self) -> SpecialIds:
+        """Ids of the language model's special tokens."""
+        return SpecialIds.of(self.speaker.language_model.config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.qformer.query_tokens.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the Q-Former."""
+        return self.qformer.query_tokens.dtype
+
+    @property
+    def speaker(self) -> LanguagePrefix:
+        """The language part. Raises `CheckpointError` without one."""
+        if self.language is None:
+            raise CheckpointError("This model has no language model: use one with the folder language/, or train one.")
+        return self.language
+
+    @property
+    def heads(self) -> tuple[ContrastiveHead, MatchingHead]:
+        """The heads of ITC and ITM. Raises `CheckpointError` without them."""
+        if self.contrastive is None or self.matching is None:
+            raise CheckpointError(
+                "This model has no heads that compare images with words: use one with heads.safetensors, as stage 1 of "
+                "BLIP-2 exports it."
+            )
+        return self.contrastive, self.matching
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] to features (B, N, V) of width V, normed: what the queries look at."""
+        pixels = preprocess(pixels, self.reference.size, self.reference.mean, self.reference.std)
+        features: Tensor = self.image_encoder(pixels.to(self.dtype))
+        return features
+
+    def queries(self, features: Tensor) -> Tensor:
+        """Features (B, N, V) to query states (B, Q, D), without words."""
+        states: Tensor = self.qformer(features, pattern=AttentionPattern.UNIMODAL).queries
+        return states
+
+    def image_vectors(self, features: Tensor) -> Tensor:
+        """Features (B, N, V) to unit vectors (B, Q, E), one for each query."""
+        return self.heads[0].images(self.queries(features))
+
+    def sentence_vectors(self, words: Words) -> Tensor:
+        """Sentences in the Q-Former's ids (C, L) to unit vectors (C, E)."""
+        states = self.qformer(None, words.input_ids, words.attention_mask, AttentionPattern.UNIMODAL)
+        return self.heads[0].sentences(states.words)
+
+    def itc(self, images: Tensor, sentences: Tensor) -> Tensor:
+        """Image-text contrast: vectors (B, Q, E) and (C, E) to cosines (B, C) of the best query."""
+        return self.heads[0].cosines(images, sentences)
+
+    def itm(self, features: Tensor, words: Words) -> Tensor:
+        """Image-text matching: B images with B sentences to logits (B, 2); the second one says that they match."""
+        states = self.qformer(features, words.input_ids, words.attention_mask, AttentionPattern.BIDIRECTIONAL)
+        logits: Tensor = self.heads[1](states.queries)
+        return logits
+
+    def sentence_words(self, sentences: Sequence[str]) -> Words:
+        """C sentences in the Q-Former's ids, on the model's device, cut after `MAX_SENTENCE` tokens."""
+        limit = min(MAX_SENTENCE, self.qformer.config.positions)
+        encoded = self.qformer_tokenizer(
+            list(sentences), padding=True, truncation=True, max_length=limit, return_tensors="pt"
+        )
+        return Words(encoded.input_ids, encoded.attention_mask).to(self.device)

@@ -1,0 +1,156 @@
+"""The folder `language/`: the projection, and a language model with its tokenizer or where it lies."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blip_diffusion.checkpoint.components import read_config
+from blip_diffusion.checkpoint.weights import (
+    CONFIG_ERRORS,
+    check_materialized,
+    check_state,
+    config_errors,
+    load_into,
+    meta_init,
+    read_file,
+    read_json,
+    read_state,
+    save_part,
+    save_state,
+    write_json,
+)
+from blip_diffusion.errors import CheckpointError, reason
+from blip_diffusion.fileio import sha256_of
+from blip_diffusion.modules.language import LanguagePrefix
+
+PROJECTION = "projection.safetensors"
+SOURCE = "source.json"
+"""In place of the language model's files: the folder that it lies in, and the digest of its weights."""
+
+
+def save_language(
+    part: Any, tokenizer: Any, folder: Path, *, source: Path | None = None, dtype: torch.dtype | None = None
+) -> None:
+    """Write a `LanguagePrefix`, or a language model without a projection.
+
+    Args:
+        part: What is written.
+        tokenizer: Of the language model.
+        folder: `language/` of a model's folder.
+        source: The folder of a language model that isn't to be copied: only its place and digest are written.
+        dtype: Precision of the weights; by default as they are.
+    """
+    model = part.language_model if isinstance(part, LanguagePrefix) else part
+    check_materialized(part)
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(part, LanguagePrefix):
+        save_state(part.projection.state_dict(), folder / PROJECTION, dtype)
+    if source is not None:
+        write_json(folder / SOURCE, {"folder": str(source.resolve()), "sha256": weights_digest(source)})
+        return
+    model.config.save_pretrained(folder)
+    save_part(untied_state(model), folder, "model", dtype=dtype)
+    tokenizer.save_pretrained(folder)
+
+
+def load_language(folder: Path, width: int, *, dtype: torch.dtype | None = None) -> tuple[LanguagePrefix, Any]:
+    """Load projection, language model and tokenizer from `language/`; `width` is that of the queries."""
+    model, tokenizer = load_language_model(folder, dtype=dtype)
+    if not (folder / PROJECTION).is_file():
+        raise CheckpointError(f"{folder / PROJECTION} is missing: train it with the objective language.")
+    with meta_init():
+        part = LanguagePrefix(width, model)
+    state = read_file(folder / PROJECTION)
+    load_into(part.projection, state, where="the projection to the language model", dtype=dtype)
+    part.freeze()
+    return part, tokenizer
+
+
+def load_language_model(folder: Path, *, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
+    """Load a language model and its tokenizer from a folder that transformers' auto classes read, or from `language/`.
+
+    Raises `CheckpointError` where there is none, and where weights are missing, unexpected or misshapen.
+    """
+    folder = _source_of(folder)
+    table = read_config(folder / "config.json", "the language model")
+    with config_errors("the language model"), meta_init():
+        model = build_language_model(table)
+    load_tied(model, read_state(folder), where="the language model", dtype=dtype)
+    return model, load_tokenizer(folder)
+
+
+def build_language_model(table: Mapping[str, Any]) -> Any:
+    """Build the model of a configuration of transformers: an encoder-decoder or a decoder-only one."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    if "model_type" not in table:
+        raise ValueError("it doesn't say which model_type it is")
+    config = AutoConfig.for_model(**table)
+    return (AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM).from_config(config)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer of a language model."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ImportError, *CONFIG_ERRORS) as error:
+        raise CheckpointError(f"The tokenizer in {folder} can't be loaded: {reason(error)}.") from error
+
+
+def load_tied(model: nn.Module, state: Mapping[str, Tensor], *, where: str, dtype: torch.dtype | None = None) -> None:
+    """Load a state into a model of transformers, whose tied weights may be in a file once or twice.
+
+    Floats become float32 where no `dtype` is given. Raises `CheckpointError` unless names and shapes are the model's.
+    """
+    first = _first_names(model)
+    found: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if (own := first.get(name, name)) == name or own not in state:
+            found[own] = tensor
+    check_state(found, untied_state(model), where=where)
+    floats = dtype or torch.float32
+    cast = {name: tensor.to(floats) if tensor.is_floating_point() else tensor for name, tensor in found.items()}
+    model.load_state_dict(cast, assign=True, strict=False)
+    for part in model.modules():
+        if hasattr(part, "tie_weights"):
+            part.tie_weights()
+    model.requires_grad_(False).eval()
+
+
+def untied_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return a state dict in which tied weights stand once."""
+    first = _first_names(model)
+    return {name: tensor for name, tensor in model.state_dict().items() if first.get(name, name) == name}
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """Return for each parameter the first of the names that it has."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(p), name) for name, p in model.named_parameters(remove_duplicate=False)}
+
+
+def weights_digest(folder: Path) -> str:
+    """Return the SHA-256 digest of the digests of a folder's weights."""
+    files = sorted(path for kind in ("*.safetensors", "*.bin") for path in folder.glob(kind))
+    if not files:
+        raise CheckpointError(f"There are no weights in {folder}: name the folder of a language model.")
+    return sha256_of("".join(sha256_of(path) for path in files).encode())
+
+
+def _source_of(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise CheckpointError(f"There is no language model at {folder}: name a folder that transformers saved.")
+    if not (folder / SOURCE).is_file():
+        return folder
+    table = read_json(folder / SOURCE)
+    source = Path(str(table.get("folder")))
+    if not source.is_dir():
+        raise CheckpointError(f"The language model of {folder} lay in {source}, which is gone: bring it back.")
+    if weights_digest(source) != table.get("sha256"):
+        raise CheckpointError(f"The language model in {source} is no longer the one that {folder} was trained with.")
+    return source

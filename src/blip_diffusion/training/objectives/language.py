@@ -1,0 +1,137 @@
+"""Stage 2 of BLIP-2, vision-to-language generative learning (Li, Li, Savarese & Hoi 2023, section 3.2).
+
+The Q-Former reads an image without words, one fully connected layer turns its queries into a prefix, and a frozen
+language model goes on from it. A decoder-only model is trained by the caption's next token; with an encoder-decoder the
+caption is split at a random word: the encoder reads the prefix and the first part, the decoder writes the second.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blip_diffusion.blip2 import Blip2
+from blip_diffusion.checkpoint.language import save_language
+from blip_diffusion.checkpoint.model_folder import save_subject_model
+from blip_diffusion.data.batches import DescribedImage, SubjectBatch, described
+from blip_diffusion.errors import ConfigError
+from blip_diffusion.model import SubjectEncoder
+from blip_diffusion.modules.language import IGNORED, LanguagePrefix
+from blip_diffusion.prompts import Words, caption_words
+from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """What the prefix is trained on."""
+
+    language_model: Path | None = None
+    """Folder of a language model, as transformers saves it; `None`: `language/` of the first folder of
+    `model.init_from` that has one."""
+    image: DescribedImage = "target"
+    prompt: str = ""  # words before each caption, no targets
+    max_caption_tokens: int = 32  # longer captions are cut
+    qformer_lr_scale: float = 1.0  # times the schedule
+    projection_lr_scale: float = 1.0  # times the schedule
+
+    def __post_init__(self) -> None:
+        if self.max_caption_tokens < 2:
+            raise ConfigError(f"language.max_caption_tokens is {self.max_caption_tokens}: use 2 or more.")
+
+
+class LanguageStage(Objective):
+    """Train the Q-Former's side that reads images and the projection; the tower and the language model are frozen.
+
+    Args:
+        encoder: Image encoder and Q-Former, a copy of stage 1's: the words' side is no longer right afterwards.
+        language: Projection and frozen language model.
+        blip2: The same two with the tokenizers, as captions are written.
+        config: Its settings.
+    """
+
+    def __init__(self, encoder: SubjectEncoder, blip2: Blip2, config: LanguageConfig) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.blip2 = blip2
+        self.config = config
+
+    @property
+    def language(self) -> LanguagePrefix:
+        """Projection and frozen language model."""
+        return self.blip2.speaker
+
+    def forward(self, batch: SubjectBatch, context: StepContext) -> Losses:
+        """Return the cross-entropy of the captions' tokens, in nats."""
+        pixels, captions = described(batch, self.config.image)
+        return {"loss": self.loss(self.queries(pixels), captions, context.rng)}
+
+    def queries(self, pixels: Tensor) -> Tensor:
+        """Images (B, 3, S, S) in [0, 1] to query states (B, Q, D)."""
+        return self.blip2.queries(self.blip2.features(pixels))
+
+    def loss(self, queries: Tensor | None, captions: Sequence[str], rng: torch.Generator) -> Tensor:
+        """Return the mean cross-entropy of captions after a prefix; without queries, of the language model alone."""
+        words, labels = self._split(captions, rng) if self.language.is_encoder_decoder else self._whole(captions)
+        device = self.blip2.device
+        words = words.to(device)
+        found = self.language(queries, words.input_ids, words.attention_mask, labels.to(device))
+        loss: Tensor = found.loss
+        return loss
+
+    def _whole(self, captions: Sequence[str]) -> tuple[Words, Tensor]:
+        return caption_words(
+            self.blip2.tokenizer,
+            captions,
+            self.blip2.special,
+            limit=self.config.max_caption_tokens,
+            prompt=self.config.prompt,
+        )
+
+    def _split(self, captions: Sequence[str], rng: torch.Generator) -> tuple[Words, Tensor]:
+        """The first words for the encoder, perhaps none, and the others as the decoder's labels, at least one."""
+        first, second = [], []
+        for caption in captions:
+            words = caption.split()
+            at = int(torch.randint(max(len(words), 1), (), generator=rng, device=rng.device))
+            first.append(" ".join([self.config.prompt, *words[:at]]).strip())
+            second.append(" ".join(words[at:]))
+        read, written = (self._encoded(texts) for texts in (first, second))
+        return read, written.input_ids.masked_fill(written.attention_mask == 0, IGNORED)
+
+    def _encoded(self, texts: Sequence[str]) -> Words:
+        encoded = self.blip2.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.config.max_caption_tokens, return_tensors="pt"
+        )
+        return Words(encoded.input_ids, encoded.attention_mask)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return queries, attention and the queries' feed-forward layers; the layer norm of the tower; the projection.
+
+        Nothing that only words pass is among them: it would get no gradient.
+        """
+        qformer = self.blip2.qformer
+        of_words = ("word_embeddings.", "position_embeddings.")
+        moving = [
+            parameter
+            for name, parameter in qformer.named_parameters()
+            if not name.startswith(of_words) and "word_feed_forward" not in name
+        ]
+        return [
+            ParameterGroup("qformer", [*self.blip2.image_encoder.norm.parameters(), *moving],
+                           self.config.qformer_lr_scale),
+            ParameterGroup("projection", list(self.language.projection.parameters()), self.config.projection_lr_scale),
+        ]  # fmt: skip
+
+    def export(self, folder: Path) -> None:
+        """Write the Q-Former's folders and `language/`; no heads, since they were for the words' side of stage 1."""
+        save_subject_model(self.encoder, self.blip2.qformer_tokenizer, self.blip2.reference, folder)
+        source = self.config.language_model  # which may be large, and is frozen
+        save_language(self.language, self.blip2.tokenizer, folder / "language", source=source)
+
+
+def blip2_of(encoder: SubjectEncoder, language: LanguagePrefix, **more: Any) -> Blip2:
+    """Join an encoder and a language part; `more` are the other arguments of `Blip2`."""
+    return Blip2(encoder.image_encoder, encoder.qformer, language=language, **more)
