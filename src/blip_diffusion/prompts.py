@@ -3,9 +3,10 @@
 [BOS] a <subject tokens> {target category} {prompt} [EOS]
 """
 
+import itertools
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,9 +64,32 @@ class Words:
         return Words(self.input_ids.to(device), self.attention_mask.to(device))
 
 
+def spelled_out(tokenizer: Any, sentences: Sequence[str]) -> list[str]:
+    """Return sentences with all tokens of learned words of several vectors: <rex> becomes <rex> <rex>_1.
+
+    A sentence that has such tokens already stays.
+    """
+    known = tokenizer.get_added_vocab()
+    several = {word for word in known if f"{word}_1" in known}
+    if not several:
+        return list(sentences)
+    return [_spelled_out(tokenizer, text, several, known) for text in sentences]
+
+
+def _spelled_out(tokenizer: Any, text: str, several: Set[str], known: Mapping[str, int]) -> str:
+    if any(f"{word}_1" in text for word in several):
+        return text
+    for word in several & set(tokenizer.tokenize(text)):
+        rest = itertools.takewhile(known.__contains__, (f"{word}_{number}" for number in itertools.count(1)))
+        text = text.replace(word, " ".join([word, *rest]))
+    return text
+
+
 def prompt_ids(tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
     """Tokenize prompts to ids (B, length), padded and truncated to `length` tokens."""
-    batch = tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    batch = tokenizer(
+        spelled_out(tokenizer, prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+    )
     ids: Tensor = batch.input_ids
     return ids
 

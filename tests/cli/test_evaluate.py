@@ -14,6 +14,7 @@ from blip_diffusion.errors import DataError
 from blip_diffusion.evaluation.reporting.html import page
 from blip_diffusion.evaluation.reporting.markdown import describe_settings
 from blip_diffusion.evaluation.reporting.schema import Report, read
+from tests.checkpoint.loras import lora_of
 from tests.evaluation.conftest import bench_folder, tiny_clip, tiny_dino  # noqa: F401
 
 Run = Callable[..., int]
@@ -139,6 +140,22 @@ def test_tuned_subjects_are_tuned_once(
         assert path.read_bytes() == (out / path.relative_to(folder)).read_bytes()
     assert evaluate("--out", folder, "--condition", "tuned", "--train-steps", 1, "--trainable", "embedding") == 2
     assert 'whose tuning_trainable was "lora" and not "embedding"' in capsys.readouterr().err
+
+
+def test_loras_are_a_setting(
+    evaluate: Run, out: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lora = lora_of(tiny_folder, tmp_path / "style.safetensors")
+    flags = ("--subjects", 1, "--prompts", 1, "--seeds", 1, "--lora", f"{lora}:0.5")
+    assert evaluate("--out", tmp_path / "styled", *flags, "--shard", "1/1") == 0
+    settings = json.loads((tmp_path / "styled" / "settings.json").read_text())
+    assert [settings["loras"][0][0], settings["loras"][0][2]] == ["style.safetensors", 0.5]
+    drawn = next((tmp_path / "styled" / "images" / "zero-shot").rglob("*.png"))
+    plain = out / drawn.relative_to(tmp_path / "styled")
+    assert plain.is_file() and plain.read_bytes() != drawn.read_bytes()
+    assert evaluate("--out", tmp_path / "styled", *flags[:-2]) == 2
+    assert evaluate("--out", tmp_path / "new", "--lora", "gone.safetensors") == 2
+    assert "There is no LoRA at gone.safetensors" in capsys.readouterr().err and not (tmp_path / "new").exists()
 
 
 def test_other_settings_are_refused(evaluate: Run, out: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,19 +6,23 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import save_file
 
+from blip_diffusion.checkpoint.adapter_refs import embedding_ref, lora_ref
 from blip_diffusion.cli.main import main
 from blip_diffusion.cli.parser import printable
 from blip_diffusion.generation.png_metadata import read_request
+from blip_diffusion.generation.request import GenerationRequest
+from blip_diffusion.generation.run import prepared
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
+from tests.checkpoint.loras import lora_of
 
 Run = Callable[..., int]
 
@@ -63,13 +67,7 @@ def test_several_references_give_their_mean(generate: Run, tiny_folder: Path) ->
 @pytest.fixture
 def lora(tiny_folder: Path) -> Path:
     """A LoRA of one layer that shows."""
-    unet = UNet2DConditionModel.from_pretrained(tiny_folder / "unet")
-    name = next(name for name, _ in unet.named_modules() if name.endswith("attn1.to_q"))
-    width = unet.get_submodule(name).weight.shape[0]
-    torch.manual_seed(0)
-    state = {f"unet.{name}.lora_A.weight": torch.randn(2, width), f"unet.{name}.lora_B.weight": torch.randn(width, 2)}
-    save_file(state, "style.safetensors")
-    return Path("style.safetensors")
+    return lora_of(tiny_folder, Path("style.safetensors"))
 
 
 def test_loras_and_embeddings_of_tuning_are_used_and_made_again(generate: Run, lora: Path) -> None:
@@ -90,6 +88,23 @@ def test_loras_and_embeddings_of_tuning_are_used_and_made_again(generate: Run, l
     assert images["none"] == images["plain"] and len(set(images.values())) == len(runs) - 1
     assert main(["generate", "--reproduce", "both/on-the-beach-3.png", "--out", "again", "--grid", "page.png"]) == 0
     assert Path("again/on-the-beach-3.png").read_bytes() == Path("both/on-the-beach-3.png").read_bytes()
+
+
+def test_a_request_leaves_nothing_in_a_shared_pipeline(own: BlipDiffusionPipeline, lora: Path) -> None:
+    """As a server's worker shares it: LoRAs and words of one request are unknown to the next, which may bring them."""
+    save_file({"<rex>": torch.randn(2, 32)}, "rex.safetensors")
+    plain = GenerationRequest(("on the beach",), Path("dog.png").read_bytes(), "dog", "dog", steps=2)
+    loras, embeddings = (lora_ref(lora, 0.5),), (embedding_ref(Path("rex.safetensors")),)
+    styled = replace(plain, loras=loras, embeddings=embeddings, category="<rex>", target_category="<rex>")
+
+    def drawn(request: GenerationRequest) -> bytes:
+        with prepared(own, request) as ready:
+            return ready.generate([("on the beach", 3)])[0].tobytes()
+
+    vocabulary = len(own.tokenizer)
+    first, second, third, fourth = (drawn(one) for one in (plain, styled, plain, styled))
+    assert first == third != second == fourth
+    assert len(own.tokenizer) == vocabulary and not own.get_list_adapters()
 
 
 def test_a_lora_that_has_changed_is_said(generate: Run, lora: Path, capsys: pytest.CaptureFixture[str]) -> None:

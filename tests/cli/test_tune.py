@@ -4,10 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+from blip_diffusion.checkpoint.diffusers_export import save_stable_diffusion
 from blip_diffusion.checkpoint.subject_file import read_subject, write_subject
 from blip_diffusion.cli.main import main
+from blip_diffusion.model import BlipDiffusion
+from tests.checkpoint.loras import lora_of
 from tests.training.photos import written
 
 
@@ -42,6 +47,33 @@ def test_a_tuned_subject_is_drawn_and_drawn_again(rex: Path, tiny_folder: Path) 
     assert path.is_file() and Path("sheet.png").is_file()
     assert main(["generate", "--reproduce", str(path), "--out", "again"]) == 0
     assert np.array_equal(pixels(path), pixels("again/on-the-beach-0.png"))
+
+
+def test_a_subject_is_tuned_on_top_of_loras_and_words(
+    tiny_folder: Path, dog: Image.Image, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The result goes with the plain model, together with the same LoRA: its fingerprint is the plain model's."""
+    dog.save("dog.png")
+    lora_of(tiny_folder, Path("style.safetensors"))
+    save_file({"<rex>": torch.randn(2, 32)}, "word.safetensors")
+    on = ["--lora", "style.safetensors:0.5", "--embedding", "word.safetensors", "--model", str(tiny_folder)]
+    asked = ["tune", "dog.png", "--category", "<rex>", "--name", "rex", "--train-steps", "1", "--masks", "none", *on]
+    assert main(asked) == 0
+    assert (
+        "--subject rex.safetensors --lora style.safetensors:0.5 --embedding word.safetensors" in capsys.readouterr().out
+    )
+    assert generate(tiny_folder, "--subject", "rex.safetensors", *on[:4]) == 0
+    assert main([*asked, "--lora", "style.safetensors"]) == 2
+    assert "was tuned with other LoRAs or embeddings" in capsys.readouterr().err
+    assert main([*asked, "--trainable", "unet", "--out", "new.safetensors"]) == 2
+    assert "trainable is unet, which saves weights that hold the LoRAs as well" in capsys.readouterr().err
+    assert not Path("new.safetensors.tuning").exists()
+
+
+def test_a_dreambooth_folder_as_model_says_what_to_do(model: BlipDiffusion, capsys: pytest.CaptureFixture[str]) -> None:
+    save_stable_diffusion(model, Path("rex"))
+    assert main(["generate", "x", "--model", "rex", "--category", "dog", "--lora", "rex/model_index.json"]) == 2
+    assert "as tune --method dreambooth writes: use diffusers' StableDiffusionPipeline" in capsys.readouterr().err
 
 
 def test_two_are_mixed(rex: Path, tiny_folder: Path) -> None:

@@ -1,6 +1,6 @@
 """What plain diffusers reads: a Stable Diffusion folder, a LoRA file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,17 @@ def save_stable_diffusion(model: BlipDiffusion, folder: Path) -> None:
     }
     names = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": diffusers.__version__}
     write_json(folder / "model_index.json", {**names, **parts, **nothing, "requires_safety_checker": False})
+
+
+def advice(missing: Sequence[str]) -> str:
+    """Return what to do with a Stable Diffusion folder, which lacks the subject encoder; nothing for others."""
+    if not set(missing) <= {"subject_encoder", "reference", "qformer_tokenizer"}:
+        return ""
+    return (
+        " It is a Stable Diffusion model, as tune --method dreambooth writes: use diffusers' StableDiffusionPipeline, "
+        "or put its U-Net into a copy of the model that was tuned (blip-diffusion convert MODEL --unet FOLDER --out "
+        "COPY) and generate with --model COPY."
+    )
 
 
 def _save_scheduler(scheduler: Any, folder: Path) -> None:

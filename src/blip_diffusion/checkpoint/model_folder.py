@@ -26,6 +26,7 @@ from blip_diffusion.checkpoint.components import (
     save_text_encoder,
     save_tokenizer,
 )
+from blip_diffusion.checkpoint.diffusers_export import advice
 from blip_diffusion.checkpoint.locate import find_model
 from blip_diffusion.checkpoint.lora import copy_lora
 from blip_diffusion.checkpoint.weights import (
@@ -216,7 +217,7 @@ def assemble(parts: Parts, folder: Path) -> BlipDiffusion:
     needed = [field.name for field in dataclasses.fields(parts) if field.name not in OPTIONAL]
     missing = [name for name in needed if getattr(parts, name) is None]
     if missing:
-        raise CheckpointError(f"The model in {folder} is incomplete: {', '.join(missing)} missing.")
+        raise CheckpointError(f"The model in {folder} is incomplete: {', '.join(missing)} missing.{advice(missing)}")
     model = BlipDiffusion(
         parts.subject_encoder,  # type: ignore[arg-type]  # checked above
         parts.text_encoder,

@@ -17,6 +17,30 @@ MAX_VECTORS = 75
 """Of one word: a prompt has room for no more."""
 
 
+def add_word(tokenizer: Any, text_encoder: Any, word: str, vectors: Tensor) -> None:
+    """Add a word to a tokenizer and its vectors (N, D) to a text encoder, under diffusers' names for the N tokens.
+
+    Raises:
+        CheckpointError: If the tokenizer knows the word, or the vectors have another width.
+    """
+    table = text_encoder.get_input_embeddings().weight
+    if vectors.shape[1] != table.shape[1]:
+        raise CheckpointError(
+            f"The textual inversion isn't for this model, whose embeddings are {table.shape[1]} wide: its own are "
+            f"{vectors.shape[1]}."
+        )
+    tokens = [word, *(f"{word}_{number}" for number in range(1, len(vectors)))]
+    if known := [token for token in tokens if token in tokenizer.get_vocab()]:
+        raise CheckpointError(
+            f"The tokenizer knows the word {known[0]!r} already: give each textual inversion its own."
+        )
+    tokenizer.add_tokens(tokens)
+    text_encoder.resize_token_embeddings(len(tokenizer))
+    with torch.no_grad():
+        table = text_encoder.get_input_embeddings().weight
+        table[tokenizer.convert_tokens_to_ids(tokens)] = vectors.to(table)
+
+
 def find_embeddings(source: str | Path, subfolder: str | None = None, weight_name: str | None = None) -> Path | None:
     """Return the file of a source that is here; `None` for a hub id. Raises `CheckpointError` if a folder has none."""
     path = Path(source)

@@ -3,7 +3,10 @@
 import argparse
 import os
 from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
 
+from blip_diffusion.cli.values import check_file, path_and_number
 from blip_diffusion.errors import InputError
 
 TRAINABLE = ("embedding", "lora", "cross-attention", "unet")
@@ -36,6 +39,43 @@ def acceleration_flags(parser: argparse.ArgumentParser) -> None:
         default="torch",
         help="backend: torch (default), compiled (GPU), openvino (CPU; converts once, about a minute)",
     )
+
+
+def adapter_flags(parser: argparse.ArgumentParser) -> None:
+    """Add --lora and --embedding."""
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:WEIGHT]",
+        help="a LoRA, as tune --method dreambooth-lora writes; repeat for several",
+    )
+    parser.add_argument(
+        "--embedding",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a textual inversion, as tune --method textual-inversion writes; its word may be the --category",
+    )
+
+
+def check_adapters(arguments: argparse.Namespace) -> None:
+    """Raise `InputError` if a file of --lora or --embedding is not there."""
+    for text in arguments.lora:
+        check_file("LoRA", path_and_number("--lora", text, "weight")[0])
+    for path in arguments.embedding:
+        check_file("embedding", path)
+
+
+def adapter_refs(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the files of --lora and --embedding as `loras` and `embeddings`."""
+    from blip_diffusion.checkpoint.adapter_refs import embedding_ref, lora_ref
+
+    return {
+        "loras": tuple(lora_ref(*path_and_number("--lora", text, "weight")) for text in arguments.lora),
+        "embeddings": tuple(embedding_ref(path) for path in arguments.embedding),
+    }
 
 
 def recipe_flags(parser: argparse.ArgumentParser) -> None:

@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from blip_diffusion.checkpoint.adapter_refs import EmbeddingRef, LoraRef, loaded_adapters
 from blip_diffusion.data.benchmarks.dreambench import Bench
 from blip_diffusion.data.benchmarks.registry import load_benchmark
 from blip_diffusion.data.segmentation import saliency
@@ -47,6 +50,8 @@ class EvalConfig:
 
     Attributes:
         model: `mini`, a model folder, or a hub id.
+        loras: LoRA files that the model has, with their weights.
+        embeddings: Textual inversions, whose words the benchmark's prompts and categories may hold.
         benchmark: `mini`, `drawings`, `dreambench`, or a folder in DreamBench's layout.
         condition: One of `CONDITIONS`.
         seeds: Images per prompt, 1 to 100.
@@ -78,6 +83,8 @@ class EvalConfig:
     engine: Engine = "torch"
     probe_images: int = 24
     tuning: TuneConfig = field(default_factory=TuneConfig)
+    loras: tuple[LoraRef, ...] = ()
+    embeddings: tuple[EmbeddingRef, ...] = ()
 
     def __post_init__(self) -> None:
         if self.condition not in CONDITIONS:
@@ -99,6 +106,7 @@ def run_settings(
         "condition": config.condition,
         "model": config.model,
         "weights": weights_digest(pipe),
+        **_adapters(config),
         "benchmark": bench.name,
         "benchmark_digest": bench.digest,
         "subjects": [subject.name for subject in bench.subjects],
@@ -118,6 +126,13 @@ def run_settings(
         "reference": "the subject's first image, cropped square",
         **({} if tuner is None else tuner.settings(int(pipe.text_encoder.config.hidden_size))),
     }
+
+
+def _adapters(config: EvalConfig) -> dict[str, Any]:
+    """Return the LoRAs and embeddings, where there are any."""
+    loras = [[Path(one.path).name, one.sha256[:16], one.weight] for one in config.loras]
+    embeddings = [[Path(one.path).name, one.sha256[:16]] for one in config.embeddings]
+    return {**({"loras": loras} if loras else {}), **({"embeddings": embeddings} if embeddings else {})}
 
 
 def _guidance_scale(config: EvalConfig, pipe: BlipDiffusionPipeline) -> float:
@@ -266,32 +281,37 @@ def evaluate(
     """
     if batch_size < 1:
         raise InputError(f"--batch-size is {batch_size}: use 1 or more.")
-    run = _prepare(config, out, batch_size, device, log)
-    if shard is not None:
-        run.generate_shard(shard)
-        return None
-    report = run.score()
+    with _prepared(config, out, batch_size, device, log) as run:
+        if shard is not None:
+            run.generate_shard(shard)
+            return None
+        report = run.score()
     write_report(report, out)
     return report
 
 
-def _prepare(config: EvalConfig, out: Path, batch_size: int, device: torch.device | str, log: LogFn) -> EvalRun:
+@contextmanager
+def _prepared(
+    config: EvalConfig, out: Path, batch_size: int, device: torch.device | str, log: LogFn
+) -> Iterator[EvalRun]:
     full_bench, world = load_benchmark(config.benchmark, config.dataset)
     bench = full_bench.part(config.subjects, config.prompts)
     build_instances(bench, config.seeds)  # a wrong number of seeds is reported before the model is loaded
     pipe = BlipDiffusionPipeline.from_pretrained(config.model, torch_dtype=getattr(torch, config.dtype)).to(device)
     pipe.set_preset(preset_on_engine(config.preset, config.engine))
-    tuner = _build_tuner(config, bench, out, device, log) if config.condition == "tuned" else None
-    settings = run_settings(config, bench, pipe, tuner)
-    built = build_generators(
-        pipe, world, steps=settings["steps"], guidance_scale=settings["guidance_scale"], tuner=tuner
-    )
-    return EvalRun(config, full_bench, bench, pipe, built, settings, out, batch_size, log)
+    with loaded_adapters(pipe, config.loras, config.embeddings):
+        tuner = _build_tuner(config, bench, out, device, log) if config.condition == "tuned" else None
+        settings = run_settings(config, bench, pipe, tuner)
+        built = build_generators(
+            pipe, world, steps=settings["steps"], guidance_scale=settings["guidance_scale"], tuner=tuner
+        )
+        yield EvalRun(config, full_bench, bench, pipe, built, settings, out, batch_size, log)
 
 
 def _build_tuner(config: EvalConfig, bench: Bench, out: Path, device: torch.device | str, log: LogFn) -> SubjectTuner:
     check_tunable(bench.subjects, config.tuning)
-    return SubjectTuner(config.model, out / SUBJECTS, config.tuning, saliency(), log, device)
+    folder, adapters = out / SUBJECTS, (config.loras, config.embeddings)
+    return SubjectTuner(config.model, folder, config.tuning, saliency(), log, device, *adapters)
 
 
 def encoder_family(pipe: BlipDiffusionPipeline) -> str:

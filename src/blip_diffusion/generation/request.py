@@ -8,9 +8,9 @@ from typing import Literal
 from PIL import Image
 
 from blip_diffusion import images
+from blip_diffusion.checkpoint.adapter_refs import EmbeddingRef, LoraRef
 from blip_diffusion.errors import InputError
 from blip_diffusion.framing import check_box
-from blip_diffusion.generation.adapter_refs import EmbeddingRef, LoraRef
 from blip_diffusion.generation.limits import check_limits
 from blip_diffusion.generation.subject_refs import SubjectRef
 from blip_diffusion.pipelines.presets import Dtype, Engine, get_preset

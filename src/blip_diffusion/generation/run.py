@@ -1,7 +1,8 @@
 """Run a generation request: load the model, generate in batches, write PNG files."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,11 @@ import torch
 from PIL import Image
 
 from blip_diffusion import images
+from blip_diffusion.checkpoint.adapter_refs import loaded_adapters
 from blip_diffusion.checkpoint.model_folder import load_controlnet
 from blip_diffusion.devices import device_of
 from blip_diffusion.errors import InputError
 from blip_diffusion.fileio import check_writable
-from blip_diffusion.generation.adapter_refs import load_adapters
 from blip_diffusion.generation.output import check_grid_path, save_grid, save_images
 from blip_diffusion.generation.request import CONTROLNETS, ControlInput, GenerationRequest
 from blip_diffusion.generation.subject_refs import load_subjects
@@ -62,26 +63,35 @@ def run(
     check_writable(out)
     if grid is not None:
         check_grid_path(grid)
-    prepared = prepare(load_pipeline(request.model, request.dtype, device), request)
+    with prepared(load_pipeline(request.model, request.dtype, device), request) as ready:
+        return _generate_all(ready, out, grid, on_saved or _say_nothing, progress=progress)
+
+
+def _generate_all(
+    ready: "PreparedRequest", out: Path, grid: Path | None, on_saved: OnSaved, *, progress: bool
+) -> list[Path]:
+    request = ready.request
     jobs = [(prompt, request.seed + copy) for prompt in request.prompts for copy in range(request.num_images)]
     generated: list[Image.Image] = []
     paths: list[Path] = []
     for start in range(0, len(jobs), BATCH_SIZE):
         batch = jobs[start : start + BATCH_SIZE]
         label = f"{start + 1} to {start + len(batch)} of {len(jobs)}" if len(jobs) > BATCH_SIZE else None
-        prepared.pipe.set_progress_bar_config(disable=None if progress else True, desc=label)  # None: in a terminal
-        results = prepared.generate(batch)
+        ready.pipe.set_progress_bar_config(disable=None if progress else True, desc=label)  # None: in a terminal
+        results = ready.generate(batch)
         new = save_images(request, results, batch, out, taken=set(paths))
         for path, job in zip(new, batch, strict=True):
-            if on_saved is not None:
-                on_saved(path, *job)
+            on_saved(path, *job)
         paths += new
         generated += results if grid is not None else []
     if grid is not None:
         paths.append(save_grid(request, generated, grid, taken=set(paths)))
-        if on_saved is not None:
-            on_saved(paths[-1], None, None)
+        on_saved(paths[-1], None, None)
     return paths
+
+
+def _say_nothing(*_: object) -> None:
+    pass
 
 
 def load_pipeline(model: str, dtype: Dtype, device: str) -> BlipDiffusionPipeline:
@@ -124,17 +134,23 @@ class PreparedRequest:
         return result
 
 
-def prepare(pipe: BlipDiffusionPipeline, request: GenerationRequest) -> PreparedRequest:
-    """Apply a request's preset to a pipeline, and load its subject and its controls.
+@contextmanager
+def prepared(pipe: BlipDiffusionPipeline, request: GenerationRequest) -> Iterator[PreparedRequest]:
+    """Context manager: a pipeline has a request's preset, subject, LoRAs, words and controls; afterwards the preset.
 
     Raises:
         InputError: If the request does not fit the model.
-        CheckpointError: If a ControlNet or a subject file is missing or damaged.
+        CheckpointError: If a ControlNet, a LoRA, an embedding or a subject file is missing or damaged.
     """
     pipe.set_preset(preset_on_engine(request.preset, request.engine))
-    load_adapters(pipe, request.loras, request.embeddings)
-    control = _control_arguments(request.controls, pipe)
-    return PreparedRequest(pipe, request, {**_subject_arguments(pipe, request), **control})
+    before = set(pipe.subjects)
+    with loaded_adapters(pipe, request.loras, request.embeddings):
+        try:
+            control = _control_arguments(request.controls, pipe)
+            yield PreparedRequest(pipe, request, {**_subject_arguments(pipe, request), **control})
+        finally:
+            for name in set(pipe.subjects) - before:
+                pipe.unload_subject(name)
 
 
 def _subject_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from torch import Tensor, nn
 
 from blip_diffusion.checkpoint.locate import check_source
+from blip_diffusion.checkpoint.lora_file import UNREADABLE
 from blip_diffusion.diffusion.concatenation import concatenated
 from blip_diffusion.diffusion.controlnet import controlled_denoiser
 from blip_diffusion.diffusion.deepcache import ShallowUNet, WholeUNet, deepcache
@@ -23,7 +24,6 @@ from blip_diffusion.diffusion.latents import LatentCodec
 from blip_diffusion.errors import CheckpointError, reason
 from blip_diffusion.nn_utils import weights_version
 from blip_diffusion.openvino_backend import openvino
-from blip_diffusion.pipelines.adapters import UNREADABLE
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.inputs import PipelineInputs
 from blip_diffusion.pipelines.locking import LIBRARY_LOCK, exclusive

@@ -8,26 +8,20 @@ The state lies on the U-Net, in the attribute SLOT, because that is where the ad
 agree, and a deep copy of it has a state of its own. Only `AdapterManager.apply` activates adapters.
 """
 
-import pickle
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
-from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # whichever it uses
 from peft import LoraConfig, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError
 from torch import nn
 
-from blip_diffusion.checkpoint.locate import check_source
-from blip_diffusion.checkpoint.lora import check_lora, in_pefts_names, layers_of
-from blip_diffusion.checkpoint.lora_source import check_lora_source, check_settings
+from blip_diffusion.checkpoint.lora import layers_of
+from blip_diffusion.checkpoint.lora_file import UNREADABLE, Lora, inject_lora, read_lora
 from blip_diffusion.checkpoint.subject_file import Subject, fingerprint
-from blip_diffusion.checkpoint.weights import State
 from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.nn_utils import base_parameters, iter_modules, lora_layers, mark_modified, uncompiled
 from blip_diffusion.pipelines.locking import LIBRARY_LOCK
@@ -42,11 +36,6 @@ from blip_diffusion.pipelines.subject_registry import (
 SLOT = "blip_diffusion_adapters"
 """The one attribute that this package adds to a U-Net: an `AdapterState`."""
 PRESET_ADAPTER = "blip-diffusion-lcm"
-UNREADABLE = (
-    OSError, ValueError, TypeError, RuntimeError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError,
-    httpx.HTTPError,
-)  # fmt: skip
-"""What the libraries raise for a file that is missing, damaged, or something else."""
 UserAdapters = Mapping[BaseTunerLayer, Sequence[str]]
 
 
@@ -63,14 +52,6 @@ class AdapterState:
     registry: SubjectRegistry = field(default_factory=SubjectRegistry)
     preset_lora: str | None = None
     bundled_lora: Path | None = None
-
-
-class Lora(NamedTuple):
-    """A LoRA that fits the model: weights by PEFT's names, alphas and metadata by diffusers' convention."""
-
-    weights: State
-    alphas: Any
-    metadata: Any
 
 
 class AdapterManager:
@@ -162,31 +143,15 @@ class AdapterManager:
     def read(self, source: Any, **options: Any) -> Lora:
         """Read a LoRA by any of its naming schemes. Raises `CheckpointError` unless it fits this model."""
         self.check_uncompiled()
-        if isinstance(source, str | Path):
-            check_source(source, "LoRA")
-        check_lora_source(source, options.get("weight_name"), options.get("subfolder"))
-        try:
-            table = dict(source) if isinstance(source, dict) else source
-            read = StableDiffusionLoraLoaderMixin.lora_state_dict(table, return_lora_metadata=True, **options)
-            weights = in_pefts_names(read[0])
-        except UNREADABLE as error:
-            raise CheckpointError(f"The LoRA can't be read: {reason(error)}.") from error
-        check_settings(read[1], read[2])
-        check_lora(weights, {"unet": self._unet, "text_encoder": self._text_encoder})
-        return Lora(weights, *read[1:])
+        return read_lora(source, {"unet": self._unet, "text_encoder": self._text_encoder}, **options)
 
     def _inject(self, lora: Lora, name: str | None, *, hotswap: bool = False, low_cpu_mem_usage: bool = True) -> None:
         """Add a LoRA's layers to the U-Net, the text encoder, or both; on an error to neither. Call `apply` next."""
         before = self._names()
         options = {"adapter_name": name, "hotswap": hotswap, "low_cpu_mem_usage": low_cpu_mem_usage}
-        options |= {"network_alphas": lora.alphas, "metadata": lora.metadata, "_pipeline": self._pipeline}
-        loader = StableDiffusionLoraLoaderMixin
         try:
             with LIBRARY_LOCK:
-                if any(key.startswith("unet.") for key in lora.weights):
-                    loader.load_lora_into_unet(lora.weights, unet=self._unet, **options)
-                if any(key.startswith("text_encoder.") for key in lora.weights):
-                    loader.load_lora_into_text_encoder(lora.weights, text_encoder=self._text_encoder, **options)
+                inject_lora(lora, self._unet, self._text_encoder, **options, _pipeline=self._pipeline)
         except UNREADABLE as error:
             self._remove_new(before)
             raise CheckpointError(f"The LoRA can't be loaded: {reason(error)}.") from error

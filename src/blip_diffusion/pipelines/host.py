@@ -36,7 +36,6 @@ class PipelineHost(Protocol):
     _cache: "EncodingCache"
     _progress_bar_config: dict[str, Any]
     register_to_config: Callable[..., None]
-    maybe_convert_prompt: Callable[..., Any]
     without_subjects: Callable[[], AbstractContextManager[None]]
     _sync_preset: Callable[[], None]
 

@@ -7,10 +7,11 @@ from typing import Any
 from diffusers.loaders import StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
 
 from blip_diffusion.checkpoint.locate import check_source
+from blip_diffusion.checkpoint.lora_file import UNREADABLE
 from blip_diffusion.checkpoint.textual_inversion import check_word, find_embeddings, parse_embeddings, read_embeddings
 from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.nn_utils import mark_modified
-from blip_diffusion.pipelines.adapters import UNREADABLE, AdapterManager
+from blip_diffusion.pipelines.adapters import AdapterManager
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.locking import LIBRARY_LOCK, exclusive
 

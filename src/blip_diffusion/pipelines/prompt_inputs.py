@@ -12,7 +12,7 @@ from blip_diffusion.pipelines.broadcast import as_list, broadcast, common_length
 from blip_diffusion.pipelines.checks import check_tensor, number, texts, whole_number
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.subject_registry import check_tokens
-from blip_diffusion.prompts import subject_prompt, warn_of_weighted_words
+from blip_diffusion.prompts import spelled_out, subject_prompt, warn_of_weighted_words
 
 if TYPE_CHECKING:
     from blip_diffusion.pipelines.inputs import CallArguments
@@ -73,9 +73,9 @@ def prompt_inputs(host: PipelineHost, given: "CallArguments") -> PromptInputs:
     lengths["negative_prompt_embeds"] = 1 if empty is None else len(empty)
     size = common_length(lengths)
     prompts, negatives, sources, targets = (broadcast(values, size) for values in lists.values())
-    prompts, negatives, targets = (_spelled_out(host, t) for t in (prompts, negatives, targets))
+    prompts, negatives, targets = (spelled_out(host.tokenizer, t) for t in (prompts, negatives, targets))
     # without a target the subject's own category goes into the prompt, where a learned word has several tokens
-    own = _spelled_out(host, sources)
+    own = spelled_out(host.tokenizer, sources)
     categories = [target or source for target, source in zip(targets, own, strict=True)]
     repeats = _repeats(host, given)
     warn_of_weighted_words([*prompts, *negatives])
@@ -91,15 +91,6 @@ def prompt_inputs(host: PipelineHost, given: "CallArguments") -> PromptInputs:
         subject_embeds=embeds,
         negative_prompt_embeds=None if empty is None else empty.expand(size, -1, -1),
     )
-
-
-def _spelled_out(host: PipelineHost, sentences: list[str]) -> list[str]:
-    """Return sentences with all tokens of learned words of several vectors; what has them already stays."""
-    second = [token for token in host.tokenizer.get_added_vocab() if token.endswith("_1")]
-    return [
-        text if any(token in text for token in second) else host.maybe_convert_prompt(text, host.tokenizer)
-        for text in sentences
-    ]
 
 
 def _subject(host: PipelineHost, given: "CallArguments") -> tuple[Tensor | None, Any]:

@@ -18,7 +18,7 @@ from blip_diffusion.diffusion.latents import LatentCodec
 from blip_diffusion.errors import BlipDiffusionError
 from blip_diffusion.generation.output import png_with_metadata
 from blip_diffusion.generation.png_metadata import encode
-from blip_diffusion.generation.run import load_pipeline, prepare
+from blip_diffusion.generation.run import load_pipeline, prepared
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import Dtype, default_dtype
 from blip_diffusion.references import square_reference
@@ -110,12 +110,9 @@ class _Worker:
         files = zip(request.subjects, task.subject_files, strict=True)
         subjects = tuple(dataclasses.replace(subject, path=path) for subject, path in files)
         pipe = self.pipe(task.model, dtype)
-        try:
-            prepared = prepare(pipe, dataclasses.replace(request, model=task.model, subjects=subjects))
-            results = prepared.generate(list(task.images), lambda *step: self._on_step(task, *step))
-        finally:
-            for name in pipe.subjects:
-                pipe.unload_subject(name)
+        own = dataclasses.replace(request, model=task.model, subjects=subjects)
+        with prepared(pipe, own) as ready:
+            results = ready.generate(list(task.images), lambda *step: self._on_step(task, *step))
         jobs = zip(results, task.images, strict=True)
         return [
             png_with_metadata(image, encode(request, prompt=prompt, seed=seed, num_images=1))

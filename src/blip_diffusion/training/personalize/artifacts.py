@@ -10,14 +10,14 @@ from typing import Any
 
 from PIL import Image
 
-from blip_diffusion.checkpoint.subject_file import check_place, fingerprint, read_subject, write_subject
+from blip_diffusion.checkpoint.adapter_refs import EmbeddingRef, LoraRef
+from blip_diffusion.checkpoint.subject_file import check_place, read_subject, write_subject
 from blip_diffusion.checkpoint.weights import read_json
 from blip_diffusion.data.photos import Photo
 from blip_diffusion.errors import CheckpointError, InputError
 from blip_diffusion.fileio import check_writable
-from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training import checkpointing
-from blip_diffusion.training.personalize.config import TuneConfig, text_width
+from blip_diffusion.training.personalize.config import TuneConfig
 from blip_diffusion.training.personalize.early_stopping import BEST, Score, Validation
 from blip_diffusion.training.run import CHECKPOINTS, Result
 from blip_diffusion.training.trainer import EXPORT
@@ -78,13 +78,18 @@ def check_work_folder(work: Path, *, resume: bool) -> None:
 
 
 def run_info(
-    model: BlipDiffusion, photos: Sequence[Photo], category: str, name: str, config: TuneConfig
+    base: str,
+    photos: Sequence[Photo],
+    category: str,
+    name: str,
+    config: TuneConfig,
+    adapters: Sequence[LoraRef | EmbeddingRef],
 ) -> dict[str, Any]:
-    """Return what a resumed run must match, as JSON reads it back."""
-    model_of = fingerprint(model.unet, model.text_encoder)
+    """Return what a resumed run must match, as JSON reads it back. `base` is the model's fingerprint."""
     images, masks = _digest([photo.image for photo in photos]), _digest([photo.mask for photo in photos])
-    subject = {"photos": images, "masks": masks, "category": category, "name": name, "model": model_of}
-    return json.loads(json.dumps({**subject, **_settings(config.resolved(text_width(model)))}))
+    subject: dict[str, Any] = {"photos": images, "masks": masks, "category": category, "name": name, "model": base}
+    subject |= {"LoRAs or embeddings": [(one.sha256, getattr(one, "weight", None)) for one in adapters]}
+    return json.loads(json.dumps({**subject, **_settings(config)}))
 
 
 def _digest(images: Sequence[Image.Image | None]) -> str:

@@ -1,5 +1,6 @@
 """Configuration of personalization: what is trained, for how long, and the usual learning rates."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -101,6 +102,14 @@ class TuneConfig:
         usual = RATES[self.trainable if self.method == "few-shot" else self.method]
         rate = self.learning_rate or usual[0 if width >= PUBLISHED_WIDTH else 1]
         return replace(self, learning_rate=rate)
+
+
+def check_mergeable(config: TuneConfig, loras: Sequence[object]) -> None:
+    """Raise `ConfigError` where LoRAs would be saved inside of the tuned weights, and count twice afterwards."""
+    if loras and config.method == "few-shot" and config.trainable in ("cross-attention", "unet"):
+        raise ConfigError(
+            f"trainable is {config.trainable}, which saves weights that hold the LoRAs as well: use lora or embedding."
+        )
 
 
 def text_width(model: BlipDiffusion) -> int:

@@ -1,5 +1,7 @@
 """LoRAs and embeddings in a request: path, weight, and a digest that proves the file is unchanged."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -7,6 +9,9 @@ from typing import Any
 
 from blip_diffusion.errors import CheckpointError, InputError
 from blip_diffusion.fileio import path_exists, sha256_of
+
+REQUESTED = "requested-"
+"""Begins the names of adapters that a request brings."""
 
 
 @dataclass(frozen=True)
@@ -54,22 +59,37 @@ def embedding_ref(path: Path) -> EmbeddingRef:
     return EmbeddingRef(str(path), _digest(path, "embedding"))
 
 
-def load_adapters(pipe: Any, loras: tuple[LoraRef, ...], embeddings: tuple[EmbeddingRef, ...]) -> None:
-    """Load LoRAs and embeddings into a pipeline and activate the LoRAs with their weights.
+@contextmanager
+def loaded_adapters(pipe: Any, loras: Sequence[LoraRef], embeddings: Sequence[EmbeddingRef]) -> Iterator[None]:
+    """Context manager: a pipeline has these LoRAs, active with their weights, and these words; afterwards none of them.
 
     Raises:
         CheckpointError: If a file is missing, has changed, or doesn't fit the model.
     """
-    names = [f"lora-{number}" for number in range(len(loras))]
+    check_unchanged(loras, embeddings)
+    names: list[str] = []
+    known = set(pipe.tokenizer.get_added_vocab())
+    try:
+        for number, lora in enumerate(loras):
+            pipe.load_lora_weights(lora.path, adapter_name=f"{REQUESTED}{number}")
+            names.append(f"{REQUESTED}{number}")
+        for embedding in embeddings:
+            pipe.load_textual_inversion(embedding.path)
+        if names:
+            pipe.set_adapters(names, [lora.weight for lora in loras])
+        yield
+    finally:
+        if names:
+            pipe.delete_adapters(names)
+        if words := [word for word in pipe.tokenizer.get_added_vocab() if word not in known]:
+            pipe.unload_textual_inversion(words)
+
+
+def check_unchanged(loras: Sequence[LoraRef], embeddings: Sequence[EmbeddingRef]) -> None:
+    """Raise `CheckpointError` for a file that is missing or has changed."""
     for path, sha256 in [(ref.path, ref.sha256) for ref in loras] + [(ref.path, ref.sha256) for ref in embeddings]:
         if _digest(Path(path), "file") != sha256:
             raise CheckpointError(f"{path} has changed since the image was made: find the old file.")
-    for name, lora in zip(names, loras, strict=True):
-        pipe.load_lora_weights(lora.path, adapter_name=name)
-    for embedding in embeddings:
-        pipe.load_textual_inversion(embedding.path)
-    if names:
-        pipe.set_adapters(names, [lora.weight for lora in loras])
 
 
 def _digest(path: Path, what: str) -> str:
