@@ -144,7 +144,9 @@ def read_reference(source: images.Source) -> bytes:
     return images.png_bytes(_at_most(images.open_image(source), REFERENCE_SIDE))
 
 
-def read_control(kind: str, path: Path, scale: float = 1.0, controlnet: str = "") -> ControlInput:
+def read_control(
+    kind: str, path: Path, scale: float = 1.0, controlnet: str = "", *, side: int | None = None
+) -> ControlInput:
     """Read an image file and compute its control map.
 
     Args:
@@ -152,13 +154,15 @@ def read_control(kind: str, path: Path, scale: float = 1.0, controlnet: str = ""
         path: An image file.
         scale: Conditioning scale.
         controlnet: See `ControlInput`.
+        side: Short side in pixels of the image to be generated, at which the map is computed: edges of a much larger
+            photo are too many, and too thin, for a small image. `None`: the photo's own, at most 1024.
 
     Raises:
         InputError: If the kind is unknown, its extra is not installed, or the file is not an image.
     """
     from blip_diffusion.annotators import annotate  # imports torch
 
-    source = _at_most(images.open_image(path), CONTROL_SIDE)
+    source = _at_most(images.open_image(path), min(side or CONTROL_SIDE, CONTROL_SIDE))
     return ControlInput(kind, images.png_bytes(annotate(source, kind)), scale, controlnet)
 
 

@@ -170,7 +170,7 @@ def _request(arguments: argparse.Namespace) -> GenerationRequest:
         negative_prompt=arguments.negative_prompt,
         width=arguments.size and arguments.size[0],
         height=arguments.size and arguments.size[1],
-        controls=_controls(arguments.control, controlnets),
+        controls=_controls(arguments, controlnets),
         resize_mode=arguments.resize_mode,
         box=arguments.box and tuple(arguments.box),
         preset=arguments.preset or "",
@@ -235,15 +235,18 @@ def _controlnets(texts: list[str]) -> dict[str, str]:
     return dict(pairs)
 
 
-def _controls(texts: list[str], controlnets: dict[str, str]) -> tuple[ControlInput, ...]:
-    """Parse `--control canny=room.png:0.8` and compute the control maps."""
+def _controls(arguments: argparse.Namespace, controlnets: dict[str, str]) -> tuple[ControlInput, ...]:
+    """Parse `--control canny=room.png:0.8` and compute the control maps at the size of the generated image."""
+    from blip_diffusion.checkpoint.default_size import default_side
     from blip_diffusion.generation.request import read_control
 
-    controls = []
-    for text in texts:
+    controls, side = [], None
+    if arguments.control:
+        side = min(arguments.size) if arguments.size else default_side(arguments.model or "mini")
+    for text in arguments.control:
         kind, rest = kind_and_value("--control", text, "FILE")
         path, scale = path_and_number("--control", rest, "scale")
-        controls.append(read_control(kind, path, scale, controlnets.get(kind, "")))
+        controls.append(read_control(kind, path, scale, controlnets.get(kind, ""), side=side))
     for unused in controlnets.keys() - {control.kind for control in controls}:
         raise InputError(f"--controlnet {unused} has no effect: add --control {unused}=FILE.")
     return tuple(controls)
