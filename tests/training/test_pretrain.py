@@ -131,10 +131,10 @@ def test_the_published_layout_is_trained_on(tmp_path: Path) -> None:
 
 def test_what_knows_nothing_is_no_teacher(runs: Path, tmp_path: Path) -> None:
     own = [*overrides("consistency", runs), f'model.init_from=["{runs / "decoder/export"}"]']
-    with pytest.raises(CheckpointError, match="begins with a trained subject_encoder and text_encoder and unet"):
+    with pytest.raises(CheckpointError, match="needs a trained subject_encoder and text_encoder and unet"):
         run(CONFIGS / "debug/consistency.toml", tmp_path, overrides=own)
     own = [*overrides("decoder", runs), "model.init_from=[]"]
-    with pytest.raises(CheckpointError, match="begins with a trained vae"):
+    with pytest.raises(CheckpointError, match="needs a trained vae"):
         run(CONFIGS / "debug/decoder.toml", tmp_path, overrides=own)
 
 
