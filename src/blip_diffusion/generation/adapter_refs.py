@@ -63,7 +63,7 @@ def load_adapters(pipe: Any, loras: tuple[LoraRef, ...], embeddings: tuple[Embed
     names = [f"lora-{number}" for number in range(len(loras))]
     for path, sha256 in [(ref.path, ref.sha256) for ref in loras] + [(ref.path, ref.sha256) for ref in embeddings]:
         if _digest(Path(path), "file") != sha256:
-            raise CheckpointError(f"{path} has changed since the image was made: find the old file.")
+            raise CheckpointError(f"{path} has changed since the image was generated: restore the old file.")
     for name, lora in zip(names, loras, strict=True):
         pipe.load_lora_weights(lora.path, adapter_name=name)
     for embedding in embeddings:

@@ -235,7 +235,7 @@ def test_folders_of_other_things_are_left_alone(tiny_folder: Path, dog: Image.Im
             learn(tmp_path, tiny_folder, dog, name="tom", resume=resume)
     assert letter.read_text() == "dear"
     save_file({"lora": torch.ones(1)}, tmp_path / "style.safetensors")
-    with pytest.raises(InputError, match="is there already and is no subject's file: choose another --out"):
+    with pytest.raises(InputError, match="exists already and isn't a subject file: choose another --out"):
         learn(tmp_path, tiny_folder, dog, name="style")
 
 
@@ -251,7 +251,7 @@ def test_folders_of_other_things_are_left_alone(tiny_folder: Path, dog: Image.Im
         ({"photos": []}, "no photos"),
         ({"photos": ["nowhere.png"]}, "There is no photo at nowhere"),
         ({"out": f"{__file__}/rex.safetensors"}, "Nothing can be written to"),
-        ({"out": "rex.png"}, "should end in .safetensors, as rex.safetensors"),
+        ({"out": "rex.png"}, "must end in .safetensors, for example rex.safetensors"),
         ({"out": "rex.safetensors", "config": TuneConfig(method="dreambooth")}, "DreamBooth writes a folder: use rex."),
         ({"model": "nowhere"}, "no model nowhere"),
         ({"masks": [Path("a"), Path("b")]}, "2 masks for 1 photos"),

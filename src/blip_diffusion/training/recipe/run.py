@@ -157,7 +157,7 @@ def metrics_of(folder: Path) -> dict[str, float] | None:
 
 
 def train_phase(plan: Plan, config: PhaseConfig, settings: Settings, folder: Path, seconds: float) -> dict[str, float]:
-    """Train a phase for some seconds, export its averaged weights to `folder/export` and return its held-out numbers."""
+    """Train a phase for some seconds, export averaged weights to `folder/export` and return held-out numbers."""
     loop = PhaseLoop(plan.objective, plan.next_rows, config, settings, folder)
     loop.resume()
     print(f"{folder.name}: {seconds / 60:.1f} minutes", flush=True)
