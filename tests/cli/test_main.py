@@ -474,7 +474,7 @@ def test_flags_that_do_not_exist(arguments: list[str], capsys: pytest.CaptureFix
         (["train", "nowhere.toml"], "The configuration nowhere.toml can't be read"),
         (["train", "bad.toml"], "is not a configuration key"),
         (["train", "good.toml", "--minutes", "0"], "minutes must be positive"),
-        (["data", "sheet", "--dataset", "nowhere.zip"], "There is no world at nowhere.zip"),
+        (["data", "sheet", "--dataset", "nowhere.zip"], "There is no dataset at nowhere.zip"),
         (["data", "sheet", "--dataset", WORLD, "--num-images", "0"], "--num-images is 0: use a number from 1"),
         (["data", "sheet", "--dataset", WORLD, "--out", "page"], "should be a file that ends in .png"),
         (["data", "sheet", "--dataset", WORLD, "--out", "good.toml/page.png"], "Nothing can be written to good.toml"),

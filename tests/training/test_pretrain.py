@@ -225,7 +225,7 @@ def test_every_stage_has_a_configuration(folder: str) -> None:
 @pytest.mark.parametrize(
     ("override", "error", "sentence"),
     [
-        ("data.path=nowhere.zip", DataError, "no world at nowhere.zip"),
+        ("data.path=nowhere.zip", DataError, "no dataset at nowhere.zip"),
         ("model.init_from=[\"nowhere\"]", CheckpointError, "no model at nowhere"),
         ("objective=dreams", ConfigError, "objective must be"),
         ("text_to_image.unet_rate=1", ConfigError, "did you mean text_to_image.unet_lr"),

@@ -52,7 +52,7 @@ class AttributeMetric:
         self.info = self._describe(name, len(data.images))
 
     def _describe(self, name: str, images: int) -> MetricInfo:
-        prompts, scenes = len(self._bench.asked), len(self._classifiers["scene"].labels)
+        prompts, scenes = len(self._bench.prompt_ids), len(self._classifiers["scene"].labels)
         protocol = (
             f"linear probes fitted to {images} composites of held-out subjects outside of the benchmark, in training "
             f"scenes, through the generator's autoencoder; by chance, top-1 among {prompts} prompts is "
