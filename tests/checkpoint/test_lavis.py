@@ -264,12 +264,12 @@ def test_a_controlnet_and_the_papers_go_along(controlled: Path, tmp_path: Path) 
 
 def test_lavis_has_no_controlnet_and_no_lora(controlled: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        CheckpointError, match="LAVIS has no place for a ControlNet: convert a copy of the model without"
+        CheckpointError, match="LAVIS' layout can't hold a ControlNet: convert a copy of the model without"
     ):
         convert(str(controlled), tmp_path / "out", to="lavis")
     shutil.rmtree(controlled / "controlnet")
     save_file({"down.lora_A.weight": torch.ones(2, 4)}, controlled / "consistency_lora.safetensors")
-    with pytest.warns(match="consistency LoRA is left out: LAVIS has no place for it"):
+    with pytest.warns(match="consistency LoRA is left out: LAVIS' layout can't hold it"):
         convert(str(controlled), tmp_path / "out", to="lavis")
     assert (tmp_path / "out" / lavis.BLIP).is_file() and (tmp_path / "out" / "README.md").is_file()
 
@@ -340,7 +340,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0) -> tarfile.T
 def test_a_suspicious_archive_is_refused(tmp_path: Path, bad: tarfile.TarInfo) -> None:
     with tarfile.open(tmp_path / "bad.tar", "w") as files:
         files.addfile(bad, io.BytesIO())
-    with pytest.raises(CheckpointError, match="which no archive of weights needs: it is refused"):
+    with pytest.raises(CheckpointError, match="which an archive of weights doesn't need: it is refused"):
         convert(str(tmp_path / "bad.tar"), tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.tar"]
 
@@ -404,8 +404,8 @@ def test_a_damaged_original(
     ("subject", "message"),
     [
         (Code(), "running it could do harm"),
-        ([1, 2], "should be one tensor"),
-        (torch.ones(4, 16), "should be one tensor"),
+        ([1, 2], "must be one tensor"),
+        (torch.ones(4, 16), "must be one tensor"),
     ],
 )
 def test_a_tuned_subject_that_is_none(
@@ -428,7 +428,7 @@ def test_a_missing_file(original: Path, tmp_path: Path) -> None:
 
 
 def test_a_tuned_file_that_is_none(tuned: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="say with --base which model"):
+    with pytest.raises(CheckpointError, match="name the model that it was tuned from with --base"):
         convert(str(tuned), tmp_path / "out")
     with (tmp_path / "code.pth").open("wb") as file:
         pickle.dump({"model": Code()}, file)
@@ -442,10 +442,10 @@ def test_a_tuned_file_that_is_none(tuned: Path, tmp_path: Path) -> None:
 def test_nothing_else_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("dear")
-    with pytest.raises(CheckpointError, match="is there already and is no model's folder"):
+    with pytest.raises(CheckpointError, match="exists already and isn't a model's folder"):
         convert(str(GOLDEN), tmp_path / "home")
     (tmp_path / "home" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    with pytest.raises(CheckpointError, match="is there already and is no model's folder"):
+    with pytest.raises(CheckpointError, match="exists already and isn't a model's folder"):
         convert(str(GOLDEN), tmp_path / "home")
     assert (tmp_path / "home" / "letter.txt").read_text() == "dear"
 
@@ -459,5 +459,5 @@ def test_an_earlier_model_gives_way_with_its_papers(controlled: Path, tmp_path: 
 
 
 def test_lavis_has_no_other_image_encoder(tiny_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="LAVIS knows only CLIP's image encoder"):
+    with pytest.raises(CheckpointError, match="LAVIS supports only CLIP's image encoder"):
         convert(str(tiny_folder), tmp_path / "out", to="lavis")

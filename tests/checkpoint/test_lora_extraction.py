@@ -71,12 +71,12 @@ def test_an_untouched_network_has_nothing_to_lose(tiny_folder: Path) -> None:
 
 def test_errors(tiny_folder: Path, tmp_path: Path) -> None:
     torch.save({"model": {"a": torch.ones(1)}}, tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match="is not what LAVIS' tuning saves"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint of LAVIS' tuning"):
         convert_tuned(tmp_path / "other.pth", str(tiny_folder), tmp_path / "x.safetensors", name="rex", category="dog")
     good = {"name": "rex", "category": "dog", "out": tmp_path / "x.safetensors"}
     for change, sentence in [
-        ({"out": tmp_path / "x"}, "should end in .safetensors, as rex.safetensors"),
-        ({"out": Path(".")}, "should end in .safetensors, as rex.safetensors"),
+        ({"out": tmp_path / "x"}, "must end in .safetensors, for example rex.safetensors"),
+        ({"out": Path(".")}, "must end in .safetensors, for example rex.safetensors"),
         ({"out": tmp_path / "other.pth" / "x.safetensors"}, "Nothing can be written"),
         ({"name": "a b"}, "name 'a b' can't be used"),
         ({"category": " "}, "category is empty"),

@@ -109,7 +109,7 @@ def test_it_is_saved_without_what_lies_beside_it(own: BlipDiffusionPipeline, tmp
 
 def test_several_controlnets_are_refused_before_anything_is_written(model: BlipDiffusion, tmp_path: Path) -> None:
     nets = [ControlNetModel.from_unet(model.unet) for _ in range(2)]
-    with pytest.raises(InputError, match="room for one ControlNet, not 2: save each by itself"):
+    with pytest.raises(InputError, match="holds one ControlNet, not 2: save each by itself"):
         BlipDiffusionPipeline.from_model(model, controlnet=nets).save_pretrained(tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
@@ -288,9 +288,9 @@ def test_whole_numbers_are_no_weights(folder: Path, part: str) -> None:
 @pytest.mark.parametrize(
     ("index", "sentence"),
     [
-        ({"weight_map": {"a": ["b"]}}, "doesn't say which file holds what"),
-        ({"weight_map": {"a": 1, "b": "model.safetensors"}}, "doesn't say which file holds what"),
-        ({"weight_map": {"a": "../unet/model.safetensors"}}, "which is not beside it"),
+        ({"weight_map": {"a": ["b"]}}, "has no weight_map"),
+        ({"weight_map": {"a": 1, "b": "model.safetensors"}}, "has no weight_map"),
+        ({"weight_map": {"a": "../unet/model.safetensors"}}, "which is not in its folder"),
     ],
 )
 def test_an_index_that_makes_no_sense(folder: Path, index: dict[str, Any], sentence: str) -> None:
@@ -453,7 +453,7 @@ def test_an_unknown_model(name: str) -> None:
 
 
 def test_a_hub_id_that_cannot_be_had() -> None:
-    with pytest.raises(CheckpointError, match=r"no folder nobody/nothing, and it can't be had from the hub"):
+    with pytest.raises(CheckpointError, match=r"no folder nobody/nothing, and the hub can't provide it"):
         find_model("nobody/nothing")
 
 

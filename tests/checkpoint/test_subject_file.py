@@ -87,7 +87,7 @@ def test_what_is_no_subject(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no subject at .*make one with blip-diffusion tune"):
         read_subject(tmp_path / "nowhere.safetensors")
     (tmp_path / "text.safetensors").write_text("hello")
-    with pytest.raises(CheckpointError, match="is not a subject's file, or damaged"):
+    with pytest.raises(CheckpointError, match="is not a subject file, or it is damaged"):
         read_subject(tmp_path / "text.safetensors")
     save_file({"a": torch.ones(2)}, tmp_path / "weights.safetensors")
     with pytest.raises(CheckpointError, match="holds weights but no subject"):
@@ -106,7 +106,7 @@ def header(**more: object) -> str:
 )  # fmt: skip
 def test_damaged_headers(tmp_path: Path, text: str) -> None:
     save_file({"subject_embedding.lora": torch.ones(1, 2, 3)}, tmp_path / "x.safetensors", metadata={TABLE: text})
-    with pytest.raises(CheckpointError, match="is not a subject's file, or damaged"):
+    with pytest.raises(CheckpointError, match="is not a subject file, or it is damaged"):
         read_subject(tmp_path / "x.safetensors")
 
 
@@ -121,7 +121,7 @@ def test_names_and_categories() -> None:
     for name in ("", "../rex", "a b", "x" * 65):
         with pytest.raises(InputError, match="can't be used"):
             replace(subject(), name=name)
-    with pytest.raises(InputError, match="is too long: say what the subject is in a word or two"):
+    with pytest.raises(InputError, match="is too long: name the subject in a word or two"):
         replace(subject(), category="a very big brown dog")
     with pytest.raises(InputError, match="category is empty"):
         replace(subject(), category=" ")

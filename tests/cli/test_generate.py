@@ -111,7 +111,7 @@ def test_a_lora_that_has_changed_is_said(generate: Run, lora: Path, capsys: pyte
     assert generate("x", "--lora", lora, "--category", "dog") == 0
     lora.write_bytes(lora.read_bytes()[:-1] + b"\1")
     assert main(["generate", "--reproduce", "out/x-3.png"]) == 2
-    assert "style.safetensors has changed since the image was made" in capsys.readouterr().err
+    assert "style.safetensors has changed since the image was generated" in capsys.readouterr().err
 
 
 def test_prompts_come_from_a_file_too(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:

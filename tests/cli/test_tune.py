@@ -91,7 +91,7 @@ def test_a_changed_file_is_noticed(rex: Path, tiny_folder: Path, capsys: pytest.
     write_subject(subject.__class__("rex", "dog", subject.embedding + 1, subject.base), Path("x.safetensors"))
     capsys.readouterr()
     assert main(["generate", "--reproduce", "out/on-the-beach-0.png"]) == 2
-    assert "x.safetensors has changed since the image was made" in capsys.readouterr().err
+    assert "x.safetensors has changed since the image was generated" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_masks_that_do_not_go_with_the_photos(tmp_path: Path, dog: Image.Image) 
         read_photos([photo, photo], masks=[photo])
     with pytest.raises(InputError, match="of another shape"):
         read_photos([photo], masks=[save(Image.new("L", (99, 33), 255), tmp_path / "long.png")])
-    with pytest.raises(InputError, match="black all over"):
+    with pytest.raises(InputError, match="is entirely black"):
         read_photos([photo], masks=[save(Image.new("L", dog.size), tmp_path / "black.png")])
     with pytest.raises(InputError, match="no masks called 'some'"):
         read_photos([photo], masks="some")  # type: ignore[arg-type]
@@ -162,7 +162,7 @@ def test_bars_are_no_subject(dog: Image.Image) -> None:
 def test_a_subject_that_vanishes_is_not_sent_to_pad() -> None:
     mask = Image.new("L", (640, 480))
     mask.putpixel((0, 0), 255)
-    with pytest.raises(InputError, match=r"rex\.png is too small to be seen at 16 x 16: cut the photo"):
+    with pytest.raises(InputError, match=r"rex\.png is too small to be visible at 16 x 16: crop the photo"):
         squares([Photo("rex.png", Image.new("RGB", mask.size), mask)], 16, "pad")
 
 

@@ -9,14 +9,14 @@ from blip_diffusion.evaluation.instances import build_instances, first_samples, 
 
 def test_cases_are_subject_after_subject(bench: Bench) -> None:
     instances = build_instances(bench, 2)
-    assert len(instances) == 3 * len(bench.asked) * 2
+    assert len(instances) == 3 * len(bench.prompt_ids) * 2
     assert [instance.sample_index for instance in instances[:4]] == [0, 1, 0, 1]
     assert (
         len({instance.seed for instance in instances})
         == len({instance.file for instance in instances})
         == len(instances)
     )
-    assert [instance.subject.name for instance in instances[:: len(bench.asked) * 2]] == [
+    assert [instance.subject.name for instance in instances[:: len(bench.prompt_ids) * 2]] == [
         s.name for s in bench.subjects
     ]
     assert len(first_samples(instances)) == len(instances) // 2

@@ -153,5 +153,5 @@ def test_shards_elsewhere_are_not_read(tmp_path: Path) -> None:
     folder = assembled(tmp_path / "model", GOLDEN / "pipe", shards)
     index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text(index.read_text().replace("diffusion_pytorch_model-00001", "../vae/diffusion_pytorch_model-00001"))
-    with pytest.raises(CheckpointError, match="which is not beside it"):
+    with pytest.raises(CheckpointError, match="which is not in its folder"):
         BlipDiffusionPipeline.from_pretrained(folder)

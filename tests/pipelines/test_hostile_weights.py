@@ -48,7 +48,7 @@ def test_tensors_without_all_their_numbers(folder: Path, spoil: Callable[[State]
     state = load_file(folder / UNET)
     (folder / UNET).unlink()
     torch.save(spoil(state), (folder / UNET).with_suffix(".bin"))
-    with pytest.raises(CheckpointError, match=r"fewer numbers than its shape says|without all its numbers"):
+    with pytest.raises(CheckpointError, match=r"fewer numbers than its shape has|without all its numbers"):
         BlipDiffusionPipeline.from_pretrained(folder)
 
 
@@ -143,5 +143,5 @@ def test_an_attention_implementation_is_not_taken_from_a_file(folder: Path) -> N
 def test_a_pipe_is_no_configuration(folder: Path) -> None:
     (folder / "unet" / "config.json").unlink()
     os.mkfifo(folder / "unet" / "config.json")
-    with pytest.raises(CheckpointError, match="it is no file"):
+    with pytest.raises(CheckpointError, match="it is not a file"):
         BlipDiffusionPipeline.from_pretrained(folder)

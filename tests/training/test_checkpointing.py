@@ -100,7 +100,7 @@ def test_damage_is_found_and_the_one_before_is_taken(tmp_path: Path, file: str, 
         path.write_bytes(bytes([content[0] ^ 0x40]) + content[1:])
     with pytest.raises(CheckpointError, match=file.replace(".", r"\.")):
         checkpointing.load(tmp_path / "step-00000002")
-    with pytest.warns(UserWarning, match="The run goes on from step-00000001"):
+    with pytest.warns(UserWarning, match="The run continues from step-00000001"):
         assert checkpointing.latest(tmp_path) == tmp_path / "step-00000001"
     shutil.rmtree(tmp_path / "step-00000001")
     with pytest.raises(CheckpointError, match="There is no other"):

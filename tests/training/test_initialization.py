@@ -126,7 +126,9 @@ def test_the_schedule_ends_in_pure_noise() -> None:
 def test_a_frozen_image_encoder_is_never_a_random_one(tiny_folder: Path, corpus: list[str]) -> None:
     parts = load_parts(InitConfig("published", init_from=(tiny_folder,)))
     parts.subject_encoder = None
-    with pytest.raises(CheckpointError, match=r"must know images.*: name a folder with qformer/ in model.init_from"):
+    with pytest.raises(
+        CheckpointError, match=r"needs pretrained weights.*: name a folder with qformer/ in model.init_from"
+    ):
         init_model(parts, InitConfig("published"), corpus, torch.zeros(1, 3, 32, 32))
 
 

@@ -131,10 +131,10 @@ def test_the_published_layout_is_trained_on(tmp_path: Path) -> None:
 
 def test_what_knows_nothing_is_no_teacher(runs: Path, tmp_path: Path) -> None:
     own = [*overrides("consistency", runs), f'model.init_from=["{runs / "decoder/export"}"]']
-    with pytest.raises(CheckpointError, match="begins with a trained subject_encoder and text_encoder and unet"):
+    with pytest.raises(CheckpointError, match="needs a trained subject_encoder and text_encoder and unet"):
         run(CONFIGS / "debug/consistency.toml", tmp_path, overrides=own)
     own = [*overrides("decoder", runs), "model.init_from=[]"]
-    with pytest.raises(CheckpointError, match="begins with a trained vae"):
+    with pytest.raises(CheckpointError, match="needs a trained vae"):
         run(CONFIGS / "debug/decoder.toml", tmp_path, overrides=own)
 
 
@@ -225,7 +225,7 @@ def test_every_stage_has_a_configuration(folder: str) -> None:
 @pytest.mark.parametrize(
     ("override", "error", "sentence"),
     [
-        ("data.path=nowhere.zip", DataError, "no world at nowhere.zip"),
+        ("data.path=nowhere.zip", DataError, "no dataset at nowhere.zip"),
         ("model.init_from=[\"nowhere\"]", CheckpointError, "no model at nowhere"),
         ("objective=dreams", ConfigError, "objective must be"),
         ("text_to_image.unet_rate=1", ConfigError, "did you mean text_to_image.unet_lr"),

@@ -255,7 +255,7 @@ def test_a_damaged_checkpoint_costs_no_more_than_itself(tmp_path: Path) -> None:
     order = {"folder": tmp_path, "config": {**CONFIG, "save_every": 2}}
     train(order)
     (tmp_path / "checkpoints" / "step-00000006" / "optimizer.pt").write_bytes(b"nonsense")
-    with pytest.warns(UserWarning, match=r"optimizer\.pt changed.* goes on from step-00000004"):
+    with pytest.warns(UserWarning, match=r"optimizer\.pt changed.* continues from step-00000004"):
         assert train({**order, "resume": "latest"}).step == 6
     assert checkpointing.latest(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "step-00000006"
 

@@ -89,7 +89,7 @@ def check_unchanged(loras: Sequence[LoraRef], embeddings: Sequence[EmbeddingRef]
     """Raise `CheckpointError` for a file that is missing or has changed."""
     for path, sha256 in [(ref.path, ref.sha256) for ref in loras] + [(ref.path, ref.sha256) for ref in embeddings]:
         if _digest(Path(path), "file") != sha256:
-            raise CheckpointError(f"{path} has changed since the image was made: find the old file.")
+            raise CheckpointError(f"{path} has changed since the image was generated: restore the old file.")
 
 
 def _digest(path: Path, what: str) -> str:

@@ -51,7 +51,7 @@ from blip_diffusion.modules.text_encoder import SubjectTextEncoder
 from blip_diffusion.nn_utils import base_state
 
 HEADS = "heads.safetensors"
-"""Heads that only training has, beside a model's parts, so that it can go on."""
+"""File of the training heads in a model's folder, from which training can continue."""
 
 
 def save_subject_encoder(
@@ -66,7 +66,7 @@ def save_subject_encoder(
 def load_subject_encoder(
     folder: Path, *, dtype: torch.dtype | None = None, files: WeightFiles = ANY_FILES
 ) -> SubjectEncoder:
-    """Load the `qformer/` folder, ours or published."""
+    """Load the `qformer/` folder of this library or of the published model."""
     table = read_config(folder / "config.json", "the Q-Former")
     with config_errors("the Q-Former"), meta_init():
         encoder = build_subject_encoder(subject_encoder_shapes(table))
@@ -113,9 +113,9 @@ def subject_encoder_config(encoder: SubjectEncoder) -> dict[str, Any]:
 def subject_encoder_shapes(table: Mapping[str, Any]) -> ModelConfig:
     """Return the shapes in a `config.json` of `qformer/`; missing values are the published ones."""
     vision, qformer = table.get("vision_config") or {}, table.get("qformer_config") or {}
-    plain = QFormerConfig()
+    default_qformer = QFormerConfig()
     default = ImageEncoderConfig()
-    width = qformer.get("hidden_size", plain.width)
+    width = qformer.get("hidden_size", default_qformer.width)
     return ModelConfig(
         image_encoder=ImageEncoderConfig(
             tower=vision.get("tower", default.tower),
@@ -133,16 +133,16 @@ def subject_encoder_shapes(table: Mapping[str, Any]) -> ModelConfig:
         ),
         qformer=QFormerConfig(
             width=width,
-            layers=qformer.get("num_hidden_layers", plain.layers),
-            heads=qformer.get("num_attention_heads", plain.heads),
-            inner=qformer.get("intermediate_size", plain.inner),
-            vocabulary=qformer.get("vocab_size", plain.vocabulary),
-            positions=qformer.get("max_position_embeddings", plain.positions),
-            vision_width=qformer.get("encoder_hidden_size", plain.vision_width),
-            queries=table.get("num_query_tokens", plain.queries),
-            cross_attention_every=qformer.get("cross_attention_frequency", plain.cross_attention_every),
-            eps=qformer.get("layer_norm_eps", plain.eps),
-            dropout=qformer.get("hidden_dropout_prob", plain.dropout),
+            layers=qformer.get("num_hidden_layers", default_qformer.layers),
+            heads=qformer.get("num_attention_heads", default_qformer.heads),
+            inner=qformer.get("intermediate_size", default_qformer.inner),
+            vocabulary=qformer.get("vocab_size", default_qformer.vocabulary),
+            positions=qformer.get("max_position_embeddings", default_qformer.positions),
+            vision_width=qformer.get("encoder_hidden_size", default_qformer.vision_width),
+            queries=table.get("num_query_tokens", default_qformer.queries),
+            cross_attention_every=qformer.get("cross_attention_frequency", default_qformer.cross_attention_every),
+            eps=qformer.get("layer_norm_eps", default_qformer.eps),
+            dropout=qformer.get("hidden_dropout_prob", default_qformer.dropout),
         ),
         projection_inner=table.get("projection_inner", 4 * width),
     )
@@ -157,8 +157,8 @@ def load_text_encoder(
               "attn_implementation", "_attn_implementation"}  # fmt: skip
     with config_errors("the text encoder"), meta_init():
         encoder = SubjectTextEncoder(CLIPTextConfig(**{key: table[key] for key in table.keys() - unread}))
-    found = read_state(folder, files)
-    state = {n.removeprefix("text_model."): tensor for n, tensor in found.items() if not UNREAD.search(n)}
+    saved = read_state(folder, files)
+    state = {n.removeprefix("text_model."): tensor for n, tensor in saved.items() if not UNREAD.search(n)}
     return load_into(encoder, state, where="the text encoder", dtype=dtype)
 
 
@@ -177,7 +177,7 @@ DIFFUSERS = {
     "controlnet": "ControlNetModel",
     "t2i_adapter": "T2IAdapter",
 }
-"""The class of each part that is diffusers' own."""
+"""The diffusers class of each part."""
 
 
 def load_diffusers(name: str, folder: Path, *, dtype: torch.dtype | None = None, files: WeightFiles = ANY_FILES) -> Any:
@@ -230,8 +230,8 @@ def load_reference(folder: Path, *, mean: Any = None, std: Any = None) -> Refere
     with config_errors("the image processor"):
         return ReferenceConfig(
             size=int(size if isinstance(size, int) else size.get("height") or size.get("shortest_edge") or 224),
-            mean=_of_three_colours(mean or table.get("image_mean") or CLIP_MEAN),
-            std=_spread(std or table.get("image_std") or CLIP_STD),
+            mean=_rgb(mean or table.get("image_mean") or CLIP_MEAN),
+            std=_std(std or table.get("image_std") or CLIP_STD),
             resize_mode=_resize_mode(table.get("resize_mode", "crop")),
         )
 
@@ -261,31 +261,31 @@ def load_subject_finder(
 
 
 def read_config(path: Path, what: str) -> dict[str, Any]:
-    """Read a part's configuration. Raises `CheckpointError` for numbers that no model has."""
+    """Read a part's configuration. Raises `CheckpointError` for numbers out of range."""
     table = read_json(path)
     with config_errors(what):
         check_config(table)
     return table
 
 
-def _of_three_colours(values: Any) -> tuple[float, float, float]:
+def _rgb(values: Any) -> tuple[float, float, float]:
     red, green, blue = (float(value) for value in values)
     if not all(math.isfinite(value) for value in (red, green, blue)):
         raise ValueError(f"{values} should be three numbers")
     return red, green, blue
 
 
-def _spread(values: Any) -> tuple[float, float, float]:
-    std = _of_three_colours(values)
+def _std(values: Any) -> tuple[float, float, float]:
+    std = _rgb(values)
     if min(std) <= 0:
-        raise ValueError(f"image_std is {values}, by which nothing can be divided: use numbers above 0")
+        raise ValueError(f"image_std is {values}, use numbers above 0")
     return std
 
 
 def bert_tokenizer(path: str | Path | None = None) -> Any:
-    """Load the Q-Former's tokenizer from a folder or vocabulary file; default: bert-base-uncased's list.
+    """Load the Q-Former's tokenizer from a folder or vocabulary file; default: bert-base-uncased's.
 
-    `[DEC]` begins a sentence that is to be generated; it is added where the list lacks it.
+    `[DEC]` starts a caption to be generated; it is added if the vocabulary lacks it.
     """
     from transformers import BertTokenizer
 
@@ -296,7 +296,7 @@ def bert_tokenizer(path: str | Path | None = None) -> Any:
             tokenizer = BertTokenizer(vocab=str(vocabulary), do_lower_case=True)
         else:
             tokenizer = BertTokenizer.from_pretrained(path)
-    except Exception as error:  # tokenizers knows no other kind
+    except Exception as error:  # tokenizers raises plain exceptions
         raise CheckpointError(f"There is no WordPiece vocabulary at {path} ({reason(error)}).") from error
     if tokenizer.bos_token != "[DEC]":
         tokenizer.add_special_tokens({"bos_token": "[DEC]"})
@@ -316,16 +316,16 @@ def load_heads(heads: Mapping[str, nn.Module], folder: Path) -> list[str]:
     state = read_file(folder / HEADS)
     loaded = []
     for name, head in heads.items():
-        own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
-        if own:
-            check_state(own, head.state_dict(), where=f"the {name} head")
-            head.load_state_dict(own)
+        weights = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+        if weights:
+            check_state(weights, head.state_dict(), where=f"the {name} head")
+            head.load_state_dict(weights)
             loaded.append(name)
     return loaded
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """As transformers 5 saves it, and in the two files that transformers 4 reads, which the published code needs."""
+    """Write a tokenizer as transformers 5 does, and the two files of transformers 4, which the published code reads."""
     tokenizer.save_pretrained(folder)
     table = read_json(folder / "tokenizer.json")["model"]
     write_json(folder / "vocab.json", table["vocab"])

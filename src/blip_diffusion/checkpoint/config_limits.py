@@ -1,27 +1,27 @@
-"""Limits on the numbers of a stranger's configuration, checked before anything is built from them."""
+"""Limits on the numbers of an untrusted configuration, checked before anything is built from it."""
 
 from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
 MAX_NUMBER = 10**6
-"""Of any number: vocabularies and steps of training are below."""
+"""Largest number: vocabularies and training steps are below."""
 MAX_COUNTS = 200
 MAX_SIDE = 4096
 MAX_LIST, MAX_DEPTH = 10_000, 8
 COUNTS = ("layers", "heads", "blocks", "depth", "num_hidden_layers", "num_attention_heads", "layers_per_block",
           "transformer_layers_per_block", "num_layers", "norm_num_groups", "num_query_tokens")  # fmt: skip
-"""Keys whose numbers multiply parts."""
+"""Keys of numbers of layers, heads and the like."""
 SIDES = ("size", "image_size", "sample_size", "height", "width", "shortest_edge", "patch_size")
 
 
 def check_config(table: Any, key: str = "", depth: int = 0) -> None:
-    """Raise `ValueError` for a number that no model has, or that is not finite.
+    """Raise `ValueError` for a number that is too large or not finite.
 
     Args:
         table: A configuration, or a part of it.
-        key: The key that it stands under.
-        depth: How many tables it lies in.
+        key: The key of the part.
+        depth: Nesting depth of the part.
     """
     if depth > MAX_DEPTH:
         raise ValueError("it has too many levels")

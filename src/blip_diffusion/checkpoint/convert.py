@@ -1,4 +1,4 @@
-"""From any layout to any: ours, LAVIS', with another U-Net or VAE. What is written is there whole or not at all."""
+"""Convert models between this library's layout and LAVIS', or replace a U-Net or VAE."""
 
 import shutil
 import tempfile
@@ -30,8 +30,8 @@ from blip_diffusion.model import BlipDiffusion
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 SUBJECT = "lavis-subject.safetensors"
 OURS = {*PARTS, "model_index.json", CONSISTENCY_LORA, HEADS, SUBJECT, *(Path(file).parts[0] for file in lavis.FILES)}
-"""What a model's folder is made of, by either layout."""
-PAPERS = ("README*", "LICEN[CS]E*")
+"""Files and folders of a model in either layout."""
+NOTICES = ("README*", "LICEN[CS]E*")
 
 
 def convert(
@@ -44,19 +44,19 @@ def convert(
     vae: str | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Convert a model between our folder and LAVIS' files, optionally with another U-Net or VAE.
+    """Convert a model between this library's folder and LAVIS' files, optionally with another U-Net or VAE.
 
-    Heads of stage 1, a tuned subject of LAVIS, and the folder's README and licences are kept beside the model. A
-    consistency LoRA stays with its own U-Net in our layout; otherwise a warning says that it is left out.
+    Heads of stage 1, a tuned subject of LAVIS, and the folder's README and licences are kept. A consistency LoRA is
+    kept with its U-Net in this library's layout; otherwise it is left out with a warning.
 
     Args:
         source: `mini`, a model's folder, a hub id, LAVIS' folder or archive, or a checkpoint of LAVIS' tuning.
-        out: The new folder. It may be the source or an earlier model; other files in it stay.
+        out: The new folder. It may be the source or an earlier model; other files in it are kept.
         to: The layout to write.
         base: The model that a checkpoint of LAVIS' tuning was tuned from.
         unet: A folder or Stable Diffusion 1.5 file that replaces the model's U-Net.
-        vae: The same for the VAE.
-        dtype: The float type of the written weights; default: as they are.
+        vae: A folder or Stable Diffusion 1.5 file that replaces the model's VAE.
+        dtype: The float type of the written weights; default: unchanged.
 
     Raises:
         InputError: If `out` cannot be written or holds something else.
@@ -65,29 +65,29 @@ def convert(
     check_writable(out.parent)
     _check_free(out)
     path = Path(source) if Path(source).is_file() else find_model(source)
-    out = out.resolve()  # where `out` is a link, what it leads to is replaced
+    out = out.resolve()  # the target of a link is replaced, not the link
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         original = _read(path, Path(scratch) / "unpacked", base)
         if unet is not None:
             original.model.unet = load_unet(unet, config=original.model.unet.config)
-            _leave_lora(original, "it was for the other U-Net")
+            _drop_lora(original, "it was for the other U-Net")
         if vae is not None:
             original.model.vae = load_vae(vae, config=original.model.vae.config)
         check_fit(original.model)
-        made = Path(scratch) / "made"
+        result = Path(scratch) / "made"
         if to == "lavis":
-            _leave_lora(original, "LAVIS has no place for it")
-            lavis.write_lavis(original, made, dtype=dtype)
+            _drop_lora(original, "LAVIS' layout can't hold it")
+            lavis.write_lavis(original, result, dtype=dtype)
         else:
-            _write(original, made, dtype)
-        for paper in _papers(path):
-            shutil.copy2(paper, made / paper.name)
-        _keep_others(out, made)
-        replace_path(made, out, aside=Path(scratch) / "earlier")
+            _write(original, result, dtype)
+        for notice in _notices(path):
+            shutil.copy2(notice, result / notice.name)
+        _keep_others(out, result)
+        replace_path(result, out, aside=Path(scratch) / "earlier")
 
 
-def _leave_lora(original: LavisCheckpoint, why: str) -> None:
+def _drop_lora(original: LavisCheckpoint, why: str) -> None:
     if original.consistency_lora is not None:
         warnings.warn(f"The model's consistency LoRA is left out: {why}.", stacklevel=3)
         original.consistency_lora = None
@@ -98,7 +98,7 @@ def _check_free(out: Path) -> None:
     if out.is_dir() and (not any(out.iterdir()) or _is_ours(out)):
         return
     if out.exists():
-        raise CheckpointError(f"{out} is there already and is no model's folder of this kind: choose another --out.")
+        raise CheckpointError(f"{out} exists already and isn't a model's folder: choose another --out.")
 
 
 def _is_ours(folder: Path) -> bool:
@@ -107,15 +107,15 @@ def _is_ours(folder: Path) -> bool:
     return kind.startswith("BlipDiffusion") or lavis.is_original(folder)
 
 
-def _keep_others(out: Path, made: Path) -> None:
+def _keep_others(out: Path, result: Path) -> None:
     """Copy the files that are not part of a model, such as notes, to the folder that replaces it."""
-    papers = _papers(out)  # which are of the model that goes
+    notices = _notices(out)  # of the model that is replaced
     for path in sorted(out.iterdir()) if out.is_dir() else ():
-        if path.name not in OURS and path not in papers and not (made / path.name).exists():
+        if path.name not in OURS and path not in notices and not (result / path.name).exists():
             if path.is_dir() and not path.is_symlink():
-                shutil.copytree(path, made / path.name, symlinks=True)
+                shutil.copytree(path, result / path.name, symlinks=True)
             else:
-                shutil.copy2(path, made / path.name, follow_symlinks=False)
+                shutil.copy2(path, result / path.name, follow_symlinks=False)
 
 
 def _read(path: Path, scratch: Path, base: str | None) -> LavisCheckpoint:
@@ -125,7 +125,7 @@ def _read(path: Path, scratch: Path, base: str | None) -> LavisCheckpoint:
         return lavis.read_lavis(path, base=_model(base) if base else None)
     if path.is_file():
         if base is None:
-            raise CheckpointError(f"{path} is one file: say with --base which model it was tuned from.")
+            raise CheckpointError(f"{path} is one file: name the model that it was tuned from with --base.")
         return lavis.read_tuned(path, _model(base))
     parts = read_parts(path)
     heads, subject = (read_file(path / name) if (path / name).is_file() else {} for name in (HEADS, SUBJECT))
@@ -134,9 +134,9 @@ def _read(path: Path, scratch: Path, base: str | None) -> LavisCheckpoint:
     )
 
 
-def _papers(source: Path) -> list[Path]:
+def _notices(source: Path) -> list[Path]:
     """Return the README and licence files of a model's folder."""
-    return [path for kind in PAPERS for path in sorted(source.glob(kind)) if path.is_file()]
+    return [path for kind in NOTICES for path in sorted(source.glob(kind)) if path.is_file()]
 
 
 def _model(name: str) -> BlipDiffusion:

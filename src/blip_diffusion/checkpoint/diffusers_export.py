@@ -1,4 +1,4 @@
-"""What plain diffusers reads: a Stable Diffusion folder, a LoRA file."""
+"""Export to plain diffusers: a Stable Diffusion folder, and a LoRA file."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ def save_stable_diffusion(model: BlipDiffusion, folder: Path) -> None:
     save_text_encoder(model.text_encoder, folder / "text_encoder")
     save_tokenizer(model.tokenizer, folder / "tokenizer")
     _save_scheduler(model.scheduler, folder / "scheduler")
-    nothing = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"), (None, None))
+    absent = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"), (None, None))
     parts = {
         "unet": ("diffusers", "UNet2DConditionModel"),
         "vae": ("diffusers", "AutoencoderKL"),
@@ -29,7 +29,7 @@ def save_stable_diffusion(model: BlipDiffusion, folder: Path) -> None:
         "scheduler": ("diffusers", type(model.scheduler).__name__),
     }
     names = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": diffusers.__version__}
-    write_json(folder / "model_index.json", {**names, **parts, **nothing, "requires_safety_checker": False})
+    write_json(folder / "model_index.json", {**names, **parts, **absent, "requires_safety_checker": False})
 
 
 def advice(missing: Sequence[str]) -> str:
@@ -44,7 +44,7 @@ def advice(missing: Sequence[str]) -> str:
 
 
 def _save_scheduler(scheduler: Any, folder: Path) -> None:
-    """With the offset that Stable Diffusion's pipelines ask for, where it is one that reads none."""
+    """Write a scheduler; trailing timesteps ignore the offset that Stable Diffusion's pipelines require, so add it."""
     scheduler.save_pretrained(folder)
     table = read_json(folder / "scheduler_config.json")
     if table.get("timestep_spacing") == "trailing":

@@ -1,4 +1,4 @@
-"""Every foreign key map: what a parameter is called elsewhere."""
+"""Maps between this library's parameter names and those of other libraries."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from blip_diffusion.checkpoint.weights import check_state
 
-# Our names to the published ones, tried in order; what none of them matches keeps its name.
+# This library's names to the published ones, tried in order; names without a match are unchanged.
 RENAMES = (
     (r"^qformer\.query_tokens$", "query_tokens"),
     (r"^qformer\.(word_embeddings|position_embeddings)\.", r"embeddings.\1."),
@@ -40,7 +40,7 @@ RENAMES = (
     (r"^image_encoder\.", "visual_encoder."),
 )  # fmt: skip
 UNREAD = re.compile(r"(^|\.)position_ids$")
-"""Buffers that older libraries saved and nothing reads."""
+"""Buffers that older libraries saved and that are not needed."""
 
 
 def published_name(name: str) -> str:
@@ -67,21 +67,21 @@ def subject_encoder_to_published(state: Mapping[str, Tensor]) -> dict[str, Tenso
     return fused
 
 
-def subject_encoder_from_published(published: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a published state to our names. Raises `CheckpointError` listing what differs from `wanted`."""
-    found = {name: tensor for name, tensor in published.items() if not UNREAD.search(name)}
+def subject_encoder_from_published(published: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename a published state to this library's names. Raises `CheckpointError` listing differences from `target`."""
+    available = {name: tensor for name, tensor in published.items() if not UNREAD.search(name)}
     state: dict[str, Tensor] = {}
     used: set[str] = set()
-    for name, like in wanted.items():
+    for name, like in target.items():
         source, part = _source(name)
         used.add(source)
-        if source in found:
-            tensor = found[source]
+        if source in available:
+            tensor = available[source]
             if part is not None and tensor.ndim and len(tensor) % 3 == 0:
                 tensor = tensor.chunk(3)[part]
             same = _without_ones(tensor.shape) == _without_ones(like.shape)
             state[name] = tensor.view(like.shape) if same else tensor
-    check_state(state, wanted, extra=sorted(found.keys() - used), where="the Q-Former")
+    check_state(state, target, extra=sorted(available.keys() - used), where="the Q-Former")
     return state
 
 
@@ -104,16 +104,16 @@ def _without_ones(shape: Sequence[int]) -> list[int]:
 
 
 VAE_RENAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""What diffusers up to 0.16 called the VAE's attention."""
+"""Names of the VAE's attention in diffusers up to 0.16, and today's."""
 
 
 def modern_vae_name(name: str) -> str:
-    """Return today's name of a VAE parameter."""
+    """Return the current name of a VAE parameter."""
     old = re.search(r"\.attentions\.\d+\.(query|key|value|proj_attn)\.", name)
     return name.replace(f".{old[1]}.", f".{VAE_RENAMES[old[1]]}.") if old else name
 
 
-# The published names to LAVIS', tried in order.
+# Published names to LAVIS', tried in order.
 LAVIS_RENAMES = (
     (r"^embeddings\.", "Qformer.bert.embeddings."),
     (r"^encoder\.layer\.(\d+)\.(attention|crossattention)\.attention\.", r"Qformer.bert.encoder.layer.\1.\2.self."),
@@ -144,7 +144,7 @@ LAVIS_HEADS = {
     "language.norm.bias": "Qformer.cls.predictions.transform.LayerNorm.bias",
     "language.bias": "Qformer.cls.predictions.bias",
 }
-"""Stage 1's heads by our names."""
+"""Stage 1's heads: this library's names to LAVIS'."""
 LAVIS_TIED = {
     "Qformer.cls.predictions.decoder.weight": "Qformer.bert.embeddings.word_embeddings.weight",
     "Qformer.cls.predictions.decoder.bias": "Qformer.cls.predictions.bias",

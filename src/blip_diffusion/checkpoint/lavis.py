@@ -1,11 +1,11 @@
-"""The original's files (LAVIS): a folder or `.tar.gz` of plain state dicts, and what its few-shot tuning saves.
+"""LAVIS' files: a folder or `.tar.gz` of plain state dicts, and the checkpoints of its few-shot tuning.
 
 blip_model/blip_weight.pt           image encoder, Q-Former, and the heads of stage 1
 proj_layer/proj_weight.pt           projection
-text_encoder/ unet/ vae/            as Stable Diffusion 1.5 has them, without configurations
-ctx_embeddings_cache/               a tuned subject, where there is one
+text_encoder/ unet/ vae/            as in Stable Diffusion 1.5, without configurations
+ctx_embeddings_cache/               a tuned subject, if there is one
 
-Shapes, tokenizers and the scheduler are not in it. They are the published ones, or those of a `base` model.
+Shapes, tokenizers and the scheduler are not part of it: they are the published ones, or those of a `base` model.
 """
 
 import tarfile
@@ -49,17 +49,17 @@ LARGEST = 16 * 2**30  # bytes of one file of an archive: four times the largest 
 
 @dataclass
 class LavisCheckpoint:
-    """What LAVIS' files hold."""
+    """The contents of LAVIS' files."""
 
     model: BlipDiffusion
-    heads: State = field(default_factory=dict)  # stage 1's, by our names
+    heads: State = field(default_factory=dict)  # of stage 1, by this library's names
     subject: Tensor | None = None  # (1, Q, D): a tuned subject
-    controlnet: Any = None  # of our folders alone
-    consistency_lora: Path | None = None  # likewise
+    controlnet: Any = None  # only from this library's folders
+    consistency_lora: Path | None = None  # only from this library's folders
 
 
 def is_original(folder: Path) -> bool:
-    """Whether a folder is laid out so."""
+    """Return whether a folder has LAVIS' layout."""
     return (folder / BLIP).is_file()
 
 
@@ -67,7 +67,7 @@ def read_lavis(folder: Path, *, base: BlipDiffusion | None = None) -> LavisCheck
     """Read a folder of LAVIS' files. Raises `CheckpointError` for missing, unexpected or misshapen weights."""
     missing = [name for name in FILES if name != CACHE and not (folder / name).is_file()]
     if missing:
-        raise CheckpointError(f"{folder} is not what LAVIS' archive holds: {', '.join(missing)} missing.")
+        raise CheckpointError(f"{folder} is not LAVIS' archive: {', '.join(missing)} missing.")
     blip = {name: tensor for name, tensor in read_file(folder / BLIP).items() if not UNREAD.search(name)}
     heads = _heads(blip)
     published = ModelConfig()
@@ -104,7 +104,7 @@ def read_tuned(path: Path, base: BlipDiffusion) -> LavisCheckpoint:
     state = read_file(path)
     unet = {name.removeprefix("unet."): tensor for name, tensor in state.items() if name.startswith("unet.")}
     if not unet or "ctx_embeddings_cache" not in state:
-        raise CheckpointError(f"{path} is not what LAVIS' tuning saves: it lacks a U-Net or ctx_embeddings_cache.")
+        raise CheckpointError(f"{path} is not a checkpoint of LAVIS' tuning: it lacks a U-Net or ctx_embeddings_cache.")
     base.unet = build_diffusers("unet", base.unet.config, unet)
     return LavisCheckpoint(base, subject=_subject(state["ctx_embeddings_cache"]))
 
@@ -112,13 +112,14 @@ def read_tuned(path: Path, base: BlipDiffusion) -> LavisCheckpoint:
 def write_lavis(original: LavisCheckpoint, folder: Path, *, dtype: torch.dtype | None = None) -> None:
     """Write a model as LAVIS' files, weights in `dtype` if one is given.
 
-    A model of other parts than LAVIS has is a `CheckpointError`.
+    Raises:
+        CheckpointError: If the model has parts that LAVIS doesn't have.
     """
     model = original.model
     if model.subject_encoder.image_encoder.config.tower != "clip":
-        raise CheckpointError("LAVIS knows only CLIP's image encoder: this model has another.")
+        raise CheckpointError("LAVIS supports only CLIP's image encoder: this model has another.")
     if original.controlnet is not None:
-        raise CheckpointError("LAVIS has no place for a ControlNet: convert a copy of the model without controlnet/.")
+        raise CheckpointError("LAVIS' layout can't hold a ControlNet: convert a copy of the model without controlnet/.")
     published = subject_encoder_to_published(model.subject_encoder.state_dict())
     blip = {lavis_name(name): _as_lavis(name, tensor) for name, tensor in published.items() if "proj_layer" not in name}
     blip |= {LAVIS_HEADS[name]: tensor for name, tensor in original.heads.items() if name in LAVIS_HEADS}
@@ -151,7 +152,7 @@ def unpack(archive: Path, folder: Path) -> Path:
                 pass  # the checksum is at the end
     except CheckpointError:
         raise
-    except Exception as error:  # on damaged bytes, tarfile lets through what each way of packing raises
+    except Exception as error:  # for damaged files, tarfile raises the errors of each compression
         raise CheckpointError(
             f"{archive} is not an archive that can be read ({reason(error)}): fetch it again."
         ) from error
@@ -161,7 +162,9 @@ def unpack(archive: Path, folder: Path) -> Path:
 def _check_member(member: tarfile.TarInfo, archive: Path) -> None:
     path = Path(member.name)
     if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
-        raise CheckpointError(f"{archive} holds {member.name!r}, which no archive of weights needs: it is refused.")
+        raise CheckpointError(
+            f"{archive} holds {member.name!r}, which an archive of weights doesn't need: it is refused."
+        )
     if member.size > LARGEST:
         raise CheckpointError(f"{archive} holds {member.name!r} of {member.size / 2**30:.0f} GiB: it is refused.")
 
@@ -182,11 +185,11 @@ def _heads(blip: State) -> State:
 
 
 def _subject_state(blip: State, projection: State, encoder: SubjectEncoder) -> State:
-    wanted = encoder.state_dict()
-    by_lavis = {lavis_name(name): name for name in subject_encoder_to_published(wanted) if "proj_layer" not in name}
-    found = {by_lavis.get(name, name): tensor for name, tensor in blip.items()}
-    found |= {f"proj_layer.{name}": tensor for name, tensor in projection.items()}
-    return subject_encoder_from_published(found, wanted)
+    target = encoder.state_dict()
+    by_lavis = {lavis_name(name): name for name in subject_encoder_to_published(target) if "proj_layer" not in name}
+    published = {by_lavis.get(name, name): tensor for name, tensor in blip.items()}
+    published |= {f"proj_layer.{name}": tensor for name, tensor in projection.items()}
+    return subject_encoder_from_published(published, target)
 
 
 def _as_lavis(published: str, tensor: Tensor) -> Tensor:
@@ -206,19 +209,19 @@ def _like(encoder: SubjectEncoder) -> SubjectEncoder:
 
 def _subject(tensor: Any) -> Tensor:
     if not isinstance(tensor, Tensor) or tensor.ndim != 3 or len(tensor) != 1:
-        raise CheckpointError("The tuned subject of LAVIS should be one tensor (1, Q, D).")
+        raise CheckpointError("The tuned subject of LAVIS must be one tensor (1, Q, D).")
     return tensor.detach().float()
 
 
 def _owned(state: Any, dtype: torch.dtype | None) -> Any:
-    """Without what shares memory with a larger tensor, which would be written whole; weights in `dtype`."""
+    """Copy tensors, since a view of a larger tensor would be saved with all its memory; weights in `dtype`."""
     if isinstance(state, Mapping):
         return {name: tensor.detach().clone() for name, tensor in contiguous(state, dtype).items()}
     return state.detach().clone()
 
 
 def clip_tokenizer() -> Any:
-    """CLIP's words (Radford et al. 2021), which ship with the package: letters, letters that end a word, merges."""
+    """Return CLIP's tokenizer (Radford et al. 2021), from the merges that ship with the package."""
     from transformers import CLIPTokenizer
 
     lines = (ASSETS / "clip" / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]

@@ -1,4 +1,4 @@
-"""Where weights are: the shipped model, a path on this machine, or a repository of the hub, which alone is asked.
+"""Locate weights: the shipped model, a path on this machine, or a repository of the hub.
 
 A mistyped path is never sent to the hub: see `is_hub_id`.
 """
@@ -15,13 +15,13 @@ from blip_diffusion.fileio import path_exists
 
 ASSETS = Path(__file__).parents[1] / "assets"
 UNREAD_FILES = ("vision_encoder/*", "safety_checker/*", "feature_extractor/*", "*.msgpack", "*.ckpt", "*.onnx*")
-"""What repositories hold beside the model: not worth the download."""
+"""Files of repositories that are not part of the model and are not downloaded."""
 
 
 def is_hub_id(name: str | Path) -> bool:
-    """Return whether a name that is no path here can be a repository, as owner/name.
+    """Return whether a name that is not an existing path can be a repository, owner/name.
 
-    A name with the suffix of a file of weights, or within a folder that is here, is a mistyped path.
+    A name with the suffix of a file of weights, or within an existing folder, is a mistyped path.
     """
     text = str(name)
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", text):
@@ -30,13 +30,13 @@ def is_hub_id(name: str | Path) -> bool:
 
 
 def check_source(name: str | Path, what: str) -> None:
-    """Raise `CheckpointError` for a name that is neither a path here nor a hub id; `what` is "LoRA", for example."""
+    """Raise `CheckpointError` for a name that is neither an existing path nor a hub id. `what` names it: "LoRA"."""
     if not path_exists(Path(name)) and not is_hub_id(name):
         raise CheckpointError(f"There is no {what} at {name}: check the path, or give a hub id such as owner/name.")
 
 
 def find_model(name_or_path: str | Path, **hub: Any) -> Path:
-    """Return the folder of a model: `mini`, a folder, or a hub id, which alone is downloaded."""
+    """Return the folder of a model: `mini`, a folder, or a hub id, which is downloaded."""
     if hub:
         _check_hub(hub)
     if name_or_path == "mini":
@@ -46,20 +46,20 @@ def find_model(name_or_path: str | Path, **hub: Any) -> Path:
     if not is_hub_id(name_or_path):
         raise CheckpointError(f"There is no model {name_or_path}: use mini, a folder, or a hub id such as owner/name.")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # whichever it uses
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # the HTTP library that it uses
 
     try:
         return Path(snapshot_download(str(name_or_path), **{"ignore_patterns": UNREAD_FILES, **hub}))
     except (httpx.HTTPError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"There is no folder {name_or_path}, and it can't be had from the hub ({reason(error)}): check the name."
+            f"There is no folder {name_or_path}, and the hub can't provide it ({reason(error)}): check the name."
         ) from error
 
 
-def _check_hub(asked: Mapping[str, Any]) -> None:
-    """Raise `InputError` for a hub model that this pipeline would load incompletely."""
+def _check_hub(options: Mapping[str, Any]) -> None:
+    """Raise `InputError` for an option that `snapshot_download` doesn't have."""
     from huggingface_hub import snapshot_download
 
     known = inspect.signature(snapshot_download).parameters
-    if unknown := [name for name in asked if name not in known]:
+    if unknown := [name for name in options if name not in known]:
         raise InputError(f"{unknown[0]} can't be chosen for a model that is loaded: leave it out.")

@@ -1,4 +1,4 @@
-"""Whether a LoRA is for this model. The layers themselves are peft's, and put in place by diffusers."""
+"""LoRA files: rename their tensors to PEFT's names, and check that they fit a model. diffusers adds the layers."""
 
 import json
 from collections.abc import Mapping
@@ -21,13 +21,13 @@ from blip_diffusion.checkpoint.weights import (
 from blip_diffusion.errors import CheckpointError
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-"""The U-Net's attention projections: what diffusers' own LoRA training moves."""
+"""The U-Net's attention projections, which diffusers' LoRA training scripts train."""
 ALL_UNET_LAYERS = (*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut",
               "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj")  # fmt: skip
-"""Nearly all of the U-Net, as the LCM-LoRAs of Luo et al. 2023 (arXiv:2311.05556)."""
+"""Nearly all layers of the U-Net, those of the LCM-LoRAs of Luo et al. 2023 (arXiv:2311.05556)."""
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 ADAPTER = "lora_adapter_metadata"
-"""Where diffusers looks for the settings of a file's adapters."""
+"""The header key of the adapters' settings, which diffusers reads."""
 
 
 def in_pefts_names(state: State) -> State:
@@ -48,15 +48,15 @@ def check_lora(state: State, parts: Mapping[str, nn.Module]) -> None:
     """
     weights = {
         f"{part}.{name}": module.weight
-        for part, whole in parts.items()
-        for name, module in whole.named_modules()
+        for part, network in parts.items()
+        for name, module in network.named_modules()
         if isinstance(getattr(module, "weight", None), Tensor) and module.weight.ndim > 1
     }
     unexpected = {name for name in state if _layer(name) not in weights or not _is_known(name)}
     fitting = {name: tensor for name, tensor in state.items() if name not in unexpected and tensor.ndim > 1}
-    wanted = _wanted(fitting, weights)
+    expected = _expected_shapes(fitting, weights)
     problem = format_mismatches(
-        missing=wanted.keys() - fitting.keys(), unexpected=unexpected, wrong=shape_mismatches(fitting, wanted)
+        missing=expected.keys() - fitting.keys(), unexpected=unexpected, wrong=shape_mismatches(fitting, expected)
     )
     if not problem and not all(is_finite(tensor) for tensor in fitting.values()):
         raise CheckpointError("The LoRA has weights that are not finite (NaN or infinity): it is damaged.")
@@ -97,14 +97,14 @@ def _is_known(name: str) -> bool:
     return name.endswith((DOWN, UP, ".lora_B.bias", ".lora_magnitude_vector"))
 
 
-def _wanted(state: State, weights: State) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of both matrices of each layer for any rank and convolution window."""
-    wanted: dict[str, tuple[int, ...]] = {}
+def _expected_shapes(state: State, weights: State) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of both matrices of each layer, for the ranks and kernel sizes of the state."""
+    shapes: dict[str, tuple[int, ...]] = {}
     for layer in {_layer(name) for name in state}:
         halves = [state.get(layer + half) for half in (DOWN, UP)]
         rank = next(len(half) if half is halves[0] else half.shape[1] for half in halves if half is not None)
-        windows = [() if half is None else tuple(half.shape[2:]) for half in halves]
+        kernels = [() if half is None else tuple(half.shape[2:]) for half in halves]
         out, into = weights[layer].shape[:2]
-        wanted[layer + DOWN] = (rank, into, *windows[0])
-        wanted[layer + UP] = (out, rank, *windows[1])
-    return wanted
+        shapes[layer + DOWN] = (rank, into, *kernels[0])
+        shapes[layer + UP] = (out, rank, *kernels[1])
+    return shapes

@@ -1,4 +1,4 @@
-"""From a whole tuned U-Net, as LAVIS saves it, to a subject's file: the embedding, and a LoRA of what has changed."""
+"""Convert a whole tuned U-Net, as LAVIS saves it, to a subject file: the embedding, and a LoRA of the changes."""
 
 from pathlib import Path
 from typing import Any
@@ -23,33 +23,33 @@ from blip_diffusion.errors import CheckpointError, InputError
 from blip_diffusion.fileio import check_writable
 
 MAX_RANK = 1280
-"""The widest attention of Stable Diffusion 1.5: a LoRA of that rank keeps all of it."""
+"""Width of the widest attention of Stable Diffusion 1.5: a LoRA of that rank is exact."""
 
 
 def convert_tuned(source: Path, base: str, out: Path, *, name: str, category: str, rank: int = 8) -> float:
     """Convert LAVIS' tuned checkpoint (10 GB) to a subject file for the model that it was tuned from.
 
-    Answers how much of the U-Net's change the LoRA keeps, as a share of its squared norm: the rest, and what changed
-    elsewhere than in attention, is lost. Rank 0 keeps the embedding alone.
+    Returns the share of the U-Net's change that the LoRA keeps, of the squared norm. The rest, and changes outside of
+    attention, are lost. Rank 0 keeps only the embedding.
     """
     check_name(name)
     check_category(category)
     if not 0 <= rank <= MAX_RANK:
         raise InputError(f"--rank is {rank}: use a number from 0 to {MAX_RANK}.")
     if out.suffix != ".safetensors":
-        raise InputError(f"--out {out} should end in .safetensors, as {name}.safetensors.")
+        raise InputError(f"--out {out} must end in .safetensors, for example {name}.safetensors.")
     check_place(out)
     check_writable(out.parent)
     folder = find_model(base)
     model = assemble(read_parts(folder), folder)
-    before, own = model.unet, fingerprint(model.unet, model.text_encoder)
+    before, base_fingerprint = model.unet, fingerprint(model.unet, model.text_encoder)
     tuned = read_tuned(source, model)
     if tuned.subject is None:
         raise CheckpointError(f"{source} holds no tuned subject.")
     lora, kept = low_rank(before, tuned.model.unet, rank)
     metadata = {"model": base, "method": "LAVIS few-shot", "kept": round(kept, 4)}
     subject = Subject(
-        name, category, tuned.subject, own, lora=lora, alpha=float(rank if lora else 0), metadata=metadata
+        name, category, tuned.subject, base_fingerprint, lora=lora, alpha=float(rank if lora else 0), metadata=metadata
     )
     write_subject(subject, out)
     return kept
@@ -76,7 +76,7 @@ def low_rank(before: nn.Module, after: nn.Module, rank: int) -> tuple[State, flo
 
 
 def _truncated(change: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
-    """(out, in) to factors (R, in) and (out, R), padded with zeros where there are fewer, and their squared norm."""
+    """Return factors (R, in) and (out, R) of a matrix (out, in), zero-padded to rank R, and their squared norm."""
     left, values, right = torch.linalg.svd(change, full_matrices=False)
     roots = values[:rank].sqrt()
     down, up = roots[:, None] * right[:rank], left[:, :rank] * roots

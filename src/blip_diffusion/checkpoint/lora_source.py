@@ -1,4 +1,4 @@
-"""Files that are taken for LoRAs: other adapters, whose tensors would be lost, and settings that can't be trusted."""
+"""Checks of LoRA files: refuse other kinds of adapters, whose tensors would be ignored, and unsafe settings."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ OTHER_ADAPTERS = {
     ".lora_mid.": "a LoCon with a Tucker decomposition", ".diff": "a full difference of weights",
     ".a1.weight": "a GLoRA", "bundle_emb.": "a LoRA with embeddings",
 }  # fmt: skip
-"""Parts of tensors' names by which adapters of LyCORIS are known, as kohya's scripts and web UIs write them."""
+"""Parts of tensors' names that identify other adapters, as kohya's scripts and web UIs write them."""
 MAX_SCALE = 1e6
 
 
@@ -43,7 +43,7 @@ def _check_safetensors(path: Path) -> None:
     try:
         with safe_open(path, "pt") as file:
             header, names = file.metadata() or {}, list(file.keys())
-    except Exception as error:  # on damaged bytes, a reader raises whatever it trips over
+    except Exception as error:  # for damaged files, safetensors raises errors of many types
         raise CheckpointError(f"The LoRA can't be read: {path} is not a file of weights; fetch it again.") from error
     if "blip-diffusion" in header:
         raise CheckpointError(f"{path} is a tuned subject, not a LoRA: use pipe.load_subject, or --subject.")
@@ -51,13 +51,13 @@ def _check_safetensors(path: Path) -> None:
 
 
 def check_lora_names(names: Iterable[str]) -> None:
-    """Raise `CheckpointError` if tensors are of another kind of adapter than LoRA."""
+    """Raise `CheckpointError` if tensors belong to another kind of adapter than LoRA."""
     for name in names:
         for part, kind in OTHER_ADAPTERS.items():
             if part in str(name):
                 raise CheckpointError(
-                    f"The LoRA can't be read: it is {kind} ({str(name)[:200]!r}), of which nothing is loaded; only "
-                    "LoRA and DoRA layers are supported."
+                    f"The LoRA can't be read: it is {kind} ({str(name)[:200]!r}), which isn't supported; only "
+                    "LoRA and DoRA layers are."
                 )
 
 
@@ -68,11 +68,13 @@ def check_settings(alphas: Any, metadata: Any) -> None:
             raise CheckpointError(f"The LoRA has the alpha {float(value)} ({str(name)[:200]!r}): it is damaged.")
     for key, value in (metadata or {}).items():
         if not _is_plain(value):
-            raise CheckpointError(f"The LoRA's header has a {str(key)[:200]!r} that can't be used: it should be plain.")
+            raise CheckpointError(
+                f"The LoRA's header has a {str(key)[:200]!r} that can't be used: use plain words and numbers."
+            )
 
 
 def _is_plain(value: Any) -> bool:
-    """Return whether a setting is a word, a number, or a list or table of them; PEFT reads others as patterns."""
+    """Return whether a setting is a word, a number, or a list or table of them; PEFT reads other text as patterns."""
     if isinstance(value, Mapping):
         return all(_is_plain(part) for pair in value.items() for part in pair)
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""A model's folder: found, read, and written."""
+"""Read and write a model's folder."""
 
 import dataclasses
 import math
@@ -46,20 +46,20 @@ from blip_diffusion.nn_utils import uncompiled
 from blip_diffusion.prompts import insert_position
 
 CONSISTENCY_LORA = "consistency_lora.safetensors"
-"""With it the model draws in a few steps, without guidance."""
+"""File of the LoRA for sampling in a few steps without guidance."""
 T2I_ADAPTERS = "t2i_adapter"
-"""The folder of T2I-Adapters, each in a folder that is named for the kind of control map it reads."""
+"""Folder of T2I-Adapters, each in a subfolder named after the kind of its control map."""
 PARTS = ("qformer", "image_processor", "qformer_tokenizer", "text_encoder", "tokenizer", "unet", "vae", "scheduler",
          "controlnet", "subject_finder")  # fmt: skip
 
 NEEDED = ("qformer", "text_encoder", "tokenizer", "unet", "vae", "scheduler")
-"""The parts of a whole model."""
+"""The parts of a complete model."""
 OPTIONAL = ("controlnet", "inference", "consistency_lora", "subject_finder", "t2i_adapters")
 
 
 @dataclasses.dataclass
 class Parts:
-    """The parts of a model's folder, as far as they were found; each is of the class that the folder's config names."""
+    """The parts of a model's folder, `None` for missing ones; each is of the class in its configuration."""
 
     subject_encoder: SubjectEncoder | None = None
     reference: ReferenceConfig | None = None
@@ -69,15 +69,15 @@ class Parts:
     unet: Any = None
     vae: Any = None
     scheduler: Any = None
-    controlnet: Any = None  # few models have one
-    inference: InferenceConfig | None = None  # nor do all say how they want to be asked
-    consistency_lora: Path | None = None  # or bring one along
-    subject_finder: SubjectFinder | None = None  # which the resize mode "subject" needs
-    t2i_adapters: dict[str, Any] | None = None  # by the kind of control map they read
+    controlnet: Any = None  # optional, as are the following
+    inference: InferenceConfig | None = None
+    consistency_lora: Path | None = None
+    subject_finder: SubjectFinder | None = None  # for the resize mode "subject"
+    t2i_adapters: dict[str, Any] | None = None  # by kind of control map
 
 
 Precision = torch.dtype | Mapping[str, torch.dtype] | None
-"""One for all parts, or one by the name of a part, with "default" for the others, which else is float32."""
+"""A data type for all parts, or a dict by names of parts, with "default" for the others (float32 if missing)."""
 
 
 def read_parts(
@@ -87,7 +87,7 @@ def read_parts(
     dtype: Precision = None,
     files: WeightFiles = ANY_FILES,
 ) -> Parts:
-    """Every part that lies in a folder, floats in `dtype`. A part that is there but broken is a `CheckpointError`."""
+    """Read all parts of a folder, floats in `dtype`. Raises `CheckpointError` for a damaged part."""
     if not folder.is_dir():
         raise CheckpointError(f"There is no model at {folder}.")
     _check_variant(folder, files.variant)
@@ -97,8 +97,8 @@ def read_parts(
     parts = Parts()
     if has["qformer"]:
         parts.subject_encoder = load_subject_encoder(folder / "qformer", dtype=dtype_of(dtype, "qformer"), files=files)
-        own = folder / "qformer_tokenizer"
-        parts.qformer_tokenizer = bert_tokenizer(qformer_tokenizer or (own if has["qformer_tokenizer"] else None))
+        included = folder / "qformer_tokenizer"
+        parts.qformer_tokenizer = bert_tokenizer(qformer_tokenizer or (included if has["qformer_tokenizer"] else None))
     if has["image_processor"]:
         parts.reference = load_reference(folder / "image_processor", mean=index.get("mean"), std=index.get("std"))
     if has["text_encoder"]:
@@ -126,11 +126,13 @@ def _load_adapters(folder: Path, dtype: torch.dtype | None, files: WeightFiles) 
 
 
 def _read_index(folder: Path, *, whole: bool) -> dict[str, Any]:
-    """Return the table of `model_index.json`, without which only single parts are read."""
+    """Return the table of `model_index.json`, which only a complete model must have."""
     if (folder / "model_index.json").is_file():
         return read_json(folder / "model_index.json")
     if whole:
-        raise CheckpointError(f"model_index.json is missing in {folder}: fetch it again, it has the model's settings.")
+        raise CheckpointError(
+            f"model_index.json is missing in {folder}: download it again, it has the model's settings."
+        )
     return {}
 
 
@@ -142,7 +144,7 @@ def dtype_of(precision: Precision, part: str) -> torch.dtype | None:
 
 
 def check_precision(precision: Any) -> None:
-    """Raise `InputError` unless it is a float dtype, or a table of them by names of parts."""
+    """Raise `InputError` unless a value is a float dtype, or a dict of them by names of parts."""
     table = precision if isinstance(precision, Mapping) else {"default": precision or torch.float32}
     for name, dtype in table.items():
         if name not in (*PARTS, "default"):
@@ -152,7 +154,7 @@ def check_precision(precision: Any) -> None:
 
 
 def _check_variant(folder: Path, variant: str | None) -> None:
-    """Raise `InputError` if no part has weights of that variant; the sentence begins as diffusers' does."""
+    """Raise `InputError` if no part has weights of that variant; the message starts like diffusers'."""
     if variant is None or any(path for part in PARTS for path in (folder / part).glob(f"*.{variant}.*")):
         return
     raise InputError(
@@ -166,7 +168,7 @@ def _load_tokenizer(folder: Path) -> Any:
 
     try:
         return CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    except Exception as error:  # tokenizers knows no other kind
+    except Exception as error:  # tokenizers raises plain exceptions
         raise CheckpointError(f"The tokenizer in {folder} can't be loaded: {reason(error)}.") from error
 
 
@@ -176,7 +178,7 @@ def _load_scheduler(folder: Path, index: Mapping[str, Any]) -> Any:
         name = table.get("_class_name") or (index.get("scheduler") or (None, "PNDMScheduler"))[1]
     kind = getattr(diffusers, str(name), None)
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
-        raise CheckpointError(f"The scheduler in {folder} is a {name!r}, which diffusers doesn't know.")
+        raise CheckpointError(f"The scheduler in {folder} is a {name!r}, which diffusers doesn't have.")
     with config_errors("the scheduler"):
         scheduler = getattr(diffusers, name).from_config(table)
         check_scheduler(scheduler)
@@ -193,14 +195,14 @@ def load_controlnet(name_or_path: str | Path, *, dtype: torch.dtype | None = Non
 
 
 def load_unet(path: str | Path, *, config: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None) -> Any:
-    """Another U-Net: its folder, a Stable Diffusion folder, or a single file, whose shapes `config` tells."""
+    """Load a U-Net from its folder, a Stable Diffusion folder, or a single file with the shapes of `config`."""
     if Path(path).is_file():
         return single_file.unet(Path(path), config=config, dtype=dtype)
     return _load_other("unet", Path(path), dtype)
 
 
 def load_vae(path: str | Path, *, config: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None) -> Any:
-    """Another VAE: its folder, a Stable Diffusion folder, or a single file, whose shapes `config` tells."""
+    """Load a VAE from its folder, a Stable Diffusion folder, or a single file with the shapes of `config`."""
     if Path(path).is_file():
         return single_file.vae(Path(path), config=config, dtype=dtype)
     return _load_other("vae", Path(path), dtype)
@@ -235,7 +237,7 @@ def assemble(parts: Parts, folder: Path) -> BlipDiffusion:
 
 
 def check_fit(model: BlipDiffusion) -> None:
-    """Each part must meet its neighbours, wherever it comes from. Raises `CheckpointError` where it doesn't."""
+    """Raise `CheckpointError` unless the parts fit each other."""
     with config_errors("the image processor"):
         model.subject_encoder.image_encoder.tower.check_side(model.reference.size)
     tokens, text = model.subject_encoder.qformer.config.width, int(model.text_encoder.config.hidden_size)
@@ -250,25 +252,23 @@ def check_fit(model: BlipDiffusion) -> None:
         ("text encoder", text + model.place_width, "U-Net", context),
         ("VAE's latents", latents, "U-Net's input", channels),
     )
-    for one, width, other, wanted in pairs:
-        if width != wanted:
-            raise CheckpointError(f"The parts don't fit: {one} {width} wide, {other} {wanted}.")
+    for part, width, other, expected in pairs:
+        if width != expected:
+            raise CheckpointError(f"The parts don't fit: {part} {width} wide, {other} {expected}.")
     words, known = len(model.tokenizer), int(model.text_encoder.config.vocab_size)
     if words > known:
         raise CheckpointError(f"The parts don't fit: the tokenizer has {words} words, the text encoder {known}.")
 
 
 def _inference_of(index: Mapping[str, Any], folder: Path) -> InferenceConfig | None:
-    """How a model wants to be asked, where its index says anything of it; what it leaves unsaid is as published."""
-    own = {field: index[field.name] for field in dataclasses.fields(InferenceConfig) if field.name in index}
-    for field, value in own.items():
+    """Return the sampling settings of a model's index, with published values for missing ones; `None` without any."""
+    values = {field: index[field.name] for field in dataclasses.fields(InferenceConfig) if field.name in index}
+    for field, value in values.items():
         kinds = (int,) if type(field.default) is int else (int, float)
-        if type(value) not in kinds or not abs(value) < 1e6:  # nor is NaN
-            wanted = "number" if float in kinds else "whole number"
-            raise CheckpointError(
-                f"{folder / 'model_index.json'} says that {field.name} is {value!r}: it should be a {wanted}."
-            )
-    return InferenceConfig(**{field.name: value for field, value in own.items()}) if own else None
+        if type(value) not in kinds or not abs(value) < 1e6:  # false for NaN too
+            expected = "number" if float in kinds else "whole number"
+            raise CheckpointError(f"{folder / 'model_index.json'} has {field.name} {value!r}: it must be a {expected}.")
+    return InferenceConfig(**{field.name: value for field, value in values.items()}) if values else None
 
 
 def save_model(
@@ -283,21 +283,23 @@ def save_model(
 ) -> None:
     """Write the model's folder, without LoRAs; floats in `dtype` if one is given.
 
-    `consistency_lora` is the file of one that belongs to the model; `t2i_adapters` are by kind of control map. Raises
-    `InputError` for several ControlNets and for weights that aren't here, `CheckpointError` where that file can't be
-    read, before anything is written.
+    `consistency_lora` is a file to copy, and `t2i_adapters` are by kind of control map.
+
+    Raises:
+        InputError: If there are several ControlNets, or weights are offloaded to `meta`.
+        CheckpointError: If the consistency LoRA can't be read. Nothing is written then.
     """
     if isinstance(controlnet, MultiControlNetModel):
         raise InputError(
-            f"A model's folder has room for one ControlNet, not {len(controlnet.nets)}: save each by itself, and the "
+            f"A A model's folder holds one ControlNet, not {len(controlnet.nets)}: save each by itself, and the "
             "model without them (pipe.controlnet = None)."
         )
     parts = (model, controlnet) if controlnet is not None else (model,)
     check_materialized(*parts)
     if consistency_lora is not None:
-        copy_lora(consistency_lora, folder / CONSISTENCY_LORA, dtype)  # first: it may be gone, or damaged
+        copy_lora(consistency_lora, folder / CONSISTENCY_LORA, dtype)  # first, because it may be missing or damaged
     else:
-        (folder / CONSISTENCY_LORA).unlink(missing_ok=True)  # one of another U-Net
+        (folder / CONSISTENCY_LORA).unlink(missing_ok=True)  # an old one belongs to another U-Net
     save_subject_model(
         model.subject_encoder, model.qformer_tokenizer, model.reference, folder, dtype=dtype, files=files
     )
@@ -316,7 +318,7 @@ def save_model(
 
 
 def _index(model: BlipDiffusion, controlnet: Any) -> dict[str, Any]:
-    """`model_index.json`, with the class names that the published one has."""
+    """Return the table of `model_index.json`, with the published class names."""
     parts = {
         "image_processor": ("blip_diffusion", "BlipImageProcessor"),
         "qformer": ("blip_diffusion", "Blip2QFormerModel"),
@@ -330,8 +332,8 @@ def _index(model: BlipDiffusion, controlnet: Any) -> dict[str, Any]:
         parts["controlnet"] = ("diffusers", "ControlNetModel")
     kind = "BlipDiffusionPipeline" if controlnet is None else "BlipDiffusionControlNetPipeline"
     names = {"_class_name": kind, "_diffusers_version": diffusers.__version__}
-    own = {"ctx_begin_pos": insert_position(model.tokenizer), "mean": None, "std": None}  # image_processor/ has them
-    return {**names, **parts, **own, **dataclasses.asdict(model.inference)}
+    extra = {"ctx_begin_pos": insert_position(model.tokenizer), "mean": None, "std": None}  # image_processor/ has them
+    return {**names, **parts, **extra, **dataclasses.asdict(model.inference)}
 
 
 def save_subject_model(

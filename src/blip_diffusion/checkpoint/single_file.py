@@ -1,7 +1,6 @@
 """Stable Diffusion checkpoints in one file (`.safetensors`, `.ckpt`): their U-Net, VAE or ControlNet.
 
-The names are translated by diffusers. The shapes come from the model that the part is for; else they are those of
-Stable Diffusion 1.5.
+diffusers translates the names. Shapes are those of the model that the part is for; by default Stable Diffusion 1.5's.
 """
 
 from collections.abc import Mapping
@@ -63,7 +62,7 @@ def _part(
 
 
 def _is_translated(name: str, state: State) -> bool:
-    """Whether a file has diffusers' names already."""
+    """Return whether a file has diffusers' names already."""
     mark = {"unet": "down_blocks.0.", "vae": "encoder.down_blocks.0.", "controlnet": "controlnet_down_blocks.0."}[name]
     return any(key.startswith(mark) for key in state)
 

@@ -1,11 +1,11 @@
-"""A subject of one's own in a small file: what tuning found, and the model that it goes with.
+"""Subject files: small files with the result of tuning and the fingerprint of its base model.
 
 subject_embedding.lora        (1, Q, D): the subject tokens
-unet.….lora_A.weight          where a LoRA was trained, under diffusers' and PEFT's names
-weights.…                     U-Net weights that stand in for the base's, where those were trained themselves
+unet.….lora_A.weight          if a LoRA was trained, under diffusers' and PEFT's names
+weights.…                     U-Net weights that replace the base model's, if weights were trained
 
-The header says the rest, in JSON; its thumbnail is where modelspec has it. A plain Stable Diffusion pipeline reads the
-file as a LoRA. It refuses any with a key that lacks "lora", hence the embedding's odd name.
+The other fields are JSON in the header; the thumbnail has modelspec's key. A plain Stable Diffusion pipeline reads the
+file as a LoRA; it refuses files with a key without "lora", hence the embedding's name.
 """
 
 import base64
@@ -62,11 +62,11 @@ class Subject:
     category: str
     embedding: Tensor  # (1, Q, D)
     base: str  # `fingerprint` of the model that it was tuned for
-    lora: State = field(default_factory=dict)  # by PEFT's names within the U-Net
-    alpha: float = 0.0  # of the LoRA; its rank is its shape
-    weights: State = field(default_factory=dict)  # by names within the U-Net
+    lora: State = field(default_factory=dict)  # by PEFT's names in the U-Net
+    alpha: float = 0.0  # of the LoRA; the rank follows from its shapes
+    weights: State = field(default_factory=dict)  # by names in the U-Net
     thumbnail: bytes = b""  # JPEG
-    metadata: Mapping[str, Any] = field(default_factory=dict)  # steps, method, base's name …: for people
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # for users: steps, method, name of the base model …
     version: str = __version__  # of the library that wrote it
 
     def __post_init__(self) -> None:
@@ -90,9 +90,9 @@ def check_name(name: str) -> None:
 def check_category(category: str) -> None:
     """Raise `InputError` unless a category can stand in a prompt."""
     if not category.strip():
-        raise InputError("The category is empty: say what the subject is, for example dog.")
+        raise InputError("The category is empty: name the subject, for example dog.")
     if len(category.split()) > MOST_WORDS:
-        raise InputError(f"The category {category!r} is too long: say what the subject is in a word or two, as dog.")
+        raise InputError(f"The category {category!r} is too long: name the subject in a word or two, for example dog.")
 
 
 def write_subject(subject: Subject, path: Path) -> None:
@@ -111,7 +111,7 @@ def write_subject(subject: Subject, path: Path) -> None:
     try:
         save_state({name: tensor.detach() for name, tensor in tensors.items()}, path, header=_header(subject))
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} can't be written ({error}): choose another place.") from error
+        raise CheckpointError(f"{path} can't be written ({error}): choose another path.") from error
 
 
 def read_subject(path: str | Path) -> Subject:
@@ -137,7 +137,7 @@ def read_subject(path: str | Path) -> Subject:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return _subject(header, tensors)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is not a subject's file, or damaged ({reason(error)}).") from error
+        raise CheckpointError(f"{path} is not a subject file, or it is damaged ({reason(error)}).") from error
 
 
 def check_place(path: Path) -> None:
@@ -146,11 +146,11 @@ def check_place(path: Path) -> None:
         try:
             read_subject(path)
         except CheckpointError:
-            raise InputError(f"{path} is there already and is no subject's file: choose another --out.") from None
+            raise InputError(f"{path} exists already and isn't a subject file: choose another --out.") from None
 
 
 def _header(subject: Subject) -> dict[str, str]:
-    """Strings alone, as safetensors wants them."""
+    """Return the header; safetensors allows only strings."""
     table = {"name": subject.name, "category": subject.category, "base": subject.base, "alpha": subject.alpha}
     table |= {"version": subject.version, "details": dict(subject.metadata)}
     header = {TABLE: json.dumps(table, sort_keys=True), "modelspec.title": subject.name}
@@ -187,8 +187,8 @@ def thumbnail(image: Image.Image) -> bytes:
 def fingerprint(unet: nn.Module, text_encoder: nn.Module) -> str:
     """Return a hash of the base model: the signs of some weights of every tensor.
 
-    Signs, because they are the same in every precision. Adapters and the words of a vocabulary, which textual inversion
-    adds to, don't count; nor does the VAE, which people exchange.
+    Signs are the same in every precision. Adapters and word embeddings, which textual inversion extends, are
+    ignored, and so is the VAE, which users exchange.
     """
     check_materialized(unet, text_encoder)
     digest = hashlib.sha256()

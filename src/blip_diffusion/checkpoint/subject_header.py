@@ -1,4 +1,4 @@
-"""The header of a subject file: what it says of itself, read without torch and without its tensors."""
+"""The header of a subject file, read without torch and without the tensors."""
 
 import base64
 import json
@@ -17,11 +17,11 @@ DATA_URI = "data:image/jpeg;base64,"
 
 @dataclass(frozen=True)
 class SubjectHeader:
-    """What a subject file says of itself; untrusted.
+    """The fields of a subject file's header; untrusted.
 
     Args:
         name: The subject's name.
-        category: What it is, for example "dog".
+        category: The subject's category, for example "dog".
         base: Fingerprint of the model that it was tuned for.
         thumbnail: A JPEG, or empty.
     """
@@ -39,7 +39,7 @@ def read_subject_header(path: Path) -> SubjectHeader:
         path: A safetensors file. Its layout is checked by safetensors; no tensor is read.
 
     Raises:
-        CheckpointError: If the file is missing, damaged, or no subject file.
+        CheckpointError: If the file is missing, damaged, or not a subject file.
 
     Example:
         >>> read_subject_header(Path("rex.safetensors")).category

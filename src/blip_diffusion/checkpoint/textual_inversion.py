@@ -11,10 +11,10 @@ from blip_diffusion.checkpoint.weights import PICKLES, SAFE, read_file, unpickle
 from blip_diffusion.errors import CheckpointError
 
 TENSOR_NAMES = {"emb_params", "embedding", "embeddings", "learned_embeds", "vector", "vectors", "weight", "tensor"}
-"""What scripts call the tensor where its users go by the file's name."""
+"""Tensor names that don't name a word: the file's name is used instead."""
 FILES = ("learned_embeds.safetensors", "learned_embeds.bin")
 MAX_VECTORS = 75
-"""Of one word: a prompt has room for no more."""
+"""Most vectors of a word: the words of a prompt."""
 
 
 def add_word(tokenizer: Any, text_encoder: Any, word: str, vectors: Tensor) -> None:
@@ -42,7 +42,7 @@ def add_word(tokenizer: Any, text_encoder: Any, word: str, vectors: Tensor) -> N
 
 
 def find_embeddings(source: str | Path, subfolder: str | None = None, weight_name: str | None = None) -> Path | None:
-    """Return the file of a source that is here; `None` for a hub id. Raises `CheckpointError` if a folder has none."""
+    """Return the file of a local source; `None` for a hub id. Raises `CheckpointError` if a folder has none."""
     path = Path(source)
     if path.is_file():
         return path
@@ -52,7 +52,7 @@ def find_embeddings(source: str | Path, subfolder: str | None = None, weight_nam
     for name in (weight_name,) if weight_name else FILES:
         if (folder / name).is_file():
             return folder / name
-    raise CheckpointError(f"There is no textual inversion in {folder}: it should hold {weight_name or FILES[0]}.")
+    raise CheckpointError(f"There is no textual inversion in {folder}: it must hold {weight_name or FILES[0]}.")
 
 
 def read_embeddings(path: Path) -> tuple[str, Tensor]:
@@ -67,10 +67,10 @@ def parse_embeddings(table: Any, fallback: str | None) -> tuple[str, Tensor]:
 
     Args:
         table: A tensor; {word: tensor}; or Automatic1111's table.
-        fallback: The word where the table names none.
+        fallback: The word if the table has none.
 
     Raises:
-        CheckpointError: If it is none of these, or the vectors can't be used.
+        CheckpointError: If the table has another format, or the vectors can't be used.
     """
     word, vectors = _word_and_vectors(table, fallback)
     check_word(word)
@@ -85,7 +85,7 @@ def parse_embeddings(table: Any, fallback: str | None) -> tuple[str, Tensor]:
 
 
 def check_word(word: Any) -> None:
-    """Raise `CheckpointError` for what can't be a new word of a prompt."""
+    """Raise `CheckpointError` for a value that can't be a new word of a prompt."""
     if not isinstance(word, str) or not word.strip() or any(letter.isspace() for letter in word):
         raise CheckpointError(f"The textual inversion has the word {word!r}: give one with token=, for example <rex>.")
 

@@ -26,14 +26,14 @@ Module = TypeVar("Module", bound=nn.Module)
 
 State = dict[str, Tensor]
 STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")
-"""What libraries call a file of weights."""
+"""File names of weights, without suffix."""
 SAFE, PICKLED = ".safetensors", ".bin"
 MAX_JSON = 64 * 2**20
-"""Bytes of a JSON file: tokenizers have the largest."""
+"""Largest JSON file in bytes; tokenizers have the largest ones."""
 CONFIG_ERRORS = (
     TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError, StrictDataclassError
 )  # fmt: skip
-"""What libraries raise over a configuration that makes no sense."""
+"""Errors that libraries raise for an invalid configuration."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -42,12 +42,12 @@ class WeightFiles:
     """Which files hold the weights of a part.
 
     Args:
-        variant: The word before the suffix, as "fp16" in `model.fp16.safetensors`. A part without such a file is read
-            from its plain one. `None`: written without one, and read with any.
-        safe: Whether the files are safetensors. `None`: safetensors are written, and read before pickles.
+        variant: The word before the suffix, such as "fp16" in `model.fp16.safetensors`. A part without such a file is
+            read from the one without a variant. `None`: written without a variant, and read with any.
+        safe: Whether the files are safetensors. `None`: safetensors are written, and preferred for reading.
 
     Raises:
-        InputError: If the variant is no word.
+        InputError: If the variant is not a word.
     """
 
     variant: str | None = None
@@ -80,7 +80,7 @@ def _dotted(variant: str | None) -> str:
 
 
 def read_state(folder: Path, files: WeightFiles = ANY_FILES) -> State:
-    """Read the weights of a part's folder, whole or sharded."""
+    """Read the weights in a part's folder, in one file or in shards."""
     for (variant, suffix), stem in itertools.product(files.choices(), STEMS):
         if (path := folder / f"{stem}{variant}{suffix}").is_file():
             return read_file(path)
@@ -88,7 +88,7 @@ def read_state(folder: Path, files: WeightFiles = ANY_FILES) -> State:
             if (folder / index).is_file():
                 return _read_shards(folder, index)
     names = {None: "model.safetensors or pytorch_model.bin", True: "model.safetensors", False: "pytorch_model.bin"}
-    raise CheckpointError(f"There are no weights in {folder}: it should hold {names[files.safe]}.")
+    raise CheckpointError(f"There are no weights in {folder}: it must hold {names[files.safe]}.")
 
 
 def _index_names(stem: str, variant: str, suffix: str) -> tuple[str, str]:
@@ -96,25 +96,27 @@ def _index_names(stem: str, variant: str, suffix: str) -> tuple[str, str]:
 
 
 def read_file(path: Path) -> State:
-    """Read the tensors of one file, memory-mapped if possible; of a pickle nothing but tensors."""
+    """Read the tensors of one file, memory-mapped if possible; of a pickle, only tensors."""
     if path.suffix not in (".safetensors", *PICKLES):
         raise CheckpointError(f"{path} is not a file of weights: use a {', '.join(('.safetensors', *PICKLES))} file.")
     if path.suffix != ".safetensors":
         return table_of_tensors(unpickled(path), path)
     try:
         return load_file(path)
-    except Exception as error:  # on damaged bytes, a reader raises whatever it trips over
+    except Exception as error:  # for damaged files, libraries raise errors of many types
         raise CheckpointError(f"{path} is not a file of weights ({reason(error)}): fetch it again.") from error
 
 
 def _read_shards(folder: Path, index: str) -> State:
     table = read_json(folder / index).get("weight_map")
     if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
-        raise CheckpointError(f"{folder / index} doesn't say which file holds what: fetch it again.")
+        raise CheckpointError(f"{folder / index} has no weight_map: download it again.")
     state: State = {}
     for name in sorted(set(table.values())):
         if Path(name).name != name or not (folder / name).is_file():
-            raise CheckpointError(f"{folder / index} names the file {name!r}, which is not beside it: fetch it again.")
+            raise CheckpointError(
+                f"{folder / index} names the file {name!r}, which is not in its folder: download it again."
+            )
         state |= read_file(folder / name)
     return state
 
@@ -124,12 +126,12 @@ def unpickled(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        if not _begins_as_pickle(path):  # a page that says where the weights are, for example
+        if not _begins_as_pickle(path):  # a web page or a Git LFS pointer, for example
             raise CheckpointError(f"{path} is not a file of weights: fetch it again.") from error
         raise CheckpointError(
             f"{path} holds more than weights or is damaged, and running it could do harm: it is refused."
         ) from error
-    except Exception as error:  # on damaged bytes, a reader raises whatever it trips over
+    except Exception as error:  # for damaged files, libraries raise errors of many types
         raise CheckpointError(f"{path} is not a file of weights ({reason(error)}): fetch it again.") from error
 
 
@@ -139,7 +141,7 @@ def _begins_as_pickle(path: Path) -> bool:
 
 
 def table_of_tensors(table: Any, path: Path) -> State:
-    """`table`, or what training frameworks wrap it in; of a table of many things, what is a tensor."""
+    """Return the tensors of a table, which training frameworks may wrap in `state_dict` or `model`."""
     for key in ("state_dict", "model"):
         if isinstance(table, dict) and isinstance(table.get(key), dict):
             table = table[key]
@@ -151,24 +153,21 @@ def table_of_tensors(table: Any, path: Path) -> State:
     for name, tensor in state.items():
         check_storage(name, tensor, path)
         if tensor.is_meta or tensor.layout != torch.strided:
-            raise CheckpointError(
-                f"{path} holds {name} without all its numbers (meta or sparse): save it as it is used."
-            )
+            raise CheckpointError(f"{path} holds {name} without all its numbers (meta or sparse): save a dense tensor.")
     return state
 
 
 def check_storage(name: str, tensor: Tensor, where: Path) -> None:
     """Raise `CheckpointError` for a tensor with fewer numbers in memory than in its shape.
 
-    A pickle may hold one number with the shape of a whole layer; who writes to it, as fused optimizers do, writes
-    beyond its memory.
+    A pickle may hold one number with the shape of a layer; a fused optimizer would write beyond its memory.
     """
     if not tensor.is_meta and tensor.layout == torch.strided and not holds_all_numbers(tensor):
-        raise CheckpointError(f"{where} holds {name[:200]!r} with fewer numbers than its shape says: it is damaged.")
+        raise CheckpointError(f"{where} holds {name[:200]!r} with fewer numbers than its shape has: it is damaged.")
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Return whether all numbers are finite. A sum, which takes no memory, decides nearly always."""
+    """Return whether all numbers are finite. A finite sum, which needs no memory, is tried first."""
     if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
         return True
     return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
@@ -200,11 +199,11 @@ def save_state(
 ) -> None:
     """Write a safetensors file, or a pickle of tensors, atomically, floats in `dtype` if one is given.
 
-    A file of that name may be mapped by the very tensors that are written: it is replaced, never written into.
+    A The file is replaced, never written into, because the tensors may be mapped from it.
     """
     with atomic_file(path) as partial:
         partial.touch()
-        mode = partial.stat().st_mode  # the umask's; safetensors would let nobody else read the file
+        mode = partial.stat().st_mode  # of the umask; safetensors would make the file private
         if path.suffix == SAFE:
             save_file(contiguous(state, dtype), partial, metadata={"format": "pt", **(header or {})})
         else:
@@ -213,7 +212,7 @@ def save_state(
 
 
 class _EmptyOnMeta(TorchFunctionMode):
-    """`torch.empty`, with which layers make their parameters, takes no memory. Buffers are made with their values."""
+    """A mode in which `torch.empty`, which creates parameters, allocates no memory. Buffers get their values."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*args, **({**(kwargs or {}), "device": "meta"} if func is torch.empty else kwargs or {}))
@@ -221,18 +220,18 @@ class _EmptyOnMeta(TorchFunctionMode):
 
 @contextmanager
 def meta_init() -> Iterator[None]:
-    """Modules built here have shapes and no memory: `load_into` gives it to them.
+    """Context manager: build modules without memory for parameters, which `load_into` assigns.
 
-    Unlike accelerate's `init_empty_weights`, which replaces methods of `nn.Module`, it is seen by this thread alone.
+    Unlike accelerate's `init_empty_weights`, which replaces methods of `nn.Module`, it affects only this thread.
     """
     with _EmptyOnMeta():
         yield
 
 
 def load_into(module: Module, state: Mapping[str, Tensor], *, where: str, dtype: torch.dtype | None = None) -> Module:
-    """Load a state into a module, without a copy where the `dtype` is right already.
+    """Load a state into a module, without a copy if it has the `dtype` already.
 
-    Floats become float32 where none is given. Raises `CheckpointError` unless names and shapes are the module's.
+    The default `dtype` is float32. Raises `CheckpointError` unless names and shapes are the module's.
     """
     check_state(state, module.state_dict(), where=where)
     floats = dtype or torch.float32
@@ -245,23 +244,23 @@ def load_into(module: Module, state: Mapping[str, Tensor], *, where: str, dtype:
 
 
 def check_materialized(*parts: nn.Module) -> None:
-    """Raise `InputError` for weights that accelerate loads only while they compute."""
+    """Raise `InputError` for weights that accelerate loads only during computation."""
     if any(tensor.is_meta for part in parts for tensor in part.parameters()):
         raise InputError(
-            "The weights are brought only while they compute, so they can't be read now: load and save before "
+            "The weights are loaded only during computation, so they can't be read now: load and save before "
             "enable_sequential_cpu_offload, or call remove_all_hooks."
         )
 
 
 def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object of finite numbers. Raises `CheckpointError` if there is none."""
     try:
         if path.exists() and not path.is_file():
-            raise OSError("it is no file")
+            raise OSError("it is not a file")
         if path.is_file() and path.stat().st_size > MAX_JSON:
             raise ValueError(f"it has more than {MAX_JSON // 2**20} MiB")
         table = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
@@ -276,7 +275,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def config_errors(what: str) -> Iterator[None]:
-    """Whatever a library says to a configuration that makes no sense is a `CheckpointError`."""
+    """Context manager: turn a library's errors for an invalid configuration into `CheckpointError`."""
     try:
         yield
     except CONFIG_ERRORS as error:
@@ -290,7 +289,7 @@ def write_json(path: Path, table: Mapping[str, Any]) -> None:
 
 
 def contiguous(state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Tensors as a file wants them: on the CPU, contiguous, and floats of one dtype where one is given."""
+    """Return tensors for a file: on the CPU, contiguous, and floats in `dtype` if one is given."""
     return {
         name: (tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor).cpu().contiguous()
         for name, tensor in state.items()
@@ -298,30 +297,30 @@ def contiguous(state: Mapping[str, Tensor], dtype: torch.dtype | None = None) ->
 
 
 def check_state(
-    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, extra: list[str] | None = None, where: str
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, extra: list[str] | None = None, where: str
 ) -> None:
-    """Raise `CheckpointError` unless names, shapes and number kinds are those of `wanted`."""
+    """Raise `CheckpointError` unless names, shapes and kinds of numbers are those of `expected`."""
     problem = format_mismatches(
-        missing=wanted.keys() - state.keys(),
-        unexpected=[*(state.keys() - wanted.keys()), *(extra or [])],
-        wrong=shape_mismatches(state, {name: tuple(tensor.shape) for name, tensor in wanted.items()}),
-        not_finite=[name for name in state.keys() & wanted.keys() if not is_finite(state[name])],
+        missing=expected.keys() - state.keys(),
+        unexpected=[*(state.keys() - expected.keys()), *(extra or [])],
+        wrong=shape_mismatches(state, {name: tuple(tensor.shape) for name, tensor in expected.items()}),
+        not_finite=[name for name in state.keys() & expected.keys() if not is_finite(state[name])],
         not_floats=[
             f"{name} is {state[name].dtype}".replace("torch.", "")
-            for name in state.keys() & wanted.keys()
-            if wanted[name].is_floating_point() and not state[name].is_floating_point()
+            for name in state.keys() & expected.keys()
+            if expected[name].is_floating_point() and not state[name].is_floating_point()
         ],
     )
     if problem:
         raise CheckpointError(f"The weights don't fit {where}: {problem}.")
 
 
-def shape_mismatches(state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Describe each tensor whose shape differs from the wanted one."""
+def shape_mismatches(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Describe each tensor whose shape differs from the expected one."""
     return [
-        f"{name} is {tuple(state[name].shape)}, not {wanted[name]}"
-        for name in sorted(state.keys() & wanted.keys())
-        if tuple(state[name].shape) != wanted[name]
+        f"{name} is {tuple(state[name].shape)}, not {expected[name]}"
+        for name in sorted(state.keys() & expected.keys())
+        if tuple(state[name].shape) != expected[name]
     ]
 
 
@@ -333,7 +332,7 @@ def format_mismatches(
     not_floats: Iterable[str] = (),
     not_finite: Iterable[str] = (),
 ) -> str:
-    """How many there are of each, and the first of them; nothing where there are none."""
+    """Return the number and the first names of each kind of mismatch; empty without any."""
     kinds = (
         ("missing", sorted(missing)),
         ("unexpected", sorted(unexpected)),

@@ -1,4 +1,4 @@
-"""What a batch is. Letters: `B` batch, `S` image size, `C` size of the object crop."""
+"""The format of training batches. Letters: `B` batch, `S` image size, `C` size of the object crop."""
 
 from collections.abc import Callable
 from typing import Literal, TypedDict
@@ -7,21 +7,21 @@ from torch import Tensor
 
 
 class SubjectBatch(TypedDict):
-    """Prompted context generation (Li et al. 2023, section 3.2): a reference, a prompt, and the image they ask for.
+    """Prompted context generation (Li et al. 2023, section 3.2): a reference, a prompt, and the target image.
 
     Every image is float32 in [0, 1]. The full sentence `caption` describes `target`; `prompt` is the same sentence
-    without its subject, so that `a {category} {prompt}` is what the generator reads.
+    without its subject, so that `a {category} {prompt}` is the full prompt.
     """
 
-    reference: Tensor  # (B, 3, S, S) the subject on some other background
+    reference: Tensor  # (B, 3, S, S) the subject on another background
     reference_caption: list[str]  # "a teapot on a plain blue background"
     object_crop: Tensor  # (B, 4, C, C) the reference without its background: RGB times alpha, alpha
     category: list[str]  # "teapot"
     prompt: list[str]  # "on the beach"
     caption: list[str]  # "a teapot on the beach"
     target: Tensor  # (B, 3, S, S) the subject in the scene of the prompt
-    target_alpha: Tensor  # (B, 1, S, S) where the subject stands in the target
-    frames: Tensor  # (B, K, 4) where the reference's square lies in the target, for each copy (`framing`)
+    target_alpha: Tensor  # (B, 1, S, S) mask of the subject in the target
+    frames: Tensor  # (B, K, 4) the reference's square in the target, for each copy (`framing`)
     identity: Tensor  # (B,) int64, equal for two images of one subject
 
 
@@ -37,4 +37,4 @@ def described(batch: SubjectBatch, image: DescribedImage) -> tuple[Tensor, list[
 
 
 Batches = Callable[[int], SubjectBatch]
-"""The batch of an index. A pure function of it: that is what makes a resumed run equal an uninterrupted one."""
+"""An index to its batch, as a pure function: so a resumed run equals an uninterrupted one."""

@@ -1,4 +1,4 @@
-"""A user's photos of one subject: found, checked, cut square, masked, and dealt out in batches.
+"""A user's photos of one subject: read, checked, cropped to squares, masked, and batched.
 
 Letters: `P` photos, `S` their side, `C H W` latents.
 """
@@ -20,20 +20,20 @@ from blip_diffusion.errors import InputError
 from blip_diffusion.fileio import path_exists
 from blip_diffusion.images import ResizeMode
 
-MOST = 30
-"""Photos of one subject; the paper and DreamBooth use three to seven."""
+MAX_PHOTOS = 30
+"""Most photos of one subject; the paper and DreamBooth use three to seven."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".avif")
-"""What is taken from a folder; a file that is named is tried whatever its name."""
+"""Suffixes of images in folders; a file given by its path may have any."""
 
 Segmenter = Callable[[Image.Image], Image.Image]
-"""An RGB image to a mask of its size, mode L: white where its main subject is."""
+"""An RGB image to a mask of its size, mode L, white on the main subject."""
 Masks = Literal["auto", "none"] | Sequence[Path]
-"""`auto`: an image's own transparency, else a segmenter's; `none`; or files, one a photo."""
+"""`auto`: an image's transparency, or else a segmenter; `none`; or files, one per photo."""
 
 
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """One image, and where the subject is in it."""
+    """An image, and the mask of its subject."""
 
     name: str
     image: Image.Image  # upright RGB
@@ -41,34 +41,34 @@ class Photo:
 
 
 class PhotoBatch(TypedDict):
-    """Latents of photos, and what their errors weigh."""
+    """Latents of photos, and masks for the weights of errors."""
 
     latents: Tensor  # (B, C, H, W)
-    mask: Tensor  # (B, 1, H, W) in [0, 1]: 1 where the subject is, and everywhere where nobody knows
-    prior: NotRequired[Tensor]  # (B, C, H, W) of the category's other members, as the untuned model draws them
+    mask: Tensor  # (B, 1, H, W) in [0, 1]: 1 on the subject; without a mask, 1 everywhere
+    prior: NotRequired[Tensor]  # (B, C, H, W) of class images, sampled from the untuned model
 
 
 Source = str | Path | Image.Image
 
 
 def read_photos(sources: Sequence[Source], *, masks: Masks = "auto", segmenter: Segmenter | None = None) -> list[Photo]:
-    """Read images and image files; a folder stands for the images in it.
+    """Read images, image files, and the images in folders.
 
-    One that can't be used is named in a warning and left out. Raises `InputError` where none is left, where there are
-    too many, and for masks that don't go with them.
+    An image that can't be used is left out with a warning. Raises `InputError` if none is left, if there are too many,
+    and for masks that don't match.
     """
     files = _files(sources)
-    given = _given_masks(files, masks)
-    photos, faults = [], []
-    for number, (source, mask) in enumerate(zip(files, given, strict=True), start=1):
+    mask_files = _mask_files(files, masks)
+    photos, problems = [], []
+    for number, (source, mask) in enumerate(zip(files, mask_files, strict=True), start=1):
         try:
-            photos.append(_read(source, f"photo {number}", mask, own_alpha=masks == "auto", segmenter=segmenter))
+            photos.append(_read(source, f"photo {number}", mask, use_alpha=masks == "auto", segmenter=segmenter))
         except InputError as error:
-            faults.append(str(error))
+            problems.append(str(error))
     if not photos:
-        raise InputError(f"None of the {len(files)} photos can be used: {faults[0]}")
-    for fault in faults:
-        warnings.warn(f"A photo is left out. {fault}", stacklevel=2)
+        raise InputError(f"None of the {len(files)} photos can be used: {problems[0]}")
+    for problem in problems:
+        warnings.warn(f"A photo is left out. {problem}", stacklevel=2)
     return photos
 
 
@@ -87,23 +87,25 @@ def _files(sources: Sequence[Source]) -> list[Path | Image.Image]:
         files += inside
     if not files:
         raise InputError("There are no photos: name one to thirty images of the subject, or a folder of them.")
-    if len(files) > MOST:
-        raise InputError(f"There are {len(files)} photos: choose at most {MOST} good ones, three to seven are usual.")
+    if len(files) > MAX_PHOTOS:
+        raise InputError(
+            f"There are {len(files)} photos: choose at most {MAX_PHOTOS} good ones, three to seven are usual."
+        )
     return files
 
 
 def _images_in(folder: Path) -> list[Path]:
-    """Return the images in a folder; hidden files, such as macOS's `._dog.png`, are none, and folders a mistake."""
+    """Return the images in a folder; ignore hidden files, such as macOS's `._dog.png`, and warn of subfolders."""
     inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     if folders := [path.name for path in inside if path.is_dir()]:
         warnings.warn(f"Images in {folder / folders[0]} aren't read: name that folder too.", stacklevel=4)
     return [path for path in inside if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES]
 
 
-def _given_masks(files: Sequence[object], masks: Masks) -> Sequence[Path | None]:
+def _mask_files(files: Sequence[object], masks: Masks) -> Sequence[Path | None]:
     if isinstance(masks, str):
         if masks not in ("auto", "none"):
-            raise InputError(f"There are no masks called {masks!r}: say auto, none, or name a file for each photo.")
+            raise InputError(f"There are no masks called {masks!r}: use auto, none, or a file for each photo.")
         return [None] * len(files)
     if len(masks) != len(files):
         raise InputError(f"There are {len(masks)} masks for {len(files)} photos: name one for each, in their order.")
@@ -111,7 +113,7 @@ def _given_masks(files: Sequence[object], masks: Masks) -> Sequence[Path | None]
 
 
 def _read(
-    source: Path | Image.Image, name: str, mask: Path | None, *, own_alpha: bool, segmenter: Segmenter | None
+    source: Path | Image.Image, name: str, mask: Path | None, *, use_alpha: bool, segmenter: Segmenter | None
 ) -> Photo:
     if isinstance(source, Image.Image):
         images.check_size(source, name)
@@ -120,11 +122,11 @@ def _read(
         name, (image, alpha) = source.name, images.read_image(source, _opened)
     if mask is not None:
         return Photo(name, image, _mask(mask, image))
-    if not own_alpha:
+    if not use_alpha:
         return Photo(name, image)
     if alpha is None and segmenter is not None:
-        found = segmenter(image)
-        alpha = found if found.getextrema()[1] else None  # it sees no subject: then nobody knows where it is
+        predicted = segmenter(image)
+        alpha = predicted if predicted.getextrema()[1] else None  # an empty mask: no subject was detected
     return Photo(name, image, alpha)
 
 
@@ -137,7 +139,7 @@ def _mask(path: Path, image: Image.Image) -> Image.Image:
     if abs(mask.width / mask.height - image.width / image.height) > 0.02:
         raise InputError(f"The mask {path} is {mask.width} x {mask.height}, of another shape than its photo.")
     if mask.getextrema()[1] == 0:
-        raise InputError(f"The mask {path} is black all over: paint the subject white in it.")
+        raise InputError(f"The mask {path} is entirely black: paint the subject white in it.")
     return mask.resize(image.size, Image.Resampling.BILINEAR)
 
 
@@ -148,25 +150,25 @@ def _painted(mask: Image.Image) -> Image.Image:
 
 
 def squares(photos: Sequence[Photo], size: int, fit: ResizeMode = "crop") -> tuple[Tensor, Tensor]:
-    """Photos to pixels (P, 3, S, S) and masks (P, 1, S, S), in [0, 1]; an unknown mask is 1 everywhere."""
+    """Return pixels (P, 3, S, S) and masks (P, 1, S, S) of photos, in [0, 1]; a missing mask is 1 everywhere."""
     pixels = images.to_tensor([images.fit_square(photo.image, size, fit) for photo in photos])
     covered = images.to_tensor([_square_mask(photo.mask, size, fit) for photo in photos])[:, :1]
     empty = [photo.name for photo, mask in zip(photos, covered, strict=True) if not mask.any()]
     if empty and fit == "crop":
         raise InputError(f"The subject of {empty[0]} lies outside the middle square: use --resize-mode pad.")
     if empty:
-        raise InputError(f"The subject of {empty[0]} is too small to be seen at {size} x {size}: cut the photo.")
+        raise InputError(f"The subject of {empty[0]} is too small to be visible at {size} x {size}: crop the photo.")
     return pixels, covered
 
 
 def _square_mask(mask: Image.Image | None, size: int, fit: ResizeMode) -> Image.Image:
     if mask is None:
         return Image.new("RGB", (size, size), "white")
-    return images.fit_square(mask.convert("RGB"), size, fit, bars="black")  # no subject is in what is added
+    return images.fit_square(mask.convert("RGB"), size, fit, bars="black")  # the added bars don't belong to the subject
 
 
 class PhotoBatches:
-    """The batch of an index: every photo equally often, in an order drawn anew for each round through them."""
+    """The batch of an index: every photo equally often, in a new random order for each epoch."""
 
     def __init__(
         self, latents: Tensor, masks: Tensor, *, batch_size: int, seed: int = 0, prior: Tensor | None = None
@@ -184,8 +186,8 @@ class PhotoBatches:
         return batch
 
     def _rows(self, index: int, count: int, purpose: str) -> Tensor:
-        places = range(index * self.batch_size, (index + 1) * self.batch_size)
-        return torch.tensor([self._order(place // count, count, purpose)[place % count] for place in places])
+        positions = range(index * self.batch_size, (index + 1) * self.batch_size)
+        return torch.tensor([self._order(at // count, count, purpose)[at % count] for at in positions])
 
-    def _order(self, round_: int, count: int, purpose: str) -> list[int]:
-        return random.Random(f"{self.seed} {purpose} {round_}").sample(range(count), count)
+    def _order(self, epoch: int, count: int, purpose: str) -> list[int]:
+        return random.Random(f"{self.seed} {purpose} {epoch}").sample(range(count), count)

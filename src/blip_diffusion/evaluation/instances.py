@@ -48,7 +48,7 @@ def build_instances(bench: Bench, seeds: int) -> list[Instance]:
     return [
         Instance(subject, prompt_index, bench.prompt(subject, prompt_index), sample_index)
         for subject in bench.subjects
-        for prompt_index in bench.asked
+        for prompt_index in bench.prompt_ids
         for sample_index in range(seeds)
     ]
 
@@ -60,7 +60,7 @@ def first_samples(instances: Sequence[Instance]) -> list[Instance]:
 
 def with_next_prompt(instances: Sequence[Instance], bench: Bench) -> list[Instance]:
     """Give each instance the next prompt of its subject, which its image was not generated for."""
-    following = dict(zip(bench.asked, [*bench.asked[1:], bench.asked[0]], strict=True))
+    following = dict(zip(bench.prompt_ids, [*bench.prompt_ids[1:], bench.prompt_ids[0]], strict=True))
     moved = ((instance, following[instance.prompt_index]) for instance in instances)
     return [_moved(bench, instance, instance.subject, prompt_index) for instance, prompt_index in moved]
 

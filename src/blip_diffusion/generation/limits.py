@@ -1,4 +1,4 @@
-"""What a request may ask for. Imports nothing, so that the command line finds mistakes at once."""
+"""Limits of a request. Imports nothing large, so that the command line reports mistakes at once."""
 
 from collections.abc import Sequence
 
@@ -8,17 +8,17 @@ MAX_IMAGES, MAX_STEPS = 1000, 1000
 MAX_TOTAL = 10_000
 """Images of a request: prompts times images per prompt."""
 MAX_LETTERS = 10_000
-"""Letters of a prompt: a text encoder reads some dozens of words."""
+"""Characters of a prompt, far more than a text encoder reads."""
 
 
 def check_limits(
     *, prompts: Sequence[str], num_images: int, steps: int | None, seed: int, guidance_scale: float | None
 ) -> None:
-    """Raise `InputError` for a number of a `GenerationRequest` that is out of range, or a prompt that can't be one."""
+    """Raise `InputError` for a number of a `GenerationRequest` that is out of range, or an empty or too long prompt."""
     if not prompts or any(not prompt.strip() for prompt in prompts):
         raise InputError("The prompt is empty: describe the scene, for example on the beach.")
     if (longest := max(map(len, prompts))) > MAX_LETTERS:
-        raise InputError(f"A prompt has {longest} letters: use at most {MAX_LETTERS}, some dozens of words are read.")
+        raise InputError(f"A prompt has {longest} characters: use at most {MAX_LETTERS}.")
     _check_range("--num-images", num_images, MAX_IMAGES)
     _check_range("--steps", steps, MAX_STEPS)
     if (total := len(prompts) * num_images) > MAX_TOTAL:

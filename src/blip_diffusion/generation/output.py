@@ -42,13 +42,13 @@ def check_grid_path(path: Path) -> None:
     """Raise `InputError` if the grid cannot be written there. Called before anything is generated."""
     check_writable(path.parent, flag="--grid")
     if path.suffix.lower() != ".png" or path.is_dir():
-        raise InputError(f"--grid {path} should be a file that ends in .png, as grid.png.")
+        raise InputError(f"--grid {path} must be a file that ends in .png, for example grid.png.")
     if path.exists() and read_raw(path) is None:
-        raise InputError(f"--grid {path} exists and was not made by blip-diffusion: choose another name.")
+        raise InputError(f"--grid {path} exists and was not written by blip-diffusion: choose another name.")
 
 
 def _free_path(path: Path, metadata: str, taken: set[Path]) -> Path:
-    """Return `path`, or with _2, _3 … added, the first that belongs to no other request."""
+    """Return the first of `path` and its variants with _2, _3 … that doesn't belong to another request."""
     others = (path.with_stem(f"{path.stem}_{number}") for number in itertools.count(2))
     return next(
         candidate
@@ -77,7 +77,7 @@ def _save(image: Image.Image, path: Path, metadata: str, *, flag: str = "--out")
 
 
 def _slug(prompt: str) -> str:
-    """Return the letters and digits of a prompt, of any script, with `-` for what is between them."""
+    """Return the letters and digits of a prompt, of any script, joined by `-`."""
     letters = (c if c.isalnum() or unicodedata.category(c)[0] == "M" else "-" for c in prompt.lower()[: 4 * MAX_NAME])
     return re.sub("-+", "-", "".join(letters)).strip("-")[:MAX_NAME].strip("-") or "image"
 

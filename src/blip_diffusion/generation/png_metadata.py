@@ -23,7 +23,7 @@ OLD_CONTROL_NAMES = {"picture": "image", "net": "controlnet"}
 
 
 def encode(request: GenerationRequest, **one_image: Any) -> str:
-    """Encode a request as JSON; with `prompt`, `seed` and `num_images`, that of one of its images."""
+    """Encode a request as JSON, or, with `prompt`, `seed` and `num_images`, the request of one of its images."""
     table = dataclasses.asdict(request) | {"version": __version__}
     table["reference"] = base64.b64encode(request.reference).decode()
     table["more_references"] = [base64.b64encode(one).decode() for one in request.more_references]
@@ -42,14 +42,14 @@ def read_raw(path: Path) -> str | None:
     try:
         with images.open_lazily(path) as image:
             return cast(str | None, image.info.get(METADATA))
-    except Exception:  # on a damaged file, Pillow raises whatever it trips over
+    except Exception:  # for damaged files, Pillow raises errors of many types
         return None
 
 
 def read_request(
     path: Path, *, model: str | None = None, controlnets: Mapping[str, str] = MappingProxyType({})
 ) -> GenerationRequest:
-    """Read the request that made a PNG file.
+    """Read the request from which a PNG file was generated.
 
     The file is untrusted input: values are type-checked, embedded images are validated, and nothing is downloaded
     because the file names it.
@@ -74,7 +74,7 @@ def read_request(
     request, version = decode(path)
     if version != __version__:
         warnings.warn(
-            f"{path} was made by blip-diffusion {version}, this is {__version__}: presets and mini may have changed, "
+            f"{path} is from blip-diffusion {version}, this is {__version__}: presets and mini may have changed, "
             "and the image with them.",
             stacklevel=2,
         )
@@ -102,12 +102,12 @@ def decode(source: images.Source) -> tuple[GenerationRequest, str]:
         return config.build(GenerationRequest, _fields(table)), str(table.get("version"))[:20]
     except BlipDiffusionError as error:
         raise InputError(f"{name} holds no generation settings that can be used: {error}") from error
-    except Exception as error:  # on a damaged file, Pillow raises whatever it trips over
+    except Exception as error:  # for damaged files, Pillow raises errors of many types
         raise InputError(f"{name} holds no generation settings: only PNG files of blip-diffusion do.") from error
 
 
 def _fields(table: dict[str, Any]) -> dict[str, Any]:
-    """Return a request's fields by their present names; unknown keys are dropped."""
+    """Return a request's fields by their current names; unknown keys are dropped."""
     table = _renamed(table, OLD_NAMES)
     names = {field.name for field in dataclasses.fields(GenerationRequest)}
     known = {name: value for name, value in table.items() if name in names}
@@ -135,11 +135,11 @@ def _decode_image(text: str) -> bytes:
 
 
 def _resolve(request: GenerationRequest, model: str | None, controlnets: Mapping[str, str]) -> GenerationRequest:
-    """Apply the caller's model and ControlNets; whatever the file names itself must be local."""
+    """Apply the caller's model and ControlNets; those that the file names must be local."""
     if model is None and request.model != "mini" and not path_exists(Path(request.model), Path.is_dir):
         raise InputError(
             f"The image was made by {request.model!r}, which isn't here: add --model {request.model!r} to download it, "
-            "or give its place."
+            "or give its path."
         )
     for control in request.controls:
         known = control.kind in controlnets or not control.controlnet

@@ -57,7 +57,7 @@ class GenerationRequest:
     Args:
         prompts: One scene each, not empty.
         reference: The reference image as PNG bytes. With `subjects` it is only shown in the grid. Empty: no subject
-            but the words of `category`, which LoRAs or embeddings explain.
+            tokens, only the words of `category`, with LoRAs or embeddings.
         category: What the subject is, for example "dog".
         target_category: What to generate it as; usually equal to `category`.
         model: "mini", a folder, or a hub id.
@@ -124,7 +124,7 @@ class GenerationRequest:
             guidance_scale=self.guidance_scale,
         )
         if not self.category.strip() or not self.target_category.strip():
-            raise InputError("The category is empty: name what the subject is, for example dog.")
+            raise InputError("The category is empty: name the subject, for example dog.")
         if self.box is not None:
             check_box(self.box)
 

@@ -24,7 +24,7 @@ from blip_diffusion.pipelines.presets import Dtype, preset_on_engine
 from blip_diffusion.pipelines.step_callback import StepCallback
 
 OnSaved = Callable[[Path, str | None, int | None], None]
-"""Gets a file's path, and the prompt and the seed of its image; `None` for the grid."""
+"""Called with a file's path, and the prompt and seed of its image, which are `None` for the grid."""
 BATCH_SIZE = 8
 """Images per batch: memory grows with it, and an interrupt loses the current batch."""
 BUNDLED_KINDS = ("canny", "map")
@@ -42,8 +42,8 @@ def run(
 ) -> list[Path]:
     """Generate the images of a request and write them as PNG files with their settings inside.
 
-    Nothing is written before the request is known to be possible. An existing file is overwritten only if the same
-    request made it; otherwise the new file gets a number at its end.
+    Nothing is written before the request has been checked. An existing file is overwritten only if the same request
+    wrote it; otherwise a number is added to the new file's name.
 
     Args:
         request: What to generate.
@@ -96,9 +96,9 @@ def _say_nothing(*_: object) -> None:
 
 def load_pipeline(model: str, dtype: Dtype, device: str) -> BlipDiffusionPipeline:
     """Load a model onto a device. Raises `CheckpointError` if it is missing or damaged."""
-    place = device_of(device)
+    target = device_of(device)
     pipe: BlipDiffusionPipeline = BlipDiffusionPipeline.from_pretrained(model, torch_dtype=getattr(torch, dtype))
-    return pipe.to(place)
+    return pipe.to(target)
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def prepared(pipe: BlipDiffusionPipeline, request: GenerationRequest) -> Iterato
 
 
 def _subject_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:
-    """Return the arguments of a call that say what the subject is: the tuned subjects, else the references."""
+    """Return a call's arguments for the subject: the tuned subjects, or else the references."""
     if request.subjects:
         return {"subject_embeds": load_subjects(pipe, request.subjects)}
     if not request.reference:
@@ -184,7 +184,7 @@ def _control_arguments(controls: tuple[ControlInput, ...], pipe: Any) -> dict[st
 
 
 def _load_controlnet(control: ControlInput, pipe: Any) -> Any:
-    """Return the ControlNet or adapter of a control. Nothing is downloaded that cannot fit."""
+    """Return the ControlNet or adapter of a control. A ControlNet is downloaded only for a model that it fits."""
     if not control.controlnet and pipe.controlnet is not None and control.kind in BUNDLED_KINDS:
         return pipe.controlnet
     if not control.controlnet and control.kind in pipe.t2i_adapters:

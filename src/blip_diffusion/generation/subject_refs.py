@@ -65,7 +65,7 @@ def load_subjects(pipe: Any, refs: tuple[SubjectRef, ...]) -> Tensor:
     for ref in refs:
         subject = read_subject(ref.path)
         if sha256_of(Path(ref.path)) != ref.sha256:
-            raise CheckpointError(f"{ref.path} has changed since the image was made: find the old file.")
+            raise CheckpointError(f"{ref.path} has changed since the image was generated: restore the old file.")
         duplicate = subject.name in names
         names.append(pipe.load_subject(subject, name=f"{subject.name}-{len(names)}" if duplicate else None).name)
     total = sum(ref.weight for ref in refs) if len(refs) > 1 else 1.0

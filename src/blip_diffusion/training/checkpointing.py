@@ -1,11 +1,11 @@
-"""Checkpoints that are whole or absent: written under a temporary name, flushed to disk, renamed.
+"""Checkpoints that are complete or absent: written under a temporary name, flushed to disk, renamed.
 
 step-00001234/
 ├── model.safetensors    trainable parameters and buffers
 ├── ema.safetensors      the average of the parameters
 ├── optimizer.pt         moments by parameter name; the loss scale of fp16
 ├── config.toml          the resolved configuration
-└── state.json           `State`, and the digests of the files above, by which damage is found
+└── state.json           `State`, and the digests of the files above, to detect damage
 """
 
 import json
@@ -34,7 +34,7 @@ MODEL, EMA, OPTIMIZER, CONFIG, STATE = (
     "state.json",
 )
 PREFIX, UNFINISHED, SUPERSEDED = "step-", ".unfinished-", "superseded-"
-SHOWN = 6  # differences in one sentence
+MAX_LISTED = 6  # differences in one sentence
 
 Window = dict[str, tuple[float, int]]
 """Sum and count of every loss since the last report."""
@@ -42,23 +42,23 @@ Window = dict[str, tuple[float, int]]
 
 @dataclass
 class State:
-    """Where a run stands."""
+    """Progress of a run."""
 
     step: int = 0
     samples: int = 0
     seconds: float = 0.0
     """Spent in training steps; hooks and saving are not counted."""
     losses: dict[str, float] = field(default_factory=dict)
-    """The means last reported."""
+    """The most recently reported means."""
     best: float | None = None
-    """The lowest mean of `loss` reported."""
+    """The lowest reported mean of `loss`."""
     windows: list[Window] = field(default_factory=list)
-    """What is not yet reported, by process."""
+    """Losses that are not reported yet, by process."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a folder holds, on the CPU."""
+    """The contents of a checkpoint folder, on the CPU."""
 
     path: Path
     state: State
@@ -129,8 +129,8 @@ def _flush(path: Path) -> None:
 
 def complete(folder: Path) -> list[Path]:
     """Return the checkpoints of a run, oldest first; the rename that named them was atomic."""
-    found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit() and path.is_dir()]
-    return sorted(found, key=step_of)
+    paths = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit() and path.is_dir()]
+    return sorted(paths, key=step_of)
 
 
 def step_of(path: Path) -> int:
@@ -139,10 +139,10 @@ def step_of(path: Path) -> int:
 
 
 def latest(folder: Path) -> Path | None:
-    """Return the newest undamaged checkpoint, if there are any; a damaged one that is passed over is said.
+    """Return the newest undamaged checkpoint, or `None` without checkpoints; warn of a damaged one that is skipped.
 
     Raises:
-        CheckpointError: If all are damaged: a run would begin again and lose what it did.
+        CheckpointError: If all are damaged: the run would start again and lose its progress.
     """
     damage = ""
     for path in reversed(complete(folder)):
@@ -152,10 +152,10 @@ def latest(folder: Path) -> Path | None:
             damage = str(error)
             continue
         if damage:
-            warnings.warn(f"{damage} The run goes on from {path.name}.", stacklevel=2)
+            warnings.warn(f"{damage} The run continues from {path.name}.", stacklevel=2)
         return path
     if damage:
-        raise CheckpointError(f"{damage} There is no other: restore it, or remove {folder} to begin again.")
+        raise CheckpointError(f"{damage} There is no other: restore it, or remove {folder} to start again.")
     return None
 
 
@@ -185,7 +185,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def supersede(folder: Path, step: int) -> None:
-    """Set aside the checkpoints past a step, which a resumed run takes again."""
+    """Rename the checkpoints after a step, because a resumed run writes them again."""
     for path in complete(folder):
         if step_of(path) > step:
             aside = path.with_name(f"{SUPERSEDED}{path.name}")
@@ -194,23 +194,23 @@ def supersede(folder: Path, step: int) -> None:
             path.rename(aside)
 
 
-def copy_into(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], where: Path) -> None:
-    """Copy tensors by name. Raises `CheckpointError` with the first differences of names and shapes."""
+def copy_into(target: Mapping[str, Tensor], saved: Mapping[str, Tensor], where: Path) -> None:
+    """Copy saved tensors into those of `target` by name. Raises `CheckpointError` if names or shapes differ."""
     differences = [
-        *(f"{key} is missing" for key in wanted if key not in found),
-        *(f"{key} is unexpected" for key in found if key not in wanted),
+        *(f"{key} is missing" for key in target if key not in saved),
+        *(f"{key} is unexpected" for key in saved if key not in target),
         *(
-            f"{key} has shape {tuple(found[key].shape)} instead of {tuple(tensor.shape)}"
-            for key, tensor in wanted.items()
-            if key in found and found[key].shape != tensor.shape
+            f"{key} has shape {tuple(saved[key].shape)} instead of {tuple(tensor.shape)}"
+            for key, tensor in target.items()
+            if key in saved and saved[key].shape != tensor.shape
         ),
     ]
     if differences:
-        more = f" and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
+        more = f" and {len(differences) - MAX_LISTED} more" if len(differences) > MAX_LISTED else ""
         raise CheckpointError(
-            f"{where} was saved for something else: {', '.join(differences[:SHOWN])}{more}; resume with the settings "
-            f"in {where.parent / CONFIG}."
+            f"{where} was saved by another configuration: {', '.join(differences[:MAX_LISTED])}{more}; resume with "
+            f"the settings in {where.parent / CONFIG}."
         )
     with torch.no_grad():
-        for key, tensor in wanted.items():
-            tensor.copy_(found[key])
+        for key, tensor in target.items():
+            tensor.copy_(saved[key])

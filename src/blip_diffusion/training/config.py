@@ -18,18 +18,18 @@ class TrainConfig:
     steps: int = 1000
     """Optimizer steps of the whole run; the schedule of the learning rate depends on it."""
     minutes: float | None = None
-    """Stop, save and export within this time since the start of this call. The next step, checkpoint and hooks are
-    expected to take as long as the last ones; hooks that would not fit are skipped."""
+    """Stop, save and export within this time from the start of the call. The next step, checkpoint and hooks are
+    assumed to take as long as the last ones; hooks that would exceed the time are skipped."""
     gradient_accumulation_steps: int = 1
     """Micro-batches of every process in one optimizer step."""
     seed: int = 0
     device: Literal["auto", "cpu"] = "auto"
     mixed_precision: Literal["no", "auto", "bf16", "fp16"] = "no"
-    """`auto` is the fastest of the device: emulated bf16 on a CPU takes eighty times as long."""
+    """`auto` chooses the device's fastest type: bf16 that a CPU has to emulate takes eighty times as long."""
     ema_decay: float = 0.999
     """Final decay of the weight average, after a warm-up; 0 disables averaging."""
     log_every: int = 10
-    """Steps between reports, which hold means over these steps."""
+    """Steps between reports of the mean losses over these steps."""
     save_every: int = 1000
     """Steps between checkpoints."""
     save_minutes: float | None = None
@@ -37,11 +37,11 @@ class TrainConfig:
     sample_every: int = 0
     """Steps between calls of the hooks; 0 for none."""
     keep_last: int = 2
-    """How many checkpoints are kept."""
+    """Number of checkpoints to keep."""
     prefetch: int = 2
-    """Batches that a thread prepares ahead; 0 prepares each when it is needed."""
+    """Batches that a thread prepares in advance; 0: none."""
     ddp_find_unused_parameters: bool = False
-    """Needed on several processes if a step may leave a trainable parameter without gradient."""
+    """Required with several processes if a trainable parameter may get no gradient in a step."""
     tensorboard: bool = False
     optim: OptimConfig = field(default_factory=OptimConfig)
 

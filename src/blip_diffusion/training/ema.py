@@ -1,4 +1,4 @@
-"""The exponential moving average of what is trained: the weights that are shown, judged and exported."""
+"""The exponential moving average of the trained parameters: the weights that are sampled, evaluated and exported."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class Ema:
-    """A float32 average of named parameters, which it keeps a reference to.
+    """A float32 average of named parameters, which it holds by reference.
 
-    The decay warms up as min(decay, (1 + t) / (10 + t)) over the updates t, so that the start is soon forgotten.
-    With a decay of 0 the parameters are their own average, and there is no copy of them.
+    The decay warms up as min(decay, (1 + t) / (10 + t)) over the updates t, so that the initial weights count little.
+    With a decay of 0 there is no average, and the parameters themselves take its place.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], decay: float) -> None:
@@ -30,7 +30,7 @@ class Ema:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Exchanges parameters and average while it lasts, exactly; nested, it gives the raw weights back."""
+        """Context manager: exchange parameters and average, exactly. Nested, it restores the raw weights."""
         self._exchange()
         try:
             yield

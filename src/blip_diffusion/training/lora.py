@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2022) by PEFT: put on a network to be trained, and taken off it under diffusers' names."""
+"""LoRA (Hu et al. 2022) by PEFT: add one to a network for training, and return its state dict."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from blip_diffusion.checkpoint.lora import ATTENTION
 from blip_diffusion.errors import ConfigError
 
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
-"""The same of CLIP's text encoder."""
+"""The attention layers of CLIP's text encoder."""
 TRAINED = "trained"
 
 
@@ -21,7 +21,7 @@ def add_lora(network: Any, rank: int, targets: tuple[str, ...] = ATTENTION) -> l
     names = [name for name, _ in network.named_modules()]
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in names):
-            raise ConfigError(f"There is no layer {target!r} that a LoRA could be put on.")
+            raise ConfigError(f"A LoRA can't be added to {target!r}: the network has no such layer.")
     config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(targets))
     network.add_adapter(config, adapter_name=TRAINED)
     return [parameter for name, parameter in network.named_parameters() if f".{TRAINED}." in name]

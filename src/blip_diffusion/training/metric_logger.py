@@ -1,4 +1,4 @@
-"""What a run says of itself: a line of JSON and one on the console per report, images, TensorBoard if asked for."""
+"""Logs of a run: a line of JSON and one on the console per report, images, and TensorBoard on request."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ SAMPLES = "samples"
 
 
 class MetricLogger:
-    """Writes to the folder of a run. Lines past step `start`, which a resumed run takes again, are dropped."""
+    """Logger to the folder of a run. Lines after step `start` are dropped, because a resumed run writes them again."""
 
     def __init__(
         self, folder: Path, *, start: int = 0, steps: int = 0, console: bool = True, tensorboard: bool = False
@@ -63,7 +63,7 @@ class MetricLogger:
 
 
 def console_line(step: int, steps: int, values: Mapping[str, float]) -> str:
-    """Return one line of progress, as `120/1000  loss 0.1234  312.5 samples/s  lr 1.0e-04  eta 0:12:03`."""
+    """Return one line of progress, such as `120/1000  loss 0.1234  312.5 samples/s  lr 1.0e-04  eta 0:12:03`."""
     words = [f"{step}/{steps}" if steps else f"{step}"]
     for name, value in values.items():
         if name == "samples_per_second":
@@ -84,7 +84,7 @@ def _clock(seconds: float) -> str:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Keep the complete lines up to a step; the last line may be torn by a killed process."""
+    """Keep the complete lines up to a step; a killed process may have left a partial last line."""
     if not path.exists():
         return
     kept = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _step_of(line) <= step]
@@ -102,5 +102,7 @@ def _tensorboard(folder: Path, start: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ConfigError("tensorboard was asked for but isn't installed: pip install tensorboard.") from error
+        raise ConfigError(
+            "tensorboard isn't installed: pip install tensorboard, or set tensorboard to false."
+        ) from error
     return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)

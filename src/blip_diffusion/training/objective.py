@@ -9,18 +9,19 @@ import torch
 from torch import Tensor, nn
 
 Losses = dict[str, Tensor]
-"""Scalars by name. `loss` is what is minimised; the others are logged beside it."""
+"""Scalars by name. `loss` is minimised; the others are only logged."""
 
 Gather = Callable[[Tensor], Tensor]
-"""Joins a tensor of the whole step over the processes, without gradient, in the order of `StepContext.position`.
+"""Gather a tensor of the whole step from all processes, without gradient, in the order of `StepContext.position`.
 
-Dimension 0 holds this process's micro-batches one after another, equally many rows of each; so it is in the result.
+Dimension 0 holds this process's micro-batches one after another, with the same number of rows each; in the result it
+holds those of all processes.
 """
 
 
 @dataclass(frozen=True)
 class StepContext:
-    """What a loss may know about the moment it is computed in."""
+    """The step, random generator and shared tensors of a loss computation."""
 
     step: int  # optimizer steps taken so far
     rng: torch.Generator  # on the training device; a pure function of the seed and the micro-batch's index
@@ -35,7 +36,7 @@ class ParameterGroup:
     name: str
     parameters: Sequence[nn.Parameter]
     lr_scale: float
-    weight_decay: float | None = None  # the configuration's where it is None
+    weight_decay: float | None = None  # None: the configuration's
 
 
 class Objective(nn.Module):
@@ -69,18 +70,18 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def gather_step_context(self, batches: Sequence[Any], contexts: Sequence[StepContext], gather: Gather) -> Any:
-        """Compute, without gradient, what the micro-batches of one step share, such as the negatives of stage 1.
+        """Compute, without gradient, the tensors that the micro-batches of a step share, such as stage 1's negatives.
 
         Args:
             batches: The micro-batches of this process.
             contexts: Their contexts.
-            gather: Joins a tensor over all processes.
+            gather: Gathers a tensor over all processes.
 
         Returns:
-            What becomes `StepContext.shared`; `None`, the default, if the samples are independent.
+            The value of `StepContext.shared`; `None`, the default, if the samples are independent.
         """
         return None
 
     def sample_images(self, batch: Any) -> list[Tensor]:
-        """Return columns of images (B, 3, H, W) in [0, 1] to look at; empty by default."""
+        """Return columns of images (B, 3, H, W) in [0, 1] for inspection; empty by default."""
         return []

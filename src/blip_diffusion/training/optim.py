@@ -1,6 +1,6 @@
 """AdamW over an objective's parameter groups, and a learning rate that is a pure function of the step.
 
-Because the rate has no state, a resumed run needs none of a scheduler's.
+The schedule has no state, so a resumed run doesn't restore any.
 """
 
 import math
@@ -29,7 +29,7 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.01
-    """Default of groups; parameters of fewer than two dimensions are never decayed."""
+    """Default of groups; parameters with fewer than two dimensions are never decayed."""
     warmup: int = 0
     """Steps of linear warm-up."""
     schedule: Literal["constant", "cosine"] = "constant"
@@ -70,7 +70,7 @@ def learning_rate(step: int, config: OptimConfig, total: int) -> float:
 
 
 def learning_rate_by_time(step: int, elapsed: float, config: OptimConfig) -> float:
-    """The rate of the step that follows `step` others, in a run of which the fraction `elapsed` of its time is over."""
+    """Return the learning rate of the step after `step` others, at the fraction `elapsed` of the run's time."""
     warmed = min(1.0, (step + 1) / max(config.warmup, 1))
     if config.schedule == "constant":
         return config.lr * warmed
@@ -79,17 +79,17 @@ def learning_rate_by_time(step: int, elapsed: float, config: OptimConfig) -> flo
 
 
 def _cosine(progress: float, floor: float) -> float:
-    """From 1 at a progress of 0 to `floor` at 1."""
+    """Return a half cosine from 1 at progress 0 to `floor` at progress 1."""
     progress = min(max(progress, 0.0), 1.0)
     return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def set_trainable(module: nn.Module, groups: Sequence[ParameterGroup]) -> dict[str, nn.Parameter]:
     """Make the groups' parameters trainable, in float32, and freeze all others; return them by name."""
-    moving = {id(parameter) for group in groups for parameter in group.parameters}
+    listed = {id(parameter) for group in groups for parameter in group.parameters}
     trainable = {}
     for name, parameter in module.named_parameters():
-        parameter.requires_grad_(id(parameter) in moving)
+        parameter.requires_grad_(id(parameter) in listed)
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
             trainable[name] = parameter
@@ -108,7 +108,7 @@ def _check_groups(groups: Sequence[ParameterGroup], registered: int) -> None:
 
 
 def adamw(groups: Sequence[ParameterGroup], config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW whose groups carry their multiplier of the rate as `scale`."""
+    """Return AdamW, with the learning-rate scale of each group under the key `scale`."""
     options = list(_options(groups, config.weight_decay))
     common: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
     if config.eight_bit:
@@ -123,7 +123,9 @@ def adamw_8bit() -> type[torch.optim.Optimizer]:
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
-        raise ConfigError("8-bit Adam was asked for but isn't installed: pip install bitsandbytes.") from error
+        raise ConfigError(
+            "8-bit Adam needs bitsandbytes: pip install bitsandbytes, or set eight_bit to false."
+        ) from error
     kind: type[torch.optim.Optimizer] = AdamW8bit
     return kind
 
@@ -153,10 +155,10 @@ def optimizer_state_by_name(optimizer: torch.optim.Optimizer, trainable: Mapping
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter], saved: Mapping[str, Any]
 ) -> None:
-    """Restore what `optimizer_state_by_name` returned; torch moves and casts.
+    """Restore the state that `optimizer_state_by_name` returned; torch moves and casts it.
 
     Raises:
-        CheckpointError: If it is no table of moments with the shapes and the memory of these parameters.
+        CheckpointError: If it is not a table of moments with the shapes of these parameters.
     """
     _check_moments(trainable, saved)
     names = {id(parameter): name for name, parameter in trainable.items()}
@@ -166,7 +168,7 @@ def load_optimizer_state(
 
 
 def _check_moments(trainable: Mapping[str, nn.Parameter], saved: Any) -> None:
-    """Raise `CheckpointError` unless moments fit: a fused optimizer would write beyond the memory of smaller ones."""
+    """Raise `CheckpointError` unless shapes match: a fused optimizer writes beyond smaller moments."""
     if not isinstance(saved, Mapping) or not all(isinstance(state, Mapping) for state in saved.values()):
         raise CheckpointError("The optimizer's state in the checkpoint is not a table of moments: it is damaged.")
     for name, state in saved.items():

@@ -1,4 +1,4 @@
-"""Micro-batches by number, prepared while the device works."""
+"""Micro-batches by number, prepared in a thread while the device computes."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Prefetcher:
-    """A process's micro-batches by number, the coming ones prepared by a thread while the device works."""
+    """A process's micro-batches by number; a thread prepares the next ones while the device computes."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class Prefetcher:
             depth,
         )
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches", initializer=self._choose_device)
-        self._coming: dict[int, Future[Any]] = {}
+        self._pending: dict[int, Future[Any]] = {}
 
     def index(self, number: int) -> int:
         """Return the index, over all processes, of this process's micro-batch of a number."""
@@ -43,10 +43,10 @@ class Prefetcher:
         """Return this process's micro-batch of a number, and start to prepare the next ones."""
         if not self._depth:
             return self._batches(self.index(number))
-        for coming in range(number, min(number + 1 + self._depth, self._end)):
-            if coming not in self._coming:
-                self._coming[coming] = self._pool.submit(self._batches, self.index(coming))
-        return self._coming.pop(number).result()
+        for upcoming in range(number, min(number + 1 + self._depth, self._end)):
+            if upcoming not in self._pending:
+                self._pending[upcoming] = self._pool.submit(self._batches, self.index(upcoming))
+        return self._pending.pop(number).result()
 
     def _choose_device(self) -> None:
         """Select this process's GPU in the new thread, which would use the first one."""
@@ -54,7 +54,7 @@ class Prefetcher:
             torch.cuda.set_device(self._device)
 
     def close(self) -> None:
-        """Drop the batches that are not needed."""
+        """Stop the thread and drop pending batches."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 

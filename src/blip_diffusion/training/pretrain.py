@@ -1,4 +1,4 @@
-"""A training run from its configuration: world, parts, objective, loop. The composition root of training."""
+"""A training run from its configuration: asset library, parts, objective and loop."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ CALLBACK_BATCH, PROBES, CALLBACK_SEED = 8, 8, 99
 PRIOR_REFERENCES = 256
 """References by whose subject tokens a prior is standardised."""
 START = "start"
-"""Where a run keeps all that it began with: going on needs neither the earlier stages nor the same world."""
+"""Folder of a run's initial model: resuming needs neither the earlier stages nor the same asset library."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,12 @@ class RunConfig:
         weights = (self.representation.itc_weight, self.representation.itm_weight)
         pairs = self.data.batch_size * self.train.gradient_accumulation_steps * int(os.environ.get("WORLD_SIZE", "1"))
         if self.objective == "representation" and pairs < 2 and any(weights):
-            raise ConfigError("data.batch_size is 1: contrast and matching tell pairs apart, use 2 or more.")
+            raise ConfigError("data.batch_size is 1: contrast and matching need negatives, use 2 or more.")
 
 
 @dataclass(frozen=True)
 class BuildContext:
-    """What an objective is built from."""
+    """Inputs of the functions that build objectives."""
 
     config: RunConfig
     corpus: Sequence[str]  # sentences for new tokenizers
@@ -111,7 +111,7 @@ def autoencoder(material: BuildContext) -> Objective:
     """Build the objective of the autoencoder stage."""
     config = material.config
     parts = initialization.load_parts(config.model)
-    if not config.autoencoder.train_encoder:  # a decoder alone, of an encoder that has learned
+    if not config.autoencoder.train_encoder:  # the encoder is frozen, so it must be trained
         initialization.require_parts(parts, "vae")
     vae = initialization.init_vae(parts, config.model)
     distance = initialization.perceptual_distance(config.autoencoder.lpips) if config.autoencoder.perceptual else None
@@ -159,7 +159,7 @@ def _heads(config: RunConfig, shapes: QFormerConfig, *, grid: bool) -> nn.Module
 
 
 def _trained(material: BuildContext) -> tuple[Parts, BlipDiffusion]:
-    """Return the parts and the model of a stage that begins with a whole trained model."""
+    """Return the parts and the model of a stage that starts from a complete trained model."""
     config = material.config
     parts = initialization.load_parts(config.model)
     initialization.require_parts(parts, "subject_encoder", "text_encoder", "unet", "vae")
@@ -262,7 +262,7 @@ def run(
     resume: bool | Literal["latest"] | Path = False,
     extra_hooks: Sequence[Callable[[RunConfig, AssetLibrary], Hook]] = (),
 ) -> Result:
-    """Train what a TOML file says: checkpoints, logs, pages of samples, and the exported weights.
+    """Train the objective of a TOML file; write checkpoints, logs, pages of samples, and the exported weights.
 
     Args:
         path: The TOML file, see `configs/` and `RunConfig`.
@@ -289,7 +289,7 @@ def run(
     text = configuration.to_toml(config)
     check_writable(folder)
     begun = bool(checkpointing.complete(folder / CHECKPOINTS)) and (folder / START).is_dir()
-    if begun:  # a world that has changed since must not change what a word's number is
+    if begun:  # tokenizers must not change with the asset library
         config = replace(config, model=replace(config.model, init_from=(folder / START,)))
     whole = AssetLibrary.load(config.data.path)
     further = [make(config, whole) for make in extra_hooks]
@@ -303,7 +303,7 @@ def run(
     categories = [category for batch in first for category in batch["category"]]
     material = BuildContext(config, tokenizer_corpus(world), pixels, categories)
     objective = OBJECTIVES[config.objective](material)
-    if not begun:  # nothing is left of an attempt that came to no checkpoint
+    if not begun:  # an attempt without a checkpoint starts again
         _keep_start(objective, folder / START)
     hooks: list[Hook] = [sample_callback_of(config, world), *further] if config.train.sample_every else []
     return fit(
@@ -330,7 +330,7 @@ def _keep_start(objective: Objective, folder: Path) -> None:
 
 
 def sample_callback_of(config: RunConfig, world: AssetLibrary) -> SampleCallback:
-    """Images and numbers of held-out subjects, or of any where the world holds none out."""
+    """Return the callback for held-out subjects, or for any if none are held out."""
     split = "heldout" if any(row.split == "heldout" for row in world.cutouts) else config.data.synthetic.split
     compose = replace(config.data.synthetic, split=split)
     sampler = PairSampler(world, compose, batch_size=CALLBACK_BATCH, seed=CALLBACK_SEED, device=_device(config))

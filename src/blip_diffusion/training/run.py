@@ -1,4 +1,4 @@
-"""A training run: its parts, where it stands, and how it ended."""
+"""A training run: its parts, its progress, and its result."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,20 +30,20 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended."""
+    """Result of a run."""
 
     step: int
     samples: int
     seconds: float
-    """Spent in training steps, over all resumptions."""
+    """Time spent in training steps, over all resumptions."""
     losses: dict[str, float]
-    """The means last reported."""
+    """The most recently reported means."""
     stopped: Literal["done", "minutes", "signal", "hook", "diverged"]
-    """After a signal nothing is exported: who sends one is in a hurry."""
+    """Why the run ended. After a signal nothing is exported, so that the process ends soon."""
 
 
 class DivergedError(BlipDiffusionError):
-    """A loss, a gradient or a weight that is no longer a number; `result` is how far the run came."""
+    """A loss, gradient or weight that is not finite; `result` is the run's result so far."""
 
     def __init__(self, sentence: str, result: Result) -> None:
         super().__init__(sentence)
@@ -52,10 +52,10 @@ class DivergedError(BlipDiffusionError):
 
 @dataclass
 class Run:
-    """A run's parts and where it stands."""
+    """A run's parts and progress."""
 
     objective: Objective
-    model: nn.Module  # what accelerate wraps around it
+    model: nn.Module  # the objective as wrapped by accelerate
     trainable: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
     ema: Ema
@@ -79,7 +79,7 @@ class Run:
 
 @dataclass
 class Timing:
-    """Wall time: since the call and the last checkpoint, and what one step, one checkpoint and the hooks take."""
+    """Wall time in seconds: start, last checkpoint, and durations of a step, a checkpoint and the hooks."""
 
     start: float = field(default_factory=time.monotonic)
     last_save: float = field(default_factory=time.monotonic)
@@ -93,7 +93,7 @@ class Timing:
 def started(
     objective: Objective, batches: Callable[[int], Any], config: TrainConfig, folder: Path, config_text: str
 ) -> Iterator[Run]:
-    """Set up the run, and clean up whatever happens."""
+    """Context manager: set up the run, and clean up on exit."""
     clock = Timing()
     accelerator = _accelerator(config)
     objective = to_training_mode(objective, accelerator.device)
@@ -101,7 +101,7 @@ def started(
     trainable = set_trainable(objective, groups)
     optimizer = adamw(groups, config.optim)
     model, prepared = accelerator.prepare(objective, optimizer)
-    ahead = Prefetcher(
+    prefetcher = Prefetcher(
         batches,
         accelerator,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
@@ -109,23 +109,23 @@ def started(
         depth=config.prefetch,
     )
     ema = Ema(trainable, config.ema_decay)
-    run = Run(objective, model, trainable, prepared, ema, ahead, accelerator, config, folder, config_text, clock)
+    run = Run(objective, model, trainable, prepared, ema, prefetcher, accelerator, config, folder, config_text, clock)
     try:
         yield run
     finally:
-        ahead.close()
+        prefetcher.close()
         if run.metric_logger:
             run.metric_logger.close()
         for patched in ("forward", "_original_forward", "_is_accelerate_prepared"):
-            vars(objective).pop(patched, None)  # accelerate's traces, by which a second run would go without autocast
+            vars(objective).pop(patched, None)  # accelerate's attributes, with which a second run would not autocast
         accelerator.free_memory()
 
 
 def to_training_mode(objective: Objective, device: torch.device) -> Objective:
-    """Move an objective to a device, in training mode, in the memory format that is fastest there.
+    """Move an objective to a device in its fastest memory format, in training mode.
 
-    On an H100 the small autoencoder's step takes 42 ms in contiguous format and 51 ms in channels last: GroupNorm wants
-    its channels together, and copies them otherwise. CPUs are faster in channels last.
+    On an H100 the small autoencoder's step takes 42 ms in contiguous format and 51 ms in channels last: GroupNorm
+    copies channels-last inputs. CPUs are faster in channels last.
     """
     objective = objective.to(device).train()
     if device.type == "cpu":
@@ -134,7 +134,7 @@ def to_training_mode(objective: Objective, device: torch.device) -> Objective:
 
 
 def sdpa_backend(device: torch.device) -> AbstractContextManager[None]:
-    """On a CPU the plain formula: the flash kernel's backward pass is 28 % of a U-Net's step on two Zen 4 cores."""
+    """Return a context with the math backend on a CPU: the flash kernel's backward pass is 28 % of a U-Net's step."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
@@ -144,7 +144,7 @@ def accelerate_precision(device: torch.device, config: TrainConfig) -> str:
 
 
 def check_possible(config: TrainConfig) -> None:
-    """Raise `ConfigError` for what this machine lacks."""
+    """Raise `ConfigError` for a setting that this machine doesn't support."""
     if config.mixed_precision == "fp16" and (config.device == "cpu" or not torch.cuda.is_available()):
         raise ConfigError("mixed_precision fp16 needs a GPU; use auto, bf16 or no.")
     if config.optim.eight_bit:
@@ -152,12 +152,14 @@ def check_possible(config: TrainConfig) -> None:
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:
-    AcceleratorState._reset_state(reset_partial_state=True)  # a second run in one process may choose otherwise
+    AcceleratorState._reset_state(
+        reset_partial_state=True
+    )  # a second run in one process may use another device or precision
     unused = DistributedDataParallelKwargs(find_unused_parameters=config.ddp_find_unused_parameters)
     device = device_of(config.device)
-    cpu = device.type == "cpu"  # said, or processes would not meet
+    cpu = device.type == "cpu"  # explicit, so that CPU processes use a CPU backend
     accelerator = Accelerator(cpu=cpu, mixed_precision=accelerate_precision(device, config), kwargs_handlers=[unused])
-    accelerator.gradient_accumulation_steps = 1  # the division is ours, whatever the environment says
+    accelerator.gradient_accumulation_steps = 1  # the loop divides the loss itself, so the environment's value must not
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32
     return accelerator
@@ -165,8 +167,8 @@ def _accelerator(config: TrainConfig) -> Accelerator:
 
 def window_totals(run: Run) -> list[Window]:
     """Return sums and counts of the losses since the last report, by process."""
-    own = {name: (float(total), count) for name, (total, count) in run.window.items()}
-    return cast(list[Window], gather_object([own]))
+    local = {name: (float(total), count) for name, (total, count) in run.window.items()}
+    return cast(list[Window], gather_object([local]))
 
 
 def window_means(windows: Sequence[Window]) -> dict[str, float]:
@@ -177,13 +179,13 @@ def window_means(windows: Sequence[Window]) -> dict[str, float]:
 
 
 def result_of(run: Run, stopped: Literal["done", "minutes", "signal", "hook", "diverged"]) -> Result:
-    """Return how far a run came, and why it stopped."""
+    """Return the result of a run that has stopped for a reason."""
     losses = run.state.losses or window_means(window_totals(run))
     return Result(run.state.step, run.state.samples, run.state.seconds, losses, stopped)
 
 
 def in_time(run: Run, seconds: float = 0.0) -> bool:
-    """Tell whether there is time for something that takes `seconds`, one more step after it, and a checkpoint."""
+    """Return whether there is time for an action of `seconds`, one more step, and a checkpoint."""
     if run.config.minutes is None:
         return True
     clock = run.clock

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: when one is due, what it holds, and how a run goes on from it."""
+"""Checkpoints of a run: when one is due, its contents, and how a run resumes from it."""
 
 import time
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from blip_diffusion.training.run import DivergedError, Run, result_of, window_to
 
 def resume_run(run: Run, resume: bool | str | Path) -> None:
     """Restore a checkpoint; refuse to start over an existing run."""
-    there = checkpointing.complete(run.checkpoints)
-    if there and not resume:
-        last = there[-1].name
+    existing = checkpointing.complete(run.checkpoints)
+    if existing and not resume:
+        last = existing[-1].name
         raise CheckpointError(f"{run.folder} already holds a run, up to {last}; resume it or name another folder.")
-    named = None if isinstance(resume, bool) or resume == "latest" else Path(resume)
-    if path := named or checkpointing.latest(run.checkpoints):
+    given = None if isinstance(resume, bool) or resume == "latest" else Path(resume)
+    if path := given or checkpointing.latest(run.checkpoints):
         _restore(run, checkpointing.load(path))
     run.accelerator.wait_for_everyone()
     if run.accelerator.is_main_process:
@@ -35,32 +35,32 @@ def resume_run(run: Run, resume: bool | str | Path) -> None:
 
 def _restore(run: Run, checkpoint: Checkpoint) -> None:
     checkpointing.copy_into(_weights(run), checkpoint.model, checkpoint.path / checkpointing.MODEL)
-    if run.ema.decay:  # without one, the average that was saved would take the place of the weights themselves
+    if run.ema.decay:  # with a decay of 0, the saved average would overwrite the weights
         checkpointing.copy_into(run.ema.state_dict(), checkpoint.ema, checkpoint.path / checkpointing.EMA)
     load_optimizer_state(run.optimizer, run.trainable, checkpoint.optimizer["moments"])
     if run.accelerator.scaler is not None and checkpoint.optimizer["scaler"]:
         run.accelerator.scaler.load_state_dict(checkpoint.optimizer["scaler"])
     run.state, run.saved = checkpoint.state, checkpoint.state.step
-    run.window = _own_window(run, checkpoint.state.windows)
+    run.window = _local_window(run, checkpoint.state.windows)
     run.clock.reported = (run.state.samples, run.state.seconds)
 
 
-def _own_window(run: Run, windows: Sequence[Window]) -> dict[str, tuple[Tensor, int]]:
-    """Return this process's part of what was not reported; the first takes the rest of more processes."""
+def _local_window(run: Run, windows: Sequence[Window]) -> dict[str, tuple[Tensor, int]]:
+    """Return this process's part of the losses not yet reported; windows of additional processes are distributed."""
     rank, processes = run.accelerator.process_index, run.accelerator.num_processes
-    own: dict[str, tuple[Tensor, int]] = {}
+    local: dict[str, tuple[Tensor, int]] = {}
     for number, window in enumerate(windows):
         if number % processes == rank:
             for name, (total, count) in window.items():
-                before, times = own.get(name, (torch.zeros((), device=run.accelerator.device), 0))
-                own[name] = (before + total, times + count)
-    return own
+                sum_before, count_before = local.get(name, (torch.zeros((), device=run.accelerator.device), 0))
+                local[name] = (sum_before + total, count_before + count)
+    return local
 
 
 def _weights(run: Run) -> dict[str, Tensor]:
-    """Return what a checkpoint must hold: trainable parameters and persistent buffers."""
-    kept = run.objective.state_dict().keys()
-    buffers = {name: buffer for name, buffer in run.objective.named_buffers() if name in kept}
+    """Return the tensors of a checkpoint: trainable parameters and persistent buffers."""
+    persistent = run.objective.state_dict().keys()
+    buffers = {name: buffer for name, buffer in run.objective.named_buffers() if name in persistent}
     return {**run.trainable, **buffers}
 
 
@@ -76,7 +76,7 @@ def _save(run: Run) -> None:
     began = time.monotonic()
     run.state.windows = window_totals(run)
     if not torch.stack(torch._foreach_norm(list(run.trainable.values()))).isfinite().all():
-        sentence = f"Step {run.state.step} led to weights that are not finite, which were not saved."
+        sentence = f"The weights are not finite after step {run.state.step}, and were not saved."
         raise DivergedError(sentence, result_of(run, "diverged"))
     if run.accelerator.is_main_process:
         scaler = run.accelerator.scaler.state_dict() if run.accelerator.scaler is not None else {}

@@ -1,4 +1,4 @@
-"""Images and held-out numbers while a run goes on: what it can draw, and what each part of the question is worth."""
+"""Samples and held-out losses during a run, also under shuffled conditions, which measure the use of each condition."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -18,7 +18,7 @@ STEPS, GUIDANCE, RESCALE = 20, 3.0, 0.6
 
 
 class SampleCallback:
-    """A hook: draws `page.png` of a fixed held-out batch, and logs the losses there under wrong questions too."""
+    """A hook that saves samples of a fixed held-out batch, and logs held-out losses, also under shuffled conditions."""
 
     def __init__(self, batch: SubjectBatch, probes: Sequence[SubjectBatch]) -> None:
         self.batch = batch
@@ -29,19 +29,19 @@ class SampleCallback:
         columns = objective.sample_images(self.batch)
         if columns:
             context.metric_logger.image("page", images.column_page(columns), context.step)
-        context.metric_logger.log(context.step, self._measured(objective))
+        context.metric_logger.log(context.step, self._held_out_losses(objective))
 
-    def _measured(self, objective: Objective) -> dict[str, float]:
-        """Means over the probes. The noise is the same for every question, so that their gap is not chance."""
+    def _held_out_losses(self, objective: Objective) -> dict[str, float]:
+        """Return means over the probes, with the same noise for all conditions."""
         sums: dict[str, float] = {}
         for number, batch in enumerate(self.probes):
-            right = _losses(objective, batch, number)
-            found = {f"heldout/{key}": value for key, value in right.items()}
-            if any("denoising" in key for key in right):  # no other loss is worth asking twice more
-                for name, asked in shuffled_conditions(batch).items():
-                    wrong = _losses(objective, asked, number).items()
-                    found |= {f"heldout/{key} {name}": value for key, value in wrong if "denoising" in key}
-            for label, value in found.items():
+            losses = _losses(objective, batch, number)
+            values = {f"heldout/{key}": value for key, value in losses.items()}
+            if any("denoising" in key for key in losses):  # the only loss that depends on these conditions
+                for name, shuffled in shuffled_conditions(batch).items():
+                    wrong = _losses(objective, shuffled, number).items()
+                    values |= {f"heldout/{key} {name}": value for key, value in wrong if "denoising" in key}
+            for label, value in values.items():
                 sums[label] = sums.get(label, 0.0) + value / len(self.probes)
         return sums
 
@@ -52,9 +52,9 @@ def _losses(objective: Objective, batch: SubjectBatch, number: int) -> dict[str,
 
 
 def shuffled_conditions(batch: SubjectBatch) -> dict[str, SubjectBatch]:
-    """Return the batch with the references of other subjects, and with the scenes of other prompts."""
-    turned = [*batch["prompt"][1:], batch["prompt"][0]]
-    scenes = [subject_prompt(prompt, category) for category, prompt in zip(batch["category"], turned, strict=True)]
+    """Return the batch with references of other subjects, and the batch with scenes of other prompts."""
+    rolled = [*batch["prompt"][1:], batch["prompt"][0]]
+    scenes = [subject_prompt(prompt, category) for category, prompt in zip(batch["category"], rolled, strict=True)]
     return {
         "wrong reference": cast(SubjectBatch, {**batch, "reference": batch["reference"].roll(1, dims=0)}),
         "wrong scene": cast(SubjectBatch, {**batch, "caption": scenes}),
@@ -62,5 +62,5 @@ def shuffled_conditions(batch: SubjectBatch) -> dict[str, SubjectBatch]:
 
 
 def sample_with_same_noise(model: BlipDiffusion, states: Tensor, seed: int = 0) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1] of text states (B, L, D), all from the same noise, whatever the model is told."""
+    """Sample images (B, 3, H, W) in [0, 1] of text states (B, L, D), all from the same noise, by fixed settings."""
     return sample_images(model, states, [seed] * len(states), steps=STEPS, guidance=GUIDANCE, rescale=RESCALE)

@@ -9,7 +9,7 @@ from blip_diffusion.modules.placed_unet import CODE_WIDTH, PLACED
 from blip_diffusion.modules.qformer import QFormerConfig
 
 LITE_PIXELS = (127 / 255,) * 3, (128 / 255,) * 3
-"""Mean and spread that EfficientNet-Lite expects of pixels in [0, 1]."""
+"""Mean and standard deviation with which EfficientNet-Lite normalises pixels in [0, 1]."""
 
 
 MINI = ModelConfig(
@@ -42,14 +42,14 @@ MINI = ModelConfig(
         "cross_attention_dim": 256 + CODE_WIDTH,
         "encoder_hid_dim_type": PLACED,
         "encoder_hid_dim": 256 + CODE_WIDTH,
-        "attention_head_dim": (3, 5, 7),  # heads, in spite of the name
+        "attention_head_dim": (3, 5, 7),  # number of heads: diffusers' name is misleading
     },
     vae={
         "sample_size": 128,
-        "latent_channels": 16,  # the best linear code of its 8 x 8 pixel cells has 26.6 dB, with eight 23.5
+        "latent_channels": 16,  # the best linear code of 8 x 8 pixels has 26.6 dB with 16 channels, 23.5 dB with 8
         "block_out_channels": (32, 64, 96, 128),
         "layers_per_block": 1,
-        "norm_num_groups": 2,  # groups of two channels would forget how strong a flat colour is
+        "norm_num_groups": 2,  # groups of two channels would normalise away the strength of a flat colour
         "down_block_types": ("DownEncoderBlock2D",) * 4,
         "up_block_types": ("UpDecoderBlock2D",) * 4,
         "mid_block_add_attention": False,
@@ -86,7 +86,7 @@ TINY = ModelConfig(
         "mid_block_add_attention": False,
     },
 )
-"""For tests: every part real, a second to build, 32 x 32 pixels."""
+"""Shapes for tests: all parts, a second to build, 32 x 32 pixels."""
 
 
 TINY_PLACED = replace(

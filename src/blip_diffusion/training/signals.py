@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a wish to stop, which the loop grants between two steps."""
+"""SIGTERM and SIGINT as requests to stop, which the loop handles between two steps."""
 
 import signal
 import threading
@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-PATIENCE = 2.0  # seconds within which a repeated SIGINT is the same one
+PATIENCE = 2.0  # seconds within which a repeated SIGINT counts as the same
 
 
 @contextmanager
 def signals() -> Iterator[threading.Event]:
     """Yield an event that SIGTERM or SIGINT sets.
 
-    A second SIGINT interrupts at once, unless it follows the first immediately: torchrun forwards to its processes what
-    the terminal has sent to them already.
+    A second SIGINT interrupts at once, unless it follows the first immediately: torchrun forwards signals
+    that the terminal has already sent to its processes.
     """
     arrived = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -23,13 +23,13 @@ def signals() -> Iterator[threading.Event]:
         return
     first: list[float] = []
 
-    def note(number: int, _frame: FrameType | None) -> None:
+    def handle(number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT and first and time.monotonic() - first[0] > PATIENCE:
             raise KeyboardInterrupt
         first.append(time.monotonic())
         arrived.set()
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield arrived
     finally:

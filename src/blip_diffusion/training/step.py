@@ -1,4 +1,4 @@
-"""One optimizer step: gradients of the micro-batches, what all processes decide together, the update, the average."""
+"""One optimizer step: gradients of the micro-batches, flags shared by all processes, the update, the average."""
 
 import hashlib
 import math
@@ -24,11 +24,11 @@ def train_step(run: Run, *, stop: Callable[[], bool]) -> None:
     """Take one optimizer step: the shared context, gradients of all micro-batches, clipping, the update, the average.
 
     Args:
-        run: Its state is moved on by one step.
-        stop: Whether a signal has arrived.
+        run: The run; its state advances by one step.
+        stop: Returns whether a signal has arrived.
 
     Raises:
-        DivergedError: If a loss or the gradient is not finite; the weights are as before.
+        DivergedError: If a loss or the gradient is not finite; the weights are unchanged.
     """
     began = time.monotonic()
     batches, contexts = _micro_batches(run)
@@ -59,7 +59,7 @@ def _micro_batches(run: Run) -> tuple[list[Any], list[StepContext]]:
 
 
 def _gather_step_context(run: Run, batches: Sequence[Any], contexts: Sequence[StepContext]) -> Any:
-    """Compute what the micro-batches share; the global generator is the same on every process."""
+    """Compute the shared context of the micro-batches; the global generator has the same seed on every process."""
 
     def gather(tensor: Tensor) -> Tensor:
         return gather_in_order(run.accelerator, tensor, run.config.gradient_accumulation_steps)
@@ -77,7 +77,7 @@ def gather_in_order(accelerator: Accelerator, tensor: Tensor, gradient_accumulat
     """
     if len(tensor) % gradient_accumulation_steps:
         raise ValueError(
-            f"{len(tensor)} rows can't be the same number from each of {gradient_accumulation_steps} micro-batches"
+            f"{len(tensor)} rows can't be divided equally among {gradient_accumulation_steps} micro-batches"
         )
     if accelerator.num_processes == 1:
         return tensor.detach()
@@ -102,18 +102,18 @@ def _backward(run: Run, batch: Any, context: StepContext) -> Losses:
 
 
 def _sync_stop_flags(run: Run, losses: Sequence[Losses], norm: Tensor, *, stop: bool) -> None:
-    """Share what any process sees with all of them: losses that are not finite, the end of the time, signals.
+    """Share flags of any process with all of them: losses that are not finite, the end of the time, signals.
 
-    This reads the device once a step, when the step's work is already queued and the next batch is being prepared.
+    This synchronises with the device once per step, when the step is queued and the next batch is being prepared.
     """
     finite = torch.stack([loss["loss"].float() for loss in losses]).isfinite().all()
     scaler = run.accelerator.scaler
-    if scaler is None or scaler.get_scale() <= 1:  # above, a gradient too large is part of finding fp16's scale
+    if scaler is None or scaler.get_scale() <= 1:  # above, GradScaler handles gradients that overflow
         finite = finite & norm.isfinite()
-    wishes = torch.tensor([stop, not in_time(run), _save_time(run)], device=norm.device)
-    flags = torch.cat([~finite[None], wishes]).float()
-    bad, stop, late, save = (run.accelerator.reduce(flags, "sum") > 0).tolist()
-    if bad:
+    requests = torch.tensor([stop, not in_time(run), _save_time(run)], device=norm.device)
+    flags = torch.cat([~finite[None], requests]).float()
+    diverged, stop, late, save = (run.accelerator.reduce(flags, "sum") > 0).tolist()
+    if diverged:
         raise _diverged(run, losses, norm)
     last = run.state.step + 1 == run.config.steps
     run.stopped = "signal" if stop else "minutes" if late and not last else ""
@@ -125,7 +125,7 @@ def _diverged(run: Run, losses: Sequence[Losses], norm: Tensor) -> DivergedError
     last = f"the last checkpoint is {checkpointing.name(run.saved)}" if run.saved >= 0 else "there is no checkpoint yet"
     return DivergedError(
         f"Step {run.state.step} was not taken because its loss or gradient is not finite: {', '.join(values)}, "
-        f"gradient norm {norm.item():.4g}; {last}; lower the learning rate, or look at the batch.",
+        f"gradient norm {norm.item():.4g}; {last}; lower the learning rate, or check the batch.",
         result_of(run, "diverged"),
     )
 
@@ -143,10 +143,10 @@ def _count(run: Run, losses: Sequence[Losses], samples: int, seconds: float) -> 
     run.state.step += 1
     run.state.samples += samples * run.accelerator.num_processes
     run.state.seconds += seconds
-    run.clock.step = max(seconds, run.clock.step / 2)  # the first steps are slow, and soon forgotten
+    run.clock.step = max(seconds, run.clock.step / 2)  # the first steps are slow, so their time decays
 
 
 def _seed(run: Run, purpose: str, index: int) -> int:
-    """Return the seed of one use of randomness, or dropout would follow the noise."""
+    """Return a seed for one purpose, so that dropout and noise are independent."""
     digest = hashlib.blake2b(f"{run.config.seed} {purpose} {index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1

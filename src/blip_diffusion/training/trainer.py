@@ -1,8 +1,7 @@
 """The training loop: accumulate, clip, step, average, report, save, resume and stop, for any objective.
 
-Everything a step does is a pure function of the configuration, the weights and the step's number: a micro-batch has an
-index, and the index alone says what is in it and what chance does with it. So a checkpoint holds no data state, and a
-resumed run equals an uninterrupted one.
+A step is a pure function of the configuration, the weights and the step's number: the index of a micro-batch determines
+its data and its random numbers. So a checkpoint holds no data state, and a resumed run equals an uninterrupted one.
 """
 
 import math
@@ -40,20 +39,21 @@ EXPORT = "export"
 
 @dataclass(frozen=True)
 class HookContext:
-    """What a hook gets: the objective in eval mode with the averaged weights in, without gradient."""
+    """Argument of a hook: the objective in eval mode with averaged weights, without gradient."""
 
     step: int
     objective: Any
     metric_logger: MetricLogger
     ema: Ema
-    """`with context.ema.swapped()` gives the raw weights back for a while."""
+    """`with context.ema.swapped()` restores the raw weights within the block."""
     seconds: float = 0.0
-    """Spent in training steps so far."""
+    """Time spent in training steps so far."""
 
 
 Hook = Callable[[HookContext], bool | None]
-"""Called on the main process only, every `sample_every` steps where `minutes` leave time; its own is not counted.
-`True` ends the run."""
+"""Called on the main process every `sample_every` steps if `minutes` leave time; its time is not counted as training.
+
+If it returns `True`, the run ends."""
 
 
 def fit(
@@ -87,7 +87,7 @@ def fit(
         The step that was reached, the samples seen, the seconds spent and why the run stopped.
 
     Raises:
-        ConfigError: If this machine lacks what the configuration asks for.
+        ConfigError: If this machine doesn't support a setting.
         CheckpointError: If `folder` holds a run and `resume` is false, or if a checkpoint cannot be loaded.
         DivergedError: If a loss, a gradient or a weight is not finite.
 
@@ -102,7 +102,7 @@ def fit(
     ):
         resume_run(run, resume)
         if run.saved > 0:
-            _run_hooks(run, hooks)  # a signal may have come before they looked at this step
+            _run_hooks(run, hooks)  # a signal may have ended the run before this step's hooks
         while run.state.step < config.steps and not run.stopped:
             train_step(run, stop=arrived.is_set)
             _report(run)
@@ -112,7 +112,7 @@ def fit(
 
 
 def _report(run: Run) -> None:
-    """Log the means since the last report over all processes, and at the end of what is left."""
+    """Log the means over all processes since the last report, every `log_every` steps and at the end."""
     step, config = run.state.step, run.config
     if step % config.log_every and step != config.steps:
         return
@@ -142,16 +142,16 @@ def _run_hooks(run: Run, hooks: Sequence[Hook]) -> None:
     """Call the hooks with the averaged weights, if there is time for it; they may end the run."""
     if run.stopped or not hooks or not run.config.sample_every or run.state.step % run.config.sample_every:
         return
-    enough = False
+    stop = False
     if run.metric_logger and in_time(run, run.clock.hooks):
         began = time.monotonic()
         context = HookContext(run.state.step, run.objective, run.metric_logger, run.ema, run.state.seconds)
         with _evaluation_mode(run):
             for hook in hooks:
-                enough = bool(hook(context)) or enough
+                stop = bool(hook(context)) or stop
         run.clock.hooks = time.monotonic() - began
-    wish = torch.tensor(float(enough), device=run.accelerator.device)
-    if run.accelerator.reduce(wish, "sum") > 0:  # all wait for the one that looks
+    flag = torch.tensor(float(stop), device=run.accelerator.device)
+    if run.accelerator.reduce(flag, "sum") > 0:  # other processes wait here for the main one
         run.stopped = "hook"
 
 

@@ -103,7 +103,7 @@ def without_prompts(text: str) -> str:
         (PROMPTS, None, "is missing"),
         (PROMPTS, b"subject_name,class\n\nObject Prompts", "names no subject"),
         (PROMPTS, without_prompts(PUBLISHED).encode(), "no prompt for backpack"),
-        (PROMPTS, PUBLISHED.replace("dog2,dog", "../dog2,dog").encode(), "calls a subject"),
+        (PROMPTS, PUBLISHED.replace("dog2,dog", "../dog2,dog").encode(), "has a subject"),
         (PROMPTS, b"\xff\xfe\x00", "can't be read"),
         ("dog2/01.jpg", b"\xff\xd8\xff", "01.jpg is not an image"),
         ("../bench.json", b"{}", "does not belong"),
@@ -142,10 +142,10 @@ def test_a_subject_without_images_is_named(tmp_path: Path) -> None:
 
 def test_one_of_a_kind_is_nothing_to_compare(tmp_path: Path) -> None:
     one_subject = PUBLISHED.replace("dog2,dog\n", "")
-    with pytest.raises(BlipDiffusionError, match=r"at least two subjects .* not 1 and 4"):
+    with pytest.raises(BlipDiffusionError, match=r"two subjects and two prompts .* has 1 and 4"):
         read_bench(published(tmp_path / "subject", one_subject))
     one_prompt = PUBLISHED[: PUBLISHED.rindex("'a red")]
-    with pytest.raises(BlipDiffusionError, match="two prompts in each list, not 2 and 1"):
+    with pytest.raises(BlipDiffusionError, match=r"two prompts in each list .* has 2 and 1"):
         read_bench(published(tmp_path / "prompt", one_prompt))
 
 
@@ -159,8 +159,8 @@ def test_dreambench_is_whole(tmp_path: Path) -> None:
 def test_a_part_comes_from_all_over(tmp_path: Path) -> None:
     bench = build_bench(WORLD, tmp_path / "bench")
     part = bench.part(2, 5)
-    assert len(part.subjects) == 2 and len(part.asked) == 5
-    kinds = {bench.prompt(part.subjects[0], number).kind for number in part.asked}
+    assert len(part.subjects) == 2 and len(part.prompt_ids) == 5
+    kinds = {bench.prompt(part.subjects[0], number).kind for number in part.prompt_ids}
     assert kinds == {"scene", "property"}  # this world has two accessories for 25 prompts
     assert bench.part(None, None) == bench
     with pytest.raises(BlipDiffusionError, match="--prompts is 99"):
@@ -185,10 +185,10 @@ def test_no_two_subjects_share_a_name() -> None:
 def test_minibench_asks_for_what_is_held_out(tmp_path: Path) -> None:
     bench = build_bench(WORLD, tmp_path / "bench", subjects=3)
     assert [subject.identity for subject in bench.subjects] == ["held0", "held1", "held2"]
-    for number in bench.asked:
+    for number in bench.prompt_ids:
         prompt = bench.prompt(bench.subjects[0], number)
         assert prompt.request is not None and prompt.request.scene in prompt.after
-    kinds = [bench.prompt(bench.subjects[0], number).kind for number in bench.asked]
+    kinds = [bench.prompt(bench.subjects[0], number).kind for number in bench.prompt_ids]
     assert kinds.count("property") == 6 and kinds.count("scene") > kinds.count("accessory") > 0
 
 
@@ -197,7 +197,7 @@ def test_the_prompts_are_those_of_the_recipe(tmp_path: Path) -> None:
     recipe = json.loads((tmp_path / "bench" / "bench.json").read_text())
     recipe["objects"].pop()
     (tmp_path / "bench" / "bench.json").write_text(json.dumps(recipe))
-    with pytest.raises(BlipDiffusionError, match="another number of prompts"):
+    with pytest.raises(BlipDiffusionError, match="its number of prompts differs"):
         read_bench(tmp_path / "bench")
 
 
@@ -207,16 +207,16 @@ def test_the_prompts_are_those_of_the_recipe(tmp_path: Path) -> None:
         ({"objects": [{"count": "2"}]}, "objects.count must be a whole number, not '2'"),
         ({"creatures": [{"hue": "red"}]}, "creatures.hue is not a configuration key"),
         ({"identities": {"held0": "held0"}}, "no identity of held1"),
-        ({"creatures": [{"scene": "on grass"}] * 2}, "another number of prompts"),
-        ({"objects": [{"accessory": "sword"}]}, "objects asks for accessory 'sword'"),
-        ({"creatures": [{"count": 7}]}, "creatures asks for count 7"),
+        ({"creatures": [{"scene": "on grass"}] * 2}, "its number of prompts differs"),
+        ({"objects": [{"accessory": "sword"}]}, "objects has the accessory 'sword'"),
+        ({"creatures": [{"count": 7}]}, "creatures has the count 7"),
     ],
 )
 def test_a_recipe_that_would_fail_later_is_refused(tmp_path: Path, changed: dict[str, object], said: str) -> None:
     build_bench(WORLD, tmp_path / "bench", subjects=2)
     path = tmp_path / "bench" / "bench.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
-    with pytest.raises(BlipDiffusionError, match=f"does not belong to this bench .*{said}"):
+    with pytest.raises(BlipDiffusionError, match=f"does not belong to this benchmark .*{said}"):
         read_bench(tmp_path / "bench")
 
 
@@ -226,12 +226,12 @@ def test_lists_of_two_lengths_are_counted_each(tmp_path: Path) -> None:
     lines = words.read_text().splitlines()
     del lines[lines.index("Live Subject Prompts") + 3]
     words.write_text("\n".join(lines))
-    with pytest.raises(BlipDiffusionError, match="another number of prompts"):
+    with pytest.raises(BlipDiffusionError, match="its number of prompts differs"):
         read_bench(tmp_path / "bench")
     raw = json.loads(recipe.read_text())
     recipe.write_text(json.dumps({**raw, "creatures": raw["creatures"][1:]}))
     bench = read_bench(tmp_path / "bench")
-    assert len(bench.asked) == len(bench.creatures) == len(bench.objects) - 1
+    assert len(bench.prompt_ids) == len(bench.creatures) == len(bench.objects) - 1
 
 
 def test_what_a_world_lacks_is_named(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_what_a_world_lacks_is_named(tmp_path: Path) -> None:
 def test_a_folder_of_something_else_is_kept(tmp_path: Path) -> None:
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "thesis.txt").write_text("years of work")
-    with pytest.raises(BlipDiffusionError, match="no benchmark of this project"):
+    with pytest.raises(BlipDiffusionError, match="isn't a benchmark of this project"):
         build_bench(WORLD, tmp_path / "bench")
     assert (tmp_path / "bench" / "thesis.txt").exists()
 

@@ -90,7 +90,7 @@ def test_packages_that_are_missing_are_said_before_anything_is_fetched(
 ) -> None:
     monkeypatch.setattr("blip_diffusion.data.build.sources.find_spec", lambda name: None)
     monkeypatch.setattr(module, "fetch", lambda *_, **__: pytest.fail("fetched"))
-    with pytest.raises(DataError, match=r"is read by resvg-py, which isn't here: pip install 'blip-diffusion\[data\]'"):
+    with pytest.raises(DataError, match=r"needs resvg-py, which isn't installed: pip install 'blip-diffusion\[data\]'"):
         build(out, sources=["fluent-emoji-flat", "noto"])
     with pytest.raises(DataError, match="is read by trimesh and scipy"):
         build(out, sources=["sweethome3d-furniture"])
@@ -129,7 +129,7 @@ def test_a_subject_is_never_split() -> None:
 
 
 def test_the_last_two_of_a_category_train(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HELD", 1.0)
+    monkeypatch.setattr(module, "HELD_OUT", 1.0)
     marked = split([(row(f"s{i}", "dog" if i < 5 else "cat"), image("red")) for i in range(7)])
     trained = [cutout.category for cutout, _ in marked if cutout.split == "train"]
     assert sorted(trained) == ["cat", "cat", "dog", "dog"]

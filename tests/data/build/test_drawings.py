@@ -39,7 +39,7 @@ def test_drawings_are_found_by_name_beside_the_dataset(package: Path, tmp_path: 
     bench, world = load_benchmark("drawings", tmp_path / "world.zip")
     assert bench.digest == made.digest and (tmp_path / "drawings" / ASSETS).is_file()
     assert [subject.name for subject in bench.subjects] == [drawing.name for drawing in DRAWINGS]
-    assert len(bench.asked) == len(BACKGROUNDS) and world is not None and len(world.cutouts) == len(DRAWINGS)
+    assert len(bench.prompt_ids) == len(BACKGROUNDS) and world is not None and len(world.cutouts) == len(DRAWINGS)
     assert not list(tmp_path.glob(".*"))  # nothing temporary is left
 
 

@@ -179,5 +179,5 @@ def test_who_stops_waits_for_no_others(box: Model, tmp_path: Path) -> None:
 def test_where_the_machine_fails_no_model_is_blamed(box: Model, error: Exception) -> None:
     future: Future[list[tuple[int, Path]]] = Future()
     future.set_exception(error)
-    with pytest.raises(DataError, match=r"toys/box/box can't be rendered .* what was rendered is kept"):
+    with pytest.raises(DataError, match=r"toys/box/box can't be rendered .* finished models are kept"):
         module._rendered(box, future, print)

@@ -57,7 +57,7 @@ def test_an_archive_that_is_there_is_not_fetched_again(package: Source, tmp_path
 
 
 def test_another_checksum_is_refused(package: Source, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="The package of toys is not the one"):
+    with pytest.raises(DataError, match="The package of toys is not the pinned one"):
         fetch([replace(package, sha256="0" * 64)], tmp_path / "cache", progress=lambda _: None)
     assert not list((tmp_path / "cache/archives").iterdir())
     assert not (tmp_path / "cache/unpacked/toys").exists()

@@ -89,12 +89,12 @@ def webp(width: int, height: int) -> bytes:
     ],
 )
 def test_a_corrupt_world_is_said(path: Path, name: str, data: bytes | None) -> None:
-    with pytest.raises(DataError, match="is not a packed world"):
+    with pytest.raises(DataError, match="is not a packed dataset"):
         AssetLibrary.load(rewritten(path, name, data))
 
 
 def test_an_image_of_any_size_is_not_unpacked(path: Path, huge_png: Callable[[int], Path]) -> None:
-    with pytest.raises(DataError, match=r"is not a packed world .*decompression bomb"):
+    with pytest.raises(DataError, match=r"is not a packed dataset .*decompression bomb"):
         AssetLibrary.load(rewritten(path, "scenes/000.webp", huge_png(20_000).read_bytes()))
 
 
@@ -106,18 +106,18 @@ def test_a_stream_that_is_broken_or_encrypted_is_said(path: Path) -> None:
     broken, encrypted = bytearray(whole), bytearray(whole)
     broken[start + 30 + len("scenes.jsonl")] = 0xFF
     path.write_bytes(broken)
-    with pytest.raises(DataError, match=r"is not a packed world .*decompressing"):
+    with pytest.raises(DataError, match=r"is not a packed dataset .*decompressing"):
         AssetLibrary.load(path)
     encrypted[start + 6] |= 1  # in the file's own header, and in the last of the directory
     encrypted[whole.rindex(b"PK\x01\x02") + 8] |= 1
     path.write_bytes(encrypted)
-    with pytest.raises(DataError, match=r"is not a packed world .*encrypted"):
+    with pytest.raises(DataError, match=r"is not a packed dataset .*encrypted"):
         AssetLibrary.load(path)
 
 
 def test_what_is_no_zip_is_said(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(DataError, match="is not a packed world"):
+    with pytest.raises(DataError, match="is not a packed dataset"):
         AssetLibrary.load(path)
 
 

@@ -58,7 +58,7 @@ def test_zero_shot_is_the_pipeline_asked_by_hand(pipe: BlipDiffusionPipeline, tm
 
 
 def test_without_a_subject_the_reference_does_not_matter(pipe: BlipDiffusionPipeline, bench: Bench) -> None:
-    one, other = build_instances(bench, 1)[0], build_instances(bench, 1)[len(bench.asked)]
+    one, other = build_instances(bench, 1)[0], build_instances(bench, 1)[len(bench.prompt_ids)]
     swapped = Instance(BenchSubject(one.subject.name, "dog", False, other.subject.images), 0, one.prompt, 0)
     words, image = (method(pipe, num_inference_steps=2) for method in (no_subject, zero_shot))
     assert far(words([one]), words([swapped])) == 0

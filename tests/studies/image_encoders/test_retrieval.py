@@ -60,7 +60,7 @@ def test_table_leaves_out_what_was_not_asked() -> None:
 
 def test_a_missing_world_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--dataset", str(tmp_path / "none.zip")]) == 2
-    assert "There is no world" in capsys.readouterr().out
+    assert "There is no dataset" in capsys.readouterr().out
 
 
 def test_a_small_clip_learns_and_is_compared(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from blip_diffusion.training.objectives.representation import (
     Representation,
     RepresentationConfig,
     Shared,
-    _drawn,
-    _others,
+    _candidates,
+    _sample_negatives,
 )
 from blip_diffusion.training.shapes import SHAPES
 
@@ -122,14 +122,14 @@ def test_one_micro_batch_shares_nothing(method: Make, pairs: SubjectBatch) -> No
 
 def test_another_image_of_the_subject_is_no_negative() -> None:
     identity, identities = torch.tensor([5, 7]), torch.tensor([5, 5, 7, 8])
-    allowed = _others(torch.tensor([1, 2]), identity, identities)
+    allowed = _candidates(torch.tensor([1, 2]), identity, identities)
     assert allowed.tolist() == [[False, True, True, True], [True, True, True, True]]
 
 
 def test_hard_negatives_are_others_and_the_harder_the_likelier() -> None:
     scores = torch.tensor([[9.0, 2.0, 0.0, 9.0]]).expand(500, -1)
     negatives = torch.tensor([[False, True, True, False]]).expand(500, -1)
-    drawn = _drawn(scores, negatives, torch.Generator().manual_seed(0))
+    drawn = _sample_negatives(scores, negatives, torch.Generator().manual_seed(0))
     counts = drawn.bincount(minlength=4)
     assert counts[0] == counts[3] == 0
     assert counts[1] / 500 == pytest.approx(torch.tensor([2.0, 0.0]).softmax(0)[0].item(), abs=0.04)

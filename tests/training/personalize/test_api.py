@@ -100,7 +100,7 @@ def test_a_resumed_tuning_equals_an_uninterrupted_one(
         patch.setattr(PhotoBatches, "__call__", interrupted)
         first = learn(tmp_path / "parts", tiny_folder, dog, **how)  # type: ignore[arg-type]
     assert first.result.stopped == "signal" and first.step == at + 1 and not first.out.exists()
-    with pytest.raises(CheckpointError, match="interrupted: say --resume"):
+    with pytest.raises(CheckpointError, match="interrupted: add --resume"):
         learn(tmp_path / "parts", tiny_folder, dog, **how)  # type: ignore[arg-type]
     resumed = learn(tmp_path / "parts", tiny_folder, dog, resume=True, **how)  # type: ignore[arg-type]
     assert whole.scores[0].subject != whole.scores[-1].subject and whole.scores[0].text != whole.scores[-1].text
@@ -147,7 +147,7 @@ def test_a_tuning_that_diverges_keeps_its_best(
     fails_at(3, monkeypatch, lambda batch: {**batch, "latents": batch["latents"] * torch.nan})
     judged = iter([(0.1, 0.1), (0.9, 0.9)])
     config = TuneConfig(batch_size=1, rank=2, validation=QUICK, max_steps=6)
-    with pytest.warns(match="Step 3 was not taken .*lower the learning rate.* What was best before is kept"):
+    with pytest.warns(match="Step 3 was not taken .*lower the learning rate.* The best earlier result is kept"):
         tuned = tune([dog], category="dog", name="rex", out=tmp_path / "rex.safetensors", model=tiny_folder,
                      config=config, evaluator=lambda samples: next(judged))  # fmt: skip
     assert tuned.result.stopped == "diverged" and tuned.result.step == 3 and tuned.step == 2
@@ -183,7 +183,7 @@ def test_a_result_is_replaced_by_the_same_tuning_alone(tiny_folder: Path, dog: I
     one, other = load(before[0]), load_file(first.out)
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     shutil.rmtree(first.folder)
-    with pytest.raises(InputError, match="is there already: choose another --name"):
+    with pytest.raises(InputError, match="exists already: choose another --name"):
         learn(tmp_path, tiny_folder, dog, steps=1)
 
 
@@ -231,11 +231,11 @@ def test_folders_of_other_things_are_left_alone(tiny_folder: Path, dog: Image.Im
     letter.parent.mkdir()
     letter.write_text("dear")
     for resume in (False, True):
-        with pytest.raises(InputError, match="is no tuning's folder: choose another --out"):
+        with pytest.raises(InputError, match="isn't a tuning's folder: choose another --out"):
             learn(tmp_path, tiny_folder, dog, name="tom", resume=resume)
     assert letter.read_text() == "dear"
     save_file({"lora": torch.ones(1)}, tmp_path / "style.safetensors")
-    with pytest.raises(InputError, match="is there already and is no subject's file: choose another --out"):
+    with pytest.raises(InputError, match="exists already and isn't a subject file: choose another --out"):
         learn(tmp_path, tiny_folder, dog, name="style")
 
 
@@ -251,8 +251,8 @@ def test_folders_of_other_things_are_left_alone(tiny_folder: Path, dog: Image.Im
         ({"photos": []}, "no photos"),
         ({"photos": ["nowhere.png"]}, "There is no photo at nowhere"),
         ({"out": f"{__file__}/rex.safetensors"}, "Nothing can be written to"),
-        ({"out": "rex.png"}, "should end in .safetensors, as rex.safetensors"),
-        ({"out": "rex.safetensors", "config": TuneConfig(method="dreambooth")}, "DreamBooth writes a folder: say rex."),
+        ({"out": "rex.png"}, "must end in .safetensors, for example rex.safetensors"),
+        ({"out": "rex.safetensors", "config": TuneConfig(method="dreambooth")}, "DreamBooth writes a folder: use rex."),
         ({"model": "nowhere"}, "no model nowhere"),
         ({"masks": [Path("a"), Path("b")]}, "2 masks for 1 photos"),
     ],

@@ -7,14 +7,14 @@ import torch
 
 from blip_diffusion.errors import InputError
 from blip_diffusion.training.personalize.config import TuneConfig
-from blip_diffusion.training.personalize.memory import _kept, estimate, fit_to_memory
+from blip_diffusion.training.personalize.memory import _saved_bytes, estimate, fit_to_memory
 
 
 def test_what_autograd_keeps_is_counted() -> None:
     layer = torch.nn.Linear(8, 4, device="meta")
     rows = torch.zeros(16, 8, device="meta", requires_grad=True)
-    assert _kept(layer, lambda: layer(rows)) == 16 * 8 * 4  # its input; its weight is not counted
-    assert _kept(layer, lambda: layer(rows).relu()) == 16 * (8 + 4) * 4
+    assert _saved_bytes(layer, lambda: layer(rows)) == 16 * 8 * 4  # its input; its weight is not counted
+    assert _saved_bytes(layer, lambda: layer(rows).relu()) == 16 * (8 + 4) * 4
 
 
 @pytest.mark.slow
@@ -34,5 +34,5 @@ def test_what_each_way_needs() -> None:
     for gigabytes in (24, 16, 12, 8):
         assert estimate(fit_to_memory(TuneConfig(trainable="lora"), gigabytes)).total <= gigabytes
     assert estimate(fit_to_memory(TuneConfig(trainable="unet"), 24)).total <= 24
-    with pytest.raises(InputError, match="more than 8 GB of GPU memory: say --trainable lora"):
+    with pytest.raises(InputError, match="more than 8 GB of GPU memory: use --trainable lora"):
         fit_to_memory(TuneConfig(trainable="unet"), 8)

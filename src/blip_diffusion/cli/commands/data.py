@@ -72,7 +72,7 @@ def _build_drawings(out: Path) -> None:
 
 
 def _print_benchmark(bench: "Bench", folder: Path) -> None:
-    print(f"{folder}: {len(bench.subjects)} subjects, {len(bench.asked)} prompts, {bench.digest}")
+    print(f"{folder}: {len(bench.subjects)} subjects, {len(bench.prompt_ids)} prompts, {bench.digest}")
 
 
 def _check_build(arguments: argparse.Namespace, world: Path) -> None:

@@ -1,11 +1,11 @@
-"""A bench in the layout of DreamBench (Ruiz et al. 2023, google/dreambooth): who is asked for, and in which prompts.
+"""A benchmark in the layout of DreamBench (Ruiz et al. 2023, google/dreambooth): subjects and prompts.
 
     dataset/<subject>/00.jpg ...        images of a subject; the first is its reference
     dataset/prompts_and_classes.txt     a table of classes, then prompts for objects and prompts for live subjects
-    bench.json                          MiniBench alone: its world, and what each prompt asks of a sampler
-    assets.zip                          the benchmark's own world, if it is not made of a training world
+    bench.json                          only in MiniBench: its dataset, and each prompt as a `PromptSpec`
+    assets.zip                          the benchmark's assets, if they are not those of the training data
 
-The text file holds snippets of Python. They are read as text, never run.
+The text file has snippets of Python, which are read as text and never run.
 """
 
 import hashlib
@@ -28,21 +28,21 @@ PROMPTS, RECIPE, ASSETS = "prompts_and_classes.txt", "bench.json", "assets.zip"
 PUBLISHED = (30, 158)
 """Subjects and images of DreamBench."""
 LIVE = frozenset({"cat", "dog"})
-"""DreamBench's classes of live subjects; its files do not tell."""
+"""DreamBench's classes of live subjects, which its files don't mark."""
 _NAME = re.compile(r"\w[\w.-]*")
-_SAID = r"([^{}\n]{0,300}?)"  # bounded, so that a file of a stranger's is read in linear time
-_TEMPLATE = re.compile(rf"(['\"])an? {_SAID}\{{0\}} \{{1\}}{_SAID}\1\.format\(unique_token, class_token\)")
+_WORDS = r"([^{}\n]{0,300}?)"  # bounded, so that untrusted files are read in linear time
+_TEMPLATE = re.compile(rf"(['\"])an? {_WORDS}\{{0\}} \{{1\}}{_WORDS}\1\.format\(unique_token, class_token\)")
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 _LARGEST = 1_000_000  # bytes of a text file
 
 
 @dataclass(frozen=True)
 class BenchPrompt:
-    """What is said around the subject: "a {before} {category} {after}"."""
+    """The words around the subject: "a {before} {category} {after}"."""
 
     before: str
     after: str
-    request: PromptSpec | None = None  # the same for a sampler; MiniBench alone knows it
+    request: PromptSpec | None = None  # the same for a sampler; only in MiniBench
 
     def sentence(self, category: str) -> str:
         """Return the full prompt, without subject tokens."""
@@ -67,31 +67,31 @@ class BenchSubject:
     category: str
     live: bool
     images: tuple[Path, ...]
-    identity: str = ""  # in MiniBench's world
+    identity: str = ""  # in MiniBench's dataset
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What is asked: every subject in every prompt of its list that `asked` names."""
+    """A benchmark: every subject in every prompt of its list that `prompt_ids` selects."""
 
     name: str
     digest: str  # of all its files
     subjects: tuple[BenchSubject, ...]
     objects: tuple[BenchPrompt, ...]
     creatures: tuple[BenchPrompt, ...]
-    asked: tuple[int, ...]  # numbers of prompts in either list
-    world: str = ""  # the fingerprint of MiniBench's world
+    prompt_ids: tuple[int, ...]  # numbers of prompts in either list
+    world: str = ""  # the fingerprint of MiniBench's dataset
 
     def prompt(self, subject: BenchSubject, number: int) -> BenchPrompt:
         """Return a prompt by its number."""
         return (self.creatures if subject.live else self.objects)[number]
 
     def part(self, subjects: int | None, prompts: int | None) -> "Bench":
-        """Return a subset with subjects and prompts from all over the benchmark. `None` keeps all."""
+        """Return a subset with evenly spread subjects and prompts. `None` keeps all."""
         return replace(
             self,
             subjects=tuple(_spread(self.subjects, subjects, "--subjects")),
-            asked=tuple(_spread(self.asked, prompts, "--prompts")),
+            prompt_ids=tuple(_spread(self.prompt_ids, prompts, "--prompts")),
         )
 
 
@@ -100,7 +100,7 @@ def _spread(items: Sequence[T], count: int | None, flag: str) -> list[T]:
     if count is None:
         return list(items)
     if not 2 <= count <= len(items):
-        raise InputError(f"{flag} is {count}: use a number from 2 to {len(items)}, which this bench has.")
+        raise InputError(f"{flag} is {count}: use a number from 2 to {len(items)}, the number in this benchmark.")
     return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
 
 
@@ -122,18 +122,18 @@ def read_bench(folder: Path, *, name: str | None = None) -> Bench:
     if recipe:
         objects = [replace(p, request=r) for p, r in zip(objects, recipe["objects"], strict=True)]
         creatures = [replace(p, request=r) for p, r in zip(creatures, recipe["creatures"], strict=True)]
-    asked = tuple(range(min(len(objects), len(creatures))))
-    _check_comparable(folder, len(subjects), len(asked))
+    prompt_ids = tuple(range(min(len(objects), len(creatures))))
+    _check_comparable(folder, len(subjects), len(prompt_ids))
     title = name or recipe.get("name", folder.resolve().name)
     digest = _digest(folder, data, subjects)
-    return Bench(title, digest, subjects, tuple(objects), tuple(creatures), asked, recipe.get("world", ""))
+    return Bench(title, digest, subjects, tuple(objects), tuple(creatures), prompt_ids, recipe.get("world", ""))
 
 
 def _check_comparable(folder: Path, subjects: int, prompts: int) -> None:
     """Raise `DataError` unless there are two subjects and two prompts to compare."""
     if min(subjects, prompts) < 2:
         raise DataError(
-            f"A bench compares: give {folder} at least two subjects and two prompts in each list, not {subjects} and "
+            f"A benchmark needs two subjects and two prompts in each list to compare: {folder} has {subjects} and "
             f"{prompts}."
         )
 
@@ -143,28 +143,28 @@ def read_dreambench(folder: Path) -> Bench:
     if not folder.is_dir():
         raise DataError(
             f"There is no folder {folder} here: git clone https://github.com/google/dreambooth {folder}, "
-            "or give --benchmark its place."
+            "or give its path as --benchmark."
         )
     bench = read_bench(folder, name="dreambench")
-    found = len(bench.subjects), sum(len(subject.images) for subject in bench.subjects)
-    if found != PUBLISHED:
+    counts = len(bench.subjects), sum(len(subject.images) for subject in bench.subjects)
+    if counts != PUBLISHED:
         raise DataError(
-            f"{folder} holds {found[0]} subjects and {found[1]} images, but DreamBench {PUBLISHED[0]} and "
-            f"{PUBLISHED[1]}: get it again, or say --benchmark ./{folder.name} to score by these alone."
+            f"{folder} holds {counts[0]} subjects and {counts[1]} images, but DreamBench {PUBLISHED[0]} and "
+            f"{PUBLISHED[1]}: download it again, or use --benchmark ./{folder.name} to evaluate on these."
         )
     return bench
 
 
 def parse(text: str, path: Path) -> tuple[dict[str, str], list[BenchPrompt], list[BenchPrompt]]:
-    """Classes by subject, prompts of objects, prompts of live subjects (the same, where there are none)."""
+    """Return classes by subject, prompts of objects, and prompts of live subjects (if missing, those of objects)."""
     head, _, rest = text.partition("Object Prompts")
     rows = ([field.strip() for field in line.split(",")] for line in head.splitlines())
     table = [(row[0], row[1]) for row in rows if len(row) == 2 and all(row)]
     classes = {subject: category for subject, category in table if (subject, category) != ("subject_name", "class")}
     if not classes:
         raise DataError(f"{path} names no subject: below `subject_name,class` write a line for each.")
-    if strange := next((subject for subject in classes if not _NAME.fullmatch(subject)), None):
-        raise DataError(f"{path} calls a subject {strange!r}: use letters, digits, _ and - alone.")
+    if invalid := next((subject for subject in classes if not _NAME.fullmatch(subject)), None):
+        raise DataError(f"{path} has a subject {invalid!r}: use only letters, digits, _ and -.")
     objects, creatures = (_prompts(part) for part in _halves(rest))
     if not objects:
         first = next(iter(classes))
@@ -183,22 +183,22 @@ def _prompts(text: str) -> list[BenchPrompt]:
 
 def _text(path: Path) -> str:
     if not path.is_file():
-        raise DataError(f"{path} is missing: a bench is a folder in DreamBench's layout, dataset/{PROMPTS} in it.")
+        raise DataError(f"{path} is missing: a benchmark is a folder in DreamBench's layout, dataset/{PROMPTS} in it.")
     try:
         if path.stat().st_size > _LARGEST:
-            raise DataError(f"{path} is too large for a list of prompts: use the one of a bench.")
+            raise DataError(f"{path} is too large for a list of prompts: use a benchmark's file.")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} can't be read as text: get the bench again.") from error
+        raise DataError(f"{path} can't be read as text: download the benchmark again.") from error
 
 
 def _images(folder: Path) -> tuple[Path, ...]:
-    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
-    if not found:
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+    if not files:
         raise DataError(f"{folder} holds no image: put at least one JPEG, PNG or WebP of the subject there.")
-    for path in found:
-        images.open_image(path)  # a broken one is named now, not after an hour of drawing
-    return tuple(found)
+    for path in files:
+        images.open_image(path)  # report a damaged file now, not after an hour of generation
+    return tuple(files)
 
 
 def _recipe(path: Path, subjects: Iterable[str], prompts: tuple[int, int]) -> dict[str, Any]:
@@ -212,26 +212,26 @@ def _recipe(path: Path, subjects: Iterable[str], prompts: tuple[int, int]) -> di
         recipe = {**raw, "identities": strings, "live": set(raw["live"]), "world": str(raw["world"])}
         recipe["name"] = str(raw["name"])
         if (len(recipe["objects"]), len(recipe["creatures"])) != prompts:
-            raise ValueError("it has another number of prompts")
+            raise ValueError("its number of prompts differs")
         if nameless := [subject for subject in subjects if not strings.get(subject)]:
             raise ValueError(f"it has no identity of {nameless[0]}")
         return recipe
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"{path} does not belong to this bench ({reason(error)}): build it again.") from error
+        raise DataError(f"{path} does not belong to this benchmark ({reason(error)}): build it again.") from error
 
 
 def _request(table: Any, where: str) -> PromptSpec:
     request = configuration.build(PromptSpec, table, where)
-    if strange := prompt_templates.unknown(request):
-        raise ValueError(f"{where} asks for {strange}, which no prompt can say")
+    if invalid := prompt_templates.unknown(request):
+        raise ValueError(f"{where} has the {invalid}, for which there is no prompt")
     return request
 
 
 def _digest(folder: Path, data: Path, subjects: Sequence[BenchSubject]) -> str:
-    found = hashlib.sha256((data / PROMPTS).read_bytes())
+    digest = hashlib.sha256((data / PROMPTS).read_bytes())
     if (folder / RECIPE).is_file():
-        found.update((folder / RECIPE).read_bytes())
+        digest.update((folder / RECIPE).read_bytes())
     for subject in subjects:
         for path in subject.images:
-            found.update(f"{subject.name}/{path.name}".encode() + path.read_bytes())
-    return found.hexdigest()[:16]
+            digest.update(f"{subject.name}/{path.name}".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]

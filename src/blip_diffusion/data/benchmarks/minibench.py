@@ -1,7 +1,7 @@
-"""MiniBench: DreamBench's questions about the held-out subjects of a world, made of that world and nothing else.
+"""MiniBench: DreamBench's kinds of prompts for the held-out subjects of a dataset, made only from that dataset.
 
 Thirty subjects, five images each, 25 prompts of DreamBench's three kinds: new scenes, accessories, changed
-properties. What each prompt asks is kept as a `PromptSpec`, so that a sampler can show the right answer.
+properties. Each prompt is kept as a `PromptSpec`, so that a sampler can render a correct image.
 """
 
 import dataclasses
@@ -37,41 +37,41 @@ SCENES = (
     "in space", "in a canyon", "in the mountains", "at sunset", "on a road", "in a library", "on a stage",
     "by a pool", "in front of a graffiti wall", "in the sea", "under a starry sky", "on a checkered floor",
 )  # fmt: skip
-"""Scenes that the text judge tells apart; the prompts ask for the first ones."""
+"""Scenes that the text metric can distinguish; the prompts use the first ones."""
 NUM_SCENES, NUM_IMAGES = 14, 5
 SUBJECTS: tuple[str, ...] = tuple(
     tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))["subjects"]
 )
-"""Identities that are never trained on; other subjects of their categories are."""
+"""Identities that are not in the training data; other subjects of their categories are."""
 PROPERTIES = (
     PromptSpec(colour="red"), PromptSpec(colour="blue"), PromptSpec(count=2), PromptSpec(position="left"),
     PromptSpec(style="pixel art"), PromptSpec(style="black and white"),
 )  # fmt: skip
 BESIDE, WORN = ("tree", "apple", "flower", "box", "balloon"), ("hat", "crown", "balloon", "tree", "ball")
-"""Accessories that MiniBench asks for, of objects and of live subjects."""
+"""Accessories in MiniBench's prompts, for objects and for live subjects."""
 
 
 def build_bench(world: AssetLibrary, out: Path, *, subjects: int = len(SUBJECTS)) -> Bench:
-    """MiniBench of a world, in a folder: a pure function of the world.
+    """Build MiniBench in a folder, as a pure function of a dataset.
 
-    Raises `DataError` for a world that holds out too few subjects, and for a folder that is something else's.
+    Raises `DataError` for a dataset with too few held-out subjects, and for a folder that isn't a benchmark.
     """
     check_place(out)
     rows = heldout_subjects(world)[:subjects]
     if len(rows) < 2:
-        raise DataError("The world holds out fewer than two subjects: build it again with more sources.")
+        raise DataError("The dataset has fewer than two held-out subjects: build it again with more sources.")
     sampler = bench_sampler(world)
     chosen = dict(zip(_names([world.cutouts[row].identity for row in rows]), rows, strict=True))
-    asked = [bench_requests(sampler, accessories) for accessories in (BESIDE, WORN)]
-    same = min(map(len, asked))  # a world without hats asks for fewer
-    objects, creatures = (requests[:same] for requests in asked)
+    prompts = [bench_requests(sampler, accessories) for accessories in (BESIDE, WORN)]
+    count = min(map(len, prompts))  # fewer for a dataset without hats
+    objects, creatures = (requests[:count] for requests in prompts)
     contents = BenchContents("mini", world, chosen, objects, creatures)
     return write_bench(contents, lambda row: subject_images(sampler, row), out)
 
 
 @dataclass(frozen=True)
 class BenchContents:
-    """A benchmark of a world: its subjects' rows by name, and the prompts of objects and of live subjects."""
+    """Contents of a benchmark: rows of its subjects by name, and the prompts of objects and of live subjects."""
 
     name: str
     world: AssetLibrary
@@ -80,7 +80,7 @@ class BenchContents:
     creatures: Sequence[PromptSpec]
 
     def recipe(self) -> dict[str, Any]:
-        """Return what `bench.json` holds."""
+        """Return the contents of `bench.json`."""
         cutouts = {name: self.world.cutouts[row] for name, row in self.rows.items()}
         return {
             "name": self.name,
@@ -95,7 +95,7 @@ class BenchContents:
 def write_bench(
     contents: BenchContents, images_of: Callable[[int], Tensor], out: Path, assets: Path | None = None
 ) -> Bench:
-    """Write a benchmark. `images_of` gives a row's images, the reference first; `assets` is its own world's file."""
+    """Write a benchmark. `images_of` returns a row's images, the reference first; `assets` is a library to include."""
     table = [(name, contents.world.cutouts[row].category) for name, row in contents.rows.items()]
     with atomic_dir(out) as partial:
         for name, row in contents.rows.items():
@@ -109,13 +109,13 @@ def write_bench(
 
 
 def check_place(out: Path) -> None:
-    """Raise `DataError` for a folder that holds something else."""
+    """Raise `DataError` for an existing folder that isn't a benchmark."""
     if out.exists() and not (out / RECIPE).is_file():
-        raise DataError(f"{out} is there already and no benchmark of this project: name another --out.")
+        raise DataError(f"{out} exists already and isn't a benchmark of this project: choose another --out.")
 
 
 def first_rows(world: AssetLibrary, *, split: str | None = None) -> dict[str, int]:
-    """Return the first image of each subject of a split (default: any) that is more than an outline."""
+    """Return the first image of each subject of a split (default: any), except line drawings."""
     rows: dict[str, int] = {}
     for i, cutout in enumerate(world.cutouts):
         if cutout.kind != "outline" and split in (None, cutout.split):
@@ -124,10 +124,10 @@ def first_rows(world: AssetLibrary, *, split: str | None = None) -> dict[str, in
 
 
 def heldout_subjects(world: AssetLibrary) -> list[int]:
-    """Rows of held-out subjects whose category others have too: those of `SUBJECTS`, new categories, then the rest."""
+    """Return rows of held-out subjects with a trained category: those of `SUBJECTS`, new categories, then the rest."""
     trained = {row.category for row in world.cutouts if row.split == "train" and row.kind != "outline"}
-    held = first_rows(world, split="heldout")
-    first = {name: i for name, i in held.items() if world.cutouts[i].category in trained}
+    held_out = first_rows(world, split="heldout")
+    first = {name: i for name, i in held_out.items() if world.cutouts[i].category in trained}
     ranked = [name for name in SUBJECTS if name in first]
     taken = {world.cutouts[first[name]].category for name in ranked}
     for name, i in first.items():
@@ -152,31 +152,31 @@ def known_scenes(world: AssetLibrary) -> tuple[str, ...]:
 def unknown_to(world: AssetLibrary, bench: Bench) -> str:
     """Describe the first subject or scene of a benchmark that the library lacks; empty if there is none."""
     identities = first_rows(world)
-    if strange := next((subject for subject in bench.subjects if subject.identity not in identities), None):
-        return f"the subject {strange.identity!r}"
+    if missing := next((subject for subject in bench.subjects if subject.identity not in identities), None):
+        return f"the subject {missing.identity!r}"
     photographed = {words for scene in world.scenes if scene.split == "train" for words in (scene.word, *scene.phrases)}
     requests = (prompt.request or PromptSpec() for prompt in (*bench.objects, *bench.creatures))
     scenes = (request.scene for request in requests if request.scene not in photographed)
-    lost = next((scene for scene in scenes if backgrounds.named(scene, random.Random(0)) is None), None)
-    return "" if lost is None else f"the scene {lost!r}"
+    missing_scene = next((scene for scene in scenes if backgrounds.named(scene, random.Random(0)) is None), None)
+    return "" if missing_scene is None else f"the scene {missing_scene!r}"
 
 
 def bench_requests(sampler: PairSampler, accessories: Sequence[str]) -> list[PromptSpec]:
     """Return the three kinds of prompt: new scenes, accessories, changed properties."""
     scenes = known_scenes(sampler.world)[:NUM_SCENES]
-    known = [word for word in accessories if sampler.has(word)]
-    changed = [*(PromptSpec(accessory=word) for word in known), *PROPERTIES]
-    asked = [PromptSpec(scene=scene) for scene in scenes]
-    return asked + [replace(request, scene=scenes[i % len(scenes)]) for i, request in enumerate(changed)]
+    available = [word for word in accessories if sampler.has(word)]
+    changed = [*(PromptSpec(accessory=word) for word in available), *PROPERTIES]
+    plain = [PromptSpec(scene=scene) for scene in scenes]
+    return plain + [replace(request, scene=scenes[i % len(scenes)]) for i, request in enumerate(changed)]
 
 
 def pair_spec_of(sampler: PairSampler, row: int, request: PromptSpec, rng: random.Random) -> PairSpec:
-    """One cut-out as a request wants it: in a photograph of the scene or a drawn place, what a generator may answer.
+    """Return a pair of one cut-out for a request, on a photograph of the scene or a procedural background.
 
-    The reference shows the same cut-out before a plain colour far from its own.
+    The reference shows the same cut-out on a plain colour that differs from its own.
     """
-    drawn, photograph = backgrounds.named(request.scene, rng), sampler.scene(request.scene, rng)
-    background = drawn if drawn is not None and rng.random() < 0.5 else photograph
+    procedural, photograph = backgrounds.named(request.scene, rng), sampler.scene(request.scene, rng)
+    background = procedural if procedural is not None and rng.random() < 0.5 else photograph
     return PairSpec(row, row, request, background, _plain(sampler, row, rng))
 
 
@@ -185,36 +185,38 @@ def _plain(sampler: PairSampler, row: int, rng: random.Random) -> backgrounds.Ba
 
 
 def subject_images(sampler: PairSampler, row: int) -> Tensor:
-    """(5, 3, S, S): the reference before a plain colour, then views of the subject in places of the training world."""
+    """Return images (5, 3, S, S): the reference on a plain colour, then views of the subject in training scenes."""
     world, identity = sampler.world, sampler.world.cutouts[row].identity
     rng = random.Random(f"bench pictures {identity}")
     views = [i for i, other in enumerate(world.cutouts) if other.identity == identity and other.kind != "outline"]
-    orders = []
+    specs = []
     for number in range(NUM_IMAGES):
-        view, behind = views[number % len(views)], sampler.background(rng)
+        view, background = views[number % len(views)], sampler.background(rng)
         plain = _plain(sampler, view, rng)
-        orders.append(PairSpec(view, view, PromptSpec(scene=behind.phrase), behind, plain))
-    batch = sampler.render(orders, rng)
+        specs.append(PairSpec(view, view, PromptSpec(scene=background.phrase), background, plain))
+    batch = sampler.render(specs, rng)
     return torch.cat([batch["reference"][:1], batch["target"][1:]])
 
 
 def fingerprint(world: AssetLibrary) -> str:
     """Return a digest of a library's rows and scenes."""
-    found = hashlib.sha256(repr((world.cutouts, world.scenes)).encode())
-    found.update(world.scene_pixels.numpy().tobytes())
-    return found.hexdigest()[:16]
+    digest = hashlib.sha256(repr((world.cutouts, world.scenes)).encode())
+    digest.update(world.scene_pixels.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def same_category(world: AssetLibrary, row: int) -> list[int]:
     """Return the images of other subjects of the category."""
-    own = world.cutouts[row]
+    subject = world.cutouts[row]
     rows = [
         i
         for i, other in enumerate(world.cutouts)
-        if other.category == own.category and other.identity != own.identity and other.kind != "outline"
+        if other.category == subject.category and other.identity != subject.identity and other.kind != "outline"
     ]
     if not rows:
-        raise DataError(f"The world has no other {own.category}: the floor of {own.identity!r} needs one.")
+        raise DataError(
+            f"The dataset has no other {subject.category}: the lower bound of {subject.identity!r} needs one."
+        )
     return rows
 
 
@@ -225,18 +227,18 @@ def _write_images(pixels: Tensor, folder: Path) -> None:
 
 
 def _file(table: Sequence[tuple[str, str]], objects: Sequence[PromptSpec], creatures: Sequence[PromptSpec]) -> str:
-    """`prompts_and_classes.txt` as DreamBench writes it."""
+    """Return `prompts_and_classes.txt` in DreamBench's format."""
     lines = ["Classes", "", "subject_name,class", *(f"{name},{category}" for name, category in table), "", "Prompts"]
     for title, requests in (("Object Prompts", objects), ("Live Subject Prompts", creatures)):
-        said = [
+        templates = [
             f"'a {{0}} {{1}} {prompt_templates.prompt(r).strip()}'.format(unique_token, class_token)" for r in requests
         ]
-        lines += ["", title, "", "prompt_list = [", ",\n".join(said), "]"]
+        lines += ["", title, "", "prompt_list = [", ",\n".join(templates), "]"]
     return "\n".join(lines) + "\n"
 
 
 def _names(identities: Sequence[str]) -> list[str]:
-    """Return a folder name for each identity: its last word, numbered where two are alike."""
+    """Return a folder name for each identity: its last word, numbered if several are equal."""
     names: list[str] = []
     for identity in identities:
         stem = re.sub(r"[^a-z0-9]+", "_", re.split(r"[:/]", identity)[-1].lower()).strip("_") or "subject"

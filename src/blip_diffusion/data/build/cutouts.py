@@ -1,6 +1,6 @@
-"""Source folders become named cut-outs: RGBA images trimmed to what is opaque, each with an identity to split by.
+"""Extract named cut-outs from source folders: RGBA images trimmed to their opaque part, each with an identity.
 
-What is one subject: all views of a 3D model, all poses of a costume, and the shaded and flat Fluent emoji of one name.
+All views of a 3D model share an identity; so do all poses of a costume, and the shaded and flat Fluent emoji of a name.
 """
 
 import io
@@ -19,9 +19,9 @@ from blip_diffusion.images import open_lazily
 
 CutOutImage = tuple[CutOut, Image.Image]
 
-SVG_SIZE = 160  # pixels of an SVG's width: 128 are kept
-SMALLEST = 40  # pixels of the longer side, below which an image is too coarse to learn from
-LARGEST = 40_000_000  # pixels of a file, above which it is taken for a decompression bomb
+SVG_SIZE = 160  # width in pixels of rasterised SVGs; 128 are kept
+SMALLEST = 40  # least pixels of the longer side; smaller images are too coarse for training
+LARGEST = 40_000_000  # most pixels of a file; larger ones may be decompression bombs
 
 EMOJI_GROUPS = ("Animals & Nature", "Food & Drink", "Objects", "Travel & Places", "Activities")
 CATALOGUES = {
@@ -35,7 +35,7 @@ ALIVE = frozenset({"bat", "bird", "butterfly", "cat", "chick", "deer", "ghost", 
 
 
 def trim(image: Image.Image, *, solid: bool = True) -> Image.Image | None:
-    """Crop an image to what is opaque; None if that is too small, nearly empty, or an opaque tile.
+    """Crop an image to its opaque part; `None` if that is too small, nearly empty, or an opaque tile.
 
     `solid=False` lets a full rectangle pass: an envelope or the front of a cupboard is one.
     """
@@ -77,7 +77,7 @@ def rasterised(svg: str, width: int = SVG_SIZE) -> Image.Image | None:
 
 
 def icon(icons: dict[str, Any], slug: str, width: int = SVG_SIZE) -> Image.Image | None:
-    """One drawing of an iconify package."""
+    """Rasterise an icon of an iconify package; `None` if it is missing."""
     entry = icons["icons"].get(slug)
     if entry is None:
         return None
@@ -96,17 +96,17 @@ def package(folder: Path, file: str) -> dict[str, Any]:
 
 
 def emoji_names(flat: Path) -> dict[str, tuple[Name, bool]]:
-    """Slug -> name and whether it is an animal, of the object groups.
+    """Return the name of each slug in the object groups, and whether it is an animal.
 
-    All vendors go by the lists of one, Fluent's flat package, since they sort the same emoji into other groups.
+    Groups are those of Fluent's flat package for all vendors, because other vendors group the same emoji differently.
     """
     groups = package(flat, "metadata.json")["categories"]
-    wanted = {}
+    names = {}
     for group in EMOJI_GROUPS:
         for slug in groups.get(group, ()):
             if name := naming.emoji(slug):
-                wanted[slug] = (name, group == EMOJI_GROUPS[0] and not {name.name, name.category} & naming.PLANTS)
-    return wanted
+                names[slug] = (name, group == EMOJI_GROUPS[0] and not {name.name, name.category} & naming.PLANTS)
+    return names
 
 
 def emoji(vendor: str, folder: Path, flat: Path, licence: str) -> Iterator[CutOutImage]:
@@ -121,22 +121,22 @@ def emoji(vendor: str, folder: Path, flat: Path, licence: str) -> Iterator[CutOu
 
 
 def fluent_3d(folder: Path, flat: Path, licence: str) -> Iterator[CutOutImage]:
-    """Yield the shaded emoji, named by the flat package, which knows the code points."""
-    wanted = emoji_names(flat)
+    """Yield the shaded emoji, named by the flat package, which has the code points."""
+    names = emoji_names(flat)
     slugs = package(flat, "chars.json")
     for path in sorted((folder / "package" / "assets").glob("*.webp")):
         code = path.stem.replace("-fe0f", "")
         slug = slugs.get(code)
-        if slug not in wanted:
+        if slug not in names:
             continue
-        drawing, (name, animate) = opened(path), wanted[slug]
+        drawing, (name, animate) = opened(path), names[slug]
         if drawing and (image := trim(drawing, solid=False)):
             source = f"fluent-emoji-3d {code}"
             yield CutOut(f"fluent:{slug}", *name, "emoji", source, licence, "shaded", animate), image
 
 
 def stamps(folder: Path, licence: str) -> Iterator[CutOutImage]:
-    """Tux Paint's stamps with their first sentence; where a stamp is both drawing and image, the drawing."""
+    """Yield Tux Paint's stamps, named by their first sentence; of a stamp as SVG and PNG, the SVG."""
     root = folder / "usr/share/tuxpaint/stamps"
     for path in sorted(root.rglob("*")):
         key = path.relative_to(root).with_suffix("").as_posix()
@@ -154,14 +154,14 @@ def stamps(folder: Path, licence: str) -> Iterator[CutOutImage]:
 
 
 def costumes(folder: Path, licence: str) -> Iterator[CutOutImage]:
-    """Scratch costumes; the poses of one figure share an identity."""
+    """Yield Scratch costumes; the poses of a figure share an identity."""
     root = folder / "usr/share/scratch/Media/Costumes"
     for group in ("Animals", "Fantasy", "People", "Things", "Transportation"):
         for path in sorted((root / group).glob("*")):
-            found = naming.costume(path.stem) if path.suffix in (".png", ".gif") else None
-            drawing = found and opened(path)
-            if found and drawing and (image := trim(drawing)):
-                name, subject, pose = found
+            named = naming.costume(path.stem) if path.suffix in (".png", ".gif") else None
+            drawing = named and opened(path)
+            if named and drawing and (image := trim(drawing)):
+                name, subject, pose = named
                 kind = "photo" if path.stem in naming.COSTUME_PHOTOS else "drawing"
                 animate = group in ("Animals", "Fantasy", "People")
                 identity = f"scratch:{subject}"
@@ -169,7 +169,7 @@ def costumes(folder: Path, licence: str) -> Iterator[CutOutImage]:
 
 
 def furniture_models(folder: Path) -> list[tuple[render.Model, Name, str]]:
-    """Return the wanted models of the Sweet Home 3D catalogues with names and licences."""
+    """Return the models of the Sweet Home 3D catalogues to use, with names and licences."""
     found = []
     for catalogue, licence in CATALOGUES.items():
         for model in render.catalogue(folder / f"usr/share/sweethome3d/furniture/{catalogue}.sh3f"):
@@ -180,9 +180,9 @@ def furniture_models(folder: Path) -> list[tuple[render.Model, Name, str]]:
 
 def furniture(folder: Path, cache: Path, views: int, *, progress: Callable[[str], None]) -> Iterator[CutOutImage]:
     """Yield views of the furniture models, rendered unless `cache` holds them."""
-    wanted = furniture_models(folder)
-    facts = {model.key: (name, licence) for model, name, licence in wanted}
-    for model, images in render.render_all([model for model, _, _ in wanted], cache, views, progress=progress):
+    models = furniture_models(folder)
+    facts = {model.key: (name, licence) for model, name, licence in models}
+    for model, images in render.render_all([model for model, _, _ in models], cache, views, progress=progress):
         name, licence = facts[model.key]
         for azimuth, path in images:
             image = trim(open_lazily(path), solid=False)

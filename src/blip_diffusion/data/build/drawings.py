@@ -1,7 +1,7 @@
-"""The benchmark `drawings`: 24 drawings that are in no training data, each on plain backgrounds of known colour.
+"""The benchmark `drawings`: 24 drawings that are not in the training data, on plain backgrounds of known colour.
 
 On a plain background the subject's mask is the difference from the background. So the metrics `shape` and `detail`
-need no learned network. The benchmark has the layout of MiniBench, and holds the cut-outs that it is made of.
+need no trained network. The benchmark has MiniBench's layout and contains its cut-outs.
 """
 
 import random
@@ -58,7 +58,7 @@ def build_drawings(out: Path, cache: Path, *, progress: Callable[[str], None] = 
     """Fetch the package and build the benchmark in `out`.
 
     Raises:
-        DataError: If `out` holds something else, or the package can't be fetched or read.
+        DataError: If `out` is not a benchmark's folder, or the package can't be fetched or read.
     """
     check_place(out)
     return write_drawings(fetch([SOURCE], cache, progress=progress)[SOURCE.name], read_list(), out)
@@ -86,7 +86,7 @@ def _row(drawing: Drawing) -> CutOut:
 
 
 def _cutout(path: Path) -> Image.Image:
-    """Read a drawing, trimmed to what is not transparent."""
+    """Read a drawing, trimmed to its opaque part."""
     try:
         image = open_lazily(path).convert("RGBA")
     except OSError as error:

@@ -1,8 +1,8 @@
-"""Words for subjects: what a prompt calls an image, what is left out, and which subjects are kept for the bench.
+"""Names of subjects: categories for prompts, and subjects to leave out.
 
-Every source names things its own way ("pool-8-ball", "A pair of white pants.", "dog2-a", "Apple iMac 1998"). Each way
-ends in `named`, which gives a category (the noun of a prompt) and a longer name, or nothing for what isn't wanted:
-letters, money, flags, signs, weapons, religion and people's cultures, trademarks, and images of a place.
+Sources name subjects in different ways ("pool-8-ball", "A pair of white pants.", "dog2-a", "Apple iMac 1998"). `named`
+returns a category (the noun of a prompt) and a longer name, or `None` for subjects to leave out: letters, money, flags,
+signs, weapons, religion and people's cultures, trademarks, and images of a scene.
 """
 
 import re
@@ -22,7 +22,7 @@ HEADS, WHOLE, DROPPED, PLANTS, COSTUME_PHOTOS = (
 
 
 class Name(NamedTuple):
-    """What a subject is called."""
+    """Category and name of a subject."""
 
     category: str  # at most three words, lower case: "teapot"
     name: str  # the same or longer: "silver teapot"
@@ -35,7 +35,7 @@ _DROPPED_PATTERN = re.compile(
 
 
 def named(words: str) -> Name | None:
-    """Category and name of a free-form name, or None where the subject isn't wanted."""
+    """Return category and name of a free-form name; `None` for a subject to leave out."""
     words = re.sub(r"\s+", " ", words.lower().replace("’", "'").strip(" .!?"))
     words = RENAMED.get(words, words)
     if words in DROPPED or _DROPPED_PATTERN.search(words) or not re.fullmatch(r"[a-z' -]+", words):
@@ -47,12 +47,12 @@ def named(words: str) -> Name | None:
 
 
 def emoji(slug: str) -> Name | None:
-    """Of an iconify name: "two-hump-camel"."""
+    """Return the name of an iconify slug: "two-hump-camel"."""
     return named(slug.replace("-", " "))
 
 
 def furniture(name: str, file: str) -> Name | None:
-    """Of a catalogue entry: its name and its OBJ file's stem."""
+    """Return the name of a catalogue entry, given by its name and its OBJ file's stem."""
     return named(BY_FILE.get(file, name))
 
 
@@ -64,7 +64,7 @@ _ARTICLES = re.compile(
 
 
 def stamp(file: str, caption: str) -> Name | None:
-    """Of a stamp's path and first sentence: "A pair of white pants."."""
+    """Return the name of a stamp, given by its path and first sentence: "A pair of white pants."."""
     if file in STAMPS:
         return named(STAMPS[file])
     words = _END.split(caption.strip(), maxsplit=1)[0].lower().replace("“", "").replace("”", "").strip()
@@ -73,19 +73,19 @@ def stamp(file: str, caption: str) -> Name | None:
     return named(words) if words else None
 
 
-# Trademarks, real people, dress of cultures, and things that aren't things.
+# Trademarks, real people, dress of cultures, and images that show no object.
 _NO_COSTUME = re.compile(
     r"^(cat1|gobo|amon|anjuli|anna|calvrett|cassy|chamak|dan\d|ed$|jay|jodi|lee-fan|mako|marissa|nathan|nina|paul|sam$|"
     r"breakdancer\d|football|referee|thai|ribbon-dancer|square|button|street-cleaner|scoreboard|car-cow|skull|baby|"
     r"hair|train$|manhole|marble)"
 )
 
-# Named like a pose, but another creature altogether.
+# Named like a pose, but of another figure.
 _OTHERS = frozenset({"giraffe1-b", "monster1-b"})
 
 
 def costume(stem: str) -> tuple[Name, str, str] | None:
-    """Name, subject and pose of a Scratch costume's file name: "dog2-a" gives a dog, "dog2" and "a"."""
+    """Return name, subject and pose of a Scratch costume's file name: "dog2-a" is a dog, "dog2" and "a"."""
     if _NO_COSTUME.match(stem):
         return None
     subject, pose = stem, ""

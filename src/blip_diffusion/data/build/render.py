@@ -27,11 +27,11 @@ from blip_diffusion.fileio import atomic_dir
 
 Floats = NDArray[np.float32]
 
-POINTS = 260_000  # enough that a 256-pixel view has hardly a pin-hole once every point covers 2 x 2 pixels
-TEXTURE = 512  # longest side of a texture: finer ones only alias in a view of 128 pixels
-VERSION = 2  # part of the cache's name: raise it when images change
-BIAS = 0.008  # of the model's depth: where two layers coincide, the one that faces the viewer wins
-GAP = 2600  # of 65535 levels of depth, 4 %: more than a surface falls away within two pixels, mostly
+POINTS = 260_000  # a 256-pixel view has few holes if every point covers 2 x 2 pixels
+TEXTURE = 512  # longest side of a texture; finer ones alias in a view of 128 pixels
+VERSION = 2  # part of the cache's name; increase it when images change
+BIAS = 0.008  # share of the model's depth: of coinciding surfaces, the one that faces the viewer is visible
+GAP = 2600  # 4 % of 65535 levels of depth: usually more than the slope of a surface over two pixels
 LAMP = np.array([-0.45, 0.75, 0.6], np.float32) / np.float32(1.0607)
 
 
@@ -47,7 +47,7 @@ class Model:
     member: str  # the OBJ file inside the archive
     size: tuple[float, float, float]  # width (x), height (y), depth (z) in centimetres
     rotation: tuple[float, ...] = (1, 0, 0, 0, 1, 0, 0, 0, 1)  # row-major, applied before scaling; makes y point up
-    wall: bool = False  # hangs on a wall: only its front is worth looking at
+    wall: bool = False  # hangs on a wall: only its front is rendered
 
 
 @dataclass(frozen=True)
@@ -120,11 +120,13 @@ def _sample_mesh(
     edges = np.cumsum(area, dtype=np.float64)
     face = np.searchsorted(edges, (np.arange(points) + rng.random(points)) / points * edges[-1]).clip(max=len(area) - 1)
     steps = np.arange(points)[None] * np.array([[0.7548776662466927], [0.5698402909980532]])
-    u, v = ((steps + rng.random((2, 1))) % 1).astype(np.float32)  # Roberts' R2 sequence: evener than chance
+    u, v = ((steps + rng.random((2, 1))) % 1).astype(
+        np.float32
+    )  # Roberts' R2 sequence is more even than random numbers
     u, v = np.where(u + v > 1, 1 - u, u), np.where(u + v > 1, 1 - v, v)
     weight = np.stack([1 - u - v, u, v], axis=1)[:, :, None]
     position = (corners[face] * weight).sum(1)
-    if "vertex_normals" in mesh._cache:  # the file's own, smooth where it should look smooth
+    if "vertex_normals" in mesh._cache:  # the file's normals, smooth on curved surfaces
         smooth = np.asarray(mesh.vertex_normals @ np.linalg.inv(transform), np.float32)
         normal = (smooth[mesh.faces[face]] * weight).sum(1)
     else:
@@ -152,31 +154,31 @@ def _colours(mesh: Any, face: NDArray[np.int64], weight: Floats) -> Floats:
 
 
 def view(cloud: Cloud, azimuth: float, elevation: float, size: int = 128) -> Image.Image:
-    """One RGBA view that fills `size` pixels, from `azimuth` degrees right of the front and `elevation` above."""
+    """Render an RGBA view that fills `size` pixels, from `azimuth` degrees right of the front and `elevation` above."""
     a, e = np.radians(azimuth), np.radians(elevation)
     turn = np.array([[np.cos(a), 0, -np.sin(a)], [0, 1, 0], [np.sin(a), 0, np.cos(a)]])
     tilt = np.array([[1, 0, 0], [0, np.cos(e), -np.sin(e)], [0, np.sin(e), np.cos(e)]])
     rotation = np.asarray(tilt @ turn, np.float32)
     frame = 2 * size
-    place, level = _project(cloud, rotation, frame)
+    pixel, level = _project(cloud, rotation, frame)
     solid = cloud.colour[3] >= 250
-    owner = _splat(place, level, np.flatnonzero(solid), frame)
+    owner = _splat(pixel, level, np.flatnonzero(solid), frame)
     image = _shade(cloud, owner, rotation)
     glass = np.flatnonzero(~solid & (cloud.colour[3] >= 12))
     if len(glass):
-        pane = _splat(place, level, glass, frame)
+        pane = _splat(pixel, level, glass, frame)
         hidden = (owner >= 0) & (level[pane] <= level[owner])
         image = _over(_shade(cloud, np.where(hidden, -1, pane), rotation), image)
     return _shrink(_despeckle(image), size)
 
 
 def _turned(points: Floats, rotation: Floats) -> Floats:
-    """`rotation @ points`, without the threads of a matrix library: the pool's processes are the parallel part."""
+    """Return `rotation @ points` without the threads of a matrix library, because the pool's processes are parallel."""
     return np.einsum("ji,in->jn", rotation, points)
 
 
 def _project(cloud: Cloud, rotation: Floats, frame: int) -> tuple[NDArray[np.int32], NDArray[np.uint16]]:
-    """Every point's pixel, as an index into the flat frame, and how near it is."""
+    """Return every point's pixel, as an index into the flat frame, and its depth level (higher is nearer)."""
     x, y, z = _turned(cloud.position, rotation)
     left, low, right, high = x.min(), y.min(), x.max(), y.max()
     scale = (frame - 4) / max(right - left, high - low, 1e-6)
@@ -188,31 +190,31 @@ def _project(cloud: Cloud, rotation: Floats, frame: int) -> tuple[NDArray[np.int
 
 
 def _splat(
-    place: NDArray[np.int32], level: NDArray[np.uint16], use: NDArray[np.int64], frame: int
+    pixel: NDArray[np.int32], level: NDArray[np.uint16], use: NDArray[np.int64], frame: int
 ) -> NDArray[np.int32]:
     """Return the nearest of the used points at every pixel (frame, frame), -1 for none.
 
-    Every point covers 2 x 2 pixels; what shows through the pin-holes that remain is taken for a hole and filled.
+    Every point covers 2 x 2 pixels; remaining holes of one pixel are filled.
     """
     use = use[np.argsort(level[use], kind="stable")]  # a radix sort: uint16
     owner = np.full(frame * frame, -1, np.int32)
-    spot = place[use]
+    target = pixel[use]
     for step in (frame + 1, frame, 1, 0):
-        owner[spot + step] = use
+        owner[target + step] = use
     square = owner.reshape(frame, frame)
     return _fill(square, np.where(square >= 0, level[square].astype(np.int32), -GAP - 1))
 
 
 def _shade(cloud: Cloud, owner: NDArray[np.int32], rotation: Floats) -> Floats:
-    """Colours (H, W, 4) under a lamp above the viewer's left shoulder; both sides of a surface take light."""
-    there = owner >= 0
-    index = owner[there]
+    """Return colours (H, W, 4) under a lamp above the viewer's left shoulder; both sides of a surface are lit."""
+    visible = owner >= 0
+    index = owner[visible]
     normal = _turned(cloud.normal[:, index], rotation)
     normal = np.where(normal[2] < 0, -normal, normal)
     light = 0.55 + 0.12 * normal[1] + 0.48 * np.maximum(_turned(normal, LAMP[None])[0], 0)
     image = np.zeros((*owner.shape, 4), np.float32)
-    image[there, :3] = np.minimum(cloud.colour[:3, index] * light, 255).T
-    image[there, 3] = cloud.colour[3, index]
+    image[visible, :3] = np.minimum(cloud.colour[:3, index] * light, 255).T
+    image[visible, 3] = cloud.colour[3, index]
     return image
 
 
@@ -227,7 +229,7 @@ def _fill(owner: NDArray[np.int32], level: NDArray[np.int32]) -> NDArray[np.int3
 
 
 def _over(front: Floats, back: Floats) -> Floats:
-    """Straight-alpha compositing of 0..255 images."""
+    """Composite two straight-alpha images in 0..255."""
     a, b = front[..., 3:] / 255, back[..., 3:] / 255
     alpha = a + b * (1 - a)
     rgb = (front[..., :3] * a + back[..., :3] * b * (1 - a)) / np.maximum(alpha, 1e-6)
@@ -247,7 +249,7 @@ def _despeckle(image: Floats) -> Floats:
 
 
 def _median9(p: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Paeth's network of 19 exchanges ("Median finding on a 3 x 3 grid", Graphics Gems, 1990)."""
+    """Return the median of nine arrays by Paeth's network ("Median finding on a 3 x 3 grid", Graphics Gems, 1990)."""
     network = "12 45 78 01 34 67 12 45 78 03 58 47 36 14 25 47 42 64 42"
     for i, j in (map(int, pair) for pair in network.split()):
         p[i], p[j] = np.minimum(p[i], p[j]), np.maximum(p[i], p[j])
@@ -264,7 +266,7 @@ def _shrink(image: Floats, size: int) -> Image.Image:
 
 
 def angles(model: Model, views: int) -> list[tuple[int, int]]:
-    """Azimuths and elevations in degrees, whole: all round, or within 70 degrees of the front of a wall object."""
+    """Return integer azimuths and elevations in degrees, all around, or in front of wall objects."""
     rng = np.random.default_rng(zlib.crc32(model.key.encode()))
     elevation = rng.integers(14, 27, views)
     if model.wall:
@@ -275,15 +277,15 @@ def angles(model: Model, views: int) -> list[tuple[int, int]]:
 
 
 def render(model: Model, folder: Path, views: int) -> list[tuple[int, Path]]:
-    """Azimuth and PNG file of every view, from `folder` where they are there already."""
+    """Render all views that `folder` lacks; return azimuth and PNG file of each."""
     target = folder / f"{model.key}-{views}-v{VERSION}"
-    wanted = [(azimuth, target / f"{azimuth:03d}.png") for azimuth, _ in angles(model, views)]
+    files = [(azimuth, target / f"{azimuth:03d}.png") for azimuth, _ in angles(model, views)]
     if not target.is_dir():
         cloud = sample(model)
         with atomic_dir(target) as partial:
-            for (azimuth, path), (_, elevation) in zip(wanted, angles(model, views), strict=True):
+            for (azimuth, path), (_, elevation) in zip(files, angles(model, views), strict=True):
                 view(cloud, azimuth, elevation).save(partial / path.name)
-    return wanted
+    return files
 
 
 def render_all(
@@ -291,7 +293,7 @@ def render_all(
 ) -> Iterator[tuple[Model, list[tuple[int, Path]]]]:
     """Render models in a pool of low-priority processes, in order; unreadable ones are reported and skipped.
 
-    Raises `DataError` where it is the machine that fails, which would leave out all that follow.
+    Raises `DataError` for errors of the machine, such as a full disk, which would skip all following models.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=os.nice, initargs=(5,)) as pool:
@@ -311,11 +313,11 @@ def _rendered(
 ) -> list[tuple[int, Path]] | None:
     try:
         return future.result()
-    except Exception as error:  # trimesh raises whatever a broken file makes it raise
+    except Exception as error:  # for damaged files, trimesh raises errors of many types
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or isinstance(error, ImportError | BrokenExecutor | MemoryError):
             raise DataError(
-                f"{model.key} can't be rendered ({reason(error)}); what was rendered is kept: mend it, and build again."
+                f"{model.key} can't be rendered ({reason(error)}); finished models are kept: fix it, and build again."
             ) from error
         progress(f"  left out {model.key}: {type(error).__name__}: {error}")
         return None

@@ -1,4 +1,4 @@
-"""The photographed and drawn places of the sources, chosen by eye: what a prompt says, and where the ground begins."""
+"""The photographs and drawings of scenes in the sources, chosen by hand, with their phrases and horizons."""
 
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -72,7 +72,7 @@ def _tile(image: Image.Image) -> Image.Image | None:
     width, height = right - left, bottom - top
     inset = 0.05 * width
     high = min(height - 2 * inset, (width - 2 * inset) * SCENE_HEIGHT / SCENE_WIDTH)
-    middle = (top + bottom) / 2 + 0.04 * height  # a little low: ground matters more than sky
+    middle = (top + bottom) / 2 + 0.04 * height  # a little lower than the middle, to show more ground
     cut = image.crop((round(left + inset), round(middle - high / 2), round(right - inset), round(middle + high / 2)))
     low = cut.getchannel("A").histogram()
     if sum(low[250:]) < 0.995 * cut.width * cut.height:

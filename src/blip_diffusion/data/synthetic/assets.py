@@ -1,7 +1,7 @@
-"""The packed training world: named cut-outs of subjects and named scenes in one zip file.
+"""The packed asset library: named cut-outs of subjects and named scenes in one zip file.
 
-cutouts.jsonl           one `CutOut` a line       cutouts/00000.webp  RGBA, trimmed, longest side <= 128
-scenes.jsonl            one `Scene` a line        scenes/000.webp     RGB, 160 pixels high
+cutouts.jsonl           one `CutOut` per line     cutouts/00000.webp  RGBA, trimmed, longest side <= 128
+scenes.jsonl            one `Scene` per line       scenes/000.webp     RGB, 160 pixels high
 LICENCES.md             every source with its licence and authors
 """
 
@@ -36,32 +36,32 @@ PERMISSIVE = ("MIT", "Apache-2.0", "CC0-1.0", "CC-BY-3.0", "CC-BY-4.0", "PD")
 class CutOut:
     """One image of one subject, without its background."""
 
-    identity: str  # what the split goes by: all views, poses and styles of one subject share it
-    category: str  # head noun that a prompt uses: "teapot"
+    identity: str  # shared by all views, poses and styles of one subject; decides the split
+    category: str  # head noun in prompts: "teapot"
     name: str  # the longer name: "silver teapot"; may equal the category
     kind: str  # "3d" | "emoji" | "photo" | "drawing" | "outline"
-    source: str  # package and path inside it
+    source: str  # package and path in it
     licence: str  # SPDX id, or "PD"
-    view: str = ""  # what tells it from the others of its identity: azimuth in degrees, pose letter or style
+    view: str = ""  # azimuth in degrees, pose letter or style
     animate: bool = False  # people and animals: they wear hats
     split: str = "train"  # "train" | "heldout"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One image of one place."""
+    """One image of a scene."""
 
-    phrases: tuple[str, ...]  # ways to say it in a prompt: ("on the beach", "at the beach")
-    word: str  # the class that a scene judge names: "beach"
+    phrases: tuple[str, ...]  # its phrases in prompts: ("on the beach", "at the beach")
+    word: str  # its class for the scene metric: "beach"
     source: str
     licence: str
-    horizon: float = 0.6  # where things stand: the fraction of the height below which ground begins
+    horizon: float = 0.6  # fraction of the height at which the ground begins
     split: str = "train"
 
 
 @dataclass(frozen=True)
 class AssetLibrary:
-    """All of it in memory: `pixels[i]` belongs to `cutouts[i]`, `scene_pixels[j]` to `scenes[j]`."""
+    """The library in memory: `pixels[i]` belongs to `cutouts[i]`, `scene_pixels[j]` to `scenes[j]`."""
 
     cutouts: tuple[CutOut, ...]
     pixels: Tensor  # (N, 4, 128, 128) uint8, straight alpha, centred
@@ -88,11 +88,11 @@ class AssetLibrary:
 
     @staticmethod
     def load(path: str | Path) -> "AssetLibrary":
-        """Load a packed library. Raises `DataError` if the file is missing or something else."""
+        """Load a packed library. Raises `DataError` if the file is missing or not a library."""
         path = Path(path)
         if not path.is_file():
             raise DataError(
-                f"There is no world at {path}: make one with `blip-diffusion data build --out {path.parent}`."
+                f"There is no dataset at {path}: make one with `blip-diffusion data build --out {path.parent}`."
             )
         try:
             with zipfile.ZipFile(path) as archive:
@@ -100,12 +100,12 @@ class AssetLibrary:
                 scenes = [Scene(**{**row, "phrases": tuple(row["phrases"])}) for row in _rows(archive, "scenes.jsonl")]
                 blobs = [archive.read(f"cutouts/{i:05d}.webp") for i in range(len(cutouts))]
                 scene_blobs = [archive.read(f"scenes/{i:03d}.webp") for i in range(len(scenes))]
-            Image.init()  # Pillow loads its plugins on first use, which threads may not do at once
+            Image.init()  # Pillow loads plugins on first use, which is not thread-safe
             with ThreadPoolExecutor() as pool:
                 pixels = _stack(list(pool.map(_cutout_pixels, blobs)), 4, CUTOUT_SIZE, CUTOUT_SIZE)
                 scene_pixels = _stack(list(pool.map(_scene_pixels, scene_blobs)), 3, SCENE_HEIGHT, SCENE_WIDTH)
-        except Exception as error:  # on a damaged file, zipfile, zlib and Pillow raise whatever they trip over
-            raise DataError(f"{path} is not a packed world ({reason(error)}): build it again.") from error
+        except Exception as error:  # for damaged files, zipfile, zlib and Pillow raise errors of many types
+            raise DataError(f"{path} is not a packed dataset ({reason(error)}): build it again.") from error
         return AssetLibrary(tuple(cutouts), pixels, tuple(scenes), scene_pixels)
 
 

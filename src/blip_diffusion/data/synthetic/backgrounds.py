@@ -1,7 +1,7 @@
-"""What stands behind a subject: crops of named scenes, and drawn places whose colour words are exact.
+"""Backgrounds: crops of named scenes, and procedural scenes whose colours match the words of the prompt.
 
-A `Background` is decided in words and numbers (`photograph`, `plain`, `procedural`); `render` turns many of them into
-images at once, kind by kind.
+A `Background` is described by words and numbers (`photograph`, `plain`, `procedural`); `render` renders a batch,
+kind by kind.
 """
 
 import random
@@ -32,28 +32,28 @@ PALETTE: dict[str, RGB] = {
     "white": (0.97, 0.97, 0.97),
     "grey": (0.55, 0.55, 0.56),
 }
-_NO_GROUND = 0.82  # a scene's horizon from which it has no ground to stand on: sky, space, the sea's depth
-_CLOSE = 0.33  # two colours nearer than this in RGB hide one another
+_NO_GROUND = 0.82  # a scene with a horizon from here on has no ground: sky, space, underwater
+_CLOSE = 0.33  # distance in RGB below which two colours are hard to tell apart
 
 
 @dataclass(frozen=True)
 class Background:
-    """One background, decided down to its colours and crop; only the grain of its textures is left to chance."""
+    """One background with its colours and crop; only the grain of textures is random."""
 
     kind: str  # "photo", or a key of `procedural.RENDERERS`
     phrase: str  # "on the beach"
-    word: str  # the class that a scene judge names: "beach"
-    horizon: float | None = None  # in the finished image; None where there is no ground to stand on
+    word: str  # its class for the scene metric: "beach"
+    horizon: float | None = None  # in the rendered image; None without ground
     colours: tuple[RGB, ...] = ()
     names: tuple[str, ...] = ()  # the colour words in the phrase
-    scene: int = -1  # row of the world, for photographs
+    scene: int = -1  # row in the asset library, for photographs
     crop: tuple[float, float, float] = (0.0, 0.0, 1.0)  # left, top, side in source pixels; a negative side mirrors
     light: RGB = (1.0, 1.0, 1.0)
 
 
-# The drawn places. Colours of a landscape: sky above, sky at the horizon, ground far, ground near.
+# Procedural scenes. Colours of a landscape: sky above, sky at the horizon, ground far, ground near.
 @dataclass(frozen=True)
-class _Place:
+class _ProceduralScene:
     word: str
     phrases: tuple[str, ...]
     palettes: tuple[tuple[RGB, ...], ...]
@@ -65,31 +65,31 @@ _BLUE_SKY: tuple[RGB, RGB] = ((0.28, 0.56, 0.90), (0.74, 0.88, 0.97))
 _PALE_SKY: tuple[RGB, RGB] = ((0.62, 0.74, 0.88), (0.88, 0.92, 0.96))
 _DARK_SKY: tuple[RGB, RGB] = ((0.02, 0.03, 0.12), (0.08, 0.11, 0.28))
 
-_PLACES = {
-    "grass": _Place("grass", ("on grass", "on the grass"), (
+_SCENES = {
+    "grass": _ProceduralScene("grass", ("on grass", "on the grass"), (
         (*_BLUE_SKY, (0.36, 0.60, 0.22), (0.24, 0.55, 0.14)), (*_PALE_SKY, (0.45, 0.62, 0.25), (0.30, 0.52, 0.16)))),
-    "beach": _Place("beach", ("on the beach", "at the beach"), (
+    "beach": _ProceduralScene("beach", ("on the beach", "at the beach"), (
         (*_BLUE_SKY, (0.93, 0.84, 0.62), (0.88, 0.76, 0.52), (0.10, 0.42, 0.66)),
         (*_PALE_SKY, (0.90, 0.82, 0.66), (0.84, 0.72, 0.52), (0.16, 0.58, 0.66)))),
-    "snow": _Place("snow", ("in the snow", "on the snow"), (
+    "snow": _ProceduralScene("snow", ("in the snow", "on the snow"), (
         (*_PALE_SKY, (0.90, 0.93, 0.97), (0.96, 0.97, 0.99)), (*_BLUE_SKY, (0.88, 0.92, 0.98), (0.95, 0.97, 1.0)))),
-    "desert": _Place("desert", ("in the desert", "in a sandy desert"), (
+    "desert": _ProceduralScene("desert", ("in the desert", "in a sandy desert"), (
         (*_BLUE_SKY, (0.89, 0.64, 0.34), (0.83, 0.54, 0.26)),
         ((0.40, 0.62, 0.85), (0.96, 0.87, 0.72), (0.91, 0.70, 0.40), (0.80, 0.50, 0.24)))),
-    "sunset": _Place("sunset", ("at sunset", "in front of a sunset"), (
+    "sunset": _ProceduralScene("sunset", ("at sunset", "in front of a sunset"), (
         ((0.36, 0.20, 0.46), (0.99, 0.58, 0.22), (0.25, 0.13, 0.14), (0.10, 0.06, 0.09)),
         ((0.55, 0.22, 0.38), (1.0, 0.74, 0.30), (0.22, 0.12, 0.10), (0.09, 0.05, 0.06)))),
-    "night": _Place("starry night", ("under a starry sky", "at night under the stars"), (
+    "night": _ProceduralScene("starry night", ("under a starry sky", "at night under the stars"), (
         (*_DARK_SKY, (0.10, 0.14, 0.16), (0.05, 0.08, 0.09)), (*_DARK_SKY, (0.12, 0.11, 0.20), (0.06, 0.05, 0.11)))),
     # wall, floor light, floor dark
-    "wood": _Place("wooden floor", ("on a wooden floor", "on wooden planks"), (
+    "wood": _ProceduralScene("wooden floor", ("on a wooden floor", "on wooden planks"), (
         ((0.90, 0.87, 0.80), (0.68, 0.46, 0.27), (0.52, 0.33, 0.18)),
         ((0.78, 0.83, 0.84), (0.78, 0.58, 0.36), (0.62, 0.43, 0.25)))),
-    "checker": _Place("checkered floor", ("on a checkered floor", "on a chessboard floor"), (
+    "checker": _ProceduralScene("checkered floor", ("on a checkered floor", "on a chessboard floor"), (
         ((0.82, 0.82, 0.80), (0.95, 0.95, 0.93), (0.10, 0.10, 0.11)),
         ((0.86, 0.80, 0.70), (0.93, 0.92, 0.88), (0.14, 0.13, 0.12)))),
     # brick, mortar, pavement
-    "brick": _Place("brick wall", ("in front of a brick wall", "against a brick wall"), (
+    "brick": _ProceduralScene("brick wall", ("in front of a brick wall", "against a brick wall"), (
         ((0.66, 0.29, 0.21), (0.80, 0.76, 0.71), (0.55, 0.54, 0.53)),
         ((0.58, 0.24, 0.18), (0.68, 0.63, 0.58), (0.46, 0.46, 0.47))), horizon=(0.76, 0.82)),
 }  # fmt: skip
@@ -98,14 +98,14 @@ _PLAIN = ("on a plain {} background", "on a {} background")
 _ROOM = ("in a {} room with a {} floor", "inside a {} room with a {} floor")
 _WALLS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "grey")
 _FLOORS = ("brown", "grey", "white", "black", "red", "blue", "green")
-_KINDS = ("plain", "gradient", "room", *_PLACES)
-_WEIGHTS = (4.0, 1.0, 1.5, *(place.weight for place in _PLACES.values()))
+_KINDS = ("plain", "gradient", "room", *_SCENES)
+_WEIGHTS = (4.0, 1.0, 1.5, *(scene.weight for scene in _SCENES.values()))
 
 
 def phrases() -> Iterator[str]:
-    """Every phrase of a drawn place."""
-    for place in _PLACES.values():
-        yield from place.phrases
+    """Yield every phrase of a procedural background."""
+    for scene in _SCENES.values():
+        yield from scene.phrases
     for template in _PLAIN:
         yield from (template.format(colour) for colour in COLOURS)
     for template in _GRADIENT:
@@ -115,7 +115,7 @@ def phrases() -> Iterator[str]:
 
 
 def procedural(rng: random.Random, *, away_from: RGB | None = None) -> Background:
-    """Choose a procedural background whose plain colours differ from the subject's."""
+    """Choose a procedural background whose colours differ from the subject's."""
     for _ in range(4):
         background = procedural_kind(rng.choices(_KINDS, _WEIGHTS)[0], rng, away_from=away_from)
         if away_from is None or not any(is_close(colour, away_from, 0.2) for colour in background.colours):
@@ -124,20 +124,20 @@ def procedural(rng: random.Random, *, away_from: RGB | None = None) -> Backgroun
 
 
 def procedural_kind(kind: str, rng: random.Random, *, away_from: RGB | None = None) -> Background:
-    """Choose a procedural background of a kind: "plain", "gradient", "room", or a named place."""
+    """Choose a procedural background of a kind: "plain", "gradient", "room", or a key of `_SCENES`."""
     if kind == "plain":
         return plain(rng.choice(_far(COLOURS, away_from)), rng)
     if kind == "gradient":
         return _two_colours(kind, "gradient", _GRADIENT, COLOURS, COLOURS, None, rng, away_from)
     if kind == "room":
         return _two_colours(kind, "coloured room", _ROOM, _WALLS, _FLOORS, rng.uniform(0.66, 0.74), rng, away_from)
-    place = _PLACES[kind]
-    colours = tuple(_jitter(colour, rng) for colour in rng.choice(place.palettes))
-    return Background(kind, rng.choice(place.phrases), place.word, rng.uniform(*place.horizon), colours)
+    scene = _SCENES[kind]
+    colours = tuple(_jitter(colour, rng) for colour in rng.choice(scene.palettes))
+    return Background(kind, rng.choice(scene.phrases), scene.word, rng.uniform(*scene.horizon), colours)
 
 
 def plain(colour: str, rng: random.Random) -> Background:
-    """One named colour, without ground."""
+    """Return a background of one named colour, without ground."""
     return Background(
         "plain", rng.choice(_PLAIN).format(colour), "plain", None, (_jitter(PALETTE[colour], rng),), (colour,)
     )
@@ -156,7 +156,7 @@ def photograph(
     side = rng.uniform(0.75, 1.0) * height
     left, top = rng.uniform(0, width - side), rng.uniform(0, height - side)
     if scene.horizon < _NO_GROUND:
-        top = max(top, min(height - side, scene.horizon * height - 0.78 * side))  # some ground stays in view
+        top = max(top, min(height - side, scene.horizon * height - 0.78 * side))  # some ground stays visible
     horizon = (scene.horizon * height - top) / side if scene.horizon < _NO_GROUND else None
     crop = (left + side, top, -side) if rng.random() < 0.5 else (left, top, side)
     gain, tint = rng.uniform(0.85, 1.12), rng.uniform(-0.06, 0.06)
@@ -168,10 +168,10 @@ def photograph(
 
 def named(words: str, rng: random.Random) -> Background | None:
     """Return the procedural background of a phrase or class word, if there is one."""
-    for kind, place in _PLACES.items():
-        if words in (place.word, *place.phrases):
-            drawn = procedural_kind(kind, rng)
-            return drawn if words == place.word else replace(drawn, phrase=words)
+    for kind, scene in _SCENES.items():
+        if words in (scene.word, *scene.phrases):
+            background = procedural_kind(kind, rng)
+            return background if words == scene.word else replace(background, phrase=words)
     for colour in COLOURS:
         if words in [template.format(colour) for template in _PLAIN]:
             return replace(plain(colour, rng), phrase=words)
@@ -187,14 +187,14 @@ def render(chosen: Sequence[Background], scenes: Tensor, size: int, rng: Generat
         rows[background.kind].append(i)
     canvas = torch.empty(len(chosen), 3, size, size, device=device)
     for kind, members in sorted(rows.items()):
-        some = [chosen[i] for i in members]
-        images = _photographs(some, scenes, size) if kind == "photo" else _render_procedural(kind, some, size, rng)
+        part = [chosen[i] for i in members]
+        images = _photographs(part, scenes, size) if kind == "photo" else _render_procedural(kind, part, size, rng)
         canvas[torch.tensor(members, device=device)] = images
     return canvas.clamp_(0, 1)
 
 
 def is_close(a: RGB, b: RGB, distance: float = _CLOSE) -> bool:
-    """Whether something of colour `a` is hard to see before colour `b`."""
+    """Return whether an object of colour `a` is hard to see on colour `b`."""
     return sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) < distance**2
 
 
@@ -204,7 +204,7 @@ def _far(names: Sequence[str], colour: RGB | None) -> Sequence[str]:
 
 
 def _jitter(colour: RGB, rng: random.Random) -> RGB:
-    """Vary a colour's light so little that its name still holds."""
+    """Vary a colour slightly, so that its name stays correct."""
     gain = rng.uniform(0.93, 1.05)
     red, green, blue = (min(max(channel * gain + rng.uniform(-0.015, 0.015), 0.0), 1.0) for channel in colour)
     return red, green, blue

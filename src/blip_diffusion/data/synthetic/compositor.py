@@ -30,7 +30,7 @@ from blip_diffusion.data.synthetic.subject_index import SubjectIndex
 
 
 class Compositor:
-    """Paste cut-outs on backgrounds, as pair specifications say."""
+    """Renderer of pair specifications: pastes cut-outs on backgrounds."""
 
     def __init__(
         self, world: AssetLibrary, config: SyntheticConfig, subjects: SubjectIndex, device: torch.device
@@ -48,13 +48,13 @@ class Compositor:
         return [(r, g, b) for r, g, b in (self._scenes.float().mean((2, 3)) / 255).tolist()]
 
     def render(self, specs: Sequence[PairSpec], rng: random.Random) -> SubjectBatch:
-        """Render pair specifications to a batch; `rng` only jitters place, size and light."""
+        """Render pair specifications to a batch; `rng` only jitters position, size and light."""
         noise = Generator(self.device)
         noise.manual_seed(rng.getrandbits(62))
-        placed = [self._placed(row, spec, rng) for row, spec in enumerate(specs)]
-        shown = [self._placed_reference(row, spec, rng) for row, spec in enumerate(specs)]
-        target, target_alpha = self._targets(specs, [p for row in placed for p in row], noise)
-        reference = self._references(specs, shown, noise)
+        target_placements = [self._place(row, spec, rng) for row, spec in enumerate(specs)]
+        reference_placements = [self._place_reference(row, spec, rng) for row, spec in enumerate(specs)]
+        target, target_alpha = self._targets(specs, [p for row in target_placements for p in row], noise)
+        reference = self._references(specs, reference_placements, noise)
         cutouts = [self.world.cutouts[spec.target] for spec in specs]
         prompts = [spec.prompt or prompt_templates.prompt(spec.request) for spec in specs]
         identities = [self._identities[cutout.identity] for cutout in cutouts]
@@ -64,13 +64,13 @@ class Compositor:
                 prompt_templates.caption(cutout.category, spec.reference_background.phrase)
                 for cutout, spec in zip(cutouts, specs, strict=True)
             ],
-            object_crop=torch.cat(self._cut(shown, self.config.object_crop_size), dim=1).clamp_(0, 1),
+            object_crop=torch.cat(self._cut(reference_placements, self.config.object_crop_size), dim=1).clamp_(0, 1),
             category=[cutout.category for cutout in cutouts],
             prompt=prompts,
             caption=[prompt_templates.caption(cutout.category, p) for cutout, p in zip(cutouts, prompts, strict=True)],
             target=target,
             target_alpha=target_alpha,
-            frames=_frames(placed, shown).to(self.device),
+            frames=_frames(target_placements, reference_placements).to(self.device),
             identity=torch.tensor(identities, device=self.device),
         )
 
@@ -86,7 +86,7 @@ class Compositor:
                 canvas[rows] = apply(canvas[rows])
         return canvas.clamp_(0, 1), alpha
 
-    def _placed(self, row: int, spec: PairSpec, rng: random.Random) -> list[Placement]:
+    def _place(self, row: int, spec: PairSpec, rng: random.Random) -> list[Placement]:
         request, shape = spec.request, self.geometry[spec.target]
         extra = None
         if request.accessory:
@@ -109,7 +109,7 @@ class Compositor:
     def _light_jitter(self, rng: random.Random) -> Jitter:
         return Jitter(rng, self.config.light)
 
-    def _placed_reference(self, row: int, spec: PairSpec, rng: random.Random) -> Placement:
+    def _place_reference(self, row: int, spec: PairSpec, rng: random.Random) -> Placement:
         config, background = self.config, spec.reference_background
         placement = place_reference(
             row, spec.reference, background.horizon, config.reference_fill, config.reference_drift, config.rotation, rng
@@ -130,38 +130,40 @@ class Compositor:
             rows = torch.tensor([p.row for p in chosen], device=self.device)
             colour, alpha = self._cut(chosen, self.config.size)  # (P, 3, S, S) premultiplied, (P, 1, S, S)
             shadow = self._shadows(chosen)
-            everyone = len(chosen) == len(canvas)
-            below = canvas if everyone else canvas[rows]
+            all_images = len(chosen) == len(canvas)
+            below = canvas if all_images else canvas[rows]
             pasted = torch.addcmul(colour, below * shadow, 1 - alpha)
-            drawn = [i for i, p in enumerate(chosen) if p.row in set(sketched)]
-            if drawn:
-                pasted[drawn] = below[drawn].minimum(styles.sketch(colour[drawn], alpha[drawn]))
+            sketches = [i for i, p in enumerate(chosen) if p.row in set(sketched)]
+            if sketches:
+                pasted[sketches] = below[sketches].minimum(styles.sketch(colour[sketches], alpha[sketches]))
             is_subject = torch.tensor([float(p.subject) for p in chosen], device=self.device).view(-1, 1, 1, 1)
-            seen = (covered if everyone else covered[rows]) * (1 - alpha) + alpha * is_subject
-            if everyone:
-                canvas, covered = pasted, seen
+            visible = (covered if all_images else covered[rows]) * (1 - alpha) + alpha * is_subject
+            if all_images:
+                canvas, covered = pasted, visible
             else:
-                canvas[rows], covered[rows] = pasted, seen
+                canvas[rows], covered[rows] = pasted, visible
         return canvas, covered
 
     def _cut(self, placements: Sequence[Placement], size: int) -> tuple[Tensor, Tensor]:
-        """Cut-outs in the size, place, light and paint of their placements: premultiplied colour, and alpha."""
+        """Return premultiplied colour and alpha of cut-outs with the size, position, light and paint of placements."""
         windows = torch.tensor([_window(p, self.geometry[p.cutout]) for p in placements], device=self.device)
         image = self._read([p.cutout for p in placements], windows, size)
-        turned = [i for i, p in enumerate(placements) if p.angle]
-        if turned:
-            image[turned] = _turn(image[turned], [placements[i] for i in turned])
+        rotated = [i for i, p in enumerate(placements) if p.angle]
+        if rotated:
+            image[rotated] = _rotate(image[rotated], [placements[i] for i in rotated])
         colour, alpha = image[:, :3], image[:, 3:].clamp(0, 1)
-        for rows, looks in self._looks(placements):
-            colour[rows] = looks(colour[rows], alpha[rows])
+        for rows, apply in self._effects(placements):
+            colour[rows] = apply(colour[rows], alpha[rows])
         light = torch.tensor([p.light for p in placements], device=self.device)
         return torch.minimum(colour * light[:, :, None, None], alpha), alpha
 
-    def _looks(self, placements: Sequence[Placement]) -> Iterator[tuple[list[int], Callable[[Tensor, Tensor], Tensor]]]:
-        turned = [i for i, p in enumerate(placements) if p.colour_matrix is not None]
-        if turned:
-            matrices = torch.tensor([placements[i].colour_matrix for i in turned], device=self.device).view(-1, 3, 3)
-            yield turned, lambda colour, alpha: torch.einsum("pij,pjyx->piyx", matrices, colour).clamp(min=0)
+    def _effects(
+        self, placements: Sequence[Placement]
+    ) -> Iterator[tuple[list[int], Callable[[Tensor, Tensor], Tensor]]]:
+        rotated = [i for i, p in enumerate(placements) if p.colour_matrix is not None]
+        if rotated:
+            matrices = torch.tensor([placements[i].colour_matrix for i in rotated], device=self.device).view(-1, 3, 3)
+            yield rotated, lambda colour, alpha: torch.einsum("pij,pjyx->piyx", matrices, colour).clamp(min=0)
         painted = [i for i, p in enumerate(placements) if p.paint]
         if painted:
             paints = torch.tensor([backgrounds.PALETTE[placements[i].paint] for i in painted], device=self.device)
@@ -171,7 +173,7 @@ class Compositor:
             yield shaded, styles.silhouette
 
     def _read(self, cutouts: Sequence[int], windows: Tensor, size: int) -> Tensor:
-        """Windows (P, 3: left, top, side) in pixels of cut-outs: premultiplied (P, 4, size, size)."""
+        """Read windows (P, 3: left, top, side), in pixels of cut-outs, to premultiplied images (P, 4, size, size)."""
         image = self._pixels[torch.tensor(cutouts, device=self.device)].float()  # (P, 4, 128, 128)
         image[:, :3] *= image[:, 3:] / 255
         left, top, side = windows.T
@@ -180,7 +182,7 @@ class Compositor:
         return read_windows(image, rows / 255, columns)
 
     def _shadows(self, placements: Sequence[Placement]) -> Tensor:
-        """Soft contact shadows, as factors (P, 1, S, S) on what lies below."""
+        """Return soft contact shadows, as factors (P, 1, S, S) for the image below."""
         measures = torch.tensor([_shadow(p, self.geometry[p.cutout]) for p in placements], device=self.device)
         x, y, wide, high, strength = measures.view(-1, 5, 1).unbind(1)  # (P, 1) each
         at = (torch.arange(self.config.size, device=self.device) + 0.5) / self.config.size
@@ -189,31 +191,31 @@ class Compositor:
         return (1 - down[:, :, None] * across[:, None, :])[:, None]
 
 
-def _frames(placed: Sequence[Sequence[Placement]], shown: Sequence[Placement]) -> Tensor:
-    """Return the frames (B, K, 4) of the copies of each subject; a frame of width 0 is none."""
+def _frames(target_placements: Sequence[Sequence[Placement]], reference_placements: Sequence[Placement]) -> Tensor:
+    """Return the frames (B, K, 4) of the copies of each subject; a frame of width 0 is padding."""
     rows = [
         [frame_of(p, reference) for p in placements if p.subject]
-        for placements, reference in zip(placed, shown, strict=True)
+        for placements, reference in zip(target_placements, reference_placements, strict=True)
     ]
     most = max(map(len, rows))
     return torch.tensor([row + [(0.0, 0.0, 0.0, 0.0)] * (most - len(row)) for row in rows])
 
 
-def _light(background: Background, chance: Jitter) -> RGB:
-    """Light on a subject, independent of the background's but for dark places."""
-    gain = chance.between(0.88, 1.1) * (0.8 if background.word in ("starry night", "sunset") else 1.0)
-    tint = chance.about(0.03)
+def _light(background: Background, jitter: Jitter) -> RGB:
+    """Return the light on a subject, random except for dark scenes."""
+    gain = jitter.between(0.88, 1.1) * (0.8 if background.word in ("starry night", "sunset") else 1.0)
+    tint = jitter.about(0.03)
     return gain * (1 + tint), gain, gain * (1 - tint)
 
 
 def _window(placement: Placement, shape: CutoutGeometry) -> tuple[float, float, float]:
-    """Return the window that the whole frame shows, in the cut-out's pixels: left, top, side."""
+    """Return the frame of the image in the cut-out's pixels: left, top, side."""
     side = max(shape.width, shape.height) / placement.side
     return shape.x - placement.x * side, shape.y - placement.y * side, side
 
 
 def _shadow(placement: Placement, shape: CutoutGeometry) -> tuple[float, float, float, float, float]:
-    """Centre, reach across and down, and strength of a contact shadow, in frames."""
+    """Return centre, extent across and down, and strength of a contact shadow, in frames."""
     longest = max(shape.width, shape.height)
     width, height = placement.side * shape.width / longest, placement.side * shape.height / longest
     x = placement.x + (shape.foot - 0.5) * width
@@ -221,8 +223,8 @@ def _shadow(placement: Placement, shape: CutoutGeometry) -> tuple[float, float, 
     return x, placement.y + height / 2 - 0.008, wide, max(0.14 * wide, 0.012), 0.5 if placement.ground else 0.0
 
 
-def _turn(images: Tensor, placements: Sequence[Placement]) -> Tensor:
-    """Images turned about their placements' centres."""
+def _rotate(images: Tensor, placements: Sequence[Placement]) -> Tensor:
+    """Rotate images about their placements' centres."""
     angles = torch.tensor([p.angle for p in placements], device=images.device).deg2rad()
     x, y = (torch.tensor([[p.x, p.y] for p in placements], device=images.device) * 2 - 1).T
     cos, sin = angles.cos(), angles.sin()

@@ -1,6 +1,6 @@
-"""Training images, composed: an `PairSpec` says in words and numbers what a pair shall show, tensors do the rest.
+"""Sample and render training pairs: a `PairSpec` describes a pair in words and numbers, and tensor code renders it.
 
-Words and layout are drawn one sample at a time in Python; no pixel is. So it runs as well on a GPU as on a CPU.
+Python samples words and layout, pair by pair. Pixels are computed in batches, on a CPU or a GPU.
 """
 
 import itertools
@@ -27,7 +27,7 @@ from blip_diffusion.errors import DataError
 
 
 class PairSampler:
-    """The batch of an index: `Batches` over a world. A pure function of (world, config, seed, index)."""
+    """The batch of an index (`Batches`), a pure function of asset library, config, seed and index."""
 
     def __init__(
         self,
@@ -65,15 +65,17 @@ class PairSampler:
         if request.style == "sketch":
             background = replace(background, phrase="", word="", horizon=None)  # paper
         request = replace(request, scene=background.phrase)
-        behind = self._reference_background(reference, background.word, rng)
+        reference_background = self._reference_background(reference, background.word, rng)
         prompt = prompt_templates.prompt(request, rng)
         anywhere = rng.random() < self.config.anywhere and request == PromptSpec(scene=request.scene)
         recoloured = rng.random() < self.config.hue_rotation and not request.colour
         matrix = _hue_rotation(rng) if recoloured else None
-        return PairSpec(reference, target, request, background, behind, prompt, accessory, matrix, anywhere)
+        return PairSpec(
+            reference, target, request, background, reference_background, prompt, accessory, matrix, anywhere
+        )
 
     def background(self, rng: random.Random, *, away_from: RGB | None = None) -> Background:
-        """Sample a background of the configured split, its plain colours away from `away_from`."""
+        """Sample a background of the configured split, with plain colours different from `away_from`."""
         if rng.random() < self.config.procedural or not self._scene_rows:
             return backgrounds.procedural(rng, away_from=away_from)
         for _ in range(4):
@@ -85,7 +87,7 @@ class PairSampler:
     def scene(self, words: str, rng: random.Random, *, split: str | None = None) -> Background:
         """Sample a background of a phrase or class word: a photograph of `split` (default: the configured one).
 
-        Where the world has no such photograph, a drawn place. Raises `DataError` where there is neither.
+        Without such a photograph, a procedural background. Raises `DataError` if there is neither.
         """
         split = split or self.config.split
         rows = [
@@ -95,24 +97,24 @@ class PairSampler:
         ]
         if rows:
             row = rng.choice(rows)
-            spoken = words if words in self.world.scenes[row].phrases else None
-            return self._photograph(row, rng, phrase=spoken)
-        drawn = backgrounds.named(words, rng)
-        if drawn is None:
-            raise DataError(f"No {split} scene and no drawn place is called {words!r}.")
-        return drawn
+            phrase = words if words in self.world.scenes[row].phrases else None
+            return self._photograph(row, rng, phrase=phrase)
+        background = backgrounds.named(words, rng)
+        if background is None:
+            raise DataError(f"There is no {split} scene and no procedural background for {words!r}.")
+        return background
 
     def render(self, specs: Sequence[PairSpec], rng: random.Random) -> SubjectBatch:
-        """Render these pairs exactly; `rng` only jitters place, size and light."""
+        """Render these pairs; `rng` only jitters position, size and light."""
         return self._compositor.render(specs, rng)
 
     def has(self, accessory: str) -> bool:
-        """Whether the world can show an accessory, in the configured split."""
+        """Return whether the asset library has an accessory in the configured split."""
         return accessory in self._subjects.things
 
     def _property(self, target: int, rng: random.Random) -> tuple[PromptSpec, int]:
-        """At most one property (a position may come with a size), and the accessory's cut-out."""
-        config, draw = self.config, rng.random()
+        """Sample at most one property (a position may have a size too), and the accessory's cut-out."""
+        config, uniform = self.config, rng.random()
         choices: tuple[tuple[float, Callable[[], PromptSpec]], ...] = (
             (config.colours, lambda: PromptSpec(colour=rng.choice(prompt_templates.PAINTS))),
             (config.counts, lambda: PromptSpec(count=rng.choice((2, 2, 3)))),
@@ -122,16 +124,16 @@ class PairSampler:
             (config.styles, lambda: PromptSpec(style=rng.choice(list(prompt_templates.STYLES)))),
         )  # fmt: skip
         for share, make in choices:
-            if draw < share:
+            if uniform < share:
                 return make(), -1
-            draw -= share
-        if draw < config.accessories:
+            uniform -= share
+        if uniform < config.accessories:
             accessory, row = self._subjects.accessory(target, rng)
             return PromptSpec(accessory=accessory), row
         return PromptSpec(), -1
 
     def _colour(self, cutout: int, request: PromptSpec) -> RGB:
-        """Return the colour that a background has to differ from."""
+        """Return the colour from which a background must differ."""
         if request.style == "silhouette":
             return backgrounds.PALETTE["black"]
         return backgrounds.PALETTE[request.colour] if request.colour else self._compositor.geometry[cutout].colour
@@ -165,7 +167,7 @@ class CaptionSampler:
 
 
 def sentences(world: AssetLibrary) -> Iterator[str]:
-    """Sentences with every word that a sampler of this world can say."""
+    """Yield sentences with all words of the prompts of this asset library."""
     scenes = itertools.chain(backgrounds.phrases(), (phrase for scene in world.scenes for phrase in scene.phrases))
     return prompt_templates.sentences(scenes, (cutout.category for cutout in world.cutouts))
 
@@ -191,7 +193,7 @@ def _image(tensor: Tensor, side: int) -> Image.Image:
 
 
 def _sideless(spec: PairSpec) -> bool:
-    """Whether a pair means the same in a mirror. An accessory stands at the right, though no word says so."""
+    """Return whether a pair may be mirrored. Accessories are at the right, so those pairs may not."""
     return not spec.request.accessory and not {"left", "right"} & set(spec.request.position.split())
 
 

@@ -1,4 +1,4 @@
-"""Where things stand: numbers only. Placement is told by the words; without a word a subject stands in the middle."""
+"""Placement of cut-outs, as numbers. The prompt decides it; by default, a subject stands in the middle."""
 
 import random
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ _BOX_BITS = 64  # alpha from which a pixel belongs to the box
 
 
 class CutoutGeometry(NamedTuple):
-    """Measures of one cut-out, in pixels of its 128 x 128 frame."""
+    """Geometry of a cut-out, in pixels of its 128 x 128 frame."""
 
     x: float  # centre of its box
     y: float
@@ -41,15 +41,15 @@ class CutoutGeometry(NamedTuple):
 
 @dataclass(frozen=True)
 class Placement:
-    """One cut-out on one image. Lengths are in frames."""
+    """Placement of a cut-out on an image. Lengths are in sides of the image."""
 
     row: int  # which image of the batch
     cutout: int
     x: float  # centre of its box
     y: float
     side: float  # longest side of its box
-    subject: bool = True  # or else an accessory
-    ground: bool = False  # whether it casts a shadow where it stands
+    subject: bool = True  # false: an accessory
+    ground: bool = False  # whether it casts a contact shadow
     paint: str = ""
     silhouette: bool = False
     angle: float = 0.0  # degrees
@@ -58,7 +58,7 @@ class Placement:
 
 
 def measure(pixels: Tensor) -> list[CutoutGeometry]:
-    """The shapes of cut-outs (N, 4, H, W) uint8."""
+    """Return the geometry of cut-outs (N, 4, H, W) uint8."""
     rows: list[list[float]] = []
     for chunk in torch.split(pixels, 512):
         rows += _measure(chunk).tolist()
@@ -69,35 +69,35 @@ def measure(pixels: Tensor) -> list[CutoutGeometry]:
 
 @dataclass(frozen=True)
 class Jitter:
-    """What the words leave open. `amount` 1 leaves all of a range to chance, 0 takes its middle."""
+    """Random choice of values that the prompt doesn't fix, from a whole range (`amount` 1) to its middle (0)."""
 
     rng: random.Random
     amount: float = 1.0
 
     def between(self, low: float, high: float) -> float:
-        """A number of the range; the generator moves on in any case."""
-        drawn = self.rng.uniform(low, high)
-        return drawn + (1 - self.amount) * ((low + high) / 2 - drawn)
+        """Return a number in a range; the generator advances for every `amount`."""
+        value = self.rng.uniform(low, high)
+        return value + (1 - self.amount) * ((low + high) / 2 - value)
 
     def about(self, spread: float) -> float:
-        """A number between -spread and spread."""
+        """Return a number between -spread and spread."""
         return self.between(-spread, spread)
 
-    def horizon(self, seen: float | None) -> float | None:
-        """Where a subject takes the horizon to be: an image's own is not in the words."""
-        return None if seen is None else seen + (1 - self.amount) * (USUAL_HORIZON - seen)
+    def horizon(self, actual: float | None) -> float | None:
+        """Return the horizon for placement, between the image's (`amount` 1) and the usual one (0)."""
+        return None if actual is None else actual + (1 - self.amount) * (USUAL_HORIZON - actual)
 
 
-def place(row: int, cutout: int, shape: CutoutGeometry, request: PromptSpec, horizon: float | None, chance: Jitter,
+def place(row: int, cutout: int, shape: CutoutGeometry, request: PromptSpec, horizon: float | None, jitter: Jitter,
           extra: tuple[int, CutoutGeometry] | None = None) -> list[Placement]:  # fmt: skip
-    """The placements of a request, from back to front: copies of a subject, then its accessory (`extra`)."""
-    horizon = chance.horizon(horizon)
+    """Return the placements of a request, from back to front: copies of a subject, then its accessory (`extra`)."""
+    horizon = jitter.horizon(horizon)
     if request.count > 1:
-        subjects = _in_a_row(row, cutout, shape, request.count, horizon, chance)
+        subjects = _in_a_row(row, cutout, shape, request.count, horizon, jitter)
     elif extra is not None:
-        subjects = [_beside(row, cutout, shape, request.accessory, horizon, chance)]
+        subjects = [_beside(row, cutout, shape, request.accessory, horizon, jitter)]
     else:
-        subjects = [_alone(row, cutout, shape, request, horizon, chance)]
+        subjects = [_alone(row, cutout, shape, request, horizon, jitter)]
     if extra is None:
         return subjects
     return [*subjects, _accessory(subjects[0], shape, request.accessory, *extra)]
@@ -105,7 +105,7 @@ def place(row: int, cutout: int, shape: CutoutGeometry, request: PromptSpec, hor
 
 def place_reference(row: int, cutout: int, horizon: float | None, fill: tuple[float, float], drift: float,
                     rotation: float, rng: random.Random) -> Placement:  # fmt: skip
-    """A subject as a framed reference shows it: its longest side within `fill`, its centre `drift` off at most."""
+    """Return the placement in a reference: the longest side within `fill`, the centre at most `drift` off."""
     side = rng.uniform(*fill)
     x, y = (0.5 + rng.uniform(-drift, drift) for _ in range(2))
     angle = rng.choice((0.0, rng.uniform(-rotation, rotation)))
@@ -115,7 +115,7 @@ def place_reference(row: int, cutout: int, horizon: float | None, fill: tuple[fl
 def place_anywhere(
     row: int, cutout: int, shape: CutoutGeometry, horizon: float | None, rng: random.Random
 ) -> Placement:
-    """A subject of any size, wherever it fits; half of those that could stand on the ground do."""
+    """Return a placement of random size and position; half of those with a ground stand on it."""
     side = rng.uniform(0.25, 0.95)
     width, height = _extent(shape, side)
     x, y = (rng.uniform(extent / 2, 1 - extent / 2) for extent in (width, height))
@@ -126,19 +126,19 @@ def place_anywhere(
 
 
 def frame_of(placement: Placement, reference: Placement) -> tuple[float, float, float, float]:
-    """Where the reference's square lies in the image: left, top, width, height, in the image's sides.
+    """Return the reference's square in the image: left, top, width, height, in the image's sides.
 
-    The subject then lies in the reference's square as it does in the image.
+    In this square the subject has the same position in the reference and in the image.
     """
     scale = placement.side / reference.side
     return placement.x - scale * reference.x, placement.y - scale * reference.y, scale, scale
 
 
 def _alone(row: int, cutout: int, shape: CutoutGeometry, request: PromptSpec, horizon: float | None,
-           chance: Jitter) -> Placement:  # fmt: skip
+           jitter: Jitter) -> Placement:  # fmt: skip
     words = request.position.split()
     low, high = MOVED_SIDES if words and words != ["centre"] and not request.size else SIDES[request.size]
-    side = chance.between(low, high)
+    side = jitter.between(low, high)
     width, height = _extent(shape, side)
     x = y = 0.5
     for word in words:
@@ -146,8 +146,8 @@ def _alone(row: int, cutout: int, shape: CutoutGeometry, request: PromptSpec, ho
             x = CENTRE[word]
         elif word in ("top", "bottom"):
             y = CENTRE[word]
-    jitter = _JITTER * (1.0 if side < 0.8 else 0.3)
-    x, y = x + chance.about(jitter), y + chance.about(jitter)
+    spread = _JITTER * (1.0 if side < 0.8 else 0.3)
+    x, y = x + jitter.about(spread), y + jitter.about(spread)
     floats = "top" in words or "bottom" in words
     y = y if floats else _standing(y, height, horizon)
     x, y = keep_inside(x, width), keep_inside(y, height)
@@ -155,26 +155,26 @@ def _alone(row: int, cutout: int, shape: CutoutGeometry, request: PromptSpec, ho
 
 
 def _in_a_row(row: int, cutout: int, shape: CutoutGeometry, count: int, horizon: float | None,
-              chance: Jitter) -> list[Placement]:  # fmt: skip
+              jitter: Jitter) -> list[Placement]:  # fmt: skip
     pitch = PITCH[count]
     widest = (pitch - 0.04) * max(shape.width, shape.height) / shape.width  # longest side at which copies do not touch
-    side = min(widest, chance.between(0.5, 0.6)) * chance.between(0.92, 1.0)
-    y = _standing(0.5 + chance.about(_JITTER), _extent(shape, side)[1], horizon)
+    side = min(widest, jitter.between(0.5, 0.6)) * jitter.between(0.92, 1.0)
+    y = _standing(0.5 + jitter.about(_JITTER), _extent(shape, side)[1], horizon)
     first = 0.5 - pitch * (count - 1) / 2
     return [
-        Placement(row, cutout, first + pitch * i, y + chance.about(0.01), side, ground=horizon is not None)
+        Placement(row, cutout, first + pitch * i, y + jitter.about(0.01), side, ground=horizon is not None)
         for i in range(count)
     ]
 
 
 def _beside(row: int, cutout: int, shape: CutoutGeometry, accessory: str, horizon: float | None,
-            chance: Jitter) -> Placement:  # fmt: skip
-    """A subject that leaves room for its accessory: above it, or at its right."""
-    side = chance.between(0.5, 0.6)
-    y = 0.56 if accessory in WORN else 0.5 + chance.about(_JITTER)
+            jitter: Jitter) -> Placement:  # fmt: skip
+    """Place a subject with space for its accessory, above it or at its right."""
+    side = jitter.between(0.5, 0.6)
+    y = 0.56 if accessory in WORN else 0.5 + jitter.about(_JITTER)
     y = keep_inside(_standing(y, _extent(shape, side)[1], horizon), _extent(shape, side)[1])
     x = 0.5 if accessory in WORN else 0.34
-    return Placement(row, cutout, x + chance.about(0.03), y, side, ground=horizon is not None)
+    return Placement(row, cutout, x + jitter.about(0.03), y, side, ground=horizon is not None)
 
 
 def _accessory(
@@ -204,7 +204,7 @@ def _standing(y: float, height: float, horizon: float | None) -> float:
 
 
 def _measure(pixels: Tensor) -> Tensor:
-    """(N, 4, H, W) uint8 -> (N, 11): the fields of `CutoutGeometry`."""
+    """Return the fields of `CutoutGeometry` (N, 11) of cut-outs (N, 4, H, W) uint8."""
     solid = pixels[:, 3] >= _BOX_BITS  # (N, H, W)
     left, right = _span(solid.any(1))
     top, bottom = _span(solid.any(2))
@@ -221,7 +221,7 @@ def _measure(pixels: Tensor) -> Tensor:
 
 
 def _span(occupied: Tensor) -> tuple[Tensor, Tensor]:
-    """First and one past the last true entry of rows (N, L), as floats."""
+    """Return the first and one past the last true entry of rows (N, L), as floats."""
     hits = occupied.to(torch.uint8)
     first = hits.argmax(1).float()
     last = occupied.shape[1] - hits.flip(1).argmax(1).float()
@@ -229,7 +229,7 @@ def _span(occupied: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def layers_of(placements: Sequence[Placement], images: int) -> list[list[int]]:
-    """Indices of placements, layer by layer: no image has two in one layer, and what comes first lies behind."""
+    """Return indices of placements by layer, from back to front; a layer has at most one per image."""
     depth = [0] * images
     layers: list[list[int]] = []
     for i, placement in enumerate(placements):

@@ -13,20 +13,20 @@ from torch.nn import functional as F
 
 def _render_plain(colours: Tensor, horizon: Tensor, size: int, rng: Generator) -> Tensor:
     y, x = _grid(size, rng)
-    falloff = _chance(len(colours), 0.0, 0.10, rng)
+    falloff = _uniform(len(colours), 0.0, 0.10, rng)
     return colours[:, 0] * (1 - falloff * ((x - 0.5) ** 2 + (y - 0.5) ** 2) * 2)
 
 
 def _render_gradient(colours: Tensor, horizon: Tensor, size: int, rng: Generator) -> Tensor:
     y, x = _grid(size, rng)
-    angle = _chance(len(colours), -1.0, 1.0, rng) * torch.pi
+    angle = _uniform(len(colours), -1.0, 1.0, rng) * torch.pi
     along = ((x - 0.5) * angle.cos() + (y - 0.5) * angle.sin()) * 0.9 + 0.5
     return torch.lerp(colours[:, 0].expand(-1, 3, size, size), colours[:, 1], along.clamp(0, 1))
 
 
 def _render_room(colours: Tensor, horizon: Tensor, size: int, rng: Generator) -> Tensor:
     y, x = _grid(size, rng)
-    lamp = _chance(len(colours), 0.1, 0.9, rng)
+    lamp = _uniform(len(colours), 0.1, 0.9, rng)
     wall = colours[:, 0] * (1.04 - 0.22 * ((x - lamp) ** 2 + (y - 0.2) ** 2))
     floor = colours[:, 1] * (0.82 + 0.22 * _below(y, horizon))
     board = (colours[:, 0] * 0.5 + 0.42).clamp(max=1)  # the skirting board
@@ -41,8 +41,8 @@ def _render_land(colours: Tensor, horizon: Tensor, size: int, rng: Generator) ->
 def _render_beach(colours: Tensor, horizon: Tensor, size: int, rng: Generator) -> Tensor:
     y, x = _grid(size, rng)
     n = len(colours)
-    edge = horizon + 0.015 * (x * _chance(n, 4, 9, rng) + _chance(n, 0, 6, rng)).sin()
-    far = horizon - _chance(n, 0.12, 0.22, rng)
+    edge = horizon + 0.015 * (x * _uniform(n, 4, 9, rng) + _uniform(n, 0, 6, rng)).sin()
+    far = horizon - _uniform(n, 0.12, 0.22, rng)
     waves = 1 + 0.10 * (_noise(n, size, (size // 3, size // 16), rng) - 0.5)
     sea = torch.lerp(colours[:, 1] * 0.4 + colours[:, 4] * 0.6, colours[:, 4], _below(y, far)) * waves
     land = _land(colours, horizon, size, rng, clouds=True)
@@ -61,7 +61,7 @@ def _render_night(colours: Tensor, horizon: Tensor, size: int, rng: Generator) -
 
 def _render_wood(colours: Tensor, horizon: Tensor, size: int, rng: Generator) -> Tensor:
     u, depth, fade = _floor(horizon, size, rng)
-    plank = (u * 5 + _chance(len(colours), 0, 1, rng)).floor()
+    plank = (u * 5 + _uniform(len(colours), 0, 1, rng)).floor()
     tone = _hash(plank, (depth * 1.5 + _hash(plank, plank * 0) * 3).floor())
     grain = 0.2 * (_noise(len(colours), size, (size // 2, size // 8), rng) - 0.5)
     floor = torch.lerp(colours[:, 2].expand(-1, 3, size, size), colours[:, 1], 0.5 + (tone - 0.5) * fade + grain)
@@ -70,7 +70,7 @@ def _render_wood(colours: Tensor, horizon: Tensor, size: int, rng: Generator) ->
 
 def _render_checker(colours: Tensor, horizon: Tensor, size: int, rng: Generator) -> Tensor:
     u, depth, fade = _floor(horizon, size, rng)
-    shift = _chance(len(colours), 0, 1, rng)
+    shift = _uniform(len(colours), 0, 1, rng)
     edge = 0.5 * size / 24
     waves = (u * 2.6 + shift).mul(torch.pi).sin() * (depth * 2.2 + shift).mul(torch.pi).sin()
     tiles = (waves * edge * fade).clamp(-0.5, 0.5) * fade + 0.5
@@ -81,9 +81,9 @@ def _render_checker(colours: Tensor, horizon: Tensor, size: int, rng: Generator)
 def _render_brick(colours: Tensor, horizon: Tensor, size: int, rng: Generator) -> Tensor:
     y, x = _grid(size, rng)
     n = len(colours)
-    courses = _chance(n, 9, 14, rng).floor()
+    courses = _uniform(n, 9, 14, rng).floor()
     v = y * courses
-    u = x * courses * 0.45 + (v.floor() % 2) * 0.5 + _chance(n, 0, 1, rng)
+    u = x * courses * 0.45 + (v.floor() % 2) * 0.5 + _uniform(n, 0, 1, rng)
     mortar = torch.maximum((v % 1 < 0.14).float(), (u % 1 < 0.07).float())
     tone = 0.84 + 0.32 * _hash(u.floor(), v.floor() + courses)
     grain = 1 + 0.12 * (_noise(n, size, (size // 2, size // 2), rng) - 0.5)
@@ -109,10 +109,10 @@ RENDERERS: dict[str, Callable[[Tensor, Tensor, int, Generator], Tensor]] = {
 
 
 def _land(colours: Tensor, horizon: Tensor, size: int, rng: Generator, *, clouds: bool) -> Tensor:
-    """Sky above a gently rolling ground whose grain grows towards the viewer."""
+    """Render sky above gently rolling ground whose grain grows towards the viewer."""
     y, x = _grid(size, rng)
     n = len(colours)
-    hills = 0.012 * (x * _chance(n, 3, 11, rng) + _chance(n, 0, 6, rng)).sin() - 0.01
+    hills = 0.012 * (x * _uniform(n, 3, 11, rng) + _uniform(n, 0, 6, rng)).sin() - 0.01
     sky = torch.lerp(colours[:, 0], colours[:, 1], (y / horizon).clamp(max=1))
     if clouds:
         cover = _noise(n, size, (5, 4), rng) + 0.5 * _noise(n, size, (12, 7), rng) - 1.0
@@ -125,13 +125,13 @@ def _land(colours: Tensor, horizon: Tensor, size: int, rng: Generator, *, clouds
 
 def _before_wall(wall: Tensor, floor: Tensor, horizon: Tensor, size: int, rng: Generator) -> Tensor:
     y, x = _grid(size, rng)
-    lit = wall * (1.03 - 0.2 * (x - _chance(len(wall), 0.1, 0.9, rng)) ** 2)
+    lit = wall * (1.03 - 0.2 * (x - _uniform(len(wall), 0.1, 0.9, rng)) ** 2)
     image = torch.where(y < horizon - 0.025, lit, wall * 0.8)
     return torch.where(y < horizon, image, floor)
 
 
 def _floor(horizon: Tensor, size: int, rng: Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Floor coordinates across and in depth, and how much of their pattern a pixel can still show (0 to 1)."""
+    """Return floor coordinates across and in depth, and the contrast (0 to 1) of a pattern there."""
     y, x = _grid(size, rng)
     depth = (1 - horizon) / (y - horizon).clamp(min=1e-3)  # (P, 1, S, 1), 1 at the lower edge
     across = (x - 0.5) * depth * 1.4
@@ -139,7 +139,7 @@ def _floor(horizon: Tensor, size: int, rng: Generator) -> tuple[Tensor, Tensor, 
 
 
 def _grid(size: int, rng: Generator) -> tuple[Tensor, Tensor]:
-    """Rows (1, 1, S, 1) and columns (1, 1, 1, S) of pixel centres in [0, 1]."""
+    """Return y (1, 1, S, 1) and x (1, 1, 1, S) of pixel centres in [0, 1]."""
     at = (torch.arange(size, device=rng.device) + 0.5) / size
     return at.view(1, 1, -1, 1), at.view(1, 1, 1, -1)
 
@@ -148,12 +148,12 @@ def _below(y: Tensor, horizon: Tensor) -> Tensor:
     return ((y - horizon) / (1 - horizon).clamp(min=0.05)).clamp(0, 1)
 
 
-def _chance(n: int, low: float, high: float, rng: Generator) -> Tensor:
+def _uniform(n: int, low: float, high: float, rng: Generator) -> Tensor:
     return low + (high - low) * torch.rand(n, 1, 1, 1, generator=rng, device=rng.device)
 
 
 def _noise(n: int, size: int, cells: tuple[int, int], rng: Generator) -> Tensor:
-    """Smooth noise in [0, 1] with about so many cells down and across: (n, 1, S, S)."""
+    """Return smooth noise (n, 1, S, S) in [0, 1] with a number of cells down and across."""
     coarse = torch.rand(n, 1, *cells, generator=rng, device=rng.device)
     return F.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)
 

@@ -1,7 +1,7 @@
-"""What an image shall show, and the closed set of sentences that say so.
+"""Properties of a target image, and the closed set of sentences that describe them.
 
-A generator reads `a [subject tokens] {category} {prompt}`: the category straight after the tokens, the scene near the
-end. The set is closed, so that a text encoder that starts from nothing can learn every word of it.
+The full prompt is `a [subject tokens] {category} {prompt}`: the category follows the tokens, and the scene is near the
+end. The set is closed, so that a text encoder can be trained on every word of it from scratch.
 """
 
 import random
@@ -15,7 +15,7 @@ from blip_diffusion.framing import WORN
 from blip_diffusion.prompts import subject_prompt
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey")
-PAINTS = COLOURS[:8]  # what a subject can be painted: shading stays visible in these
+PAINTS = COLOURS[:8]  # colours in which shading stays visible
 
 PAINTED = ("in {}", "painted {}", "all {}")
 STYLES = {
@@ -42,7 +42,7 @@ ACCESSORIES = {
 
 @dataclass(frozen=True)
 class PromptSpec:
-    """What an image of a subject shall show. Every field but the scene is a key of the table named beside it.
+    """Properties of an image of a subject. Every field except the scene is a key of the table in its comment.
 
     A sketch is drawn on bare paper, so its scene is empty.
     """
@@ -57,9 +57,9 @@ class PromptSpec:
 
 
 def unknown(request: PromptSpec) -> str:
-    """Describe the first field whose value no table holds, such as "position 'above'"; empty if none.
+    """Describe the first field whose value is not in its table, such as "position 'above'"; empty if none.
 
-    A scene may be any phrase: its photographs are the world's.
+    A A scene may be any phrase.
     """
     tables: dict[str, Container[object]] = {
         "accessory": ACCESSORIES, "colour": PAINTS, "count": COUNTS, "size": SIZES, "position": POSITIONS,
@@ -75,24 +75,24 @@ def unknown(request: PromptSpec) -> str:
 def prompt(request: PromptSpec, rng: random.Random | None = None) -> str:
     """Return the sentence after `a {category}`. Without `rng`, the first paraphrase of every slot."""
 
-    def say(phrases: tuple[str, ...]) -> str:
+    def choose(phrases: tuple[str, ...]) -> str:
         return rng.choice(phrases) if rng else phrases[0]
 
     parts = []
     if request.accessory:
-        parts.append(say(ACCESSORIES[request.accessory]))
+        parts.append(choose(ACCESSORIES[request.accessory]))
     if request.colour:
-        parts.append(say(PAINTED).format(request.colour))
+        parts.append(choose(PAINTED).format(request.colour))
     if request.count > 1:
-        parts.append(say(COUNTS[request.count]))
+        parts.append(choose(COUNTS[request.count]))
     if request.size:
-        parts.append(say(SIZES[request.size]))
+        parts.append(choose(SIZES[request.size]))
     if request.position:
-        parts.append(say(POSITIONS[request.position]))
+        parts.append(choose(POSITIONS[request.position]))
     if request.scene:
         parts.append(request.scene)
     if request.style:
-        parts.append(say(STYLES[request.style]))
+        parts.append(choose(STYLES[request.style]))
     return (", " if _is_apposed(request) else "") + " , ".join(parts)
 
 
@@ -102,7 +102,7 @@ def caption(category: str, words: str) -> str:
 
 
 def sentences(scenes: Iterable[str], categories: Iterable[str]) -> Iterator[str]:
-    """Sentences that hold every phrase at least once: what a tokenizer and its tests need to see."""
+    """Yield sentences that contain every phrase at least once."""
     scenes, categories = sorted(set(scenes)), sorted(set(categories))
     for category in categories:
         yield caption(category, "")
@@ -114,7 +114,7 @@ def sentences(scenes: Iterable[str], categories: Iterable[str]) -> Iterator[str]
 
 
 def vocabulary(scenes: Iterable[str], categories: Iterable[str]) -> tuple[str, ...]:
-    """Every word that a caption can hold, sorted."""
+    """Return all words of captions, sorted."""
     return tuple(sorted({word for sentence in sentences(scenes, categories) for word in sentence.split()}))
 
 
@@ -127,5 +127,5 @@ def _modifiers() -> Iterator[str]:
 
 
 def _is_apposed(request: PromptSpec) -> bool:
-    """Whether the prompt begins with words that cannot follow a noun without a comma: "a dog , two of them"."""
+    """Return whether the prompt starts with words that need a comma after the noun: "a dog , two of them"."""
     return not request.accessory and not request.colour and (request.count > 1 or bool(request.size))

@@ -1,4 +1,4 @@
-"""Antialiased windows of images, as two matrix products, and elastic deformations."""
+"""Antialiased resampling of image windows by two matrix products, and elastic deformations."""
 
 import random
 
@@ -13,8 +13,8 @@ _MARGIN = 8  # source pixels beyond the frame that weights are normalised over; 
 def resample_matrix(start: Tensor, length: Tensor, source: int, size: int, *, repeat_edges: bool = False) -> Tensor:
     """Return the matrix that reads `size` pixels from the window `[start, start + length)` of `source` pixels.
 
-    A triangle filter as wide as a step. A negative `length` mirrors. Beyond the frame lies zero, unless its edges
-    are repeated.
+    A The filter is a triangle as wide as a step. A negative `length` mirrors. Pixels beyond the frame are zero, unless
+    edges are repeated.
     """
     step = length / size  # (P,)
     radius = step.abs().clamp(min=1).view(-1, 1, 1)
@@ -29,7 +29,7 @@ def resample_matrix(start: Tensor, length: Tensor, source: int, size: int, *, re
 
 
 def read_windows(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """`rows @ image @ columns.T` for every image and channel."""
+    """Return `rows @ image @ columns.T` for every image and channel."""
     n, channels, height, width = images.shape
     across = torch.bmm(images.reshape(n, channels * height, width), columns.transpose(1, 2))
     across = across.view(n, channels, height, -1)  # (P, K, H, S)

@@ -1,4 +1,4 @@
-"""Looks that can be computed: filters on whole images, and paint on a subject alone."""
+"""Image styles that can be computed: filters of whole images, and effects on the subject only."""
 
 from collections.abc import Callable
 
@@ -12,13 +12,13 @@ _INK = 0.05
 
 
 def luminance(images: Tensor) -> Tensor:
-    """(B, 3, S, S) -> (B, 1, S, S)."""
+    """Return the luminance (B, 1, S, S) of images (B, 3, S, S)."""
     weights = torch.tensor(_LUMA, device=images.device, dtype=images.dtype).view(1, 3, 1, 1)
     return (images * weights).sum(1, keepdim=True)
 
 
 def pixel_art(images: Tensor, blocks: int = 32) -> Tensor:
-    """Big square pixels of few colours. Tones and tints are rounded apart, so that grey stays grey."""
+    """Return big square pixels of few colours. Tone and tint are quantised separately, so that grey stays grey."""
     size = images.shape[-1]
     small = F.interpolate(images, size=(blocks, blocks), mode="area")
     tone = luminance(small)
@@ -28,7 +28,7 @@ def pixel_art(images: Tensor, blocks: int = 32) -> Tensor:
 
 
 def mosaic(images: Tensor, tiles: int = 24) -> Tensor:
-    """Square tiles with pale joints."""
+    """Return square tiles with pale joints."""
     size = images.shape[-1]
     colours = F.interpolate(F.interpolate(images, size=(tiles, tiles), mode="area"), size=(size, size))
     within = torch.arange(size, device=images.device) * tiles % size < tiles  # the first pixel row of each tile
@@ -37,12 +37,12 @@ def mosaic(images: Tensor, tiles: int = 24) -> Tensor:
 
 
 def black_and_white(images: Tensor) -> Tensor:
-    """Luminance alone, with a little more contrast."""
+    """Return the luminance with a little more contrast."""
     return ((luminance(images) - 0.5) * 1.15 + 0.5).clamp(0, 1).expand_as(images)
 
 
 def blurry(images: Tensor) -> Tensor:
-    """Out of focus: a wide, smooth blur."""
+    """Return a wide, smooth blur."""
     size = images.shape[-1]
     small = F.interpolate(images, size=(max(size // 6, 1), max(size // 6, 1)), mode="area")
     return F.interpolate(small, size=(size, size), mode="bicubic", align_corners=False).clamp(0, 1)
@@ -57,7 +57,7 @@ FILTERS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def sketch(colour: Tensor, alpha: Tensor) -> Tensor:
-    """Pencil lines on paper. `colour` (B, 3, S, S) is premultiplied.
+    """Render pencil lines on paper. `colour` (B, 3, S, S) is premultiplied.
 
     Lines are the edges of the subject's own light and dark, spread to full contrast first, so that a black teapot is
     drawn as clearly as a white one; its outline comes from `alpha`.
@@ -77,8 +77,8 @@ def silhouette(colour: Tensor, alpha: Tensor) -> Tensor:
 def paint(colour: Tensor, alpha: Tensor, rgb: Tensor) -> Tensor:
     """Paint a subject in `rgb` (B, 3) and keep its shading; premultiplied in and out.
 
-    Its tones, spread about their own middle, run from a dark to a light version of the paint: so dark and grey
-    subjects take paint as well as bright ones.
+    Its tones, stretched about their mean, run from a dark to a light version of the paint, so that dark and grey
+    subjects are painted as well as bright ones.
     """
     tone = _tones(luminance(colour), alpha)
     hue = rgb[:, :, None, None]
@@ -88,7 +88,7 @@ def paint(colour: Tensor, alpha: Tensor, rgb: Tensor) -> Tensor:
 
 
 def _tones(light: Tensor, alpha: Tensor) -> Tensor:
-    """Premultiplied luminance -> the subject's own tones in [0, 1], spread about .5."""
+    """Return the subject's tones in [0, 1] from premultiplied luminance, stretched about 0.5."""
     tone = light / alpha.clamp(min=1e-3)
     weight = alpha.sum((2, 3), keepdim=True).clamp(min=1e-3)
     mean = light.sum((2, 3), keepdim=True) / weight
@@ -97,7 +97,7 @@ def _tones(light: Tensor, alpha: Tensor) -> Tensor:
 
 
 def _gradient(image: Tensor) -> Tensor:
-    """Length of the Sobel gradient (B, 1, S, S)."""
+    """Return the length of the Sobel gradient (B, 1, S, S)."""
     across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], device=image.device) / 4
     kernel = torch.stack((across, across.T))[:, None].to(image.dtype)  # (2, 1, 3, 3)
     slopes = F.conv2d(F.pad(image, (1, 1, 1, 1), mode="replicate"), kernel)

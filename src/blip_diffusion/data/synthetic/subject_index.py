@@ -16,19 +16,21 @@ _NOUNS = {"bow": ("bow", "ribbon")}  # categories of an accessory, where they di
 
 
 class SubjectIndex:
-    """Who is drawn, and which two images of them."""
+    """Random choice of subjects, and of two images of each."""
 
     def __init__(self, cutouts: Sequence[CutOut], config: SyntheticConfig) -> None:
         self.cutouts, self.config = cutouts, config
-        inside = [cutout.split == config.split for cutout in cutouts]
-        self.views = rows_by([cutout.identity if keep else None for cutout, keep in zip(cutouts, inside, strict=True)])
+        in_split = [cutout.split == config.split for cutout in cutouts]
+        self.views = rows_by(
+            [cutout.identity if keep else None for cutout, keep in zip(cutouts, in_split, strict=True)]
+        )
         if not self.views:
-            raise DataError(f"The world has no {config.split} subjects.")
+            raise DataError(f"The dataset has no {config.split} subjects.")
         self.names = list(self.views)
         kinds = [cutouts[rows[0]].kind for rows in self.views.values()]
-        each = {kind: kinds.count(kind) ** (config.kind_temperature - 1) for kind in set(kinds)}
-        each["outline"] = each.get("outline", 0.0) * config.outlines
-        weights = [each[kind] for kind in kinds]
+        weight_of = {kind: kinds.count(kind) ** (config.kind_temperature - 1) for kind in set(kinds)}
+        weight_of["outline"] = weight_of.get("outline", 0.0) * config.outlines
+        weights = [weight_of[kind] for kind in kinds]
         self.cumulative = list(itertools.accumulate(weights))
         self.things = {
             accessory: rows
@@ -37,7 +39,7 @@ class SubjectIndex:
                 rows := [
                     i
                     for i, cutout in enumerate(cutouts)
-                    if inside[i] and cutout.kind != "outline" and _is_a(cutout, accessory)
+                    if in_split[i] and cutout.kind != "outline" and _is_a(cutout, accessory)
                 ]
             )
         }
@@ -64,11 +66,11 @@ class SubjectIndex:
 
     def accessory_of(self, name: str, rng: random.Random) -> int:
         if name not in self.things:
-            raise DataError(f"The world has no {name} among its {self.config.split} cut-outs.")
+            raise DataError(f"The dataset has no {name} among its {self.config.split} cut-outs.")
         return rng.choice(self.things[name])
 
     def _nearness(self, a: int, b: int) -> float:
-        """How much two images of one subject make a pair: near views rather than opposite ones."""
+        """Return the weight of two images of one subject as a pair, which is higher for nearer views."""
         first, second = _azimuth(self.cutouts[a]), _azimuth(self.cutouts[b])
         if first is None or second is None:
             return 1.0
@@ -77,7 +79,7 @@ class SubjectIndex:
 
 
 def rows_by(keys: Sequence[str | None]) -> dict[str, list[int]]:
-    """Row numbers by key; rows without a key are left out."""
+    """Return row numbers by key; rows without a key are left out."""
     rows: dict[str, list[int]] = defaultdict(list)
     for i, key in enumerate(keys):
         if key is not None:
@@ -86,7 +88,7 @@ def rows_by(keys: Sequence[str | None]) -> dict[str, list[int]]:
 
 
 def _is_a(cutout: CutOut, noun: str) -> bool:
-    """Whether a cut-out can serve as an accessory: emoji of a person with a ball are no ball."""
+    """Return whether a cut-out can be an accessory; an emoji of a person with a ball is not a ball."""
     return cutout.category in _NOUNS.get(noun, (noun,)) and "person" not in cutout.name
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers for a closed world: every word that its captions hold is one token, and any other is spelled out."""
+"""Tokenizers for a closed vocabulary: every word of the captions is one token, and others are split."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,7 +8,7 @@ from blip_diffusion.data.synthetic.pair_sampler import sentences
 from blip_diffusion.data.synthetic.prompt_templates import caption
 
 REPEATS = 20
-"""How often a template's sentence counts against one mention of a rare name: its words must not be split."""
+"""Weight of a template's sentence relative to a name, so that words of templates are not split."""
 
 
 def tokenizer_corpus(world: AssetLibrary) -> list[str]:
@@ -24,9 +24,9 @@ def prompt_tokenizer(corpus: Iterable[str], size: int, positions: int) -> Any:
 
     specials = ["<|startoftext|>", "<|endoftext|>"]
     bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=specials[1]))
-    learner.normalizer = normalizers.Lowercase()
-    learner.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=specials[1]))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.BpeTrainer(
         vocab_size=size - len(specials),
         initial_alphabet=bytes_,
@@ -34,36 +34,38 @@ def prompt_tokenizer(corpus: Iterable[str], size: int, positions: int) -> Any:
         show_progress=False,
         special_tokens=[f"{byte}</w>" for byte in bytes_],
     )
-    learner.train_from_iterator(corpus, trainer)
-    tokens = sorted(learner.get_vocab().items(), key=lambda item: item[1])
+    tokenizer.train_from_iterator(corpus, trainer)
+    tokens = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     vocabulary = {token: index for index, (token, _) in enumerate(tokens)}
     for special in specials:
         vocabulary[special] = len(vocabulary)
-    return CLIPTokenizer(vocab=vocabulary, merges=_merges(learner), model_max_length=positions)
+    return CLIPTokenizer(vocab=vocabulary, merges=_merges(tokenizer), model_max_length=positions)
 
 
 def category_tokenizer(corpus: Iterable[str], size: int) -> Any:
-    """Train a WordPiece vocabulary in BERT's form, with `[DEC]`, which begins a generated sentence."""
+    """Train a WordPiece vocabulary in BERT's form, with `[DEC]`, which starts a generated caption."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import BertTokenizer
 
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"]
-    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    learner.normalizer = normalizers.BertNormalizer(lowercase=True)
-    learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     corpus = list(corpus)
-    letters = sorted({sign for line in set(corpus) for sign in learner.normalizer.normalize_str(line) if sign.strip()})
-    # Named in order, because the trainer would name them in the order of a hash table, which is another each time.
+    letters = sorted(
+        {sign for line in set(corpus) for sign in tokenizer.normalizer.normalize_str(line) if sign.strip()}
+    )
+    # given in a fixed order, because the trainer's order is that of a hash table
     specials += [f"##{letter}" for letter in letters]
     trainer = trainers.WordPieceTrainer(
         vocab_size=size, initial_alphabet=letters, special_tokens=specials, show_progress=False
     )
-    learner.train_from_iterator(corpus, trainer)
-    tokens = sorted(learner.get_vocab().items(), key=lambda item: item[1])
+    tokenizer.train_from_iterator(corpus, trainer)
+    tokens = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     return BertTokenizer(vocab={token: index for index, (token, _) in enumerate(tokens)}, bos_token="[DEC]")
 
 
-def _merges(learner: Any) -> list[tuple[str, str]]:
+def _merges(tokenizer: Any) -> list[tuple[str, str]]:
     import json
 
-    return [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]

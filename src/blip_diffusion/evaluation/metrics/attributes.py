@@ -64,7 +64,7 @@ class AttributeMetric:
         self.info = self._describe(name, len(data.images))
 
     def _describe(self, name: str, images: int) -> MetricInfo:
-        prompts, scenes = len(self._bench.asked), len(self._classifiers["scene"].labels)
+        prompts, scenes = len(self._bench.prompt_ids), len(self._classifiers["scene"].labels)
         protocol = (
             f"linear probes of images, patches and crops, fitted to {images} composites of held-out subjects beside "
             f"the benchmark's, in training scenes, through the generator's autoencoder; by chance, top-1 among "

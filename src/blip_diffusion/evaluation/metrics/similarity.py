@@ -124,7 +124,7 @@ class ClipTextSimilarity:
 
     def __init__(self, name: str, features: CachedFeatures, clip: Clip, bench: Bench) -> None:
         self._features, self._clip, self._bench = features, clip, bench
-        count = len(bench.asked)
+        count = len(bench.prompt_ids)
         self.info = MetricInfo(
             name, "text", clip.family, clip.backbone, clip.preprocessing,
             f'cosine to the prompt without subject tokens, "a dog on the beach"; top-1 among {count} prompts is '
@@ -153,9 +153,9 @@ def prompt_retrieval(found: Tensor, instances: Sequence[Instance], bench: Bench,
         The cosine to the own prompt, and 1 where no other prompt of the benchmark is closer; (B,) each.
     """
     scores = {SIMILARITY: torch.zeros(len(instances)), ACCURACY: torch.zeros(len(instances))}
-    index = {prompt_index: i for i, prompt_index in enumerate(bench.asked)}
+    index = {prompt_index: i for i, prompt_index in enumerate(bench.prompt_ids)}
     for subject in {instance.subject.name: instance.subject for instance in instances}.values():
-        prompts = [bench.prompt(subject, number).sentence(subject.category) for number in bench.asked]
+        prompts = [bench.prompt(subject, number).sentence(subject.category) for number in bench.prompt_ids]
         rows = [i for i, instance in enumerate(instances) if instance.subject == subject]
         own = torch.tensor([index[instances[i].prompt_index] for i in rows])
         cosines = found[rows] @ embed(prompts).T  # (b, P)

@@ -1,7 +1,7 @@
 """The autoencoder of latent diffusion (Rombach et al. 2022, section 3.1 and appendix G).
 
-An absolute and a perceptual error, a slight pull of the posterior towards a unit Gaussian, and after a while a patch
-discriminator. Convolutions don't care about the size of an image, so crops teach them as much for less.
+An absolute and a perceptual error, a small KL term of the posterior, and, from a later step on, a patch discriminator.
+The network is convolutional, so it is trained on crops, which cost less than whole images.
 """
 
 from dataclasses import dataclass
@@ -25,20 +25,18 @@ from blip_diffusion.training.objective import Losses, Objective, ParameterGroup,
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """Weights of the loss terms, and what the network is trained on."""
+    """Weights of the loss terms, crop size, and trainable parts."""
 
     crop: int = 64  # side of the random crops, in pixels
-    chroma_weight: float = (
-        0.0  # of the error in red against green and blue against yellow, which RGB alone weighs little
-    )
+    chroma_weight: float = 0.0  # of the error in red-green and blue-yellow, to which the RGB error gives little weight
     perceptual: float = 0.2
-    lpips: Path | None = None  # a folder with its weights; none: EfficientNet-Lite0's early features
+    lpips: Path | None = None  # folder with the weights of LPIPS; none: EfficientNet-Lite0's early features
     kl: float = 1e-5  # of the KL divergence per latent number
     adversarial: float = 0.0  # 0 builds no discriminator
-    adversarial_start: int = 0  # step at which the drawings begin to be judged
+    adversarial_start: int = 0  # step from which the generator's adversarial loss counts
     lr_scale: float = 1.0  # times the schedule
-    train_encoder: bool = True  # False polishes the decoder of a codec whose latents are in use
-    latent_noise: float = 0.0  # up to so much of the latents' spread is noise: a decoder of drawings must bear some
+    train_encoder: bool = True  # False trains the decoder only, for a codec whose latents are in use
+    latent_noise: float = 0.0  # largest noise added to the latents, in their standard deviations
 
     def __post_init__(self) -> None:
         if self.crop % 16 or self.crop < 16:
@@ -52,11 +50,11 @@ class Autoencoder(Objective):
 
     loss = |x - x̂|_1 + chroma_weight · |c(x) - c(x̂)|_1 + perceptual · d(x, x̂) + kl · KL(q(z|x) ‖ N(0, I)) / dim z
     + adversarial · (-D(x̂)) + hinge loss of D, where c are the red-green and blue-yellow differences, d is LPIPS or a
-    perceptual distance, and D a patch discriminator, which is used from step `adversarial_start` on.
+    perceptual distance, and D a patch discriminator, which counts from step `adversarial_start` on.
 
     Args:
         vae: The autoencoder.
-        perceptual: A distance of two images (B, 3, H, W) in [0, 1]; `None` leaves the term out.
+        perceptual: A distance of two batches of images (B, 3, H, W) in [0, 1]; `None`: no such term.
         config: The weights.
     """
 
@@ -70,15 +68,15 @@ class Autoencoder(Objective):
         self.perceptual = perceptual
         self.discriminator = PatchDiscriminator() if config.adversarial else None
         self.register_buffer("latent_variance", torch.ones(()))
-        self.register_buffer("measured", torch.zeros(()))  # how many steps it was measured in
+        self.register_buffer("measured", torch.zeros(()))  # number of steps in the variance
         self.latent_variance: Tensor
         self.measured: Tensor
 
     def forward(self, batch: SubjectBatch, context: StepContext) -> Losses:
         """Return the losses on one crop of every target and reference."""
-        wanted = random_crops(torch.cat([batch["target"], batch["reference"]]), self.config.crop, context.rng)
-        noise = random_noise(self.latent_shape(wanted), self.config.latent_noise, context.rng)
-        return self.losses(wanted, *noise, context.step)
+        target = random_crops(torch.cat([batch["target"], batch["reference"]]), self.config.crop, context.rng)
+        noise = random_noise(self.latent_shape(target), self.config.latent_noise, context.rng)
+        return self.losses(target, *noise, context.step)
 
     def latent_shape(self, pixels: Tensor) -> torch.Size:
         """Return the shape of the latents of pixels (B, 3, H, W)."""
@@ -87,48 +85,53 @@ class Autoencoder(Objective):
         height, width = pixels.shape[-2:]
         return torch.Size((len(pixels), config.latent_channels, height // factor, width // factor))
 
-    def losses(self, wanted: Tensor, noise: Tensor, disturbance: Tensor, step: int) -> Losses:
+    def losses(self, target: Tensor, noise: Tensor, latent_noise: Tensor, step: int) -> Losses:
         """Return the losses on pixels.
 
         Args:
-            wanted: (B, 3, H, W) in [0, 1].
-            noise: (B, C, h, w) normal, of the sample from the posterior.
-            disturbance: (B, C, h, w) what is added to the latents, in units of their standard deviation.
-            step: Steps taken so far; the discriminator is heeded from `adversarial_start` on.
+            target: (B, 3, H, W) in [0, 1].
+            noise: (B, C, h, w) normal noise, to sample from the posterior.
+            latent_noise: (B, C, h, w), added to the latents in units of their standard deviation.
+            step: Steps taken so far; the discriminator counts from `adversarial_start` on.
         """
-        posterior = self.vae.encode(wanted * 2 - 1).latent_dist
+        posterior = self.vae.encode(target * 2 - 1).latent_dist
         latents = posterior.mean + posterior.std * noise.to(posterior.mean.dtype)
         if self.config.latent_noise:
-            latents = latents + (latents.detach().float().std() * disturbance).to(latents.dtype)
-        drawn = self.vae.decode(latents).sample / 2 + 0.5
-        losses = self._likeness(drawn.float(), wanted) | {"kl": posterior.kl().mean() / posterior.mean[0].numel()}
+            latents = latents + (latents.detach().float().std() * latent_noise).to(latents.dtype)
+        reconstruction = self.vae.decode(latents).sample / 2 + 0.5
+        losses = self._reconstruction_losses(reconstruction.float(), target) | {
+            "kl": posterior.kl().mean() / posterior.mean[0].numel()
+        }
         losses["loss"] = (
             losses["absolute"] + self.config.chroma_weight * losses["colour"] + self.config.kl * losses["kl"]
         )
         if self.perceptual is not None:
             losses["loss"] = losses["loss"] + self.config.perceptual * losses["perceptual"]
         if self.discriminator is not None:
-            losses |= self._judged(drawn.float(), wanted)
-            taken_in = self.config.adversarial if step >= self.config.adversarial_start else 0.0
-            losses["loss"] = losses["loss"] + losses["discriminator"] + taken_in * losses["adversarial"]
+            losses |= self._adversarial_losses(reconstruction.float(), target)
+            weight = self.config.adversarial if step >= self.config.adversarial_start else 0.0
+            losses["loss"] = losses["loss"] + losses["discriminator"] + weight * losses["adversarial"]
         if self.training:
             self._measure(posterior.mean.detach())
         return losses
 
-    def _likeness(self, drawn: Tensor, wanted: Tensor) -> Losses:
-        losses = {"absolute": F.l1_loss(drawn, wanted), "colour": F.l1_loss(_opponent(drawn), _opponent(wanted))}
-        losses["psnr"] = -10 * F.mse_loss(drawn.detach().clamp(0, 1), wanted).log10()
+    def _reconstruction_losses(self, reconstruction: Tensor, target: Tensor) -> Losses:
+        losses = {
+            "absolute": F.l1_loss(reconstruction, target),
+            "colour": F.l1_loss(_opponent(reconstruction), _opponent(target)),
+        }
+        losses["psnr"] = -10 * F.mse_loss(reconstruction.detach().clamp(0, 1), target).log10()
         if self.perceptual is not None:
-            losses["perceptual"] = self.perceptual(drawn, wanted)
+            losses["perceptual"] = self.perceptual(reconstruction, target)
         return losses
 
-    def _judged(self, drawn: Tensor, wanted: Tensor) -> Losses:
-        """Both players at once: the discriminator learns from detached drawings, and judges with detached weights."""
+    def _adversarial_losses(self, reconstruction: Tensor, target: Tensor) -> Losses:
+        """Return the losses of generator and discriminator; each has the other's part detached."""
         assert self.discriminator is not None
         frozen = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
-        verdict: Tensor = functional_call(self.discriminator, frozen, (drawn,))
-        learned = hinge(self.discriminator(wanted), self.discriminator(drawn.detach()))
-        return {"adversarial": -verdict.mean(), "discriminator": learned}
+        logits: Tensor = functional_call(self.discriminator, frozen, (reconstruction,))
+        discriminator_loss = hinge(self.discriminator(target), self.discriminator(reconstruction.detach()))
+        return {"adversarial": -logits.mean(), "discriminator": discriminator_loss}
 
     @torch.no_grad()
     def _measure(self, mean: Tensor) -> None:
@@ -144,7 +147,7 @@ class Autoencoder(Objective):
         return groups
 
     def sample_images(self, batch: SubjectBatch) -> list[Tensor]:
-        """Images, and what is left of them."""
+        """Return images and their reconstructions."""
         latents = self.vae.encode(batch["target"] * 2 - 1).latent_dist.mode()
         return [batch["target"], (self.vae.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1)]
 
@@ -156,7 +159,7 @@ class Autoencoder(Objective):
 
 
 def random_crops(pixels: Tensor, size: int, rng: torch.Generator) -> Tensor:
-    """One crop of each image (B, 3, H, W), at the same place in all: (B, 3, size, size)."""
+    """Return a crop of each image (B, 3, H, W), at the same random position in all: (B, 3, size, size)."""
     height, width = pixels.shape[-2:]
     top = int(torch.randint(0, max(1, height - size + 1), (), generator=rng, device=rng.device))
     left = int(torch.randint(0, max(1, width - size + 1), (), generator=rng, device=rng.device))
@@ -164,20 +167,20 @@ def random_crops(pixels: Tensor, size: int, rng: torch.Generator) -> Tensor:
 
 
 def _opponent(pixels: Tensor) -> Tensor:
-    """Red less green, and blue less yellow: (B, 2, H, W)."""
+    """Return red minus green, and blue minus yellow: (B, 2, H, W)."""
     red, green, blue = pixels.unbind(dim=1)
     return torch.stack([red - green, blue - (red + green) / 2], dim=1)
 
 
 def random_noise(shape: torch.Size, amount: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return normal noise for the posterior, and what disturbs the latents, each of `shape` (B, C, h, w).
+    """Return normal noise for the posterior, and noise to add to the latents, each of `shape` (B, C, h, w).
 
-    The decoder must bear some error, since a denoiser's answers are never quite right: it else shows patches of them.
+    A denoiser's latents have small errors, which a decoder that was not trained with noise shows as patches.
 
     Args:
-        shape: Of the latents.
-        amount: At most so much of the latents' standard deviation is added to an image, some get less than others.
-        rng: On the device of the result.
+        shape: Shape of the latents.
+        amount: Largest noise of an image, in standard deviations of the latents; each image's is random below it.
+        rng: Random generator on the device of the result.
     """
     noise, more = (torch.randn(shape, generator=rng, device=rng.device) for _ in range(2))
     share = torch.rand(shape[0], 1, 1, 1, generator=rng, device=rng.device)
@@ -188,7 +191,7 @@ def random_noise(shape: torch.Size, amount: float, rng: torch.Generator) -> tupl
 def init_near_linear(vae: Any) -> None:
     """Initialize a new autoencoder near a linear code: averages down, copies up, small posterior variance.
 
-    Residual branches begin at zero, as Goyal et al. 2017 (section 5.1) begin them. Measured on `mini`'s shapes: 17.6 dB
+    Residual branches start at zero (Goyal et al. 2017, section 5.1). Measured on `mini`'s shapes: 17.6 dB
     after 100 steps of 8 crops instead of 14.3, and colours at once instead of after a thousand steps.
     """
     for module in vae.modules():
@@ -201,13 +204,13 @@ def init_near_linear(vae: Any) -> None:
             _add_diagonal(module.conv.weight[..., :2, :2], 0.25)
         elif isinstance(module, Upsample2D):
             _add_diagonal(module.conv.weight[..., 1:2, 1:2], 1.0)
-    log_variance = slice(vae.config.latent_channels, None)  # the half of the moments that is no mean
+    log_variance = slice(vae.config.latent_channels, None)  # the second half of the moments
     vae.quant_conv.weight[log_variance] *= 0.1
     vae.quant_conv.bias[log_variance] = -6.0
 
 
 def _add_diagonal(weight: Tensor, value: float) -> None:
-    """Lets channel i pass into channel i, and damps the chance connections."""
+    """Add an identity from channel i to channel i, after damping the random weights."""
     weight *= 0.4
     rows = torch.arange(min(weight.shape[:2]), device=weight.device)
     weight[rows, rows] += value

@@ -1,10 +1,9 @@
 """Consistency distillation of the subject model (Luo et al. 2023): images in two to four steps, unguided.
 
-The student answers for a noised image what it answers for the same image one level cleaner, all the way to the
-clean one. The way there is the teacher's: the model as it was, with guidance, which so becomes part of the student: the
-whole U-Net, or a LoRA on it (arXiv:2311.05556), which the model's folder then brings along. Where updates are few, the
-student can be told at every level where the teacher's whole way ends, which costs more and leaves nothing to be passed
-down from level to level.
+The student's prediction for a noised image is trained to equal its prediction for the same image one level cleaner. The
+teacher, the frozen model with guidance, takes the step between the levels, so guidance becomes part of the student. The
+student is the whole U-Net, or a LoRA on it (arXiv:2311.05556), which is saved in the model's folder. With few updates,
+`trajectory_distillation` trains every level on the end of the teacher's path, which costs more per step.
 """
 
 import copy
@@ -33,7 +32,7 @@ from blip_diffusion.training.lora import add_lora, lora_state
 from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
 
 SIGMA_DATA, TIMESTEP_SCALING = 0.5, 10.0
-"""Of the boundary condition, as in `LCMScheduler`, which samples from what is trained here."""
+"""Constants of the boundary condition, as in `LCMScheduler`, which samples from the student."""
 
 
 @dataclass(frozen=True)
@@ -90,24 +89,26 @@ class Consistency(Objective):
                 f"{noising.timesteps // config.num_levels} timesteps."
             )
         self.teacher = copy.deepcopy(model.unet).requires_grad_(False).eval()
-        self._moving = add_lora(model.unet, config.rank, config.layers) if config.lora else [*model.unet.parameters()]
+        self._trainable = (
+            add_lora(model.unet, config.rank, config.layers) if config.lora else [*model.unet.parameters()]
+        )
         self.model = model
         self.noising = noising
         self.config = config
-        self._own = model.scheduler, model.inference
-        model.scheduler = ddim_like(model.scheduler) if config.lora else self._renoising(model.scheduler)
+        self._teacher_settings = model.scheduler, model.inference
+        model.scheduler = ddim_like(model.scheduler) if config.lora else self._lcm_scheduler(model.scheduler)
         model.inference = replace(
             model.inference, num_inference_steps=config.steps, guidance_scale=1.0, guidance_rescale=0.0
         )
 
-    def _renoising(self, scheduler: Any) -> LCMScheduler:
+    def _lcm_scheduler(self, scheduler: Any) -> LCMScheduler:
         """Return the scheduler of the whole student, which adds new noise in each step."""
         return LCMScheduler.from_config(
             scheduler.config, original_inference_steps=self.config.num_levels, timestep_scaling=TIMESTEP_SCALING
         )
 
     def train(self, mode: bool = True) -> "Consistency":
-        """Only the U-Net trains: what it is told is what it will be told later, without dropout."""
+        """Put only the U-Net into training mode; its conditions are computed as in sampling, without dropout."""
         super().train(mode)
         self.model.eval()
         self.model.unet.train(mode)
@@ -115,7 +116,7 @@ class Consistency(Objective):
         return self
 
     def forward(self, batch: SubjectBatch, context: StepContext) -> Losses:
-        """How far the student's answers are from those that it should give."""
+        """Return the loss of the student's predictions."""
         with torch.no_grad():
             tokens = self.model.subject_tokens(batch["reference"], batch["category"])
             states = self.model.text_states(batch["caption"], tokens, batch["frames"])
@@ -136,25 +137,25 @@ class Consistency(Objective):
         with torch.no_grad():
             *path, end = self._path(self.noise_scale * noise, self._teach(states, empty))
         times = self._levels(noise.device)[:-1].repeat_interleave(len(states))
-        guess = self._consistency_function(torch.cat(path), times, states.repeat(len(path), 1, 1))
-        return self._losses(guess, end.repeat(len(path), 1, 1, 1))
+        prediction = self._consistency_function(torch.cat(path), times, states.repeat(len(path), 1, 1))
+        return self._losses(prediction, end.repeat(len(path), 1, 1, 1))
 
     @torch.no_grad()
     def first_answer(self, states: Tensor, empty: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the student's answer to pure noise, and the end of the teacher's path from there."""
+        """Return the student's prediction from pure noise, and the end of the teacher's path from there."""
         start, *_, end = self._path(self.noise_scale * noise, self._teach(states, empty))
         return self._consistency_function(start, self._levels(noise.device)[:1].expand(len(noise)), states), end
 
-    def _losses(self, guess: Tensor, target: Tensor) -> Losses:
+    def _losses(self, prediction: Tensor, target: Tensor) -> Losses:
         """Return the pseudo-Huber loss (Song & Dhariwal 2023, equation 8)."""
-        error = (guess - target).flatten(1).square().sum(dim=1)
-        scale = self.config.huber_c * guess[0].numel() ** 0.5
+        error = (prediction - target).flatten(1).square().sum(dim=1)
+        scale = self.config.huber_c * prediction[0].numel() ** 0.5
         loss = ((error + scale**2).sqrt() - scale).mean()
         return {"consistency": loss, "loss": loss}
 
     @property
     def noise_scale(self) -> float:
-        """What an image begins with on one path; noise that is put back later has its whole strength."""
+        """Scale of the initial noise; an LCM scheduler adds noise of full strength in each step, so there it is 1."""
         return self.model.inference.noise_scale if self.config.lora else 1.0
 
     def latent_shape(self, size: int) -> torch.Size:
@@ -170,13 +171,13 @@ class Consistency(Objective):
             noise = self.noise_scale * torch.randn(latents.shape, generator=rng, device=rng.device)
             noised = self.noising.noised(latents, noise, later)
         # first the pass with gradients: autocast of torch < 2.10 reuses casts made without
-        guess = self._consistency_function(noised, later, states)
+        prediction = self._consistency_function(noised, later, states)
         with torch.no_grad():
             solved = self._solved(noised, later, earlier, self._teach(states, empty))
-            return guess, self._consistency_function(solved, earlier, states)
+            return prediction, self._consistency_function(solved, earlier, states)
 
     def _levels(self, device: torch.device) -> Tensor:
-        """Timesteps (num_levels + 1,) from pure noise down to the clean image, which `LCMScheduler` samples on."""
+        """Return timesteps (num_levels + 1,) from pure noise down to the clean image, those of `LCMScheduler`."""
         stride = self.noising.timesteps // self.config.num_levels
         return (torch.arange(self.config.num_levels, -1, -1, device=device) * stride - 1).clamp(min=0)
 
@@ -188,10 +189,10 @@ class Consistency(Objective):
         return path
 
     def _timesteps(self, size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Any of the levels but the clean one, and the next cleaner."""
+        """Sample a level other than the clean one for each image; return it and the next cleaner one."""
         levels = self._levels(rng.device)
-        which = torch.randint(0, self.config.num_levels, (size,), generator=rng, device=rng.device)
-        return levels[which], levels[which + 1]
+        index = torch.randint(0, self.config.num_levels, (size,), generator=rng, device=rng.device)
+        return levels[index], levels[index + 1]
 
     def _teach(self, states: Tensor, empty: Tensor) -> Denoiser:
         """Return the guided teacher for one timestep per sample."""
@@ -210,15 +211,15 @@ class Consistency(Objective):
 
     def _consistency_function(self, noised: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
         """Return f(x, t) = c_skip(t) x + c_out(t) x̂_0(x, t) (Song et al. 2023, equation 5); f(x, 0) = x."""
-        answer = self.model.denoiser(states)(noised, timesteps).float()
+        output = self.model.denoiser(states)(noised, timesteps).float()
         scaled = timesteps.view(-1, 1, 1, 1) * TIMESTEP_SCALING
         skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
         out = scaled / (scaled**2 + SIGMA_DATA**2) ** 0.5
-        return skip * noised + out * self.noising.predict_x0(noised, answer, timesteps)
+        return skip * noised + out * self.noising.predict_x0(noised, output, timesteps)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return the trainable parameters of the U-Net."""
-        return [ParameterGroup("unet", self._moving, 1.0)]
+        return [ParameterGroup("unet", self._trainable, 1.0)]
 
     def sample_images(self, batch: SubjectBatch) -> list[Tensor]:
         """Return references, targets and the student's samples in a few steps, all from the same noise."""
@@ -227,18 +228,18 @@ class Consistency(Objective):
         return [batch["reference"], batch["target"], sample_images(self.model, states, [0] * len(states))]
 
     def export(self, folder: Path) -> None:
-        """Write the model with few-step defaults; or the unchanged model with the LoRA beside it."""
+        """Write the model with few-step defaults, or the unchanged model and the LoRA."""
         if not self.config.lora:
             save_model(self.model, folder)
             return
-        with self._as_it_was():
+        with self._with_teacher_settings():
             save_model(self.model, folder)
         save_lora(folder / CONSISTENCY_LORA, lora_state(self.model.unet), {}, rank=self.config.rank)
 
     @contextmanager
-    def _as_it_was(self) -> Iterator[None]:
+    def _with_teacher_settings(self) -> Iterator[None]:
         student = self.model.scheduler, self.model.inference
-        self.model.scheduler, self.model.inference = self._own
+        self.model.scheduler, self.model.inference = self._teacher_settings
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""Structure control: a network that reads a hint is trained beside the frozen model.
+"""Structure control: train a network that reads a hint, on a frozen model.
 
 Either a ControlNet (Zhang, Rao & Agrawala 2023), a copy of the U-Net's encoder that runs in each step, or a T2I-Adapter
 (Mou et al. 2023), a small convolutional network that runs once an image. Half of the prompts are empty, so that the
@@ -27,14 +27,14 @@ from blip_diffusion.training.objective import Losses, Objective, ParameterGroup,
 
 Hint = Literal["canny", "mask"]
 CONDITIONING_CHANNELS = (16, 32, 96, 256)
-"""Of the layers that bring a ControlNet's hint to the latents' size; each but the first halves it."""
+"""Channels of the layers that reduce a ControlNet's hint to the latents' size; each but the first halves it."""
 
 
 @dataclass(frozen=True)
 class ControlConfig:
-    """What is read, by what, and what is left out."""
+    """The hint, the network that reads it, and dropout of conditions."""
 
-    hint: Hint = "canny"  # edges of the image, or where the subject stands
+    hint: Hint = "canny"  # edges of the image, or the subject's mask
     network: Literal["adapter", "controlnet"] = "adapter"
     res_blocks: int = 1  # of an adapter, on each level
     prompt_drop: float = 0.5  # share of prompts that lose all their words, and their subject
@@ -57,7 +57,7 @@ class ControlConfig:
 
 
 class StructureControl(Objective):
-    """Trains the network that reads the hint; the model is frozen, gradients pass through its U-Net."""
+    """Train the network that reads the hint; the model is frozen, and gradients pass through its U-Net."""
 
     def __init__(
         self,
@@ -68,14 +68,14 @@ class StructureControl(Objective):
         t2i_adapters: Mapping[str, Any] | None = None,
         consistency_lora: Path | None = None,
     ) -> None:
-        """`t2i_adapters`, for other hints, and `consistency_lora` are what else the exported folder has."""
+        """`t2i_adapters`, for other hints, and `consistency_lora` are copied to the exported folder."""
         super().__init__()
         self.model, self.noising, self.config = model, noising, config
         self.network = new_network(model, config)
         self.others, self.consistency_lora = dict(t2i_adapters or {}), consistency_lora
 
     def train(self, mode: bool = True) -> "StructureControl":
-        """Only the new network trains."""
+        """Put only the new network into training mode."""
         super().train(mode)
         self.model.eval()
         return self
@@ -105,21 +105,21 @@ class StructureControl(Objective):
         frames = batch["frames"]
         if self.training:
             frames = with_default_frames(frames, self.config.default_frames, rng)
-        whole = self.model.text_states(batch["caption"], tokens, frames)
+        states = self.model.text_states(batch["caption"], tokens, frames)
         if not self.training:
-            return whole
-        draw = torch.rand(len(tokens), generator=rng, device=rng.device)
-        empty = (draw < self.config.prompt_drop).tolist()
-        captions = ["" if none else caption for none, caption in zip(empty, batch["caption"], strict=True)]
-        dropped = draw < self.config.prompt_drop + self.config.subject_drop
-        return torch.where(dropped[:, None, None], self.model.text_states(captions), whole)
+            return states
+        uniform = torch.rand(len(tokens), generator=rng, device=rng.device)
+        empty = (uniform < self.config.prompt_drop).tolist()
+        captions = ["" if drop else caption for drop, caption in zip(empty, batch["caption"], strict=True)]
+        dropped = uniform < self.config.prompt_drop + self.config.subject_drop
+        return torch.where(dropped[:, None, None], self.model.text_states(captions), states)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return the parameters of the new network."""
         return [ParameterGroup("control", list(self.network.parameters()), 1.0)]
 
     def export(self, folder: Path) -> None:
-        """Write the unchanged model, with the new network inside."""
+        """Write the unchanged model with the new network."""
         adapter = is_adapter(self.network)
         save_model(
             self.model,
@@ -148,16 +148,16 @@ def hint_of(kind: Hint, pixels: Tensor, alpha: Tensor) -> Tensor:
     Args:
         kind: "canny" or "mask".
         pixels: (B, 3, H, W) in [0, 1].
-        alpha: (B, 1, H, W) in [0, 1], where the subject stands.
+        alpha: (B, 1, H, W) in [0, 1], the subject's mask.
 
     Returns:
-        (B, 1, H, W) in [0, 1], as `blip_diffusion.annotators` and a user's own map show them.
+        (B, 1, H, W) in [0, 1], like those of `blip_diffusion.annotators`.
     """
     return canny_edges(pixels) if kind == "canny" else alpha
 
 
 def new_network(model: BlipDiffusion, config: ControlConfig) -> Any:
-    """Return an untrained network for a model's U-Net; at first it adds nothing."""
+    """Return an untrained network for a model's U-Net, whose residuals are zero."""
     factor = model.latents.factor
     if config.network == "controlnet":
         layers = CONDITIONING_CHANNELS[: factor.bit_length()]
@@ -176,8 +176,8 @@ def new_network(model: BlipDiffusion, config: ControlConfig) -> Any:
 def init_zero(adapter: Any) -> None:
     """Make a full adapter's features zero, as the zero convolutions make a ControlNet's.
 
-    What enters each level and what each residual block adds is zero. The input convolution has a gradient all the same,
-    since residual blocks pass it on.
+    The input of each level and the output of each residual block are zero. The input convolution still has a gradient,
+    through the residual connections.
     """
     body = adapter.adapter.body
     zeroed = [adapter.adapter.conv_in]

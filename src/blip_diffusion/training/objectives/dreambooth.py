@@ -1,7 +1,7 @@
-"""DreamBooth (Ruiz et al. 2023): a rare word before the category is bound to the subject by tuning the network.
+"""DreamBooth (Ruiz et al. 2023): the network is tuned so that a rare word before the category means the subject.
 
-`a sks dog` is trained on the photos, and so that other dogs stay dogs, `a dog` on what the untuned model draws for it
-(prior preservation). The whole U-Net moves, or a LoRA on it; on request the text encoder does as well.
+`a sks dog` is trained on the photos, and `a dog` on images that the untuned model generates for it, so that other dogs
+stay dogs (prior preservation). The whole U-Net is trained, or a LoRA on it, and optionally the text encoder.
 """
 
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ from blip_diffusion.training.objectives.masked_denoising_loss import check_backg
 class DreamBoothConfig:
     """What is trained, learning-rate scales and loss weights."""
 
-    token: str = "sks"  # a word that means little to the text encoder
+    token: str = "sks"  # a rare word, with little meaning to the text encoder
     lora: bool = False  # a LoRA instead of the whole network
     rank: int = 8
     train_text_encoder: bool = False
     text_lr_scale: float = 1.0  # times the schedule
-    background_weight: float = 0.1  # what an error outside a photo's mask weighs
-    prior_weight: float = 1.0  # of prior preservation, where there are images for it
+    background_weight: float = 0.1  # of an error outside a photo's mask, relative to 1 inside
+    prior_weight: float = 1.0  # of prior preservation, if there are class images
 
     def __post_init__(self) -> None:
         if not self.token.strip():
@@ -60,8 +60,8 @@ class DreamBooth(Objective):
         self.noising = noising
         self.category = category
         self.config = config
-        self.unet_moving = self._moving(model.unet, ATTENTION)
-        self.text_moving = self._moving(model.text_encoder, TEXT_ATTENTION) if config.train_text_encoder else []
+        self.unet_parameters = self._trainable(model.unet, ATTENTION)
+        self.text_parameters = self._trainable(model.text_encoder, TEXT_ATTENTION) if config.train_text_encoder else []
 
     def forward(self, batch: PhotoBatch, context: StepContext) -> Losses:
         """Return the denoising loss of the photos and the prior-preservation loss."""
@@ -77,19 +77,19 @@ class DreamBooth(Objective):
         )
 
     def states(self, scenes: Sequence[str]) -> Tensor:
-        """(B, L, D) of `a {token} {category} {scene}`."""
+        """Encode `a {token} {category} {scene}` to text states (B, L, D)."""
         return self.model.text_states(
             [subject_prompt(scene, f"{self.config.token} {self.category}") for scene in scenes]
         )
 
-    def _moving(self, network: nn.Module, targets: tuple[str, ...]) -> list[nn.Parameter]:
+    def _trainable(self, network: nn.Module, targets: tuple[str, ...]) -> list[nn.Parameter]:
         return add_lora(network, self.config.rank, targets) if self.config.lora else list(network.parameters())
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return the U-Net's parameters and, if it is trained, the text encoder's."""
-        groups = [ParameterGroup("unet", self.unet_moving, 1.0)]
-        if self.text_moving:
-            groups.append(ParameterGroup("text", self.text_moving, self.config.text_lr_scale))
+        groups = [ParameterGroup("unet", self.unet_parameters, 1.0)]
+        if self.text_parameters:
+            groups.append(ParameterGroup("text", self.text_parameters, self.config.text_lr_scale))
         return groups
 
     def export(self, folder: Path) -> None:

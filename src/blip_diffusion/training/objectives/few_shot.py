@@ -1,7 +1,7 @@
-"""Few-shot tuning (Li et al. 2023, section 3.3): a subject's mean embedding is where it starts from.
+"""Few-shot tuning (Li et al. 2023, section 3.3): training starts from a subject's mean embedding.
 
-The subject tokens of the photos, averaged, become a parameter, and with the U-Net or a part of it they learn to draw
-these photos under `a [subject tokens] {category}`. The text encoder is frozen, which keeps other words as they were.
+The mean of the photos' subject tokens becomes a parameter. It is trained, with the U-Net or a part of it, to denoise
+the photos under `a [subject tokens] {category}`. The text encoder is frozen, so other words keep their meaning.
 """
 
 from collections.abc import Sequence
@@ -27,14 +27,14 @@ Trainable = Literal["embedding", "lora", "cross-attention", "unet"]
 
 @dataclass(frozen=True)
 class FewShotConfig:
-    """What is trained beside the embedding, learning-rate scales and loss weights."""
+    """Trainable parts besides the embedding, learning-rate scales and loss weights."""
 
     trainable: Trainable = "lora"
     rank: int = 8  # of the LoRA
     embedding_lr_scale: float = 1.0  # times the schedule
     unet_lr_scale: float = 1.0
-    background_weight: float = 0.1  # what an error outside a photo's mask weighs
-    prior_weight: float = 1.0  # of prior preservation, where there are images for it
+    background_weight: float = 0.1  # of an error outside a photo's mask, relative to 1 inside
+    prior_weight: float = 1.0  # of prior preservation, if there are class images
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -62,7 +62,7 @@ class FewShot(Objective):
         self.config = config
         start = subject.embedding.detach().to(model.text_encoder.device, copy=True)
         self.embedding = nn.Parameter(start)  # (1, Q, D)
-        self.trainable = self._moving()
+        self.trainable = self._trainable_parameters()
 
     def forward(self, batch: PhotoBatch, context: StepContext) -> Losses:
         """Return the denoising loss of the photos."""
@@ -78,19 +78,18 @@ class FewShot(Objective):
         )
 
     def states(self, scenes: Sequence[str]) -> Tensor:
-        """(B, L, D) of `a [subject tokens] {category} {scene}`."""
+        """Encode `a [subject tokens] {category} {scene}` to text states (B, L, D)."""
         prompts = [subject_prompt(scene, self.subject.category) for scene in scenes]
         return self.model.text_states(prompts, self.embedding.expand(len(prompts), -1, -1))
 
-    def _moving(self) -> dict[str, nn.Parameter]:
+    def _trainable_parameters(self) -> dict[str, nn.Parameter]:
         unet, names = self.model.unet, base_parameters(self.model.unet)
         match self.config.trainable:
             case "embedding":
                 return {}
             case "lora":
-                moving = add_lora(unet, self.config.rank)
-                return {str(number): parameter for number, parameter in enumerate(moving)}
-            case "cross-attention":  # keys and values of what the text says (Kumari et al. 2023)
+                return {str(number): parameter for number, parameter in enumerate(add_lora(unet, self.config.rank))}
+            case "cross-attention":  # keys and values of text states (Kumari et al. 2023)
                 return {name: names[name] for name in names if ".attn2.to_k." in name or ".attn2.to_v." in name}
             case "unet":
                 return names
@@ -103,7 +102,7 @@ class FewShot(Objective):
         return groups
 
     def tuned(self) -> Subject:
-        """Return the subject as it is now."""
+        """Return the subject with its current embedding and weights."""
         lora = lora_state(self.model.unet) if self.config.trainable == "lora" else {}
         weights = (
             {} if self.config.trainable == "lora" else {n: p.detach().half().cpu() for n, p in self.trainable.items()}

@@ -1,7 +1,4 @@
-"""What the methods that tune on a user's photos share: what an error costs.
-
-They differ in what moves and in what stands in the prompt, which is the whole of the comparison.
-"""
+"""The loss of all methods that tune on a user's photos: they differ only in trainable parameters and prompt."""
 
 from torch import Tensor
 
@@ -24,7 +21,7 @@ def masked_denoising_losses(
     category: str = "",
     prior_weight: float = 1.0,
 ) -> Losses:
-    """Return the masked denoising loss of photos, and the prior-preservation term where there are class images.
+    """Return the masked denoising loss of photos, and the prior-preservation term if there are class images.
 
     loss = E[w(mask) |ε - ε_θ(x_t, t, states)|²] + prior_weight · E[|ε - ε_θ(x_t^class, t, states of the category)|²]
     (Ruiz et al. 2023, equation 2), or the same in v where the scheduler predicts v.
@@ -48,21 +45,21 @@ def masked_denoising_losses(
     loss = denoising_loss(denoiser, latents, noising, context.rng, importance=importance)
     losses = {"denoising": loss, "loss": loss}
     if category and "prior" in batch:
-        others = batch["prior"]
-        plain = model.text_states([subject_prompt("", category)])
-        denoiser = model.denoiser(plain.expand(len(others), -1, -1))
-        losses["prior"] = denoising_loss(denoiser, others, noising, context.rng)
+        class_latents = batch["prior"]
+        class_states = model.text_states([subject_prompt("", category)])
+        denoiser = model.denoiser(class_states.expand(len(class_latents), -1, -1))
+        losses["prior"] = denoising_loss(denoiser, class_latents, noising, context.rng)
         losses["loss"] = loss + prior_weight * losses["prior"]
     return losses
 
 
 def mask_weights(mask: Tensor, background_weight: float) -> Tensor:
-    """(B, 1, H, W) of mean 1 for masks in [0, 1]."""
+    """Return loss weights (B, 1, H, W) of mean 1 for masks in [0, 1]."""
     weights = background_weight + (1 - background_weight) * mask
     return weights / weights.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
 
 
 def check_background_weight(weight: float) -> None:
-    """Of a method's configuration."""
+    """Raise `ConfigError` for a weight outside of [0, 1]."""
     if not 0 <= weight <= 1:
         raise ConfigError(f"background_weight is {weight}: use a number from 0 to 1.")

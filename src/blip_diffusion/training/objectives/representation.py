@@ -1,8 +1,8 @@
 """Stage 1, multimodal representation learning (Li, Li, Savarese & Hoi 2023, section 3.1): ITC, ITG and ITM.
 
-One Q-Former under three attention patterns. Contrast (uni-modal): do image and sentence find each other among others?
-Generation (multimodal causal): can the queries alone tell the sentence? Matching (bi-directional): do they belong
-together, told from the hardest of the wrong ones? And one of ours: can the subject be reconstructed from its tokens?
+One Q-Former under three attention patterns. Contrast (unimodal): each image and its caption are told from the others of
+the batch. Generation (multimodal causal): the caption is generated from the queries. Matching (bidirectional): pairs
+are told from hard negatives. A fourth loss, not in the paper: the subject is reconstructed from its tokens.
 """
 
 from collections.abc import Sequence
@@ -34,10 +34,12 @@ class RepresentationConfig:
     itm_weight: float = 1.0
     itg_weight: float = 1.0
     reconstruction_weight: float = 0.0
-    image: DescribedImage = "reference"  # what the queries see; the target for captions and for searching whole images
-    multimodal_every: int = 1  # the three of BLIP-2 are asked for at every so many steps; the reconstruction at each
-    max_caption_tokens: int = 32  # tokens of a caption; longer ones are cut
-    smoothing: float = 0.1  # of the labels in contrast and generation
+    image: DescribedImage = (
+        "reference"  # the encoded image; "target" to caption and to search whole images
+    )
+    multimodal_every: int = 1  # steps between steps with ITC, ITM and ITG; the reconstruction loss is in each step
+    max_caption_tokens: int = 32  # longer captions are truncated
+    smoothing: float = 0.1  # label smoothing of ITC and ITG
     lr_scale: float = 1.0  # times the schedule
 
     def __post_init__(self) -> None:
@@ -50,7 +52,7 @@ class RepresentationConfig:
         if self.multimodal_every > 1 and not self.reconstruction_weight:
             raise ConfigError(
                 f"representation.multimodal_every is {self.multimodal_every}, and without reconstruction_weight the "
-                "steps between teach nothing: use 1, or a reconstruction_weight above 0."
+                "other steps have no loss: use 1, or a reconstruction_weight above 0."
             )
 
 
@@ -60,7 +62,7 @@ class Shared:
 
     images: Tensor  # (G, Q, E) unit vectors
     sentences: Tensor  # (G, E) unit vectors
-    features: Tensor  # (G, N, V) what the frozen tower saw
+    features: Tensor  # (G, N, V) of the frozen tower
     input_ids: Tensor  # (G, L)
     attention_mask: Tensor  # (G, L)
     identity: Tensor  # (G,)
@@ -100,18 +102,18 @@ class Representation(Objective):
     def forward(self, batch: SubjectBatch, context: StepContext) -> Losses:
         """Return ITC, ITM, ITG and reconstruction losses of the references and their captions."""
         features = self.encoder.image_encoder.features(self._pixels(batch))  # (B, N, V)
-        seen = self.encoder.image_encoder.norm(features)
+        normed = self.encoder.image_encoder.norm(features)
         losses: Losses = {}
         if context.step % self.config.multimodal_every == 0:
-            losses |= self.multimodal_losses(seen, features, self._words(batch), batch["identity"], context)
+            losses |= self.multimodal_losses(normed, features, self._words(batch), batch["identity"], context)
         if self.config.reconstruction_weight:
-            drawn = self.reconstruct(seen, self._categories(batch))
-            losses["reconstruction"] = reconstruction_loss(drawn, batch["object_crop"])
+            reconstructions = self.reconstruct(normed, self._categories(batch))
+            losses["reconstruction"] = reconstruction_loss(reconstructions, batch["object_crop"])
         losses["loss"] = self.weighted(losses)
         return losses
 
     def weighted(self, losses: Losses) -> Tensor:
-        """The weighted sum of those of the objectives that are there."""
+        """Return the weighted sum of the losses that were computed."""
         weights = {"contrast": self.config.itc_weight, "matching": self.config.itm_weight}
         weights |= {"generation": self.config.itg_weight, "reconstruction": self.config.reconstruction_weight}
         return torch.stack([weights[name] * loss for name, loss in losses.items() if name in weights]).sum()
@@ -119,91 +121,91 @@ class Representation(Objective):
     # ------------------------------------------------------------------------------------------- the three of BLIP-2
 
     def multimodal_losses(
-        self, seen: Tensor, features: Tensor, words: Words, identity: Tensor, context: StepContext
+        self, normed: Tensor, features: Tensor, words: Words, identity: Tensor, context: StepContext
     ) -> Losses:
-        """ITC, ITM and ITG of images and their captions.
+        """Return ITC, ITM and ITG of images and their captions.
 
         Args:
-            seen: (B, N, V) image features after the trained layer norm.
-            features: (B, N, V) the same before it.
-            words: The captions in the Q-Former's ids.
-            identity: (B,) equal for two images of one subject.
-            context: The moment of the step.
+            normed: (B, N, V) image features after the trained layer norm.
+            features: (B, N, V) image features before it.
+            words: The tokenized captions.
+            identity: (B,), equal for images of one subject.
+            context: The context of the step.
         """
-        losses = self._contrast_and_match(seen, features, words, identity, context)
-        losses["generation"] = self._generation(seen, words)
+        losses = self._contrast_and_match(normed, features, words, identity, context)
+        losses["generation"] = self._generation(normed, words)
         return losses
 
     def _contrast_and_match(
-        self, seen: Tensor, features: Tensor, words: Words, identity: Tensor, context: StepContext
+        self, normed: Tensor, features: Tensor, words: Words, identity: Tensor, context: StepContext
     ) -> Losses:
-        images, sentences = self._embedded(seen, words)
+        images, sentences = self._embedded(normed, words)
         shared = context.shared or Shared(
             images.detach(), sentences.detach(), features, words.input_ids, words.attention_mask, identity
         )
-        own = context.position * len(seen) + torch.arange(len(seen), device=seen.device)
+        pairs = context.position * len(normed) + torch.arange(len(normed), device=normed.device)
         head = self._contrastive
         to_text = head.similarity(images, shared.sentences)  # (B, G)
         to_image = head.similarity(shared.images, sentences).T  # (B, G)
-        allowed = _others(own, identity, shared.identity)
-        losses = {"contrast": self._contrast(to_text, to_image, own, allowed)}
-        losses["retrieval"] = (to_text.masked_fill(~allowed, -1e4).argmax(dim=1) == own).float().mean()
-        losses["matching"] = self._matching(seen, words, shared, to_text, to_image, allowed, own, context.rng)
+        allowed = _candidates(pairs, identity, shared.identity)
+        losses = {"contrast": self._contrast(to_text, to_image, pairs, allowed)}
+        losses["retrieval"] = (to_text.masked_fill(~allowed, -1e4).argmax(dim=1) == pairs).float().mean()
+        losses["matching"] = self._matching(normed, words, shared, to_text, to_image, allowed, pairs, context.rng)
         return losses
 
-    def _contrast(self, to_text: Tensor, to_image: Tensor, own: Tensor, allowed: Tensor) -> Tensor:
-        """ITC: cross-entropy both ways. Another image of the same subject is no negative."""
+    def _contrast(self, to_text: Tensor, to_image: Tensor, pairs: Tensor, allowed: Tensor) -> Tensor:
+        """Return ITC, cross-entropy both ways. Other images of the same subject are not used as negatives."""
         smoothing = self.config.smoothing
         losses = []
         for scores in (to_text, to_image):
-            surprise = -scores.float().masked_fill(~allowed, -1e4).log_softmax(dim=1)  # (B, G)
-            right = surprise.gather(1, own[:, None]).squeeze(1)
-            anywhere = (surprise * allowed).sum(dim=1) / allowed.sum(dim=1)
-            losses.append(((1 - smoothing) * right + smoothing * anywhere).mean())
+            nll = -scores.float().masked_fill(~allowed, -1e4).log_softmax(dim=1)  # (B, G)
+            positive = nll.gather(1, pairs[:, None]).squeeze(1)
+            uniform = (nll * allowed).sum(dim=1) / allowed.sum(dim=1)
+            losses.append(((1 - smoothing) * positive + smoothing * uniform).mean())
         return torch.stack(losses).mean()
 
     def _matching(
         self,
-        seen: Tensor,
+        normed: Tensor,
         words: Words,
         shared: Shared,
         to_text: Tensor,
         to_image: Tensor,
         allowed: Tensor,
-        own: Tensor,
+        pairs: Tensor,
         rng: torch.Generator,
     ) -> Tensor:
-        """ITM: true pairs, each image with a hard wrong sentence, each sentence with a hard wrong image."""
+        """Return ITM of true pairs, and of each image and each caption with a hard negative."""
         negatives = allowed.clone()
-        negatives[torch.arange(len(own), device=own.device), own] = False
+        negatives[torch.arange(len(pairs), device=pairs.device), pairs] = False
         if not negatives.any(dim=1).all():
-            return seen.new_zeros(())  # a batch of one subject has nothing wrong to offer
-        wrong_text, wrong_image = (_drawn(scores, negatives, rng) for scores in (to_text, to_image))
-        wrong_seen = self.encoder.image_encoder.norm(shared.features[wrong_image])
-        features = torch.cat([seen, wrong_seen, seen])  # (3B, N, V)
-        ids = torch.cat([words.input_ids, words.input_ids, shared.input_ids[wrong_text]])
-        mask = torch.cat([words.attention_mask, words.attention_mask, shared.attention_mask[wrong_text]])
+            return normed.new_zeros(())  # a batch of one subject has no negatives
+        negative_text, negative_image = (_sample_negatives(scores, negatives, rng) for scores in (to_text, to_image))
+        negative_features = self.encoder.image_encoder.norm(shared.features[negative_image])
+        features = torch.cat([normed, negative_features, normed])  # (3B, N, V)
+        ids = torch.cat([words.input_ids, words.input_ids, shared.input_ids[negative_text]])
+        mask = torch.cat([words.attention_mask, words.attention_mask, shared.attention_mask[negative_text]])
         states = self.encoder.qformer(features, ids, mask, AttentionPattern.BIDIRECTIONAL)
         labels = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
-        labels[: len(seen)] = 1
+        labels[: len(normed)] = 1
         return F.cross_entropy(self._matching_head(states.queries).float(), labels)
 
-    def _generation(self, seen: Tensor, words: Words) -> Tensor:
-        """ITG: the next word from the queries and the words before it; `[DEC]` begins the sentence."""
+    def _generation(self, normed: Tensor, words: Words) -> Tensor:
+        """Return ITG, the loss of each next word given the queries and the words before it, from `[DEC]` on."""
         ids = words.input_ids.clone()
         ids[:, 0] = self.tokenizer.bos_token_id
-        states = self.encoder.qformer(seen, ids, words.attention_mask, AttentionPattern.CAUSAL)
+        states = self.encoder.qformer(normed, ids, words.attention_mask, AttentionPattern.CAUSAL)
         embeddings = self.encoder.qformer.word_embeddings
-        assert embeddings is not None  # else the words could not have been read
+        assert embeddings is not None  # a Q-Former with words
         logits = self._language(states.words[:, :-1], embeddings.weight)
         labels = ids[:, 1:].masked_fill(words.attention_mask[:, 1:] == 0, -100)
         return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), label_smoothing=self.config.smoothing)
 
-    # ----------------------------------------------------------------------------------------------------- and ours
+    # ----------------------------------------------------------------------------------------------- reconstruction
 
-    def reconstruct(self, seen: Tensor, words: Words) -> Tensor:
-        """Image features (B, N, V) and the words of the categories to RGB times alpha, and alpha: (B, 4, C, C)."""
-        states = self.encoder.qformer(seen, words.input_ids, words.attention_mask, AttentionPattern.BIDIRECTIONAL)
+    def reconstruct(self, normed: Tensor, words: Words) -> Tensor:
+        """Reconstruct RGB times alpha, and alpha, (B, 4, C, C), from image features (B, N, V) and categories."""
+        states = self.encoder.qformer(normed, words.input_ids, words.attention_mask, AttentionPattern.BIDIRECTIONAL)
         return self._reconstruction_head(self.encoder.projection(states.queries)).float()
 
     # -------------------------------------------------------------------------------------------------------- parts
@@ -223,8 +225,8 @@ class Representation(Objective):
         )
         return Words(encoded.input_ids, encoded.attention_mask).to(batch["reference"].device)
 
-    def _embedded(self, seen: Tensor, words: Words) -> tuple[Tensor, Tensor]:
-        states = self.encoder.qformer(seen, words.input_ids, words.attention_mask, AttentionPattern.UNIMODAL)
+    def _embedded(self, normed: Tensor, words: Words) -> tuple[Tensor, Tensor]:
+        states = self.encoder.qformer(normed, words.input_ids, words.attention_mask, AttentionPattern.UNIMODAL)
         return self._contrastive.images(states.queries), self._contrastive.sentences(states.words)
 
     @property
@@ -248,13 +250,13 @@ class Representation(Objective):
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return the Q-Former, the layer norm over image features, the projection and the heads."""
         encoder = self.encoder
-        moving = [*encoder.image_encoder.norm.parameters(), *encoder.qformer.parameters()]
+        parameters = [*encoder.image_encoder.norm.parameters(), *encoder.qformer.parameters()]
         for name, head in self.heads.items():
             if name != "reconstruction":
-                moving += head.parameters()
-        if self.config.reconstruction_weight:  # nothing else looks at the projected tokens
-            moving += [*encoder.projection.parameters(), *self.heads["reconstruction"].parameters()]
-        return [ParameterGroup("qformer", moving, self.config.lr_scale)]
+                parameters += head.parameters()
+        if self.config.reconstruction_weight:  # no other loss uses the projected tokens
+            parameters += [*encoder.projection.parameters(), *self.heads["reconstruction"].parameters()]
+        return [ParameterGroup("qformer", parameters, self.config.lr_scale)]
 
     def gather_step_context(
         self, batches: Sequence[SubjectBatch], contexts: Sequence[StepContext], gather: Gather
@@ -278,24 +280,24 @@ class Representation(Objective):
         """Return references, their object crops and the reconstructions from the tokens."""
         if not self.config.reconstruction_weight:
             return []
-        drawn = self.reconstruct(self.encoder.image_encoder(self._pixels(batch)), self._categories(batch))
-        return [batch["reference"], batch["object_crop"][:, :3], drawn[:, :3]]
+        reconstructions = self.reconstruct(self.encoder.image_encoder(self._pixels(batch)), self._categories(batch))
+        return [batch["reference"], batch["object_crop"][:, :3], reconstructions[:, :3]]
 
     def export(self, folder: Path) -> None:
-        """Write the Q-Former's folder with its tokenizer, and the heads beside it."""
+        """Write the Q-Former's folder with its tokenizer, and the heads."""
         save_subject_model(self.encoder, self.tokenizer, self.reference, folder)
         save_heads(dict(self.heads.items()), folder)
 
 
-def _others(own: Tensor, identity: Tensor, identities: Tensor) -> Tensor:
-    """(B, G): what a row may be told from. Its own partner, and everything that shows another subject."""
+def _candidates(pairs: Tensor, identity: Tensor, identities: Tensor) -> Tensor:
+    """Return a mask (B, G) of each row's candidates: its partner, and all samples of other subjects."""
     allowed = identity[:, None] != identities[None, :]
-    allowed[torch.arange(len(own), device=own.device), own] = True
+    allowed[torch.arange(len(pairs), device=pairs.device), pairs] = True
     return allowed
 
 
 @torch.no_grad()
-def _drawn(scores: Tensor, negatives: Tensor, rng: torch.Generator) -> Tensor:
-    """One negative a row (B,), the likelier the more it resembles the true one."""
+def _sample_negatives(scores: Tensor, negatives: Tensor, rng: torch.Generator) -> Tensor:
+    """Sample a negative per row (B,), with probabilities given by the softmax of the scores."""
     chances = scores.float().masked_fill(~negatives, -torch.inf).softmax(dim=1)
     return torch.multinomial(chances, 1, generator=rng).squeeze(1)

@@ -1,7 +1,7 @@
 """Stage 2, subject representation learning (Li et al. 2023, section 3.2): prompted context generation.
 
-A reference on one background, the subject's word and a prompt in; the subject in the prompt's scene out. The subject
-tokens stand in the prompt as words do. Dropping them from some prompts keeps the model able to draw from words alone.
+A The model generates the subject of a reference, which has another background, in the scene of a prompt. Subject tokens
+stand among the prompt's words. They are dropped from some prompts, so that the model keeps generating from text alone.
 """
 
 from dataclasses import dataclass
@@ -28,12 +28,12 @@ class SubjectConfig:
     """Dropout, loss weights, noise levels and learning-rate scales."""
 
     subject_drop: float = 0.15  # share of prompts without subject tokens (the paper's figure)
-    prompt_drop: float = 0.0  # share of empty prompts, for guidance; a base that was trained with them needs none
-    noise_samples_per_pair: int = 1  # noised copies of each pair: the U-Net sees that many for one pass of all the rest
+    prompt_drop: float = 0.0  # share of empty prompts, for guidance; 0 if the base model was trained with them
+    noise_samples_per_pair: int = 1  # noised copies of each pair for the U-Net, per pass of the other parts
     min_snr: float | None = None  # γ of the loss weights; none: the simple loss
     timestep_shift: float = 1.0  # above 1, more of the copies are noisy (`Noising.random_timesteps`)
-    subject_weight: float = 1.0  # how much more an error on the subject weighs than one on its scene
-    reconstruction_weight: float = 0.0  # of our reconstruction head, which keeps shape in the tokens; 0: none
+    subject_weight: float = 1.0  # of an error on the subject, relative to 1 on its scene
+    reconstruction_weight: float = 0.0  # of the reconstruction head, which makes tokens encode shape; 0: none
     unet_lr_scale: float = 1.0  # times the schedule
     text_lr_scale: float = 1.0
     qformer_lr_scale: float = 1.0  # Q-Former, its layer norm over the image features, and the projection
@@ -46,7 +46,9 @@ class SubjectConfig:
         if self.timestep_shift <= 0:
             raise ConfigError(f"timestep_shift is {self.timestep_shift}: use a number above 0; 1 is uniform.")
         if not self.subject_weight > 0:
-            raise ConfigError(f"subject_weight is {self.subject_weight}: use a number above 0; 1 is as the scene.")
+            raise ConfigError(
+                f"subject_weight is {self.subject_weight}: use a number above 0; 1 weighs subject and scene equally."
+            )
 
 
 class SubjectRepresentation(Objective):
@@ -99,26 +101,29 @@ class SubjectRepresentation(Objective):
         return self.model.denoiser(states)
 
     def _text_states(self, batch: SubjectBatch, tokens: Tensor, rng: torch.Generator) -> Tensor:
-        """Encode prompts; the first ones of the batch lose words and tokens, the next ones their tokens."""
+        """Encode prompts; the first of the batch become empty, the next lose their subject tokens."""
         captions, frames = batch["caption"], batch["frames"]
-        empty, bare = self._dropped(len(captions), rng)
-        without, full = [""] * empty + captions[empty : empty + bare], captions[empty + bare :]
-        states = [self.model.text_states(without)] if without else []
-        if full:
-            states.append(self.model.text_states(full, tokens[empty + bare :], frames[empty + bare :]))
-        return torch.cat(states) + 0 * tokens.mean()  # every process needs every gradient, with a subject or without
+        empty, text_only = self._drop_counts(len(captions), rng)
+        dropped = empty + text_only
+        without_subject = [""] * empty + captions[empty:dropped]
+        states = [self.model.text_states(without_subject)] if without_subject else []
+        if dropped < len(captions):
+            states.append(self.model.text_states(captions[dropped:], tokens[dropped:], frames[dropped:]))
+        return (
+            torch.cat(states) + 0 * tokens.mean()
+        )  # DDP needs every gradient in every process, also without a subject
 
-    def _dropped(self, size: int, rng: torch.Generator) -> tuple[int, int]:
-        """How many prompts lose all and how many their tokens: the shares of a batch, rounded up or down by chance."""
+    def _drop_counts(self, size: int, rng: torch.Generator) -> tuple[int, int]:
+        """Return how many prompts become empty and how many lose their tokens; shares are rounded randomly."""
         if not self.training:
             return 0, 0
         chances = torch.rand(2, generator=rng, device=rng.device).tolist()
         shares = (self.config.prompt_drop, self.config.subject_drop)
-        empty, bare = (int(share * size + chance) for share, chance in zip(shares, chances, strict=True))
-        return empty, min(bare, size - empty)
+        empty, text_only = (int(share * size + chance) for share, chance in zip(shares, chances, strict=True))
+        return empty, min(text_only, size - empty)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """All that is not frozen."""
+        """Return the parameters that are not frozen."""
         return subject_parameter_groups(self.model, self.reconstruction, self.config)
 
     def sample_images(self, batch: SubjectBatch) -> list[Tensor]:
@@ -129,34 +134,34 @@ class SubjectRepresentation(Objective):
         return [batch["reference"], *reconstructed, batch["target"], images]
 
     def export(self, folder: Path) -> None:
-        """Write the model, and the reconstruction head beside it."""
+        """Write the model and the reconstruction head."""
         export_subject_model(self.model, self.reconstruction, folder)
 
 
 def subject_parameter_groups(
     model: BlipDiffusion, reconstruction: nn.Module | None, config: SubjectConfig
 ) -> list[ParameterGroup]:
-    """Return all that stage 2 trains: U-Net, text encoder, and the Q-Former with what surrounds it."""
+    """Return the parameters of stage 2: U-Net, text encoder, and the subject encoder with its head."""
     encoder = model.subject_encoder
-    reading = [*encoder.image_encoder.norm.parameters(), *encoder.qformer.parameters()]
-    reading += encoder.projection.parameters()
+    encoder_parameters = [*encoder.image_encoder.norm.parameters(), *encoder.qformer.parameters()]
+    encoder_parameters += encoder.projection.parameters()
     if reconstruction is not None:
-        reading += reconstruction.parameters()
+        encoder_parameters += reconstruction.parameters()
     return [
         ParameterGroup("unet", list(model.unet.parameters()), config.unet_lr_scale),
         ParameterGroup("text", list(model.text_encoder.parameters()), config.text_lr_scale),
-        ParameterGroup("qformer", reading, config.qformer_lr_scale),
+        ParameterGroup("qformer", encoder_parameters, config.qformer_lr_scale),
     ]
 
 
 def export_subject_model(model: BlipDiffusion, reconstruction: nn.Module | None, folder: Path) -> None:
-    """Write the model, and the reconstruction head beside it."""
+    """Write the model and the reconstruction head."""
     save_model(model, folder)
     if reconstruction is not None:
         save_heads({"reconstruction": reconstruction}, folder)
 
 
 def subject_importance(alpha: Tensor, latents: Tensor, weight: float) -> Tensor:
-    """(B, 1, H, W) of mean 1 for latents (B, C, H, W): `weight` on the subject, 1 elsewhere, then scaled."""
+    """Return weights (B, 1, H, W) for latents (B, C, H, W): `weight` on the subject, else 1, scaled to mean 1."""
     weights = 1 + (weight - 1) * F.interpolate(alpha, size=latents.shape[-2:], mode="area")
     return weights / weights.mean(dim=(1, 2, 3), keepdim=True)

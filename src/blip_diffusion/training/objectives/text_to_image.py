@@ -1,4 +1,4 @@
-"""Latent diffusion, text to image (Rombach et al. 2022, section 3.3): the U-Net reads by cross-attention."""
+"""Latent diffusion, text to image (Rombach et al. 2022, section 3.3): the U-Net attends to text states."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +18,14 @@ from blip_diffusion.training.sample_callback import sample_with_same_noise
 class TextToImageConfig:
     """Caption dropout, loss weights and learning-rate scales."""
 
-    caption_drop: float = 0.1  # share of images whose sentence is empty, for guidance (Ho & Salimans 2022)
+    caption_drop: float = 0.1  # share of images with an empty caption, for guidance (Ho & Salimans 2022)
     min_snr: float | None = None  # γ of the loss weights; none: the simple loss
     unet_lr_scale: float = 1.0  # times the schedule
     text_lr_scale: float = 1.0  # 0 freezes the text encoder, as Stable Diffusion does with CLIP's
 
 
 class TextToImage(Objective):
-    """Train the U-Net, and unless its scale is 0 the text encoder, on captions; the autoencoder is frozen.
+    """Train the U-Net, and the text encoder unless its scale is 0, on captions; the autoencoder is frozen.
 
     loss = E_{x, ε, t} w(t) |target - f(x_t, t, text)|² (Rombach et al. 2022, equation 3), with ε or v as target, and
     the min-SNR weights w(t) of Hang et al. 2023 if `min_snr` is set.
@@ -61,7 +61,7 @@ class TextToImage(Objective):
         return groups
 
     def sample_images(self, batch: SubjectBatch) -> list[Tensor]:
-        """Return a target of each caption, and the sample."""
+        """Return the target of each caption and a sample."""
         return [batch["target"], sample_with_same_noise(self.model, self.model.text_states(batch["caption"]))]
 
     def export(self, folder: Path) -> None:

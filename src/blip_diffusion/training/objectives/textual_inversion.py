@@ -1,7 +1,7 @@
-"""Textual Inversion (Gal et al. 2023): a new word is learned, and nothing else moves.
+"""Textual Inversion (Gal et al. 2023): only the embedding of a new word is trained.
 
-Its vectors stand where the noun does, `a <rex> on the beach`. They enter as subject tokens do, at the level of word
-embeddings: which is what a new word of the vocabulary would come to, without changing the vocabulary.
+Its vectors replace the noun, `a <rex> on the beach`. They are inserted among the word embeddings as subject tokens are,
+which equals a new word of the vocabulary without changing the vocabulary.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class TextualInversionConfig:
     """Number of vectors and the background's weight."""
 
     num_vectors: int = 1  # of the word
-    background_weight: float = 0.1  # what an error outside a photo's mask weighs
+    background_weight: float = 0.1  # of an error outside a photo's mask, relative to 1 inside
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_vectors <= 32:
@@ -37,7 +37,7 @@ class TextualInversionConfig:
 class TextualInversion(Objective):
     """Train the embedding vectors of one new word (Gal et al. 2023); all networks are frozen.
 
-    The vectors start as the category's mean word embedding and stand where the noun does, `a <name> {scene}`.
+    The vectors start as the category's mean word embedding and replace the noun, `a <name> {scene}`.
 
     Args:
         model: The whole model.
@@ -66,7 +66,7 @@ class TextualInversion(Objective):
         )
 
     def states(self, scenes: Sequence[str]) -> Tensor:
-        """(B, L, D) of `a <word> {scene}`."""
+        """Encode `a <word> {scene}` to text states (B, L, D)."""
         prompts = [subject_prompt(scene, "") for scene in scenes]
         return self.model.text_states(prompts, self.vectors.expand(len(prompts), -1, -1))
 
@@ -75,7 +75,7 @@ class TextualInversion(Objective):
         return [ParameterGroup("word", [self.vectors], 1.0, weight_decay=0.0)]
 
     def export(self, folder: Path) -> None:
-        """`learned_embeds.safetensors`, which `load_textual_inversion` of any Stable Diffusion pipeline reads."""
+        """Write `learned_embeds.safetensors`, which `load_textual_inversion` of any Stable Diffusion pipeline reads."""
         save_state({self.word: self.vectors.detach()[0]}, folder / "learned_embeds.safetensors")
 
 

@@ -1,4 +1,4 @@
-"""Tunes a model to one subject from a few photos: parts, photos, method, loop, file. The composition root of tuning."""
+"""Tune a model to one subject from a few photos: load parts and photos, train, write the file."""
 
 import shutil
 import warnings
@@ -57,7 +57,7 @@ from blip_diffusion.training.trainer import Hook, fit
 
 PRIOR_BATCH, PRIOR_SEED = 8, 10_000
 SAVE_MINUTES = 5.0
-"""What a machine that fails may cost, but for whole networks, whose checkpoints at published shapes take 14 GB."""
+"""Minutes between checkpoints, except for whole networks, whose checkpoints take 14 GB at published shapes."""
 
 
 def tune(
@@ -77,19 +77,19 @@ def tune(
 ) -> Tuned:
     """Personalize a model for the subject of one to thirty photos and write its file.
 
-    Beside the result, a folder `{out}.tuning` keeps the log and, with early stopping, the scores, a strip of samples
+    Next to the result, a folder `{out}.tuning` keeps the log and, with early stopping, the scores, a strip of samples
     and a curve.
 
     Args:
         photos: Image files, folders of them, or PIL images.
-        category: What the subject is, in a word or two, such as "dog".
+        category: The subject's category in a word or two, such as "dog".
         name: The subject's name: letters, digits, `-` and `_`.
         out: The result's path; default `{name}.safetensors`, or the folder `{name}` for `method="dreambooth"`.
         model: `"mini"`, a model's folder, or a hub id.
-        config: What is trained and how; see `TuneConfig`.
-        loras: LoRAs that the model has while it is tuned. Use the result together with them.
-        embeddings: Textual inversions, whose words the category and the prompts may hold.
-        masks: `"auto"` finds the subject, `"none"` weighs all pixels alike, or one mask per photo.
+        config: The settings; see `TuneConfig`.
+        loras: LoRAs that are merged into the model while it is tuned; use the result together with them.
+        embeddings: Textual inversions, whose words may occur in the category and the prompts.
+        masks: `"auto"` finds the subject, `"none"` weighs all pixels equally, or one mask per photo.
         segmenter: Finds the subject for `masks="auto"`; default: img-focus, if it is installed.
         evaluator: Scores samples for early stopping; default: the model's own image encoder.
         resume: Continue an interrupted run with the same photos, category, name, model and settings.
@@ -98,9 +98,9 @@ def tune(
         The result's path, its step, and the scores.
 
     Raises:
-        InputError: If the photos, names or paths cannot be used, or a result of other photos or settings is there.
+        InputError: If the photos, names or paths cannot be used, or a result of other photos or settings exists.
         ConfigError: If the settings cannot be used.
-        CheckpointError: If an interrupted run is in the way, or the model cannot be loaded.
+        CheckpointError: If an interrupted run exists and `resume` is false, or the model cannot be loaded.
         DivergedError: If a loss is not finite and there is no validation whose best result can be kept.
 
     Example:
@@ -115,24 +115,24 @@ def tune(
     path = output_path(out, name, config)
     work = work_folder(path)
     check_work_folder(work, resume=resume)
-    shown = read_photos(photos, masks=masks, segmenter=segmenter)
+    loaded_photos = read_photos(photos, masks=masks, segmenter=segmenter)
     folder = find_model(model)
     loaded = assemble(read_parts(folder, dtype=_dtype(config)), folder).to(device_of(config.device))
-    base = fingerprint(loaded.unet, loaded.text_encoder)  # of the model that the result goes with, LoRAs apart
+    base = fingerprint(loaded.unet, loaded.text_encoder)  # of the base model, without LoRAs
     merge_adapters(loaded, loras, embeddings)
-    info = run_info(base, shown, category, name, config.resolved(text_width(loaded)), [*loras, *embeddings])
+    info = run_info(base, loaded_photos, category, name, config.resolved(text_width(loaded)), [*loras, *embeddings])
     check_replaced(path, work, info, resume=resume)
     if resume:
         check_run_info(work, info)
     check_possible(_training(config.resolved(text_width(loaded))))
-    job = prepare(loaded, shown, category, name, config, model_name=str(model), base=base)
+    job = prepare(loaded, loaded_photos, category, name, config, model_name=str(model), base=base)
     if not resume:
-        shutil.rmtree(work, ignore_errors=True)  # of an earlier tuning, now that nothing can be wrong with this one
+        shutil.rmtree(work, ignore_errors=True)  # of an earlier run, after all checks of this one
     write_json(work / RUN_INFO, info)
     validation = None
     if config.steps is None:
-        judge = evaluator or EncoderMetric(loaded, job.pixels, job.masks, category, config.validation)
-        validation = Validation(judge, config.validation, work)
+        metric = evaluator or EncoderMetric(loaded, job.pixels, job.masks, category, config.validation)
+        validation = Validation(metric, config.validation, work)
         newest = checkpointing.latest(work / CHECKPOINTS) if resume else None
         validation.begin(job.objective, after=checkpointing.verify(newest).step if newest else 0)
     try:
@@ -140,7 +140,7 @@ def tune(
     except DivergedError as error:
         if validation is None:
             raise
-        warnings.warn(f"{error} What was best before is kept.", stacklevel=2)
+        warnings.warn(f"{error} The best earlier result is kept.", stacklevel=2)
         result = error.result
     if result.stopped == "signal":
         return Tuned(path, work, result.step, result)
@@ -149,9 +149,9 @@ def tune(
 
 @dataclass(frozen=True, eq=False)
 class TuningJob:
-    """What is to be learned, by what."""
+    """The objective of a tuning and its data."""
 
-    config: TuneConfig  # nothing in it is left open
+    config: TuneConfig  # resolved
     objective: Objective
     batches: PhotoBatches
     pixels: Tensor  # (P, 3, S, S) of the photos
@@ -168,9 +168,9 @@ def prepare(
     model_name: str = "",
     base: str | None = None,
 ) -> TuningJob:
-    """Build the objective that learns these photos, and its batches. The model becomes its part.
+    """Build the objective of these photos, which owns the model, and its batches.
 
-    `base` is the fingerprint of the model before LoRAs were merged into it; by default as it is.
+    `base` is the fingerprint of the model before LoRAs were merged; default: the fingerprint of `model`.
     """
     config = config.resolved(text_width(model))
     model.requires_grad_(False)
@@ -196,7 +196,7 @@ def run_job(job: TuningJob, folder: Path, validation: Hook | None = None, *, res
 
 
 def _training(config: TuneConfig) -> TrainConfig:
-    """No average, one checkpoint, and in long tunings one on the way."""
+    """Return settings without a weight average, with a checkpoint at the end and every `SAVE_MINUTES`."""
     steps = config.steps or config.max_steps
     return TrainConfig(
         steps=steps,
@@ -225,18 +225,18 @@ def _objective(
     model_name: str,
     base: str | None,
 ) -> Objective:
-    torch.manual_seed(config.seed)  # of a LoRA's first matrices
+    torch.manual_seed(config.seed)  # for the initial values of a LoRA
     noising = noising_from(model.scheduler)
     match config.method:
         case "few-shot":
-            start = initial_subject(model, photos, category, name, config, model_name, base)
+            initial = initial_subject(model, photos, category, name, config, model_name, base)
             few = FewShotConfig(
                 config.trainable,
                 config.rank,
                 background_weight=config.background_weight,
                 prior_weight=config.prior_weight,
             )
-            return FewShot(model, noising, start, few)
+            return FewShot(model, noising, initial, few)
         case "dreambooth" | "dreambooth-lora":
             dream = DreamBoothConfig(
                 config.token,
@@ -302,24 +302,24 @@ def _cropped(model: BlipDiffusion, photo: Photo, size: int, fill: float) -> Phot
 
 @torch.no_grad()
 def _latents(model: BlipDiffusion, pixels: Tensor) -> Tensor:
-    """Encode the photos once."""
+    """Encode photos to latents, one at a time."""
     device = next(model.vae.parameters()).device
-    return torch.cat([model.latents.encode(one[None].to(device)).float().cpu() for one in pixels])
+    return torch.cat([model.latents.encode(photo[None].to(device)).float().cpu() for photo in pixels])
 
 
 def _prior(model: BlipDiffusion, category: str, config: TuneConfig) -> Tensor:
-    """Latents (K, C, H, W) of what the untuned model draws for the category."""
+    """Return latents (K, C, H, W) of class images, sampled from the untuned model."""
     states = model.text_states([subject_prompt("", category)]).detach()
     seeds = list(range(PRIOR_SEED, PRIOR_SEED + config.num_class_images))
-    some = [seeds[start : start + PRIOR_BATCH] for start in range(0, len(seeds), PRIOR_BATCH)]
-    return torch.cat([sample_images(model, states.expand(len(s), -1, -1), s, decoded=False).cpu() for s in some])
+    parts = [seeds[start : start + PRIOR_BATCH] for start in range(0, len(seeds), PRIOR_BATCH)]
+    return torch.cat([sample_images(model, states.expand(len(s), -1, -1), s, decoded=False).cpu() for s in parts])
 
 
 # ---------------------------------------------------------------------------------------------------------- the files
 
 
 def _dtype(config: TuneConfig) -> torch.dtype:
-    """Of what is frozen."""
+    """Return the data type of frozen parts."""
     if config.mixed_precision == "auto":
         return fastest_dtype(device_of(config.device))
     return {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.mixed_precision]

@@ -23,42 +23,42 @@ from blip_diffusion.training.run import CHECKPOINTS, Result
 from blip_diffusion.training.trainer import EXPORT
 
 RUN_INFO = "run.json"
-"""What a tuning is of: by this, its folder is known to be one, and that a resumption is of the same."""
+"""File with a tuning's photos and settings: it marks the folder, and a resumed run is compared with it."""
 
 
 RESUMABLE = ("device", "gradient_checkpointing")
-"""Settings that a resumption may change."""
+"""Settings that may differ when a run is resumed."""
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """How a tuning ended."""
+    """Result of a tuning."""
 
     out: Path
-    """The subject's file; DreamBooth's folder."""
+    """The subject's file, or DreamBooth's folder."""
     folder: Path
-    """Log, scores, strip of images and curve."""
+    """Folder with the log, scores, strip of images and curve."""
     step: int
-    """How many steps what was kept has taken."""
+    """Optimizer steps of the kept result."""
     result: Result
     scores: tuple[Score, ...] = ()
     overfitted: bool = False
-    """Whether the last score, of a later step than the kept one, ignored its prompts."""
+    """Whether a step after the kept one overfitted: the last text score fell far below the first."""
 
 
 def output_path(out: str | Path | None, name: str, config: TuneConfig) -> Path:
-    """Where the result goes: a file, or for a whole network a folder."""
+    """Return the path of the result, a file or for DreamBooth a folder. Raises `InputError` if it can't be used."""
     whole_network = config.method == "dreambooth"
     path = Path(out) if out is not None else Path(name if whole_network else f"{name}.safetensors")
     if not whole_network and path.suffix != ".safetensors":
-        raise InputError(f"--out {path} should end in .safetensors, as {path.with_suffix('.safetensors')}.")
+        raise InputError(f"--out {path} must end in .safetensors, for example {path.with_suffix('.safetensors')}.")
     if whole_network and path.suffix == ".safetensors":
-        raise InputError(f"--out {path} names a file, and DreamBooth writes a folder: say {path.with_suffix('')}.")
+        raise InputError(f"--out {path} names a file, and DreamBooth writes a folder: use {path.with_suffix('')}.")
     if path.is_dir() and (not whole_network or any(path.iterdir())):
-        raise InputError(f"{path} is a folder that is there already: choose another --out.")
+        raise InputError(f"{path} is a folder that exists already: choose another --out.")
     if whole_network and path.is_file():
         raise InputError(f"{path} is a file, and DreamBooth writes a folder: choose another --out.")
-    if not (work_folder(path) / RUN_INFO).is_file():  # an earlier tuning's result is
+    if not (work_folder(path) / RUN_INFO).is_file():  # an earlier tuning's result may be replaced
         check_place(path)
     check_writable(path.parent)
     return path
@@ -70,11 +70,11 @@ def work_folder(path: Path) -> Path:
 
 
 def check_work_folder(work: Path, *, resume: bool) -> None:
-    """Raise an error for a folder of something else, or of an interrupted run unless it is resumed."""
+    """Raise an error if the folder is not a tuning's, or holds an interrupted run that is not resumed."""
     if work.exists() and not (work / RUN_INFO).is_file() and not (work.is_dir() and not any(work.iterdir())):
-        raise InputError(f"{work} is there already and is no tuning's folder: choose another --out.")
+        raise InputError(f"{work} exists already and isn't a tuning's folder: choose another --out.")
     if not resume and checkpointing.complete(work / CHECKPOINTS):
-        raise CheckpointError(f"{work} holds a tuning that was interrupted: say --resume, or delete it.")
+        raise CheckpointError(f"{work} holds a tuning that was interrupted: add --resume, or delete it.")
 
 
 def run_info(
@@ -85,7 +85,7 @@ def run_info(
     config: TuneConfig,
     adapters: Sequence[LoraRef | EmbeddingRef],
 ) -> dict[str, Any]:
-    """Return what a resumed run must match, as JSON reads it back. `base` is the model's fingerprint."""
+    """Return the values that a resumed run must match, as read back from JSON. `base` is the model's fingerprint."""
     images, masks = _digest([photo.image for photo in photos]), _digest([photo.mask for photo in photos])
     subject: dict[str, Any] = {"photos": images, "masks": masks, "category": category, "name": name, "model": base}
     subject |= {"LoRAs or embeddings": [(one.sha256, getattr(one, "weight", None)) for one in adapters]}
@@ -100,37 +100,39 @@ def _digest(images: Sequence[Image.Image | None]) -> str:
 
 
 def _settings(config: TuneConfig) -> dict[str, Any]:
-    """All that says what is learned, by name; not where it is computed, and what is kept in memory meanwhile."""
+    """Return the settings that affect the result, by name."""
     settings = asdict(config)
-    judging = settings.pop("validation")
-    return {key: value for key, value in {**settings, **judging}.items() if key not in RESUMABLE}
+    validation = settings.pop("validation")
+    return {key: value for key, value in {**settings, **validation}.items() if key not in RESUMABLE}
 
 
-def check_run_info(work: Path, begun: Mapping[str, Any]) -> None:
+def check_run_info(work: Path, info: Mapping[str, Any]) -> None:
     """Raise `InputError` if the interrupted run had other photos or settings."""
-    earlier = read_json(work / RUN_INFO) if (work / RUN_INFO).is_file() else begun
-    if earlier.keys() != begun.keys():
+    earlier = read_json(work / RUN_INFO) if (work / RUN_INFO).is_file() else info
+    if earlier.keys() != info.keys():
         raise InputError(f"{work} is of another version, which can't be resumed: delete it, or choose another --out.")
-    if changed := [what for what in begun if begun[what] != earlier.get(what)]:
+    if changed := [key for key in info if info[key] != earlier.get(key)]:
         raise InputError(
             f"{work} began with other {' and '.join(changed)}: --resume with the same, or choose another --out."
         )
 
 
-def check_replaced(path: Path, work: Path, begun: Mapping[str, Any], *, resume: bool) -> None:
-    """Raise `InputError` where a finished result would be replaced by one of other photos or settings."""
+def check_replaced(path: Path, work: Path, info: Mapping[str, Any], *, resume: bool) -> None:
+    """Raise `InputError` if a finished result would be replaced by one of other photos or settings."""
     if not path.is_file() or checkpointing.complete(work / CHECKPOINTS):
         return
     if resume:
         raise InputError(f"{path} is finished, so there is nothing to resume: leave out --resume.")
     earlier = read_json(work / RUN_INFO) if (work / RUN_INFO).is_file() else {}
-    if changed := [what for what in begun if begun[what] != earlier.get(what)]:
-        what = f"was tuned with other {' and '.join(changed)}" if earlier else "is there already"
-        raise InputError(f"{path} {what}: choose another --name or --out, or delete it. Images made with it need it.")
+    if changed := [key for key in info if info[key] != earlier.get(key)]:
+        problem = f"was tuned with other {' and '.join(changed)}" if earlier else "exists already"
+        raise InputError(
+            f"{path} {problem}: choose another --name or --out, or delete it. Images made with it need it."
+        )
 
 
 def keep_best(path: Path, work: Path, result: Result, validation: Validation | None) -> Tuned:
-    """Move the best, or last, result to its place and remove what only a resumption needs."""
+    """Move the best, or last, result to `path` and remove the files that only resuming needs."""
     step, kept = result.step, work / EXPORT
     scores: tuple[Score, ...] = ()
     overfitted = False
@@ -142,7 +144,7 @@ def keep_best(path: Path, work: Path, result: Result, validation: Validation | N
     files = sorted(kept.iterdir())
     if (kept / "model_index.json").is_file():  # a whole network
         if path.is_dir():
-            path.rmdir()  # an empty one, into which `move` would put a folder of its own
+            path.rmdir()  # it is empty; `move` would create a subfolder in it
         shutil.move(kept, path)
     elif files[0].name == "subject.safetensors":
         subject = read_subject(files[0])

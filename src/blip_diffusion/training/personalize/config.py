@@ -17,13 +17,13 @@ RATES: dict[str, tuple[float, float]] = {
     "embedding": (1e-3, 1e-2),
     "lora": (1e-4, 3e-3),
     "cross-attention": (1e-5, 3e-4),
-    "unet": (5e-6, 1e-4),  # the first is LAVIS'; the paper has 5e-5
+    "unet": (5e-6, 1e-4),  # 5e-6 is LAVIS'; the paper has 5e-5
     "dreambooth": (5e-6, 1e-4),
     "dreambooth-lora": (1e-4, 3e-3),
     "textual-inversion": (5e-4, 1e-2),
 }
-"""The learning rate of each method, or of what few-shot tuning trains: at published widths, where they are what others
-use, and for networks half as wide or narrower, where they come from trying on `mini`."""
+"""Learning rates of each method, and of each choice of few-shot tuning: for published widths, where they are the usual
+ones of the literature, and for narrower networks, where they were tuned on `mini`."""
 
 
 PUBLISHED_WIDTH = 768
@@ -41,7 +41,7 @@ class TuneConfig:
 
     method: TuneMethod = "few-shot"
     trainable: Trainable = "lora"
-    """What few-shot personalization trains besides the embedding."""
+    """The part that few-shot tuning trains besides the embedding."""
     steps: int | None = None
     """Optimizer steps; `None`: early stopping, after `max_steps` at the latest."""
     max_steps: int = 200
@@ -55,7 +55,7 @@ class TuneConfig:
     train_text_encoder: bool = False
     """DreamBooth only."""
     num_vectors: int = 1
-    """Embedding vectors of the word that textual inversion learns."""
+    """Number of embedding vectors that textual inversion trains."""
     background_weight: float = 0.1
     """Weight in [0, 1] of the loss outside a photo's mask; inside it is 1."""
     num_class_images: int = 0

@@ -30,14 +30,15 @@ SCORES, STRIP, CURVE, BEST = "scores.jsonl", "strip.png", "curve.png", "best"
 PROMPTS = ("on the beach", "in a forest", "in a city at night")
 
 Evaluator = Callable[[Tensor], tuple[float, float]]
-"""An image of each validation scene, in their order and seed after seed (B, 3, H, W) in [0, 1], to two scores: of the
-subject, where 1 is as alike as its photos are among themselves, and of the text, where 1 follows a prompt as closely as
-the untuned model does without a subject."""
+"""Images (B, 3, H, W) in [0, 1] of all validation prompts, seed after seed, to a subject score and a text score.
+
+A A subject score of 1 means as similar as the photos are to each other; a text score of 1 means that images follow the
+prompt as closely as the untuned model's without a subject."""
 
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """Settings of early stopping: what is sampled, how often, and when a run ends."""
+    """Settings of early stopping: prompts, interval, and when a run ends."""
 
     prompts: tuple[str, ...] = PROMPTS
     seeds: int = 1  # images per prompt
@@ -56,7 +57,7 @@ class ValidationConfig:
 
 @dataclass(frozen=True)
 class Score:
-    """Where a tuning stands."""
+    """Scores of a step."""
 
     step: int
     subject: float
@@ -64,15 +65,15 @@ class Score:
 
     @property
     def balance(self) -> float:
-        """The geometric mean of both, cut to [0, 1]: neither makes up for the lack of the other."""
+        """The geometric mean of both scores, each clamped to [0, 1]."""
         return math.sqrt(min(max(self.subject, 0.0), 1.0) * min(max(self.text, 0.0), 1.0))
 
 
 @dataclass
 class Validation:
-    """A hook of the loop that keeps the best and ends the run when it is past.
+    """A hook that exports the best result and ends the run when scores no longer improve.
 
-    `scores` begins with the untuned model's, where `begin` was called.
+    After `begin`, `scores` starts with the untuned model's.
     """
 
     evaluator: Evaluator
@@ -81,16 +82,16 @@ class Validation:
     scores: list[Score] = field(default_factory=list)
 
     def begin(self, objective: Objective, *, after: int = 0) -> None:
-        """Scores step 0; or on a resumed run, takes up what was scored up to the step that it goes on from."""
-        known = _read_scores(self.folder / SCORES) if after else []
-        self.scores = [score for score in known if score.step <= after]
-        self._drop_superseded()  # what steps that are lost have left
+        """Score step 0; in a resumed run, read the scores up to the step `after` that it continues from."""
+        earlier = _read_scores(self.folder / SCORES) if after else []
+        self.scores = [score for score in earlier if score.step <= after]
+        self._drop_superseded()  # exports of steps after that one
         if not self.scores:
             self._score(objective, 0)
         self._record()
 
     def __call__(self, context: HookContext) -> bool:
-        """Scores the step; whether it is time to end."""
+        """Score the step and return whether the run should end."""
         if any(score.step == context.step for score in self.scores):
             return self.should_stop
         objective = context.objective
@@ -107,16 +108,16 @@ class Validation:
 
     @property
     def kept(self) -> Path:
-        """The folder that the objective was exported to at its best."""
+        """The folder of the best result's export."""
         return self._export(self.best)
 
     @property
     def should_stop(self) -> bool:
-        """Whether the last so many scores were all past the best."""
+        """Whether `patience` scores have followed the best without improvement."""
         return len([score for score in self.scores if score.step > self.best.step]) >= self.config.patience
 
     def overfits(self, score: Score) -> bool:
-        """Whether prompts are ignored: the text score has fallen to a fraction of the first one."""
+        """Return whether prompts are ignored: the text score is below a fraction of the first one."""
         return score.text < self.config.overfitted * self.scores[0].text
 
     def _score(self, objective: Objective, step: int) -> Score:
@@ -148,9 +149,9 @@ class Validation:
         self._drop_superseded()
 
     def _drop_superseded(self) -> None:
-        """All exports but that of the best, and of what was best where a resumption would begin again."""
-        there = checkpointing.complete(self.folder / CHECKPOINTS)
-        resumed = checkpointing.step_of(there[-1]) if there else -1
+        """Remove all exports except the best, and the best up to the checkpoint that a resumed run starts from."""
+        saved = checkpointing.complete(self.folder / CHECKPOINTS)
+        resumed = checkpointing.step_of(saved[-1]) if saved else -1
         before = [score for score in self.scores if score.step <= resumed]
         needed = {self._export(self._best_of(scores)) for scores in (self.scores, before) if scores}
         for folder in (self.folder / BEST).glob("*"):
@@ -180,14 +181,14 @@ class Validation:
 
 
 def _strip(rows: Sequence[tuple[Image.Image, list[str], bool]]) -> Image.Image:
-    """Rows of images one above the other, their labels at the left; in red where the tuning is overdone."""
+    """Return rows of images with their labels at the left, in red for overfitted ones."""
     width = 110
     height = max(row.height for row, _, _ in rows)
     page = Image.new("RGB", (width + rows[0][0].width, len(rows) * (height + 2)), "white")
     pen = ImageDraw.Draw(page)
     font = ImageFont.load_default(13)
-    for number, (row, label, bad) in enumerate(rows):
-        pen.text((6, number * (height + 2) + 4), "\n".join(label), fill="#c00000" if bad else "black", font=font)
+    for number, (row, label, overfitted) in enumerate(rows):
+        pen.text((6, number * (height + 2) + 4), "\n".join(label), fill="#c00000" if overfitted else "black", font=font)
         page.paste(row, (width, number * (height + 2)))
     return page
 

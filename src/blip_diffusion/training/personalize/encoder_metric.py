@@ -14,12 +14,11 @@ from blip_diffusion.training.personalize.early_stopping import ValidationConfig
 
 
 class EncoderMetric:
-    """An evaluator that needs no other network: the model's image encoder judges, and what the model draws untuned.
+    """An evaluator without other networks: it uses the model's image encoder, and samples of the untuned model.
 
-    Subject: what shows on the subject in the photos, does it show anywhere in the image? Each of its patches takes
-    the cosine of the patch most like it; the mean is 0 for other members of the category and 1 for another photo.
-    Text: how far images move with the prompt, in the direction and as a share of how the untuned model's move from
-    the same noise: 0 ignores it.
+    Subject score: for each patch of the subject in the photos, the cosine of the most similar patch of the image; the
+    mean is scaled to 0 for other members of the category and to 1 for another photo. Text score: the change of image
+    features with the prompt, projected on the untuned model's change from the same noise; 0 ignores the prompt.
     """
 
     def __init__(
@@ -30,11 +29,11 @@ class EncoderMetric:
         prompts = [subject_prompt(scene, category) for scene in config.prompts] * config.seeds
         with torch.no_grad():
             states = model.text_states(prompts)
-            plain = sample_images(
+            untuned = sample_images(
                 model, states, prompt_seeds(config.prompts, config.seeds), steps=config.sampling_steps
             )
-        features, others = self._patches(photos), self._patches(plain)
-        self.anchors = self._moves(others)
+        features, others = self._patches(photos), self._patches(untuned)
+        self.reference_changes = self._prompt_changes(others)
         self.mean = torch.cat([features, others]).mean(dim=(0, 1))
         self.photos = F.normalize(features - self.mean, dim=-1)  # (P, N, V)
         side = math.isqrt(features.shape[1])
@@ -46,12 +45,14 @@ class EncoderMetric:
     def __call__(self, samples: Tensor) -> tuple[float, float]:
         features = self._patches(samples)
         subject = (float(self._recall(features).mean()) - self.lower_bound) / (self.upper_bound - self.lower_bound)
-        return subject, float((self._moves(features) * self.anchors).sum() / self.anchors.square().sum())
+        return subject, float(
+            (self._prompt_changes(features) * self.reference_changes).sum() / self.reference_changes.square().sum()
+        )
 
     def _recall(self, features: Tensor) -> Tensor:
-        """How much of each photo's subject images (B, N, V) show: (P, B)."""
-        seen = F.normalize(features - self.mean, dim=-1)
-        rows = [torch.einsum("nv,bmv->bnm", photo, seen).amax(dim=-1) for photo in self.photos]  # (B, N) each
+        """Return the share of each photo's subject that images with patches (B, N, V) show: (P, B)."""
+        patches = F.normalize(features - self.mean, dim=-1)
+        rows = [torch.einsum("nv,bmv->bnm", photo, patches).amax(dim=-1) for photo in self.photos]  # (B, N) each
         return (torch.stack(rows) * self.weights[:, None]).sum(dim=-1)
 
     def _mutual(self, features: Tensor) -> float:
@@ -65,11 +66,11 @@ class EncoderMetric:
         """Return the image encoder's patch features (B, N, V), without a class token."""
         reference, encoder = self.model.reference, self.model.subject_encoder
         pixels = pixels.to(encoder.device).float()
-        seen = images.preprocess(pixels, reference.size, reference.mean, reference.std)
-        features: Tensor = encoder.image_encoder(seen.to(encoder.dtype)).float()
+        normalised = images.preprocess(pixels, reference.size, reference.mean, reference.std)
+        features: Tensor = encoder.image_encoder(normalised.to(encoder.dtype)).float()
         return features[:, -(math.isqrt(features.shape[1]) ** 2) :]
 
-    def _moves(self, features: Tensor) -> Tensor:
-        """Mean features of images (B, N, V), less their mean over the scenes of each seed."""
+    def _prompt_changes(self, features: Tensor) -> Tensor:
+        """Return mean features of images (B, N, V), minus their mean over the prompts of each seed."""
         by_seed = features.mean(dim=1).view(-1, self.prompt_count, features.shape[-1])
         return by_seed - by_seed.mean(dim=1, keepdim=True)

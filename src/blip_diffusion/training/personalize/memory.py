@@ -1,10 +1,10 @@
-"""What tuning needs of memory at the published shapes, and which settings fit a GPU of a size.
+"""Memory of tuning at the published shapes, and the fastest settings that fit a GPU.
 
     python -m blip_diffusion.training.personalize.memory            the table, computed
     python -m blip_diffusion.training.personalize.memory lora 1     one real step of it on the CPU, measured
 
-Computed means counted: weights, gradients and moments by the number of parameters, activations by running the U-Net on
-torch's `meta` device, which has shapes and no memory, and adding up what autograd keeps.
+Weights, gradients and moments are computed from the number of parameters. Activations are the sizes of the tensors that
+autograd saves, from a run of the U-Net on torch's `meta` device, which has shapes but no memory.
 """
 
 import dataclasses
@@ -35,27 +35,29 @@ CONTEXT = 1.0
 
 @dataclass(frozen=True)
 class Memory:
-    """GiB, part by part."""
+    """GPU memory by part, in GiB."""
 
-    weights: float  # of all parts
+    weights: float  # of all networks
     training: float  # gradients and moments
-    activations: float  # what the backward pass needs, at its largest
+    activations: float  # largest sum of tensors saved for the backward pass
 
     @property
     def total(self) -> float:
-        """All of it, and what CUDA takes."""
+        """The sum, including CUDA's context."""
         return self.weights + self.training + self.activations + CONTEXT
 
 
 def estimate(config: TuneConfig, *, batch_size: int | None = None) -> Memory:
     """Estimate the GPU memory of fine-tuning at the published shapes in bf16."""
     unet, text_encoder, others = _published_unet(), _text_encoder(), _other_parameters()
-    moving = _moving(unet, config) + _moving_text(text_encoder, config)
-    count = sum(parameter.numel() for parameter in moving) + 16 * 768
+    trainable = _trainable(unet, config) + _trainable_text(text_encoder, config)
+    count = sum(parameter.numel() for parameter in trainable) + 16 * 768
     everything = [*unet.parameters(), *text_encoder.parameters()]
     frozen = sum(parameter.numel() for parameter in everything) - count + others
-    graphs = 2 if config.num_class_images and config.method != "textual-inversion" else 1  # until one backward pass
-    copies = 2 * count if config.whole_network else 0  # autocast's, in bf16, of weights that are kept in float32
+    graphs = (
+        2 if config.num_class_images and config.method != "textual-inversion" else 1
+    )  # both are kept until the backward pass
+    copies = 2 * count if config.whole_network else 0  # autocast's bf16 copies of float32 weights
     moments = (2 if config.eight_bit else 8) * count
     return Memory(
         weights=(4 * count + 2 * frozen + copies) / GIB,
@@ -67,7 +69,7 @@ def estimate(config: TuneConfig, *, batch_size: int | None = None) -> Memory:
 def fit_to_memory(config: TuneConfig, gigabytes: int) -> TuneConfig:
     """Return the fastest settings that fit a GPU. Raises `InputError` if none does.
 
-    What costs time is taken in this order: recomputing activations, 8-bit moments where bitsandbytes is there, smaller
+    Slower settings are tried in this order: recomputed activations, 8-bit moments if bitsandbytes is installed, smaller
     batches.
     """
     eight_bit = (False, True) if find_spec("bitsandbytes") else (False,)
@@ -82,11 +84,11 @@ def fit_to_memory(config: TuneConfig, gigabytes: int) -> TuneConfig:
         if estimate(tried).total <= gigabytes:
             return tried
     hint = "" if len(eight_bit) > 1 else ", or pip install bitsandbytes, whose 8-bit Adam takes a quarter"
-    raise InputError(f"This needs more than {gigabytes} GB of GPU memory: say --trainable lora{hint}.")
+    raise InputError(f"This needs more than {gigabytes} GB of GPU memory: use --trainable lora{hint}.")
 
 
-def _moving(unet: nn.Module, config: TuneConfig) -> list[nn.Parameter]:
-    """Those of the U-Net. A LoRA is put on it."""
+def _trainable(unet: nn.Module, config: TuneConfig) -> list[nn.Parameter]:
+    """Return the trainable parameters of the U-Net, after adding a LoRA if the method trains one."""
     unet.requires_grad_(False)
     if config.whole_network:
         unet.requires_grad_(True)
@@ -98,8 +100,8 @@ def _moving(unet: nn.Module, config: TuneConfig) -> list[nn.Parameter]:
     return [parameter for parameter in unet.parameters() if parameter.requires_grad]
 
 
-def _moving_text(text_encoder: nn.Module, config: TuneConfig) -> list[nn.Parameter]:
-    """Those of the text encoder, which DreamBooth alone may move."""
+def _trainable_text(text_encoder: nn.Module, config: TuneConfig) -> list[nn.Parameter]:
+    """Return the trainable parameters of the text encoder, which only DreamBooth may train."""
     text_encoder.requires_grad_(False)
     if not config.train_text_encoder or not config.method.startswith("dreambooth"):
         return []
@@ -130,7 +132,7 @@ def _text_encoder() -> nn.Module:
 
 
 def _other_parameters() -> int:
-    """Of the subject encoder and the VAE, which are frozen."""
+    """Return the number of parameters of the subject encoder and the VAE, which are frozen."""
     shapes = ModelConfig()
     with torch.device("meta"):
         parts: list[nn.Module] = [build_subject_encoder(shapes), AutoencoderKL(**shapes.vae)]
@@ -138,37 +140,37 @@ def _other_parameters() -> int:
 
 
 def _activations(unet: Any, config: TuneConfig, batch_size: int) -> int:
-    """Bytes that one forward pass keeps in bf16; with checkpointing also the largest layer, which is done again."""
+    """Return the bytes saved by a forward pass in bf16; with checkpointing, plus the largest recomputed layer."""
     largest = 0
     if config.gradient_checkpointing:
         layer = unet.up_blocks[-1].attentions[-1]
         hidden = torch.zeros(batch_size, 320, 64, 64, dtype=torch.bfloat16, device="meta", requires_grad=True)
         text = _text(batch_size)
-        largest = _kept(layer, lambda: layer(hidden, encoder_hidden_states=text, return_dict=False))
+        largest = _saved_bytes(layer, lambda: layer(hidden, encoder_hidden_states=text, return_dict=False))
         unet.enable_gradient_checkpointing()
     noised = torch.zeros(batch_size, 4, 64, 64, dtype=torch.bfloat16, device="meta")
     timesteps, text = torch.zeros(batch_size, dtype=torch.long, device="meta"), _text(batch_size)
-    return largest + _kept(unet, lambda: unet(noised, timesteps, encoder_hidden_states=text).sample)
+    return largest + _saved_bytes(unet, lambda: unet(noised, timesteps, encoder_hidden_states=text).sample)
 
 
 def _text(batch_size: int) -> Tensor:
     return torch.zeros(batch_size, 77, 768, dtype=torch.bfloat16, device="meta", requires_grad=True)
 
 
-def _kept(module: nn.Module, forward: Any) -> int:
-    """Bytes that autograd keeps for the backward pass, weights left out."""
-    own = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
-    kept: dict[int, Any] = {}
+def _saved_bytes(module: nn.Module, forward: Any) -> int:
+    """Return the bytes that autograd saves for the backward pass, without weights."""
+    weights = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
+    saved: dict[int, Any] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = storage  # held, lest its number be given to another
+        if storage._cdata not in weights:
+            saved[storage._cdata] = storage  # a reference, so that its address isn't reused
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         forward()
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(storage.nbytes() for storage in saved.values())
 
 
 # ---------------------------------------------------------------------------------------------------------- the command
@@ -194,26 +196,26 @@ def table() -> str:
 
 
 def measure(config: TuneConfig) -> tuple[float, float]:
-    """GiB that one real step takes on the CPU, with random weights, bf16 and checkpointing; and those computed for it.
+    """Return the GiB of a real step on the CPU with random weights, bf16 and checkpointing, and the computed GiB.
 
-    U-Net, embedding and optimizer only: the other parts rest in a step.
+    Both are of U-Net, embedding and optimizer only: a step doesn't use the other parts.
     """
     computed = estimate(config)
     before = _resident()
     with _default(torch.bfloat16):
         unet = UNet2DConditionModel(**ModelConfig().unet).train()
     embedding = nn.Parameter(torch.zeros(1, 77, 768))
-    moving = [embedding, *_moving(unet, config)]
-    for parameter in moving:
+    trainable = [embedding, *_trainable(unet, config)]
+    for parameter in trainable:
         parameter.data = parameter.data.float()
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    optimizer = adamw([ParameterGroup("moving", moving, 1.0)], OptimConfig())
+    optimizer = adamw([ParameterGroup("trainable", trainable, 1.0)], OptimConfig())
     noised = torch.randn(config.batch_size, 4, 64, 64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         text = embedding.expand(config.batch_size, -1, -1)
-        answer = unet(noised, torch.zeros(config.batch_size, dtype=torch.long), encoder_hidden_states=text).sample
-        loss = answer.float().square().mean()
+        prediction = unet(noised, torch.zeros(config.batch_size, dtype=torch.long), encoder_hidden_states=text).sample
+        loss = prediction.float().square().mean()
     loss.backward()
     optimizer.step()
     rest = 2 * _other_parameters() / GIB
@@ -221,7 +223,7 @@ def measure(config: TuneConfig) -> tuple[float, float]:
 
 
 def _resident() -> float:
-    """GiB that this process has had at most."""
+    """Return the peak memory of this process in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
 
 

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class SharesConfig:
-    """The fraction of the time that each phase gets; together 1. A phase with 0 is left out."""
+    """Share of the time of each phase; their sum is 1. A phase with 0 is skipped."""
 
     autoencoder: float = 0.23
     decoder: float = 0.07
@@ -34,22 +34,22 @@ class SharesConfig:
         if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
             raise ConfigError(f"shares are {shares}: use numbers of 0 or more whose sum is 1.")
         if self.consistency and not self.subject:
-            raise ConfigError("shares.subject is 0: the consistency LoRA is distilled from what it trains.")
+            raise ConfigError("shares.subject is 0: the consistency LoRA is distilled from the model of that phase.")
 
 
 @dataclass(frozen=True)
 class SizesConfig:
-    """What one device works on at a time."""
+    """Sizes of pool and batches on a device."""
 
-    pool: int = 40_000  # pairs that are kept; the oldest are replaced
-    fill: int = 4096  # pairs that a phase waits for before it starts
+    pool: int = 40_000  # pairs in the pool; new ones replace the oldest
+    fill: int = 4096  # pairs in the pool before a phase starts
     worker_batch: int = 32  # pairs that a worker composites at a time
-    slots: int = 96  # such batches in shared memory
-    arrivals: int = 1  # such batches that enter the pool before a step, at most: each row's latents are computed then
-    autoencoder: int = 128  # pairs of a step: twice as many crops of 64 pixels, fewer of larger ones
-    representation: int = 256  # references of a step
-    pairs: int = 128  # pairs of a step of the subject phase
-    consistency: int = 96  # the teacher's paths of a step: each teaches four levels
+    slots: int = 96  # worker batches in shared memory
+    arrivals: int = 1  # most worker batches added to the pool per step; their latents are computed then
+    autoencoder: int = 128  # pairs per step: twice as many crops of 64 pixels, fewer of larger ones
+    representation: int = 256  # references per step
+    pairs: int = 128  # pairs per step of the subject phase
+    consistency: int = 96  # the teacher's paths per step, each with `num_levels` targets
     lr_scale: float = 1.0  # times every learning rate
 
     def __post_init__(self) -> None:
@@ -84,21 +84,21 @@ CPU = SizesConfig(
 
 @dataclass(frozen=True)
 class CurriculumConfig:
-    """What changes in the course of the subject phase."""
+    """Settings that change during the subject phase."""
 
-    low_fraction: float = 0.15  # of the phase at half the resolution
-    low_batch_factor: int = 2  # times as many pairs a step meanwhile
-    low_subject_drop: float = 0.25  # share of prompts without subject tokens meanwhile
-    early_timestep_shift: float = 2.5  # more of the noise levels are noisy
-    early_fraction: float = 0.6  # of the phase with the shift above; then `subject.timestep_shift`
+    low_fraction: float = 0.15  # share of the phase at half resolution
+    low_batch_factor: int = 2  # factor of the pairs per step at half resolution
+    low_subject_drop: float = 0.25  # share of prompts without subject tokens at half resolution
+    early_timestep_shift: float = 2.5  # timestep shift at first: more noise
+    early_fraction: float = 0.6  # share of the phase with that shift; then `subject.timestep_shift`
 
 
 @dataclass(frozen=True)
 class FinderConfig:
-    """The subject finder, which learns beside the representation."""
+    """Training of the subject finder, in the representation phase."""
 
     weight: float = 1.0  # of its loss
-    batch_fraction: float = 0.25  # of a step's targets that it sees
+    batch_fraction: float = 0.25  # share of a step's targets that it is trained on
 
 
 def _optim(lr: float, beta: float, decay: float, warmup: int, stable: float, floor: float) -> OptimConfig:
@@ -115,7 +115,7 @@ def _optim(lr: float, beta: float, decay: float, warmup: int, stable: float, flo
 
 @dataclass(frozen=True)
 class PhaseConfig:
-    """The loop of one phase."""
+    """Optimizer and weight average of a phase."""
 
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema_decay: float = 0.999
@@ -127,7 +127,7 @@ def _autoencoder() -> PhaseConfig:
 
 @dataclass(frozen=True)
 class PhasesConfig:
-    """The loops."""
+    """Optimizer and weight average of each phase."""
 
     autoencoder: PhaseConfig = field(default_factory=_autoencoder)
     decoder: PhaseConfig = field(default_factory=_autoencoder)
@@ -191,15 +191,15 @@ CONSISTENCY = ConsistencyConfig(
 
 @dataclass(frozen=True)
 class RecipeConfig:
-    """All of the recipe."""
+    """Configuration of the whole recipe."""
 
     preset: Literal["mini", "tiny-placed"] = "mini"
     init_from: tuple[Path, ...] = ()  # model folders; each part comes from the first that has it
     seed: int = 0
-    held_out: int = 256  # pairs that are measured after each phase
+    held_out: int = 256  # pairs for the metrics after each phase
     log_every: int = 100  # steps between reports
     save_minutes: float = 5.0  # between checkpoints
-    cuda_graphs: bool = True  # on a GPU, of all phases but the representation
+    cuda_graphs: bool = True  # on a GPU, in all phases except `representation`
     data: Path = Path("world/world.zip")
     synthetic: SyntheticConfig = PAIRS
     inference: InferenceConfig = INFERENCE
@@ -217,18 +217,18 @@ class RecipeConfig:
 
 
 def read_recipe(path: Path | None, overrides: Sequence[str] = ()) -> RecipeConfig:
-    """Return the recipe of a TOML file, which says only what differs from the defaults, under overrides `a.b=value`."""
+    """Return the recipe of a TOML file, which overrides the defaults, with further overrides `a.b=value`."""
     return read_over(RecipeConfig(), path, overrides)
 
 
 def read_over(default: T, path: Path | None, overrides: Sequence[str] = ()) -> T:
-    """Return a configuration with what a TOML file and overrides `a.b=value` change, at any depth."""
+    """Return a default configuration with the values of a TOML file and overrides `a.b=value`, at any depth."""
     table = tomllib.loads(configuration.to_toml(default))
     return configuration.build(type(default), _merged(table, configuration.read(path, overrides)))
 
 
 def _merged(base: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
-    """Two tables as one; what the second says wins, at any depth."""
+    """Merge two tables at any depth; values of the second win."""
     result = dict(base)
     for name, value in table.items():
         both = isinstance(value, Mapping) and isinstance(base.get(name), Mapping)

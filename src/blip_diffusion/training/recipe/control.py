@@ -30,25 +30,25 @@ from blip_diffusion.training.recipe.timed_loop import NextRows
 
 COLUMNS = ("reference", "frames", "prompt", "category", "category_mask")
 HINT = "hint"
-"""The column that an objective reads; in the pool there is one for each kind, `hint_canny` and `hint_mask`."""
+"""The column that an objective reads; the pool has one for each kind, `hint_canny` and `hint_mask`."""
 
 
 @dataclass(frozen=True)
 class HintPacker(Packer):
-    """Turns batches into the rows of structure control: what a step reads, targets, and hints of some kinds."""
+    """Convert batches to the rows of structure control: conditions, targets, and hints of some kinds."""
 
     hints: Sequence[Hint]
 
     @classmethod
     def over(cls, packer: Packer, hints: Sequence[Hint]) -> "HintPacker":
-        """Return a packer that adds hints to what another one packs."""
+        """Return a packer that adds hints to the columns of another one."""
         return cls(**vars(packer), hints=tuple(hints))
 
     def __call__(self, batch: SubjectBatch) -> Rows:
         rows = super().__call__(batch)
-        kept = {name: rows[name] for name in (*COLUMNS, "target")}
+        columns = {name: rows[name] for name in (*COLUMNS, "target")}
         hints = {kind: hint_of(kind, batch["target"], batch["target_alpha"]) for kind in self.hints}
-        return kept | {f"{HINT}_{kind}": to_bytes(hint) for kind, hint in hints.items()}
+        return columns | {f"{HINT}_{kind}": to_bytes(hint) for kind, hint in hints.items()}
 
 
 class PackedControl(Objective):
@@ -67,17 +67,17 @@ class PackedControl(Objective):
 
     @property
     def noising(self) -> Noising:
-        """The forward process, its table on this device."""
+        """The forward process, with its table on this device."""
         return self.subject.noising
 
     def train(self, mode: bool = True) -> "PackedControl":
-        """Only the new network trains."""
+        """Put only the new network into training mode."""
         super().train(mode)
         self.subject.eval()
         return self
 
     def forward(self, rows: Rows, context: StepContext) -> Losses:
-        """The denoising loss of the targets."""
+        """Return the denoising loss of the targets."""
         with torch.no_grad():
             states = self.subject.states_of(rows)
         copies = len(rows["noise"]) // len(rows[FULL])
@@ -96,13 +96,13 @@ class PackedControl(Objective):
         return [ParameterGroup("control", list(self.network.parameters()), 1.0)]
 
     def export(self, folder: Path) -> None:
-        """Write the new network in half precision, as diffusers reads it."""
+        """Write the new network in half precision, in diffusers' format."""
         name = "t2i_adapter" if is_adapter(self.network) else "controlnet"
         save_diffusers(name, self.network, folder, dtype=torch.float16)
 
 
 def _drops(config: ControlConfig) -> SubjectConfig:
-    """What is left to chance in a step, as `random_rows` reads it."""
+    """Return the settings that `random_rows` reads."""
     names = ("subject_drop", "prompt_drop", "noise_samples_per_pair", "timestep_shift")
     return SubjectConfig(**{name: getattr(config, name) for name in names})
 

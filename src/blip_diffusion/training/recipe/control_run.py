@@ -36,7 +36,7 @@ from blip_diffusion.training.recipe.pool import Feeder, Pool
 from blip_diffusion.training.recipe.run import Plan, metrics_of, train_phase
 from blip_diffusion.training.recipe.timed_loop import Settings, check_absent
 
-CAPTION_TOKENS = 24  # which no step reads
+CAPTION_TOKENS = 24  # not used by any step
 CUDA = SizesConfig(pool=100_000, fill=2048, worker_batch=32, slots=96, pairs=64)
 CPU = SizesConfig(pool=4096, fill=256, worker_batch=16, slots=8, pairs=4)
 
@@ -61,17 +61,17 @@ def _loop() -> PhaseConfig:
 
 @dataclass(frozen=True)
 class ControlRecipeConfig:
-    """How networks for structure control are trained; the hint is chosen by the call."""
+    """Configuration of training for structure control; the kind of hint is an argument of the call."""
 
     model: str = "mini"  # or a folder
     data: Path = Path("world/world.zip")
     seed: int = 0
-    held_out: int = 128  # pairs that are measured at the end
-    samples: int = 32  # of them that images are sampled of
+    held_out: int = 128  # pairs for the metrics at the end
+    samples: int = 32  # pairs of these for the metrics of sampled images
     log_every: int = 100  # steps between reports
     save_minutes: float = 5.0  # between checkpoints
     cuda_graphs: bool = True
-    synthetic: SyntheticConfig = CONTROL_PAIRS  # its size becomes the model's
+    synthetic: SyntheticConfig = CONTROL_PAIRS  # its image size is replaced by the model's
     control: ControlConfig = field(
         default_factory=lambda: ControlConfig(
             default_frames=0.7, prompt_drop=0.3, noise_samples_per_pair=3, min_snr=5.0, timestep_shift=2.0
@@ -83,13 +83,13 @@ class ControlRecipeConfig:
 
 
 def read_control_recipe(path: Path | None, overrides: Sequence[str] = ()) -> ControlRecipeConfig:
-    """Return the configuration of a TOML file, which says only what differs from the defaults, under overrides."""
+    """Return the configuration of a TOML file, which overrides the defaults, with further overrides."""
     return read_over(ControlRecipeConfig(), path, overrides)
 
 
 @dataclass(frozen=True)
 class _Started:
-    """What all kinds of hint share."""
+    """The parts that all kinds of hint share."""
 
     config: ControlRecipeConfig
     model: BlipDiffusion
@@ -114,10 +114,10 @@ def run_control(
         config: Model, data, batch sizes and optimizer.
         hints: "canny", "mask", or both: they share the training pairs and have equal shares of the time.
         folder: Where checkpoints, logs and exports are written.
-        minutes: The training time of all together, over all calls. Filling the pool and measuring come on top.
-        device: Where to train.
+        minutes: The training time of all networks together, over all calls, without filling the pool and metrics.
+        device: Device to train on.
         workers: Processes that composite pairs; 0 composites in this process.
-        resume: Whether to go on with the run in `folder`.
+        resume: Whether to continue the run in `folder`.
 
     Returns:
         The held-out numbers of each network.
@@ -144,9 +144,9 @@ def run_control(
 def _started(
     config: ControlRecipeConfig, hints: Sequence[Hint], device: torch.device, workers: int
 ) -> Iterator[_Started]:
-    """Load world and model, start the workers, then touch the device: a forked process may not know CUDA."""
-    found = find_model(config.model)
-    model = assemble(read_parts(found, dtype=torch.float32), found)
+    """Load asset library and model, start the workers, then use the device: CUDA can't be used before a fork."""
+    source_folder = find_model(config.model)
+    model = assemble(read_parts(source_folder, dtype=torch.float32), source_folder)
     size = int(model.unet.config.sample_size) * model.latents.factor
     world, synthetic = AssetLibrary.load(config.data), replace(config.synthetic, size=size)
     sizes = config.cuda if device.type == "cuda" else config.cpu
@@ -181,9 +181,9 @@ def _settings(config: ControlRecipeConfig, sizes: SizesConfig, device: torch.dev
 
 
 def _train(started: _Started, hint: Hint, folder: Path, seconds: float) -> dict[str, float]:
-    """Train the network of one hint; one that has an export is done."""
-    if (done := metrics_of(folder)) is not None:
-        return done
+    """Train the network of one hint, unless it has been exported already."""
+    if (metrics := metrics_of(folder)) is not None:
+        return metrics
     torch.manual_seed(started.config.seed)
     config = replace(started.config.control, hint=hint)
     objective = PackedControl(started.model, initialization.noising_from(started.model.scheduler), config)

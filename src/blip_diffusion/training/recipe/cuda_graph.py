@@ -14,23 +14,23 @@ from blip_diffusion.training.recipe.packing import Rows
 
 Loss = Callable[[Rows], Losses]
 Step = Callable[[Rows], Losses]
-"""Leaves the gradients of `loss` in the parameters and returns the losses, detached."""
+"""Writes the gradients of `loss` to the parameters and returns the losses, detached."""
 
 WARMUP = 3  # eager passes on the side stream before the capture
-LOSS_TOLERANCE, GRADIENT_TOLERANCE = 0.02, 0.1  # relative; bfloat16 sums in another order
+LOSS_TOLERANCE, GRADIENT_TOLERANCE = 0.02, 0.1  # relative; sums in bfloat16 depend on their order
 
 
 class GraphMismatchError(BlipDiffusionError):
-    """A captured graph computes something else than the eager step."""
+    """A captured graph whose results differ from the eager step's."""
 
 
 def make_step(loss: Loss, parameters: Sequence[nn.Parameter], example: Rows, *, graph: bool) -> Step:
-    """Return the step of a loss: a CUDA graph where that is asked for and possible, else the eager one.
+    """Return the step of a loss: a CUDA graph if requested and possible, else the eager step.
 
     Args:
-        loss: The losses of some rows. For a graph it may neither draw random numbers nor read the device.
-        parameters: What gets gradients.
-        example: Rows of the shapes that all later rows have.
+        loss: Computes the losses of rows. For a graph it must not sample random numbers or synchronise with the device.
+        parameters: The trainable parameters.
+        example: Rows with the shapes of all later rows.
         graph: Whether to capture a graph; it needs a CUDA device.
     """
     device = parameters[0].device
@@ -40,7 +40,7 @@ def make_step(loss: Loss, parameters: Sequence[nn.Parameter], example: Rows, *, 
         return graphed_step(loss, parameters, example)
     except (RuntimeError, GraphMismatchError) as error:
         torch.cuda.synchronize()
-        warnings.warn(f"Training goes on without CUDA graphs: {str(error).splitlines()[0]}", stacklevel=2)
+        warnings.warn(f"Training continues without CUDA graphs: {str(error).splitlines()[0]}", stacklevel=2)
         return eager_step(loss, parameters)
 
 
@@ -58,7 +58,7 @@ def eager_step(loss: Loss, parameters: Sequence[nn.Parameter]) -> Step:
 
 
 def graphed_step(loss: Loss, parameters: Sequence[nn.Parameter], example: Rows) -> Step:
-    """Return a step that replays a captured graph. Raises `GraphMismatchError` where it differs from the eager step."""
+    """Return a step that replays a captured graph. Raises `GraphMismatchError` if it differs from the eager step."""
     static = {name: value.clone() for name, value in example.items()}
     expected = _numbers(eager_step(loss, parameters)(static)), _norm(parameters)
     graph = torch.cuda.CUDAGraph()
@@ -74,24 +74,24 @@ def graphed_step(loss: Loss, parameters: Sequence[nn.Parameter], example: Rows) 
     return step
 
 
-def check_close(found: tuple[dict[str, float], float], expected: tuple[dict[str, float], float]) -> None:
+def check_close(result: tuple[dict[str, float], float], expected: tuple[dict[str, float], float]) -> None:
     """Raise `GraphMismatchError` unless losses and gradient norms agree.
 
     Args:
-        found: Losses by name and the norm of the gradients, from the graph.
+        result: Losses by name and the norm of the gradients, from the graph.
         expected: The same from the eager step.
     """
     for name, value in expected[0].items():
-        if not abs(found[0][name] - value) <= LOSS_TOLERANCE * abs(value) + 1e-6:
-            raise GraphMismatchError(f"The CUDA graph's {name} is {found[0][name]:.5g} instead of {value:.5g}.")
-    if not abs(found[1] - expected[1]) <= GRADIENT_TOLERANCE * expected[1]:
-        raise GraphMismatchError(f"The CUDA graph's gradient norm is {found[1]:.5g} instead of {expected[1]:.5g}.")
+        if not abs(result[0][name] - value) <= LOSS_TOLERANCE * abs(value) + 1e-6:
+            raise GraphMismatchError(f"The CUDA graph's {name} is {result[0][name]:.5g} instead of {value:.5g}.")
+    if not abs(result[1] - expected[1]) <= GRADIENT_TOLERANCE * expected[1]:
+        raise GraphMismatchError(f"The CUDA graph's gradient norm is {result[1]:.5g} instead of {expected[1]:.5g}.")
 
 
 def _captured(graph: torch.cuda.CUDAGraph, loss: Loss, parameters: Sequence[nn.Parameter], static: Rows) -> Losses:
     """Capture forward and backward pass; the gradients live in the graph's memory from then on."""
 
-    def both() -> Losses:
+    def forward_backward() -> Losses:
         with autocast(parameters[0].device, cache=False):
             losses = loss(static)
         losses["loss"].backward()  # type: ignore[no-untyped-call]
@@ -102,16 +102,16 @@ def _captured(graph: torch.cuda.CUDAGraph, loss: Loss, parameters: Sequence[nn.P
     with torch.cuda.stream(stream):
         for _ in range(WARMUP):
             _clear(parameters)
-            both()
+            forward_backward()
     torch.cuda.current_stream().wait_stream(stream)
     _clear(parameters)
     torch.cuda.synchronize()
     with torch.cuda.graph(graph):
-        return both()
+        return forward_backward()
 
 
 def autocast(device: torch.device, *, cache: bool = True) -> AbstractContextManager[None]:
-    """bfloat16 where the device computes fastest in it."""
+    """Return a context that computes in bfloat16 on devices for which that is the fastest type."""
     if fastest_dtype(device) != torch.bfloat16:
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=cache)

@@ -1,4 +1,4 @@
-"""What each phase is measured by: numbers on pairs of held-out subjects."""
+"""The metrics of each phase, on pairs of held-out subjects."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +21,7 @@ NOISE_SEED = 5
 
 
 def held_out_config(config: SyntheticConfig, world: AssetLibrary) -> SyntheticConfig:
-    """Return the configuration of plain pairs of held-out subjects, or of any where the world holds none out."""
+    """Return the configuration of plain pairs of held-out subjects, or of any if none are held out."""
     split = "heldout" if any(cutout.split == "heldout" for cutout in world.cutouts) else config.split
     return replace(
         config,
@@ -58,15 +58,15 @@ def representation_metrics(objective: PackedRepresentation, rows: Rows) -> dict[
     encoder, errors, crops, masks = objective.representation.encoder.image_encoder, [], [], []
     for part in chunks(rows):
         with autocast(part["reference"].device):
-            seen = encoder(objective.pixels(part["reference"]))
-            drawn = objective.representation.reconstruct(seen, words_of(part, "category")).float()
-            found = objective.finder(encoder.features(objective.pixels(part["target"]))).float()
-        wanted = to_pixels(part["object_crop"])
-        errors.append((F.avg_pool2d(drawn, 2) - F.avg_pool2d(wanted, 2)).abs().mean((1, 2, 3)))
-        crops.append(iou(drawn[:, 3], wanted[:, 3]))
-        masks.append(iou(found.sigmoid()[:, 0], to_pixels(part["mask"])[:, 0]))
+            features = encoder(objective.pixels(part["reference"]))
+            reconstruction = objective.representation.reconstruct(features, words_of(part, "category")).float()
+            mask = objective.finder(encoder.features(objective.pixels(part["target"]))).float()
+        target = to_pixels(part["object_crop"])
+        errors.append((F.avg_pool2d(reconstruction, 2) - F.avg_pool2d(target, 2)).abs().mean((1, 2, 3)))
+        crops.append(iou(reconstruction[:, 3], target[:, 3]))
+        masks.append(iou(mask.sigmoid()[:, 0], to_pixels(part["mask"])[:, 0]))
     names = ("reconstruction_l1", "reconstruction_iou", "finder_iou")
-    return {name: float(torch.cat(of).mean()) for name, of in zip(names, (errors, crops, masks), strict=True)}
+    return {name: float(torch.cat(values).mean()) for name, values in zip(names, (errors, crops, masks), strict=True)}
 
 
 @torch.no_grad()
@@ -89,7 +89,7 @@ def subject_metrics(objective: PackedSubject, rows: Rows) -> dict[str, float]:
 
 @torch.no_grad()
 def consistency_metrics(objective: PackedConsistency, rows: Rows) -> dict[str, float]:
-    """Return how far the student's first step ends from the teacher's path, over the variance of the paths' ends."""
+    """Return the error of the student's first prediction, relative to the variance of the teacher's results."""
     rng = torch.Generator(rows["target"].device).manual_seed(NOISE_SEED)
     sums = torch.zeros(2)
     for part in chunks(rows):
@@ -102,19 +102,19 @@ def consistency_metrics(objective: PackedConsistency, rows: Rows) -> dict[str, f
 
 
 def _predicted(objective: PackedSubject, rows: Rows, latents: Tensor, noise: Tensor, timestep: int) -> Tensor:
-    """The x0 that the U-Net's answer implies."""
+    """Return the x0 that the U-Net's prediction implies."""
     timesteps = torch.full((len(latents),), timestep, device=latents.device)
     noised = objective.noising.noised(latents, noise, timesteps)
     with autocast(latents.device):
         states = objective.text_states(objective.subject_tokens(rows), rows)
-        answer = objective.model.denoiser(states)(noised, timesteps)
-    return objective.noising.predict_x0(noised, answer.float(), timesteps)
+        prediction = objective.model.denoiser(states)(noised, timesteps)
+    return objective.noising.predict_x0(noised, prediction.float(), timesteps)
 
 
-def iou(predicted: Tensor, wanted: Tensor) -> Tensor:
-    """Return the intersection over union (B,) of masks (B, H, W), each taken as set above one half."""
-    one, other = predicted > 0.5, wanted > 0.5
-    return (one & other).sum((1, 2)) / (one | other).sum((1, 2)).clamp(min=1)
+def iou(predicted: Tensor, target: Tensor) -> Tensor:
+    """Return the intersection over union (B,) of masks (B, H, W), thresholded at 0.5."""
+    a, b = predicted > 0.5, target > 0.5
+    return (a & b).sum((1, 2)) / (a | b).sum((1, 2)).clamp(min=1)
 
 
 def _decibel(errors: Tensor) -> float:
@@ -122,6 +122,6 @@ def _decibel(errors: Tensor) -> float:
 
 
 def chunks(rows: Rows) -> Iterator[Rows]:
-    """Return the rows in parts of `CHUNK`."""
+    """Yield the rows in parts of `CHUNK`."""
     for start in range(0, len(rows["target"]), CHUNK):
         yield {name: value[start : start + CHUNK] for name, value in rows.items()}

@@ -1,4 +1,4 @@
-"""The losses of the recipe's phases on packed rows. What they compute is the objectives' of `training.objectives`."""
+"""The objectives of the recipe's phases, which compute the losses of `training.objectives` on packed rows."""
 
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,11 @@ from blip_diffusion.training.objectives.subject import (
 from blip_diffusion.training.recipe.config import FinderConfig
 from blip_diffusion.training.recipe.packing import Rows, to_pixels, words_of
 
-MULTIMODAL_ROWS = 192  # of a step that BLIP-2's three objectives see
+MULTIMODAL_ROWS = 192  # rows per step for ITC, ITM and ITG
 
 
 class Pixels(nn.Module):
-    """Bytes of references to what the image encoder reads; its constants move to the device once."""
+    """Bytes of references to the image encoder's normalised input; the constants are buffers on the device."""
 
     def __init__(self, reference: ReferenceConfig) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Pixels(nn.Module):
         self.std: Tensor
 
     def forward(self, rows: Tensor) -> Tensor:
-        """(B, 3, S, S) bytes, normalised."""
+        """Convert bytes (B, 3, H, W) to normalised pixels (B, 3, S, S)."""
         pixels = to_pixels(rows)
         if pixels.shape[-1] != self.size:
             pixels = F.interpolate(pixels, (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)
@@ -49,15 +49,15 @@ class Pixels(nn.Module):
 
 
 class PackedAutoencoder(Autoencoder):
-    """`Autoencoder` on rows with crops and noise: nothing is left to chance, so a CUDA graph can hold its step."""
+    """`Autoencoder` on rows with crops and noise: without random numbers, its step can be a CUDA graph."""
 
     def forward(self, batch: Any, context: StepContext) -> Losses:
-        """The losses on one crop of every target and reference."""
+        """Return the losses on one crop of every target and reference."""
         return self.losses(to_pixels(batch["pixels"]), batch["noise"], batch["disturbance"], context.step)
 
 
 class PackedRepresentation(Objective):
-    """`Representation` on rows, and a subject finder that learns from the same features of the frozen tower."""
+    """`Representation` on rows, and a subject finder trained on the same features of the frozen tower."""
 
     def __init__(self, representation: Representation, finder: SubjectFinder, config: FinderConfig) -> None:
         super().__init__()
@@ -65,46 +65,46 @@ class PackedRepresentation(Objective):
         self.pixels = Pixels(representation.reference)
 
     def forward(self, rows: Rows, context: StepContext) -> Losses:
-        """Reconstruction and finder at each step; ITC, ITM and ITG at every `multimodal_every`."""
+        """Return reconstruction and finder losses, and every `multimodal_every` steps ITC, ITM and ITG."""
         core, encoder = self.representation, self.representation.encoder.image_encoder
-        found = max(1, int(len(rows["target"]) * self.config.batch_fraction))
-        both = encoder.features(self.pixels(torch.cat([rows["reference"], rows["target"][:found]])))
-        features, whole = both[:-found], both[-found:]
-        seen = encoder.norm(features)
-        drawn = core.reconstruct(seen, words_of(rows, "category"))
-        losses = {"reconstruction": reconstruction_loss(drawn, to_pixels(rows["object_crop"]))}
+        count = max(1, int(len(rows["target"]) * self.config.batch_fraction))
+        both = encoder.features(self.pixels(torch.cat([rows["reference"], rows["target"][:count]])))
+        features, target_features = both[:-count], both[-count:]
+        normed = encoder.norm(features)
+        reconstruction = core.reconstruct(normed, words_of(rows, "category"))
+        losses = {"reconstruction": reconstruction_loss(reconstruction, to_pixels(rows["object_crop"]))}
         if context.step % core.config.multimodal_every == 0:
-            losses |= self._multimodal(seen, features, rows, context)
-        losses["finder"] = finder_loss(self.finder(whole), rows["mask"][:found])
+            losses |= self._multimodal(normed, features, rows, context)
+        losses["finder"] = finder_loss(self.finder(target_features), rows["mask"][:count])
         losses["loss"] = core.weighted(losses) + self.config.weight * losses["finder"]
         return losses
 
-    def _multimodal(self, seen: Tensor, features: Tensor, rows: Rows, context: StepContext) -> Losses:
+    def _multimodal(self, normed: Tensor, features: Tensor, rows: Rows, context: StepContext) -> Losses:
         part = {name: value[:MULTIMODAL_ROWS] for name, value in rows.items()}
         words = words_of(part, "caption")
-        seen, features = seen[:MULTIMODAL_ROWS], features[:MULTIMODAL_ROWS]
-        return self.representation.multimodal_losses(seen, features, words, part["identity"], context)
+        normed, features = normed[:MULTIMODAL_ROWS], features[:MULTIMODAL_ROWS]
+        return self.representation.multimodal_losses(normed, features, words, part["identity"], context)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """The Q-Former with its heads, and the finder."""
+        """Return the Q-Former with its heads, and the finder."""
         finder = ParameterGroup("finder", list(self.finder.parameters()), 1.0)
         return [*self.representation.parameter_groups(), finder]
 
     def export(self, folder: Path) -> None:
-        """The subject encoder, the heads and the finder."""
+        """Write the subject encoder, the heads and the finder."""
         self.representation.export(folder)
         save_subject_finder(self.finder, folder / "subject_finder")
 
 
 def finder_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """Binary cross-entropy of mask logits (B, 1, M, M) and the true mask in bytes."""
+    """Return the binary cross-entropy of mask logits (B, 1, M, M) and the target mask in bytes."""
     return F.binary_cross_entropy_with_logits(logits.float(), to_pixels(mask))
 
 
 class PackedSubject(Objective):
-    """`SubjectRepresentation` on rows with latents, noise, timesteps and dropped prompts: nothing is left to chance.
+    """`SubjectRepresentation` on rows with latents, noise, timesteps and dropped prompts.
 
-    So its forward and backward pass can be captured as one CUDA graph.
+    Without random numbers, its forward and backward pass can be captured as one CUDA graph.
     """
 
     def __init__(
@@ -124,11 +124,11 @@ class PackedSubject(Objective):
 
     @property
     def noising(self) -> Noising:
-        """The forward process, its table on this device."""
+        """The forward process, with its table on this device."""
         return Noising(self.alphas_cumprod, self.prediction)
 
     def forward(self, rows: Rows, context: StepContext) -> Losses:
-        """The denoising loss of the targets, and the reconstruction of the subject from its tokens."""
+        """Return the denoising loss of the targets, and the reconstruction loss of the subject tokens."""
         tokens = self.subject_tokens(rows)
         states = self.text_states(tokens, rows)
         copies = len(rows["noise"]) // len(rows["latents"])
@@ -150,16 +150,16 @@ class PackedSubject(Objective):
         return losses
 
     def states_of(self, rows: Rows) -> Tensor:
-        """The text states (B, L, D + P) of references and prompts."""
+        """Return the text states (B, L, D + P) of references and prompts."""
         return self.text_states(self.subject_tokens(rows), rows)
 
     def subject_tokens(self, rows: Rows) -> Tensor:
-        """The subject tokens (B, Q, D) of the references."""
+        """Return the subject tokens (B, Q, D) of the references."""
         tokens: Tensor = self.model.subject_encoder(self.pixels(rows["reference"]), words_of(rows, "category"))
         return tokens
 
     def text_states(self, tokens: Tensor, rows: Rows) -> Tensor:
-        """Text states (B, L, D + P). Rows that are `empty` lose their words too, rows that are `bare` their subject."""
+        """Return text states (B, L, D + P); `empty` rows have no words and no subject, `bare` rows no subject."""
         text, at, count = self.model.text_encoder, self.insert_at, tokens.shape[1]
         ids = torch.where(rows["empty"][:, None], self.empty_prompt, rows["prompt"].long())
         padding = int(self.model.tokenizer.pad_token_id)
@@ -174,16 +174,16 @@ class PackedSubject(Objective):
         return append_codes(states, codes, at)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """All that is not frozen."""
+        """Return the parameters that are not frozen."""
         return subject_parameter_groups(self.model, self.reconstruction, self.config)
 
     def export(self, folder: Path) -> None:
-        """The whole model, and the reconstruction head beside it."""
+        """Write the whole model and the reconstruction head."""
         export_subject_model(self.model, self.reconstruction, folder)
 
 
 class PackedConsistency(Objective):
-    """`Consistency` on rows with noise. Only the U-Net's LoRA trains."""
+    """`Consistency` on rows with noise. Only the U-Net's LoRA is trained."""
 
     def __init__(self, subject: PackedSubject, config: ConsistencyConfig) -> None:
         super().__init__()
@@ -191,13 +191,13 @@ class PackedConsistency(Objective):
         self.core = Consistency(subject.model, subject.noising, config)
 
     def forward(self, rows: Rows, context: StepContext) -> Losses:
-        """How far the student's answers are from the ends of the teacher's paths."""
+        """Return the losses of the student's predictions against the ends of the teacher's paths."""
         return self.core.trajectory_losses(*self._states(rows), rows["noise"])
 
     def distance(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Return the squared error of the student's answer to pure noise, and the variance of what was wanted."""
-        guess, end = self.core.first_answer(*self._states(rows), rows["noise"])
-        return (guess - end).square().sum(), (end - end.mean()).square().sum()
+        """Return the squared error of the student's prediction from pure noise, and the variance of its target."""
+        prediction, end = self.core.first_answer(*self._states(rows), rows["noise"])
+        return (prediction - end).square().sum(), (end - end.mean()).square().sum()
 
     @torch.no_grad()
     def _states(self, rows: Rows) -> tuple[Tensor, Tensor]:
@@ -206,15 +206,15 @@ class PackedConsistency(Objective):
         return self.subject.states_of(rows), empty
 
     def train(self, mode: bool = True) -> "PackedConsistency":
-        """Only the U-Net trains."""
+        """Put only the U-Net into training mode."""
         super().train(mode)
         self.core.train(mode)
         return self
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """The LoRA."""
+        """Return the LoRA's parameters."""
         return self.core.parameter_groups()
 
     def export(self, folder: Path) -> None:
-        """The unchanged model with the LoRA beside it."""
+        """Write the unchanged model and the LoRA."""
         self.core.export(folder)

@@ -1,6 +1,6 @@
-"""Training pairs as rows of small integers: what worker processes hand over and a device keeps by the hundred thousand.
+"""Training pairs as rows of small integers, which worker processes return and the pool keeps on the device.
 
-Letters: `B` pairs, `S` picture size, `C` size of the object crop, `L` words of a prompt, `K` copies of a subject.
+Letters: `B` pairs, `S` image size, `C` size of the object crop, `L` words of a prompt, `K` copies of a subject.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ CATEGORY_TOKENS = 8
 
 @dataclass(frozen=True)
 class Packer:
-    """Turns batches into rows, words into ids."""
+    """Convert batches to rows: images to bytes, and words to ids."""
 
     tokenizer: Any
     qformer_tokenizer: Any
@@ -74,12 +74,12 @@ def _ids(tokenizer: Any, texts: Sequence[str], length: int) -> Any:
 
 
 def to_bytes(pixels: Tensor) -> Tensor:
-    """Pixels in [0, 1] to bytes."""
+    """Convert pixels in [0, 1] to bytes."""
     return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def to_pixels(rows: Tensor) -> Tensor:
-    """Bytes to pixels in [0, 1]."""
+    """Convert bytes to pixels in [0, 1]."""
     return rows.float() / 255
 
 

@@ -1,4 +1,4 @@
-"""The phases: what each begins with, and which rows each of its steps takes from the pool."""
+"""The phases: their objectives, and the rows that each step takes from the pool."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -43,26 +43,26 @@ POSITION_SCALE = 0.7  # of the subject tokens' position embeddings, in the stand
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows come from."""
+    """The pool of rows and the feeder that fills it."""
 
     feeder: Feeder
     pool: Pool
     sizes: SizesConfig
 
     def take(self, size: int, columns: Sequence[str], rng: torch.Generator) -> Rows:
-        """Random rows, after new ones have come in."""
+        """Return random rows, after adding new ones to the pool."""
         self.feeder.drain(self.pool, at_most=self.sizes.arrivals)
         return self.pool.take(self.pool.sample(size, rng), columns)
 
 
 def new_model(config: RecipeConfig, corpus: Sequence[str], pixels: Tensor) -> BlipDiffusion:
-    """Return the model that a run starts with: the parts of `config.init_from`, and new ones for what is missing.
+    """Return a run's initial model: the parts of `config.init_from`, and new ones for missing parts.
 
-    An autoencoder of another latent space than the preset's begins anew, and with it the U-Net's outer layers.
+    An autoencoder whose latents differ from the preset's is replaced, and the U-Net's outer layers with it.
 
     Args:
-        config: Of the recipe.
-        corpus: Sentences that new tokenizers are made for.
+        config: Configuration of the recipe.
+        corpus: Sentences from which new tokenizers are built.
         pixels: (B, 3, S, S) references in [0, 1] that calibrate a new image encoder.
     """
     init = InitConfig(config.preset, config.init_from, config.seed, inference=config.inference)
@@ -79,15 +79,15 @@ def new_model(config: RecipeConfig, corpus: Sequence[str], pixels: Tensor) -> Bl
 
 @torch.no_grad()
 def init_token_positions(model: BlipDiffusion) -> None:
-    """Start the position embeddings of the subject tokens as the places of a square grid."""
+    """Initialize the position embeddings of the subject tokens by the positions of a square grid."""
     queries, at = model.subject_encoder.qformer.config.queries, insert_position(model.tokenizer)
     weight = model.text_encoder.embeddings.position_embedding.weight
-    places = place_features(round(queries**0.5), weight.shape[1])[0]
-    weight[at : at + queries] = POSITION_SCALE * weight.std() * places.to(weight)
+    grid = place_features(round(queries**0.5), weight.shape[1])[0]
+    weight[at : at + queries] = POSITION_SCALE * weight.std() * grid.to(weight)
 
 
 def autoencoder(folders: Sequence[Path], config: AutoencoderConfig) -> PackedAutoencoder:
-    """Return the objective of the first phase, or with a frozen encoder of the second."""
+    """Return the objective of the first phase; with a frozen encoder, of the second."""
     init = InitConfig(init_from=tuple(folders))
     parts = initialization.load_parts(init)
     initialization.require_parts(parts, "vae")
@@ -112,7 +112,7 @@ def representation(folders: Sequence[Path], config: RecipeConfig) -> PackedRepre
 
 
 def subject(folders: Sequence[Path], config: RecipeConfig) -> PackedSubject:
-    """Return the objective of the last phase."""
+    """Return the objective of the fourth phase."""
     init = InitConfig(preset=config.preset, init_from=tuple(folders), inference=config.inference)
     parts = initialization.load_parts(init)
     initialization.require_parts(parts, "subject_encoder", "text_encoder", "unet", "vae", "tokenizer", "scheduler")
@@ -123,7 +123,7 @@ def subject(folders: Sequence[Path], config: RecipeConfig) -> PackedSubject:
 
 
 def consistency(folders: Sequence[Path], config: RecipeConfig, device: torch.device) -> PackedConsistency:
-    """Return the objective of the distillation that follows: a LoRA for two to four steps of sampling."""
+    """Return the objective of the last phase: a consistency LoRA for two to four sampling steps."""
     return PackedConsistency(subject(folders, config).to(device), config.consistency)
 
 
@@ -134,11 +134,11 @@ def autoencoder_rows(source: Source, objective: PackedAutoencoder) -> NextRows:
     """Return crops of targets and references, with the noise of their latents."""
     config = objective.config
     pairs = max(1, source.sizes.autoencoder * CROP**2 // config.crop**2)
-    places = torch.Generator().manual_seed(source.feeder.first)  # on the host, which so never waits for the device
+    positions = torch.Generator().manual_seed(source.feeder.first)  # on the CPU, to avoid synchronisation
 
     def rows(_elapsed: float, rng: torch.Generator) -> Rows:
         taken = source.take(pairs, AUTOENCODER_COLUMNS, rng)
-        pixels = random_crops(torch.cat([taken[name] for name in AUTOENCODER_COLUMNS]), config.crop, places)
+        pixels = random_crops(torch.cat([taken[name] for name in AUTOENCODER_COLUMNS]), config.crop, positions)
         noise, disturbance = random_noise(objective.latent_shape(pixels), config.latent_noise, rng)
         return {"pixels": pixels, "noise": noise, "disturbance": disturbance}
 
@@ -151,7 +151,7 @@ def representation_rows(source: Source) -> NextRows:
 
 
 def subject_rows(source: Source, objective: PackedSubject, config: RecipeConfig) -> NextRows:
-    """Return pairs with latents, noise, timesteps and dropped prompts; at half the resolution first."""
+    """Return pairs with latents, noise, timesteps and dropped prompts, at half resolution at first."""
     curriculum = config.curriculum
 
     def rows(elapsed: float, rng: torch.Generator) -> Rows:
@@ -160,12 +160,12 @@ def subject_rows(source: Source, objective: PackedSubject, config: RecipeConfig)
         taken = source.take(size, (*SUBJECT_COLUMNS, LOW if low else FULL), rng)
         if low:
             taken[FULL] = taken.pop(LOW)
-        now = config.subject
+        current = config.subject
         if low:
-            now = replace(now, subject_drop=curriculum.low_subject_drop)
+            current = replace(current, subject_drop=curriculum.low_subject_drop)
         if elapsed < curriculum.early_fraction:
-            now = replace(now, timestep_shift=curriculum.early_timestep_shift)
-        return taken | random_rows(taken[FULL], now, objective.noising, rng)
+            current = replace(current, timestep_shift=curriculum.early_timestep_shift)
+        return taken | random_rows(taken[FULL], current, objective.noising, rng)
 
     return rows
 
@@ -184,14 +184,14 @@ def consistency_rows(source: Source, objective: PackedConsistency) -> NextRows:
 
 
 def random_rows(latents: Tensor, config: SubjectConfig, noising: Noising, rng: torch.Generator) -> Rows:
-    """Draw the noise and timesteps of a step, and which prompts lose their words or their subject."""
-    copies, draw = config.noise_samples_per_pair, torch.rand(len(latents), generator=rng, device=rng.device)
+    """Sample the noise and timesteps of a step, and which prompts lose their words or their subject."""
+    copies, uniform = config.noise_samples_per_pair, torch.rand(len(latents), generator=rng, device=rng.device)
     shape = (len(latents) * copies, *latents.shape[1:])
     return {
         "noise": torch.randn(shape, generator=rng, device=rng.device),
         "timesteps": noising.random_timesteps(shape[0], rng, timestep_shift=config.timestep_shift),
-        "empty": draw < config.prompt_drop,
-        "bare": (draw >= config.prompt_drop) & (draw < config.prompt_drop + config.subject_drop),
+        "empty": uniform < config.prompt_drop,
+        "bare": (uniform >= config.prompt_drop) & (uniform < config.prompt_drop + config.subject_drop),
     }
 
 

@@ -15,11 +15,11 @@ from blip_diffusion.data.batches import Batches
 from blip_diffusion.errors import BlipDiffusionError
 from blip_diffusion.training.recipe.packing import Packer, Rows
 
-PATIENCE = 1.0  # seconds between looks at whether the workers live
+PATIENCE = 1.0  # seconds between checks that the workers are alive
 
 
 class Pool:
-    """A ring of rows on a device. Columns that are derived from others are computed when rows come in."""
+    """A ring buffer of rows on a device. Derived columns are computed when rows are added."""
 
     def __init__(self, capacity: int, device: torch.device) -> None:
         self.capacity, self.device = capacity, device
@@ -29,14 +29,14 @@ class Pool:
 
     @property
     def count(self) -> int:
-        """The number of rows that can be taken."""
+        """Number of rows in the pool."""
         return min(self.added, self.capacity)
 
     def add(self, rows: Rows) -> None:
         """Write rows over the oldest ones."""
         size = len(next(iter(rows.values())))
-        places = (torch.arange(size) + self.added) % self.capacity
-        for part in _runs(places):
+        positions = (torch.arange(size) + self.added) % self.capacity
+        for part in _runs(positions):
             chunk = slice(int(part[0]), int(part[-1]) + 1)
             at = int((part[0] - self.added) % self.capacity)
             self._write(chunk, {name: value[at : at + len(part)] for name, value in rows.items()})
@@ -45,7 +45,7 @@ class Pool:
         self.added += size
 
     def derive(self, function: Callable[[Rows], Rows] | None, *, chunk: int = 256) -> None:
-        """Compute further columns from these, for all rows that are here and all that come."""
+        """Set a function that computes further columns, for present rows and those added later; `None` removes it."""
         self._derive = function
         for start in range(0, self.count if function else 0, chunk):
             part = slice(start, min(start + chunk, self.count))
@@ -53,7 +53,7 @@ class Pool:
             self._write(part, function({name: value[part] for name, value in self.rows.items()}))
 
     def take(self, index: Tensor, names: Sequence[str]) -> Rows:
-        """Return the rows of an index (B,)."""
+        """Return the columns `names` of the rows at an index (B,)."""
         return {name: self.rows[name][index] for name in names}
 
     def sample(self, size: int, rng: torch.Generator) -> Tensor:
@@ -68,17 +68,17 @@ class Pool:
             self.rows[name][part].copy_(value, non_blocking=True)
 
 
-def _runs(places: Tensor) -> list[Tensor]:
+def _runs(positions: Tensor) -> list[Tensor]:
     """Split ring positions where they wrap around."""
-    wrapped = int((places == 0).nonzero()[0]) if (places[1:] == 0).any() else 0
-    return [places[:wrapped], places[wrapped:]] if wrapped else [places]
+    wrapped = int((positions == 0).nonzero()[0]) if (positions[1:] == 0).any() else 0
+    return [positions[:wrapped], positions[wrapped:]] if wrapped else [positions]
 
 
 class Feeder:
     """Worker processes fill slots of shared memory; each slot is reused once its rows are on the device.
 
     Worker r of W composites the batches of index first + r, first + r + W, ... Without workers, each batch is
-    composited here when it is asked for.
+    composited in this process on demand.
     """
 
     def __init__(self, batches: Batches, packer: Packer, *, workers: int, slots: int, first: int = 0) -> None:
@@ -89,7 +89,7 @@ class Feeder:
             self._start(workers, slots, first)
 
     def _start(self, workers: int, slots: int, first: int) -> None:
-        context = mp.get_context("fork")  # the workers share the world's pixels
+        context = mp.get_context("fork")  # the workers share the asset library's memory
         example = self._packer(self._batches(first))
         self._slots = {name: _shared((slots, *value.shape), value.dtype) for name, value in example.items()}
         self._free, self._ready = context.Queue(), context.Queue()
@@ -112,7 +112,7 @@ class Feeder:
         if not self._workers:
             self._composite(pool)
             return
-        self._give_back()
+        self._release_slots()
         for _ in range(at_most):
             try:
                 self._take(pool, self._ready.get_nowait())
@@ -125,11 +125,11 @@ class Feeder:
             if not self._workers:
                 self._composite(pool)
                 continue
-            self._give_back()
+            self._release_slots()
             try:
                 self._take(pool, self._ready.get(timeout=PATIENCE))
             except queue.Empty:
-                self._check()
+                self._check_workers()
 
     def close(self) -> None:
         """End the workers."""
@@ -150,19 +150,19 @@ class Feeder:
             event.record()
         self._pending.append((slot, event))
 
-    def _give_back(self) -> None:
+    def _release_slots(self) -> None:
         while self._pending and _done(self._pending[0][1]):
             self._free.put(self._pending.pop(0)[0])
 
-    def _check(self) -> None:
+    def _check_workers(self) -> None:
         if any(not worker.is_alive() for worker in self._workers):
             raise BlipDiffusionError("A worker process that composites pairs has ended: see its error above.")
 
 
 def _work(batches: Batches, packer: Packer, slots: Rows, free: Any, ready: Any, indices: tuple[int, int]) -> None:
-    """The loop of a worker process."""
+    """Composite and pack batches forever, in a worker process."""
     torch.set_num_threads(1)
-    os.nice(10)  # the process that trains goes first
+    os.nice(10)  # the training process has priority
     index, step = indices
     while True:
         rows = packer(batches(index))
@@ -178,6 +178,6 @@ def _done(event: torch.cuda.Event | None) -> bool:
 
 
 def _shared(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Return memory that forked processes share."""
+    """Return a tensor in memory shared with forked processes."""
     size = math.prod(shape) * dtype.itemsize
     return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(*shape)

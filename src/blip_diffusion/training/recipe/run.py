@@ -1,4 +1,4 @@
-"""The recipe from its configuration: world, pool, the five phases one after the other, and the exported model.
+"""The recipe from its configuration: asset library, pool, the five phases in sequence, and the exported model.
 
 runs/mini/
 ├── config.toml          the resolved configuration
@@ -52,15 +52,15 @@ class Recipe:
     held: Rows
 
     def folders(self, before: str | None = None) -> list[Path]:
-        """Return the exports of the phases before one, or of all, the newest first; then the start."""
+        """Return the exports of the phases before one, or of all, the newest first; then the initial model."""
         names = PHASES[: PHASES.index(before)] if before else PHASES
-        done = [path for name in names if (path := self.folder / name / EXPORT).is_dir()]
-        return [*reversed(done), self.folder / START]
+        exports = [path for name in names if (path := self.folder / name / EXPORT).is_dir()]
+        return [*reversed(exports), self.folder / START]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One phase: its objective, the rows of its steps, and what it is measured by."""
+    """One phase: its objective, the rows of its steps, and its metrics."""
 
     objective: Objective
     next_rows: NextRows
@@ -76,11 +76,11 @@ def run(
     Args:
         config: Shares of the phases, batch sizes, optimizers and data.
         folder: Where checkpoints, logs and the export are written.
-        minutes: The training time of all phases together, over all calls. Filling the pool, measuring and saving
-            come on top: about two minutes on a GPU.
-        device: Where to train.
+        minutes: The training time of all phases together, over all calls. Filling the pool, metrics and saving
+            take additional time: about two minutes on a GPU.
+        device: Device to train on.
         workers: Processes that composite pairs; 0 composites in this process.
-        resume: Whether to go on with the run in `folder`.
+        resume: Whether to continue the run in `folder`.
 
     Returns:
         The held-out numbers of each phase that has a share of the time.
@@ -103,7 +103,7 @@ def run(
 
 @contextmanager
 def _started(config: RecipeConfig, folder: Path, device: torch.device, workers: int) -> Iterator[Recipe]:
-    """Load the world, start the workers, then touch the device: a forked process may not know CUDA."""
+    """Load the asset library, start the workers, then use the device: CUDA can't be used before a fork."""
     world = AssetLibrary.load(config.data)
     sizes = config.cuda if device.type == "cuda" else config.cpu
     sampler = PairSampler(world, config.synthetic, batch_size=sizes.worker_batch, seed=config.seed)
@@ -133,16 +133,16 @@ def _keep_start(config: RecipeConfig, world: AssetLibrary, sampler: PairSampler,
 
 
 def _steps_taken(folder: Path) -> int:
-    """A number that grows with a run, so that a resumed one composites other pairs."""
+    """Return a number that grows during a run, so that a resumed one composites new pairs."""
     return sum(checkpointing.step_of(path) for name in PHASES
                for path in checkpointing.complete(folder / name / "checkpoints"))  # fmt: skip
 
 
 def _phase(recipe: Recipe, name: str, seconds: float) -> dict[str, float]:
-    """Train one phase, measure it and export it; a phase that has an export is over."""
+    """Train a phase, export it and return its metrics, unless it has been exported already."""
     folder = recipe.folder / name
-    if (done := metrics_of(folder)) is not None:
-        return done
+    if (metrics := metrics_of(folder)) is not None:
+        return metrics
     recipe.source.feeder.fill(recipe.source.pool, recipe.source.sizes.fill)
     plan = PLANS[name](recipe)
     metrics = train_phase(plan, _loop_config(recipe, name), _settings(recipe, plan), folder, seconds)
@@ -151,13 +151,13 @@ def _phase(recipe: Recipe, name: str, seconds: float) -> dict[str, float]:
 
 
 def metrics_of(folder: Path) -> dict[str, float] | None:
-    """Return the held-out numbers of a phase that has an export, `None` for one that isn't over."""
+    """Return the held-out numbers of an exported phase, or `None`."""
     path = folder / EXPORT / METRICS
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 def train_phase(plan: Plan, config: PhaseConfig, settings: Settings, folder: Path, seconds: float) -> dict[str, float]:
-    """Train a phase for some seconds, export its average to `folder/export` and return its held-out numbers."""
+    """Train a phase for some seconds, export averaged weights to `folder/export` and return held-out numbers."""
     loop = PhaseLoop(plan.objective, plan.next_rows, config, settings, folder)
     loop.resume()
     print(f"{folder.name}: {seconds / 60:.1f} minutes", flush=True)
@@ -172,8 +172,8 @@ def train_phase(plan: Plan, config: PhaseConfig, settings: Settings, folder: Pat
 
 
 def _loop_config(recipe: Recipe, name: str) -> PhaseConfig:
-    found: PhaseConfig = getattr(recipe.config.phases, name)
-    return found
+    phase: PhaseConfig = getattr(recipe.config.phases, name)
+    return phase
 
 
 def _settings(recipe: Recipe, plan: Plan) -> Settings:
@@ -246,7 +246,7 @@ PLANS: Mapping[str, Callable[[Recipe], Plan]] = {
 
 
 def _export(recipe: Recipe) -> None:
-    """Write the trained model with its LoRA in half precision, as it is shipped."""
+    """Write the trained model with its LoRA in half precision."""
     folders = recipe.folders()
     parts = load_parts(InitConfig(init_from=tuple(folders)))
     with atomic_dir(recipe.folder / EXPORT) as partial:

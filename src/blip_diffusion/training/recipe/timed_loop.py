@@ -1,4 +1,4 @@
-"""The loop of one phase: it lasts a given time, and goes on from its newest checkpoint."""
+"""The training loop of a phase: it lasts a given time, and resumes from its newest checkpoint."""
 
 import math
 import time
@@ -30,12 +30,12 @@ from blip_diffusion.training.run import DivergedError, Result, sdpa_backend, to_
 from blip_diffusion.training.signals import signals
 
 NextRows = Callable[[float, torch.Generator], Rows]
-"""The rows of the next step, from the fraction of the phase that is over."""
+"""The fraction of the phase's time that has passed, and a random generator, to the rows of the next step."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all phases share."""
+    """Settings that all phases share."""
 
     device: torch.device
     seed: int = 0
@@ -46,7 +46,7 @@ class Settings:
 
 
 class PhaseLoop:
-    """Trains an objective for some seconds; checkpoints lie in `folder/checkpoints`, the log in `folder/log.jsonl`."""
+    """Training of an objective for some seconds, with `folder/checkpoints` and `folder/log.jsonl`."""
 
     def __init__(
         self, objective: Objective, next_rows: NextRows, config: PhaseConfig, settings: Settings, folder: Path
@@ -65,20 +65,20 @@ class PhaseLoop:
 
     @property
     def checkpoints(self) -> Path:
-        """Where the checkpoints lie."""
+        """The folder of checkpoints."""
         return self.folder / "checkpoints"
 
     def resume(self) -> None:
-        """Go on from the newest undamaged checkpoint, if there is one."""
+        """Continue from the newest undamaged checkpoint, if there is one."""
         path = checkpointing.latest(self.checkpoints)
         if path is None:
             return
-        found = checkpointing.load(path)
-        checkpointing.copy_into(self._model_state(), found.model, path)
-        checkpointing.copy_into(self.ema.state_dict(), found.ema, path)
-        load_optimizer_state(self.optimizer, self.trainable, found.optimizer)
-        self.state, self._saved_step = found.state, found.state.step
-        self.rng.manual_seed(self.settings.seed + self.state.step)  # not what was drawn before
+        checkpoint = checkpointing.load(path)
+        checkpointing.copy_into(self._model_state(), checkpoint.model, path)
+        checkpointing.copy_into(self.ema.state_dict(), checkpoint.ema, path)
+        load_optimizer_state(self.optimizer, self.trainable, checkpoint.optimizer)
+        self.state, self._saved_step = checkpoint.state, checkpoint.state.step
+        self.rng.manual_seed(self.settings.seed + self.state.step)  # not the same random numbers again
 
     def run(self, seconds: float) -> State:
         """Train until the phase has lasted `seconds`, over all calls. Raises `KeyboardInterrupt` after a signal."""
@@ -131,10 +131,10 @@ class PhaseLoop:
         return losses
 
     def _step_for(self, rows: Rows) -> Step:
-        """The step for rows of these shapes; a graph is captured anew where they have changed."""
+        """Return the step for rows of these shapes; a graph is captured again when they change."""
         shapes = {name: value.shape for name, value in rows.items()}
         if self._step is None or shapes != self._shapes:
-            self._step, self._shapes = None, shapes  # the old graph's memory first
+            self._step, self._shapes = None, shapes  # free the old graph's memory first
             parameters = list(self.trainable.values())
             self._step = make_step(self._losses, parameters, rows, graph=self.settings.cuda_graphs)
         return self._step
@@ -143,22 +143,24 @@ class PhaseLoop:
         return self.objective(rows, StepContext(self.state.step, self.rng))
 
     def _report(self, losses: Losses, logger: MetricLogger) -> None:
-        """Log the losses of the last step. This alone reads the device."""
+        """Log the losses of the last step. Only this synchronises with the device."""
         values = {name: float(value) for name, value in losses.items()}
         self.state.losses = values
         if not math.isfinite(values["loss"]):
             result = Result(self.state.step, self.state.samples, self.state.seconds, values, "diverged")
-            raise DivergedError(f"The loss is {values['loss']} at step {self.state.step}: lower the rate.", result)
+            raise DivergedError(
+                f"The loss is {values['loss']} at step {self.state.step}: lower the learning rate.", result
+            )
         speed = self.state.samples / max(self.state.seconds, 1e-9)
         logger.log(self.state.step, {**values, "samples_per_second": speed})
 
     def _model_state(self) -> dict[str, torch.Tensor]:
-        """Trainable parameters, and buffers that training moves."""
+        """Return trainable parameters, and the buffers that training changes."""
         buffers = dict(self.objective.named_buffers(recurse=False))
         return {**{name: value.detach() for name, value in self.trainable.items()}, **buffers}
 
 
 def check_absent(folder: Path) -> None:
-    """Raise `CheckpointError` where a run would write over another one's checkpoints."""
+    """Raise `CheckpointError` if a run would overwrite another one's checkpoints."""
     if any(folder.glob("*/checkpoints/step-*")):
         raise CheckpointError(f"{folder} holds a run: continue it with --resume, or choose another --out.")
