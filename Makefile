@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 APP    := .venv-app
+SPACE  ?= out/space
 MINUTES ?= 60
 WORKERS ?= 2
 
-.PHONY: help demo app mini test test-faces check format docs bench lock clean
+.PHONY: help demo app space mini test test-faces check format docs bench lock clean
 
 help:          ## show this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -16,6 +17,11 @@ demo: $(VENV)/ready  ## generate four held-out subjects in new scenes, and one c
 
 app: $(APP)/ready  ## open the web page on http://127.0.0.1:7860
 	$(APP)/bin/blip-diffusion app --out out/app
+
+space:  ## put a Gradio Space, package and page, into out/space
+	rm -rf $(SPACE) && mkdir -p $(SPACE)
+	cp -R examples/space/. src/blip_diffusion $(SPACE)
+	find $(SPACE) -name __pycache__ -prune -exec rm -r {} +
 
 mini: $(VENV)/ready world/world.zip  ## train mini from the start; MINUTES=60, and RESUME=--resume goes on
 	$(BIN)/blip-diffusion train-mini --config configs/mini/recipe.toml --out runs/mini --minutes $(MINUTES) $(RESUME)

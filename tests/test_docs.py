@@ -16,10 +16,15 @@ CARD = ROOT / "src/blip_diffusion/assets/mini/README.md"
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "examples/README.md")),
     CARD,
-    *sorted(page for page in (ROOT / "docs").rglob("*.md") if page.name not in ("cli.md", "config.md")),
+    *sorted(
+        page
+        for page in (ROOT / "docs").rglob("*.md")
+        if page.name not in ("cli.md", "config.md") and page.parent.name != "notebooks"
+    ),
 ]
 CURRENT = [page for page in PAGES if "log" not in page.relative_to(ROOT).parts and page.name != "CHANGELOG.md"]
 """The log and the changelog speak in the words of their time."""
+NOTEBOOKS = sorted((ROOT / "examples/notebooks").glob("*.ipynb"))
 RUN = (
     "README.md",
     "docs/quickstart.md",
@@ -51,7 +56,7 @@ def commands(start: str) -> list[str]:
 def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     targets = re.findall(r"\]\(([^)#\s]+)", text)
-    generated = ("cli.md", "config.md")
+    generated = ("cli.md", "config.md", *(f"{path.stem}.md" for path in NOTEBOOKS))
     for target in targets:
         if not target.startswith("http") and not target.endswith(generated):
             assert (page.parent / target).exists(), f"{name_of(page)} links {target}"
@@ -62,6 +67,15 @@ def test_files_that_are_named_exist(page: Path) -> None:
     named = r"\b(?:src|configs|docs|examples|tests|benchmarks|studies|tools)/[\w./-]*\w"
     for path in re.findall(named, page.read_text(encoding="utf-8")):
         assert (ROOT / path).exists() or (ROOT / "docs" / path).exists(), f"{name_of(page)} names {path}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_links_of_notebooks_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), target
+    page = reference_tool().notebook_page(path)
+    assert "../../docs" not in page
+    assert f"notebooks/{path.stem}.md" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
 
 
 def test_every_page_is_in_the_navigation() -> None:

@@ -17,6 +17,8 @@ COMMAND = (
     "uv pip compile pyproject.toml --extra dev --extra docs --extra openvino --extra faces"
     " --universal --python-version 3.11 --no-annotate --no-header --quiet"
 )
+PILLOW = "pillow>=13\n"
+"""Gradio wants an older one. What is locked is the environment of `make test`, where Gradio is not installed."""
 NEVER = "sys_platform == 'never'"
 CUDA = re.compile(r"^(nvidia-|triton|cuda-)")
 INSTALL = """\
@@ -31,19 +33,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--upgrade", action="store_true", help="take the newest versions")
     upgrade = parser.parse_args().upgrade
-    pinned = compiled([] if upgrade else ["--constraint", str(CONSTRAINTS)])
+    pinned = compiled([] if upgrade else ["--constraint", str(CONSTRAINTS)], overrides=PILLOW)
     CONSTRAINTS.write_text("".join(entry for entry in entries(pinned) if not CUDA.match(entry)), encoding="utf-8")
-    with tempfile.TemporaryDirectory() as folder:
-        override = Path(folder, "override.txt")
-        override.write_text(f"torch ; {NEVER}\n", encoding="utf-8")
-        options = ["--constraint", str(CONSTRAINTS), "--override", str(override), "--generate-hashes"]
-        locked = compiled(options)
+    locked = compiled(["--constraint", str(CONSTRAINTS), "--generate-hashes"], overrides=f"{PILLOW}torch ; {NEVER}\n")
     LOCK.write_text(INSTALL + "".join(entry for entry in entries(locked) if NEVER not in entry), encoding="utf-8")
 
 
-def compiled(options: list[str]) -> str:
-    """Return what uv resolves."""
-    return subprocess.run([*COMMAND.split(), *options], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+def compiled(options: list[str], *, overrides: str) -> str:
+    """Return what uv resolves, with requirements that replace those of packages."""
+    with tempfile.TemporaryDirectory() as folder:
+        override = Path(folder, "override.txt")
+        override.write_text(overrides, encoding="utf-8")
+        command = [*COMMAND.split(), *options, "--override", str(override)]
+        return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def entries(text: str) -> list[str]:

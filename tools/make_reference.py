@@ -1,13 +1,14 @@
-"""Write `docs/reference/cli.md` and `config.md` from the code: `python tools/make_reference.py`.
+"""Write `docs/reference/cli.md`, `config.md` and `docs/notebooks/*.md`: `python tools/make_reference.py`.
 
 The command line is read from its argument parser, the configuration from the source of its dataclasses. Neither
-imports torch.
+imports torch. The notebooks are rendered without outputs, as they are committed.
 """
 
 import argparse
 import ast
 import importlib
 import io
+import json
 import tokenize
 import tomllib
 from collections.abc import Iterator
@@ -17,14 +18,19 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "blip_diffusion"
 REFERENCE = ROOT / "docs" / "reference"
+NOTEBOOKS = ROOT / "examples" / "notebooks"
 NOTICE = "<!-- Written by tools/make_reference.py. -->\n\n"
 
 
 def main() -> None:
-    """Write both pages."""
+    """Write all pages."""
     REFERENCE.mkdir(parents=True, exist_ok=True)
     (REFERENCE / "cli.md").write_text(NOTICE + cli_page(), encoding="utf-8")
     (REFERENCE / "config.md").write_text(NOTICE + config_page(), encoding="utf-8")
+    (ROOT / "docs" / "notebooks").mkdir(exist_ok=True)
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        page = ROOT / "docs" / "notebooks" / f"{path.stem}.md"
+        page.write_text(NOTICE + notebook_page(path), encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------------------- command line
@@ -189,6 +195,23 @@ def keys_of(node: ast.ClassDef, comments: dict[int, str]) -> list[Key]:
         default = ast.unparse(statement.value) if statement.value else ""
         keys.append(Key(statement.target.id, ast.unparse(statement.annotation), default, meaning))
     return keys
+
+
+# ---------------------------------------------------------------------------------------------------------- notebooks
+
+
+def notebook_page(path: Path) -> str:
+    """Return a notebook as Markdown, with links that fit the site."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    sources = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
+    parts = [f"```python\n{source}\n```" if kind == "code" else linked(source) for kind, source in sources]
+    title, *rest = parts
+    return "\n\n".join([title, f"The notebook is `{path.relative_to(ROOT)}`.", *rest]) + "\n"
+
+
+def linked(text: str) -> str:
+    """Return the text of a notebook with the links of its page."""
+    return text.replace("(../../docs/", "(../").replace(".ipynb)", ".md)")
 
 
 if __name__ == "__main__":

@@ -1,21 +1,15 @@
 import io
-import re
-import socket
-import subprocess
+import shutil
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from time import monotonic, sleep
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from blip_diffusion.generation.request import GenerationRequest
-
-READY = 120.0
+from tests.serving.processes import free_port, served
 
 
 @pytest.fixture(scope="session")
@@ -55,35 +49,19 @@ def service(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def address(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of `blip-diffusion app`, in a process of its own; for tests with the marker faces."""
     pytest.importorskip("gradio")
-    folder = tmp_path_factory.mktemp("app")
-    command = [sys.executable, "-m", "blip_diffusion", "app", "--port", str(_free_port()), "--device", "cpu"]
+    folder, port = tmp_path_factory.mktemp("app"), free_port()
+    command = [sys.executable, "-m", "blip_diffusion", "app", "--port", str(port), "--device", "cpu"]
     command += ["--model", f"tiny={tiny_folder}", "--out", str(folder)]
-    with (
-        (folder / "errors.txt").open("w") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
-    ):
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline().strip()
-            assert re.fullmatch(r"http://127\.0\.0\.1:\d+", line), (folder / "errors.txt").read_text()
-            _wait_until_ready(line)
-            yield line
-        finally:
-            process.terminate()
+    with served(command, port, folder / "errors.txt", wait_for="/readyz") as (address, _):
+        yield address
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _wait_until_ready(address: str) -> None:
-    deadline = monotonic() + READY
-    while monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(f"{address}/readyz", timeout=5):
-                return
-        except urllib.error.URLError:
-            sleep(0.3)
-    raise AssertionError("The server did not get ready.")
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium; for tests with the marker faces."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs chromium")
+    with playwright.sync_playwright() as running:
+        yield running.chromium.launch(executable_path=chromium, args=["--no-sandbox"])

@@ -1,6 +1,5 @@
 """The page in a real browser, Debian's Chromium, at the widths of a desktop and of a phone."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,20 +7,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.faces
 WAIT = 20_000
 """Milliseconds."""
 TABS = ("Generate", "Queue", "Gallery", "Subjects", "Tune", "Compare")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("needs chromium")
-    with playwright.sync_playwright() as running:
-        yield running.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
 
 
 @pytest.fixture(params=[1280, 390])

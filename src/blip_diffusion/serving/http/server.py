@@ -1,7 +1,7 @@
 """The FastAPI application, and the process that serves it."""
 
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import uvicorn
 from fastapi import FastAPI
@@ -30,19 +30,10 @@ def create_app(service: JobService, *, keys: ApiKeys | None = None, hosts: Colle
     Example:
         >>> app = create_app(JobService(ServiceSettings(Path("server"))))
     """
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await run_in_threadpool(service.start)  # DBOS refuses to start within an event loop
-        try:
-            yield
-        finally:
-            await run_in_threadpool(service.close)
-
     app = FastAPI(
         title="blip-diffusion",
         version=__version__,
-        lifespan=lifespan,
+        lifespan=lifespan_of(service),
         openapi_url="/v1/openapi.json",
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
@@ -53,6 +44,20 @@ def create_app(service: JobService, *, keys: ApiKeys | None = None, hosts: Colle
     add_handlers(app)
     app.add_middleware(Guard, hosts=hosts)
     return app
+
+
+def lifespan_of(service: JobService) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """Return what starts a service with an application, and stops it with that."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(service.start)  # DBOS refuses to start within an event loop
+        try:
+            yield
+        finally:
+            await run_in_threadpool(service.close)
+
+    return lifespan
 
 
 def check_exposure(host: str, keys: ApiKeys | None) -> None:

@@ -31,15 +31,17 @@ table.settings td { overflow-wrap: anywhere; }
 #preview img, #crop img { image-rendering: auto; object-fit: contain; }
 """
 TITLE = "blip-diffusion"
+NOTICE = "Images are kept for a day, and shown to no one else."
 FONT = ["system-ui", "sans-serif"]
 """Of the system: nothing is fetched from elsewhere."""
 
 
-def build_page(service: JobService) -> gr.Blocks:
+def build_page(service: JobService, *, public: bool = False) -> gr.Blocks:
     """Build the page.
 
     Args:
         service: Gets all the page's jobs. It must run when the page is served.
+        public: For visitors who don't know each other: only the tabs that show a visitor's own images.
 
     Returns:
         The Gradio app. `mount_page` serves it.
@@ -49,32 +51,39 @@ def build_page(service: JobService) -> gr.Blocks:
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Generate", id="generate"):
                 form = generate_tab.build(service, page)
-            with gr.Tab("Queue", id="queue") as queue:
-                queue_timer = queue_tab.build(service, queue)
-            with gr.Tab("Gallery", id="gallery") as gallery:
-                gallery_tab.build(service, form, tabs, gallery)
-            with gr.Tab("Subjects", id="subjects") as subjects:
-                subjects_tab.build(service, form, tabs, subjects)
-            with gr.Tab("Tune", id="tune") as tune:
-                tune_timer = tune_tab.build(service, tune)
+            if not public:
+                _private_tabs(service, form, tabs)
             with gr.Tab("Compare", id="compare"):
                 compare_tab.build(service, form)
-        gr.Markdown(f"Version {__version__}. Images and settings stay on this machine.")
-
-        def timers(event: gr.SelectData) -> list[Any]:
-            return [gr.Timer(active=event.value == "Queue"), gr.Timer(active=event.value == "Tune")]
-
-        tabs.select(timers, None, [queue_timer, tune_timer], api_name=False, show_progress="hidden")
+        gr.Markdown(f"Version {__version__}. " + (NOTICE if public else "Images and settings stay on this machine."))
     return page.queue(default_concurrency_limit=8, max_size=200)
 
 
-def mount_page(app: FastAPI, service: JobService, *, path: str = "/") -> FastAPI:
+def _private_tabs(service: JobService, form: generate_tab.FormFields, tabs: gr.Tabs) -> None:
+    """Build the tabs that list the jobs, images and subjects of all."""
+    with gr.Tab("Queue", id="queue") as queue:
+        queue_timer = queue_tab.build(service, queue)
+    with gr.Tab("Gallery", id="gallery") as gallery:
+        gallery_tab.build(service, form, tabs, gallery)
+    with gr.Tab("Subjects", id="subjects") as subjects:
+        subjects_tab.build(service, form, tabs, subjects)
+    with gr.Tab("Tune", id="tune") as tune:
+        tune_timer = tune_tab.build(service, tune)
+
+    def timers(event: gr.SelectData) -> list[Any]:
+        return [gr.Timer(active=event.value == "Queue"), gr.Timer(active=event.value == "Tune")]
+
+    tabs.select(timers, None, [queue_timer, tune_timer], api_name=False, show_progress="hidden")
+
+
+def mount_page(app: FastAPI, service: JobService, *, path: str = "/", public: bool = False) -> FastAPI:
     """Serve the page within an HTTP server.
 
     Args:
         app: The server; its checks of hosts, origins and sizes hold for the page too.
         service: See `build_page`.
         path: Where the page is.
+        public: See `build_page`.
 
     Returns:
         The server.
@@ -82,7 +91,7 @@ def mount_page(app: FastAPI, service: JobService, *, path: str = "/") -> FastAPI
     folder = service.settings.folder.absolute()
     return gr.mount_gradio_app(
         app,
-        build_page(service),
+        build_page(service, public=public),
         path=path,
         allowed_paths=[str(folder / "images"), str(folder / "tuning")],
         max_file_size=MAX_UPLOAD,
