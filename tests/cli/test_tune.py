@@ -110,6 +110,16 @@ def test_a_changed_file_is_noticed(rex: Path, tiny_folder: Path, capsys: pytest.
             "Nothing can be written to x.png",
         ),
         (["tune", "x.png", "--category", "dog", "--name", "rex", "--masks", "a.png", "b.png"], "2 masks for 1 photos"),
+        (
+            ["tune", "x.png", "--category", "dog", "--name", "rex", "--batch-size", "0"],
+            "--batch-size must be at least 1",
+        ),
+        (["tune", "x.png", "--category", "dog", "--name", "rex", "--learning-rate", "-1"], "--learning-rate must be"),
+        (
+            ["tune", "x.png", "--category", "dog", "--name", "rex", "--num-class-images", "-1"],
+            "--num-class-images must",
+        ),
+        (["tune", "x.png", "--category", "dog", "--name", "rex", "--lora", "gone.safetensors"], "There is no LoRA at"),
     ],
 )
 def test_one_sentence_and_exit_code_2(

@@ -562,6 +562,14 @@ def test_a_lora_that_is_swapped_in_place_is_drawn(own: BlipDiffusionPipeline, do
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiling_on_a_cpu_is_warned_of(own: BlipDiffusionPipeline) -> None:
+    with pytest.warns(match="compiled takes minutes on a CPU before the first image"):
+        own.set_preset(Preset(engine="compiled"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        own.set_preset(Preset())
+
+
 def test_a_compiled_unet_is_saved_as_it_was(with_own_lora: Path, tmp_path: Path) -> None:
     pipe = BlipDiffusionPipeline.from_pretrained(with_own_lora)
     pipe.unet = torch.compile(pipe.unet)

@@ -2,12 +2,14 @@
 
 import argparse
 import os
-from collections.abc import Callable, Collection
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from blip_diffusion.cli.values import check_file, path_and_number
-from blip_diffusion.errors import InputError
+from blip_diffusion.errors import ConfigError, InputError
 
 TRAINABLE = ("embedding", "lora", "cross-attention", "unet")
 TRAINABLE_HELP = "what few-shot tuning trains besides the embedding (default: lora)"
@@ -116,6 +118,23 @@ def check_used(
     for name in changed_flags(arguments, add_flags):
         if name in unused:
             raise InputError(f"--{name.replace('_', '-')} has no effect {where}: remove it.")
+
+
+@contextmanager
+def flags_for_settings(names: Collection[str], other_flags: Mapping[str, str]) -> Iterator[None]:
+    """Context manager: errors name the flag that was typed, not the setting that it sets.
+
+    Args:
+        names: Settings, each with a flag of the same name.
+        other_flags: Flags of settings that have another name.
+    """
+    flags = {**{name: f"--{name.replace('_', '-')}" for name in names}, **other_flags}
+    pattern = re.compile(rf"(?<![\w.-])({'|'.join(flags)})(?= (?:is|must|have|and)\b|:)")
+    try:
+        yield
+    except (ConfigError, InputError) as error:
+        error.args = (pattern.sub(lambda found: flags[found[1]], str(error)),)
+        raise
 
 
 def parse_train_steps(text: str) -> int | None:

@@ -12,6 +12,7 @@ from blip_diffusion.cli.commands import (
     app,
     convert,
     data,
+    doctor,
     evaluate,
     generate,
     invent,
@@ -36,6 +37,7 @@ COMMANDS = (
     ("evaluate", evaluate, "score a model on a benchmark, with lower and upper bounds, and write a report"),
     ("convert", convert, "convert a model or a tuned subject between layouts and precisions"),
     ("data", data, "build the training data and look at samples"),
+    ("doctor", doctor, "say which devices, extras, metrics and models are here"),
 )
 Command = Callable[[argparse.Namespace], None]
 

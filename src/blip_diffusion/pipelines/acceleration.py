@@ -1,6 +1,7 @@
 """Presets in a pipeline: apply their options, and build the denoiser and the decoder that they choose."""
 
 import itertools
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -246,8 +247,14 @@ def _load_tiny_vae(path: str, vae: Any) -> Any:
 
 
 def _compile(unet: Any, enabled: bool) -> None:
-    """Compile the U-Net, or undo it, for which `nn.Module` has no method."""
+    """Compile the U-Net, or undo it, for which `nn.Module` has no method. Warn on a CPU."""
     if enabled:
+        if unet.device.type == "cpu":
+            warnings.warn(
+                "The engine compiled takes minutes on a CPU before the first image, and again for each size: the "
+                "engine openvino, or none, is faster there.",
+                stacklevel=3,
+            )
         unet.compile()
     elif unet._compiled_call_impl is not None:
         unet._compiled_call_impl = None

@@ -15,6 +15,7 @@ from blip_diffusion.cli.flags import (
     adapter_refs,
     check_adapters,
     check_used,
+    flags_for_settings,
     parse_train_steps,
 )
 
@@ -32,6 +33,10 @@ USES = {
     "textual-inversion": '--embedding {out} --category "<{name}>"',
 }
 """Flags of `generate` for what a method writes; `dreambooth` writes a folder for other pipelines."""
+
+SETTINGS = ("method", "trainable", "learning_rate", "batch_size", "num_vectors", "num_class_images", "resize_mode",
+            "seed", "train_text_encoder", "flip")  # fmt: skip
+"""Settings of `TuneConfig` that have a flag of the same name."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -95,18 +100,19 @@ def run(arguments: argparse.Namespace) -> None:
     from blip_diffusion.training.personalize.api import tune
     from blip_diffusion.training.personalize.artifacts import Tuned
 
-    tuned: Tuned = tune(
-        arguments.photos,
-        category=arguments.category,
-        name=arguments.name,
-        out=arguments.out,
-        model=arguments.model,
-        config=_config(arguments),
-        **adapter_refs(arguments),
-        masks=_masks(arguments.masks),
-        segmenter=_segmenter(arguments.masks),
-        resume=arguments.resume,
-    )
+    with flags_for_settings(SETTINGS, {"steps": "--train-steps"}):
+        tuned: Tuned = tune(
+            arguments.photos,
+            category=arguments.category,
+            name=arguments.name,
+            out=arguments.out,
+            model=arguments.model,
+            config=_config(arguments),
+            **adapter_refs(arguments),
+            masks=_masks(arguments.masks),
+            segmenter=_segmenter(arguments.masks),
+            resume=arguments.resume,
+        )
     _print_result(tuned, arguments)
 
 
