@@ -13,6 +13,7 @@ from blip_diffusion.cli.commands import (
     convert,
     data,
     evaluate,
+    evaluate_edits,
     generate,
     serve,
     train,
@@ -32,6 +33,7 @@ COMMANDS = (
     ("train-mini", train_mini, "train mini from the start within a time limit"),
     ("train-control", train_control, "train adapters for structure control of a model within a time limit"),
     ("evaluate", evaluate, "score a model on a benchmark, with lower and upper bounds, and write a report"),
+    ("evaluate-edits", evaluate_edits, "score edits of composed photos whose true answer is known"),
     ("convert", convert, "convert a model or a tuned subject between layouts and precisions"),
     ("data", data, "build the training data and look at samples"),
 )
