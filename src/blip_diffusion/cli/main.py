@@ -12,9 +12,11 @@ from blip_diffusion.cli.commands import (
     app,
     convert,
     data,
+    edit,
     evaluate,
     evaluate_edits,
     generate,
+    inpaint,
     serve,
     train,
     train_control,
@@ -26,6 +28,8 @@ from blip_diffusion.errors import BlipDiffusionError, reason
 
 COMMANDS = (
     ("generate", generate, "generate images of a subject in the scenes that prompts describe"),
+    ("edit", edit, "replace the subject of a photo and keep the rest"),
+    ("inpaint", inpaint, "paint a subject where a mask is white and keep all other pixels"),
     ("app", app, "open a web page: generate, gallery, subjects, tuning, comparison"),
     ("serve", serve, "serve an HTTP API: OpenAI-compatible images, durable jobs, tuned subjects"),
     ("tune", tune, "personalize a model for your subject from a few photos"),
