@@ -35,6 +35,7 @@ from blip_diffusion.fileio import write_text
 from blip_diffusion.images import grid, open_image, to_pil, to_tensor
 from blip_diffusion.pipelines.attention_alignment import AttentionControl
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
+from blip_diffusion.pipelines.presets import Engine, preset_on_engine
 
 SHADOW, BRUSH = 6, 4
 """Pixels about the subjects that count neither as background nor as subject, and by which a user's mask is wider."""
@@ -119,6 +120,7 @@ class EditBenchConfig:
         edits: Number of edits, from 2.
         conditions: Names of `CONDITIONS`.
         strength: Of all edits.
+        engine: What runs the U-Net; attention control always takes torch.
         judges: Learned metrics, of `JUDGES`; none saves a minute.
     """
 
@@ -127,6 +129,7 @@ class EditBenchConfig:
     edits: int = 60
     conditions: tuple[str, ...] = DEFAULT
     strength: float = 1.0
+    engine: Engine = "torch"
     judges: tuple[str, ...] = tuple(JUDGES)
 
     def __post_init__(self) -> None:
@@ -270,10 +273,14 @@ def evaluate_edits(
     pipe.set_progress_bar_config(disable=True)
     size = int(pipe.unet.config.sample_size) * pipe.model.latents.factor
     tasks = build_tasks(bench, world, config.edits, size=size)
-    claim_output_dir(out, {"model": config.model, "edits": config.edits, "strength": config.strength})
+    claim_output_dir(
+        out, {"model": config.model, "edits": config.edits, "strength": config.strength, "engine": config.engine}
+    )
     judges = _judges(config, bench, world, pipe, size)
     results, files = [], {}
     for name in config.conditions:
+        controlled = CONDITIONS[name].options.get("attention") is not None
+        pipe.set_preset(preset_on_engine("", "torch" if controlled else config.engine))
         began, instances = time.monotonic(), [task.instance for task in tasks]
         folder = out / IMAGES / name.replace("/", "-")
         there = sum((folder / one.file).is_file() for one in instances)

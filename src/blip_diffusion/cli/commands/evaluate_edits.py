@@ -28,6 +28,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--strength", type=float, default=1.0, help="share of the steps that are run (default: 1)")
     parser.add_argument("--metrics", nargs="*", metavar="NAME", help="focus, text (default: both)")
+    parser.add_argument(
+        "--engine", choices=("torch", "compiled", "openvino"), default="torch", help="backend (default: torch)"
+    )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
 
 
@@ -42,6 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
         edits=arguments.edits,
         conditions=tuple(arguments.conditions or DEFAULT),
         strength=arguments.strength,
+        engine=arguments.engine,
         judges=tuple(JUDGES if arguments.metrics is None else arguments.metrics),
     )
     evaluate_edits(
