@@ -160,7 +160,7 @@ def build_tasks(bench: Bench, world: AssetLibrary, count: int, *, size: int) -> 
 def _task(bench: Bench, sampler: PairSampler, rows: Mapping[str, int], scenes: Sequence[int], number: int) -> EditTask:
     subjects, turn = bench.subjects, number // len(bench.subjects)
     target = subjects[number % len(subjects)]
-    others = [one for one in subjects if one.category != target.category]
+    others = [one for one in subjects if one.category != target.category] or [one for one in subjects if one != target]
     source = others[(7 * number + 11 * turn) % len(others)]
     scene = scenes[(number + 5 * turn) % len(scenes)]
     instance = Instance(target, scene, bench.prompt(target, scene), 0)
