@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline
 from diffusers.models.attention_processor import Attention
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -152,6 +153,57 @@ def test_a_widened_unet_reads_the_mask(
     assert again.edit(photo, "cat", "dog", dog).images
     with pytest.raises(InputError, match="strength"):
         again.inpaint(photo, mask, dog, "dog", strength=0.5)
+
+
+def test_inpainting_unets_get_what_diffusers_gives_them(
+    own: BlipDiffusionPipeline, photo: Image.Image, mask: Image.Image, dog: Image.Image
+) -> None:
+    """The same latents from the same noise as `StableDiffusionInpaintPipeline`, with a U-Net of nine channels."""
+    own.unet = widened(own.unet, 9)
+    with torch.no_grad():
+        own.unet.conv_in.weight.normal_(std=0.2)
+        own.vae.quant_conv.weight[4:] = 0  # diffusers samples the masked image's latents: without spread, the mean
+        own.vae.quant_conv.bias[4:] = -30
+    states: dict[str, Tensor] = {}
+
+    def keep(_: Any, __: int, ___: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        states.update(tensors)
+        return {}
+
+    asked: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 3.0}
+    own("on the beach", dog, "dog", "dog", callback_on_step_end=keep,
+        callback_on_step_end_tensor_inputs=["prompt_embeds"], generator=rng(), **asked)  # fmt: skip
+    empty, text = states["prompt_embeds"].chunk(2)
+    theirs = StableDiffusionInpaintPipeline(
+        own.vae,
+        own.text_encoder,
+        own.tokenizer,
+        own.unet,
+        DDIMScheduler.from_config(own.scheduler.config, steps_offset=1),  # which trailing timesteps don't read
+        None,
+        None,
+        requires_safety_checker=False,
+    )
+    theirs.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, 4, 4, 4, generator=rng())
+    given = {"image": photo, "mask_image": mask, "height": SIZE, "width": SIZE, "strength": 1.0, "latents": noise}
+    wanted = theirs(prompt_embeds=text, negative_prompt_embeds=empty, output_type="latent", **given, **asked).images
+    found = own.inpaint(
+        photo, mask, dog, "dog", prompt="on the beach", guidance_rescale=0.0, generator=rng(), output_type="latent",
+        **asked,
+    ).images  # fmt: skip
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_an_inpainting_checkpoint_loads_as_the_unet(
+    own: BlipDiffusionPipeline, tiny_folder: Path, tmp_path: Path
+) -> None:
+    wide = widened(own.unet, 9)
+    wide.save_pretrained(tmp_path / "unet")
+    (file,) = (tmp_path / "unet").glob("*.safetensors")
+    for source in (tmp_path / "unet", file):
+        pipe = BlipDiffusionPipeline.from_pretrained(tiny_folder, unet=source)
+        assert pipe.model.reads_mask and torch.equal(pipe.unet.conv_in.weight, wide.conv_in.weight)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 WORLD = Path(__file__).parents[1] / "fixtures" / "world.zip"
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden"
 STAGE_CONFIGS = sorted(path for path in CONFIGS.rglob("*.toml") if path.stem != "recipe")  # which has a test of its own
-STAGES = ("autoencoder", "text_to_image", "representation", "subject", "decoder", "consistency")
+STAGES = ("autoencoder", "text_to_image", "representation", "subject", "decoder", "consistency", "inpaint")
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,7 @@ def test_each_stage_exports_what_the_next_one_needs(runs: Path) -> None:
     assert parts(runs / "subject/export") == ["heads.safetensors", *whole]
     assert parts(runs / "decoder/export") == ["vae"]
     assert parts(runs / "consistency/export") == whole
+    assert parts(runs / "inpaint/export") == whole
 
 
 @pytest.mark.parametrize(
@@ -74,6 +75,7 @@ def test_each_stage_exports_what_the_next_one_needs(runs: Path) -> None:
         ("subject", "subject/start", ("vae/", "qformer/visual_encoder.tower."), ("qformer/proj_layer.",)),
         ("decoder", "subject/export", ("vae/encoder.", "vae/quant_conv."), ("vae/decoder.",)),
         ("consistency", "subject/export", ("vae/", "qformer/", "text_encoder/"), ("unet/",)),
+        ("inpaint", "inpaint/start", ("vae/", "qformer/", "text_encoder/"), ("unet/",)),
     ],
 )
 def test_what_is_frozen_does_not_move_by_a_bit(

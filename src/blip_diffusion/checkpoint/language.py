@@ -118,7 +118,7 @@ def load_tied(model: nn.Module, state: Mapping[str, Tensor], *, where: str, dtyp
     model.load_state_dict(cast, assign=True, strict=False)
     for part in model.modules():
         if hasattr(part, "tie_weights"):
-            part.tie_weights()
+            part.tie_weights()  # type: ignore[operator]  # a method of transformers
     model.requires_grad_(False).eval()
 
 

@@ -16,13 +16,23 @@ from blip_diffusion.checkpoint.weights import CONFIG_ERRORS, State, read_file
 from blip_diffusion.errors import CheckpointError
 from blip_diffusion.model import ModelConfig
 
+FIRST_CONVOLUTIONS = (f"{ldm.LDM_UNET_KEY}input_blocks.0.0.weight", "conv_in.weight")
 CONTROL = {"conditioning_embedding_out_channels": (16, 32, 96, 256)}
 
 
 def unet(path: Path, *, config: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None) -> Any:
-    """Load the U-Net of a single file; `config` defaults to Stable Diffusion 1.5's."""
-    config = config or ModelConfig().unet
+    """Load the U-Net of a single file; `config` defaults to Stable Diffusion 1.5's.
+
+    The file's own number of input channels counts: nine where it was trained to inpaint.
+    """
+    config = {**(config or ModelConfig().unet), **_input_channels(path)}
     return _part("unet", path, config, dtype, prefixes=(ldm.LDM_UNET_KEY,), convert=ldm.convert_ldm_unet_checkpoint)
+
+
+def _input_channels(path: Path) -> dict[str, int]:
+    state = read_file(path) if path.is_file() else {}
+    first = next((state[name] for name in FIRST_CONVOLUTIONS if name in state), None)
+    return {} if first is None or first.ndim != 4 else {"in_channels": int(first.shape[1])}
 
 
 def vae(path: Path, *, config: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None) -> Any:

@@ -65,7 +65,7 @@ def ddim_inversion(denoiser: Denoiser, clean: Tensor, noising: Noising, timestep
     path, below = [clean], -1
     for timestep in reversed(timesteps):
         at = _batch(timestep, clean)
-        answer = denoiser(path[0], at)
+        answer = denoiser(path[0], _scalar(timestep, clean))
         noise = noising.noise(path[0], noising.predict_x0(path[0], answer, at), at)
         signal, spread = _level(noising, below, clean)
         x0 = (path[0] - spread * noise) / signal
@@ -93,7 +93,7 @@ def ddpm_inversion(
     path = [noising.noised(clean, noise(), _batch(t, clean)) for t in timesteps] + [clean]
     residuals = []
     for (timestep, below), (now, then) in zip(_steps(timesteps), itertools.pairwise(path), strict=True):
-        mean = _step(now, denoiser(now, _batch(timestep, clean)), noising, timestep, below, eta=1.0)
+        mean = _step(now, denoiser(now, _scalar(timestep, clean)), noising, timestep, below, eta=1.0)
         residuals.append(then - mean)
     return Inversion(tuple(timesteps), tuple(path), tuple(residuals))
 
@@ -136,7 +136,7 @@ def sample_from(
         for repeat in range(repeats):
             if repeat and noise is not None:
                 latents = _noised_again(latents, noise(), noising, below, timestep)
-            answer = denoiser(latents, torch.tensor(timestep, device=latents.device))
+            answer = denoiser(latents, _scalar(timestep, latents))
             eta = 1.0 if inversion.residuals else 0.0
             latents = _step(latents, answer, noising, timestep, below, eta=eta)
             if inversion.residuals:
@@ -165,6 +165,11 @@ def _steps(timesteps: Sequence[int]) -> list[tuple[int, int]]:
 
 def _batch(timestep: int, like: Tensor) -> Tensor:
     return torch.full((len(like),), timestep, device=like.device)
+
+
+def _scalar(timestep: int, like: Tensor) -> Tensor:
+    """Return a timestep as samplers give it to a network."""
+    return torch.tensor(timestep, device=like.device)
 
 
 def _level(noising: Noising, timestep: int, like: Tensor) -> tuple[Tensor, Tensor]:

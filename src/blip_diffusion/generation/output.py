@@ -24,7 +24,8 @@ def save_images(
     paths: list[Path] = []
     for image, (prompt, seed) in zip(results, jobs, strict=True):
         metadata = encode(request, prompt=prompt, seed=seed, num_images=1)
-        path = _free_path(out / f"{_slug(prompt)}-{seed}.png", metadata, taken.union(paths))
+        title = prompt if request.edit is None or prompt else request.edit.title(request.target_category)
+        path = _free_path(out / f"{_slug(title)}-{seed}.png", metadata, taken.union(paths))
         _save(image, path, metadata)
         paths.append(path)
     return paths

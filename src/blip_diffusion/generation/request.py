@@ -11,6 +11,7 @@ from blip_diffusion import images
 from blip_diffusion.checkpoint.adapter_refs import EmbeddingRef, LoraRef
 from blip_diffusion.errors import InputError
 from blip_diffusion.framing import check_box
+from blip_diffusion.generation.edit_request import EditInput
 from blip_diffusion.generation.limits import check_limits
 from blip_diffusion.generation.subject_refs import SubjectRef
 from blip_diffusion.pipelines.presets import Dtype, Engine, get_preset
@@ -80,6 +81,7 @@ class GenerationRequest:
         dtype: Precision of all weights.
         preset: "exact", "fast", "turbo", or empty for none.
         engine: Backend that runs the networks: "torch", "compiled" or "openvino".
+        edit: The photo that is edited; its prompts may be empty. `None`: images are generated.
 
     Raises:
         InputError: If a value is empty or out of range, or the preset is unknown.
@@ -112,12 +114,13 @@ class GenerationRequest:
     dtype: Dtype = "float32"
     preset: str = ""
     engine: Engine = "torch"
+    edit: EditInput | None = None
 
     def __post_init__(self) -> None:
         if self.preset:
             get_preset(self.preset)
         check_limits(
-            prompts=self.prompts,
+            prompts=self.prompts if self.edit is None else [text or "edit" for text in self.prompts],
             num_images=self.num_images,
             steps=self.steps,
             seed=self.seed,

@@ -16,6 +16,7 @@ from blip_diffusion.checkpoint.model_folder import load_controlnet
 from blip_diffusion.devices import device_of
 from blip_diffusion.errors import InputError
 from blip_diffusion.fileio import check_writable
+from blip_diffusion.generation.edit import Editor
 from blip_diffusion.generation.output import check_grid_path, save_grid, save_images
 from blip_diffusion.generation.request import CONTROLNETS, ControlInput, GenerationRequest
 from blip_diffusion.generation.subject_refs import load_subjects
@@ -109,29 +110,45 @@ class PreparedRequest:
         pipe: The pipeline, with the request's preset.
         request: What to generate.
         arguments: Arguments of every call: the subject and the controls.
+        editor: What edits a photo, if one is edited.
     """
 
     pipe: BlipDiffusionPipeline
     request: GenerationRequest
     arguments: dict[str, Any]
+    editor: Editor | None = None
 
     def generate(self, batch: list[tuple[str, int]], on_step: StepCallback | None = None) -> list[Image.Image]:
         """Generate one image for each prompt and seed, in one batch. `on_step` is called after each sampling step."""
         request = self.request
+        if self.editor is not None:
+            return [self._edited(self.editor, *job) for job in batch]
         result: list[Image.Image] = self.pipe(
             [prompt for prompt, _ in batch],
             target_subject_category=request.target_category,
-            box=request.box,
-            negative_prompt=request.negative_prompt,
-            height=request.height,
-            width=request.width,
-            num_inference_steps=request.steps,
-            guidance_scale=request.guidance_scale,
             generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
             callback_on_step_end=on_step,
-            **self.arguments,
+            **self._settings,
         ).images
         return result
+
+    def _edited(self, editor: Editor, prompt: str, seed: int) -> Image.Image:
+        generator = torch.Generator().manual_seed(seed)
+        return editor(self.pipe, prompt, self.request.target_category, {"generator": generator, **self._settings})
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """Arguments that generating and editing share."""
+        request = self.request
+        return {
+            "box": request.box,
+            "negative_prompt": request.negative_prompt,
+            "height": request.height,
+            "width": request.width,
+            "num_inference_steps": request.steps,
+            "guidance_scale": request.guidance_scale,
+            **self.arguments,
+        }
 
 
 @contextmanager
@@ -142,12 +159,13 @@ def prepared(pipe: BlipDiffusionPipeline, request: GenerationRequest) -> Iterato
         InputError: If the request does not fit the model.
         CheckpointError: If a ControlNet, a LoRA, an embedding or a subject file is missing or damaged.
     """
+    editor = None if request.edit is None else Editor.read(request.edit)
     pipe.set_preset(preset_on_engine(request.preset, request.engine))
     before = set(pipe.subjects)
     with loaded_adapters(pipe, request.loras, request.embeddings):
         try:
             control = _control_arguments(request.controls, pipe)
-            yield PreparedRequest(pipe, request, {**_subject_arguments(pipe, request), **control})
+            yield PreparedRequest(pipe, request, {**_subject_arguments(pipe, request), **control}, editor)
         finally:
             for name in set(pipe.subjects) - before:
                 pipe.unload_subject(name)

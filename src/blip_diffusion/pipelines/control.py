@@ -92,8 +92,8 @@ def _check_fit(net: Any, unet: Any) -> None:
     for name in ("cross_attention_dim", "in_channels", "block_out_channels"):
         theirs, ours = net.config[name], unet.config[name]
         theirs, ours = (tuple(x) if isinstance(x, list | tuple) else x for x in (theirs, ours))
-        if name == "in_channels" and ours == inpainting_channels(theirs):
-            continue
+        if name == "in_channels" and ours == inpainting_channels(int(net.config.in_channels)):
+            continue  # such a U-Net reads a mask too, and the ControlNet the latents alone
         if theirs != ours:
             raise InputError(f"The ControlNet is for another U-Net: its {name} is {theirs}, this model's is {ours}.")
 

@@ -37,7 +37,7 @@ OPTIONS = frozenset(
 
 
 @dataclass
-class EditOutput(BaseOutput):  # type: ignore[misc]  # diffusers' is untyped
+class EditOutput(BaseOutput):
     """Edited images, and the mask (mode L, white where the photo may have changed) of all of them."""
 
     images: Any
@@ -89,11 +89,11 @@ def check_plain_engine(host: PipelineHost, inputs: PipelineInputs) -> None:
         raise InputError("Attention control and guess_mode exclude each other: give one of them.")
 
 
-def given_mask(mask: Any, photo: "Photo", factor: int) -> "EditMask | None":
-    """Return a user's mask; `None` where it is to be found. Raises `InputError` for what is neither."""
+def given_mask(mask: Any, photo: "Photo", factor: int) -> "tuple[EditMask | None, str]":
+    """Return a user's mask, or else how it is found. Raises `InputError` for what is neither."""
     if isinstance(mask, str) and mask in FOUND:
-        return None
-    return photo.mask(mask, factor)
+        return None, mask
+    return photo.mask(mask, factor), ""
 
 
 def noising_from(host: PipelineHost) -> Noising:

@@ -94,11 +94,11 @@ class EditingMixin(PipelineHost):
         )
         if attention is not None:
             check_plain_engine(self, inputs)
-        user_mask = given_mask(mask, photo, self.model.latents.factor)
+        user_mask, finding = given_mask(mask, photo, self.model.latents.factor)
         run = EditRun.begin(self, inputs, photo, user_mask, strength)
         run = run.described(source_category, prompt, by_photo=describe_source)
         with run.ready():
-            where = user_mask or run.found_mask(mask, mask_threshold)
+            where = user_mask or run.found_mask(finding, mask_threshold)
             run = run.conditioned(where)
             path = run.inverted(inversion)
             if attention is None:

@@ -219,6 +219,10 @@ class JobService:
         Raises:
             InputError: If it needs a model, a ControlNet or a subject that this service doesn't have.
         """
+        if request.edit is not None:
+            raise InputError(
+                "The image is an edit of a photo that isn't here: generate one, or edit on the command line."
+            )
         if any(control.controlnet for control in request.controls):
             raise InputError("The image was made with a ControlNet of its own, which this server doesn't load.")
         known = {subject.id for subject in self.store.subjects()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ from blip_diffusion.cli.values import check_file, kind_and_value, path_and_numbe
 from blip_diffusion.errors import InputError
 
 if TYPE_CHECKING:
+    from blip_diffusion.generation.edit_request import EditInput
     from blip_diffusion.generation.request import ControlInput, GenerationRequest
 
 USED_BY_REPRODUCE = ("reproduce", "command", "out", "grid", "device", "model", "controlnet", "json", "quiet")
@@ -37,7 +39,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     _subject_flags(parser)
     adapter_flags(parser)
     parser.add_argument("--model", default=None, help=MODEL_HELP)
-    _output_flags(parser)
+    output_flags(parser)
+    sampling_flags(parser)
+    control_flags(parser)
+    acceleration_flags(parser)
+    device_flags(parser)
+
+
+def sampling_flags(parser: argparse.ArgumentParser) -> None:
+    """Add steps, guidance, negative prompt, size and box."""
     parser.add_argument("--steps", type=int, help="sampling steps (default: the model's)")
     parser.add_argument(
         "--guidance-scale", type=float, help="weight of classifier-free guidance; 1 is off (default: the model's)"
@@ -51,12 +61,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
         help="where the subject stands, in [0, 1] of the image (default: the prompt's words decide)",
     )
-    _control_flags(parser)
-    acceleration_flags(parser)
-    device_flags(parser)
 
 
 def _subject_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--category", metavar="WORD", help="what the subject is, for example dog")
+    parser.add_argument(
+        "--target-category", metavar="WORD", help="what to generate the subject as (default: --category)"
+    )
+    source_flags(parser)
+
+
+def source_flags(parser: argparse.ArgumentParser) -> None:
+    """Add where the subject comes from, and --reproduce."""
     parser.add_argument(
         "--reference",
         type=Path,
@@ -64,10 +80,6 @@ def _subject_flags(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="FILE",
         help="the reference image of the subject; repeat for the mean of several",
-    )
-    parser.add_argument("--category", metavar="WORD", help="what the subject is, for example dog")
-    parser.add_argument(
-        "--target-category", metavar="WORD", help="what to generate the subject as (default: --category)"
     )
     parser.add_argument(
         "--resize-mode", choices=RESIZE_MODES, help="how the reference becomes square (default: the model's)"
@@ -84,7 +96,8 @@ def _subject_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _output_flags(parser: argparse.ArgumentParser) -> None:
+def output_flags(parser: argparse.ArgumentParser) -> None:
+    """Add where images go, how many there are, and what is printed."""
     parser.add_argument(
         "--out", type=Path, default=Path("out"), metavar="DIR", help="folder for the images (default: out)"
     )
@@ -101,7 +114,8 @@ def _output_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="print no paths, bars and warnings, only errors")
 
 
-def _control_flags(parser: argparse.ArgumentParser) -> None:
+def control_flags(parser: argparse.ArgumentParser) -> None:
+    """Add --control and --controlnet."""
     parser.add_argument(
         "--control",
         action="append",
@@ -117,14 +131,19 @@ def _control_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     if arguments.reproduce is not None:
-        _check_reproduce(arguments)
+        check_reproduce(arguments, add_flags)
     else:
         arguments.prompt = [*arguments.prompt, *prompts_of(arguments.prompts)]
         _check_usage(arguments)
+    run_request(arguments)
+
+
+def run_request(arguments: argparse.Namespace, edit: Callable[[argparse.Namespace], EditInput] | None = None) -> None:
+    """Build the request of checked arguments, of an edit if `edit` reads one from them, and run it."""
     with importing():
         import blip_diffusion.pipelines.pipeline  # noqa: F401  # needed next, imported without the collector
         from blip_diffusion.generation.run import run as generate
-    request = _request(arguments)
+    request = _request(arguments, edit)
     generate(
         request,
         arguments.out,
@@ -142,7 +161,9 @@ def _print_saved(arguments: argparse.Namespace, path: Path, prompt: str | None, 
         print(path, flush=True)
 
 
-def _request(arguments: argparse.Namespace) -> GenerationRequest:
+def _request(
+    arguments: argparse.Namespace, edit: Callable[[argparse.Namespace], EditInput] | None
+) -> GenerationRequest:
     from blip_diffusion.generation.png_metadata import read_request
     from blip_diffusion.generation.request import GenerationRequest, read_reference
     from blip_diffusion.generation.subject_refs import subject_ref
@@ -176,14 +197,20 @@ def _request(arguments: argparse.Namespace) -> GenerationRequest:
         preset=arguments.preset or "",
         engine=arguments.engine,
         dtype=arguments.dtype or default_dtype(arguments.preset, arguments.device),
+        edit=edit and edit(arguments),
     )
 
 
 def _check_usage(arguments: argparse.Namespace) -> None:
     """Raise `InputError` for what can be told before torch is imported."""
+    _check_subject(arguments)
+    check_values(arguments)
+
+
+def check_values(arguments: argparse.Namespace) -> None:
+    """Raise `InputError` for numbers out of range and files that are missing."""
     from blip_diffusion.generation.limits import check_limits
 
-    _check_subject(arguments)
     check_limits(
         prompts=arguments.prompt,
         num_images=arguments.num_images,
@@ -214,10 +241,10 @@ def _check_subject(arguments: argparse.Namespace) -> None:
         check_used(arguments, add_flags, ("resize_mode",), where)
 
 
-def _check_reproduce(arguments: argparse.Namespace) -> None:
+def check_reproduce(arguments: argparse.Namespace, add_flags: Callable[[argparse.ArgumentParser], None]) -> None:
     """Raise `InputError` for flags next to --reproduce that the PNG file decides."""
     ignored = [
-        "the prompt" if name == "prompt" else f"--{name.replace('_', '-')}"
+        f"the {name}" if name in ("prompt", "photo") else f"--{name.replace('_', '-')}"
         for name in changed_flags(arguments, add_flags)
         if name not in USED_BY_REPRODUCE
     ]

@@ -20,7 +20,7 @@ from PIL import Image
 from blip_diffusion.checkpoint.adapter_refs import EmbeddingRef, LoraRef
 from blip_diffusion.checkpoint.subject_file import Subject, check_category, read_subject
 from blip_diffusion.data.benchmarks.dreambench import BenchSubject
-from blip_diffusion.data.photos import MOST, Segmenter
+from blip_diffusion.data.photos import MAX_PHOTOS, Segmenter
 from blip_diffusion.devices import current
 from blip_diffusion.errors import InputError
 from blip_diffusion.evaluation.generators.cache import LogFn, silent
@@ -109,8 +109,8 @@ def check_tunable(subjects: Sequence[BenchSubject], config: TuneConfig) -> None:
         raise InputError(f"--condition tuned needs few-shot tuning, not {config.method}: use few-shot.")
     for subject in subjects:
         check_category(subject.category)
-        if len(subject.images) > MOST:
+        if len(subject.images) > MAX_PHOTOS:
             raise InputError(
-                f"The benchmark has {len(subject.images)} images of {subject.name}, and tuning takes at most {MOST}: "
+                f"The benchmark has {len(subject.images)} images of {subject.name}, and tuning takes at most {MAX_PHOTOS}: "
                 "remove some."
             )

@@ -34,9 +34,7 @@ class RepresentationConfig:
     itm_weight: float = 1.0
     itg_weight: float = 1.0
     reconstruction_weight: float = 0.0
-    image: DescribedImage = (
-        "reference"  # the encoded image; "target" to caption and to search whole images
-    )
+    image: DescribedImage = "reference"  # the encoded image; "target" to caption and to search whole images
     multimodal_every: int = 1  # steps between steps with ITC, ITM and ITG; the reconstruction loss is in each step
     max_caption_tokens: int = 32  # longer captions are truncated
     smoothing: float = 0.1  # label smoothing of ITC and ITG

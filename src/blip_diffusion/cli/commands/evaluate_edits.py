@@ -1,0 +1,58 @@
+"""`blip-diffusion evaluate-edits`: edit photos whose true answer is known, and score what stayed and what changed."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from blip_diffusion.cli.flags import MODEL_HELP
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the command's flags."""
+    parser.set_defaults(command=run)
+    parser.add_argument("--model", default="mini", help=MODEL_HELP)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the images and the table")
+    parser.add_argument(
+        "--dataset",
+        type=Path,
+        default=Path("world/world.zip"),
+        metavar="FILE",
+        help="the world, beside MiniBench",
+    )
+    parser.add_argument("--edits", type=int, default=60, metavar="N", help="number of edits (default: 60)")
+    parser.add_argument(
+        "--conditions",
+        nargs="+",
+        metavar="NAME",
+        help="copy, generate, truth, inpaint-2, or INVERSION/MASK[/attention], for example direct/difference",
+    )
+    parser.add_argument("--strength", type=float, default=1.0, help="share of the steps that are run (default: 1)")
+    parser.add_argument("--metrics", nargs="*", metavar="NAME", help="focus, text (default: both)")
+    parser.add_argument(
+        "--engine", choices=("torch", "compiled", "openvino"), default="torch", help="backend (default: torch)"
+    )
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command."""
+    from blip_diffusion.devices import device_of
+    from blip_diffusion.evaluation.editbench import DEFAULT, JUDGES, EditBenchConfig, evaluate_edits
+
+    config = EditBenchConfig(
+        model=arguments.model,
+        dataset=arguments.dataset,
+        edits=arguments.edits,
+        conditions=tuple(arguments.conditions or DEFAULT),
+        strength=arguments.strength,
+        engine=arguments.engine,
+        judges=tuple(JUDGES if arguments.metrics is None else arguments.metrics),
+    )
+    evaluate_edits(
+        config,
+        arguments.out,
+        device=device_of(arguments.device),
+        log=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    print((arguments.out / "edits.md").read_text(encoding="utf-8"))
+    print(arguments.out)
