@@ -10,10 +10,12 @@ from typing import Any
 from blip_diffusion import __version__
 from blip_diffusion.cli.commands import (
     app,
+    caption,
     convert,
     data,
     evaluate,
     generate,
+    search,
     serve,
     train,
     train_control,
@@ -32,6 +34,8 @@ COMMANDS = (
     ("train-mini", train_mini, "train mini from the start within a time limit"),
     ("train-control", train_control, "train adapters for structure control of a model within a time limit"),
     ("evaluate", evaluate, "score a model on a benchmark, with lower and upper bounds, and write a report"),
+    ("caption", caption, "write captions of images, or answer questions about them, with BLIP-2"),
+    ("search", search, "find the images of a folder that a sentence describes, with BLIP-2"),
     ("convert", convert, "convert a model or a tuned subject between layouts and precisions"),
     ("data", data, "build the training data and look at samples"),
 )
