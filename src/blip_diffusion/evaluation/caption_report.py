@@ -58,7 +58,7 @@ def evaluate_captions(
     search = None if search_model is None else ImageSearch.from_pretrained(search_model).to(device)
     world = AssetLibrary.load(dataset)
     held = held_out(world, num_images, seed=seed)
-    table: dict[str, Any] = {"images": len(held), "subjects": len(held.subjects.unique()), "seed": seed}
+    table: dict[str, Any] = {"images": len(held), "subjects": len(set(held.subjects.tolist())), "seed": seed}
     sections = [f"{len(held)} composites of {table['subjects']} held-out subjects in held-out scenes."]
     if captioner is not None:
         scores = score_captions(captioner, world, held, num_beams=num_beams)

@@ -56,14 +56,19 @@ def held_out(world: AssetLibrary, count: int, *, seed: int = 0) -> HeldOut:
     sampler = PairSampler(world, SYNTHETIC, batch_size=min(BATCH, count), seed=seed)
     batches = [sampler(index) for index in range(-(-count // sampler.batch_size))]
     captions = [caption for batch in batches for caption in batch["caption"]]
-    pixels, subjects = (torch.cat([batch[name] for batch in batches]) for name in ("target", "identity"))  # type: ignore[literal-required]
+    pixels, subjects = (torch.cat([batch[name] for batch in batches]) for name in ("target", "identity"))
     return HeldOut(pixels[:count], captions[:count], subjects[:count])
+
+
+def slices(count: int) -> list[slice]:
+    """Return the slices of BATCH rows that `count` rows are worked through in."""
+    return [slice(first, first + BATCH) for first in range(0, count, BATCH)]
 
 
 @torch.no_grad()
 def query_states(model: Blip2, pixels: Tensor) -> Tensor:
     """Images (N, 3, S, S) to query states (N, Q, D)."""
-    return torch.cat([model.queries(model.features(part.to(model.device))) for part in pixels.split(BATCH)])
+    return torch.cat([model.queries(model.features(pixels[rows].to(model.device))) for rows in slices(len(pixels))])
 
 
 @torch.no_grad()
@@ -72,8 +77,7 @@ def caption_losses(model: Blip2, queries: Tensor | None, captions: Sequence[str]
     if model.speaker.is_encoder_decoder:
         raise InputError("Captions are scored with a decoder-only language model, and this one has an encoder.")
     losses = []
-    for first in range(0, len(captions), BATCH):
-        rows = slice(first, first + BATCH)
+    for rows in slices(len(captions)):
         words, labels = caption_words(model.tokenizer, captions[rows], model.special, limit=64)
         words, labels = words.to(model.device), labels.to(model.device)
         part = None if queries is None else queries[rows]
@@ -153,10 +157,10 @@ def _accuracy(field: str, truth: Sequence[CaptionFacts], found: Sequence[Caption
 def _over_subjects(values: Tensor, subjects: Tensor) -> Estimate:
     """Estimate the mean over images, resampling subjects. NaN leaves an image out."""
     kept = ~values.isnan()
-    values, names = values[kept], subjects[kept]
-    _, rows = names.unique(return_inverse=True)
-    count = int(rows.max()) + 1 if len(rows) else 0
-    sums, sizes = (torch.zeros(count).index_add(0, rows, part) for part in (values, torch.ones_like(values)))
+    values, names = values[kept], subjects[kept].tolist()
+    number = {name: row for row, name in enumerate(dict.fromkeys(names))}
+    rows = torch.tensor([number[name] for name in names], dtype=torch.long)
+    sums, sizes = (torch.zeros(len(number)).index_add(0, rows, part) for part in (values, torch.ones_like(values)))
     return bootstrap_ci(torch.stack([sums, sizes]), lambda means: means[0] / means[1])
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blip_diffusion.blip2 import Blip2
-from blip_diffusion.evaluation.captions import BATCH, HeldOut
+from blip_diffusion.evaluation.captions import HeldOut, slices
 from blip_diffusion.evaluation.metrics.retrieval import recall_at
 from blip_diffusion.prompts import Words
 
@@ -43,8 +43,8 @@ def score_retrieval(model: Blip2, held: HeldOut, *, rerank: int = 32) -> Retriev
     """
     sentences = sorted(set(held.captions))
     relevant = torch.tensor([[caption == other for other in sentences] for caption in held.captions])  # (N, T)
-    features = torch.cat([model.features(part.to(model.device)) for part in held.pixels.split(BATCH)])
-    vectors = torch.cat([model.image_vectors(part) for part in features.split(BATCH)])
+    features = torch.cat([model.features(held.pixels[rows].to(model.device)) for rows in slices(len(held))])
+    vectors = torch.cat([model.image_vectors(features[rows]) for rows in slices(len(held))])
     words = model.sentence_words(sentences)
     cosines = model.itc(vectors, model.sentence_vectors(words)).cpu()  # (N, T)
     both = {"image to text": (cosines, relevant), "text to image": (cosines.T, relevant.T)}
@@ -67,9 +67,10 @@ def _reranked(model: Blip2, features: Tensor, words: Words, cosines: Tensor, rer
     by_text = cosines.T.topk(min(rerank, n), dim=1).indices
     rows = torch.arange(n)[:, None].expand_as(by_image).flatten()
     columns = torch.arange(t)[:, None].expand_as(by_text).flatten()
-    pairs = torch.cat([torch.stack([rows, by_image.flatten()], 1), torch.stack([by_text.flatten(), columns], 1)])
-    pairs = pairs.unique(dim=0)
-    logits = torch.cat([_logits(model, features, words, part) for part in pairs.split(BATCH)]).cpu()
+    asked = {*zip(rows.tolist(), by_image.flatten().tolist(), strict=True)}
+    asked |= {*zip(by_text.flatten().tolist(), columns.tolist(), strict=True)}
+    pairs = torch.tensor(sorted(asked))
+    logits = torch.cat([_logits(model, features, words, pairs[some]) for some in slices(len(pairs))]).cpu()
     table = torch.full((n, t), -torch.inf)
     table[pairs[:, 0], pairs[:, 1]] = logits
     to_text, to_image = (torch.full_like(scores, -100.0) for scores in (cosines, cosines.T))

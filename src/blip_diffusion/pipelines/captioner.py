@@ -14,7 +14,7 @@ from blip_diffusion.blip2 import Blip2
 from blip_diffusion.checkpoint.blip2 import load_blip2
 from blip_diffusion.errors import InputError
 from blip_diffusion.pipelines.broadcast import OneOrMany, as_list, broadcast, common_length
-from blip_diffusion.pipelines.checks import whole_number
+from blip_diffusion.pipelines.checks import texts, whole_number
 from blip_diffusion.prompts import continuation_words
 
 BATCH = 16
@@ -129,7 +129,7 @@ class Captioner:
             >>> captioner.answer(photo, "How many dogs are there?")
             ['two']
         """
-        asked = [_plain(question) for question in as_list(questions)]
+        asked = [_plain(question) for question in texts("questions", questions)]
         if not all(asked):
             raise InputError("A question is empty: ask something, for example how many dogs are there.")
         prompts = [QUESTION.format(f"{question}?") for question in asked]
@@ -147,7 +147,7 @@ class Captioner:
     ) -> list[str]:
         num_beams = whole_number("num_beams", num_beams, 1, 64)
         max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1, 1000)
-        squares, prompts = square_images(self.model, as_list(images)), as_list(prompt)
+        squares, prompts = square_images(self.model, as_list(images)), texts("prompt", prompt)
         size = common_length({"images": len(squares), "prompts": len(prompts)})
         squares, prompts = broadcast(squares, size), broadcast(prompts, size)
         special = self.model.special

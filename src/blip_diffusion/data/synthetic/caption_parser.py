@@ -57,10 +57,12 @@ class CaptionParser:
 
 
 def _phrases() -> Iterator[tuple[str, tuple[str, str]]]:
-    tables = {"accessory": ACCESSORIES, "count": COUNTS, "size": SIZES, "position": POSITIONS, "style": STYLES}
+    counts = {str(count): phrases for count, phrases in COUNTS.items()}
+    tables: dict[str, dict[str, tuple[str, ...]]]
+    tables = {"accessory": ACCESSORIES, "count": counts, "size": SIZES, "position": POSITIONS, "style": STYLES}
     for field, table in tables.items():
         for key, phrases in table.items():
-            yield from ((phrase, (field, str(key))) for phrase in phrases)
+            yield from ((phrase, (field, key)) for phrase in phrases)
     for template in PAINTED:
         yield from ((template.format(colour), ("colour", colour)) for colour in PAINTS)
 
