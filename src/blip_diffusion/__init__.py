@@ -13,6 +13,8 @@ from blip_diffusion.errors import BlipDiffusionError, CheckpointError, ConfigErr
 if TYPE_CHECKING:
     from blip_diffusion.checkpoint.subject_file import Subject as Subject
     from blip_diffusion.evaluation.evaluate import evaluate as evaluate
+    from blip_diffusion.pipelines.captioner import Captioner as Captioner
+    from blip_diffusion.pipelines.image_search import ImageSearch as ImageSearch
     from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline as BlipDiffusionPipeline
     from blip_diffusion.pipelines.presets import Preset as Preset
     from blip_diffusion.training.personalize.api import tune as tune
@@ -22,9 +24,11 @@ __version__ = "0.5.0"
 __all__ = [
     "BlipDiffusionError",
     "BlipDiffusionPipeline",
+    "Captioner",
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "ImageSearch",
     "InputError",
     "Preset",
     "Subject",
@@ -36,6 +40,8 @@ __all__ = [
 
 _LAZY = {
     "BlipDiffusionPipeline": ("blip_diffusion.pipelines.pipeline", "BlipDiffusionPipeline"),
+    "Captioner": ("blip_diffusion.pipelines.captioner", "Captioner"),
+    "ImageSearch": ("blip_diffusion.pipelines.image_search", "ImageSearch"),
     "Preset": ("blip_diffusion.pipelines.presets", "Preset"),
     "Subject": ("blip_diffusion.checkpoint.subject_file", "Subject"),
     "evaluate": ("blip_diffusion.evaluation.evaluate", "evaluate"),

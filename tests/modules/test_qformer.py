@@ -1,5 +1,7 @@
 """The three attention patterns, each proven by changing what must not be seen."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -180,3 +182,22 @@ def test_errors(qformer: QFormer) -> None:
         QFormerConfig(width=10, heads=4)
     with pytest.raises(ValueError, match="image features, words, or both"):
         qformer()
+
+
+def test_fewer_queries_are_spread_over_the_grid() -> None:
+    qformer = QFormer(replace(CONFIG, queries=16))
+    before = qformer.query_tokens.detach().clone()
+    qformer.keep_queries(4)
+    assert torch.equal(qformer.query_tokens, before[:, [5, 7, 13, 15]])
+    qformer.keep_queries(3)
+    assert qformer.config.queries == 3 and qformer.query_tokens.shape[1] == 3
+    with pytest.raises(ConfigError, match="use 1 to 3"):
+        qformer.keep_queries(4)
+
+
+def test_without_a_vocabulary_no_words_are_built_or_read() -> None:
+    qformer = QFormer(replace(CONFIG, vocabulary=0))
+    assert not [name for name in qformer.state_dict() if "word" in name or "position" in name]
+    assert qformer(torch.randn(2, 5, CONFIG.vision_width)).queries.shape[:2] == (2, CONFIG.queries)
+    with pytest.raises(ConfigError, match="reads no words"):
+        qformer(None, torch.zeros(1, 2, dtype=torch.long))

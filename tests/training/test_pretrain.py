@@ -20,7 +20,9 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 WORLD = Path(__file__).parents[1] / "fixtures" / "world.zip"
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden"
 STAGE_CONFIGS = sorted(path for path in CONFIGS.rglob("*.toml") if path.stem != "recipe")  # which has a test of its own
-STAGES = ("autoencoder", "text_to_image", "representation", "subject", "decoder", "consistency", "inpaint")
+STAGES = (
+    "autoencoder", "text_to_image", "representation", "subject", "decoder", "consistency", "inpaint", "prior", "sentences", "language",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -219,9 +221,10 @@ def test_every_configuration_is_one(path: Path) -> None:
     assert header[0].startswith("# ") and any(str(path.relative_to(CONFIGS.parent)) in line for line in header[:5])
 
 
-@pytest.mark.parametrize("folder", ["debug", "mini"])
-def test_every_stage_has_a_configuration(folder: str) -> None:
-    assert sorted(path.stem for path in STAGE_CONFIGS if path.parent.name == folder) == sorted(STAGES)
+@pytest.mark.parametrize(("folder", "more"), [("debug", []), ("mini", ["retrieval"])])
+def test_every_stage_has_a_configuration(folder: str, more: list[str]) -> None:
+    """Retrieval is the representation once more, of other images."""
+    assert sorted(path.stem for path in STAGE_CONFIGS if path.parent.name == folder) == sorted([*STAGES, *more])
 
 
 @pytest.mark.parametrize(
@@ -234,6 +237,7 @@ def test_every_stage_has_a_configuration(folder: str) -> None:
         ("data.batch_size=0", ConfigError, "batch_size is 0: use 1 or more"),
         ("data.synthetic.size=100", ConfigError, "synthetic.size is 100: use a multiple of 16"),
         ("data.synthetic.object_crop_size=30", ConfigError, "object_crop_size is 30: use a multiple of 4"),
+        ("model.queries=0", ConfigError, "use 1 to 4"),
         ("representation.multimodal_every=0", ConfigError, "every is 0: use 1 or more"),
         ("representation.multimodal_every=2", ConfigError, "every is 2, and without reconstruction_weight the"),
         ("subject.subject_weight=0", ConfigError, "subject_weight is 0.0: use a number above 0"),

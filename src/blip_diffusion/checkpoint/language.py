@@ -117,8 +117,8 @@ def load_tied(model: nn.Module, state: Mapping[str, Tensor], *, where: str, dtyp
     cast = {name: tensor.to(floats) if tensor.is_floating_point() else tensor for name, tensor in found.items()}
     model.load_state_dict(cast, assign=True, strict=False)
     for part in model.modules():
-        if hasattr(part, "tie_weights"):
-            part.tie_weights()  # type: ignore[operator]  # a method of transformers
+        if callable(tie := getattr(part, "tie_weights", None)):
+            tie()
     model.requires_grad_(False).eval()
 
 

@@ -81,7 +81,7 @@ def _files(sources: Sequence[Source]) -> list[Path | Image.Image]:
         path = Path(source)
         if not path_exists(path):
             raise InputError(f"There is no photo at {path}: check the path.")
-        inside = _images_in(path) if path.is_dir() else [path]
+        inside = images_in(path) if path.is_dir() else [path]
         if not inside:
             raise InputError(f"There are no images in {path}: name PNG, JPEG or WebP files, or a folder of them.")
         files += inside
@@ -94,7 +94,7 @@ def _files(sources: Sequence[Source]) -> list[Path | Image.Image]:
     return files
 
 
-def _images_in(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
     """Return the images in a folder; ignore hidden files, such as macOS's `._dog.png`, and warn of subfolders."""
     inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     if folders := [path.name for path in inside if path.is_dir()]:

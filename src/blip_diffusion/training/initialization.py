@@ -51,10 +51,10 @@ class InitConfig:
     preset: Literal["mini", "tiny", "tiny-placed", "published"] = "mini"
     init_from: tuple[Path, ...] = ()  # model folders; each part comes from the first that has it
     seed: int = 0  # of new parts
-    queries: int | None = None
-    """How many queries of the first Q-Former found are kept; `None`: all. Captions need fewer than drawing does."""
     inference: InferenceConfig | None = None
     """Default sampling settings; `None`: those of the first folder that has them, else `DEFAULT_INFERENCE`."""
+    queries: int | None = None
+    """How many queries of the first Q-Former found are kept; `None`: all. Captions need fewer than drawing does."""
 
 
 DEFAULT_INFERENCE = InferenceConfig(prompt_reps=1, num_inference_steps=15, guidance_scale=3.0, guidance_rescale=0.6)

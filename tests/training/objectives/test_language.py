@@ -103,7 +103,7 @@ def test_a_language_model_learns_sentences(model: BlipDiffusion, batch: SubjectB
 
 
 def test_the_debug_runs_follow_each_other(tmp_path: Path, tiny_folder: Path) -> None:
-    run(CONFIGS / "sentences.toml", tmp_path / "sentences", overrides=["train.steps=3", "train.log_every=3"])
+    run(CONFIGS / "sentences.toml", tmp_path / "sentences", overrides=["train.steps=3"])
     folders = f'model.init_from=["{tiny_folder}","{tmp_path}/sentences/export"]'
     overrides = [folders, "train.steps=2", "train.save_every=1", "model.queries=2"]
     run(CONFIGS / "language.toml", tmp_path / "language", overrides=overrides)

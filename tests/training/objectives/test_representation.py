@@ -11,6 +11,7 @@ from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler
 from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
+from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.modules.qformer import AttentionPattern
 from blip_diffusion.training.initialization import init_heads
@@ -33,8 +34,8 @@ def method(model: BlipDiffusion) -> Make:
     torch.manual_seed(0)
     heads = init_heads(SHAPES["tiny"].qformer, 16, [])
 
-    def make(**config: float) -> Representation:
-        own = RepresentationConfig(**config)  # type: ignore[arg-type]
+    def make(**config: Any) -> Representation:
+        own = RepresentationConfig(**config)
         return Representation(model.subject_encoder, model.qformer_tokenizer, model.reference, heads, own)
 
     return make
@@ -247,3 +248,12 @@ def test_the_export_goes_on(method: Make, tmp_path: Path) -> None:
     own.export(tmp_path)
     heads = init_heads(SHAPES["tiny"].qformer, 16, [tmp_path])
     assert all(torch.equal(heads.state_dict()[name], tensor) for name, tensor in own.heads.state_dict().items())
+
+
+def test_targets_with_their_captions_are_learned_instead_of_references(method: Make, pairs: SubjectBatch) -> None:
+    own = method(image="target")
+    swapped = cast(SubjectBatch, {**pairs, "reference": pairs["target"], "reference_caption": pairs["caption"]})
+    for name, loss in method()(swapped, context()).items():
+        torch.testing.assert_close(own(pairs, context())[name], loss)
+    with pytest.raises(ConfigError, match="only references are reconstructed"):
+        method(image="target", reconstruction_weight=1.0)

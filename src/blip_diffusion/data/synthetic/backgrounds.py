@@ -114,6 +114,16 @@ def phrases() -> Iterator[str]:
         yield from (template.format(a, b) for a in _WALLS for b in _FLOORS if a != b)
 
 
+def word_of(phrase: str) -> str:
+    """Return the class word of a phrase of `phrases`; a plain background's is its colour too: "plain blue"."""
+    for place in _PLACES.values():
+        if phrase in place.phrases:
+            return place.word
+    colours = " ".join(word for word in phrase.split() if word in COLOURS)
+    kind = "gradient" if "gradient" in phrase else "coloured room" if "room" in phrase else "plain"
+    return f"{kind} {colours}"
+
+
 def procedural(rng: random.Random, *, away_from: RGB | None = None) -> Background:
     """Choose a procedural background whose colours differ from the subject's."""
     for _ in range(4):

@@ -111,6 +111,6 @@ def check_tunable(subjects: Sequence[BenchSubject], config: TuneConfig) -> None:
         check_category(subject.category)
         if len(subject.images) > MAX_PHOTOS:
             raise InputError(
-                f"The benchmark has {len(subject.images)} images of {subject.name}, and tuning takes at most {MAX_PHOTOS}: "
-                "remove some."
+                f"The benchmark has {len(subject.images)} images of {subject.name}, and tuning takes at most "
+                f"{MAX_PHOTOS}: remove some."
             )

@@ -1,0 +1,104 @@
+"""The report of the language stage: `report.json`, `report.md` and `sheet.png`."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from blip_diffusion.data.synthetic.assets import AssetLibrary
+from blip_diffusion.errors import InputError
+from blip_diffusion.evaluation.captions import CONDITIONS, CaptionScores, caption_sheet, held_out, score_captions
+from blip_diffusion.evaluation.retrieval import KS, RetrievalScores, score_retrieval
+from blip_diffusion.fileio import atomic_file, check_writable, write_text
+from blip_diffusion.pipelines.captioner import Captioner
+from blip_diffusion.pipelines.image_search import ImageSearch
+
+SHEET = 24
+
+
+def evaluate_captions(
+    dataset: Path,
+    out: Path,
+    *,
+    model: str | None = None,
+    search_model: str | None = None,
+    num_images: int = 1000,
+    num_beams: int = 5,
+    rerank: int = 32,
+    device: str = "cpu",
+    seed: int = 0,
+) -> str:
+    """Score captions and retrieval on held-out composites and write a report.
+
+    Args:
+        dataset: The training data, `world.zip`.
+        out: Folder of `report.json`, `report.md` and `sheet.png`.
+        model: A model that writes captions; `None`: captions are left out.
+        search_model: A model that compares images with sentences; `None`: retrieval is left out.
+        num_images: Composites, from 2.
+        num_beams: Width of the beam search.
+        rerank: How many candidates of each query matching ranks again.
+        device: Where to compute.
+        seed: Of the composites.
+
+    Returns:
+        The report in Markdown.
+
+    Raises:
+        InputError: If neither model is named, or nothing can be written.
+
+    Example:
+        >>> evaluate_captions(Path("world/world.zip"), Path("out"), model="runs/mini/language/export")
+    """
+    if model is None and search_model is None:
+        raise InputError("There is nothing to score: name a model for captions, one for searching, or both.")
+    check_writable(out)
+    captioner = None if model is None else Captioner.from_pretrained(model).to(device)
+    search = None if search_model is None else ImageSearch.from_pretrained(search_model).to(device)
+    world = AssetLibrary.load(dataset)
+    held = held_out(world, num_images, seed=seed)
+    table: dict[str, Any] = {"images": len(held), "subjects": len(set(held.subjects.tolist())), "seed": seed}
+    sections = [f"{len(held)} composites of {table['subjects']} held-out subjects in held-out scenes."]
+    if captioner is not None:
+        scores = score_captions(captioner, world, held, num_beams=num_beams)
+        table["captions"] = asdict(scores)
+        sections += _caption_tables(scores)
+        page = caption_sheet(held.pixels[:SHEET], scores.captions[:SHEET], held.captions[:SHEET])
+        with atomic_file(out / "sheet.png") as partial:
+            page.save(partial)
+    if search is not None:
+        found = score_retrieval(search.model, held, rerank=rerank)
+        table["retrieval"] = asdict(found)
+        sections.append(_retrieval_table(found))
+    text = "\n\n".join(sections) + "\n"
+    write_text(out / "report.json", json.dumps(table, indent=2) + "\n")
+    write_text(out / "report.md", text)
+    return text
+
+
+def _caption_tables(scores: CaptionScores) -> list[str]:
+    losses = [f"| {name} | {scores.losses[name]} | {scores.advantage.get(name, '')} |" for name in CONDITIONS]
+    facts = [
+        f"| {name} | {scores.said[name]} | " + " | ".join(str(row[key]) for key in CONDITIONS) + " |"
+        for name, row in scores.accuracy.items()
+        if scores.said[name]
+    ]
+    return [
+        "\n".join(["| loss, nats a token | mean | above the right image's |", "|---|---|---|", *losses]),
+        "\n".join([f"| said rightly | images | {' | '.join(CONDITIONS)} |", "|---|---|---|---|---|", *facts]),
+    ]
+
+
+def _retrieval_table(scores: RetrievalScores) -> str:
+    rows = [
+        f"| {name}, {stage} | " + " | ".join(f"{recalls[name][k]:.3f}" for k in KS) + " |"
+        for name in scores.contrast
+        for stage, recalls in _stages(scores).items()
+    ]
+    head = f"| {scores.images} images, {scores.sentences} sentences | {' | '.join(f'R@{k}' for k in KS)} |"
+    return "\n".join([head, "|---|---|---|---|", *rows])
+
+
+def _stages(scores: RetrievalScores) -> Mapping[str, Any]:
+    return {"ITC": scores.contrast, f"ITC, then ITM of the best {scores.reranked}": scores.matching}

@@ -1,0 +1,177 @@
+"""What the language stage learned, on held-out composites: losses, captions parsed back, and a sheet to look at.
+
+Every number stands beside what is reached without the image and with that of another subject.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from blip_diffusion.blip2 import Blip2
+from blip_diffusion.data.synthetic.assets import AssetLibrary
+from blip_diffusion.data.synthetic.caption_parser import CaptionFacts, CaptionParser, scene_words
+from blip_diffusion.data.synthetic.pair_sampler import PairSampler
+from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
+from blip_diffusion.errors import InputError
+from blip_diffusion.evaluation.metrics.statistics import Estimate, bootstrap_ci
+from blip_diffusion.images import to_pil
+from blip_diffusion.modules.language import IGNORED
+from blip_diffusion.pipelines.captioner import Captioner
+from blip_diffusion.prompts import caption_words, continuation_words
+
+BATCH = 32
+CONDITIONS = ("right image", "wrong image", "no image")
+SYNTHETIC = SyntheticConfig(
+    split="heldout", colours=0.10, counts=0.12, sizes=0.06, positions=0.14, accessories=0.10, styles=0.06
+)
+"""Held-out subjects in held-out scenes, with as many properties as in training."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """N images with their captions."""
+
+    pixels: Tensor  # (N, 3, S, S) in [0, 1]
+    captions: list[str]
+    subjects: Tensor  # (N,) equal for two images of one subject
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    @property
+    def wrong(self) -> list[int]:
+        """For each image, the next one that shows another subject."""
+        n, own = len(self), self.subjects.tolist()
+        return [next((j % n for j in range(i + 1, i + n) if own[j % n] != own[i]), i) for i in range(n)]
+
+
+def held_out(world: AssetLibrary, count: int, *, seed: int = 0) -> HeldOut:
+    """Compose `count` images. Raises `InputError` for less than two."""
+    if count < 2:
+        raise InputError(f"The number of images is {count}: use 2 or more, since wrong images are needed.")
+    sampler = PairSampler(world, SYNTHETIC, batch_size=min(BATCH, count), seed=seed)
+    batches = [sampler(index) for index in range(-(-count // sampler.batch_size))]
+    captions = [caption for batch in batches for caption in batch["caption"]]
+    pixels, subjects = (torch.cat([batch[name] for batch in batches]) for name in ("target", "identity"))
+    return HeldOut(pixels[:count], captions[:count], subjects[:count])
+
+
+def slices(count: int) -> list[slice]:
+    """Return the slices of BATCH rows that `count` rows are worked through in."""
+    return [slice(first, first + BATCH) for first in range(0, count, BATCH)]
+
+
+@torch.no_grad()
+def query_states(model: Blip2, pixels: Tensor) -> Tensor:
+    """Images (N, 3, S, S) to query states (N, Q, D)."""
+    return torch.cat([model.queries(model.features(pixels[rows].to(model.device))) for rows in slices(len(pixels))])
+
+
+@torch.no_grad()
+def caption_losses(model: Blip2, queries: Tensor | None, captions: Sequence[str]) -> Tensor:
+    """Return the mean cross-entropy of each caption's tokens (N,), in nats, after the prefix or without one."""
+    if model.speaker.is_encoder_decoder:
+        raise InputError("Captions are scored with a decoder-only language model, and this one has an encoder.")
+    losses = []
+    for rows in slices(len(captions)):
+        words, labels = caption_words(model.tokenizer, captions[rows], model.special, limit=64)
+        words, labels = words.to(model.device), labels.to(model.device)
+        part = None if queries is None else queries[rows]
+        logits = model.speaker(part, words.input_ids, words.attention_mask).logits[:, -labels.shape[1] : -1]
+        labels = labels[:, 1:]  # the first one can be predicted with a prefix alone
+        surprise = F.cross_entropy(logits.transpose(1, 2).float(), labels, ignore_index=IGNORED, reduction="none")
+        losses.append(surprise.sum(dim=1) / (labels != IGNORED).sum(dim=1))
+    return torch.cat(losses).cpu()
+
+
+@dataclass(frozen=True)
+class CaptionScores:
+    """The results, by condition."""
+
+    losses: dict[str, Estimate]  # nats a token
+    advantage: dict[str, Estimate]  # how much larger the loss is than with the right image
+    accuracy: dict[str, dict[str, Estimate]]  # by field of `CaptionFacts`, of the captions that say something of it
+    said: dict[str, int]  # how many captions say something of a field
+    captions: list[str]  # of the right images
+
+
+def score_captions(captioner: Captioner, world: AssetLibrary, held: HeldOut, *, num_beams: int = 5) -> CaptionScores:
+    """Score captions of held-out images.
+
+    Args:
+        captioner: With a decoder-only language model.
+        world: Whose grammar the captions follow.
+        held: Images and captions.
+        num_beams: Width of the beam search.
+
+    Returns:
+        Losses and accuracies with 95 % bootstrap intervals over subjects.
+    """
+    model = captioner.model
+    queries = query_states(model, held.pixels)
+    columns = {
+        "right image": caption_losses(model, queries, held.captions),
+        "wrong image": caption_losses(model, queries[held.wrong], held.captions),
+        "no image": caption_losses(model, None, held.captions),
+    }
+    written = captioner(to_pil(held.pixels), num_beams=num_beams)
+    said = {"right image": written, "wrong image": [written[i] for i in held.wrong],
+            "no image": [most_likely_caption(model, num_beams)] * len(held)}  # fmt: skip
+    parse = CaptionParser(scene_words(world))
+    truth = [parse(caption) for caption in held.captions]
+    facts = {name: [parse(caption) for caption in captions] for name, captions in said.items()}
+    names = [field.name for field in fields(CaptionFacts)]
+    return CaptionScores(
+        losses={name: _over_subjects(column, held.subjects) for name, column in columns.items()},
+        advantage={name: _over_subjects(columns[name] - columns["right image"], held.subjects)
+                   for name in CONDITIONS[1:]},
+        accuracy={name: {key: _accuracy(name, truth, facts[key], held.subjects) for key in CONDITIONS}
+                  for name in names},
+        said={name: sum(bool(getattr(fact, name)) for fact in truth) for name in names},
+        captions=written,
+    )  # fmt: skip
+
+
+def most_likely_caption(model: Blip2, num_beams: int) -> str:
+    """Return what the language model says without an image."""
+    special = model.special
+    words = continuation_words(model.tokenizer, [""], special, limit=1).to(model.device)
+    options = {"num_beams": num_beams, "max_new_tokens": 30, "eos_token_id": special.eos, "pad_token_id": special.pad}
+    ids = model.speaker.generate(None, words.input_ids, words.attention_mask, do_sample=False, **options)
+    return str(model.tokenizer.batch_decode(ids, skip_special_tokens=True)[0]).strip()
+
+
+def _accuracy(field: str, truth: Sequence[CaptionFacts], found: Sequence[CaptionFacts], subjects: Tensor) -> Estimate:
+    """How often a field is right, among the images of which it says something."""
+    right = [
+        float(getattr(a, field) == getattr(b, field)) if getattr(a, field) else torch.nan
+        for a, b in zip(truth, found, strict=True)
+    ]
+    return _over_subjects(torch.tensor(right), subjects)
+
+
+def _over_subjects(values: Tensor, subjects: Tensor) -> Estimate:
+    """Estimate the mean over images, resampling subjects. NaN leaves an image out."""
+    kept = ~values.isnan()
+    values, names = values[kept], subjects[kept].tolist()
+    number = {name: row for row, name in enumerate(dict.fromkeys(names))}
+    rows = torch.tensor([number[name] for name in names], dtype=torch.long)
+    sums, sizes = (torch.zeros(len(number)).index_add(0, rows, part) for part in (values, torch.ones_like(values)))
+    return bootstrap_ci(torch.stack([sums, sizes]), lambda means: means[0] / means[1])
+
+
+def caption_sheet(pixels: Tensor, captions: Sequence[str], truth: Sequence[str], *, columns: int = 4) -> Image.Image:
+    """Return a page of images, under each one its caption, and in grey the true one."""
+    side, bar = 192, 30
+    page = Image.new("RGB", (columns * (side + 8), -(-len(captions) // columns) * (side + bar + 8)), "white")
+    pen = ImageDraw.Draw(page)
+    for i, image in enumerate(to_pil(pixels)):
+        left, top = i % columns * (side + 8), i // columns * (side + bar + 8)
+        page.paste(image.resize((side, side), Image.Resampling.BICUBIC), (left, top))
+        pen.text((left + 1, top + side + 1), captions[i][:38], fill="black")
+        pen.text((left + 1, top + side + 14), truth[i][:38], fill="grey")
+    return page

@@ -1,0 +1,85 @@
+"""Retrieval in both directions among held-out composites, before and after matching ranks the best again.
+
+Letters: `N` images, `T` different captions.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blip_diffusion.blip2 import Blip2
+from blip_diffusion.evaluation.captions import HeldOut, slices
+from blip_diffusion.evaluation.metrics.retrieval import recall_at
+from blip_diffusion.prompts import Words
+
+KS = (1, 5, 10)
+Recalls = dict[str, dict[int, float]]
+"""By direction, "image to text" and "text to image", and by k."""
+
+
+@dataclass(frozen=True)
+class RetrievalScores:
+    """Recall at `KS`. All images of one sentence count as right for it."""
+
+    images: int
+    sentences: int
+    reranked: int
+    contrast: Recalls
+    matching: Recalls
+
+
+@torch.no_grad()
+def score_retrieval(model: Blip2, held: HeldOut, *, rerank: int = 32) -> RetrievalScores:
+    """Score ITC alone, and ITC with the best `rerank` candidates of each query ranked again by ITM plus cosine.
+
+    Args:
+        model: With the heads of ITC and ITM.
+        held: Images and captions.
+        rerank: Candidates of each query.
+
+    Returns:
+        The recalls.
+    """
+    sentences = sorted(set(held.captions))
+    relevant = torch.tensor([[caption == other for other in sentences] for caption in held.captions])  # (N, T)
+    features = torch.cat([model.features(held.pixels[rows].to(model.device)) for rows in slices(len(held))])
+    vectors = torch.cat([model.image_vectors(features[rows]) for rows in slices(len(held))])
+    words = model.sentence_words(sentences)
+    cosines = model.itc(vectors, model.sentence_vectors(words)).cpu()  # (N, T)
+    both = {"image to text": (cosines, relevant), "text to image": (cosines.T, relevant.T)}
+    again = _reranked(model, features, words, cosines, rerank)
+    after = {"image to text": (again[0], relevant), "text to image": (again[1], relevant.T)}
+    return RetrievalScores(len(held), len(sentences), rerank, _recalls(both), _recalls(after))
+
+
+def _recalls(tables: dict[str, tuple[Tensor, Tensor]]) -> Recalls:
+    return {
+        name: {k: float(recall_at(scores, relevant, k).mean()) for k in KS}
+        for name, (scores, relevant) in tables.items()
+    }
+
+
+def _reranked(model: Blip2, features: Tensor, words: Words, cosines: Tensor, rerank: int) -> tuple[Tensor, Tensor]:
+    """Return scores (N, T) and (T, N) in which the best candidates of each row stand first, by ITM's logit + cosine."""
+    n, t = cosines.shape
+    by_image = cosines.topk(min(rerank, t), dim=1).indices
+    by_text = cosines.T.topk(min(rerank, n), dim=1).indices
+    rows = torch.arange(n)[:, None].expand_as(by_image).flatten()
+    columns = torch.arange(t)[:, None].expand_as(by_text).flatten()
+    asked = {*zip(rows.tolist(), by_image.flatten().tolist(), strict=True)}
+    asked |= {*zip(by_text.flatten().tolist(), columns.tolist(), strict=True)}
+    pairs = torch.tensor(sorted(asked))
+    logits = torch.cat([_logits(model, features, words, pairs[some]) for some in slices(len(pairs))]).cpu()
+    table = torch.full((n, t), -torch.inf)
+    table[pairs[:, 0], pairs[:, 1]] = logits
+    to_text, to_image = (torch.full_like(scores, -100.0) for scores in (cosines, cosines.T))
+    to_text.scatter_(1, by_image, (table + cosines).gather(1, by_image))
+    to_image.scatter_(1, by_text, (table + cosines).T.gather(1, by_text))
+    return to_text, to_image
+
+
+def _logits(model: Blip2, features: Tensor, words: Words, pairs: Tensor) -> Tensor:
+    images, texts = pairs.unbind(1)
+    chosen = Words(words.input_ids[texts], words.attention_mask[texts])
+    return model.itm(features[images], chosen)[:, 1].float()

@@ -1,0 +1,147 @@
+"""Images found by a sentence: contrast (ITC) ranks all of them, matching (ITM) the best ones again.
+
+Letters: `N` images, `Q` queries, `E` width of their vectors.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from blip_diffusion import images as pixels_of
+from blip_diffusion.blip2 import Blip2
+from blip_diffusion.checkpoint.blip2 import load_blip2
+from blip_diffusion.errors import InputError
+from blip_diffusion.pipelines.captioner import square_images
+from blip_diffusion.pipelines.checks import whole_number
+from blip_diffusion.prompts import Words
+
+BATCH = 32
+RERANKED = 128
+"""How many of the best images matching looks at, as published."""
+Source = str | Path | Image.Image
+
+
+@dataclass(frozen=True)
+class Match:
+    """How well an image fits the sentence."""
+
+    index: int  # of the image
+    score: float  # what it is ranked by: the cosine, plus the logit of matching where that was computed
+    cosine: float  # of ITC, in [-1, 1]
+    matching: float | None = None  # of ITM: the logit that they belong together
+
+
+class ImageSearch:
+    """Rank images by how well a sentence describes them (Li, Li, Savarese & Hoi 2023, section 4.4).
+
+    Args:
+        model: A model with the heads of ITC and ITM.
+
+    Raises:
+        CheckpointError: If it has none.
+
+    Example:
+        >>> search = ImageSearch.from_pretrained("Salesforce/blip2-itm-vit-g")
+        >>> search("a red teapot", paths)[0].index
+        3
+    """
+
+    def __init__(self, model: Blip2) -> None:
+        self.model = model
+        self.heads = model.heads
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        base: str | Path | None = None,
+        torch_dtype: torch.dtype | None = None,
+        **hub: Any,
+    ) -> "ImageSearch":
+        """Load a model for searching.
+
+        Args:
+            name_or_path: A folder of the objective `representation`, a folder or hub id of transformers'
+                `Blip2ForImageTextRetrieval`, or a `.pth` of LAVIS.
+            base: For LAVIS' file: a model of the same shapes, which has the frozen parts.
+            torch_dtype: Precision of the weights; by default float32.
+            **hub: Arguments of `snapshot_download`.
+
+        Returns:
+            The search, on the CPU.
+
+        Raises:
+            CheckpointError: If the model cannot be loaded or has no heads.
+
+        Example:
+            >>> search = ImageSearch.from_pretrained("runs/mini/retrieval/export")
+        """
+        return cls(load_blip2(name_or_path, base=base, dtype=torch_dtype, **hub))
+
+    def to(self, device: torch.device | str) -> "ImageSearch":
+        """Move the model to a device."""
+        self.model.to(device)
+        return self
+
+    def __call__(self, sentence: str, images: Sequence[Source], *, rerank: int = RERANKED) -> list[Match]:
+        """Rank images, the best first.
+
+        Args:
+            sentence: What is searched for, such as "a red teapot"; of a long one the first 35 tokens count.
+            images: N images, or their paths, which are opened when they are needed.
+            rerank: How many of the best ones matching ranks again; 0 for none.
+
+        Returns:
+            N matches. Those that were ranked again come first.
+
+        Raises:
+            InputError: For an empty sentence, no images, or an image that can't be read.
+
+        Example:
+            >>> [match.index for match in search("a dog on the beach", paths, rerank=16)[:3]]
+        """
+        rerank = whole_number("rerank", rerank, 0)
+        if not sentence.strip():
+            raise InputError("The sentence is empty: say what to search for, for example a red teapot.")
+        words = self.model.sentence_words([sentence])
+        cosines = self._cosines(images, words)
+        order = cosines.argsort(descending=True).tolist()
+        first = order[:rerank]
+        logits = self._logits([images[index] for index in first], words)
+        best = [Match(i, cosines[i].item() + logit, cosines[i].item(), logit)
+                for i, logit in zip(first, logits, strict=True)]  # fmt: skip
+        others = [Match(index, cosines[index].item(), cosines[index].item()) for index in order[rerank:]]
+        return sorted(best, key=lambda match: -match.score) + others
+
+    @torch.no_grad()
+    def _cosines(self, images: Sequence[Source], words: Words) -> Tensor:
+        """Cosines (N,) of ITC."""
+        sentence = self.model.sentence_vectors(words)
+        if not images:
+            raise InputError("There are no images to search: give at least one.")
+        parts = [
+            self.model.itc(self.model.image_vectors(self._features(images[first : first + BATCH])), sentence)[:, 0]
+            for first in range(0, len(images), BATCH)
+        ]
+        return torch.cat(parts).float().cpu()
+
+    @torch.no_grad()
+    def _logits(self, images: Sequence[Source], words: Words) -> list[float]:
+        """Logits of ITM that the images and the sentence belong together."""
+        logits: list[float] = []
+        for first in range(0, len(images), BATCH):
+            features = self._features(images[first : first + BATCH])
+            same = Words(*(t.expand(len(features), -1) for t in (words.input_ids, words.attention_mask)))
+            logits += self.model.itm(features, same)[:, 1].float().tolist()
+        return logits
+
+    def _features(self, sources: Sequence[Source]) -> Tensor:
+        opened = [source if isinstance(source, Image.Image) else pixels_of.open_image(source) for source in sources]
+        pixels = pixels_of.to_tensor(square_images(self.model, opened)).to(self.model.device)
+        return self.model.features(pixels)

@@ -1,0 +1,82 @@
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from blip_diffusion.checkpoint.components import save_heads
+from blip_diffusion.checkpoint.language import save_language
+from blip_diffusion.checkpoint.model_folder import save_subject_model
+from blip_diffusion.data.synthetic.assets import AssetLibrary
+from blip_diffusion.data.synthetic.caption_parser import CaptionFacts, CaptionParser, scene_words
+from blip_diffusion.data.synthetic.pair_sampler import PairSampler
+from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
+from blip_diffusion.data.synthetic.prompt_templates import caption
+from blip_diffusion.errors import InputError
+from blip_diffusion.evaluation.caption_report import evaluate_captions
+from blip_diffusion.evaluation.captions import held_out
+from blip_diffusion.evaluation.metrics.retrieval import recall_at
+from blip_diffusion.modules.heads import ContrastiveHead, MatchingHead
+from blip_diffusion.modules.language import LanguagePrefix, build_language_model
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
+from blip_diffusion.training.shapes import LANGUAGE_MODELS
+
+from ..conftest import WORLD
+
+
+def test_every_caption_is_parsed_back(world: AssetLibrary) -> None:
+    """Whatever the sampler says, the parser finds the same in it."""
+    sampler = PairSampler(world, SyntheticConfig(size=32, object_crop_size=16), batch_size=1, seed=0)
+    parse, rng = CaptionParser(scene_words(world)), random.Random(0)
+    for _ in range(300):
+        spec = sampler.sample(rng)
+        found = parse(caption(world.cutouts[spec.target].category, spec.prompt))
+        asked = spec.request
+        assert found.category == world.cutouts[spec.target].category
+        assert (found.accessory, found.colour, found.size) == (asked.accessory, asked.colour, asked.size)
+        assert (found.position, found.style) == (asked.position, asked.style)
+        assert found.count == ("" if asked.count == 1 else str(asked.count))
+        assert found.scene.startswith(spec.background.word) and bool(found.scene) == bool(asked.scene)
+
+
+def test_other_words_say_nothing(world: AssetLibrary) -> None:
+    parse = CaptionParser(scene_words(world))
+    assert parse("a dog flying , upside down") == CaptionFacts(category="dog flying")
+    assert parse("") == CaptionFacts()
+
+
+def test_recall() -> None:
+    scores = torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]])
+    relevant = torch.tensor([[False, True, False], [False, False, True]])
+    assert recall_at(scores, relevant, 1).tolist() == [0, 1]
+    assert recall_at(scores, relevant, 2).tolist() == [1, 1]
+    assert recall_at(scores, relevant, 10).tolist() == [1, 1]
+
+
+def test_wrong_images_show_other_subjects(world: AssetLibrary) -> None:
+    held = held_out(world, 8)
+    assert all(held.subjects[i] != held.subjects[j] for i, j in enumerate(held.wrong))
+    with pytest.raises(InputError, match="2 or more"):
+        held_out(world, 1)
+
+
+def test_a_report_of_captions_and_retrieval(pipe: BlipDiffusionPipeline, tmp_path: Path) -> None:
+    model, folder = pipe.model, tmp_path / "model"
+    end = model.tokenizer.eos_token_id
+    language = build_language_model(LANGUAGE_MODELS["tiny"], bos=model.tokenizer.bos_token_id, eos=end, pad=end)
+    save_subject_model(model.subject_encoder, model.qformer_tokenizer, model.reference, folder)
+    save_language(LanguagePrefix(32, language), model.tokenizer, folder / "language")
+    save_heads({"contrastive": ContrastiveHead(32), "matching": MatchingHead(32)}, folder)
+    models = {"model": str(folder), "search_model": str(folder)}
+    text = evaluate_captions(WORLD, tmp_path / "out", **models, num_images=6, num_beams=1, rerank=2)
+    assert "| right image |" in text and "R@1" in text
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert len(report["captions"]["captions"]) == 6
+    assert report["captions"]["advantage"].keys() == {"wrong image", "no image"}
+    for direction in report["retrieval"]["matching"].values():
+        assert list(direction.values()) == sorted(direction.values())
+    assert (tmp_path / "out/sheet.png").is_file()
+    with pytest.raises(InputError, match="nothing to score"):
+        evaluate_captions(WORLD, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
