@@ -21,7 +21,8 @@ WORLD = Path(__file__).parents[1] / "fixtures" / "world.zip"
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden"
 STAGE_CONFIGS = sorted(path for path in CONFIGS.rglob("*.toml") if path.stem != "recipe")  # which has a test of its own
 STAGES = (
-    "autoencoder", "text_to_image", "representation", "subject", "decoder", "consistency", "inpaint", "prior", "sentences", "language",
+    "autoencoder", "text_to_image", "representation", "subject", "decoder", "consistency", "control", "inpaint",
+    "prior", "sentences", "language",
 )  # fmt: skip
 
 

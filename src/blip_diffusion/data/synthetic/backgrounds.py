@@ -116,9 +116,9 @@ def phrases() -> Iterator[str]:
 
 def word_of(phrase: str) -> str:
     """Return the class word of a phrase of `phrases`; a plain background's is its colour too: "plain blue"."""
-    for place in _PLACES.values():
-        if phrase in place.phrases:
-            return place.word
+    for scene in _SCENES.values():
+        if phrase in scene.phrases:
+            return scene.word
     colours = " ".join(word for word in phrase.split() if word in COLOURS)
     kind = "gradient" if "gradient" in phrase else "coloured room" if "room" in phrase else "plain"
     return f"{kind} {colours}"
