@@ -1,6 +1,6 @@
-"""The model, fine-tuned on each subject of a benchmark: once per subject, from all its images, kept as a file.
+"""The model, fine-tuned on each subject of a benchmark, once per subject, on all its images; results are kept as files.
 
-DreamBench's protocol holds no image back: DreamBooth and BLIP-Diffusion are tuned on the same images that DINO and
+DreamBench's protocol holds out no image: DreamBooth and BLIP-Diffusion are tuned on the same images that DINO and
 CLIP-I compare with (Ruiz et al. 2023).
 """
 
@@ -19,7 +19,7 @@ from PIL import Image
 
 from blip_diffusion.checkpoint.subject_file import Subject, check_category, read_subject
 from blip_diffusion.data.benchmarks.dreambench import BenchSubject
-from blip_diffusion.data.photos import MOST, Segmenter
+from blip_diffusion.data.photos import MAX_PHOTOS, Segmenter
 from blip_diffusion.devices import current
 from blip_diffusion.errors import InputError
 from blip_diffusion.evaluation.generators.cache import LogFn, silent
@@ -32,18 +32,18 @@ from blip_diffusion.training.personalize.config import TuneConfig
 SUBJECTS = "subjects"
 """The folder of subject files in a run's folder."""
 COST_ONLY = ("device", "gradient_checkpointing")
-"""Settings that change what tuning costs, not what it yields."""
+"""Settings that affect only the cost of tuning, not its result."""
 
 
 def tuned(pipe: BlipDiffusionPipeline, tuner: Callable[[BenchSubject], Subject], **settings: Any) -> ImageGenerator:
-    """Generate with each subject loaded into the pipeline in turn. The pipeline is left as it was."""
+    """Generate with each subject loaded into the pipeline in turn. Afterwards the pipeline is unchanged."""
 
     def generate(instances: Sequence[Instance]) -> list[Image.Image]:
         generated = []
-        for subject, some in groupby(instances, key=lambda instance: instance.subject):
+        for subject, group in groupby(instances, key=lambda instance: instance.subject):
             loaded = pipe.load_subject(tuner(subject))
             try:
-                generated += run_pipeline(pipe, list(some), **settings)
+                generated += run_pipeline(pipe, list(group), **settings)
             finally:
                 pipe.unload_subject(loaded.name)
         return generated
@@ -53,7 +53,7 @@ def tuned(pipe: BlipDiffusionPipeline, tuner: Callable[[BenchSubject], Subject],
 
 @dataclass(frozen=True)
 class SubjectTuner:
-    """Tune a model on a benchmark subject, or read the subject file that an earlier call left in the folder."""
+    """Tune a model on a benchmark subject, or read the subject file of an earlier call."""
 
     model: str
     folder: Path
@@ -98,14 +98,14 @@ def check_tunable(subjects: Sequence[BenchSubject], config: TuneConfig) -> None:
     """Check all subjects before the first is tuned.
 
     Raises:
-        InputError: For a method that yields no subject, an unusable category, or too many images.
+        InputError: For a method other than few-shot tuning, an unusable category, or too many images.
     """
     if config.method != "few-shot":
         raise InputError(f"--condition tuned needs few-shot tuning, not {config.method}: use few-shot.")
     for subject in subjects:
         check_category(subject.category)
-        if len(subject.images) > MOST:
+        if len(subject.images) > MAX_PHOTOS:
             raise InputError(
-                f"The benchmark has {len(subject.images)} images of {subject.name}, and tuning takes at most {MOST}: "
-                "remove some."
+                f"The benchmark has {len(subject.images)} images of {subject.name}, and tuning takes "
+                f"at most {MAX_PHOTOS}: remove some."
             )

@@ -1,8 +1,8 @@
-"""The metric `text`: which prompt an image follows, and whether it has each attribute that was asked for.
+"""The metric `text`: retrieval of an image's prompt, and classification of each attribute in the prompt.
 
 One linear probe maps features of an image to MiniLM's sentence space; others classify scene, colour, count, position,
-style and accessory. They are fitted to `probe_data` in seconds. This is no CLIP-T: it knows the prompt templates of
-MiniBench only, and its accuracy on the ground truth is shown beside each of its scores.
+style and accessory. They are fitted to `probe_data` in seconds. Unlike CLIP-T, it supports only MiniBench's prompt
+templates. Its accuracy on the ground truth is reported with each of its scores.
 """
 
 from collections.abc import Sequence
@@ -32,21 +32,21 @@ UNSPECIFIED = {attribute: str(getattr(PromptSpec(), attribute)) for attribute in
 
 
 class AttributeMetric:
-    """Prompt fidelity: retrieval of the prompt among the benchmark's, and a check of each attribute it asks for."""
+    """Prompt fidelity: retrieval of the prompt among the benchmark's, and the accuracy of each of its attributes."""
 
     def __init__(
         self, features: CachedFeatures, encoder: TextEncoder, bench: Bench, data: ProbeData, *, name: str = "text"
     ) -> None:
         """Fit the probes. Raises `InputError` for a benchmark other than MiniBench."""
         if not bench.world:
-            raise InputError("The metric text knows MiniBench's prompts only: score another benchmark by clip-b32.")
+            raise InputError("The metric text supports only MiniBench's prompts: use clip-b32 for another benchmark.")
         self._features, self._bench, self._encoder = features, bench, encoder
-        found = features.of_images(data.images)
+        probe_features = features.of_images(data.images)
         embedded = encoder(data.captions)
         self._centre = embedded.mean(0)
-        self._to_sentence = fit_probe(found, embedded - self._centre)
+        self._to_sentence = fit_probe(probe_features, embedded - self._centre)
         self._classifiers = {
-            attribute: fit_classifier(found, [str(getattr(request, attribute)) for request in data.requests])
+            attribute: fit_classifier(probe_features, [str(getattr(request, attribute)) for request in data.requests])
             for attribute in ATTRIBUTES
         }
         self.info = self._describe(name, len(data.images))
@@ -68,8 +68,8 @@ class AttributeMetric:
         features = self._features(images)
         scores = prompt_retrieval(F.normalize(self._to_sentence(features), dim=1), instances, self._bench, self._embed)
         for attribute, classify in self._classifiers.items():
-            wanted = [str(getattr(instance.prompt.request, attribute)) for instance in instances]
-            pairs = zip(wanted, classify(features), strict=True)
+            targets = [str(getattr(instance.prompt.request, attribute)) for instance in instances]
+            pairs = zip(targets, classify(features), strict=True)
             correct = [a == b if a != UNSPECIFIED[attribute] else float("nan") for a, b in pairs]
             scores[attribute] = torch.tensor(correct, dtype=torch.float)
         return scores
