@@ -197,7 +197,7 @@ def _request(arguments: argparse.Namespace) -> GenerationRequest:
 
 
 def _check_usage(arguments: argparse.Namespace) -> None:
-    """Raise `InputError` for what can be told before torch is imported."""
+    """Raise `InputError` for mistakes that can be detected before torch is imported."""
     from blip_diffusion.generation.limits import check_limits
 
     _check_subject(arguments)
