@@ -1,4 +1,4 @@
-"""Sample images from a model in training, to look at or to score."""
+"""Sample images from a model during training, for inspection or scoring."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -12,7 +12,7 @@ from blip_diffusion.model import BlipDiffusion
 
 
 class PersonalizedObjective(Protocol):
-    """An objective that learns one subject."""
+    """An objective that trains a model for one subject."""
 
     model: BlipDiffusion
 
