@@ -1,4 +1,4 @@
-"""Configuration files: TOML on disk, a frozen dataclass beside its owner in memory, and one-sentence errors.
+"""Configuration files: TOML on disk, a frozen dataclass next to the code that uses it, and one-sentence errors.
 
 A file overrides the dataclass's defaults and nothing else. Nothing is inherited or registered.
 """

@@ -15,7 +15,7 @@ from blip_diffusion.errors import InputError
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it replaces `path` if the block succeeds, else it is removed.
+    """Yield a temporary path next to `path`; it replaces `path` if the block succeeds, else it is removed.
 
     The temporary name keeps the suffix, and no other process or machine uses it.
     """
@@ -30,7 +30,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_dir(path: Path) -> Iterator[Path]:
-    """Yield a new folder beside `path`; it replaces `path` if the block succeeds, else it is removed."""
+    """Yield a new folder next to `path`; it replaces `path` if the block succeeds, else it is removed."""
     partial = _partial(path)
     partial.mkdir(parents=True)
     try:

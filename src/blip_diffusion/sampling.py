@@ -32,7 +32,7 @@ def sample_images(
     rescale: float | None = None,
     decoded: bool = True,
 ) -> Tensor:
-    """Sample images during training, each from the noise of its own seed.
+    """Sample images during training, each from the noise of its seed.
 
     Args:
         model: The model; its scheduler is set to `steps`.

@@ -72,9 +72,9 @@ def prompt_inputs(host: PipelineHost, given: "CallArguments") -> PromptInputs:
     size = common_length(lengths)
     prompts, negatives, sources, targets = (broadcast(values, size) for values in lists.values())
     prompts, negatives, targets = (_spelled_out(host, t) for t in (prompts, negatives, targets))
-    # without a target the subject's own category goes into the prompt, where a learned word has several tokens
-    own = _spelled_out(host, sources)
-    categories = [target or source for target, source in zip(targets, own, strict=True)]
+    # without a target, the subject's category is used in the prompt, where a new word may have several tokens
+    source_words = _spelled_out(host, sources)
+    categories = [target or source for target, source in zip(targets, source_words, strict=True)]
     repeats = _repeats(host, given)
     warn_of_weighted_words([*prompts, *negatives])
     if empty is not None:
@@ -91,7 +91,7 @@ def prompt_inputs(host: PipelineHost, given: "CallArguments") -> PromptInputs:
 
 
 def _spelled_out(host: PipelineHost, sentences: list[str]) -> list[str]:
-    """Return sentences with all tokens of learned words of several vectors; what has them already stays."""
+    """Return sentences with all tokens of new words with several vectors; sentences with them are unchanged."""
     second = [token for token in host.tokenizer.get_added_vocab() if token.endswith("_1")]
     return [
         text if any(token in text for token in second) else host.maybe_convert_prompt(text, host.tokenizer)

@@ -109,7 +109,7 @@ def _output_flags(parser: argparse.ArgumentParser) -> None:
         type=seed,
         default=0,
         metavar="N|random",
-        help="seed of the first image; incremented for each next one (default: 0); the file names tell it",
+        help="seed of the first image; incremented for each next one (default: 0); it is part of the file name",
     )
     parser.add_argument("--grid", type=Path, metavar="PNG", help="also write all images as one grid")
     parser.add_argument("--json", action="store_true", help="print a JSON object for each file instead of its path")

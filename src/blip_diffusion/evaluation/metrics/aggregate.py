@@ -1,4 +1,4 @@
-"""From images to the result of a metric: means over subjects, with bootstrap intervals over subjects."""
+"""The result of a metric on images: means over subjects, with bootstrap intervals over subjects."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -76,7 +76,7 @@ class MetricBuilder:
         """Build prompt fidelity by probes. Raises `InputError` for a benchmark other than MiniBench."""
         generators = self.generators
         if generators.world is None:
-            raise InputError("The metric text knows MiniBench's prompts only: score another benchmark by clip-b32.")
+            raise InputError("The metric text supports only MiniBench's prompts: use clip-b32 for another benchmark.")
         encoder = MiniLM()  # reports a missing package before the probe data are composed
         excluded = frozenset(subject.identity for subject in self.full_bench.subjects)
         source = ProbeSource(generators.world, excluded, generators.reconstruct, generators.size)
