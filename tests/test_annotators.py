@@ -73,6 +73,6 @@ def test_weights_that_can_not_be_had(dog: Image.Image, monkeypatch: pytest.Monke
     library = ModuleType("controlnet_aux")
     vars(library)["MidasDetector"] = MidasDetector
     monkeypatch.setitem(sys.modules, "controlnet_aux", library)
-    with pytest.raises(InputError, match=r"can't be had from lllyasviel/Annotators .* give it as map") as caught:
+    with pytest.raises(InputError, match=r"can't be loaded from lllyasviel/Annotators .* give it as map") as caught:
         annotate(dog, "depth")
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""`python -m blip_diffusion`, for where the command is not on the path."""
+"""`python -m blip_diffusion`, if the command is not on the path."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""From an image to what a ControlNet looks at. Canny edges are ours; the others are `controlnet_aux`'s networks."""
+"""Control maps of images. Canny edges are computed by this library, the others by `controlnet_aux`'s networks."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from blip_diffusion import images
 from blip_diffusion.edges import HIGH, LOW, canny_edges
 from blip_diffusion.errors import InputError, reason
 
-LEARNED = {
+NETWORKS = {
     "depth": "MidasDetector",
     "hed": "HEDdetector",
     "lineart": "LineartDetector",
@@ -18,9 +18,9 @@ LEARNED = {
 }
 """Annotators that are networks: their classes in `controlnet_aux`."""
 WEIGHTS = "lllyasviel/Annotators"
-"""Where the hub has what they learned."""
-KINDS = ("map", "canny", *LEARNED)
-"""`map` takes an image that is a control map already."""
+"""Hub repository of their weights."""
+KINDS = ("map", "canny", *NETWORKS)
+"""`map` is an image that is already a control map."""
 
 
 def annotate(image: Image.Image, kind: str) -> Image.Image:
@@ -30,12 +30,12 @@ def annotate(image: Image.Image, kind: str) -> Image.Image:
         return image
     if kind == "canny":
         return canny(image)
-    if kind in LEARNED:
-        return _learned(kind)(image).convert("RGB").resize(image.size, Image.Resampling.BICUBIC)
+    if kind in NETWORKS:
+        return _detector(kind)(image).convert("RGB").resize(image.size, Image.Resampling.BICUBIC)
     raise InputError(f"There is no control {kind!r}: use {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
 
 
-def _learned(kind: str) -> Callable[[Image.Image], Image.Image]:
+def _detector(kind: str) -> Callable[[Image.Image], Image.Image]:
     try:
         import controlnet_aux  # type: ignore[import-not-found]
     except ImportError as error:
@@ -44,16 +44,18 @@ def _learned(kind: str) -> Callable[[Image.Image], Image.Image]:
             "and give it as map."
         ) from error
     try:
-        detector: Callable[[Image.Image], Image.Image] = getattr(controlnet_aux, LEARNED[kind]).from_pretrained(WEIGHTS)
+        detector: Callable[[Image.Image], Image.Image] = getattr(controlnet_aux, NETWORKS[kind]).from_pretrained(
+            WEIGHTS
+        )
     except Exception as error:  # its networks are fetched from the hub and built by several libraries
         raise InputError(
-            f"The control {kind} can't be had from {WEIGHTS} ({reason(error)}): draw the map yourself and give it as "
-            "map."
+            f"The control {kind} can't be loaded from {WEIGHTS} ({reason(error)}): draw the map yourself and give it "
+            "as map."
         ) from error
     return detector
 
 
 def canny(image: Image.Image, low: float = LOW, high: float = HIGH) -> Image.Image:
-    """Edges (Canny 1986), white on black: see `canny_edges`."""
+    """Return edges (Canny 1986), white on black; see `canny_edges`."""
     edges = canny_edges(images.to_tensor([images.as_rgb(image)]), low, high)
     return images.to_pil(edges.expand(-1, 3, -1, -1))[0]

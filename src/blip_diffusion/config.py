@@ -1,6 +1,6 @@
-"""Configuration files: TOML on disk, a frozen dataclass beside its owner in memory, and one sentence where they differ.
+"""Configuration files: TOML on disk, a frozen dataclass next to the code that uses it, and one-sentence errors.
 
-A dataclass's defaults are the only base, so that a file says only what differs. Nothing is inherited or registered.
+A file overrides the dataclass's defaults and nothing else. Nothing is inherited or registered.
 """
 
 import json
@@ -18,7 +18,7 @@ from blip_diffusion.errors import ConfigError
 T = TypeVar("T")
 
 NONE = "none"
-"""How a file or an override says `None`, for which TOML has no word."""
+"""The value for `None` in files and overrides, which TOML lacks."""
 
 
 def read(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -50,14 +50,14 @@ def build(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
     values = {key: _convert(hints[key], value, _join(where, key)) for key, value in table.items()}
     try:
         return cls(**values)
-    except ValueError as error:  # what `__post_init__` has to say
+    except ValueError as error:  # raised by `__post_init__`
         raise ConfigError(f"[{where}] {error}" if where else str(error)) from error
 
 
 def to_toml(config: Any) -> str:
     """Write a dataclass as TOML with every value; `build(type(config), tomllib.loads(text))` restores it.
 
-    Inside a `dict` nothing may be `None`.
+    Values of a `dict` must not be `None`.
     """
     return "\n".join(_lines(_table(config), ())) + "\n"
 
@@ -120,7 +120,7 @@ def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     elif hint is str:
         _check(isinstance(value, str), where, "a string", value)
-    elif hint is bytes:  # never in a file; in tables from elsewhere
+    elif hint is bytes:  # not in files, only in other tables
         _check(isinstance(value, bytes), where, "bytes", value)
     elif hint is Path:
         _check(isinstance(value, str | Path), where, "a path", value)
@@ -159,9 +159,9 @@ def _convert_sequence(origin: Any, arguments: tuple[Any, ...], value: Any, where
     return items if origin is list else tuple(items)
 
 
-def _check(holds: bool, where: str, wanted: str, value: Any) -> None:
+def _check(holds: bool, where: str, expected: str, value: Any) -> None:
     if not holds:
-        raise ConfigError(f"{where} must be {wanted}, not {value!r}.")
+        raise ConfigError(f"{where} must be {expected}, not {value!r}.")
 
 
 def _unknown(key: str, known: Sequence[str], where: str) -> str:
@@ -187,7 +187,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _table(value: Any) -> Any:
-    """Convert a dataclass and all within it to plain tables."""
+    """Convert a dataclass, with nested ones, to plain tables."""
     if is_dataclass(value):
         return {field.name: _table(getattr(value, field.name)) for field in fields(value) if field.init}
     if isinstance(value, Mapping):
@@ -196,7 +196,7 @@ def _table(value: Any) -> Any:
 
 
 def _lines(table: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
-    """Yield the table's own values, then the tables inside it."""
+    """Return the lines of a table's values, then of the tables inside it."""
     values = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
     lines = [f"{_key(key)} = {_value(value)}" for key, value in values.items()]
     for key, inner in table.items():

@@ -1,4 +1,4 @@
-"""Where it computes: one answer for drawing, training and judging."""
+"""Devices and their fastest data types, for generation, training and evaluation."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -8,7 +8,7 @@ from blip_diffusion.errors import InputError
 
 
 def device_of(name: str) -> torch.device:
-    """Return the device of a flag: `auto` is a GPU if there is one. Raises `InputError` if it is missing."""
+    """Return the device of a flag: `auto` is a GPU if there is one. Raises `InputError` if there is no such device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -21,8 +21,8 @@ def device_of(name: str) -> torch.device:
 def fastest_dtype(device: torch.device) -> torch.dtype:
     """Return the float type that a device computes fastest in.
 
-    bfloat16; where a GPU lacks it float16, and where a CPU does float32: what a CPU has to emulate takes up to eighty
-    times as long.
+    bfloat16 if the device supports it, or else float16 on a GPU and float32 on a CPU: a type that a CPU has to emulate
+    takes up to eighty times as long.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
@@ -30,13 +30,13 @@ def fastest_dtype(device: torch.device) -> torch.dtype:
 
 
 def has_bfloat16() -> bool:
-    """Whether this CPU multiplies in bfloat16 (AVX512-BF16, AMX or ARM's), rather than by way of float32."""
+    """Return whether this CPU multiplies in bfloat16 (AVX512-BF16, AMX or ARM's) without conversion to float32."""
     if not hasattr(torch.cpu, "get_capabilities"):  # torch before 2.10
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    able = torch.cpu.get_capabilities()
-    return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def current(device: torch.device) -> AbstractContextManager[None]:
-    """Within it, a GPU that is asked for without its number, as by `auto` and by accelerate, is this one."""
+    """Return a context in which "cuda" without an index, as used by `auto` and accelerate, is this GPU."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

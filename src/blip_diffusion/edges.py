@@ -1,4 +1,4 @@
-"""Canny edges (Canny 1986) of batches of images: what OpenCV's `Canny` finds, in torch."""
+"""Canny edges (Canny 1986) of batches of images, equal to those of OpenCV's `Canny`, in torch."""
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,8 @@ def canny_edges(pixels: Tensor, low: float = LOW, high: float = HIGH) -> Tensor:
 
     Args:
         pixels: (B, 3, H, W) in [0, 1]; they are rounded to 8 bits first.
-        low: Weakest slope that continues an edge, of |dx| + |dy| after a 3 x 3 Sobel filter on [0, 255].
-        high: Weakest slope that begins an edge.
+        low: Least slope that continues an edge, of |dx| + |dy| after a 3 x 3 Sobel filter on [0, 255].
+        high: Least slope that starts an edge.
 
     Returns:
         (B, 1, H, W): 1 on an edge, 0 elsewhere. Of the three colours, the one with the strongest slope counts.
@@ -31,7 +31,7 @@ def canny_edges(pixels: Tensor, low: float = LOW, high: float = HIGH) -> Tensor:
 
 
 def _slopes(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, 3, H, W) to its slopes (B, 1, H, W) to the right and down, of the colour that has the strongest."""
+    """Return the slopes (B, 1, H, W) to the right and down of images (B, 3, H, W), of the strongest channel."""
     smooth, step = torch.tensor([1.0, 2.0, 1.0]), torch.tensor([-1.0, 0.0, 1.0])
     kernels = torch.stack([torch.outer(smooth, step), torch.outer(step, smooth)])[:, None].to(pixels)
     single = F.pad(pixels, (1, 1, 1, 1), mode="replicate").flatten(0, 1)[:, None]  # (3 B, 1, H + 2, W + 2)
@@ -42,7 +42,7 @@ def _slopes(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _is_ridge(strength: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
-    """Where the slope is strongest along its own direction, taken as one of four; all (B, 1, H, W)."""
+    """Return whether the slope is a maximum along its direction, rounded to one of four; all (B, 1, H, W)."""
     around = F.pad(strength, (1, 1, 1, 1))
     height, width = strength.shape[-2:]
 
@@ -59,7 +59,7 @@ def _is_ridge(strength: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
 
 
 def _connected(sure: Tensor, possible: Tensor) -> Tensor:
-    """What of `possible` (B, 1, H, W) is joined to something sure, by eight neighbours."""
+    """Return the pixels of `possible` (B, 1, H, W) that are connected to a sure one, by eight neighbours."""
     while True:
         grown = (F.max_pool2d(sure.float(), 3, stride=1, padding=1) > 0) & possible
         if torch.equal(grown, sure):

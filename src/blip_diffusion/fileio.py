@@ -1,4 +1,4 @@
-"""Files and folders that are complete or absent, their digests, and checks before a long run writes to them."""
+"""Atomic writes of files and folders, their digests, and checks that they can be written."""
 
 import errno
 import hashlib
@@ -15,7 +15,7 @@ from blip_diffusion.errors import InputError
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it takes the place of `path` if the block succeeds, else it is removed.
+    """Yield a temporary path next to `path`; it replaces `path` if the block succeeds, else it is removed.
 
     The temporary name keeps the suffix, and no other process or machine uses it.
     """
@@ -30,7 +30,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_dir(path: Path) -> Iterator[Path]:
-    """Yield a new folder beside `path`; it takes the place of `path` if the block succeeds, else it is removed."""
+    """Yield a new folder next to `path`; it replaces `path` if the block succeeds, else it is removed."""
     partial = _partial(path)
     partial.mkdir(parents=True)
     try:
@@ -41,7 +41,7 @@ def atomic_dir(path: Path) -> Iterator[Path]:
 
 
 def replace_path(new: Path, path: Path, *, aside: Path) -> None:
-    """Rename `new` to `path`. What was at `path` moves to `aside` meanwhile, comes back on an error, or is removed."""
+    """Rename `new` to `path`. An existing `path` is moved to `aside`, and restored on an error, or else removed."""
     try:
         if path.exists():
             path.replace(aside)
@@ -54,7 +54,7 @@ def replace_path(new: Path, path: Path, *, aside: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically, with the line ends that `text` has."""
+    """Write a UTF-8 text file atomically, without changing line ends."""
     with atomic_file(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="")
 
@@ -77,11 +77,11 @@ def path_exists(path: Path, check: Callable[[Path], bool] = Path.exists) -> bool
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_SPACE_WORDS = ("No space left on device", "File too large", "os error 28", "os error 27", "PytorchStreamWriter")
-"""What libraries without Python's error numbers say."""
+"""Messages of libraries that don't raise errors with Python's error numbers."""
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Return whether an error, or what caused it, is that a disk or a quota is full."""
+    """Return whether an error, or one of its causes, is a full disk or quota."""
     while error is not None:
         if getattr(error, "errno", None) in NO_SPACE or any(words in str(error) for words in NO_SPACE_WORDS):
             return True
@@ -92,8 +92,8 @@ def is_full(error: BaseException | None) -> bool:
 def check_writable(folder: Path, *, flag: str = "--out") -> None:
     """Raise `InputError` if nothing can be written to `folder`, which may not exist yet."""
     try:
-        there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-        tempfile.TemporaryFile(dir=there).close()  # permission bits are not enough: /proc, read-only mounts
+        existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+        tempfile.TemporaryFile(dir=existing).close()  # permission bits are not enough: /proc, read-only mounts
     except OSError as error:
         raise InputError(f"Nothing can be written to {folder}: choose another {flag}.") from error
 

@@ -1,9 +1,8 @@
-"""Where the subject stands: in its reference, which is cropped to it, and in the image that is generated.
+"""The position of the subject in its reference, which is cropped to it, and in the generated image.
 
-Boxes are `(left, top, right, bottom)` in shares of an image's sides, (0, 0) at its top left. A *frame* is where the
-reference's square lies in the generated image, `(left, top, width, height)` in the same unit: the cropped reference
-shows the subject with its longest side `FILL` of the square, so a box of the subject gives its frame. Torch is imported
-where it is used.
+Boxes are `(left, top, right, bottom)` in shares of an image's sides, (0, 0) at its top left. A *frame* is the
+reference's square in the generated image, `(left, top, width, height)` in the same unit. The subject's longest side is
+`FILL` of the cropped reference's, so the subject's box determines the frame. Torch is imported where it is used.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FILL = 0.88
-"""Share of a cropped reference's side that the subject's longest side takes."""
+"""The subject's longest side, as a share of a cropped reference's side."""
 
 COUNTS = {2: ("two of them", "a pair of them"), 3: ("three of them", "three in a row")}
 SIZES = {"small": ("small", "very small", "tiny"), "big": ("big", "very big", "huge")}
@@ -42,19 +41,19 @@ WORN = {
     "bow": ("wearing a bow", "with a bow on"),
 }
 BESIDE = ("next to a", "beside a", "with a ball", "with a balloon", "holding a balloon", "with an umbrella")
-"""How phrases begin by which something stands at the subject's right."""
+"""Beginnings of phrases that put an object at the subject's right."""
 
 SIDES = {"": (0.55, 0.75), "small": (0.24, 0.34), "big": (0.88, 1.0)}
 """Range of the subject's longest side in training, by the words for its size."""
 MOVED_SIDES = (0.34, 0.46)
-"""The same where a word moves the subject: smaller, so that the move shows."""
+"""The same if a word moves the subject: smaller, so that the move is visible."""
 SIDE = {size: (low + high) / 2 for size, (low, high) in SIDES.items()}
 MOVED_SIDE = sum(MOVED_SIDES) / 2
 CENTRE = {"left": 0.25, "right": 0.75, "top": 0.27, "bottom": 0.74}
 PITCH = {2: 0.46, 3: 0.31}
 """Distance between the centres of copies."""
 USUAL_HORIZON = 0.7
-"""Where ground begins if nothing tells."""
+"""Share of the height at which the ground starts, by default."""
 _NO_GROUND = ("background", "gradient", "underwater", "in the sky", "in space", "clouds")
 
 
@@ -97,14 +96,14 @@ def check_box(values: Sequence[float]) -> Box:
 
 
 def default_boxes(prompt: str, aspect: float = 1.0) -> list[Box]:
-    """Return where the words of a prompt put the subject: one box for each copy.
+    """Return the boxes of the subject that a prompt describes, one for each copy.
 
     Args:
         prompt: The words after the category: "on the beach", ", small , at the left , on grass", ", two of them".
         aspect: Width over height of the subject.
 
     Returns:
-        Boxes in shares of the image's sides. Without a word for it, one about the middle.
+        Boxes in shares of the image's sides; by default, one around the middle.
 
     Example:
         >>> default_boxes("on the beach")
@@ -112,10 +111,10 @@ def default_boxes(prompt: str, aspect: float = 1.0) -> list[Box]:
     """
     words = prompt.lower()
     floor = None if any(word in words for word in _NO_GROUND) else ground_below(USUAL_HORIZON)
-    count = next((n for n, phrases in COUNTS.items() if _says(words, phrases)), 1)
+    count = next((n for n, phrases in COUNTS.items() if _contains(words, phrases)), 1)
     if count > 1:
         return _row_of_copies(count, aspect, floor)
-    if any(_says(words, phrases) for phrases in WORN.values()):
+    if any(_contains(words, phrases) for phrases in WORN.values()):
         return [_box(0.5, stand_on(floor, 0.56, _extent(0.55, aspect)[1]), 0.55, aspect)]
     if any(phrase in words for phrase in BESIDE):
         return [_box(0.34, stand_on(floor, 0.5, _extent(0.55, aspect)[1]), 0.55, aspect)]
@@ -130,29 +129,31 @@ def _row_of_copies(count: int, aspect: float, floor: float | None) -> list[Box]:
 
 
 def _placed_by_words(words: str, aspect: float, floor: float | None) -> Box:
-    size = _spoken(words, SIZES)
-    places = _spoken(words, POSITIONS).split()
-    moved = any(place in CENTRE for place in places)
+    size = _key_in(words, SIZES)
+    position = _key_in(words, POSITIONS).split()
+    moved = any(word in CENTRE for word in position)
     side = MOVED_SIDE if moved and not size else SIDE[size]
-    x = next((CENTRE[place] for place in places if place in ("left", "right")), 0.5)
-    vertical = [CENTRE[place] for place in places if place in ("top", "bottom")]
+    x = next((CENTRE[word] for word in position if word in ("left", "right")), 0.5)
+    vertical = [CENTRE[word] for word in position if word in ("top", "bottom")]
     width, height = _extent(side, aspect)
     y = vertical[0] if vertical else stand_on(floor, 0.5, height)
     return _box(keep_inside(x, width), keep_inside(y, height), side, aspect)
 
 
-def _spoken(words: str, table: Mapping[str, Sequence[str]]) -> str:
-    """Return the key of the longest phrase of a table that the words hold, or an empty string."""
-    found = [(len(phrase), key) for key, phrases in table.items() for phrase in phrases if _says(words, (phrase,))]
-    return max(found)[1] if found else ""
+def _key_in(words: str, table: Mapping[str, Sequence[str]]) -> str:
+    """Return the key of the longest phrase of a table that the words contain, or an empty string."""
+    matches = [
+        (len(phrase), key) for key, phrases in table.items() for phrase in phrases if _contains(words, (phrase,))
+    ]
+    return max(matches)[1] if matches else ""
 
 
-def _says(words: str, phrases: Sequence[str]) -> bool:
+def _contains(words: str, phrases: Sequence[str]) -> bool:
     return any(re.search(rf"\b{re.escape(phrase)}\b", words) for phrase in phrases)
 
 
 def ground_below(horizon: float) -> float:
-    """Return how far down a subject stands on the ground that begins at a horizon."""
+    """Return the height at which a subject stands on the ground that starts at a horizon."""
     return min(horizon + 0.12, 0.94)
 
 
@@ -198,10 +199,10 @@ def frames_of(boxes: Sequence[Sequence[Box]], *, aspect: float = 1.0, mirror: bo
     Args:
         boxes: For each image, the box of each copy of its subject.
         aspect: Width over height of the generated image; boxes keep the subject's proportions in it.
-        mirror: Whether subjects are seen in a mirror.
+        mirror: Whether subjects are mirrored.
 
     Returns:
-        (B, K, 4): left, top, width, height of the reference's square about each copy; a copy of width 0 is none.
+        (B, K, 4): left, top, width, height of the reference's square around each copy; width 0 is padding.
     """
     import torch
 
@@ -221,7 +222,7 @@ def _frame(box: Box, aspect: float, mirror: bool) -> tuple[float, float, float, 
 
 
 def box_of_mask(mask: Tensor, *, threshold: float = 0.5) -> Box | None:
-    """Return the box of what a mask (H, W) in [0, 1] shows, or `None` where it shows nothing.
+    """Return the box of a mask (H, W) in [0, 1], or `None` for an empty mask.
 
     Rows and columns count from a twenty-fifth of the fullest one, so that a few stray pixels don't widen the box.
     """
@@ -229,16 +230,16 @@ def box_of_mask(mask: Tensor, *, threshold: float = 0.5) -> Box | None:
     spans = []
     for axis in (0, 1):
         filled = solid.sum(axis)
-        there = (filled > 0.04 * float(filled.max())).nonzero().flatten()
-        if not len(there):
+        counted = (filled > 0.04 * float(filled.max())).nonzero().flatten()
+        if not len(counted):
             return None
-        spans.append((int(there[0]) / len(filled), (int(there[-1]) + 1) / len(filled)))
+        spans.append((int(counted[0]) / len(filled), (int(counted[-1]) + 1) / len(filled)))
     (left, right), (top, bottom) = spans
     return Box(left, top, right, bottom)
 
 
 def box_before_plain_border(pixels: Tensor, *, tolerance: float = 0.08) -> Box | None:
-    """Return the box of what differs from an image's border, or `None` where the border has no one colour.
+    """Return the box of the pixels that differ from an image's border, or `None` if the border isn't of one colour.
 
     Args:
         pixels: (3, H, W) in [0, 1].
@@ -260,14 +261,14 @@ def box_before_plain_border(pixels: Tensor, *, tolerance: float = 0.08) -> Box |
     colour = border.median(dim=1).values[:, None]
     if float(((border - colour).abs().amax(0) <= tolerance).float().mean()) < 0.97:
         return None
-    smooth = F.avg_pool2d(pixels[None], 3, 1, 1, count_include_pad=False)[0]  # a grain of single pixels is no subject
+    smooth = F.avg_pool2d(pixels[None], 3, 1, 1, count_include_pad=False)[0]  # single pixels are noise
     return box_of_mask(((smooth - colour[:, :, None]).abs().amax(0) > tolerance).float())
 
 
 def crop_to_subject(image: Image.Image, box: Box, size: int, *, fill: float = FILL) -> Image.Image:
-    """Return the square about a subject in which its longest side takes the share `fill`, resized to `size` pixels.
+    """Return the square around a subject whose longest side is the share `fill` of it, resized to `size` pixels.
 
-    Where the square reaches beyond the image, the image's edge pixels are repeated.
+    Beyond the image, its edge pixels are repeated.
     """
     width, height = image.size
     side = max(box.width * width, box.height * height) / fill

@@ -1,4 +1,4 @@
-"""Images: PIL to tensors and back, and the only file that knows how a reference is cut to the encoder's square.
+"""Images: reading, conversion between PIL and tensors, and resizing to squares.
 
 Tensors of images are float, (B, 3, H, W), in [0, 1], unless a name says otherwise. Torch is imported where it is used.
 """
@@ -21,29 +21,30 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ResizeMode = Literal["crop", "squash", "pad", "subject"]
-"""`crop`: short side, then centre (the original's); `squash`: both sides (diffusers'); `pad`: the whole image."""
+"""How an image becomes square: `crop` to the middle (as the original does), `squash` both sides (as diffusers does),
+`pad`, or crop to the `subject`."""
 
 Source = str | Path | IO[bytes]
-"""An image's path, or a file that is open already, as one within another is."""
+"""An image's path, or an open file."""
 
 Read = TypeVar("Read")
 
 MIN_SIDE = 16
 MAX_PIXELS = 64_000_000
 MAX_ASPECT = 64
-"""Longest over shortest side: scaled to a usual height, a longer image would take gigabytes."""
+"""Largest ratio of the sides: a longer image, resized to a usual height, would take gigabytes."""
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
-"""Pillow reads others too, and starts Ghostscript for one of them."""
+"""Formats that are read. Pillow reads others too, and starts Ghostscript for one of them."""
 
 
 def open_lazily(source: Source) -> Image.Image:
-    """Open a file of one of `FORMATS` without decoding it. Raises what Pillow raises for any other."""
+    """Open a file of one of `FORMATS` without decoding it. Raises Pillow's error for any other."""
     return Image.open(source, formats=_formats())
 
 
 @cache
 def _formats() -> list[str]:
-    """Return those of `FORMATS` that Pillow was built with. Several threads may be the first to ask."""
+    """Return those of `FORMATS` that Pillow was built with. Thread-safe."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 
@@ -61,7 +62,7 @@ def png_bytes(image: Image.Image) -> bytes:
 
 
 def read_image(source: Source, read: Callable[[Image.Image], Read]) -> Read:
-    """Apply `read` to an image file, under the same checks."""
+    """Apply `read` to an image file, after the checks of `open_image`."""
     name = str(Path(source)) if isinstance(source, str | Path) else "The image within"
     if isinstance(source, str | Path) and not Path(source).is_file():
         raise InputError(f"There is no image at {name}: check the path.")
@@ -75,8 +76,8 @@ def read_image(source: Source, read: Callable[[Image.Image], Read]) -> Read:
         raise
     except Image.DecompressionBombError as error:
         limit = f"{MAX_PIXELS // 10**6} megapixels"
-        raise InputError(f"{name} is too large an image: use one of at most {limit}.") from error
-    except Exception as error:  # on a damaged file, Pillow raises whatever it trips over
+        raise InputError(f"{name} is too large: use an image of at most {limit}.") from error
+    except Exception as error:  # for damaged files, Pillow raises errors of many types
         raise InputError(f"{name} is not an image that can be read: use a PNG, JPEG or WebP file.") from error
 
 
@@ -90,11 +91,11 @@ def check_size(image: Image.Image, name: str = "The reference") -> None:
             f"{name} has {width * height / 1e6:.0f} megapixels: use one of at most {MAX_PIXELS // 10**6} megapixels."
         )
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise InputError(f"{name} has {width} x {height} pixels, which is too thin to show a subject: cut it.")
+        raise InputError(f"{name} has {width} x {height} pixels, which is too thin to show a subject: crop it.")
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Upright (EXIF), 8 bit, RGB; what is transparent becomes white."""
+    """Convert an image to upright (EXIF) 8-bit RGB; transparent pixels become white."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = _eight_bits(image)
@@ -105,7 +106,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Of whole numbers of 16 bits, which Pillow keeps in 32 too, or of floats in [0, 1], else in [0, 255]."""
+    """Convert 16-bit integers, which Pillow may hold in 32 bits, or floats in [0, 1] or [0, 255], to 8 bits."""
     values = np.asarray(image, dtype=np.float32)
     scale = 1 / 257 if image.mode != "F" else 255 if values.max() <= 1 else 1
     return Image.fromarray((values * np.float32(scale)).round().clip(0, 255).astype(np.uint8))
@@ -121,7 +122,7 @@ def alpha_of(image: Image.Image) -> Image.Image | None:
 
 
 def fit_square(image: Image.Image, size: int, fit: ResizeMode = "crop", *, bars: str = "white") -> Image.Image:
-    """Resize an image to `size` x `size` bicubically; `bars` is the colour of what `pad` adds."""
+    """Resize an image to `size` x `size` bicubically; `bars` is the colour of padding."""
     match fit:
         case "squash":
             return image.resize((size, size), Image.Resampling.BICUBIC)
@@ -131,14 +132,14 @@ def fit_square(image: Image.Image, size: int, fit: ResizeMode = "crop", *, bars:
             scale = size / min(image.size)
             width, height = (max(size, round(side * scale)) for side in image.size)
             left, top = round((width - size) / 2), round((height - size) / 2)
-            x, y = image.width / width, image.height / height  # resizing the crop alone costs a thin image less
+            x, y = image.width / width, image.height / height  # resize only the crop, which is faster for long images
             box = (left * x, top * y, (left + size) * x, (top + size) * y)
             return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    raise InputError(f"There is no way to fit a reference called {fit!r}: use crop, squash or pad.")
+    raise InputError(f"There is no resize mode {fit!r}: use crop, squash or pad.")
 
 
 def to_tensor(images: Sequence[Image.Image]) -> Tensor:
-    """Equal-sized RGB images to (B, 3, H, W) in [0, 1]."""
+    """Convert equal-sized RGB images to (B, 3, H, W) in [0, 1]."""
     import torch
 
     stacked = np.stack([np.asarray(image, dtype=np.float32) for image in images])
@@ -146,13 +147,13 @@ def to_tensor(images: Sequence[Image.Image]) -> Tensor:
 
 
 def to_pil(pixels: Tensor) -> list[Image.Image]:
-    """(B, 3, H, W) in [0, 1], clamped and rounded to 8 bit."""
+    """Convert pixels (B, 3, H, W) in [0, 1] to images, clamped and rounded to 8 bits."""
     array = (pixels.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(image) for image in array]
 
 
 def preprocess(pixels: Tensor, side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1] as an image encoder takes them: (B, 3, S, S), normalised."""
+    """Convert images (B, 3, H, W) in [0, 1] to an image encoder's input: (B, 3, S, S), normalised."""
     if pixels.shape[-2:] != (side, side):
         import torch.nn.functional as F
 
@@ -161,13 +162,13 @@ def preprocess(pixels: Tensor, side: int, mean: Sequence[float], std: Sequence[f
 
 
 def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """[0, 1] to what an image encoder was trained on."""
+    """Normalise pixels in [0, 1] by mean and standard deviation."""
     shape = (1, 3, 1, 1)
     return (pixels - pixels.new_tensor(mean).view(shape)) / pixels.new_tensor(std).view(shape)
 
 
 def grid(images: Sequence[Image.Image], columns: int, *, gap: int = 2) -> Image.Image:
-    """Equal-sized images, row by row, on white."""
+    """Return a grid of equal-sized images, row by row, on white."""
     width, height = images[0].size
     rows = -(-len(images) // columns)
     page = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
@@ -177,7 +178,7 @@ def grid(images: Sequence[Image.Image], columns: int, *, gap: int = 2) -> Image.
 
 
 def column_page(columns: Sequence[Tensor], *, gap: int = 2) -> Image.Image:
-    """Columns of images, each (B, 3, H, W) in [0, 1], side by side; smaller ones are enlarged to the largest."""
+    """Return columns of images (B, 3, H, W) in [0, 1], side by side; smaller ones are enlarged to the largest."""
     import torch.nn.functional as F
 
     side = max(column.shape[-1] for column in columns)

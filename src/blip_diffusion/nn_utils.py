@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
 VERSION = "weights_modified"
-"""Attribute in which `mark_modified` counts."""
+"""Attribute with the count of `mark_modified`."""
 Value = TypeVar("Value")
 
 
@@ -23,14 +23,14 @@ def uncompiled(module: nn.Module) -> nn.Module:
 
 
 def iter_modules(network: nn.Module) -> Iterator[nn.Module]:
-    """Yield what `network.modules()` yields, fifteen times as fast: that one passes each module up all levels."""
-    seen, waiting = set(), [network]
-    while waiting:
-        module = waiting.pop()
+    """Yield the modules of `network.modules()`, fifteen times as fast, because it is not recursive."""
+    seen, stack = set(), [network]
+    while stack:
+        module = stack.pop()
         if id(module) not in seen:
             seen.add(id(module))
             yield module
-            waiting.extend(part for part in reversed(module._modules.values()) if part is not None)
+            stack.extend(part for part in reversed(module._modules.values()) if part is not None)
 
 
 def lora_layers(*networks: nn.Module) -> list["BaseTunerLayer"]:
@@ -41,7 +41,7 @@ def lora_layers(*networks: nn.Module) -> list["BaseTunerLayer"]:
 
 
 def adapter_state(network: nn.Module) -> Hashable:
-    """Return which adapters are active in each layer and their scales; the weights do not tell."""
+    """Return the active adapters of each layer and their scales, which the weights don't contain."""
     return tuple(
         (tuple(layer.active_adapters), layer.disable_adapters, tuple(sorted(getattr(layer, "scaling", {}).items())))
         for layer in lora_layers(network)
@@ -59,7 +59,7 @@ def module_configs(network: nn.Module) -> list[list[tuple[str, Any]]]:
 
 
 def base_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters by their names without PEFT's adapters, and without the adapters' own."""
+    """Return the parameters by their names without PEFT's adapters, and without the adapters' parameters."""
     return _without_adapters(module.named_parameters())
 
 
@@ -79,7 +79,7 @@ def _without_adapters(named: Iterable[tuple[str, Value]]) -> dict[str, Value]:
 def weights_version(module: nn.Module) -> Hashable:
     """Return a key that changes when a weight is replaced, written to or cast, or an adapter is added or scaled.
 
-    A write through `.data`, as PEFT's LoRA merge does, is seen only after `mark_modified`.
+    A A write through `.data`, as in PEFT's LoRA merge, changes it only after `mark_modified`.
     """
     tensors = tuple(
         (id(t), t.dtype, t.device, 0 if t.is_inference() else t._version)

@@ -1,7 +1,7 @@
-"""Other engines than torch's own for a network that is only run: OpenVINO on CPUs.
+"""OpenVINO on CPUs, as an engine for inference in place of torch.
 
-A conversion takes a minute or two for a U-Net of Stable Diffusion's size. It is kept on disk under a key of the
-network's weights and settings, so that it happens once.
+A conversion takes a minute or two for a U-Net of Stable Diffusion's size. It is cached on disk under a key of the
+network's weights and settings.
 """
 
 import copy
@@ -22,11 +22,11 @@ from blip_diffusion.fileio import atomic_dir
 from blip_diffusion.nn_utils import adapter_state, lora_layers, module_configs
 
 Run = Callable[..., Any]
-"""Tensors to a tensor or several, as the network's own forward."""
+"""Tensors to a tensor or several, like the network's forward."""
 
 
 def openvino(network: nn.Module, *, name: str, quiet: bool = False) -> Run:
-    """Return the network on OpenVINO; itself, with a warning, if that is not installed."""
+    """Return the network on OpenVINO; the network itself, with a warning, if OpenVINO is not installed."""
     try:
         import openvino as ov
     except ImportError:
@@ -40,7 +40,7 @@ def openvino(network: nn.Module, *, name: str, quiet: bool = False) -> Run:
 class OpenVino:
     """A network that is converted when it is first called, and compiled for each set of shapes.
 
-    Where OpenVINO can't do that, torch goes on, with a warning.
+    If OpenVINO can't do that, torch runs the network, with a warning.
     """
 
     def __init__(self, ov: Any, network: nn.Module, *, name: str, quiet: bool) -> None:
@@ -54,10 +54,10 @@ class OpenVino:
             self._prepare(tensors)
         if self._failed:
             return self._network(*tensors)
-        results = self._compiled[shapes]([_as_openvino_wants(tensor).numpy() for tensor in tensors])
+        results = self._compiled[shapes]([_to_openvino(tensor).numpy() for tensor in tensors])
         device = tensors[0].device
-        answers = tuple(torch.from_numpy(results[index].copy()).to(device) for index in range(len(results)))
-        return answers if len(answers) > 1 else answers[0]
+        outputs = tuple(torch.from_numpy(results[index].copy()).to(device) for index in range(len(results)))
+        return outputs if len(outputs) > 1 else outputs[0]
 
     def _prepare(self, tensors: tuple[Tensor, ...]) -> None:
         try:
@@ -69,7 +69,7 @@ class OpenVino:
                 bar.update()
                 self._compile(folder / "network.xml", tensors)
                 bar.update()
-        except Exception as error:  # OpenVINO raises whatever its C++ does
+        except Exception as error:  # OpenVINO raises C++ errors of many types
             warnings.warn(f"OpenVINO can't run the {self._name} ({reason(error)}): torch computes.", stacklevel=4)
             self._failed = True
 
@@ -83,10 +83,9 @@ class OpenVino:
 
 @cache
 def _core() -> Any:
-    """One for the process, kept for good.
+    """Return the process's OpenVINO core, which is never freed.
 
-    With it OpenVINO would take away the stack that it has put signals on: the next, a Ctrl-C, would end in a
-    segmentation fault.
+    Freeing it would free OpenVINO's stack for signals, and the next Ctrl-C would end in a segmentation fault.
     """
     import openvino
 
@@ -94,13 +93,13 @@ def _core() -> Any:
 
 
 def cache_folder() -> Path:
-    """Where conversions are kept."""
+    """Return the folder of conversions."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "blip-diffusion" / "openvino"
 
 
 def key_of(network: nn.Module, version: str) -> str:
-    """Of the weights, to the bit, of the network's kind and settings, of its adapters', and of what converts it."""
+    """Return a key of the exact weights, the network's class and settings, its adapters, and library versions."""
     digest = hashlib.blake2b(f"{version} {torch.__version__} {network}".encode(), digest_size=16)
     digest.update(repr((adapter_state(network), module_configs(network))).encode())
     for name, tensor in network.state_dict().items():
@@ -109,14 +108,14 @@ def key_of(network: nn.Module, version: str) -> str:
     return digest.hexdigest()
 
 
-def _as_openvino_wants(tensor: Tensor) -> Tensor:
+def _to_openvino(tensor: Tensor) -> Tensor:
     return tensor.detach().float().cpu().contiguous()
 
 
 def _convert(ov: Any, network: nn.Module, example: tuple[Tensor, ...], folder: Path) -> None:
-    """Into a folder of its own, which is there whole or not at all.
+    """Convert a network into a new folder, atomically.
 
-    It does what `openvino.convert_model` does, except that it doesn't report it to Intel.
+    This equals `openvino.convert_model` without its telemetry.
     """
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -126,7 +125,7 @@ def _convert(ov: Any, network: nn.Module, example: tuple[Tensor, ...], folder: P
         plain = _merged(copy.deepcopy(network).float().cpu())
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's tracer warns of every Python branch on a shape
-        decoder = TorchScriptPythonDecoder(plain, example_input=tuple(map(_as_openvino_wants, example)))
+        decoder = TorchScriptPythonDecoder(plain, example_input=tuple(map(_to_openvino, example)))
     frontend = FrontEndManager().load_by_framework("pytorch")
     model = frontend.convert(frontend.load(decoder))  # reads from the decoder, which must live as long
     with atomic_dir(folder) as partial:

@@ -1,4 +1,4 @@
-"""Line charts, drawn with Pillow: what a training or a tuning did, what a comparison found."""
+"""Line charts of training runs, tunings and comparisons, drawn with Pillow."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f")
-"""Okabe & Ito's without the yellow, which colour-blind people tell apart, and grey."""
+"""The colours of Okabe & Ito, which colour-blind people can distinguish, without yellow, and grey."""
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Line:
-    """Points from left to right; around them on request what they may be as well."""
+    """Points from left to right, optionally with the bounds of an interval."""
 
     points: Sequence[Point]
     low: Sequence[float] = ()
@@ -44,7 +44,7 @@ def line_chart(
 
 
 class _Frame:
-    """Where a value lies on the page."""
+    """Axes of a chart, and the position of values on the page."""
 
     def __init__(self, lines: Mapping[str, Line], size: tuple[int, int]) -> None:
         xs = [x for line in lines.values() for x, _ in line.points] or [0.0]
@@ -52,7 +52,7 @@ class _Frame:
         self.x_ticks, self.y_ticks = _ticks(min(xs), max(xs)), _ticks(min(0.0, *ys), max(ys))
         widest = max((_font(14).getlength(name) for name in lines), default=0)
         self.left, self.top, self.bottom = 70, 44, size[1] - 58
-        self.right = size[0] - max(190, round(widest) + 56)  # names stand beside the plot
+        self.right = size[0] - max(190, round(widest) + 56)  # names are at the right of the plot
 
     def at(self, point: Point) -> Point:
         x = (point[0] - self.x_ticks[0]) / (self.x_ticks[-1] - self.x_ticks[0])
@@ -95,7 +95,7 @@ def _legend(pen: ImageDraw.ImageDraw, frame: _Frame, row: int, name: str, colour
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers from below `low` to above `high`, five to ten of them."""
+    """Return five to ten round numbers from below `low` to above `high`."""
     if high <= low:
         low, high = low - 0.5, low + 0.5
     power = 10.0 ** _exponent((high - low) / 5)

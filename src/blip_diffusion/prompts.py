@@ -39,9 +39,9 @@ WEIGHTED_WORDS = re.compile(r"\([^()]*:\s*\d*\.?\d+\s*\)|\({2,}[^()]+\){2,}")
 def warn_of_weighted_words(sentences: Sequence[str]) -> None:
     """Warn of weights on words, which are not supported and stay in the prompt as text."""
     for sentence in dict.fromkeys(sentences):
-        if found := WEIGHTED_WORDS.search(sentence):
+        if match := WEIGHTED_WORDS.search(sentence):
             warnings.warn(
-                f"Weights on words, such as {found.group()[:60]!r}, have no effect and stay in the prompt as text: use "
+                f"Weights on words, such as {match.group()[:60]!r}, have no effect and stay in the prompt as text: use "
                 "prompt_reps to make the whole prompt weigh more, or prompt_embeds.",
                 stacklevel=3,
             )

@@ -1,4 +1,4 @@
-"""From an image of any size to the square that the image encoder sees, and the shape of the subject in it."""
+"""Make the square of a reference for the image encoder, and find the subject in it."""
 
 import warnings
 from typing import NamedTuple
@@ -13,15 +13,15 @@ from blip_diffusion.framing import FILL, Box, box_before_plain_border, box_of_ma
 from blip_diffusion.images import ResizeMode, alpha_of, as_rgb, fit_square, preprocess, to_tensor
 from blip_diffusion.model import BlipDiffusion
 
-CUT_ASPECT, MIN_SEEN = 1.25, 0.7
-"""How oblong an image has to be, and which share of the subject to be left, for a warning."""
+CUT_ASPECT, MIN_VISIBLE = 1.25, 0.7
+"""Aspect ratio from which, and visible share of the subject below which, cropping is warned of."""
 
 
 class SquareReference(NamedTuple):
-    """A reference as the image encoder sees it."""
+    """The square of a reference that the image encoder reads."""
 
     image: Image.Image
-    aspect: float = 1.0  # width over height of the subject; 1 where it is not known
+    aspect: float = 1.0  # width over height of the subject; 1 if unknown
 
 
 def square_reference(
@@ -61,26 +61,25 @@ def square_reference(
 
 
 def find_subject(model: BlipDiffusion, image: Image.Image, upright: Image.Image | None = None) -> Box | None:
-    """Return the box of the subject of an image, in shares of its sides; `None` where none is found.
+    """Return the box of the subject of an image, in shares of its sides; `None` if none is found.
 
-    By the image's transparency, else by what differs from a border of one colour, else by the model's subject finder.
-    `upright` is the image as upright RGB, where that is at hand.
+    It is given by the image's transparency, or else by the difference from a border of one colour, or else by the
+    model's subject finder. `upright` is the image as upright RGB, if the caller has it.
     """
     upright = upright or as_rgb(image)
     return _evident_box(image, upright) or _predicted_box(model, upright)
 
 
 def check_not_blank(square: Image.Image, name: str = "The reference") -> None:
-    """Raise `InputError` for a square of one colour, from which no subject can be learned."""
+    """Raise `InputError` for a square of one colour, which shows no subject."""
     if all(low == high for low, high in (band.getextrema() for band in square.convert("RGB").split())):
         raise InputError(
-            f"{name} shows nothing but one colour where it is cut square: use another image, or the resize mode pad or "
-            "subject."
+            f"{name} has only one colour in its square: use another image, or the resize mode pad or subject."
         )
 
 
 def _evident_box(image: Image.Image, upright: Image.Image) -> Box | None:
-    """Return the box of a subject that transparency or a border of one colour sets off; `None` without them."""
+    """Return the box of a subject by transparency or a border of one colour; `None` without them."""
     alpha = alpha_of(image)
     if alpha is not None:
         return box_of_mask(to_tensor([alpha.convert("RGB")])[0, 0], threshold=0.1)
@@ -90,14 +89,14 @@ def _evident_box(image: Image.Image, upright: Image.Image) -> Box | None:
 
 
 def _warn_of_cut(image: Image.Image, upright: Image.Image) -> None:
-    """Warn if the middle square leaves much of the subject out, where it is evident what the subject is."""
+    """Warn if the middle square leaves much of an evident subject out."""
     width, height = upright.size
     if max(width, height) < CUT_ASPECT * min(width, height) or (box := _evident_box(image, upright)) is None:
         return
     wide, high = (min(width, height) / side / 2 for side in (width, height))  # half of the square's sides
-    seen = max(0.0, min(box.right, 0.5 + wide) - max(box.left, 0.5 - wide))
-    seen *= max(0.0, min(box.bottom, 0.5 + high) - max(box.top, 0.5 - high))
-    if seen < MIN_SEEN * box.width * box.height:
+    visible = max(0.0, min(box.right, 0.5 + wide) - max(box.left, 0.5 - wide))
+    visible *= max(0.0, min(box.bottom, 0.5 + high) - max(box.top, 0.5 - high))
+    if visible < MIN_VISIBLE * box.width * box.height:
         warnings.warn(
             "Much of the subject lies outside the middle square of the reference: use the resize mode pad or subject.",
             stacklevel=3,

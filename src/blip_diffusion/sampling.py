@@ -1,4 +1,4 @@
-"""Sample images from a model in training, to look at or to score."""
+"""Sample images from a model during training, for inspection or scoring."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -14,7 +14,7 @@ from blip_diffusion.modules.subject_prior import SubjectPrior
 
 
 class PersonalizedObjective(Protocol):
-    """An objective that learns one subject."""
+    """An objective that trains a model for one subject."""
 
     model: BlipDiffusion
 
@@ -35,7 +35,7 @@ def sample_images(
     decoded: bool = True,
     controls: Sequence[Control] = (),
 ) -> Tensor:
-    """Sample images during training, each from the noise of its own seed.
+    """Sample images during training, each from the noise of its seed.
 
     Args:
         model: The model; its scheduler is set to `steps`.

@@ -476,7 +476,7 @@ def test_flags_that_do_not_exist(arguments: list[str], capsys: pytest.CaptureFix
         (["train", "good.toml", "--minutes", "0"], "minutes must be positive"),
         (["data", "sheet", "--dataset", "nowhere.zip"], "There is no dataset at nowhere.zip"),
         (["data", "sheet", "--dataset", WORLD, "--num-images", "0"], "--num-images is 0: use a number from 1"),
-        (["data", "sheet", "--dataset", WORLD, "--out", "page"], "should be a file that ends in .png"),
+        (["data", "sheet", "--dataset", WORLD, "--out", "page"], "must be a file that ends in .png"),
         (["data", "sheet", "--dataset", WORLD, "--out", "good.toml/page.png"], "Nothing can be written to good.toml"),
         (["data", "build", "--out", "/proc/foo"], "Nothing can be written to /proc/foo: choose another --out"),
         (["data", "build", "--out", "good.toml"], "Nothing can be written to good.toml"),

@@ -9,7 +9,7 @@ import pytest
 from diffusers import ControlNetModel
 from PIL import Image, PngImagePlugin
 
-from blip_diffusion.annotators import KINDS, LEARNED
+from blip_diffusion.annotators import KINDS, NETWORKS
 from blip_diffusion.errors import InputError
 from blip_diffusion.generation.png_metadata import METADATA, read_request
 from blip_diffusion.generation.request import CONTROLNETS, ControlInput, GenerationRequest, read_reference
@@ -206,4 +206,4 @@ def test_a_models_own_net_looks_at_edges_alone(own: BlipDiffusionPipeline, tmp_p
 
 def test_the_usual_nets_know_what_is_drawn_for_them() -> None:
     assert CONTROLNETS.keys() < set(KINDS)
-    assert LEARNED["normal"] == "NormalBaeDetector" and CONTROLNETS["normal"].endswith("_normalbae")
+    assert NETWORKS["normal"] == "NormalBaeDetector" and CONTROLNETS["normal"].endswith("_normalbae")

@@ -129,7 +129,7 @@ def test_the_published_layout_is_trained_on(tmp_path: Path) -> None:
     assert any(not torch.equal(old[name], new[name]) for name in old if name.startswith("unet/"))
     index = json.loads((tmp_path / "run/export/model_index.json").read_text())
     assert (index["prompt_reps"], index["num_inference_steps"], index["guidance_scale"]) == (20, 50, 7.5)
-    with pytest.raises(ConfigError, match=r"data\.synthetic\.size is 48, and this model draws 32 pixels"):
+    with pytest.raises(ConfigError, match=r"data\.synthetic\.size is 48, and this model generates 32 pixels"):
         run(path, tmp_path / "other", overrides=[*own, "data.synthetic.size=48"])
     assert not (tmp_path / "other").exists()
 

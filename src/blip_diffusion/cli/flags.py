@@ -81,7 +81,7 @@ def adapter_refs(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def recipe_flags(parser: argparse.ArgumentParser) -> None:
-    """Add what the commands that train within a time limit share, beside --data, --out, --minutes and --config."""
+    """Add the common flags of commands that train within a time limit, except --data, --out, --minutes and --config."""
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a value, for example cpu.pairs=8"
     )

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 for a full disk, 2 for an error that the user can correct, 130 when interrupted.
     """
-    _print_any_letter()
+    _escape_unprintable()
     parsed = build_parser().parse_args(arguments)
     command: Command = parsed.command
     try:
@@ -69,28 +69,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = _ignore_warning if getattr(parsed, "quiet", False) else _show_warning
             command(parsed)
     except KeyboardInterrupt:
-        _complain("interrupted")
+        _print_error("interrupted")
         return 130
     except Exception as error:
-        return _end(error)
+        return _exit_code(error)
     return 0
 
 
-def _end(error: Exception) -> int:
-    """Print the sentence of an error and return the exit code. An error that is a bug is raised again."""
+def _exit_code(error: Exception) -> int:
+    """Print the message of an error and return the exit code. A bug is raised again."""
     from blip_diffusion.fileio import is_full
 
     if is_full(error):
-        _complain(f"The disk is full ({reason(error)}): make room and run it again; what is complete was kept.")
+        _print_error(f"The disk is full ({reason(error)}): free some space and run it again; complete files were kept.")
         return 1
     if isinstance(error, BlipDiffusionError):
-        _complain(str(error))
+        _print_error(str(error))
         return 2
     raise error
 
 
-def _print_any_letter() -> None:
-    """Escape what the terminal's encoding lacks, instead of failing after the work is done."""
+def _escape_unprintable() -> None:
+    """Escape characters that the terminal's encoding lacks, instead of failing when results are printed."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -110,12 +110,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    _complain(str(message))
+    _print_error(str(message))
 
 
 def _ignore_warning(*_: Any, **__: Any) -> None:
     pass
 
 
-def _complain(sentence: str) -> None:
+def _print_error(sentence: str) -> None:
     print(f"blip-diffusion: {printable(sentence)}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The parser of all commands, and foreign words made harmless for a terminal."""
+"""The parser of all commands, and the escaping of untrusted text for a terminal."""
 
 import argparse
 import unicodedata
@@ -8,13 +8,13 @@ from typing import Any, NoReturn
 from blip_diffusion.errors import InputError
 
 MAX_LINE = 2000
-"""Letters of a message; a foreign file may name something of any length."""
+"""Most characters of a message; names in untrusted files may have any length."""
 BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-"""Marks that show letters in another order than they have."""
+"""Control characters that change the displayed order of text."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that refuses a flag given twice, of which plain ones keep the last value."""
+    """A parser that refuses a flag given twice, where argparse would keep the last value."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -47,7 +47,7 @@ class _Once(argparse.Action):
 
 
 def printable(text: str) -> str:
-    """Return text in which characters that command a terminal, or begin a line, are escaped; at most MAX_LINE long."""
+    """Return text with control characters and line breaks escaped, shortened to MAX_LINE."""
     shown = text if len(text) <= MAX_LINE else f"{text[: MAX_LINE // 2]} … {text[-MAX_LINE // 2 :]}"
     return "".join(_escaped(letter) if _is_control(letter) else letter for letter in shown)
 

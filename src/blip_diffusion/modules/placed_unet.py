@@ -54,8 +54,8 @@ def token_codes(frames: Tensor, tokens: int, width: int = CODE_WIDTH) -> Tensor:
     """
     cells = _grid(tokens, 1.0, frames.device)  # (Q, 2)
     places = frames[:, :, None, :2] + frames[:, :, None, 2:] * cells  # (B, K, Q, 2)
-    there = (frames[:, :, None, 2:3] != 0).float()
-    return (place_code(places, width) * there).sum(dim=1)
+    present = (frames[:, :, None, 2:3] != 0).float()
+    return (place_code(places, width) * present).sum(dim=1)
 
 
 def append_codes(states: Tensor, codes: Tensor, at: int) -> Tensor:

@@ -1,11 +1,11 @@
 """The one owner of all LoRAs in a pipeline: the user's, those of tuned subjects, and the preset's.
 
-    user's LoRAs     loaded and chosen by diffusers' methods; PEFT itself knows which of them are active
+    user's LoRAs     loaded and chosen by diffusers' methods; PEFT stores which of them are active
     preset's LoRA    the adapter PRESET_ADAPTER, at most one
     subjects' LoRAs  adapters named PREFIX + name, active with the weights of the mixture
 
-The state lies on the U-Net, in the attribute SLOT, because that is where the adapters are: pipelines that share a U-Net
-agree, and a deep copy of it has a state of its own. Only `AdapterManager.apply` activates adapters.
+The state is stored on the U-Net, in the attribute SLOT, like the adapters: pipelines that share a U-Net share it, and a
+deep copy has a separate state. Only `AdapterManager.apply` activates adapters.
 """
 
 import warnings

@@ -97,7 +97,7 @@ class EncodingMixin(PipelineHost):
         return self._encode_text(repeat(texts.prompts, copies), subject.repeat_interleave(copies, dim=0), frames)
 
     def _frames(self, inputs: PipelineInputs, aspects: list[float]) -> Tensor | None:
-        """Return where references lie in the images (N, K, 4); `None` for a model without placed tokens."""
+        """Return the frames of the references in the images (N, K, 4); `None` for a model without placed tokens."""
         if not self.model.place_width:
             return None
         boxes = [[box] for box in inputs.boxes] if inputs.boxes is not None else None

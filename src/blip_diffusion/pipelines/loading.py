@@ -165,7 +165,7 @@ class LoadingMixin(PipelineHost):
         Args:
             save_directory: The folder.
             safe_serialization: Write safetensors; `False` writes pickles of tensors.
-            variant: Write `model.fp16.safetensors` for "fp16", beside weights of other variants.
+            variant: Write `model.fp16.safetensors` for "fp16", and keep weights of other variants.
             torch_dtype: Data type of the written weights; by default unchanged.
             **options: Other arguments of diffusers, accepted if they have no effect.
 

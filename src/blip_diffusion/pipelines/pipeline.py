@@ -173,7 +173,7 @@ class BlipDiffusionPipeline(
                 are not scaled.
             num_images_per_prompt: Images of each prompt, at least 1.
             eta: Noise that DDIM adds at each step (Song et al. 2021, eq. 16), in [0, 1]; other samplers ignore it.
-            generator: One for all images, or one each. Each image has noise of its own: neighbours don't change it.
+            generator: One for all images, or one each. Each image has separate noise, independent of the batch.
             latents: Initial noise (B, C, H / 8, W / 8) in place of new noise.
             prompt_strength: With `prompt_reps`, how often the prompt is repeated: their product, rounded down.
             prompt_reps: See `prompt_strength`.

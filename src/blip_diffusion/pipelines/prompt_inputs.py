@@ -74,9 +74,9 @@ def prompt_inputs(host: PipelineHost, given: "CallArguments") -> PromptInputs:
     size = common_length(lengths)
     prompts, negatives, sources, targets = (broadcast(values, size) for values in lists.values())
     prompts, negatives, targets = (spelled_out(host.tokenizer, t) for t in (prompts, negatives, targets))
-    # without a target the subject's own category goes into the prompt, where a learned word has several tokens
-    own = spelled_out(host.tokenizer, sources)
-    categories = [target or source for target, source in zip(targets, own, strict=True)]
+    # without a target, the subject's category is used in the prompt, where a new word may have several tokens
+    source_words = spelled_out(host.tokenizer, sources)
+    categories = [target or source for target, source in zip(targets, source_words, strict=True)]
     repeats = _repeats(host, given)
     warn_of_weighted_words([*prompts, *negatives])
     if empty is not None:

@@ -1,4 +1,4 @@
-"""How jobs and requests to the service fail."""
+"""Errors of jobs and of requests to the service."""
 
 from typing import ClassVar
 
@@ -9,7 +9,7 @@ class JobFailed(BlipDiffusionError):  # noqa: N818  # a state of a job
     """A job ended without its images.
 
     Args:
-        sentence: What went wrong, and what to do.
+        sentence: The problem and how to correct it.
         cause: For programs: the code of an error class, or "worker_died".
     """
 
@@ -24,19 +24,19 @@ class JobFailed(BlipDiffusionError):  # noqa: N818  # a state of a job
 
 
 class UnknownId(BlipDiffusionError):  # noqa: N818
-    """A job, image or subject that is not here, or belongs to another key."""
+    """A job, image or subject that doesn't exist, or belongs to another key."""
 
     code: ClassVar[str] = "not_found"
 
 
 class QueueFull(BlipDiffusionError):  # noqa: N818
-    """Too many jobs wait."""
+    """Too many jobs are waiting."""
 
     code: ClassVar[str] = "queue_full"
 
 
 class KeyReused(BlipDiffusionError):  # noqa: N818
-    """An idempotency key came with another request before."""
+    """An idempotency key that was used with another request."""
 
     code: ClassVar[str] = "idempotency_key_reused"
 

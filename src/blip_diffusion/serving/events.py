@@ -1,4 +1,4 @@
-"""What happens to jobs, for those who watch: kept in memory, and read from any event on."""
+"""Events of jobs, kept in memory, which clients can read from any event on."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ from typing import Any, Literal
 Kind = Literal["queued", "started", "progress", "preview", "image", "done", "failed", "cancelled"]
 ENDS: tuple[Kind, ...] = ("done", "failed", "cancelled")
 MAX_EVENTS, MAX_JOBS = 400, 1000
-"""Kept for each job, and jobs kept."""
+"""Most events per job, and most jobs with events."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Event:
 
     Args:
         number: Counts from 1 for each job.
-        kind: What happened. After one of `ENDS`, nothing more does.
+        kind: The kind of event. `ENDS` are the last events of a job.
         data: JSON values.
         preview: A JPEG, if the kind is "preview".
     """
@@ -31,16 +31,16 @@ class Event:
 
     @property
     def is_last(self) -> bool:
-        """Whether the job has ended with it."""
+        """Whether it is the job's last event."""
         return self.kind in ENDS
 
 
 class EventLog:
-    """The events of recent jobs. They are lost with the process: the queue knows what became of a job."""
+    """The events of recent jobs. They are lost with the process; the queue stores the results of jobs."""
 
     def __init__(self) -> None:
         self.epoch = f"{time.time_ns():x}"
-        """Tells the numbers of this process from those of an earlier one."""
+        """Distinguishes the event numbers of this process from those of an earlier one."""
         self._jobs: OrderedDict[str, list[Event]] = OrderedDict()
         self._numbers: dict[str, int] = {}
         self._lock = threading.Lock()

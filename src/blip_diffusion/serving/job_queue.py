@@ -1,4 +1,4 @@
-"""The durable queue: the only file that knows DBOS, which keeps jobs in SQLite or PostgreSQL.
+"""The durable queue, based on DBOS, which stores jobs in SQLite or PostgreSQL. Only this file uses DBOS.
 
 A job is a workflow, and each of its batches a step, whose result is stored. After a crash the workflow runs again, with
 the stored results, from the first missing step on. Jobs belong to an executor id, which is therefore fixed.
@@ -19,9 +19,9 @@ from blip_diffusion.serving.settings import ServiceSettings
 Result = TypeVar("Result")
 NAME, WORKFLOW = "blip-diffusion", "generate"
 VERSION = "1"
-"""Of the workflow's steps. DBOS continues only workflows of the same version."""
+"""Version of the workflow's steps. DBOS continues only workflows of the same version."""
 POLL = 0.1
-"""Seconds between two looks for waiting jobs."""
+"""Seconds between polls for waiting jobs."""
 STATES: dict[str, State] = {
     "DELAYED": "queued",
     "ENQUEUED": "queued",
@@ -36,7 +36,7 @@ WAITING = ["ENQUEUED", "DELAYED"]
 
 @dataclasses.dataclass(frozen=True)
 class QueuedJob:
-    """A job as the queue stores it: `table` is its request and its options, `result` what `run` returned."""
+    """A job as the queue stores it: `table` is its request and its options, `result` the value that `run` returned."""
 
     id: str
     state: State
@@ -50,7 +50,7 @@ class QueuedJob:
 
 
 class JobQueue:
-    """Jobs that survive the process. There is one in a process, because DBOS has global state.
+    """A queue of jobs that outlives the process. A process has one queue, because DBOS has global state.
 
     Args:
         settings: Database, executor id and number of workers.
@@ -62,7 +62,7 @@ class JobQueue:
         self._workflow: Any = None
 
     def start(self) -> None:
-        """Open the database and continue what was running when the process ended."""
+        """Open the database and continue the jobs that were running when the process ended."""
         config = DBOSConfig(
             name=NAME,
             system_database_url=self._settings.queue_url,
@@ -82,16 +82,16 @@ class JobQueue:
         DBOS.register_queue(NAME, worker_concurrency=len(self._settings.devices), polling_interval_sec=POLL)
 
     def stop(self) -> None:
-        """Close the database. Jobs that run stay in it as running, and continue at the next start."""
+        """Close the database. Running jobs stay marked as running, and continue at the next start."""
         DBOS.destroy(destroy_registry=True)
 
     def add(self, job: str, owner: str, table: dict[str, Any]) -> QueuedJob:
-        """Store a job and return it. A job of the same id is returned as it is."""
+        """Store a job and return it. An existing job of the same id is returned unchanged."""
         with SetWorkflowID(job), DBOSContextSetAuth(owner, []):
             DBOS.enqueue_workflow(NAME, self._workflow, table)
-        found = self.get(job)
-        assert found is not None
-        return found
+        stored = self.get(job)
+        assert stored is not None
+        return stored
 
     def get(self, job: str) -> QueuedJob | None:
         """Return a job; `None` if there is none."""
@@ -118,7 +118,7 @@ class JobQueue:
         DBOS.cancel_workflow(job)
 
     def remove(self, jobs: Sequence[str]) -> None:
-        """Forget jobs that have ended."""
+        """Delete jobs that have ended."""
         DBOS.delete_workflows(list(jobs))
 
     @staticmethod
@@ -129,7 +129,7 @@ class JobQueue:
 
     @staticmethod
     def abandon(job: str) -> BaseException:
-        """Return what to raise within a cancelled job."""
+        """Return the exception to raise within a cancelled job."""
         return dbos_error.DBOSWorkflowCancelledError(f"Job {job} is cancelled.")
 
     @staticmethod
@@ -138,13 +138,13 @@ class JobQueue:
 
 
 def _is_problem(record: logging.LogRecord) -> bool:
-    """Return whether a line of the queue's log tells of an error, and not of a cancelled job."""
+    """Return whether a log record of the queue is an error, and not about a cancelled or failed job."""
     error = record.exc_info[1] if record.exc_info else None
     return not isinstance(error, dbos_error.DBOSAwaitedWorkflowCancelledError | JobFailed)
 
 
 def _queued(status: WorkflowStatus) -> QueuedJob:
-    given = status.input["args"] if status.input else ()
+    arguments = status.input["args"] if status.input else ()
     error = status.error
     if status.status == "MAX_RECOVERY_ATTEMPTS_EXCEEDED":
         error = JobFailed("The server died too often while it ran this job.", "server_died")
@@ -152,7 +152,7 @@ def _queued(status: WorkflowStatus) -> QueuedJob:
         id=status.workflow_id,
         state=STATES[status.status],
         owner=status.authenticated_user or "",
-        table=given[0] if given else {},
+        table=arguments[0] if arguments else {},
         result=status.output or {},
         error=error,
         created=(status.created_at or 0) / 1000,

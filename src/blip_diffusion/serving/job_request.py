@@ -1,4 +1,4 @@
-"""A request as the queue stores it: JSON, with ids in place of images. Imports no torch."""
+"""Requests as JSON for the queue, with ids in place of images. Imports no torch."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from blip_diffusion.serving.store import Store
 
 
 def to_table(request: GenerationRequest, store: Store) -> dict[str, Any]:
-    """Return a request as JSON values; its reference and its control maps are kept in the store."""
+    """Return a request as JSON values; its reference and its control maps are saved in the store."""
     table = dataclasses.asdict(request)
     table["reference"] = store.add_reference(request.reference)
     table["controls"] = [{**one, "image": store.add_reference(one["image"])} for one in table["controls"]]

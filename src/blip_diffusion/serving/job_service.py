@@ -1,7 +1,7 @@
-"""The job service: one object under the HTTP server and the web page. Imports no torch.
+"""The job service of the HTTP server and the web page. Imports no torch.
 
-A request becomes a job in the durable queue. The job runs batch by batch on the worker processes; its images go to the
-store, and what happens goes to the event log. A killed worker or service costs the batch that was under way.
+A request becomes a job in the durable queue. The job runs batch by batch on the worker processes; its images are saved
+in the store, and its events in the event log. If a worker or the service is killed, only the current batch is lost.
 """
 
 import threading
@@ -30,12 +30,12 @@ from blip_diffusion.serving.pool import WorkerPool
 from blip_diffusion.serving.settings import ServiceSettings
 from blip_diffusion.serving.store import JOB_ID, Store
 
-HOUSEKEEPING = 3600.0
+REMOVAL_INTERVAL = 3600.0
 """Seconds between two removals of old jobs."""
 
 
 class JobService:
-    """Accepts requests, generates, and keeps the results. All methods may be called from any thread.
+    """Accepts requests, generates images, and stores the results. All methods are thread-safe.
 
     Args:
         settings: See `ServiceSettings`.
@@ -68,7 +68,7 @@ class JobService:
         self.close()
 
     def start(self) -> None:
-        """Start the workers, whose models load meanwhile, and continue the jobs of the last run.
+        """Start the workers, which load models in the background, and continue the jobs of the last run.
 
         Raises:
             InputError: If another service uses the folder.
@@ -79,10 +79,10 @@ class JobService:
             raise InputError(f"Another server uses {self.settings.folder}: choose another folder.") from error
         self.pool.start()
         self._queue.start()
-        threading.Thread(target=self._keep_house, daemon=True).start()
+        threading.Thread(target=self._remove_periodically, daemon=True).start()
 
     def close(self) -> None:
-        """Stop. Jobs that wait or run stay in the queue and continue at the next start."""
+        """Stop the service. Waiting and running jobs stay in the queue and continue at the next start."""
         self._stopped.set()
         self.pool.stop()
         self._queue.stop()
@@ -113,7 +113,7 @@ class JobService:
 
         Args:
             request: What to generate. Its model is one of the settings' names; the paths of its subjects are ids.
-            owner: Name of the API key. Others don't see the job.
+            owner: Name of the API key. Other keys can't read the job.
             key: Idempotency key of this owner: the same key and request give the same job.
             previews: Previews of each batch.
             auto_dtype: Use the fastest precision of the preset and the device. `False`: the request's.
@@ -121,8 +121,8 @@ class JobService:
         Raises:
             InputError: If the model is not one of the settings'.
             UnknownId: If a subject is not in the store.
-            QueueFull: If too many jobs wait.
-            KeyReused: If the key came with another request before.
+            QueueFull: If too many jobs are waiting.
+            KeyReused: If the key was used with another request.
         """
         if request.model not in self.settings.models:
             raise InputError(f"There is no model {request.model!r} here: use {', '.join(self.settings.models)}.")
@@ -137,16 +137,16 @@ class JobService:
             queued = self._queue.add(job_id, owner, table)
             self.log.add(job_id, "queued")
         if queued.table != table:
-            raise KeyReused("This idempotency key came with another request before: use a new key.")
+            raise KeyReused("This idempotency key was used with another request: use a new key.")
         return self._job(queued)
 
     def _check_room(self, owner: str) -> None:
         waiting = self._queue.waiting()
         if len(waiting) >= self.settings.max_waiting:
-            raise QueueFull(f"{len(waiting)} jobs wait, which is the limit: try again later.")
-        own = sum(job.owner == owner for job in waiting)
-        if owner and own >= self.settings.max_waiting_per_owner:
-            raise QueueFull(f"{own} of your jobs wait, which is the limit: try again later.")
+            raise QueueFull(f"{len(waiting)} jobs are waiting, which is the limit: try again later.")
+        count = sum(job.owner == owner for job in waiting)
+        if owner and count >= self.settings.max_waiting_per_owner:
+            raise QueueFull(f"{count} of your jobs are waiting, which is the limit: try again later.")
 
     def get(self, job_id: str, *, owner: str | None = None) -> Job:
         """Return a job. Raises `UnknownId`, also for another owner's job if an owner is given."""
@@ -160,16 +160,16 @@ class JobService:
         return [self._job(queued) for queued in self._queue.newest(limit, owner)]
 
     def position(self, job_id: str) -> int:
-        """Return how many waiting jobs are in front of a job; 0 if it doesn't wait."""
+        """Return the number of waiting jobs before a job; 0 if it isn't waiting."""
         ids = [job.id for job in self._queue.waiting()]
         return ids.index(job_id) if job_id in ids else 0
 
     def waiting(self) -> int:
-        """Return how many jobs wait."""
+        """Return the number of waiting jobs."""
         return len(self._queue.waiting())
 
     def cancel(self, job_id: str, *, owner: str | None = None) -> Job:
-        """Cancel a job, which ends at its next sampling step. One that has ended stays as it is."""
+        """Cancel a job, which ends at its next sampling step. A job that has ended is unchanged."""
         if not self.get(job_id, owner=owner).has_ended:
             self._queue.cancel(job_id)
             self.pool.cancel(job_id)
@@ -178,7 +178,7 @@ class JobService:
         return self.get(job_id)
 
     def events_after(self, job_id: str, number: int = 0) -> Sequence[Event]:
-        """Return the events of a job with a higher number. Of a job that an earlier process ended: how it ended."""
+        """Return the events of a job with a higher number; of a job of an earlier process, its last event."""
         events = self.log.after(job_id, number)
         if events or self.log.after(job_id, 0):
             return events
@@ -188,7 +188,7 @@ class JobService:
         return []
 
     def wait(self, job_id: str, timeout: float = 600.0) -> Job:
-        """Return a job when it has ended, or as it is after `timeout` seconds."""
+        """Return a job when it has ended, or its current state after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while not (job := self.get(job_id)).has_ended and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -224,7 +224,7 @@ class JobService:
                 "The image is an edit of a photo that isn't here: generate one, or edit on the command line."
             )
         if any(control.controlnet for control in request.controls):
-            raise InputError("The image was made with a ControlNet of its own, which this server doesn't load.")
+            raise InputError("The image was made with another ControlNet, which this server doesn't load.")
         known = {subject.id for subject in self.store.subjects()}
         if not {subject.sha256 for subject in request.subjects} <= known:
             raise InputError("The image was made with a tuned subject that isn't here: upload the subject file first.")
@@ -270,7 +270,7 @@ class JobService:
         return result
 
     def _generate(self, batch: Batch, start: int) -> tuple[list[str], float]:
-        """Generate a batch and keep its images. A file that a killed process wrote before is written anew."""
+        """Generate a batch and store its images. Files of an earlier attempt are overwritten."""
         queued = self._queue.get(batch.job)
         if queued is None or queued.state == "cancelled":
             raise self._queue.abandon(batch.job)
@@ -299,7 +299,7 @@ class JobService:
         model: str | None = None,
         timeout: float = 5.0,
     ) -> bytes:
-        """Return a reference as the image encoder sees it, as PNG.
+        """Return the square of a reference that the image encoder reads, as PNG.
 
         Args:
             reference: An image file.
@@ -320,22 +320,22 @@ class JobService:
         return finished.files[0]
 
     def subject_ref(self, subject_id: str, weight: float = 1.0) -> SubjectRef:
-        """Return what a request says of a stored subject. Raises `UnknownId`."""
+        """Return the reference to a stored subject for a request. Raises `UnknownId`."""
         header = self.store.subject(subject_id).header
         return SubjectRef(subject_id, subject_id, weight, header.category)
 
     def subject_reference(self, subject_id: str) -> bytes:
-        """Return a subject's thumbnail as PNG, which stands for the reference in a request. Raises `UnknownId`."""
+        """Return a subject's thumbnail as PNG, for use as a request's reference. Raises `UnknownId`."""
         return thumbnail_png(self.store.subject(subject_id).header.thumbnail)
 
     # -------------------------------------------------------------------------------------------- housekeeping
 
-    def _keep_house(self) -> None:
-        while not self._stopped.wait(HOUSEKEEPING):
+    def _remove_periodically(self) -> None:
+        while not self._stopped.wait(REMOVAL_INTERVAL):
             self.remove_old(time.time() - self.settings.retention)
 
     def remove_old(self, before: float) -> int:
-        """Remove ended jobs that were made before a Unix time, their images, and references that no job needs."""
+        """Remove ended jobs created before a Unix time, their images, and references that no job needs."""
         moment = datetime.fromtimestamp(before, UTC).isoformat()
         old = [job.id for job in self._queue.ended_before(moment)]
         if old:

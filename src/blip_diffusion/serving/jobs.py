@@ -1,4 +1,4 @@
-"""What a job looks like from outside."""
+"""The state of a job for clients."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,17 +10,17 @@ State = Literal["queued", "running", "done", "failed", "cancelled"]
 
 @dataclass(frozen=True)
 class Job:
-    """A job's state at one moment.
+    """The state of a job at some time.
 
     Args:
         id: 32 hexadecimal digits.
-        state: Where it is.
+        state: The state in the queue.
         owner: Name of the API key that it came with; empty without keys.
         created: Unix time; `started` and `finished` are 0 until then.
-        request: What it generates; `None` if its reference has been removed.
+        request: Its request; `None` if its reference has been removed.
         images: Ids of its images so far, in the order of prompts and seeds.
-        problem: Why it failed, in a sentence.
-        cause: The same for programs.
+        problem: The error of a failed job, in a sentence.
+        cause: The error's code.
         seconds: Time that its images took on the workers, once it is done.
     """
 
@@ -38,5 +38,5 @@ class Job:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing more will happen to it."""
+        """Whether it is done, failed or cancelled."""
         return self.state in ("done", "failed", "cancelled")

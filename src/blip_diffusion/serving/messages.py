@@ -1,4 +1,4 @@
-"""What the service and a worker process say to each other, over a pipe. Imports no torch."""
+"""Messages between the service and a worker process, over a pipe. Imports no torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -31,7 +31,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Crop:
-    """Show a reference as the image encoder sees it.
+    """A task to return the square of a reference that the image encoder reads.
 
     Args:
         reference: An image file.
@@ -58,7 +58,7 @@ class Cancel:
 
 @dataclass(frozen=True)
 class Ready:
-    """From a worker: the model is loaded; `problem` says why not, if it isn't."""
+    """From a worker: the model is loaded, or `problem` is the error."""
 
     problem: str = ""
 
@@ -74,7 +74,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Finished:
-    """From a worker: the PNG files of a task, or how it ended without them."""
+    """From a worker: the PNG files of a task, or its error."""
 
     files: tuple[bytes, ...] = ()
     outcome: Literal["done", "failed", "cancelled"] = "done"

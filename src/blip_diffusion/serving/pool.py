@@ -1,4 +1,4 @@
-"""Worker processes: start them, hand each one task at a time, replace one that dies. Imports no torch."""
+"""Worker processes: start them, give each one task at a time, and replace those that die. Imports no torch."""
 
 import multiprocessing
 import queue
@@ -12,7 +12,7 @@ from blip_diffusion.serving.messages import Cancel, Finished, Progress, Ready, T
 
 OnProgress = Callable[[Progress], None]
 GRACE = 2.0
-"""Seconds that a stopped process has to end by itself."""
+"""Seconds before a stopped process is killed."""
 
 
 class WorkerDied(Exception):  # noqa: N818  # an event
@@ -23,8 +23,8 @@ class Worker:
     """One worker process and the pipe to it. One thread at a time gives it tasks.
 
     Args:
-        device: Where it computes.
-        model: What it loads first.
+        device: Device of its models.
+        model: The model that it loads first.
         timeout: Seconds without a message after which it counts as dead.
     """
 
@@ -34,15 +34,15 @@ class Worker:
         self._connection: Connection | None = None
         self._sending = threading.Lock()
         self.job = ""
-        """The job that it works on, or empty."""
+        """The id of its current job, or empty."""
 
     @property
     def process_id(self) -> int | None:
-        """The process's id; `None` while there is none."""
+        """The process's id; `None` without a process."""
         return self._process.pid if self._process is not None else None
 
     def start(self) -> str:
-        """Start a new process, wait until its model is loaded, and return what is wrong with the model, if anything."""
+        """Start a new process, wait until its model is loaded, and return the error of loading it, if any."""
         self.stop()
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
@@ -65,7 +65,7 @@ class Worker:
             self.job = ""
 
     def cancel(self, job: str) -> None:
-        """Ask the process to stop a job, if it is at it."""
+        """Send the process a request to stop a job, if that is its current job."""
         if job and self.job == job:
             try:
                 self._send(Cancel(job))
@@ -73,7 +73,7 @@ class Worker:
                 return
 
     def stop(self) -> None:
-        """End the process. The pipe is not closed here, because another thread may read from it: it ends by itself."""
+        """End the process. The pipe is not closed here, because another thread may be reading from it."""
         if self._process is not None:
             self._process.terminate()
             self._process.join(GRACE)
@@ -108,8 +108,8 @@ class WorkerPool:
     """A worker process for each device.
 
     Args:
-        devices: One process each.
-        model: What each loads first.
+        devices: A device for each process.
+        model: The model that each loads first.
         max_attempts: How often a task is tried while processes die.
         timeout: Seconds without a sampling step after which a process is replaced.
     """
@@ -118,7 +118,7 @@ class WorkerPool:
         self.workers = [Worker(device, model, timeout) for device in devices]
         self.restarts = 0
         self.problem = ""
-        """Why the first model can't be loaded, or empty."""
+        """The error of loading the first model, or empty."""
         self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         self._max_attempts = max_attempts
         self._stopping = False
@@ -130,7 +130,7 @@ class WorkerPool:
         return self._ready.is_set() and not self.problem
 
     def start(self) -> None:
-        """Start all processes, each in a thread of its own, and return at once."""
+        """Start all processes, each in a separate thread, and return at once."""
         for worker in self.workers:
             threading.Thread(target=self._start, args=(worker,), daemon=True).start()
 
@@ -138,7 +138,7 @@ class WorkerPool:
         try:
             self.problem = worker.start()
             self._ready.set()
-        except WorkerDied:  # the first task tries again, and counts the attempts
+        except WorkerDied:  # the first task starts it again, with a limit of attempts
             pass
         self._idle.put(worker)
 
@@ -151,7 +151,7 @@ class WorkerPool:
             timeout: Seconds to wait for a free worker.
 
         Raises:
-            TimeoutError: If no worker got free in time.
+            TimeoutError: If no worker is free in time.
             JobFailed: If the task's processes died `max_attempts` times.
             ServiceStopping: If the pool was stopped meanwhile.
         """
@@ -173,7 +173,7 @@ class WorkerPool:
             except WorkerDied:
                 self._restart(worker)
         raise JobFailed(
-            f"The worker process died {self._max_attempts} times: ask for fewer or smaller images.", "worker_died"
+            f"The worker process died {self._max_attempts} times: request fewer or smaller images.", "worker_died"
         )
 
     def _restart(self, worker: Worker) -> None:
@@ -183,11 +183,11 @@ class WorkerPool:
         try:
             self.problem = worker.start()
             self._ready.set()
-        except WorkerDied:  # the next attempt finds out
+        except WorkerDied:  # the next attempt fails too and restarts it
             return
 
     def cancel(self, job: str) -> None:
-        """Interrupt a job at its next sampling step, if a worker is at it."""
+        """Interrupt a job at its next sampling step, if a worker is running it."""
         for worker in self.workers:
             worker.cancel(job)
 

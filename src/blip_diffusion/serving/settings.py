@@ -10,17 +10,17 @@ from blip_diffusion.errors import InputError
 
 @dataclass(frozen=True)
 class ServiceSettings:
-    """What the job service needs to know. Clients choose none of it.
+    """Settings of the job service, which clients can't change.
 
     Args:
-        folder: Where jobs, references, subjects and images are kept; created if missing.
-        models: Names that clients may ask for, each with "mini", a folder or a hub id. The first is the default.
+        folder: Folder of jobs, references, subjects and images; created if missing.
+        models: Names that clients may request, each with "mini", a folder or a hub id. The first is the default.
         devices: One worker process is started for each: "auto", "cpu", "cuda:0" …
         database_url: Database of the job queue. Empty: SQLite in `folder`. Several servers share a PostgreSQL one.
-        executor_id: Names this server in a shared database. A restarted server continues the jobs of its own name.
+        executor_id: Name of this server in a shared database. A restarted server continues the jobs of its name.
         batch_size: Images per batch. A killed process loses at most one batch; previews and cancellation don't wait.
-        max_waiting: Waiting jobs in all; further ones are refused.
-        max_waiting_per_owner: Waiting jobs of one API key.
+        max_waiting: Most waiting jobs; further ones are refused.
+        max_waiting_per_owner: Most waiting jobs of one API key.
         max_attempts: How often a batch is tried while its worker process dies.
         step_timeout: Seconds without a sampling step after which a worker process is replaced; loading included.
         retention: Seconds after which finished jobs and their images are removed.
@@ -50,7 +50,7 @@ class ServiceSettings:
 
     @property
     def default_model(self) -> str:
-        """The name of the model that a request gets if it names none."""
+        """The name of the model for requests without one."""
         return next(iter(self.models))
 
     @property

@@ -24,23 +24,23 @@ class StoredSubject:
 
 
 class Store:
-    """Three folders. Ids are checked by pattern, so that no id can name a file elsewhere.
+    """Three folders of files. Ids are checked by pattern, so that an id can't name a file elsewhere.
 
     Args:
-        folder: Holds `references`, `images` and `subjects`; created if missing.
+        folder: Parent of `references`, `images` and `subjects`; created if missing.
     """
 
     def __init__(self, folder: Path) -> None:
         self._references, self._images, self._subjects = (
             folder / name for name in ("references", "images", "subjects")
         )
-        for one in (self._references, self._images, self._subjects):
-            one.mkdir(parents=True, exist_ok=True)
+        for path in (self._references, self._images, self._subjects):
+            path.mkdir(parents=True, exist_ok=True)
 
     # ---------------------------------------------------------------------------------------------- references
 
     def add_reference(self, png: bytes) -> str:
-        """Keep a PNG file and return its id. The same file is kept once."""
+        """Save a PNG file and return its id. Equal files are saved once."""
         digest = sha256_of(png)
         _write_once(self._references / f"{digest}.png", png)
         return digest
@@ -58,7 +58,7 @@ class Store:
     # -------------------------------------------------------------------------------------------------- images
 
     def add_images(self, job: str, first: int, files: Sequence[bytes]) -> list[str]:
-        """Keep a job's images from number `first` on, and return their ids."""
+        """Save a job's images from number `first` on, and return their ids."""
         ids = [f"{job}-{first + offset}" for offset in range(len(files))]
         for image_id, data in zip(ids, files, strict=True):
             with atomic_file(self._images / f"{image_id}.png") as partial:
@@ -70,7 +70,7 @@ class Store:
         return _read(self._images, image_id, IMAGE_ID, ".png")
 
     def image_path(self, image_id: str) -> Path:
-        """Return where a generated image is. Raises `UnknownId`."""
+        """Return the path of a generated image. Raises `UnknownId`."""
         return _path(self._images, image_id, IMAGE_ID, ".png")
 
     def remove_images(self, job: str) -> None:
@@ -81,13 +81,13 @@ class Store:
     # ------------------------------------------------------------------------------------------------ subjects
 
     def add_subject(self, data: bytes) -> StoredSubject:
-        """Check a subject file and keep it.
+        """Check a subject file and save it.
 
         Args:
             data: A safetensors file. Its header is checked here; its tensors when a job loads it.
 
         Raises:
-            CheckpointError: If it is no subject file.
+            CheckpointError: If it is not a subject file.
         """
         digest = sha256_of(data)
         path = self._subjects / f"{digest}.safetensors"
@@ -105,11 +105,11 @@ class Store:
         for path in sorted(self._subjects.glob("[0-9a-f]*.safetensors"), key=_modified, reverse=True):
             try:
                 yield StoredSubject(path.stem, read_subject_header(path))
-            except CheckpointError:  # removed meanwhile, or damaged by other hands
+            except CheckpointError:  # removed meanwhile, or damaged
                 continue
 
     def subject_path(self, digest: str) -> Path:
-        """Return where a subject file is. Raises `UnknownId`."""
+        """Return the path of a subject file. Raises `UnknownId`."""
         return _path(self._subjects, digest, DIGEST, ".safetensors")
 
     def remove_subject(self, digest: str) -> None:

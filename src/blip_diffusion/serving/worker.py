@@ -28,40 +28,40 @@ MAX_MODELS = 2
 PREVIEW_SIDE = 256
 
 
-class Cancelled(Exception):  # noqa: N818  # no error
+class Cancelled(Exception):  # noqa: N818  # not an error
     """Raised within a sampling step to end a job."""
 
 
 def main(connection: Connection, device: str, model: str) -> None:
-    """Work until the other end of the pipe closes, as it does when the service ends or is killed.
+    """Run tasks until the other end of the pipe closes, when the service ends or is killed.
 
     Args:
-        connection: Sends `Ready`, then receives tasks; answers each with `Progress` and one `Finished`.
+        connection: Sends `Ready`, then receives tasks; for each, sends `Progress` and one `Finished`.
         device: See `devices.device_of`.
-        model: Loaded at once.
+        model: The model to load at the start.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service decides when to stop
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # cleans up, as the default would not
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # exits with clean-up, unlike the default handler
     worker = _Worker(connection, device)
     try:
         connection.send(Ready(worker.preload(model)))
         while True:
             task = connection.recv()
             if not isinstance(task, Cancel):  # else its job has just ended
-                connection.send(worker.answer(task))
+                connection.send(worker.run(task))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 
 
 class _Worker:
-    """Loaded models, and what to do with a task."""
+    """Loaded models, and the execution of tasks."""
 
     def __init__(self, connection: Connection, device: str) -> None:
         self.connection, self.device = connection, device
         self.pipes: OrderedDict[tuple[str, Dtype], BlipDiffusionPipeline] = OrderedDict()
 
     def preload(self, model: str) -> str:
-        """Load a model and return what is wrong with it, if anything is."""
+        """Load a model and return the error of loading it, or an empty string."""
         try:
             self.pipe(model, "float32")
         except BlipDiffusionError as error:
@@ -69,7 +69,7 @@ class _Worker:
         return ""
 
     def pipe(self, model: str, dtype: Dtype) -> BlipDiffusionPipeline:
-        """Return a loaded model; the least recently used one makes room."""
+        """Return a model, after loading it if necessary; the least recently used one is dropped."""
         key = (model, dtype)
         if key not in self.pipes:
             while len(self.pipes) >= MAX_MODELS:
@@ -79,8 +79,8 @@ class _Worker:
         self.pipes.move_to_end(key)
         return self.pipes[key]
 
-    def answer(self, task: Task) -> Finished:
-        """Do a task. What goes wrong with it is its outcome: only a lost pipe ends the process."""
+    def run(self, task: Task) -> Finished:
+        """Run a task and return its outcome, also for errors. Only a lost pipe ends the process."""
         started = time.perf_counter()
         try:
             files = self._crop(task) if isinstance(task, Crop) else self._generate(task)
@@ -93,7 +93,7 @@ class _Worker:
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             return Finished(
-                outcome="failed", cause="out_of_memory", problem="The device is out of memory: ask for less."
+                outcome="failed", cause="out_of_memory", problem="The device is out of memory: request less."
             )
         except Exception as error:  # a bug fails one job, not the process
             return Finished(outcome="failed", cause="internal_error", problem=f"Generation failed: {error!r}."[:500])
@@ -126,14 +126,14 @@ class _Worker:
             if self.connection.recv() == Cancel(task.job):
                 raise Cancelled
         steps = len(pipe.scheduler.timesteps)
-        wanted = index + 1 in preview_steps(steps, task.previews)
-        preview = _preview(pipe, tensors["latents"]) if wanted else b""
+        is_preview_step = index + 1 in preview_steps(steps, task.previews)
+        preview = _preview(pipe, tensors["latents"]) if is_preview_step else b""
         self.connection.send(Progress(index + 1, steps, preview))
         return {}
 
 
 def preview_steps(steps: int, previews: int) -> set[int]:
-    """Return after which steps there is a preview: evenly spaced, never after the last one."""
+    """Return the steps after which there is a preview: evenly spaced, without the last one."""
     return {round(steps * number / (previews + 1)) for number in range(1, previews + 1)} - {0, steps}
 
 

@@ -71,6 +71,6 @@ def to_device(value: Any, device: torch.device) -> Any:
 
 
 def size_of(batch: Any) -> int:
-    """How many samples a batch holds: the length of the first thing in it."""
+    """Return the number of samples in a batch: the length of its first value."""
     first = next(iter(batch.values())) if isinstance(batch, dict) else batch[0] if isinstance(batch, tuple) else batch
     return len(first)

@@ -237,7 +237,7 @@ def check_size(config: RunConfig, model: BlipDiffusion) -> None:
     """Raise `ConfigError` if images are composed at another size than the model's."""
     own, size = int(model.unet.config.sample_size) * model.latents.factor, config.data.synthetic.size
     if size != own:
-        raise ConfigError(f"data.synthetic.size is {size}, and this model draws {own} pixels: set it to {own}.")
+        raise ConfigError(f"data.synthetic.size is {size}, and this model generates {own} pixels: set it to {own}.")
 
 
 OBJECTIVES: dict[str, Callable[[BuildContext], Objective]] = {
@@ -273,7 +273,7 @@ def run(
         extra_hooks: Functions of the configuration and the whole asset library that return further hooks.
 
     Returns:
-        The step that was reached, the samples seen, the seconds spent and why the run stopped.
+        The step that was reached, the number of samples, the seconds spent and why the run stopped.
 
     Raises:
         ConfigError: If the file has unknown keys or unusable values.
@@ -288,8 +288,8 @@ def run(
     config = configuration.build(RunConfig, configuration.read(path, overrides))
     text = configuration.to_toml(config)
     check_writable(folder)
-    begun = bool(checkpointing.complete(folder / CHECKPOINTS)) and (folder / START).is_dir()
-    if begun:  # tokenizers must not change with the asset library
+    resumed = bool(checkpointing.complete(folder / CHECKPOINTS)) and (folder / START).is_dir()
+    if resumed:  # tokenizers must not change with the asset library
         config = replace(config, model=replace(config.model, init_from=(folder / START,)))
     whole = AssetLibrary.load(config.data.path)
     further = [make(config, whole) for make in extra_hooks]
@@ -303,7 +303,7 @@ def run(
     categories = [category for batch in first for category in batch["category"]]
     material = BuildContext(config, tokenizer_corpus(world), pixels, categories)
     objective = OBJECTIVES[config.objective](material)
-    if not begun:  # an attempt without a checkpoint starts again
+    if not resumed:  # an attempt without a checkpoint starts again
         _keep_start(objective, folder / START)
     hooks: list[Hook] = [sample_callback_of(config, world), *further] if config.train.sample_every else []
     return fit(

@@ -84,7 +84,7 @@ def fit(
         config_text: The TOML of the run, saved with each checkpoint.
 
     Returns:
-        The step that was reached, the samples seen, the seconds spent and why the run stopped.
+        The step that was reached, the number of samples, the seconds spent and why the run stopped.
 
     Raises:
         ConfigError: If this machine doesn't support a setting.

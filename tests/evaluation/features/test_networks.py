@@ -81,7 +81,7 @@ def test_clip_is_transformers_own(tiny_clip: Path) -> None:
 
 @pytest.mark.parametrize("kind", [Dino, Clip])
 def test_missing_weights_are_one_sentence(kind: type, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="name a folder of transformers' layout"):
+    with pytest.raises(CheckpointError, match="name a folder in transformers' layout"):
         kind(str(tmp_path / "nothing"))
 
 

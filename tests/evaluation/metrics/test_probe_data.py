@@ -13,7 +13,7 @@ def source(excluded: set[str]) -> ProbeSource:
 
 def test_probe_data_hold_nothing_of_the_benchmark(bench: Bench) -> None:
     """One held-out subject is outside of the benchmark: the grey dog."""
-    with pytest.raises(Exception, match="no subject outside"):
+    with pytest.raises(Exception, match="no held-out subject outside"):
         build_probe_data(source({f"held{i}" for i in range(4)}), each=1)
     probe_data = build_probe_data(source({subject.identity for subject in bench.subjects}), each=1)
     assert len(probe_data.images) == len(probe_data.requests) == len(probe_data.captions)

@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the command.
 
     Raises:
-        InputError: If Gradio is missing, or others could reach the page, which asks for no key.
+        InputError: If Gradio is missing, or the page, which needs no key, is reachable by others.
     """
     try:
         from blip_diffusion.serving.http.guards import LOOPBACK
@@ -31,7 +31,9 @@ def run(arguments: argparse.Namespace) -> None:
     except ImportError as error:
         raise InputError(EXTRA) from error
     if arguments.host not in LOOPBACK:
-        raise InputError(f"--host {arguments.host} lets others in, and the page asks for no key: use an SSH tunnel.")
+        raise InputError(
+            f"--host {arguments.host} makes the page reachable by others, and it needs no key: use an SSH tunnel."
+        )
     service = JobService(service_settings(arguments))
     app = mount_page(create_app(service, hosts=[*LOOPBACK, *arguments.allow_host]), service)
     print(f"http://{arguments.host}:{arguments.port}", flush=True)

@@ -113,7 +113,7 @@ def _sheet(arguments: argparse.Namespace) -> None:
     if not 1 <= arguments.num_images <= MAX_SAMPLES:
         raise InputError(f"--num-images is {arguments.num_images}: use a number from 1 to {MAX_SAMPLES}.")
     if arguments.out.suffix.lower() != ".png" or arguments.out.is_dir():
-        raise InputError(f"--out {arguments.out} should be a file that ends in .png, as samples.png.")
+        raise InputError(f"--out {arguments.out} must be a file that ends in .png, for example samples.png.")
     check_writable(arguments.out.parent)
     world, size = AssetLibrary.load(arguments.dataset), arguments.num_images
     sampler = PairSampler(world, SyntheticConfig(), batch_size=size, seed=arguments.seed)

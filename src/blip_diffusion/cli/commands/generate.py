@@ -107,7 +107,7 @@ def output_flags(parser: argparse.ArgumentParser) -> None:
         type=seed,
         default=0,
         metavar="N|random",
-        help="seed of the first image; incremented for each next one (default: 0); the file names tell it",
+        help="seed of the first image; incremented for each next one (default: 0); it is part of the file name",
     )
     parser.add_argument("--grid", type=Path, metavar="PNG", help="also write all images as one grid")
     parser.add_argument("--json", action="store_true", help="print a JSON object for each file instead of its path")
@@ -202,7 +202,7 @@ def _request(
 
 
 def _check_usage(arguments: argparse.Namespace) -> None:
-    """Raise `InputError` for what can be told before torch is imported."""
+    """Raise `InputError` for mistakes that can be detected before torch is imported."""
     _check_subject(arguments)
     check_values(arguments)
 

@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def service_settings(arguments: argparse.Namespace) -> ServiceSettings:
-    """Return the settings that the flags of `service_flags` make. Raises `InputError` if nothing can be written."""
+    """Return the settings of the flags in `service_flags`. Raises `InputError` if nothing can be written."""
     from blip_diffusion.fileio import check_writable
     from blip_diffusion.serving.settings import ServiceSettings
 

@@ -170,12 +170,12 @@ def costumes(folder: Path, licence: str) -> Iterator[CutOutImage]:
 
 def furniture_models(folder: Path) -> list[tuple[render.Model, Name, str]]:
     """Return the models of the Sweet Home 3D catalogues to use, with names and licences."""
-    found = []
+    models = []
     for catalogue, licence in CATALOGUES.items():
         for model in render.catalogue(folder / f"usr/share/sweethome3d/furniture/{catalogue}.sh3f"):
             if name := naming.furniture(model.name, model.key.rsplit("/", 1)[-1]):
-                found.append((model, name, licence))
-    return found
+                models.append((model, name, licence))
+    return models
 
 
 def furniture(folder: Path, cache: Path, views: int, *, progress: Callable[[str], None]) -> Iterator[CutOutImage]:

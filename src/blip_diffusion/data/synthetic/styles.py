@@ -59,8 +59,8 @@ FILTERS: dict[str, Callable[[Tensor], Tensor]] = {
 def sketch(colour: Tensor, alpha: Tensor) -> Tensor:
     """Render pencil lines on paper. `colour` (B, 3, S, S) is premultiplied.
 
-    Lines are the edges of the subject's own light and dark, spread to full contrast first, so that a black teapot is
-    drawn as clearly as a white one; its outline comes from `alpha`.
+    Lines are the edges of the subject's own light and dark, spread to full contrast first, so that a black teapot is as
+    clear as a white one; its outline comes from `alpha`.
     """
     tone = _tones(luminance(colour), alpha)  # (B, 1, S, S)
     lines = _gradient(tone * alpha + (1 - alpha)) * 0.9 * alpha + _gradient(alpha) * 1.6

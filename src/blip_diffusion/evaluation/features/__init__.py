@@ -1,1 +1,1 @@
-"""Frozen networks of other makers that metrics look through, and linear probes on their features."""
+"""Frozen feature extractors of other projects for metrics, and linear probes on their features."""

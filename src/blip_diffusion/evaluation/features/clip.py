@@ -32,8 +32,8 @@ class Clip:
         from blip_diffusion.model import CLIP_MEAN, CLIP_STD
 
         pixels = to_tensor([resize_and_center_crop(image, self.side, self.side) for image in images])
-        seen = self.network.vision_model(pixel_values=normalise(pixels, CLIP_MEAN, CLIP_STD))
-        return self.network.visual_projection(seen.pooler_output)
+        output = self.network.vision_model(pixel_values=normalise(pixels, CLIP_MEAN, CLIP_STD))
+        return self.network.visual_projection(output.pooler_output)
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:

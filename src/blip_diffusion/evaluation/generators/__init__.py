@@ -1,1 +1,1 @@
-"""What answers a benchmark: the model, personalised models, and baselines; their images are cached on disk."""
+"""Image generators for a benchmark: the model, tuned models, and baselines. Their images are cached on disk."""

@@ -26,8 +26,8 @@ def composite(world: AssetLibrary, *, size: int, other: bool = False) -> ImageGe
 
     def compose(instance: Instance) -> torch.Tensor:
         rng = random.Random(f"truth {instance.subject.identity} {instance.prompt_index} {instance.sample_index}")
-        own = first[instance.subject.identity]
-        row = rng.choice(same_category(world, own)) if other else own
+        row = first[instance.subject.identity]
+        row = rng.choice(same_category(world, row)) if other else row
         assert instance.prompt.request is not None
         return sampler.render([pair_spec_of(sampler, row, instance.prompt.request, rng)], rng)["target"]
 
@@ -59,7 +59,7 @@ def photo_of_other_subject(bench: Bench) -> Callable[[Instance], Path]:
 
 
 def has_peer(source: AssetLibrary | Bench, subject: BenchSubject) -> bool:
-    """Tell whether assets, or a benchmark of photos, hold another subject of a subject's category."""
+    """Return whether assets, or a benchmark of photos, have another subject of a subject's category."""
     if isinstance(source, Bench):
         return bool(same_category_subjects(source, subject))
     return any(one.category == subject.category and one.identity != subject.identity for one in source.cutouts)

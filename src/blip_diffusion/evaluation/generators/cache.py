@@ -22,7 +22,7 @@ from blip_diffusion.fileio import atomic_file
 SETTINGS, IMAGES = "settings.json", "images"
 
 LogFn = Callable[[str], None]
-"""Takes a line of progress."""
+"""Called with a line of progress."""
 
 
 def silent(_line: str) -> None:
@@ -31,7 +31,7 @@ def silent(_line: str) -> None:
 
 @dataclass(frozen=True)
 class Shard:
-    """Part `index` of `count`, from 1. The parts cover all instances, and no two share one."""
+    """Part `index` of `count`, from 1. The parts are disjoint and cover all instances."""
 
     index: int = 1
     count: int = 1
@@ -39,10 +39,10 @@ class Shard:
     @staticmethod
     def parse(text: str) -> "Shard":
         """Read a shard written as "2/8"."""
-        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-        if not found or not 1 <= int(found[1]) <= int(found[2]):
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
             raise InputError(f"--shard is {text}: write 2/8 for the second of eight parts.")
-        return Shard(int(found[1]), int(found[2]))
+        return Shard(int(match[1]), int(match[2]))
 
     def select(self, instances: Sequence[Instance], *, by_subject: bool = False) -> list[Instance]:
         """Return this part's instances; `by_subject` keeps all instances of a subject in one part."""
@@ -70,7 +70,7 @@ def claim_output_dir(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _write_if_absent(path: Path, text: str) -> bool:
-    """Write a file unless it exists, and tell whether it was written. Of several processes, exactly one writes it."""
+    """Write a file unless it exists, and return whether it was written. Of several processes, exactly one writes it."""
     partial = _partial_path(path)
     partial.write_text(text, encoding="utf-8")
     try:
@@ -94,18 +94,18 @@ def _create(path: Path, text: str) -> bool:
 
 
 def _partial_path(path: Path) -> Path:
-    """Return a unique temporary name beside a file: two machines may share a folder and a process id."""
+    """Return a unique temporary name next to a file: two machines may share a folder and a process id."""
     return path.with_name(f".{path.name}.{uuid4().hex}")
 
 
 def _check_same_settings(path: Path, settings: Mapping[str, Any]) -> None:
     try:
-        found = dict(json.loads(path.read_text(encoding="utf-8")))
+        existing = dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise DataError(f"{path} can't be read: choose another --out.") from error
-    for key in [*settings, *found]:
-        if found.get(key) != settings.get(key):
-            was, now = _shortened(found.get(key)), _shortened(settings.get(key))
+    for key in [*settings, *existing]:
+        if existing.get(key) != settings.get(key):
+            was, now = _shortened(existing.get(key)), _shortened(settings.get(key))
             raise DataError(
                 f"{path.parent} holds the images of another run, whose {key} was {was} and not {now}: "
                 "choose another --out."
@@ -123,10 +123,10 @@ def generate_missing(
     """Return the image files of instances, after generating those that are missing. No file is ever incomplete."""
     missing = [instance for instance in instances if not (folder / instance.file).is_file()]
     for start in range(0, len(missing), batch_size):
-        some = missing[start : start + batch_size]
-        for instance, image in zip(some, generator(some), strict=True):
+        batch = missing[start : start + batch_size]
+        for instance, image in zip(batch, generator(batch), strict=True):
             _save(image, folder / instance.file)
-        log(f"{folder.name}: {len(instances) - len(missing) + start + len(some)} of {len(instances)} images")
+        log(f"{folder.name}: {len(instances) - len(missing) + start + len(batch)} of {len(instances)} images")
     return [folder / instance.file for instance in instances]
 
 
@@ -135,4 +135,6 @@ def _save(image: Image.Image, path: Path) -> None:
         with atomic_file(path) as partial:
             image.save(partial, "PNG")
     except OSError as error:
-        raise DataError(f"{path} can't be written ({error.strerror or error}): make room, and run it again.") from error
+        raise DataError(
+            f"{path} can't be written ({error.strerror or error}): free some space, and run it again."
+        ) from error

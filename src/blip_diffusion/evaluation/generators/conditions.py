@@ -54,7 +54,7 @@ class GeneratorSet:
 
 @dataclass(frozen=True)
 class ConditionRunner:
-    """What every condition is generated with: the benchmark, the generators, and where images go."""
+    """Generates the images of conditions, from a benchmark and generators, in an output folder."""
 
     bench: Bench
     generators: GeneratorSet
@@ -68,22 +68,22 @@ class ConditionRunner:
         """Return all conditions of a report by name, the evaluated one first. Missing images are generated.
 
         Raises:
-            InputError: For other-instance, where no two subjects share a category.
+            InputError: For other-instance, if no two subjects share a category.
         """
         results: dict[str, ConditionResult] = {}
         for name in dict.fromkeys([condition, *baselines]):
-            wanted = self._instances_of(name, instances if name == condition else first_samples(instances))
-            if wanted:
-                results[name] = ConditionResult(self._images(name, wanted), wanted)
+            selected = self._instances_of(name, instances if name == condition else first_samples(instances))
+            if selected:
+                results[name] = ConditionResult(self._images(name, selected), selected)
         if condition not in results:
-            raise InputError("No two subjects of this benchmark share a category: there is no other instance to show.")
+            raise InputError("No two subjects of this benchmark share a category: choose another --condition.")
         first = results[condition]
         results[SHUFFLED_SUBJECTS] = ConditionResult(first.images, with_other_subject(first.instances, self.bench))
         results[SHUFFLED_PROMPTS] = ConditionResult(first.images, with_next_prompt(first.instances, self.bench))
         return results
 
     def _instances_of(self, name: str, instances: Sequence[Instance]) -> list[Instance]:
-        """Return the instances that a condition can show. Photos have no reconstruction, and some no other instance."""
+        """Return the instances of a condition. Photos have no reconstruction, and some subjects no other instance."""
         world = self.generators.world
         if name == "other-instance":
             return [one for one in instances if baselines.has_peer(world or self.bench, one.subject)]
@@ -106,7 +106,7 @@ def _photo_finder(name: str, bench: Bench) -> Callable[[Instance], Path]:
 
 
 def composite_generator(name: str, generators: GeneratorSet) -> ImageGenerator | None:
-    """Return the generator of a composed baseline; `None` where a benchmark has photos only."""
+    """Return the generator of a composed baseline; `None` for a benchmark of photos."""
     if generators.world is None:
         return None
     truth = baselines.composite(generators.world, size=generators.size, other=name == "other-instance")

@@ -24,8 +24,8 @@ def zero_shot(pipe: BlipDiffusionPipeline, **settings: Any) -> ImageGenerator:
     def generate(instances: Sequence[Instance]) -> list[Image.Image]:
         subjects = {instance.subject.name: instance.subject for instance in instances}
         references = {name: open_image(subject.images[0]) for name, subject in subjects.items()}
-        shown = [references[instance.subject.name] for instance in instances]
-        return run_pipeline(pipe, instances, reference_image=shown, **settings)
+        images = [references[instance.subject.name] for instance in instances]
+        return run_pipeline(pipe, instances, reference_image=images, **settings)
 
     return generate
 
@@ -37,7 +37,7 @@ def no_subject(pipe: BlipDiffusionPipeline, **settings: Any) -> ImageGenerator:
 
 
 def run_pipeline(pipe: BlipDiffusionPipeline, instances: Sequence[Instance], **settings: Any) -> list[Image.Image]:
-    """Call the pipeline for instances, each with its own seed."""
+    """Call the pipeline for instances, each with its seed."""
     generated: list[Image.Image] = pipe(
         [instance.prompt.after for instance in instances],
         source_subject_category=[instance.subject.category for instance in instances],
@@ -49,7 +49,7 @@ def run_pipeline(pipe: BlipDiffusionPipeline, instances: Sequence[Instance], **s
 
 
 def autoencoder_reconstruction(model: BlipDiffusion) -> ReconstructFn:
-    """Encode and decode by a model's autoencoder, on its device in its precision; returns float32 on the CPU."""
+    """Return a function that encodes and decodes by a model's autoencoder; the result is float32 on the CPU."""
     latents = model.latents
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
-"""The model, fine-tuned on each subject of a benchmark: once per subject, from all its images, kept as a file.
+"""The model, fine-tuned on each subject of a benchmark, once per subject, on all its images; results are kept as files.
 
-DreamBench's protocol holds no image back: DreamBooth and BLIP-Diffusion are tuned on the same images that DINO and
+DreamBench's protocol holds out no image: DreamBooth and BLIP-Diffusion are tuned on the same images that DINO and
 CLIP-I compare with (Ruiz et al. 2023).
 """
 
@@ -33,18 +33,18 @@ from blip_diffusion.training.personalize.config import TuneConfig
 SUBJECTS = "subjects"
 """The folder of subject files in a run's folder."""
 COST_ONLY = ("device", "gradient_checkpointing")
-"""Settings that change what tuning costs, not what it yields."""
+"""Settings that affect only the cost of tuning, not its result."""
 
 
 def tuned(pipe: BlipDiffusionPipeline, tuner: Callable[[BenchSubject], Subject], **settings: Any) -> ImageGenerator:
-    """Generate with each subject loaded into the pipeline in turn. The pipeline is left as it was."""
+    """Generate with each subject loaded into the pipeline in turn. Afterwards the pipeline is unchanged."""
 
     def generate(instances: Sequence[Instance]) -> list[Image.Image]:
         generated = []
-        for subject, some in groupby(instances, key=lambda instance: instance.subject):
+        for subject, group in groupby(instances, key=lambda instance: instance.subject):
             loaded = pipe.load_subject(tuner(subject))
             try:
-                generated += run_pipeline(pipe, list(some), **settings)
+                generated += run_pipeline(pipe, list(group), **settings)
             finally:
                 pipe.unload_subject(loaded.name)
         return generated
@@ -54,7 +54,7 @@ def tuned(pipe: BlipDiffusionPipeline, tuner: Callable[[BenchSubject], Subject],
 
 @dataclass(frozen=True)
 class SubjectTuner:
-    """Tune a model on a benchmark subject, or read the subject file that an earlier call left in the folder."""
+    """Tune a model on a benchmark subject, or read the subject file of an earlier call."""
 
     model: str
     folder: Path
@@ -103,7 +103,7 @@ def check_tunable(subjects: Sequence[BenchSubject], config: TuneConfig) -> None:
     """Check all subjects before the first is tuned.
 
     Raises:
-        InputError: For a method that yields no subject, an unusable category, or too many images.
+        InputError: For a method other than few-shot tuning, an unusable category, or too many images.
     """
     if config.method != "few-shot":
         raise InputError(f"--condition tuned needs few-shot tuning, not {config.method}: use few-shot.")
@@ -111,6 +111,6 @@ def check_tunable(subjects: Sequence[BenchSubject], config: TuneConfig) -> None:
         check_category(subject.category)
         if len(subject.images) > MAX_PHOTOS:
             raise InputError(
-                f"The benchmark has {len(subject.images)} images of {subject.name}, and tuning takes at most "
-                f"{MAX_PHOTOS}: remove some."
+                f"The benchmark has {len(subject.images)} images of {subject.name}, and tuning takes "
+                f"at most {MAX_PHOTOS}: remove some."
             )

@@ -1,4 +1,4 @@
-"""From images to the result of a metric: means over subjects, with bootstrap intervals over subjects."""
+"""The result of a metric on images: means over subjects, with bootstrap intervals over subjects."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,13 +24,13 @@ Columns = Mapping[str, Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class MetricResult:
-    """The scores that one metric gives to every condition."""
+    """The scores of every condition by one metric."""
 
     info: MetricInfo
     conditions: dict[str, dict[str, Estimate]]  # by condition and score
-    subjects: dict[str, dict[str, list[float | None]]]  # the same for each subject; null where it was not asked
+    subjects: dict[str, dict[str, list[float | None]]]  # the same for each subject; null without a value
     images: dict[str, list[float | None]]  # by score: the evaluated condition's images, in the order of its instances
-    normalized: dict[str, Estimate]  # the evaluated condition between its bounds, where both are known
+    normalized: dict[str, Estimate]  # the evaluated condition between its bounds, if both are known
 
 
 def score(metric: Metric, results: Mapping[str, ConditionResult], subjects: Sequence[str]) -> MetricResult:
@@ -40,15 +40,15 @@ def score(metric: Metric, results: Mapping[str, ConditionResult], subjects: Sequ
     columns = {
         name: {
             score_name: mean_by_subject(values, results[name].instances, subjects)
-            for score_name, values in found.items()
+            for score_name, values in by_score.items()
             if score_name in metric.info.scores
         }
-        for name, found in scores.items()
+        for name, by_score in scores.items()
     }
     return MetricResult(
         metric.info,
-        {name: _estimates(found) for name, found in columns.items()},
-        {name: {one: to_numbers(column) for one, column in found.items()} for name, found in columns.items()},
+        {name: _estimates(by_score) for name, by_score in columns.items()},
+        {name: {key: to_numbers(column) for key, column in by_score.items()} for name, by_score in columns.items()},
         {score_name: to_numbers(values) for score_name, values in scores[evaluated].items()},
         _normalized(metric.info, evaluated, columns),
     )
@@ -59,7 +59,7 @@ def _estimates(columns: Mapping[str, Tensor]) -> dict[str, Estimate]:
 
 
 def mean_by_subject(values: Tensor, instances: Sequence[Instance], subjects: Sequence[str]) -> Tensor:
-    """Average the values of images (B,) to one of each subject (N,). NaN values do not count."""
+    """Average the values of images (B,) by subject (N,), ignoring NaN."""
     rows: dict[str, list[int]] = {name: [] for name in subjects}
     for i, instance in enumerate(instances):
         rows[instance.subject.name].append(i)
@@ -72,18 +72,18 @@ def to_numbers(values: Tensor) -> list[float | None]:
 
 
 def _normalized(info: MetricInfo, evaluated: str, columns: Columns) -> dict[str, Estimate]:
-    """Put the evaluated condition between its bounds, where these are known.
+    """Normalize the evaluated condition by its bounds, if these are known.
 
-    Subject scores: 0 is the lower bound, 1 the upper one. Text scores: the ratio to the ground truth's accuracy.
+    Subject scores: 0 is the lower bound, 1 the upper bound. Text scores: the ratio to the ground truth's accuracy.
     """
-    found = _subject_fidelity(info, evaluated, columns) if info.kind == "subject" else {}
+    normalized = _subject_fidelity(info, evaluated, columns) if info.kind == "subject" else {}
     if info.kind == "text" and VAE_RECONSTRUCTION in columns:
-        found = {
+        normalized = {
             name: _statistic(columns, name, accuracy_ratio, evaluated, VAE_RECONSTRUCTION)
             for name in info.scores
             if name != SIMILARITY and not columns[evaluated][name].isnan().all()
         }
-    return {name: estimate for name, estimate in found.items() if isfinite(estimate.value)}
+    return {name: estimate for name, estimate in normalized.items() if isfinite(estimate.value)}
 
 
 def _subject_fidelity(info: MetricInfo, evaluated: str, columns: Columns) -> dict[str, Estimate]:
@@ -91,11 +91,11 @@ def _subject_fidelity(info: MetricInfo, evaluated: str, columns: Columns) -> dic
     if not set(bounds) <= set(columns):
         return {}
     name = f"fidelity{_subjects_with_peers(columns[bounds[0]][main])}"
-    found = {name: _statistic(columns, main, normalized_between_bounds, evaluated, *bounds)}
+    normalized = {name: _statistic(columns, main, normalized_between_bounds, evaluated, *bounds)}
     if VAE_RECONSTRUCTION in columns and VAE_RECONSTRUCTION not in bounds:
         reconstruction = _statistic(columns, main, normalized_between_bounds, VAE_RECONSTRUCTION, *bounds)
-        found["fidelity of the VAE reconstruction"] = reconstruction
-    return found
+        normalized["fidelity of the VAE reconstruction"] = reconstruction
+    return normalized
 
 
 def _statistic(columns: Columns, score_name: str, statistic: Statistic, *conditions: str) -> Estimate:
@@ -103,13 +103,13 @@ def _statistic(columns: Columns, score_name: str, statistic: Statistic, *conditi
 
 
 def _subjects_with_peers(lower_bound: Tensor) -> str:
-    """Return a suffix for a score that leaves out subjects (N,) which are alone in their category."""
+    """Return a suffix for a score without the subjects (N,) that are alone in their category."""
     known, total = int((~lower_bound.isnan()).sum()), len(lower_bound)
     return "" if known == total else f" of the {known} of {total} subjects with a peer"
 
 
 def is_reference_copy(subject: MetricResult, text: MetricResult) -> bool:
-    """Tell whether a condition only copies its reference: similarity above its upper bound, prompts at chance."""
+    """Return whether a condition only copies its reference: similarity above its upper bound, prompts at chance."""
     evaluated, main = next(iter(subject.conditions)), subject.info.main
     chance = text.conditions[SHUFFLED_PROMPTS][ACCURACY]
     similarity, prompts = subject.conditions[evaluated][main], text.conditions[evaluated][ACCURACY]

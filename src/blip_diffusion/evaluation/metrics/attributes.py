@@ -1,8 +1,8 @@
-"""The metric `text`: which prompt an image follows, and whether it has each attribute that was asked for.
+"""The metric `text`: retrieval of an image's prompt, and classification of each attribute in the prompt.
 
 One linear probe maps features of an image to MiniLM's sentence space; others classify scene, colour and style. Count,
-position and accessory have probes of patches (`layout_probes`). All are fitted to `probe_data`. This is no CLIP-T: it
-knows the prompt templates of MiniBench only, and its accuracy on the ground truth is shown beside each of its scores.
+position and accessory have probes of patches (`layout_probes`). All are fitted to `probe_data`. Unlike CLIP-T, the
+metric supports only MiniBench's prompt templates. Its accuracy on the ground truth is reported with each of its scores.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ UNSPECIFIED = {attribute: str(getattr(PromptSpec(), attribute)) for attribute in
 
 
 class AttributeMetric:
-    """Prompt fidelity: retrieval of the prompt among the benchmark's, and a check of each attribute it asks for."""
+    """Prompt fidelity: retrieval of the prompt among the benchmark's, and the accuracy of each of its attributes."""
 
     def __init__(
         self,
@@ -50,14 +50,14 @@ class AttributeMetric:
     ) -> None:
         """Fit the probes. Raises `InputError` for a benchmark other than MiniBench."""
         if not bench.world:
-            raise InputError("The metric text knows MiniBench's prompts only: score another benchmark by clip-b32.")
+            raise InputError("The metric text supports only MiniBench's prompts: use clip-b32 for another benchmark.")
         self._features, self._bench, self._encoder = features, bench, encoder
-        found = features.of_images(data.images)
+        probe_features = features.of_images(data.images)
         embedded = encoder(data.captions)
         self._centre = embedded.mean(0)
-        self._to_sentence = fit_probe(found, embedded - self._centre)
+        self._to_sentence = fit_probe(probe_features, embedded - self._centre)
         self._classifiers = {
-            attribute: fit_classifier(found, [str(getattr(request, attribute)) for request in data.requests])
+            attribute: fit_classifier(probe_features, [str(getattr(request, attribute)) for request in data.requests])
             for attribute in WHOLE_IMAGE
         }
         self._layout = fit_layout_probes(patches, data.images, data.masks, data.requests)
@@ -86,19 +86,21 @@ class AttributeMetric:
     def _correct(
         self, attribute: str, images: Sequence[Path], instances: Sequence[Instance], features: Tensor
     ) -> Tensor:
-        """Return 1 where an attribute is as asked for, 0 where it is not, and NaN where none is asked for."""
-        wanted = [str(getattr(instance.prompt.request, attribute)) for instance in instances]
-        correct = torch.full((len(wanted),), float("nan"))
-        for group, rows in self._groups(attribute, wanted).items():
-            found = self._classify(attribute, group, [images[row] for row in rows], features[rows])
-            correct[rows] = torch.tensor([float(wanted[row] == one) for row, one in zip(rows, found, strict=True)])
+        """Return 1 where an attribute is as requested, 0 where it is not, and NaN where none is requested."""
+        targets = [str(getattr(instance.prompt.request, attribute)) for instance in instances]
+        correct = torch.full((len(targets),), float("nan"))
+        for group, rows in self._groups(attribute, targets).items():
+            labels = self._classify(attribute, group, [images[row] for row in rows], features[rows])
+            correct[rows] = torch.tensor(
+                [float(targets[row] == label) for row, label in zip(rows, labels, strict=True)]
+            )
         return correct
 
     @staticmethod
-    def _groups(attribute: str, wanted: Sequence[str]) -> dict[str, list[int]]:
-        """Group the rows that ask for an attribute: accessories by their place, all else together."""
+    def _groups(attribute: str, targets: Sequence[str]) -> dict[str, list[int]]:
+        """Group the rows that request an attribute: accessories by their place, all else together."""
         groups: dict[str, list[int]] = {}
-        for row, value in enumerate(wanted):
+        for row, value in enumerate(targets):
             if value != UNSPECIFIED[attribute]:
                 groups.setdefault(place_of(value) if attribute == "accessory" else "", []).append(row)
         return groups

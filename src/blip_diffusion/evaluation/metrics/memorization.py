@@ -1,4 +1,4 @@
-"""Diversity and memorisation: distances between generated images, and to the images of training."""
+"""Diversity and memorisation: distances between generated images, and to training images."""
 
 import random
 from collections import defaultdict
@@ -25,7 +25,7 @@ FeatureFn = Callable[[Sequence[Path]], Tensor]
 
 @dataclass(frozen=True)
 class NearestTrainingImage:
-    """A generated image and the training image closest to it; files below the report's folder."""
+    """A generated image and the nearest training image; files below the report's folder."""
 
     file: str
     nearest: str
@@ -33,23 +33,23 @@ class NearestTrainingImage:
 
 
 def sample_diversity(features: FeatureFn, result: ConditionResult) -> Estimate | None:
-    """Return the mean of 1 - cosine between the samples of a prompt; `None` where each prompt has only one."""
+    """Return the mean of 1 - cosine between the samples of a prompt; `None` if each prompt has only one."""
     groups: dict[tuple[str, int], list[int]] = defaultdict(list)
     for i, instance in enumerate(result.instances):
         groups[instance.subject.name, instance.prompt_index].append(i)
     units = F.normalize(features(result.images), dim=1)
-    found: dict[str, list[float]] = defaultdict(list)
+    by_subject: dict[str, list[float]] = defaultdict(list)
     for (subject, _), rows in groups.items():
         if len(rows) > 1:
             distances = 1 - units[rows] @ units[rows].T
-            found[subject].append(distances[~torch.eye(len(rows), dtype=torch.bool)].mean().item())
-    if not found:
+            by_subject[subject].append(distances[~torch.eye(len(rows), dtype=torch.bool)].mean().item())
+    if not by_subject:
         return None
-    return bootstrap_ci(torch.tensor([[sum(some) / len(some) for some in found.values()]]))
+    return bootstrap_ci(torch.tensor([[sum(values) / len(values) for values in by_subject.values()]]))
 
 
 def training_bank(world: AssetLibrary, folder: Path, *, size: int) -> list[Path]:
-    """Write images as training sees them: crops of every scene, and composites of training subjects."""
+    """Write images like those of training: crops of every scene, and composites of training subjects."""
     sampler = PairSampler(world, SyntheticConfig(size=size), batch_size=COMPOSITES, seed=0)
     scenes = [row for row, scene in enumerate(world.scenes) if scene.split == "train"]
     paths = [folder / f"composite-{i:03d}.png" for i in range(COMPOSITES)]
@@ -63,10 +63,10 @@ def training_bank(world: AssetLibrary, folder: Path, *, size: int) -> list[Path]
 
 
 def _scene_crops(world: AssetLibrary, row: int, size: int) -> Tensor:
-    """Return crops (C, 3, S, S) of one scene, cut as the sampler cuts them."""
+    """Return crops (C, 3, S, S) of one scene, cropped as by the sampler."""
     rng, (height, width) = random.Random(f"crops {row}"), world.scene_pixels.shape[2:]
-    cut = [backgrounds.photograph(row, world.scenes[row], height, width, rng) for _ in range(CROPS)]
-    return backgrounds.render(cut, world.scene_pixels, size, torch.Generator().manual_seed(0)).clamp(0, 1)
+    crops = [backgrounds.photograph(row, world.scenes[row], height, width, rng) for _ in range(CROPS)]
+    return backgrounds.render(crops, world.scene_pixels, size, torch.Generator().manual_seed(0)).clamp(0, 1)
 
 
 def nearest_training_images(
@@ -75,7 +75,7 @@ def nearest_training_images(
     """Find, for a sample spread over the images, the closest image of the bank and their centred cosine."""
     count = min(SAMPLED_IMAGES, len(images))
     chosen = [images[(2 * i + 1) * len(images) // (2 * count)] for i in range(count)]
-    known = features(bank)
-    centre = known.mean(0)
-    values, indices = centred_cosine(features(chosen), known, centre, centre).max(dim=1)
+    bank_features = features(bank)
+    centre = bank_features.mean(0)
+    values, indices = centred_cosine(features(chosen), bank_features, centre, centre).max(dim=1)
     return [(path, bank[j], v) for path, j, v in zip(chosen, indices.tolist(), values.tolist(), strict=True)]

@@ -1,8 +1,9 @@
-"""Subject fidelity without learned networks, on plain backgrounds: `shape` and `detail`.
+"""Subject fidelity without trained networks, on plain backgrounds: `shape` and `detail`.
 
-The mask of a generated subject is where an image differs from its background, which is fitted to the image's border.
-Generated and true subject are moved to the same centroid and scaled to the same area, so that neither place nor size
-counts. `shape` is the IoU of both masks. `detail` is the correlation of the pixels inside the true mask.
+The mask of a generated subject is the part of the image that differs from its background. The background is fitted to
+the image's border. Generated and true subject are moved to the same centroid and scaled to the same area, so that
+position and size don't count. `shape` is the IoU of both masks. `detail` is the correlation of the pixels inside the
+true mask.
 """
 
 import re
@@ -26,31 +27,31 @@ from blip_diffusion.images import open_image, to_tensor
 GRID, MARGIN = 64, 3.0
 """Cells of the common frame, and its side in square roots of the subject's area."""
 BORDER, OUTLIER, DIFFERENT = 0.05, 0.15, 0.18
-"""The border's share of a side; the colour distances of what is no background there, and of the subject elsewhere."""
+"""The border's share of a side; colour distances of outliers in the border, and of the subject elsewhere."""
 HIDDEN = 0.15
 """The largest share of a subject that may have the colour of its background."""
 _PLAIN = re.compile(r"on a plain (\w+) background")
 
 
 def plain_colour(prompt: BenchPrompt) -> str:
-    """Return the colour of a prompt's plain background; empty if it asks for anything else."""
-    found = _PLAIN.fullmatch(prompt.after)
-    return found[1] if found and found[1] in PALETTE and not prompt.before else ""
+    """Return the colour of a prompt's plain background; empty for other prompts."""
+    match = _PLAIN.fullmatch(prompt.after)
+    return match[1] if match and match[1] in PALETTE and not prompt.before else ""
 
 
 def has_plain_backgrounds(bench: Bench) -> bool:
-    """Tell whether all prompts of a benchmark ask for a plain background."""
+    """Return whether all prompts of a benchmark have a plain background."""
     return all(plain_colour(prompt) for prompt in (*bench.objects, *bench.creatures))
 
 
 def foreground(pixels: Tensor) -> Tensor:
-    """Return the mask (B, 1, S, S) of what differs from the background of images (B, 3, S, S) in [0, 1]."""
+    """Return the mask (B, 1, S, S) of pixels that differ from the background of images (B, 3, S, S) in [0, 1]."""
     distance = (pixels - _fitted_background(pixels)).norm(dim=1, keepdim=True)
     return (F.avg_pool2d((distance > DIFFERENT).float(), 3, stride=1, padding=1) > 0.5).float()  # without single pixels
 
 
 def _fitted_background(pixels: Tensor) -> Tensor:
-    """Fit a quadratic surface per channel to the border of images, without what is no background there."""
+    """Fit a quadratic surface per channel to the border of images, without outliers."""
     size = pixels.shape[-1]
     at = torch.linspace(-1, 1, size)
     y, x = torch.meshgrid(at, at, indexing="ij")
@@ -113,13 +114,13 @@ class _Truth:
 
 
 class PixelFidelity:
-    """One of the two metrics, which compare a generated subject with the drawing itself."""
+    """A metric that compares a generated subject with the benchmark's drawing."""
 
     def __init__(self, info: MetricInfo, compare: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], truth: _Truth):
         self.info, self._compare, self._truth = info, compare, truth
 
     def __call__(self, images: Sequence[Path], instances: Sequence[Instance]) -> dict[str, Tensor]:
-        """Return the score of each image (B,); NaN where the background has the colour of the subject."""
+        """Return the score of each image (B,); NaN if the background has the colour of the subject."""
         scores = torch.tensor([self._score(path, one) for path, one in zip(images, instances, strict=True)])
         return {next(iter(self.info.scores)): scores}
 
@@ -128,15 +129,15 @@ class PixelFidelity:
         if truth.hidden[instance.subject.name, plain_colour(instance.prompt)]:
             return float("nan")
         pixels = to_tensor([open_image(path)])
-        found, mask = to_common_frame(pixels, foreground(pixels))
+        aligned, mask = to_common_frame(pixels, foreground(pixels))
         row = truth.index[instance.subject.name]
-        return float(self._compare(found, mask, truth.pixels[[row]], truth.masks[[row]]))
+        return float(self._compare(aligned, mask, truth.pixels[[row]], truth.masks[[row]]))
 
 
 def shape_metric(bench: Bench, world: AssetLibrary) -> PixelFidelity:
     """Build `shape`: the IoU of the masks."""
     info = _info("shape", "iou", "mask IoU", "IoU of the subject's mask with the drawing's")
-    return PixelFidelity(info, lambda found, mask, pixels, truth: mask_iou(mask, truth), _truth(bench, world))
+    return PixelFidelity(info, lambda aligned, mask, pixels, truth: mask_iou(mask, truth), _truth(bench, world))
 
 
 def detail_metric(bench: Bench, world: AssetLibrary) -> PixelFidelity:
@@ -146,9 +147,9 @@ def detail_metric(bench: Bench, world: AssetLibrary) -> PixelFidelity:
     return PixelFidelity(info, _detail, _truth(bench, world))
 
 
-def _detail(found: Tensor, mask: Tensor, pixels: Tensor, truth: Tensor) -> Tensor:
+def _detail(aligned: Tensor, mask: Tensor, pixels: Tensor, truth: Tensor) -> Tensor:
     inside = -F.max_pool2d(-(truth > 0.99).float(), 3, stride=1, padding=1)  # without the outermost cells
-    return masked_correlation(found, pixels, inside) * (mask.sum((1, 2, 3)) > 0)
+    return masked_correlation(aligned, pixels, inside) * (mask.sum((1, 2, 3)) > 0)
 
 
 def _info(name: str, score: str, label: str, protocol: str) -> MetricInfo:

@@ -1,7 +1,7 @@
-"""Labelled images that the probes of `text` are fitted to: composites of held-out subjects outside of the benchmark.
+"""Labelled images for the probes of `text`: composites of held-out subjects outside of the benchmark.
 
-They are passed through the generator's autoencoder, so that the probes know its blur: without that, the accuracy of a
-scene probe fell from 0.80 to 0.28.
+They are passed through the generator's autoencoder, so that the probes are fitted to its blur: without it, the accuracy
+of a scene probe fell from 0.80 to 0.28.
 """
 
 import random
@@ -27,7 +27,7 @@ BATCH_SIZE = 32
 
 @dataclass(frozen=True, eq=False)
 class ProbeData:
-    """Images, the masks of their subjects, what they show, and a caption of each."""
+    """Images, the masks of their subjects, their specifications, and their captions."""
 
     images: list[Image.Image]
     masks: Tensor  # (B, 1, S, S)
@@ -37,7 +37,7 @@ class ProbeData:
 
 @dataclass(frozen=True)
 class ProbeSource:
-    """What probe data are made of: the assets, identities to leave out, the generator's autoencoder and image size."""
+    """Source of probe data: assets, identities to leave out, and the generator's autoencoder and image size."""
 
     world: AssetLibrary
     excluded: frozenset[str]
@@ -49,9 +49,9 @@ def build_probe_data(source: ProbeSource, *, each: int = 24, scenes: Sequence[st
     """Compose labelled images.
 
     Args:
-        source: What they are made of.
-        each: The number of images of each scene, position and accessory. Of a colour or style there are half as many.
-        scenes: Only these scenes, and no other attributes.
+        source: Assets, autoencoder and image size.
+        each: Number of images per scene, position and accessory. Colours and styles have half as many.
+        scenes: Use only these scenes, without other attributes.
     """
     sampler, rng = bench_sampler(source.world, source.size), random.Random("lessons")
     subjects = probe_subjects(source.world, source.excluded)
@@ -84,10 +84,10 @@ def _compose(
 
 def probe_subjects(world: AssetLibrary, excluded: frozenset[str] | set[str]) -> list[int]:
     """List the held-out subjects outside of a benchmark. Raises `DataError` if there is none."""
-    held = first_rows(world, split="heldout")
-    rows = [row for name, row in held.items() if name not in excluded]
+    held_out = first_rows(world, split="heldout")
+    rows = [row for name, row in held_out.items() if name not in excluded]
     if not rows:
-        raise DataError("The world holds out no subject outside of the benchmark: build it with more sources.")
+        raise DataError("The dataset has no held-out subject outside of the benchmark: build it with more sources.")
     return rows
 
 
@@ -108,7 +108,7 @@ def _requests(sampler: PairSampler, rng: random.Random, each: int) -> Iterator[P
 
 
 def _attribute_values(sampler: PairSampler) -> Iterator[PromptSpec]:
-    """Yield each value of each attribute that the assets can show, one at a time."""
+    """Yield each value of each attribute that the assets support, one at a time."""
     yield from (PromptSpec(colour=colour) for colour in grammar.PAINTS)
     yield from (PromptSpec(count=count) for count in grammar.COUNTS for _ in range(3))
     yield from (PromptSpec(position=position) for position in grammar.POSITIONS)

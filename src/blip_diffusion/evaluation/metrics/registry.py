@@ -1,4 +1,4 @@
-"""Metrics by their names on the command line, each with the network that it uses."""
+"""Metrics by their names on the command line, with the networks that they use."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from blip_diffusion.evaluation.metrics.similarity import (
 )
 
 BUNDLED, PUBLISHED = ("focus", "lite2", "text"), ("dino", "clip-b32", "clip-l14")
-"""Metrics whose weights come in packages, and metrics by hub id or folder: `dino=FOLDER`."""
+"""Metrics with weights in Python packages, and metrics with weights of a hub id or folder: `dino=FOLDER`."""
 PIXELS = ("shape", "detail")
 """Metrics without a network, for benchmarks with plain backgrounds."""
 KNOWN = BUNDLED + PIXELS + PUBLISHED
@@ -34,21 +34,21 @@ KNOWN = BUNDLED + PIXELS + PUBLISHED
 
 @dataclass(frozen=True)
 class MetricSuite:
-    """Metrics, the main one of each kind first, and features of whole images to compare these with each other."""
+    """Metrics, the main one of each kind first, and features of whole images for diversity and memorisation."""
 
     metrics: list[Metric]
     features: FeatureFn | None  # none of `shape` and `detail`
 
     @property
     def baselines(self) -> tuple[str, ...]:
-        """The baselines that these metrics are read beside."""
+        """The baselines of these metrics."""
         bounds = (name for metric in self.metrics if metric.info.kind == "subject" for name in metric.info.bounds)
         return tuple(dict.fromkeys([*BASELINES, *bounds]))
 
 
 @dataclass
 class MetricBuilder:
-    """What metrics are built for: a benchmark, the full benchmark that it is a part of, and the generators."""
+    """Builds metrics for a benchmark, the full benchmark that it is a part of, and the generators."""
 
     bench: Bench
     full_bench: Bench
@@ -76,7 +76,7 @@ class MetricBuilder:
         """Build prompt fidelity by probes. Raises `InputError` for a benchmark other than MiniBench."""
         generators = self.generators
         if generators.world is None:
-            raise InputError("The metric text knows MiniBench's prompts only: score another benchmark by clip-b32.")
+            raise InputError("The metric text supports only MiniBench's prompts: use clip-b32 for another benchmark.")
         encoder = MiniLM()  # reports a missing package before the probe data are composed
         excluded = frozenset(subject.identity for subject in self.full_bench.subjects)
         source = ProbeSource(generators.world, excluded, generators.reconstruct, generators.size)
@@ -86,11 +86,11 @@ class MetricBuilder:
         return AttributeMetric(self.saliency, saliency, encoder, self.bench, data)
 
     def shape(self) -> Metric:
-        """Build subject fidelity by masks. Raises `InputError` for other backgrounds than plain ones."""
+        """Build subject fidelity by masks. Raises `InputError` for backgrounds that aren't plain."""
         return shape_metric(self.bench, self._plain_assets("shape"))
 
     def detail(self) -> Metric:
-        """Build subject fidelity by pixels. Raises `InputError` for other backgrounds than plain ones."""
+        """Build subject fidelity by pixels. Raises `InputError` for backgrounds that aren't plain."""
         return detail_metric(self.bench, self._plain_assets("detail"))
 
     def _plain_assets(self, name: str) -> AssetLibrary:
@@ -111,7 +111,7 @@ class MetricBuilder:
         return [image, ClipTextSimilarity(f"CLIP-T {kind}", features, clip, self.bench)], features
 
     def whole_image_features(self) -> FeatureFn:
-        """Return features of `focus` without a mask's shares."""
+        """Return the features of `focus` that describe the subject and the rest of the image."""
         return lambda paths: self.saliency(paths)[:, : 2 * DinoV2Saliency.width]
 
 
@@ -121,11 +121,11 @@ def check_metric_names(names: Sequence[str]) -> None:
         if name not in KNOWN:
             raise InputError(f"There is no metric {name}: use some of {', '.join(KNOWN)}.")
         if equals and name not in PUBLISHED:
-            raise InputError(f"The metric {name} takes no model: write {name} alone, without what follows it.")
+            raise InputError(f"The metric {name} takes no model: remove the part from = on.")
 
 
 def build_metrics(names: Sequence[str], builder: MetricBuilder) -> MetricSuite:
-    """Build the metrics of these names, by default those that fit the benchmark."""
+    """Build metrics by their names, by default those that fit the benchmark."""
     names = names or default_metrics(builder.bench)
     bundled: dict[str, Callable[[], Metric]] = {
         "focus": builder.focus, "lite2": builder.lite2, "text": builder.text,

@@ -1,7 +1,7 @@
 """Similarity metrics: cosines between features of images, or of images and text, from frozen networks.
 
-A metric scores images against instances. The instances are given separately, so that the same images can be scored
-against wrong subjects or prompts: that gives a lower bound.
+A metric scores images against instances. The instances are separate arguments, so that the same images can be scored
+against wrong subjects or prompts, for a lower bound.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ SIMILARITY, ACCURACY = "cosine_similarity", "top1_accuracy"
 
 @dataclass(frozen=True)
 class MetricInfo:
-    """What a report says about a metric."""
+    """Description of a metric in a report."""
 
     name: str
     kind: Literal["subject", "text"]
@@ -35,7 +35,10 @@ class MetricInfo:
     preprocessing: str
     protocol: str
     scores: Mapping[str, str]  # label by name; the first one is the metric's main score
-    bounds: tuple[str, str] = ("other-instance", "ground-truth")  # conditions between which a subject score is put
+    bounds: tuple[str, str] = (
+        "other-instance",
+        "ground-truth",
+    )  # conditions that are the lower and upper bound of a subject score
 
     @property
     def main(self) -> str:
@@ -44,12 +47,12 @@ class MetricInfo:
 
 
 class Metric(Protocol):
-    """A function from images, and the instances they should show, to scores."""
+    """A function from images and their instances to scores."""
 
     info: MetricInfo
 
     def __call__(self, images: Sequence[Path], instances: Sequence[Instance]) -> dict[str, Tensor]:
-        """Return each score of each image (B,); NaN where an instance does not ask for it."""
+        """Return each score of each image (B,); NaN if it doesn't apply to an instance."""
         ...
 
 
@@ -81,20 +84,20 @@ class SubjectSimilarity:
         )  # fmt: skip
 
     def __call__(self, images: Sequence[Path], instances: Sequence[Instance]) -> dict[str, Tensor]:
-        own = torch.tensor([self._index[instance.subject.name] for instance in instances])
-        found = self._of(images)
-        cosines = centred_cosine(found, self._references, self._centre, self._references.mean(0))  # (B, N)
-        return _similarity_and_accuracy(cosines, own)
+        targets = torch.tensor([self._index[instance.subject.name] for instance in instances])
+        features = self._of(images)
+        cosines = centred_cosine(features, self._references, self._centre, self._references.mean(0))  # (B, N)
+        return _similarity_and_accuracy(cosines, targets)
 
     def _of(self, images: Sequence[Path]) -> Tensor:
-        """Return the features that are compared (B, F)."""
+        """Return the compared features (B, F)."""
         return self._features(images)[:, : self._width]
 
 
 class DreamBoothSimilarity:
     """DINO or CLIP-I: the mean cosine between an image and all real images of the subject (Ruiz et al. 2023).
 
-    A real image is compared with the other ones; a copied reference with all of them.
+    A A real image is compared with the other real images; a copied reference with all of them.
     """
 
     def __init__(self, name: str, features: CachedFeatures, bench: Bench) -> None:
@@ -106,14 +109,14 @@ class DreamBoothSimilarity:
         )  # fmt: skip
 
     def __call__(self, images: Sequence[Path], instances: Sequence[Instance]) -> dict[str, Tensor]:
-        found = F.normalize(self._features(images), dim=1)
-        means = torch.stack([self._mean_cosines(one, found, images) for one in self._subjects], dim=1)  # (B, N)
+        features = F.normalize(self._features(images), dim=1)
+        means = torch.stack([self._mean_cosines(one, features, images) for one in self._subjects], dim=1)  # (B, N)
         index = {subject.name: i for i, subject in enumerate(self._subjects)}
         return _similarity_and_accuracy(means, torch.tensor([index[one.subject.name] for one in instances]))
 
-    def _mean_cosines(self, subject: BenchSubject, found: Tensor, images: Sequence[Path]) -> Tensor:
+    def _mean_cosines(self, subject: BenchSubject, features: Tensor, images: Sequence[Path]) -> Tensor:
         """Return mean cosines (B,) to one subject's images."""
-        cosines = found @ F.normalize(self._features(subject.images), dim=1).T  # (B, P)
+        cosines = features @ F.normalize(self._features(subject.images), dim=1).T  # (B, P)
         others = subject.images[1:] if len(subject.images) > 1 else ()
         counts = torch.tensor([[not (path == real and path in others) for real in subject.images] for path in images])
         return (cosines * counts).sum(1) / counts.sum(1)
@@ -133,8 +136,8 @@ class ClipTextSimilarity:
         )  # fmt: skip
 
     def __call__(self, images: Sequence[Path], instances: Sequence[Instance]) -> dict[str, Tensor]:
-        found = F.normalize(self._features(images), dim=1)
-        return prompt_retrieval(found, instances, self._bench, self._embed)
+        features = F.normalize(self._features(images), dim=1)
+        return prompt_retrieval(features, instances, self._bench, self._embed)
 
     def _embed(self, texts: list[str]) -> Tensor:
         return F.normalize(self._clip.encode_text(texts), dim=1)
@@ -146,24 +149,27 @@ class EmbedFn(Protocol):
     def __call__(self, texts: list[str], /) -> Tensor: ...
 
 
-def prompt_retrieval(found: Tensor, instances: Sequence[Instance], bench: Bench, embed: EmbedFn) -> dict[str, Tensor]:
+def prompt_retrieval(
+    features: Tensor, instances: Sequence[Instance], bench: Bench, embed: EmbedFn
+) -> dict[str, Tensor]:
     """Compare unit vectors (B, F) of images with all prompts of their subjects.
 
     Returns:
-        The cosine to the own prompt, and 1 where no other prompt of the benchmark is closer; (B,) each.
+        The cosine to an image's prompt, and 1 if no other prompt of the benchmark is closer; (B,) each.
     """
     scores = {SIMILARITY: torch.zeros(len(instances)), ACCURACY: torch.zeros(len(instances))}
     index = {prompt_index: i for i, prompt_index in enumerate(bench.prompt_ids)}
     for subject in {instance.subject.name: instance.subject for instance in instances}.values():
         prompts = [bench.prompt(subject, number).sentence(subject.category) for number in bench.prompt_ids]
         rows = [i for i, instance in enumerate(instances) if instance.subject == subject]
-        own = torch.tensor([index[instances[i].prompt_index] for i in rows])
-        cosines = found[rows] @ embed(prompts).T  # (b, P)
-        for name, values in _similarity_and_accuracy(cosines, own).items():
+        targets = torch.tensor([index[instances[i].prompt_index] for i in rows])
+        cosines = features[rows] @ embed(prompts).T  # (b, P)
+        for name, values in _similarity_and_accuracy(cosines, targets).items():
             scores[name][rows] = values
     return scores
 
 
-def _similarity_and_accuracy(cosines: Tensor, own: Tensor) -> dict[str, Tensor]:
-    """Return the cosine (B,) to each row's own column of (B, N), and 1 where that is the largest."""
-    return {SIMILARITY: cosines[torch.arange(len(own)), own], ACCURACY: (cosines.argmax(1) == own).float()}
+def _similarity_and_accuracy(cosines: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """Return the cosine (B,) to each row's target column of (B, N), and 1 if that is the largest."""
+    similarity = cosines[torch.arange(len(targets)), targets]
+    return {SIMILARITY: similarity, ACCURACY: (cosines.argmax(1) == targets).float()}

@@ -32,9 +32,9 @@ UNDEFINED = Estimate(math.nan, math.nan, math.nan)
 
 
 def centred_cosine(a: Tensor, b: Tensor, centre_a: Tensor, centre_b: Tensor) -> Tensor:
-    """Return cosines (A, B) between features (A, F) and (B, F), each minus the mean (F,) of its own kind of image.
+    """Return cosines (A, B) between features (A, F) and (B, F), each minus the mean (F,) of its kind of image.
 
-    Without the subtraction any two images look alike: what all of them share outweighs what tells them apart.
+    Without the subtraction, the common part of all features dominates the cosine.
     """
     return F.normalize(a - centre_a, dim=-1) @ F.normalize(b - centre_b, dim=-1).T
 
@@ -44,12 +44,12 @@ def bootstrap_ci(
 ) -> Estimate:
     """Estimate a statistic of column means over subjects, with its bootstrap interval.
 
-    Whole subjects are resampled with replacement, because images of one subject are no independent samples.
+    Whole subjects are resampled with replacement, because images of one subject are not independent.
 
     Args:
         columns: (K, N), a column per quantity. Subjects with a NaN in any of them are left out.
         statistic: A function of the means (K, R); by default the first mean.
-        resamples: The number of bootstrap resamples. Those with an undefined statistic are left out.
+        resamples: Number of bootstrap resamples. Those with an undefined statistic are left out.
         seed: The seed of the resampling.
 
     Returns:
@@ -75,6 +75,6 @@ def normalized_between_bounds(means: Tensor) -> Tensor:
 
 
 def accuracy_ratio(means: Tensor) -> Tensor:
-    """Divide an accuracy by the accuracy on the ground truth, so that the metric's own errors count against nobody."""
+    """Divide an accuracy by the accuracy on the ground truth, which corrects for the metric's errors."""
     accuracy, upper = means
     return accuracy / upper

@@ -1,4 +1,4 @@
-"""A report as a web page: every image beside its reference and its scores. One HTML file with relative paths."""
+"""A report as a web page: every image with its reference and its scores. One HTML file with relative paths."""
 
 from collections.abc import Iterator
 from html import escape
@@ -69,9 +69,9 @@ def _head(report: Report, title: str) -> Iterator[str]:
     if text is not None:
         words = "prompt fidelity: top-1 accuracy, divided by the accuracy on the ground truth"
         yield _tile(text, report, ACCURACY, ACCURACY, words)
-    answer = {None: "not checked", False: "no", True: "yes"}[report.copies_reference]
+    label = {None: "not checked", False: "no", True: "yes"}[report.copies_reference]
     warned = " warn" if report.copies_reference else ""
-    yield f'<div class="tile{warned}"><b>{answer}</b>copies its reference<p class="soft">'
+    yield f'<div class="tile{warned}"><b>{label}</b>copies its reference<p class="soft">'
     yield "Flagged if images are more similar to the reference than the ground truth is, and prompts have no effect."
     yield "</p></div></div>"
     lines = [line.replace("**", "") for line in summary(report)]
@@ -106,10 +106,10 @@ def _tables(report: Report) -> Iterator[str]:
         yield '</p><div class="wide"><table><tr><th>condition</th>'
         yield "".join(f"<th>{escape(info.scores[name])}</th>" for name in names) + "</tr>"
         for condition, scores in result.conditions.items():
-            own = ' class="own"' if condition == report.condition else ""
+            css = ' class="own"' if condition == report.condition else ""
             cells = "".join(f"<td>{_cell(scores.get(name))}</td>" for name in names)
             label = f"{escape(condition)}<small>{escape(DESCRIPTIONS.get(condition, ''))}</small>"
-            yield f"<tr{own}><td>{label}</td>{cells}</tr>"
+            yield f"<tr{css}><td>{label}</td>{cells}</tr>"
         yield "</table></div>"
 
 

@@ -1,4 +1,4 @@
-"""A report as Markdown, and the sentences that all views of it share."""
+"""A report as Markdown, and the sentences that all its views share."""
 
 from blip_diffusion.evaluation.generators.conditions import (
     DESCRIPTIONS,
@@ -114,7 +114,7 @@ def _text_sentence(report: Report, result: MetricResult) -> str:
 
 
 def normalized_label(info: MetricInfo, *, lower_case: bool = False) -> str:
-    """Say what 0 and 1 mean."""
+    """Return a label that explains 0 and 1 of a normalized score."""
     label = NORMALIZED_LABELS[info.kind].format(*(BOUNDS[name] for name in info.bounds))
     return label[0].lower() + label[1:] if lower_case else label
 

@@ -35,12 +35,12 @@ class Report:
 
     protocol: str
     settings: dict[str, Any]
-    generator_family: str  # of the generator's own image encoder: a metric of the same family is not independent
+    generator_family: str  # of the generator's image encoder: a metric of the same family is not independent
     references: dict[str, str]  # by subject: its reference below the report's folder
     categories: dict[str, str]
     images: list[ReportImage]
     results: list[MetricResult]
-    diversity: Estimate | None  # between the samples of a prompt, where there are several
+    diversity: Estimate | None  # between the samples of a prompt, if there are several
     nearest_training_images: list[NearestTrainingImage]
 
     @property
@@ -56,7 +56,7 @@ class Report:
 
     @property
     def copies_reference(self) -> bool | None:
-        """Whether the condition only copies its reference; `None` where no metrics can tell."""
+        """Whether the condition only copies its reference; `None` without the metrics for it."""
         subject, text = self.headline("subject"), self.headline("text")
         return None if subject is None or text is None else is_reference_copy(subject, text)
 
@@ -65,13 +65,13 @@ def read(path: Path) -> Report:
     """Read a report.
 
     Raises:
-        DataError: If the file is no report, is damaged, or follows another protocol.
+        DataError: If the file is not a report, is damaged, or follows another protocol.
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         protocol = raw["protocol"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is no report that can be read: name the report.json of an evaluation.") from error
+        raise DataError(f"{path} is not a readable report: name the report.json of an evaluation.") from error
     if protocol != PROTOCOL:
         raise DataError(f"{path} follows the protocol {protocol!r} and not {PROTOCOL!r}: evaluate that model again.")
     try:
@@ -101,7 +101,7 @@ def _estimates(raw: dict[str, Any]) -> dict[str, Estimate]:
 
 
 def report_images(result: ConditionResult, out: Path) -> list[ReportImage]:
-    """List the images of a condition as a report does."""
+    """Return the images of a condition in the report's format."""
     return [
         ReportImage(path_in(out, path), one.subject.name, one.prompt_text, one.prompt.kind, one.sample_index)
         for path, one in zip(result.images, result.instances, strict=True)
@@ -109,5 +109,5 @@ def report_images(result: ConditionResult, out: Path) -> list[ReportImage]:
 
 
 def path_in(out: Path, path: Path) -> str:
-    """Write a path relative to the report's folder."""
+    """Return a path relative to the report's folder."""
     return Path(os.path.relpath(path, out)).as_posix()

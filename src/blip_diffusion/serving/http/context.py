@@ -1,4 +1,4 @@
-"""What every route gets: the service, and whose key the request has."""
+"""Dependencies of the routes: the service, and the owner of the request's key."""
 
 from typing import Annotated
 
@@ -32,5 +32,5 @@ Owner = Annotated[str, Depends(_owner)]
 
 
 def scope_of(request: Request, owner: str) -> str | None:
-    """Return whose jobs a request may see: those of its key, or all on a server without keys."""
+    """Return the owner of the jobs that a request may read; `None` for all jobs, on a server without keys."""
     return None if request.app.state.keys is None else owner

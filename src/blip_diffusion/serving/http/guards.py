@@ -1,4 +1,4 @@
-"""What is checked before a request is read: where it comes from, and how large it is."""
+"""Checks of host, origin and size before a request is read."""
 
 from collections.abc import Collection, Mapping
 from urllib.parse import urlsplit
@@ -15,9 +15,9 @@ class Guard:
     """Middleware: refuses foreign hosts (DNS rebinding), foreign origins (cross-site requests), and large bodies.
 
     Args:
-        app: The application behind it.
-        hosts: Host names that a request may name, without ports. Empty: any, from pages of any site: for a public
-            page behind a proxy, where no one has rights that another site could borrow.
+        app: The application.
+        hosts: Allowed host names, without ports. Empty: any host, and pages of any site. Use that only for a public
+            page behind a proxy, without users' rights that another site could use.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
@@ -37,7 +37,7 @@ class Guard:
     def _problem(self, headers: Mapping[str, str]) -> Problem | None:
         host = headers.get("host", "")
         if self._hosts and _name(f"//{host}") not in self._hosts:
-            return Problem(403, "foreign_host", "This server doesn't answer to that Host name: see --allow-host.")
+            return Problem(403, "foreign_host", "This server doesn't accept that Host name: see --allow-host.")
         origin = headers.get("origin")
         if self._hosts and origin is not None and urlsplit(origin).netloc.lower() != host.lower():
             return Problem(403, "foreign_origin", "Pages of other sites may not use this server.")
@@ -48,18 +48,18 @@ class Guard:
 
 
 class _Limited:
-    """Counts the bytes of a body that names no length, or a wrong one."""
+    """Counts the bytes of a body without a length, or with a wrong one."""
 
     def __init__(self, app: ASGIApp, receive: Receive, send: Send) -> None:
         self._app, self._receive, self._send = app, receive, send
         self._bytes = 0
-        self._answered = False
+        self._started = False
 
     async def __call__(self, scope: Scope) -> None:
         try:
             await self._app(scope, self._next, self._pass)
         except _TooLarge:
-            if not self._answered:
+            if not self._started:
                 await response(too_large())(scope, self._receive, self._send)
 
     async def _next(self) -> Message:
@@ -70,12 +70,12 @@ class _Limited:
         return message
 
     async def _pass(self, message: Message) -> None:
-        self._answered = True
+        self._started = True
         await self._send(message)
 
 
 class _TooLarge(BaseException):
-    """Unwinds the application, whose own handlers of errors would answer 500."""
+    """Unwinds the application, whose error handlers would return 500."""
 
 
 def too_large() -> Problem:

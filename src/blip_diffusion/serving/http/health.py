@@ -1,4 +1,4 @@
-"""`/healthz`, `/readyz`, `/metrics`, `/v1/models`: for those who run the server. Without a key, but for the models."""
+"""`/healthz`, `/readyz`, `/metrics`, `/v1/models`: for administrators. Only the models need a key."""
 
 import time
 from collections.abc import Iterator
@@ -20,13 +20,13 @@ STARTED = int(time.time())
 
 @router.get("/healthz")
 def healthz() -> dict[str, str]:
-    """Answer that the server lives."""
+    """Return that the server is alive."""
     return {"status": "ok"}
 
 
 @router.get("/readyz", response_model=None)
 def readyz(service: Service) -> Response | dict[str, Any]:
-    """Answer whether a worker has its model loaded and the queue can be read."""
+    """Return whether a worker has loaded its model and the queue can be read."""
     if not service.is_ready:
         return response(Problem(503, "not_ready", service.problem or "The model is being loaded."))
     return {"status": "ready", "waiting": service.waiting()}
@@ -34,7 +34,7 @@ def readyz(service: Service) -> Response | dict[str, Any]:
 
 @router.get("/metrics", response_class=Response)
 def metrics(service: Service) -> Response:
-    """Answer in Prometheus' text format."""
+    """Return metrics in Prometheus' text format."""
     registry = CollectorRegistry()
     registry.register(_Metrics(service))
     return Response(generate_latest(registry), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -56,7 +56,7 @@ def presets(_: Owner) -> dict[str, Any]:
 
 
 class _Metrics(Collector):
-    """Reads the numbers of a service when they are asked for."""
+    """Collector that reads the numbers of a service on each request."""
 
     def __init__(self, service: JobService) -> None:
         self._service = service

@@ -41,7 +41,7 @@ async def generations(
     """Generate images of the subject of a reference (a data URL), or of a stored subject."""
     reference = decode_data_url(body.reference)
     job = await run_in_threadpool(_submit, service, body, reference, owner, idempotency_key)
-    return await _answer(service, job, body, "image_generation")
+    return await _respond(service, job, body, "image_generation")
 
 
 @router.post("/edits", response_model=None)
@@ -59,7 +59,7 @@ async def edits(
         fields = {name: value for name, value in form.items() if isinstance(value, str)}
     body = _form_body(fields)
     job = await run_in_threadpool(_submit, service, body, reference, owner, idempotency_key)
-    return await _answer(service, job, body, "image_edit")
+    return await _respond(service, job, body, "image_edit")
 
 
 @router.get("/{image_id}.png", response_class=Response)
@@ -72,7 +72,7 @@ def image(image_id: str, request: Request, service: Service, owner: Owner) -> Re
 
 
 def _form_body(fields: Mapping[str, str]) -> ImageBody:
-    """Return the body that form fields make; lists and objects come as JSON."""
+    """Return the body for form fields; lists and objects are JSON."""
     values = {name: _json(value) if value[:1] in "[{" else value for name, value in fields.items() if value != ""}
     try:
         return ImageBody.model_validate(values)
@@ -93,7 +93,7 @@ def _submit(service: JobService, body: ImageBody, reference: bytes | None, owner
     return service.submit(request, owner=owner, key=key, previews=previews)
 
 
-async def _answer(service: JobService, job: Job, body: ImageBody, prefix: Prefix) -> Response:
+async def _respond(service: JobService, job: Job, body: ImageBody, prefix: Prefix) -> Response:
     if body.stream:
         return EventSourceResponse(_stream(service, job, body, prefix), ping=15)
     job = await ended(service, job.id)
@@ -144,7 +144,7 @@ def _check(job: Job) -> None:
 
 
 def _image(service: JobService, image_id: str, body: ImageBody) -> dict[str, Any]:
-    """Return one image as the client wants it. JPEG and WebP files hold no settings."""
+    """Return one image in the requested format. JPEG and WebP files hold no settings."""
     if body.response_format == "url":
         return {"url": f"/v1/images/{image_id}.png"}
     data = service.store.read_image(image_id)
@@ -157,6 +157,6 @@ def _image(service: JobService, image_id: str, body: ImageBody) -> dict[str, Any
 
 
 def _usage() -> dict[str, Any]:
-    """Return OpenAI's count of tokens, which means nothing here."""
+    """Return OpenAI's count of tokens, which is always 0 here."""
     details = {"text_tokens": 0, "image_tokens": 0}
     return {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0, "input_tokens_details": details}

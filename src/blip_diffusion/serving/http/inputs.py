@@ -1,4 +1,4 @@
-"""From a body to a `GenerationRequest`. Images are bounded before they are decoded, and nothing is fetched."""
+"""Convert a body to a `GenerationRequest`. Image sizes are checked before decoding, and nothing is fetched."""
 
 import base64
 import binascii
@@ -12,16 +12,16 @@ from blip_diffusion.serving.job_service import JobService
 MAX_SIDE = 1024
 MAX_MIXTURE = 16
 MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF")
-"""How PNG, JPEG and WebP files begin. Pillow reads many more formats, some by other programs."""
+"""First bytes of PNG, JPEG and WebP files. Pillow reads many more formats, some by external programs."""
 
 
 def build_request(service: JobService, options: ImageOptions, reference: bytes | None) -> GenerationRequest:
     """Return the request of a body.
 
     Args:
-        service: Has the models and the subjects.
+        service: The service with models and subjects.
         options: The body.
-        reference: An image file, if one came along.
+        reference: An image file, if one was sent.
 
     Raises:
         Problem: If there is no subject, two of them, or an image or a size that can't be used.
@@ -65,7 +65,7 @@ def decode_image(data: bytes) -> bytes:
 
 
 def decode_data_url(url: str | None) -> bytes | None:
-    """Return the bytes of a data URL. Other addresses are refused: the server fetches nothing for a client."""
+    """Return the bytes of a data URL. Other URLs are refused: the server fetches nothing for a client."""
     if url is None:
         return None
     head, _, body = url.partition(",")

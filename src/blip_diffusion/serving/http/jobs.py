@@ -58,7 +58,7 @@ def get(job_id: str, request: Request, service: Service, owner: Owner) -> Docume
 
 @router.delete("/{job_id}")
 def cancel(job_id: str, request: Request, service: Service, owner: Owner) -> Document:
-    """Cancel a job. One that has ended stays as it is."""
+    """Cancel a job. A job that has ended is unchanged."""
     return job_document(service.cancel(job_id, owner=scope_of(request, owner)))
 
 
@@ -67,7 +67,7 @@ def again(job_id: str, request: Request, response: Response, service: Service, o
     """Queue a job's request once more, as a new job."""
     old = service.get(job_id, owner=scope_of(request, owner))
     if old.request is None:
-        raise Problem(410, "gone", "The reference of this job has been removed: send the request anew.")
+        raise Problem(410, "gone", "The reference of this job has been removed: send the request again.")
     job = service.submit(old.request, owner=owner, previews=PREVIEWS)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return job_document(job, service.position(job.id))

@@ -24,7 +24,7 @@ class ApiKeys:
         self._digests = digests
 
     def owner_of(self, key: str) -> str | None:
-        """Return whose key it is; `None` for nobody's. The time that it takes tells nothing of the keys."""
+        """Return the owner of a key; `None` for an unknown key. The time that it takes doesn't depend on the keys."""
         digest = _digest(key)
         matches = [name for name, known in self._digests.items() if hmac.compare_digest(digest, known)]
         return matches[0] if matches else None
@@ -46,7 +46,7 @@ def new_key(path: Path, name: str) -> str:
     """Add a key to a file, which is created if missing, and return it. Only its digest is kept.
 
     Raises:
-        InputError: If the name has other signs than letters, digits, `.`, `_` and `-`, or is taken.
+        InputError: If the name has other characters than letters, digits, `.`, `_` and `-`, or is taken.
     """
     key = PREFIX + secrets.token_urlsafe(32)
     line = f"{name} {_digest(key)}"

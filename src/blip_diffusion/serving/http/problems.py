@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem documents, with the `error` member that OpenAI's clients read."""
+"""Errors as RFC 9457 problem documents, with the `error` member of OpenAI's API."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -15,18 +15,18 @@ from blip_diffusion.serving.errors import QueueFull, UnknownId
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER = {"Retry-After": "5"}
 FIELDS = {"--num-images": "n", "--seed": "seed", "--steps": "steps", "--guidance-scale": "guidance_scale"}
-"""Fields of the HTTP interface, by the command line's flags that the sentences of errors name."""
+"""Fields of the HTTP interface, by the command line's flags in error messages."""
 
 
 class Problem(Exception):  # noqa: N818  # RFC 9457's word
-    """A refusal.
+    """An error response.
 
     Args:
         status: HTTP status.
-        code: For programs.
-        detail: One sentence that says what to do.
-        param: The field that is wrong, if it is one.
-        headers: Further headers of the answer.
+        code: Stable identifier, for programs.
+        detail: One sentence on how to correct it.
+        param: The invalid field, if there is one.
+        headers: Further headers of the response.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ def document(problem: Problem) -> dict[str, Any]:
 
 
 def response(problem: Problem) -> JSONResponse:
-    """Return a problem as an answer."""
+    """Return a problem as a response."""
     headers = dict(problem.headers or {})
     return JSONResponse(document(problem), problem.status, headers=headers, media_type=MEDIA_TYPE)
 
 
 def problem_of(error: BlipDiffusionError) -> Problem:
-    """Return the problem that an error of the package is."""
+    """Return the problem for an error of the package."""
     detail = str(error)
     for flag, field in FIELDS.items():
         detail = detail.replace(flag, field)
@@ -70,7 +70,7 @@ def problem_of(error: BlipDiffusionError) -> Problem:
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Answer every error with a problem document."""
+    """Add handlers that return a problem document for every error."""
 
     @app.exception_handler(Problem)
     async def of_problem(_: Request, error: Problem) -> JSONResponse:
@@ -91,11 +91,11 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def of_bug(_: Request, error: Exception) -> JSONResponse:
-        return response(Problem(500, "internal_error", "The server failed on this request; its log says why."))
+        return response(Problem(500, "internal_error", "The server failed on this request; see its log."))
 
 
 def invalid(errors: Any) -> Problem:
-    """Return pydantic's first complaint as a problem. The value itself is not repeated."""
+    """Return pydantic's first error as a problem. The value itself is not repeated."""
     first = errors[0]
     field = ".".join(str(part) for part in first["loc"] if part != "body") or None
     return Problem(422, "invalid_input", f"{field or 'The body'}: {first['msg']}.", param=field)

@@ -1,4 +1,4 @@
-"""The bodies of requests and answers. OpenAI's fields where it has them, else the names of `GenerationRequest`."""
+"""Bodies of requests and responses, with OpenAI's field names, or else those of `GenerationRequest`."""
 
 from typing import Annotated, Any, Literal
 
@@ -23,7 +23,7 @@ class SubjectShare(BaseModel):
 
 
 class ImageOptions(BaseModel):
-    """What `images/generations`, `images/edits` and `jobs` have in common."""
+    """Common fields of `images/generations`, `images/edits` and `jobs`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -58,7 +58,7 @@ class ImageOptions(BaseModel):
 
 
 class ImageBody(ImageOptions):
-    """What the images routes add: how the images come back. The last four fields are accepted and ignored."""
+    """Further fields of the images routes: the response's format. The last four are accepted and ignored."""
 
     response_format: Literal["b64_json", "url"] = "b64_json"
     output_format: Literal["png", "jpeg", "webp"] = "png"

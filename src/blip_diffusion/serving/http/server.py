@@ -16,7 +16,7 @@ from blip_diffusion.serving.http.problems import add_handlers
 from blip_diffusion.serving.job_service import JobService
 
 GRACE = 5
-"""Seconds that open connections get when the server stops."""
+"""Seconds before open connections are closed when the server stops."""
 
 
 def create_app(service: JobService, *, keys: ApiKeys | None = None, hosts: Collection[str] = LOOPBACK) -> FastAPI:
@@ -24,8 +24,8 @@ def create_app(service: JobService, *, keys: ApiKeys | None = None, hosts: Colle
 
     Args:
         service: The job service.
-        keys: The API keys. `None`: requests need none.
-        hosts: Host names that requests may name. Empty: any.
+        keys: The API keys. `None`: requests need no key.
+        hosts: Allowed host names. Empty: any.
 
     Example:
         >>> app = create_app(JobService(ServiceSettings(Path("server"))))
@@ -35,7 +35,7 @@ def create_app(service: JobService, *, keys: ApiKeys | None = None, hosts: Colle
         version=__version__,
         lifespan=lifespan_of(service),
         openapi_url="/v1/openapi.json",
-        docs_url=None,  # its page loads scripts from elsewhere
+        docs_url=None,  # its page loads scripts from another server
         redoc_url=None,
     )
     app.state.service, app.state.keys = service, keys
@@ -61,9 +61,11 @@ def lifespan_of(service: JobService) -> Callable[[FastAPI], AbstractAsyncContext
 
 
 def check_exposure(host: str, keys: ApiKeys | None) -> None:
-    """Raise `InputError` for a server that others can reach and that asks for no key."""
+    """Raise `InputError` for a server that is reachable by others and needs no key."""
     if keys is None and host not in LOOPBACK:
-        raise InputError(f"--host {host} lets others in: add --keys FILE, made with --new-key NAME.")
+        raise InputError(
+            f"--host {host} makes the server reachable by others: add --keys FILE, made with --new-key NAME."
+        )
 
 
 def serve(app: FastAPI, host: str, port: int) -> None:

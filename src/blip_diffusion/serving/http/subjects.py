@@ -32,7 +32,7 @@ def list_subjects(service: Service, _: Owner) -> Document:
 
 @router.post("", status_code=201)
 def upload(file: UploadFile, response: Response, service: Service, _: Owner) -> Document:
-    """Keep a subject file, which must be safetensors as `blip-diffusion tune` writes it."""
+    """Save a subject file, which must be safetensors as written by `blip-diffusion tune`."""
     subject = service.store.add_subject(file.file.read())
     response.headers["Location"] = f"/v1/subjects/{subject.id}"
     return subject_document(subject)
@@ -53,11 +53,11 @@ def download(subject_id: str, service: Service, _: Owner) -> FileResponse:
 
 @router.get("/{subject_id}/thumbnail", response_class=Response)
 def thumbnail(subject_id: str, service: Service, _: Owner) -> Response:
-    """Return a small image of a subject, decoded and encoded anew."""
+    """Return a small image of a subject, which is decoded and encoded again."""
     return Response(service.subject_reference(subject_id), media_type="image/png")
 
 
 @router.delete("/{subject_id}", status_code=204)
 def delete(subject_id: str, service: Service, _: Owner) -> None:
-    """Remove a subject. Jobs that wait for it will fail."""
+    """Remove a subject. Waiting jobs that use it will fail."""
     service.store.remove_subject(subject_id)

@@ -1,4 +1,4 @@
-"""Follow a job from an asynchronous route, without a thread for each watcher."""
+"""Follow a job from an asynchronous route, without a thread for each client."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,7 +10,7 @@ from blip_diffusion.serving.job_service import JobService
 from blip_diffusion.serving.jobs import Job
 
 POLL = 0.05
-"""Seconds between two looks at the event log, which is in memory."""
+"""Seconds between polls of the event log, which is in memory."""
 
 
 async def follow(service: JobService, job_id: str, number: int = 0) -> AsyncIterator[Event]:
@@ -26,7 +26,7 @@ async def follow(service: JobService, job_id: str, number: int = 0) -> AsyncIter
 
 
 async def ended(service: JobService, job_id: str) -> Job:
-    """Return a job when it has ended. Its connection may close before: the job goes on."""
+    """Return a job when it has ended. If the connection closes before, the job continues."""
     async for _ in follow(service, job_id):
         pass
     while not (job := await run_in_threadpool(service.get, job_id)).has_ended:  # its result is stored a moment later

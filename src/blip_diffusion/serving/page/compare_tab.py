@@ -51,7 +51,7 @@ def variants(request: GenerationRequest, by: str) -> list[tuple[str, GenerationR
 
 
 def _results(service: JobService, jobs: dict[str, str]) -> Iterator[list[Any]]:
-    """Yield the status and the images that are there, until all jobs have ended."""
+    """Yield the status and the images so far, until all jobs have ended."""
     shown = -1
     while True:
         states = {label: service.get(job_id) for label, job_id in jobs.items()}

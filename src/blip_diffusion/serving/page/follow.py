@@ -1,4 +1,4 @@
-"""A job as the page shows it, from its events: it can be followed again after a reload, and by several pages."""
+"""The view of a job on the page, from its events. It can be followed again after a reload, and by several pages."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from blip_diffusion.serving.jobs import Job
 
 POLL, QUIET = 0.1, 2.0
-"""Seconds between looks at the events, and without any after which the job's state is read from the queue."""
+"""Seconds between polls of the events, and seconds without events after which the job's state is read."""
 
 
 @dataclass(frozen=True)
 class View:
-    """What the page shows of a job.
+    """The view of a job.
 
     Args:
         text: One line.
-        share: Of the work that is done, in [0, 1]; `None` where it is not known.
+        share: Share of the work that is done, in [0, 1]; `None` if unknown.
         preview: The newest preview as JPEG.
         images: Ids of the images so far.
-        ended: Whether nothing more will change.
+        ended: Whether the job has ended.
     """
 
     text: str = ""
@@ -44,7 +44,7 @@ def follow(service: JobService, job_id: str) -> Iterator[View]:
     except UnknownId:
         yield View(ended=True)
         return
-    view, number, looked = view_of(job), 0, time.monotonic()
+    view, number, last_read = view_of(job), 0, time.monotonic()
     yield view
     total = len(job.request.prompts) * job.request.num_images if job.request else 1
     while not view.ended:
@@ -53,8 +53,8 @@ def follow(service: JobService, job_id: str) -> Iterator[View]:
         for event in events:
             number = event.number
             changed = after_event(changed, event, total)
-        if changed.ended or time.monotonic() - looked > QUIET:
-            looked = time.monotonic()
+        if changed.ended or time.monotonic() - last_read > QUIET:
+            last_read = time.monotonic()
             job = service.get(job_id)
             changed = view_of(job) if job.has_ended else changed
         if changed != view:
@@ -79,7 +79,7 @@ def view_of(job: Job) -> View:
 
 
 def after_event(view: View, event: Event, total: int) -> View:
-    """Return the view after an event. Images that are complete count as much of the work as they are of all images."""
+    """Return the view after an event. The share of the work includes the progress of the current batch."""
     match event.kind:
         case "started":
             return replace(view, text="Starting.", share=0.0)

@@ -1,4 +1,4 @@
-"""What the page's form holds, as a generation request and back. Imports no torch and no Gradio."""
+"""Convert the page's form to a generation request and back. Imports no torch and no Gradio."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Form:
     """The values of the Generate form, in the order of its fields.
 
     Args:
-        prompts: One scene a line.
-        reference: Path of the uploaded reference, where there is one.
-        category: What the subject is.
+        prompts: One scene per line.
+        reference: Path of the uploaded reference, if there is one.
+        category: The subject's category.
         mixture: Ids of tuned subjects and their weights; an empty id is a free row. They replace the reference.
         num_images: Images per prompt.
         seed: Seed of the first image of each prompt.
@@ -57,21 +57,21 @@ def to_request(form: Form, service: JobService) -> GenerationRequest:
     """Return the request of a form.
 
     Raises:
-        InputError: If a value is missing or out of range, or the reference is no image.
+        InputError: If a value is missing or out of range, or the reference is not an image.
         UnknownId: If a subject has been removed.
     """
     prompts = tuple(line.strip() for line in form.prompts.splitlines() if line.strip())
     if not prompts:
         raise InputError("The prompt is empty: describe the scene, for example on the beach.")
     if len(prompts) > MAX_PROMPTS:
-        raise InputError(f"There are {len(prompts)} prompts: use up to {MAX_PROMPTS}, one a line.")
+        raise InputError(f"There are {len(prompts)} prompts: use up to {MAX_PROMPTS}, one per line.")
     subjects = tuple(service.subject_ref(name, float(weight)) for name, weight in form.mixture if name)
     if not subjects and not form.reference:
         raise InputError("There is no subject: upload a reference image, or choose a tuned subject.")
     largest = max(subjects, key=lambda subject: subject.weight) if subjects else None
     category = form.category.strip() or (largest.category if largest else "")
     if not category:
-        raise InputError("The category is empty: name what the subject is, for example dog.")
+        raise InputError("The category is empty: name the subject, for example dog.")
     return GenerationRequest(
         prompts=prompts,
         reference=service.subject_reference(largest.sha256)
@@ -92,11 +92,11 @@ def to_request(form: Form, service: JobService) -> GenerationRequest:
 
 
 def from_request(request: GenerationRequest, service: JobService) -> Form:
-    """Return the form that makes a request again, without its reference, which is an upload.
+    """Return the form of a request, without its reference, which is an upload.
 
     Args:
         request: From a PNG file; untrusted.
-        service: Must know its model and its subjects.
+        service: The service, which must have its model and its subjects.
 
     Raises:
         InputError: If the page can't express the request: another model, or controls.

@@ -1,4 +1,4 @@
-"""The Gallery tab: all images, the settings in their PNG files, and the way back to the form."""
+"""The Gallery tab: all images, the settings in their PNG files, and buttons to load them into the form."""
 
 from __future__ import annotations
 

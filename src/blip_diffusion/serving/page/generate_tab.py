@@ -1,4 +1,4 @@
-"""The Generate tab: a form, the reference as the encoder sees it, live previews, cancel, and the images."""
+"""The Generate tab: a form, the square of the reference, live previews, cancel, and the images."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CROP_TIMEOUT = 60.0
 """Seconds that the crop waits for a free worker, or for the first model to load."""
 REFERENCE, SUBJECT = "Reference image", "Tuned subject"
 JOB_KEY = "blip-diffusion-job"
-"""Where the browser keeps the id of the last job, which is followed again after a reload."""
+"""Key of the last job's id in the browser's storage; the job is followed again after a reload."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def values_of(form: Form, request: GenerationRequest) -> list[Any]:
 
 
 def build(service: JobService, page: gr.Blocks) -> FormFields:
-    """Build the tab within the current context; `page` is where its events at loading belong."""
+    """Build the tab within the current context; `page` gets its load events."""
     job = gr.BrowserState("", storage_key=JOB_KEY)
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=300):
@@ -163,7 +163,7 @@ def _shown(service: JobService, view: View) -> list[Any]:
 
 
 def _form(service: JobService) -> tuple[FormFields, gr.Image]:
-    """Build the form, and beside the reference its crop."""
+    """Build the form, with the crop next to the reference."""
     source = gr.Radio([REFERENCE, SUBJECT], value=REFERENCE, label="Subject from", elem_id="source")
     with gr.Group() as by_reference, gr.Row():
         reference = widgets.upload(
@@ -231,12 +231,12 @@ def _crop_events(service: JobService, form: FormFields, crop: gr.Image) -> None:
         if not reference:
             return None
         with widgets.shown_errors():
-            data = read_reference(Path(reference))  # as a request holds it
+            data = read_reference(Path(reference))  # as in a request
         try:
             crop = service.preview_reference(data, None if mode == MODEL_DEFAULT else mode, model, timeout=CROP_TIMEOUT)
             return widgets.jpeg(crop)
         except (InputError, UnknownId, TimeoutError):
-            return None  # every worker is busy: the crop is not shown, and nothing else is lost
+            return None  # if every worker is busy, only the crop is missing
 
     for component in (form.reference, form.resize_mode, form.model):
         component.change(show, [form.reference, form.resize_mode, form.model], crop, api_name=False,

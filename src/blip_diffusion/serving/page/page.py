@@ -1,4 +1,4 @@
-"""The whole page: its tabs, its style, and where it is mounted."""
+"""The whole page: its tabs, its style, and its mounting."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MAX_UPLOAD = "16mb"
 KEEP = (3600, 24 * 3600)
-"""Every how many seconds Gradio's copies are removed, and how old they must be."""
+"""Interval in seconds of the removal of Gradio's copies, and their least age."""
 STYLE = """
 .gradio-container { width: 100% !important; max-width: 1280px !important; margin: 0 auto !important; }
 .job-status { display: flex; flex-direction: column; gap: .4rem; padding: .2rem 0; font-weight: 500; }
@@ -33,15 +33,15 @@ table.settings td { overflow-wrap: anywhere; }
 TITLE = "blip-diffusion"
 NOTICE = "Images are kept for a day, and shown to no one else."
 FONT = ["system-ui", "sans-serif"]
-"""Of the system: nothing is fetched from elsewhere."""
+"""System fonts, so that nothing is downloaded."""
 
 
 def build_page(service: JobService, *, public: bool = False) -> gr.Blocks:
     """Build the page.
 
     Args:
-        service: Gets all the page's jobs. It must run when the page is served.
-        public: For visitors who don't know each other: only the tabs that show a visitor's own images.
+        service: The service for the page's jobs. It must run when the page is served.
+        public: Show only the tabs with a visitor's own images, for visitors who do not know each other.
 
     Returns:
         The Gradio app. `mount_page` serves it.
@@ -80,9 +80,9 @@ def mount_page(app: FastAPI, service: JobService, *, path: str = "/", public: bo
     """Serve the page within an HTTP server.
 
     Args:
-        app: The server; its checks of hosts, origins and sizes hold for the page too.
+        app: The server; its checks of hosts, origins and sizes apply to the page too.
         service: See `build_page`.
-        path: Where the page is.
+        path: URL path of the page.
         public: See `build_page`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The Queue tab: what waits, runs and has ended, of all pages, after a reload too."""
+"""The Queue tab: waiting, running and ended jobs of all pages, also after a reload."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEADERS = ["Job", "State", "Prompt", "Images", "Age"]
 
 
 def build(service: JobService, tab: gr.Tab) -> gr.Timer:
-    """Build the tab, and return the timer that reads it anew while it is open."""
+    """Build the tab, and return the timer that refreshes it while it is open."""
     chosen = gr.State("")
     note = gr.HTML(widgets.status("Choose a job in the table."), elem_id="queue-note")
     jobs = gr.Dataframe(headers=HEADERS, interactive=False, wrap=True, elem_id="jobs", show_label=False,
@@ -60,8 +60,8 @@ def _rows(service: JobService) -> list[list[str]]:
 
 def _row(job: Job) -> list[str]:
     prompt = " · ".join(job.request.prompts) if job.request else ""
-    wanted = len(job.request.prompts) * job.request.num_images if job.request else len(job.images)
-    return [job.id[:8], job.state, prompt[:80], f"{len(job.images)} of {wanted}", _age(time.time() - job.created)]
+    total = len(job.request.prompts) * job.request.num_images if job.request else len(job.images)
+    return [job.id[:8], job.state, prompt[:80], f"{len(job.images)} of {total}", _age(time.time() - job.created)]
 
 
 def _details(service: JobService, job: Job) -> list[Any]:

@@ -23,7 +23,7 @@ MAX_THUMBNAIL = 512
 def build(service: JobService, form: FormFields, tabs: gr.Tabs, tab: gr.Tab) -> None:
     """Build the tab. "Use in Generate" fills the form's mixture and shows the first of `tabs`."""
     gr.Markdown("Subjects that were tuned, here or with `blip-diffusion tune`. Choose up to three to mix them.")
-    shelf = gr.CheckboxGroup(label="Subjects", elem_id="shelf", info="Weights are set in Generate.")
+    stored = gr.CheckboxGroup(label="Subjects", elem_id="shelf", info="Weights are set in Generate.")
     thumbnails = gr.Gallery(label="Photos", columns=6, height=180, object_fit="contain", buttons=[], format="png")
     with gr.Row():
         use = gr.Button("Use in Generate", variant="primary", elem_id="use-subjects")
@@ -31,7 +31,7 @@ def build(service: JobService, form: FormFields, tabs: gr.Tabs, tab: gr.Tab) -> 
         remove = gr.Button("Remove", variant="stop", elem_id="remove-subject")
     files = gr.File(label="Files", file_count="multiple", visible=False, interactive=False)
     upload = gr.File(label="Upload a subject file", file_types=[".safetensors"], height=150, elem_id="upload-subject")
-    listed = [shelf, thumbnails, *form.subjects]
+    listed = [stored, thumbnails, *form.subjects]
 
     def add(path: str) -> list[Any]:
         with widgets.shown_errors():
@@ -57,13 +57,13 @@ def build(service: JobService, form: FormFields, tabs: gr.Tabs, tab: gr.Tab) -> 
     quiet: dict[str, Any] = {"api_name": False, "show_progress": "hidden"}
     tab.select(lambda: _listed(service), None, listed, **quiet)
     upload.upload(add, upload, [*listed, upload], **quiet)
-    remove.click(delete, shelf, listed, **quiet)
-    use.click(mix, shelf, [tabs, form.source, *form.subjects], **quiet)
-    download.click(copies, shelf, files, **quiet)
+    remove.click(delete, stored, listed, **quiet)
+    use.click(mix, stored, [tabs, form.source, *form.subjects], **quiet)
+    download.click(copies, stored, files, **quiet)
 
 
 def _listed(service: JobService) -> list[Any]:
-    """Return updates of the shelf, its thumbnails and the form's lists."""
+    """Return updates of the list of subjects, their thumbnails and the form's lists."""
     stored = list(service.store.subjects())
     choices = widgets.subject_choices(service)
     thumbnails = [(widgets.jpeg(one.header.thumbnail), one.header.name) for one in stored if _has_thumbnail(one)]
@@ -76,12 +76,12 @@ def _has_thumbnail(subject: StoredSubject) -> bool:
     try:
         with widgets.jpeg(subject.header.thumbnail) as image:
             return max(image.size) <= MAX_THUMBNAIL
-    except Exception:  # on a damaged file, Pillow raises whatever it trips over
+    except Exception:  # for damaged files, Pillow raises errors of many types
         return False
 
 
 def _named_copy(service: JobService, subject: str) -> str:
-    """Return a copy of a subject file that has the subject's name."""
+    """Return the path of a copy of a subject file, named after the subject."""
     stored = service.store.subject(subject)
     name = re.sub(r"[^\w-]", "_", stored.header.name)[:64] or "subject"  # the header is untrusted
     path = Path(tempfile.mkdtemp(prefix="blip-diffusion-")) / f"{name}.safetensors"

@@ -1,4 +1,4 @@
-"""The Tune tab: photos in, a subject out, with the curve and samples while it runs."""
+"""The Tune tab: tune a subject from photos, with the curve and samples during training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAMES = {"subject": "like the photos", "text": "true to prompts"}
 
 
 def build(service: JobService, tab: gr.Tab) -> gr.Timer:
-    """Build the tab, and return the timer that reads it anew while it is open."""
+    """Build the tab, and return the timer that refreshes it while it is open."""
     tuning = Tuning(service)
     models = list(service.settings.models)
     with gr.Row():

@@ -26,7 +26,7 @@ LOG = "output.log"
 
 @dataclass(frozen=True)
 class Score:
-    """One validation: 1 is as alike as the photos are among themselves, or as true to prompts as the untuned model."""
+    """One validation. 1 is as similar as the photos are to each other, or follows prompts like the untuned model."""
 
     step: int
     subject: float
@@ -35,7 +35,7 @@ class Score:
 
 @dataclass(frozen=True)
 class TuningState:
-    """What the page shows of a tuning.
+    """The state of a tuning.
 
     Args:
         text: One line.
@@ -51,10 +51,10 @@ class TuningState:
 
 
 class Tuning:
-    """The tuning of this server. It goes on when the page is closed.
+    """The tuning of this server. It continues when the page is closed.
 
     Args:
-        service: Gets the tuned subject into its store.
+        service: The service whose store gets the tuned subject.
     """
 
     def __init__(self, service: JobService) -> None:
@@ -73,11 +73,11 @@ class Tuning:
 
         Args:
             photos: Image files of the subject; copied.
-            category: What it is.
-            name: Its name: letters, digits, - and _.
+            category: The subject's category.
+            name: The subject's name: letters, digits, - and _.
             model: A name from the service's settings.
             trainable: See `blip-diffusion tune --trainable`.
-            steps: Training steps; 0 stops by itself.
+            steps: Training steps; 0: early stopping.
 
         Raises:
             InputError: If a value can't be used, or a tuning runs already.
@@ -87,7 +87,7 @@ class Tuning:
         if not NAME.fullmatch(name):
             raise InputError(f"The name {name[:64]!r} can't be used: use letters, digits, - and _, for example rex.")
         if not category.strip():
-            raise InputError("The category is empty: name what the subject is, for example dog.")
+            raise InputError("The category is empty: name the subject, for example dog.")
         if not 0 <= steps <= MAX_STEPS:
             raise InputError(f"The number of steps is {steps}: use up to {MAX_STEPS}, or 0.")
         with self._lock:
@@ -103,13 +103,13 @@ class Tuning:
             threading.Thread(target=self._wait, args=(self._process,), daemon=True).start()
 
     def stop(self) -> None:
-        """Stop the tuning; what was best so far is kept."""
+        """Stop the tuning; the best result so far is kept."""
         if self._process is not None and self._process.poll() is None:
             self._stopped = True
             self._process.send_signal(signal.SIGTERM)
 
     def state(self) -> TuningState:
-        """Return how the tuning stands."""
+        """Return the state of the tuning."""
         if self._folder is None:
             return TuningState(self._text)
         process = self._process
@@ -137,7 +137,7 @@ class Tuning:
         self._folder = self._out.with_name(f"{self._out.name}.tuning")
 
     def _wait(self, process: subprocess.Popen[bytes]) -> None:
-        """Put the result into the store when the process has ended."""
+        """Save the result in the store when the process has ended."""
         code = process.wait()
         kept = self._out if self._out.is_file() else _best(self._folder)
         if kept is None or not (code == 0 or self._stopped):
@@ -150,20 +150,20 @@ class Tuning:
             self._text = f"Failed: {error}"
 
     def _last_line(self) -> str:
-        """Return the error's sentence, as the command printed it."""
+        """Return the error message that the command printed."""
         lines = (self._work / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return lines[-1].removeprefix("blip-diffusion: ")[:300] if lines else "the process has ended."
 
 
 def _best(folder: Path | None) -> Path | None:
-    """Return the subject file that an interrupted tuning has kept, if there is one."""
-    found = sorted((folder / "best").glob("*/subject.safetensors")) if folder is not None else []
-    return found[-1] if found else None
+    """Return the best subject file of an interrupted tuning, if there is one."""
+    files = sorted((folder / "best").glob("*/subject.safetensors")) if folder is not None else []
+    return files[-1] if files else None
 
 
 def _scores(path: Path) -> tuple[Score, ...]:
     try:
         rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return tuple(Score(int(row["step"]), float(row["subject"]), float(row["text"])) for row in rows)
-    except (OSError, ValueError, KeyError):  # not there yet
+    except (OSError, ValueError, KeyError):  # not written yet
         return ()

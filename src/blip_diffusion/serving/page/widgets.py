@@ -1,4 +1,4 @@
-"""What several tabs of the page share: errors as messages, images from the store, the state of a job as HTML."""
+"""Helpers of several tabs: errors as messages, images from the store, the state of a job as HTML."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def upload(label: str, **options: object) -> gr.Image:
 
 
 def status(text: str, share: float | None = None) -> str:
-    """Return a line of state as HTML, with a progress bar if a share in [0, 1] is given."""
+    """Return a status line as HTML, with a progress bar if a share in [0, 1] is given."""
     bar = "" if share is None else f'<progress max="1" value="{share:.3f}" aria-label="progress"></progress>'
     return f'<div role="status" class="job-status">{bar}<span>{html.escape(text)}</span></div>'
 
@@ -61,6 +61,6 @@ def image_paths(service: JobService, ids: Sequence[str]) -> list[str]:
 
 
 def subject_choices(service: JobService) -> list[tuple[str, str]]:
-    """Return what a list of tuned subjects shows, each with its id. The empty id is none."""
+    """Return labels and ids of the stored subjects for a list. The empty id is "none"."""
     stored = [(f"{one.header.name} ({one.header.category})", one.id) for one in service.store.subjects()]
     return [("none", ""), *stored]

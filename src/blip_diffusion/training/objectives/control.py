@@ -2,7 +2,7 @@
 
 Either a ControlNet (Zhang, Rao & Agrawala 2023), a copy of the U-Net's encoder that runs in each step, or a T2I-Adapter
 (Mou et al. 2023), a small convolutional network that runs once an image. Half of the prompts are empty, so that the
-network learns to read the hint itself (Zhang et al. 2023, section 3.3).
+network is trained to read the hint alone (Zhang et al. 2023, section 3.3).
 """
 
 from collections.abc import Mapping

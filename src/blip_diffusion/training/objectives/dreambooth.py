@@ -24,7 +24,7 @@ from blip_diffusion.training.objectives.masked_denoising_loss import check_backg
 
 @dataclass(frozen=True)
 class DreamBoothConfig:
-    """What is trained, learning-rate scales and loss weights."""
+    """Trainable parts, learning-rate scales and loss weights."""
 
     token: str = "sks"  # a rare word, with little meaning to the text encoder
     lora: bool = False  # a LoRA instead of the whole network

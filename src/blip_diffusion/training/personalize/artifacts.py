@@ -65,7 +65,7 @@ def output_path(out: str | Path | None, name: str, config: TuneConfig) -> Path:
 
 
 def work_folder(path: Path) -> Path:
-    """Return the folder beside a result: log, scores, checkpoints."""
+    """Return the folder of a result's log, scores and checkpoints."""
     return path.with_name(f"{path.name}.tuning")
 
 

@@ -1,7 +1,7 @@
 """Early stopping for personalization: balance subject fidelity against prompt fidelity.
 
 Every few steps the subject is sampled for a few prompts and both are scored. The best trade-off is kept, and the run
-stops when the scores have been worse for `patience` validations. Samples and scores stay for people to look at.
+stops when the scores have been worse for `patience` validations. Samples and scores are kept for inspection.
 """
 
 import json

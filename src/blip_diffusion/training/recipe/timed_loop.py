@@ -82,7 +82,7 @@ class PhaseLoop:
 
     def run(self, seconds: float) -> State:
         """Train until the phase has lasted `seconds`, over all calls. Raises `KeyboardInterrupt` after a signal."""
-        begun, before = time.monotonic(), self.state.seconds
+        start, before = time.monotonic(), self.state.seconds
         with (
             signals() as arrived,
             sdpa_backend(self.settings.device),
@@ -90,7 +90,7 @@ class PhaseLoop:
         ):
             while self.state.seconds < seconds:
                 losses = self._train_step(self.state.seconds / seconds)
-                self.state.seconds = before + time.monotonic() - begun
+                self.state.seconds = before + time.monotonic() - start
                 if self.state.step % self.settings.log_every == 0:
                     self._report(losses, logger)
                 if arrived.is_set():
