@@ -1,6 +1,7 @@
 """Words: how a prompt is built, where the subject tokens go in it, and how words become ids. One place for all of it.
 
 [BOS] a <subject tokens> {target category} {prompt} [EOS]
+[BOS] a <subject tokens> {category} and a <subject tokens> {category} {prompt} [EOS]
 """
 
 import re
@@ -16,7 +17,8 @@ from blip_diffusion.errors import InputError
 
 BEFORE_SUBJECT = "a"
 """The words before the subject tokens: what the published weights were trained with."""
-
+BETWEEN_SUBJECTS = f" and {BEFORE_SUBJECT} "
+"""The words between two subjects."""
 
 MAX_QUOTED = 400
 """Letters of a text that a message quotes."""
@@ -29,6 +31,11 @@ def subject_prompt(prompt: str, category: str, *, strength: float = 1.0, repetit
     """
     sentence = f"{BEFORE_SUBJECT} {category.strip()} {prompt.strip()}".strip()
     return ", ".join([sentence] * max(1, int(strength * repetitions)))
+
+
+def joined_categories(categories: Sequence[str]) -> str:
+    """Return the categories of several subjects as one, for `subject_prompt`: "dog and a cat"."""
+    return BETWEEN_SUBJECTS.join(category.strip() for category in categories)
 
 
 WEIGHTED_WORDS = re.compile(r"\([^()]*:\s*\d*\.?\d+\s*\)|\({2,}[^()]+\){2,}")
@@ -48,7 +55,14 @@ def warn_of_weighted_words(sentences: Sequence[str]) -> None:
 
 def insert_position(tokenizer: Any) -> int:
     """Before which token the subject stands: after [BOS] and the words of the template that precede it."""
-    return 1 + len(tokenizer(BEFORE_SUBJECT, add_special_tokens=False).input_ids)
+    return insert_positions(tokenizer, [""])[0]
+
+
+def insert_positions(tokenizer: Any, categories: Sequence[str]) -> list[int]:
+    """Before which tokens of `subject_prompt(prompt, joined_categories(categories))` each subject stands."""
+    starts = [joined_categories([*categories[:index], ""]) for index in range(len(categories))]
+    before = [f"{BEFORE_SUBJECT} {start}".strip() for start in starts]
+    return [1 + len(tokenizer(words, add_special_tokens=False).input_ids) for words in before]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from blip_diffusion.fileio import check_writable
 from blip_diffusion.generation.adapter_refs import load_adapters
 from blip_diffusion.generation.output import check_grid_path, save_grid, save_images
 from blip_diffusion.generation.request import CONTROLNETS, ControlInput, GenerationRequest
+from blip_diffusion.generation.subject_inputs import opened, subject_arguments
 from blip_diffusion.generation.subject_refs import load_subjects
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import Dtype, preset_on_engine
 from blip_diffusion.pipelines.step_callback import StepCallback
+from blip_diffusion.pipelines.subject_scale import PARTS
 
 OnSaved = Callable[[Path, str | None, int | None], None]
 """Gets a file's path, and the prompt and the seed of its image; `None` for the grid."""
@@ -64,14 +66,17 @@ def run(
         check_grid_path(grid)
     prepared = prepare(load_pipeline(request.model, request.dtype, device), request)
     jobs = [(prompt, request.seed + copy) for prompt in request.prompts for copy in range(request.num_images)]
+    variants = [prepared.with_subject(variant) for variant in request.variants()]
+    batches = [(one, jobs[start : start + BATCH_SIZE]) for one in variants for start in range(0, len(jobs), BATCH_SIZE)]
     generated: list[Image.Image] = []
     paths: list[Path] = []
-    for start in range(0, len(jobs), BATCH_SIZE):
-        batch = jobs[start : start + BATCH_SIZE]
-        label = f"{start + 1} to {start + len(batch)} of {len(jobs)}" if len(jobs) > BATCH_SIZE else None
+    total = len(jobs) * len(variants)
+    for variant, batch in batches:
+        start = len(paths) + 1
+        label = f"{start} to {start + len(batch) - 1} of {total}" if total > BATCH_SIZE else None
         prepared.pipe.set_progress_bar_config(disable=None if progress else True, desc=label)  # None: in a terminal
-        results = prepared.generate(batch)
-        new = save_images(request, results, batch, out, taken=set(paths))
+        results = variant.generate(batch)
+        new = save_images(variant.request, results, batch, out, taken=set(paths))
         for path, job in zip(new, batch, strict=True):
             if on_saved is not None:
                 on_saved(path, *job)
@@ -105,13 +110,18 @@ class PreparedRequest:
     request: GenerationRequest
     arguments: dict[str, Any]
 
+    def with_subject(self, request: GenerationRequest) -> "PreparedRequest":
+        """Return the same with the subject of another request."""
+        if request is self.request:
+            return self
+        return replace(self, request=request, arguments={**self.arguments, **_subject_arguments(self.pipe, request)})
+
     def generate(self, batch: list[tuple[str, int]], on_step: StepCallback | None = None) -> list[Image.Image]:
         """Generate one image for each prompt and seed, in one batch. `on_step` is called after each sampling step."""
         request = self.request
         result: list[Image.Image] = self.pipe(
             [prompt for prompt, _ in batch],
-            target_subject_category=request.target_category,
-            box=request.box,
+            subject_scale=dict(zip(PARTS, request.subject_scale, strict=True)),
             negative_prompt=request.negative_prompt,
             height=request.height,
             width=request.width,
@@ -134,23 +144,24 @@ def prepare(pipe: BlipDiffusionPipeline, request: GenerationRequest) -> Prepared
     pipe.set_preset(preset_on_engine(request.preset, request.engine))
     load_adapters(pipe, request.loras, request.embeddings)
     control = _control_arguments(request.controls, pipe)
-    return PreparedRequest(pipe, request, {**_subject_arguments(pipe, request), **control})
+    subject = {} if request.blend_row else _subject_arguments(pipe, request)
+    return PreparedRequest(pipe, request, {**subject, **control})
 
 
 def _subject_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:
-    """Return the arguments of a call that say what the subject is: the tuned subjects, else the references."""
+    """Return the arguments of a call that say what the subject is and where: tuned subjects, else references."""
+    if request.more_subjects:
+        return subject_arguments(pipe, request)
+    place = {"target_subject_category": request.target_category, "box": request.box}
     if request.subjects:
-        return {"subject_embeds": load_subjects(pipe, request.subjects)}
+        return {"subject_embeds": load_subjects(pipe, request.subjects), **place}
     if not request.reference:
-        return {"subject_embeds": torch.zeros(1, 0, pipe.text_encoder.config.hidden_size)}
-    references = [images.open_image(io.BytesIO(one)) for one in (request.reference, *request.more_references)]
-    if len(references) > 1:
-        mode = request.resize_mode
-        return {"subject_embeds": pipe.encode_subject(references, request.category, resize_mode=mode)}
+        return {"subject_embeds": torch.zeros(1, 0, pipe.text_encoder.config.hidden_size), **place}
     return {
-        "reference_image": references[0],
+        "reference_image": [opened((request.reference, *request.more_references))],
         "source_subject_category": request.category,
         "resize_mode": request.resize_mode,
+        **place,
     }
 
 

@@ -19,6 +19,7 @@ from blip_diffusion.diffusion.controlnet import controlled_denoiser
 from blip_diffusion.diffusion.deepcache import ShallowUNet, WholeUNet, deepcache
 from blip_diffusion.diffusion.guidance import Denoiser, guided, on_interval, split_batch, unet_denoiser
 from blip_diffusion.diffusion.latents import LatentCodec
+from blip_diffusion.diffusion.multidiffusion import averaged_regions
 from blip_diffusion.errors import CheckpointError, reason
 from blip_diffusion.nn_utils import weights_version
 from blip_diffusion.openvino_backend import openvino
@@ -125,31 +126,34 @@ class AccelerationMixin(PipelineHost):
 
         `empty` are the negative prompts' states, if guided.
         """
-        steps = len(self.scheduler.timesteps)
-        if inputs.controls:
-            run = partial(
-                controlled_denoiser, self.unet, controls=inputs.controls, steps=steps, guess=inputs.guess_mode,
-                counter=itertools.count(first),
-            )  # fmt: skip
-            if empty is None:
-                return run(text)
-            return self._guided(run(torch.cat([empty, text]), doubled=True), lambda: run(text), inputs, steps, first)
+        run = self._conditioned(inputs, first)
         if empty is None:
-            return self._network(text)
-        if self.preset.split_cfg_batch:
-            both = split_batch(self._network(empty), self._network(text))
+            return run(text)
+        if self.preset.split_cfg_batch and not inputs.controls:
+            both = split_batch(run(empty), run(text))
         else:
-            both = self._network(torch.cat([empty, text]))
-        return self._guided(both, lambda: self._network(text), inputs, steps, first)
-
-    def _guided(
-        self, both: Denoiser, conditional: Callable[[], Denoiser], inputs: PipelineInputs, steps: int, first: int
-    ) -> Denoiser:
-        """Return guidance over `both` within the preset's interval, and the conditional prediction outside of it."""
+            both = run(torch.cat([empty, text]), doubled=True)
         always = guided(both, lambda: self.guidance_scale, rescale=inputs.guidance_rescale)
         if self.preset.guidance_interval == (0.0, 1.0):
             return always
-        return on_interval(self.preset.guidance_interval, steps, always, conditional(), first=first)
+        steps = len(self.scheduler.timesteps)
+        return on_interval(self.preset.guidance_interval, steps, always, run(text), first=first)
+
+    def _conditioned(self, inputs: PipelineInputs, first: int) -> Callable[..., Denoiser]:
+        """Return a function from text states to controlled(unet(·)), averaged over regions if the call asks for it.
+
+        It takes `doubled=True` where the first half of the text states are those of the negative prompts.
+        """
+        run: Callable[..., Denoiser] = lambda text, doubled=False: self._network(text)  # noqa: E731
+        if inputs.controls:
+            run = partial(
+                controlled_denoiser, self.unet, controls=inputs.controls, steps=len(self.scheduler.timesteps),
+                guess=inputs.guess_mode, counter=itertools.count(first),
+            )  # fmt: skip
+        composition = inputs.composition
+        if composition is None or composition.visibility is None or not composition.averages:
+            return run
+        return partial(averaged_regions, run, visibility=composition.visibility)
 
     def _network(self, text: Tensor) -> Denoiser:
         """Return the U-Net with these text states, on the preset's engine, with DeepCache if the preset has it."""

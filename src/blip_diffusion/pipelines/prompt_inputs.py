@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion.errors import InputError
-from blip_diffusion.pipelines.broadcast import as_list, broadcast, common_length
+from blip_diffusion.pipelines.broadcast import OneOrMany, as_list, broadcast, common_length
 from blip_diffusion.pipelines.checks import check_tensor, number, texts, whole_number
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.subject_registry import check_tokens
@@ -29,8 +29,10 @@ class PromptInputs:
         sentences: N prompts with their categories, once each; empty with `prompt_embeds`.
         prompts: N sentences, repeated as often as `prompt_strength` and `prompt_reps` ask for; likewise.
         negative_prompts: N; empty with `negative_prompt_embeds`.
-        references: N reference images; empty if there are `subject_embeds` or `prompt_embeds`.
+        references: N reference images, or lists of images of one subject each; empty if there are `subject_embeds` or
+            `prompt_embeds`.
         categories: N categories of the references.
+        targets: N categories to generate them as.
         subject_embeds: Subject tokens (1 or N, Q, D).
         prompt_embeds: Text states (N, L, D) in place of prompts and subjects.
         negative_prompt_embeds: Text states (N, L, D) in place of negative prompts.
@@ -39,8 +41,9 @@ class PromptInputs:
     negative_prompts: list[str]
     sentences: list[str] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
-    references: list[Image.Image] = field(default_factory=list)
+    references: list[OneOrMany[Image.Image]] = field(default_factory=list)
     categories: list[str] = field(default_factory=list)
+    targets: list[str] = field(default_factory=list)
     subject_embeds: Tensor | None = None
     prompt_embeds: Tensor | None = None
     negative_prompt_embeds: Tensor | None = None
@@ -85,6 +88,7 @@ def prompt_inputs(host: PipelineHost, given: "CallArguments") -> PromptInputs:
         negative_prompts=negatives if empty is None else [],
         references=[] if embeds is not None else broadcast(references, size),
         categories=sources,
+        targets=categories,
         subject_embeds=embeds,
         negative_prompt_embeds=None if empty is None else empty.expand(size, -1, -1),
     )
@@ -138,7 +142,7 @@ def _repeats(host: PipelineHost, given: "CallArguments") -> dict[str, Any]:
 def _from_embeds(host: PipelineHost, given: "CallArguments", embeds: Tensor) -> PromptInputs:
     """Return the inputs of a call with `prompt_embeds`, which hold the prompt and its subject."""
     empty = given.negative_prompt_embeds
-    for name in ("prompt", "reference_image", "subject_embeds", "box"):
+    for name in ("prompt", "reference_image", "subject_embeds", "subjects", "box"):
         if getattr(given, name) is not None:
             raise InputError(f"{name} and prompt_embeds exclude each other: prompt and subject are in the embeddings.")
     _check_states(host, "prompt_embeds", embeds)

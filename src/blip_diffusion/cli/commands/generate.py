@@ -17,6 +17,13 @@ from blip_diffusion.cli.flags import (
     device_flags,
 )
 from blip_diffusion.cli.startup import importing
+from blip_diffusion.cli.subject_flags import (
+    add_several_subjects_flags,
+    check_subject_files,
+    request_subjects,
+    subjects_of,
+    target_of,
+)
 from blip_diffusion.cli.values import check_file, kind_and_value, path_and_number, prompts_of, seed, size
 from blip_diffusion.errors import InputError
 
@@ -41,13 +48,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what should not appear")
     parser.add_argument("--size", type=size, metavar="PIXELS", help="image size: 512, or 768x512 for width and height")
-    parser.add_argument(
-        "--box",
-        type=float,
-        nargs=4,
-        metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
-        help="where the subject stands, in [0, 1] of the image (default: the prompt's words decide)",
-    )
+    add_several_subjects_flags(parser)
     _control_flags(parser)
     acceleration_flags(parser)
     device_flags(parser)
@@ -60,11 +61,21 @@ def _subject_flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="the reference image of the subject; repeat for the mean of several",
+        help="the reference image of the subject; repeat for the mean of several, or for several subjects",
     )
-    parser.add_argument("--category", metavar="WORD", help="what the subject is, for example dog")
     parser.add_argument(
-        "--target-category", metavar="WORD", help="what to generate the subject as (default: --category)"
+        "--category",
+        action="append",
+        default=[],
+        metavar="WORD",
+        help="what the subject is, for example dog; repeat for several subjects, one for each --reference",
+    )
+    parser.add_argument(
+        "--target-category",
+        action="append",
+        default=[],
+        metavar="WORD",
+        help="what to generate the subject as (default: --category)",
     )
     parser.add_argument(
         "--resize-mode", choices=RESIZE_MODES, help="how the reference becomes square (default: the model's)"
@@ -168,14 +179,14 @@ def _request(arguments: argparse.Namespace) -> GenerationRequest:
     if arguments.reproduce is not None:
         return read_request(arguments.reproduce, model=arguments.model, controlnets=controlnets)
     subjects = tuple(subject_ref(*path_and_number("--subject", text, "weight")) for text in arguments.subject)
-    category = arguments.category or max(subjects, key=lambda subject: subject.weight).category
-    first, *more = [read_reference(path) for path in arguments.reference] or [b""]
+    category = (arguments.category or [max(subjects, key=lambda subject: subject.weight).category])[0]
+    first, *more = [read_reference(path) for path in subjects_of(arguments)[0].references] or [b""]
     return GenerationRequest(
         prompts=tuple(arguments.prompt),
         reference=subjects[0].thumbnail if subjects else first,
         more_references=tuple(more),
         category=category,
-        target_category=arguments.target_category or category,
+        target_category=target_of(arguments) or category,
         subjects=subjects,
         loras=tuple(lora_ref(*path_and_number("--lora", text, "weight")) for text in arguments.lora),
         embeddings=tuple(embedding_ref(path) for path in arguments.embedding),
@@ -189,7 +200,7 @@ def _request(arguments: argparse.Namespace) -> GenerationRequest:
         height=arguments.size and arguments.size[1],
         controls=_controls(arguments.control, controlnets),
         resize_mode=arguments.resize_mode,
-        box=arguments.box and tuple(arguments.box),
+        **request_subjects(arguments),
         preset=arguments.preset or "",
         engine=arguments.engine,
         dtype=arguments.dtype or default_dtype(arguments.preset, arguments.device),
@@ -208,8 +219,7 @@ def _check_usage(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         guidance_scale=arguments.guidance_scale,
     )
-    for path in arguments.reference:
-        check_file("image", path)
+    check_subject_files(arguments)
     for what, flag, texts in (("subject", "--subject", arguments.subject), ("LoRA", "--lora", arguments.lora)):
         for text in texts:
             check_file(what, path_and_number(flag, text, "weight")[0])
