@@ -28,7 +28,7 @@ from blip_diffusion.modules.placed_unet import CODE_WIDTH, append_codes, is_plac
 from blip_diffusion.modules.projection import SubjectProjection
 from blip_diffusion.modules.qformer import AttentionPattern, QFormer, QFormerConfig
 from blip_diffusion.modules.text_encoder import SubjectTextEncoder
-from blip_diffusion.prompts import Words, category_words, insert_position, prompt_ids
+from blip_diffusion.prompts import Words, category_words, insert_position, insert_positions, prompt_ids
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -199,15 +199,51 @@ class BlipDiffusion(nn.Module):
         ids = prompt_ids(self.tokenizer, prompts, self.text_length - subject.shape[1]).to(device)
         at = insert_position(self.tokenizer)
         states = self.text_encoder(ids, subject, at)
-        return self._append_position_codes(states, subject.shape[1], at, frames) if self.place_width else states
+        codes = self._codes(subject, frames)
+        return append_codes(states, codes, at) if self.place_width else states
 
-    def _append_position_codes(self, states: Tensor, tokens: int, at: int, frames: Tensor | None) -> Tensor:
-        """Append a position code to the state of each subject token, and zeros to the states of words."""
-        if not tokens:
-            return F.pad(states, (0, self.place_width))
+    def several_subjects_states(
+        self,
+        prompts: Sequence[str],
+        categories: Sequence[str],
+        subjects: Sequence[Tensor],
+        frames: Sequence[Tensor | None],
+        *,
+        device: torch.device | None = None,
+    ) -> Tensor:
+        """Encode prompts of several subjects, each inserted before its own category.
+
+        Args:
+            prompts: B full prompts that begin with all categories: "a dog and a cat" (`prompts.joined_categories`).
+            categories: The categories of the K subjects, in this order.
+            subjects: The subject tokens (B, Q, D) of each subject.
+            frames: The frames of each subject, as in `text_states`.
+            device: As in `text_states`.
+
+        Returns:
+            Text states (B, L, D + P).
+        """
+        count = sum(subject.shape[1] for subject in subjects)
+        ids = prompt_ids(self.tokenizer, prompts, self.text_length - count).to(device or self.text_encoder.device)
+        places = insert_positions(self.tokenizer, categories)
+        states = self.text_encoder(ids, subjects, places)
+        if not self.place_width:
+            return states
+        codes = states.new_zeros(*states.shape[:2], self.place_width)
+        before = 0
+        for place, subject, where in zip(places, subjects, frames, strict=True):
+            codes[:, place + before : place + before + subject.shape[1]] = self._codes(subject, where)
+            before += subject.shape[1]
+        return append_codes(states, codes, 0)
+
+    def _codes(self, subject: Tensor, frames: Tensor | None) -> Tensor:
+        """Return the position code of each subject token (B, Q, D): (B, Q, P)."""
+        tokens = subject.shape[1]
+        if not tokens or not self.place_width:
+            return subject.new_zeros(len(subject), tokens, self.place_width)
         if frames is None:
-            frames = frames_of([default_boxes("")]).expand(len(states), -1, -1)
-        return append_codes(states, token_codes(frames.to(states.device), tokens, self.place_width), at)
+            frames = frames_of([default_boxes("")]).expand(len(subject), -1, -1)
+        return token_codes(frames.to(subject.device), tokens, self.place_width)
 
     @property
     def reads_mask(self) -> bool:

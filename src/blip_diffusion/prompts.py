@@ -1,6 +1,7 @@
 """Prompts: their template, the position of the subject tokens, and tokenization.
 
 [BOS] a <subject tokens> {target category} {prompt} [EOS]
+[BOS] a <subject tokens> {category} and a <subject tokens> {category} {prompt} [EOS]
 """
 
 import itertools
@@ -17,7 +18,8 @@ from blip_diffusion.errors import InputError
 
 BEFORE_SUBJECT = "a"
 """The words before the subject tokens; the published weights were trained with them."""
-
+BETWEEN_SUBJECTS = f" and {BEFORE_SUBJECT} "
+"""The words between two subjects."""
 
 MAX_QUOTED = 400
 """Most characters of a text that a message quotes."""
@@ -30,6 +32,11 @@ def subject_prompt(prompt: str, category: str, *, strength: float = 1.0, repetit
     """
     sentence = f"{BEFORE_SUBJECT} {category.strip()} {prompt.strip()}".strip()
     return ", ".join([sentence] * max(1, int(strength * repetitions)))
+
+
+def joined_categories(categories: Sequence[str]) -> str:
+    """Return the categories of several subjects as one, for `subject_prompt`: "dog and a cat"."""
+    return BETWEEN_SUBJECTS.join(category.strip() for category in categories)
 
 
 WEIGHTED_WORDS = re.compile(r"\([^()]*:\s*\d*\.?\d+\s*\)|\({2,}[^()]+\){2,}")
@@ -49,7 +56,14 @@ def warn_of_weighted_words(sentences: Sequence[str]) -> None:
 
 def insert_position(tokenizer: Any) -> int:
     """Return the index at which subject tokens are inserted: after [BOS] and `BEFORE_SUBJECT`."""
-    return 1 + len(tokenizer(BEFORE_SUBJECT, add_special_tokens=False).input_ids)
+    return insert_positions(tokenizer, [""])[0]
+
+
+def insert_positions(tokenizer: Any, categories: Sequence[str]) -> list[int]:
+    """Return the index of each subject's tokens in `subject_prompt(prompt, joined_categories(categories))`."""
+    starts = [joined_categories([*categories[:index], ""]) for index in range(len(categories))]
+    before = [f"{BEFORE_SUBJECT} {start}".strip() for start in starts]
+    return [1 + len(tokenizer(words, add_special_tokens=False).input_ids) for words in before]
 
 
 @dataclass(frozen=True)

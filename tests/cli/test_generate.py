@@ -157,6 +157,12 @@ AT_ONCE = {
     "--prompts . --reference dog.png --category dog": "There is no list of prompts at .",
     "x --reference dog.png --category dog --steps 0": "--steps is 0",
     "x --reference dog.png --category dog --num-images 2 --seed 9223372036854775807": "use a number from 0 to 2^63 - 2",
+    "x --reference dog.png --category dog --category cat": "There are 1 --reference for 2 --category",
+    "x --reference dog.png --category dog --box 0 0 1 1 --box 0 0 1 1": "There are 2 --box for 1 subject:",
+    "x --reference dog.png --reference dog.png --category a --category b --box 0 0 1 1": "There are 1 --box for 2",
+    "x --reference dog.png --category dog --blend 0.5,0.5": "There is one subject: a mixture needs two",
+    "x --reference dog.png --reference dog.png --category a --category b --blend 1,x": "--blend 1,x has the number 'x'",
+    "x --reference dog.png --category dog --subject-scale left=1": "--subject-scale has no block 'left'",
     "x --reference dog.png --category dog --controlnet map=a --controlnet map=b": "--controlnet map is given twice",
 }
 
@@ -178,7 +184,7 @@ def test_mistakes_are_found_before_torch_is_imported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "generate x --category dog --category cat",
+        "generate x --region-mode attention --region-mode attention",
         "generate x --seed 1 --seed 1",
         "tune a.png --name a --name b --category dog",
         "train a.toml --out a --out b",

@@ -52,6 +52,18 @@ def test_words_as_subject_are_those_words(encoder: SubjectTextEncoder) -> None:
     )
 
 
+@torch.no_grad()
+def test_words_as_several_subjects_are_those_words(encoder: SubjectTextEncoder) -> None:
+    blocks = [encoder.embeddings.token_embedding(IDS[:, place : place + 1]) for place in (1, 3)]
+    rest = torch.cat([IDS[:, :1], IDS[:, 2:3], IDS[:, 4:]], dim=1)
+    torch.testing.assert_close(encoder(rest, blocks, [1, 2]), encoder(IDS).last_hidden_state)
+
+
+def test_one_subject_in_a_list_is_that_subject(encoder: SubjectTextEncoder, subject: Tensor) -> None:
+    with torch.no_grad():
+        assert torch.equal(encoder(IDS, [subject], [2]), encoder(IDS, subject, 2))
+
+
 @pytest.mark.parametrize("at", [1, 2, 4])
 def test_where_the_subject_stands(encoder: SubjectTextEncoder, subject: Tensor, at: int) -> None:
     before, after = states(encoder, IDS, subject, at), states(encoder, IDS, -subject, at)

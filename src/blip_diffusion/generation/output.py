@@ -88,6 +88,8 @@ def _grid(request: GenerationRequest, results: list[Image.Image]) -> Image.Image
     reference = Image.new("RGB", results[0].size, "white")
     if request.reference:
         reference = images.as_rgb(images.open_image(io.BytesIO(request.reference)))
+    if request.blend_row:
+        return _row_of_mixtures(request, results, reference)
     first = ImageOps.pad(reference, results[0].size, color="white")
     if results[0].width == results[0].height:
         mode = "pad" if request.resize_mode in (None, "subject") else request.resize_mode
@@ -97,3 +99,12 @@ def _grid(request: GenerationRequest, results: list[Image.Image]) -> Image.Image
     for copy in range(request.num_images):
         cells += [first if copy == 0 else blank, *results[copy :: request.num_images]]
     return images.grid(cells, len(request.prompts) + 1)
+
+
+def _row_of_mixtures(request: GenerationRequest, results: list[Image.Image], first: Image.Image) -> Image.Image:
+    """Place the mixtures from left to right between the two references, one row per prompt and seed."""
+    last = images.as_rgb(images.open_image(io.BytesIO(request.more_subjects[0].references[0])))
+    ends = [ImageOps.pad(one, results[0].size, color="white") for one in (first, last)]
+    rows = len(results) // request.blend_row  # results: all prompts and seeds of one mixture after another
+    cells = [cell for row in range(rows) for cell in (ends[0], *results[row::rows], ends[1])]
+    return images.grid(cells, request.blend_row + 2)

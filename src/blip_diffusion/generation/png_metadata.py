@@ -28,11 +28,18 @@ def encode(request: GenerationRequest, **one_image: Any) -> str:
     table["reference"] = base64.b64encode(request.reference).decode()
     table["more_references"] = [base64.b64encode(one).decode() for one in request.more_references]
     table["controls"] = [{**one, "image": base64.b64encode(one["image"]).decode()} for one in table["controls"]]
+    table["region_mask"] = base64.b64encode(request.region_mask).decode()
+    table["more_subjects"] = [_encoded_subject(one) for one in table["more_subjects"]]
     table["subjects"] = [{name: v for name, v in one.items() if name != "thumbnail"} for one in table["subjects"]]
     table["reference_sha256"] = sha256_of(request.reference)
     if one_image:
         del table["prompts"]
     return json.dumps(table | one_image, sort_keys=True)
+
+
+def _encoded_subject(table: dict[str, Any]) -> dict[str, Any]:
+    references = [base64.b64encode(one).decode() for one in table["references"]]
+    return table | {"references": references, "mask": base64.b64encode(table["mask"]).decode()}
 
 
 def read_raw(path: Path) -> str | None:
@@ -117,10 +124,17 @@ def _fields(table: dict[str, Any]) -> dict[str, Any]:
         known |= {"prompts": [table["prompt"]], "num_images": 1}
     controls = [_renamed(one, OLD_CONTROL_NAMES) for one in table.get("controls", ())]
     known["controls"] = [{**one, "image": _decode_image(one["image"])} for one in controls]
+    known["region_mask"] = _decode_image(table["region_mask"]) if table.get("region_mask") else b""
+    known["more_subjects"] = [_decoded_subject(one) for one in table.get("more_subjects", ())]
     known["subjects"] = [{**one, "thumbnail": b""} for one in table.get("subjects", ())]
     if "size" in table:  # version 0.1
         known |= {"width": table["size"], "height": table["size"]}
     return known
+
+
+def _decoded_subject(table: dict[str, Any]) -> dict[str, Any]:
+    references = [_decode_image(one) for one in table["references"]]
+    return {**table, "references": references, "mask": _decode_image(table["mask"]) if table["mask"] else b""}
 
 
 def _renamed(table: dict[str, Any], old_names: dict[str, str]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Generation requests: validated, self-contained objects for all interfaces. Imports no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Literal
@@ -13,6 +13,7 @@ from blip_diffusion.errors import InputError
 from blip_diffusion.framing import check_box
 from blip_diffusion.generation.edit_request import EditInput
 from blip_diffusion.generation.limits import check_limits
+from blip_diffusion.generation.subject_inputs import SubjectInput, check_subjects
 from blip_diffusion.generation.subject_refs import SubjectRef
 from blip_diffusion.pipelines.presets import Dtype, Engine, get_preset
 
@@ -78,6 +79,13 @@ class GenerationRequest:
         resize_mode: How the reference becomes square: "crop", "squash", "pad" or "subject"; by default the model's.
         box: Where the subject stands: left, top, right, bottom in [0, 1] of the image. `None`: where the prompt's
             words put it.
+        more_subjects: Further subjects. Each stands in its box or mask, or all mix into one.
+        region_mask: PNG bytes, white where the first of several subjects stands; in place of `box`.
+        region_mode: How boxes and masks of several subjects act: "attention" or "multidiffusion".
+        blend: Weights of a mixture of all subjects, the first one's first. They are divided by their sum.
+        blend_mode: "linear" or "spherical".
+        blend_row: Number of mixtures from the first to the second subject, 2 to 32, in place of `blend`.
+        subject_scale: How strongly the subject acts in the U-Net's down, mid and up blocks, each in [0, 2].
         dtype: Precision of all weights.
         preset: "exact", "fast", "turbo", or empty for none.
         engine: Backend that runs the networks: "torch", "compiled" or "openvino".
@@ -111,6 +119,13 @@ class GenerationRequest:
     embeddings: tuple[EmbeddingRef, ...] = ()
     resize_mode: Literal["crop", "squash", "pad", "subject"] | None = None
     box: tuple[float, float, float, float] | None = None
+    more_subjects: tuple[SubjectInput, ...] = ()
+    region_mask: bytes = b""
+    region_mode: Literal["attention", "multidiffusion"] = "attention"
+    blend: tuple[float, ...] = ()
+    blend_mode: Literal["linear", "spherical"] = "linear"
+    blend_row: int = 0
+    subject_scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
     dtype: Dtype = "float32"
     preset: str = ""
     engine: Engine = "torch"
@@ -130,6 +145,22 @@ class GenerationRequest:
             raise InputError("The category is empty: name the subject, for example dog.")
         if self.box is not None:
             check_box(self.box)
+        check_subjects(self)
+        if any(not 0 <= scale <= 2 for scale in self.subject_scale):
+            raise InputError(f"--subject-scale is {self.subject_scale}: use numbers from 0 to 2.")
+
+    def variants(self) -> list["GenerationRequest"]:
+        """Return the requests of a row of mixtures, from the first subject to the second; itself where it is none.
+
+        The category is that of the heavier subject, and at equal weights the first one's.
+        """
+        if not self.blend_row:
+            return [self]
+        shares = [step / (self.blend_row - 1) for step in range(self.blend_row)]
+        names = self.target_category, self.more_subjects[0].target_category
+        return [
+            replace(self, blend=(1 - share, share), blend_row=0, target_category=names[share > 0.5]) for share in shares
+        ]
 
 
 def read_reference(source: images.Source) -> bytes:
@@ -145,6 +176,11 @@ def read_reference(source: images.Source) -> bytes:
         InputError: If the file is missing, damaged, or not an image.
     """
     return images.png_bytes(_at_most(images.open_image(source), REFERENCE_SIDE))
+
+
+def read_region_mask(source: images.Source) -> bytes:
+    """Read the mask of a subject's region, white inside. Raises `InputError` for a file that is not an image."""
+    return images.png_bytes(_at_most(images.open_image(source), CONTROL_SIDE))
 
 
 def read_control(

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ from blip_diffusion.fileio import check_writable
 from blip_diffusion.generation.edit import Editor
 from blip_diffusion.generation.output import check_grid_path, save_grid, save_images
 from blip_diffusion.generation.request import CONTROLNETS, ControlInput, GenerationRequest
+from blip_diffusion.generation.subject_inputs import opened, subject_arguments
 from blip_diffusion.generation.subject_refs import load_subjects
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import Dtype, preset_on_engine
 from blip_diffusion.pipelines.step_callback import StepCallback
+from blip_diffusion.pipelines.subject_scale import PARTS
 
 OnSaved = Callable[[Path, str | None, int | None], None]
 """Called with a file's path, and the prompt and seed of its image, which are `None` for the grid."""
@@ -73,14 +75,17 @@ def _generate_all(
 ) -> list[Path]:
     request = ready.request
     jobs = [(prompt, request.seed + copy) for prompt in request.prompts for copy in range(request.num_images)]
+    variants = [ready.with_subject(variant) for variant in request.variants()]
+    batches = [(one, jobs[start : start + BATCH_SIZE]) for one in variants for start in range(0, len(jobs), BATCH_SIZE)]
     generated: list[Image.Image] = []
     paths: list[Path] = []
-    for start in range(0, len(jobs), BATCH_SIZE):
-        batch = jobs[start : start + BATCH_SIZE]
-        label = f"{start + 1} to {start + len(batch)} of {len(jobs)}" if len(jobs) > BATCH_SIZE else None
+    total = len(jobs) * len(variants)
+    for variant, batch in batches:
+        start = len(paths) + 1
+        label = f"{start} to {start + len(batch) - 1} of {total}" if total > BATCH_SIZE else None
         ready.pipe.set_progress_bar_config(disable=None if progress else True, desc=label)  # None: in a terminal
-        results = ready.generate(batch)
-        new = save_images(request, results, batch, out, taken=set(paths))
+        results = variant.generate(batch)
+        new = save_images(variant.request, results, batch, out, taken=set(paths))
         for path, job in zip(new, batch, strict=True):
             on_saved(path, *job)
         paths += new
@@ -118,6 +123,12 @@ class PreparedRequest:
     arguments: dict[str, Any]
     editor: Editor | None = None
 
+    def with_subject(self, request: GenerationRequest) -> "PreparedRequest":
+        """Return the same with the subject of another request."""
+        if request is self.request:
+            return self
+        return replace(self, request=request, arguments={**self.arguments, **_subject_arguments(self.pipe, request)})
+
     def generate(self, batch: list[tuple[str, int]], on_step: StepCallback | None = None) -> list[Image.Image]:
         """Generate one image for each prompt and seed, in one batch. `on_step` is called after each sampling step."""
         request = self.request
@@ -125,7 +136,7 @@ class PreparedRequest:
             return [self._edited(self.editor, *job) for job in batch]
         result: list[Image.Image] = self.pipe(
             [prompt for prompt, _ in batch],
-            target_subject_category=request.target_category,
+            subject_scale=dict(zip(PARTS, request.subject_scale, strict=True)),
             generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
             callback_on_step_end=on_step,
             **self._settings,
@@ -165,26 +176,27 @@ def prepared(pipe: BlipDiffusionPipeline, request: GenerationRequest) -> Iterato
     with loaded_adapters(pipe, request.loras, request.embeddings):
         try:
             control = _control_arguments(request.controls, pipe)
-            yield PreparedRequest(pipe, request, {**_subject_arguments(pipe, request), **control}, editor)
+            subject = {} if request.blend_row else _subject_arguments(pipe, request)
+            yield PreparedRequest(pipe, request, {**subject, **control}, editor)
         finally:
             for name in set(pipe.subjects) - before:
                 pipe.unload_subject(name)
 
 
 def _subject_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:
-    """Return a call's arguments for the subject: the tuned subjects, or else the references."""
+    """Return the arguments of a call for the subject and its position: tuned subjects, else references."""
+    if request.more_subjects:
+        return subject_arguments(pipe, request)
+    place = {"target_subject_category": request.target_category, "box": request.box}
     if request.subjects:
-        return {"subject_embeds": load_subjects(pipe, request.subjects)}
+        return {"subject_embeds": load_subjects(pipe, request.subjects), **place}
     if not request.reference:
-        return {"subject_embeds": torch.zeros(1, 0, pipe.text_encoder.config.hidden_size)}
-    references = [images.open_image(io.BytesIO(one)) for one in (request.reference, *request.more_references)]
-    if len(references) > 1:
-        mode = request.resize_mode
-        return {"subject_embeds": pipe.encode_subject(references, request.category, resize_mode=mode)}
+        return {"subject_embeds": torch.zeros(1, 0, pipe.text_encoder.config.hidden_size), **place}
     return {
-        "reference_image": references[0],
+        "reference_image": [opened((request.reference, *request.more_references))],
         "source_subject_category": request.category,
         "resize_mode": request.resize_mode,
+        **place,
     }
 
 

@@ -60,6 +60,7 @@ def subject_ref(path: Path, weight: float = 1.0) -> SubjectRef:
 def load_subjects(pipe: Any, refs: tuple[SubjectRef, ...]) -> Tensor:
     """Load and activate subjects, and return the tokens (1, Q, D) of their mixture. Weights are normalised to 1."""
     from blip_diffusion.checkpoint.subject_file import read_subject
+    from blip_diffusion.pipelines.blending import shares
 
     names: list[str] = []
     for ref in refs:
@@ -68,10 +69,8 @@ def load_subjects(pipe: Any, refs: tuple[SubjectRef, ...]) -> Tensor:
             raise CheckpointError(f"{ref.path} has changed since the image was generated: restore the old file.")
         duplicate = subject.name in names
         names.append(pipe.load_subject(subject, name=f"{subject.name}-{len(names)}" if duplicate else None).name)
-    total = sum(ref.weight for ref in refs) if len(refs) > 1 else 1.0
-    if not total:
-        raise InputError("The weights of the subjects add up to 0: change one of them.")
-    pipe.set_subjects(names, [ref.weight / total for ref in refs])
+    weights = [ref.weight for ref in refs]
+    pipe.set_subjects(names, shares(weights) if len(refs) > 1 else weights)
     embedding: Tensor = pipe.subject_embeds()
     return embedding
 

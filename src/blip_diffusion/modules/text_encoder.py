@@ -3,6 +3,8 @@
 The only file that uses transformers' internals; `tests/parity` compares it with the published code.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,23 +21,24 @@ class SubjectTextEncoder(CLIPTextModel):
     def forward(
         self,
         input_ids: Tensor | None = None,
-        subject_tokens: Tensor | None = None,
-        insert_at: int = 2,
+        subject_tokens: Tensor | Sequence[Tensor] | None = None,
+        insert_at: int | Sequence[int] = 2,
         **kwargs: Any,
     ) -> Any:
         """Return CLIP's output, or, with subject tokens, the last hidden state (B, L + Q, D).
 
         `subject_tokens` (B, Q, D) are inserted before word `insert_at` among the token embeddings: they take positions,
-        and the words after them move back by Q. `L + Q` must not exceed the model's positions.
+        and the words after them move back by Q. `L + Q` must not exceed the model's positions. Several subjects are a
+        sequence of such tensors; their positions increase, counted in words.
         """
         if subject_tokens is None:
             return super().forward(input_ids=input_ids, **kwargs)
         if input_ids is None:
             raise ValueError("subject tokens are inserted among words: input_ids is missing")
         words = self.embeddings.token_embedding(input_ids)  # (B, L, D)
-        subject = subject_tokens.to(words.dtype)
-        embedded = torch.cat([words[:, :insert_at], subject, words[:, insert_at:]], dim=1)  # (B, L + Q, D)
-        return self.encode_embedded(embedded)
+        blocks = [subject_tokens] if isinstance(subject_tokens, Tensor) else list(subject_tokens)
+        places = [insert_at] if isinstance(insert_at, int) else list(insert_at)
+        return self.encode_embedded(_inserted(words, blocks, places))
 
     def encode_embedded(self, embedded: Tensor) -> Tensor:
         """Encode word embeddings and subject tokens (B, L, D), in order of position, to hidden states (B, L, D)."""
@@ -44,3 +47,11 @@ class SubjectTextEncoder(CLIPTextModel):
         states = self.encoder(inputs_embeds=hidden, attention_mask=mask, is_causal=True).last_hidden_state
         normed: Tensor = self.final_layer_norm(states)
         return normed
+
+
+def _inserted(words: Tensor, blocks: Sequence[Tensor], places: Sequence[int]) -> Tensor:
+    """Insert each block (B, Q, D) before the word (B, L, D) of its place, in the order of the places."""
+    pieces = [words[:, : places[0]]]
+    for block, (place, following) in zip(blocks, pairwise([*places, words.shape[1]]), strict=True):
+        pieces += [block.to(words.dtype), words[:, place:following]]
+    return torch.cat(pieces, dim=1)

@@ -22,6 +22,7 @@ from blip_diffusion.diffusion.controlnet import controlled_denoiser
 from blip_diffusion.diffusion.deepcache import ShallowUNet, WholeUNet, deepcache
 from blip_diffusion.diffusion.guidance import Denoiser, guided, on_interval, split_batch, unet_denoiser
 from blip_diffusion.diffusion.latents import LatentCodec
+from blip_diffusion.diffusion.multidiffusion import averaged_regions
 from blip_diffusion.errors import CheckpointError, reason
 from blip_diffusion.nn_utils import weights_version
 from blip_diffusion.openvino_backend import openvino
@@ -130,37 +131,38 @@ class AccelerationMixin(PipelineHost):
         `empty` are the negative prompts' states, if guided; `steps` are by default the scheduler's.
         """
         steps = len(self.scheduler.timesteps) if steps is None else steps
-        network = partial(self._network, condition=inputs.condition)
-        if inputs.controls:
-            counter = itertools.count(first)
-
-            def run(text: Tensor, *, doubled: bool = False) -> Denoiser:
-                controls, guess = inputs.controls, inputs.guess_mode
-                net = controlled_denoiser(
-                    self.unet, text, controls, steps=steps, guess=guess, doubled=doubled, counter=counter
-                )
-                return _conditioned(net, inputs.condition)
-
-            if empty is None:
-                return run(text)
-            return self._guided(run(torch.cat([empty, text]), doubled=True), lambda: run(text), inputs, steps, first)
+        run = self._network_of(inputs, first, steps)
         if empty is None:
-            return network(text)
-        both = (
-            split_batch(network(empty), network(text))
-            if self.preset.split_cfg_batch
-            else network(torch.cat([empty, text]))
-        )
-        return self._guided(both, lambda: network(text), inputs, steps, first)
-
-    def _guided(
-        self, both: Denoiser, conditional: Callable[[], Denoiser], inputs: PipelineInputs, steps: int, first: int
-    ) -> Denoiser:
-        """Return guidance over `both` within the preset's interval, and the conditional prediction outside of it."""
+            return run(text)
+        if self.preset.split_cfg_batch and not inputs.controls:
+            both = split_batch(run(empty), run(text))
+        else:
+            both = run(torch.cat([empty, text]), doubled=True)
         always = guided(both, lambda: self.guidance_scale, rescale=inputs.guidance_rescale)
         if self.preset.guidance_interval == (0.0, 1.0):
             return always
-        return on_interval(self.preset.guidance_interval, steps, always, conditional(), first=first)
+        return on_interval(self.preset.guidance_interval, steps, always, run(text), first=first)
+
+    def _network_of(self, inputs: PipelineInputs, first: int, steps: int) -> Callable[..., Denoiser]:
+        """Return a function from text states to controlled(unet(·)), averaged over regions if the call asks for it.
+
+        Call it with `doubled=True` if the first half of the text states are those of the negative prompts.
+        """
+        counter = itertools.count(first)
+
+        def run(text: Tensor, *, doubled: bool = False) -> Denoiser:
+            if not inputs.controls:
+                return self._network(text, condition=inputs.condition)
+            controls, guess = inputs.controls, inputs.guess_mode
+            network = controlled_denoiser(
+                self.unet, text, controls, steps=steps, guess=guess, doubled=doubled, counter=counter
+            )
+            return _conditioned(network, inputs.condition)
+
+        composition = inputs.composition
+        if composition is None or composition.visibility is None or not composition.averages:
+            return run
+        return partial(averaged_regions, run, visibility=composition.visibility)
 
     def _network(self, text: Tensor, *, condition: Tensor | None = None) -> Denoiser:
         """Return the U-Net with these text states, on the preset's engine, with DeepCache if the preset has it.

@@ -6,14 +6,14 @@ from torch import Tensor
 
 from blip_diffusion import images
 from blip_diffusion.errors import InputError
-from blip_diffusion.framing import default_boxes, frames_of
+from blip_diffusion.framing import Box, default_boxes, frames_of
 from blip_diffusion.images import ResizeMode
 from blip_diffusion.nn_utils import tensor_bytes, weights_version
 from blip_diffusion.pipelines.broadcast import OneOrMany, as_list, repeat
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.inputs import PipelineInputs
 from blip_diffusion.pipelines.locking import exclusive
-from blip_diffusion.pipelines.prompt_inputs import on_device
+from blip_diffusion.pipelines.prompt_inputs import PromptInputs, on_device
 from blip_diffusion.prompts import warn_of_dropped
 from blip_diffusion.references import SquareReference, check_not_blank, square_reference
 
@@ -43,12 +43,7 @@ class EncodingMixin(PipelineHost):
             >>> tokens = pipe.encode_subject([front, side], "dog")
             >>> pipe("on the beach", target_subject_category="dog", subject_embeds=tokens).images[0]
         """
-        references = as_list(reference_images)
-        if not references:
-            raise InputError("There is no image of the subject: give one or more.")
-        squares = self._square(references, resize_mode)
-        tokens = self._encode_references(squares, [category] * len(references))
-        return tokens.mean(dim=0, keepdim=True)
+        return self._encode_subjects([as_list(reference_images)], [category], resize_mode)[0]
 
     def preview_reference(self, image: Image.Image, *, resize_mode: ResizeMode | None = None) -> Image.Image:
         """Return the square of a reference that the image encoder reads.
@@ -66,9 +61,16 @@ class EncodingMixin(PipelineHost):
         return self._square([image], resize_mode)[0].image
 
     def _encode(self, inputs: PipelineInputs) -> tuple[Tensor, Tensor | None]:
-        """Return text states (B, L, D) of the prompts with the subjects in them, and of the negative prompts."""
+        """Return text states (B, L, D) of the prompts with the subjects in them, and of the negative prompts.
+
+        Those of several subjects, and those without subject for a subject scale, stand one after another along L; the
+        negative prompts' are repeated to that length, which changes nothing in attention.
+        """
+        text = self._prompt_states(inputs)
         negative = self._negative_states(inputs) if inputs.guided else None
-        return self._prompt_states(inputs), negative
+        if negative is not None:
+            negative = negative.repeat(1, text.shape[1] // negative.shape[1], 1)
+        return text, negative
 
     def _negative_states(self, inputs: PipelineInputs) -> Tensor:
         """Return text states (B, L, D) of the negative prompts."""
@@ -84,27 +86,88 @@ class EncodingMixin(PipelineHost):
         texts, copies = inputs.texts, inputs.num_images_per_prompt
         if texts.prompt_embeds is not None:
             return on_device(texts.prompt_embeds, self._execution_device).repeat_interleave(copies, dim=0)
+        composition = inputs.composition
+        if composition is None:
+            sentences = [(texts, inputs.boxes)]
+        else:
+            boxes = [None if box is None else [box] * len(texts) for box in composition.boxes]
+            sentences = list(zip(composition.parts, boxes, strict=True))
+        subjects = [self._subject_tokens(inputs, part, boxes) for part, boxes in sentences]
+        in_one = composition is not None and composition.visibility is None
+        if in_one:
+            states = self._sentence_states(inputs, subjects, [part for part, _ in sentences])
+        else:
+            states = torch.cat(
+                [
+                    self._single_states(part, copies, *subject)
+                    for (part, _), subject in zip(sentences, subjects, strict=True)
+                ],
+                dim=1,
+            )
+        if inputs.subject_scale.changes:
+            bare = [texts] if in_one else [part for part, _ in sentences]
+            without = [self._encode_text(repeat(part.prompts, copies)) for part in bare]
+            states = torch.cat([states, *without], dim=1)
+        return states
+
+    def _subject_tokens(
+        self, inputs: PipelineInputs, texts: PromptInputs, boxes: list[Box] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return subject tokens (N, Q, D) and where references lie in the images (N, K, 4)."""
         aspects = [1.0] * len(texts)
         if texts.subject_embeds is not None:
             subject = texts.subject_embeds.to(self._execution_device).expand(len(texts), -1, -1)
         else:
-            squares = self._square(texts.references, inputs.resize_mode)
-            aspects = [square.aspect for square in squares]
-            subject = self._encode_references(squares, texts.categories)
+            references = [as_list(reference) for reference in texts.references]
+            subject, aspects = self._encode_subjects(references, texts.categories, inputs.resize_mode)
+        return subject, self._frames(inputs, texts, aspects, boxes)
+
+    def _single_states(self, texts: PromptInputs, copies: int, subject: Tensor, frames: Tensor | None) -> Tensor:
+        """Return text states (B, L, D) of prompts with one subject each."""
         warn_of_dropped(self.tokenizer, texts.sentences, self.model.text_length - subject.shape[1])
-        frames = self._frames(inputs, aspects)
         frames = None if frames is None else frames.repeat_interleave(copies, dim=0)
         return self._encode_text(repeat(texts.prompts, copies), subject.repeat_interleave(copies, dim=0), frames)
 
-    def _frames(self, inputs: PipelineInputs, aspects: list[float]) -> Tensor | None:
+    def _sentence_states(
+        self, inputs: PipelineInputs, subjects: list[tuple[Tensor, Tensor | None]], parts: list[PromptInputs]
+    ) -> Tensor:
+        """Return text states (B, L, D) of prompts with all subjects in each."""
+        texts, copies = inputs.texts, inputs.num_images_per_prompt
+        tokens = [subject for subject, _ in subjects]
+        warn_of_dropped(self.tokenizer, texts.sentences, self.model.text_length - sum(t.shape[1] for t in tokens))
+        states = self.model.several_subjects_states(
+            texts.prompts,
+            [part.targets[0] for part in parts],
+            tokens,
+            [frames for _, frames in subjects],
+            device=self._execution_device,
+        )
+        return states.repeat_interleave(copies, dim=0)
+
+    def _frames(
+        self, inputs: PipelineInputs, texts: PromptInputs, aspects: list[float], boxes: list[Box] | None
+    ) -> Tensor | None:
         """Return the frames of the references in the images (N, K, 4); `None` for a model without placed tokens."""
         if not self.model.place_width:
             return None
-        boxes = [[box] for box in inputs.boxes] if inputs.boxes is not None else None
-        if boxes is None:
-            boxes = [default_boxes(text, aspect) for text, aspect in zip(inputs.texts.sentences, aspects, strict=True)]
+        rows = [[box] for box in boxes] if boxes is not None else None
+        if rows is None:
+            rows = [default_boxes(text, aspect) for text, aspect in zip(texts.sentences, aspects, strict=True)]
         height, width = inputs.latents.shape[-2:]
-        return frames_of(boxes, aspect=width / height)
+        return frames_of(rows, aspect=width / height)
+
+    def _encode_subjects(
+        self, references: list[list[Image.Image]], categories: list[str], mode: ResizeMode | None
+    ) -> tuple[Tensor, list[float]]:
+        """Return the tokens (N, Q, D) of N subjects, the mean over the images of each, and their mean proportions."""
+        if not all(references):
+            raise InputError("There is no image of the subject: give one or more.")
+        squares = self._square([image for images in references for image in images], mode)
+        words = [word for images, word in zip(references, categories, strict=True) for _ in images]
+        counts = [len(images) for images in references]
+        tokens = self._encode_references(squares, words).split(counts)
+        aspects = torch.tensor([square.aspect for square in squares], dtype=torch.float64).split(counts)
+        return torch.cat([one.mean(dim=0, keepdim=True) for one in tokens]), [float(one.mean()) for one in aspects]
 
     def _square(self, references: list[Image.Image], mode: ResizeMode | None) -> list[SquareReference]:
         """Return references as the squares that the image encoder reads."""

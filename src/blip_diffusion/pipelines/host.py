@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from blip_diffusion.pipelines.adapters import AdapterManager
     from blip_diffusion.pipelines.encoding_cache import EncodingCache
     from blip_diffusion.pipelines.presets import Preset
+    from blip_diffusion.pipelines.subject_scale import Scale
 
 
 class PipelineHost(Protocol):
@@ -34,6 +35,7 @@ class PipelineHost(Protocol):
     config: Any
     preset: "Preset"
     _cache: "EncodingCache"
+    _subject_scale: "Scale"
     _progress_bar_config: dict[str, Any]
     register_to_config: Callable[..., None]
     without_subjects: Callable[[], AbstractContextManager[None]]

@@ -18,9 +18,11 @@ from blip_diffusion.framing import Box, check_box
 from blip_diffusion.images import ResizeMode
 from blip_diffusion.pipelines.broadcast import OneOrMany, as_list, broadcast
 from blip_diffusion.pipelines.checks import check_generators, check_tensor, check_unsupported, number, whole_number
+from blip_diffusion.pipelines.composition import Composition, RegionMode, SubjectRegion, composition_of
 from blip_diffusion.pipelines.control import ControlRequest, Images, Numbers, Resample, control_request
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.prompt_inputs import PromptInputs, prompt_inputs
+from blip_diffusion.pipelines.subject_scale import Scale, SubjectScale
 
 MAX_SIDE = 2048
 MAX_STEPS = 1000
@@ -35,7 +37,7 @@ class CallArguments:
     """The arguments of `BlipDiffusionPipeline.__call__` that describe the images; see there."""
 
     prompt: OneOrMany[str] | None
-    reference_image: OneOrMany[Image.Image] | None
+    reference_image: OneOrMany[OneOrMany[Image.Image]] | None
     source_subject_category: OneOrMany[str]
     target_subject_category: OneOrMany[str]
     negative_prompt: OneOrMany[str] | None
@@ -55,6 +57,9 @@ class CallArguments:
     prompt_reps: int | None
     resize_mode: ResizeMode | None
     box: "Boxes | None"
+    subjects: Sequence[SubjectRegion] | None
+    region_mode: RegionMode
+    subject_scale: Scale | None
     subject_embeds: Tensor | None
     prompt_embeds: Tensor | None
     negative_prompt_embeds: Tensor | None
@@ -91,6 +96,8 @@ class PipelineInputs:
         texts: Inputs of the text encoder.
         resize_mode: How references become square; `None`: the model's mode.
         boxes: N boxes of the subjects; `None`: where the words of the prompts put them.
+        composition: The subjects of a call with several.
+        subject_scale: How strongly the subject acts in each block.
         num_images_per_prompt: Images of each prompt.
         hides_subjects: Whether loaded subjects are inactive, because there is a reference.
         guided: Whether classifier-free guidance runs.
@@ -112,6 +119,8 @@ class PipelineInputs:
     texts: PromptInputs
     resize_mode: ResizeMode | None
     boxes: list[Box] | None
+    composition: Composition | None
+    subject_scale: SubjectScale
     num_images_per_prompt: int
     hides_subjects: bool
     guided: bool
@@ -147,7 +156,9 @@ def prepare_inputs(host: PipelineHost, given: CallArguments) -> PipelineInputs:
     height, width = _size(host, given)
     steps, copies = _steps(host, given), whole_number("num_images_per_prompt", given.num_images_per_prompt, 1)
     control = _control(host, given)
-    texts = prompt_inputs(host, given)
+    latents_size = height // host.model.latents.factor, width // host.model.latents.factor
+    composition = composition_of(host, given, *latents_size)
+    texts = prompt_inputs(host, given) if composition is None else composition.sentence
     n = len(texts)
     generators = _generators(given.generator, n * copies)
     scale = number("guidance_scale", _default(host, given.guidance_scale, "guidance_scale"))
@@ -157,8 +168,11 @@ def prepare_inputs(host: PipelineHost, given: CallArguments) -> PipelineInputs:
         texts=texts,
         resize_mode=given.resize_mode,
         boxes=_boxes(host, given.box, n),
+        composition=composition,
+        subject_scale=_subject_scale(host, given, composition),
         num_images_per_prompt=copies,
-        hides_subjects=given.reference_image is not None and bool(host.adapters.registry.mixture),
+        hides_subjects=(given.reference_image is not None or composition is not None)
+        and bool(host.adapters.registry.mixture),
         guided=scale > 1 and host.preset.uses_cfg,
         controls=control.controls(n, copies, height, width) if control else [],
         guess_mode=control is not None and control.guess_mode,
@@ -252,6 +266,18 @@ def _boxes(host: PipelineHost, given: Boxes | None, size: int) -> list[Box] | No
     if len(boxes) not in (1, size):
         raise InputError(f"There are {len(boxes)} boxes for {size} prompts: give one, or one each.")
     return broadcast(boxes, size)
+
+
+def _subject_scale(host: PipelineHost, given: CallArguments, composition: Composition | None) -> SubjectScale:
+    """Return the scale of the subject. Raises `InputError` where the engine can't apply it, or regions."""
+    scale = SubjectScale.of(host._subject_scale if given.subject_scale is None else given.subject_scale, host.unet)
+    masks = composition is not None and composition.visibility is not None and not composition.averages
+    if scale.changes and given.prompt_embeds is not None:
+        raise InputError("subject_scale has no effect on prompt_embeds: give prompt and subject, or leave it out.")
+    if host.preset.engine != "torch" and (masks or scale.changes):
+        what = "Regions with region_mode attention" if masks else "subject_scale"
+        raise InputError(f"{what} can't run on the engine {host.preset.engine}: use the engine torch.")
+    return scale
 
 
 def _generators(given: OneOrMany[torch.Generator] | None, size: int) -> list[torch.Generator]:

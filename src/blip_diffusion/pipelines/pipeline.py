@@ -20,6 +20,7 @@ from blip_diffusion.nn_utils import iter_modules
 from blip_diffusion.pipelines.acceleration import AccelerationMixin
 from blip_diffusion.pipelines.broadcast import OneOrMany
 from blip_diffusion.pipelines.checks import check_finite
+from blip_diffusion.pipelines.composition import RegionMode, SubjectRegion
 from blip_diffusion.pipelines.control import Images, Numbers, Resample
 from blip_diffusion.pipelines.editing import EditingMixin
 from blip_diffusion.pipelines.encoding import EncodingMixin
@@ -30,6 +31,7 @@ from blip_diffusion.pipelines.loading import LoadingMixin
 from blip_diffusion.pipelines.locking import exclusive
 from blip_diffusion.pipelines.lora_loaders import LoraLoadersMixin
 from blip_diffusion.pipelines.step_callback import CALLBACK_TENSORS, CallbackDenoiser, StepCallback, callback_tensors
+from blip_diffusion.pipelines.subject_scale import Scale, SubjectScaleMixin
 from blip_diffusion.pipelines.subjects import SubjectsMixin
 
 SET_TIMESTEPS_ERRORS = (ValueError, TypeError, IndexError, RuntimeError, AssertionError)
@@ -39,6 +41,7 @@ SET_TIMESTEPS_ERRORS = (ValueError, TypeError, IndexError, RuntimeError, Asserti
 class BlipDiffusionPipeline(
     LoadingMixin,
     SubjectsMixin,
+    SubjectScaleMixin,
     AccelerationMixin,
     EncodingMixin,
     EditingMixin,
@@ -109,7 +112,7 @@ class BlipDiffusionPipeline(
     def __call__(
         self,
         prompt: OneOrMany[str] | None = None,
-        reference_image: OneOrMany[Image.Image] | None = None,
+        reference_image: OneOrMany[OneOrMany[Image.Image]] | None = None,
         source_subject_category: OneOrMany[str] = "",
         target_subject_category: OneOrMany[str] = "",
         *,
@@ -130,6 +133,9 @@ class BlipDiffusionPipeline(
         prompt_reps: int | None = None,
         resize_mode: ResizeMode | None = None,
         box: Boxes | None = None,
+        subjects: Sequence[SubjectRegion] | None = None,
+        region_mode: RegionMode = "attention",
+        subject_scale: Scale | None = None,
         subject_embeds: Tensor | None = None,
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
@@ -156,8 +162,8 @@ class BlipDiffusionPipeline(
 
         Args:
             prompt: The scene, without the subject: "on the beach".
-            reference_image: An image of the subject. Without one and without `subject_embeds`, the active tuned
-                subjects are generated.
+            reference_image: An image of the subject; a list within the list: several of one subject, their mean.
+                Without one and without `subject_embeds`, the active tuned subjects are generated.
             source_subject_category: What the reference shows: "dog".
             target_subject_category: What to generate it as; by default the same.
             negative_prompt: What should not appear.
@@ -182,6 +188,11 @@ class BlipDiffusionPipeline(
             box: Where the subject stands: left, top, right, bottom in [0, 1] of the image, or one such box for each
                 prompt. It keeps its proportions. By default the prompt's words decide ("at the left", "very small").
                 Only models with placed tokens, as `mini`, take one.
+            subjects: Several subjects in one image, in place of reference and categories; see `SubjectRegion`. Without
+                boxes and masks they stand in one sentence, "a dog and a cat on the beach", if there is room.
+            region_mode: With boxes or masks: "attention" masks cross-attention, "multidiffusion" averages one
+                prediction for each subject (Bar-Tal et al. 2023, equation 5), at as many times the time.
+            subject_scale: How strongly the subject acts; see `set_subject_scale`, which sets the default.
             subject_embeds: Subject tokens (1 or B, Q, D) of `encode_subject` in place of references.
             prompt_embeds: Text states (1 or B, L, D) in place of prompt, subject and categories, such as a step
                 callback gets.
@@ -237,7 +248,8 @@ class BlipDiffusionPipeline(
         """Return clean latents (B, C, H / 8, W / 8)."""
         self._set_timesteps(inputs)
         base = self.without_subjects() if inputs.hides_subjects else nullcontext()
-        with base, self._loras_in_weights(), self.progress_bar(total=self.num_timesteps) as bar:
+        attention = self._adjusted_attention(inputs)
+        with base, self._loras_in_weights(), attention, self.progress_bar(total=self.num_timesteps) as bar:
             build = partial(self._denoiser, inputs)
             denoiser = CallbackDenoiser(self, text, empty, build, callback, names)
 

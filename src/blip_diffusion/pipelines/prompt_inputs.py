@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion.errors import InputError
-from blip_diffusion.pipelines.broadcast import as_list, broadcast, common_length
+from blip_diffusion.pipelines.broadcast import OneOrMany, as_list, broadcast, common_length
 from blip_diffusion.pipelines.checks import check_tensor, number, texts, whole_number
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.subject_registry import check_tokens
@@ -29,7 +29,8 @@ class PromptInputs:
         sentences: N prompts with their categories, once each; empty with `prompt_embeds`.
         prompts: The sentences, repeated by `prompt_strength` and `prompt_reps`; likewise.
         negative_prompts: N negative prompts; empty with `negative_prompt_embeds`.
-        references: N reference images; empty if there are `subject_embeds` or `prompt_embeds`.
+        references: N reference images, or lists of images of one subject each; empty if there are `subject_embeds` or
+            `prompt_embeds`.
         categories: N categories of the references.
         targets: N words that stand after the subject tokens.
         subject_embeds: Subject tokens (1 or N, Q, D).
@@ -40,7 +41,7 @@ class PromptInputs:
     negative_prompts: list[str]
     sentences: list[str] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
-    references: list[Image.Image] = field(default_factory=list)
+    references: list[OneOrMany[Image.Image]] = field(default_factory=list)
     categories: list[str] = field(default_factory=list)
     targets: list[str] = field(default_factory=list)
     subject_embeds: Tensor | None = None
@@ -132,7 +133,7 @@ def _repeats(host: PipelineHost, given: "CallArguments") -> dict[str, Any]:
 def _from_embeds(host: PipelineHost, given: "CallArguments", embeds: Tensor) -> PromptInputs:
     """Return the inputs of a call with `prompt_embeds`, which hold the prompt and its subject."""
     empty = given.negative_prompt_embeds
-    for name in ("prompt", "reference_image", "subject_embeds", "box"):
+    for name in ("prompt", "reference_image", "subject_embeds", "subjects", "box"):
         if getattr(given, name) is not None:
             raise InputError(f"{name} and prompt_embeds exclude each other: prompt and subject are in the embeddings.")
     _check_states(host, "prompt_embeds", embeds)

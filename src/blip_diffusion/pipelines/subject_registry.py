@@ -12,6 +12,7 @@ from blip_diffusion.checkpoint.subject_file import Subject
 from blip_diffusion.checkpoint.weights import State, format_mismatches, shape_mismatches
 from blip_diffusion.errors import CheckpointError, InputError
 from blip_diffusion.nn_utils import base_parameters
+from blip_diffusion.pipelines.blending import weighted_sum
 from blip_diffusion.prompts import insert_position
 
 PREFIX = "subject_"
@@ -44,8 +45,8 @@ class SubjectRegistry:
 
     def embedding(self) -> Tensor | None:
         """Return the weighted sum (1, Q, D) of the active subjects' tokens."""
-        parts = [weight * self.get(name).embedding for name, weight in self.mixture.items()]
-        return torch.stack(parts).sum(dim=0) if parts else None
+        parts = [self.get(name).embedding for name in self.mixture]
+        return weighted_sum(parts, list(self.mixture.values())) if parts else None
 
     def category(self) -> str:
         """Return the category of the active subject with the largest weight."""

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from blip_diffusion.checkpoint.subject_file import Subject, read_subject, write_subject
 from blip_diffusion.errors import CheckpointError, InputError, reason
+from blip_diffusion.pipelines.blending import BLEND_MODES, BlendMode, blend_tokens, shares
+from blip_diffusion.pipelines.checks import check_tensor, number
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.locking import exclusive
 from blip_diffusion.pipelines.subject_registry import check_tokens
@@ -117,6 +119,44 @@ class SubjectsMixin(PipelineHost):
             (name,) = registry.mixture
         write_subject(registry.get(name), Path(path))
         return Path(path)
+
+    def blend(
+        self,
+        subjects: Sequence[str | Tensor],
+        weights: Sequence[float] | None = None,
+        mode: BlendMode = "linear",
+    ) -> Tensor:
+        """Mix the tokens of several subjects, to pass as `subject_embeds`.
+
+        Args:
+            subjects: Subject tokens (1, Q, D) of `encode_subject`, or names of loaded subjects, of which the tokens
+                alone are mixed: `set_subjects` mixes their LoRAs too.
+            weights: One for each, by default equal ones. They are divided by their sum.
+            mode: "linear", or "spherical": token by token along the sphere (Shoemake 1985), which keeps their lengths.
+
+        Returns:
+            Subject tokens (1, Q, D).
+
+        Raises:
+            InputError: If there is nothing to mix, numbers or shapes don't match, or weights add up to 0.
+
+        Example:
+            >>> owl, apple = pipe.encode_subject(owl_image, "owl"), pipe.encode_subject(apple_image, "apple")
+            >>> mixed = pipe.blend([owl, apple], [0.6, 0.4], mode="spherical")
+            >>> pipe("in the snow", target_subject_category="owl", subject_embeds=mixed).images[0]
+        """
+        tokens = [self.adapters.registry.get(one).embedding if isinstance(one, str) else one for one in subjects]
+        weights = [1.0] * len(tokens) if weights is None else [number("weights", weight) for weight in weights]
+        if not tokens or len(weights) != len(tokens):
+            raise InputError(f"There are {len(weights)} weights for {len(tokens)} subjects: give one for each.")
+        if mode not in BLEND_MODES:
+            raise InputError(f"There is no blend mode {mode!r}: use {' or '.join(BLEND_MODES)}.")
+        for one in tokens:
+            check_tensor("subjects", one)
+            check_tokens(one, self.text_encoder, self.tokenizer)
+        if any(one.shape != tokens[0].shape for one in tokens):
+            raise InputError(f"The tokens are {', '.join(str(tuple(one.shape)) for one in tokens)}: mix equal shapes.")
+        return blend_tokens([one.to(tokens[0]) for one in tokens], shares(weights), mode)
 
     def subject_embeds(self) -> Tensor | None:
         """Return the subject tokens (1, Q, D) of the active mixture; `None` without one."""

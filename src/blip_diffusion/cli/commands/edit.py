@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from blip_diffusion.cli.commands import generate
 from blip_diffusion.cli.flags import MODEL_HELP, acceleration_flags, adapter_flags, check_used, device_flags
+from blip_diffusion.cli.subject_flags import SINGLE_SUBJECT, place_flags
 from blip_diffusion.cli.values import check_file
 from blip_diffusion.errors import InputError
 
@@ -61,6 +62,8 @@ def edit_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=None, help=MODEL_HELP)
     generate.output_flags(parser)
     generate.sampling_flags(parser)
+    place_flags(parser)
+    parser.set_defaults(**SINGLE_SUBJECT)
     generate.control_flags(parser)
     acceleration_flags(parser)
     device_flags(parser)
@@ -103,6 +106,9 @@ def check(arguments: argparse.Namespace, add: Any, files: list[Path]) -> None:
         raise InputError(f"--strength is {arguments.strength}: use a number above 0, up to 1.")
     prompt = arguments.prompt or ""
     arguments.prompt = [prompt or "edit"]  # which may be empty, unlike that of a generated image
+    for name in ("category", "target_category"):  # lists, as those of several subjects
+        word = getattr(arguments, name)
+        setattr(arguments, name, [word] if word else [])
     generate.check_values(arguments)
     arguments.prompt = [prompt]
 

@@ -21,6 +21,14 @@ from blip_diffusion.cli.flags import (
     device_flags,
 )
 from blip_diffusion.cli.startup import importing
+from blip_diffusion.cli.subject_flags import (
+    check_subject_files,
+    place_flags,
+    request_subjects,
+    several_subjects_flags,
+    subjects_of,
+    target_of,
+)
 from blip_diffusion.cli.values import check_file, kind_and_value, path_and_number, prompts_of, seed, size
 from blip_diffusion.errors import InputError
 
@@ -41,32 +49,37 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=None, help=MODEL_HELP)
     output_flags(parser)
     sampling_flags(parser)
+    place_flags(parser)
+    several_subjects_flags(parser)
     control_flags(parser)
     acceleration_flags(parser)
     device_flags(parser)
 
 
 def sampling_flags(parser: argparse.ArgumentParser) -> None:
-    """Add steps, guidance, negative prompt, size and box."""
+    """Add steps, guidance, negative prompt and size."""
     parser.add_argument("--steps", type=int, help="sampling steps (default: the model's)")
     parser.add_argument(
         "--guidance-scale", type=float, help="weight of classifier-free guidance; 1 is off (default: the model's)"
     )
     parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what should not appear")
     parser.add_argument("--size", type=size, metavar="PIXELS", help="image size: 512, or 768x512 for width and height")
-    parser.add_argument(
-        "--box",
-        type=float,
-        nargs=4,
-        metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
-        help="where the subject stands, in [0, 1] of the image (default: the prompt's words decide)",
-    )
 
 
 def _subject_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--category", metavar="WORD", help="what the subject is, for example dog")
     parser.add_argument(
-        "--target-category", metavar="WORD", help="what to generate the subject as (default: --category)"
+        "--category",
+        action="append",
+        default=[],
+        metavar="WORD",
+        help="what the subject is, for example dog; repeat for several subjects, with one --reference for each",
+    )
+    parser.add_argument(
+        "--target-category",
+        action="append",
+        default=[],
+        metavar="WORD",
+        help="what to generate the subject as (default: --category)",
     )
     source_flags(parser)
 
@@ -173,14 +186,14 @@ def _request(
     if arguments.reproduce is not None:
         return read_request(arguments.reproduce, model=arguments.model, controlnets=controlnets)
     subjects = tuple(subject_ref(*path_and_number("--subject", text, "weight")) for text in arguments.subject)
-    category = arguments.category or max(subjects, key=lambda subject: subject.weight).category
-    first, *more = [read_reference(path) for path in arguments.reference] or [b""]
+    category = (arguments.category or [max(subjects, key=lambda subject: subject.weight).category])[0]
+    first, *more = [read_reference(path) for path in subjects_of(arguments)[0].references] or [b""]
     return GenerationRequest(
         prompts=tuple(arguments.prompt),
         reference=subjects[0].thumbnail if subjects else first,
         more_references=tuple(more),
         category=category,
-        target_category=arguments.target_category or category,
+        target_category=target_of(arguments) or category,
         subjects=subjects,
         **adapter_refs(arguments),
         model=arguments.model or "mini",
@@ -193,7 +206,7 @@ def _request(
         height=arguments.size and arguments.size[1],
         controls=_controls(arguments, controlnets),
         resize_mode=arguments.resize_mode,
-        box=arguments.box and tuple(arguments.box),
+        **request_subjects(arguments),
         preset=arguments.preset or "",
         engine=arguments.engine,
         dtype=arguments.dtype or default_dtype(arguments.preset, arguments.device),
@@ -218,8 +231,7 @@ def check_values(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         guidance_scale=arguments.guidance_scale,
     )
-    for path in arguments.reference:
-        check_file("image", path)
+    check_subject_files(arguments)
     for text in arguments.subject:
         check_file("subject", path_and_number("--subject", text, "weight")[0])
     check_adapters(arguments)

@@ -106,6 +106,8 @@ def from_request(request: GenerationRequest, service: JobService) -> Form:
         raise InputError(f"The image was made by {request.model[:80]!r}: start the app with --model to use it.")
     if request.controls:
         raise InputError("The image was made with a control map: use blip-diffusion generate --reproduce.")
+    if request.more_subjects or set(request.subject_scale) != {1.0}:
+        raise InputError("The image has several subjects or a subject scale: use blip-diffusion generate --reproduce.")
     if len(request.subjects) > MAX_SUBJECTS:
         raise InputError(f"The image mixes {len(request.subjects)} subjects, and the page up to {MAX_SUBJECTS}.")
     return Form(

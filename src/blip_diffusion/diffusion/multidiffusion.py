@@ -1,0 +1,37 @@
+"""MultiDiffusion: one image from the predictions of several prompts, each for its region (Bar-Tal et al. 2023)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from blip_diffusion.diffusion.guidance import Denoiser
+
+
+def averaged_regions(
+    build: Callable[[Tensor], Denoiser], text: Tensor, visibility: Tensor, *, doubled: bool = False
+) -> Denoiser:
+    """Average the predictions of K sentences at each place: v = Σ m_k v_k / Σ m_k (Bar-Tal et al. 2023, equation 5).
+
+    Args:
+        build: Text states (R, L, D) to a denoiser of R latents.
+        text: Text states (B, K L, D) of K sentences, one after another; (2B, K L, D) if doubled.
+        visibility: The weights m_k, (K, h, w), positive somewhere at each place.
+        doubled: Whether the first half are the states of negative prompts, the same K times.
+
+    Returns:
+        A denoiser of B latents, or of 2B if doubled.
+    """
+    weights = (visibility / visibility.sum(dim=0))[:, None, None]  # (K, 1, 1, h, w)
+    count = len(visibility)
+    empty = [text.chunk(2)[0].chunk(count, dim=1)[0]] if doubled else []
+    full = list((text.chunk(2)[1] if doubled else text).chunk(count, dim=1))
+    network = build(torch.cat([*empty, *full]))
+
+    def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
+        own = latents.chunk(2)[1] if doubled else latents
+        answers = network(own.repeat(count + doubled, 1, 1, 1), timestep).unflatten(0, (-1, len(own)))
+        mean = (weights.to(answers) * answers[doubled:]).sum(dim=0)
+        return torch.cat([answers[0], mean]) if doubled else mean
+
+    return denoise
