@@ -126,6 +126,7 @@ WITHIN = {
         "photos": set(),
         "segmentation": {"package_files", "photos"},
         "synthetic": {"batches"},
+        "captioned": {"batches"},
         "build": {"synthetic", "benchmarks"},
         "benchmarks": {"synthetic"},
     },

@@ -12,9 +12,6 @@ from torch import nn
 from blip_diffusion import config as configuration
 from blip_diffusion.checkpoint.model_folder import Parts
 from blip_diffusion.data.synthetic.assets import AssetLibrary
-from blip_diffusion.data.synthetic.pair_sampler import PairSampler
-from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
-from blip_diffusion.data.synthetic.tokenizers import tokenizer_corpus
 from blip_diffusion.devices import device_of
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.fileio import atomic_dir, check_writable
@@ -30,27 +27,12 @@ from blip_diffusion.training.objectives.control import ControlConfig, StructureC
 from blip_diffusion.training.objectives.representation import Representation, RepresentationConfig
 from blip_diffusion.training.objectives.subject import SubjectConfig, SubjectRepresentation
 from blip_diffusion.training.objectives.text_to_image import TextToImage, TextToImageConfig
-from blip_diffusion.training.sample_callback import SampleCallback
 from blip_diffusion.training.shapes import SHAPES
 from blip_diffusion.training.trainer import CHECKPOINTS, Hook, Result, fit
+from blip_diffusion.training.training_data import DataConfig, open_data
 
-CALLBACK_BATCH, PROBES, CALLBACK_SEED = 8, 8, 99
 START = "start"
 """Where a run keeps all that it began with: going on needs neither the earlier stages nor the same world."""
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Training data: the packed asset library and how pairs are composed from it."""
-
-    path: Path = Path("world/world.zip")
-    licences: Literal["all", "permissive"] = "all"
-    batch_size: int = 16  # pairs in a micro-batch
-    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"data.batch_size is {self.batch_size}: use 1 or more.")
 
 
 @dataclass(frozen=True)
@@ -216,21 +198,19 @@ def run(
     begun = bool(checkpointing.complete(folder / CHECKPOINTS)) and (folder / START).is_dir()
     if begun:  # a world that has changed since must not change what a word's number is
         config = replace(config, model=replace(config.model, init_from=(folder / START,)))
-    whole = AssetLibrary.load(config.data.path)
-    further = [make(config, whole) for make in extra_hooks]
-    world = whole.subset(permissive=config.data.licences == "permissive")
-    sampler = PairSampler(
-        world, config.data.synthetic, batch_size=config.data.batch_size, seed=config.train.seed, device=_device(config)
-    )
+    data = open_data(config.data, config.objective, seed=config.train.seed, device=_device(config))
+    if extra_hooks and data.library is None:
+        raise ConfigError("--eval-during-training needs the asset library that MiniBench is made of as data.path.")
+    further = [make(config, data.library) for make in extra_hooks if data.library is not None]
     torch.manual_seed(config.model.seed)
-    material = BuildContext(config, tokenizer_corpus(world), sampler(0)["reference"].cpu())
+    material = BuildContext(config, data.corpus(), data.batches(0)["reference"].cpu())
     objective = OBJECTIVES[config.objective](material)
     if not begun:  # nothing is left of an attempt that came to no checkpoint
         _keep_start(objective, folder / START)
-    hooks: list[Hook] = [sample_callback_of(config, world), *further] if config.train.sample_every else []
+    hooks: list[Hook] = [data.held_out(), *further] if config.train.sample_every else []
     return fit(
         objective,
-        sampler,
+        data.batches,
         config.train,
         folder=folder,
         resume=resume,
@@ -244,14 +224,6 @@ def _keep_start(objective: Objective, folder: Path) -> None:
         return
     with atomic_dir(folder) as partial:
         objective.export(partial)
-
-
-def sample_callback_of(config: RunConfig, world: AssetLibrary) -> SampleCallback:
-    """Images and numbers of held-out subjects, or of any where the world holds none out."""
-    split = "heldout" if any(row.split == "heldout" for row in world.cutouts) else config.data.synthetic.split
-    compose = replace(config.data.synthetic, split=split)
-    sampler = PairSampler(world, compose, batch_size=CALLBACK_BATCH, seed=CALLBACK_SEED, device=_device(config))
-    return SampleCallback(sampler(0), [sampler(index) for index in range(1, 1 + PROBES)])
 
 
 def _device(config: RunConfig) -> torch.device:
