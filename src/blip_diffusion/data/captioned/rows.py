@@ -87,8 +87,8 @@ def check_categories(rows: Sequence[CaptionedImage]) -> None:
     """Raise `DataError` if a row has no category."""
     if unnamed := [row.name for row in rows if not row.category]:
         raise DataError(
-            f"{unnamed[0]} has no category, as {len(unnamed)} of {len(rows)} images: write one into its metadata, or set "
-            "data.category for all."
+            f"{unnamed[0]} has no category, as {len(unnamed)} of {len(rows)} images: write one into its metadata, or "
+            "set data.category for all."
         )
 
 
