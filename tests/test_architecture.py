@@ -130,6 +130,7 @@ WITHIN = {
         "photos": set(),
         "segmentation": {"package_files", "photos"},
         "synthetic": {"batches"},
+        "captioned": {"batches"},
         "build": {"synthetic", "benchmarks"},
         "benchmarks": {"synthetic"},
     },

@@ -11,10 +11,9 @@ from torch import nn
 
 from blip_diffusion import config as configuration
 from blip_diffusion.checkpoint.model_folder import Parts
+from blip_diffusion.data.batches import Batches
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import CaptionSampler, PairSampler
-from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
-from blip_diffusion.data.synthetic.tokenizers import tokenizer_corpus
 from blip_diffusion.devices import device_of
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.fileio import atomic_dir, check_writable
@@ -35,29 +34,14 @@ from blip_diffusion.training.objectives.sentences import Sentences, SentencesCon
 from blip_diffusion.training.objectives.subject import SubjectConfig, SubjectRepresentation
 from blip_diffusion.training.objectives.text_to_image import TextToImage, TextToImageConfig
 from blip_diffusion.training.run import CHECKPOINTS, Result
-from blip_diffusion.training.sample_callback import SampleCallback
 from blip_diffusion.training.shapes import SHAPES
 from blip_diffusion.training.trainer import Hook, fit
+from blip_diffusion.training.training_data import DataConfig, open_data
 
-CALLBACK_BATCH, PROBES, CALLBACK_SEED = 8, 8, 99
 PRIOR_REFERENCES = 256
 """References by whose subject tokens a prior is standardised."""
 START = "start"
 """Folder of a run's initial model: resuming needs neither the earlier stages nor the same asset library."""
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Training data: the packed asset library and how pairs are composed from it."""
-
-    path: Path = Path("world/world.zip")
-    licences: Literal["all", "permissive"] = "all"
-    batch_size: int = 16  # pairs in a micro-batch
-    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"data.batch_size is {self.batch_size}: use 1 or more.")
 
 
 @dataclass(frozen=True)
@@ -291,24 +275,22 @@ def run(
     resumed = bool(checkpointing.complete(folder / CHECKPOINTS)) and (folder / START).is_dir()
     if resumed:  # tokenizers must not change with the asset library
         config = replace(config, model=replace(config.model, init_from=(folder / START,)))
-    whole = AssetLibrary.load(config.data.path)
-    further = [make(config, whole) for make in extra_hooks]
-    world = whole.subset(permissive=config.data.licences == "permissive")
-    sampler = PairSampler(
-        world, config.data.synthetic, batch_size=config.data.batch_size, seed=config.train.seed, device=_device(config)
-    )
+    data = open_data(config.data, config.objective, seed=config.train.seed, device=_device(config))
+    if extra_hooks and data.library is None:
+        raise ConfigError("--eval-during-training needs the asset library that MiniBench is made of as data.path.")
+    further = [make(config, data.library) for make in extra_hooks if data.library is not None]
     torch.manual_seed(config.model.seed)
-    first = [sampler(index) for index in range(_calibration_batches(config))]
+    first = [data.batches(index) for index in range(_calibration_batches(config))]
     pixels = torch.cat([batch["reference"].cpu() for batch in first])
     categories = [category for batch in first for category in batch["category"]]
-    material = BuildContext(config, tokenizer_corpus(world), pixels, categories)
+    material = BuildContext(config, data.corpus(), pixels, categories)
     objective = OBJECTIVES[config.objective](material)
     if not resumed:  # an attempt without a checkpoint starts again
         _keep_start(objective, folder / START)
-    hooks: list[Hook] = [sample_callback_of(config, world), *further] if config.train.sample_every else []
+    hooks: list[Hook] = [data.held_out(), *further] if config.train.sample_every else []
     return fit(
         objective,
-        CaptionSampler(sampler) if config.objective == "sentences" else sampler,
+        _captions_only(data.batches) if config.objective == "sentences" else data.batches,
         config.train,
         folder=folder,
         resume=resume,
@@ -329,12 +311,9 @@ def _keep_start(objective: Objective, folder: Path) -> None:
         objective.export(partial)
 
 
-def sample_callback_of(config: RunConfig, world: AssetLibrary) -> SampleCallback:
-    """Return the callback for held-out subjects, or for any if none are held out."""
-    split = "heldout" if any(row.split == "heldout" for row in world.cutouts) else config.data.synthetic.split
-    compose = replace(config.data.synthetic, split=split)
-    sampler = PairSampler(world, compose, batch_size=CALLBACK_BATCH, seed=CALLBACK_SEED, device=_device(config))
-    return SampleCallback(sampler(0), [sampler(index) for index in range(1, 1 + PROBES)])
+def _captions_only(batches: Batches) -> Batches:
+    """Return batches without images, where that is faster."""
+    return CaptionSampler(batches) if isinstance(batches, PairSampler) else batches
 
 
 def _device(config: RunConfig) -> torch.device:
