@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -32,6 +32,7 @@ from blip_diffusion.training.objectives.representation import Representation, Re
 from blip_diffusion.training.objectives.sentences import Sentences, SentencesConfig
 from blip_diffusion.training.objectives.subject import SubjectConfig, SubjectRepresentation
 from blip_diffusion.training.objectives.text_to_image import TextToImage, TextToImageConfig
+from blip_diffusion.training.pooled_batches import PooledBatches
 from blip_diffusion.training.sample_callback import SampleCallback
 from blip_diffusion.training.shapes import SHAPES
 from blip_diffusion.training.trainer import CHECKPOINTS, Hook, Result, fit
@@ -48,11 +49,14 @@ class DataConfig:
     path: Path = Path("world/world.zip")
     licences: Literal["all", "permissive"] = "all"
     batch_size: int = 16  # pairs in a micro-batch
+    pool: int = 0  # of the objective `language`: this many batches come again and again, what is frozen computed once
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ConfigError(f"data.batch_size is {self.batch_size}: use 1 or more.")
+        if self.pool < 0:
+            raise ConfigError(f"data.pool is {self.pool}: use 0 for new images at each step, or some batches.")
 
 
 @dataclass(frozen=True)
@@ -272,13 +276,21 @@ def run(
     hooks: list[Hook] = [sample_callback_of(config, world), *further] if config.train.sample_every else []
     return fit(
         objective,
-        CaptionSampler(sampler) if config.objective == "sentences" else sampler,
+        _batches(config, objective, sampler),
         config.train,
         folder=folder,
         resume=resume,
         hooks=hooks,
         config_text=text,
     )
+
+
+def _batches(config: RunConfig, objective: Objective, sampler: PairSampler) -> Callable[[int], Any]:
+    if config.data.pool and not isinstance(objective, LanguageStage):
+        raise ConfigError("data.pool is for the objective language alone: set it to 0.")
+    if isinstance(objective, LanguageStage) and config.data.pool:
+        return PooledBatches(sampler, objective.look, config.data.pool)
+    return CaptionSampler(sampler) if isinstance(objective, Sentences) else sampler
 
 
 def _keep_start(objective: Objective, folder: Path) -> None:

@@ -58,7 +58,7 @@ class CaptionParser:
 
 def _phrases() -> Iterator[tuple[str, tuple[str, str]]]:
     counts = {str(count): phrases for count, phrases in COUNTS.items()}
-    tables: dict[str, dict[str, tuple[str, ...]]]
+    tables: Mapping[str, Mapping[str, tuple[str, ...]]]
     tables = {"accessory": ACCESSORIES, "count": counts, "size": SIZES, "position": POSITIONS, "style": STYLES}
     for field, table in tables.items():
         for key, phrases in table.items():
