@@ -30,14 +30,15 @@ from blip_diffusion.data.photos import read_photos
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler
 from blip_diffusion.data.synthetic.tokenizers import tokenizer_corpus
+from blip_diffusion.training.builders import OBJECTIVES, BuildContext
 from blip_diffusion.training.config import TrainConfig
 from blip_diffusion.training.ema import Ema
 from blip_diffusion.training.objective import StepContext
 from blip_diffusion.training.optim import OptimConfig, adamw, set_trainable
 from blip_diffusion.training.personalize.api import prepare
 from blip_diffusion.training.personalize.config import TuneConfig
-from blip_diffusion.training.pretrain import OBJECTIVES, BuildContext, RunConfig
 from blip_diffusion.training.run import accelerate_precision, sdpa_backend, to_training_mode
+from blip_diffusion.training.run_config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs" / "mini"

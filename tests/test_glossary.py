@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 import pytest
 
 from blip_diffusion.training.personalize.config import TuneConfig
-from blip_diffusion.training.pretrain import RunConfig
+from blip_diffusion.training.run_config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 CODE = [

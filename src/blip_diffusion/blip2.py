@@ -96,10 +96,14 @@ class Blip2(nn.Module):
             )
         return self.contrastive, self.matching
 
+    def pixels(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] as the image encoder takes them."""
+        pixels = preprocess(images, self.reference.size, self.reference.mean, self.reference.std)
+        return pixels.to(self.dtype)
+
     def features(self, pixels: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] to features (B, N, V) of width V, normed: what the queries look at."""
-        pixels = preprocess(pixels, self.reference.size, self.reference.mean, self.reference.std)
-        features: Tensor = self.image_encoder(pixels.to(self.dtype))
+        features: Tensor = self.image_encoder(self.pixels(pixels))
         return features
 
     def queries(self, features: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.errors import ConfigError, DataError
 from blip_diffusion.evaluation.callback import EvalCallback
 from blip_diffusion.evaluation.generators.conditions import ConditionRunner
-from blip_diffusion.training.pretrain import RunConfig, run
+from blip_diffusion.training.pretrain import run
+from blip_diffusion.training.run_config import RunConfig
 
 CONFIG = Path(__file__).parents[2] / "configs" / "debug" / "subject.toml"
 

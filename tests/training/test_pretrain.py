@@ -14,7 +14,9 @@ from torch import Tensor
 from blip_diffusion import config as configuration
 from blip_diffusion.errors import CheckpointError, ConfigError, DataError, InputError
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
-from blip_diffusion.training.pretrain import OBJECTIVES, RunConfig, run
+from blip_diffusion.training.builders import OBJECTIVES
+from blip_diffusion.training.pretrain import run
+from blip_diffusion.training.run_config import RunConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 WORLD = Path(__file__).parents[1] / "fixtures" / "world.zip"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from blip_diffusion.checkpoint.components import read_config
+from blip_diffusion.checkpoint.gguf import SUFFIX, find_gguf, load_gguf
 from blip_diffusion.checkpoint.weights import (
     CONFIG_ERRORS,
     check_materialized,
@@ -40,7 +41,8 @@ def save_language(
         part: What is written.
         tokenizer: Of the language model.
         folder: `language/` of a model's folder.
-        source: The folder of a language model that isn't to be copied: only its place and digest are written.
+        source: The folder or GGUF file of a language model that isn't to be copied: only its place and digest are
+            written.
         dtype: Precision of the weights; by default as they are.
     """
     model = part.language_model if isinstance(part, LanguagePrefix) else part
@@ -49,7 +51,8 @@ def save_language(
     if isinstance(part, LanguagePrefix):
         save_state(part.projection.state_dict(), folder / PROJECTION, dtype)
     if source is not None:
-        write_json(folder / SOURCE, {"folder": str(source.resolve()), "sha256": weights_digest(source)})
+        source = find_gguf(source)
+        write_json(folder / SOURCE, {"path": str(source.resolve()), "sha256": weights_digest(source)})
         return
     model.config.save_pretrained(folder)
     save_part(untied_state(model), folder, "model", dtype=dtype)
@@ -70,11 +73,18 @@ def load_language(folder: Path, width: int, *, dtype: torch.dtype | None = None)
 
 
 def load_language_model(folder: Path, *, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
-    """Load a language model and its tokenizer from a folder that transformers' auto classes read, or from `language/`.
+    """Load a language model and its tokenizer.
 
-    Raises `CheckpointError` where there is none, and where weights are missing, unexpected or misshapen.
+    Args:
+        folder: One that transformers' auto classes read, `language/` of a model, a GGUF file, or "smollm2".
+        dtype: Precision of the weights; by default float32.
+
+    Raises:
+        CheckpointError: If there is none, and if weights are missing, unexpected or misshapen.
     """
-    folder = _source_of(folder)
+    folder = _source_of(find_gguf(folder))
+    if folder.suffix == SUFFIX and folder.is_file():
+        return load_gguf(folder, dtype=dtype)
     table = read_config(folder / "config.json", "the language model")
     with config_errors("the language model"), meta_init():
         model = build_language_model(table)
@@ -135,7 +145,9 @@ def _first_names(model: nn.Module) -> dict[str, str]:
 
 
 def weights_digest(folder: Path) -> str:
-    """Return the SHA-256 digest of the digests of a folder's weights."""
+    """Return the SHA-256 digest of a file, or that of the digests of a folder's weights."""
+    if folder.is_file():
+        return sha256_of(folder)
     files = sorted(path for kind in ("*.safetensors", "*.bin") for path in folder.glob(kind))
     if not files:
         raise CheckpointError(f"There are no weights in {folder}: name the folder of a language model.")
@@ -143,13 +155,15 @@ def weights_digest(folder: Path) -> str:
 
 
 def _source_of(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise CheckpointError(f"There is no language model at {folder}: name a folder that transformers saved.")
+    if not folder.exists():
+        raise CheckpointError(
+            f"There is no language model at {folder}: name a folder that transformers saved, or a GGUF file."
+        )
     if not (folder / SOURCE).is_file():
         return folder
     table = read_json(folder / SOURCE)
-    source = Path(str(table.get("folder")))
-    if not source.is_dir():
+    source = Path(str(table.get("path")))
+    if not source.exists():
         raise CheckpointError(f"The language model of {folder} lay in {source}, which is gone: bring it back.")
     if weights_digest(source) != table.get("sha256"):
         raise CheckpointError(f"The language model in {source} is no longer the one that {folder} was trained with.")

@@ -31,7 +31,7 @@ from blip_diffusion.evaluation.metrics.similarity import Metric
 from blip_diffusion.evaluation.reporting.curve import read_scores, score_curve
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.training.metric_logger import LOG
-from blip_diffusion.training.pretrain import RunConfig
+from blip_diffusion.training.run_config import RunConfig
 from blip_diffusion.training.trainer import HookContext
 
 SUBJECTS, PROMPTS, PROBE_IMAGES, STEPS = 6, 4, 8, 20

@@ -2,240 +2,34 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from blip_diffusion import config as configuration
-from blip_diffusion.checkpoint.model_folder import Parts
 from blip_diffusion.data.batches import Batches
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import CaptionSampler, PairSampler
 from blip_diffusion.devices import device_of
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.fileio import atomic_dir, check_writable
-from blip_diffusion.model import BlipDiffusion, ReferenceConfig
-from blip_diffusion.modules.placed_unet import is_placed
-from blip_diffusion.modules.qformer import QFormerConfig
-from blip_diffusion.training import checkpointing, initialization
-from blip_diffusion.training.config import TrainConfig
+from blip_diffusion.training import checkpointing
+from blip_diffusion.training.builders import OBJECTIVES, BuildContext
 from blip_diffusion.training.objective import Objective
-from blip_diffusion.training.objectives.autoencoder import Autoencoder, AutoencoderConfig
-from blip_diffusion.training.objectives.consistency import Consistency, ConsistencyConfig
-from blip_diffusion.training.objectives.control import ControlConfig, StructureControl
-from blip_diffusion.training.objectives.inpaint import InpaintConfig, Inpainting
-from blip_diffusion.training.objectives.language import LanguageConfig, LanguageStage, blip2_of
-from blip_diffusion.training.objectives.prior import Prior, PriorConfig
-from blip_diffusion.training.objectives.representation import Representation, RepresentationConfig
-from blip_diffusion.training.objectives.sentences import Sentences, SentencesConfig
-from blip_diffusion.training.objectives.subject import SubjectConfig, SubjectRepresentation
-from blip_diffusion.training.objectives.text_to_image import TextToImage, TextToImageConfig
+from blip_diffusion.training.objectives.language import LanguageStage
+from blip_diffusion.training.objectives.sentences import Sentences
+from blip_diffusion.training.pooled_batches import PooledBatches
 from blip_diffusion.training.run import CHECKPOINTS, Result
-from blip_diffusion.training.shapes import SHAPES
+from blip_diffusion.training.run_config import RunConfig
 from blip_diffusion.training.trainer import Hook, fit
-from blip_diffusion.training.training_data import DataConfig, open_data
+from blip_diffusion.training.training_data import open_data
 
 PRIOR_REFERENCES = 256
 """References by whose subject tokens a prior is standardised."""
 START = "start"
 """Folder of a run's initial model: resuming needs neither the earlier stages nor the same asset library."""
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Configuration of a training run, read from TOML; each objective reads only its own table."""
-
-    objective: Literal[
-        "autoencoder",
-        "text_to_image",
-        "representation",
-        "subject",
-        "consistency",
-        "control",
-        "inpaint",
-        "prior",
-        "sentences",
-        "language",
-    ]
-    data: DataConfig = field(default_factory=DataConfig)
-    model: initialization.InitConfig = field(default_factory=initialization.InitConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    text_to_image: TextToImageConfig = field(default_factory=TextToImageConfig)
-    representation: RepresentationConfig = field(default_factory=RepresentationConfig)
-    subject: SubjectConfig = field(default_factory=SubjectConfig)
-    consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
-    control: ControlConfig = field(default_factory=ControlConfig)
-    prior: PriorConfig = field(default_factory=PriorConfig)
-    inpaint: InpaintConfig = field(default_factory=InpaintConfig)  # beside the table subject
-    sentences: SentencesConfig = field(default_factory=SentencesConfig)
-    language: LanguageConfig = field(default_factory=LanguageConfig)
-
-    def __post_init__(self) -> None:
-        weights = (self.representation.itc_weight, self.representation.itm_weight)
-        pairs = self.data.batch_size * self.train.gradient_accumulation_steps * int(os.environ.get("WORLD_SIZE", "1"))
-        if self.objective == "representation" and pairs < 2 and any(weights):
-            raise ConfigError("data.batch_size is 1: contrast and matching need negatives, use 2 or more.")
-
-
-@dataclass(frozen=True)
-class BuildContext:
-    """Inputs of the functions that build objectives."""
-
-    config: RunConfig
-    corpus: Sequence[str]  # sentences for new tokenizers
-    pixels: torch.Tensor  # (B, 3, S, S) references, to calibrate a new image encoder
-    categories: Sequence[str] = ()  # of the references
-
-
-def autoencoder(material: BuildContext) -> Objective:
-    """Build the objective of the autoencoder stage."""
-    config = material.config
-    parts = initialization.load_parts(config.model)
-    if not config.autoencoder.train_encoder:  # the encoder is frozen, so it must be trained
-        initialization.require_parts(parts, "vae")
-    vae = initialization.init_vae(parts, config.model)
-    distance = initialization.perceptual_distance(config.autoencoder.lpips) if config.autoencoder.perceptual else None
-    return Autoencoder(vae, distance, config.autoencoder)
-
-
-def text_to_image(material: BuildContext) -> Objective:
-    """Build the objective of the text-to-image stage."""
-    config = material.config
-    model = initialization.init_model(
-        initialization.load_parts(config.model), config.model, material.corpus, material.pixels
-    )
-    check_size(config, model)
-    return TextToImage(model, initialization.noising_from(model.scheduler), config.text_to_image)
-
-
-def representation(material: BuildContext) -> Objective:
-    """Build the objective of stage 1 of BLIP-Diffusion."""
-    config = material.config
-    parts = initialization.load_parts(config.model)
-    initialization.init_subject_encoder(parts, config.model, material.corpus, material.pixels)
-    assert parts.subject_encoder is not None and parts.reference is not None
-    if config.representation.image == "target":
-        parts.reference = whole_images(parts.reference)
-    grid = is_placed(SHAPES[config.model.preset].unet)
-    heads = _heads(config, parts.subject_encoder.qformer.config, grid=grid)
-    return Representation(parts.subject_encoder, parts.qformer_tokenizer, parts.reference, heads, config.representation)
-
-
-def subject(material: BuildContext) -> Objective:
-    """Build the objective of stage 2 of BLIP-Diffusion."""
-    config = material.config
-    model = initialization.init_model(
-        initialization.load_parts(config.model), config.model, material.corpus, material.pixels
-    )
-    check_size(config, model)
-    heads = _heads(config, model.subject_encoder.qformer.config, grid=bool(model.place_width))
-    noising = initialization.noising_from(model.scheduler)
-    return SubjectRepresentation(model, noising, heads["reconstruction"], config.subject)
-
-
-def _heads(config: RunConfig, shapes: QFormerConfig, *, grid: bool) -> nn.ModuleDict:
-    size = config.data.synthetic.object_crop_size
-    return initialization.init_heads(shapes, size, config.model.init_from, grid=grid)
-
-
-def _trained(material: BuildContext) -> tuple[Parts, BlipDiffusion]:
-    """Return the parts and the model of a stage that starts from a complete trained model."""
-    config = material.config
-    parts = initialization.load_parts(config.model)
-    initialization.require_parts(parts, "subject_encoder", "text_encoder", "unet", "vae")
-    model = initialization.init_model(parts, config.model, material.corpus, material.pixels)
-    check_size(config, model)
-    return parts, model
-
-
-def consistency(material: BuildContext) -> Objective:
-    """Build the objective of consistency distillation; the model becomes its teacher."""
-    _, model = _trained(material)
-    return Consistency(model, initialization.noising_from(model.scheduler), material.config.consistency)
-
-
-def control(material: BuildContext) -> Objective:
-    """Build the objective of structure control of a trained model."""
-    config, (parts, model) = material.config, _trained(material)
-    torch.manual_seed(config.model.seed)
-    return StructureControl(
-        model,
-        initialization.noising_from(model.scheduler),
-        config.control,
-        t2i_adapters=parts.t2i_adapters,
-        consistency_lora=parts.consistency_lora,
-    )
-
-
-def prior(material: BuildContext) -> Objective:
-    """Build the objective of the prior, standardised by the subject tokens of some references."""
-    config, (_, model) = material.config, _trained(material)
-    torch.manual_seed(config.model.seed)
-    noising = initialization.noising_from(model.scheduler)
-    return Prior(model, noising, config.prior, material.pixels, material.categories)
-
-
-def inpaint(material: BuildContext) -> Objective:
-    """Build the objective of inpainting by concatenation, from a trained model."""
-    config, (_, model) = material.config, _trained(material)
-    return Inpainting(model, initialization.noising_from(model.scheduler), config.subject, config.inpaint)
-
-
-def sentences(material: BuildContext) -> Objective:
-    """Build the objective of a language model of the captions."""
-    config = material.config
-    parts = initialization.load_parts(config.model)
-    model, tokenizer = initialization.init_language_model(parts, config.model, material.corpus)
-    return Sentences(model, tokenizer, config.sentences)
-
-
-def language(material: BuildContext) -> Objective:
-    """Build the objective of stage 2 of BLIP-2, which begins from a copy of stage 1."""
-    config = material.config
-    parts = initialization.load_parts(config.model)
-    initialization.init_subject_encoder(parts, config.model, material.corpus, material.pixels)
-    encoder, reference = parts.subject_encoder, parts.reference
-    assert encoder is not None and reference is not None
-    width = encoder.qformer.config.width
-    prefix, tokenizer = initialization.init_language(width, config.model, config.language.language_model)
-    blip2 = blip2_of(
-        encoder,
-        prefix,
-        reference=whole_images(reference) if config.language.image == "target" else reference,
-        tokenizer=tokenizer,
-        qformer_tokenizer=parts.qformer_tokenizer,
-    )
-    return LanguageStage(encoder, blip2, config.language)
-
-
-def whole_images(reference: ReferenceConfig) -> ReferenceConfig:
-    """Return how whole images are read, of which no subject is cut out: made square as BLIP-2 does."""
-    return replace(reference, resize_mode="squash")
-
-
-def check_size(config: RunConfig, model: BlipDiffusion) -> None:
-    """Raise `ConfigError` if images are composed at another size than the model's."""
-    own, size = int(model.unet.config.sample_size) * model.latents.factor, config.data.synthetic.size
-    if size != own:
-        raise ConfigError(f"data.synthetic.size is {size}, and this model generates {own} pixels: set it to {own}.")
-
-
-OBJECTIVES: dict[str, Callable[[BuildContext], Objective]] = {
-    "autoencoder": autoencoder,
-    "text_to_image": text_to_image,
-    "representation": representation,
-    "subject": subject,
-    "consistency": consistency,
-    "control": control,
-    "prior": prior,
-    "inpaint": inpaint,
-    "sentences": sentences,
-    "language": language,
-}
 
 
 def run(
@@ -290,7 +84,7 @@ def run(
     hooks: list[Hook] = [data.held_out(), *further] if config.train.sample_every else []
     return fit(
         objective,
-        _captions_only(data.batches) if config.objective == "sentences" else data.batches,
+        _batches(config, objective, data.batches),
         config.train,
         folder=folder,
         resume=resume,
@@ -304,16 +98,21 @@ def _calibration_batches(config: RunConfig) -> int:
     return -(-PRIOR_REFERENCES // config.data.batch_size) if config.objective == "prior" else 1
 
 
+def _batches(config: RunConfig, objective: Objective, batches: Batches) -> Callable[[int], Any]:
+    if config.data.pool and not isinstance(objective, LanguageStage):
+        raise ConfigError("data.pool is for the objective language alone: set it to 0.")
+    if isinstance(objective, LanguageStage) and config.data.pool:
+        return PooledBatches(batches, objective.look, config.data.pool)
+    if isinstance(objective, Sentences) and isinstance(batches, PairSampler):
+        return CaptionSampler(batches)  # without images
+    return batches
+
+
 def _keep_start(objective: Objective, folder: Path) -> None:
     if int(os.environ.get("RANK", "0")):
         return
     with atomic_dir(folder) as partial:
         objective.export(partial)
-
-
-def _captions_only(batches: Batches) -> Batches:
-    """Return batches without images, where that is faster."""
-    return CaptionSampler(batches) if isinstance(batches, PairSampler) else batches
 
 
 def _device(config: RunConfig) -> torch.device:

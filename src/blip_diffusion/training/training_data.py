@@ -34,11 +34,14 @@ class DataConfig:
     licences: Literal["all", "permissive"] = "all"  # of the asset library
     category: str = ""  # of images with captions that don't name theirs, such as "dog"
     batch_size: int = 16  # pairs in a micro-batch
+    pool: int = 0  # with the objective `language`: number of batches that are repeated, their frozen features cached
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ConfigError(f"data.batch_size is {self.batch_size}: use 1 or more.")
+        if self.pool < 0:
+            raise ConfigError(f"data.pool is {self.pool}: use 0 for new images in each step, or a number of batches.")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.modules.language import LanguagePrefix, build_language_model
 from blip_diffusion.training.objectives.language import LanguageConfig, LanguageStage, blip2_of
 from blip_diffusion.training.objectives.sentences import Sentences, SentencesConfig
+from blip_diffusion.training.pooled_batches import PooledBatches
 from blip_diffusion.training.pretrain import run
 from blip_diffusion.training.shapes import LANGUAGE_MODELS
 
@@ -137,3 +138,26 @@ def test_a_language_stage_needs_a_language_model(tmp_path: Path, tiny_folder: Pa
         run(CONFIGS / "language.toml", tmp_path, overrides=[f'model.init_from=["{tiny_folder}"]'])
     with pytest.raises(ConfigError, match="max_caption_tokens"):
         LanguageConfig(max_caption_tokens=1)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_what_is_computed_once_gives_the_same_loss(model: BlipDiffusion, batch: SubjectBatch, scale: float) -> None:
+    own = stage(model, causal, qformer_lr_scale=scale).train()
+    calls = []
+
+    def compose(index: int) -> SubjectBatch:
+        calls.append(index)
+        return batch
+
+    pool = PooledBatches(compose, own.look, 2)
+    for index in (0, 1, 2, 5):
+        torch.testing.assert_close(own(pool(index), context())["loss"], own(batch, context())["loss"])
+    assert calls == [0, 1]
+    own(pool(0), context())["loss"].backward()
+    assert all(with_gradient(parameter for group in own.parameter_groups() for parameter in group.parameters))
+    assert [group.name for group in own.parameter_groups()] == (["qformer", "projection"] if scale else ["projection"])
+
+
+def test_a_pool_is_for_the_language_stage(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.pool"):
+        run(CONFIGS / "sentences.toml", tmp_path, overrides=["data.pool=2"])

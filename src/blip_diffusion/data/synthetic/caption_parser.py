@@ -1,7 +1,7 @@
 """Captions parsed back: the grammar is closed, so what a sentence says of an image can be read from it exactly."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from blip_diffusion.data.synthetic import backgrounds
@@ -58,7 +58,7 @@ class CaptionParser:
 
 def _phrases() -> Iterator[tuple[str, tuple[str, str]]]:
     counts = {str(count): phrases for count, phrases in COUNTS.items()}
-    tables: dict[str, Mapping[str, Sequence[str]]]
+    tables: Mapping[str, Mapping[str, tuple[str, ...]]]
     tables = {"accessory": ACCESSORIES, "count": counts, "size": SIZES, "position": POSITIONS, "style": STYLES}
     for field, table in tables.items():
         for key, phrases in table.items():

@@ -8,7 +8,7 @@ caption is split at a random word: the encoder reads the prefix and the first pa
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -34,12 +34,24 @@ class LanguageConfig:
     image: DescribedImage = "target"
     prompt: str = ""  # words before each caption, no targets
     max_caption_tokens: int = 32  # longer captions are cut
-    qformer_lr_scale: float = 1.0  # times the schedule
+    qformer_lr_scale: float = 1.0  # times the schedule; 0 freezes the Q-Former, and the projection alone learns
     projection_lr_scale: float = 1.0  # times the schedule
 
     def __post_init__(self) -> None:
         if self.max_caption_tokens < 2:
             raise ConfigError(f"language.max_caption_tokens is {self.max_caption_tokens}: use 2 or more.")
+
+    @property
+    def freezes_qformer(self) -> bool:
+        """Whether the projection alone learns."""
+        return self.qformer_lr_scale == 0
+
+
+class SeenImages(TypedDict):
+    """A batch of which everything frozen is computed."""
+
+    caption: list[str]
+    seen: Tensor  # (B, N, V) features before the layer norm, or, of a frozen Q-Former, query states (B, Q, D)
 
 
 class LanguageStage(Objective):
@@ -63,14 +75,24 @@ class LanguageStage(Objective):
         """Projection and frozen language model."""
         return self.blip2.speaker
 
-    def forward(self, batch: SubjectBatch, context: StepContext) -> Losses:
+    def forward(self, batch: SubjectBatch | SeenImages, context: StepContext) -> Losses:
         """Return the cross-entropy of the captions' tokens, in nats."""
-        pixels, captions = described(batch, self.config.image)
-        return {"loss": self.loss(self.queries(pixels), captions, context.rng)}
+        known = batch if "seen" in batch else self.look(batch)
+        return {"loss": self.loss(self._queries(known["seen"]), known["caption"], context.rng)}
 
-    def queries(self, pixels: Tensor) -> Tensor:
-        """Images (B, 3, S, S) in [0, 1] to query states (B, Q, D)."""
-        return self.blip2.queries(self.blip2.features(pixels))
+    @torch.no_grad()
+    def look(self, batch: SubjectBatch) -> SeenImages:
+        """Compute what training does not change: it can be kept where images come again."""
+        pixels, captions = described(batch, self.config.image)
+        seen = self.blip2.image_encoder.features(self.blip2.pixels(pixels))
+        if self.config.freezes_qformer:
+            seen = self.blip2.queries(self.blip2.image_encoder.norm(seen))
+        return {"caption": captions, "seen": seen}
+
+    def _queries(self, seen: Tensor) -> Tensor:
+        if self.config.freezes_qformer:
+            return seen
+        return self.blip2.queries(self.blip2.image_encoder.norm(seen))
 
     def loss(self, queries: Tensor | None, captions: Sequence[str], rng: torch.Generator) -> Tensor:
         """Return the mean cross-entropy of captions after a prefix; without queries, of the language model alone."""
@@ -112,6 +134,11 @@ class LanguageStage(Objective):
 
         Nothing that only words pass is among them: it would get no gradient.
         """
+        projection = ParameterGroup(
+            "projection", list(self.language.projection.parameters()), self.config.projection_lr_scale
+        )
+        if self.config.freezes_qformer:
+            return [projection]
         qformer = self.blip2.qformer
         of_words = ("word_embeddings.", "position_embeddings.")
         moving = [
@@ -119,11 +146,14 @@ class LanguageStage(Objective):
             for name, parameter in qformer.named_parameters()
             if not name.startswith(of_words) and "word_feed_forward" not in name
         ]
-        return [
-            ParameterGroup("qformer", [*self.blip2.image_encoder.norm.parameters(), *moving],
-                           self.config.qformer_lr_scale),
-            ParameterGroup("projection", list(self.language.projection.parameters()), self.config.projection_lr_scale),
-        ]  # fmt: skip
+        moving += self.blip2.image_encoder.norm.parameters()
+        return [ParameterGroup("qformer", moving, self.config.qformer_lr_scale), projection]
+
+    def train(self, mode: bool = True) -> "LanguageStage":
+        super().train(mode)
+        if self.config.freezes_qformer:
+            self.blip2.qformer.eval()
+        return self
 
     def export(self, folder: Path) -> None:
         """Write the Q-Former's folders and `language/`; no heads, since they were for the words' side of stage 1."""
