@@ -8,6 +8,9 @@ from typing import Any
 from blip_diffusion.errors import CheckpointError, InputError
 from blip_diffusion.fileio import path_exists, sha256_of
 
+PREFIX = "lora-"
+"""Adapter names of a request's LoRAs: this and a number."""
+
 
 @dataclass(frozen=True)
 class LoraRef:
@@ -60,7 +63,7 @@ def load_adapters(pipe: Any, loras: tuple[LoraRef, ...], embeddings: tuple[Embed
     Raises:
         CheckpointError: If a file is missing, has changed, or doesn't fit the model.
     """
-    names = [f"lora-{number}" for number in range(len(loras))]
+    names = [f"{PREFIX}{number}" for number in range(len(loras))]
     for path, sha256 in [(ref.path, ref.sha256) for ref in loras] + [(ref.path, ref.sha256) for ref in embeddings]:
         if _digest(Path(path), "file") != sha256:
             raise CheckpointError(f"{path} has changed since the image was made: find the old file.")
@@ -70,6 +73,13 @@ def load_adapters(pipe: Any, loras: tuple[LoraRef, ...], embeddings: tuple[Embed
         pipe.load_textual_inversion(embedding.path)
     if names:
         pipe.set_adapters(names, [lora.weight for lora in loras])
+
+
+def unload_adapters(pipe: Any) -> None:
+    """Remove the LoRAs that `load_adapters` loaded into a pipeline; other LoRAs and embeddings stay."""
+    loaded = {name for names in pipe.get_list_adapters().values() for name in names if name.startswith(PREFIX)}
+    if loaded:
+        pipe.delete_adapters(sorted(loaded))
 
 
 def _digest(path: Path, what: str) -> str:

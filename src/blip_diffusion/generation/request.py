@@ -144,12 +144,12 @@ def read_reference(source: images.Source) -> bytes:
     return images.png_bytes(_at_most(images.open_image(source), REFERENCE_SIDE))
 
 
-def read_control(kind: str, path: Path, scale: float = 1.0, controlnet: str = "") -> ControlInput:
+def read_control(kind: str, source: images.Source, scale: float = 1.0, controlnet: str = "") -> ControlInput:
     """Read an image file and compute its control map.
 
     Args:
         kind: One of `annotators.KINDS`.
-        path: An image file.
+        source: The path of an image file, or an open file.
         scale: Conditioning scale.
         controlnet: See `ControlInput`.
 
@@ -158,8 +158,8 @@ def read_control(kind: str, path: Path, scale: float = 1.0, controlnet: str = ""
     """
     from blip_diffusion.annotators import annotate  # imports torch
 
-    source = _at_most(images.open_image(path), CONTROL_SIDE)
-    return ControlInput(kind, images.png_bytes(annotate(source, kind)), scale, controlnet)
+    image = _at_most(images.open_image(source), CONTROL_SIDE)
+    return ControlInput(kind, images.png_bytes(annotate(image, kind)), scale, controlnet)
 
 
 def _at_most(image: Image.Image, side: int) -> Image.Image:

@@ -14,7 +14,7 @@ from blip_diffusion.checkpoint.model_folder import load_controlnet
 from blip_diffusion.devices import device_of
 from blip_diffusion.errors import InputError
 from blip_diffusion.fileio import check_writable
-from blip_diffusion.generation.adapter_refs import load_adapters
+from blip_diffusion.generation.adapter_refs import load_adapters, unload_adapters
 from blip_diffusion.generation.output import check_grid_path, save_grid, save_images
 from blip_diffusion.generation.request import CONTROLNETS, ControlInput, GenerationRequest
 from blip_diffusion.generation.subject_refs import load_subjects
@@ -63,12 +63,13 @@ def run(
     if grid is not None:
         check_grid_path(grid)
     prepared = prepare(load_pipeline(request.model, request.dtype, device), request)
-    jobs = [(prompt, request.seed + copy) for prompt in request.prompts for copy in range(request.num_images)]
+    batches = batches_of(request)
+    total, start = sum(map(len, batches)), 0
     generated: list[Image.Image] = []
     paths: list[Path] = []
-    for start in range(0, len(jobs), BATCH_SIZE):
-        batch = jobs[start : start + BATCH_SIZE]
-        label = f"{start + 1} to {start + len(batch)} of {len(jobs)}" if len(jobs) > BATCH_SIZE else None
+    for batch in batches:
+        label = f"{start + 1} to {start + len(batch)} of {total}" if len(batches) > 1 else None
+        start += len(batch)
         prepared.pipe.set_progress_bar_config(disable=None if progress else True, desc=label)  # None: in a terminal
         results = prepared.generate(batch)
         new = save_images(request, results, batch, out, taken=set(paths))
@@ -82,6 +83,12 @@ def run(
         if on_saved is not None:
             on_saved(paths[-1], None, None)
     return paths
+
+
+def batches_of(request: GenerationRequest) -> list[list[tuple[str, int]]]:
+    """Return the prompt and the seed of each image of a request, in the batches that are generated together."""
+    images = [(prompt, request.seed + copy) for prompt in request.prompts for copy in range(request.num_images)]
+    return [images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE)]
 
 
 def load_pipeline(model: str, dtype: Dtype, device: str) -> BlipDiffusionPipeline:
@@ -135,6 +142,13 @@ def prepare(pipe: BlipDiffusionPipeline, request: GenerationRequest) -> Prepared
     load_adapters(pipe, request.loras, request.embeddings)
     control = _control_arguments(request.controls, pipe)
     return PreparedRequest(pipe, request, {**_subject_arguments(pipe, request), **control})
+
+
+def release(pipe: BlipDiffusionPipeline) -> None:
+    """Remove the LoRAs and subjects that `prepare` loaded into a pipeline, for the next request."""
+    for name in pipe.subjects:
+        pipe.unload_subject(name)
+    unload_adapters(pipe)
 
 
 def _subject_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:
