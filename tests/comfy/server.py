@@ -67,9 +67,10 @@ class Comfy:
         import aiohttp
 
         outcome = Outcome()
-        async with aiohttp.ClientSession() as session, session.ws_connect(
-            f"http://{self.address}/ws?clientId=test", max_msg_size=0
-        ) as messages:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(f"http://{self.address}/ws?clientId=test", max_msg_size=0) as messages,
+        ):
             post: Callable[..., Awaitable[Any]] = asyncio.to_thread
             status, answer = await post(self.post, "/prompt", {"prompt": graph, "client_id": "test"})
             assert status == 200, answer
@@ -105,7 +106,14 @@ def running(comfyui: Path, folder: Path, packs: dict[str, Path]) -> Iterator[Com
         shutil.copytree(pack, folder / "custom_nodes" / name)
     log = folder / "log.txt"
     command = [os.environ.get("COMFYUI_PYTHON", sys.executable), "main.py", "--cpu", "--listen", "127.0.0.1"]
-    command += ["--port", str(_free_port()), "--base-directory", str(folder), "--database-url", f"sqlite:///{folder}/comfy.db"]
+    command += [
+        "--port",
+        str(_free_port()),
+        "--base-directory",
+        str(folder),
+        "--database-url",
+        f"sqlite:///{folder}/comfy.db",
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     options = {"cwd": comfyui, "env": environment}
     with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out, **options) as process:

@@ -40,7 +40,7 @@ def text_states(
     pipe = model.pipe(request.dtype)
     if pipe.model.place_width or pipe.vae.config.latent_channels != SD_CHANNELS:
         raise InputError(
-            "KSampler can't sample with this model, whose U-Net isn't that of Stable Diffusion 1.5: use the node Generate."
+            "KSampler can't sample with this model, whose U-Net isn't Stable Diffusion 1.5's: use the node Generate."
         )
     try:
         prepared = prepare(pipe, request)
@@ -60,4 +60,4 @@ def _check_unet(pipe: Any) -> None:
     """Raise `InputError` for active subjects that change the U-Net, which another sampler has its own copy of."""
     for name in pipe.active_subjects:
         if changes_unet(pipe.adapters.registry.get(name)):
-            raise InputError(f"{name!r} was tuned with weights of the U-Net, which KSampler wouldn't use: use Generate.")
+            raise InputError(f"{name!r} was tuned with weights of the U-Net, which KSampler has not: use Generate.")

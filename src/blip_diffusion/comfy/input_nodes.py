@@ -109,7 +109,6 @@ class SubjectFromImages(io.ComfyNode):  # type: ignore[misc]
                               tooltip="What isn't the subject, as LoadImage's mask is: it becomes white."),
             ],
             outputs=[SUBJECT.Output(display_name="subject"), io.Image.Output(display_name="crop")],
-            is_output_node=True,
         )  # fmt: skip
 
     @classmethod

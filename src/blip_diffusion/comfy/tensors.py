@@ -1,4 +1,4 @@
-"""ComfyUI's images: IMAGE tensors (B, H, W, 3) and MASK tensors (B, H, W), float32 in [0, 1], to files' bytes and back."""
+"""ComfyUI's images to PIL and back: IMAGE tensors (B, H, W, 3) and MASK tensors (B, H, W), float32 in [0, 1]."""
 
 import io
 from collections.abc import Sequence

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from math import isfinite
-from pathlib import Path
 from typing import Literal
 
 from PIL import Image

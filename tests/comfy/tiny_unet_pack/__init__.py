@@ -30,6 +30,10 @@ TINY = {
 }
 
 
+class Tiny(comfy.supported_models.SD15):
+    unet_extra_config: dict[str, Any] = {}  # noqa: RUF012  # ComfyUI's; it would set eight heads
+
+
 class TinyUnet:
     RETURN_TYPES = ("MODEL",)
     FUNCTION = "load"
@@ -42,7 +46,7 @@ class TinyUnet:
     def load(self, path: str) -> tuple[Any]:
         weights = comfy.utils.load_torch_file(path)
         names = comfy.utils.unet_to_diffusers(TINY)
-        config = comfy.supported_models.SD15(dict(TINY))
+        config = Tiny(dict(TINY))
         config.set_inference_dtype(torch.float32, None)
         model = config.get_model({}, "")
         model.load_model_weights({names[name]: tensor for name, tensor in weights.items()}, "")
