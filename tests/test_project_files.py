@@ -21,6 +21,8 @@ def pins(name: str) -> dict[str, str]:
 def test_one_version() -> None:
     version = PROJECT["version"]
     assert blip_diffusion.__version__ == version
+    nodes = tomllib.loads((ROOT / "comfyui" / "pyproject.toml").read_text(encoding="utf-8"))
+    assert nodes["project"]["version"] == version
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     newest = re.search(r"^## \[(\d[\w.]*)\]", changelog, re.MULTILINE)

@@ -4,7 +4,9 @@ import io
 import itertools
 import re
 import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from PIL import Image, ImageOps, PngImagePlugin
 
@@ -58,10 +60,20 @@ def _free_path(path: Path, metadata: str, taken: set[Path]) -> Path:
     )
 
 
-def png_with_metadata(image: Image.Image, metadata: str) -> bytes:
-    """Return an image as a PNG file that holds its settings; `metadata` is what `png_metadata.encode` returns."""
+def png_with_metadata(image: Image.Image, metadata: str, others: Mapping[str, str] = MappingProxyType({})) -> bytes:
+    """Return an image as a PNG file that holds its settings.
+
+    Args:
+        image: The image.
+        metadata: What `png_metadata.encode` returns.
+        others: Further text chunks, by name.
+
+    Returns:
+        The bytes of the file.
+    """
     information = PngImagePlugin.PngInfo()
-    information.add_text(METADATA, metadata)
+    for name, text in {METADATA: metadata, **others}.items():
+        information.add_text(name, text)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=information)
     return buffer.getvalue()

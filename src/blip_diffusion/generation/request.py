@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from math import isfinite
-from pathlib import Path
 from typing import Literal
 
 from PIL import Image
@@ -184,13 +183,13 @@ def read_region_mask(source: images.Source) -> bytes:
 
 
 def read_control(
-    kind: str, path: Path, scale: float = 1.0, controlnet: str = "", *, side: int | None = None
+    kind: str, source: images.Source, scale: float = 1.0, controlnet: str = "", *, side: int | None = None
 ) -> ControlInput:
     """Read an image file and compute its control map.
 
     Args:
         kind: One of `annotators.KINDS`.
-        path: An image file.
+        source: The path of an image file, or an open file.
         scale: Conditioning scale.
         controlnet: See `ControlInput`.
         side: Short side in pixels of the image to be generated, at which the map is computed: edges of a much larger
@@ -201,8 +200,8 @@ def read_control(
     """
     from blip_diffusion.annotators import annotate  # imports torch
 
-    source = _at_most(images.open_image(path), min(side or CONTROL_SIDE, CONTROL_SIDE))
-    return ControlInput(kind, images.png_bytes(annotate(source, kind)), scale, controlnet)
+    image = _at_most(images.open_image(source), min(side or CONTROL_SIDE, CONTROL_SIDE))
+    return ControlInput(kind, images.png_bytes(annotate(image, kind)), scale, controlnet)
 
 
 def _at_most(image: Image.Image, side: int) -> Image.Image:

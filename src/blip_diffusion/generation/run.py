@@ -74,12 +74,11 @@ def _generate_all(
     ready: "PreparedRequest", out: Path, grid: Path | None, on_saved: OnSaved, *, progress: bool
 ) -> list[Path]:
     request = ready.request
-    jobs = [(prompt, request.seed + copy) for prompt in request.prompts for copy in range(request.num_images)]
     variants = [ready.with_subject(variant) for variant in request.variants()]
-    batches = [(one, jobs[start : start + BATCH_SIZE]) for one in variants for start in range(0, len(jobs), BATCH_SIZE)]
+    batches = [(variant, batch) for variant in variants for batch in batches_of(request)]
     generated: list[Image.Image] = []
     paths: list[Path] = []
-    total = len(jobs) * len(variants)
+    total = sum(len(batch) for _, batch in batches)
     for variant, batch in batches:
         start = len(paths) + 1
         label = f"{start} to {start + len(batch) - 1} of {total}" if total > BATCH_SIZE else None
@@ -98,6 +97,12 @@ def _generate_all(
 
 def _say_nothing(*_: object) -> None:
     pass
+
+
+def batches_of(request: GenerationRequest) -> list[list[tuple[str, int]]]:
+    """Return the prompt and the seed of each image of a request, in the batches that are generated together."""
+    images = [(prompt, request.seed + copy) for prompt in request.prompts for copy in range(request.num_images)]
+    return [images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE)]
 
 
 def load_pipeline(model: str, dtype: Dtype, device: str) -> BlipDiffusionPipeline:

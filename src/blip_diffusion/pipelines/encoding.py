@@ -1,5 +1,8 @@
 """The encode step: references to subject tokens, prompts to text states; both are cached."""
 
+from inspect import signature
+from typing import Any, cast
+
 import torch
 from PIL import Image
 from torch import Tensor
@@ -11,7 +14,7 @@ from blip_diffusion.images import ResizeMode
 from blip_diffusion.nn_utils import tensor_bytes, weights_version
 from blip_diffusion.pipelines.broadcast import OneOrMany, as_list, repeat
 from blip_diffusion.pipelines.host import PipelineHost
-from blip_diffusion.pipelines.inputs import PipelineInputs
+from blip_diffusion.pipelines.inputs import CallArguments, PipelineInputs, prepare_inputs
 from blip_diffusion.pipelines.locking import exclusive
 from blip_diffusion.pipelines.prompt_inputs import PromptInputs, on_device
 from blip_diffusion.prompts import warn_of_dropped
@@ -44,6 +47,46 @@ class EncodingMixin(PipelineHost):
             >>> pipe("on the beach", target_subject_category="dog", subject_embeds=tokens).images[0]
         """
         return self._encode_subjects([as_list(reference_images)], [category], resize_mode)[0]
+
+    @torch.no_grad()
+    @exclusive
+    def encode_prompt(
+        self,
+        prompt: str,
+        reference_image: Image.Image | None = None,
+        source_subject_category: str = "",
+        target_subject_category: str = "",
+        *,
+        negative_prompt: str = "",
+        resize_mode: ResizeMode | None = None,
+        subject_embeds: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the text states that a call with the same arguments gives to the U-Net.
+
+        Args:
+            prompt: The scene, without the subject: "on the beach".
+            reference_image: An image of the subject; see `__call__`.
+            source_subject_category: What the reference shows.
+            target_subject_category: What to generate it as; by default the same.
+            negative_prompt: What should not appear.
+            resize_mode: How the reference becomes square; by default the model's.
+            subject_embeds: Subject tokens (1, Q, D) in place of a reference.
+
+        Returns:
+            Text states (1, L, D) of the prompt with the subject in it, and of the negative prompt, to pass as
+            `prompt_embeds` and `negative_prompt_embeds`, or to another sampler.
+
+        Raises:
+            InputError: If there is no subject, or arguments do not fit together.
+
+        Example:
+            >>> embeds, negative = pipe.encode_prompt("on the beach", photo, "dog", "dog")
+            >>> pipe(prompt_embeds=embeds, negative_prompt_embeds=negative).images[0]
+        """
+        own = {name: value for name, value in locals().items() if name != "self"}
+        defaults = {name: one.default for name, one in signature(cast(Any, self)).parameters.items()}
+        inputs = prepare_inputs(self, CallArguments.select(defaults | own | {"generator": torch.Generator()}))
+        return self._prompt_states(inputs), self._negative_states(inputs)
 
     def preview_reference(self, image: Image.Image, *, resize_mode: ResizeMode | None = None) -> Image.Image:
         """Return the square of a reference that the image encoder reads.

@@ -10,14 +10,13 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from blip_diffusion import images
-from blip_diffusion.diffusion.latents import LatentCodec
 from blip_diffusion.errors import BlipDiffusionError
 from blip_diffusion.generation.output import png_with_metadata
 from blip_diffusion.generation.png_metadata import encode
+from blip_diffusion.generation.previews import preview_image, preview_steps
 from blip_diffusion.generation.run import load_pipeline, prepared
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import Dtype, default_dtype
@@ -25,7 +24,6 @@ from blip_diffusion.references import square_reference
 from blip_diffusion.serving.messages import Batch, Cancel, Crop, Finished, Progress, Ready, Task
 
 MAX_MODELS = 2
-PREVIEW_SIDE = 256
 
 
 class Cancelled(Exception):  # noqa: N818  # not an error
@@ -132,16 +130,8 @@ class _Worker:
         return {}
 
 
-def preview_steps(steps: int, previews: int) -> set[int]:
-    """Return the steps after which there is a preview: evenly spaced, without the last one."""
-    return {round(steps * number / (previews + 1)) for number in range(1, previews + 1)} - {0, steps}
-
-
 def _preview(pipe: Any, latents: Tensor) -> bytes:
-    """Return the images of noisy latents (B, C, H / 8, W / 8), side by side, as one JPEG."""
-    decoded = images.to_pil(LatentCodec(pipe.vae).decode(latents))
-    for image in decoded:
-        image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.BICUBIC)
+    """Return the preview of noisy latents as a JPEG."""
     buffer = io.BytesIO()
-    images.grid(decoded, len(decoded)).save(buffer, "JPEG", quality=80)
+    preview_image(pipe, latents).save(buffer, "JPEG", quality=80)
     return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""ComfyUI nodes over the same generation requests as the command line; the folder comfyui/ is what ComfyUI loads."""

@@ -1,0 +1,140 @@
+"""Run a node's request: the command line's request and its batches, with progress and previews for ComfyUI."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from blip_diffusion.comfy.loaded_model import LoadedModel
+from blip_diffusion.comfy.subjects import GeneratedImages, SubjectInput
+from blip_diffusion.errors import BlipDiffusionError, InputError
+from blip_diffusion.generation.adapter_refs import LoraRef
+from blip_diffusion.generation.previews import preview_image, preview_steps
+from blip_diffusion.generation.request import ControlInput, GenerationRequest
+from blip_diffusion.generation.run import batches_of, prepared
+
+NO_PRESET = "none"
+Report = Callable[[int, int, Image.Image | None], None]
+"""Gets the steps done, all steps, and a preview or `None`; what it raises ends the generation."""
+FLAG = re.compile(r"--([a-z]+(?:-[a-z]+)*)")
+
+
+def request_of(
+    model: LoadedModel,
+    subject: SubjectInput | None,
+    prompt: str,
+    *,
+    target_category: str = "",
+    preset: str = NO_PRESET,
+    controls: Sequence[ControlInput] = (),
+    loras: Sequence[LoraRef] = (),
+    **numbers: Any,
+) -> GenerationRequest:
+    """Return the request that a node's inputs make: the one that the command line makes of the same values.
+
+    Args:
+        model: The model.
+        subject: The subject. `None`: the words of `target_category`, which a LoRA explains.
+        prompt: The scene.
+        target_category: What to generate the subject as; empty: what it is.
+        preset: "exact", "fast", "turbo" or "none".
+        controls: Control maps.
+        loras: LoRAs with their weights.
+        **numbers: Fields of `GenerationRequest`: `seed`, `num_images`, `negative_prompt`; and `steps`,
+            `guidance_scale`, `width`, `height`, of which 0 is the model's default.
+
+    Raises:
+        InputError: If a value is empty or out of range.
+    """
+    category = subject.category if subject is not None else target_category
+    if subject is None and not (loras and category.strip()):
+        raise InputError("There is no subject: connect one, or a LoRA, and the word that it explains as category.")
+    references = subject.references if subject is not None else ()
+    tuned = subject.tuned if subject is not None else ()
+    chosen = "" if preset == NO_PRESET else preset
+    optional = {name: numbers.pop(name, 0) or None for name in ("steps", "guidance_scale", "width", "height")}
+    return GenerationRequest(
+        prompts=(prompt,),
+        reference=tuned[0].thumbnail if tuned else next(iter(references), b""),
+        more_references=tuple(references[1:]),
+        category=category,
+        target_category=target_category.strip() or category,
+        model=model.name,
+        subjects=tuned,
+        loras=tuple(loras),
+        controls=tuple(controls),
+        resize_mode=subject.resize_mode if subject is not None else None,
+        preset=chosen,
+        engine=model.engine,
+        dtype=model.dtype_of(chosen),
+        **optional,
+        **numbers,
+    )
+
+
+def generate(
+    model: LoadedModel, request: GenerationRequest, report: Report, *, previews: int = 0
+) -> tuple[list[Image.Image], GeneratedImages]:
+    """Generate the images of a request.
+
+    Args:
+        model: The model, which has nothing of the request afterwards.
+        request: What to generate.
+        report: Called after each sampling step.
+        previews: Previews of each batch, evenly spaced; each decodes the latents once.
+
+    Returns:
+        The images, and what each was made from.
+
+    Raises:
+        InputError: If the request does not fit the model.
+        CheckpointError: If a file that it names is missing, damaged, or for another model.
+    """
+    batches = batches_of(request)
+    pipe = model.pipe(request.dtype)
+    results: list[Image.Image] = []
+    with prepared(pipe, request) as ready:
+        for index, batch in enumerate(batches):
+            on_step = partial(_on_step, report, previews, index, len(batches))
+            results += ready.generate(batch, on_step)
+    return results, GeneratedImages(request, tuple(image for batch in batches for image in batch))
+
+
+def _on_step(
+    report: Report,
+    previews: int,
+    batch: int,
+    batches: int,
+    pipe: Any,
+    index: int,
+    timestep: Tensor,
+    tensors: dict[str, Tensor],
+) -> dict[str, Tensor]:
+    steps = len(pipe.scheduler.timesteps)
+    wanted = index + 1 in preview_steps(steps, previews)
+    report(batch * steps + index + 1, batches * steps, preview_image(pipe, tensors["latents"]) if wanted else None)
+    return {}
+
+
+@contextmanager
+def node_rules() -> Iterator[None]:
+    """Context manager of what a node does.
+
+    ComfyUI calls nodes in inference mode, in which weights that are loaded couldn't be changed later: within this, that
+    mode is off. Sentences of errors name inputs of nodes where they named flags.
+    """
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+    except BlipDiffusionError as error:
+        raise type(error)(sentence(error)) from error
+
+
+def sentence(error: Exception) -> str:
+    """Return the sentence of an error, with the names of inputs in place of flags."""
+    return FLAG.sub(lambda flag: flag[1].replace("-", "_"), str(error))
