@@ -23,6 +23,7 @@ CURRENT = [page for page in PAGES if "log" not in page.relative_to(ROOT).parts a
 RUN = (
     "README.md",
     "docs/quickstart.md",
+    "docs/guides/edit.md",
     "docs/guides/generate.md",
     "docs/guides/presets.md",
     "docs/guides/personalize.md",

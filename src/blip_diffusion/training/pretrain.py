@@ -68,7 +68,7 @@ class RunConfig:
     subject: SubjectConfig = field(default_factory=SubjectConfig)
     consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
-    inpaint: InpaintConfig = field(default_factory=InpaintConfig)  # beside the table subject
+    inpaint: InpaintConfig = field(default_factory=InpaintConfig)
 
     def __post_init__(self) -> None:
         weights = (self.representation.itc_weight, self.representation.itm_weight)
@@ -167,7 +167,7 @@ def control(material: BuildContext) -> Objective:
 def inpaint(material: BuildContext) -> Objective:
     """Build the objective of inpainting by concatenation, from a trained model."""
     config, (_, model) = material.config, _trained(material)
-    return Inpainting(model, initialization.noising_from(model.scheduler), config.subject, config.inpaint)
+    return Inpainting(model, initialization.noising_from(model.scheduler), config.inpaint)
 
 
 def check_size(config: RunConfig, model: BlipDiffusion) -> None:

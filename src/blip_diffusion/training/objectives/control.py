@@ -23,6 +23,7 @@ from blip_diffusion.edges import canny_edges
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
+from blip_diffusion.training.text_dropout import check_dropout, dropped_text_states
 
 Hint = Literal["canny", "mask"]
 CONDITIONING_CHANNELS = (16, 32, 96, 256)
@@ -43,8 +44,7 @@ class ControlConfig:
     timestep_shift: float = 1.0  # above 1, more of the copies are noisy, where the layout is decided
 
     def __post_init__(self) -> None:
-        if not 0 <= self.subject_drop + self.prompt_drop < 1:
-            raise ConfigError(f"subject_drop + prompt_drop is {self.subject_drop + self.prompt_drop}: keep it below 1.")
+        check_dropout(self.prompt_drop, self.subject_drop)
         for name in ("res_blocks", "noise_samples_per_pair"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: use 1 or more.")
@@ -97,15 +97,8 @@ class StructureControl(Objective):
 
     def _text_states(self, batch: SubjectBatch, rng: torch.Generator) -> Tensor:
         """Encode prompts; while training, some without their subject and some without any word."""
-        tokens = self.model.subject_tokens(batch["reference"], batch["category"])
-        whole = self.model.text_states(batch["caption"], tokens, batch["frames"])
-        if not self.training:
-            return whole
-        draw = torch.rand(len(tokens), generator=rng, device=rng.device)
-        empty = (draw < self.config.prompt_drop).tolist()
-        captions = ["" if none else caption for none, caption in zip(empty, batch["caption"], strict=True)]
-        dropped = draw < self.config.prompt_drop + self.config.subject_drop
-        return torch.where(dropped[:, None, None], self.model.text_states(captions), whole)
+        drops = (self.config.prompt_drop, self.config.subject_drop) if self.training else (0.0, 0.0)
+        return dropped_text_states(self.model, batch, rng, prompt_drop=drops[0], subject_drop=drops[1])
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return the parameters of the new network."""
