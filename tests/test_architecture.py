@@ -145,7 +145,7 @@ WITHIN = {
         "page": SERVICE | {"http"},
     },
     "training": {
-        "objectives": TRAINER | {"sample_callback"},
+        "objectives": TRAINER | {"sample_callback", "text_dropout"},
         "personalize": TRAINER | {"initialization", "objectives"},
         "recipe": TRAINER | {"initialization", "objectives"},
     },

@@ -28,6 +28,7 @@ NOTEBOOKS = sorted((ROOT / "examples/notebooks").glob("*.ipynb"))
 RUN = (
     "README.md",
     "docs/quickstart.md",
+    "docs/guides/edit.md",
     "docs/guides/generate.md",
     "docs/guides/presets.md",
     "docs/guides/personalize.md",

@@ -1,5 +1,6 @@
 """Editing: what is outside the mask stays, nothing stays on the U-Net, and bad input is one sentence."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ from diffusers.models.attention_processor import Attention
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from blip_diffusion.checkpoint.subject_file import Subject, fingerprint
 from blip_diffusion.errors import InputError
 from blip_diffusion.images import to_tensor
 from blip_diffusion.modules import attention_control
 from blip_diffusion.modules.inpainting_unet import widened
 from blip_diffusion.pipelines.attention_alignment import AttentionControl, Sentence, align
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
+from blip_diffusion.pipelines.presets import Preset
 
 SIZE = 32
 
@@ -73,6 +76,27 @@ def test_an_empty_edit_keeps_the_photo(pipe: BlipDiffusionPipeline, photo: Image
     out = pipe.edit(photo, "dog", "dog", prompt="on the beach", inversion="ddpm", generator=rng(), **options)
     clean = pipe.model.latents.encode(to_tensor([photo]))
     torch.testing.assert_close(out.images, clean, atol=1e-4, rtol=1e-4)
+
+
+def test_a_tuned_subject_comes_with_its_own_word(own: BlipDiffusionPipeline, photo: Image.Image) -> None:
+    tokens = torch.randn(1, 4, 32, generator=rng())
+    own.load_subject(Subject("tom", "dog", tokens, fingerprint(own.unet, own.text_encoder)))
+    options: dict[str, Any] = {"mask": "none", "output_type": "pt", "generator": rng()}
+    found = own.edit(photo, "cat", **options).images
+    options["generator"] = rng()
+    assert torch.equal(found, own.edit(photo, "cat", "dog", subject_embeds=tokens, **options).images)
+
+
+def test_another_engine_edits_alike(own: BlipDiffusionPipeline, photo: Image.Image, dog: Image.Image) -> None:
+    options: dict[str, Any] = {"prompt": "on the beach", "mask": "none", "output_type": "pt"}
+    plain = own.edit(photo, "cat", "dog", dog, generator=rng(), **options).images
+    own.set_preset(Preset(engine="openvino"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other = own.edit(photo, "cat", "dog", dog, generator=rng(), **options).images
+    torch.testing.assert_close(plain, other, atol=0.02, rtol=0)
+    with pytest.raises(InputError, match="engine torch"):
+        own.edit(photo, "cat", "dog", dog, **options, attention=AttentionControl())
 
 
 def test_attention_control_leaves_nothing_behind(

@@ -120,6 +120,7 @@ class EditBenchConfig:
         edits: Number of edits, from 2.
         conditions: Names of `CONDITIONS`.
         strength: Of all edits.
+        steps: Sampling steps; by default the model's.
         engine: What runs the U-Net; attention control always takes torch.
         judges: Learned metrics, of `JUDGES`; none saves a minute.
     """
@@ -129,6 +130,7 @@ class EditBenchConfig:
     edits: int = 60
     conditions: tuple[str, ...] = DEFAULT
     strength: float = 1.0
+    steps: int | None = None
     engine: Engine = "torch"
     judges: tuple[str, ...] = tuple(JUDGES)
 
@@ -185,40 +187,40 @@ def _grown(alpha: Tensor, threshold: float, reach: int) -> Tensor:
     return F.max_pool2d((alpha > threshold).float(), 2 * reach + 1, stride=1, padding=reach)
 
 
-def editor(pipe: BlipDiffusionPipeline, tasks: Sequence[EditTask], condition: EditCondition, strength: float) -> Any:
-    """Return the generator of a condition's images."""
+def editor(
+    pipe: BlipDiffusionPipeline, tasks: Sequence[EditTask], condition: EditCondition, **settings: Any
+) -> ImageGenerator:
+    """Return the generator of a condition's images; `settings` are arguments of every call."""
     by_file = {task.instance.file: task for task in tasks}
     reconstruct = autoencoder_reconstruction(pipe.model)
 
-    def one(instance: Instance) -> Image.Image:
-        task = by_file[instance.file]
+    def one(task: EditTask) -> Image.Image:
         if condition.kind == "copy":
             return to_pil(task.photo[None])[0]
         if condition.kind == "truth":
             return to_pil(reconstruct(task.truth[None]))[0]
-        return edited(pipe, task, condition, strength)
+        return edited(pipe, task, condition, **settings)
 
-    generator: ImageGenerator = lambda instances: [one(instance) for instance in instances]  # noqa: E731
-    return generator
+    return lambda instances: [one(by_file[instance.file]) for instance in instances]
 
 
-def edited(pipe: BlipDiffusionPipeline, task: EditTask, condition: EditCondition, strength: float = 1.0) -> Image.Image:
+def edited(pipe: BlipDiffusionPipeline, task: EditTask, condition: EditCondition, **settings: Any) -> Image.Image:
     """Return the edit of one task."""
     instance = task.instance
     category, reference = instance.subject.category, open_image(instance.subject.images[0])
-    rng = torch.Generator().manual_seed(instance.seed)
+    settings["generator"] = torch.Generator().manual_seed(instance.seed)
     photo, given = to_pil(task.photo[None])[0], to_pil(task.given[None].expand(-1, 3, -1, -1))[0].convert("L")
-    mask: Any = given if condition.mask == "given" else condition.mask
     result: Any
     if condition.kind == "generate":
-        result = pipe(task.prompt, reference, category, category, generator=rng)
+        settings.pop("strength", None)
+        result = pipe(task.prompt, reference, category, category, **settings)
     elif condition.kind == "inpaint":
-        result = pipe.inpaint(photo, given, reference, category, prompt=task.prompt, generator=rng, **condition.options)
+        options = {**condition.options, **settings, "prompt": task.prompt}
+        result = pipe.inpaint(photo, given, reference, category, **options)
     else:
-        result = pipe.edit(
-            photo, task.source_category, category, reference, prompt=task.prompt, mask=mask, strength=strength,
-            generator=rng, **condition.options,
-        )  # fmt: skip
+        mask: Any = given if condition.mask == "given" else condition.mask
+        options = {**condition.options, **settings, "prompt": task.prompt, "mask": mask}
+        result = pipe.edit(photo, task.source_category, category, reference, **options)
     image: Image.Image = result.images[0]
     return image
 
@@ -273,9 +275,8 @@ def evaluate_edits(
     pipe.set_progress_bar_config(disable=True)
     size = int(pipe.unet.config.sample_size) * pipe.model.latents.factor
     tasks = build_tasks(bench, world, config.edits, size=size)
-    claim_output_dir(
-        out, {"model": config.model, "edits": config.edits, "strength": config.strength, "engine": config.engine}
-    )
+    settings = {"strength": config.strength, "num_inference_steps": config.steps}
+    claim_output_dir(out, {"model": config.model, "edits": config.edits, "engine": config.engine, **settings})
     judges = _judges(config, bench, world, pipe, size)
     results, files = [], {}
     for name in config.conditions:
@@ -284,9 +285,8 @@ def evaluate_edits(
         began, instances = time.monotonic(), [task.instance for task in tasks]
         folder = out / IMAGES / name.replace("/", "-")
         there = sum((folder / one.file).is_file() for one in instances)
-        paths = generate_missing(
-            editor(pipe, tasks, CONDITIONS[name], config.strength), instances, folder, batch_size=10, log=log
-        )
+        generator = editor(pipe, tasks, CONDITIONS[name], **settings)
+        paths = generate_missing(generator, instances, folder, batch_size=10, log=log)
         seconds = (time.monotonic() - began) / (len(tasks) - there) if there < len(tasks) else 0.0
         values = scored(tasks, paths) | {judge: score(paths, instances) for judge, score in judges.items()}
         results.append(EditScores(name, {key: bootstrap_ci(value[None]) for key, value in values.items()}, seconds))

@@ -88,7 +88,8 @@ class EditingMixin(PipelineHost):
             >>> pipe.edit(photo, "dog", "cat", cat, prompt="on the beach").images[0].save("cat-on-beach.png")
         """
         check_edit(self, inversion, strength, feather, mask_threshold)
-        category = target_category or source_category
+        tuned = reference_image is None and options.get("subject_embeds") is None and self.adapters.registry.mixture
+        category = target_category or ("" if tuned else source_category)  # a tuned subject knows its own
         inputs, photo = self._prepared(
             image, options, prompt=prompt, reference_image=reference_image, image=control_image, category=category
         )

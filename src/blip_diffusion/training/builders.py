@@ -128,7 +128,7 @@ def prior(material: BuildContext) -> Objective:
 def inpaint(material: BuildContext) -> Objective:
     """Build the objective of inpainting by concatenation, from a trained model."""
     config, (_, model) = material.config, _trained(material)
-    return Inpainting(model, initialization.noising_from(model.scheduler), config.subject, config.inpaint)
+    return Inpainting(model, initialization.noising_from(model.scheduler), config.inpaint)
 
 
 def sentences(material: BuildContext) -> Objective:

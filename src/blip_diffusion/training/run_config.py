@@ -46,7 +46,7 @@ class RunConfig:
     consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
-    inpaint: InpaintConfig = field(default_factory=InpaintConfig)  # beside the table subject
+    inpaint: InpaintConfig = field(default_factory=InpaintConfig)
     sentences: SentencesConfig = field(default_factory=SentencesConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
 

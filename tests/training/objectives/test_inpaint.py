@@ -12,13 +12,12 @@ from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training.initialization import noising_from
 from blip_diffusion.training.objectives.inpaint import InpaintConfig, Inpainting
-from blip_diffusion.training.objectives.subject import SubjectConfig
 
 from .overfit import ids, moved_parameters, overfit
 
 
 def objective(model: BlipDiffusion) -> Inpainting:
-    return Inpainting(model, noising_from(model.scheduler), SubjectConfig(), InpaintConfig())
+    return Inpainting(model, noising_from(model.scheduler), InpaintConfig())
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="copy, generate, truth, inpaint-2, or INVERSION/MASK[/attention], for example direct/difference",
     )
     parser.add_argument("--strength", type=float, default=1.0, help="share of the steps that are run (default: 1)")
+    parser.add_argument("--steps", type=int, help="sampling steps (default: the model's)")
     parser.add_argument("--metrics", nargs="*", metavar="NAME", help="focus, text (default: both)")
     parser.add_argument(
         "--engine", choices=("torch", "compiled", "openvino"), default="torch", help="backend (default: torch)"
@@ -45,6 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
         edits=arguments.edits,
         conditions=tuple(arguments.conditions or DEFAULT),
         strength=arguments.strength,
+        steps=arguments.steps,
         engine=arguments.engine,
         judges=tuple(JUDGES if arguments.metrics is None else arguments.metrics),
     )

@@ -24,6 +24,7 @@ from blip_diffusion.errors import ConfigError
 from blip_diffusion.framing import default_boxes, frames_of
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
+from blip_diffusion.training.text_dropout import check_dropout, dropped_text_states
 
 Hint = Literal["canny", "mask"]
 CONDITIONING_CHANNELS = (16, 32, 96, 256)
@@ -45,8 +46,7 @@ class ControlConfig:
     timestep_shift: float = 1.0  # above 1, more of the copies are noisy, where the layout is decided
 
     def __post_init__(self) -> None:
-        if not 0 <= self.subject_drop + self.prompt_drop < 1:
-            raise ConfigError(f"subject_drop + prompt_drop is {self.subject_drop + self.prompt_drop}: keep it below 1.")
+        check_dropout(self.prompt_drop, self.subject_drop)
         if not 0 <= self.default_frames <= 1:
             raise ConfigError(f"default_frames is {self.default_frames}: use 0 to 1.")
         for name in ("res_blocks", "noise_samples_per_pair"):
@@ -101,18 +101,12 @@ class StructureControl(Objective):
 
     def _text_states(self, batch: SubjectBatch, rng: torch.Generator) -> Tensor:
         """Encode prompts; while training, some without their subject and some without any word."""
-        tokens = self.model.subject_tokens(batch["reference"], batch["category"])
-        frames = batch["frames"]
-        if self.training:
-            frames = with_default_frames(frames, self.config.default_frames, rng)
-        states = self.model.text_states(batch["caption"], tokens, frames)
         if not self.training:
-            return states
-        uniform = torch.rand(len(tokens), generator=rng, device=rng.device)
-        empty = (uniform < self.config.prompt_drop).tolist()
-        captions = ["" if drop else caption for drop, caption in zip(empty, batch["caption"], strict=True)]
-        dropped = uniform < self.config.prompt_drop + self.config.subject_drop
-        return torch.where(dropped[:, None, None], self.model.text_states(captions), states)
+            return dropped_text_states(self.model, batch, rng, prompt_drop=0.0, subject_drop=0.0)
+        frames = with_default_frames(batch["frames"], self.config.default_frames, rng)
+        placed: SubjectBatch = {**batch, "frames": frames}
+        drops = {"prompt_drop": self.config.prompt_drop, "subject_drop": self.config.subject_drop}
+        return dropped_text_states(self.model, placed, rng, **drops)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return the parameters of the new network."""

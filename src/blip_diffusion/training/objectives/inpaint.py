@@ -6,37 +6,57 @@ are zero at first: training begins with the very model that it extends.
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from blip_diffusion.checkpoint.model_folder import save_model
 from blip_diffusion.data import inpainting_masks
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.diffusion.concatenation import inpainting_channels
-from blip_diffusion.diffusion.forward_process import Noising
-from blip_diffusion.diffusion.guidance import Denoiser
+from blip_diffusion.diffusion.forward_process import Noising, denoising_loss
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.modules.inpainting_unet import widened
-from blip_diffusion.training.objective import ParameterGroup
-from blip_diffusion.training.objectives.subject import SubjectConfig, SubjectRepresentation
+from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
+from blip_diffusion.training.objectives.masked_denoising_loss import mask_weights
+from blip_diffusion.training.sample_callback import sample_with_same_noise
+from blip_diffusion.training.text_dropout import check_dropout, dropped_text_states
 
 
 @dataclass(frozen=True)
 class InpaintConfig:
-    """Shares of the kinds of masks; what they leave over are strokes and boxes as LaMa draws them."""
+    """Shares of the kinds of masks, what is left out of the text, and the weights of the loss.
+
+    What the shares leave over are strokes and boxes as LaMa draws them.
+    """
 
     whole: float = 0.25  # all of the image: it still draws from nothing (as Stable Diffusion's inpainting was trained)
     subject: float = 0.45  # the subject's outline, its box or an ellipse
     kept: float = 0.10  # all but the subject
+    prompt_drop: float = 0.0  # share of prompts that lose all their words, and their subject
+    subject_drop: float = 0.15  # share of prompts without subject tokens
+    noise_samples_per_pair: int = 1  # noised copies of each pair
+    min_snr: float | None = None  # γ of the loss weights; none: the simple loss
+    timestep_shift: float = 1.0  # above 1, more of the copies are noisy
+    background_weight: float = 0.5  # of an error outside the mask, relative to 1 within
 
     def __post_init__(self) -> None:
         shares = (self.whole, self.subject, self.kept)
         if min(shares) < 0 or sum(shares) > 1:
             raise ConfigError(f"whole + subject + kept is {sum(shares)}: use shares from 0 whose sum is at most 1.")
+        check_dropout(self.prompt_drop, self.subject_drop)
+        if self.noise_samples_per_pair < 1:
+            raise ConfigError(f"noise_samples_per_pair is {self.noise_samples_per_pair}: use 1 or more.")
+        if self.timestep_shift <= 0:
+            raise ConfigError(f"timestep_shift is {self.timestep_shift}: use a number above 0; 1 is uniform.")
+        if not 0 <= self.background_weight <= 1:
+            raise ConfigError(f"background_weight is {self.background_weight}: use a number from 0 to 1.")
 
 
-class Inpainting(SubjectRepresentation):
+class Inpainting(Objective):
     """Train the U-Net to repaint what a mask covers; all else is frozen.
 
     loss = E w(t) |m ⊙ (target - f([x_t | mask | E(masked image)], t, text(prompt, tokens(reference))))|², with the
@@ -45,14 +65,13 @@ class Inpainting(SubjectRepresentation):
     Args:
         model: The whole model. Its U-Net is replaced by a wider one, if it reads latents alone.
         noising: The forward process.
-        config: Dropout and weights of the loss.
-        masks: Shares of the kinds of masks.
+        config: Masks, dropout and weights.
     """
 
-    def __init__(self, model: BlipDiffusion, noising: Noising, config: SubjectConfig, masks: InpaintConfig) -> None:
+    def __init__(self, model: BlipDiffusion, noising: Noising, config: InpaintConfig) -> None:
+        super().__init__()
         model.unet = widened(model.unet, inpainting_channels(model.latents.channels))
-        super().__init__(model, noising, None, config)
-        self.masks = masks
+        self.model, self.noising, self.config = model, noising, config
 
     def train(self, mode: bool = True) -> "Inpainting":
         """Only the U-Net trains."""
@@ -61,35 +80,54 @@ class Inpainting(SubjectRepresentation):
         self.model.unet.train(mode)
         return self
 
-    def _denoiser(self, batch: SubjectBatch, states: Tensor, rng: torch.Generator) -> Denoiser:
-        """Return the denoiser with random masks; while not training, with the subject's."""
-        masks = self.random_masks(batch["target_alpha"], rng)
+    def forward(self, batch: SubjectBatch, context: StepContext) -> Losses:
+        """Return the denoising loss of the targets, given references, prompts and masked targets."""
+        config, masks = self.config, self.random_masks(batch["target_alpha"], context.rng)
+        drops = (config.prompt_drop, config.subject_drop) if self.training else (0.0, 0.0)
         with torch.no_grad():
+            latents = self.model.latents.encode(batch["target"]).float()
             condition = self.model.inpainting_condition(batch["target"], masks)
-        return self.model.denoiser(states, condition)
+            states = dropped_text_states(self.model, batch, context.rng, prompt_drop=drops[0], subject_drop=drops[1])
+        inside = F.interpolate(masks, size=latents.shape[-2:], mode="area")
+        copies = config.noise_samples_per_pair
+        loss = denoising_loss(
+            self.model.denoiser(states.repeat(copies, 1, 1), condition),
+            latents.repeat(copies, 1, 1, 1),
+            self.noising,
+            context.rng,
+            gamma=config.min_snr,
+            timestep_shift=config.timestep_shift,
+            importance=mask_weights(inside, config.background_weight).repeat(copies, 1, 1, 1),
+        )
+        return {"denoising": loss, "loss": loss}
 
     def random_masks(self, alpha: Tensor, rng: torch.Generator) -> Tensor:
-        """Return a mask (B, 1, S, S) for each subject's alpha (B, 1, S, S)."""
+        """Return a mask (B, 1, S, S) for each subject's alpha (B, 1, S, S); while not training, the subject's."""
         own = random.Random(int(torch.randint(2**62, (1,), generator=rng, device=rng.device)))
-        drawn = [self._mask(one, own) for one in alpha.cpu()]
-        return torch.stack(drawn).to(alpha)
+        return torch.stack([self._mask(one, own) for one in alpha.cpu()]).to(alpha)
 
     def _mask(self, alpha: Tensor, rng: random.Random) -> Tensor:
-        masks, draw = self.masks, rng.random()
+        config, draw = self.config, rng.random()
         if not self.training:
             return inpainting_masks.subject_mask(alpha, random.Random(0))
-        if draw < masks.whole:
+        if draw < config.whole:
             return inpainting_masks.whole_mask(alpha.shape[-1])
-        if draw < masks.whole + masks.subject:
+        if draw < config.whole + config.subject:
             return inpainting_masks.subject_mask(alpha, rng)
-        if draw < masks.whole + masks.subject + masks.kept:
+        if draw < config.whole + config.subject + config.kept:
             return inpainting_masks.kept_subject_mask(alpha)
         return inpainting_masks.lama_mask(alpha.shape[-1], rng)
 
-    def _text_states(self, batch: SubjectBatch, tokens: Tensor, rng: torch.Generator) -> Tensor:
-        with torch.no_grad():
-            return super()._text_states(batch, tokens, rng)
-
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return the U-Net's."""
-        return [ParameterGroup("unet", list(self.model.unet.parameters()), self.config.unet_lr_scale)]
+        return [ParameterGroup("unet", list(self.model.unet.parameters()), 1.0)]
+
+    def sample_images(self, batch: SubjectBatch) -> list[Tensor]:
+        """Return references, targets, and samples of whole images, all from the same noise."""
+        tokens = self.model.subject_tokens(batch["reference"], batch["category"])
+        states = self.model.text_states(batch["caption"], tokens, batch["frames"])
+        return [batch["reference"], batch["target"], sample_with_same_noise(self.model, states)]
+
+    def export(self, folder: Path) -> None:
+        """Write the model."""
+        save_model(self.model, folder)

@@ -15,7 +15,6 @@ from blip_diffusion.checkpoint.components import save_heads
 from blip_diffusion.checkpoint.model_folder import save_model
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.diffusion.forward_process import Noising, denoising_loss
-from blip_diffusion.diffusion.guidance import Denoiser
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.modules.heads import reconstruction_loss
@@ -82,7 +81,7 @@ class SubjectRepresentation(Objective):
         copies = self.config.noise_samples_per_pair
         importance = subject_importance(batch["target_alpha"], latents, self.config.subject_weight)
         loss = denoising_loss(
-            self._denoiser(batch, states.repeat(copies, 1, 1), context.rng),
+            self.model.denoiser(states.repeat(copies, 1, 1)),
             latents.repeat(copies, 1, 1, 1),
             self.noising,
             context.rng,
@@ -95,10 +94,6 @@ class SubjectRepresentation(Objective):
             losses["reconstruction"] = reconstruction_loss(self.reconstruction(tokens), batch["object_crop"])
             losses["loss"] = loss + self.config.reconstruction_weight * losses["reconstruction"]
         return losses
-
-    def _denoiser(self, batch: SubjectBatch, states: Tensor, rng: torch.Generator) -> Denoiser:
-        """Return the denoiser of text states (copies * B, L, D)."""
-        return self.model.denoiser(states)
 
     def _text_states(self, batch: SubjectBatch, tokens: Tensor, rng: torch.Generator) -> Tensor:
         """Encode prompts; the first of the batch become empty, the next lose their subject tokens."""
