@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from blip_diffusion.generation.adapter_refs import lora_ref
 from PIL import Image
 from safetensors.torch import save_file
 
+from blip_diffusion.checkpoint.adapter_refs import lora_ref
 from blip_diffusion.checkpoint.subject_file import Subject, fingerprint, write_subject
 from blip_diffusion.comfy.generation import generate, node_rules, request_of
 from blip_diffusion.comfy.loaded_model import LoadedModel, find_models

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from blip_diffusion.checkpoint.adapter_refs import LoraRef
 from blip_diffusion.comfy.loaded_model import LoadedModel
 from blip_diffusion.comfy.subjects import GeneratedImages, SubjectInput
 from blip_diffusion.errors import BlipDiffusionError, InputError
-from blip_diffusion.generation.adapter_refs import LoraRef
 from blip_diffusion.generation.previews import preview_image, preview_steps
 from blip_diffusion.generation.request import ControlInput, GenerationRequest
 from blip_diffusion.generation.run import batches_of, prepared
@@ -57,7 +57,9 @@ def request_of(
     references = subject.references if subject is not None else ()
     tuned = subject.tuned if subject is not None else ()
     chosen = "" if preset == NO_PRESET else preset
-    optional = {name: numbers.pop(name, 0) or None for name in ("steps", "guidance_scale", "width", "height")}
+    optional: dict[str, Any] = {
+        name: numbers.pop(name, 0) or None for name in ("steps", "guidance_scale", "width", "height")
+    }
     return GenerationRequest(
         prompts=(prompt,),
         reference=tuned[0].thumbnail if tuned else next(iter(references), b""),

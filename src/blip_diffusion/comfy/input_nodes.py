@@ -8,6 +8,7 @@ import folder_paths
 from comfy_api.v0_0_2 import io, ui
 
 from blip_diffusion.annotators import KINDS
+from blip_diffusion.checkpoint.adapter_refs import lora_ref
 from blip_diffusion.comfy.generation import node_rules
 from blip_diffusion.comfy.loaded_model import AUTO, LoadedModel, find_models
 from blip_diffusion.comfy.subjects import (
@@ -21,7 +22,6 @@ from blip_diffusion.comfy.subjects import (
 from blip_diffusion.comfy.tensors import from_pil, reference_files
 from blip_diffusion.errors import InputError
 from blip_diffusion.fileio import sha256_of
-from blip_diffusion.generation.adapter_refs import lora_ref
 from blip_diffusion.images import ResizeMode, read_image
 from blip_diffusion.pipelines.presets import Dtype, Engine
 
