@@ -83,7 +83,7 @@ def test_what_cannot_be_scored_is_said_at_once(
         score(config(world_path, "objective=representation"), world)
     with pytest.raises(ConfigError, match=r"train\.sample_every"):
         score(config(world_path, "train.sample_every=0"), world)
-    with pytest.raises(DataError, match="another world"):
+    with pytest.raises(DataError, match="another dataset"):
         score(config(world_path), world)
     with pytest.raises(DataError, match=f"no MiniBench at .*: make it with .* --benchmark --out {tmp_path}`"):
         score(config(tmp_path / "world.zip"), world)

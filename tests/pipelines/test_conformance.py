@@ -72,9 +72,9 @@ def test_a_wrong_variant_is_said_as_diffusers_says_it(tiny_folder: Path) -> None
 
 
 def test_only_the_asked_format_is_read(pickled: Path, tiny_folder: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"should hold model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"must hold model\.safetensors"):
         BlipDiffusionPipeline.from_pretrained(pickled, use_safetensors=True)
-    with pytest.raises(CheckpointError, match=r"should hold pytorch_model\.bin"):
+    with pytest.raises(CheckpointError, match=r"must hold pytorch_model\.bin"):
         BlipDiffusionPipeline.from_pretrained(tiny_folder, use_safetensors=False)
 
 

@@ -103,7 +103,8 @@ class CallbackDenoiser:
             valid = isinstance(value, Tensor) and value.shape[1:] == like.shape[1:]
             if name not in CALLBACK_TENSORS or not (is_none or valid):
                 raise InputError(
-                    f"The step callback's {name!r} can't be used: return one of {CALLBACK_TENSORS}, in its shape."
+                    f"The step callback returned {name!r}, which can't be used: return one of "
+                    f"{CALLBACK_TENSORS} in its shape."
                 )
         if "latents" in changed and changed["latents"].shape != latents.shape:
             raise InputError(f"The step callback returned latents of another shape, {tuple(changed['latents'].shape)}.")

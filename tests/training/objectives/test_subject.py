@@ -44,7 +44,7 @@ def test_the_reference_is_read(model: BlipDiffusion, batch: SubjectBatch) -> Non
 def test_shares_are_met_at_every_size(model: BlipDiffusion, size: int, prompt_drop: float, subject_drop: float) -> None:
     """Of single pairs too, which is what a large model's micro-batches are."""
     own = method(model, prompt_drop=prompt_drop, subject_drop=subject_drop)
-    counts = torch.tensor([own._dropped(size, rng(seed)) for seed in range(2000)]).float()
+    counts = torch.tensor([own._drop_counts(size, rng(seed)) for seed in range(2000)]).float()
     empty, bare = (counts.mean(dim=0) / size).tolist()
     assert empty == pytest.approx(prompt_drop, abs=0.02) and bare == pytest.approx(subject_drop, abs=0.03)
     assert counts.sum(dim=1).max() <= size
@@ -58,7 +58,7 @@ def test_first_the_empty_then_those_without_a_subject(
     own = method(model, prompt_drop=empty / 6 + 1e-6, subject_drop=bare / 6 + 1e-6 if bare else 0.0)
     tokens = model.subject_tokens(batch["reference"], batch["category"])
     captions = batch["caption"]
-    seed = next(seed for seed in range(100) if own._dropped(6, rng(seed)) == (empty, bare))
+    seed = next(seed for seed in range(100) if own._drop_counts(6, rng(seed)) == (empty, bare))
     states = own._text_states(batch, tokens, rng(seed))
     wanted = [model.text_states([""])] * empty
     wanted += [model.text_states([caption]) for caption in captions[empty : empty + bare]]
