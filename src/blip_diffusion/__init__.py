@@ -13,6 +13,7 @@ from blip_diffusion.errors import BlipDiffusionError, CheckpointError, ConfigErr
 if TYPE_CHECKING:
     from blip_diffusion.checkpoint.subject_file import Subject as Subject
     from blip_diffusion.evaluation.evaluate import evaluate as evaluate
+    from blip_diffusion.pipelines.composition import SubjectRegion as SubjectRegion
     from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline as BlipDiffusionPipeline
     from blip_diffusion.pipelines.presets import Preset as Preset
     from blip_diffusion.training.personalize.api import tune as tune
@@ -28,6 +29,7 @@ __all__ = [
     "InputError",
     "Preset",
     "Subject",
+    "SubjectRegion",
     "__version__",
     "evaluate",
     "train",
@@ -38,6 +40,7 @@ _LAZY = {
     "BlipDiffusionPipeline": ("blip_diffusion.pipelines.pipeline", "BlipDiffusionPipeline"),
     "Preset": ("blip_diffusion.pipelines.presets", "Preset"),
     "Subject": ("blip_diffusion.checkpoint.subject_file", "Subject"),
+    "SubjectRegion": ("blip_diffusion.pipelines.composition", "SubjectRegion"),
     "evaluate": ("blip_diffusion.evaluation.evaluate", "evaluate"),
     "train": ("blip_diffusion.training.pretrain", "run"),
     "tune": ("blip_diffusion.training.personalize.api", "tune"),

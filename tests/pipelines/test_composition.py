@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import ControlNetModel
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -103,6 +104,18 @@ def test_cached_features_and_split_guidance(own: BlipDiffusionPipeline, dog: Ima
     own.set_preset(DEEP)
     assert not torch.allclose(draw(own, *parts), plain) and draw(own, *parts).isfinite().all()
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in iter_modules(own.unet))
+
+
+@pytest.mark.parametrize("mode", ["attention", "multidiffusion"])
+def test_a_controlnet_that_adds_nothing_changes_nothing(
+    own: BlipDiffusionPipeline, dog: Image.Image, cat: Image.Image, mode: Any
+) -> None:
+    parts = SubjectRegion(dog, "dog", LEFT), SubjectRegion(cat, "cat", RIGHT)
+    asked = {"region_mode": mode, "subject_scale": 0.5, "num_inference_steps": 2}
+    net = ControlNetModel.from_unet(own.unet, conditioning_embedding_out_channels=(8, 16, 16, 16))
+    controlled = draw(own, *parts, **asked, controlnet=net, image=dog)
+    torch.testing.assert_close(controlled, draw(own, *parts, **asked), atol=1e-4, rtol=1e-4)
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in iter_modules(net))
 
 
 def test_other_engines_are_refused(own: BlipDiffusionPipeline, dog: Image.Image) -> None:

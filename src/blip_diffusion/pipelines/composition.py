@@ -112,6 +112,8 @@ def _checked(given: "CallArguments") -> list[SubjectRegion]:
     subjects = list(given.subjects or ())
     if not subjects or not all(isinstance(subject, SubjectRegion) for subject in subjects):
         raise InputError("subjects is a list of SubjectRegion: give at least one.")
+    if not all(isinstance(subject.reference, Image.Image | Tensor | list | tuple) for subject in subjects):
+        raise InputError("The reference of a subject is a PIL image, a list of them, or its subject tokens.")
     for name in EXCLUDED:
         if getattr(given, name) is not None:
             raise InputError(f"{name} and subjects exclude each other: give one of them.")
