@@ -77,3 +77,11 @@ def test_both_sides_draw(bench: ModuleType, tmp_path: Path, monkeypatch: pytest.
     rounds = json.loads((tmp_path / "bench.json").read_text())["sizes"]["mini"]["rounds"]
     assert {"peer, as it comes", "ours, exact"} <= rounds.keys()
     assert all(row["seconds"] > 0 for rows in rounds.values() for row in rows)
+
+
+def test_the_outcomes_of_two_subjects(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    names = torch.tensor([[1, 2], [2, 1], [1, 1], [2, 2], [1, 5], [5, 5]])
+    columns = script("two_subjects", monkeypatch).outcomes(names, torch.tensor([[1, 2]] * 6))
+    assert columns.sum(dim=1).tolist() == [1, 1, 2, 2]
+    assert columns.argmax(dim=0).tolist() == [0, 1, 2, 2, 3, 3]

@@ -8,6 +8,8 @@ from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.prompts import (
     category_words,
     insert_position,
+    insert_positions,
+    joined_categories,
     prompt_ids,
     subject_prompt,
     warn_of_dropped,
@@ -40,6 +42,12 @@ def test_repetitions(strength: float, repetitions: int, times: int) -> None:
 
 def test_the_subject_stands_after_the_first_word(clip: Any) -> None:
     assert insert_position(clip) == 2
+    sentence = subject_prompt("on grass", joined_categories(["dog", "cat", "owl"]))
+    assert sentence == "a dog and a cat and a owl on grass"
+    before = ["a", "a dog and a", "a dog and a cat and a"]
+    ids = clip(sentence).input_ids
+    for place, words in zip(insert_positions(clip, ["dog", "cat", "owl"]), before, strict=True):
+        assert ids[:place] == clip(words).input_ids[:-1]
     before = prompt_ids(clip, ["a dog on the beach"], 16)[0, :2]
     assert clip.decode(before) == "<|startoftext|>a"
 

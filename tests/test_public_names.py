@@ -15,7 +15,7 @@ from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 def test_the_package() -> None:
     assert blip_diffusion.__all__ == [
         "BlipDiffusionError", "BlipDiffusionPipeline", "Captioner", "CheckpointError", "ConfigError", "DataError",
-        "ImageSearch", "InputError", "Preset", "Subject", "__version__", "evaluate", "train", "tune",
+        "ImageSearch", "InputError", "Preset", "Subject", "SubjectRegion", "__version__", "evaluate", "train", "tune",
     ]  # fmt: skip
     assert all(callable(getattr(blip_diffusion, name)) for name in blip_diffusion.__all__ if name != "__version__")
     errors = ("BlipDiffusionError", "CheckpointError", "ConfigError", "DataError", "InputError")

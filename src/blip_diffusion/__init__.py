@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from blip_diffusion.checkpoint.subject_file import Subject as Subject
     from blip_diffusion.evaluation.evaluate import evaluate as evaluate
     from blip_diffusion.pipelines.captioner import Captioner as Captioner
+    from blip_diffusion.pipelines.composition import SubjectRegion as SubjectRegion
     from blip_diffusion.pipelines.image_search import ImageSearch as ImageSearch
     from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline as BlipDiffusionPipeline
     from blip_diffusion.pipelines.presets import Preset as Preset
@@ -32,6 +33,7 @@ __all__ = [
     "InputError",
     "Preset",
     "Subject",
+    "SubjectRegion",
     "__version__",
     "evaluate",
     "train",
@@ -44,6 +46,7 @@ _LAZY = {
     "ImageSearch": ("blip_diffusion.pipelines.image_search", "ImageSearch"),
     "Preset": ("blip_diffusion.pipelines.presets", "Preset"),
     "Subject": ("blip_diffusion.checkpoint.subject_file", "Subject"),
+    "SubjectRegion": ("blip_diffusion.pipelines.composition", "SubjectRegion"),
     "evaluate": ("blip_diffusion.evaluation.evaluate", "evaluate"),
     "train": ("blip_diffusion.training.pretrain", "run"),
     "tune": ("blip_diffusion.training.personalize.api", "tune"),

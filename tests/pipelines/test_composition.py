@@ -5,14 +5,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import ControlNetModel
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from blip_diffusion.checkpoint.model_folder import Parts
 from blip_diffusion.errors import InputError
+from blip_diffusion.framing import Box, frames_of
+from blip_diffusion.modules.placed_unet import token_codes
 from blip_diffusion.nn_utils import iter_modules
 from blip_diffusion.pipelines.composition import SubjectRegion
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import Preset
+from blip_diffusion.prompts import insert_positions
+from blip_diffusion.training.initialization import InitConfig, init_model
 
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
 DEEP = Preset(deepcache_interval=2)
@@ -105,6 +111,18 @@ def test_cached_features_and_split_guidance(own: BlipDiffusionPipeline, dog: Ima
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in iter_modules(own.unet))
 
 
+@pytest.mark.parametrize("mode", ["attention", "multidiffusion"])
+def test_a_controlnet_that_adds_nothing_changes_nothing(
+    own: BlipDiffusionPipeline, dog: Image.Image, cat: Image.Image, mode: Any
+) -> None:
+    parts = SubjectRegion(dog, "dog", LEFT), SubjectRegion(cat, "cat", RIGHT)
+    asked = {"region_mode": mode, "subject_scale": 0.5, "num_inference_steps": 2}
+    net = ControlNetModel.from_unet(own.unet, conditioning_embedding_out_channels=(8, 16, 16, 16))
+    controlled = draw(own, *parts, **asked, controlnet=net, image=dog)
+    torch.testing.assert_close(controlled, draw(own, *parts, **asked), atol=1e-4, rtol=1e-4)
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in iter_modules(net))
+
+
 def test_other_engines_are_refused(own: BlipDiffusionPipeline, dog: Image.Image) -> None:
     own.set_preset(Preset(engine="openvino"))
     with pytest.raises(InputError, match="region_mode attention can't run on the engine openvino"):
@@ -136,6 +154,60 @@ def test_regions_that_do_not_fit(
     ]
     with pytest.raises(InputError, match=sentence):
         draw(pipe, *parts, **more)
+
+
+# ------------------------------------------------------------------------------------------------------ placed tokens
+
+
+@pytest.fixture(scope="module")
+def placed() -> BlipDiffusionPipeline:
+    """A model with placed tokens, that nobody has trained."""
+    pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    built = init_model(Parts(), InitConfig(preset="tiny-placed"), ["a dog and a cat on the beach"] * 9, pixels)
+    pipe = BlipDiffusionPipeline.from_model(built.eval())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@torch.no_grad()
+def test_one_subject_of_several_is_encoded_as_one(placed: BlipDiffusionPipeline) -> None:
+    model, tokens = placed.model, torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(1))
+    alone = model.text_states(["a dog on the beach"], tokens)
+    assert torch.equal(model.several_subjects_states(["a dog on the beach"], ["dog"], [tokens], [None]), alone)
+
+
+@torch.no_grad()
+def test_each_block_ends_in_its_own_places(placed: BlipDiffusionPipeline) -> None:
+    model, tokens = placed.model, torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(1))
+    frames = [frames_of([[Box(*box)]]) for box in (LEFT, RIGHT)]
+    states = model.several_subjects_states(["a dog and a cat"], ["dog", "cat"], [tokens, tokens], frames)
+    codes = states[..., -model.place_width :]
+    second = insert_positions(placed.tokenizer, ["dog", "cat"])[1] + 4
+    for start, frame in zip((2, second), frames, strict=True):
+        assert torch.equal(codes[:, start : start + 4], token_codes(frame, 4, model.place_width))
+    assert int(codes.abs().sum(dim=-1).gt(0).sum()) == 8
+
+
+@pytest.mark.parametrize("mode", ["attention", "multidiffusion"])
+def test_tokens_are_placed_in_their_boxes(placed: BlipDiffusionPipeline, dog: Image.Image, mode: Any) -> None:
+    seen: list[Tensor] = []
+
+    def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        seen.append(kwargs["encoder_hidden_states"])
+
+    handle = placed.unet.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        parts = SubjectRegion(dog, "dog", LEFT), SubjectRegion(dog, "dog", RIGHT)
+        draw(placed, *parts, region_mode=mode, guidance_scale=1.0, num_inference_steps=1)
+    finally:
+        handle.remove()
+    sentences = seen[0] if mode == "multidiffusion" else torch.cat(seen[0].chunk(2, dim=1))
+    alone = [
+        placed.model.text_states(["a dog on the beach"], placed.encode_subject(dog, "dog"), frames_of([[Box(*box)]]))
+        for box in (LEFT, RIGHT)
+    ]
+    assert torch.equal(sentences, torch.cat(alone))
 
 
 # ---------------------------------------------------------------------------------- references, scales and mixtures

@@ -30,7 +30,7 @@ def averaged_regions(
 
     def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
         own = latents.chunk(2)[1] if doubled else latents
-        answers = network(own.repeat(count + doubled, 1, 1, 1), timestep).unflatten(0, (-1, len(own)))
+        answers = network(own.repeat(count + doubled, 1, 1, 1), timestep).reshape(-1, *own.shape)
         mean = (weights.to(answers) * answers[doubled:]).sum(dim=0)
         return torch.cat([answers[0], mean]) if doubled else mean
 

@@ -13,6 +13,7 @@ from blip_diffusion.diffusion.cross_attention import visibility_of
 from blip_diffusion.errors import InputError
 from blip_diffusion.framing import Box, box_of_mask, check_box
 from blip_diffusion.images import to_tensor
+from blip_diffusion.pipelines.broadcast import as_list
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.prompt_inputs import PromptInputs, prompt_inputs
 from blip_diffusion.prompts import joined_categories, subject_prompt
@@ -112,6 +113,8 @@ def _checked(given: "CallArguments") -> list[SubjectRegion]:
     subjects = list(given.subjects or ())
     if not subjects or not all(isinstance(subject, SubjectRegion) for subject in subjects):
         raise InputError("subjects is a list of SubjectRegion: give at least one.")
+    if not all(isinstance(subject.reference, Image.Image | Tensor | list | tuple) for subject in subjects):
+        raise InputError("The reference of a subject is a PIL image, a list of them, or its subject tokens.")
     for name in EXCLUDED:
         if getattr(given, name) is not None:
             raise InputError(f"{name} and subjects exclude each other: give one of them.")
@@ -129,13 +132,11 @@ def _checked(given: "CallArguments") -> list[SubjectRegion]:
 
 def _arguments(subject: SubjectRegion) -> dict[str, Any]:
     """Return the arguments of a call that describe one subject."""
-    tokens = subject.reference if isinstance(subject.reference, Tensor) else None
-    images = subject.reference if isinstance(subject.reference, Image.Image) else None
-    if tokens is None and images is None:
-        images = [list(subject.reference)]  # type: ignore[assignment]
+    reference = subject.reference
+    has_tokens = isinstance(reference, Tensor)
     return {
-        "reference_image": images,
-        "subject_embeds": tokens,
+        "reference_image": None if has_tokens else [as_list(reference)],
+        "subject_embeds": reference if has_tokens else None,
         "source_subject_category": subject.category,
         "target_subject_category": subject.target_category,
     }

@@ -205,11 +205,11 @@ class EncodingMixin(PipelineHost):
         """Return the tokens (N, Q, D) of N subjects, the mean over the images of each, and their mean proportions."""
         if not all(references):
             raise InputError("There is no image of the subject: give one or more.")
-        squares = self._square([image for images in references for image in images], mode)
-        words = [word for images, word in zip(references, categories, strict=True) for _ in images]
-        counts = [len(images) for images in references]
-        tokens = self._encode_references(squares, words).split(counts)
-        aspects = torch.tensor([square.aspect for square in squares], dtype=torch.float64).split(counts)
+        squares = self._square([image for group in references for image in group], mode)
+        words = [word for group, word in zip(references, categories, strict=True) for _ in group]
+        counts = [len(group) for group in references]
+        tokens = torch.split(self._encode_references(squares, words), counts)
+        aspects = torch.split(torch.tensor([square.aspect for square in squares], dtype=torch.float64), counts)
         return torch.cat([one.mean(dim=0, keepdim=True) for one in tokens]), [float(one.mean()) for one in aspects]
 
     def _square(self, references: list[Image.Image], mode: ResizeMode | None) -> list[SquareReference]:

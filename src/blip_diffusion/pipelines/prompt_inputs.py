@@ -63,7 +63,8 @@ def prompt_inputs(host: PipelineHost, given: "CallArguments") -> PromptInputs:
     if given.prompt is None:
         raise InputError("There is no prompt: describe the scene, for example on the beach, or give prompt_embeds.")
     embeds, source = _subject(host, given)
-    references = as_list(given.reference_image) if given.reference_image is not None else []
+    reference: Any = given.reference_image
+    references = as_list(reference) if reference is not None else []
     negative, empty = _negative(given), given.negative_prompt_embeds
     lists = {"prompt": texts("prompt", given.prompt), "negative_prompt": texts("negative_prompt", negative)}
     lists["source_subject_category"] = texts("source_subject_category", source)

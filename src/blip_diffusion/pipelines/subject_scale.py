@@ -45,7 +45,8 @@ class SubjectScale:
             _of_blocks(name, table.get(name, 1.0), len(blocks))
             for name, blocks in (("down", unet.down_blocks), ("up", unet.up_blocks))
         )
-        return cls(down, *_of_blocks("mid", table.get("mid", 1.0), 1), up)
+        (mid,) = _of_blocks("mid", table.get("mid", 1.0), 1)
+        return cls(down, mid, up)
 
     @property
     def changes(self) -> bool:
