@@ -57,7 +57,9 @@ def request_of(
     references = subject.references if subject is not None else ()
     tuned = subject.tuned if subject is not None else ()
     chosen = "" if preset == NO_PRESET else preset
-    optional = {name: numbers.pop(name, 0) or None for name in ("steps", "guidance_scale", "width", "height")}
+    optional: dict[str, Any] = {
+        name: numbers.pop(name, 0) or None for name in ("steps", "guidance_scale", "width", "height")
+    }
     return GenerationRequest(
         prompts=(prompt,),
         reference=tuned[0].thumbnail if tuned else next(iter(references), b""),
