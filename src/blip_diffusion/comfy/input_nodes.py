@@ -54,7 +54,7 @@ def _file(folder: str, name: str) -> Path:
     return Path(path)
 
 
-class LoadModel(io.ComfyNode):  # type: ignore[misc]
+class LoadModel(io.ComfyNode):
     """Load a model."""
 
     @classmethod
@@ -89,7 +89,7 @@ class LoadModel(io.ComfyNode):  # type: ignore[misc]
         return io.NodeOutput(loaded)
 
 
-class SubjectFromImages(io.ComfyNode):  # type: ignore[misc]
+class SubjectFromImages(io.ComfyNode):
     """A subject from its images, shown as the image encoder sees them."""
 
     @classmethod
@@ -128,7 +128,7 @@ class SubjectFromImages(io.ComfyNode):  # type: ignore[misc]
         return io.NodeOutput(subject, crops, ui=ui.PreviewImage(crops, cls=cls))
 
 
-class LoadTunedSubject(io.ComfyNode):  # type: ignore[misc]
+class LoadTunedSubject(io.ComfyNode):
     """A tuned subject from its file."""
 
     @classmethod
@@ -152,7 +152,7 @@ class LoadTunedSubject(io.ComfyNode):  # type: ignore[misc]
             return io.NodeOutput(subject_from_file(_file(SUBJECT_FOLDER, file)))
 
 
-class MixSubjects(io.ComfyNode):  # type: ignore[misc]
+class MixSubjects(io.ComfyNode):
     """A mixture of tuned subjects."""
 
     @classmethod
@@ -179,7 +179,7 @@ class MixSubjects(io.ComfyNode):  # type: ignore[misc]
             return io.NodeOutput(mix(subjects, [inputs.get(f"weight_{number}", 1.0) for number in given]))
 
 
-class AddLora(io.ComfyNode):  # type: ignore[misc]
+class AddLora(io.ComfyNode):
     """A LoRA, added to others."""
 
     @classmethod
@@ -207,7 +207,7 @@ class AddLora(io.ComfyNode):  # type: ignore[misc]
             return io.NodeOutput((*loras, lora_ref(_file("loras", file), weight)))
 
 
-class AddControl(io.ComfyNode):  # type: ignore[misc]
+class AddControl(io.ComfyNode):
     """A control map, added to others."""
 
     @classmethod

@@ -54,7 +54,7 @@ def _prompt_inputs() -> list[Any]:
     ]  # fmt: skip
 
 
-class Generate(io.ComfyNode):  # type: ignore[misc]
+class Generate(io.ComfyNode):
     """Generate images of a subject, with progress, previews, and interruption at the next step."""
 
     @classmethod
@@ -118,7 +118,7 @@ class _Progress:
         self.bar.update_absolute(step, steps, shown)
 
 
-class SaveWithSettings(io.ComfyNode):  # type: ignore[misc]
+class SaveWithSettings(io.ComfyNode):
     """Save images as PNG files with their settings and the workflow inside."""
 
     @classmethod
@@ -167,7 +167,7 @@ def _save(
     return {"filename": file, "subfolder": subfolder, "type": "output"}
 
 
-class ToConditioning(io.ComfyNode):  # type: ignore[misc]
+class ToConditioning(io.ComfyNode):
     """A prompt with a subject in it as conditioning for KSampler."""
 
     @classmethod
@@ -195,7 +195,7 @@ class ToConditioning(io.ComfyNode):  # type: ignore[misc]
         return io.NodeOutput(*([[one, {}]] for one in states))
 
 
-class BlipDiffusionExtension(ComfyExtension):  # type: ignore[misc]
+class BlipDiffusionExtension(ComfyExtension):
     """The nodes of this package."""
 
     async def get_node_list(self) -> list[type[Any]]:
