@@ -128,6 +128,24 @@ class GenerationRequest:
         if self.box is not None:
             check_box(self.box)
 
+    @property
+    def batch_key(self) -> tuple[object, ...] | None:
+        """What requests have in common that may be generated in one batch. `None`: this one has a batch of its own."""
+        alone = (self.subjects, self.controls, self.loras, self.embeddings, self.more_references)
+        if any(alone) or not self.reference:
+            return None
+        shapes = (self.width, self.height, self.steps, self.guidance_scale)
+        return (
+            self.model,
+            self.dtype,
+            self.preset,
+            self.engine,
+            *shapes,
+            self.negative_prompt,
+            self.resize_mode,
+            self.box,
+        )
+
 
 def read_reference(source: images.Source) -> bytes:
     """Read a reference image for a request.

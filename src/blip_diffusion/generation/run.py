@@ -1,7 +1,7 @@
 """Run a generation request: load the model, generate in batches, write PNG files."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ class PreparedRequest:
     Args:
         pipe: The pipeline, with the request's preset.
         request: What to generate.
-        arguments: Arguments of every call: the subject and the controls.
+        arguments: Arguments of every call: the subject, its categories and the controls.
     """
 
     pipe: BlipDiffusionPipeline
@@ -110,7 +110,6 @@ class PreparedRequest:
         request = self.request
         result: list[Image.Image] = self.pipe(
             [prompt for prompt, _ in batch],
-            target_subject_category=request.target_category,
             box=request.box,
             negative_prompt=request.negative_prompt,
             height=request.height,
@@ -134,7 +133,34 @@ def prepare(pipe: BlipDiffusionPipeline, request: GenerationRequest) -> Prepared
     pipe.set_preset(preset_on_engine(request.preset, request.engine))
     load_adapters(pipe, request.loras, request.embeddings)
     control = _control_arguments(request.controls, pipe)
-    return PreparedRequest(pipe, request, {**_subject_arguments(pipe, request), **control})
+    target = {"target_subject_category": request.target_category}
+    return PreparedRequest(pipe, request, {**_subject_arguments(pipe, request), **target, **control})
+
+
+def prepare_joint(pipe: BlipDiffusionPipeline, parts: Sequence[tuple[GenerationRequest, int]]) -> PreparedRequest:
+    """Prepare several requests to be generated in one batch. Each image is as it would be alone.
+
+    Args:
+        pipe: The pipeline, which gets the preset.
+        parts: Requests of the same `batch_key`, each with the number of its images.
+
+    Returns:
+        What generates all their images, part after part.
+
+    Raises:
+        InputError: If a request does not fit the model.
+    """
+    first = parts[0][0]
+    pipe.set_preset(preset_on_engine(first.preset, first.engine))
+    load_adapters(pipe, first.loras, first.embeddings)
+    each = [request for request, count in parts for _ in range(count)]
+    arguments = {
+        "reference_image": [images.open_image(io.BytesIO(request.reference)) for request in each],
+        "source_subject_category": [request.category for request in each],
+        "target_subject_category": [request.target_category for request in each],
+        "resize_mode": first.resize_mode,
+    }
+    return PreparedRequest(pipe, first, arguments)
 
 
 def _subject_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:

@@ -33,8 +33,8 @@ class Worker:
         self._process: Any = None
         self._connection: Connection | None = None
         self._sending = threading.Lock()
-        self.job = ""
-        """The job that it works on, or empty."""
+        self.jobs: tuple[str, ...] = ()
+        """The jobs that it works on."""
 
     @property
     def process_id(self) -> int | None:
@@ -55,18 +55,18 @@ class Worker:
 
     def do(self, task: Task, on_progress: OnProgress) -> Finished:
         """Do a task. Raises `WorkerDied`."""
-        self.job = task.job
+        self.jobs = task.jobs
         try:
             self._send(task)
             while not isinstance(message := self._receive(), Finished):
                 on_progress(message)
             return message
         finally:
-            self.job = ""
+            self.jobs = ()
 
     def cancel(self, job: str) -> None:
         """Ask the process to stop a job, if it is at it."""
-        if job and self.job == job:
+        if job in self.jobs:
             try:
                 self._send(Cancel(job))
             except WorkerDied:
