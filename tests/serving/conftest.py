@@ -20,6 +20,11 @@ def dog_png(dog: Image.Image) -> bytes:
 
 
 @pytest.fixture(scope="session")
+def owl_png() -> bytes:
+    return (Path(__file__).parents[2] / "examples/owl.png").read_bytes()
+
+
+@pytest.fixture(scope="session")
 def request_of_dog(dog_png: bytes) -> GenerationRequest:
     return GenerationRequest(
         prompts=("on the beach",),

@@ -5,7 +5,9 @@ from dataclasses import replace
 from time import sleep
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from blip_diffusion.errors import CheckpointError, InputError
 from blip_diffusion.generation.png_metadata import decode
@@ -82,3 +84,39 @@ def test_a_killed_worker_loses_nothing(service: Service, request_of_dog: Generat
     os.kill(service.pool.workers[0].process_id, signal.SIGKILL)
     after = service.wait(job.id)
     assert service.store.read_image(after.images[0]) == service.store.read_image(before.images[0])
+
+
+def test_equal_requests_are_generated_together(
+    service: Service, request_of_dog: GenerationRequest, owl_png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And each image is what it is alone, whatever is beside it."""
+    dog = replace(request_of_dog, steps=3)
+    owl = replace(dog, reference=owl_png, category="owl", target_category="owl", seed=9, num_images=2)
+    alone = [service.wait(service.submit(one).id) for one in (dog, owl)]
+    tasks: list[Any] = []
+    do = service.pool.do
+    monkeypatch.setattr(service.pool, "do", lambda task, *rest: tasks.append(task) or do(task, *rest))
+    busy = service.submit(replace(dog, steps=200))
+    joint = [service.submit(one, previews=0) for one in (dog, owl, dog, replace(dog, steps=4))]
+    joint = [service.wait(job.id) for job in joint]
+    assert service.wait(busy.id).state == "done"
+    assert [len(task.batches) for task in tasks] == [1, 3, 1]
+    for one, other in zip([*alone, alone[0]], joint, strict=False):
+        assert len(one.images) == len(other.images)
+        for pair in zip(one.images, other.images, strict=True):
+            before, now = (np.asarray(open_png(service.store.read_image(image_id))).astype(int) for image_id in pair)
+            assert abs(before - now).max() <= 1  # the last bit may differ
+
+
+def test_a_wrong_request_spoils_no_other_of_its_batch(service: Service, request_of_dog: GenerationRequest) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), "white").save(buffer, "PNG")  # a reference of one colour, which is refused
+    busy = service.submit(replace(request_of_dog, steps=200))
+    blank, dog = service.submit(replace(request_of_dog, reference=buffer.getvalue())), service.submit(request_of_dog)
+    assert service.wait(blank.id).state == "failed"
+    assert service.wait(dog.id).state == "done"
+    assert service.wait(busy.id).state == "done"
+
+
+def open_png(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data))

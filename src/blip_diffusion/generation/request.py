@@ -161,6 +161,25 @@ class GenerationRequest:
             replace(self, blend=(1 - share, share), blend_row=0, target_category=names[share > 0.5]) for share in shares
         ]
 
+    @property
+    def batch_key(self) -> tuple[object, ...] | None:
+        """The settings that requests must share to be generated in one batch; `None` if this one can't share a batch."""
+        alone = (self.subjects, self.controls, self.loras, self.embeddings, self.more_references, self.more_subjects)
+        if any(alone) or not self.reference or self.edit is not None or self.region_mask:
+            return None
+        shapes = (self.width, self.height, self.steps, self.guidance_scale)
+        return (
+            self.model,
+            self.dtype,
+            self.preset,
+            self.engine,
+            *shapes,
+            self.negative_prompt,
+            self.resize_mode,
+            self.box,
+            self.subject_scale,
+        )
+
 
 def read_reference(source: images.Source) -> bytes:
     """Read a reference image for a request.

@@ -1,7 +1,7 @@
 """Run a generation request: load the model, generate in batches, write PNG files."""
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,7 +119,7 @@ class PreparedRequest:
     Args:
         pipe: The pipeline, with the request's preset.
         request: What to generate.
-        arguments: Arguments of every call: the subject and the controls.
+        arguments: Arguments of every call: the subject, its categories and the controls.
         editor: What edits a photo, if one is edited.
     """
 
@@ -186,6 +186,32 @@ def prepared(pipe: BlipDiffusionPipeline, request: GenerationRequest) -> Iterato
         finally:
             for name in set(pipe.subjects) - before:
                 pipe.unload_subject(name)
+
+
+@contextmanager
+def prepared_jointly(
+    pipe: BlipDiffusionPipeline, parts: Sequence[tuple[GenerationRequest, int]]
+) -> Iterator[PreparedRequest]:
+    """Context manager: like `prepared`, for several requests in one batch. Each image is as it would be alone.
+
+    Args:
+        pipe: The pipeline, which gets the preset.
+        parts: Requests of the same `batch_key`, each with the number of its images.
+
+    Raises:
+        InputError: If a request does not fit the model.
+    """
+    first = parts[0][0]
+    pipe.set_preset(preset_on_engine(first.preset, first.engine))
+    each = [request for request, count in parts for _ in range(count)]
+    arguments = {
+        "reference_image": [images.open_image(io.BytesIO(request.reference)) for request in each],
+        "source_subject_category": [request.category for request in each],
+        "target_subject_category": [request.target_category for request in each],
+        "resize_mode": first.resize_mode,
+    }
+    with loaded_adapters(pipe, first.loras, first.embeddings):
+        yield PreparedRequest(pipe, first, arguments)
 
 
 def _subject_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class JobQueue:
         workflow.__qualname__ = WORKFLOW
         self._workflow = DBOS.workflow(name=WORKFLOW)(workflow)
         DBOS.launch()
-        DBOS.register_queue(NAME, worker_concurrency=len(self._settings.devices), polling_interval_sec=POLL)
+        DBOS.register_queue(NAME, worker_concurrency=self._settings.running_jobs, polling_interval_sec=POLL)
 
     def stop(self) -> None:
         """Close the database. Running jobs stay marked as running, and continue at the next start."""

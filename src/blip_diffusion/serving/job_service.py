@@ -23,9 +23,10 @@ from blip_diffusion.generation.subject_refs import SubjectRef, thumbnail_png
 from blip_diffusion.serving.errors import JobFailed, KeyReused, QueueFull, UnknownId
 from blip_diffusion.serving.events import Event, EventLog
 from blip_diffusion.serving.job_queue import JobQueue, QueuedJob
-from blip_diffusion.serving.job_request import from_table, references_of, to_table
+from blip_diffusion.serving.job_request import adopt, from_table, references_of, to_table
 from blip_diffusion.serving.jobs import Job
-from blip_diffusion.serving.messages import Batch, Crop, Finished, Progress
+from blip_diffusion.serving.joiner import Joiner
+from blip_diffusion.serving.messages import Batch, Crop, Progress
 from blip_diffusion.serving.pool import WorkerPool
 from blip_diffusion.serving.settings import ServiceSettings
 from blip_diffusion.serving.store import JOB_ID, Store
@@ -56,7 +57,9 @@ class JobService:
             max_attempts=settings.max_attempts,
             timeout=settings.step_timeout,
         )
+        self._joiner = Joiner(self.pool, settings.max_joint_images)
         self._queue = JobQueue(settings, self._run)
+        self._started: set[str] = set()  # jobs that a worker has begun; others that run wait for one
         self._lock = FileLock(settings.folder / "server.lock")
         self._stopped = threading.Event()
 
@@ -78,12 +81,14 @@ class JobService:
         except Timeout as error:
             raise InputError(f"Another server uses {self.settings.folder}: choose another folder.") from error
         self.pool.start()
+        self._joiner.start()
         self._queue.start()
         threading.Thread(target=self._remove_periodically, daemon=True).start()
 
     def close(self) -> None:
         """Stop the service. Waiting and running jobs stay in the queue and continue at the next start."""
         self._stopped.set()
+        self._joiner.stop()
         self.pool.stop()
         self._queue.stop()
         self._lock.release()
@@ -161,17 +166,18 @@ class JobService:
 
     def position(self, job_id: str) -> int:
         """Return the number of waiting jobs before a job; 0 if it isn't waiting."""
-        ids = [job.id for job in self._queue.waiting()]
+        ids = [*self._joiner.waiting(), *(job.id for job in self._queue.waiting())]
         return ids.index(job_id) if job_id in ids else 0
 
     def waiting(self) -> int:
         """Return the number of waiting jobs."""
-        return len(self._queue.waiting())
+        return len(self._joiner.waiting()) + len(self._queue.waiting())
 
     def cancel(self, job_id: str, *, owner: str | None = None) -> Job:
         """Cancel a job, which ends at its next sampling step. A job that has ended is unchanged."""
         if not self.get(job_id, owner=owner).has_ended:
             self._queue.cancel(job_id)
+            self._joiner.cancel(job_id)
             self.pool.cancel(job_id)
             if not (job := self.get(job_id)).has_ended or job.state == "cancelled":
                 self.log.add(job_id, "cancelled")
@@ -184,7 +190,7 @@ class JobService:
             return events
         job = self.get(job_id)
         if job.state in ("done", "failed", "cancelled"):
-            return [Event(number + 1, job.state, _ending(job))]
+            return [Event(number + 1, job.state, job.ending)]
         return []
 
     def wait(self, job_id: str, timeout: float = 600.0) -> Job:
@@ -196,12 +202,13 @@ class JobService:
 
     def _job(self, queued: QueuedJob) -> Job:
         so_far = (event.data["id"] for event in self.log.after(queued.id, 0) if event.kind == "image")
+        waits = queued.state == "running" and queued.id not in self._started
         request = None
         with suppress(UnknownId, KeyError):
             request = from_table(queued.table["request"], self.store)
         return Job(
             id=queued.id,
-            state=queued.state,
+            state="queued" if waits else queued.state,
             owner=queued.owner,
             created=queued.created,
             started=queued.started,
@@ -219,31 +226,19 @@ class JobService:
         Raises:
             InputError: If it needs a model, a ControlNet or a subject that this service doesn't have.
         """
-        if request.edit is not None:
-            raise InputError(
-                "The image is an edit of a photo that isn't here: generate one, or edit on the command line."
-            )
-        if any(control.controlnet for control in request.controls):
-            raise InputError("The image was made with another ControlNet, which this server doesn't load.")
-        known = {subject.id for subject in self.store.subjects()}
-        if not {subject.sha256 for subject in request.subjects} <= known:
-            raise InputError("The image was made with a tuned subject that isn't here: upload the subject file first.")
-        model = next((name for name, path in self.settings.models.items() if request.model in (name, path)), None)
-        if model is None:
-            raise InputError("The image was made with a model that this server doesn't have.")
-        subjects = tuple(replace(subject, path=subject.sha256) for subject in request.subjects)
-        return replace(request, model=model, subjects=subjects)
+        return adopt(request, self.store, self.settings.models)
 
     # ------------------------------------------------------------------------------------------------- running
 
     def _run(self, job_id: str, table: dict[str, Any]) -> dict[str, Any]:
         """Run a job, in a thread of the queue."""
-        self.log.add(job_id, "started")
         try:
             result = self._run_batches(job_id, table)
         except (JobFailed, UnknownId) as error:
             self.log.add(job_id, "failed", {"problem": str(error), "cause": getattr(error, "cause", error.code)})
             raise
+        finally:
+            self._started.discard(job_id)
         self.log.add(job_id, "done", {"images": result["images"]})
         return result
 
@@ -271,24 +266,31 @@ class JobService:
 
     def _generate(self, batch: Batch, start: int) -> tuple[list[str], float]:
         """Generate a batch and store its images. Files of an earlier attempt are overwritten."""
-        queued = self._queue.get(batch.job)
-        if queued is None or queued.state == "cancelled":
-            raise self._queue.abandon(batch.job)
-        finished = self.pool.do(batch, lambda progress: self._on_progress(batch, start, progress))
-        self._check(batch.job, finished)
-        return self.store.add_images(batch.job, start, finished.files), finished.seconds
-
-    def _check(self, job_id: str, finished: Finished) -> None:
-        if finished.outcome == "cancelled":
-            raise self._queue.abandon(job_id)
+        queued = self._not_cancelled(batch.job)
+        on_start, on_progress = partial(self._on_start, batch.job), partial(self._on_progress, batch, start)
+        finished = self._joiner.do(batch, order=queued.created, on_start=on_start, on_progress=on_progress)
         if finished.outcome == "failed":
             raise JobFailed(finished.problem, finished.cause)
+        self._not_cancelled(batch.job)
+        return self.store.add_images(batch.job, start, finished.files), finished.seconds
+
+    def _not_cancelled(self, job_id: str) -> QueuedJob:
+        """Return a job, unless it is cancelled."""
+        queued = self._queue.get(job_id)
+        if queued is None or queued.state == "cancelled":
+            raise self._queue.abandon(job_id)
+        return queued
+
+    def _on_start(self, job_id: str) -> None:
+        if job_id not in self._started:
+            self._started.add(job_id)
+            self.log.add(job_id, "started")
 
     def _on_progress(self, batch: Batch, start: int, progress: Progress) -> None:
         data = {"step": progress.step, "steps": progress.steps, "first_image": start, "images": len(batch.images)}
         self.log.add(batch.job, "progress", data)
-        if progress.preview:
-            self.log.add(batch.job, "preview", data, progress.preview)
+        for preview in progress.previews:
+            self.log.add(batch.job, "preview", data, preview)
 
     # --------------------------------------------------------------------------------- references and subjects
 
@@ -345,9 +347,3 @@ class JobService:
         used = set().union(*(references_of(table["request"]) for table in self._queue.all_tables()))
         self.store.remove_references_except(used, older_than=before)
         return len(old)
-
-
-def _ending(job: Job) -> dict[str, Any]:
-    if job.state == "done":
-        return {"images": list(job.images)}
-    return {"problem": job.problem, "cause": job.cause} if job.state == "failed" else {}

@@ -1,7 +1,7 @@
 """The state of a job for clients."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from blip_diffusion.generation.request import GenerationRequest
 
@@ -40,3 +40,10 @@ class Job:
     def has_ended(self) -> bool:
         """Whether it is done, failed or cancelled."""
         return self.state in ("done", "failed", "cancelled")
+
+    @property
+    def ending(self) -> dict[str, Any]:
+        """What its last event says."""
+        if self.state == "done":
+            return {"images": list(self.images)}
+        return {"problem": self.problem, "cause": self.cause} if self.state == "failed" else {}

@@ -30,6 +30,18 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class JointBatch:
+    """Batches of one or several jobs that are generated together; their requests have the same `batch_key`."""
+
+    batches: tuple[Batch, ...]
+
+    @property
+    def jobs(self) -> tuple[str, ...]:
+        """The id of each batch's job."""
+        return tuple(batch.job for batch in self.batches)
+
+
+@dataclass(frozen=True)
 class Crop:
     """A task to return the square of a reference that the image encoder reads.
 
@@ -37,16 +49,16 @@ class Crop:
         reference: An image file.
         model: Path or hub id of the model.
         resize_mode: As in a request. `None`: the model's.
-        job: Not used; every task has one.
+        jobs: None; every task has this.
     """
 
     reference: bytes
     model: str
     resize_mode: Literal["crop", "squash", "pad", "subject"] | None = None
-    job: str = ""
+    jobs: tuple[str, ...] = ()
 
 
-Task = Batch | Crop
+Task = JointBatch | Crop
 
 
 @dataclass(frozen=True)
@@ -65,11 +77,11 @@ class Ready:
 
 @dataclass(frozen=True)
 class Progress:
-    """From a worker: a sampling step has ended. `preview` is a JPEG, or empty."""
+    """From a worker: a sampling step has ended. `previews` are a JPEG for each batch, or nothing."""
 
     step: int
     steps: int
-    preview: bytes = b""
+    previews: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)

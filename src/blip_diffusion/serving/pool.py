@@ -33,8 +33,8 @@ class Worker:
         self._process: Any = None
         self._connection: Connection | None = None
         self._sending = threading.Lock()
-        self.job = ""
-        """The id of its current job, or empty."""
+        self.jobs: tuple[str, ...] = ()
+        """The ids of its current jobs."""
 
     @property
     def process_id(self) -> int | None:
@@ -55,18 +55,18 @@ class Worker:
 
     def do(self, task: Task, on_progress: OnProgress) -> Finished:
         """Do a task. Raises `WorkerDied`."""
-        self.job = task.job
+        self.jobs = task.jobs
         try:
             self._send(task)
             while not isinstance(message := self._receive(), Finished):
                 on_progress(message)
             return message
         finally:
-            self.job = ""
+            self.jobs = ()
 
     def cancel(self, job: str) -> None:
-        """Send the process a request to stop a job, if that is its current job."""
-        if job and self.job == job:
+        """Send the process a request to stop a job, if that is one of its current jobs."""
+        if job in self.jobs:
             try:
                 self._send(Cancel(job))
             except WorkerDied:

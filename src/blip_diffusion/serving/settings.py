@@ -19,6 +19,7 @@ class ServiceSettings:
         database_url: Database of the job queue. Empty: SQLite in `folder`. Several servers share a PostgreSQL one.
         executor_id: Name of this server in a shared database. A restarted server continues the jobs of its name.
         batch_size: Images per batch. A killed process loses at most one batch; previews and cancellation don't wait.
+        max_joint_images: Most images of equal requests that are generated together; 1 joins none.
         max_waiting: Most waiting jobs; further ones are refused.
         max_waiting_per_owner: Most waiting jobs of one API key.
         max_attempts: How often a batch is tried while its worker process dies.
@@ -35,6 +36,7 @@ class ServiceSettings:
     database_url: str = ""
     executor_id: str = "server"
     batch_size: int = 4
+    max_joint_images: int = 8
     max_waiting: int = 100
     max_waiting_per_owner: int = 20
     max_attempts: int = 3
@@ -44,7 +46,7 @@ class ServiceSettings:
     def __post_init__(self) -> None:
         if not self.models or not self.devices:
             raise InputError("A server needs at least one model and one device.")
-        for name in ("batch_size", "max_waiting", "max_waiting_per_owner", "max_attempts"):
+        for name in ("batch_size", "max_joint_images", "max_waiting", "max_waiting_per_owner", "max_attempts"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: use 1 or more.")
 
@@ -52,6 +54,11 @@ class ServiceSettings:
     def default_model(self) -> str:
         """The name of the model for requests without one."""
         return next(iter(self.models))
+
+    @property
+    def running_jobs(self) -> int:
+        """The number of jobs that run at once: as many as the workers can join."""
+        return len(self.devices) * self.max_joint_images
 
     @property
     def queue_url(self) -> str:

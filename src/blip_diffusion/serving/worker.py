@@ -17,11 +17,12 @@ from blip_diffusion.errors import BlipDiffusionError
 from blip_diffusion.generation.output import png_with_metadata
 from blip_diffusion.generation.png_metadata import encode
 from blip_diffusion.generation.previews import preview_image, preview_steps
-from blip_diffusion.generation.run import load_pipeline, prepared
+from blip_diffusion.generation.request import GenerationRequest
+from blip_diffusion.generation.run import load_pipeline, prepared, prepared_jointly
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import Dtype, default_dtype
 from blip_diffusion.references import square_reference
-from blip_diffusion.serving.messages import Batch, Cancel, Crop, Finished, Progress, Ready, Task
+from blip_diffusion.serving.messages import Batch, Cancel, Crop, Finished, JointBatch, Progress, Ready, Task
 
 MAX_MODELS = 2
 
@@ -102,32 +103,58 @@ class _Worker:
         image = images.read_image(io.BytesIO(task.reference), lambda opened: opened.copy())
         return [images.png_bytes(square_reference(model, image, task.resize_mode).image)]
 
-    def _generate(self, task: Batch) -> list[bytes]:
-        dtype = default_dtype(task.request.preset, self.device) if task.auto_dtype else task.request.dtype
-        request = dataclasses.replace(task.request, dtype=dtype)  # with ids, for the metadata
-        files = zip(request.subjects, task.subject_files, strict=True)
-        subjects = tuple(dataclasses.replace(subject, path=path) for subject, path in files)
-        pipe = self.pipe(task.model, dtype)
-        own = dataclasses.replace(request, model=task.model, subjects=subjects)
-        with prepared(pipe, own) as ready:
-            results = ready.generate(list(task.images), lambda *step: self._on_step(task, *step))
-        jobs = zip(results, task.images, strict=True)
+    def _generate(self, task: JointBatch) -> list[bytes]:
+        requests = [self._with_dtype(batch) for batch in task.batches]  # with ids, for the metadata
+        pipe = self.pipe(task.batches[0].model, requests[0].dtype)
+        if len(requests) > 1:
+            counts = [len(batch.images) for batch in task.batches]
+            context = prepared_jointly(pipe, list(zip(requests, counts, strict=True)))
+        else:
+            context = prepared(pipe, _with_files(requests[0], task.batches[0]))
+        with context as ready:
+            images_of_all = [image for batch in task.batches for image in batch.images]
+            results = iter(ready.generate(images_of_all, _Steps(self.connection, task)))
         return [
-            png_with_metadata(image, encode(request, prompt=prompt, seed=seed, num_images=1))
-            for image, (prompt, seed) in jobs
+            png_with_metadata(next(results), encode(request, prompt=prompt, seed=seed, num_images=1))
+            for request, batch in zip(requests, task.batches, strict=True)
+            for prompt, seed in batch.images
         ]
 
-    def _on_step(
-        self, task: Batch, pipe: Any, index: int, timestep: Tensor, tensors: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        while self.connection.poll():
-            if self.connection.recv() == Cancel(task.job):
-                raise Cancelled
+    def _with_dtype(self, batch: Batch) -> GenerationRequest:
+        request = batch.request
+        dtype = default_dtype(request.preset, self.device) if batch.auto_dtype else request.dtype
+        return dataclasses.replace(request, dtype=dtype)
+
+
+def _with_files(request: GenerationRequest, batch: Batch) -> GenerationRequest:
+    """Return a request with the paths of its model and its subjects in place of their ids."""
+    files = zip(request.subjects, batch.subject_files, strict=True)
+    subjects = tuple(dataclasses.replace(subject, path=path) for subject, path in files)
+    return dataclasses.replace(request, model=batch.model, subjects=subjects)
+
+
+class _Steps:
+    """Called after each sampling step: reports it, and ends the task once all its jobs are cancelled."""
+
+    def __init__(self, connection: Connection, task: JointBatch) -> None:
+        self._connection, self._task = connection, task
+        self._cancelled: set[str] = set()
+
+    def __call__(self, pipe: Any, index: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        while self._connection.poll():
+            self._cancelled.add(self._connection.recv().job)
+        if self._cancelled.issuperset(self._task.jobs):
+            raise Cancelled
         steps = len(pipe.scheduler.timesteps)
-        is_preview_step = index + 1 in preview_steps(steps, task.previews)
-        preview = _preview(pipe, tensors["latents"]) if is_preview_step else b""
-        self.connection.send(Progress(index + 1, steps, preview))
+        is_preview_step = index + 1 in preview_steps(steps, self._task.batches[0].previews)
+        previews = self._previews(pipe, tensors["latents"]) if is_preview_step else ()
+        self._connection.send(Progress(index + 1, steps, previews))
         return {}
+
+    def _previews(self, pipe: Any, latents: Tensor) -> tuple[bytes, ...]:
+        """Return a preview of each batch, which shows its own images only."""
+        counts = [len(batch.images) for batch in self._task.batches]
+        return tuple(_preview(pipe, one) for one in torch.split(latents, counts))
 
 
 def _preview(pipe: Any, latents: Tensor) -> bytes:

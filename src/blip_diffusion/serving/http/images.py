@@ -26,11 +26,13 @@ from blip_diffusion.serving.jobs import Job
 router = APIRouter(prefix="/v1/images", tags=["images"])
 Prefix = Literal["image_generation", "image_edit"]
 MAX_KEY = 255
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+"""With `stream`, the answer is server-sent events."""
 STATUS = {"cancelled": 409, "internal_error": 500, "worker_died": 500, "server_died": 500, "out_of_memory": 507}
 """HTTP status of jobs that ended without images, by cause; 422 for others."""
 
 
-@router.post("/generations", response_model=None)
+@router.post("/generations", response_model=None, responses=STREAMED)
 async def generations(
     body: GenerationBody,
     request: Request,
@@ -44,7 +46,7 @@ async def generations(
     return await _respond(service, job, body, "image_generation")
 
 
-@router.post("/edits", response_model=None)
+@router.post("/edits", response_model=None, responses=STREAMED)
 async def edits(
     request: Request, service: Service, owner: Owner, idempotency_key: str = Header("", max_length=MAX_KEY)
 ) -> Response:

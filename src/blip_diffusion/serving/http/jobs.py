@@ -73,7 +73,7 @@ def again(job_id: str, request: Request, response: Response, service: Service, o
     return job_document(job, service.position(job.id))
 
 
-@router.get("/{job_id}/events", response_model=None)
+@router.get("/{job_id}/events", response_class=EventSourceResponse)
 async def events(
     job_id: str, request: Request, service: Service, owner: Owner, last_event_id: str = Header("", max_length=100)
 ) -> EventSourceResponse:

@@ -13,6 +13,11 @@ from blip_diffusion.errors import BlipDiffusionError
 from blip_diffusion.serving.errors import QueueFull, UnknownId
 
 MEDIA_TYPE = "application/problem+json"
+PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"description": "A problem document.", "content": {MEDIA_TYPE: {"schema": {"type": "object"}}}}
+    for status in ("4XX", "5XX")
+}
+"""What the server's description says of the errors of every route."""
 RETRY_AFTER = {"Retry-After": "5"}
 FIELDS = {"--num-images": "n", "--seed": "seed", "--steps": "steps", "--guidance-scale": "guidance_scale"}
 """Fields of the HTTP interface, by the command line's flags in error messages."""

@@ -12,7 +12,7 @@ from blip_diffusion.errors import InputError
 from blip_diffusion.serving.http import health, images, jobs, subjects
 from blip_diffusion.serving.http.guards import LOOPBACK, Guard
 from blip_diffusion.serving.http.keys import ApiKeys
-from blip_diffusion.serving.http.problems import add_handlers
+from blip_diffusion.serving.http.problems import PROBLEM_RESPONSES, add_handlers
 from blip_diffusion.serving.job_service import JobService
 
 GRACE = 5
@@ -37,6 +37,7 @@ def create_app(service: JobService, *, keys: ApiKeys | None = None, hosts: Colle
         openapi_url="/v1/openapi.json",
         docs_url=None,  # its page loads scripts from another server
         redoc_url=None,
+        responses=PROBLEM_RESPONSES,
     )
     app.state.service, app.state.keys = service, keys
     for part in (health, images, jobs, subjects):

@@ -30,6 +30,25 @@ table.settings th { text-align: left; padding: .2rem .8rem .2rem 0; white-space:
 table.settings td { overflow-wrap: anywhere; }
 #preview img, #crop img { image-rendering: auto; object-fit: contain; }
 """
+SCRIPT = """() => {
+  const mend = () => document.querySelectorAll("div.empty[aria-label]:not([role])")
+    .forEach((one) => one.setAttribute("role", "img"));
+  new MutationObserver(mend).observe(document.body, { childList: true, subtree: true });
+  mend();
+}"""
+"""Gradio's empty images have a label and no role, which screen readers pass over."""
+CONTRAST = {
+    "block_label_text_color": "*primary_700",
+    "block_title_text_color": "*primary_700",
+    "block_info_text_color": "*neutral_600",
+    "body_text_color_subdued": "*neutral_600",
+    "input_placeholder_color": "*neutral_500",
+    "button_primary_background_fill": "*primary_600",
+    "button_primary_background_fill_hover": "*primary_700",
+    "checkbox_label_background_fill_selected": "*primary_600",
+    "color_accent": "*primary_600",
+}
+"""Where the theme's own colours contrast by less than 4.5 to 1 (WCAG 2, AA)."""
 TITLE = "blip-diffusion"
 NOTICE = "Images are kept for a day, and shown to no one else."
 FONT = ["system-ui", "sans-serif"]
@@ -100,5 +119,6 @@ def mount_page(app: FastAPI, service: JobService, *, path: str = "/", public: bo
         enable_monitoring=False,
         footer_links=[],
         css=STYLE,
-        theme=gr.themes.Soft(font=FONT, font_mono=["ui-monospace", "monospace"], spacing_size="sm"),
+        js=SCRIPT,
+        theme=gr.themes.Soft(font=FONT, font_mono=["ui-monospace", "monospace"], spacing_size="sm").set(**CONTRAST),
     )

@@ -9,7 +9,7 @@ import gradio as gr
 import pandas as pd
 
 from blip_diffusion.serving.page import widgets
-from blip_diffusion.serving.page.tuning import MAX_STEPS, Tuning, TuningState
+from blip_diffusion.serving.page.tuning import MAX_PHOTOS, MAX_STEPS, Tuning, TuningState
 
 if TYPE_CHECKING:
     from blip_diffusion.serving.job_service import JobService
@@ -25,8 +25,9 @@ def build(service: JobService, tab: gr.Tab) -> gr.Timer:
     models = list(service.settings.models)
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
-            photos = gr.File(label="Photos of the subject, 3 to 8", file_count="multiple", elem_id="tune-photos",
-                             file_types=[".png", ".jpg", ".jpeg", ".webp"], height=150)  # fmt: skip
+            photos = gr.File(label=f"Photos of the subject, 1 to {MAX_PHOTOS}", file_count="multiple",
+                             elem_id="tune-photos", height=150,
+                             file_types=[".png", ".jpg", ".jpeg", ".webp"])  # fmt: skip
             category = gr.Textbox("", label="Category", placeholder="dog", max_length=60, elem_id="tune-category")
             name = gr.Textbox("", label="Name", placeholder="rex", max_length=64, elem_id="tune-name")
             trainable = gr.Radio(TRAINABLE, value="lora", label="Trainable",

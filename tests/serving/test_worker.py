@@ -1,0 +1,53 @@
+import io
+import multiprocessing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from blip_diffusion.generation.request import GenerationRequest
+from blip_diffusion.serving.messages import Batch, Finished, JointBatch
+from blip_diffusion.serving.worker import _Worker
+
+
+@pytest.fixture(scope="module")
+def pipe_ends() -> Any:
+    return multiprocessing.Pipe()
+
+
+@pytest.fixture(scope="module")
+def worker(pipe_ends: Any) -> _Worker:
+    """In this process: its own would take seconds to import torch."""
+    return _Worker(pipe_ends[1], "cpu")
+
+
+def pixels(finished: Finished) -> list[Any]:
+    assert finished.outcome == "done", finished.problem
+    return [np.asarray(Image.open(io.BytesIO(file))).astype(int) for file in finished.files]
+
+
+def test_an_image_does_not_depend_on_its_batch(
+    worker: _Worker, pipe_ends: Any, tiny_folder: Path, request_of_dog: GenerationRequest, owl_png: bytes
+) -> None:
+    owl = replace(request_of_dog, reference=owl_png, category="owl", target_category="owl", negative_prompt="")
+    dogs = Batch("dogs", request_of_dog, str(tiny_folder), (), (("on the beach", 1), ("in the snow", 2)), previews=1)
+    owls = Batch("owls", owl, str(tiny_folder), (), (("on grass", 9),), previews=1)
+    alone = [image for batch in (dogs, owls) for image in pixels(worker.answer(JointBatch((batch,))))]
+    while pipe_ends[0].poll():
+        pipe_ends[0].recv()
+    joint = pixels(worker.answer(JointBatch((dogs, owls))))
+    for one, other in zip(alone, joint, strict=True):
+        assert abs(one - other).max() <= 1  # the last bit, as sums of larger batches have another order
+    previews = [pipe_ends[0].recv().previews for _ in range(2)]
+    shapes = [Image.open(io.BytesIO(one)).size for step in previews for one in step]
+    assert shapes == [(66, 32), (32, 32)]  # each job sees its own images only
+
+
+def test_requests_that_load_something_have_a_batch_of_their_own(request_of_dog: GenerationRequest) -> None:
+    key = request_of_dog.batch_key
+    assert key == replace(request_of_dog, seed=9, prompts=("on grass",), category="cat", reference=b"x").batch_key
+    assert key != replace(request_of_dog, steps=3).batch_key
+    assert replace(request_of_dog, more_references=(b"x",)).batch_key is None
