@@ -8,7 +8,7 @@ caption is split at a random word: the encoder reads the prefix and the first pa
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ class LanguageStage(Objective):
 
     def forward(self, batch: SubjectBatch | SeenImages, context: StepContext) -> Losses:
         """Return the cross-entropy of the captions' tokens, in nats."""
-        known = batch if "seen" in batch else self.look(batch)
+        known = cast(SeenImages, batch) if "seen" in batch else self.look(cast(SubjectBatch, batch))
         return {"loss": self.loss(self._queries(known["seen"]), known["caption"], context.rng)}
 
     @torch.no_grad()
