@@ -1,4 +1,4 @@
-"""`tune`, and what `generate` makes of its files, from outside."""
+"""`tune`, and `generate` with its subject files."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def pixels(path: str | Path) -> np.ndarray:
         return np.asarray(image)
 
 
-def test_a_tuned_subject_is_drawn_and_drawn_again(rex: Path, tiny_folder: Path) -> None:
+def test_tuned_subject_is_generated_and_reproduced(rex: Path, tiny_folder: Path) -> None:
     assert read_subject(rex).rank == 8
     assert generate(tiny_folder, "--subject", rex, "--grid", "sheet.png") == 0
     path = Path("out/on-the-beach-0.png")
@@ -44,7 +44,7 @@ def test_a_tuned_subject_is_drawn_and_drawn_again(rex: Path, tiny_folder: Path) 
     assert np.array_equal(pixels(path), pixels("again/on-the-beach-0.png"))
 
 
-def test_two_are_mixed(rex: Path, tiny_folder: Path) -> None:
+def test_two_subjects_are_mixed(rex: Path, tiny_folder: Path) -> None:
     subject = read_subject(rex)
     write_subject(subject.__class__("tom", "cat", -subject.embedding, subject.base), Path("tom.safetensors"))
     assert generate(tiny_folder, "--subject", rex, "--out", "rex") == 0
@@ -52,7 +52,7 @@ def test_two_are_mixed(rex: Path, tiny_folder: Path) -> None:
     assert not np.array_equal(pixels("rex/on-the-beach-0.png"), pixels("mixed/on-the-beach-0.png"))
 
 
-def test_a_changed_file_is_noticed(rex: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_changed_subject_file_is_refused(rex: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     subject = read_subject(rex)
     write_subject(subject, Path("x.safetensors"))
     assert generate(tiny_folder, "--subject", "x.safetensors") == 0
@@ -80,7 +80,7 @@ def test_a_changed_file_is_noticed(rex: Path, tiny_folder: Path, capsys: pytest.
         (["tune", "x.png", "--category", "dog", "--name", "rex", "--masks", "a.png", "b.png"], "2 masks for 1 photos"),
     ],
 )
-def test_one_sentence_and_exit_code_2(
+def test_invalid_subjects_exit_with_code_2(
     words: list[str], sentence: str, dog: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dog.save("x.png")
@@ -90,6 +90,6 @@ def test_one_sentence_and_exit_code_2(
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
 
 
-def test_a_subject_of_another_model_is_refused(rex: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_subject_of_another_model_is_refused(rex: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "x", "--subject", str(rex)]) == 2
     assert "'rex' was tuned for" in capsys.readouterr().err
