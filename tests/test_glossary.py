@@ -49,7 +49,7 @@ WORDS = r"\bpictures?\b(?! tells)"
 LOCALS = """
 answered asked drawn heed judge judged lesson lessons orders question questions said spoilt told verdict wanted
 """
-"""Local names of tests, benchmarks, studies and examples: use "expected", "generated", "options", "output", "scores"."""
+"""Local names of tests, benchmarks and studies: use "expected", "generated", "options", "output", "scores"."""
 TEST_NAMES = (
     r"_(answers|asked|asks|draws?|drawn|heard|hears|judged?|knows|nought|said|says|speaks|strangers?|tells?|told"
     r"|wants|wanted)(?=_|$)"

@@ -75,7 +75,7 @@ def test_kept_weights_survive_a_lost_better_step(model: BlipDiffusion, tmp_path:
     assert [path.name for path in (tmp_path / "best").iterdir()] == ["000010"]
     for score, expected in ((0.9, 30), (0.1, 10)):
         validation, objective = (
-            Validation(lambda samples, fresh_pipe=score: (fresh_pipe, fresh_pipe), kept.config, tmp_path),
+            Validation(lambda samples, value=score: (value, value), kept.config, tmp_path),
             Drawer(model),
         )  # type: ignore[misc]
         validation.begin(objective, after=10)  # type: ignore[arg-type]
