@@ -163,9 +163,9 @@ def test_loaded_subject_is_saved(fresh_pipe: BlipDiffusionPipeline, tmp_path: Pa
 
 
 def test_subject_of_another_base_model_is_refused(fresh_pipe: BlipDiffusionPipeline, tmp_path: Path) -> None:
-    stranger = replace(subject(fresh_pipe, "rex", 1), base="0" * 32, metadata={"model": "some/model"})
+    foreign = replace(subject(fresh_pipe, "rex", 1), base="0" * 32, metadata={"model": "some/model"})
     with pytest.raises(CheckpointError, match="'rex' was tuned for some/model, not for this model"):
-        fresh_pipe.load_subject(stranger)
+        fresh_pipe.load_subject(foreign)
     assert fresh_pipe.subjects == ()
 
 
@@ -216,9 +216,6 @@ def test_stable_diffusion_pipeline_loads_the_lora(fresh_pipe: BlipDiffusionPipel
     assert not np.allclose(
         fresh_pipe.unet(noised, 7, encoder_hidden_states=states).sample.detach(), outputs[0].detach()
     )
-
-
-# ------------------------------------------------------------------------------------------ beside other people's LoRAs
 
 
 def style_of(pipe: BlipDiffusionPipeline, seed: int = 9) -> dict[str, torch.Tensor]:
