@@ -1,13 +1,13 @@
-"""Ours against the peer, side by side: the same weights, noise, size and threads, one image at a time, in turn.
+"""Compare the speed of this package with the peer, with the same weights, noise, size and threads.
 
     make bench                                              # at mini's size, minutes
     python benchmarks/bench.py --sizes mini published       # 12 GB of disk, 8 GB of memory, most of an hour
-    python benchmarks/bench.py --against out/bench/bench.json   # and how it compares with an earlier run
+    python benchmarks/bench.py --against out/bench/bench.json   # also compares with an earlier run
 
-The peer is diffusers 0.33.1 with transformers 4.49.0, the last pair that computes BLIP-Diffusion rightly; it gets an
-environment of its own. The stock peer takes what its defaults are, float32 and 50 steps of PNDM, which are 51 calls.
-Where an image would take minutes, two short runs tell the cost of a call and of all the rest, and the image's time
-is computed from them; the report says so. Ratios are of one round each: what else the machine does meets both.
+The peer is diffusers 0.33.1 with transformers 4.49.0, the last versions that compute BLIP-Diffusion correctly, in
+its own environment. With default settings it uses float32 and 50 steps of PNDM, which are 51 calls. If an image would
+take minutes, its time is computed from two short runs, and the report says so. Ratios are computed within one round,
+because other load on the machine then affects both sides.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from machine import ceiling, machine, unet_gflop
+from machine import machine, peak_gflops, unet_gflop
 from report import OWN_STEPS, SHORT, STOCK, markdown
 from shapes import PIXELS, TINY_VAE, build, latent_shape
 
@@ -34,14 +34,14 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to draw."""
+    """A variant to measure."""
 
     name: str
     kind: str  # "ours" or "peer"
     dtype: str = "float32"  # the peer's
     preset: str = ""
     choices: tuple[tuple[str, Any], ...] = ()  # that differ from the preset's
-    whole: bool = False  # fewer, unequal steps: drawn whole, never computed from short runs
+    whole: bool = False  # steps of unequal cost: measured for a complete image, never computed from short runs
 
 
 ON_OPENVINO, TINY, UNDISTILLED = ("engine", "openvino"), ("tiny_vae", TINY_VAE), ("bundled_lora_steps", None)
@@ -68,7 +68,7 @@ CONTENDERS = (
 
 
 def main() -> None:
-    """Measures, prints the report, and keeps it."""
+    """Measure, print the report, and save it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     parser.add_argument("--sizes", nargs="+", choices=("mini", "published"), default=["mini"])
@@ -80,22 +80,22 @@ def main() -> None:
     flags = parser.parse_args()
     set_up_peers(flags.peers)
     report: dict[str, Any] = {"machine": machine(), "threads": flags.threads, "sizes": {}}
-    report["ceiling"] = ceiling(flags.threads)
+    report["ceiling"] = peak_gflops(flags.threads)
     earlier = json.loads(flags.against.read_text()) if flags.against else None
     for size in flags.sizes:
-        for found in measure(size, flags):  # after each round, so that an interrupted run keeps what it has
-            report["sizes"][size] = found
+        for results in measure(size, flags):  # after each round, so that an interrupted run keeps its results
+            report["sizes"][size] = results
             report["load_after"] = os.getloadavg()
             (flags.out / "bench.json").write_text(json.dumps(report, indent=1) + "\n")
             (flags.out / "bench.md").write_text(markdown(report, earlier))
     print((flags.out / "bench.md").read_text())
 
 
-# ---------------------------------------------------------------------------------------------------- the surroundings
+# ------------------------------------------------------------------------------------------------------ environment
 
 
 def set_up_peers(folder: Path) -> None:
-    """The peer's packages, in a folder that git ignores. All else it shares with ours, torch first of all."""
+    """Install the peer's packages in a folder that git ignores. Other packages, such as torch, are shared."""
     if (folder / "diffusers").is_dir():
         return
     pinned = ["diffusers==0.33.1", "transformers==4.49.0", "tokenizers==0.21.4", "huggingface_hub==0.30.2"]
@@ -107,7 +107,7 @@ def set_up_peers(folder: Path) -> None:
 
 
 class Worker:
-    """A contender's process."""
+    """The process of a variant."""
 
     def __init__(self, contender: Contender, size: str, folder: Path, flags: argparse.Namespace) -> None:
         spec = {"kind": contender.kind, "dtype": contender.dtype, "choices": choices(contender, folder)}
@@ -120,21 +120,21 @@ class Worker:
             [sys.executable, str(HERE / "worker.py"), json.dumps(spec)], env=environment, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
-        self.loaded = self._answer()
+        self.loaded = self._read_response()
 
-    def draw(self, steps: int | None, save: Path | None = None) -> dict[str, float]:
-        """Seconds, the processor's seconds, and the peak of memory so far."""
+    def generate(self, steps: int | None, save: Path | None = None) -> dict[str, float]:
+        """Generate an image, and return seconds, CPU seconds and peak memory."""
         assert self._process.stdin is not None
         print(json.dumps({"steps": steps, "save": str(save) if save else None}), file=self._process.stdin, flush=True)
-        return self._answer()
+        return self._read_response()
 
-    def _answer(self) -> dict[str, float]:
+    def _read_response(self) -> dict[str, float]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"A contender ended with {self._process.wait()}; its own words are above.")
-        answer: dict[str, float] = json.loads(line)
-        return answer
+            raise RuntimeError(f"A variant ended with exit code {self._process.wait()}; its output is above.")
+        response: dict[str, float] = json.loads(line)
+        return response
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -143,7 +143,7 @@ class Worker:
 
 
 def choices(contender: Contender, folder: Path) -> dict[str, Any]:
-    """A preset and what differs from it, spelled out; a tiny autoencoder lies in the model's folder."""
+    """Return all fields of a variant's preset. A tiny autoencoder is in the model folder."""
     if contender.kind == "peer":
         return {}
     chosen = dataclasses.replace(get_preset(contender.preset), **dict(contender.choices))
@@ -152,7 +152,7 @@ def choices(contender: Contender, folder: Path) -> dict[str, Any]:
 
 
 def measure(size: str, flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Rounds in which each contender draws in turn. The first image of each is not counted."""
+    """Yield the results after each round, in which each variant generates once. First images are not counted."""
     folder = build(size, flags.out / "models" / size)
     racing = [c for c in CONTENDERS if any(word in c.name for word in flags.only) and possible(c)]
     rows: dict[str, list[dict[str, float]]] = {contender.name: [] for contender in racing}
@@ -166,7 +166,7 @@ def measure(size: str, flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def possible(contender: Contender) -> bool:
-    """Without the extra there is no engine to measure, and without bfloat16 no peer in it: it would take hours."""
+    """Return whether OpenVINO is installed if needed, and bfloat16 is fast if needed. Otherwise it would take hours."""
     from importlib.util import find_spec
 
     if contender.dtype == "bfloat16" and not has_bfloat16():
@@ -178,12 +178,12 @@ def possible(contender: Contender) -> bool:
 def workers(
     racing: Sequence[Contender], size: str, folder: Path, flags: argparse.Namespace, *, together: bool
 ) -> Iterator[Callable[[Contender], AbstractContextManager[Worker]]]:
-    """All processes at once, where they have room; else each for its turn alone."""
-    there = {contender: Worker(contender, size, folder, flags) for contender in racing} if together else {}
+    """Start all processes at once if memory allows it, else one at a time."""
+    running = {contender: Worker(contender, size, folder, flags) for contender in racing} if together else {}
 
     @contextmanager
     def start(contender: Contender) -> Iterator[Worker]:
-        worker = there[contender] if together else Worker(contender, size, folder, flags)
+        worker = running[contender] if together else Worker(contender, size, folder, flags)
         try:
             yield worker
         finally:
@@ -193,23 +193,23 @@ def workers(
     try:
         yield start
     finally:
-        for worker in there.values():
+        for worker in running.values():
             worker.close()
 
 
 def one(worker: Worker, contender: Contender, size: str, out: Path, *, warm: bool) -> dict[str, float]:
-    """An image's seconds, measured or computed, a call's, and the peak of memory."""
+    """Return the seconds of an image (measured or computed) and of a call, and the peak memory."""
     slow = size == "published"
     if warm or slow:
-        worker.draw(SHORT[0])
+        worker.generate(SHORT[0])
     if contender.whole or not slow:
         name = "".join(letter if letter.isalnum() else "-" for letter in contender.name)
-        whole = worker.draw(None, out / f"{size}-{name}.png")
+        whole = worker.generate(None, out / f"{size}-{name}.png")
     else:
         whole = {}
     result = {"loaded": worker.loaded["load"]}
     if not contender.whole:
-        short, longer = (worker.draw(steps) for steps in SHORT)
+        short, longer = (worker.generate(steps) for steps in SHORT)
         for key in ("seconds", "cpu"):
             call = (longer[key] - short[key]) / (SHORT[1] - SHORT[0])
             result[f"call_{key}"] = call

@@ -90,69 +90,69 @@ class Cases:
 
     def turbo(self) -> list[str]:
         pipe = self.pipe("turbo")
-        found = self.call(pipe, num_inference_steps=0)
+        results = self.call(pipe, num_inference_steps=0)
         pipe.set_preset("fast")
-        found += self.call(pipe)
+        results += self.call(pipe)
         pipe.set_preset("turbo")
-        return found + self.call(pipe, num_inference_steps=0)
+        return results + self.call(pipe, num_inference_steps=0)
 
     def lora(self) -> list[str]:
         pipe = self.pipe()
         pipe.load_lora_weights(str(self.files / "lora.safetensors"), adapter_name="style")
-        found = self.call(pipe)
+        results = self.call(pipe)
         pipe.set_adapters("style", 0.5)
-        found += self.call(pipe)
+        results += self.call(pipe)
         pipe.set_preset("turbo")
-        found += self.call(pipe, num_inference_steps=0)
+        results += self.call(pipe, num_inference_steps=0)
         pipe.unload_lora_weights()
-        found += self.call(pipe, num_inference_steps=0)
+        results += self.call(pipe, num_inference_steps=0)
         pipe.set_preset("exact")
-        return found + self.call(pipe)
+        return results + self.call(pipe)
 
     def fused(self) -> list[str]:
         pipe = self.pipe()
         pipe.load_lora_weights(str(self.files / "lora.safetensors"), adapter_name="style")
         pipe.fuse_lora()
-        found = self.call(pipe)
+        results = self.call(pipe)
         pipe.unfuse_lora()
-        return found + self.call(pipe)
+        return results + self.call(pipe)
 
     def subject(self) -> list[str]:
         pipe = self.pipe()
         pipe.load_subject(self.files / "subject.safetensors")
-        found = self.call(pipe, reference=False) + self.call(pipe)
+        results = self.call(pipe, reference=False) + self.call(pipe)
         pipe.load_subject(self.files / "subject2.safetensors")
         pipe.set_subjects(list(pipe.subjects), [0.3, 0.7])
-        found += self.call(pipe, reference=False)
+        results += self.call(pipe, reference=False)
         pipe.load_lora_weights(str(self.files / "lora.safetensors"), adapter_name="style")
-        found += self.call(pipe, reference=False)
+        results += self.call(pipe, reference=False)
         pipe.set_preset("turbo")
-        found += self.call(pipe, reference=False, num_inference_steps=0)
+        results += self.call(pipe, reference=False, num_inference_steps=0)
         pipe.delete_adapters("style")
-        found += self.call(pipe, reference=False, num_inference_steps=0)
+        results += self.call(pipe, reference=False, num_inference_steps=0)
         pipe.set_subjects(None)
-        return found + self.call(pipe, num_inference_steps=0)
+        return results + self.call(pipe, num_inference_steps=0)
 
     def shared(self) -> list[str]:
         first = self.pipe("turbo")
         second = BlipDiffusionPipeline.from_pipe(first)
         second.set_progress_bar_config(disable=True)
-        found = self.call(second) + self.call(first, num_inference_steps=0)
+        results = self.call(second) + self.call(first, num_inference_steps=0)
         second.load_subject(self.files / "subject.safetensors")
-        found += self.call(second, reference=False) + self.call(first, reference=False, num_inference_steps=0)
+        results += self.call(second, reference=False) + self.call(first, reference=False, num_inference_steps=0)
         first.unet = copy.deepcopy(first.unet)
         second.set_subjects(None)
-        return found + self.call(first, reference=False, num_inference_steps=0) + self.call(second)
+        return results + self.call(first, reference=False, num_inference_steps=0) + self.call(second)
 
     def control(self) -> list[str]:
         pipe = BlipDiffusionPipeline.from_pretrained(
             self.golden / "pipe", controlnet=self.golden / "controlnet", qformer_tokenizer=self.golden / "tok" / "bert"
         )
         pipe.set_progress_bar_config(disable=True)
-        found: list[str] = []
+        results: list[str] = []
         for options in ({}, {"guess_mode": True}, {"controlnet_conditioning_scale": 0.5, "control_guidance_end": 0.5}):
-            found += self.call(pipe, image=self.cat, **options)
-        return found
+            results += self.call(pipe, image=self.cat, **options)
+        return results
 
     def command_line(self) -> list[str]:
         flags = ["--reference", str(self.examples / "dog.png"), "--category", "dog", "--seed", "3", "--steps", "3"]
@@ -277,16 +277,16 @@ def main() -> int:
     if arguments.action == "record":
         make_files(arguments.files, arguments.examples)
     cases = Cases(arguments.examples, arguments.files, arguments.golden)
-    found = {}
+    results = {}
     for name in arguments.only:
-        found[name] = getattr(cases, name)()
-        print(name, len(found[name]), flush=True)
+        results[name] = getattr(cases, name)()
+        print(name, len(results[name]), flush=True)
     if arguments.action == "record":
-        arguments.state.write_text(json.dumps(found, indent=1))
+        arguments.state.write_text(json.dumps(results, indent=1))
         return 0
     state = json.loads(arguments.state.read_text())
     wrong = {
-        name: [i for i, (a, b) in enumerate(zip(found[name], state[name], strict=True)) if a != b] for name in found
+        name: [i for i, (a, b) in enumerate(zip(results[name], state[name], strict=True)) if a != b] for name in results
     }
     wrong = {name: places for name, places in wrong.items() if places}
     print("all equal" if not wrong else f"DIFFERENT: {wrong}")

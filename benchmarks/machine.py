@@ -1,4 +1,4 @@
-"""Where a benchmark runs: what the machine is, what it has to give, and what is asked of it."""
+"""The machine of a benchmark: its description, its peak performance, and the operations of a U-Net call."""
 
 import os
 import platform
@@ -14,15 +14,15 @@ from blip_diffusion.devices import has_bfloat16
 
 
 def machine() -> dict[str, Any]:
-    """Where it ran, and how busy that was."""
+    """Return the CPU, library versions, time and load."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.split(":")[1].strip() for line in lines if "model name" in line]
     return {"cpu": names[0], "cores": len(names), "torch": torch.__version__, "python": platform.python_version(),
             "load_before": os.getloadavg(), "time": time.strftime("%Y-%m-%d %H:%M")}  # fmt: skip
 
 
-def ceiling(threads: int) -> dict[str, float]:
-    """GFLOP/s of a large matrix product, the best of five: what the machine has to give."""
+def peak_gflops(threads: int) -> dict[str, float]:
+    """Return GFLOP/s of a large matrix product by dtype, the best of five."""
     torch.set_num_threads(threads)
     best = {}
     for name in ("float32", "bfloat16") if has_bfloat16() else ("float32",):
@@ -37,11 +37,11 @@ def ceiling(threads: int) -> dict[str, float]:
 
 
 def unet_gflop(folder: Path) -> float:
-    """Of one call for two halves of guidance. Two operations a multiplication and addition."""
+    """Return GFLOP of one U-Net call with both halves of guidance. A multiply-add is two operations."""
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet"))
         side, width = unet.config.sample_size, unet.config.cross_attention_dim
-        given = torch.empty(2, unet.config.in_channels, side, side), torch.tensor(1), torch.empty(2, 77, width)
+        inputs = torch.empty(2, unet.config.in_channels, side, side), torch.tensor(1), torch.empty(2, 77, width)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            unet(*given)
+            unet(*inputs)
     return counter.get_total_flops() / 1e9

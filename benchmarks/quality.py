@@ -1,9 +1,9 @@
-"""What the presets cost in quality, on `mini`: how far each one's images are from the exact ones of the same noise.
+"""Quality of the presets with `mini`: the difference between their images and exact ones from the same noise.
 
     python benchmarks/quality.py --dataset world/world.zip --subjects 12 --num-prompts 4
 
-PSNR is of pixels. The judge's cosine is of DINOv2 features, and is to be read against two others: to the exact image
-with another seed (what chance alone changes), and of the exact image to the reference, beside each preset's own.
+The metrics are PSNR of pixels, and cosine of DINOv2 features. Compare the cosine with that to an exact image with
+another seed, and with the cosines to the reference.
 """
 
 import argparse
@@ -41,8 +41,8 @@ VARIANTS = {
 
 
 @dataclass(frozen=True)
-class Questions:
-    """A reference, a word and a scene an image."""
+class Inputs:
+    """A reference, a category and a scene for each image."""
 
     references: Tensor  # (B, 3, S, S)
     categories: list[str]
@@ -50,7 +50,7 @@ class Questions:
 
 
 def main() -> None:
-    """Draws, compares and prints a table."""
+    """Generate, compare and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", type=Path, required=True)
     parser.add_argument("--model", default="mini")
@@ -58,58 +58,58 @@ def main() -> None:
     parser.add_argument("--num-prompts", type=int, default=4)
     parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="variants whose name holds a word")
     flags = parser.parse_args()
-    asked = questions(AssetLibrary.load(flags.dataset), flags.subjects, SCENES[: flags.num_prompts])
+    inputs = build_inputs(AssetLibrary.load(flags.dataset), flags.subjects, SCENES[: flags.num_prompts])
     focus = DinoV2Saliency()
-    exact, _ = draw(flags.model, Preset(), asked)
-    other, _ = draw(flags.model, Preset(), asked, first=OTHER_SEED)
-    seen = look(focus, asked.references)
+    exact, _ = generate(flags.model, Preset(), inputs)
+    other, _ = generate(flags.model, Preset(), inputs, first=OTHER_SEED)
+    references = embed(focus, inputs.references)
     print(f"{len(exact)} images. | PSNR to plain | cosine to plain | cosine to the reference | s an image", flush=True)
-    print(_row("another seed", other, exact, seen, focus, float("nan")), flush=True)
+    print(_row("another seed", other, exact, references, focus, float("nan")), flush=True)
     for name, preset in VARIANTS.items():
         if any(word in name for word in flags.only):
-            generated, seconds = draw(flags.model, preset, asked)
-            print(_row(name, generated, exact, seen, focus, seconds), flush=True)
+            generated, seconds = generate(flags.model, preset, inputs)
+            print(_row(name, generated, exact, references, focus, seconds), flush=True)
 
 
-def questions(world: AssetLibrary, subjects: int, scenes: tuple[str, ...]) -> Questions:
-    """Held-out subjects, each in every scene."""
+def build_inputs(world: AssetLibrary, subjects: int, scenes: tuple[str, ...]) -> Inputs:
+    """Return inputs for held-out subjects, each in every scene."""
     batch = PairSampler(world, SyntheticConfig(split="heldout"), batch_size=subjects, seed=3)(0)
     rows = range(subjects)
-    return Questions(
+    return Inputs(
         batch["reference"].repeat_interleave(len(scenes), dim=0),
         [batch["category"][row] for row in rows for _ in scenes],
         [scene for _ in rows for scene in scenes],
     )
 
 
-def draw(model: str, preset: Preset, asked: Questions, *, first: int = 0) -> tuple[Tensor, float]:
-    """Images (B, 3, S, S), eight at a time, and the processor's seconds for each."""
+def generate(model: str, preset: Preset, inputs: Inputs, *, first: int = 0) -> tuple[Tensor, float]:
+    """Return images (B, 3, S, S), generated eight at a time, and the CPU seconds for each."""
     pipe = BlipDiffusionPipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
     pipe.set_preset(preset)
-    references = images.to_pil(asked.references)
+    references = images.to_pil(inputs.references)
     parts, busy = [], time.process_time()
     for at in range(0, len(references), 8):
         some = slice(at, at + 8)
         seeds = range(first + at, first + at + len(references[some]))
         parts.append(
-            pipe(asked.scenes[some], references[some], asked.categories[some], asked.categories[some],
+            pipe(inputs.scenes[some], references[some], inputs.categories[some], inputs.categories[some],
                  generator=[torch.Generator().manual_seed(seed) for seed in seeds], output_type="pt").images
         )  # fmt: skip
     return torch.cat(parts), (time.process_time() - busy) / len(references)
 
 
-def look(focus: DinoV2Saliency, pixels: Tensor) -> Tensor:
-    """What the judge's network sees of whole images, as unit vectors (B, F)."""
+def embed(focus: DinoV2Saliency, pixels: Tensor) -> Tensor:
+    """Return DINOv2 features of whole images as unit vectors (B, F)."""
     return F.normalize(masked_mean(focus.see(pixels)[0], None), dim=-1)
 
 
 def _row(name: str, generated: Tensor, exact: Tensor, references: Tensor, focus: DinoV2Saliency, seconds: float) -> str:
-    one, two = (look(focus, pixels) for pixels in (generated, exact))
+    one, two = (embed(focus, pixels) for pixels in (generated, exact))
     error = (generated - exact).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
     psnr = (-10 * error.log10()).mean().item()
-    same, own = ((one * features).sum(-1).mean().item() for features in (two, references))
-    return f"{name} | {psnr:.1f} dB | {same:.4f} | {own:.4f} | {seconds:.2f}"
+    to_exact, to_reference = ((one * features).sum(-1).mean().item() for features in (two, references))
+    return f"{name} | {psnr:.1f} dB | {to_exact:.4f} | {to_reference:.4f} | {seconds:.2f}"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The models that are timed: random weights in the published layout, which both sides load from the same files.
+"""The models of the benchmark: random weights in the published layout, which both sides load from the same files.
 
-`published` has the shapes of the published model. `mini` has those of the shipped one, but for the image encoder: the
-peer knows no other than CLIP's, and a larger vocabulary, which costs nothing.
+`published` has the shapes of the published model. `mini` has those of the shipped model, except for CLIP's image
+encoder (the peer supports no other) and a larger vocabulary, which takes no time.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ RANKS = {"published": 64, "mini": 2}  # of a consistency LoRA: that of `latent-c
 
 
 def build(name: str, folder: Path) -> Path:
-    """Writes the model, unless it is there. `published` takes 6 GB of disk and of memory."""
+    """Write the model if it is missing. `published` takes 6 GB of disk and of memory."""
     if (folder / CONSISTENCY_LORA).is_file():
         return folder
     torch.manual_seed(0)
@@ -64,7 +64,7 @@ def build(name: str, folder: Path) -> Path:
 
 
 def _write_words(folder: Path) -> None:
-    """CLIP's and BERT's words in the files that transformers 4 reads."""
+    """Write the vocabularies of CLIP and BERT in the files that transformers 4 reads."""
     table = json.loads((folder / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     (folder / "tokenizer" / "vocab.json").write_text(json.dumps(table["vocab"]), encoding="utf-8")
     merges = (ASSETS / "clip" / "merges.txt").read_text(encoding="utf-8")
@@ -74,7 +74,7 @@ def _write_words(folder: Path) -> None:
 
 
 def latent_shape(name: str) -> tuple[int, int, int]:
-    """(C, H, W)."""
+    """Return the latent shape (C, H, W)."""
     shape = SHAPES[name]
     side = PIXELS[name] // 2 ** (len(shape.vae["block_out_channels"]) - 1)
     return int(shape.unet.get("in_channels", 4)), side, side

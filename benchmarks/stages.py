@@ -1,11 +1,11 @@
-"""Where a training step's time goes, for the stages of `mini` and for tuning it: phases, operators, and the share of
-what the machine's processor could do.
+"""Time of a training step by phase and operator, for the stages of `mini` and for tuning, and the share of the CPU's
+peak performance.
 
     python benchmarks/stages.py --dataset world/world.zip --steps 3
 
-It takes the steps of the loop one after another, in one process and thread, so that phases don't overlap; the loop
-itself composes the next batch while it steps. Operations are counted, not estimated: those of matrix products,
-convolutions and attention, two a multiplication and addition.
+Steps run one after another in one process and thread, so that phases don't overlap. (The trainer composites the next
+batch during a step.) The operations of matrix products, convolutions and attention are counted; a multiplication and
+an addition are two operations.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import ceiling
+from machine import peak_gflops
 from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -47,32 +47,32 @@ STAGES = ("autoencoder", "text_to_image", "representation", "subject", "consiste
 
 
 def main() -> None:
-    """Prints a table for each stage."""
+    """Print a table for each stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     flags = parser.parse_args()
-    able = ceiling(flags.threads)
+    peak = peak_gflops(flags.threads)
     world = AssetLibrary.load(flags.dataset)
     with sdpa_backend(CPU):
         for stage in flags.stages:
-            stage_run = Stage(*(tuning() if stage == "tuning" else of_a_stage(stage, world)))
-            print(f"\n{stage}\n" + measured(stage_run, flags.steps, able), flush=True)
+            stage_run = Stage(*(build_tuning() if stage == "tuning" else build_stage(stage, world)))
+            print(f"\n{stage}\n" + measure(stage_run, flags.steps, peak), flush=True)
 
 
-def of_a_stage(stage: str, world: AssetLibrary) -> tuple[Any, Callable[[int], Any], TrainConfig]:
-    """Its method, its batches, and how it is trained."""
+def build_stage(stage: str, world: AssetLibrary) -> tuple[Any, Callable[[int], Any], TrainConfig]:
+    """Return the objective, batches and training configuration of a stage."""
     start = [] if stage == "autoencoder" else [str(ASSETS / "mini")]
     config = configuration.build(RunConfig, configuration.read(CONFIGS / f"{stage}.toml", [f"model.init_from={start}"]))
     sampler = PairSampler(world, config.data.synthetic, batch_size=config.data.batch_size, seed=0)
-    method = OBJECTIVES[stage](BuildContext(config, tokenizer_corpus(world), sampler(0)["reference"]))
-    return method, sampler, config.train
+    objective = OBJECTIVES[stage](BuildContext(config, tokenizer_corpus(world), sampler(0)["reference"]))
+    return objective, sampler, config.train
 
 
-def tuning() -> tuple[Any, Callable[[int], Any], TrainConfig]:
-    """Few-shot tuning of a subject, as `blip-diffusion tune` does it."""
+def build_tuning() -> tuple[Any, Callable[[int], Any], TrainConfig]:
+    """Return objective, batches and configuration of few-shot tuning, as in `blip-diffusion tune`."""
     folder = ASSETS / "mini"
     photos = read_photos([Image.open(ROOT / "examples" / "dog.png")] * 3, masks="auto")
     job = prepare(assemble(read_parts(folder), folder), photos, "dog", "rex", TuneConfig())
@@ -81,7 +81,7 @@ def tuning() -> tuple[Any, Callable[[int], Any], TrainConfig]:
 
 
 class Stage:
-    """One stage's steps, and what each phase of them takes of the processor's time."""
+    """Training steps of a stage, and the CPU time of each phase."""
 
     def __init__(self, objective: Any, batches: Callable[[int], Any], config: TrainConfig) -> None:
         self.objective: Any = to_training_mode(objective, CPU)
@@ -99,7 +99,7 @@ class Stage:
         self.spent[name] += time.process_time() - began
 
     def step(self, number: int) -> None:
-        """One, as the loop takes it."""
+        """Run one training step, like the trainer."""
         with self._phase("composition"):
             batch = self.batches(number)
         with self._phase("forward"), torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
@@ -120,37 +120,37 @@ class Stage:
 
 @dataclass(frozen=True)
 class Count:
-    """What a step computes, and who computes it."""
+    """The operations of a step, in GFLOP, and the operators with the most time."""
 
     gflop: float
     operators: list[str]
 
 
-def measured(stage_run: Stage, steps: int, able: dict[str, float]) -> str:
-    """Processor time of a step, after one that warms up, and what that is of the ceiling."""
+def measure(stage_run: Stage, steps: int, peak: dict[str, float]) -> str:
+    """Return the CPU time of a step after a warm-up step, and its share of the peak performance."""
     stage_run.step(0)
     stage_run.spent.clear()
     for number in range(1, 1 + steps):
         stage_run.step(number)
     spent = dict(stage_run.spent)
     total = sum(spent.values())
-    count = counted(stage_run, steps + 1)
-    pace, most = steps * count.gflop / total, able["bfloat16" if stage_run.precision == "bf16" else "float32"]
-    share = f"{pace:.0f} GFLOP/s, {pace / most:.2f} of {most:.0f}"
+    count = count_operations(stage_run, steps + 1)
+    gflops, limit = steps * count.gflop / total, peak["bfloat16" if stage_run.precision == "bf16" else "float32"]
+    share = f"{gflops:.0f} GFLOP/s, {gflops / limit:.2f} of {limit:.0f}"
     lines = [f"{total / steps:.2f} s a step of {count.gflop:.0f} GFLOP: {share}"]
     lines += [f"  {name}: {seconds / steps:.2f} s, {100 * seconds / total:.0f} %" for name, seconds in spent.items()]
     return "\n".join(lines + count.operators)
 
 
-def counted(stage_run: Stage, number: int) -> Count:
-    """Two more steps: one under the counter of operations, one under the profiler."""
+def count_operations(stage_run: Stage, number: int) -> Count:
+    """Run two more steps: one with the operation counter, one with the profiler."""
     with FlopCounterMode(display=False) as counter:
         stage_run.step(number)
-    with profile(activities=[ProfilerActivity.CPU]) as found:
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
         stage_run.step(number + 1)
-    rows = sorted(found.key_averages(), key=lambda row: -row.self_cpu_time_total)
-    whole_time = sum(row.self_cpu_time_total for row in rows)
-    shares = [f"  {100 * row.self_cpu_time_total / whole_time:4.1f} % {row.key} x {row.count}" for row in rows[:10]]
+    rows = sorted(profiled.key_averages(), key=lambda row: -row.self_cpu_time_total)
+    total_time = sum(row.self_cpu_time_total for row in rows)
+    shares = [f"  {100 * row.self_cpu_time_total / total_time:4.1f} % {row.key} x {row.count}" for row in rows[:10]]
     return Count(counter.get_total_flops() / 1e9, shares)
 
 

@@ -1,6 +1,6 @@
-"""One contender in a process of its own, in its own environment: it loads, then draws as often as it is told.
+"""One variant of the benchmark in its own process and environment: it loads a model and generates images on request.
 
-It is told by lines of JSON on standard input, {"steps": N, "save": PATH or null}, and answers each with another.
+Each request is a line of JSON on standard input, {"steps": N, "save": PATH or null}. Each response is a line of JSON.
 """
 
 import json
@@ -18,44 +18,44 @@ import numpy as np
 import torch
 from PIL import Image
 
-QUESTION = ("swimming underwater", "teapot", "dog")
+INPUTS = ("swimming underwater", "teapot", "dog")
 GB = 2**30
-Draw = Callable[[int | None], Image.Image]
+Generate = Callable[[int | None], Image.Image]
 
 
 def main() -> None:
-    """Standard output is for answers alone; what libraries print goes to standard error."""
-    answers = os.fdopen(os.dup(1), "w")
+    """Answer requests. Only responses go to standard output; output of libraries goes to standard error."""
+    responses = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     spec = json.loads(sys.argv[1])
     torch.set_num_threads(spec["threads"])
     start = time.perf_counter()
-    draw = {"peer": peer, "ours": ours}[spec["kind"]](spec)
-    print(json.dumps({"load": time.perf_counter() - start, "peak": peak()}), file=answers, flush=True)
+    generate = {"peer": peer, "ours": ours}[spec["kind"]](spec)
+    print(json.dumps({"load": time.perf_counter() - start, "peak": peak()}), file=responses, flush=True)
     for line in sys.stdin:
-        order = json.loads(line)
+        request = json.loads(line)
         start, busy = time.perf_counter(), time.process_time()
-        image = draw(order["steps"])
+        image = generate(request["steps"])
         seconds = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - busy, "peak": peak()}
-        if order.get("save"):
-            image.save(order["save"])
-        print(json.dumps(seconds), file=answers, flush=True)
+        if request.get("save"):
+            image.save(request["save"])
+        print(json.dumps(seconds), file=responses, flush=True)
 
 
 def peak() -> float:
-    """The most memory that the process had so far, mapped files included, in GiB."""
+    """Return the peak memory of the process in GiB, including mapped files."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB
 
 
 def inputs(spec: dict[str, Any]) -> tuple[Image.Image, torch.Tensor]:
-    """The same reference and noise for all."""
+    """Return the reference and the noise, which are the same for all variants."""
     rng = np.random.RandomState(7)
     reference = Image.fromarray(rng.randint(0, 256, (224, 224, 3), dtype=np.uint8))
     return reference, torch.from_numpy(rng.randn(1, *spec["latents"]).astype("float32"))
 
 
-def ours(spec: dict[str, Any]) -> Draw:
-    """This package's pipeline, with a preset's choices."""
+def ours(spec: dict[str, Any]) -> Generate:
+    """Load this package's pipeline, with the settings of a preset."""
     from blip_diffusion import BlipDiffusionPipeline
     from blip_diffusion.pipelines.presets import Preset, resolve_dtype
 
@@ -69,15 +69,15 @@ def ours(spec: dict[str, Any]) -> Draw:
     pipe.set_preset(preset)
     reference, latents = inputs(spec)
 
-    def draw(steps: int | None) -> Image.Image:
+    def generate(steps: int | None) -> Image.Image:
         size = {"height": spec["pixels"], "width": spec["pixels"], "resize_mode": "squash"}
-        return pipe(QUESTION[0], reference, *QUESTION[1:], latents=latents, num_inference_steps=steps, **size).images[0]
+        return pipe(INPUTS[0], reference, *INPUTS[1:], latents=latents, num_inference_steps=steps, **size).images[0]
 
-    return draw
+    return generate
 
 
-def peer(spec: dict[str, Any]) -> Draw:
-    """diffusers' pipeline as it was. It is put together part by part, since the Q-Former's words would be fetched."""
+def peer(spec: dict[str, Any]) -> Generate:
+    """Load diffusers' pipeline from its components, because it would otherwise download the Q-Former's vocabulary."""
     import diffusers
     import transformers
     from diffusers.pipelines import BlipDiffusionPipeline
@@ -110,14 +110,14 @@ def peer(spec: dict[str, Any]) -> Draw:
     pipe.set_progress_bar_config(disable=True)
     reference, latents = inputs(spec)
 
-    def draw(steps: int | None) -> Image.Image:
+    def generate(steps: int | None) -> Image.Image:
         size = {"height": spec["pixels"], "width": spec["pixels"], "num_inference_steps": steps or 50}
-        given = latents.to(how["torch_dtype"])
-        question = [QUESTION[0]], reference, [QUESTION[1]], [QUESTION[2]]
-        pixels = pipe(*question, latents=given, output_type="pt", **size).images[0]  # numpy has no bfloat16
+        noise = latents.to(how["torch_dtype"])
+        inputs_of_call = [INPUTS[0]], reference, [INPUTS[1]], [INPUTS[2]]
+        pixels = pipe(*inputs_of_call, latents=noise, output_type="pt", **size).images[0]  # numpy has no bfloat16
         return Image.fromarray((pixels.float().permute(1, 2, 0).numpy() * 255).round().astype("uint8"))
 
-    return draw
+    return generate
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Programs that made one document each: measurements with this library, which are no part of it."""
+"""Experiments with this library behind single documents. They are not part of the package."""

@@ -1,4 +1,4 @@
-"""What the tests share: a tiny world, a tiny model on disk, an image of a subject. All real, nothing downloaded."""
+"""Shared fixtures: a tiny training set, a tiny model on disk, an image of a subject. Nothing is downloaded."""
 
 import os
 import struct
@@ -27,13 +27,13 @@ INFERENCE = InferenceConfig(prompt_reps=1, num_inference_steps=3, guidance_scale
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """For tiny tensors, one is faster, and the sums are always in the same order: those of shared fixtures too."""
+    """Use one thread: it is faster for tiny tensors, and sums have a fixed order."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def world() -> AssetLibrary:
-    """A small part of the real one: 58 images of subjects, seven scenes, each with some held out."""
+    """A small part of the real training set: 58 images of subjects and seven scenes, some of each held out."""
     return AssetLibrary.load(WORLD)
 
 
@@ -45,7 +45,7 @@ def batch(world: AssetLibrary) -> SubjectBatch:
 
 @pytest.fixture(scope="session")
 def tiny_folder(world: AssetLibrary, batch: SubjectBatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole model in the published layout, with the shapes `tiny` and weights that no one has trained."""
+    """A complete model in the published layout, with the shapes `tiny` and untrained weights."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     save_model(tiny_model(world, batch), folder)
     return folder
@@ -53,21 +53,21 @@ def tiny_folder(world: AssetLibrary, batch: SubjectBatch, tmp_path_factory: pyte
 
 @pytest.fixture
 def model(tiny_folder: Path) -> BlipDiffusion:
-    """That model, one's own to change."""
+    """A new instance of that model, which a test may change."""
     return BlipDiffusionPipeline.from_pretrained(tiny_folder).model
 
 
 @pytest.fixture(scope="module")
 def pipe(tiny_folder: Path) -> BlipDiffusionPipeline:
-    """That model as a pipeline. A test that changes it loads its own."""
+    """That model as a pipeline, shared by a module. Tests that change it use `fresh_pipe`."""
     pipe = BlipDiffusionPipeline.from_pretrained(tiny_folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 @pytest.fixture
-def own(tiny_folder: Path) -> BlipDiffusionPipeline:
-    """That model as a pipeline, one's own to change."""
+def fresh_pipe(tiny_folder: Path) -> BlipDiffusionPipeline:
+    """That model as a new pipeline, which a test may change."""
     pipe = BlipDiffusionPipeline.from_pretrained(tiny_folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -85,7 +85,7 @@ def dog() -> Image.Image:
 
 @pytest.fixture
 def huge_png(tmp_path: Path) -> Callable[[int], Path]:
-    """Writes a black and white PNG of a given side, as its header says; there are no pixels behind it."""
+    """Write a black and white PNG whose header claims a given side length; it contains no pixels."""
 
     def write(side: int) -> Path:
         def chunk(name: bytes, data: bytes) -> bytes:
@@ -100,7 +100,7 @@ def huge_png(tmp_path: Path) -> Callable[[int], Path]:
 
 
 def tiny_model(world: AssetLibrary, batch: SubjectBatch) -> BlipDiffusion:
-    """Weights large enough for every part to show in the image; fresh ones hardly move it."""
+    """Return a tiny model with weights so large that every component affects the image."""
     model = init_model(Parts(), InitConfig("tiny", inference=INFERENCE), list(sentences(world)), batch["reference"])
     model.inference = INFERENCE
     with torch.no_grad():

@@ -20,23 +20,23 @@ def edges(image: Image.Image, *thresholds: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("name", "low", "high"), OPENCV)
-def test_edges_are_opencvs(name: str, low: int, high: int) -> None:
+def test_canny_equals_opencv(name: str, low: int, high: int) -> None:
     image = Image.open(EXAMPLES / f"{name}.png").convert("RGB")
-    found = edges(image, low, high)
-    assert found.sum() == OPENCV[name, low, high]
+    result = edges(image, low, high)
+    assert result.sum() == OPENCV[name, low, high]
     cv2 = pytest.importorskip("cv2")
-    assert np.array_equal(found, cv2.Canny(np.asarray(image), low, high) > 0)
+    assert np.array_equal(result, cv2.Canny(np.asarray(image), low, high) > 0)
 
 
 def test_a_square_has_four_thin_sides() -> None:
     image = Image.new("RGB", (40, 40), "white")
     ImageDraw.Draw(image).rectangle((10, 12, 29, 27), fill="black")
-    found = edges(image)
-    assert np.flatnonzero(found[20]).tolist() == [9, 29]
-    assert np.flatnonzero(found[:, 20]).tolist() == [11, 27]
+    result = edges(image)
+    assert np.flatnonzero(result[20]).tolist() == [9, 29]
+    assert np.flatnonzero(result[:, 20]).tolist() == [11, 27]
 
 
-def test_a_weak_edge_counts_where_it_goes_on_from_a_strong_one() -> None:
+def test_weak_edges_need_a_strong_neighbour() -> None:
     image = np.full((20, 40), 100, np.uint8)
     image[10:, :20], image[10:, 20:] = 130, 112  # slopes of 4 x 30 and 4 x 12
     assert edges(Image.fromarray(image), 30, 100)[9:11].any(axis=0).all()
@@ -44,25 +44,25 @@ def test_a_weak_edge_counts_where_it_goes_on_from_a_strong_one() -> None:
     assert not edges(Image.fromarray(image), 60, 100).any()
 
 
-def test_colours_of_one_brightness_have_edges_between_them() -> None:
+def test_edges_between_colours_of_equal_brightness() -> None:
     image = Image.new("RGB", (20, 20), (255, 0, 0))
     image.paste((0, 130, 0), (10, 0, 20, 20))  # as bright
     assert edges(image).any(axis=0).sum() == 1
 
 
-def test_a_map_is_taken_as_it_is(dog: Image.Image) -> None:
+def test_control_map_is_unchanged(dog: Image.Image) -> None:
     assert annotate(dog, "map").tobytes() == dog.tobytes()
     assert annotate(dog, "canny").size == dog.size
 
 
-def test_what_is_not_there(dog: Image.Image) -> None:
+def test_unknown_kinds_are_refused(dog: Image.Image) -> None:
     with pytest.raises(InputError, match="no control 'edges': use map, canny, depth"):
         annotate(dog, "edges")
     with pytest.raises(InputError, match=r"depth needs controlnet_aux: pip install"):
         annotate(dog, "depth")
 
 
-def test_weights_that_can_not_be_had(dog: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unavailable_weights_raise_an_error(dog: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     """The library may not be installed here; its detectors begin with this download, which fails without a network."""
 
     class MidasDetector:

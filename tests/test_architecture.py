@@ -1,4 +1,4 @@
-"""The promises of the layout: arrows point down only, importing does nothing, one owner for each secret."""
+"""The architecture: imports point down only, importing has no effect, private names have one owner."""
 
 import ast
 import importlib.util
@@ -89,13 +89,13 @@ def mentioning(word: str) -> list[str]:
     return sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if word in path.read_text())
 
 
-def test_every_part_has_its_place() -> None:
-    found = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
-    assert found - {"__init__", "__main__"} == set(MAY_IMPORT)
+def test_every_module_has_a_layer() -> None:
+    result = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert result - {"__init__", "__main__"} == set(MAY_IMPORT)
 
 
 @pytest.mark.parametrize("part", MAY_IMPORT)
-def test_arrows_point_down(part: str) -> None:
+def test_imports_point_down(part: str) -> None:
     for path in files(part):
         assert own_parts(path) <= MAY_IMPORT[part] | {part}, path
 
@@ -111,11 +111,11 @@ def test_arrows_point_down(part: str) -> None:
         ("transformers.masking_utils", ["modules/text_encoder.py"]),
     ],
 )
-def test_secrets_have_one_owner(word: str, owners: list[str]) -> None:
+def test_private_names_have_one_owner(word: str, owners: list[str]) -> None:
     assert mentioning(word) == owners
 
 
-def test_the_trainer_knows_no_objective_and_no_model() -> None:
+def test_trainer_imports_no_objective_and_no_model() -> None:
     for name in TRAINER - {"lora"}:
         path = PACKAGE / "training" / f"{name}.py"
         assert own_parts(path) <= {"config", "devices", "errors", "fileio", "nn_utils", "training"}, path
@@ -154,29 +154,29 @@ WITHIN = {
 
 
 @pytest.mark.parametrize(("part", "inner"), [(part, inner) for part, table in WITHIN.items() for inner in table])
-def test_arrows_point_down_within_a_part(part: str, inner: str) -> None:
+def test_imports_point_down_within_a_package(part: str, inner: str) -> None:
     start = f"blip_diffusion.{part}."
     for path in files(f"{part}/{inner}"):
         siblings = {name.removeprefix(start).split(".")[0] for name in imports(path) if name.startswith(start)}
         assert siblings <= WITHIN[part][inner] | {inner}, path
 
 
-def test_objectives_are_siblings() -> None:
+def test_objectives_do_not_import_each_other() -> None:
     objectives = {path.stem for path in (PACKAGE / "training/objectives").glob("*.py")} - {"masked_denoising_loss"}
     for name in objectives:
         others = {f"blip_diffusion.training.objectives.{other}" for other in objectives - {name}}
-        found = list(imports(PACKAGE / "training/objectives" / f"{name}.py"))
-        assert not [module for module in found if module.rpartition(".")[0] in others], name
+        result = list(imports(PACKAGE / "training/objectives" / f"{name}.py"))
+        assert not [module for module in result if module.rpartition(".")[0] in others], name
 
 
-def test_packages_hold_no_code() -> None:
+def test_init_files_contain_no_code() -> None:
     for path in PACKAGE.rglob("__init__.py"):
         if path.parent != PACKAGE:
             body = ast.parse(path.read_text()).body
             assert all(isinstance(node, ast.Expr) for node in body), path
 
 
-def test_every_file_says_why_it_exists() -> None:
+def test_every_module_has_a_docstring() -> None:
     for path in PACKAGE.rglob("*.py"):
         assert ast.get_docstring(ast.parse(path.read_text())), path
 
@@ -217,8 +217,8 @@ assert state() == before
 
 
 @pytest.mark.skipif(not SERVER, reason="needs the packages of the extra server")
-def test_the_server_imports_no_torch(tmp_path: Path) -> None:
-    """Only worker processes do: the server answers at once, and in little memory."""
+def test_server_does_not_import_torch(tmp_path: Path) -> None:
+    """Only worker processes import torch, so that the server starts fast and needs little memory."""
     names = [
         ".".join(("blip_diffusion", *path.relative_to(PACKAGE).with_suffix("").parts))
         for path in files("serving")

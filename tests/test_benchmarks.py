@@ -1,4 +1,4 @@
-"""The benchmark's report, and that both of its halves run (slow: it sets up the peer's environment)."""
+"""The benchmark's report, and both of its sides (slow: it installs the peer's packages)."""
 
 import importlib.util
 import json
@@ -27,7 +27,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted(FOLDER.glob("*.py"))])
-def test_every_script_finds_what_it_imports(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_script_can_be_imported(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     script(name, monkeypatch)
 
 
@@ -43,8 +43,8 @@ def report(stock: list[float], exact: list[float]) -> dict[str, object]:
     }  # fmt: skip
 
 
-def test_ratios_are_of_the_same_round(bench: ModuleType) -> None:
-    """The machine was busy in the second round: neither that nor the medians' quotient says how much faster it is."""
+def test_ratios_use_the_same_round(bench: ModuleType) -> None:
+    """The machine was busy in the second round, so only ratios within a round are correct."""
     text = bench.markdown(report(stock=[4.0, 40.0, 8.0], exact=[2.0, 10.0, 4.0]))
     stock, exact = (line for line in text.splitlines() if line.startswith(("| peer", "| ours")))
     assert "| 8.00 [4.00, 40.00] | 1.00 [1.00, 1.00] |" in stock
@@ -52,13 +52,13 @@ def test_ratios_are_of_the_same_round(bench: ModuleType) -> None:
     assert "| 0.400 [0.200, 1.000] | 100 | 1.00 |" in exact  # 40 GFLOP in 0.4 s
 
 
-def test_an_earlier_run_is_compared_with(bench: ModuleType) -> None:
+def test_report_compares_with_an_earlier_run(bench: ModuleType) -> None:
     earlier = json.loads(json.dumps(report(stock=[4.0], exact=[3.0])))
     text = bench.markdown(report(stock=[4.0], exact=[2.0]), earlier)
     assert "earlier run" in text and "1.50 x |" in text and "1.00 x |" in text
 
 
-def test_presets_are_spelled_out(bench: ModuleType) -> None:
+def test_presets_are_written_in_full(bench: ModuleType) -> None:
     from blip_diffusion.pipelines.presets import Preset
 
     for contender in bench.CONTENDERS:
@@ -70,7 +70,7 @@ def test_presets_are_spelled_out(bench: ModuleType) -> None:
 
 @pytest.mark.slow
 @pytest.mark.network
-def test_both_sides_draw(bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_sides_generate_images(bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["bench.py", "--out", str(tmp_path), "--rounds", "1", "--only", "as it comes", "exact"]
     monkeypatch.setattr(sys, "argv", command)
     bench.main()

@@ -56,11 +56,11 @@ FULL = Outer(
 
 
 @pytest.mark.parametrize("config", [Outer("x"), FULL])
-def test_what_is_written_is_read_back(config: Outer) -> None:
+def test_written_configuration_is_read_back(config: Outer) -> None:
     assert build(Outer, tomllib.loads(to_toml(config))) == config
 
 
-def test_the_file_says_only_what_differs() -> None:
+def test_file_contains_only_changed_values() -> None:
     assert build(Outer, {"name": "x", "inner": {"rate": 2}}) == Outer("x", inner=Inner(rate=2.0))
 
 
@@ -91,13 +91,13 @@ def test_an_integer_is_a_number_and_becomes_a_float() -> None:
         ({"name": "x", "weights": {"a": "b"}}, "weights.a must be a number, not 'b'."),
     ],
 )
-def test_an_error_is_one_sentence_with_the_key_in_it(table: dict[str, Any], sentence: str) -> None:
+def test_errors_are_one_sentence_with_the_key(table: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError) as caught:
         build(Outer, table)
     assert str(caught.value) == sentence
 
 
-def test_where_names_the_table() -> None:
+def test_errors_name_the_table() -> None:
     with pytest.raises(ConfigError, match=r"^train\.inner\.rat is .* train\.inner\.rate\?$"):
         build(Outer, {"name": "x", "inner": {"rat": 1}}, "train")
 
@@ -133,6 +133,6 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
             read(tmp_path / name, [])
 
 
-def test_importing_it_is_light() -> None:
+def test_importing_config_is_light() -> None:
     code = "import sys, blip_diffusion.config; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -18,7 +18,7 @@ def test_devices() -> None:
 @pytest.mark.parametrize(
     ("able", "expected"), [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx512_f": True}, False)]
 )
-def test_bfloat16_is_what_the_processor_says(
+def test_bfloat16_support_comes_from_the_cpu(
     monkeypatch: pytest.MonkeyPatch, able: dict[str, bool], expected: bool
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
@@ -26,8 +26,6 @@ def test_bfloat16_is_what_the_processor_says(
 
 
 @pytest.mark.parametrize(("able", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_the_fastest_dtype_is_none_that_is_emulated(
-    monkeypatch: pytest.MonkeyPatch, able: bool, dtype: torch.dtype
-) -> None:
+def test_fastest_dtype_is_not_emulated(monkeypatch: pytest.MonkeyPatch, able: bool, dtype: torch.dtype) -> None:
     monkeypatch.setattr(devices, "has_bfloat16", lambda: able)
     assert fastest_dtype(CPU) == dtype

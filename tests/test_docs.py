@@ -1,4 +1,4 @@
-"""Documents are true: links lead somewhere, commands parse, named files and keys exist, and Python examples run."""
+"""Documents are correct: links work, commands parse, named files and keys exist, and Python examples run."""
 
 import ast
 import importlib.util
@@ -23,7 +23,7 @@ PAGES = [
     ),
 ]
 CURRENT = [page for page in PAGES if "log" not in page.relative_to(ROOT).parts and page.name != "CHANGELOG.md"]
-"""The log and the changelog speak in the words of their time."""
+"""The log and the changelog keep earlier names."""
 NOTEBOOKS = sorted((ROOT / "examples/notebooks").glob("*.ipynb"))
 RUN = (
     "README.md",
@@ -33,7 +33,7 @@ RUN = (
     "docs/guides/presets.md",
     "docs/guides/personalize.md",
 )
-"""Pages whose Python blocks are executed one after the other, but for those below `<!-- not run: ... -->`."""
+"""Pages whose Python blocks are executed in order, except those below `<!-- not run: ... -->`."""
 
 
 def name_of(page: Path) -> str:
@@ -54,7 +54,7 @@ def commands(start: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_targets(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     targets = re.findall(r"\]\(([^)#\s]+)", text)
     generated = ("cli.md", "config.md", *(f"{path.stem}.md" for path in NOTEBOOKS))
@@ -64,7 +64,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", CURRENT, ids=name_of)
-def test_files_that_are_named_exist(page: Path) -> None:
+def test_named_files_exist(page: Path) -> None:
     named = r"\b(?:src|configs|docs|examples|tests|benchmarks|studies|tools)/[\w./-]*\w"
     for path in re.findall(named, page.read_text(encoding="utf-8")):
         assert (ROOT / path).exists() or (ROOT / "docs" / path).exists(), f"{name_of(page)} names {path}"
@@ -85,11 +85,11 @@ def test_every_page_is_in_the_navigation() -> None:
         assert str(page.relative_to(ROOT / "docs")) in navigation, page
 
 
-def test_the_readme_is_short() -> None:
+def test_readme_has_at_most_150_lines() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
-def test_the_readme_quotes_the_model_card() -> None:
+def test_readme_quotes_the_model_card() -> None:
     readme, card = (path.read_text(encoding="utf-8").replace("**", "") for path in (ROOT / "README.md", CARD))
     quoted = re.search(r"<!-- scores.*?-->(.*?)<!-- end of scores -->", readme, re.DOTALL)
     assert quoted
@@ -106,7 +106,7 @@ def test_the_readme_quotes_the_model_card() -> None:
 
 
 @pytest.mark.parametrize("command", commands("blip-diffusion "))
-def test_commands_are_understood(command: str) -> None:
+def test_commands_are_parsed(command: str) -> None:
     reference_tool().installed_parser().parse_args(
         shlex.split(command)[1:] if "--version" not in command else ["data", "sheet"]
     )
@@ -122,7 +122,7 @@ def test_programs_exist(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", commands("make "))
-def test_make_has_these_targets(command: str) -> None:
+def test_make_targets_exist(command: str) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(rf"^{command.split()[1]}:", makefile, re.MULTILINE)
 
@@ -166,7 +166,7 @@ def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def reference_tool():  # type: ignore[no-untyped-def]
-    """The script that writes the generated pages; it is no part of the package."""
+    """Return the script that writes the generated pages, which is not part of the package."""
     name = "make_reference"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / "make_reference.py")
@@ -177,7 +177,7 @@ def reference_tool():  # type: ignore[no-untyped-def]
     return sys.modules[name]
 
 
-def test_generated_pages_hold_every_command_and_table() -> None:
+def test_generated_pages_contain_every_command_and_table() -> None:
     cli, config = reference_tool().cli_page(), reference_tool().config_page()
     for command in ("generate", "tune", "train", "evaluate", "convert", "data build", "data sheet"):
         assert f"\n## {command}\n" in cli

@@ -6,10 +6,10 @@ import blip_diffusion
 from blip_diffusion import errors
 
 
-def test_every_error_is_ours_and_drawn_in_the_tree() -> None:
-    found = [error for _, error in inspect.getmembers(errors, inspect.isclass) if issubclass(error, Exception)]
-    assert errors.BlipDiffusionError in found and len(found) > 1
-    for error in found:
+def test_every_error_is_in_the_documented_tree() -> None:
+    result = [error for _, error in inspect.getmembers(errors, inspect.isclass) if issubclass(error, Exception)]
+    assert errors.BlipDiffusionError in result and len(result) > 1
+    for error in result:
         assert issubclass(error, errors.BlipDiffusionError)
         assert error.__name__ in (errors.__doc__ or "")
 

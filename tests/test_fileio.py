@@ -8,7 +8,7 @@ from blip_diffusion.errors import InputError
 from blip_diffusion.fileio import atomic_dir, atomic_file, check_writable, path_exists, sha256_of
 
 
-def test_a_file_takes_its_place_when_it_is_complete(tmp_path: Path) -> None:
+def test_file_is_replaced_when_complete(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file.txt"
     for text in ("first", "second"):
         with atomic_file(path) as partial:
@@ -18,7 +18,7 @@ def test_a_file_takes_its_place_when_it_is_complete(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_file_stays_as_it_was_on_an_error(tmp_path: Path) -> None:
+def test_file_is_unchanged_after_an_error(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     path.write_text("first")
     with pytest.raises(KeyError), atomic_file(path) as partial:
@@ -27,7 +27,7 @@ def test_a_file_stays_as_it_was_on_an_error(tmp_path: Path) -> None:
     assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_takes_its_place_when_it_is_complete(tmp_path: Path) -> None:
+def test_folder_is_replaced_when_complete(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder"
     for name in ("first", "second"):
         with atomic_dir(path) as partial:
@@ -39,9 +39,7 @@ def test_a_folder_takes_its_place_when_it_is_complete(tmp_path: Path) -> None:
     assert [file.name for file in path.iterdir()] == ["second"] and list(path.parent.iterdir()) == [path]
 
 
-def test_a_folder_comes_back_where_the_new_one_cannot_take_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_replacement_restores_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "folder"
     (path / "old").mkdir(parents=True)
     real = Path.replace
@@ -63,11 +61,11 @@ def test_digests(tmp_path: Path) -> None:
     assert sha256_of(b"abc").startswith("ba7816bf")
 
 
-def test_paths_that_no_file_can_have(tmp_path: Path) -> None:
+def test_impossible_paths_are_refused(tmp_path: Path) -> None:
     assert path_exists(tmp_path) and not path_exists(tmp_path / ("x" * 5000)) and not path_exists(Path("\0"))
 
 
-def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
+def test_unwritable_folder_is_refused(tmp_path: Path) -> None:
     check_writable(tmp_path / "not" / "yet")
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="another --grid"):

@@ -1,4 +1,4 @@
-"""Boxes: where prompts put a subject, what a reference is cropped to, and the frames in between."""
+"""Boxes of subjects: from prompts, for cropping references, and the frames of placed tokens."""
 
 import itertools
 
@@ -45,13 +45,13 @@ def image_with(
         ("wearing a hat , on grass", 0.5, 0.55),
     ],
 )
-def test_words_decide_place_and_size(prompt: str, x: float, side: float) -> None:
+def test_prompt_words_set_position_and_size(prompt: str, x: float, side: float) -> None:
     (box,) = default_boxes(prompt)
     assert centre(box)[0] == pytest.approx(x, abs=0.01)
     assert max(box.width, box.height) == pytest.approx(side)
 
 
-def test_the_longest_phrase_decides() -> None:
+def test_longest_phrase_has_priority() -> None:
     (box,) = default_boxes("in the top left corner , on grass")
     assert centre(box) == pytest.approx((0.25, 0.27), abs=0.03)
 
@@ -64,13 +64,13 @@ def test_copies_stand_side_by_side(prompt: str, count: int) -> None:
     assert len({round(box.bottom, 6) for box in boxes}) == 1
 
 
-def test_flat_subjects_stand_on_the_ground_where_there_is_one() -> None:
+def test_flat_subjects_stand_on_the_ground() -> None:
     (grass,), (plain,) = default_boxes("on grass", 3.0), default_boxes("on a plain red background", 3.0)
     assert grass.bottom == pytest.approx(0.82) and centre(plain)[1] == pytest.approx(0.5)
     assert grass.width / grass.height == pytest.approx(3.0)
 
 
-def test_a_frame_shows_the_subject_as_the_cropped_reference_does() -> None:
+def test_frame_matches_the_cropped_reference() -> None:
     frames = frames_of([[Box(0.2, 0.4, 0.6, 0.6)], [Box(0, 0, 0.3, 0.3), Box(0.7, 0, 1, 0.3)]])
     assert frames.shape == (2, 2, 4)
     left, top, width, height = frames[0, 0].tolist()
@@ -79,7 +79,7 @@ def test_a_frame_shows_the_subject_as_the_cropped_reference_does() -> None:
     assert frames[0, 1].tolist() == [0, 0, 0, 0]
 
 
-def test_a_mirrored_frame_runs_backwards_and_a_wide_image_keeps_proportions() -> None:
+def test_mirrored_frames_and_wide_images() -> None:
     box = [[Box(0.2, 0.2, 0.6, 0.6)]]
     plain, mirrored = frames_of(box)[0, 0], frames_of(box, mirror=True)[0, 0]
     assert mirrored[0] == pytest.approx(float(plain[0] + plain[2])) and mirrored[2] == -plain[2]
@@ -90,12 +90,12 @@ def test_a_mirrored_frame_runs_backwards_and_a_wide_image_keeps_proportions() ->
 @pytest.mark.parametrize(
     "values", [(0.5, 0, 0.4, 1), (1.2, 0, 1.4, 1), (0, 0, 9, 9), (0, 0, 1), ("a", 0, 1, 1), (0, 0, 0, 0)]
 )
-def test_a_bad_box_is_refused(values: tuple[object, ...]) -> None:
+def test_invalid_box_is_refused(values: tuple[object, ...]) -> None:
     with pytest.raises(InputError, match="The box is"):
         check_box(values)  # type: ignore[arg-type]
 
 
-def test_the_box_of_a_mask_ignores_stray_pixels() -> None:
+def test_mask_box_ignores_stray_pixels() -> None:
     mask = torch.zeros(100, 100)
     mask[20:60, 30:90] = 1
     mask[95, 5] = 1
@@ -103,7 +103,7 @@ def test_the_box_of_a_mask_ignores_stray_pixels() -> None:
     assert box_of_mask(torch.zeros(8, 8)) is None
 
 
-def test_a_plain_border_shows_the_subject() -> None:
+def test_plain_border_locates_the_subject() -> None:
     box = box_before_plain_border(to_tensor([image_with((30, 20, 90, 60))])[0])
     assert box == pytest.approx((0.25, 0.25, 0.75, 0.75), abs=0.02)
 
@@ -114,10 +114,10 @@ def test_no_box_without_a_plain_border() -> None:
 
 
 @pytest.mark.parametrize("box", [(30, 20, 90, 60), (0, 0, 120, 20), (100, 60, 120, 80)])
-def test_a_crop_shows_the_subject_centred_and_in_its_usual_size(box: tuple[int, int, int, int]) -> None:
+def test_crop_centres_the_subject_at_its_usual_size(box: tuple[int, int, int, int]) -> None:
     image = image_with(box)
-    wanted = Box(box[0] / 120, box[1] / 80, box[2] / 120, box[3] / 80)
-    square = to_tensor([crop_to_subject(image, wanted, 64)])[0]
+    expected = Box(box[0] / 120, box[1] / 80, box[2] / 120, box[3] / 80)
+    square = to_tensor([crop_to_subject(image, expected, 64)])[0]
     red = (square[0] > 0.5) & (square[1] < 0.5)
     columns, rows = red.any(0).sum() / 64, red.any(1).sum() / 64
     touches = box[0] == 0 or box[2] == 120  # there the edge is repeated

@@ -1,4 +1,4 @@
-"""One language: retired words do not come back, in names, flags, settings or documents."""
+"""The glossary: removed names and words must not come back in code, flags, configurations, tests or documents."""
 
 import io
 import re
@@ -6,6 +6,7 @@ import tokenize
 import tomllib
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -30,7 +31,7 @@ panel_of photo_losses preview_of read_original read_picture restore_moments rows
 start_model start_vae state_of studio_of take_place to_pictures tuned_layers unused_parameters world_sentences
 write_original wrong_questions
 """
-"""Identifiers of earlier versions, for which the changelog has the new ones."""
+"""Identifiers of earlier versions. CHANGELOG.md lists the new ones."""
 MODULES = """
 ahead bench cases charts compose copying crop denoisers engines extras files folder grammar judges jury layout
 lessons loop memo noising panel parts photo_loss plain preview quick records scoring service shortcuts
@@ -49,7 +50,16 @@ verdict wanted wish wishes
 """
 """Identifiers that the package no longer uses, with or without an underscore in front."""
 WORDS = r"\bpictures?\b(?! tells)"
-"""Of documents. An image is an image."""
+"""Words of documents: use "image"."""
+LOCALS = """
+answered asked drawn heed judge judged lesson lessons orders question questions said spoilt told verdict wanted
+"""
+"""Local names of tests, benchmarks and studies: use "expected", "generated", "options", "output", "scores"."""
+TEST_NAMES = (
+    r"_(answers|asked|asks|draws?|drawn|heard|hears|judged?|knows|nought|said|says|speaks|strangers?|tells?|told"
+    r"|wants|wanted)(?=_|$)"
+)
+"""Words of test names: name the behaviour, as in `test_generate_rejects_an_empty_prompt`."""
 
 
 def identifiers(path: Path) -> Iterator[tuple[str, int]]:
@@ -58,8 +68,14 @@ def identifiers(path: Path) -> Iterator[tuple[str, int]]:
             yield token.string, token.start[0]
 
 
+def code_tokens(path: Path) -> list[tokenize.TokenInfo]:
+    """Return the tokens of a file without comments and line breaks."""
+    ignored = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE)
+    return [t for t in tokenize.generate_tokens(io.StringIO(path.read_text()).readline) if t.type not in ignored]
+
+
 def settings(cls: type[Any]) -> Iterator[str]:
-    """Every key of a configuration and of its tables."""
+    """Yield every key of a configuration and of its tables."""
     hints = get_type_hints(cls)
     for field in fields(cls):
         yield field.name
@@ -89,6 +105,28 @@ def test_names() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "src").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
 def test_source_names(path: Path) -> None:
     assert not {name for name, _ in identifiers(path) if name.lstrip("_") in set(RETIRED.split())}
+
+
+@pytest.mark.parametrize("folder", ["tests", "benchmarks", "studies", "examples"])
+def test_local_names(folder: str) -> None:
+    retired = set(LOCALS.split())
+    found = [
+        f"{path.relative_to(ROOT)}:{token.start[0]} {token.string}"
+        for path in (ROOT / folder).rglob("*.py")
+        for previous, token in pairwise(code_tokens(path))
+        if token.type == tokenize.NAME and token.string in retired and previous.string != "."
+    ]
+    assert not found
+
+
+def test_test_names() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^ *(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE)
+        if re.search(TEST_NAMES, name)
+    ]
+    assert not found
 
 
 def test_modules() -> None:

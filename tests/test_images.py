@@ -44,7 +44,7 @@ def test_exif_rotation(
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_what_is_transparent_becomes_white(tmp_path: Path, mode: str) -> None:
+def test_transparent_pixels_become_white(tmp_path: Path, mode: str) -> None:
     """And what lies hidden below, black here, does not show."""
     image = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
     image.paste((255, 0, 0, 255), (0, 0, 20, 10))
@@ -55,12 +55,12 @@ def test_what_is_transparent_becomes_white(tmp_path: Path, mode: str) -> None:
     assert read.getpixel((10, 5)) == (RED if mode != "LA" else (76, 76, 76))
 
 
-def test_half_transparent_is_blended(tmp_path: Path) -> None:
+def test_half_transparent_pixels_are_blended(tmp_path: Path) -> None:
     image = Image.new("RGBA", (20, 20), (0, 0, 0, 127))
     assert images.open_image(saved(image, tmp_path / "half.png")).getpixel((3, 3)) == (128, 128, 128)
 
 
-def test_a_transparent_colour(tmp_path: Path) -> None:
+def test_transparent_palette_colour(tmp_path: Path) -> None:
     image = Image.new("RGB", (20, 20), RED)
     path = saved(image, tmp_path / "keyed.png", transparency=RED)
     assert images.open_image(path).getpixel((3, 3)) == WHITE
@@ -83,7 +83,7 @@ def test_sixteen_bits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("image", "value"),
     [
-        (np.full((20, 20), 200, np.uint16), 1),  # nearly black: its brightest pixel doesn't say otherwise
+        (np.full((20, 20), 200, np.uint16), 1),  # nearly black; the brightest pixel must not be scaled to white
         (np.full((20, 20), 65535, np.uint16), 255),
         (np.full((20, 20), 200, np.int32), 1),
         (np.full((20, 20), 32896, np.int32), 128),
@@ -92,7 +92,7 @@ def test_sixteen_bits(tmp_path: Path) -> None:
         (np.full((20, 20), 64.0, np.float32), 64),
     ],
 )
-def test_the_scale_is_the_kinds(image: np.ndarray, value: int) -> None:
+def test_value_range_depends_on_the_mode(image: np.ndarray, value: int) -> None:
     assert images.as_rgb(Image.fromarray(image)).getpixel((3, 3)) == (value,) * 3
 
 
@@ -106,7 +106,7 @@ def test_grey(tmp_path: Path, mode: str) -> None:
 # ------------------------------------------------------------------------------------------------------------ refusals
 
 
-def test_what_cannot_be_read(arrow: Image.Image, tmp_path: Path) -> None:
+def test_unreadable_files_are_refused(arrow: Image.Image, tmp_path: Path) -> None:
     text = tmp_path / "notes.png"
     text.write_text("this is no image")
     noisy = Image.effect_noise((200, 200), 80).convert("RGB")
@@ -125,15 +125,15 @@ def test_what_cannot_be_read(arrow: Image.Image, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["png", "jpg", "webp", "avif", "dds"])
-def test_damage_is_never_anything_else_than_a_sentence(arrow: Image.Image, tmp_path: Path, name: str) -> None:
+def test_damaged_files_raise_only_input_errors(arrow: Image.Image, tmp_path: Path, name: str) -> None:
     """Forty ways to be damaged: read all the same, or refused in words."""
     whole = saved(arrow, tmp_path / f"whole.{name}").read_bytes()
     rng = np.random.default_rng(0)
     path = tmp_path / f"damaged.{name}"
     for _ in range(40):
         data = bytearray(whole)
-        for place in rng.integers(0, min(len(data), 200), 3):
-            data[place] = rng.integers(0, 256)
+        for offset in rng.integers(0, min(len(data), 200), 3):
+            data[offset] = rng.integers(0, 256)
         path.write_bytes(bytes(data[: rng.integers(len(data) // 2, len(data) + 1)]))
         try:
             assert images.open_image(path).mode == "RGB"
@@ -154,8 +154,8 @@ def test_too_large(huge_png: Callable[[int], Path], side: int) -> None:
         images.open_image(huge_png(side))
 
 
-def test_a_header_cut_short(tmp_path: Path) -> None:
-    """Pillow says ValueError to this one."""
+def test_truncated_header_is_refused(tmp_path: Path) -> None:
+    """Pillow raises ValueError for this file."""
     path = tmp_path / "header.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sI", 4, b"IHDR", 0) + bytes(8))
     with pytest.raises(InputError, match="not an image that can be read"):
@@ -165,7 +165,7 @@ def test_a_header_cut_short(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------ squares
 
 
-def test_fits(arrow: Image.Image) -> None:
+def test_resize_modes(arrow: Image.Image) -> None:
     wide = Image.new("RGB", (60, 20), "black")
     wide.paste("white", (20, 0, 40, 20))
     crop, squash, pad = (np.asarray(images.fit_square(wide, 20, fit)) for fit in ("crop", "squash", "pad"))
@@ -178,19 +178,19 @@ def test_fits(arrow: Image.Image) -> None:
 
 
 @pytest.mark.parametrize("size", [(640, 480), (333, 1000), (224, 224), (100, 75)])
-def test_crop_is_the_originals(size: tuple[int, int]) -> None:
+def test_crop_equals_that_of_lavis(size: tuple[int, int]) -> None:
     """Short side to 224 by bicubic resampling, then the centre, as LAVIS does."""
     image = Image.effect_noise(size, 80).convert("RGB")
     scale = 224 / min(size)
     width, height = (round(side * scale) for side in size)
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = round((width - 224) / 2), round((height - 224) / 2)
-    wanted = np.asarray(resized.crop((left, top, left + 224, top + 224)), dtype=float)
+    expected = np.asarray(resized.crop((left, top, left + 224, top + 224)), dtype=float)
     ours = np.asarray(images.fit_square(image, 224), dtype=float)
-    assert np.abs(ours - wanted).max() <= 1
+    assert np.abs(ours - expected).max() <= 1
 
 
-def test_an_extreme_shape_costs_no_memory() -> None:
+def test_extreme_aspect_ratio_needs_little_memory() -> None:
     """Resized as a whole before it is cut, this would be 600 MB, and 9 GB ten times as long."""
     image = Image.new("RGB", (16, 64_000), RED)
     assert images.fit_square(image, 224).getpixel((5, 5)) == RED
@@ -199,7 +199,7 @@ def test_an_extreme_shape_costs_no_memory() -> None:
 # ------------------------------------------------------------------------------------------------------------ tensors
 
 
-def test_there_and_back(arrow: Image.Image) -> None:
+def test_tensor_round_trip(arrow: Image.Image) -> None:
     pixels = images.to_tensor([arrow, arrow])
     assert pixels.shape == (2, 3, 24, 40) and pixels.dtype == torch.float32 and pixels.max() == 1
     assert [image.tobytes() for image in images.to_pil(pixels)] == [arrow.tobytes()] * 2
@@ -221,7 +221,7 @@ def test_grid(arrow: Image.Image) -> None:
     assert page.getpixel((44, 2)) == RED and page.getpixel((41, 2)) == WHITE and page.getpixel((60, 40)) == WHITE
 
 
-def test_page_enlarges_the_small_columns() -> None:
+def test_page_upsamples_small_columns() -> None:
     page = images.column_page([torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 16, 16)])
     assert page.size == (34, 34)
     assert page.getpixel((15, 15)) == (0, 0, 0) and page.getpixel((20, 15)) == WHITE
@@ -236,7 +236,7 @@ def test_only_named_formats_are_opened(tmp_path: Path, arrow: Image.Image, kind:
         images.open_image(path)
 
 
-def test_an_image_may_be_thin_but_no_line(tmp_path: Path) -> None:
+def test_minimum_image_side(tmp_path: Path) -> None:
     assert images.open_image(saved(Image.new("RGB", (16, 1024)), tmp_path / "thin.png")).size == (16, 1024)
     with pytest.raises(InputError, match="16 x 1025 pixels, which is too thin"):
         images.open_image(saved(Image.new("RGB", (16, 1025)), tmp_path / "line.png"))

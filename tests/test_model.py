@@ -1,4 +1,4 @@
-"""The flow, and the published sizes: counted without a byte of memory."""
+"""The model's data flow, and the published sizes, counted on the meta device."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def test_published_unet_and_vae() -> None:
 
 
 @torch.no_grad()
-def test_an_image_and_its_word_become_tokens(model: BlipDiffusion, batch: SubjectBatch) -> None:
+def test_encode_subject_returns_tokens(model: BlipDiffusion, batch: SubjectBatch) -> None:
     tokens = model.subject_tokens(batch["reference"], batch["category"])
     assert tokens.shape == (6, 4, 32)
     pixels = batch["reference"][:1]
@@ -55,12 +55,12 @@ def test_an_image_and_its_word_become_tokens(model: BlipDiffusion, batch: Subjec
     def differs(pixels: Tensor, word: str) -> bool:
         return bool((model.subject_tokens(pixels, [word]) - tokens[:1]).abs().max() > 1e-3)
 
-    own = batch["category"][0]
-    assert not differs(pixels, own) and differs(pixels.flip(-2), own) and differs(pixels, own + " dog")
+    category = batch["category"][0]
+    assert not differs(pixels, category) and differs(pixels.flip(-2), category) and differs(pixels, category + " dog")
 
 
 @torch.no_grad()
-def test_a_sentence_and_tokens_become_states(model: BlipDiffusion) -> None:
+def test_encode_prompt_returns_states(model: BlipDiffusion) -> None:
     subject = torch.randn(2, 4, 32)
     plain, full = model.text_states(["a dog", "a cat"]), model.text_states(["a dog", "a cat"], subject)
     assert plain.shape == full.shape == (2, model.text_length, 32)
@@ -71,10 +71,10 @@ def test_a_sentence_and_tokens_become_states(model: BlipDiffusion) -> None:
 
 
 @torch.no_grad()
-def test_states_become_a_denoiser(model: BlipDiffusion) -> None:
+def test_denoiser_uses_the_text_states(model: BlipDiffusion) -> None:
     states = torch.randn(2, 8, 32)
-    answer = model.denoiser(states)(torch.randn(2, 4, 4, 4), torch.tensor(3))
-    assert answer.shape == (2, 4, 4, 4)
+    prediction = model.denoiser(states)(torch.randn(2, 4, 4, 4), torch.tensor(3))
+    assert prediction.shape == (2, 4, 4, 4)
 
 
 def test_an_empty_category(model: BlipDiffusion, batch: SubjectBatch) -> None:

@@ -1,4 +1,4 @@
-"""Networks, inspected."""
+"""Helpers that inspect networks."""
 
 import torch
 from peft import LoraConfig
@@ -10,12 +10,12 @@ from blip_diffusion.nn_utils import iter_modules, weights_version
 
 def test_the_version_changes_with_the_weights(model: BlipDiffusion) -> None:
     encoder = model.text_encoder
-    seen = [weights_version(encoder)]
-    assert weights_version(encoder) == seen[0]
+    versions = [weights_version(encoder)]
+    assert weights_version(encoder) == versions[0]
 
     def changed() -> bool:
-        seen.append(weights_version(encoder))
-        return seen[-1] not in seen[:-1]
+        versions.append(weights_version(encoder))
+        return versions[-1] not in versions[:-1]
 
     with torch.no_grad():
         encoder.final_layer_norm.bias.add_(1)
@@ -34,7 +34,7 @@ def test_the_version_changes_with_the_weights(model: BlipDiffusion) -> None:
     assert weights_version(nn.Linear(2, 2)) != weights_version(nn.Linear(2, 2))
 
 
-def test_all_modules_in_torchs_own_order(model: BlipDiffusion) -> None:
+def test_modules_are_in_the_order_of_torch(model: BlipDiffusion) -> None:
     shared = nn.Linear(2, 2)
     for network in (model, model.unet, nn.ModuleList([shared, nn.Sequential(shared), nn.Linear(2, 2)])):
         assert list(iter_modules(network)) == list(network.modules())

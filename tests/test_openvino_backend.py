@@ -41,7 +41,7 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
-def test_without_openvino_torch_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_runs_without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     network = Branching()
     with pytest.warns(UserWarning, match=r"pip install 'blip-diffusion\[openvino\]'"):
@@ -49,7 +49,7 @@ def test_without_openvino_torch_goes_on(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @falling_back
-def test_a_network_runs_and_is_converted_once() -> None:
+def test_network_is_converted_once() -> None:
     pytest.importorskip("openvino")
     network = Branching()
     for _ in range(2):
@@ -62,18 +62,18 @@ def test_a_network_runs_and_is_converted_once() -> None:
 
 
 @falling_back
-def test_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_telemetry_is_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenVINO's own converter reports each conversion, without asking."""
     pytest.importorskip("openvino")
     telemetry = pytest.importorskip("openvino_telemetry")
-    told: list[tuple[object, ...]] = []
+    calls: list[tuple[object, ...]] = []
     for name in ("start_session", "send_event"):
-        monkeypatch.setattr(telemetry.Telemetry, name, lambda self, *what, **more: told.append(what))
+        monkeypatch.setattr(telemetry.Telemetry, name, lambda self, *what, **more: calls.append(what))
     openvino(Branching(), name="network", quiet=True)(X, torch.tensor(1))
-    assert len(list(cache_folder().iterdir())) == 1 and told == []
+    assert len(list(cache_folder().iterdir())) == 1 and calls == []
 
 
-def test_the_key_is_of_the_weights() -> None:
+def test_cache_key_depends_on_the_weights() -> None:
     network, other = Branching(), Branching()
     assert key_of(network, "1") == key_of(other, "1") != key_of(other, "2")
     with torch.no_grad():
@@ -81,7 +81,7 @@ def test_the_key_is_of_the_weights() -> None:
     assert key_of(network, "1") != key_of(other, "1")
 
 
-def test_the_key_is_of_the_adapters() -> None:
+def test_cache_key_depends_on_the_adapters() -> None:
     """Which of them are active, and how strongly: the weights are the same."""
     network = Branching()
     with warnings.catch_warnings():
@@ -103,12 +103,12 @@ def test_the_key_is_of_the_adapters() -> None:
 
 
 @pytest.mark.parametrize("kind", [WholeUNet, ShallowUNet])
-def test_the_key_is_of_the_settings(model: BlipDiffusion, kind: type[WholeUNet | ShallowUNet]) -> None:
+def test_cache_key_depends_on_the_settings(model: BlipDiffusion, kind: type[WholeUNet | ShallowUNet]) -> None:
     assert key_of(kind(model.unet, 1), "1") == key_of(kind(model.unet, 1), "1") != key_of(kind(model.unet, 2), "1")
 
 
 @pytest.mark.parametrize("change", [{"attention_head_dim": 4}, {"flip_sin_to_cos": False}])
-def test_the_key_is_of_the_configuration(model: BlipDiffusion, change: dict[str, Any]) -> None:
+def test_cache_key_depends_on_the_configuration(model: BlipDiffusion, change: dict[str, Any]) -> None:
     """Two networks of the same weights and the same names that compute something else."""
     other = UNet2DConditionModel.from_config({**model.unet.config, **change})
     other.load_state_dict(model.unet.state_dict())
@@ -119,17 +119,17 @@ def test_the_key_is_of_the_configuration(model: BlipDiffusion, change: dict[str,
 
 
 @falling_back
-def test_a_lora_turned_down_is_run_so() -> None:
+def test_lora_weight_is_applied() -> None:
     pytest.importorskip("openvino")
     network = inject_adapter_in_model(LoraConfig(r=1, target_modules=["layer"], init_lora_weights=False), Branching())
     for scale in (1.0, 0.25):
         network.layer.set_scale("default", scale)
-        answer, _ = openvino(network, name="network", quiet=True)(X, torch.tensor(1.0))
-        torch.testing.assert_close(answer, network(X, torch.tensor(1.0))[0], atol=2e-2, rtol=2e-2)
+        output, _ = openvino(network, name="network", quiet=True)(X, torch.tensor(1.0))
+        torch.testing.assert_close(output, network(X, torch.tensor(1.0))[0], atol=2e-2, rtol=2e-2)
 
 
 @falling_back
-def test_a_lora_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lora_is_merged_before_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is converted has it in its weights; the network itself stays as it is."""
     ov = pytest.importorskip("openvino")
     sizes = []
@@ -150,30 +150,30 @@ def test_a_lora_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(sizes) == 2 and sizes[0] == sizes[1]
     torch.testing.assert_close(dict(network.state_dict()), before, atol=0, rtol=0)
     network.layer.enable_adapters(False)
-    answer, _ = openvino(network, name="network", quiet=True)(X, torch.tensor(1.0))
-    torch.testing.assert_close(answer, plain(X, torch.tensor(1.0))[0], atol=2e-2, rtol=2e-2)
+    output, _ = openvino(network, name="network", quiet=True)(X, torch.tensor(1.0))
+    torch.testing.assert_close(output, plain(X, torch.tensor(1.0))[0], atol=2e-2, rtol=2e-2)
 
 
 @pytest.mark.gpu
 @falling_back
-def test_a_network_on_another_device() -> None:
+def test_network_on_another_device_runs_in_torch() -> None:
     pytest.importorskip("openvino")
     network, x, scale = Branching().cuda(), X.cuda(), torch.tensor(1.0).cuda()
-    answer, _ = openvino(network, name="network", quiet=True)(x, scale)
-    assert answer.device == x.device and network.layer.weight.device == x.device
-    torch.testing.assert_close(answer, network(x, scale)[0], atol=2e-2, rtol=2e-2)
+    output, _ = openvino(network, name="network", quiet=True)(x, scale)
+    assert output.device == x.device and network.layer.weight.device == x.device
+    torch.testing.assert_close(output, network(x, scale)[0], atol=2e-2, rtol=2e-2)
 
 
 @falling_back
 def test_half_precision_is_converted_from_a_copy() -> None:
     pytest.importorskip("openvino")
     network = Branching().to(torch.bfloat16)
-    answer, _ = openvino(network, name="network", quiet=True)(X, torch.tensor(1.0))
+    output, _ = openvino(network, name="network", quiet=True)(X, torch.tensor(1.0))
     assert network.layer.weight.dtype == torch.bfloat16
-    torch.testing.assert_close(answer, network(X.bfloat16(), torch.tensor(1.0))[0].float(), atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(output, network(X.bfloat16(), torch.tensor(1.0))[0].float(), atol=2e-2, rtol=2e-2)
 
 
-def test_what_it_cant_run_torch_does(tmp_path: Path) -> None:
+def test_unsupported_networks_run_in_torch(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     (tmp_path / "blip-diffusion").write_text("a file where the cache's folder should be")
     network = Branching()
@@ -185,7 +185,7 @@ def test_what_it_cant_run_torch_does(tmp_path: Path) -> None:
         assert torch.equal(run(X, torch.tensor(2))[0], network(X, torch.tensor(2))[0])  # said once
 
 
-def test_a_signal_after_openvino_is_a_signal(tmp_path: Path) -> None:
+def test_signals_work_after_openvino(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     script = """
 import os, signal, torch

@@ -1,4 +1,4 @@
-"""What packagers and readers rely on: one version everywhere, both licences, one set of pinned dependencies."""
+"""Project files: one version everywhere, both licences, one set of pinned dependencies."""
 
 import re
 import tomllib
@@ -18,7 +18,7 @@ def pins(name: str) -> dict[str, str]:
     }
 
 
-def test_one_version() -> None:
+def test_version_is_the_same_everywhere() -> None:
     version = PROJECT["version"]
     assert blip_diffusion.__version__ == version
     nodes = tomllib.loads((ROOT / "comfyui" / "pyproject.toml").read_text(encoding="utf-8"))
@@ -30,7 +30,7 @@ def test_one_version() -> None:
     assert newest[1] == version
 
 
-def test_both_licences_are_in_the_wheel() -> None:
+def test_wheel_contains_both_licences() -> None:
     assert PROJECT["license"] == "Apache-2.0 AND GPL-3.0-or-later"
     for name, words in (("LICENSE", "Apache License"), ("LICENSES/GPL-3.0-or-later.txt", "GNU GENERAL PUBLIC LICENSE")):
         assert name in PROJECT["license-files"]
@@ -38,7 +38,7 @@ def test_both_licences_are_in_the_wheel() -> None:
     assert all((ROOT / name).exists() for name in PROJECT["license-files"])
 
 
-def test_the_lock_pins_what_the_constraints_pin() -> None:
+def test_lock_file_matches_the_constraints() -> None:
     constraints, lock = (
         {key.strip(): version for key, version in pins(name).items()}
         for name in ("constraints.txt", "requirements.lock")

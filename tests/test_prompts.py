@@ -35,12 +35,12 @@ def test_the_template() -> None:
 
 @pytest.mark.parametrize(("strength", "repetitions", "times"), [(1.0, 3, 3), (0.5, 5, 2), (0.0, 20, 1), (1.0, 0, 1)])
 def test_repetitions(strength: float, repetitions: int, times: int) -> None:
-    """At least once: the published code answers an empty prompt for a strength of 0."""
+    """At least one repetition. (The published code gives an empty prompt for a strength of 0.)"""
     full = subject_prompt("on the beach", "dog", strength=strength, repetitions=repetitions)
     assert full == ", ".join(["a dog on the beach"] * times)
 
 
-def test_the_subject_stands_after_the_first_word(clip: Any) -> None:
+def test_subject_tokens_follow_the_first_word(clip: Any) -> None:
     assert insert_position(clip) == 2
     sentence = subject_prompt("on grass", joined_categories(["dog", "cat", "owl"]))
     assert sentence == "a dog and a cat and a owl on grass"
@@ -52,7 +52,7 @@ def test_the_subject_stands_after_the_first_word(clip: Any) -> None:
     assert clip.decode(before) == "<|startoftext|>a"
 
 
-def test_prompt_ids_pad_and_cut(clip: Any) -> None:
+def test_prompt_ids_are_padded_and_truncated(clip: Any) -> None:
     short, long = prompt_ids(clip, ["a dog", "dog " * 40], 16)
     assert short.shape == long.shape == (16,)
     assert short[0] == long[0] == clip.bos_token_id
@@ -73,7 +73,7 @@ def test_an_empty_category(bert: Any, empty: str) -> None:
         category_words(bert, ["dog", empty])
 
 
-def test_what_is_dropped_is_quoted_once(clip: Any) -> None:
+def test_dropped_words_are_quoted_once(clip: Any) -> None:
     sentence = "a dog on the beach at the forest"
     with pytest.warns(UserWarning) as caught:
         warn_of_dropped(clip, [sentence, sentence], 7)
@@ -82,18 +82,18 @@ def test_what_is_dropped_is_quoted_once(clip: Any) -> None:
     ]
 
 
-def test_what_fits_is_not_warned_of(clip: Any) -> None:
+def test_short_prompts_give_no_warning(clip: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_dropped(clip, ["a dog on the beach"], 7)
 
 
-def test_the_text_encoder_reads_what_was_not_dropped(model: BlipDiffusion, clip: Any) -> None:
+def test_text_encoder_reads_the_remaining_words(model: BlipDiffusion, clip: Any) -> None:
     kept = prompt_ids(clip, ["a dog on the beach at the forest"], 7)
     assert clip.decode(kept[0, 1:-1]).strip() == "a dog on the beach"
 
 
-def test_a_word_list_of_another_model(bert: Any) -> None:
+def test_vocabulary_of_another_model_is_refused(bert: Any) -> None:
     with pytest.raises(
         InputError, match=rf"vocabulary has 3 tokens, and its tokenizer {len(bert)}: .*qformer_tokenizer/"
     ):
@@ -104,7 +104,7 @@ def test_a_word_list_of_another_model(bert: Any) -> None:
     ("prompt", "weighted"),
     [("on the (beach:1.5)", True), ("((beach)) at night", True), ("on the beach (sunny)", False), ("at 10:30", False)],
 )
-def test_weights_on_words_are_said_to_be_read_as_written(prompt: str, weighted: bool) -> None:
+def test_prompt_weight_syntax_gives_a_warning(prompt: str, weighted: bool) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         warn_of_weighted_words([prompt, prompt])

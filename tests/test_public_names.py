@@ -1,4 +1,4 @@
-"""Names that people's code and scripts rely on. What is missing here may change; what is here may not."""
+"""The public API: these names must not change without notice."""
 
 import argparse
 import importlib.metadata
@@ -28,7 +28,7 @@ def test_the_package() -> None:
         blip_diffusion.BlipPipeline  # noqa: B018
 
 
-def test_the_pipeline_is_diffusers() -> None:
+def test_pipeline_is_a_diffusers_pipeline() -> None:
     from diffusers import DiffusionPipeline
 
     assert issubclass(BlipDiffusionPipeline, DiffusionPipeline)

@@ -1,4 +1,4 @@
-"""A reference is framed on its subject: by transparency, a plain border, or the subject finder."""
+"""References are cropped to their subject: by transparency, a plain border, or the subject finder."""
 
 import warnings
 
@@ -27,7 +27,7 @@ def cut_out(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Imag
     return image
 
 
-def test_transparency_says_where_the_subject_is(model: BlipDiffusion) -> None:
+def test_transparency_locates_the_subject(model: BlipDiffusion) -> None:
     box = find_subject(model, cut_out((200, 100), (20, 10, 60, 90)))
     assert box == pytest.approx((0.1, 0.1, 0.3, 0.9), abs=0.01)
 
@@ -39,12 +39,12 @@ def test_a_subject_in_a_corner_fills_the_square(model: BlipDiffusion) -> None:
     assert float(red.any(0).sum()) / 32 == pytest.approx(FILL, abs=0.07)
 
 
-def test_another_mode_leaves_the_image_as_it_is(model: BlipDiffusion) -> None:
+def test_other_modes_keep_the_image(model: BlipDiffusion) -> None:
     image = Image.new("RGB", (64, 64), "navy")
     assert square_reference(model, image, "squash").image.getpixel((3, 3)) == (0, 0, 128)
 
 
-def test_the_finder_is_asked_where_nothing_else_tells(model: BlipDiffusion) -> None:
+def test_finder_is_used_for_opaque_images_without_plain_border(model: BlipDiffusion) -> None:
     noise = (torch.rand(60, 90, 3, generator=torch.Generator().manual_seed(1)) * 255).byte().numpy()
     image = Image.fromarray(noise)
     assert model.subject_finder is not None
@@ -59,7 +59,7 @@ def test_the_finder_is_asked_where_nothing_else_tells(model: BlipDiffusion) -> N
         assert square_reference(model, image).image.size == (32, 32)
 
 
-def test_a_crop_that_cuts_the_subject_is_said(model: BlipDiffusion) -> None:
+def test_crop_that_cuts_the_subject_gives_a_warning(model: BlipDiffusion) -> None:
     wide = cut_out((300, 100), (10, 10, 90, 90))
     with pytest.warns(UserWarning, match="Much of the subject lies outside the middle square"):
         square_reference(model, wide, "crop")

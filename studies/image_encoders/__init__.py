@@ -1,1 +1,1 @@
-"""Which frozen image encoder tells subjects apart."""
+"""A comparison of frozen image encoders by retrieval of subjects."""

@@ -3,7 +3,7 @@
     python -m studies.image_encoders.clip_baseline --dataset world.zip --out runs/clip --minutes 10
     python -m studies.image_encoders.retrieval --dataset world.zip --split heldout --clip runs/clip
 
-It has seen the training subjects: compare it on held-out ones only.
+It is trained on the training subjects, so compare it on held-out ones only.
 """
 
 import argparse
@@ -42,8 +42,8 @@ def clip(side: int, *, width: int = 192, layers: int = 6, patch: int = 16, words
 def loss_of(model: Any, tokenizer: Any, images: Tensor, captions: Sequence[str]) -> Tensor:
     """Return the symmetric cross-entropy of images (B, 3, S, S) in [0, 1] and their captions."""
     words = tokenizer(list(captions), padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
-    seen = model(**words, pixel_values=normalise(images, *PIXELS), return_loss=True)
-    loss: Tensor = seen.loss
+    output = model(**words, pixel_values=normalise(images, *PIXELS), return_loss=True)
+    loss: Tensor = output.loss
     return loss
 
 
@@ -72,7 +72,7 @@ def train(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train it and save it in transformers' layout."""
+    """Train a CLIP and save it in transformers' layout."""
     parser = argparse.ArgumentParser(description="Trains a small CLIP on a world, for the comparison of encoders.")
     parser.add_argument("--dataset", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)

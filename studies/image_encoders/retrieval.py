@@ -64,19 +64,19 @@ class Result:
 
     name: str
     parameters: int
-    found: dict[str, tuple[float, float]]
+    scores: dict[str, tuple[float, float]]
 
 
 def gallery(world: AssetLibrary, subjects: int, *, split: str | None = None, size: int = 128, seed: int = 0) -> Gallery:
     """Images of subjects of a split (default: all), up to half of them solids.
 
-    They stand before white, in two scenes, and in a third with another view, if there is one.
+    The backgrounds are white, two scenes, and a third scene with another view, if there is one.
     """
     sampler = PairSampler(world, SyntheticConfig(size=size), batch_size=1, seed=seed)
     rng = random.Random(f"gallery {seed}")
     chosen = _pairs(world, subjects, split, rng)
-    batches = [_drawn(sampler, [first for first, _ in chosen], rng, kind) for kind in (WHITE, SCENE, OTHER_SCENE)]
-    batches.append(_drawn(sampler, [second for _, second in chosen], rng, OTHER_VIEW))
+    batches = [_composite(sampler, [first for first, _ in chosen], rng, kind) for kind in (WHITE, SCENE, OTHER_SCENE)]
+    batches.append(_composite(sampler, [second for _, second in chosen], rng, OTHER_VIEW))
     return Gallery(
         torch.stack([images for images, _ in batches]),
         torch.stack([masks for _, masks in batches]),
@@ -100,18 +100,18 @@ def _pairs(world: AssetLibrary, subjects: int, split: str | None, rng: random.Ra
     return [(views[name][0], views[name][1 if name in solids else 0]) for name in chosen]
 
 
-def _drawn(sampler: PairSampler, rows: Sequence[int], rng: random.Random, kind: int) -> tuple[Tensor, Tensor]:
+def _composite(sampler: PairSampler, rows: Sequence[int], rng: random.Random, kind: int) -> tuple[Tensor, Tensor]:
     """Compose images (N, 3, S, S) of rows, and their masks (N, 1, S, S)."""
     images, masks = [], []
     for start in range(0, len(rows), 32):
-        orders = [_order(sampler, row, rng, kind) for row in rows[start : start + 32]]
-        batch = sampler.render(orders, rng)
+        specs = [_pair_spec(sampler, row, rng, kind) for row in rows[start : start + 32]]
+        batch = sampler.render(specs, rng)
         images.append(batch["target"])
         masks.append(batch["target_alpha"])
     return torch.cat(images), torch.cat(masks)
 
 
-def _order(sampler: PairSampler, row: int, rng: random.Random, kind: int) -> PairSpec:
+def _pair_spec(sampler: PairSampler, row: int, rng: random.Random, kind: int) -> PairSpec:
     behind = backgrounds.plain("white", rng) if kind == WHITE else sampler.background(rng)
     return PairSpec(row, row, PromptSpec(scene=behind.phrase), behind, behind)
 
@@ -119,16 +119,16 @@ def _order(sampler: PairSampler, row: int, rng: random.Random, kind: int) -> Pai
 @torch.no_grad()
 def retrieve(tower: Tower, images: Gallery, *, batch: int = 32) -> list[Result]:
     """Retrieve by the cosine of mean-centred features, for each depth."""
-    seen = [_features(tower, *some, batch) for some in zip(images.images, images.masks, strict=True)]
-    everyone = torch.ones_like(images.turned)
+    features = [_features(tower, *some, batch) for some in zip(images.images, images.masks, strict=True)]
+    all_subjects = torch.ones_like(images.turned)
     results = []
     for depth, (name, parameters) in enumerate(tower.depths):
-        found = {}
-        for task, (asked, answers) in TASKS.items():
-            who = images.turned if task == "C" else everyone
-            if who.sum() > 1:
-                found[task] = accuracy(seen[asked][depth][who], seen[answers][depth][who])
-        results.append(Result(name, parameters, found))
+        scores = {}
+        for task, (query, target) in TASKS.items():
+            rows = images.turned if task == "C" else all_subjects
+            if rows.sum() > 1:
+                scores[task] = accuracy(features[query][depth][rows], features[target][depth][rows])
+        results.append(Result(name, parameters, scores))
     return results
 
 
@@ -141,11 +141,11 @@ def _features(tower: Tower, images: Tensor, masks: Tensor, batch: int) -> list[T
     return [torch.cat(depth) for depth in zip(*parts, strict=True)]
 
 
-def accuracy(asked: Tensor, answers: Tensor) -> tuple[float, float]:
-    """How often the nearest of `answers` (N, F) to a row of `asked` (N, F) is the same row, and the standard error."""
-    cosines = F.normalize(asked - asked.mean(0), dim=1) @ F.normalize(answers - answers.mean(0), dim=1).T
-    share = (cosines.argmax(1) == torch.arange(len(asked))).float().mean().item()
-    return share, (share * (1 - share) / len(asked)) ** 0.5
+def accuracy(queries: Tensor, targets: Tensor) -> tuple[float, float]:
+    """Return the top-1 accuracy of the nearest of `targets` (N, F) to `queries` (N, F), and its standard error."""
+    cosines = F.normalize(queries - queries.mean(0), dim=1) @ F.normalize(targets - targets.mean(0), dim=1).T
+    share = (cosines.argmax(1) == torch.arange(len(queries))).float().mean().item()
+    return share, (share * (1 - share) / len(queries)) ** 0.5
 
 
 # ---------------------------------------------------------------- the towers
@@ -173,8 +173,8 @@ def mini_tower(reference: Tensor) -> Tower:
 
     def maps(pixels: Tensor) -> list[Tensor]:
         side = pixels.shape[-1] // 16
-        seen = tower(normalise(pixels, *LITE_PIXELS))[..., : tower.width - tower.places]
-        return [rearrange(seen, "b (y x) v -> b v y x", y=side)]
+        features = tower(normalise(pixels, *LITE_PIXELS))[..., : tower.width - tower.places]
+        return [rearrange(features, "b (y x) v -> b v y x", y=side)]
 
     return Tower((("EfficientNetTower (blocks 4 and 10, colours)", count(tower.network)),), maps)
 
@@ -202,12 +202,12 @@ def clip(folder: Path) -> Tower:
     network = CLIPModel.from_pretrained(folder).eval().vision_model
     layers, side = network.encoder.layers, network.config.image_size
     after = range(2, len(layers) + 1, 2)
-    own = count(network.embeddings)
-    depths = [(f"CLIP of this world, layer {layer}", own + count(layers[:layer])) for layer in after]
+    embeddings = count(network.embeddings)
+    depths = [(f"CLIP of this world, layer {layer}", embeddings + count(layers[:layer])) for layer in after]
 
     def maps(pixels: Tensor) -> list[Tensor]:
-        resize_to = F.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True)
-        states = network(normalise(resize_to, *CLIP_PIXELS), output_hidden_states=True).hidden_states
+        resized = F.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True)
+        states = network(normalise(resized, *CLIP_PIXELS), output_hidden_states=True).hidden_states
         across = side // network.config.patch_size
         return [rearrange(states[layer][:, 1:], "b (y x) v -> b v y x", y=across) for layer in after]
 
@@ -226,7 +226,7 @@ def table(results: Sequence[Result]) -> str:
     """Write a Markdown table with a line for each encoder."""
     lines = [f"| tower | parameters | {' | '.join(TASKS)} |", "|---|---|" + "---|" * len(TASKS)]
     for result in results:
-        shares = [f"{result.found[task][0]:.2f}" if task in result.found else "" for task in TASKS]
+        shares = [f"{result.scores[task][0]:.2f}" if task in result.scores else "" for task in TASKS]
         lines.append(f"| {result.name} | {result.parameters / 1e6:.2f} M | {' | '.join(shares)} |")
     return "\n".join(lines)
 
@@ -237,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", required=True, type=Path)
     parser.add_argument("--subjects", type=int, default=300)
     parser.add_argument("--split", choices=("train", "heldout"), help="default: both")
-    parser.add_argument("--clip", type=Path, metavar="FOLDER", help="what clip_baseline.py trained")
+    parser.add_argument("--clip", type=Path, metavar="FOLDER", help="the folder that clip_baseline.py wrote")
     flags = parser.parse_args(arguments)
     try:
         world = AssetLibrary.load(flags.dataset)
@@ -247,10 +247,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BlipDiffusionError as error:
         print(f"Error: {error}")
         return 2
-    found, turned = len(images.turned), int(images.turned.sum())
-    errors = {task: max(result.found[task][1] for result in results if task in result.found) for task in TASKS}
-    said = ", ".join(f"{task} {error:.2f}" for task, error in errors.items())
-    print(f"{found} subjects, of them {turned} solids for C; largest standard errors: {said}.\n")
+    total, turned = len(images.turned), int(images.turned.sum())
+    errors = {task: max(result.scores[task][1] for result in results if task in result.scores) for task in TASKS}
+    largest = ", ".join(f"{task} {error:.2f}" for task, error in errors.items())
+    print(f"{total} subjects, {turned} of them 3D subjects for C; largest standard errors: {largest}.\n")
     print(table(results))
     return 0
 

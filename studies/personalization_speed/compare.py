@@ -113,12 +113,12 @@ class Experiment:
         """Tune a fresh model on a subject's photos and score it on the way. Only training time is counted."""
         model = self.load()
         began = time.perf_counter()
-        lesson = prepare(model, subject.photos, subject.category, "subject", settings)
-        ready = time.perf_counter() - began  # encoding photos, drawing class images: it belongs to the method
+        job = prepare(model, subject.photos, subject.category, "subject", settings)
+        ready = time.perf_counter() - began  # time for encoding photos and generating class images
         curve: Curve = []
 
-        def add_point(method: Objective, step: int, seconds: float) -> None:
-            images = self._sample(method)
+        def add_point(objective: Objective, step: int, seconds: float) -> None:
+            images = self._sample(objective)
             curve.append(Point(step, ready + seconds, *self.scorer(subject, images)))
             grid(to_pil(images), len(images)).save(work / f"{step:05d}.png")
 
@@ -127,22 +127,22 @@ class Experiment:
                 add_point(context.objective, context.step, context.seconds)
 
         due = scored_steps(self.config, settings.steps or 0)
-        add_point(lesson.objective, 0, 0.0)
-        _quiet_run(lesson, work / "run", hook)
+        add_point(job.objective, 0, 0.0)
+        _quiet_run(job, work / "run", hook)
         return curve
 
     @torch.no_grad()
-    def _sample(self, method: Objective) -> Tensor:
+    def _sample(self, objective: Objective) -> Tensor:
         config = self.config
         return sample_prompts(
-            cast(PersonalizedObjective, method), config.prompts, seeds=config.seeds, steps=config.sampling_steps
+            cast(PersonalizedObjective, objective), config.prompts, seeds=config.seeds, steps=config.sampling_steps
         )
 
 
-def _quiet_run(lesson: TuningJob, folder: Path, hook: Callable[[HookContext], None]) -> None:
+def _quiet_run(job: TuningJob, folder: Path, hook: Callable[[HookContext], None]) -> None:
     """Run in a temporary folder. Raises `KeyboardInterrupt` if a signal ends it: no partial curve is kept."""
     shutil.rmtree(folder, ignore_errors=True)
-    ended = run_job(lesson, folder, hook)
+    ended = run_job(job, folder, hook)
     shutil.rmtree(folder)
     if ended.stopped == "signal":
         raise KeyboardInterrupt
@@ -153,13 +153,13 @@ def search(
 ) -> dict[str, float]:
     """Return, for each learning rate, the best mean of both scores that tuning reaches, averaged over subjects."""
     steps = experiment.config.search_steps or experiment.config.steps
-    found = {}
+    scores = {}
     for rate in candidate.rates:
         tried = replace(candidate.config, learning_rate=rate)
         curves = [experiment.run(one, tried, work / f"{rate:g}" / one.folder, steps) for one in subjects]
         best = [max((point.subject + point.text) / 2 for point in curve[1:]) for curve in curves]
-        found[f"{rate:g}"] = sum(best) / len(best)
-    return found
+        scores[f"{rate:g}"] = sum(best) / len(best)
+    return scores
 
 
 def compare(
@@ -231,7 +231,7 @@ def publish(outcome: Outcome, out: Path) -> str:
     If DreamBooth was not measured, write nothing and return a sentence that says what to do.
     """
     if DREAMBOOTH not in outcome.curves:
-        return "The curves are kept. For the table, run it once more without --methods, when all are measured."
+        return "The curves are kept. For the table, run the command without --methods after all methods are measured."
     (out / "speedup.json").write_text(json.dumps(asdict(outcome), indent=1), encoding="utf-8")
     charts(outcome, out)
     (out / "speedup.md").write_text(markdown(outcome) + "\n", encoding="utf-8")
@@ -272,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Interrupted: the same command goes on, and reuses complete curves.", file=sys.stderr)
+        print("Interrupted: the same command continues, and reuses complete curves.", file=sys.stderr)
         return 130
     print(publish(outcome, flags.out))
     return 0

@@ -1,4 +1,4 @@
-"""Held-out subjects with several views: some are the photos to tune on, the others are what images are scored by."""
+"""Held-out subjects with several views: some views are photos for tuning, images are compared with the others."""
 
 import random
 import re
@@ -38,7 +38,7 @@ class EvalSubject:
 
     @property
     def folder(self) -> str:
-        """A folder name of its own: two subjects may share a category."""
+        """A unique folder name: two subjects may share a category."""
         return re.sub(r"[^\w-]+", "-", self.identity)
 
 
@@ -63,10 +63,10 @@ def eval_subjects(
 
 
 def _other_scenes(world: AssetLibrary, prompts: Sequence[str]) -> list[str]:
-    found = [scene for scene in known_scenes(world) if scene not in prompts]
-    if not found:
+    others = [scene for scene in known_scenes(world) if scene not in prompts]
+    if not others:
         raise DataError("The world has no scenes but those of the prompts: choose fewer prompts.")
-    return found
+    return others
 
 
 def _eval_subject(sampler: PairSampler, identity: str, rows: Sequence[int], scenes: Sequence[str]) -> EvalSubject:
@@ -101,7 +101,7 @@ class Backbones:
 
 @dataclass(frozen=True)
 class ScorerConfig:
-    """The prompts that are scored, how many images each has, and how many composites teach the scorer a scene."""
+    """The prompts that are scored, images per prompt, and composites per scene for fitting the scene classifier."""
 
     prompts: Sequence[str]
     seeds: int = 1
@@ -137,14 +137,16 @@ class Scorer:
 
         Returns:
             Subject fidelity: how much more similar the images are to the subject than to others, where 1 is the
-            similarity among its own views. Prompt fidelity: the share of images that show the scene asked for.
+            similarity among its own views. Prompt fidelity: the share of images that show the scene of their prompt.
         """
         images = to_pil(pixels)
         features = self._features(images)
         scenes = self.scene(CachedFeatures(self.backbones.scene).of_images(images))
-        own = float(self._cosines(features, subject.identity).mean())
-        text = sum(found == wanted for found, wanted in zip(scenes, self.prompts, strict=True)) / len(scenes)
-        return (own - self._to_others(features, subject.identity)) / self.upper_bound, text
+        to_subject = float(self._cosines(features, subject.identity).mean())
+        text = sum(predicted == expected for predicted, expected in zip(scenes, self.prompts, strict=True)) / len(
+            scenes
+        )
+        return (to_subject - self._to_others(features, subject.identity)) / self.upper_bound, text
 
     def _features(self, images: Sequence[Image.Image]) -> Tensor:
         return CachedFeatures(self.backbones.subject).of_images(images)[:, : self.backbones.width]

@@ -1,4 +1,4 @@
-"""LAVIS' tuned checkpoints as subjects: a LoRA that is as near as its rank allows, and says how near."""
+"""LoRAs extracted from LAVIS' tuned checkpoints, and the reported share of the change that they preserve."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def tuned_file(folder: Path, path: Path, *, rank: int, elsewhere: float = 0.0) -
     return subject
 
 
-def test_a_change_of_low_rank_is_kept_whole(tiny_folder: Path, tmp_path: Path) -> None:
+def test_low_rank_change_is_extracted_exactly(tiny_folder: Path, tmp_path: Path) -> None:
     subject = tuned_file(tiny_folder, tmp_path / "checkpoint_40.pth", rank=2)
     kept = convert_tuned(
         tmp_path / "checkpoint_40.pth",
@@ -47,11 +47,11 @@ def test_a_change_of_low_rank_is_kept_whole(tiny_folder: Path, tmp_path: Path) -
     other = BlipDiffusionPipeline.from_pretrained(tiny_folder).unet
     other.load_state_dict({n.removeprefix("unet."): t for n, t in tuned.items() if n.startswith("unet.")})
     noised, states = torch.randn(1, 4, 4, 4), torch.randn(1, 8, 32)
-    answers = [unet(noised, 7, encoder_hidden_states=states).sample for unet in (pipe.unet, other)]
-    torch.testing.assert_close(*answers, atol=1e-3, rtol=1e-3)
+    outputs = [unet(noised, 7, encoder_hidden_states=states).sample for unet in (pipe.unet, other)]
+    torch.testing.assert_close(*outputs, atol=1e-3, rtol=1e-3)
 
 
-def test_what_a_rank_can_not_keep_is_said(tiny_folder: Path, tmp_path: Path) -> None:
+def test_lost_share_of_the_change_is_reported(tiny_folder: Path, tmp_path: Path) -> None:
     tuned_file(tiny_folder, tmp_path / "tuned.pth", rank=6, elsewhere=0.5)
     shares = []
     for rank in (0, 2, 6):
@@ -64,7 +64,7 @@ def test_what_a_rank_can_not_keep_is_said(tiny_folder: Path, tmp_path: Path) -> 
     assert shares[0] == 0 and 0.1 < shares[1] < shares[2] < 1
 
 
-def test_an_untouched_network_has_nothing_to_lose(tiny_folder: Path) -> None:
+def test_unchanged_network_loses_nothing(tiny_folder: Path) -> None:
     unet = BlipDiffusionPipeline.from_pretrained(tiny_folder).unet
     assert low_rank(unet, unet, 4)[1] == 1.0
 

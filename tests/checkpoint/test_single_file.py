@@ -1,4 +1,4 @@
-"""Stable Diffusion 1 in one file. The files are written here by hand, by the original's names for the tiny model."""
+"""Single files of Stable Diffusion 1. The tests write them with the original key names and the tiny model's weights."""
 
 import re
 from pathlib import Path
@@ -43,20 +43,20 @@ WHOLE = {
 
 def original_unet_name(name: str, depth: int = 2) -> str:
     """By `depth` blocks of one layer each."""
-    if found := re.match(r"down_blocks\.(\d)\.(resnets|attentions)\.0\.(.*)", name):
-        block = f"input_blocks.{2 * int(found[1]) + 1}.{int(found[2] == 'attentions')}"
-        return f"{block}.{inner(found[2], found[3])}"
-    if found := re.match(r"down_blocks\.(\d)\.downsamplers\.0\.conv\.(.*)", name):
-        return f"input_blocks.{2 * int(found[1]) + 2}.0.op.{found[2]}"
-    if found := re.match(r"up_blocks\.(\d)\.(resnets|attentions)\.(\d)\.(.*)", name):
-        block = f"output_blocks.{2 * int(found[1]) + int(found[3])}.{int(found[2] == 'attentions')}"
-        return f"{block}.{inner(found[2], found[4])}"
-    if found := re.match(r"up_blocks\.(\d)\.upsamplers\.0\.conv\.(.*)", name):
-        return f"output_blocks.{2 * int(found[1]) + 1}.{2 if int(found[1]) < depth - 1 else 1}.conv.{found[2]}"
-    if found := re.match(r"controlnet_down_blocks\.(\d)\.(.*)", name):
-        return f"zero_convs.{found[1]}.0.{found[2]}"
-    if found := re.match(r"controlnet_cond_embedding\.blocks\.(\d)\.(.*)", name):
-        return f"input_hint_block.{2 * int(found[1]) + 2}.{found[2]}"
+    if result := re.match(r"down_blocks\.(\d)\.(resnets|attentions)\.0\.(.*)", name):
+        block = f"input_blocks.{2 * int(result[1]) + 1}.{int(result[2] == 'attentions')}"
+        return f"{block}.{inner(result[2], result[3])}"
+    if result := re.match(r"down_blocks\.(\d)\.downsamplers\.0\.conv\.(.*)", name):
+        return f"input_blocks.{2 * int(result[1]) + 2}.0.op.{result[2]}"
+    if result := re.match(r"up_blocks\.(\d)\.(resnets|attentions)\.(\d)\.(.*)", name):
+        block = f"output_blocks.{2 * int(result[1]) + int(result[3])}.{int(result[2] == 'attentions')}"
+        return f"{block}.{inner(result[2], result[4])}"
+    if result := re.match(r"up_blocks\.(\d)\.upsamplers\.0\.conv\.(.*)", name):
+        return f"output_blocks.{2 * int(result[1]) + 1}.{2 if int(result[1]) < depth - 1 else 1}.conv.{result[2]}"
+    if result := re.match(r"controlnet_down_blocks\.(\d)\.(.*)", name):
+        return f"zero_convs.{result[1]}.0.{result[2]}"
+    if result := re.match(r"controlnet_cond_embedding\.blocks\.(\d)\.(.*)", name):
+        return f"input_hint_block.{2 * int(result[1]) + 2}.{result[2]}"
     for ours, theirs in WHOLE.items():
         if name.startswith(f"{ours}."):
             rest = name.removeprefix(f"{ours}.")
@@ -101,7 +101,7 @@ def in_convolutions(name: str, tensor: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def original() -> State:
-    """U-Net and VAE, twice as large as golden's, and a text encoder that nobody asks for."""
+    """U-Net and VAE with twice the golden weights, and a text encoder that is not used."""
     state = {f"model.diffusion_model.{original_unet_name(n)}": 2 * t for n, t in weights("unet").items()}
     vae = {original_vae_name(name): 2 * tensor for name, tensor in weights("vae").items()}
     state |= {f"first_stage_model.{name}": in_convolutions(name, tensor) for name, tensor in vae.items()}
@@ -124,7 +124,7 @@ def golden_pipe(**other: Any) -> BlipDiffusionPipeline:
     return pipe
 
 
-def test_unet_and_vae_of_a_file(path: Path) -> None:
+def test_unet_and_vae_are_read_from_one_file(path: Path) -> None:
     pipe = golden_pipe()
     for part, load in (("unet", load_unet), ("vae", load_vae)):
         loaded = load(path, config=getattr(pipe, part).config).state_dict()
@@ -132,7 +132,7 @@ def test_unet_and_vae_of_a_file(path: Path) -> None:
         assert all(torch.equal(loaded[name], 2 * tensor) for name, tensor in weights(part).items())
 
 
-def test_a_controlnet_of_a_file(tmp_path: Path) -> None:
+def test_controlnet_is_read_from_one_file(tmp_path: Path) -> None:
     from blip_diffusion.checkpoint import single_file
     from blip_diffusion.checkpoint.weights import read_json
 
@@ -145,23 +145,25 @@ def test_a_controlnet_of_a_file(tmp_path: Path) -> None:
         load_controlnet(tmp_path / "control.safetensors")  # as of Stable Diffusion 1.5
 
 
-def test_they_replace_the_models_own(path: Path, tmp_path: Path, dog: Image.Image) -> None:
-    def drawn(pipe: BlipDiffusionPipeline) -> Tensor:
+def test_single_file_components_replace_those_of_the_model(path: Path, tmp_path: Path, dog: Image.Image) -> None:
+    def generate_image(pipe: BlipDiffusionPipeline) -> Tensor:
         noise = torch.Generator().manual_seed(0)
         return pipe("swimming", dog, "dog", height=32, width=32, num_inference_steps=2, generator=noise,
                     output_type="pt").images  # fmt: skip
 
-    asked = ["convert", str(GOLDEN / "pipe"), "--unet", str(path), "--vae", str(path), "--out", str(tmp_path / "new")]
-    assert main(asked) == 0
+    command = ["convert", str(GOLDEN / "pipe"), "--unet", str(path), "--vae", str(path), "--out", str(tmp_path / "new")]
+    assert main(command) == 0
     converted = BlipDiffusionPipeline.from_pretrained(tmp_path / "new", qformer_tokenizer=GOLDEN / "tok" / "bert")
     converted.set_progress_bar_config(disable=True)
     replaced = golden_pipe(unet=path, vae=path)
-    assert torch.equal(drawn(converted), drawn(replaced))
-    assert not torch.equal(drawn(replaced), drawn(golden_pipe()))
-    assert torch.equal(drawn(golden_pipe(unet=GOLDEN / "pipe", vae=GOLDEN / "pipe" / "vae")), drawn(golden_pipe()))
+    assert torch.equal(generate_image(converted), generate_image(replaced))
+    assert not torch.equal(generate_image(replaced), generate_image(golden_pipe()))
+    assert torch.equal(
+        generate_image(golden_pipe(unet=GOLDEN / "pipe", vae=GOLDEN / "pipe" / "vae")), generate_image(golden_pipe())
+    )
 
 
-def test_a_file_in_diffusers_names(tmp_path: Path) -> None:
+def test_single_file_with_diffusers_names(tmp_path: Path) -> None:
     config = golden_pipe().vae.config
     assert load_vae(GOLDEN / "pipe" / "vae" / "diffusion_pytorch_model.safetensors", config=config)
     with pytest.raises(CheckpointError, match=r"There is no unet among the \d+ tensors"):
@@ -169,7 +171,7 @@ def test_a_file_in_diffusers_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["unet", "vae"])
-def test_files_that_do_not_fit(tmp_path: Path, original: State, part: str) -> None:
+def test_mismatched_files_are_refused(tmp_path: Path, original: State, part: str) -> None:
     load = {"unet": load_unet, "vae": load_vae}[part]
     config = getattr(golden_pipe(), part).config
     one = {"unet": "model.diffusion_model.time_embed.0.weight", "vae": "first_stage_model.encoder.conv_in.weight"}[part]

@@ -1,4 +1,4 @@
-"""A subject's file: what goes in comes out, it is small, and strangers' files are refused."""
+"""Subject files: round trips, size, and untrusted files that are refused."""
 
 import json
 from dataclasses import replace
@@ -34,21 +34,21 @@ def lora(rank: int = 8) -> dict[str, torch.Tensor]:
     return {f"{name}.lora_A.weight": torch.randn(rank, 32), f"{name}.lora_B.weight": torch.randn(32, rank)}
 
 
-def test_it_round_trips(tmp_path: Path, dog: Image.Image) -> None:
+def test_subject_file_round_trips(tmp_path: Path, dog: Image.Image) -> None:
     weights = {"conv_in.bias": torch.randn(32).half()}
     first = subject(lora=lora(), alpha=8.0, weights=weights, thumbnail=thumbnail(dog))
     write_subject(first, tmp_path / "deep" / "rex.safetensors")
-    found = read_subject(tmp_path / "deep" / "rex.safetensors")
-    assert torch.equal(found.embedding, first.embedding)
-    assert found.rank == 8 and found.thumbnail == first.thumbnail
+    result = read_subject(tmp_path / "deep" / "rex.safetensors")
+    assert torch.equal(result.embedding, first.embedding)
+    assert result.rank == 8 and result.thumbnail == first.thumbnail
     for name in ("name", "category", "base", "alpha", "metadata", "version"):
-        assert getattr(found, name) == getattr(first, name)
-    for mine, theirs in ((found.lora, first.lora), (found.weights, first.weights)):
+        assert getattr(result, name) == getattr(first, name)
+    for mine, theirs in ((result.lora, first.lora), (result.weights, first.weights)):
         assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
     assert [path.name for path in tmp_path.rglob("*.*")] == ["rex.safetensors"]  # nothing half-written beside it
 
 
-def test_at_published_size_it_is_small(tmp_path: Path) -> None:
+def test_subject_file_is_small_at_published_size(tmp_path: Path) -> None:
     """An embedding with the largest thumbnail, and the LoRA of rank 8 on Stable Diffusion 1.5's attention."""
     noise = Image.effect_noise((300, 300), 100).convert("RGB")
     write_subject(subject(thumbnail=thumbnail(noise)), tmp_path / "small.safetensors")
@@ -70,7 +70,7 @@ def published_lora(rank: int) -> dict[str, torch.Tensor]:
     return {name: torch.zeros(parameter.shape) for name, parameter in names.items()}
 
 
-def test_the_header_is_for_others_too(tmp_path: Path, dog: Image.Image) -> None:
+def test_header_is_readable_json(tmp_path: Path, dog: Image.Image) -> None:
     write_subject(subject(lora=lora(), alpha=8.0, thumbnail=thumbnail(dog)), tmp_path / "rex.safetensors")
     with safe_open(tmp_path / "rex.safetensors", "pt") as file:
         header = file.metadata()
@@ -80,10 +80,10 @@ def test_the_header_is_for_others_too(tmp_path: Path, dog: Image.Image) -> None:
     assert adapter["unet.r"] == 8 and adapter["unet.lora_alpha"] == 8
 
 
-# ----------------------------------------------------------------------------------------------------------- strangers
+# ----------------------------------------------------------------------------------------------------- untrusted files
 
 
-def test_what_is_no_subject(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no subject at .*make one with blip-diffusion tune"):
         read_subject(tmp_path / "nowhere.safetensors")
     (tmp_path / "text.safetensors").write_text("hello")
@@ -104,20 +104,20 @@ def header(**more: object) -> str:
     ["", "[]", "{}", '{"name": "rex"}', header(alpha="x"), header(details=5), header(name="../rex"),
      header(category="a very big brown dog")],
 )  # fmt: skip
-def test_damaged_headers(tmp_path: Path, text: str) -> None:
+def test_damaged_headers_are_refused(tmp_path: Path, text: str) -> None:
     save_file({"subject_embedding.lora": torch.ones(1, 2, 3)}, tmp_path / "x.safetensors", metadata={TABLE: text})
     with pytest.raises(CheckpointError, match="is not a subject file, or it is damaged"):
         read_subject(tmp_path / "x.safetensors")
 
 
-def test_damaged_numbers(tmp_path: Path) -> None:
+def test_damaged_tensors_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not finite numbers"):
         replace(subject(), embedding=torch.full((1, 2, 3), float("nan")))
     with pytest.raises(CheckpointError, match="shape"):
         replace(subject(), embedding=torch.zeros(2, 3))
 
 
-def test_names_and_categories() -> None:
+def test_invalid_names_and_categories_are_refused() -> None:
     for name in ("", "../rex", "a b", "x" * 65):
         with pytest.raises(InputError, match="can't be used"):
             replace(subject(), name=name)
@@ -127,7 +127,7 @@ def test_names_and_categories() -> None:
         replace(subject(), category=" ")
 
 
-def test_a_place_that_can_not_be_written(tmp_path: Path) -> None:
+def test_unwritable_path_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="can't be written"):
         write_subject(subject(), tmp_path / "file" / "rex.safetensors")
@@ -136,18 +136,18 @@ def test_a_place_that_can_not_be_written(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------- fingerprint
 
 
-def test_a_fingerprint_is_the_same_in_every_precision_and_with_adapters(model: BlipDiffusion) -> None:
-    own = fingerprint(model.unet, model.text_encoder)
+def test_fingerprint_ignores_precision_and_adapters(model: BlipDiffusion) -> None:
+    expected = fingerprint(model.unet, model.text_encoder)
     for dtype in (torch.float16, torch.bfloat16):
-        assert fingerprint(model.unet.to(dtype), model.text_encoder.to(dtype)) == own
+        assert fingerprint(model.unet.to(dtype), model.text_encoder.to(dtype)) == expected
     model.float()
     add_lora(model.unet, 2)
     model.text_encoder.resize_token_embeddings(1030)
-    assert fingerprint(model.unet, model.text_encoder) == own
+    assert fingerprint(model.unet, model.text_encoder) == expected
 
 
-def test_another_model_has_another_fingerprint(model: BlipDiffusion) -> None:
-    own = fingerprint(model.unet, model.text_encoder)
+def test_fingerprints_of_models_differ(model: BlipDiffusion) -> None:
+    expected = fingerprint(model.unet, model.text_encoder)
     with torch.no_grad():
         model.unet.mid_block.resnets[0].conv1.weight.mul_(-1)
-    assert fingerprint(model.unet, model.text_encoder) != own
+    assert fingerprint(model.unet, model.text_encoder) != expected

@@ -1,4 +1,4 @@
-"""`generate` from outside: sources of the subject, prompts from a file, what is printed, and mistakes found at once."""
+"""`generate`: sources of the subject, prompts from a file, printed output, and invalid arguments."""
 
 import io
 import json
@@ -29,7 +29,7 @@ Run = Callable[..., int]
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dog: Image.Image) -> None:
-    """Relative paths lie in a folder with two images."""
+    """Resolve relative paths in a folder with two images."""
     monkeypatch.chdir(tmp_path)
     dog.save("dog.png")
     dog.rotate(90, expand=True).save("side.png")
@@ -48,16 +48,16 @@ def pixels(path: str) -> np.ndarray:
         return np.asarray(image)
 
 
-# ---------------------------------------------------------------------------------------------------- what is asked for
+# -------------------------------------------------------------------------------------------- inputs of the command
 
 
-def test_several_references_give_their_mean(generate: Run, tiny_folder: Path) -> None:
+def test_several_references_are_averaged(generate: Run, tiny_folder: Path) -> None:
     both = ("--reference", "dog.png", "--reference", "side.png", "--category", "dog")
     assert generate("on the beach", *both) == 0
     pipe = BlipDiffusionPipeline.from_pretrained(tiny_folder)
     tokens = pipe.encode_subject([Image.open("dog.png"), Image.open("side.png")], "dog")
-    asked = {"subject_embeds": tokens, "num_inference_steps": 2, "generator": torch.Generator().manual_seed(3)}
-    (alike,) = pipe("on the beach", target_subject_category="dog", **asked).images
+    options = {"subject_embeds": tokens, "num_inference_steps": 2, "generator": torch.Generator().manual_seed(3)}
+    (alike,) = pipe("on the beach", target_subject_category="dog", **options).images
     assert np.array_equal(pixels("out/on-the-beach-3.png"), np.asarray(alike))
     Path("dog.png").unlink()
     assert main(["generate", "--reproduce", "out/on-the-beach-3.png", "--out", "again"]) == 0
@@ -66,19 +66,19 @@ def test_several_references_give_their_mean(generate: Run, tiny_folder: Path) ->
 
 @pytest.fixture
 def lora(tiny_folder: Path) -> Path:
-    """A LoRA of one layer that shows."""
+    """A LoRA of one layer with a visible effect."""
     return lora_of(tiny_folder, Path("style.safetensors"))
 
 
-def test_loras_and_embeddings_of_tuning_are_used_and_made_again(generate: Run, lora: Path) -> None:
+def test_loras_and_embeddings_are_used_and_reproduced(generate: Run, lora: Path) -> None:
     save_file({"<rex>": torch.randn(2, 32)}, "rex.safetensors")
-    asked = ("on the beach", "--reference", "dog.png", "--category", "dog")
+    options = ("on the beach", "--reference", "dog.png", "--category", "dog")
     word = ("on the beach", "--embedding", "rex.safetensors", "--category", "<rex>")
     runs = {
-        "plain": asked,
-        "style": (*asked, "--lora", lora),
-        "half": (*asked, "--lora", f"{lora}:0.5"),
-        "none": (*asked, "--lora", f"{lora}:0"),
+        "plain": options,
+        "style": (*options, "--lora", lora),
+        "half": (*options, "--lora", f"{lora}:0.5"),
+        "none": (*options, "--lora", f"{lora}:0"),
         "word": word,
         "both": (*word, "--lora", lora),
     }
@@ -90,31 +90,31 @@ def test_loras_and_embeddings_of_tuning_are_used_and_made_again(generate: Run, l
     assert Path("again/on-the-beach-3.png").read_bytes() == Path("both/on-the-beach-3.png").read_bytes()
 
 
-def test_a_request_leaves_nothing_in_a_shared_pipeline(own: BlipDiffusionPipeline, lora: Path) -> None:
-    """As a server's worker shares it: LoRAs and words of one request are unknown to the next, which may bring them."""
+def test_a_request_leaves_nothing_in_a_shared_pipeline(fresh_pipe: BlipDiffusionPipeline, lora: Path) -> None:
+    """LoRAs and new words of one request are not loaded for the next one, which may load them again."""
     save_file({"<rex>": torch.randn(2, 32)}, "rex.safetensors")
     plain = GenerationRequest(("on the beach",), Path("dog.png").read_bytes(), "dog", "dog", steps=2)
     loras, embeddings = (lora_ref(lora, 0.5),), (embedding_ref(Path("rex.safetensors")),)
     styled = replace(plain, loras=loras, embeddings=embeddings, category="<rex>", target_category="<rex>")
 
-    def drawn(request: GenerationRequest) -> bytes:
-        with prepared(own, request) as ready:
+    def generated(request: GenerationRequest) -> bytes:
+        with prepared(fresh_pipe, request) as ready:
             return ready.generate([("on the beach", 3)])[0].tobytes()
 
-    vocabulary = len(own.tokenizer)
-    first, second, third, fourth = (drawn(one) for one in (plain, styled, plain, styled))
+    vocabulary = len(fresh_pipe.tokenizer)
+    first, second, third, fourth = (generated(one) for one in (plain, styled, plain, styled))
     assert first == third != second == fourth
-    assert len(own.tokenizer) == vocabulary and not own.get_list_adapters()
+    assert len(fresh_pipe.tokenizer) == vocabulary and not fresh_pipe.get_list_adapters()
 
 
-def test_a_lora_that_has_changed_is_said(generate: Run, lora: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_changed_lora_is_refused(generate: Run, lora: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate("x", "--lora", lora, "--category", "dog") == 0
     lora.write_bytes(lora.read_bytes()[:-1] + b"\1")
     assert main(["generate", "--reproduce", "out/x-3.png"]) == 2
     assert "style.safetensors has changed since the image was generated" in capsys.readouterr().err
 
 
-def test_prompts_come_from_a_file_too(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prompts_are_read_from_a_file(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
     Path("scenes.txt").write_text("\ufeffin the snow\n\n  на пляже  \n", encoding="utf-8")
     flags = ("--prompts", "scenes.txt", "--reference", "dog.png", "--category", "dog", "--json")
     assert generate("on the beach", *flags, "--grid", "page.png") == 0
@@ -124,7 +124,7 @@ def test_prompts_come_from_a_file_too(generate: Run, capsys: pytest.CaptureFixtu
     assert read_request(Path(printed[1]["path"])).prompts == ("in the snow",)
 
 
-def test_a_quiet_run_prints_errors_alone(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_prints_only_errors(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--reference", "dog.png", "--category", "dog", "--quiet")
     assert generate("on the beach " * 40, *flags) == 0
     assert capsys.readouterr() == ("", "")
@@ -132,14 +132,14 @@ def test_a_quiet_run_prints_errors_alone(generate: Run, capsys: pytest.CaptureFi
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_random_seed_is_told_by_the_name(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_random_seed_is_in_the_file_name(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):
         assert main(["generate", "x", "--model", ".", "--reference", "dog.png", "--category", "a", "--seed", "-1"]) == 2
     flags = ["generate", "x", "--reference", "dog.png", "--category", "dog", "--seed", "random", "--steps", "1"]
     capsys.readouterr()
     assert main([*flags, "--json"]) == 0
-    (told,) = map(json.loads, capsys.readouterr().out.splitlines())
-    assert told["path"] == f"out/x-{told['seed']}.png" and told["seed"] != 0
+    (messages,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert messages["path"] == f"out/x-{messages['seed']}.png" and messages["seed"] != 0
 
 
 # ------------------------------------------------------------------------------------------------------------- mistakes
@@ -167,7 +167,7 @@ AT_ONCE = {
 }
 
 
-def test_mistakes_are_found_before_torch_is_imported(tmp_path: Path) -> None:
+def test_invalid_arguments_are_found_before_torch_is_imported(tmp_path: Path) -> None:
     program = (
         "import json, sys; from blip_diffusion.cli.main import main\n"
         "for line in json.load(sys.stdin):\n"
@@ -193,7 +193,7 @@ def test_mistakes_are_found_before_torch_is_imported(tmp_path: Path) -> None:
         "data sheet --seed 1 --seed 2",
     ],
 )
-def test_a_flag_is_given_once(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_repeated_flags_are_refused(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(line.split())
     assert ended.value.code == 2 and "is given twice" in capsys.readouterr().err
@@ -210,18 +210,20 @@ def test_a_flag_is_given_once(line: str, capsys: pytest.CaptureFixture[str]) -> 
         (["x", "--reference", "n" * 5000, "--category", "dog"], "There is no image at nnn"),
     ],
 )  # fmt: skip
-def test_words_of_strangers_are_one_line(capsys: pytest.CaptureFixture[str], flags: list[str], sentence: str) -> None:
+def test_control_characters_are_escaped_in_messages(
+    capsys: pytest.CaptureFixture[str], flags: list[str], sentence: str
+) -> None:
     assert main(["generate", *flags]) == 2
     error = capsys.readouterr().err
     assert sentence in error and error.count("\n") == 1 and len(error) < 2100 and "\x1b" not in error
 
 
-def test_letters_of_people_are_printed_as_they_are() -> None:
+def test_letters_of_all_scripts_are_printed() -> None:
     assert printable("雪の中　на пляже 👩‍🎨 naïve") == "雪の中　на пляже 👩‍🎨 naïve"
     assert printable("\u202ednim") == "\\u202ednim"
 
 
-def test_a_narrow_terminal_is_no_obstacle(generate: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ascii_terminal_prints_escaped_paths(generate: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", narrow)
     assert generate("雪の中", *SOURCE) == 0
@@ -239,7 +241,7 @@ def _small_files() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_small_files")
-def test_a_full_disk_is_a_sentence_and_leaves_nothing(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_full_disk_is_reported_and_leaves_no_file(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate("x", *SOURCE) == 1
     error = capsys.readouterr().err
     assert "The disk is full" in error and error.count("\n") == 1

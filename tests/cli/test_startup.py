@@ -1,4 +1,4 @@
-"""What the commands import, read from `-X importtime`: most of their start-up, and the same on every machine."""
+"""Modules that the commands import, from `-X importtime`. Imports are most of the start-up time."""
 
 import gc
 import subprocess
@@ -34,14 +34,14 @@ def ours(modules: set[str]) -> set[str]:
     return {module.split(".")[1] for module in modules if module.startswith("blip_diffusion.")}
 
 
-def test_help_imports_nothing_heavy() -> None:
+def test_help_imports_no_heavy_package() -> None:
     modules = imported("--help")
     assert not tops(modules) & (HEAVY | UNUSED)
     assert ours(modules) == {"errors", "cli"}
     assert len(modules) < 150  # argparse, and what Python itself needs
 
 
-def test_a_generation_imports_what_it_uses(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
+def test_generate_imports_only_used_packages(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
     dog.save(tmp_path / "dog.png")
     modules = imported("generate", "on the beach", "--reference", str(tmp_path / "dog.png"), "--category", "dog",
                        "--model", str(tiny_folder), "--steps", "1", "--out", str(tmp_path))  # fmt: skip
@@ -52,7 +52,7 @@ def test_a_generation_imports_what_it_uses(tiny_folder: Path, dog: Image.Image, 
 
 
 @pytest.mark.parametrize("on", [True, False])
-def test_the_collector_is_as_it_was(on: bool) -> None:
+def test_garbage_collector_settings_are_restored(on: bool) -> None:
     was_on = gc.isenabled()
     try:
         (gc.enable if on else gc.disable)()

@@ -1,4 +1,4 @@
-"""`tune`, and what `generate` makes of its files, from outside."""
+"""`tune`, and `generate` with its subject files."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def pixels(path: str | Path) -> np.ndarray:
         return np.asarray(image)
 
 
-def test_a_tuned_subject_is_drawn_and_drawn_again(rex: Path, tiny_folder: Path) -> None:
+def test_tuned_subject_is_generated_and_reproduced(rex: Path, tiny_folder: Path) -> None:
     assert read_subject(rex).rank == 8
     assert generate(tiny_folder, "--subject", rex, "--grid", "sheet.png") == 0
     path = Path("out/on-the-beach-0.png")
@@ -56,16 +56,28 @@ def test_a_subject_is_tuned_on_top_of_loras_and_words(
     dog.save("dog.png")
     lora_of(tiny_folder, Path("style.safetensors"))
     save_file({"<rex>": torch.randn(2, 32)}, "word.safetensors")
-    on = ["--lora", "style.safetensors:0.5", "--embedding", "word.safetensors", "--model", str(tiny_folder)]
-    asked = ["tune", "dog.png", "--category", "<rex>", "--name", "rex", "--train-steps", "1", "--masks", "none", *on]
-    assert main(asked) == 0
+    flags = ["--lora", "style.safetensors:0.5", "--embedding", "word.safetensors", "--model", str(tiny_folder)]
+    command = [
+        "tune",
+        "dog.png",
+        "--category",
+        "<rex>",
+        "--name",
+        "rex",
+        "--train-steps",
+        "1",
+        "--masks",
+        "none",
+        *flags,
+    ]
+    assert main(command) == 0
     assert (
         "--subject rex.safetensors --lora style.safetensors:0.5 --embedding word.safetensors" in capsys.readouterr().out
     )
-    assert generate(tiny_folder, "--subject", "rex.safetensors", *on[:4]) == 0
-    assert main([*asked, "--lora", "style.safetensors"]) == 2
+    assert generate(tiny_folder, "--subject", "rex.safetensors", *flags[:4]) == 0
+    assert main([*command, "--lora", "style.safetensors"]) == 2
     assert "was tuned with other LoRAs or embeddings" in capsys.readouterr().err
-    assert main([*asked, "--trainable", "unet", "--out", "new.safetensors"]) == 2
+    assert main([*command, "--trainable", "unet", "--out", "new.safetensors"]) == 2
     assert "trainable is unet, which saves weights that hold the LoRAs as well" in capsys.readouterr().err
     assert not Path("new.safetensors.tuning").exists()
 
@@ -76,7 +88,7 @@ def test_a_dreambooth_folder_as_model_says_what_to_do(model: BlipDiffusion, caps
     assert "as tune --method dreambooth writes: use diffusers' StableDiffusionPipeline" in capsys.readouterr().err
 
 
-def test_two_are_mixed(rex: Path, tiny_folder: Path) -> None:
+def test_two_subjects_are_mixed(rex: Path, tiny_folder: Path) -> None:
     subject = read_subject(rex)
     write_subject(subject.__class__("tom", "cat", -subject.embedding, subject.base), Path("tom.safetensors"))
     assert generate(tiny_folder, "--subject", rex, "--out", "rex") == 0
@@ -84,7 +96,7 @@ def test_two_are_mixed(rex: Path, tiny_folder: Path) -> None:
     assert not np.array_equal(pixels("rex/on-the-beach-0.png"), pixels("mixed/on-the-beach-0.png"))
 
 
-def test_a_changed_file_is_noticed(rex: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_changed_subject_file_is_refused(rex: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     subject = read_subject(rex)
     write_subject(subject, Path("x.safetensors"))
     assert generate(tiny_folder, "--subject", "x.safetensors") == 0
@@ -122,7 +134,7 @@ def test_a_changed_file_is_noticed(rex: Path, tiny_folder: Path, capsys: pytest.
         (["tune", "x.png", "--category", "dog", "--name", "rex", "--lora", "gone.safetensors"], "There is no LoRA at"),
     ],
 )
-def test_one_sentence_and_exit_code_2(
+def test_invalid_subjects_exit_with_code_2(
     words: list[str], sentence: str, dog: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dog.save("x.png")
@@ -132,6 +144,6 @@ def test_one_sentence_and_exit_code_2(
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
 
 
-def test_a_subject_of_another_model_is_refused(rex: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_subject_of_another_model_is_refused(rex: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "x", "--subject", str(rex)]) == 2
     assert "'rex' was tuned for" in capsys.readouterr().err

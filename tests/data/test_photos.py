@@ -1,4 +1,4 @@
-"""A user's photos: whatever they are, they become squares, or a sentence that names them."""
+"""Photos of users: conversion to squares, masks, and errors."""
 
 import warnings
 from pathlib import Path
@@ -42,7 +42,7 @@ def folder(tmp_path: Path, dog: Image.Image) -> Path:
     return tmp_path / "photos"
 
 
-def test_every_mode_and_size_becomes_a_square_and_a_broken_one_is_named(folder: Path) -> None:
+def test_photos_of_every_mode_become_square_and_broken_ones_are_named(folder: Path) -> None:
     with pytest.warns(UserWarning, match="left out. .*k-broken.jpg is not an image") as caught:
         photos = read_photos([folder])
     assert len(caught) == 1 and [photo.name[0] for photo in photos] == list("abcdefghij")
@@ -57,7 +57,7 @@ def test_every_mode_and_size_becomes_a_square_and_a_broken_one_is_named(folder: 
     assert upright.size == (48, 64)
 
 
-def test_images_and_files_mix(tmp_path: Path, dog: Image.Image) -> None:
+def test_images_and_files_can_be_mixed(tmp_path: Path, dog: Image.Image) -> None:
     photos = read_photos([save(dog, tmp_path / "x.png"), dog, str(tmp_path / "x.png")])
     assert [photo.name for photo in photos] == ["x.png", "photo 2", "x.png"]
 
@@ -72,7 +72,7 @@ def test_images_and_files_mix(tmp_path: Path, dog: Image.Image) -> None:
         (["good.png"] * 31, "31 photos: choose at most 30"),
     ],
 )
-def test_what_can_not_be_used(
+def test_unusable_photos_are_refused(
     sources: list[str], sentence: str, tmp_path: Path, dog: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -83,7 +83,7 @@ def test_what_can_not_be_used(
         read_photos(sources)
 
 
-def test_hidden_files_and_folders_are_no_photos(tmp_path: Path, dog: Image.Image) -> None:
+def test_hidden_files_and_folders_are_ignored(tmp_path: Path, dog: Image.Image) -> None:
     save(dog, tmp_path / "x.png")
     (tmp_path / "._x.png").write_bytes(b"what macOS writes beside it")
     (tmp_path / ".DS_Store").touch()
@@ -103,7 +103,7 @@ def spot(size: tuple[int, int]) -> Image.Image:
 
 
 @pytest.mark.parametrize("colour", ["white", "black", "peru"])
-def test_a_mask_may_be_cut_out(tmp_path: Path, dog: Image.Image, colour: str) -> None:
+def test_mask_may_be_a_cutout(tmp_path: Path, dog: Image.Image, colour: str) -> None:
     """The subject in any colour on a transparent ground."""
     cut = Image.new("RGBA", dog.size, colour)
     cut.putalpha(spot(dog.size))
@@ -111,27 +111,27 @@ def test_a_mask_may_be_cut_out(tmp_path: Path, dog: Image.Image, colour: str) ->
     assert photo.mask is not None and np.array_equal(np.asarray(photo.mask), np.asarray(spot(dog.size)))
 
 
-def test_a_mask_is_given_or_transparency_or_found_or_none(tmp_path: Path, dog: Image.Image) -> None:
+def test_mask_is_given_or_transparency_or_segmented_or_none(tmp_path: Path, dog: Image.Image) -> None:
     see_through = dog.convert("RGBA")
     see_through.putalpha(spot(dog.size))
     clear, plain = save(see_through, tmp_path / "clear.png"), save(dog, tmp_path / "plain.png")
     given = save(spot(dog.size).resize((128, 96)), tmp_path / "mask.png")
-    found = Image.new("L", dog.size, 200)
+    result = Image.new("L", dog.size, 200)
 
     def masks(**how: object) -> list[Image.Image | None]:
         return [photo.mask for photo in read_photos([clear, plain], **how)]  # type: ignore[arg-type]
 
     assert masks(masks="none") == [None, None]
-    own, nothing = masks()
-    assert own is not None and nothing is None
-    assert np.array_equal(np.asarray(own), np.asarray(spot(dog.size)))
-    assert masks(segmenter=lambda image: found)[1] is found
-    assert masks(segmenter=lambda image: Image.new("L", image.size))[1] is None  # it finds nothing
-    named = masks(masks=[given, given], segmenter=lambda image: found)
+    transparency, missing = masks()
+    assert transparency is not None and missing is None
+    assert np.array_equal(np.asarray(transparency), np.asarray(spot(dog.size)))
+    assert masks(segmenter=lambda image: result)[1] is result
+    assert masks(segmenter=lambda image: Image.new("L", image.size))[1] is None  # an empty mask
+    named = masks(masks=[given, given], segmenter=lambda image: result)
     assert [mask.size for mask in named if mask] == [dog.size, dog.size]
 
 
-def test_masks_that_do_not_go_with_the_photos(tmp_path: Path, dog: Image.Image) -> None:
+def test_mismatched_masks_are_refused(tmp_path: Path, dog: Image.Image) -> None:
     photo = save(dog, tmp_path / "dog.png")
     with pytest.raises(InputError, match="1 masks for 2 photos"):
         read_photos([photo, photo], masks=[photo])
@@ -143,7 +143,7 @@ def test_masks_that_do_not_go_with_the_photos(tmp_path: Path, dog: Image.Image) 
         read_photos([photo], masks="some")  # type: ignore[arg-type]
 
 
-def test_a_subject_outside_the_square_is_found_out(dog: Image.Image) -> None:
+def test_subject_outside_the_square_gives_a_warning(dog: Image.Image) -> None:
     mask = Image.new("L", dog.size)
     ImageDraw.Draw(mask).rectangle((0, 0, 4, 48), fill=255)
     with pytest.raises(InputError, match=r"subject of rex.png lies outside .* --resize-mode pad"):
@@ -151,15 +151,15 @@ def test_a_subject_outside_the_square_is_found_out(dog: Image.Image) -> None:
     assert squares([Photo("rex.png", dog, mask)], 32, "squash")[1].any()
 
 
-def test_bars_are_no_subject(dog: Image.Image) -> None:
+def test_letterbox_bars_are_not_a_subject(dog: Image.Image) -> None:
     """Of an image of 64 x 48, `pad` adds a quarter."""
     pixels, masks = squares([Photo("rex.png", dog, spot(dog.size)), Photo("ben.png", dog)], 32, "pad")
     assert pixels[0, :, :3].min() == 1  # the image's own bars stay white
     assert not masks[0, :, :3].any() and not masks[0, :, -3:].any() and masks[0, :, 16, :15].min() > 0.9
-    assert masks[1].min() == 1  # nobody knows
+    assert masks[1].min() == 1  # there is no mask
 
 
-def test_a_subject_that_vanishes_is_not_sent_to_pad() -> None:
+def test_vanishing_subject_does_not_suggest_pad() -> None:
     mask = Image.new("L", (640, 480))
     mask.putpixel((0, 0), 255)
     with pytest.raises(InputError, match=r"rex\.png is too small to be visible at 16 x 16: crop the photo"):
@@ -169,25 +169,25 @@ def test_a_subject_that_vanishes_is_not_sent_to_pad() -> None:
 # ------------------------------------------------------------------------------------------------------------- batches
 
 
-def test_a_batch_is_a_function_of_its_index_and_all_photos_come_equally_often() -> None:
+def test_batches_depend_on_the_index_and_use_all_photos_equally() -> None:
     latents = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 4, 2, 2)
     batches = PhotoBatches(latents, torch.ones(5, 1, 16, 16), batch_size=3, seed=1, prior=latents[:2] + 10)
-    seen = [int(value) for index in range(10) for value in batches(index)["latents"][:, 0, 0, 0]]
-    assert sorted(seen) == sorted([*range(5)] * 6)
-    assert all(sorted(seen[start : start + 5]) == [*range(5)] for start in range(0, 30, 5))
-    assert len({tuple(seen[start : start + 5]) for start in range(0, 30, 5)}) > 1  # not always in the same order
+    values = [int(value) for index in range(10) for value in batches(index)["latents"][:, 0, 0, 0]]
+    assert sorted(values) == sorted([*range(5)] * 6)
+    assert all(sorted(values[start : start + 5]) == [*range(5)] for start in range(0, 30, 5))
+    assert len({tuple(values[start : start + 5]) for start in range(0, 30, 5)}) > 1  # not always in the same order
     again = PhotoBatches(latents, torch.ones(5, 1, 16, 16), batch_size=3, seed=1)
     assert torch.equal(again(7)["latents"], batches(7)["latents"])
     assert "prior" not in again(0) and batches(0)["prior"].shape == (3, 4, 2, 2)
     assert batches(0)["mask"].shape == (3, 1, 2, 2)
 
 
-def test_one_photo_is_enough() -> None:
+def test_single_photo_is_enough() -> None:
     batch = PhotoBatches(torch.ones(1, 4, 2, 2), torch.ones(1, 1, 4, 4), batch_size=3)(5)
     assert batch["latents"].shape == (3, 4, 2, 2)
 
 
-def test_good_photos_make_no_noise(tmp_path: Path, dog: Image.Image) -> None:
+def test_valid_photos_give_no_warning(tmp_path: Path, dog: Image.Image) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read_photos([save(dog, tmp_path / "dog.png")])

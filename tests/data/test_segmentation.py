@@ -1,4 +1,4 @@
-"""Masks that a saliency network finds, where the extra that has one is installed."""
+"""Masks of the saliency network, if its extra is installed."""
 
 from typing import Any
 
@@ -22,9 +22,9 @@ class Session:
 
 
 def image() -> Image.Image:
-    drawn = Image.new("RGB", (300, 200), "white")
-    ImageDraw.Draw(drawn).ellipse((60, 40, 180, 160), fill="saddlebrown")
-    return drawn
+    generated = Image.new("RGB", (300, 200), "white")
+    ImageDraw.Draw(generated).ellipse((60, 40, 180, 160), fill="saddlebrown")
+    return generated
 
 
 def inside_and_outside(mask: Image.Image) -> tuple[float, float]:
@@ -39,7 +39,7 @@ def test_a_mask_has_the_size_of_its_image() -> None:
     assert inside > 0.95 and outside < 0.05
 
 
-def test_the_real_network_finds_it() -> None:
+def test_real_network_segments_the_subject() -> None:
     pytest.importorskip("onnxruntime")
     segmenter = saliency()
     if segmenter is None:

@@ -1,4 +1,4 @@
-"""T2I-Adapters and ControlNets as a denoiser: what they add is what diffusers' U-Net adds."""
+"""T2I-Adapters and ControlNets in the denoiser, compared with diffusers' U-Net."""
 
 import pytest
 import torch
@@ -30,38 +30,36 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 LATENTS, TEXT, IMAGE = noise(2, 4, 4, 4), noise(2, 5, 32, seed=1), noise(2, 1, 32, 32, seed=2).sigmoid()
 
 
-def answer(unet: UNet2DConditionModel, *controls: Control, step: int = 0, steps: int = 1, **more: bool) -> Tensor:
+def predict(unet: UNet2DConditionModel, *controls: Control, step: int = 0, steps: int = 1, **more: bool) -> Tensor:
     denoise = controlled_denoiser(unet, TEXT, controls, steps=steps, counter=iter(range(step, steps)), **more)
     return denoise(LATENTS, TIMESTEP)
 
 
-def test_an_adapter_adds_what_diffusers_adds(unet: UNet2DConditionModel, adapter: T2IAdapter) -> None:
+def test_adapter_residuals_equal_those_of_diffusers(unet: UNet2DConditionModel, adapter: T2IAdapter) -> None:
     features = [0.7 * x for x in adapter(IMAGE)]
     given = {"encoder_hidden_states": TEXT, "down_intrablock_additional_residuals": features}
-    assert torch.equal(answer(unet, Control(adapter, IMAGE, 0.7)), unet(LATENTS, TIMESTEP, **given).sample)
-    assert not torch.allclose(answer(unet, Control(adapter, IMAGE)), answer(unet), atol=1e-3)
+    assert torch.equal(predict(unet, Control(adapter, IMAGE, 0.7)), unet(LATENTS, TIMESTEP, **given).sample)
+    assert not torch.allclose(predict(unet, Control(adapter, IMAGE)), predict(unet), atol=1e-3)
 
 
-def test_one_hint_serves_several_copies_and_a_colour_image_is_read_as_grey(
-    unet: UNet2DConditionModel, adapter: T2IAdapter
-) -> None:
+def test_control_image_is_repeated_and_converted_to_grey(unet: UNet2DConditionModel, adapter: T2IAdapter) -> None:
     colours = IMAGE[:1].expand(-1, 3, -1, -1)
-    alike = answer(unet, Control(adapter, IMAGE[:1].repeat(2, 1, 1, 1)))
-    torch.testing.assert_close(answer(unet, Control(adapter, colours)), alike)
+    alike = predict(unet, Control(adapter, IMAGE[:1].repeat(2, 1, 1, 1)))
+    torch.testing.assert_close(predict(unet, Control(adapter, colours)), alike)
 
 
 def test_two_adapters_and_a_controlnet_add_up(unet: UNet2DConditionModel, adapter: T2IAdapter) -> None:
     net = ControlNetModel.from_unet(unet).eval()  # which adds nothing yet
-    both = answer(unet, Control(adapter, IMAGE, 0.3), Control(net, IMAGE), Control(adapter, IMAGE, 0.4))
-    torch.testing.assert_close(both, answer(unet, Control(adapter, IMAGE, 0.7)), atol=1e-5, rtol=1e-4)
+    both = predict(unet, Control(adapter, IMAGE, 0.3), Control(net, IMAGE), Control(adapter, IMAGE, 0.4))
+    torch.testing.assert_close(both, predict(unet, Control(adapter, IMAGE, 0.7)), atol=1e-5, rtol=1e-4)
 
 
-def test_an_adapter_keeps_to_its_steps_and_guess_mode_to_the_second_half(
+def test_adapter_runs_on_its_steps_and_guess_mode_on_the_conditional_half(
     unet: UNet2DConditionModel, adapter: T2IAdapter
 ) -> None:
     early = Control(adapter, IMAGE, end=0.5)
-    assert torch.equal(answer(unet, early, step=1, steps=2), answer(unet))
-    assert torch.equal(answer(unet, early, step=0, steps=2), answer(unet, Control(adapter, IMAGE)))
-    guessed = answer(unet, Control(adapter, IMAGE), guess=True, doubled=True)
-    torch.testing.assert_close(guessed[:1], answer(unet)[:1])
-    torch.testing.assert_close(guessed[1:], answer(unet, Control(adapter, IMAGE))[1:])
+    assert torch.equal(predict(unet, early, step=1, steps=2), predict(unet))
+    assert torch.equal(predict(unet, early, step=0, steps=2), predict(unet, Control(adapter, IMAGE)))
+    guessed = predict(unet, Control(adapter, IMAGE), guess=True, doubled=True)
+    torch.testing.assert_close(guessed[:1], predict(unet)[:1])
+    torch.testing.assert_close(guessed[1:], predict(unet, Control(adapter, IMAGE))[1:])

@@ -34,26 +34,26 @@ def constant(value: float) -> Denoiser:
 @torch.no_grad()
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("kind", SHAPES)
-def test_with_features_of_the_same_step_the_answer_is_the_whole_ones(
+def test_features_of_the_same_step_give_the_full_prediction(
     given: tuple[Tensor, Tensor, Tensor], kind: str, layers: int
 ) -> None:
     net = unet(kind)
     latents, timestep, text = given
-    answer, deep = WholeUNet(net, layers)(*given)
-    assert torch.equal(answer, net(latents, timestep, encoder_hidden_states=text).sample)
-    torch.testing.assert_close(ShallowUNet(net, layers)(*given, deep), answer)
-    assert not torch.allclose(ShallowUNet(net, layers)(*given, deep.flip(0)), answer, atol=1e-3)
+    output, deep = WholeUNet(net, layers)(*given)
+    assert torch.equal(output, net(latents, timestep, encoder_hidden_states=text).sample)
+    torch.testing.assert_close(ShallowUNet(net, layers)(*given, deep), output)
+    assert not torch.allclose(ShallowUNet(net, layers)(*given, deep.flip(0)), output, atol=1e-3)
     assert not net.up_blocks[-1].resnets[-layers]._forward_pre_hooks  # nothing is left behind
 
 
 @torch.no_grad()
-def test_features_are_used_again(given: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_cached_features_are_reused(given: tuple[Tensor, Tensor, Tensor]) -> None:
     net = unet()
     latents, _, text = given
-    asked: list[str] = []
+    calls: list[str] = []
     whole, shallow = WholeUNet(net), ShallowUNet(net)
-    whole.register_forward_hook(lambda *_: asked.append("whole"))
-    shallow.register_forward_hook(lambda *_: asked.append("shallow"))
+    whole.register_forward_hook(lambda *_: calls.append("whole"))
+    shallow.register_forward_hook(lambda *_: calls.append("shallow"))
     denoise = deepcache(whole, shallow, text, every=3)
     first = denoise(latents, torch.tensor(900))
     second = denoise(latents, torch.tensor(880))
@@ -61,20 +61,20 @@ def test_features_are_used_again(given: tuple[Tensor, Tensor, Tensor]) -> None:
     assert 0 < (second - exact).norm() < (first - exact).norm()  # nearer than doing nothing
     for time in (860, 840, 820):
         denoise(latents, torch.tensor(time))
-    assert asked == ["whole", "shallow", "shallow", "whole", "shallow"]
+    assert calls == ["whole", "shallow", "shallow", "whole", "shallow"]
 
 
 @torch.no_grad()
-def test_half_precision_stays_inside(given: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_half_precision_is_internal(given: tuple[Tensor, Tensor, Tensor]) -> None:
     net = unet().to(torch.bfloat16)
     latents, timestep, text = given
-    own = text.to(torch.bfloat16)
-    answer, deep = WholeUNet(net)(latents, timestep, own)
-    assert answer.dtype == torch.float32 and deep.dtype == torch.bfloat16
-    assert ShallowUNet(net)(latents, timestep, own, deep).dtype == torch.float32
+    half_text = text.to(torch.bfloat16)
+    output, deep = WholeUNet(net)(latents, timestep, half_text)
+    assert output.dtype == torch.float32 and deep.dtype == torch.bfloat16
+    assert ShallowUNet(net)(latents, timestep, half_text, deep).dtype == torch.float32
 
 
-def test_what_cant_be_divided() -> None:
+def test_unsupported_unets_are_refused() -> None:
     with pytest.raises(InputError, match="has 1 to 3"):
         WholeUNet(unet(), 4)
     with pytest.raises(InputError, match="has 1 to 3"):
@@ -83,16 +83,16 @@ def test_what_cant_be_divided() -> None:
         ShallowUNet(unet(class_embed_type="timestep"))
 
 
-def test_an_interval() -> None:
+def test_guidance_interval() -> None:
     denoise = on_interval((0.25, 0.75), 8, constant(1), constant(0))
-    seen = [denoise(torch.zeros(1), torch.tensor(0)).item() for _ in range(8)]
-    assert seen == [0, 0, 1, 1, 1, 1, 0, 0]
+    outputs = [denoise(torch.zeros(1), torch.tensor(0)).item() for _ in range(8)]
+    assert outputs == [0, 0, 1, 1, 1, 1, 0, 0]
     denoise = on_interval((0.0, 1.0), 3, constant(1), constant(0))
     assert [denoise(torch.zeros(1), torch.tensor(0)).item() for _ in range(3)] == [1, 1, 1]
 
 
 @torch.no_grad()
-def test_two_passes_answer_as_one_does(given: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_two_passes_equal_one_batched_pass(given: tuple[Tensor, Tensor, Tensor]) -> None:
     net = unet()
     latents, timestep, text = given
     empty = torch.zeros_like(text)

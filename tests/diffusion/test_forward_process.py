@@ -22,7 +22,7 @@ def some(size: int = 5) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_the_right_answer_inverts_to_the_clean_image(prediction: Prediction) -> None:
+def test_perfect_prediction_gives_the_clean_image(prediction: Prediction) -> None:
     noising, (latents, noise, timesteps) = schedule(prediction), some()
     noised = noising.noised(latents, noise, timesteps)
     answer = noising.target(latents, noise, timesteps)
@@ -46,8 +46,8 @@ def test_targets_agree_with_diffusers(prediction: Prediction) -> None:
     )
     noising, (latents, noise, timesteps) = schedule(prediction), some()
     torch.testing.assert_close(noising.noised(latents, noise, timesteps), theirs.add_noise(latents, noise, timesteps))
-    wanted = noise if prediction == "epsilon" else theirs.get_velocity(latents, noise, timesteps)
-    torch.testing.assert_close(noising.target(latents, noise, timesteps), wanted)
+    expected = noise if prediction == "epsilon" else theirs.get_velocity(latents, noise, timesteps)
+    torch.testing.assert_close(noising.target(latents, noise, timesteps), expected)
 
 
 def test_min_snr_weights() -> None:
@@ -59,21 +59,21 @@ def test_min_snr_weights() -> None:
     assert Noising(alphas).weight(timesteps, None).tolist() == [1, 1]
 
 
-def test_timesteps_are_uniform_and_a_shift_makes_more_of_them_noisy() -> None:
+def test_timestep_shift_gives_noisier_timesteps() -> None:
     noising = schedule("epsilon")
     for timestep_shift, median in ((1.0, 500), (2.0, 667), (3.0, 750)):
-        drawn = noising.random_timesteps(20_000, torch.Generator().manual_seed(0), timestep_shift=timestep_shift)
-        assert drawn.dtype == torch.int64 and drawn.min() >= 0 and drawn.max() == 999
-        assert float(drawn.float().median()) == pytest.approx(median, abs=10)
+        sampled = noising.random_timesteps(20_000, torch.Generator().manual_seed(0), timestep_shift=timestep_shift)
+        assert sampled.dtype == torch.int64 and sampled.min() >= 0 and sampled.max() == 999
+        assert float(sampled.float().median()) == pytest.approx(median, abs=10)
 
 
-def test_the_largest_share_is_the_last_timestep() -> None:
-    """One of these is so near 1 that float32 knows no number between."""
-    drawn = schedule("epsilon").random_timesteps(400_000, torch.Generator().manual_seed(2), timestep_shift=3.0)
-    assert drawn.max() == 999
+def test_largest_value_is_the_last_timestep() -> None:
+    """One of the values is the float32 number next to 1."""
+    sampled = schedule("epsilon").random_timesteps(400_000, torch.Generator().manual_seed(2), timestep_shift=3.0)
+    assert sampled.max() == 999
 
 
-def test_pure_noise_is_a_noise_level_like_any_other() -> None:
+def test_pure_noise_gives_finite_predictions() -> None:
     """At zero signal, v still has a target and a weight."""
     noising = noising_from(zero_snr_scheduler())
     assert noising.prediction == "v_prediction" and noising.timesteps == 1000
@@ -93,7 +93,7 @@ def test_errors() -> None:
 
 
 def perfect(noising: Noising, latents: Tensor):  # type: ignore[no-untyped-def]
-    """A denoiser that knows the clean latents."""
+    """A denoiser that returns the exact prediction for known clean latents."""
 
     def denoise(noised: Tensor, timesteps: Tensor) -> Tensor:
         signal, spread = noising.signal_and_noise(timesteps, noised)
@@ -103,7 +103,7 @@ def perfect(noising: Noising, latents: Tensor):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_the_loss_of_a_perfect_denoiser_is_zero(prediction: Prediction) -> None:
+def test_loss_of_a_perfect_denoiser_is_zero(prediction: Prediction) -> None:
     noising, (latents, _, _) = schedule(prediction), some(64)
     rng = torch.Generator().manual_seed(0)
     assert denoising_loss(perfect(noising, latents), latents, noising, rng).item() < 1e-4
@@ -111,7 +111,7 @@ def test_the_loss_of_a_perfect_denoiser_is_zero(prediction: Prediction) -> None:
     assert 0.2 < blind.item() < 1.5
 
 
-def test_the_loss_is_a_function_of_its_generator() -> None:
+def test_loss_depends_on_its_generator_only() -> None:
     noising, (latents, _, _) = schedule("epsilon"), some()
 
     def loss(seed: int) -> float:
@@ -120,7 +120,7 @@ def test_the_loss_is_a_function_of_its_generator() -> None:
     assert loss(1) == loss(1) != loss(2)
 
 
-def test_importance_chooses_which_errors_count() -> None:
+def test_importance_weights_the_errors() -> None:
     """An error where the importance is zero costs nothing."""
     noising, (latents, _, _) = schedule("epsilon"), some()
     importance = torch.zeros(5, 1, 3, 3)

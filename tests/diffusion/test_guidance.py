@@ -22,7 +22,7 @@ def test_scales() -> None:
 
 
 @pytest.mark.parametrize("scale", [3.0, 12.0])
-def test_full_rescaling_keeps_the_conditional_spread(scale: float) -> None:
+def test_full_rescaling_keeps_the_conditional_std(scale: float) -> None:
     plain, rescaled = guided(both, scale)(LATENTS, T), guided(both, scale, rescale=1.0)(LATENTS, T)
     torch.testing.assert_close(rescaled.std(dim=(1, 2, 3)), FULL.std(dim=(1, 2, 3)))
     assert (plain.std(dim=(1, 2, 3)) > FULL.std(dim=(1, 2, 3))).all()

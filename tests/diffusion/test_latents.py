@@ -20,7 +20,7 @@ def codec(depth: int, **more: float) -> LatentCodec:
 
 @pytest.mark.parametrize(("depth", "factor"), [(1, 1), (2, 2), (4, 8)])
 @torch.no_grad()
-def test_the_factor_is_the_autoencoders_own(depth: int, factor: int) -> None:
+def test_factor_comes_from_the_autoencoder(depth: int, factor: int) -> None:
     made = codec(depth)
     assert made.factor == factor and made.channels == 4
     latents = made.encode(torch.rand(2, 3, 32, 16))
@@ -40,18 +40,18 @@ def test_the_scaling_factor_cancels() -> None:
 
 
 @torch.no_grad()
-def test_pixels_are_read_from_zero_to_one() -> None:
+def test_pixels_are_in_0_1() -> None:
     made = codec(2, scaling_factor=1.0)
     pixels = torch.rand(1, 3, 16, 16)
     assert torch.equal(made.encode(pixels), made.vae.encode(pixels * 2 - 1).latent_dist.mode())
 
 
 @torch.no_grad()
-def test_a_generator_asks_for_a_sample() -> None:
+def test_generator_samples_the_posterior() -> None:
     made, pixels = codec(2), torch.rand(1, 3, 16, 16)
 
-    def drawn(seed: int) -> torch.Tensor:
+    def sample_latents(seed: int) -> torch.Tensor:
         return made.encode(pixels, torch.Generator().manual_seed(seed))
 
-    assert torch.equal(drawn(1), drawn(1)) and not torch.equal(drawn(1), drawn(2))
+    assert torch.equal(sample_latents(1), sample_latents(1)) and not torch.equal(sample_latents(1), sample_latents(2))
     assert torch.equal(made.encode(pixels), made.encode(pixels))

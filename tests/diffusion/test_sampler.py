@@ -1,4 +1,4 @@
-"""The one loop against a plain one, written out for each family of schedulers."""
+"""The sampling loop, compared with a plain loop for each family of schedulers."""
 
 from typing import Any
 
@@ -54,57 +54,57 @@ def noise(*seeds: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", [*DETERMINISTIC, *RANDOM])
-def test_it_is_diffusers_own_loop(name: str) -> None:
+def test_sampler_equals_the_loop_of_diffusers(name: str) -> None:
     plain, generator = scheduler(name), torch.Generator().manual_seed(3)
     x = noise(0) * plain.init_noise_sigma
     for timestep in plain.timesteps:
-        answer = denoise(plain.scale_model_input(x, timestep), timestep)
+        output = denoise(plain.scale_model_input(x, timestep), timestep)
         more = {"generator": generator} if name in RANDOM else {}
-        x = plain.step(answer, timestep, x, **more).prev_sample
+        x = plain.step(output, timestep, x, **more).prev_sample
     ours = sample(denoise, noise(0), scheduler(name), generators=[torch.Generator().manual_seed(3)])
     assert torch.equal(ours, x)
 
 
-def test_no_scheduler_of_stable_diffusion_is_left_out() -> None:
+def test_every_stable_diffusion_scheduler_is_tested() -> None:
     family = {kind.name for kind in diffusers.schedulers.KarrasDiffusionSchedulers}
     assert family - ELSEWHERE - {*DETERMINISTIC, *RANDOM} == {"EDMEulerScheduler"}  # it has noise levels of its own
 
 
 @pytest.mark.parametrize(("name", "calls"), [("HeunDiscreteScheduler", 11), ("KDPM2DiscreteScheduler", 11)])
-def test_schedulers_of_second_order_ask_twice_a_step(name: str, calls: int) -> None:
-    asked = []
-    sample(lambda x, t: asked.append(t) or denoise(x, t), noise(0), scheduler(name))
-    assert len(asked) == calls
+def test_second_order_schedulers_call_the_denoiser_twice_per_step(name: str, calls: int) -> None:
+    denoised_at = []
+    sample(lambda x, t: denoised_at.append(t) or denoise(x, t), noise(0), scheduler(name))
+    assert len(denoised_at) == calls
 
 
-def test_pndm_asks_once_more_than_it_has_steps() -> None:
+def test_pndm_calls_the_denoiser_once_more_than_its_steps() -> None:
     """As published: 50 steps are 51 calls of the U-Net."""
-    asked = []
+    denoised_at = []
 
     def counted(latents: Tensor, timestep: Tensor) -> Tensor:
-        asked.append(int(timestep))
+        denoised_at.append(int(timestep))
         return denoise(latents, timestep)
 
     published = diffusers.PNDMScheduler(**NOISE_LEVELS, skip_prk_steps=True, set_alpha_to_one=False)
     published.set_timesteps(50)
     sample(counted, noise(0), published)
-    assert asked[:4] == [980, 960, 960, 940] and asked[-1] == 0 and len(asked) == 51
+    assert denoised_at[:4] == [980, 960, 960, 940] and denoised_at[-1] == 0 and len(denoised_at) == 51
 
 
 @pytest.mark.parametrize("name", [*DETERMINISTIC, *RANDOM])
-def test_an_image_does_not_change_with_its_neighbours(name: str) -> None:
+def test_image_does_not_depend_on_its_batch(name: str) -> None:
     together = sample(denoise, noise(1, 2, 3), scheduler(name), generators=generators(1, 2, 3))
     alone = sample(denoise, noise(2), scheduler(name), generators=generators(2))
     torch.testing.assert_close(together[1:2], alone)
 
 
-def test_eta_reaches_ddim() -> None:
+def test_eta_is_passed_to_ddim() -> None:
     plain = sample(denoise, noise(0), scheduler("DDIMScheduler"))
     noisy = sample(denoise, noise(0), scheduler("DDIMScheduler"), generators=generators(0), eta=1.0)
     assert not torch.allclose(plain, noisy)
 
 
-def test_a_hook_sees_every_step_and_may_change_it() -> None:
+def test_hook_runs_at_every_step_and_may_change_latents() -> None:
     seen = []
 
     def hook(index: int, timestep: Tensor, latents: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ def test_a_hook_sees_every_step_and_may_change_it() -> None:
     assert seen == list(enumerate(made.timesteps.tolist()))
 
 
-def test_initial_noise_is_each_images_own() -> None:
+def test_initial_noise_is_separate_for_each_image() -> None:
     together = noise(1, 2, 3)
     assert together.shape == (3, 4, 3, 3)
     for row, seed in enumerate((1, 2, 3)):

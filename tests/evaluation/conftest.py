@@ -1,4 +1,4 @@
-"""What the tests of evaluation share: a MiniBench of the drawn world, and tiny networks of the real classes."""
+"""Shared fixtures of the tests of evaluation: a synthetic MiniBench, and tiny networks of the real classes."""
 
 import shutil
 from pathlib import Path
@@ -26,7 +26,7 @@ def bench_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    """The same of the drawn world as it is in memory."""
+    """The same benchmark in memory."""
     return build_bench(WORLD, tmp_path_factory.mktemp("benches") / "bench", subjects=3)
 
 

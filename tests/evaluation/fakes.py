@@ -1,4 +1,4 @@
-"""Feature extractors without weights, a synthetic MiniBench, and generators whose scores are known beforehand."""
+"""Feature extractors without weights, a synthetic MiniBench, and generators with known scores."""
 
 import zlib
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The quick score is logged, from the same noise at every step, and changes nothing of the run beside it."""
+"""Evaluation during training: logged scores, from the same noise at every step, without an effect on the run."""
 
 import functools
 import json
@@ -28,8 +28,8 @@ def world_path(bench_folder: Path) -> Path:
 
 
 def overrides(world: Path, start: Path) -> list[str]:
-    said = [f"data.path={world}", f"model.init_from={json.dumps([str(start)])}", "train.device=cpu"]
-    return [*said, "train.steps=2", "train.sample_every=1", "train.log_every=1"]
+    options = [f"data.path={world}", f"model.init_from={json.dumps([str(start)])}", "train.device=cpu"]
+    return [*options, "train.steps=2", "train.sample_every=1", "train.log_every=1"]
 
 
 def log(folder: Path) -> list[dict[str, float]]:
@@ -37,7 +37,7 @@ def log(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_scores_are_logged_and_the_run_stays_the_same(
+def test_callback_logs_scores_without_changing_the_run(
     world_path: Path,
     tiny_folder: Path,
     tiny_dino: Path,
@@ -55,10 +55,10 @@ def test_scores_are_logged_and_the_run_stays_the_same(
         return run_conditions(*given, **named)
 
     monkeypatch.setattr(ConditionRunner, "run", watched)
-    said = [*overrides(world_path, tiny_folder), f"train.mixed_precision={precision}"]
+    options = [*overrides(world_path, tiny_folder), f"train.mixed_precision={precision}"]
     score = functools.partial(EvalCallback, metrics=(f"dino={tiny_dino}",))
-    run(CONFIG, tmp_path / "with", overrides=said, extra_hooks=[score])
-    run(CONFIG, tmp_path / "without", overrides=said)
+    run(CONFIG, tmp_path / "with", overrides=options, extra_hooks=[score])
+    run(CONFIG, tmp_path / "without", overrides=options)
     scored = [line for line in log(tmp_path / "with") if "eval/DINO cosine_similarity" in line]
     assert [line["step"] for line in scored] == [1, 2] and set(computed_in) == {torch.float32}
     assert all("eval/DINO fidelity" in line for line in scored)
@@ -75,7 +75,7 @@ def config(world: Path, *further: str) -> RunConfig:
     return configuration.build(RunConfig, raw)
 
 
-def test_what_cannot_be_scored_is_said_at_once(
+def test_unscorable_runs_are_refused_at_the_start(
     world_path: Path, world: AssetLibrary, tiny_dino: Path, tmp_path: Path
 ) -> None:
     score = functools.partial(EvalCallback, metrics=(f"dino={tiny_dino}",))

@@ -1,4 +1,4 @@
-"""What a report's images depend on is the same in every process."""
+"""Settings that identify a report's images are the same in every process."""
 
 import os
 import subprocess
@@ -16,9 +16,9 @@ print(scheduler_digest(build_scheduler("dpm++", DDIMScheduler(rescale_betas_zero
 """
 
 
-def test_noise_levels_are_told_apart_and_are_the_same_in_every_process() -> None:
+def test_scheduler_digest_is_stable_and_depends_on_noise_levels() -> None:
     """diffusers keeps the names of defaults in a set's order, which is another in each process."""
-    found = {
+    result = {
         subprocess.run(
             [sys.executable, "-c", SAY],
             env={**os.environ, "PYTHONHASHSEED": seed},
@@ -28,5 +28,5 @@ def test_noise_levels_are_told_apart_and_are_the_same_in_every_process() -> None
         ).stdout
         for seed in ("1", "2", "3")
     }
-    assert len(found) == 1
+    assert len(result) == 1
     assert scheduler_digest(DDIMScheduler()) != scheduler_digest(DDIMScheduler(beta_end=0.03))

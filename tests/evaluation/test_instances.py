@@ -1,4 +1,4 @@
-"""What is asked is the same for everyone, and nothing of it depends on what else is asked."""
+"""Instances of a benchmark do not depend on the other instances of a run."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from blip_diffusion.errors import InputError
 from blip_diffusion.evaluation.instances import build_instances, first_samples, with_next_prompt, with_other_subject
 
 
-def test_cases_are_subject_after_subject(bench: Bench) -> None:
+def test_instances_are_ordered_by_subject(bench: Bench) -> None:
     instances = build_instances(bench, 2)
     assert len(instances) == 3 * len(bench.prompt_ids) * 2
     assert [instance.sample_index for instance in instances[:4]] == [0, 1, 0, 1]
@@ -22,19 +22,19 @@ def test_cases_are_subject_after_subject(bench: Bench) -> None:
     assert len(first_samples(instances)) == len(instances) // 2
 
 
-def test_a_case_is_the_same_in_a_smaller_bench(bench: Bench) -> None:
+def test_instance_is_the_same_in_a_smaller_benchmark(bench: Bench) -> None:
     whole = {instance.file: instance.seed for instance in build_instances(bench, 4)}
     part = {instance.file: instance.seed for instance in build_instances(bench.part(2, 3), 1)}
     assert part.items() <= whole.items()
 
 
-def test_files_say_what_they_show(bench: Bench) -> None:
+def test_file_names_identify_the_instance(bench: Bench) -> None:
     instance = build_instances(bench, 1)[0]
     assert instance.prompt_text == "a dog on the beach"
     assert str(instance.file) == f"{bench.subjects[0].name}/00-on-the-beach-0.png"
 
 
-def test_wrong_questions_are_about_the_same_bench(bench: Bench) -> None:
+def test_mismatched_instances_belong_to_the_same_benchmark(bench: Bench) -> None:
     instances = build_instances(bench.part(3, 4), 1)
     part = bench.part(3, 4)
     for wrong in (with_next_prompt(instances, part), with_other_subject(instances, part)):
@@ -45,6 +45,6 @@ def test_wrong_questions_are_about_the_same_bench(bench: Bench) -> None:
     assert all(a.prompt_index == b.prompt_index for a, b in zip(instances, moved, strict=True))
 
 
-def test_no_seed_is_no_question(bench: Bench) -> None:
+def test_zero_seeds_give_no_instances(bench: Bench) -> None:
     with pytest.raises(InputError, match="--seeds is 0"):
         build_instances(bench, 0)

@@ -28,7 +28,7 @@ TABLE = {
 
 
 def carrying(table: dict[str, Any], path: Path) -> Path:
-    """An image that says this of itself."""
+    """An image with this metadata."""
     information = PngImagePlugin.PngInfo()
     information.add_text(METADATA, json.dumps(table))
     Image.new("RGB", (20, 20)).save(path, pnginfo=information)
@@ -54,12 +54,12 @@ def carrying(table: dict[str, Any], path: Path) -> Path:
     ],
     ids=str,
 )
-def test_an_order_is_checked(change: dict[str, Any]) -> None:
+def test_requests_are_validated(change: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         GenerationRequest(**REQUEST | change)
 
 
-def test_a_reference_is_kept_upright_and_small(tmp_path: Path) -> None:
+def test_stored_reference_is_upright_and_small(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (1200, 600), "red").save(tmp_path / "large.jpg", exif=exif)
@@ -67,7 +67,7 @@ def test_a_reference_is_kept_upright_and_small(tmp_path: Path) -> None:
         assert kept.size == (512, 1024) and kept.mode == "RGB" and kept.format == "PNG"
 
 
-def test_metadata_hold_the_whole_order(tiny_folder: Path, tmp_path: Path, dog: Image.Image) -> None:
+def test_metadata_contain_the_whole_request(tiny_folder: Path, tmp_path: Path, dog: Image.Image) -> None:
     dog.save(tmp_path / "dog.png")
     request = GenerationRequest(
         prompts=("on the beach", "at the forest"),
@@ -91,7 +91,7 @@ def test_metadata_hold_the_whole_order(tiny_folder: Path, tmp_path: Path, dog: I
 @pytest.mark.parametrize(
     "table", ["", "[]", "{}", '{"prompt": 3, "reference": "*"}', '{"prompt": "a", "reference": ""}']
 )
-def test_metadata_of_someone_else(tmp_path: Path, table: str) -> None:
+def test_foreign_metadata_are_refused(tmp_path: Path, table: str) -> None:
     information = PngImagePlugin.PngInfo()
     information.add_text(METADATA, table)
     Image.new("RGB", (20, 20)).save(tmp_path / "other.png", pnginfo=information)
@@ -100,7 +100,7 @@ def test_metadata_of_someone_else(tmp_path: Path, table: str) -> None:
 
 
 def test_metadata_of_a_later_version(tmp_path: Path) -> None:
-    """Fields that this version does not know are no obstacle."""
+    """Unknown fields are ignored."""
     carrying({**TABLE, "later": 1}, tmp_path / "later.png")
     assert read_request(tmp_path / "later.png") == GenerationRequest(**REQUEST | {"reference": PNG})
 
@@ -109,7 +109,7 @@ CONTROL = {"kind": "canny", "image": TABLE["reference"], "scale": 1.0, "controln
 SUBJECT = {"path": "rex.safetensors", "sha256": "0", "weight": 1.0, "category": "dog"}
 
 
-def test_every_value_of_a_stranger_is_taken_where_it_makes_sense(tmp_path: Path) -> None:
+def test_valid_metadata_values_are_accepted(tmp_path: Path) -> None:
     table = {
         **TABLE,
         "dtype": "bfloat16",
@@ -149,16 +149,16 @@ def test_every_value_of_a_stranger_is_taken_where_it_makes_sense(tmp_path: Path)
     ],
     ids=str,
 )
-def test_what_a_stranger_may_not_say(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_invalid_metadata_values_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="holds no generation settings"):
         read_request(carrying({**TABLE, **change}, tmp_path / "bad.png"))
 
 
-def test_an_image_is_one_image(tmp_path: Path) -> None:
+def test_animated_images_use_one_frame(tmp_path: Path) -> None:
     assert read_request(carrying({**TABLE, "num_images": 1000}, tmp_path / "many.png")).num_images == 1
 
 
-def test_nothing_is_fetched_on_a_strangers_word(tmp_path: Path) -> None:
+def test_metadata_never_cause_a_download(tmp_path: Path) -> None:
     """What an image names must be here, unless whoever makes it again names it too."""
     model = carrying({**TABLE, "model": "someone/model"}, tmp_path / "model.png")
     with pytest.raises(InputError, match="made by 'someone/model', which isn't here: add --model 'someone/model'"):
@@ -178,7 +178,7 @@ def test_nothing_is_fetched_on_a_strangers_word(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["reference", "control"])
-def test_a_bomb_within_an_image(tmp_path: Path, huge_png: Callable[[int], Path], where: str) -> None:
+def test_decompression_bomb_in_metadata_is_refused(tmp_path: Path, huge_png: Callable[[int], Path], where: str) -> None:
     bomb = base64.b64encode(huge_png(9_000).read_bytes()).decode()  # Pillow alone would let it pass
     change = {"reference": bomb} if where == "reference" else {"controls": [{**CONTROL, "image": bomb}]}
     with pytest.raises(InputError, match="holds no generation settings") as caught:
@@ -186,24 +186,24 @@ def test_a_bomb_within_an_image(tmp_path: Path, huge_png: Callable[[int], Path],
     assert "megapixels" in str(caught.value.__cause__)
 
 
-def test_a_models_own_net_looks_at_edges_alone(own: BlipDiffusionPipeline, tmp_path: Path) -> None:
+def test_bundled_controlnet_is_used_for_edges_only(fresh_pipe: BlipDiffusionPipeline, tmp_path: Path) -> None:
     """Unless it is named: a map of depths isn't what it learned to read."""
-    own.controlnet = ControlNetModel.from_unet(own.unet, conditioning_embedding_out_channels=(8, 8, 8, 8))
-    own.save_pretrained(tmp_path / "model")
+    fresh_pipe.controlnet = ControlNetModel.from_unet(fresh_pipe.unet, conditioning_embedding_out_channels=(8, 8, 8, 8))
+    fresh_pipe.save_pretrained(tmp_path / "model")
     reference = png_bytes(Image.linear_gradient("L").convert("RGB"))
 
-    def drawn(kind: str, net: str = "") -> list[Path]:
+    def annotated(kind: str, net: str = "") -> list[Path]:
         controls = (ControlInput(kind, PNG, controlnet=net),)
         request = GenerationRequest(
             **REQUEST | {"reference": reference, "model": str(tmp_path / "model"), "steps": 1, "controls": controls}
         )
         return run(request, tmp_path / "out", device="cpu")
 
-    assert drawn("canny") and drawn("map") and drawn("depth", str(tmp_path / "model"))
+    assert annotated("canny") and annotated("map") and annotated("depth", str(tmp_path / "model"))
     with pytest.raises(InputError, match="no ControlNet for depth and this model: name one with --controlnet"):
-        drawn("depth")
+        annotated("depth")
 
 
-def test_the_usual_nets_know_what_is_drawn_for_them() -> None:
+def test_default_controlnets_match_their_annotators() -> None:
     assert CONTROLNETS.keys() < set(KINDS)
     assert NETWORKS["normal"] == "NormalBaeDetector" and CONTROLNETS["normal"].endswith("_normalbae")

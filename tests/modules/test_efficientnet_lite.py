@@ -1,4 +1,4 @@
-"""Against numbers of `efficientnet-lite-pytorch` 0.1.0, on the same weights and the same drawn image."""
+"""EfficientNet-Lite, compared with `efficientnet-lite-pytorch` 0.1.0 on the same weights and image."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_every_stage_agrees_with_the_reference(network: EfficientNetLite) -> Non
 
 
 @torch.no_grad()
-def test_it_knows_a_ball(network: EfficientNetLite) -> None:
+def test_pretrained_network_classifies_a_ball(network: EfficientNetLite) -> None:
     published = torch.load(lite0_weights(), map_location="cpu", weights_only=True)
     pooled = network((ball() * 255 - 127) / 128, (-1,))[0].mean(dim=(2, 3))
     logits = F.linear(pooled, published["_fc.weight"], published["_fc.bias"])[0]
@@ -62,7 +62,7 @@ def test_blocks_after_the_last_are_not_built(network: EfficientNetLite) -> None:
 
 @pytest.mark.parametrize(("size", "kernel", "stride"), [(7, 3, 2), (8, 3, 2), (8, 5, 2), (9, 5, 1)])
 def test_same_padding_puts_the_odd_pixel_last(size: int, kernel: int, stride: int) -> None:
-    """As TensorFlow does: the output has ⌈size / stride⌉ pixels, and the sum of ones tells where padding lies."""
+    """Same padding of TensorFlow: the output has ⌈size / stride⌉ pixels, and sums of ones show the padding."""
     convolution = SameConv(1, 1, kernel, stride, bias=False)
     torch.nn.init.ones_(convolution.weight)
     counts = convolution(torch.ones(1, 1, size, size)).detach()[0, 0, -(-size // stride) // 2] / kernel

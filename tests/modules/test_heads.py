@@ -8,7 +8,7 @@ from blip_diffusion.modules.qformer import QFormerConfig
 QUERIES, WORDS = torch.randn(3, 4, 16), torch.randn(5, 6, 16)
 
 
-def test_contrast_takes_the_best_query() -> None:
+def test_contrastive_head_uses_the_best_query() -> None:
     head = ContrastiveHead(16, 8)
     images, sentences = head.images(QUERIES), head.sentences(WORDS)
     assert images.shape == (3, 4, 8) and sentences.shape == (5, 8)
@@ -18,14 +18,14 @@ def test_contrast_takes_the_best_query() -> None:
     assert cosines[1, 2].item() == pytest.approx((images[1] @ sentences[2]).max().item(), abs=1e-6)
 
 
-def test_only_the_first_word_speaks_for_a_sentence() -> None:
+def test_contrastive_head_uses_the_first_word() -> None:
     head, other = ContrastiveHead(16, 8), WORDS.clone()
     other[:, 1:] += 1
     assert torch.equal(head.sentences(WORDS), head.sentences(other))
 
 
 @pytest.mark.parametrize(("temperature", "used"), [(0.07, 0.07), (-1.0, 0.001), (9.0, 0.5)])
-def test_the_temperature_is_kept_in_its_range(temperature: float, used: float) -> None:
+def test_temperature_is_clamped(temperature: float, used: float) -> None:
     head, unit = ContrastiveHead(16, 8), F.normalize(torch.ones(1, 1, 8), dim=-1)
     head.temperature.data.fill_(temperature)
     assert head.similarity(unit, unit[:, 0]).item() == pytest.approx(1 / used, rel=1e-5)
@@ -37,7 +37,7 @@ def test_matching_averages_the_logits_of_the_queries() -> None:
     torch.testing.assert_close(head(QUERIES), each.mean(dim=0))
 
 
-def test_language_is_tied_to_the_word_embeddings() -> None:
+def test_language_head_is_tied_to_the_word_embeddings() -> None:
     head = LanguageHead(QFormerConfig(width=16, heads=2, vocabulary=50))
     embeddings = torch.randn(50, 16, requires_grad=True)
     logits = head(WORDS, embeddings)
@@ -47,16 +47,16 @@ def test_language_is_tied_to_the_word_embeddings() -> None:
     assert all(parameter.shape != embeddings.shape for parameter in head.parameters())
 
 
-def test_redrawing_asks_every_token() -> None:
+def test_reconstruction_depends_on_every_token() -> None:
     head, tokens = ReconstructionHead(16, size=16, patch=4), QUERIES.clone().requires_grad_(True)
-    drawn = head(tokens)
-    assert drawn.shape == (3, 4, 16, 16)
-    assert drawn.min() >= 0 and drawn.max() <= 1
-    drawn[:, :, 0, 0].sum().backward()
+    reconstructed = head(tokens)
+    assert reconstructed.shape == (3, 4, 16, 16)
+    assert reconstructed.min() >= 0 and reconstructed.max() <= 1
+    reconstructed[:, :, 0, 0].sum().backward()
     assert tokens.grad is not None and (tokens.grad.abs().amax(dim=2) > 0).all()
 
 
-def test_redrawing_paints_patches_in_their_places() -> None:
+def test_reconstruction_places_patches() -> None:
     """What one place paints lies in its own patch: row 1, column 2 of a grid of 4."""
     torch.manual_seed(0)
     head = ReconstructionHead(16, size=16, patch=4, layers=0)

@@ -29,7 +29,7 @@ def test_shapes(encoder: ImageEncoder) -> None:
     assert encoder(images(encoder)).shape == (2, patches, encoder.width)
 
 
-def test_training_leaves_the_tower_frozen(encoder: ImageEncoder) -> None:
+def test_train_mode_keeps_the_tower_frozen(encoder: ImageEncoder) -> None:
     encoder.train()
     assert encoder.training and encoder.norm.training
     assert not any(module.training for module in encoder.tower.modules())
@@ -39,7 +39,7 @@ def test_training_leaves_the_tower_frozen(encoder: ImageEncoder) -> None:
     assert all(parameter.grad is None for parameter in encoder.tower.parameters())
 
 
-def test_features_are_what_the_norm_reads(encoder: ImageEncoder) -> None:
+def test_features_are_the_input_of_the_norm(encoder: ImageEncoder) -> None:
     pixels = images(encoder)
     features = encoder.features(pixels)
     assert not features.requires_grad
@@ -63,7 +63,7 @@ def test_calibrated_features_are_standardised() -> None:
     assert ((spread - 1).abs() < 1e-3)[tower.std > 1e-3].all() and spread.max() < 1.001
 
 
-def test_the_tower_tells_the_colours_of_its_cells() -> None:
+def test_features_contain_the_colours_of_the_patches() -> None:
     """Of an image that is red at the left, the cells of the left patches are red: 48 numbers after the features."""
     pixels = torch.zeros(1, 3, 32, 32)
     pixels[:, 0, :, :16] = 1
@@ -71,7 +71,7 @@ def test_the_tower_tells_the_colours_of_its_cells() -> None:
     assert (colours[:, 0, 0] == 1).all() and colours[:, 1].abs().max() == 0 and colours[:, :, 1:].abs().max() == 0
 
 
-def test_places_differ_and_are_symmetric() -> None:
+def test_position_features_differ_and_are_symmetric() -> None:
     places = place_features(8, 32)
     assert places.shape == (1, 64, 32)
     apart = torch.cdist(places[0], places[0]) + torch.eye(64) * 9

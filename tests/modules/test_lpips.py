@@ -56,22 +56,22 @@ def by_hand(folder: Path, a: Tensor, b: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def test_it_is_the_published_distance(published: Path) -> None:
+def test_lpips_equals_the_published_distance(published: Path) -> None:
     a, b = torch.rand(2, 3, 32, 48), torch.rand(2, 3, 32, 48)
     distance = read_lpips(published)
     assert distance(a, b).item() == pytest.approx(by_hand(published, a, b).item(), rel=1e-5)
     assert distance(a, a).item() == 0
 
 
-def test_gradient_reaches_the_drawing_and_nothing_else(published: Path) -> None:
+def test_gradient_reaches_only_the_prediction(published: Path) -> None:
     distance = read_lpips(published)
-    drawn, wanted = torch.rand(1, 3, 32, 32, requires_grad=True), torch.rand(1, 3, 32, 32, requires_grad=True)
-    distance(drawn, wanted).backward()
-    assert drawn.grad is not None and drawn.grad.abs().max() > 0
-    assert wanted.grad is None and not any(p.requires_grad for p in distance.parameters())
+    prediction, expected = torch.rand(1, 3, 32, 32, requires_grad=True), torch.rand(1, 3, 32, 32, requires_grad=True)
+    distance(prediction, expected).backward()
+    assert prediction.grad is not None and prediction.grad.abs().max() > 0
+    assert expected.grad is None and not any(p.requires_grad for p in distance.parameters())
 
 
-def test_a_folder_without_it(published: Path, tmp_path: Path) -> None:
+def test_folder_without_lpips_weights_is_refused(published: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"{VGG} can't be read"):
         read_lpips(tmp_path)
     (tmp_path / VGG).write_bytes((published / VGG).read_bytes())

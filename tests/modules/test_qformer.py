@@ -1,4 +1,4 @@
-"""The three attention patterns, each proven by changing what must not be seen."""
+"""The three attention patterns. Changing masked inputs must not change the output."""
 
 from dataclasses import replace
 
@@ -65,10 +65,10 @@ def changed(ids: Tensor, at: int) -> Tensor:
     return other
 
 
-# ------------------------------------------------------------------------------------------------------- who sees whom
+# -------------------------------------------------------------------------------------------------- attention patterns
 
 
-def test_unimodal_rows_see_only_their_own_kind(qformer: QFormer, features: Tensor) -> None:
+def test_unimodal_attention_is_within_queries_or_words(qformer: QFormer, features: Tensor) -> None:
     both = read(qformer, features, WORDS, AttentionPattern.UNIMODAL)
     other_words = read(qformer, features, changed(WORDS, 1), AttentionPattern.UNIMODAL)
     other_image = read(qformer, features + 1, WORDS, AttentionPattern.UNIMODAL)
@@ -79,20 +79,20 @@ def test_unimodal_rows_see_only_their_own_kind(qformer: QFormer, features: Tenso
 
 
 @pytest.mark.parametrize("at", range(1, 5))
-def test_causal_words_see_no_later_word(qformer: QFormer, features: Tensor, at: int) -> None:
+def test_causal_words_do_not_attend_to_later_words(qformer: QFormer, features: Tensor, at: int) -> None:
     before = read(qformer, features, WORDS, AttentionPattern.CAUSAL)
     after = read(qformer, features, changed(WORDS, at), AttentionPattern.CAUSAL)
     assert moved(before.words, after.words) == [False] * at + [True] * (5 - at)
     assert moved(before.queries, after.queries) == [False] * 4
 
 
-def test_causal_words_see_the_queries(qformer: QFormer, features: Tensor) -> None:
+def test_causal_words_attend_to_the_queries(qformer: QFormer, features: Tensor) -> None:
     before = read(qformer, features, WORDS, AttentionPattern.CAUSAL)
     after = read(qformer, features + 1, WORDS, AttentionPattern.CAUSAL)
     assert moved(before.words, after.words) == [True] * 5
 
 
-def test_bidirectional_rows_see_all(qformer: QFormer, features: Tensor) -> None:
+def test_bidirectional_attention_is_complete(qformer: QFormer, features: Tensor) -> None:
     before = read(qformer, features, WORDS, AttentionPattern.BIDIRECTIONAL)
     after = read(qformer, features, changed(WORDS, 4), AttentionPattern.BIDIRECTIONAL)
     assert moved(before.queries, after.queries) == [True] * 4
@@ -100,7 +100,7 @@ def test_bidirectional_rows_see_all(qformer: QFormer, features: Tensor) -> None:
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_padding_is_never_seen(qformer: QFormer, features: Tensor, pattern: AttentionPattern) -> None:
+def test_padding_is_masked(qformer: QFormer, features: Tensor, pattern: AttentionPattern) -> None:
     mask = torch.tensor([[1, 1, 1, 0, 0]])
     before = read(qformer, features, WORDS, pattern, mask)
     after = read(qformer, features, changed(WORDS, 4), pattern, mask)
@@ -121,7 +121,7 @@ def test_unequal_lengths_in_a_batch_equal_singles(
         torch.testing.assert_close(together.words[row, :length], alone.words[0], atol=1e-5, rtol=1e-5)
 
 
-def test_the_causal_pattern_is_written_down() -> None:
+def test_causal_mask_equals_the_expected_pattern() -> None:
     sees = attention_pattern(AttentionPattern.CAUSAL, 2, torch.zeros(1, 3), None, torch.device("cpu"))[0, 0]
     assert sees.long().tolist() == [
         [1, 1, 0, 0, 0],
@@ -132,7 +132,7 @@ def test_the_causal_pattern_is_written_down() -> None:
     ]
 
 
-def test_one_kind_alone_equals_it_beside_the_other_unimodally(qformer: QFormer, features: Tensor) -> None:
+def test_queries_or_words_alone_equal_the_unimodal_pass(qformer: QFormer, features: Tensor) -> None:
     both = read(qformer, features, WORDS, AttentionPattern.UNIMODAL)
     queries = read(qformer, features, None, AttentionPattern.UNIMODAL)
     words = read(qformer, None, WORDS, AttentionPattern.UNIMODAL)
@@ -144,7 +144,7 @@ def test_one_kind_alone_equals_it_beside_the_other_unimodally(qformer: QFormer, 
 # ------------------------------------------------------------------------------------------------------------ the rest
 
 
-def test_the_image_comes_in_by_cross_attention_alone(features: Tensor) -> None:
+def test_image_enters_through_cross_attention_only(features: Tensor) -> None:
     """With the values of cross-attention at zero, no image makes a difference."""
     torch.manual_seed(0)
     blind = QFormer(CONFIG).eval()
@@ -157,11 +157,11 @@ def test_the_image_comes_in_by_cross_attention_alone(features: Tensor) -> None:
     assert torch.equal(before.queries, after.queries) and torch.equal(before.words, after.words)
 
 
-def test_every_other_layer_looks(qformer: QFormer) -> None:
+def test_every_other_layer_has_cross_attention(qformer: QFormer) -> None:
     assert [layer.cross_attention is not None for layer in qformer.layers] == [True, False, True]
 
 
-def test_queries_start_with_the_feed_forward_of_words() -> None:
+def test_query_feed_forward_is_initialised_from_that_of_words() -> None:
     fresh = QFormer(CONFIG)
     for layer in fresh.layers:
         mine, theirs = layer.query_feed_forward.state_dict(), layer.word_feed_forward.state_dict()

@@ -36,7 +36,7 @@ def moved(a: Tensor, b: Tensor) -> list[bool]:
 
 
 @torch.no_grad()
-def test_without_a_subject_it_is_clip(encoder: SubjectTextEncoder) -> None:
+def test_text_encoder_without_subject_equals_clip(encoder: SubjectTextEncoder) -> None:
     clip = CLIPTextModel(encoder.config).eval()
     clip.load_state_dict(encoder.state_dict())
     assert torch.equal(encoder(IDS).last_hidden_state, clip(IDS).last_hidden_state)
@@ -44,7 +44,7 @@ def test_without_a_subject_it_is_clip(encoder: SubjectTextEncoder) -> None:
 
 
 @torch.no_grad()
-def test_words_as_subject_are_those_words(encoder: SubjectTextEncoder) -> None:
+def test_word_embeddings_as_subject_equal_the_words(encoder: SubjectTextEncoder) -> None:
     """Token embeddings inserted as a subject are as good as the words: positions after them move up."""
     words = encoder.embeddings.token_embedding(IDS[:, 2:4])
     torch.testing.assert_close(
@@ -65,7 +65,7 @@ def test_one_subject_in_a_list_is_that_subject(encoder: SubjectTextEncoder, subj
 
 
 @pytest.mark.parametrize("at", [1, 2, 4])
-def test_where_the_subject_stands(encoder: SubjectTextEncoder, subject: Tensor, at: int) -> None:
+def test_position_of_the_subject_tokens(encoder: SubjectTextEncoder, subject: Tensor, at: int) -> None:
     before, after = states(encoder, IDS, subject, at), states(encoder, IDS, -subject, at)
     assert before.shape == (1, 9, 16)
     assert moved(before, after) == [False] * at + [True] * (9 - at)
@@ -76,16 +76,18 @@ def test_subject_tokens_are_causal_too(encoder: SubjectTextEncoder, subject: Ten
     other = subject.clone()
     other[:, token] *= -1
     assert moved(states(encoder, IDS, subject), states(encoder, IDS, other)) == [
-        place >= 2 + token for place in range(9)
+        position >= 2 + token for position in range(9)
     ]
 
 
 @pytest.mark.parametrize("word", range(6))
-def test_no_row_sees_a_later_word(encoder: SubjectTextEncoder, subject: Tensor, word: int) -> None:
+def test_causal_mask_hides_later_words(encoder: SubjectTextEncoder, subject: Tensor, word: int) -> None:
     other = IDS.clone()
     other[:, word] = 20
-    place = word if word < 2 else word + 3
-    assert moved(states(encoder, IDS, subject), states(encoder, other, subject)) == [row >= place for row in range(9)]
+    position = word if word < 2 else word + 3
+    assert moved(states(encoder, IDS, subject), states(encoder, other, subject)) == [
+        row >= position for row in range(9)
+    ]
 
 
 def test_rows_of_a_batch_are_independent(encoder: SubjectTextEncoder, subject: Tensor) -> None:
@@ -94,13 +96,13 @@ def test_rows_of_a_batch_are_independent(encoder: SubjectTextEncoder, subject: T
     torch.testing.assert_close(pair[1:], states(encoder, IDS.flip(1), -subject))
 
 
-def test_the_subject_gets_gradient(encoder: SubjectTextEncoder, subject: Tensor) -> None:
+def test_subject_tokens_receive_gradients(encoder: SubjectTextEncoder, subject: Tensor) -> None:
     tokens = subject.clone().requires_grad_(True)
     (encoder(IDS, tokens)[:, -1] * torch.arange(16)).sum().backward()  # a plain sum of normed states is constant
     assert tokens.grad is not None and (tokens.grad.abs().amax(dim=2) > 1e-4).all()
     encoder.zero_grad()
 
 
-def test_a_subject_needs_words(encoder: SubjectTextEncoder, subject: Tensor) -> None:
+def test_subject_needs_a_prompt(encoder: SubjectTextEncoder, subject: Tensor) -> None:
     with pytest.raises(ValueError, match="input_ids is missing"):
         encoder(subject_tokens=subject)

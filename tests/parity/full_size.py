@@ -100,7 +100,7 @@ def qformer(folder: Path) -> Any:
 
 
 def filled(module: nn.Module, prefix: str) -> nn.Module:
-    """Weights that keep what passes through them near one, whose seeds are their names."""
+    """Return weights that keep activations near one; the seed is the name."""
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             noise = torch.Generator().manual_seed(zlib.crc32(f"{prefix}.{name}".encode()))
@@ -135,7 +135,7 @@ def write_tokenizer(folder: Path) -> None:
 
 def write_index(model: Path) -> None:
     """`model_index.json`, as the published one names its parts."""
-    own = {"image_processor": "BlipImageProcessor", "qformer": "Blip2QFormerModel",
+    classes = {"image_processor": "BlipImageProcessor", "qformer": "Blip2QFormerModel",
            "text_encoder": "ContextCLIPTextModel"}  # fmt: skip
     others = {"scheduler": ("diffusers", "PNDMScheduler"), "tokenizer": ("transformers", "CLIPTokenizer"),
               "unet": ("diffusers", "UNet2DConditionModel"), "vae": ("diffusers", "AutoencoderKL")}  # fmt: skip
@@ -145,7 +145,7 @@ def write_index(model: Path) -> None:
         "ctx_begin_pos": 2,
         "mean": [0.48145466, 0.4578275, 0.40821073],
         "std": [0.26862954, 0.26130258, 0.27577711],
-        **{name: ("blip_diffusion", kind) for name, kind in own.items()},
+        **{name: ("blip_diffusion", kind) for name, kind in classes.items()},
         **others,
     }
     (model / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
@@ -227,9 +227,9 @@ def set_eps(encoder: nn.Module, eps: float) -> None:
 
 
 def measured(
-    folder: Path, name: str, load: Callable[[], Any], intermediate: Callable[..., dict[str, Tensor]], **asked: Any
+    folder: Path, name: str, load: Callable[[], Any], intermediate: Callable[..., dict[str, Tensor]], **options: Any
 ) -> None:
-    """Loads and draws, and writes what came out, how long it took and what memory it needed."""
+    """Load the model, generate an image, and write tensors, times and memory."""
     torch.set_num_threads(1)
     rng = np.random.RandomState(7)
     reference = Image.fromarray(rng.randint(0, 256, (480, 640, 3), dtype=np.uint8))
@@ -241,7 +241,7 @@ def measured(
     pipe.set_progress_bar_config(disable=True)
     tensors = intermediate(pipe, reference)
     start, busy = time.perf_counter(), time.process_time()
-    tensors["image"] = pipe(QUESTION[0], reference, *QUESTION[1:], latents=latents, **ASKED, **asked).images
+    tensors["image"] = pipe(QUESTION[0], reference, *QUESTION[1:], latents=latents, **ASKED, **options).images
     seconds = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - busy}
     report["draw"] = {**seconds, **memory()}
     np.savez(folder / f"{name}.npz", **{key: tensor.numpy() for key, tensor in tensors.items()})

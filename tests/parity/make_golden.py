@@ -1,4 +1,4 @@
-"""Writes `golden/`: a tiny BLIP-Diffusion of diffusers' own classes, and all that it computes on the way to an image.
+"""Write `golden/`: a tiny BLIP-Diffusion model of diffusers' classes, and its intermediate tensors and images.
 
 It needs the last versions that compute BLIP-Diffusion rightly; transformers 5 makes the published text encoder
 bidirectional without a word. Nothing else of their dependencies matters, torch 2.13 and numpy 2.4 included:
@@ -82,10 +82,10 @@ def computed(pipe: BlipDiffusionPipeline) -> dict[str, Tensor]:
     both = torch.cat([pixels, pixels.flip(-1)])
     prompt = pipe._build_prompt(["swimming underwater"], ["dog"])
     empty = pipe.tokenizer([""], padding="max_length", max_length=77, return_tensors="pt").input_ids
-    asked = {"height": 32, "width": 32, "output_type": "pt", "num_inference_steps": 5}
+    options = {"height": 32, "width": 32, "output_type": "pt", "num_inference_steps": 5}
 
-    def draw(**more: Any) -> Tensor:
-        return pipe("swimming underwater", reference, "teapot", "dog", **asked, **more).images
+    def generate(**more: Any) -> Tensor:
+        return pipe("swimming underwater", reference, "teapot", "dog", **options, **more).images
 
     return {
         "pixel_values": pixels,
@@ -98,23 +98,23 @@ def computed(pipe: BlipDiffusionPipeline) -> dict[str, Tensor]:
         "ctx_text_embeddings": pipe.encode_prompt(queries, prompt, "cpu"),
         "uncond_ids": empty,
         "uncond_text_embeddings": pipe.text_encoder(input_ids=empty, ctx_embeddings=None)[0],
-        "image": draw(latents=latents),
-        "image_g1": draw(latents=latents, guidance_scale=1.0),
-        "image_neg": draw(latents=latents, neg_prompt="blurry", prompt_reps=1),
-        "image_seed0": draw(generator=torch.Generator().manual_seed(0)),
+        "image": generate(latents=latents),
+        "image_g1": generate(latents=latents, guidance_scale=1.0),
+        "image_neg": generate(latents=latents, neg_prompt="blurry", prompt_reps=1),
+        "image_seed0": generate(generator=torch.Generator().manual_seed(0)),
     }
 
 
 @torch.no_grad()
 def controlled(pipe: BlipDiffusionPipeline, net: nn.Module) -> dict[str, Tensor]:
-    """What the net looks at, once for each half of guidance, and an image."""
+    """Write the preprocessed control image, for both halves of guidance, and the generated image."""
     reference, image, latents = inputs()
     both = BlipDiffusionControlNetPipeline(**pipe.components, controlnet=net)
     both.set_progress_bar_config(disable=True)
-    asked = {"height": 32, "width": 32, "output_type": "pt", "num_inference_steps": 5, "latents": latents}
+    options = {"height": 32, "width": 32, "output_type": "pt", "num_inference_steps": 5, "latents": latents}
     return {
         "control_image": both.prepare_control_image(image, 32, 32, 1, 1, "cpu", torch.float32, True),
-        "image_controlnet": both("swimming underwater", reference, image, "teapot", "dog", **asked).images,
+        "image_controlnet": both("swimming underwater", reference, image, "teapot", "dog", **options).images,
     }
 
 

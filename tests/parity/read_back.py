@@ -1,4 +1,4 @@
-"""Whether the published code reads what we write: it loads a folder of ours whole, and draws golden's image.
+"""Test that the published code loads a folder of this package and generates the golden image.
 
 blip-diffusion convert tests/parity/golden/pipe --out DIR
 PYTHONPATH=peers python tests/parity/read_back.py DIR    # `make_golden.py` says how `peers` is made
@@ -24,8 +24,8 @@ def main() -> None:
     encoder, report = Blip2QFormerModel.from_pretrained(folder / "qformer", config=config, output_loading_info=True)
     pipe = make_golden.BlipDiffusionPipeline.from_pretrained(folder, qformer=encoder)
     reference, _, latents = make_golden.inputs()
-    asked = {"height": 32, "width": 32, "output_type": "pt", "num_inference_steps": 5, "latents": latents}
-    image = pipe("swimming underwater", reference, "teapot", "dog", **asked).images
+    options = {"height": 32, "width": 32, "output_type": "pt", "num_inference_steps": 5, "latents": latents}
+    image = pipe("swimming underwater", reference, "teapot", "dog", **options).images
     with np.load(GOLDEN / "dump.npz") as golden:
         error = float(np.abs(image.numpy() - golden["image"]).max())
     print(f"{report}; the image differs from golden's by at most {error:.1e}")

@@ -1,4 +1,4 @@
-"""Structure control against the published code, and against Stable Diffusion's own ControlNet pipeline elsewhere."""
+"""Structure control, compared with the published code."""
 
 from pathlib import Path
 
@@ -23,15 +23,15 @@ def test_image_with_a_controlnet(name: str) -> None:
         GOLDEN / "pipe", qformer_tokenizer=GOLDEN / "tok" / "bert", controlnet=GOLDEN / "controlnet"
     )
     pipe.set_progress_bar_config(disable=True)
-    drawn = pipe(
+    generated = pipe(
         "swimming underwater", reference, "teapot", "dog", latents=latents, height=32, width=32, num_inference_steps=5,
         resize_mode="squash", output_type="pt", **{name: control},
     ).images  # fmt: skip
     with np.load(GOLDEN / "controlnet.npz") as golden:
-        torch.testing.assert_close(drawn, torch.from_numpy(golden["image_controlnet"]), atol=5e-5, rtol=0)
+        torch.testing.assert_close(generated, torch.from_numpy(golden["image_controlnet"]), atol=5e-5, rtol=0)
 
 
-def test_what_the_net_looks_at() -> None:
+def test_control_image_preprocessing() -> None:
     """The published code hands it over twice, once for each half of guidance."""
     rng = np.random.RandomState(7)
     rng.randint(0, 256, (40, 32, 3), dtype=np.uint8)

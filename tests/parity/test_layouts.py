@@ -1,4 +1,4 @@
-"""Folders as other versions of diffusers save them: each draws what the published code draws."""
+"""Folders saved by other versions of diffusers: the images equal those of the published code."""
 
 import json
 import shutil
@@ -53,7 +53,7 @@ def assembled(folder: Path, layout: Path, write: Write = safetensors) -> Path:
     return folder
 
 
-def drawn(folder: Path, *, controlled: bool = False) -> Tensor:
+def generate_image(folder: Path, *, controlled: bool = False) -> Tensor:
     """The image of `dump.npz`, or of `controlnet.npz`."""
     rng = np.random.RandomState(7)  # as `make_golden.py` draws
     reference = Image.fromarray(rng.randint(0, 256, (40, 32, 3), dtype=np.uint8))
@@ -76,18 +76,18 @@ def golden() -> Tensor:
     ("version", "write"),
     [("0.18.2", pickled), ("0.22.0", safetensors), ("0.30.3", safetensors), ("0.42.1", safetensors)],
 )
-def test_each_version(tmp_path: Path, golden: Tensor, version: str, write: Write) -> None:
+def test_layouts_of_each_diffusers_version(tmp_path: Path, golden: Tensor, version: str, write: Write) -> None:
     folder = assembled(tmp_path / "model", LAYOUTS / version, write)
-    torch.testing.assert_close(drawn(folder), golden, atol=5e-5, rtol=0)
+    torch.testing.assert_close(generate_image(folder), golden, atol=5e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("write", "error"), [(pickled, 5e-5), (shards, 5e-5), (half, 0.05)])
 def test_each_kind_of_file(tmp_path: Path, golden: Tensor, write: Write, error: float) -> None:
     folder = assembled(tmp_path / "model", GOLDEN / "pipe", write)
-    torch.testing.assert_close(drawn(folder), golden, atol=error, rtol=0)
+    torch.testing.assert_close(generate_image(folder), golden, atol=error, rtol=0)
 
 
-def test_what_the_published_repository_has_beside(tmp_path: Path, golden: Tensor) -> None:
+def test_extra_files_of_the_published_repository(tmp_path: Path, golden: Tensor) -> None:
     """A `vision_encoder/` and a `controlnet/` that its index doesn't name, and no `position_ids`."""
 
     def bare(state: State, folder: Path, stem: str) -> None:
@@ -97,10 +97,10 @@ def test_what_the_published_repository_has_beside(tmp_path: Path, golden: Tensor
     for part in ("vision_encoder", "controlnet"):
         (folder / part).mkdir()
         (folder / part / "config.json").write_text("{}")
-    torch.testing.assert_close(drawn(folder), golden, atol=5e-5, rtol=0)
+    torch.testing.assert_close(generate_image(folder), golden, atol=5e-5, rtol=0)
 
 
-def test_the_published_repository_with_a_controlnet(tmp_path: Path) -> None:
+def test_published_repository_with_a_controlnet(tmp_path: Path) -> None:
     folder = assembled(tmp_path / "model", LAYOUTS / "0.18.2", pickled)
     (folder / "controlnet").mkdir()
     pickled(load_file(GOLDEN / "controlnet" / "diffusion_pytorch_model.safetensors"), folder / "controlnet",
@@ -111,7 +111,7 @@ def test_the_published_repository_with_a_controlnet(tmp_path: Path) -> None:
     (folder / "model_index.json").write_text(json.dumps(index))
     with np.load(GOLDEN / "controlnet.npz") as file:
         golden = torch.from_numpy(file["image_controlnet"])
-    torch.testing.assert_close(drawn(folder, controlled=True), golden, atol=5e-5, rtol=0)
+    torch.testing.assert_close(generate_image(folder, controlled=True), golden, atol=5e-5, rtol=0)
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells")
@@ -125,7 +125,7 @@ def test_weights_are_mapped_and_not_copied(tmp_path: Path) -> None:
         del pipe
 
 
-def test_attention_of_the_vae_by_its_old_names(tmp_path: Path, golden: Tensor) -> None:
+def test_vae_attention_with_old_names(tmp_path: Path, golden: Tensor) -> None:
     def old(state: State, folder: Path, stem: str) -> None:
         for was, now in VAE_RENAMES.items():
             state = {name.replace(f"attentions.0.{now}.", f"attentions.0.{was}."): t for name, t in state.items()}
@@ -136,20 +136,20 @@ def test_attention_of_the_vae_by_its_old_names(tmp_path: Path, golden: Tensor) -
     old(load_file(GOLDEN / "pipe" / "vae" / "diffusion_pytorch_model.safetensors"), folder / "vae", PARTS["vae"])
     named = torch.load(folder / "vae" / "diffusion_pytorch_model.bin", weights_only=True)
     assert "decoder.mid_block.attentions.0.proj_attn.weight" in named
-    torch.testing.assert_close(drawn(folder), golden, atol=5e-5, rtol=0)
+    torch.testing.assert_close(generate_image(folder), golden, atol=5e-5, rtol=0)
 
 
-def test_a_text_encoder_of_stable_diffusions_first_days(tmp_path: Path, golden: Tensor) -> None:
+def test_text_encoder_of_early_stable_diffusion(tmp_path: Path, golden: Tensor) -> None:
     """Configurations once held every setting of text generation; and `eos_token_id` was wrong."""
     folder = assembled(tmp_path / "model", LAYOUTS / "0.18.2")
     path = folder / "text_encoder" / "config.json"
     old = {"_name_or_path": "openai/clip-vit-large-patch14", "bos_token_id": 0, "eos_token_id": 2, "dropout": 0.0,
            "num_beams": 1, "is_decoder": False, "torchscript": False, "pad_token_id": 1}  # fmt: skip
     path.write_text(json.dumps(json.loads(path.read_text()) | old))
-    torch.testing.assert_close(drawn(folder), golden, atol=5e-5, rtol=0)
+    torch.testing.assert_close(generate_image(folder), golden, atol=5e-5, rtol=0)
 
 
-def test_shards_elsewhere_are_not_read(tmp_path: Path) -> None:
+def test_shards_outside_the_folder_are_not_read(tmp_path: Path) -> None:
     folder = assembled(tmp_path / "model", GOLDEN / "pipe", shards)
     index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text(index.read_text().replace("diffusion_pytorch_model-00001", "../vae/diffusion_pytorch_model-00001"))

@@ -1,4 +1,4 @@
-"""Against the published code: diffusers 0.33.1 with transformers 4.49.0, the last pair that computes it rightly."""
+"""Every intermediate tensor, compared with diffusers 0.33.1 and transformers 4.49.0, the last correct versions."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def published(pipe: BlipDiffusionPipeline) -> BlipDiffusion:
 
 @pytest.fixture(scope="module")
 def reference() -> Image.Image:
-    """The image that `make_golden.py` draws, higher than wide."""
+    """The reference of `make_golden.py`, higher than wide."""
     return Image.fromarray(np.random.RandomState(7).randint(0, 256, (40, 32, 3), dtype=np.uint8))
 
 
@@ -52,7 +52,7 @@ def pixels(reference: Image.Image) -> Tensor:
 
 @pytest.fixture(scope="module")
 def latents() -> Tensor:
-    """The noise that it draws after its two images."""
+    """The noise that `make_golden.py` samples after its two images."""
     rng = np.random.RandomState(7)
     rng.randint(0, 256, (40, 32, 3), dtype=np.uint8)
     rng.randint(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -109,7 +109,7 @@ def test_text_states_of_the_empty_prompt(golden: Golden, published: BlipDiffusio
 
 
 @pytest.mark.parametrize(
-    ("name", "asked"),
+    ("name", "options"),
     [
         ("image", {}),
         ("image_g1", {"guidance_scale": 1.0}),
@@ -118,15 +118,15 @@ def test_text_states_of_the_empty_prompt(golden: Golden, published: BlipDiffusio
     ],
 )
 def test_images(
-    golden: Golden, pipe: BlipDiffusionPipeline, reference: Image.Image, latents: Tensor, name: str, asked: dict
+    golden: Golden, pipe: BlipDiffusionPipeline, reference: Image.Image, latents: Tensor, name: str, options: dict
 ) -> None:
-    drawn = draw(pipe, reference, latents=latents, **asked)
-    assert_close(drawn, golden[name], IMAGES)
+    generated = generate(pipe, reference, latents=latents, **options)
+    assert_close(generated, golden[name], IMAGES)
 
 
 def test_image_of_a_seed(golden: Golden, pipe: BlipDiffusionPipeline, reference: Image.Image) -> None:
-    drawn = draw(pipe, reference, generator=torch.Generator().manual_seed(0))
-    assert_close(drawn, golden["image_seed0"], IMAGES)
+    generated = generate(pipe, reference, generator=torch.Generator().manual_seed(0))
+    assert_close(generated, golden["image_seed0"], IMAGES)
 
 
 def test_every_golden_tensor_is_compared(golden: Golden) -> None:
@@ -134,7 +134,7 @@ def test_every_golden_tensor_is_compared(golden: Golden) -> None:
     assert [name for name in golden if f'"{name}"' not in source] == []
 
 
-def draw(pipe: BlipDiffusionPipeline, reference: Image.Image, **asked: object) -> Tensor:
+def generate(pipe: BlipDiffusionPipeline, reference: Image.Image, **options: object) -> Tensor:
     prompt, source, target = QUESTION
     shape = {"height": 32, "width": 32, "num_inference_steps": 5}
-    return pipe(prompt, reference, source, target, resize_mode="squash", output_type="pt", **shape, **asked).images
+    return pipe(prompt, reference, source, target, resize_mode="squash", output_type="pt", **shape, **options).images

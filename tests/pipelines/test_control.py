@@ -1,4 +1,4 @@
-"""Structure control, held to diffusers' own pipeline for ControlNets."""
+"""Structure control, compared with diffusers' ControlNet pipeline."""
 
 import copy
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from blip_diffusion.errors import InputError
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import Preset
 
-Draw = Callable[..., Tensor]
+Generate = Callable[..., Tensor]
 NUMBERS = [
     {},
     {"controlnet_conditioning_scale": 0.5},
@@ -34,7 +34,7 @@ NUMBERS = [
 
 
 def net_of(pipe: BlipDiffusionPipeline, seed: int) -> ControlNetModel:
-    """A ControlNet that says something: a new one's last layers are zero."""
+    """Return a ControlNet with an effect: the last layers of a new one are zero."""
     torch.manual_seed(seed)
     net = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 8, 8, 8))
     with torch.no_grad():
@@ -55,13 +55,13 @@ def room() -> Image.Image:
 
 
 @pytest.fixture
-def draw(pipe: BlipDiffusionPipeline, dog: Image.Image) -> Draw:
-    def draw(**asked: Any) -> Tensor:
+def generate(pipe: BlipDiffusionPipeline, dog: Image.Image) -> Generate:
+    def generate(**options: Any) -> Tensor:
         noise = torch.Generator().manual_seed(0)
-        asked = {"output_type": "pt", "guidance_rescale": 0.0, "generator": noise, **asked}
-        return pipe("on the beach", dog, "dog", **asked).images
+        options = {"output_type": "pt", "guidance_rescale": 0.0, "generator": noise, **options}
+        return pipe("on the beach", dog, "dog", **options).images
 
-    return draw
+    return generate
 
 
 def peer(
@@ -69,9 +69,9 @@ def peer(
     net: Any,
     dog: Image.Image,
     kind: Any = StableDiffusionControlNetPipeline,
-    **asked: Any,
+    **options: Any,
 ) -> Tensor:
-    """What diffusers draws from the same text states and noise."""
+    """Generate the image of diffusers from the same text states and noise."""
     theirs = kind(
         pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.unet, net, pipe.scheduler, None, None,
         requires_safety_checker=False,
@@ -81,26 +81,26 @@ def peer(
         subject = pipe.encode_subject(dog, "dog")
         text = pipe.model.text_states(["a dog on the beach"], subject)
         empty = pipe.model.text_states([""])
-    asked = {
-        "num_inference_steps": 3, "guidance_scale": 3.0, "height": 32, "width": 32, "output_type": "pt", **asked
+    options = {
+        "num_inference_steps": 3, "guidance_scale": 3.0, "height": 32, "width": 32, "output_type": "pt", **options
     }  # fmt: skip
     noise = torch.Generator().manual_seed(0)
     return theirs(
-        prompt_embeds=text, negative_prompt_embeds=empty, generator=noise, **asked
+        prompt_embeds=text, negative_prompt_embeds=empty, generator=noise, **options
     ).images  # fmt: skip
 
 
 @pytest.mark.parametrize("numbers", NUMBERS)
-def test_one_net_is_diffusers(
-    pipe: BlipDiffusionPipeline, nets: list[Any], room: Image.Image, dog: Image.Image, draw: Draw, numbers: dict
+def test_one_controlnet_equals_the_pipeline_of_diffusers(
+    pipe: BlipDiffusionPipeline, nets: list[Any], room: Image.Image, dog: Image.Image, generate: Generate, numbers: dict
 ) -> None:
-    ours = draw(image=room, controlnet=nets[0], **numbers)
+    ours = generate(image=room, controlnet=nets[0], **numbers)
     torch.testing.assert_close(ours, peer(pipe, nets[0], dog, image=room, **numbers), atol=5e-5, rtol=0)
-    assert (ours - draw(**{k: v for k, v in numbers.items() if k == "guidance_scale"})).abs().max() > 1e-3
+    assert (ours - generate(**{k: v for k, v in numbers.items() if k == "guidance_scale"})).abs().max() > 1e-3
 
 
-def test_two_nets_are_diffusers(
-    pipe: BlipDiffusionPipeline, nets: list[Any], room: Image.Image, dog: Image.Image, draw: Draw
+def test_two_controlnets_equal_the_pipeline_of_diffusers(
+    pipe: BlipDiffusionPipeline, nets: list[Any], room: Image.Image, dog: Image.Image, generate: Generate
 ) -> None:
     numbers = {
         "controlnet_conditioning_scale": [0.5, 1.0],
@@ -108,7 +108,7 @@ def test_two_nets_are_diffusers(
         "control_guidance_end": [0.7, 1.0],
     }
     other = room.transpose(Image.Transpose.ROTATE_90)
-    ours = draw(image=[room, other], controlnet=nets, **numbers)
+    ours = generate(image=[room, other], controlnet=nets, **numbers)
     theirs = peer(pipe, nets, dog, image=[room, other], **numbers)
     torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=0)
 
@@ -121,109 +121,118 @@ def adapter(pipe: BlipDiffusionPipeline) -> T2IAdapter:
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.4])
-def test_an_adapter_is_diffusers(
-    pipe: BlipDiffusionPipeline, adapter: T2IAdapter, room: Image.Image, dog: Image.Image, draw: Draw, scale: float
+def test_adapter_equals_the_pipeline_of_diffusers(
+    pipe: BlipDiffusionPipeline,
+    adapter: T2IAdapter,
+    room: Image.Image,
+    dog: Image.Image,
+    generate: Generate,
+    scale: float,
 ) -> None:
-    def with_adapter(net: Any, image: Image.Image, **asked: Any) -> Tensor:
-        return peer(pipe, net, dog, kind=StableDiffusionAdapterPipeline, image=image, **asked)
+    def with_adapter(net: Any, image: Image.Image, **options: Any) -> Tensor:
+        return peer(pipe, net, dog, kind=StableDiffusionAdapterPipeline, image=image, **options)
 
-    ours = draw(image=room, controlnet=adapter, controlnet_conditioning_scale=scale, output_type="latent")
+    ours = generate(image=room, controlnet=adapter, controlnet_conditioning_scale=scale, output_type="latent")
     theirs = with_adapter(adapter, room, adapter_conditioning_scale=scale, output_type="latent")
     torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=0)
-    assert (ours - draw(output_type="latent")).abs().max() > 1e-3
+    assert (ours - generate(output_type="latent")).abs().max() > 1e-3
 
 
-def test_an_adapter_of_another_unet(room: Image.Image, draw: Draw) -> None:
+def test_adapter_of_another_unet_is_refused(room: Image.Image, generate: Generate) -> None:
     other = T2IAdapter(channels=[32, 32], num_res_blocks=1, downscale_factor=8)
     with pytest.raises(InputError, match=r"adapter is for another U-Net: its channels are \(32, 32\)"):
-        draw(image=room, controlnet=other)
+        generate(image=room, controlnet=other)
 
 
-def test_adapters_come_with_a_model(
-    pipe: BlipDiffusionPipeline, adapter: T2IAdapter, room: Image.Image, draw: Draw, tmp_path: Path
+def test_adapters_in_a_model_folder_are_loaded(
+    pipe: BlipDiffusionPipeline, adapter: T2IAdapter, room: Image.Image, generate: Generate, tmp_path: Path
 ) -> None:
     whole = BlipDiffusionPipeline.from_pipe(pipe)
     whole.t2i_adapters = {"canny": adapter}
     whole.save_pretrained(tmp_path)
     loaded = BlipDiffusionPipeline.from_pretrained(tmp_path).t2i_adapters
-    expected = draw(image=room, controlnet=adapter)
-    torch.testing.assert_close(draw(image=room, controlnet=loaded["canny"]), expected)
+    expected = generate(image=room, controlnet=adapter)
+    torch.testing.assert_close(generate(image=room, controlnet=loaded["canny"]), expected)
 
 
-def test_a_net_may_be_in_another_precision(nets: list[Any], room: Image.Image, draw: Draw) -> None:
-    asked = {"image": room, "controlnet_conditioning_scale": 0.2}
-    alike = draw(controlnet=nets[0], **asked)
+def test_controlnet_may_have_another_precision(nets: list[Any], room: Image.Image, generate: Generate) -> None:
+    options = {"image": room, "controlnet_conditioning_scale": 0.2}
+    alike = generate(controlnet=nets[0], **options)
     rounded = copy.deepcopy(nets[0]).to(torch.bfloat16)
-    assert (draw(controlnet=rounded, **asked) - alike).abs().mean() < 0.02
+    assert (generate(controlnet=rounded, **options) - alike).abs().mean() < 0.02
 
 
-def test_a_net_with_nothing_to_say_changes_nothing(nets: list[Any], room: Image.Image, draw: Draw) -> None:
-    assert torch.equal(draw(image=room, controlnet=nets[0], controlnet_conditioning_scale=0.0), draw())
+def test_zero_controlnet_changes_nothing(nets: list[Any], room: Image.Image, generate: Generate) -> None:
+    assert torch.equal(generate(image=room, controlnet=nets[0], controlnet_conditioning_scale=0.0), generate())
 
 
-def test_the_published_name_and_the_models_own_net(
-    pipe: BlipDiffusionPipeline, nets: list[Any], room: Image.Image, draw: Draw, tmp_path: Any, dog: Image.Image
+def test_published_argument_name_and_bundled_controlnet(
+    pipe: BlipDiffusionPipeline, nets: list[Any], room: Image.Image, generate: Generate, tmp_path: Any, dog: Image.Image
 ) -> None:
-    wanted = draw(image=room, controlnet=nets[0])
-    own = BlipDiffusionPipeline.from_model(pipe.model, controlnet=nets[0])
-    own.save_pretrained(tmp_path)
+    target_value = generate(image=room, controlnet=nets[0])
+    controlled_pipe = BlipDiffusionPipeline.from_model(pipe.model, controlnet=nets[0])
+    controlled_pipe.save_pretrained(tmp_path)
     loaded = BlipDiffusionPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
-    for one in (own, loaded, BlipDiffusionPipeline.from_pretrained(tmp_path, controlnet=tmp_path / "controlnet")):
+    for one in (
+        controlled_pipe,
+        loaded,
+        BlipDiffusionPipeline.from_pretrained(tmp_path, controlnet=tmp_path / "controlnet"),
+    ):
         one.set_progress_bar_config(disable=True)
         noise = torch.Generator().manual_seed(0)
-        drawn = one("on the beach", dog, "dog", condtioning_image=room, generator=noise, output_type="pt",
+        generated = one("on the beach", dog, "dog", condtioning_image=room, generator=noise, output_type="pt",
                     guidance_rescale=0.0).images  # fmt: skip
-        assert torch.equal(drawn, wanted)
+        assert torch.equal(generated, target_value)
 
 
 @pytest.mark.parametrize("window", [(0.0, 1.0), (0.5, 1.0), (0.0, 0.5)])
-def test_guidance_on_an_interval_keeps_a_nets_own_steps(
-    pipe: BlipDiffusionPipeline, nets: list[Any], room: Image.Image, draw: Draw, window: tuple[float, float]
+def test_guidance_interval_keeps_the_steps_of_the_controlnet(
+    pipe: BlipDiffusionPipeline, nets: list[Any], room: Image.Image, generate: Generate, window: tuple[float, float]
 ) -> None:
-    """Guided or not, a step counts once, and a net speaks in the steps that it was asked to."""
+    """A ControlNet runs in its own steps, whether or not a step has guidance."""
     start, end = window
-    asked = {"image": room, "controlnet": nets[0], "control_guidance_start": start, "control_guidance_end": end}
-    asked |= {"num_inference_steps": 4}
+    options = {"image": room, "controlnet": nets[0], "control_guidance_start": start, "control_guidance_end": end}
+    options |= {"num_inference_steps": 4}
     try:
         pipe.set_preset(Preset(guidance_interval=(0.0, 0.0)))
-        unguided = draw(**asked)
+        unguided = generate(**options)
         pipe.set_preset(Preset(guidance_interval=(0.0, 0.5)))
-        half, uncontrolled = draw(**asked), draw(num_inference_steps=4)
+        half, uncontrolled = generate(**options), generate(num_inference_steps=4)
     finally:
         pipe.set_preset(Preset())
-    assert torch.equal(unguided, draw(**asked, guidance_scale=1.0))
-    assert not any(torch.equal(half, other) for other in (unguided, uncontrolled, draw(**asked)))
+    assert torch.equal(unguided, generate(**options, guidance_scale=1.0))
+    assert not any(torch.equal(half, other) for other in (unguided, uncontrolled, generate(**options)))
 
 
-def test_an_image_for_each_prompt(
+def test_one_control_image_per_prompt(
     pipe: BlipDiffusionPipeline, nets: list[Any], room: Image.Image, dog: Image.Image
 ) -> None:
     other = room.transpose(Image.Transpose.ROTATE_180)
 
-    def drawn(**asked: Any) -> Tensor:
-        size = 4 if isinstance(asked["image"], list) else 2
+    def generated(**options: Any) -> Tensor:
+        size = 4 if isinstance(options["image"], list) else 2
         noise = [torch.Generator().manual_seed(n % 2) for n in range(size)]
         return pipe(
             ["on the beach"] * (size // 2), dog, "dog", controlnet=nets[0], num_images_per_prompt=2, generator=noise,
-            output_type="pt", **asked,
+            output_type="pt", **options,
         ).images  # fmt: skip
 
-    together = drawn(image=[room, other])
+    together = generated(image=[room, other])
     for half, one in zip(together.chunk(2), (room, other), strict=True):
-        torch.testing.assert_close(half, drawn(image=one), atol=1e-5, rtol=0)
+        torch.testing.assert_close(half, generated(image=one), atol=1e-5, rtol=0)
 
 
-def test_an_image_is_brought_to_size(nets: list[Any], room: Image.Image, draw: Draw) -> None:
+def test_control_image_is_resized(nets: list[Any], room: Image.Image, generate: Generate) -> None:
     large = room.resize((50, 40))
-    assert not torch.equal(draw(image=large, controlnet=nets[0]),
-                           draw(image=large, controlnet=nets[0], control_resample="bicubic"))  # fmt: skip
+    assert not torch.equal(generate(image=large, controlnet=nets[0]),
+                           generate(image=large, controlnet=nets[0], control_resample="bicubic"))  # fmt: skip
     small = torch.rand(3, 32, 32)
-    assert torch.equal(draw(image=small, controlnet=nets[0]), draw(image=small[None], controlnet=nets[0]))
+    assert torch.equal(generate(image=small, controlnet=nets[0]), generate(image=small[None], controlnet=nets[0]))
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("options", "message"),
     [
         ({"controlnet": None}, "needs a ControlNet"),
         ({"image": "room.png"}, "A control image is a PIL image"),
@@ -239,23 +248,25 @@ def test_an_image_is_brought_to_size(nets: list[Any], room: Image.Image, draw: D
                                         norm_num_groups=8)}, "cross_attention_dim is 8, this model's is 32"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_controlled(nets: list[Any], room: Image.Image, draw: Draw, asked: dict, message: str) -> None:
+def test_invalid_control_inputs_are_refused(
+    nets: list[Any], room: Image.Image, generate: Generate, options: dict, message: str
+) -> None:
     with pytest.raises(InputError, match=message):
-        draw(**{"image": room.resize((40, 40)), "controlnet": nets[0], **asked})
+        generate(**{"image": room.resize((40, 40)), "controlnet": nets[0], **options})
 
 
-def test_a_nested_list_has_a_row_for_each_prompt(nets: list[Any], room: Image.Image, draw: Draw) -> None:
+def test_nested_lists_have_one_row_per_prompt(nets: list[Any], room: Image.Image, generate: Generate) -> None:
     other = room.transpose(Image.Transpose.ROTATE_90)
-    assert torch.equal(draw(image=[[room, other]], controlnet=nets), draw(image=[room, other], controlnet=nets))
+    assert torch.equal(generate(image=[[room, other]], controlnet=nets), generate(image=[room, other], controlnet=nets))
     with pytest.raises(InputError, match="one list for each prompt, each with 2 images"):
-        draw(image=[[room], [other]], controlnet=nets)
+        generate(image=[[room], [other]], controlnet=nets)
 
 
-def test_arrays_are_control_images_too(nets: list[Any], room: Image.Image, draw: Draw) -> None:
-    wanted = draw(image=room, controlnet=nets[0])
+def test_arrays_are_accepted_as_control_images(nets: list[Any], room: Image.Image, generate: Generate) -> None:
+    target_value = generate(image=room, controlnet=nets[0])
     array = np.asarray(room, dtype=np.float32) / 255
     for given in (array, array[None], [array], [torch.from_numpy(array).permute(2, 0, 1)]):
-        assert torch.equal(draw(image=given, controlnet=nets[0]), wanted)
+        assert torch.equal(generate(image=given, controlnet=nets[0]), target_value)
 
 
 @pytest.mark.parametrize(
@@ -270,11 +281,11 @@ def test_arrays_are_control_images_too(nets: list[Any], room: Image.Image, draw:
         (None, "controlnet is given without image"),
     ],
 )
-def test_arrays_that_are_no_control_images(nets: list[Any], draw: Draw, image: Any, message: str) -> None:
+def test_invalid_control_arrays_are_refused(nets: list[Any], generate: Generate, image: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        draw(image=image, controlnet=nets[0])
+        generate(image=image, controlnet=nets[0])
 
 
-def test_two_nets_want_two_images(nets: list[Any], room: Image.Image, draw: Draw) -> None:
+def test_two_controlnets_need_two_images(nets: list[Any], room: Image.Image, generate: Generate) -> None:
     with pytest.raises(InputError, match="2 ControlNets for 1 images"):
-        draw(image=room, controlnet=nets)
+        generate(image=room, controlnet=nets)

@@ -5,24 +5,24 @@ from blip_diffusion.pipelines.encoding_cache import EncodingCache
 
 
 class Counted:
-    """Computes the square of each place, and remembers for which it was asked."""
+    """Return the square of each position, and record the requested positions."""
 
     def __init__(self) -> None:
         self.asked: list[int] = []
 
-    def __call__(self, places: list[int]) -> Tensor:
-        self.asked += places
-        return torch.tensor([[place**2] for place in places])
+    def __call__(self, positions: list[int]) -> Tensor:
+        self.asked += positions
+        return torch.tensor([[position**2] for position in positions])
 
 
-def test_each_is_computed_once() -> None:
+def test_encodings_are_computed_once() -> None:
     cache, compute = EncodingCache(), Counted()
     assert cache.get(["a", "b", "a"], compute).flatten().tolist() == [0, 1, 0]
     assert cache.get(["b", "c"], compute).flatten().tolist() == [1, 1]
     assert compute.asked == [0, 1, 1]
 
 
-def test_the_oldest_is_forgotten() -> None:
+def test_oldest_encoding_is_evicted() -> None:
     cache, compute = EncodingCache(size=2), Counted()
     assert cache.get(list("abcd"), compute).flatten().tolist() == [0, 1, 4, 9]  # more than it keeps, at once
     cache.get(["c"], compute)
@@ -34,7 +34,7 @@ def test_the_oldest_is_forgotten() -> None:
     assert compute.asked == [0, 1, 2, 3, 0, 0]
 
 
-def test_rows_are_ones_own() -> None:
+def test_cached_rows_are_copies() -> None:
     cache, compute = EncodingCache(), Counted()
     cache.get(["a"], compute).add_(7)
     assert cache.get(["a"], compute).item() == 0

@@ -1,4 +1,4 @@
-"""Weights and references that would be drawn wrong without a word, and use from several threads."""
+"""Weights and references that would silently give wrong images, and use from several threads."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def folder(tiny_folder: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite(folder: Path, number: float) -> None:
+def test_non_finite_weights_are_refused(folder: Path, number: float) -> None:
     state = load_file(folder / UNET)
     state["conv_in.bias"][0] = number
     save_file(state, folder / UNET)
@@ -44,7 +44,7 @@ def sparse(state: State) -> State:
 
 
 @pytest.mark.parametrize("spoil", [one_number, sparse])
-def test_tensors_without_all_their_numbers(folder: Path, spoil: Callable[[State], State]) -> None:
+def test_expanded_and_sparse_tensors_are_refused(folder: Path, spoil: Callable[[State], State]) -> None:
     state = load_file(folder / UNET)
     (folder / UNET).unlink()
     torch.save(spoil(state), (folder / UNET).with_suffix(".bin"))
@@ -52,21 +52,21 @@ def test_tensors_without_all_their_numbers(folder: Path, spoil: Callable[[State]
         BlipDiffusionPipeline.from_pretrained(folder)
 
 
-def test_a_folder_without_the_models_settings(folder: Path) -> None:
+def test_folder_without_model_index_is_refused(folder: Path) -> None:
     (folder / "model_index.json").unlink()
     with pytest.raises(CheckpointError, match=r"model_index\.json is missing"):
         BlipDiffusionPipeline.from_pretrained(folder)
 
 
-def test_a_result_that_is_not_finite(own: BlipDiffusionPipeline, dog: Image.Image) -> None:
+def test_non_finite_images_raise_an_error(fresh_pipe: BlipDiffusionPipeline, dog: Image.Image) -> None:
     with torch.no_grad():
-        own.unet.conv_out.bias[0] = float("nan")
+        fresh_pipe.unet.conv_out.bias[0] = float("nan")
     with pytest.raises(InputError, match="The result isn't finite"):
-        own("x", dog, "dog")
+        fresh_pipe("x", dog, "dog")
 
 
 @pytest.mark.parametrize("image", [Image.new("RGBA", (64, 64)), Image.new("RGB", (90, 30), "navy")])
-def test_an_image_of_one_colour_is_no_reference(pipe: BlipDiffusionPipeline, image: Image.Image) -> None:
+def test_single_colour_reference_is_refused(pipe: BlipDiffusionPipeline, image: Image.Image) -> None:
     with pytest.raises(InputError, match="only one colour"):
         pipe("x", image, "dog")
     with pytest.raises(InputError, match="only one colour"):
@@ -76,35 +76,35 @@ def test_an_image_of_one_colour_is_no_reference(pipe: BlipDiffusionPipeline, ima
 # ------------------------------------------------------------------------------------------------------------- threads
 
 
-def drawn(pipe: BlipDiffusionPipeline, dog: Image.Image, steps: int) -> Tensor:
+def generate_image(pipe: BlipDiffusionPipeline, dog: Image.Image, steps: int) -> Tensor:
     noise = torch.Generator().manual_seed(steps)
     return pipe("x", dog, "dog", num_inference_steps=steps, generator=noise, output_type="pt").images
 
 
-def test_threads_of_one_pipeline_take_turns(own: BlipDiffusionPipeline, dog: Image.Image) -> None:
-    other = BlipDiffusionPipeline.from_pipe(own)
+def test_calls_of_one_pipeline_from_threads_are_serialised(fresh_pipe: BlipDiffusionPipeline, dog: Image.Image) -> None:
+    other = BlipDiffusionPipeline.from_pipe(fresh_pipe)
     other.set_progress_bar_config(disable=True)
     other.set_preset(Preset(solver="dpm++", deepcache_interval=2))
-    jobs = [(pipe, steps) for steps in (2, 3, 4) for pipe in (own, other)] * 2
-    wanted = [drawn(pipe, dog, steps) for pipe, steps in jobs]
+    jobs = [(pipe, steps) for steps in (2, 3, 4) for pipe in (fresh_pipe, other)] * 2
+    expected = [generate_image(pipe, dog, steps) for pipe, steps in jobs]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda job: drawn(job[0], dog, job[1]), jobs))
-    assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
+        result = list(pool.map(lambda job: generate_image(job[0], dog, job[1]), jobs))
+    assert all(torch.equal(a, b) for a, b in zip(expected, result, strict=True))
 
 
-def test_threads_load_at_once_while_another_generates(
-    own: BlipDiffusionPipeline, dog: Image.Image, folder: Path
+def test_pipelines_load_in_threads_during_generation(
+    fresh_pipe: BlipDiffusionPipeline, dog: Image.Image, folder: Path
 ) -> None:
-    own.set_progress_bar_config(disable=True)
-    wanted = drawn(own, dog, 2)
+    fresh_pipe.set_progress_bar_config(disable=True)
+    expected = generate_image(fresh_pipe, dog, 2)
     register = torch.nn.Module.register_parameter
     with ThreadPoolExecutor(4) as pool:
         loaded = [pool.submit(BlipDiffusionPipeline.from_pretrained, folder) for _ in range(3)]
-        images = pool.submit(drawn, own, dog, 2).result()
-    assert torch.equal(images, wanted) and torch.nn.Module.register_parameter is register
+        images = pool.submit(generate_image, fresh_pipe, dog, 2).result()
+    assert torch.equal(images, expected) and torch.nn.Module.register_parameter is register
     for future in loaded:
         state = future.result().unet.state_dict()
-        assert all(torch.equal(tensor, state[name]) for name, tensor in own.unet.state_dict().items())
+        assert all(torch.equal(tensor, state[name]) for name, tensor in fresh_pipe.unet.state_dict().items())
 
 
 # ------------------------------------------------------------------------------------------------------ configurations
@@ -126,21 +126,21 @@ def test_threads_load_at_once_while_another_generates(
         ("scheduler/scheduler_config.json", "num_train_timesteps", 10**9),
     ],
 )
-def test_numbers_that_no_model_has(folder: Path, file: str, key: str, value: object) -> None:
+def test_implausible_configuration_values_are_refused(folder: Path, file: str, key: str, value: object) -> None:
     table = json.loads((folder / file).read_text())
     (folder / file).write_text(json.dumps({**table, key: value}))
     with pytest.raises(CheckpointError, match=r"can't be (used|read)"):
         BlipDiffusionPipeline.from_pretrained(folder)
 
 
-def test_an_attention_implementation_is_not_taken_from_a_file(folder: Path) -> None:
+def test_attention_implementation_in_a_config_is_ignored(folder: Path) -> None:
     file = folder / "text_encoder" / "config.json"
     table = json.loads(file.read_text())
     file.write_text(json.dumps({**table, "attn_implementation": "owner/repo", "_attn_implementation": "owner/repo"}))
     assert BlipDiffusionPipeline.from_pretrained(folder).text_encoder.config._attn_implementation != "owner/repo"
 
 
-def test_a_pipe_is_no_configuration(folder: Path) -> None:
+def test_fifo_is_refused_as_a_configuration(folder: Path) -> None:
     (folder / "unet" / "config.json").unlink()
     os.mkfifo(folder / "unet" / "config.json")
     with pytest.raises(CheckpointError, match="it is not a file"):

@@ -19,7 +19,7 @@ from blip_diffusion.serving.errors import KeyReused, UnknownId
 Service = Any
 
 
-def test_a_job_is_done_once_for_each_key(service: Service, request_of_dog: GenerationRequest) -> None:
+def test_job_runs_once_per_idempotency_key(service: Service, request_of_dog: GenerationRequest) -> None:
     first = service.submit(request_of_dog, key="one")
     again = service.submit(request_of_dog, key="one")
     job = service.wait(first.id)
@@ -28,7 +28,7 @@ def test_a_job_is_done_once_for_each_key(service: Service, request_of_dog: Gener
         service.submit(replace(request_of_dog, seed=2), key="one")
 
 
-def test_the_png_holds_the_request_and_no_path(service: Service, request_of_dog: GenerationRequest) -> None:
+def test_png_contains_the_request_but_no_path(service: Service, request_of_dog: GenerationRequest) -> None:
     job = service.wait(service.submit(request_of_dog).id)
     png = service.store.read_image(job.images[0])
     assert str(service.settings.folder).encode() not in png
@@ -38,7 +38,7 @@ def test_the_png_holds_the_request_and_no_path(service: Service, request_of_dog:
     assert service.store.read_image(same.images[0]) == png
 
 
-def test_events_tell_what_happened(service: Service, request_of_dog: GenerationRequest) -> None:
+def test_events_describe_the_job(service: Service, request_of_dog: GenerationRequest) -> None:
     job = service.wait(service.submit(replace(request_of_dog, seed=5), previews=1).id)
     events = service.events_after(job.id)
     kinds = [event.kind for event in events]
@@ -48,7 +48,7 @@ def test_events_tell_what_happened(service: Service, request_of_dog: GenerationR
     assert service.events_after(job.id, events[-2].number) == [events[-1]]
 
 
-def test_a_job_is_cancelled_while_it_runs(service: Service, request_of_dog: GenerationRequest) -> None:
+def test_running_job_is_cancelled(service: Service, request_of_dog: GenerationRequest) -> None:
     job = service.submit(replace(request_of_dog, steps=1000))
     while not any(event.kind == "progress" for event in service.events_after(job.id)):
         sleep(0.02)
@@ -57,13 +57,13 @@ def test_a_job_is_cancelled_while_it_runs(service: Service, request_of_dog: Gene
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a" * 32, "a" * 32 + "-0", "a" * 64, ""])
-def test_ids_name_no_other_files(service: Service, name: str) -> None:
+def test_ids_cannot_name_other_files(service: Service, name: str) -> None:
     for read in (service.get, service.store.read_image, service.store.subject, service.store.read_reference):
         with pytest.raises(UnknownId):
             read(name)
 
 
-def test_wrong_requests_are_refused(service: Service, request_of_dog: GenerationRequest) -> None:
+def test_invalid_requests_are_refused(service: Service, request_of_dog: GenerationRequest) -> None:
     with pytest.raises(InputError, match="no model"):
         service.submit(replace(request_of_dog, model="/etc"))
     with pytest.raises(CheckpointError):
@@ -71,12 +71,12 @@ def test_wrong_requests_are_refused(service: Service, request_of_dog: Generation
     assert list(service.store.subjects()) == []
 
 
-def test_the_crop_is_a_square_image(service: Service, dog_png: bytes) -> None:
+def test_preview_of_the_reference_is_square(service: Service, dog_png: bytes) -> None:
     assert service.preview_reference(dog_png, timeout=60.0)[:4] == b"\x89PNG"
 
 
 @pytest.mark.faces
-def test_a_killed_worker_loses_nothing(service: Service, request_of_dog: GenerationRequest) -> None:
+def test_killed_worker_loses_no_job(service: Service, request_of_dog: GenerationRequest) -> None:
     before = service.wait(service.submit(replace(request_of_dog, steps=300)).id)
     job = service.submit(replace(request_of_dog, steps=300))
     while not any(event.kind == "progress" for event in service.events_after(job.id)):

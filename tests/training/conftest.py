@@ -16,7 +16,7 @@ Launch = Callable[..., subprocess.CompletedProcess[str]]
 def launch() -> Launch:
     """Runs `toys.py` in a process of its own, or in several under `accelerate launch`."""
 
-    def run(*orders: dict[str, Any], processes: int = 1) -> subprocess.CompletedProcess[str]:
+    def run(*specs: dict[str, Any], processes: int = 1) -> subprocess.CompletedProcess[str]:
         command = [sys.executable]
         if processes > 1:
             command += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
@@ -24,7 +24,7 @@ def launch() -> Launch:
             command += ["--main_process_port", "0"]  # any that is free
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.run(
-            [*command, str(TOYS), json.dumps(orders)], capture_output=True, text=True, env=environment, timeout=300
+            [*command, str(TOYS), json.dumps(specs)], capture_output=True, text=True, env=environment, timeout=300
         )
 
     return run

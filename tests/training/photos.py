@@ -1,4 +1,4 @@
-"""What the tests of tuning share: photos of a subject, and the tiny model's latents of them."""
+"""Helpers of the tests of tuning: photos of a subject, and their latents."""
 
 from pathlib import Path
 

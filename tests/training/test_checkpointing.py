@@ -20,27 +20,27 @@ def made(folder: Path, step: int, value: float = 1.0) -> Checkpoint:
     return Checkpoint(path, state, weights, {"w": weights["w"] * 2}, moments, "a = 1\n")
 
 
-def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+def test_saved_checkpoint_is_loaded(tmp_path: Path) -> None:
     saved = made(tmp_path, 1234)
     checkpointing.save(saved, keep=2)
-    found = checkpointing.load(tmp_path / "step-00001234")
-    assert found.state.step == 1234 and found.state.losses == {"loss": 0.25} and found.state.best == 0.125
-    assert [{name: tuple(part) for name, part in one.items()} for one in found.state.windows] == saved.state.windows
-    assert torch.equal(found.model["w"], saved.model["w"]) and found.model["n"].item() == 7
-    assert torch.equal(found.ema["w"], saved.ema["w"]) and found.config == "a = 1\n"
-    assert found.optimizer["moments"]["w"]["step"].item() == 1
-    assert {path.name for path in found.path.iterdir()} == {
+    result = checkpointing.load(tmp_path / "step-00001234")
+    assert result.state.step == 1234 and result.state.losses == {"loss": 0.25} and result.state.best == 0.125
+    assert [{name: tuple(part) for name, part in one.items()} for one in result.state.windows] == saved.state.windows
+    assert torch.equal(result.model["w"], saved.model["w"]) and result.model["n"].item() == 7
+    assert torch.equal(result.ema["w"], saved.ema["w"]) and result.config == "a = 1\n"
+    assert result.optimizer["moments"]["w"]["step"].item() == 1
+    assert {path.name for path in result.path.iterdir()} == {
         *("model.safetensors", "ema.safetensors", "optimizer.pt", "config.toml", "state.json")
     }
 
 
-def test_the_newest_are_kept(tmp_path: Path) -> None:
+def test_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 10, 9):
         checkpointing.save(made(tmp_path, step), keep=3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000009", "step-00000010"]
 
 
-def test_tensors_may_share_memory_and_be_views(tmp_path: Path) -> None:
+def test_shared_tensors_and_views_are_saved(tmp_path: Path) -> None:
     base = torch.arange(6.0).view(2, 3)
     saved = Checkpoint(tmp_path / "step-00000001", State(1), {"a": base.T, "b": base[0], "c": base}, {"a": base.T}, {})
     checkpointing.save(saved, keep=1)
@@ -48,7 +48,7 @@ def test_tensors_may_share_memory_and_be_views(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("crash", ["save_file", "torch.save", "_flush", "rename"])
-def test_a_crash_while_writing_leaves_the_previous_one(
+def test_interrupted_write_keeps_the_previous_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash: str
 ) -> None:
     """A kill is an exception that nothing handles: what is on disk then is what a new process finds."""
@@ -75,7 +75,7 @@ def test_a_crash_while_writing_leaves_the_previous_one(
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
 
 
-def test_a_full_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_raises_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -87,7 +87,7 @@ def test_a_full_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("file", ["model.safetensors", "ema.safetensors", "optimizer.pt", "config.toml", "state.json"])
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
-def test_damage_is_found_and_the_one_before_is_taken(tmp_path: Path, file: str, damage: str) -> None:
+def test_damaged_checkpoint_falls_back_to_the_previous_one(tmp_path: Path, file: str, damage: str) -> None:
     for step in (1, 2):
         checkpointing.save(made(tmp_path, step), keep=2)
     path = tmp_path / "step-00000002" / file
@@ -118,7 +118,7 @@ def test_damage_is_found_and_the_one_before_is_taken(tmp_path: Path, file: str, 
         [],
     ],
 )
-def test_moments_that_do_not_fit(moments: Any) -> None:
+def test_mismatched_moments_are_refused(moments: Any) -> None:
     """A fused optimizer would write beyond their memory."""
     layer = torch.nn.Linear(4, 3, bias=False)
     optimizer = torch.optim.AdamW(layer.parameters())
@@ -126,7 +126,7 @@ def test_moments_that_do_not_fit(moments: Any) -> None:
         load_optimizer_state(optimizer, dict(layer.named_parameters()), moments)
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_empty_folder_has_no_checkpoint(tmp_path: Path) -> None:
     assert checkpointing.latest(tmp_path / "nowhere") is None
     with pytest.raises(CheckpointError, match="is not a checkpoint"):
         checkpointing.load(tmp_path / "nowhere")
@@ -140,7 +140,7 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004", "step-00000005"]
 
 
-def test_later_checkpoints_are_put_aside_not_mixed(tmp_path: Path) -> None:
+def test_later_checkpoints_are_renamed(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         checkpointing.save(made(tmp_path, step), keep=9)
     checkpointing.supersede(tmp_path, 1)
@@ -148,17 +148,17 @@ def test_later_checkpoints_are_put_aside_not_mixed(tmp_path: Path) -> None:
     assert (tmp_path / "superseded-step-00000003" / "state.json").exists()
 
 
-def test_differences_are_told(tmp_path: Path) -> None:
-    wanted = {"a": torch.zeros(2), "b": torch.zeros(3), "d": torch.zeros(1)}
-    found = {"b": torch.zeros(4), "c": torch.zeros(1), "d": torch.ones(1)}
+def test_differences_between_states_are_listed(tmp_path: Path) -> None:
+    expected = {"a": torch.zeros(2), "b": torch.zeros(3), "d": torch.zeros(1)}
+    result = {"b": torch.zeros(4), "c": torch.zeros(1), "d": torch.ones(1)}
     with pytest.raises(CheckpointError) as caught:
-        checkpointing.copy_into(wanted, found, tmp_path)
+        checkpointing.copy_into(expected, result, tmp_path)
     for words in ("a is missing", "c is unexpected", "b has shape (4,) instead of (3,)", "with the settings in"):
         assert words in str(caught.value)
-    assert wanted["d"].item() == 0  # nothing is copied in part
+    assert expected["d"].item() == 0  # nothing is copied in part
 
 
-def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
+def test_pickle_with_code_is_refused(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> Any:
             return os.mkdir, (str(tmp_path / "evil"),)

@@ -1,4 +1,4 @@
-"""Two processes on this machine, by gloo, against one process that accumulates twice as much."""
+"""Two processes with gloo, compared with one process that accumulates twice as many micro-batches."""
 
 import json
 from pathlib import Path
@@ -36,10 +36,10 @@ def assert_close(first: Path, second: Path, step: int) -> None:
             torch.testing.assert_close(left[name], right[name], atol=1e-6, rtol=0)
 
 
-def test_processes_are_accumulation(tmp_path: Path, launch: Launch) -> None:
-    """With gathered negatives, dropout, and 2 processes x 2 micro-batches, whose order is not that of the ranks."""
+def test_two_processes_equal_gradient_accumulation(tmp_path: Path, launch: Launch) -> None:
+    """With gathered negatives, dropout, and 2 processes x 2 micro-batches in another order than the ranks."""
     cases = [("contrast", 1), ("contrast", 2), ("regression", 1)]
-    orders = [
+    specs = [
         {
             "folder": str(tmp_path / f"two-{method}-{n}"),
             "objective": method,
@@ -47,7 +47,7 @@ def test_processes_are_accumulation(tmp_path: Path, launch: Launch) -> None:
         }
         for method, n in cases
     ]
-    ended = launch(*orders, processes=2)
+    ended = launch(*specs, processes=2)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("stopped: done at 6") == 2 * len(cases)
     for method, n in cases:
@@ -62,11 +62,11 @@ def test_processes_are_accumulation(tmp_path: Path, launch: Launch) -> None:
             assert left["gradient_norm"] == pytest.approx(right["gradient_norm"], abs=1e-5)
 
 
-def test_all_stop_together_save_once_and_go_on(tmp_path: Path, launch: Launch) -> None:
+def test_processes_stop_together_save_once_and_resume(tmp_path: Path, launch: Launch) -> None:
     """Both are sent away by the clock in the middle of a report's window, resume, and end as one process would."""
-    order = {"folder": str(tmp_path / "two"), "config": CONFIG}
-    stopped = {**order, "config": {**CONFIG, "minutes": 1e-6}}
-    ended = launch(stopped, {**order, "resume": "latest"}, processes=2)
+    spec = {"folder": str(tmp_path / "two"), "config": CONFIG}
+    stopped = {**spec, "config": {**CONFIG, "minutes": 1e-6}}
+    ended = launch(stopped, {**spec, "resume": "latest"}, processes=2)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("stopped: minutes at 1") == ended.stdout.count("stopped: done at 6") == 2
     train({"folder": tmp_path / "one", "config": {**CONFIG, "gradient_accumulation_steps": 2}})
@@ -76,9 +76,9 @@ def test_all_stop_together_save_once_and_go_on(tmp_path: Path, launch: Launch) -
     )
 
 
-def test_one_process_that_diverges_stops_all(tmp_path: Path, launch: Launch) -> None:
-    order = {"folder": str(tmp_path), "config": CONFIG, "arguments": {"poison": 3, "where": 1}}
-    ended = launch(order, processes=2)
+def test_divergence_in_one_process_stops_all(tmp_path: Path, launch: Launch) -> None:
+    spec = {"folder": str(tmp_path), "config": CONFIG, "arguments": {"poison": 3, "where": 1}}
+    ended = launch(spec, processes=2)
     assert ended.returncode != 0
     assert ended.stderr.count("DivergedError: Step 3 was not taken") >= 1
     newest = checkpointing.latest(tmp_path / "checkpoints")
@@ -87,8 +87,8 @@ def test_one_process_that_diverges_stops_all(tmp_path: Path, launch: Launch) -> 
 
 def test_a_signal_to_one_process_stops_all(tmp_path: Path, launch: Launch) -> None:
     """Only the process that takes odd indices is signalled."""
-    order = {"folder": str(tmp_path), "config": {**CONFIG, "steps": 40, "prefetch": 0}, "signals": {7: 15}}
-    ended = launch(order, processes=2)
+    spec = {"folder": str(tmp_path), "config": {**CONFIG, "steps": 40, "prefetch": 0}, "signals": {7: 15}}
+    ended = launch(spec, processes=2)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("stopped: signal at 4") == 2
     assert not (tmp_path / "export").exists()

@@ -36,7 +36,7 @@ def corpus(world: AssetLibrary) -> list[str]:
     return list(sentences(world))
 
 
-def test_a_start_is_a_function_of_its_seed(corpus: list[str], batch: SubjectBatch) -> None:
+def test_initialization_depends_on_the_seed_only(corpus: list[str], batch: SubjectBatch) -> None:
     def state(seed: int) -> dict[str, torch.Tensor]:
         return init_model(Parts(), InitConfig("tiny", seed=seed), corpus, batch["reference"]).state_dict()
 
@@ -48,7 +48,7 @@ def test_a_start_is_a_function_of_its_seed(corpus: list[str], batch: SubjectBatc
     assert not torch.equal(first["unet.conv_in.weight"], other["unet.conv_in.weight"])
 
 
-def test_a_new_image_encoder_sees_and_is_calibrated(corpus: list[str], batch: SubjectBatch) -> None:
+def test_new_image_encoder_is_pretrained_and_calibrated(corpus: list[str], batch: SubjectBatch) -> None:
     model = init_model(Parts(), CONFIG, corpus, batch["reference"])
     tower = model.subject_encoder.image_encoder.tower
     assert isinstance(tower, EfficientNetTower)
@@ -58,7 +58,7 @@ def test_a_new_image_encoder_sees_and_is_calibrated(corpus: list[str], batch: Su
     assert not torch.equal(fresh.network.stem.weight, tower.network.stem.weight)  # ImageNet's, not random
 
 
-def test_parts_that_are_there_are_kept(tiny_folder: Path, corpus: list[str], batch: SubjectBatch) -> None:
+def test_existing_components_are_kept(tiny_folder: Path, corpus: list[str], batch: SubjectBatch) -> None:
     parts = load_parts(InitConfig("tiny", init_from=(tiny_folder,)))
     before = {name: tensor.clone() for name, tensor in parts.subject_encoder.state_dict().items()}  # type: ignore[union-attr]
     model = init_model(parts, CONFIG, corpus, batch["reference"] * 0)
@@ -66,25 +66,25 @@ def test_parts_that_are_there_are_kept(tiny_folder: Path, corpus: list[str], bat
     assert all(torch.equal(before[name], tensor) for name, tensor in model.subject_encoder.state_dict().items())
 
 
-def test_the_first_folder_wins(tiny_folder: Path, tmp_path: Path) -> None:
+def test_first_folder_has_priority(tiny_folder: Path, tmp_path: Path) -> None:
     from shutil import copytree
 
     copytree(tiny_folder / "vae", tmp_path / "vae")
     parts = read_parts(tmp_path)
     parts.vae.register_to_config(scaling_factor=0.5)
     parts.vae.save_pretrained(tmp_path / "vae")
-    found = load_parts(InitConfig("tiny", init_from=(tmp_path, tiny_folder)))
-    assert found.vae.config.scaling_factor == 0.5 and found.unet is not None
-    found = load_parts(InitConfig("tiny", init_from=(tiny_folder, tmp_path)))
-    assert found.vae.config.scaling_factor != 0.5
+    result = load_parts(InitConfig("tiny", init_from=(tmp_path, tiny_folder)))
+    assert result.vae.config.scaling_factor == 0.5 and result.unet is not None
+    result = load_parts(InitConfig("tiny", init_from=(tiny_folder, tmp_path)))
+    assert result.vae.config.scaling_factor != 0.5
 
 
-def test_only_tiny_models_go_without_a_trained_autoencoder() -> None:
+def test_only_tiny_models_start_without_a_trained_autoencoder() -> None:
     with pytest.raises(CheckpointError, match="no trained autoencoder"):
         init_model(Parts(), InitConfig("mini"), ["a dog"], torch.zeros(1, 3, 128, 128))
 
 
-def test_a_new_autoencoder_begins_near_the_image(batch: SubjectBatch) -> None:
+def test_new_autoencoder_starts_near_the_identity(batch: SubjectBatch) -> None:
     """Its residual branches are closed: what comes out is a blurred copy in colours that are not the image's own,
     but moves with it."""
     vae = init_vae(Parts(), CONFIG).eval()
@@ -93,7 +93,7 @@ def test_a_new_autoencoder_begins_near_the_image(batch: SubjectBatch) -> None:
     assert mean.std.mean() < 0.2 and mean.mean.std() > 0.01
 
 
-def test_heads_come_from_a_folder_that_has_some(tmp_path: Path) -> None:
+def test_heads_are_loaded_from_a_folder(tmp_path: Path) -> None:
     shapes = SHAPES["tiny"].qformer
     saved = ReconstructionHead(shapes.width, size=16)
     save_heads({"reconstruction": saved}, tmp_path)
@@ -102,7 +102,7 @@ def test_heads_come_from_a_folder_that_has_some(tmp_path: Path) -> None:
     assert torch.equal(heads["reconstruction"].places, saved.places)
 
 
-def test_each_head_comes_from_the_first_folder_that_has_it(tmp_path: Path) -> None:
+def test_each_head_is_loaded_from_the_first_folder_with_it(tmp_path: Path) -> None:
     shapes = SHAPES["tiny"].qformer
     saved = init_heads(shapes, 16, [])
     save_heads(dict(saved.items()), tmp_path / "stage 1")
@@ -111,11 +111,11 @@ def test_each_head_comes_from_the_first_folder_that_has_it(tmp_path: Path) -> No
     heads = init_heads(shapes, 16, [tmp_path / "stage 2", tmp_path / "stage 1"])
     assert torch.equal(heads["reconstruction"].places, later.places)
     for name in ("contrastive", "matching", "language"):
-        own, theirs = heads[name].state_dict(), saved[name].state_dict()
-        assert all(torch.equal(own[key], theirs[key]) for key in theirs)
+        given, theirs = heads[name].state_dict(), saved[name].state_dict()
+        assert all(torch.equal(given[key], theirs[key]) for key in theirs)
 
 
-def test_the_schedule_ends_in_pure_noise() -> None:
+def test_noise_schedule_has_zero_terminal_snr() -> None:
     scheduler = zero_snr_scheduler()
     noising = noising_from(scheduler)
     assert noising.alphas_cumprod[-1] < 1e-6 and noising.alphas_cumprod[0] > 0.99
@@ -123,7 +123,7 @@ def test_the_schedule_ends_in_pure_noise() -> None:
     assert scheduler.timesteps[0] == 999
 
 
-def test_a_frozen_image_encoder_is_never_a_random_one(tiny_folder: Path, corpus: list[str]) -> None:
+def test_frozen_image_encoder_is_never_random(tiny_folder: Path, corpus: list[str]) -> None:
     parts = load_parts(InitConfig("published", init_from=(tiny_folder,)))
     parts.subject_encoder = None
     with pytest.raises(
@@ -132,38 +132,38 @@ def test_a_frozen_image_encoder_is_never_a_random_one(tiny_folder: Path, corpus:
         init_model(parts, InitConfig("published"), corpus, torch.zeros(1, 3, 32, 32))
 
 
-def test_a_model_is_asked_as_its_teacher(tiny_folder: Path, corpus: list[str], tmp_path: Path) -> None:
-    """Unless the configuration says otherwise; a folder that says nothing is passed over."""
+def test_inference_settings_come_from_the_teacher(tiny_folder: Path, corpus: list[str], tmp_path: Path) -> None:
+    """A configured value has priority; folders without settings are skipped."""
     table = json.loads((tiny_folder / "model_index.json").read_text())
-    asked = InferenceConfig(2, 9, 4.0, 0.5, noise_scale=0.7)
-    for name, settings in (("mute", {}), ("teacher", asdict(asked))):
+    teacher = InferenceConfig(2, 9, 4.0, 0.5, noise_scale=0.7)
+    for name, settings in (("without", {}), ("teacher", asdict(teacher))):
         (tmp_path / name).mkdir()
-        others = {key: value for key, value in table.items() if key not in asdict(asked)}
+        others = {key: value for key, value in table.items() if key not in asdict(teacher)}
         (tmp_path / name / "model_index.json").write_text(json.dumps(others | settings))
 
-    def inference(*folders: str, own: InferenceConfig | None = None) -> InferenceConfig:
-        config = InitConfig("tiny", init_from=tuple(tmp_path / name for name in folders), inference=own)
+    def inference(*folders: str, given: InferenceConfig | None = None) -> InferenceConfig:
+        config = InitConfig("tiny", init_from=tuple(tmp_path / name for name in folders), inference=given)
         return init_model(load_parts(config), config, corpus, torch.zeros(1, 3, 32, 32)).inference
 
-    assert inference("mute", "teacher") == asked
-    assert inference("teacher", own=InferenceConfig()) == InferenceConfig()
-    assert inference("mute") == inference() == InferenceConfig(1, 15, 3.0, 0.6)
+    assert inference("without", "teacher") == teacher
+    assert inference("teacher", given=InferenceConfig()) == InferenceConfig()
+    assert inference("without") == inference() == InferenceConfig(1, 15, 3.0, 0.6)
 
 
 @pytest.mark.parametrize("name", sorted(SHAPES))
-def test_shapes_fit_each_other(name: str) -> None:
+def test_component_shapes_match(name: str) -> None:
     shape = SHAPES[name]
     with torch.device("meta"):
         encoder = build_subject_encoder(shape)
         build_text_encoder(shape.text_encoder)
     assert encoder.image_encoder.width == shape.qformer.vision_width
     assert shape.qformer.width == shape.text_encoder.width
-    place = CODE_WIDTH if is_placed(shape.unet) else 0
-    assert shape.text_encoder.width + place == shape.unet["cross_attention_dim"]
+    code_width = CODE_WIDTH if is_placed(shape.unet) else 0
+    assert shape.text_encoder.width + code_width == shape.unet["cross_attention_dim"]
     assert shape.qformer.queries + 8 <= shape.text_encoder.positions
 
 
-def test_mini_is_small() -> None:
+def test_mini_has_the_expected_size() -> None:
     from diffusers import AutoencoderKL
 
     with torch.device("meta"):
@@ -175,7 +175,7 @@ def test_mini_is_small() -> None:
     assert MINI.unet["sample_size"] * 2 ** (len(MINI.vae["block_out_channels"]) - 1) == MINI.reference.size == 128
 
 
-def test_a_unet_for_other_latents_keeps_its_inner_layers() -> None:
+def test_unet_for_other_latents_keeps_its_inner_layers() -> None:
     unet = PlacedUNet2DConditionModel(**SHAPES["tiny-placed"].unet)
     unet.init_placed()
     changed = with_latent_channels(unet, 6)

@@ -17,7 +17,7 @@ from blip_diffusion.training.optim import (
 )
 
 
-def test_constant_after_a_linear_warm_up() -> None:
+def test_schedule_is_constant_after_linear_warmup() -> None:
     config = OptimConfig(lr=1.0, warmup=4)
     assert [learning_rate(step, config, 100) for step in (0, 1, 3, 4, 50, 99)] == [0.25, 0.5, 1.0, 1.0, 1.0, 1.0]
 
@@ -35,12 +35,12 @@ def test_constant_after_a_linear_warm_up() -> None:
         (62.5, 0.2 + 0.8 * 0.8535533905932737),
     ],
 )
-def test_cosine_at_known_points(step: int, rate: float) -> None:
+def test_cosine_schedule_at_known_points(step: int, rate: float) -> None:
     config = OptimConfig(lr=1.0, warmup=10, schedule="cosine", stable_fraction=0.5, min_lr_ratio=0.2)
     assert learning_rate(step, config, 100) == pytest.approx(rate, abs=1e-12)
 
 
-def test_the_cosine_starts_no_earlier_than_the_warm_up_ends() -> None:
+def test_cosine_schedule_starts_after_warmup() -> None:
     config = OptimConfig(lr=1.0, warmup=20, schedule="cosine")
     assert learning_rate(20, config, 100) == 1.0
     assert learning_rate(60, config, 100) == pytest.approx(0.5)
@@ -66,7 +66,7 @@ def model() -> nn.Sequential:
     return nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 1).bfloat16(), nn.Linear(1, 1).bfloat16())
 
 
-def test_only_the_groups_move_and_in_float32() -> None:
+def test_only_parameter_groups_are_trained_in_float32() -> None:
     net = model()
     trainable = set_trainable(net, [ParameterGroup("head", list(net[2].parameters()), 1.0)])
     assert list(trainable) == ["2.weight", "2.bias"]
@@ -85,7 +85,7 @@ def test_groups_must_name_registered_parameters_once() -> None:
         set_trainable(net, [])
 
 
-def test_rates_multiply_and_one_dimensional_parameters_do_not_decay() -> None:
+def test_lr_scales_multiply_and_vectors_have_no_weight_decay() -> None:
     net = model()
     groups = [
         ParameterGroup("linear", list(net[0].parameters()), 2.0),
@@ -94,16 +94,16 @@ def test_rates_multiply_and_one_dimensional_parameters_do_not_decay() -> None:
     ]
     optimizer = adamw(groups, OptimConfig(weight_decay=0.1))
     set_learning_rate(optimizer, 0.01)
-    found = {
+    result = {
         id(value): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for value in group["params"]
     }
-    assert found[id(net[0].weight)] == (0.02, 0.1)
-    assert found[id(net[0].bias)] == (0.02, 0.0)
-    assert found[id(net[1].weight)] == (0.005, 0.0)
-    assert found[id(net[2].weight)] == (0.01, 0.0)
+    assert result[id(net[0].weight)] == (0.02, 0.1)
+    assert result[id(net[0].bias)] == (0.02, 0.0)
+    assert result[id(net[1].weight)] == (0.005, 0.0)
+    assert result[id(net[2].weight)] == (0.01, 0.0)
 
 
-def test_moments_go_by_name_whatever_the_order_of_the_groups() -> None:
+def test_moments_are_restored_by_parameter_name() -> None:
     def build(order: list[int]) -> tuple[nn.Sequential, torch.optim.AdamW, dict[str, nn.Parameter]]:
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))

@@ -1,4 +1,4 @@
-"""The stages of `configs/debug`, one after the other, as a person would run them; then images from the last."""
+"""The stages of `configs/debug` in order, and images of the last one."""
 
 import json
 import shutil
@@ -58,7 +58,7 @@ def parts(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_each_stage_exports_what_the_next_one_needs(runs: Path) -> None:
+def test_each_stage_starts_from_the_export_of_the_previous_one(runs: Path) -> None:
     reading = ["image_processor", "qformer", "qformer_tokenizer"]
     whole = sorted([*reading, "model_index.json", "scheduler", "text_encoder", "tokenizer", "unet", "vae"])
     assert parts(runs / "autoencoder/export") == ["vae"]
@@ -83,7 +83,7 @@ def test_each_stage_exports_what_the_next_one_needs(runs: Path) -> None:
         ("inpaint", "inpaint/start", ("vae/", "qformer/", "text_encoder/"), ("unet/",)),
     ],
 )
-def test_what_is_frozen_does_not_move_by_a_bit(
+def test_frozen_weights_do_not_change(
     runs: Path, stage: str, before: str, still: tuple[str, ...], moved: tuple[str, ...]
 ) -> None:
     """And what is not does."""
@@ -96,7 +96,7 @@ def test_what_is_frozen_does_not_move_by_a_bit(
         assert gone and sum(not torch.equal(old[name], new[name]) for name in gone) > 0.9 * len(gone), part
 
 
-def test_the_first_folder_that_has_a_part_gives_it(runs: Path) -> None:
+def test_first_folder_with_a_component_is_used(runs: Path) -> None:
     """Stage 2 names the text-to-image folder first, which has a subject encoder too: an untrained one."""
     first, second = (weights(runs / stage / "export") for stage in ("text_to_image", "representation"))
     towers = [name for name in first if name.startswith("qformer/visual_encoder.tower") and name in second]
@@ -104,110 +104,115 @@ def test_the_first_folder_that_has_a_part_gives_it(runs: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", ["subject", "consistency"])
-def test_the_export_draws(runs: Path, dog: Image.Image, stage: str) -> None:
+def test_export_generates_images(runs: Path, dog: Image.Image, stage: str) -> None:
     pipe = BlipDiffusionPipeline.from_pretrained(runs / stage / "export")
     pipe.set_progress_bar_config(disable=True)
     out = pipe("on the beach", dog, "dog", num_inference_steps=2, generator=torch.Generator().manual_seed(0))
     assert out.images[0].size == (32, 32)
 
 
-def test_a_run_keeps_its_configuration_and_its_page(runs: Path) -> None:
+def test_run_folder_contains_configuration_and_samples(runs: Path) -> None:
     saved = next((runs / "subject").rglob("*.toml"))
     config = configuration.build(RunConfig, configuration.read(saved))
     assert config.objective == "subject" and config.subject.noise_samples_per_pair == 2 and config.data.path == WORLD
     assert any((runs / "subject").rglob("page*.png"))
 
 
-def test_the_published_layout_is_trained_on(tmp_path: Path) -> None:
-    """Its image encoder looks at smaller images than the U-Net draws."""
+def test_published_layout_can_be_trained(tmp_path: Path) -> None:
+    """The image encoder's input is smaller than the images of the U-Net."""
     start = shutil.copytree(GOLDEN / "pipe", tmp_path / "published")
     shutil.copytree(GOLDEN / "tok" / "bert", start / "qformer_tokenizer")
-    own = [f"data.path={WORLD}", f'model.init_from=["{start}"]', "train.device=cpu"]
-    own += ["train.steps=1", "train.optim.lr=1e-3"]
+    options = [f"data.path={WORLD}", f'model.init_from=["{start}"]', "train.device=cpu"]
+    options += ["train.steps=1", "train.optim.lr=1e-3"]
     path, small = CONFIGS / "published/subject.toml", "data.synthetic.size=32"
-    result = run(path, tmp_path / "run", overrides=[*own, small])
+    result = run(path, tmp_path / "run", overrides=[*options, small])
     assert result.step == 1 and torch.tensor(result.losses["loss"]).isfinite()
     old, new = weights(start), weights(tmp_path / "run/export")
     assert any(not torch.equal(old[name], new[name]) for name in old if name.startswith("unet/"))
     index = json.loads((tmp_path / "run/export/model_index.json").read_text())
     assert (index["prompt_reps"], index["num_inference_steps"], index["guidance_scale"]) == (20, 50, 7.5)
     with pytest.raises(ConfigError, match=r"data\.synthetic\.size is 48, and this model generates 32 pixels"):
-        run(path, tmp_path / "other", overrides=[*own, "data.synthetic.size=48"])
+        run(path, tmp_path / "other", overrides=[*options, "data.synthetic.size=48"])
     assert not (tmp_path / "other").exists()
 
 
-def test_what_knows_nothing_is_no_teacher(runs: Path, tmp_path: Path) -> None:
-    own = [*overrides("consistency", runs), f'model.init_from=["{runs / "decoder/export"}"]']
+def test_untrained_teacher_is_refused(runs: Path, tmp_path: Path) -> None:
+    options = [*overrides("consistency", runs), f'model.init_from=["{runs / "decoder/export"}"]']
     with pytest.raises(CheckpointError, match="needs a trained subject_encoder and text_encoder and unet"):
-        run(CONFIGS / "debug/consistency.toml", tmp_path, overrides=own)
-    own = [*overrides("decoder", runs), "model.init_from=[]"]
+        run(CONFIGS / "debug/consistency.toml", tmp_path, overrides=options)
+    options = [*overrides("decoder", runs), "model.init_from=[]"]
     with pytest.raises(CheckpointError, match="needs a trained vae"):
-        run(CONFIGS / "debug/decoder.toml", tmp_path, overrides=own)
+        run(CONFIGS / "debug/decoder.toml", tmp_path, overrides=options)
 
 
-def test_a_run_is_a_function_of_its_configuration(runs: Path, tmp_path: Path) -> None:
+def test_equal_configurations_give_equal_runs(runs: Path, tmp_path: Path) -> None:
     run(CONFIGS / "debug/representation.toml", tmp_path, overrides=overrides("representation", runs))
     once, twice = weights(runs / "representation/export"), weights(tmp_path / "export")
     assert once.keys() == twice.keys() and all(torch.equal(once[name], twice[name]) for name in once)
 
 
-def test_a_lora_comes_with_the_model_and_resumes(runs: Path, tmp_path: Path) -> None:
-    own = [*overrides("consistency", runs), "consistency.lora=true", "consistency.rank=2", "consistency.num_levels=4"]
-    own += ["consistency.trajectory_distillation=true", "train.save_every=2"]
-    run(CONFIGS / "debug/consistency.toml", tmp_path, overrides=own)
+def test_consistency_lora_is_exported_and_resumes(runs: Path, tmp_path: Path) -> None:
+    options = [
+        *overrides("consistency", runs),
+        "consistency.lora=true",
+        "consistency.rank=2",
+        "consistency.num_levels=4",
+    ]
+    options += ["consistency.trajectory_distillation=true", "train.save_every=2"]
+    run(CONFIGS / "debug/consistency.toml", tmp_path, overrides=options)
     before, whole = weights(runs / "subject/export"), weights(tmp_path / "export")
     of_lora = [name for name in whole if ".lora_" in name]
     assert of_lora and all(torch.equal(whole[name], before[name]) for name in whole.keys() - set(of_lora))
     last = sorted((tmp_path / "checkpoints").iterdir())[-1]
     shutil.rmtree(last)
     shutil.rmtree(tmp_path / "export")
-    assert run(CONFIGS / "debug/consistency.toml", tmp_path, overrides=own, resume="latest").step == 4
+    assert run(CONFIGS / "debug/consistency.toml", tmp_path, overrides=options, resume="latest").step == 4
     again = weights(tmp_path / "export")
     assert again.keys() == whole.keys() and all(torch.equal(again[name], whole[name]) for name in whole)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(runs: Path, tmp_path: Path) -> None:
-    own = overrides("text_to_image", runs)
+    options = overrides("text_to_image", runs)
     path = CONFIGS / "debug/text_to_image.toml"
-    run(path, tmp_path, overrides=[*own, "train.save_every=2"])
+    run(path, tmp_path, overrides=[*options, "train.save_every=2"])
     checkpoint = sorted((tmp_path / "checkpoints").iterdir())[0]
-    resumed = run(path, tmp_path / "resumed", overrides=own, resume=checkpoint)
+    resumed = run(path, tmp_path / "resumed", overrides=options, resume=checkpoint)
     assert resumed.step == 4
     once, twice = weights(runs / "text_to_image/export"), weights(tmp_path / "resumed/export")
     assert all(torch.equal(once[name], twice[name]) for name in once)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_going_on_needs_no_earlier_stage(runs: Path, tmp_path: Path, stage: str) -> None:
-    """All that a run begins with lies in its own folder: parts, heads, and how the model wants to be asked."""
-    own = overrides(stage, tmp_path)
-    for path in json.loads(own[1].removeprefix("model.init_from=")):
+def test_resuming_does_not_read_earlier_stages(runs: Path, tmp_path: Path, stage: str) -> None:
+    """A run folder contains all inputs of the run: components, heads, and inference settings."""
+    options = overrides(stage, tmp_path)
+    for path in json.loads(options[1].removeprefix("model.init_from=")):
         shutil.copytree(runs / Path(path).relative_to(tmp_path), path)
     toml = CONFIGS / f"debug/{stage}.toml"
-    assert run(toml, tmp_path / "run", overrides=[*own, "train.minutes=1e-6"]).step == 1
+    assert run(toml, tmp_path / "run", overrides=[*options, "train.minutes=1e-6"]).step == 1
     for earlier in set(STAGES) & {path.name for path in tmp_path.iterdir()}:
         shutil.rmtree(tmp_path / earlier)
-    assert run(toml, tmp_path / "run", overrides=own, resume="latest").step == 4
+    assert run(toml, tmp_path / "run", overrides=options, resume="latest").step == 4
     once, twice = weights(runs / stage / "export"), weights(tmp_path / "run/export")
     assert once.keys() == twice.keys() and all(torch.equal(once[name], twice[name]) for name in once)
     for path in (runs / stage / "export").glob("model_index.json"):
         assert path.read_text() == (tmp_path / "run/export/model_index.json").read_text()
-    assert f"model.init_from={json.dumps(saved_start(tmp_path / 'run'))}" == own[1]
+    assert f"model.init_from={json.dumps(saved_start(tmp_path / 'run'))}" == options[1]
 
 
 def saved_start(folder: Path) -> list[str]:
-    """What the configuration that lies with the last checkpoint says a run began with."""
+    """Resuming uses the `init_from` of the configuration in the last checkpoint."""
     saved = max((folder / "checkpoints").iterdir()) / "config.toml"
     return [str(path) for path in tomllib.loads(saved.read_text())["model"]["init_from"]]
 
 
-def test_an_attempt_that_came_to_no_checkpoint_leaves_nothing_behind(runs: Path, tmp_path: Path) -> None:
+def test_failed_start_leaves_no_files(runs: Path, tmp_path: Path) -> None:
     """Its beginning would otherwise stand before what the corrected command names."""
-    own = overrides("text_to_image", runs)
-    run(CONFIGS / "debug/text_to_image.toml", tmp_path / "other", overrides=[*own, "model.seed=1", "train.steps=1"])
+    options = overrides("text_to_image", runs)
+    run(CONFIGS / "debug/text_to_image.toml", tmp_path / "other", overrides=[*options, "model.seed=1", "train.steps=1"])
     (tmp_path / "run").mkdir()
     shutil.copytree(tmp_path / "other/start", tmp_path / "run/start")
-    run(CONFIGS / "debug/text_to_image.toml", tmp_path / "run", overrides=own)
+    run(CONFIGS / "debug/text_to_image.toml", tmp_path / "run", overrides=options)
     once, twice = weights(runs / "text_to_image/export"), weights(tmp_path / "run/export")
     assert all(torch.equal(once[name], twice[name]) for name in once)
 
@@ -216,7 +221,7 @@ def test_an_attempt_that_came_to_no_checkpoint_leaves_nothing_behind(runs: Path,
 
 
 @pytest.mark.parametrize("path", STAGE_CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_every_configuration_is_one(path: Path) -> None:
+def test_every_configuration_is_valid(path: Path) -> None:
     config = configuration.build(RunConfig, configuration.read(path))
     assert config.objective in OBJECTIVES
     assert configuration.build(RunConfig, tomllib.loads(configuration.to_toml(config))) == config
@@ -249,20 +254,22 @@ def test_every_stage_has_a_configuration(folder: str, more: list[str]) -> None:
         ("model.preset=mini", CheckpointError, "no trained autoencoder: name its folder in model.init_from"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_run(tmp_path: Path, override: str, error: type[Exception], sentence: str) -> None:
-    own = [f"data.path={WORLD}", "model.init_from=[]", "train.device=cpu", override]
+def test_invalid_configurations_are_refused(
+    tmp_path: Path, override: str, error: type[Exception], sentence: str
+) -> None:
+    options = [f"data.path={WORLD}", "model.init_from=[]", "train.device=cpu", override]
     with pytest.raises(error, match=sentence):
-        run(CONFIGS / "debug/text_to_image.toml", tmp_path / "run", overrides=own)
+        run(CONFIGS / "debug/text_to_image.toml", tmp_path / "run", overrides=options)
     assert not (tmp_path / "run/export").exists()
 
 
-def test_a_file_in_the_way(tmp_path: Path) -> None:
+def test_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("something else")
     with pytest.raises(InputError, match="Nothing can be written to"):
         run(CONFIGS / "debug/text_to_image.toml", tmp_path / "run", overrides=[f"data.path={WORLD}"])
 
 
-def test_permissive_worlds_hold_permissive_rows_alone(tmp_path: Path) -> None:
-    own = [*overrides("autoencoder", tmp_path), "data.licences=permissive", "train.steps=1"]
-    run(CONFIGS / "debug/autoencoder.toml", tmp_path / "run", overrides=own)
+def test_permissive_licences_select_permissive_assets(tmp_path: Path) -> None:
+    options = [*overrides("autoencoder", tmp_path), "data.licences=permissive", "train.steps=1"]
+    run(CONFIGS / "debug/autoencoder.toml", tmp_path / "run", overrides=options)
     assert (tmp_path / "run/export/vae").is_dir()

@@ -15,10 +15,10 @@ from blip_diffusion.training.sample_callback import SampleCallback, sample_with_
 from blip_diffusion.training.trainer import HookContext
 
 
-def test_wrong_questions_differ_from_the_right_one_in_one_thing(batch: SubjectBatch) -> None:
-    asked = shuffled_conditions(batch)
-    assert list(asked) == ["wrong reference", "wrong scene"]
-    reference, scene = asked["wrong reference"], asked["wrong scene"]
+def test_mismatched_inputs_differ_in_one_field(batch: SubjectBatch) -> None:
+    mismatched = shuffled_conditions(batch)
+    assert list(mismatched) == ["wrong reference", "wrong scene"]
+    reference, scene = mismatched["wrong reference"], mismatched["wrong scene"]
     assert [key for key in batch if reference[key] is not batch[key]] == ["reference"]  # type: ignore[literal-required]
     assert [key for key in batch if scene[key] is not batch[key]] == ["caption"]  # type: ignore[literal-required]
     assert torch.equal(reference["reference"][1], batch["reference"][0])
@@ -26,8 +26,8 @@ def test_wrong_questions_differ_from_the_right_one_in_one_thing(batch: SubjectBa
 
 
 @torch.no_grad()
-def test_drawings_of_one_page_share_their_noise(model: BlipDiffusion) -> None:
-    """So that they differ in nothing but the words."""
+def test_samples_of_one_page_share_their_noise(model: BlipDiffusion) -> None:
+    """Samples of one page differ only in their prompts."""
     states = model.text_states(["a dog on the beach", "a dog on the beach", "a cat"])
     images = sample_with_same_noise(model, states)
     assert images.shape == (3, 3, 32, 32) and images.min() >= 0 and images.max() <= 1
@@ -37,7 +37,7 @@ def test_drawings_of_one_page_share_their_noise(model: BlipDiffusion) -> None:
 
 
 @torch.no_grad()
-def test_a_preview_draws_a_page_and_measures(model: BlipDiffusion, batch: SubjectBatch, tmp_path: Path) -> None:
+def test_sample_callback_writes_a_page_and_metrics(model: BlipDiffusion, batch: SubjectBatch, tmp_path: Path) -> None:
     method = SubjectRepresentation(model, noising_from(model.scheduler), None, SubjectConfig()).eval()
     state = torch.get_rng_state()
     with MetricLogger(tmp_path, console=False) as metric_logger:

@@ -5,7 +5,7 @@ import pytest
 from blip_diffusion.training import signals
 
 
-def test_only_an_impatient_second_interrupt_is_obeyed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_interrupt_stops_immediately(monkeypatch: pytest.MonkeyPatch) -> None:
     with signals.signals() as arrived:
         for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):  # torchrun repeats what the terminal has sent
             signal.raise_signal(number)

@@ -1,4 +1,4 @@
-"""Tiny real methods, whose data is a pure function of an index; also the program that the tests launch and kill.
+"""Tiny objectives with reproducible data. Tests also launch this module as a program and kill it.
 
 `python toys.py '[{"folder": ..., "method": ..., "config": {...}}, ...]'` is one `fit` after another.
 """
@@ -37,8 +37,8 @@ class Regression(Objective):
     def forward(self, batch: Any, context: StepContext) -> Losses:
         self.seen += len(batch["x"])
         noise = torch.randn(batch["x"].shape, generator=context.rng, device=batch["x"].device)
-        wanted = self.frozen(batch["x"].double()).float()
-        loss = (self.net(batch["x"] + 0.1 * noise) - wanted).float().square().mean()
+        expected = self.frozen(batch["x"].double()).float()
+        loss = (self.net(batch["x"] + 0.1 * noise) - expected).float().square().mean()
         if (context.step, context.position) == self.poison:
             loss = loss * float("nan")
         return {"loss": loss, "noise": noise.square().mean()}
@@ -62,12 +62,12 @@ class Contrast(Objective):
             self.left, self.right = nn.Linear(WIDTH, 3), nn.Linear(WIDTH, 3, bias=False)
 
     def forward(self, batch: Any, context: StepContext) -> Losses:
-        own = slice(context.position * ROWS, (context.position + 1) * ROWS)
+        own_rows = slice(context.position * ROWS, (context.position + 1) * ROWS)
         left, right = self.left(batch["x"]), self.right(batch["y"])
-        all_right = torch.cat([context.shared[: own.start], right, context.shared[own.stop :]])
-        labels = torch.arange(own.start, own.stop, device=left.device)
-        # the step's own rows must be where `position` says, or the labels are wrong
-        assert torch.allclose(context.shared[own], right.detach(), atol=1e-6)
+        all_right = torch.cat([context.shared[: own_rows.start], right, context.shared[own_rows.stop :]])
+        labels = torch.arange(own_rows.start, own_rows.stop, device=left.device)
+        # rows of this micro-batch must be at `position`, or the labels are wrong
+        assert torch.allclose(context.shared[own_rows], right.detach(), atol=1e-6)
         return {"loss": nn.functional.cross_entropy(left @ all_right.T, labels)}
 
     def parameter_groups(self) -> list[ParameterGroup]:
@@ -91,24 +91,24 @@ def batches(index: int) -> dict[str, Any]:
     return {"x": x, "y": x.roll(1, 1) + 0.1 * torch.randn(ROWS, WIDTH, generator=rng), "words": ["a", "b", "c", "d"]}
 
 
-def train(order: dict[str, Any]) -> Result:
-    """One `fit`. The process is sent a signal when an index is asked for: `order["signals"]` is index: number."""
-    config = build(TrainConfig, order.get("config", {}))
-    signals = {int(index): number for index, number in order.get("signals", {}).items()}
+def train(spec: dict[str, Any]) -> Result:
+    """Run `fit`. `spec["signals"]` maps the index of a batch to a signal that is sent when it is requested."""
+    config = build(TrainConfig, spec.get("config", {}))
+    signals = {int(index): number for index, number in spec.get("signals", {}).items()}
 
     def watched(index: int) -> dict[str, Any]:
         if index in signals:
             os.kill(os.getpid(), signals.pop(index))
         return batches(index)
 
-    objective = OBJECTIVES[order.get("objective", "regression")](**order.get("arguments", {}))
-    resume, text = order.get("resume", False), to_toml(config)
-    return fit(objective, watched, config, folder=Path(order["folder"]), resume=resume, config_text=text)
+    objective = OBJECTIVES[spec.get("objective", "regression")](**spec.get("arguments", {}))
+    resume, text = spec.get("resume", False), to_toml(config)
+    return fit(objective, watched, config, folder=Path(spec["folder"]), resume=resume, config_text=text)
 
 
 def main() -> None:
-    for order in json.loads(sys.argv[1]):
-        result = train(order)
+    for spec in json.loads(sys.argv[1]):
+        result = train(spec)
         print(f"stopped: {result.stopped} at {result.step}", flush=True)
 
 

@@ -163,7 +163,7 @@ class GenerationRequest:
 
     @property
     def batch_key(self) -> tuple[object, ...] | None:
-        """The settings that requests must share to be generated in one batch; `None` if this one can't share a batch."""
+        """The settings that requests of one batch have in common; `None` if this request can't share a batch."""
         alone = (self.subjects, self.controls, self.loras, self.embeddings, self.more_references, self.more_subjects)
         if any(alone) or not self.reference or self.edit is not None or self.region_mask:
             return None

@@ -1,4 +1,4 @@
-"""Benches in DreamBench's layout: read as they are published, made of a world, refused in one sentence."""
+"""Benchmarks in DreamBench's layout: reading, building from the training set, and errors."""
 
 import itertools
 import json
@@ -69,7 +69,7 @@ def published(folder: Path, text: str = PUBLISHED) -> Path:
     return folder
 
 
-def test_the_published_layout_is_read(tmp_path: Path) -> None:
+def test_published_layout_is_read(tmp_path: Path) -> None:
     bench = read_bench(published(tmp_path / "dream"))
     assert [(s.name, s.category, s.live, len(s.images)) for s in bench.subjects] == [
         ("backpack", "backpack", False, 2),
@@ -86,7 +86,7 @@ def test_the_published_layout_is_read(tmp_path: Path) -> None:
     assert bench.name == "dream" and bench.world == ""
 
 
-def test_a_changed_image_is_another_bench(tmp_path: Path) -> None:
+def test_changed_image_changes_the_fingerprint(tmp_path: Path) -> None:
     folder = published(tmp_path)
     before = read_bench(folder).digest
     Image.new("RGB", (40, 30), "green").save(folder / "dataset" / "dog2" / "01.jpg")
@@ -98,7 +98,7 @@ def without_prompts(text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "said"),
+    ("file", "content", "message"),
     [
         (PROMPTS, None, "is missing"),
         (PROMPTS, b"subject_name,class\n\nObject Prompts", "names no subject"),
@@ -111,14 +111,14 @@ def without_prompts(text: str) -> str:
         ("../bench.json", b"[" * 100_000, "does not belong"),
     ],
 )
-def test_what_is_wrong_is_said(tmp_path: Path, file: str, content: bytes | None, said: str) -> None:
+def test_invalid_benchmarks_are_refused(tmp_path: Path, file: str, content: bytes | None, message: str) -> None:
     path = published(tmp_path) / "dataset" / file
     path.unlink() if content is None else path.write_bytes(content)
-    with pytest.raises(BlipDiffusionError, match=said):
+    with pytest.raises(BlipDiffusionError, match=message):
         read_bench(tmp_path)
 
 
-def test_a_row_of_the_table_ends_with_its_line() -> None:
+def test_table_rows_end_with_their_line() -> None:
     classes, _, _ = parse(PUBLISHED.replace("dog2,dog\n", " dog2 ,\tsmall dog \nvase,\n\n,cup\na,b,c\n"), Path("x.txt"))
     assert classes == {"backpack": "backpack", "dog2": "small dog"}
 
@@ -127,20 +127,20 @@ def test_a_row_of_the_table_ends_with_its_line() -> None:
     ("before", "after"),
     [("Classes", "\n" * 40_000 + "x"), ("'a {0} {1} in the", "'a {0} {1}" * 800 + "\n'a {0} {1} in the")],
 )
-def test_a_hostile_table_is_read_in_a_moment(before: str, after: str) -> None:
+def test_malicious_table_is_parsed_quickly(before: str, after: str) -> None:
     began = time.process_time()
     assert parse(PUBLISHED.replace(before, after), Path("x.txt"))[1]
     assert time.process_time() - began < 0.5
 
 
-def test_a_subject_without_images_is_named(tmp_path: Path) -> None:
+def test_subject_without_images_is_named(tmp_path: Path) -> None:
     for path in (published(tmp_path) / "dataset" / "dog2").iterdir():
         path.unlink()
     with pytest.raises(BlipDiffusionError, match="dog2 holds no image"):
         read_bench(tmp_path)
 
 
-def test_one_of_a_kind_is_nothing_to_compare(tmp_path: Path) -> None:
+def test_single_image_subjects_are_refused(tmp_path: Path) -> None:
     one_subject = PUBLISHED.replace("dog2,dog\n", "")
     with pytest.raises(BlipDiffusionError, match=r"two subjects and two prompts .* has 1 and 4"):
         read_bench(published(tmp_path / "subject", one_subject))
@@ -149,14 +149,14 @@ def test_one_of_a_kind_is_nothing_to_compare(tmp_path: Path) -> None:
         read_bench(published(tmp_path / "prompt", one_prompt))
 
 
-def test_dreambench_is_whole(tmp_path: Path) -> None:
+def test_dreambench_is_complete(tmp_path: Path) -> None:
     with pytest.raises(BlipDiffusionError, match="2 subjects and 4 images"):
         read_dreambench(published(tmp_path))
     with pytest.raises(BlipDiffusionError, match="git clone"):
         read_dreambench(tmp_path / "nowhere")
 
 
-def test_a_part_comes_from_all_over(tmp_path: Path) -> None:
+def test_part_is_spread_over_the_benchmark(tmp_path: Path) -> None:
     bench = build_bench(WORLD, tmp_path / "bench")
     part = bench.part(2, 5)
     assert len(part.subjects) == 2 and len(part.prompt_ids) == 5
@@ -167,7 +167,7 @@ def test_a_part_comes_from_all_over(tmp_path: Path) -> None:
         bench.part(2, 99)
 
 
-def test_minibench_is_made_again_to_the_byte(tmp_path: Path) -> None:
+def test_minibench_is_reproducible(tmp_path: Path) -> None:
     first, second = (build_bench(WORLD, tmp_path / name) for name in ("a", "b"))
     assert first.digest == second.digest and first.world == fingerprint(WORLD)
     files = [path.relative_to(tmp_path / "a") for path in sorted((tmp_path / "a").rglob("*")) if path.is_file()]
@@ -175,14 +175,14 @@ def test_minibench_is_made_again_to_the_byte(tmp_path: Path) -> None:
     assert build_bench(WORLD, tmp_path / "a").digest == first.digest  # over itself
 
 
-def test_no_two_subjects_share_a_name() -> None:
+def test_subject_names_are_unique() -> None:
     assert _names(["x:car", "y/Car", "z:car", "x:!"]) == ["car", "car_2", "car_3", "subject"]
     assert _names(["x:car_2", "x:car", "y:car"]) == ["car_2", "car_3", "car_4"]
     for identities in itertools.permutations(["x:car", "y:car", "x:car_2", "x:car_3", "x:car_2_2"]):
         assert len(set(_names(identities))) == len(identities)
 
 
-def test_minibench_asks_for_what_is_held_out(tmp_path: Path) -> None:
+def test_minibench_uses_heldout_assets(tmp_path: Path) -> None:
     bench = build_bench(WORLD, tmp_path / "bench", subjects=3)
     assert [subject.identity for subject in bench.subjects] == ["held0", "held1", "held2"]
     for number in bench.prompt_ids:
@@ -192,7 +192,7 @@ def test_minibench_asks_for_what_is_held_out(tmp_path: Path) -> None:
     assert kinds.count("property") == 6 and kinds.count("scene") > kinds.count("accessory") > 0
 
 
-def test_the_prompts_are_those_of_the_recipe(tmp_path: Path) -> None:
+def test_prompts_equal_those_of_the_specification(tmp_path: Path) -> None:
     build_bench(WORLD, tmp_path / "bench", subjects=2)
     recipe = json.loads((tmp_path / "bench" / "bench.json").read_text())
     recipe["objects"].pop()
@@ -202,7 +202,7 @@ def test_the_prompts_are_those_of_the_recipe(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"objects": [{"count": "2"}]}, "objects.count must be a whole number, not '2'"),
         ({"creatures": [{"hue": "red"}]}, "creatures.hue is not a configuration key"),
@@ -212,15 +212,15 @@ def test_the_prompts_are_those_of_the_recipe(tmp_path: Path) -> None:
         ({"creatures": [{"count": 7}]}, "creatures has the count 7"),
     ],
 )
-def test_a_recipe_that_would_fail_later_is_refused(tmp_path: Path, changed: dict[str, object], said: str) -> None:
+def test_invalid_specification_is_refused(tmp_path: Path, changed: dict[str, object], message: str) -> None:
     build_bench(WORLD, tmp_path / "bench", subjects=2)
     path = tmp_path / "bench" / "bench.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
-    with pytest.raises(BlipDiffusionError, match=f"does not belong to this benchmark .*{said}"):
+    with pytest.raises(BlipDiffusionError, match=f"does not belong to this benchmark .*{message}"):
         read_bench(tmp_path / "bench")
 
 
-def test_lists_of_two_lengths_are_counted_each(tmp_path: Path) -> None:
+def test_lists_of_different_lengths_are_counted_separately(tmp_path: Path) -> None:
     build_bench(WORLD, tmp_path / "bench", subjects=2)
     words, recipe = tmp_path / "bench" / "dataset" / PROMPTS, tmp_path / "bench" / "bench.json"
     lines = words.read_text().splitlines()
@@ -234,7 +234,7 @@ def test_lists_of_two_lengths_are_counted_each(tmp_path: Path) -> None:
     assert len(bench.prompt_ids) == len(bench.creatures) == len(bench.objects) - 1
 
 
-def test_what_a_world_lacks_is_named(tmp_path: Path) -> None:
+def test_missing_assets_are_named(tmp_path: Path) -> None:
     bench = build_bench(WORLD, tmp_path / "bench", subjects=2)
     assert unknown_to(WORLD, bench) == ""
     stranger = replace(bench.subjects[1], identity="nobody")
@@ -244,7 +244,7 @@ def test_what_a_world_lacks_is_named(tmp_path: Path) -> None:
         assert unknown_to(WORLD, replace(bench, creatures=(elsewhere,))) == f"the scene {scene!r}"
 
 
-def test_a_folder_of_something_else_is_kept(tmp_path: Path) -> None:
+def test_unrelated_folder_is_kept(tmp_path: Path) -> None:
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "thesis.txt").write_text("years of work")
     with pytest.raises(BlipDiffusionError, match="isn't a benchmark of this project"):
@@ -252,7 +252,7 @@ def test_a_folder_of_something_else_is_kept(tmp_path: Path) -> None:
     assert (tmp_path / "bench" / "thesis.txt").exists()
 
 
-def test_others_of_a_category_are_others() -> None:
+def test_other_instances_are_different_subjects() -> None:
     row = heldout_subjects(WORLD)[0]
     rows = same_category(WORLD, row)
     assert random.Random(0).choice(rows) != row

@@ -1,4 +1,4 @@
-"""Building a world: split by subject, near-duplicates, the size limit, and the same bytes twice."""
+"""Building the training set: split by subject, near-duplicates, size limit, reproducible bytes."""
 
 import json
 import zipfile
@@ -23,7 +23,7 @@ SHAPES = {
 
 
 def package(cache: Path, source: str, colour: str) -> None:
-    """An unpacked emoji package, with the stamp that tells `fetch` that it is complete."""
+    """An unpacked emoji package, with the marker of a complete download."""
     folder = cache / "unpacked" / source
     (folder / "package").mkdir(parents=True)
     icons = {slug: {"body": shape.format(colour=colour)} for slug, shape in SHAPES.items()}
@@ -54,9 +54,9 @@ def image(colour: str, corner: int = 0) -> Image.Image:
     return canvas
 
 
-def test_a_world_is_built(out: Path) -> None:
-    said: list[str] = []
-    path = build(out, sources=["fluent-emoji-flat", "noto"], progress=said.append)
+def test_world_is_built(out: Path) -> None:
+    messages: list[str] = []
+    path = build(out, sources=["fluent-emoji-flat", "noto"], progress=messages.append)
     world = AssetLibrary.load(path)
     assert path == out / "world.zip"
     assert sorted(row.identity for row in world.cutouts) == [
@@ -68,8 +68,8 @@ def test_a_world_is_built(out: Path) -> None:
         == {"noto:owl", "noto:guitar"}
         <= set(SUBJECTS)
     )
-    assert any("6 cut-outs of 6 subjects, 2 scenes" in line for line in said)
-    assert "noto: 3 cut-outs, 3 subjects (2 held out), 3 categories; 3 Apache-2.0" in said[-1].splitlines()
+    assert any("6 cut-outs of 6 subjects, 2 scenes" in line for line in messages)
+    assert "noto: 3 cut-outs, 3 subjects (2 held out), 3 categories; 3 Apache-2.0" in messages[-1].splitlines()
     text = zipfile.ZipFile(path).read("LICENCES.md").decode()
     assert "## noto 1.2.9" in text and "Apache-2.0" in text and "Google" in text and "twemoji" not in text
 
@@ -80,14 +80,12 @@ def test_the_same_sources_give_the_same_bytes(out: Path) -> None:
     assert build(out, sources=["noto", "fluent-emoji-flat"], progress=print).read_bytes() == once
 
 
-def test_emoji_need_the_package_that_names_them(out: Path) -> None:
+def test_emoji_sources_need_the_package_of_names(out: Path) -> None:
     with pytest.raises(DataError, match="noto takes its names from fluent-emoji-flat"):
         build(out, sources=["noto"])
 
 
-def test_packages_that_are_missing_are_said_before_anything_is_fetched(
-    out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_packages_are_reported_before_downloads(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("blip_diffusion.data.build.sources.find_spec", lambda name: None)
     monkeypatch.setattr(module, "fetch", lambda *_, **__: pytest.fail("fetched"))
     with pytest.raises(DataError, match=r"needs resvg-py, which isn't installed: pip install 'blip-diffusion\[data\]'"):
@@ -96,27 +94,27 @@ def test_packages_that_are_missing_are_said_before_anything_is_fetched(
         build(out, sources=["sweethome3d-furniture"])
 
 
-def test_an_unknown_source_is_said(out: Path) -> None:
+def test_unknown_source_is_refused(out: Path) -> None:
     with pytest.raises(DataError, match="no source named nato"):
         build(out, sources=["nato"])
 
 
-def test_quality_gives_way_to_size_and_then_up(tmp_path: Path) -> None:
+def test_image_quality_is_reduced_to_fit_the_size_limit(tmp_path: Path) -> None:
     noise = Image.effect_noise((128, 128), 90).convert("RGBA")
     noise.putalpha(255)
     images = [(row("a"), noise)]
-    said: list[str] = []
-    fit(tmp_path / "w.zip", images, [], "", 40, said.append)
+    messages: list[str] = []
+    fit(tmp_path / "w.zip", images, [], "", 40, messages.append)
     best = (tmp_path / "w.zip").stat().st_size
-    fit(tmp_path / "w.zip", images, [], "", (best - 1) / 2**20, said.append)
-    assert (tmp_path / "w.zip").stat().st_size < best and len(said) == 3
+    fit(tmp_path / "w.zip", images, [], "", (best - 1) / 2**20, messages.append)
+    assert (tmp_path / "w.zip").stat().st_size < best and len(messages) == 3
     before = (tmp_path / "w.zip").read_bytes()
     with pytest.raises(DataError, match="build with fewer sources or views"):
-        fit(tmp_path / "w.zip", images, [], "", 1e-6, said.append)
+        fit(tmp_path / "w.zip", images, [], "", 1e-6, messages.append)
     assert (tmp_path / "w.zip").read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["w.zip"]
 
 
-def test_a_subject_is_never_split() -> None:
+def test_subject_is_in_one_split_only() -> None:
     images = [(row(f"s{i}", f"c{i % 7}", view), image("red")) for i in range(900) for view in ("front", "back", "side")]
     marked = split(images)
     sides: dict[str, set[str]] = {}
@@ -128,18 +126,18 @@ def test_a_subject_is_never_split() -> None:
     assert [cutout.split for cutout, _ in split(images)] == [cutout.split for cutout, _ in marked]
 
 
-def test_the_last_two_of_a_category_train(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_last_two_subjects_of_a_category_are_for_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HELD_OUT", 1.0)
     marked = split([(row(f"s{i}", "dog" if i < 5 else "cat"), image("red")) for i in range(7)])
     trained = [cutout.category for cutout, _ in marked if cutout.split == "train"]
     assert sorted(trained) == ["cat", "cat", "dog", "dog"]
 
 
-def test_the_bench_is_always_held_out() -> None:
+def test_benchmark_subjects_are_always_held_out() -> None:
     assert [cutout.split for cutout, _ in split([(row(SUBJECTS[0]), image("red"))])] == ["heldout"]
 
 
-def test_a_copy_under_another_name_is_left_out_with_all_its_views() -> None:
+def test_duplicate_subject_is_removed_with_all_views() -> None:
     images = [
         (row("first", view="a"), image("red")),
         (row("first", view="b"), image("red")),  # the same subject may look the same twice

@@ -1,4 +1,4 @@
-"""Cut-outs: what is trimmed, what is left out, and which images are one subject."""
+"""Cut-outs: trimming, rejected images, and grouping by subject."""
 
 import json
 from pathlib import Path
@@ -44,12 +44,12 @@ def flat(tmp_path: Path) -> Path:
     return folder
 
 
-def test_trim_cuts_to_what_is_opaque() -> None:
+def test_trim_crops_to_opaque_pixels() -> None:
     image = trim(disc())
     assert image is not None and image.size == (81, 81) and image.mode == "RGBA"
 
 
-def test_trim_forgets_faint_specks() -> None:
+def test_trim_ignores_faint_specks() -> None:
     image = disc()
     image.putpixel((0, 0), (0, 0, 0, 9))
     trimmed = trim(image)
@@ -64,21 +64,21 @@ def test_trim_forgets_faint_specks() -> None:
         Image.new("RGBA", (100, 100), "red"),  # a tile, no cut-out
     ],
 )
-def test_trim_leaves_out(image: Image.Image) -> None:
+def test_trim_rejects_unusable_images(image: Image.Image) -> None:
     assert trim(image) is None
 
 
-def test_a_line_is_next_to_nothing() -> None:
+def test_thin_lines_are_rejected() -> None:
     image = Image.new("RGBA", (100, 100))
     ImageDraw.Draw(image).line((0, 0, 99, 99), "red")
     assert trim(image) is None
 
 
-def test_a_full_rectangle_passes_on_request() -> None:
+def test_full_rectangle_is_accepted_on_request() -> None:
     assert trim(Image.new("RGBA", (100, 80), "red"), solid=False) is not None
 
 
-def test_opened_wants_transparency_and_no_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_without_transparency_and_bombs_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disc().save(tmp_path / "good.png")
     disc(mode="RGB").save(tmp_path / "opaque.png")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
@@ -89,21 +89,21 @@ def test_opened_wants_transparency_and_no_bombs(tmp_path: Path, monkeypatch: pyt
     assert opened(tmp_path / "good.png") is None
 
 
-def test_a_broken_svg_is_left_out() -> None:
+def test_broken_svg_is_skipped() -> None:
     assert rasterised("<svg") is None
     image = rasterised(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">{CIRCLE}</svg>')
     assert image is not None and image.width == 160
 
 
-def test_emoji_are_named_and_sorted_into_animals_and_things(flat: Path) -> None:
-    found = {row.category: row for row, _ in emoji("noto", flat, flat, "Apache-2.0")}
-    assert set(found) == {"owl", "rose", "teapot"}
-    assert found["owl"].animate and not found["rose"].animate and not found["teapot"].animate
-    assert found["teapot"].identity == "noto:teapot" and found["teapot"].licence == "Apache-2.0"
+def test_emoji_have_names_and_kinds(flat: Path) -> None:
+    result = {row.category: row for row, _ in emoji("noto", flat, flat, "Apache-2.0")}
+    assert set(result) == {"owl", "rose", "teapot"}
+    assert result["owl"].animate and not result["rose"].animate and not result["teapot"].animate
+    assert result["teapot"].identity == "noto:teapot" and result["teapot"].licence == "Apache-2.0"
     assert {row.kind for row, _ in emoji("openmoji", flat, flat, "x")} == {"outline"}
 
 
-def test_the_two_styles_of_fluent_are_one_subject_and_vendors_are_not(flat: Path, tmp_path: Path) -> None:
+def test_fluent_styles_are_one_subject_but_vendors_are_separate(flat: Path, tmp_path: Path) -> None:
     assets = tmp_path / "shaded/package/assets"
     assets.mkdir(parents=True)
     disc().save(assets / "1f989.webp")
@@ -129,13 +129,13 @@ def test_stamps(tmp_path: Path) -> None:
         disc().save(root / f"{key}.png")
     write(root / "household/teapot.svg", f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">{CIRCLE}</svg>')
     disc().save(root / "household/mute.png")
-    found = {row.identity: row for row, _ in stamps(tmp_path, "GPL-2.0-only")}
-    assert set(found) == {"tux:animals/camel", "tux:household/teapot"}
-    assert found["tux:animals/camel"].kind == "photo" and found["tux:animals/camel"].animate
-    assert found["tux:household/teapot"].kind == "drawing" and not found["tux:household/teapot"].animate
+    result = {row.identity: row for row, _ in stamps(tmp_path, "GPL-2.0-only")}
+    assert set(result) == {"tux:animals/camel", "tux:household/teapot"}
+    assert result["tux:animals/camel"].kind == "photo" and result["tux:animals/camel"].animate
+    assert result["tux:household/teapot"].kind == "drawing" and not result["tux:household/teapot"].animate
 
 
-def test_the_poses_of_a_costume_are_one_subject(tmp_path: Path) -> None:
+def test_poses_of_a_costume_are_one_subject(tmp_path: Path) -> None:
     root = tmp_path / "usr/share/scratch/Media/Costumes"
     for name in (
         "Animals/dog2-a.png",

@@ -1,4 +1,4 @@
-"""The benchmark of drawings is whole, brings its own assets, and shows each drawing on plain backgrounds."""
+"""The benchmark of drawings: its list, its assets, and its plain backgrounds."""
 
 from pathlib import Path
 
@@ -28,13 +28,13 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_the_list_names_each_drawing_once() -> None:
+def test_drawings_are_listed_once() -> None:
     drawings = read_list()
     assert len(drawings) == 24
     assert len({drawing.name for drawing in drawings}) == len({drawing.file for drawing in drawings}) == 24
 
 
-def test_drawings_are_found_by_name_beside_the_dataset(package: Path, tmp_path: Path) -> None:
+def test_drawings_benchmark_is_next_to_the_dataset(package: Path, tmp_path: Path) -> None:
     made = write_drawings(package, DRAWINGS, tmp_path / "drawings")
     bench, world = load_benchmark("drawings", tmp_path / "world.zip")
     assert bench.digest == made.digest and (tmp_path / "drawings" / ASSETS).is_file()
@@ -43,7 +43,7 @@ def test_drawings_are_found_by_name_beside_the_dataset(package: Path, tmp_path: 
     assert not list(tmp_path.glob(".*"))  # nothing temporary is left
 
 
-def test_the_reference_is_cropped_to_the_drawing(package: Path, tmp_path: Path) -> None:
+def test_reference_is_cropped_to_the_drawing(package: Path, tmp_path: Path) -> None:
     bench = write_drawings(package, DRAWINGS, tmp_path / "drawings")
     reference = Image.open(bench.subjects[0].pictures[0]).convert("RGB")
     red = [x for x in range(reference.width) if _is_red(reference.getpixel((x, reference.height // 2)))]

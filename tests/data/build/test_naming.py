@@ -1,4 +1,4 @@
-"""Names: what every source's way of naming becomes, and what is left out."""
+"""Category names from the names of each source, and rejected names."""
 
 import pytest
 
@@ -80,13 +80,13 @@ def test_unwanted_costumes(stem: str) -> None:
     assert naming.costume(stem) is None
 
 
-def test_a_category_is_at_most_three_plain_words() -> None:
+def test_category_has_at_most_three_plain_words() -> None:
     for words in (*naming.RENAMED.values(), *naming.KIND_OF, *naming.STAMPS.values()):
-        found = naming.named(words)
-        if found:
-            assert len(found.category.split()) <= 3
-            assert found.category.replace(" ", "").isalpha() and found.name.islower()
+        result = naming.named(words)
+        if result:
+            assert len(result.category.split()) <= 3
+            assert result.category.replace(" ", "").isalpha() and result.name.islower()
 
 
-def test_the_bench_has_thirty_subjects() -> None:
+def test_benchmark_has_thirty_subjects() -> None:
     assert len(set(minibench.SUBJECTS)) == len(minibench.SUBJECTS) == 30

@@ -1,4 +1,4 @@
-"""The renderer, on a textured cube whose sides have colours of their own."""
+"""The renderer, on a textured cube with sides of different colours."""
 
 import errno
 import zipfile
@@ -77,19 +77,19 @@ def middle(image: Image.Image, up: float = 0.5) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def test_a_catalogue_is_read(archive: Path) -> None:
+def test_catalogue_is_read(archive: Path) -> None:
     round_box, wall_box = catalogue(archive)
     assert (round_box.key, round_box.name, round_box.wall) == ("toys/box/box", "Café box", False)
     assert wall_box.wall and wall_box.size == (40, 20, 10) and wall_box.rotation[5] == 1
 
 
-def test_what_is_no_catalogue_is_said(tmp_path: Path) -> None:
+def test_invalid_catalogue_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.sh3f").write_text("no zip")
     with pytest.raises(DataError, match=r"a\.sh3f is not a furniture catalogue"):
         catalogue(tmp_path / "a.sh3f")
 
 
-def test_each_side_shows_its_own_colour(box: Model) -> None:
+def test_each_view_shows_the_colour_of_its_side(box: Model) -> None:
     cloud = sample(box, points=40_000)
     red, _, blue = middle(view(cloud, 0, 0, 64))
     assert red > 120 and blue < 40
@@ -99,7 +99,7 @@ def test_each_side_shows_its_own_colour(box: Model) -> None:
     assert abs(red - blue) < 10 and abs(red - green) < 10
 
 
-def test_the_top_is_on_top(box: Model) -> None:
+def test_top_of_the_model_is_at_the_top(box: Model) -> None:
     image = view(sample(box, points=40_000), 0, 40, 64)
     red, green, _ = middle(image, up=0.2)
     assert green > 100 > red
@@ -107,7 +107,7 @@ def test_the_top_is_on_top(box: Model) -> None:
     assert red > 100 > green
 
 
-def test_a_rotation_is_applied_before_the_size(archive: Path) -> None:
+def test_rotation_is_applied_before_scaling(archive: Path) -> None:
     cloud = sample(catalogue(archive)[1], points=20_000)
     assert np.ptp(cloud.position, axis=1) == pytest.approx([40, 20, 10], rel=0.05)
     red, green, blue = middle(view(cloud, 180, 0, 64))  # the matrix turns the top to the back and the front to the top
@@ -116,7 +116,7 @@ def test_a_rotation_is_applied_before_the_size(archive: Path) -> None:
     assert red > 100 > green + blue
 
 
-def test_a_view_fills_the_frame_and_has_no_holes(box: Model) -> None:
+def test_view_fills_the_frame_without_holes(box: Model) -> None:
     image = view(sample(box), 30, 20)
     left, top, right, bottom = image.getbbox() or (0, 0, 0, 0)
     assert image.size == (128, 128) and max(right - left, bottom - top) >= 125
@@ -125,58 +125,58 @@ def test_a_view_fills_the_frame_and_has_no_holes(box: Model) -> None:
     assert inside.sum() > 5000 and (np.asarray(alpha)[inside] == 255).all()
 
 
-def test_glass_lets_the_back_through(box: Model, archive: Path) -> None:
+def test_glass_is_transparent(box: Model, archive: Path) -> None:
     cloud = sample(box, points=40_000)
     cloud.colour[3, (cloud.colour[0] > 200) & (cloud.colour[2] < 50)] = 128
     red, _, blue = middle(view(cloud, 0, 0, 64))
     assert red > 50 and blue > 50
 
 
-def test_angles_keep_to_the_front_of_a_wall_object(box: Model) -> None:
+def test_wall_objects_are_rendered_from_the_front(box: Model) -> None:
     assert all(min(a, 360 - a) <= 72 for a, _ in angles(replace(box, wall=True), 8))
     turns = sorted(a for a, _ in angles(box, 8))
     assert len(set(turns)) == 8 and max(b - a for a, b in pairwise(turns)) < 75
     assert all(10 <= e <= 30 for _, e in angles(box, 8))
 
 
-def test_the_same_model_gives_the_same_images(box: Model, tmp_path: Path) -> None:
+def test_rendering_is_deterministic(box: Model, tmp_path: Path) -> None:
     once = [path.read_bytes() for _, path in render(box, tmp_path / "a", 2)]
     again = [path.read_bytes() for _, path in render(box, tmp_path / "b", 2)]
     assert once == again and once[0] != once[1]
 
 
-def test_what_is_rendered_is_not_rendered_again(box: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rendered_views_are_cached(box: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = render(box, tmp_path, 2)
     monkeypatch.setattr(module, "sample", lambda model: pytest.fail("rendered again"))
     assert render(box, tmp_path, 2) == first
     assert all(path.is_file() for _, path in first)
 
 
-def test_a_model_without_surface_is_said(box: Model, tmp_path: Path) -> None:
+def test_model_without_surface_is_refused(box: Model, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "empty.sh3f", "w") as files:
         files.writestr("toys/box/box.obj", "v 0 0 0\n")
     with pytest.raises((DataError, ValueError)):
         sample(replace(box, archive=tmp_path / "empty.sh3f"))
 
 
-def test_a_broken_model_is_left_out_of_many(box: Model, tmp_path: Path) -> None:
-    said: list[str] = []
+def test_broken_model_is_skipped(box: Model, tmp_path: Path) -> None:
+    messages: list[str] = []
     broken = replace(box, key="toys/none/none", member="toys/none/none.obj")
-    found = list(module.render_all([broken, box], tmp_path, 1, workers=1, progress=said.append))
-    assert [model.key for model, _ in found] == ["toys/box/box"]
-    assert len(said) == 1 and "left out toys/none/none" in said[0]
+    result = list(module.render_all([broken, box], tmp_path, 1, workers=1, progress=messages.append))
+    assert [model.key for model, _ in result] == ["toys/box/box"]
+    assert len(messages) == 1 and "left out toys/none/none" in messages[0]
 
 
-def test_who_stops_waits_for_no_others(box: Model, tmp_path: Path) -> None:
+def test_interrupt_does_not_wait_for_other_models(box: Model, tmp_path: Path) -> None:
     models = [replace(box, key=f"toys/box/box{number}") for number in range(12)]
-    found = module.render_all(models, tmp_path, 1, workers=1)
-    next(found)
-    found.close()  # as an interrupt does
+    result = module.render_all(models, tmp_path, 1, workers=1)
+    next(result)
+    result.close()  # as an interrupt does
     assert len(list(tmp_path.glob("toys/box/*"))) < 6
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), ImportError("trimesh"), BrokenExecutor()])
-def test_where_the_machine_fails_no_model_is_blamed(box: Model, error: Exception) -> None:
+def test_machine_errors_are_not_attributed_to_models(box: Model, error: Exception) -> None:
     future: Future[list[tuple[int, Path]]] = Future()
     future.set_exception(error)
     with pytest.raises(DataError, match=r"toys/box/box can't be rendered .* finished models are kept"):

@@ -1,4 +1,4 @@
-"""Scenes: the tables agree with each other, and only full tiles pass for a place."""
+"""Scenes: consistent tables, and rejected images."""
 
 import json
 from collections import defaultdict
@@ -21,7 +21,7 @@ def vendor(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_every_word_has_phrases_and_a_place_to_train_on() -> None:
+def test_every_scene_word_has_phrases_and_a_training_scene() -> None:
     assert all(0 < row["horizon"] < 1 for row in (*PHOTOGRAPHS, *EMOJI))
     held = {row["word"] for row in PHOTOGRAPHS if row.get("split") == "heldout"}
     trained = {row["word"] for row in PHOTOGRAPHS if "split" not in row}
@@ -39,25 +39,25 @@ def test_a_phrase_belongs_to_one_word() -> None:
     assert all(len(words) == 1 for words in owners.values())
 
 
-def test_only_a_full_tile_is_a_place(vendor: Path) -> None:
-    found = list(scenes("noto", vendor, "Apache-2.0"))
-    assert [(scene.word, scene.source) for scene, _ in found] == [("desert", "noto desert")]
-    scene, image = found[0]
+def test_only_full_tiles_are_scenes(vendor: Path) -> None:
+    result = list(scenes("noto", vendor, "Apache-2.0"))
+    assert [(scene.word, scene.source) for scene, _ in result] == [("desert", "noto desert")]
+    scene, image = result[0]
     assert scene.phrases == PHRASES["desert"] and scene.licence == "Apache-2.0" and scene.split == "train"
     assert image.mode == "RGB" and image.width / image.height == pytest.approx(208 / 160, rel=0.02)
 
 
-def test_chosen_files_are_read_and_unreadable_ones_left_out(tmp_path: Path) -> None:
+def test_unreadable_files_are_skipped(tmp_path: Path) -> None:
     folder = tmp_path / "usr/share/tuxpaint/templates"
     folder.mkdir(parents=True)
     Image.new("RGB", (640, 480), "blue").save(folder / "ocean_waves.jpg")
     Image.new("RGB", (640, 480), "green").save(folder / "cliff.jpg")
     (folder / "rocks.jpg").write_text("no image")
-    found = {scene.word: scene.split for scene, _ in scenes("tuxpaint-data", tmp_path, "GPL-2.0-or-later")}
-    assert found == {"sea": "heldout", "mountains": "train"}
+    result = {scene.word: scene.split for scene, _ in scenes("tuxpaint-data", tmp_path, "GPL-2.0-or-later")}
+    assert result == {"sea": "heldout", "mountains": "train"}
 
 
-def test_a_bomb_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decompression_bomb_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     monkeypatch.setattr(module, "LARGEST", 64 * 64 - 1)
     assert module._opened(tmp_path / "a.png") is None

@@ -1,4 +1,4 @@
-"""A tiny world drawn on the spot: shapes with names, scenes of one look each. No files, no network."""
+"""A tiny training set of drawn shapes and simple scenes. No files, no network."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""The packed world: what is written is what is read, and anything else is a sentence."""
+"""The packed training set: round trips, and damaged files."""
 
 import io
 import zipfile
@@ -26,7 +26,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "world.zip"
 
 
-def test_what_is_packed_is_loaded(path: Path) -> None:
+def test_packed_assets_are_loaded(path: Path) -> None:
     world = AssetLibrary.load(path)
     assert world.cutouts == (RED, TALL) and world.scenes == (BEACH,)
     assert world.pixels.shape == (2, 4, 128, 128) and world.pixels.dtype == torch.uint8
@@ -52,7 +52,7 @@ def test_subsets(path: Path) -> None:
     assert torch.equal(world.subset(split="heldout").pixels[0], world.pixels[0])
 
 
-def test_a_missing_world_says_how_to_make_one(tmp_path: Path) -> None:
+def test_missing_world_error_contains_the_build_command(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="make one with `blip-diffusion data build"):
         AssetLibrary.load(tmp_path / "none.zip")
 
@@ -88,17 +88,17 @@ def webp(width: int, height: int) -> bytes:
         ("scenes/000.webp", webp(160, 208)),
     ],
 )
-def test_a_corrupt_world_is_said(path: Path, name: str, data: bytes | None) -> None:
+def test_corrupt_world_is_refused(path: Path, name: str, data: bytes | None) -> None:
     with pytest.raises(DataError, match="is not a packed dataset"):
         AssetLibrary.load(rewritten(path, name, data))
 
 
-def test_an_image_of_any_size_is_not_unpacked(path: Path, huge_png: Callable[[int], Path]) -> None:
+def test_oversized_image_is_not_unpacked(path: Path, huge_png: Callable[[int], Path]) -> None:
     with pytest.raises(DataError, match=r"is not a packed dataset .*decompression bomb"):
         AssetLibrary.load(rewritten(path, "scenes/000.webp", huge_png(20_000).read_bytes()))
 
 
-def test_a_stream_that_is_broken_or_encrypted_is_said(path: Path) -> None:
+def test_broken_or_encrypted_stream_is_refused(path: Path) -> None:
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr("scenes.jsonl", b"{}")
         start = archive.getinfo("scenes.jsonl").header_offset
@@ -115,7 +115,7 @@ def test_a_stream_that_is_broken_or_encrypted_is_said(path: Path) -> None:
         AssetLibrary.load(path)
 
 
-def test_what_is_no_zip_is_said(path: Path) -> None:
+def test_file_that_is_not_a_zip_is_refused(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DataError, match="is not a packed dataset"):
         AssetLibrary.load(path)

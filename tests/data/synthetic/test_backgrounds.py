@@ -1,4 +1,4 @@
-"""Backgrounds are what their words say."""
+"""Backgrounds match their phrases."""
 
 import random
 from dataclasses import replace
@@ -32,7 +32,7 @@ def test_plain_background_has_the_colour_of_its_word(colour: str) -> None:
         assert image.std((1, 2)).max() < 0.05
 
 
-def test_room_has_its_two_colours_above_and_below_its_horizon() -> None:
+def test_room_has_two_colours_divided_by_the_horizon() -> None:
     rng = random.Random(1)
     rooms = [backgrounds.procedural_kind("room", rng) for _ in range(30)]
     for room, image in zip(rooms, draw(rooms), strict=True):
@@ -40,7 +40,7 @@ def test_room_has_its_two_colours_above_and_below_its_horizon() -> None:
         assert nearest_name(image[:, -4:].mean((1, 2))) == room.names[1], room.phrase
 
 
-def test_gradient_goes_between_its_two_colours() -> None:
+def test_gradient_interpolates_two_colours() -> None:
     rng = random.Random(2)
     drops = [backgrounds.procedural_kind("gradient", rng) for _ in range(20)]
     for drop, image in zip(drops, draw(drops), strict=True):
@@ -50,7 +50,7 @@ def test_gradient_goes_between_its_two_colours() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_drawn_places_are_finite_images_that_follow_the_generator(kind: str) -> None:
+def test_procedural_scenes_are_finite_and_reproducible(kind: str) -> None:
     drops = [backgrounds.procedural_kind(kind, random.Random(i)) for i in range(4)]
     first, again, other = draw(drops), draw(drops), draw(drops, seed=1)
     assert first.shape == (4, 3, SIZE, SIZE)
@@ -66,7 +66,7 @@ def test_snow_is_brighter_than_night() -> None:
     assert snow > night + 0.4
 
 
-def test_plain_colours_keep_away_from_the_subject() -> None:
+def test_plain_colours_differ_from_the_subject() -> None:
     rng = random.Random(4)
     names = {backgrounds.procedural_kind("plain", rng, away_from=PALETTE["red"]).names[0] for _ in range(200)}
     names |= {backgrounds.plain_reference(rng, PALETTE["white"]).names[0] for _ in range(200)}
@@ -88,7 +88,7 @@ def test_photographs_are_crops_of_their_scene() -> None:
         assert (drop.horizon is None) == (scene.word == "space")
 
 
-def test_crop_says_where_its_horizon_lies() -> None:
+def test_crop_returns_its_horizon() -> None:
     world, rng = make_world(), random.Random(6)
     halves = torch.zeros(1, 3, 160, 208, dtype=torch.uint8)
     halves[:, :, 96:] = 255  # the ground of a scene whose horizon is .6
@@ -99,7 +99,7 @@ def test_crop_says_where_its_horizon_lies() -> None:
         assert abs(float(ground) - (drop.horizon or 0)) < 0.03
 
 
-def test_half_of_the_crops_are_mirrored_and_all_lie_inside() -> None:
+def test_half_of_the_crops_are_mirrored_and_all_are_inside_the_photo() -> None:
     world, rng = make_world(), random.Random(8)
     ramp = torch.linspace(0, 255, 208).byte().expand(1, 3, 160, 208)
     mirrored = 0
@@ -114,7 +114,7 @@ def test_half_of_the_crops_are_mirrored_and_all_lie_inside() -> None:
     assert 10 < mirrored < 30
 
 
-def test_named_finds_drawn_places_by_phrase_and_word() -> None:
+def test_procedural_scenes_are_found_by_phrase_and_word() -> None:
     rng = random.Random(7)
     for phrase in ("on grass", "on a plain red background", "in the snow"):
         drop = backgrounds.named(phrase, rng)

@@ -1,4 +1,4 @@
-"""Sentences: closed, short, and readable after `a {category}`."""
+"""Prompt sentences: closed vocabulary, length, and paraphrases."""
 
 import random
 from itertools import product
@@ -44,12 +44,12 @@ def every_request() -> list[PromptSpec]:
 def test_vocabulary_is_closed_and_lower_case() -> None:
     rng = random.Random(0)
     known = set(prompt_templates.vocabulary(backgrounds.phrases(), ["teapot"]))
-    said = {word for request in every_request() for word in prompt_templates.prompt(request, rng).split()}
-    assert said <= known
+    sampled = {word for request in every_request() for word in prompt_templates.prompt(request, rng).split()}
+    assert sampled <= known
     assert all(word == word.lower() for word in known)
 
 
-def test_every_phrase_of_the_tables_is_among_the_sentences() -> None:
+def test_sentences_contain_every_phrase_of_the_tables() -> None:
     page = " | ".join(prompt_templates.sentences(backgrounds.phrases(), ["teapot"]))
     tables = (
         prompt_templates.ACCESSORIES,
@@ -69,7 +69,7 @@ def test_prompts_fit_the_text_encoder() -> None:
     assert len(longest.replace(",", "").split()) <= 16, longest
 
 
-def test_paraphrases_are_all_said() -> None:
+def test_all_paraphrases_are_sampled() -> None:
     rng = random.Random(2)
-    said = {prompt_templates.prompt(PromptSpec("on grass", position="left"), rng) for _ in range(50)}
-    assert said == {f"{words} , on grass" for words in prompt_templates.POSITIONS["left"]}
+    sampled = {prompt_templates.prompt(PromptSpec("on grass", position="left"), rng) for _ in range(50)}
+    assert sampled == {f"{words} , on grass" for words in prompt_templates.POSITIONS["left"]}

@@ -1,4 +1,4 @@
-"""Filters do what their names say, also to dark and grey subjects."""
+"""Style filters, also on dark and grey subjects."""
 
 import colorsys
 
@@ -28,12 +28,12 @@ def hue(rgb: Tensor) -> float:
     return colorsys.rgb_to_hsv(*rgb.tolist())[0]
 
 
-def test_every_style_of_the_grammar_is_drawn() -> None:
+def test_every_style_has_a_filter() -> None:
     assert {*styles.FILTERS, "sketch", "silhouette"} == set(STYLES)
 
 
 @pytest.mark.parametrize("name", styles.FILTERS)
-def test_filters_keep_shape_and_range_and_change_the_image(name: str) -> None:
+def test_filters_change_the_image_and_keep_shape_and_range(name: str) -> None:
     before = image()
     after = styles.FILTERS[name](before)
     assert after.shape == before.shape and after.min() >= 0 and after.max() <= 1
@@ -45,7 +45,7 @@ def test_black_and_white_has_no_colour() -> None:
     assert torch.equal(after[:, 0], after[:, 1]) and torch.equal(after[:, 0], after[:, 2])
 
 
-def test_pixel_art_is_made_of_blocks() -> None:
+def test_pixel_art_consists_of_blocks() -> None:
     blocks = styles.pixel_art(image(), blocks=16).unfold(2, 4, 4).unfold(3, 4, 4)
     assert float((blocks.amax((-1, -2)) - blocks.amin((-1, -2))).max()) == 0
 
@@ -61,7 +61,7 @@ def test_blurry_removes_fine_detail() -> None:
 
 
 @pytest.mark.parametrize("colour", [(0.07, 0.07, 0.08), (0.62, 0.64, 0.6), (0.5, 0.1, 0.1)])
-def test_sketch_draws_dark_and_bright_subjects_alike(colour: tuple[float, float, float]) -> None:
+def test_sketch_is_similar_for_dark_and_bright_subjects(colour: tuple[float, float, float]) -> None:
     drawing = styles.sketch(*subject(colour))[0, 0]
     paper, outline, inner = drawing[2, 2], drawing[32, 11:13].min(), drawing[32, 23:25].min()
     assert paper > 0.9
@@ -72,7 +72,7 @@ def test_sketch_draws_dark_and_bright_subjects_alike(colour: tuple[float, float,
 
 @pytest.mark.parametrize("name", PAINTS)
 @pytest.mark.parametrize("colour", [(0.07, 0.07, 0.08), (0.5, 0.5, 0.5), (0.1, 0.2, 0.6), (0.62, 0.62, 0.6)])
-def test_paint_takes_on_any_subject(name: str, colour: tuple[float, float, float]) -> None:
+def test_paint_recolours_any_subject(name: str, colour: tuple[float, float, float]) -> None:
     before, alpha = subject(colour)
     after = styles.paint(before, alpha, torch.tensor([PALETTE[name]]))
     mean = after.sum((0, 2, 3)) / alpha.sum()

@@ -49,7 +49,7 @@ def test_special_tokens(prompts: Any, categories: Any) -> None:
     assert categories.convert_ids_to_tokens(categories("dog").input_ids) == ["[CLS]", "dog", "[SEP]"]
 
 
-def test_what_the_world_never_says_is_spelled_out(prompts: Any, categories: Any) -> None:
+def test_unknown_words_are_split_into_pieces(prompts: Any, categories: Any) -> None:
     assert prompts.decode(prompts("xylophonist", add_special_tokens=False).input_ids).strip() == "xylophonist"
     assert prompts.unk_token_id not in prompts("xylophonist £9 ünïcode 🐶", add_special_tokens=False).input_ids
     spelled = categories("xylophonist", add_special_tokens=False).input_ids
@@ -66,7 +66,7 @@ def test_sizes_are_kept(corpus: list[str]) -> None:
     assert len(category_tokenizer(corpus, 200).get_vocab()) == 200
 
 
-def test_a_saved_tokenizer_is_the_same(prompts: Any, categories: Any, tmp_path: Path) -> None:
+def test_saved_tokenizer_is_the_same(prompts: Any, categories: Any, tmp_path: Path) -> None:
     from transformers import BertTokenizer, CLIPTokenizer
 
     for tokenizer, kind in ((prompts, CLIPTokenizer), (categories, BertTokenizer)):
@@ -78,7 +78,7 @@ def test_a_saved_tokenizer_is_the_same(prompts: Any, categories: Any, tmp_path: 
         assert again.bos_token_id == tokenizer.bos_token_id
 
 
-def test_the_same_world_gives_the_same_words_in_every_process(corpus: list[str], prompts: Any, categories: Any) -> None:
+def test_vocabulary_is_the_same_in_every_process(corpus: list[str], prompts: Any, categories: Any) -> None:
     """A resumed run builds its tokenizers anew: with other ids, its weights would mean other words."""
     code = (
         "import json, sys\n"

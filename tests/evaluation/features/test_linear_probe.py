@@ -1,4 +1,4 @@
-"""Probes learn what can be learnt, by the equations of the textbook."""
+"""Linear probes, compared with the equations of ridge regression."""
 
 import pytest
 import torch
@@ -12,39 +12,39 @@ def points(samples: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("samples", [8, 200])
-def test_a_probe_solves_the_ridge_equations(samples: int) -> None:
+def test_probe_solves_the_ridge_regression(samples: int) -> None:
     """The dual form against the textbook one, with fewer samples than features and with more."""
-    features, wanted = points(samples)
-    probe = fit_probe(features, wanted, ridge=0.5)
+    features, expected = points(samples)
+    probe = fit_probe(features, expected, ridge=0.5)
     x = (features - probe.mean) / probe.std
-    primal = torch.linalg.solve(x.T @ x + 0.5 * 20 * torch.eye(20), x.T @ (wanted - wanted.mean(0)))
+    primal = torch.linalg.solve(x.T @ x + 0.5 * 20 * torch.eye(20), x.T @ (expected - expected.mean(0)))
     torch.testing.assert_close(probe.weights, primal, atol=1e-4, rtol=1e-3)
-    torch.testing.assert_close(probe(features), x @ primal + wanted.mean(0), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(probe(features), x @ primal + expected.mean(0), atol=1e-4, rtol=1e-3)
 
 
-def test_a_weight_of_two_is_a_sample_seen_twice() -> None:
-    features, wanted = points(6)
+def test_sample_weight_two_equals_a_repeated_sample() -> None:
+    features, expected = points(6)
     weights = torch.tensor([2.0, 1, 1, 1, 1, 0])
-    weighted = fit_probe(features, wanted, weights=weights)
+    weighted = fit_probe(features, expected, weights=weights)
     twice = features[[0, 0, 1, 2, 3, 4]]
     x = (twice - weighted.mean) / weighted.std
-    y = wanted[[0, 0, 1, 2, 3, 4]]
+    y = expected[[0, 0, 1, 2, 3, 4]]
     primal = torch.linalg.solve(x.T @ x + 0.2 * 20 * torch.eye(20), x.T @ (y - y.mean(0)))
     torch.testing.assert_close(weighted.weights, primal, atol=1e-4, rtol=1e-3)
 
 
-def test_a_classifier_learns_a_toy_and_does_not_drown_what_is_rare() -> None:
+def test_classifier_fits_rare_classes() -> None:
     rng = torch.Generator().manual_seed(0)
     centres = torch.randn(5, 12, generator=rng) * 3
     numbers = torch.cat([torch.zeros(200, dtype=torch.long), torch.arange(1, 5).repeat_interleave(6)])
     features = centres[numbers] + torch.randn(len(numbers), 12, generator=rng)
     labels = ["often" if n == 0 else f"rare{n}" for n in numbers.tolist()]
     classify = fit_classifier(features[::2], labels[::2])
-    found = classify(features[1::2])
-    rare = [(a, b) for a, b in zip(found, labels[1::2], strict=True) if b != "often"]
+    result = classify(features[1::2])
+    rare = [(a, b) for a, b in zip(result, labels[1::2], strict=True) if b != "often"]
     assert sum(a == b for a, b in rare) / len(rare) > 0.8
     shuffled = fit_classifier(features[::2], labels[::2][::-1])
-    assert sum(a == b for a, b in zip(shuffled(features[1::2]), labels[1::2], strict=True)) < 0.5 * len(found)
+    assert sum(a == b for a, b in zip(shuffled(features[1::2]), labels[1::2], strict=True)) < 0.5 * len(result)
 
 
 def test_logistic_regression_separates_rare_labels_from_the_rest() -> None:
@@ -53,5 +53,5 @@ def test_logistic_regression_separates_rare_labels_from_the_rest() -> None:
     centres = {"": torch.zeros(4), "left": torch.tensor([4.0, 0, 0, 0]), "right": torch.tensor([0.0, 4, 0, 0])}
     labels = [""] * 200 + ["left", "left", "right", "right"] * 5
     features = torch.stack([centres[label] + torch.randn(4, generator=rng) for label in labels])
-    found = fit_logistic(features[::2], labels[::2], rest="")(features[1::2])
-    assert sum(a == b for a, b in zip(found, labels[1::2], strict=True)) > 0.95 * len(found)
+    result = fit_logistic(features[::2], labels[::2], rest="")(features[1::2])
+    assert sum(a == b for a, b in zip(result, labels[1::2], strict=True)) > 0.95 * len(result)

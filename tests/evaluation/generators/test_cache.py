@@ -1,4 +1,4 @@
-"""No image is made twice, none is half written, and one folder holds one run."""
+"""The image cache: no image is generated twice or partially written, and a folder belongs to one run."""
 
 import errno
 import os
@@ -29,7 +29,7 @@ class Painter:
         return [Image.new("RGB", (16, 16), (instance.seed % 256, 0, 0)) for instance in instances]
 
 
-def test_a_crash_resumes_where_it_stood(bench: Bench, tmp_path: Path) -> None:
+def test_interrupted_generation_resumes(bench: Bench, tmp_path: Path) -> None:
     instances = build_instances(bench.part(2, 4), 1)
     first, second = Painter(falls_at=4), Painter()
     with pytest.raises(KeyboardInterrupt):
@@ -41,9 +41,7 @@ def test_a_crash_resumes_where_it_stood(bench: Bench, tmp_path: Path) -> None:
     assert generate_missing(third, instances, tmp_path, batch_size=2) == paths and not third.painted
 
 
-def test_nothing_half_written_is_taken_for_an_image(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_partial_files_are_not_used(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     instances = build_instances(bench.part(2, 2), 1)
 
     def full(self: Image.Image, path: Path, *_: object) -> None:
@@ -59,7 +57,7 @@ def test_nothing_half_written_is_taken_for_an_image(
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
-def test_shards_are_everything_once(bench: Bench, count: int) -> None:
+def test_shards_partition_the_instances(bench: Bench, count: int) -> None:
     instances = build_instances(bench, 1)
     parts = [Shard(index, count).select(instances) for index in range(1, count + 1)]
     assert sorted(instance.file for part in parts for instance in part) == sorted(
@@ -75,7 +73,7 @@ def test_shards_are_written_as_fractions() -> None:
             Shard.parse(text)
 
 
-def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
+def test_output_folder_belongs_to_one_run(tmp_path: Path) -> None:
     claim_output_dir(tmp_path, {"steps": 25, "seeds": 4})
     claim_output_dir(tmp_path, {"steps": 25, "seeds": 4})
     with pytest.raises(DataError, match="whose steps was 25 and not 10"):
@@ -88,7 +86,7 @@ def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
         claim_output_dir(tmp_path, {"steps": 25, "seeds": 4})
 
 
-def test_a_folder_is_claimed_wherever_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_folder_is_claimed_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a file system without hard links, and beside another machine's process of the same number."""
 
     def refuse(*_: object) -> None:
@@ -103,7 +101,7 @@ def test_a_folder_is_claimed_wherever_it_is(tmp_path: Path, monkeypatch: pytest.
         claim_output_dir(tmp_path, {"prompts": (1,)})
 
 
-def test_one_of_many_that_claim_a_folder_at_once_has_it(tmp_path: Path) -> None:
+def test_only_one_concurrent_claim_succeeds(tmp_path: Path) -> None:
     def claim(steps: int) -> bool:
         try:
             claim_output_dir(tmp_path, {"steps": steps})
@@ -116,7 +114,7 @@ def test_one_of_many_that_claim_a_folder_at_once_has_it(tmp_path: Path) -> None:
     assert sum(won) == 1 and [path.name for path in tmp_path.iterdir()] == ["settings.json"]
 
 
-def test_a_folder_that_is_a_file_is_said(tmp_path: Path) -> None:
+def test_file_as_output_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "report").write_text("taken")
     with pytest.raises(InputError, match="Nothing can be written"):
         claim_output_dir(tmp_path / "report", {"steps": 25})

@@ -24,44 +24,48 @@ def rex(dog: Image.Image, tmp_path: Path) -> BenchSubject:
     return BenchSubject("rex.2", "dog", True, tuple(images))
 
 
-def test_a_subject_is_tuned_once_from_all_its_images(
+def test_subject_is_tuned_once_on_all_its_images(
     rex: BenchSubject, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said: list[str] = []
-    tuning = SubjectTuner(str(tiny_folder), tmp_path / "subjects", QUICK, log=said.append)
+    messages: list[str] = []
+    tuning = SubjectTuner(str(tiny_folder), tmp_path / "subjects", QUICK, log=messages.append)
     first = tuning(rex)
     assert first.name == "rex-2" and first.metadata["photos"] == 3 and first.metadata["steps"] == 1
     path = tmp_path / "subjects" / "rex.2.safetensors"
     written_at = path.stat().st_mtime_ns
     assert tuning(rex).embedding.equal(first.embedding) and read_subject(path).embedding.equal(first.embedding)
-    assert len(said) == 1 and said[0].startswith("tuned to rex.2: 1 steps") and path.stat().st_mtime_ns == written_at
+    assert (
+        len(messages) == 1
+        and messages[0].startswith("tuned to rex.2: 1 steps")
+        and path.stat().st_mtime_ns == written_at
+    )
     assert capsys.readouterr().out == ""  # which is the report's
 
 
-def test_it_is_tuned_where_the_evaluation_computes(
+def test_tuning_uses_the_device_of_the_evaluation(
     rex: BenchSubject, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On that very GPU, if any; here there may be none, so what is asked of torch is written down."""
-    asked: list[torch.device] = []
-    monkeypatch.setattr(torch.cuda, "device", lambda device: asked.append(device) or nullcontext())
+    """Record the requested device, because this machine may have no GPU."""
+    tuned_subjects: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: tuned_subjects.append(device) or nullcontext())
     second = torch.device("cuda:1")
     config = EvalConfig(model=str(tiny_folder), condition="tuned", tuning=QUICK)
     bench = Bench("photos", "", (rex,), (), (), ())
     _build_tuner(config, bench, tmp_path / "cpu", "cpu", print)(rex)
-    assert not asked
+    assert not tuned_subjects
     _build_tuner(config, bench, tmp_path / "gpu", second, print)(rex)
-    assert asked == [second]
+    assert tuned_subjects == [second]
 
 
-def test_settings_tell_tunings_apart(tmp_path: Path) -> None:
-    def said(**other: object) -> dict[str, object]:
+def test_tuned_subjects_are_identified_by_their_settings(tmp_path: Path) -> None:
+    def messages(**other: object) -> dict[str, object]:
         return SubjectTuner("mini", tmp_path, TuneConfig(**other)).settings(128)  # type: ignore[arg-type]
 
-    assert said()["tuning_steps"] is None and said()["tuning_learning_rate"] == 3e-3
-    assert said(trainable="unet") != said() != said(steps=3) and said(device="cpu") == said()
+    assert messages()["tuning_steps"] is None and messages()["tuning_learning_rate"] == 3e-3
+    assert messages(trainable="unet") != messages() != messages(steps=3) and messages(device="cpu") == messages()
 
 
-def test_what_cannot_be_tuned_is_said_before(rex: BenchSubject) -> None:
+def test_untunable_subjects_are_refused_before_tuning(rex: BenchSubject) -> None:
     check_tunable([rex], QUICK)
     many = BenchSubject("rex", "dog", True, rex.images * 11)
     long = BenchSubject("rex", "a very big brown dog", True, rex.images)

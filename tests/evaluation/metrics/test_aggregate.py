@@ -1,4 +1,4 @@
-"""Conditions with scores that are known beforehand: perfect, copied, shuffled, another subject."""
+"""Conditions with known scores: perfect, copied, shuffled, another subject."""
 
 from pathlib import Path
 
@@ -62,8 +62,8 @@ def conditions(generator: ImageGenerator, bench: Bench, folder: Path, seeds: int
 def results(
     metrics: tuple[SubjectSimilarity, AttributeMetric], generator: ImageGenerator, bench: Bench, folder: Path
 ) -> tuple[MetricResult, MetricResult]:
-    found, names = conditions(generator, bench, folder), [subject.name for subject in bench.subjects]
-    subject, text = (score(metric, found, names) for metric in metrics)
+    result, names = conditions(generator, bench, folder), [subject.name for subject in bench.subjects]
+    subject, text = (score(metric, result, names) for metric in metrics)
     return subject, text
 
 
@@ -95,7 +95,7 @@ def test_the_ground_truth_reaches_the_upper_bound(perfect_results: tuple[MetricR
     assert text.conditions["zero-shot"]["scene"].value > 0.7
 
 
-def test_wrong_subjects_lose_the_subject_and_keep_the_prompt(
+def test_wrong_subjects_reduce_only_the_subject_score(
     perfect_results: tuple[MetricResult, MetricResult],
 ) -> None:
     subject, text = perfect_results
@@ -108,7 +108,7 @@ def test_wrong_subjects_lose_the_subject_and_keep_the_prompt(
     )
 
 
-def test_wrong_prompts_lose_the_prompt_and_keep_the_subject(perfect_results: tuple[MetricResult, MetricResult]) -> None:
+def test_wrong_prompts_reduce_only_the_prompt_score(perfect_results: tuple[MetricResult, MetricResult]) -> None:
     subject, text = perfect_results
     assert (
         text.conditions[SHUFFLED_PROMPTS]["top1_accuracy"].value
@@ -117,7 +117,7 @@ def test_wrong_prompts_lose_the_prompt_and_keep_the_subject(perfect_results: tup
     assert subject.conditions[SHUFFLED_PROMPTS] == subject.conditions["zero-shot"]
 
 
-def test_a_copy_is_flagged_and_nothing_else_is(
+def test_only_copies_of_training_images_are_flagged(
     copying_results: tuple[MetricResult, MetricResult], perfect_results: tuple[MetricResult, MetricResult]
 ) -> None:
     subject, text = copying_results
@@ -129,34 +129,34 @@ def test_a_copy_is_flagged_and_nothing_else_is(
     assert not is_reference_copy(copying_results[0], perfect_results[1])  # very like, but the prompts are followed
 
 
-def test_attributes_are_scored_where_they_are_asked_for(
+def test_attributes_are_scored_for_prompts_that_contain_them(
     perfect_results: tuple[MetricResult, MetricResult], bench: Bench
 ) -> None:
     _, text = perfect_results
-    asked = [instance.prompt.request for instance in build_instances(bench, SEEDS)]
+    requests = [instance.prompt.request for instance in build_instances(bench, SEEDS)]
     for attribute, none in (("colour", ""), ("count", 1), ("style", ""), ("accessory", "")):
-        given = [request is not None and getattr(request, attribute) != none for request in asked]
+        given = [request is not None and getattr(request, attribute) != none for request in requests]
         assert [value is not None for value in text.images[attribute]] == given
 
 
-def test_an_attribute_never_found_in_the_ground_truth_has_no_ratio(
+def test_attribute_without_upper_bound_has_no_ratio(
     perfect_results: tuple[MetricResult, MetricResult],
 ) -> None:
     info, seen = perfect_results[1].info, torch.ones(2)
     columns = {name: dict.fromkeys(info.scores, seen) for name in ("zero-shot", VAE_RECONSTRUCTION)}
     columns[VAE_RECONSTRUCTION] = {**columns[VAE_RECONSTRUCTION], "scene": torch.zeros(2)}
-    assert "scene" not in (found := _normalized(info, "zero-shot", columns)) and found["top1_accuracy"].value == 1
+    assert "scene" not in (result := _normalized(info, "zero-shot", columns)) and result["top1_accuracy"].value == 1
 
 
 def test_baselines_have_one_sample_per_prompt(
     perfect_results: tuple[MetricResult, MetricResult], bench: Bench, tmp_path: Path
 ) -> None:
-    found = conditions(perfect(), bench, tmp_path)
-    assert len(found["zero-shot"].instances) == SEEDS * len(found["no-subject"].instances)
-    assert set(found["reference-copy"].images) == {subject.images[0] for subject in bench.subjects}
+    result = conditions(perfect(), bench, tmp_path)
+    assert len(result["zero-shot"].instances) == SEEDS * len(result["no-subject"].instances)
+    assert set(result["reference-copy"].images) == {subject.images[0] for subject in bench.subjects}
 
 
-def test_means_ignore_what_was_not_asked(bench: Bench) -> None:
+def test_means_ignore_missing_scores(bench: Bench) -> None:
     instances = build_instances(bench.part(2, 2), 1)
     values = torch.tensor([1.0, float("nan"), float("nan"), float("nan")])
     assert torch.equal(mean_by_subject(values, instances, [s.name for s in bench.part(2, 2).subjects]).isnan(),

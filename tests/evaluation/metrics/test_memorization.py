@@ -1,4 +1,4 @@
-"""Diversity and memorisation of images whose distances are known."""
+"""Diversity and memorisation of images with known distances."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def test_identical_samples_have_no_diversity(bench: Bench, tmp_path: Path) -> No
     assert sample_diversity(features, ConditionResult(one.images[::3], instances[::3])) is None
 
 
-def test_a_memorised_image_is_found(tmp_path: Path) -> None:
+def test_memorised_image_is_found(tmp_path: Path) -> None:
     bank = training_bank(WORLD, tmp_path, size=SIZE)
     scenes = [path for path in bank if path.name.startswith("scene")]
     assert len(scenes) == 2 * sum(scene.split == "train" for scene in WORLD.scenes)

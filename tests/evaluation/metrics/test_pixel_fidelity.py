@@ -1,4 +1,4 @@
-"""Shape and detail where they are known: the drawing itself, moved, inverted inside, and of another shape."""
+"""Shape and detail scores of a drawing that is moved, inverted inside, or has another shape."""
 
 from pathlib import Path
 
@@ -31,28 +31,28 @@ def scores(a: Tensor, b: Tensor) -> tuple[float, float]:
     return float(mask_iou(first_mask, second_mask)), float(masked_correlation(first, second, second_mask > 0.99))
 
 
-def test_neither_place_nor_size_counts() -> None:
+def test_scores_ignore_position_and_size() -> None:
     shape, detail = scores(disc(0.3, 0.6, 0.15), disc(0.5, 0.5, 0.3))
     assert shape > 0.93 and detail > 0.9
 
 
-def test_the_inside_counts_for_detail_alone() -> None:
+def test_interior_changes_only_the_detail_score() -> None:
     shape, detail = scores(disc(0.5, 0.5, 0.3, inverted=True), disc(0.5, 0.5, 0.3))
     assert shape > 0.99 and detail < -0.8
 
 
-def test_another_outline_loses_shape() -> None:
+def test_other_outline_reduces_the_shape_score() -> None:
     wide = torch.nn.functional.interpolate(disc(0.5, 0.5, 0.3)[:, :, 32:96], (SIDE, SIDE), mode="bilinear")
     assert scores(wide, disc(0.5, 0.5, 0.3))[0] < 0.75
 
 
-def test_an_empty_image_scores_nothing() -> None:
+def test_empty_image_scores_zero() -> None:
     empty = torch.full((1, 3, SIDE, SIDE), 0.5)
     assert float(foreground(empty).sum()) == 0
     assert scores(empty, disc(0.5, 0.5, 0.3))[0] == 0
 
 
-def test_a_scene_is_refused(bench: Bench, tmp_path: Path) -> None:
+def test_scene_backgrounds_are_refused(bench: Bench, tmp_path: Path) -> None:
     builder = MetricBuilder(bench, bench, GeneratorSet({}, identity, SIZE, WORLD), 1)
     for name in ("shape", "detail"):
         with pytest.raises(InputError, match=f"{name} needs plain backgrounds"):

@@ -1,4 +1,4 @@
-"""Probes are fitted to subjects that are never scored."""
+"""Probes are fitted to subjects outside the benchmark."""
 
 import pytest
 
@@ -11,7 +11,7 @@ def source(excluded: set[str]) -> ProbeSource:
     return ProbeSource(WORLD, frozenset(excluded), identity, SIZE)
 
 
-def test_probe_data_hold_nothing_of_the_benchmark(bench: Bench) -> None:
+def test_probe_data_exclude_the_benchmark(bench: Bench) -> None:
     """One held-out subject is outside of the benchmark: the grey dog."""
     with pytest.raises(Exception, match="no held-out subject outside"):
         build_probe_data(source({f"held{i}" for i in range(4)}), each=1)

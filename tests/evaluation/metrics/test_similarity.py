@@ -1,4 +1,4 @@
-"""The DreamBooth paper's protocol, against plain loops; and what a metric is asked wrongly."""
+"""The DreamBooth paper's protocol, compared with plain loops."""
 
 import itertools
 from pathlib import Path
@@ -28,42 +28,42 @@ def test_dino_is_the_mean_over_all_real_images(bench: Bench, tiny_dino: Path) ->
     copied = [reference_copy(instance) for instance in instances]
     scores = metric(copied, instances)
     for path, instance, score in zip(copied, instances, scores["cosine_similarity"].tolist(), strict=True):
-        own = network([open_image(path)])[0]
-        real = [cosine(own, network([open_image(other)])[0]) for other in instance.subject.images]
+        embedding = network([open_image(path)])[0]
+        real = [cosine(embedding, network([open_image(other)])[0]) for other in instance.subject.images]
         assert score == pytest.approx(sum(real) / len(real), abs=1e-5)
     assert (
         scores["top1_accuracy"].mean() >= metric(copied, with_other_subject(instances, bench))["top1_accuracy"].mean()
     )
 
 
-def test_a_real_image_is_compared_with_the_others(bench: Bench, tiny_dino: Path) -> None:
+def test_real_images_are_compared_with_the_other_ones(bench: Bench, tiny_dino: Path) -> None:
     """The paper's "real images": over all pairs of different images."""
     network, subject = Dino(str(tiny_dino)), bench.subjects[0]
     instance = build_instances(bench, 1)[0]
     real = list(subject.images[1:])
-    found = DreamBoothSimilarity("DINO", CachedFeatures(network), bench)(real, [instance] * len(real))[
+    result = DreamBoothSimilarity("DINO", CachedFeatures(network), bench)(real, [instance] * len(real))[
         "cosine_similarity"
     ]
     features = {path: network([open_image(path)])[0] for path in subject.images}
-    for path, score in zip(real, found.tolist(), strict=True):
+    for path, score in zip(real, result.tolist(), strict=True):
         others = [cosine(features[path], features[other]) for other in subject.images if other != path]
         assert score == pytest.approx(sum(others) / len(others), abs=1e-5)
 
 
-def test_clip_t_is_the_cosine_to_the_sentence(bench: Bench, tiny_clip: Path) -> None:
+def test_clip_t_is_the_cosine_to_the_prompt(bench: Bench, tiny_clip: Path) -> None:
     clip = Clip(str(tiny_clip))
     metric = ClipTextSimilarity("CLIP-T", CachedFeatures(clip), clip, bench)
     instances = build_instances(bench.part(2, 3), 1)
     images = [instance.subject.images[1] for instance in instances]
-    found = metric(images, instances)
-    for path, instance, score in zip(images, instances, found["cosine_similarity"].tolist(), strict=True):
+    result = metric(images, instances)
+    for path, instance, score in zip(images, instances, result["cosine_similarity"].tolist(), strict=True):
         expected = cosine(clip([open_image(path)])[0], clip.encode_text([instance.prompt_text])[0])
         assert score == pytest.approx(expected, abs=1e-5)
-    for a, b in itertools.pairwise((found, metric(images, with_next_prompt(instances, bench)))):
+    for a, b in itertools.pairwise((result, metric(images, with_next_prompt(instances, bench)))):
         assert not torch.equal(a["cosine_similarity"], b["cosine_similarity"])
 
 
-def test_an_image_is_looked_at_once(bench: Bench) -> None:
+def test_features_are_computed_once(bench: Bench) -> None:
     class Counting(Everything):
         looked = 0
 

@@ -1,4 +1,4 @@
-"""A curve shows what the log holds."""
+"""Score curves of a training log."""
 
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from blip_diffusion.plots import COLOURS
 
 def heights(page: Image.Image, colour: str) -> list[int]:
     """From left to right, the middle row of a line's colour in each column of the plot that it is in."""
-    wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    spots = (np.asarray(page)[:, : page.width - 190] == wanted).all(axis=2)
+    expected = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    spots = (np.asarray(page)[:, : page.width - 190] == expected).all(axis=2)
     return [int(np.flatnonzero(column).mean()) for column in spots.T if column.any()]
 
 
@@ -22,10 +22,10 @@ def test_scores_are_read_from_the_log(tmp_path: Path) -> None:
     assert read_scores(log, ["a", "b", "c"]) == {"a": [(2, 0.5), (4, 1.0)], "b": [(4, 0.0)]}
 
 
-def test_what_lies_outside_is_cut_off() -> None:
+def test_values_outside_the_axes_are_clipped() -> None:
     """A score that is far beyond its upper_bound leaves the others where they can be read."""
     nan = float("nan")
-    found = heights(score_curve({"a": [(0, 0.0), (5, 1.0), (10, 99.0), (11, nan)]}), COLOURS[0])
-    lower_bound, upper_bound = found[0], found[len(found) // 2]
-    assert lower_bound - upper_bound > 200 and 0 < upper_bound - found[-1] < 60
+    result = heights(score_curve({"a": [(0, 0.0), (5, 1.0), (10, 99.0), (11, nan)]}), COLOURS[0])
+    lower_bound, upper_bound = result[0], result[len(result) // 2]
+    assert lower_bound - upper_bound > 200 and 0 < upper_bound - result[-1] < 60
     assert score_curve({}).size == score_curve({"a": [(0, nan)]}).size

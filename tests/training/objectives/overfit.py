@@ -1,4 +1,4 @@
-"""What the tests of the methods share: descending on one batch, and reading gradients."""
+"""Helpers of the tests of objectives: overfitting one batch, and gradients."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -14,15 +14,15 @@ def context(step: int = 0, seed: int = 0, **more: Any) -> StepContext:
     return StepContext(step=step, rng=torch.Generator().manual_seed(seed), **more)
 
 
-def overfit(method: Any, batch: Any, *, steps: int, lr: float) -> tuple[float, float]:
+def overfit(make_objective: Any, batch: Any, *, steps: int, lr: float) -> tuple[float, float]:
     """The loss on one batch under the same noise, before and after."""
-    assert isinstance(method, Objective)
-    method.train()
-    trainable = set_trainable(method, method.parameter_groups())
+    assert isinstance(make_objective, Objective)
+    make_objective.train()
+    trainable = set_trainable(make_objective, make_objective.parameter_groups())
     optimizer = torch.optim.AdamW(trainable.values(), lr)
     losses = []
     for step in range(steps):
-        loss = method(batch, context(step))["loss"]
+        loss = make_objective(batch, context(step))["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -38,8 +38,8 @@ def ids(parameters: Iterable[nn.Parameter]) -> set[int]:
     return {id(parameter) for parameter in parameters}
 
 
-def moved_parameters(method: Objective) -> set[int]:
+def moved_parameters(make_objective: Objective) -> set[int]:
     """Of all groups; none may be in two."""
-    groups = [parameter for group in method.parameter_groups() for parameter in group.parameters]
+    groups = [parameter for group in make_objective.parameter_groups() for parameter in group.parameters]
     assert len(ids(groups)) == len(groups)
     return ids(groups)

@@ -30,13 +30,13 @@ Make = Any
 
 
 @pytest.fixture
-def method(model: BlipDiffusion) -> Make:
+def make_objective(model: BlipDiffusion) -> Make:
     torch.manual_seed(0)
     heads = init_heads(SHAPES["tiny"].qformer, 16, [])
 
     def make(**config: Any) -> Representation:
-        own = RepresentationConfig(**config)
-        return Representation(model.subject_encoder, model.qformer_tokenizer, model.reference, heads, own)
+        settings = RepresentationConfig(**config)
+        return Representation(model.subject_encoder, model.qformer_tokenizer, model.reference, heads, settings)
 
     return make
 
@@ -56,8 +56,8 @@ def itself(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def test_it_learns_a_batch(method: Make, pairs: SubjectBatch) -> None:
-    before, after = overfit(method(reconstruction_weight=1.0), pairs, steps=25, lr=2e-3)
+def test_overfits_one_batch(make_objective: Make, pairs: SubjectBatch) -> None:
+    before, after = overfit(make_objective(reconstruction_weight=1.0), pairs, steps=25, lr=2e-3)
     assert after < 0.75 * before
 
 
@@ -65,53 +65,53 @@ def test_it_learns_a_batch(method: Make, pairs: SubjectBatch) -> None:
 
 
 @torch.no_grad()
-def test_contrast_is_cross_entropy_both_ways(method: Make, pairs: SubjectBatch) -> None:
+def test_itc_loss_is_symmetric_cross_entropy(make_objective: Make, pairs: SubjectBatch) -> None:
     """As published, label smoothing of 0.1 included, where every image shows another subject."""
-    own = method()
-    own.eval()
-    seen = own.encoder.image_encoder(own._pixels(pairs))
-    images, sentences = own._embedded(seen, own._words(pairs))
-    scores = own.heads["contrastive"].similarity(images, sentences)
+    objective = make_objective()
+    objective.eval()
+    image_features = objective.encoder.image_encoder(objective._pixels(pairs))
+    images, sentences = objective._embedded(image_features, objective._words(pairs))
+    scores = objective.heads["contrastive"].similarity(images, sentences)
     labels = torch.arange(6)
     both = [F.cross_entropy(rows, labels, label_smoothing=0.1) for rows in (scores, scores.T)]
-    torch.testing.assert_close(own(pairs, context())["contrast"], torch.stack(both).mean())
+    torch.testing.assert_close(objective(pairs, context())["contrast"], torch.stack(both).mean())
 
 
-def test_two_micro_batches_lend_each_other_their_negatives(method: Make, pairs: SubjectBatch) -> None:
+def test_micro_batches_share_their_negatives(make_objective: Make, pairs: SubjectBatch) -> None:
     """Contrast over two halves of a step equals contrast over the whole, gradient included."""
-    own = method()
-    own.eval()
-    own(pairs, context())["contrast"].backward()
-    whole, loss = own.encoder.qformer.query_tokens.grad.clone(), own(pairs, context())["contrast"].item()
-    own.zero_grad()
+    objective = make_objective()
+    objective.eval()
+    objective(pairs, context())["contrast"].backward()
+    whole, loss = objective.encoder.qformer.query_tokens.grad.clone(), objective(pairs, context())["contrast"].item()
+    objective.zero_grad()
     halves = [part(pairs, slice(0, 3)), part(pairs, slice(3, 6))]
     contexts = [context(position=0), context(position=1)]
     with torch.no_grad():
-        shared = own.gather_step_context(halves, contexts, itself)
+        shared = objective.gather_step_context(halves, contexts, itself)
     losses = []
     for position, half in enumerate(halves):
-        losses.append(own(half, context(position=position, shared=shared))["contrast"] / 2)
+        losses.append(objective(half, context(position=position, shared=shared))["contrast"] / 2)
         losses[-1].backward()
     assert sum(loss.item() for loss in losses) == pytest.approx(loss, rel=1e-5)
-    torch.testing.assert_close(own.encoder.qformer.query_tokens.grad, whole, atol=1e-6, rtol=1e-3)
+    torch.testing.assert_close(objective.encoder.qformer.query_tokens.grad, whole, atol=1e-6, rtol=1e-3)
 
 
-def test_what_is_shared_has_no_gradient_and_is_in_order(method: Make, pairs: SubjectBatch) -> None:
+def test_shared_features_have_no_gradient_and_are_ordered(make_objective: Make, pairs: SubjectBatch) -> None:
     halves = [part(pairs, slice(0, 3)), part(pairs, slice(3, 6))]
-    own = method()
-    own.eval()
+    objective = make_objective()
+    objective.eval()
     with torch.no_grad():
-        shared = own.gather_step_context(halves, [context(), context()], itself)
-        alone = own._shared(pairs)
+        shared = objective.gather_step_context(halves, [context(), context()], itself)
+        alone = objective._shared(pairs)
     for field in fields(Shared):
         torch.testing.assert_close(getattr(shared, field.name), getattr(alone, field.name))
         assert len(getattr(shared, field.name)) == 6 and not getattr(shared, field.name).requires_grad
 
 
-def test_one_micro_batch_shares_nothing(method: Make, pairs: SubjectBatch) -> None:
-    assert method().gather_step_context([pairs], [context()], itself) is None
+def test_single_micro_batch_shares_nothing(make_objective: Make, pairs: SubjectBatch) -> None:
+    assert make_objective().gather_step_context([pairs], [context()], itself) is None
     assert (
-        method(multimodal_every=2, reconstruction_weight=1.0).gather_step_context(
+        make_objective(multimodal_every=2, reconstruction_weight=1.0).gather_step_context(
             [pairs, pairs], [context(step=1)] * 2, itself
         )
         is None
@@ -121,33 +121,33 @@ def test_one_micro_batch_shares_nothing(method: Make, pairs: SubjectBatch) -> No
 # ------------------------------------------------------------------------------------------------------------ negatives
 
 
-def test_another_image_of_the_subject_is_no_negative() -> None:
+def test_images_of_the_same_subject_are_not_negatives() -> None:
     identity, identities = torch.tensor([5, 7]), torch.tensor([5, 5, 7, 8])
     allowed = _candidates(torch.tensor([1, 2]), identity, identities)
     assert allowed.tolist() == [[False, True, True, True], [True, True, True, True]]
 
 
-def test_hard_negatives_are_others_and_the_harder_the_likelier() -> None:
+def test_hard_negatives_are_sampled_by_similarity() -> None:
     scores = torch.tensor([[9.0, 2.0, 0.0, 9.0]]).expand(500, -1)
     negatives = torch.tensor([[False, True, True, False]]).expand(500, -1)
-    drawn = _sample_negatives(scores, negatives, torch.Generator().manual_seed(0))
-    counts = drawn.bincount(minlength=4)
+    sampled = _sample_negatives(scores, negatives, torch.Generator().manual_seed(0))
+    counts = sampled.bincount(minlength=4)
     assert counts[0] == counts[3] == 0
     assert counts[1] / 500 == pytest.approx(torch.tensor([2.0, 0.0]).softmax(0)[0].item(), abs=0.04)
 
 
-def test_matching_sees_true_pairs_and_wrong_ones(method: Make, pairs: SubjectBatch) -> None:
+def test_itm_uses_matching_and_mismatched_pairs(make_objective: Make, pairs: SubjectBatch) -> None:
     """Three of each: images with their words, with others' words, others' images with the words."""
-    own, seen = method(), []
+    objective, image_features = make_objective(), []
 
     def note(module: Any, args: tuple[Any, ...]) -> None:
-        seen.append((args[0], args[1]))
+        image_features.append((args[0], args[1]))
 
-    own.eval()
-    handle = own.encoder.qformer.register_forward_pre_hook(note)
-    own(pairs, context())
+    objective.eval()
+    handle = objective.encoder.qformer.register_forward_pre_hook(note)
+    objective(pairs, context())
     handle.remove()
-    features, ids_ = next((features, words) for features, words in seen if len(features) == 18)
+    features, ids_ = next((features, words) for features, words in image_features if len(features) == 18)
     own_features, own_words = features[:6], ids_[:6]
     assert torch.equal(features[12:], own_features) and torch.equal(ids_[6:12], own_words)
     for row in range(6):
@@ -157,18 +157,18 @@ def test_matching_sees_true_pairs_and_wrong_ones(method: Make, pairs: SubjectBat
 
 
 @torch.no_grad()
-def test_matching_says_yes_to_true_pairs_alone(method: Make, pairs: SubjectBatch) -> None:
-    """A head that says yes to all, with logits 5 and -5, errs by 10 on two pairs of three."""
-    own = method()
-    own.heads["matching"].weight.zero_()
-    own.heads["matching"].bias.copy_(torch.tensor([-5.0, 5.0]))
-    assert own(pairs, context())["matching"].item() == pytest.approx(10 * 2 / 3, rel=1e-3)
+def test_itm_predicts_matching_pairs(make_objective: Make, pairs: SubjectBatch) -> None:
+    """A head that predicts a match with logits 5 and -5 has a loss of 10 on two of three pairs."""
+    objective = make_objective()
+    objective.heads["matching"].weight.zero_()
+    objective.heads["matching"].bias.copy_(torch.tensor([-5.0, 5.0]))
+    assert objective(pairs, context())["matching"].item() == pytest.approx(10 * 2 / 3, rel=1e-3)
 
 
 @torch.no_grad()
-def test_a_batch_of_one_subject_has_nothing_to_tell_apart(method: Make, pairs: SubjectBatch) -> None:
+def test_batch_of_one_subject_has_no_negatives(make_objective: Make, pairs: SubjectBatch) -> None:
     same = cast(SubjectBatch, {**pairs, "identity": torch.zeros(6, dtype=torch.int64)})
-    losses = method()(same, context())
+    losses = make_objective()(same, context())
     assert losses["matching"] == 0 and losses["contrast"] == pytest.approx(0, abs=1e-6) and losses["retrieval"] == 1
     assert losses["loss"].isfinite()
 
@@ -177,83 +177,91 @@ def test_a_batch_of_one_subject_has_nothing_to_tell_apart(method: Make, pairs: S
 
 
 @torch.no_grad()
-def test_padding_is_not_generated(method: Make, pairs: SubjectBatch) -> None:
-    short, long = method(max_caption_tokens=24), method(max_caption_tokens=31)
+def test_itg_ignores_padding(make_objective: Make, pairs: SubjectBatch) -> None:
+    short, long = make_objective(max_caption_tokens=24), make_objective(max_caption_tokens=31)
     assert short.eval()(pairs, context())["generation"] == pytest.approx(
         long.eval()(pairs, context())["generation"].item(), rel=1e-5
     )
 
 
 @torch.no_grad()
-def test_a_sentence_is_begun_by_its_own_token(method: Make, pairs: SubjectBatch) -> None:
-    own, seen = method(), []
+def test_itg_starts_with_the_dec_token(make_objective: Make, pairs: SubjectBatch) -> None:
+    objective, image_features = make_objective(), []
 
     def note(module: Any, args: tuple[Any, ...]) -> None:
         if args[3] is AttentionPattern.CAUSAL:
-            seen.append(args[1])
+            image_features.append(args[1])
 
-    handle = own.encoder.qformer.register_forward_pre_hook(note)
-    own(pairs, context())
+    handle = objective.encoder.qformer.register_forward_pre_hook(note)
+    objective(pairs, context())
     handle.remove()
-    (words,) = seen
-    assert own.tokenizer.convert_ids_to_tokens(words[0])[:2] == ["[DEC]", "a"]
-    assert (words[:, 0] == own.tokenizer.bos_token_id).all()
+    (words,) = image_features
+    assert objective.tokenizer.convert_ids_to_tokens(words[0])[:2] == ["[DEC]", "a"]
+    assert (words[:, 0] == objective.tokenizer.bos_token_id).all()
 
 
 @torch.no_grad()
-def test_generation_is_told_by_the_image(method: Make, pairs: SubjectBatch) -> None:
-    own = method()
-    own.eval()
+def test_itg_depends_on_the_image(make_objective: Make, pairs: SubjectBatch) -> None:
+    objective = make_objective()
+    objective.eval()
     turned = cast(SubjectBatch, {**pairs, "reference": pairs["reference"].flip(0)})
-    assert own(pairs, context())["generation"] != own(turned, context())["generation"]
+    assert objective(pairs, context())["generation"] != objective(turned, context())["generation"]
 
 
 @torch.no_grad()
-def test_weights_and_pauses(method: Make, pairs: SubjectBatch) -> None:
+def test_loss_weights_and_multimodal_every(make_objective: Make, pairs: SubjectBatch) -> None:
     config = {"contrast": 0.5, "matching": 2.0, "generation": 3.0, "reconstruction": 10.0}
-    own = method(itc_weight=0.5, itm_weight=2.0, itg_weight=3.0, reconstruction_weight=10.0, multimodal_every=3)
-    losses = own(pairs, context(step=3))
+    objective = make_objective(
+        itc_weight=0.5, itm_weight=2.0, itg_weight=3.0, reconstruction_weight=10.0, multimodal_every=3
+    )
+    losses = objective(pairs, context(step=3))
     assert losses["loss"].item() == pytest.approx(sum(config[name] * losses[name].item() for name in config), rel=1e-5)
-    paused = own(pairs, context(step=4))
+    paused = objective(pairs, context(step=4))
     assert set(paused) == {"reconstruction", "loss"} and paused["loss"].item() == pytest.approx(
         10 * paused["reconstruction"].item()
     )
 
 
-def test_what_moves(method: Make, pairs: SubjectBatch) -> None:
-    own = method(reconstruction_weight=1.0)
-    encoder = own.encoder
+def test_trainable_parameters(make_objective: Make, pairs: SubjectBatch) -> None:
+    objective = make_objective(reconstruction_weight=1.0)
+    encoder = objective.encoder
     still = ids(encoder.image_encoder.tower.parameters())
-    assert moved_parameters(own) == ids(own.parameters()) - still
-    own.train()(pairs, context())["loss"].backward()
+    assert moved_parameters(objective) == ids(objective.parameters()) - still
+    objective.train()(pairs, context())["loss"].backward()
     assert not any(with_gradient(encoder.image_encoder.tower.parameters()))
     read = [encoder.qformer.query_tokens, encoder.image_encoder.norm.weight, encoder.projection.up.weight]
-    heads = [own.heads["contrastive"].temperature, own.heads["matching"].weight, own.heads["reconstruction"].places]
-    assert all(with_gradient([*read, *heads, own.heads["language"].dense.weight]))
-    plain = moved_parameters(method())  # without reconstruction, what only it needs rests: processes would wait for it
-    assert plain == ids(own.parameters()) - still - ids(own.heads["reconstruction"].parameters()) - ids(
+    heads = [
+        objective.heads["contrastive"].temperature,
+        objective.heads["matching"].weight,
+        objective.heads["reconstruction"].places,
+    ]
+    assert all(with_gradient([*read, *heads, objective.heads["language"].dense.weight]))
+    plain = moved_parameters(
+        make_objective()
+    )  # without reconstruction, what only it needs rests: processes would wait for it
+    assert plain == ids(objective.parameters()) - still - ids(objective.heads["reconstruction"].parameters()) - ids(
         encoder.projection.parameters()
     )
 
 
 @torch.no_grad()
-def test_it_shows_what_the_tokens_redraw(method: Make, pairs: SubjectBatch) -> None:
-    assert method().sample_images(pairs) == []
-    columns = method(reconstruction_weight=1.0).sample_images(pairs)
+def test_samples_show_reconstructions(make_objective: Make, pairs: SubjectBatch) -> None:
+    assert make_objective().sample_images(pairs) == []
+    columns = make_objective(reconstruction_weight=1.0).sample_images(pairs)
     assert [tuple(column.shape) for column in columns] == [(6, 3, 32, 32), (6, 3, 16, 16), (6, 3, 16, 16)]
 
 
-def test_the_export_goes_on(method: Make, tmp_path: Path) -> None:
-    own = method()
-    own.export(tmp_path)
+def test_export_can_be_continued(make_objective: Make, tmp_path: Path) -> None:
+    objective = make_objective()
+    objective.export(tmp_path)
     heads = init_heads(SHAPES["tiny"].qformer, 16, [tmp_path])
-    assert all(torch.equal(heads.state_dict()[name], tensor) for name, tensor in own.heads.state_dict().items())
+    assert all(torch.equal(heads.state_dict()[name], tensor) for name, tensor in objective.heads.state_dict().items())
 
 
-def test_targets_with_their_captions_are_learned_instead_of_references(method: Make, pairs: SubjectBatch) -> None:
-    own = method(image="target")
+def test_targets_with_their_captions_replace_references(make_objective: Make, pairs: SubjectBatch) -> None:
+    objective = make_objective(image="target")
     swapped = cast(SubjectBatch, {**pairs, "reference": pairs["target"], "reference_caption": pairs["caption"]})
-    for name, loss in method()(swapped, context()).items():
-        torch.testing.assert_close(own(pairs, context())[name], loss)
+    for name, loss in make_objective()(swapped, context()).items():
+        torch.testing.assert_close(objective(pairs, context())[name], loss)
     with pytest.raises(ConfigError, match="only references are reconstructed"):
-        method(image="target", reconstruction_weight=1.0)
+        make_objective(image="target", reconstruction_weight=1.0)

@@ -11,7 +11,7 @@ from blip_diffusion.training.objectives.text_to_image import TextToImage, TextTo
 from .overfit import context, ids, moved_parameters, overfit
 
 
-def method(model: BlipDiffusion, **config: float) -> TextToImage:
+def make_objective(model: BlipDiffusion, **config: float) -> TextToImage:
     return TextToImage(model, noising_from(model.scheduler), TextToImageConfig(**config))
 
 
@@ -19,43 +19,43 @@ def with_captions(batch: SubjectBatch, *captions: str) -> SubjectBatch:
     return cast(SubjectBatch, {**batch, "caption": list(captions)})
 
 
-def test_it_learns_a_batch(model: BlipDiffusion, batch: SubjectBatch) -> None:
-    before, after = overfit(method(model), batch, steps=30, lr=3e-3)
+def test_overfits_one_batch(model: BlipDiffusion, batch: SubjectBatch) -> None:
+    before, after = overfit(make_objective(model), batch, steps=30, lr=3e-3)
     assert after < 0.9 * before
 
 
 @torch.no_grad()
-def test_captions_are_read_but_for_those_left_out(model: BlipDiffusion, batch: SubjectBatch) -> None:
+def test_dropped_captions_have_no_effect(model: BlipDiffusion, batch: SubjectBatch) -> None:
     other = with_captions(batch, *["a cat"] * 6)
     for drop, same in ((0.0, False), (1.0, True)):
-        own = method(model, caption_drop=drop)
-        assert (own(batch, context())["loss"] == own(other, context())["loss"]) == same
+        objective = make_objective(model, caption_drop=drop)
+        assert (objective(batch, context())["loss"] == objective(other, context())["loss"]) == same
 
 
 @torch.no_grad()
-def test_the_share_of_captions_left_out(model: BlipDiffusion, batch: SubjectBatch) -> None:
-    asked: list[str] = []
+def test_share_of_dropped_captions(model: BlipDiffusion, batch: SubjectBatch) -> None:
+    options: list[str] = []
 
     def note(module: object, args: tuple[torch.Tensor, ...]) -> None:
-        asked.extend(model.tokenizer.batch_decode(args[0], skip_special_tokens=True))
+        options.extend(model.tokenizer.batch_decode(args[0], skip_special_tokens=True))
 
     handle = model.text_encoder.register_forward_pre_hook(note)
     for seed in range(50):
-        method(model, caption_drop=0.3)(batch, context(seed=seed))
+        make_objective(model, caption_drop=0.3)(batch, context(seed=seed))
     handle.remove()
-    assert len(asked) == 300
-    assert sum(not text.strip() for text in asked) / 300 == pytest.approx(0.3, abs=0.08)
+    assert len(options) == 300
+    assert sum(not text.strip() for text in options) / 300 == pytest.approx(0.3, abs=0.08)
 
 
-def test_what_moves(model: BlipDiffusion) -> None:
+def test_trainable_parameters(model: BlipDiffusion) -> None:
     unet, text = ids(model.unet.parameters()), ids(model.text_encoder.parameters())
-    assert moved_parameters(method(model)) == unet | text
-    assert moved_parameters(method(model, text_lr_scale=0.0)) == unet
-    groups = {group.name: group.lr_scale for group in method(model, text_lr_scale=0.5).parameter_groups()}
+    assert moved_parameters(make_objective(model)) == unet | text
+    assert moved_parameters(make_objective(model, text_lr_scale=0.0)) == unet
+    groups = {group.name: group.lr_scale for group in make_objective(model, text_lr_scale=0.5).parameter_groups()}
     assert groups == {"unet": 1.0, "text": 0.5}
 
 
 @torch.no_grad()
-def test_it_shows_targets_and_drawings(model: BlipDiffusion, batch: SubjectBatch) -> None:
-    target, drawing = method(model).sample_images(batch)
+def test_samples_show_targets_and_predictions(model: BlipDiffusion, batch: SubjectBatch) -> None:
+    target, drawing = make_objective(model).sample_images(batch)
     assert target is batch["target"] and drawing.shape == target.shape

@@ -1,4 +1,4 @@
-"""A whole tuning, from photos to a file, of the tiny model."""
+"""Tuning of the tiny model, from photos to a subject file."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ def learn(
     return tune([photos], category="dog", name=name, out=out, model=model, config=config, resume=resume)
 
 
-def test_from_photos_to_images(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
+def test_tuning_writes_a_usable_subject(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
     tuned = learn(tmp_path, tiny_folder, dog, rank=2)
     assert tuned.out == tmp_path / "rex.safetensors" and tuned.step == 3 and tuned.result.stopped == "done"
     rex = read_subject(tuned.out)
@@ -50,12 +50,12 @@ def test_from_photos_to_images(tiny_folder: Path, dog: Image.Image, tmp_path: Pa
     assert not (tuned.folder / "checkpoints").exists()
 
 
-def test_it_stops_by_itself(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
-    judged = iter([(0.5, 1.0), (0.8, 0.9), (0.9, 0.3), (1.0, 0.2)])
+def test_tuning_stops_early(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
+    scores = iter([(0.5, 1.0), (0.8, 0.9), (0.9, 0.3), (1.0, 0.2)])
     config = TuneConfig(trainable="embedding", batch_size=1, validation=QUICK, max_steps=20)
     tuned = tune(
         [written(dog, tmp_path / "photos")], category="dog", name="rex", out=tmp_path / "rex.safetensors",
-        model=tiny_folder, config=config, evaluator=lambda samples: next(judged),
+        model=tiny_folder, config=config, evaluator=lambda samples: next(scores),
     )  # fmt: skip
     assert tuned.result.stopped == "hook" and tuned.result.step == 6 and tuned.step == 2 and tuned.overfitted
     assert read_subject(tuned.out).metadata["steps"] == 2
@@ -63,22 +63,22 @@ def test_it_stops_by_itself(tiny_folder: Path, dog: Image.Image, tmp_path: Path)
         "curve.png", "log.jsonl", "run.json", "samples", "scores.jsonl", "strip.png"]  # fmt: skip
 
 
-def test_what_was_kept_is_not_said_to_be_past_the_best(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
+def test_kept_step_is_not_reported_as_overfitted(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
     """Though it hardly heeds the prompt: it is the best there was."""
-    judged = iter([(0.1, 1.0), (0.9, 0.5)])
+    scores = iter([(0.1, 1.0), (0.9, 0.5)])
     config = TuneConfig(trainable="embedding", batch_size=1, validation=QUICK, max_steps=2)
     tuned = tune([dog], category="dog", name="rex", out=tmp_path / "rex.safetensors", model=tiny_folder, config=config,
-                 evaluator=lambda samples: next(judged))  # fmt: skip
+                 evaluator=lambda samples: next(scores))  # fmt: skip
     assert tuned.step == tuned.scores[-1].step == 2 and not tuned.overfitted
 
 
-def test_what_is_kept_is_what_was_best(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
+def test_best_weights_are_kept(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
     """The same as a tuning of so many steps."""
     plain = learn(tmp_path / "plain", tiny_folder, dog, steps=2, trainable="embedding")
-    judged = iter([(0.1, 0.1), (0.9, 0.9), (0.1, 0.1), (0.1, 0.1)])
+    scores = iter([(0.1, 0.1), (0.9, 0.9), (0.1, 0.1), (0.1, 0.1)])
     config = TuneConfig(trainable="embedding", batch_size=2, validation=QUICK, max_steps=6)
     best = tune([tmp_path / "plain" / "photos"], category="dog", name="rex", out=tmp_path / "rex.safetensors",
-                model=tiny_folder, config=config, evaluator=lambda samples: next(judged))  # fmt: skip
+                model=tiny_folder, config=config, evaluator=lambda samples: next(scores))  # fmt: skip
     assert torch.equal(read_subject(plain.out).embedding, read_subject(best.out).embedding)
 
 
@@ -119,10 +119,10 @@ def fails_at(at: int, monkeypatch: pytest.MonkeyPatch, batch: Callable[[PhotoBat
     )
 
 
-def test_a_killed_tuning_goes_on(
+def test_killed_tuning_resumes(
     tiny_folder: Path, dog: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No signal tells it: what was saved on the way is there, and what was best then."""
+    """A killed process leaves its last checkpoint and the best weights until then."""
     how = {"steps": None, "max_steps": 6, "rank": 2}
     whole = learn(tmp_path / "whole", tiny_folder, dog, **how)  # type: ignore[arg-type]
 
@@ -141,23 +141,23 @@ def test_a_killed_tuning_goes_on(
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_tuning_that_diverges_keeps_its_best(
+def test_diverging_tuning_keeps_its_best_weights(
     tiny_folder: Path, dog: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fails_at(3, monkeypatch, lambda batch: {**batch, "latents": batch["latents"] * torch.nan})
-    judged = iter([(0.1, 0.1), (0.9, 0.9)])
+    scores = iter([(0.1, 0.1), (0.9, 0.9)])
     config = TuneConfig(batch_size=1, rank=2, validation=QUICK, max_steps=6)
     with pytest.warns(match="Step 3 was not taken .*lower the learning rate.* The best earlier result is kept"):
         tuned = tune([dog], category="dog", name="rex", out=tmp_path / "rex.safetensors", model=tiny_folder,
-                     config=config, evaluator=lambda samples: next(judged))  # fmt: skip
+                     config=config, evaluator=lambda samples: next(scores))  # fmt: skip
     assert tuned.result.stopped == "diverged" and tuned.result.step == 3 and tuned.step == 2
     assert read_subject(tuned.out).metadata["steps"] == 2
-    with pytest.raises(DivergedError):  # where nothing was judged, nothing is known to be good
+    with pytest.raises(DivergedError):  # without an evaluation there are no best weights
         learn(tmp_path / "blind", tiny_folder, dog, steps=6)
 
 
 @pytest.mark.parametrize("method", ["dreambooth", "dreambooth-lora", "textual-inversion"])
-def test_the_methods_it_is_compared_with(method: str, tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
+def test_baseline_methods_write_usable_files(method: str, tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
     prior = 1 if method == "dreambooth" else 0
     config = TuneConfig(method=method, steps=1, batch_size=1, num_class_images=prior, mixed_precision="auto")  # type: ignore[arg-type]
     out = tmp_path / ("rex" if method == "dreambooth" else "rex.safetensors")
@@ -167,7 +167,7 @@ def test_the_methods_it_is_compared_with(method: str, tiny_folder: Path, dog: Im
     assert tuned.out == out and (out / "model_index.json").is_file() == (method == "dreambooth")
 
 
-def test_a_result_is_replaced_by_the_same_tuning_alone(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
+def test_result_is_replaced_only_by_the_same_tuning(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
     """Images that were made with it need it; and nothing changes before all is known to be well."""
     first = learn(tmp_path, tiny_folder, dog, steps=1)
     log, files = first.folder / "log.jsonl", (first.out, first.folder / "log.jsonl")
@@ -187,7 +187,7 @@ def test_a_result_is_replaced_by_the_same_tuning_alone(tiny_folder: Path, dog: I
         learn(tmp_path, tiny_folder, dog, steps=1)
 
 
-def test_a_resumption_is_of_the_same(
+def test_resuming_needs_the_same_settings(
     tiny_folder: Path, dog: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = PhotoBatches.__call__
@@ -203,8 +203,8 @@ def test_a_resumption_is_of_the_same(
     save_file({name: -tensor for name, tensor in weights.items()}, other / "unet/diffusion_pytorch_model.safetensors")
 
     def again(**changed: Any) -> Tuned:
-        asked = same | changed
-        return tune(asked.pop("photos"), out=out, resume=True, **asked)
+        options = same | changed
+        return tune(options.pop("photos"), out=out, resume=True, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(PhotoBatches, "__call__", interrupted)
@@ -216,15 +216,15 @@ def test_a_resumption_is_of_the_same(
     for what, value in {"photos": [mirrored], "category": "cat", "name": "tom", "model": other}.items():
         with pytest.raises(InputError, match=f"began with other {what}: --resume with the same, or choose another"):
             again(**{what: value})
-    judged = replace(config, validation=QUICK)
+    scores = replace(config, validation=QUICK)
     trained = replace(config, seed=1, learning_rate=0.5)
-    for asked, what in (trained, "learning_rate and seed"), (judged, "every and sampling_steps and patience"):
+    for options, what in (trained, "learning_rate and seed"), (scores, "every and sampling_steps and patience"):
         with pytest.raises(InputError, match=f"began with other {what}: --resume with the same"):
-            again(config=asked)
+            again(config=options)
     assert again(config=replace(config, device="cpu")).step == 2  # where it is computed may change
 
 
-def test_folders_of_other_things_are_left_alone(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
+def test_unrelated_folders_are_kept(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
     """What lies in one that no tuning has made; and two files of one stem have a folder each."""
     assert learn(tmp_path, tiny_folder, dog, steps=1).folder == tmp_path / "rex.safetensors.tuning"
     letter = tmp_path / "tom.safetensors.tuning" / "letter.txt"
@@ -257,18 +257,18 @@ def test_folders_of_other_things_are_left_alone(tiny_folder: Path, dog: Image.Im
         ({"masks": [Path("a"), Path("b")]}, "2 masks for 1 photos"),
     ],
 )
-def test_bad_input_is_found_before_training(
+def test_invalid_input_is_refused_before_training(
     more: dict[str, object], sentence: str, tiny_folder: Path, dog: Image.Image, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    asked = {"photos": [dog], "category": "dog", "name": "rex", "model": tiny_folder, **more}
+    options = {"photos": [dog], "category": "dog", "name": "rex", "model": tiny_folder, **more}
     with pytest.raises(BlipDiffusionError, match=sentence):
-        tune(asked.pop("photos"), **asked)  # type: ignore[arg-type]
+        tune(options.pop("photos"), **options)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_learning_rate_goes_with_the_width() -> None:
+def test_learning_rate_depends_on_the_width() -> None:
     assert TuneConfig(trainable="unet").resolved(768).learning_rate == 5e-6
     assert TuneConfig(trainable="unet").resolved(256).learning_rate == 1e-4
     assert TuneConfig(method="dreambooth", learning_rate=0.5).resolved(768).learning_rate == 0.5
@@ -276,7 +276,7 @@ def test_a_learning_rate_goes_with_the_width() -> None:
         TuneConfig(learning_rate=0.0)
 
 
-def test_bad_settings() -> None:
+def test_invalid_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="steps is 0"):
         TuneConfig(steps=0)
     with pytest.raises(ConfigError, match="num_class_images must not be negative"):
@@ -285,10 +285,10 @@ def test_bad_settings() -> None:
         TuneConfig(method="textual-inversion", num_class_images=8)
     with pytest.raises(ConfigError, match="num_class_images have no effect with an embedding alone"):
         TuneConfig(trainable="embedding", num_class_images=8)
-    TuneConfig(method="dreambooth", trainable="embedding", num_class_images=8)  # which has no say there
+    TuneConfig(method="dreambooth", trainable="embedding", num_class_images=8)  # no effect with this method
 
 
-def test_eight_bits_need_their_package(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
+def test_eight_bit_adam_needs_bitsandbytes(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
@@ -296,7 +296,7 @@ def test_eight_bits_need_their_package(tiny_folder: Path, dog: Image.Image, tmp_
             learn(tmp_path, tiny_folder, dog, eight_bit=True)
 
 
-def test_a_folder_in_the_way(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
+def test_folder_in_place_of_the_file_is_refused(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
     (tmp_path / "rex.safetensors").mkdir()
     with pytest.raises(InputError, match="is a folder"):
         learn(tmp_path, tiny_folder, dog)

@@ -1,4 +1,4 @@
-"""The judge of a tuning: what it measures, what it keeps, when it ends."""
+"""Early stopping: the encoder metric, kept weights, and the end of a run."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ CONFIG = ValidationConfig(sampling_steps=2)
 
 @dataclass
 class Drawer:
-    """An objective of one image a scene, whose exports are counted."""
+    """An objective that samples one image per scene and counts its exports."""
 
     model: BlipDiffusion
     exported: list[int] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Drawer:
 
 
 def follow(scores: list[tuple[float, float]], model: BlipDiffusion, folder: Path, **config: Any) -> Any:
-    """A validation that hears these scores, step after step, until it says stop."""
+    """Run early stopping on given scores, step by step, until it stops."""
     coming = iter(scores)
     settings = ValidationConfig(sampling_steps=1, **config)
     validation = Validation(lambda samples: next(coming), settings, folder)
@@ -54,7 +54,7 @@ def follow(scores: list[tuple[float, float]], model: BlipDiffusion, folder: Path
     return validation, objective
 
 
-def test_the_best_trade_off_is_kept_and_it_stops_when_it_has_turned(model: BlipDiffusion, tmp_path: Path) -> None:
+def test_best_trade_off_is_kept_and_tuning_stops(model: BlipDiffusion, tmp_path: Path) -> None:
     scores = [(0.4, 1.0), (0.6, 0.9), (0.8, 0.8), (0.9, 0.5), (0.95, 0.4), (0.97, 0.3), (1.0, 0.2)]
     validation, objective = follow(scores, model, tmp_path)
     assert [score.step for score in validation.scores] == [0, 10, 20, 30, 40, 50]  # three after the best
@@ -68,26 +68,29 @@ def test_the_best_trade_off_is_kept_and_it_stops_when_it_has_turned(model: BlipD
     assert loud[34 * 3 :, :110].any() and not loud[: 34 * 3, :110].any()  # overfitting is shown as such
 
 
-def test_what_is_kept_outlives_a_lost_step_that_was_better(model: BlipDiffusion, tmp_path: Path) -> None:
+def test_kept_weights_survive_a_lost_better_step(model: BlipDiffusion, tmp_path: Path) -> None:
     """From a checkpoint at step 10 a run goes on to 30, is lost, goes on from there again, and is worse."""
     kept, _ = follow([(0.4, 1.0), (0.8, 0.8)], model, tmp_path)
     (tmp_path / "checkpoints" / "step-00000010").mkdir(parents=True)
     assert [path.name for path in (tmp_path / "best").iterdir()] == ["000010"]
-    for score, wanted in ((0.9, 30), (0.1, 10)):
-        validation, objective = Validation(lambda samples, own=score: (own, own), kept.config, tmp_path), Drawer(model)  # type: ignore[misc]
+    for score, expected in ((0.9, 30), (0.1, 10)):
+        validation, objective = (
+            Validation(lambda samples, value=score: (value, value), kept.config, tmp_path),
+            Drawer(model),
+        )  # type: ignore[misc]
         validation.begin(objective, after=10)  # type: ignore[arg-type]
         objective.now = 30
         validation(SimpleNamespace(objective=objective, step=30, metric_logger=SimpleNamespace(log=lambda *_: None)))  # type: ignore[arg-type]
-        assert validation.best.step == wanted and (validation.kept / "step.txt").read_text() == str(wanted)
+        assert validation.best.step == expected and (validation.kept / "step.txt").read_text() == str(expected)
     assert [path.name for path in (tmp_path / "best").iterdir()] == ["000010"]
 
 
-def test_what_is_hardly_better_is_not_worth_more_steps(model: BlipDiffusion, tmp_path: Path) -> None:
+def test_small_improvements_do_not_reset_the_patience(model: BlipDiffusion, tmp_path: Path) -> None:
     validation, objective = follow([(0.50, 0.5), (0.505, 0.5), (0.51, 0.5), (0.505, 0.5)], model, tmp_path)
     assert validation.best.step == 0 and validation.should_stop and objective.exported == [0]
 
 
-def test_neither_score_makes_up_for_the_other() -> None:
+def test_both_scores_must_be_good() -> None:
     assert Score(0, 1.0, 0.0).balance == 0 and Score(0, -1.0, 1.0).balance == 0
     assert Score(0, 4.0, 0.25).balance == Score(0, 1.0, 0.25).balance == pytest.approx(0.5)
 
@@ -96,7 +99,7 @@ def test_neither_score_makes_up_for_the_other() -> None:
 
 
 @pytest.fixture
-def judge(model: BlipDiffusion, dog: Image.Image) -> EncoderMetric:
+def metric(model: BlipDiffusion, dog: Image.Image) -> EncoderMetric:
     pixels, masks = squares(photographs(dog), 32)
     return EncoderMetric(model, pixels, masks, "dog", CONFIG)
 
@@ -107,25 +110,25 @@ def plain(model: BlipDiffusion) -> Tensor:
 
 
 @torch.no_grad()
-def test_the_untuned_model_follows_the_text_and_knows_no_subject(model: BlipDiffusion, judge: EncoderMetric) -> None:
-    subject, text = judge(plain(model))
+def test_untuned_model_has_text_score_1_and_subject_score_0(model: BlipDiffusion, metric: EncoderMetric) -> None:
+    subject, text = metric(plain(model))
     assert subject == pytest.approx(0, abs=1e-4) and text == pytest.approx(1, abs=1e-4)
 
 
 @torch.no_grad()
-def test_photos_show_the_subject_and_ignore_the_text(
-    model: BlipDiffusion, judge: EncoderMetric, dog: Image.Image
+def test_photos_have_subject_score_1_and_text_score_0(
+    model: BlipDiffusion, metric: EncoderMetric, dog: Image.Image
 ) -> None:
     """Copies of a photo, whatever the prompt: that is overfitting at its purest."""
     photo = squares(photographs(dog), 32)[0][:1]
-    subject, text = judge(photo.expand(3, -1, -1, -1))
+    subject, text = metric(photo.expand(3, -1, -1, -1))
     assert subject > 0.8 and text == pytest.approx(0, abs=1e-4)
-    half, _ = judge(torch.cat([photo, plain(model)[1:]]))
+    half, _ = metric(torch.cat([photo, plain(model)[1:]]))
     assert 0.1 < half < subject
 
 
 @torch.no_grad()
-def test_only_what_the_masks_show_counts(model: BlipDiffusion, dog: Image.Image) -> None:
+def test_only_masked_regions_are_scored(model: BlipDiffusion, dog: Image.Image) -> None:
     pixels, _ = squares(photographs(dog), 32)
     left = torch.zeros(3, 1, 32, 32)
     left[..., :16] = 1

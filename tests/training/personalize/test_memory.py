@@ -1,4 +1,4 @@
-"""What tuning needs of memory: counted, and chosen to fit."""
+"""Memory of tuning: computed, and settings that fit."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from blip_diffusion.training.personalize.config import TuneConfig
 from blip_diffusion.training.personalize.memory import _saved_bytes, estimate, fit_to_memory
 
 
-def test_what_autograd_keeps_is_counted() -> None:
+def test_saved_activations_are_counted() -> None:
     layer = torch.nn.Linear(8, 4, device="meta")
     rows = torch.zeros(16, 8, device="meta", requires_grad=True)
     assert _saved_bytes(layer, lambda: layer(rows)) == 16 * 8 * 4  # its input; its weight is not counted
@@ -18,7 +18,7 @@ def test_what_autograd_keeps_is_counted() -> None:
 
 
 @pytest.mark.slow
-def test_what_each_way_needs() -> None:
+def test_memory_of_each_trainable_setting() -> None:
     lora = TuneConfig(trainable="lora", batch_size=1)
     unet = TuneConfig(trainable="unet", batch_size=1)
     saving = {"gradient_checkpointing": True}

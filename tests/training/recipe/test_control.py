@@ -71,7 +71,7 @@ def folder(placed: BlipDiffusion, tmp_path_factory: pytest.TempPathFactory) -> P
     return root
 
 
-def test_it_learns(objective: PackedControl, rows: Rows) -> None:
+def test_loss_decreases(objective: PackedControl, rows: Rows) -> None:
     parameters = list(set_trainable(objective.train(), objective.parameter_groups()).values())
     context = StepContext(0, torch.Generator().manual_seed(0))
     step, optimizer = eager_step(lambda x: objective(x, context), parameters), torch.optim.Adam(parameters, 3e-3)
@@ -84,10 +84,10 @@ def test_it_learns(objective: PackedControl, rows: Rows) -> None:
 
 
 @torch.no_grad()
-def test_the_loss_is_that_of_the_objective(
+def test_loss_equals_that_of_the_objective(
     placed: BlipDiffusion, world: AssetLibrary, objective: PackedControl
 ) -> None:
-    """Under the same noise, which the objective draws from its generator."""
+    """With the same noise, which the objective samples from its generator."""
     batch = PairSampler(world, CONFIG.synthetic, batch_size=6, seed=0)(1)
     packed = HintPacker.over(packer_of(placed, 32, 24), ("canny",))(batch)
     plain = StructureControl(placed, objective.noising, objective.config).eval()
@@ -98,11 +98,11 @@ def test_the_loss_is_that_of_the_objective(
     noised = {"noise": torch.randn((12, *latents.shape[1:]), generator=rng), "bare": none, "empty": none}
     noised["timesteps"] = objective.noising.random_timesteps(12, rng)
     given = packed | noised | {FULL: latents, HINT: packed["hint_canny"]}
-    found = objective.eval()(given, StepContext(0, rng))["loss"]
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    result = objective.eval()(given, StepContext(0, rng))["loss"]
+    torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_diffusers_reads_each_adapter(folder: Path) -> None:
+def test_each_adapter_is_loaded_by_diffusers(folder: Path) -> None:
     for kind in ("canny", "mask"):
         export = folder / kind / "export"
         adapter = T2IAdapter.from_pretrained(export)
@@ -117,17 +117,17 @@ def test_diffusers_reads_each_adapter(folder: Path) -> None:
         assert (folder / kind / "log.jsonl").is_file()
 
 
-def test_a_run_goes_on_and_keeps_what_is_done(folder: Path, tmp_path: Path) -> None:
-    own = shutil.copytree(folder, tmp_path / "run")
-    shutil.rmtree(own / "mask" / "export")
-    before = (own / "canny/export/diffusion_pytorch_model.safetensors").read_bytes()
+def test_resumed_run_keeps_finished_phases(folder: Path, tmp_path: Path) -> None:
+    run_folder = shutil.copytree(folder, tmp_path / "run")
+    shutil.rmtree(run_folder / "mask" / "export")
+    before = (run_folder / "canny/export/diffusion_pytorch_model.safetensors").read_bytes()
     config = read_control_recipe(None, [*SMALL, f'model="{folder / "model"}"', f'data="{WORLD}"'])
     options = {"minutes": 0.03, "device": torch.device("cpu"), "workers": 0}
     with pytest.raises(CheckpointError, match="--resume"):
-        run_control(config, ["canny", "mask"], own, **options)  # type: ignore[arg-type]
-    assert set(run_control(config, ["canny", "mask"], own, resume=True, **options)) == {"canny", "mask"}  # type: ignore[arg-type]
-    assert (own / "mask/export/config.json").is_file()
-    assert (own / "canny/export/diffusion_pytorch_model.safetensors").read_bytes() == before
+        run_control(config, ["canny", "mask"], run_folder, **options)  # type: ignore[arg-type]
+    assert set(run_control(config, ["canny", "mask"], run_folder, resume=True, **options)) == {"canny", "mask"}  # type: ignore[arg-type]
+    assert (run_folder / "mask/export/config.json").is_file()
+    assert (run_folder / "canny/export/diffusion_pytorch_model.safetensors").read_bytes() == before
 
 
 def test_edges_match_within_a_pixel() -> None:
@@ -152,7 +152,7 @@ def test_default_frames_take_the_place_of_single_ones() -> None:
 
 
 @pytest.mark.parametrize("hints", [[], ["edges"], ["mask", "mask"]])
-def test_hints_that_are_not_known(hints: list[str], tmp_path: Path) -> None:
+def test_unknown_control_kinds_are_refused(hints: list[str], tmp_path: Path) -> None:
     options = {"minutes": 1.0, "device": torch.device("cpu"), "workers": 0}
     with pytest.raises(InputError, match="use canny or mask, each once"):
         run_control(read_control_recipe(None), hints, tmp_path / "run", **options)  # type: ignore[arg-type]

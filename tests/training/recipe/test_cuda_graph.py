@@ -23,7 +23,7 @@ def loss_of(layer: nn.Linear) -> Callable[[Rows], Losses]:
     return lambda rows: {"loss": (layer(rows["x"]) - rows["x"].sum(1, keepdim=True)).square().mean()}
 
 
-def test_on_a_cpu_the_step_is_eager() -> None:
+def test_cpu_step_is_eager() -> None:
     layer, rows = regression("cpu")
     step = make_step(loss_of(layer), list(layer.parameters()), rows, graph=True)
     first, again = step(rows), step(rows)
@@ -36,29 +36,29 @@ def test_on_a_cpu_the_step_is_eager() -> None:
 @pytest.mark.parametrize(
     ("losses", "norm", "message"), [({"loss": 1.1}, 2.0, "loss is 1.1"), ({"loss": 1.0}, 3.0, "gradient norm is 3")]
 )
-def test_a_graph_that_differs_is_refused(losses: dict[str, float], norm: float, message: str) -> None:
+def test_graph_with_other_results_is_refused(losses: dict[str, float], norm: float, message: str) -> None:
     check_close(({"loss": 1.001}, 2.01), ({"loss": 1.0}, 2.0))
     with pytest.raises(GraphMismatchError, match=message):
         check_close((losses, norm), ({"loss": 1.0}, 2.0))
 
 
-def test_a_number_that_is_none_is_refused() -> None:
+def test_nan_result_is_refused() -> None:
     with pytest.raises(GraphMismatchError):
         check_close(({"loss": float("nan")}, 1.0), ({"loss": 1.0}, 1.0))
 
 
 @pytest.mark.gpu
-def test_a_graph_computes_what_the_eager_step_does() -> None:
+def test_graph_equals_the_eager_step() -> None:
     layer, rows = regression("cuda")
     parameters = list(layer.parameters())
     graph = make_step(loss_of(layer), parameters, rows, graph=True)
     other = {"x": torch.randn(8, 3, device="cuda")}
-    found = float(graph(other)["loss"])
-    assert found == pytest.approx(float(eager_step(loss_of(layer), parameters)(other)["loss"]), rel=1e-2)
+    result = float(graph(other)["loss"])
+    assert result == pytest.approx(float(eager_step(loss_of(layer), parameters)(other)["loss"]), rel=1e-2)
 
 
 @pytest.mark.gpu
-def test_what_cannot_be_captured_runs_eagerly() -> None:
+def test_uncapturable_step_runs_eagerly() -> None:
     layer, rows = regression("cuda")
 
     def reads_the_device(rows: Rows) -> Losses:

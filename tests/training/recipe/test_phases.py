@@ -1,4 +1,4 @@
-"""The phases' losses on rows are those of the objectives on batches, and they fall."""
+"""Losses of the phases equal those of the objectives, and decrease."""
 
 import copy
 from dataclasses import replace
@@ -69,7 +69,7 @@ def losses_of(objective: Objective, rows: Rows, steps: int) -> list[float]:
     return losses
 
 
-def test_the_subject_phase_learns(model: BlipDiffusion) -> None:
+def test_subject_phase_reduces_the_loss(model: BlipDiffusion) -> None:
     objective, (_, rows) = subject(model), packed(model)
     rows |= latent_columns(objective, rows)
     rows["latents"] = rows[FULL]
@@ -80,32 +80,32 @@ def test_the_subject_phase_learns(model: BlipDiffusion) -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_the_representation_phase_learns(model: BlipDiffusion) -> None:
+def test_representation_phase_reduces_the_loss(model: BlipDiffusion) -> None:
     losses = losses_of(representation(model), packed(model)[1], 15)
     assert losses[-1] < 0.8 * losses[0]
 
 
 @torch.no_grad()
-def test_the_reconstruction_is_that_of_the_objective(model: BlipDiffusion) -> None:
+def test_reconstruction_equals_that_of_the_objective(model: BlipDiffusion) -> None:
     objective, (batch, rows) = representation(model).eval(), packed(model)
     exact = {**batch, **{name: to_pixels(rows[name]) for name in ("reference", "object_crop")}}
     expected = objective.representation(exact, StepContext(1, torch.Generator()))  # type: ignore[arg-type]
-    found = objective(rows, StepContext(1, torch.Generator()))
-    torch.testing.assert_close(found["reconstruction"], expected["reconstruction"], rtol=1e-4, atol=1e-5)
+    result = objective(rows, StepContext(1, torch.Generator()))
+    torch.testing.assert_close(result["reconstruction"], expected["reconstruction"], rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
-def test_text_states_are_those_of_the_model(model: BlipDiffusion) -> None:
+def test_text_states_equal_those_of_the_model(model: BlipDiffusion) -> None:
     objective, (batch, rows) = subject(model).eval(), packed(model)
     prompts = [subject_prompt(p, c) for p, c in zip(batch["prompt"], batch["category"], strict=True)]
     tokens = model.subject_tokens(to_pixels(rows["reference"]), batch["category"])
     torch.testing.assert_close(objective.subject_tokens(rows), tokens, rtol=1e-4, atol=1e-5)
     rows["empty"], rows["bare"] = torch.arange(6) == 0, torch.arange(6) == 1
-    found = objective.text_states(tokens, rows)
+    result = objective.text_states(tokens, rows)
     whole = model.text_states(prompts, tokens, batch["frames"])
-    torch.testing.assert_close(found[2:], whole[2:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(result[2:], whole[2:], rtol=1e-4, atol=1e-5)
     words = model.text_states(["", prompts[1]])
-    torch.testing.assert_close(found[:2], words, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(result[:2], words, rtol=1e-4, atol=1e-5)
 
 
 def test_subject_tokens_start_in_a_grid_of_positions(model: BlipDiffusion) -> None:
@@ -115,7 +115,7 @@ def test_subject_tokens_start_in_a_grid_of_positions(model: BlipDiffusion) -> No
     assert correlation[0, 1] > 0.999
 
 
-def test_prompts_are_dropped_by_their_shares(model: BlipDiffusion) -> None:
+def test_prompts_are_dropped_by_share(model: BlipDiffusion) -> None:
     noising, rng = noising_from(model.scheduler), torch.Generator().manual_seed(0)
     rows = random_rows(torch.zeros(4000, 1, 1, 1), CONFIG.subject, noising, rng)
     assert not (rows["empty"] & rows["bare"]).any()

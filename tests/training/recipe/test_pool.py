@@ -37,7 +37,7 @@ def feeder(sampler: PairSampler, packer: Packer) -> Iterator[Feeder]:
     started.close()
 
 
-def test_rows_say_what_a_batch_shows(sampler: PairSampler, packer: Packer) -> None:
+def test_rows_describe_the_batch(sampler: PairSampler, packer: Packer) -> None:
     batch = sampler(0)
     rows = packer(batch)
     assert {len(value) for value in rows.values()} == {4}
@@ -48,24 +48,24 @@ def test_rows_say_what_a_batch_shows(sampler: PairSampler, packer: Packer) -> No
     assert (rows["frames"][:, batch["frames"].shape[1] :] == 0).all()
 
 
-def test_the_pool_gives_what_the_workers_composited(feeder: Feeder, sampler: PairSampler, packer: Packer) -> None:
+def test_pool_returns_the_pairs_of_the_workers(feeder: Feeder, sampler: PairSampler, packer: Packer) -> None:
     pool = Pool(16, CPU)
     feeder.fill(pool, 16)
     expected = [packer(sampler(index)) for index in range(12)]  # one worker may be ahead of the other
     for start in range(0, 16, 4):
-        found = pool.take(torch.arange(start, start + 4), list(expected[0]))
-        assert any(all(torch.equal(found[name], rows[name]) for name in rows) for rows in expected)
+        result = pool.take(torch.arange(start, start + 4), list(expected[0]))
+        assert any(all(torch.equal(result[name], rows[name]) for name in rows) for rows in expected)
 
 
-def test_without_workers_batches_come_in_order(sampler: PairSampler, packer: Packer) -> None:
-    pool, own = Pool(8, CPU), Feeder(sampler, packer, workers=0, slots=1, first=5)
-    own.fill(pool, 8)
-    own.drain(pool, at_most=4)
+def test_batches_are_ordered_without_workers(sampler: PairSampler, packer: Packer) -> None:
+    pool, new_feeder = Pool(8, CPU), Feeder(sampler, packer, workers=0, slots=1, first=5)
+    new_feeder.fill(pool, 8)
+    new_feeder.drain(pool, at_most=4)
     newest, older = (pool.rows["target"][:4], pool.rows["target"][4:])
     assert torch.equal(newest, to_bytes(sampler(7)["target"])) and torch.equal(older, to_bytes(sampler(6)["target"]))
 
 
-def test_the_ring_wraps_within_a_batch_and_keeps_derived_columns() -> None:
+def test_pool_wraps_within_a_batch_and_keeps_derived_columns() -> None:
     pool = Pool(5, CPU)
     pool.add({"x": torch.arange(3)})
     pool.derive(lambda rows: {"double": 2 * rows["x"]})
@@ -75,22 +75,22 @@ def test_the_ring_wraps_within_a_batch_and_keeps_derived_columns() -> None:
     assert set(pool.sample(100, torch.Generator().manual_seed(0)).tolist()) == set(range(5))
 
 
-def test_a_dead_worker_is_an_error(packer: Packer, sampler: PairSampler, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dead_worker_raises_an_error(packer: Packer, sampler: PairSampler, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(index: int) -> SubjectBatch:
         if index:
             raise SystemExit(1)
         return sampler(index)
 
     monkeypatch.setattr(pools, "PATIENCE", 0.05)
-    own = Feeder(broken, packer, workers=1, slots=2)
+    new_feeder = Feeder(broken, packer, workers=1, slots=2)
     try:
         with pytest.raises(BlipDiffusionError, match="worker process"):
-            own.fill(Pool(16, CPU), 16)
+            new_feeder.fill(Pool(16, CPU), 16)
     finally:
-        own.close()
+        new_feeder.close()
 
 
-def test_shared_memory_has_no_file(tmp_path: Path) -> None:
+def test_shared_memory_leaves_no_file(tmp_path: Path) -> None:
     shared = pools._shared((2, 3), torch.int32)
     shared[1] = 7
     assert shared.sum() == 21 and not list(tmp_path.iterdir())

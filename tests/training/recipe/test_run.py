@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_every_phase_is_measured_and_logged(folder: Path) -> None:
+def test_every_phase_writes_metrics_and_a_log(folder: Path) -> None:
     metrics = {name: json.loads((folder / name / "export/metrics.json").read_text()) for name in PHASES}
     assert list(metrics["subject"]) == ["x0_error_t999", "x0_error_t800", "x0_error_t600", "x0_error_t300"]
     assert all(torch.tensor(value).isfinite() for table in metrics.values() for value in table.values())
@@ -44,7 +44,7 @@ def test_every_phase_is_measured_and_logged(folder: Path) -> None:
     assert (folder / "subject/log.jsonl").is_file()
 
 
-def test_the_pipeline_loads_the_export(folder: Path, dog: Image.Image) -> None:
+def test_export_is_loaded_by_the_pipeline(folder: Path, dog: Image.Image) -> None:
     pipe = BlipDiffusionPipeline.from_pretrained(folder / "export")
     pipe.set_progress_bar_config(disable=True)
     pictures = pipe("on the beach", dog, "dog", num_inference_steps=2, generator=torch.Generator().manual_seed(0))
@@ -54,21 +54,21 @@ def test_the_pipeline_loads_the_export(folder: Path, dog: Image.Image) -> None:
     assert (folder / "export/subject_finder").is_dir()
 
 
-def test_a_run_goes_on_and_keeps_what_is_done(folder: Path, tmp_path: Path) -> None:
-    own = shutil.copytree(folder, tmp_path / "mini")
-    shutil.rmtree(own / "subject/export")
-    shutil.rmtree(own / "export")
-    before = (own / "representation/export/qformer/model.safetensors").read_bytes()
-    step = next((own / "subject/checkpoints").iterdir()).name
+def test_resumed_run_keeps_finished_phases(folder: Path, tmp_path: Path) -> None:
+    run_folder = shutil.copytree(folder, tmp_path / "mini")
+    shutil.rmtree(run_folder / "subject/export")
+    shutil.rmtree(run_folder / "export")
+    before = (run_folder / "representation/export/qformer/model.safetensors").read_bytes()
+    step = next((run_folder / "subject/checkpoints").iterdir()).name
     config = read_recipe(None, SMALL)
     with pytest.raises(CheckpointError, match="--resume"):
-        run(config, own, minutes=0.02, device=CPU, workers=0)
-    run(config, own, minutes=0.08, device=CPU, workers=0, resume=True)
-    assert (own / "representation/export/qformer/model.safetensors").read_bytes() == before
-    assert next((own / "subject/checkpoints").iterdir()).name > step and (own / "export/unet").is_dir()
+        run(config, run_folder, minutes=0.02, device=CPU, workers=0)
+    run(config, run_folder, minutes=0.08, device=CPU, workers=0, resume=True)
+    assert (run_folder / "representation/export/qformer/model.safetensors").read_bytes() == before
+    assert next((run_folder / "subject/checkpoints").iterdir()).name > step and (run_folder / "export/unet").is_dir()
 
 
-def test_phases_without_a_share_are_left_out(folder: Path, tmp_path: Path) -> None:
+def test_phases_with_share_zero_are_skipped(folder: Path, tmp_path: Path) -> None:
     """The autoencoder of another run is used as it is, and the model has no LoRA."""
     shares = SharesConfig(autoencoder=0, decoder=0, representation=0.2, subject=0.8, consistency=0)
     trained = folder / "autoencoder" / "export"
@@ -82,19 +82,19 @@ def test_phases_without_a_share_are_left_out(folder: Path, tmp_path: Path) -> No
     )  # saved in half precision
 
 
-def test_the_recipe_of_the_repository_is_the_default() -> None:
+def test_recipe_file_equals_the_defaults() -> None:
     assert read_recipe(ROOT / "configs/mini/recipe.toml") == RecipeConfig()
 
 
-def test_a_file_says_only_what_differs() -> None:
-    found = read_recipe(None, ["phases.subject.optim.lr=0.5", "cpu.pairs=2"])
+def test_file_overrides_the_defaults() -> None:
+    result = read_recipe(None, ["phases.subject.optim.lr=0.5", "cpu.pairs=2"])
     plain = RecipeConfig()
     optim = replace(plain.phases.subject.optim, lr=0.5)
     subject = replace(plain.phases.subject, optim=optim)
-    assert found == replace(plain, phases=replace(plain.phases, subject=subject), cpu=replace(plain.cpu, pairs=2))
+    assert result == replace(plain, phases=replace(plain.phases, subject=subject), cpu=replace(plain.cpu, pairs=2))
 
 
-def test_mistakes_are_told(tmp_path: Path) -> None:
+def test_invalid_values_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="sum is 1"):
         SharesConfig(subject=0.5)
     with pytest.raises(InputError, match="--minutes is 0"):
@@ -102,7 +102,7 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     assert main(["train-mini", "--workers", "-1"]) == 2
 
 
-def test_a_run_continues_a_model(folder: Path, tmp_path: Path) -> None:
+def test_run_starts_from_an_existing_model(folder: Path, tmp_path: Path) -> None:
     config = read_recipe(None, [*SMALL, f'init_from=["{folder / "export"}"]'])
     run(config, tmp_path / "more", minutes=0.01, device=CPU, workers=0)
     before, start = (read_parts(path) for path in (folder / "export", tmp_path / "more/start"))

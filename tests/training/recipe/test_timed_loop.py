@@ -37,19 +37,21 @@ def loop(folder: Path, lr: float = 0.02) -> PhaseLoop:
 
 
 @torch.no_grad()
-def error(own: PhaseLoop) -> float:
-    return float(own.objective(rows(0.0, torch.Generator().manual_seed(9)), StepContext(0, own.rng))["loss"])
+def error(training_loop: PhaseLoop) -> float:
+    return float(
+        training_loop.objective(rows(0.0, torch.Generator().manual_seed(9)), StepContext(0, training_loop.rng))["loss"]
+    )
 
 
-def test_it_learns_for_as_long_as_it_is_told(tmp_path: Path) -> None:
-    own = loop(tmp_path)
-    before = error(own)
-    state = own.run(0.5)
-    assert 0.5 <= state.seconds < 2 and state.samples == 8 * state.step and error(own) < 0.1 * before
+def test_loop_trains_until_the_time_limit(tmp_path: Path) -> None:
+    training_loop = loop(tmp_path)
+    before = error(training_loop)
+    state = training_loop.run(0.5)
+    assert 0.5 <= state.seconds < 2 and state.samples == 8 * state.step and error(training_loop) < 0.1 * before
     assert (tmp_path / "log.jsonl").read_text().count("\n") == state.step // 10
 
 
-def test_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_loop_resumes_where_it_stopped(tmp_path: Path) -> None:
     first = loop(tmp_path)
     first.run(0.2)
     second = loop(tmp_path)
@@ -64,14 +66,14 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
         check_absent(tmp_path.parent)
 
 
-def test_what_diverges_ends(tmp_path: Path) -> None:
-    own = loop(tmp_path)
-    own.next_rows = lambda *_: {"x": torch.full((8, 3), torch.nan)}
+def test_divergence_stops_the_loop(tmp_path: Path) -> None:
+    training_loop = loop(tmp_path)
+    training_loop.next_rows = lambda *_: {"x": torch.full((8, 3), torch.nan)}
     with pytest.raises(DivergedError, match="The loss is nan"):
-        own.run(5)
+        training_loop.run(5)
 
 
-def test_the_rate_follows_the_clock() -> None:
+def test_learning_rate_depends_on_elapsed_time() -> None:
     config = OptimConfig(lr=1.0, warmup=10, schedule="cosine", stable_fraction=0.5, min_lr_ratio=0.1)
     rates = [
         learning_rate_by_time(step, elapsed, config) for step, elapsed in ((4, 0.0), (99, 0.5), (99, 0.75), (99, 1))

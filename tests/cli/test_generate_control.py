@@ -1,0 +1,74 @@
+"""`generate --control`: ControlNets and invalid values."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from PIL import Image
+
+from blip_diffusion.annotators import annotate
+from blip_diffusion.cli.main import main
+
+from .commands import Run, output_files, read_pixels
+
+pytestmark = [
+    pytest.mark.usefixtures("empty_working_directory"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation"),  # diffusers' own sigmas, with numpy 2
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept"),
+]
+
+
+@pytest.fixture
+def controlnet(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ControlNet of the tiny model with non-zero weights."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel.from_pretrained(tiny_folder / "unet")
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 8, 8))
+    for parameter in net.controlnet_cond_embedding.conv_out.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    for block in (*net.controlnet_down_blocks, net.controlnet_mid_block):
+        torch.nn.init.normal_(block.weight, std=0.3)
+    folder = tmp_path_factory.mktemp("nets")
+    net.save_pretrained(folder)
+    return folder
+
+
+def test_control_image_changes_the_result_and_is_reproduced(generate: Run, controlnet: Path, reference: Path) -> None:
+    net = ("--controlnet", f"canny={controlnet}")
+    assert generate("--out", "plain") == 0
+    assert generate("--out", "held", "--control", f"canny={reference}:0.8", *net) == 0
+    assert generate("--out", "loose", "--control", f"canny={reference}:0.1", *net) == 0
+    held = Path("held/on-the-beach-0.png")
+    assert not np.array_equal(read_pixels(held), read_pixels("plain/on-the-beach-0.png"))
+    assert not np.array_equal(read_pixels(held), read_pixels("loose/on-the-beach-0.png"))
+    annotate(Image.open(reference), "canny").save("edges.png")
+    assert generate("--out", "map", "--control", "map=edges.png:0.8", "--controlnet", f"map={controlnet}") == 0
+    assert np.array_equal(read_pixels(held), read_pixels("map/on-the-beach-0.png"))
+    reference.rename(reference.with_name("gone.png"))
+    assert main(["generate", "--reproduce", str(held), "--out", "again"]) == 0
+    assert held.read_bytes() == Path("again/on-the-beach-0.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--control", "canny"], "write KIND=FILE"),
+        (["--control", "canny=nowhere.png"], "no image at nowhere.png"),
+        (["--control", "edges={image}"], "no control 'edges'"),
+        (["--control", "canny={image}:strong"], "the scale 'strong'"),
+        (["--control", "canny={image}:inf"], "The scale of --control canny is inf"),
+        (["--control", "depth={image}"], "pip install 'blip-diffusion[control]'"),
+        (["--control", "canny={image}"], "no ControlNet for canny and this model"),
+        (["--controlnet", "canny=x"], "add --control canny=FILE"),
+        (["--control", "canny={image}", "--controlnet", "canny=nowhere"], "There is no model nowhere"),
+        (["--control", "canny={image}", "--controlnet", "canny={image}"], "is not a file of weights"),
+    ],
+)
+def test_invalid_control_flags_are_refused(
+    generate: Run, reference: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    assert generate(*(flag.replace("{image}", str(reference)) for flag in flags)) == 2
+    assert message in capsys.readouterr().err
+    assert output_files() == []
