@@ -182,7 +182,10 @@ def test_broken_image_is_named(evaluate: Run, out: Path, capsys: pytest.CaptureF
 
 def test_report_of_another_protocol_is_refused(out: Path, tmp_path: Path) -> None:
     raw = json.loads((out / "report.json").read_text())
-    for content, report_text in (({**raw, "protocol": "blip-diffusion 0"}, "'blip-diffusion 0'"), ({}, "no report")):
+    for content, report_text in (
+        ({**raw, "protocol": "blip-diffusion 0"}, "'blip-diffusion 0'"),
+        ({}, "not a readable report"),
+    ):
         (tmp_path / "old.json").write_text(json.dumps(content))
         with pytest.raises(DataError, match=report_text):
             read(tmp_path / "old.json")
