@@ -9,6 +9,7 @@ import io
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal, TypeVar
 
@@ -32,8 +33,8 @@ MIN_SIDE = 16
 MAX_PIXELS = 64_000_000
 MAX_ASPECT = 64
 """Longest over shortest side: scaled to a usual height, a longer image would take gigabytes."""
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
-"""Pillow reads others too, and starts Ghostscript for one of them."""
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF")
+"""HEIF by the extra `heic`. Pillow reads others too, and starts Ghostscript for one of them."""
 
 
 def open_lazily(source: Source) -> Image.Image:
@@ -43,8 +44,12 @@ def open_lazily(source: Source) -> Image.Image:
 
 @cache
 def _formats() -> list[str]:
-    """Return those of `FORMATS` that Pillow was built with. Several threads may be the first to ask."""
+    """Return those of `FORMATS` that Pillow was built with, and HEIF. Several threads may be the first to ask."""
     Image.init()
+    if find_spec("pillow_heif") is not None:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     return [name for name in FORMATS if name in Image.OPEN]
 
 
@@ -77,7 +82,12 @@ def read_image(source: Source, read: Callable[[Image.Image], Read]) -> Read:
         limit = f"{MAX_PIXELS // 10**6} megapixels"
         raise InputError(f"{name} is too large an image: use one of at most {limit}.") from error
     except Exception as error:  # on a damaged file, Pillow raises whatever it trips over
-        raise InputError(f"{name} is not an image that can be read: use a PNG, JPEG or WebP file.") from error
+        raise InputError(f"{name} is not an image that can be read: {_advice(name)}.") from error
+
+
+def _advice(name: str) -> str:
+    heic = name.lower().endswith((".heic", ".heif")) and find_spec("pillow_heif") is None
+    return "pip install 'blip-diffusion[heic]'" if heic else "use a PNG, JPEG or WebP file"
 
 
 def check_size(image: Image.Image, name: str = "The reference") -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,7 @@ from blip_diffusion.checkpoint.model_folder import Parts
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.devices import device_of
 from blip_diffusion.errors import ConfigError
-from blip_diffusion.fileio import atomic_dir, check_writable
+from blip_diffusion.fileio import atomic_dir, check_writable, locked, remove_partials
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.modules.placed_unet import is_placed
 from blip_diffusion.modules.qformer import QFormerConfig
@@ -193,8 +194,20 @@ def run(
         >>> train(Path("configs/debug/subject.toml"), Path("runs/debug"), overrides=["train.steps=9"])
     """
     config = configuration.build(RunConfig, configuration.read(path, overrides))
-    text = configuration.to_toml(config)
     check_writable(folder)
+    with nullcontext() if int(os.environ.get("RANK", "0")) else locked(folder):
+        if not int(os.environ.get("RANK", "0")):
+            remove_partials(folder)
+        return _run(config, folder, resume, extra_hooks)
+
+
+def _run(
+    config: RunConfig,
+    folder: Path,
+    resume: bool | Literal["latest"] | Path,
+    extra_hooks: Sequence[Callable[[RunConfig, AssetLibrary], Hook]],
+) -> Result:
+    text = configuration.to_toml(config)
     begun = bool(checkpointing.complete(folder / CHECKPOINTS)) and (folder / START).is_dir()
     if begun:  # a world that has changed since must not change what a word's number is
         config = replace(config, model=replace(config.model, init_from=(folder / START,)))

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from blip_diffusion.errors import CheckpointError
+from blip_diffusion.errors import CheckpointError, reason
 from blip_diffusion.images import open_image
 
 
@@ -54,11 +54,11 @@ def load_pretrained(kind: Any, source: str, **how: Any) -> Any:
     """Load a frozen transformers component from a folder or a hub id. Raises `CheckpointError` if it can't be."""
     try:
         with _quiet_transformers():
-            part = kind.from_pretrained(source, **how)
-    except (OSError, ValueError, KeyError) as error:
+            part = kind.from_pretrained(source, trust_remote_code=False, **how)
+    except Exception as error:  # on a stranger's folder, transformers and torch raise whatever they trip over
         raise CheckpointError(
             f"The {kind.__name__} of a metric can't be loaded from {source}: name a folder of transformers' "
-            "layout, or a hub id while online."
+            f"layout, or a hub id while online ({reason(error)[:200]})."
         ) from error
     return part.eval().requires_grad_(False) if isinstance(part, torch.nn.Module) else part
 
