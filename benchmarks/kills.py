@@ -94,7 +94,8 @@ def resumable(start: Start, folder: Path, attempt: int) -> bool:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     """Return all weights of a result by file and name."""
-    files = sorted(path for path in folder.rglob("*.safetensors") if not {"checkpoints", "start"} & set(path.parts))
+    found = [path.relative_to(folder) for path in folder.rglob("*.safetensors")]
+    files = sorted(folder / path for path in found if path.parts[0] in ("export", "rex.safetensors"))
     return {f"{file.relative_to(folder)}/{name}": value for file in files for name, value in load_file(file).items()}
 
 

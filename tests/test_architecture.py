@@ -128,7 +128,7 @@ WITHIN = {
     "data": {
         "batches": set(),
         "package_files": set(),
-        "photos": set(),
+        "photos": {"captioned"},
         "segmentation": {"package_files", "photos"},
         "synthetic": {"batches"},
         "captioned": {"batches"},

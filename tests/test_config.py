@@ -1,6 +1,8 @@
+import os
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -136,3 +138,20 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
 def test_importing_config_is_light() -> None:
     code = "import sys, blip_diffusion.config; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda path: os.mkfifo(path), "is no file: name a TOML file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is no file: name a TOML file"),
+        (lambda path: path.write_text("#" * 2**21), "has more than 1 MiB"),
+        (lambda path: path.write_text("a = " + "[" * 50_000), "is not valid TOML"),
+    ],
+)
+def test_hostile_files_are_refused_before_they_are_read(
+    make: Callable[[Path], object], sentence: str, tmp_path: Path
+) -> None:
+    make(tmp_path / "x.toml")
+    with pytest.raises(ConfigError, match=sentence):
+        read(tmp_path / "x.toml")

@@ -1,11 +1,23 @@
 """Files and folders are complete or absent."""
 
+import errno
+import os
 from pathlib import Path
+from stat import S_ISDIR
 
 import pytest
 
 from blip_diffusion.errors import InputError
-from blip_diffusion.fileio import atomic_dir, atomic_file, check_writable, path_exists, sha256_of
+from blip_diffusion.fileio import (
+    atomic_dir,
+    atomic_file,
+    check_writable,
+    clear,
+    locked,
+    path_exists,
+    remove_partials,
+    sha256_of,
+)
 
 
 def test_file_is_replaced_when_complete(tmp_path: Path) -> None:
@@ -70,3 +82,55 @@ def test_unwritable_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="another --grid"):
         check_writable(tmp_path / "file" / "below", flag="--grid")
+
+
+def test_a_folder_is_one_process_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with locked(folder):
+        (folder / "file").touch()
+        (folder / "inner").mkdir()
+        with pytest.raises(InputError, match=r"Another process writes to .*run: wait for it"), locked(folder):
+            pass
+        clear(folder)
+        assert list(folder.iterdir()) == []
+        (folder / "file").touch()
+    with locked(folder):
+        assert folder.is_dir()
+    (folder / "file").unlink()
+    with locked(folder):
+        pass
+    assert not folder.exists()
+
+
+def test_names_reach_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file, then after its replacement the folder: a power failure can't leave an empty file under the name."""
+    flushed: list[bool] = []
+    monkeypatch.setattr("os.fsync", lambda descriptor: flushed.append(S_ISDIR(os.fstat(descriptor).st_mode)))
+    with atomic_file(tmp_path / "file.txt") as partial:
+        partial.write_text("x")
+    assert flushed == [False, True]
+
+
+def test_a_full_disk_at_the_flush_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"), atomic_file(path) as partial:
+        partial.write_text("new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    """And nothing else: files of users, and of other names."""
+    left = tmp_path / f".partial-{'0a' * 16}-start"
+    left.mkdir()
+    (left / "half").touch()
+    others = [tmp_path / name for name in (f".partial-{'0a' * 16}-rex.safetensors", ".partial-mine", "start")]
+    for path in others:
+        path.touch()
+    remove_partials(tmp_path, "start")
+    assert sorted(tmp_path.iterdir()) == sorted(others)

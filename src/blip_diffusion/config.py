@@ -21,6 +21,10 @@ NONE = "none"
 """The value for `None` in files and overrides, which TOML lacks."""
 
 
+MAX_BYTES = 2**20
+"""Of a configuration."""
+
+
 def read(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read a TOML file, if one is given, and apply overrides of the form `a.b=value`, the last one winning."""
     table = _read(path) if path is not None else {}
@@ -31,7 +35,13 @@ def read(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"The configuration {path} is no file: name a TOML file.")
+        if path.is_file() and path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"The configuration {path} has more than {MAX_BYTES // 2**20} MiB: is it a TOML file?")
         return tomllib.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ConfigError(f"The configuration {path} is not valid TOML: it is nested too deep.") from error
     except OSError as error:
         raise ConfigError(f"The configuration {path} can't be read: {error.strerror}.") from error
     except ValueError as error:  # not TOML, or not UTF-8

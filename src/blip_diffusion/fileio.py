@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import shutil
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +24,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
     partial = _partial(path)
     try:
         yield partial
+        flush(partial)
         os.replace(partial, path)
+        flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -35,6 +38,8 @@ def atomic_dir(path: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
+        for inside in partial.rglob("*"):
+            flush(inside)
         replace_path(partial, path, aside=_partial(path))
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -46,11 +51,61 @@ def replace_path(new: Path, path: Path, *, aside: Path) -> None:
         if path.exists():
             path.replace(aside)
         new.replace(path)
+        flush(path.parent)
     except BaseException:
         if aside.exists() and not path.exists():
             aside.replace(path)
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Context manager: no other process writes a run to this folder, which is created.
+
+    The lock is the system's, on the folder itself, and ends with the process; where there are none, nothing is locked.
+
+    Raises:
+        InputError: If another process has locked it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # on Windows
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"Another process writes to {folder}: wait for it, or choose another --out.") from error
+        except OSError as error:  # a file system without locks
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EBADF, errno.EINVAL):
+                raise
+        yield
+    finally:
+        os.close(descriptor)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def remove_partials(folder: Path, name: str = "*") -> None:
+    """Remove what killed processes left of files and folders called `name`; nobody may be writing them now."""
+    for path in folder.glob(f".partial-{'[0-9a-f]' * 32}-{name}") if folder.is_dir() else ():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def clear(folder: Path) -> None:
+    """Remove all that is in a folder, which itself stays, as a lock on it does."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -75,6 +130,10 @@ def path_exists(path: Path, check: Callable[[Path], bool] = Path.exists) -> bool
         return False
 
 
+MAX_HEADER = 2**20
+"""Bytes of an extended header of an archive."""
+EXTENDED_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
+                    tarfile.GNUTYPE_LONGLINK)  # fmt: skip
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_SPACE_WORDS = ("No space left on device", "File too large", "os error 28", "os error 27", "PytorchStreamWriter")
 """Messages of libraries that don't raise errors with Python's error numbers."""
@@ -96,6 +155,30 @@ def check_writable(folder: Path, *, flag: str = "--out") -> None:
         tempfile.TemporaryFile(dir=existing).close()  # permission bits are not enough: /proc, read-only mounts
     except OSError as error:
         raise InputError(f"Nothing can be written to {folder}: choose another {flag}.") from error
+
+
+def flush(path: Path) -> None:
+    """Write a file, or the names in a folder, to the disk, so that a power failure can't undo a replacement."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # folders on Windows
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+class BoundedTarInfo(tarfile.TarInfo):
+    """A member of an archive whose extended headers, which tarfile reads whole, are small."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in EXTENDED_HEADERS and self.size > MAX_HEADER:
+            raise ValueError(f"it has a header of {self.size} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc]
 
 
 def _partial(path: Path) -> Path:

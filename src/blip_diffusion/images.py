@@ -9,6 +9,7 @@ import io
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal, TypeVar
 
@@ -33,8 +34,8 @@ MIN_SIDE = 16
 MAX_PIXELS = 64_000_000
 MAX_ASPECT = 64
 """Largest ratio of the sides: a longer image, resized to a usual height, would take gigabytes."""
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
-"""Formats that are read. Pillow reads others too, and starts Ghostscript for one of them."""
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF")
+"""Formats that are read; HEIF with the extra `heic`. Pillow reads others too, and runs Ghostscript for one of them."""
 
 
 def open_lazily(source: Source) -> Image.Image:
@@ -44,8 +45,12 @@ def open_lazily(source: Source) -> Image.Image:
 
 @cache
 def _formats() -> list[str]:
-    """Return those of `FORMATS` that Pillow was built with. Thread-safe."""
+    """Return those of `FORMATS` that Pillow can read here. Thread-safe."""
     Image.init()
+    if find_spec("pillow_heif") is not None:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     return [name for name in FORMATS if name in Image.OPEN]
 
 
@@ -78,7 +83,12 @@ def read_image(source: Source, read: Callable[[Image.Image], Read]) -> Read:
         limit = f"{MAX_PIXELS // 10**6} megapixels"
         raise InputError(f"{name} is too large: use an image of at most {limit}.") from error
     except Exception as error:  # for damaged files, Pillow raises errors of many types
-        raise InputError(f"{name} is not an image that can be read: use a PNG, JPEG or WebP file.") from error
+        raise InputError(f"{name} is not an image that can be read: {_advice(name)}.") from error
+
+
+def _advice(name: str) -> str:
+    heic = name.lower().endswith((".heic", ".heif")) and find_spec("pillow_heif") is None
+    return "pip install 'blip-diffusion[heic]'" if heic else "use a PNG, JPEG or WebP file"
 
 
 def check_size(image: Image.Image, name: str = "The reference") -> None:

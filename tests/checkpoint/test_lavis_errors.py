@@ -157,3 +157,31 @@ def test_invalid_tuned_checkpoint_is_refused(tuned_checkpoint: Path, tmp_path: P
 def test_lavis_output_needs_clip_image_encoder(tiny_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="LAVIS supports only CLIP's image encoder"):
         convert(str(tiny_folder), tmp_path / "out", to="lavis")
+
+
+def pax_header(path: Path) -> None:
+    with tarfile.open(path, "w:gz", format=tarfile.PAX_FORMAT) as files:
+        member = tarfile.TarInfo("blip/x")
+        member.pax_headers = {"comment": "x" * 2**21}
+        files.addfile(member)
+
+
+def long_name(path: Path) -> None:
+    with tarfile.open(path, "w:gz", format=tarfile.GNU_FORMAT) as files:
+        files.addfile(tarfile.TarInfo("blip/" + "x" * 2**21))
+
+
+def many_members(path: Path) -> None:
+    with tarfile.open(path, "w:gz") as files:
+        for number in range(1100):
+            files.addfile(tarfile.TarInfo(f"blip/{number}"))
+
+
+@pytest.mark.parametrize(
+    ("write", "sentence"),
+    [(pax_header, "has a header of"), (long_name, "has a header of"), (many_members, "holds more than 1000 files")],
+)
+def test_archives_that_would_fill_memory_or_time(write: Callable[[Path], None], sentence: str, tmp_path: Path) -> None:
+    write(tmp_path / "x.tar.gz")
+    with pytest.raises(CheckpointError, match=sentence):
+        lavis.unpack(tmp_path / "x.tar.gz", tmp_path / "out")

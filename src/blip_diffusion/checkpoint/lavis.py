@@ -32,6 +32,7 @@ from blip_diffusion.checkpoint.key_maps import (
 from blip_diffusion.checkpoint.locate import ASSETS
 from blip_diffusion.checkpoint.weights import State, contiguous, load_into, meta_init, read_file, unpickled
 from blip_diffusion.errors import CheckpointError, reason
+from blip_diffusion.fileio import BoundedTarInfo
 from blip_diffusion.model import (
     BlipDiffusion,
     ModelConfig,
@@ -44,6 +45,7 @@ BLIP, PROJECTION, TEXT = "blip_model/blip_weight.pt", "proj_layer/proj_weight.pt
 UNET, VAE = "unet/diffusion_pytorch_model.bin", "vae/diffusion_pytorch_model.bin"
 CACHE = "ctx_embeddings_cache/ctx_embeddings_cache.pt"
 FILES = (BLIP, PROJECTION, TEXT, UNET, VAE, CACHE)
+MAX_MEMBERS = 1000
 LARGEST = 16 * 2**30  # bytes of one file of an archive: four times the largest of the published ones
 
 
@@ -141,9 +143,9 @@ def write_lavis(original: LavisCheckpoint, folder: Path, *, dtype: torch.dtype |
 def unpack(archive: Path, folder: Path) -> Path:
     """Unpack the expected files of LAVIS' archive. Raises `CheckpointError` for a suspicious archive."""
     try:
-        with tarfile.open(archive) as files:
-            for member in files:
-                _check_member(member, archive)
+        with tarfile.open(archive, tarinfo=BoundedTarInfo) as files:
+            for number, member in enumerate(files, start=1):
+                _check_member(member, archive, number)
                 name = "/".join(Path(member.name).parts[-2:])
                 source = files.extractfile(member) if member.isfile() and name in FILES else None
                 if source is not None:
@@ -159,9 +161,11 @@ def unpack(archive: Path, folder: Path) -> Path:
     return folder
 
 
-def _check_member(member: tarfile.TarInfo, archive: Path) -> None:
+def _check_member(member: tarfile.TarInfo, archive: Path, number: int) -> None:
     path = Path(member.name)
-    if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
+    if number > MAX_MEMBERS:
+        raise CheckpointError(f"{archive} holds more than {MAX_MEMBERS} files: it is refused.")
+    if path.is_absolute() or ".." in path.parts or member.issparse() or not (member.isfile() or member.isdir()):
         raise CheckpointError(
             f"{archive} holds {member.name!r}, which an archive of weights doesn't need: it is refused."
         )

@@ -16,13 +16,15 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion import images
+from blip_diffusion.data.captioned.image_folder import caption_of
 from blip_diffusion.errors import InputError
 from blip_diffusion.fileio import path_exists
 from blip_diffusion.images import ResizeMode
 
 MAX_PHOTOS = 30
 """Most photos of one subject; the paper and DreamBooth use three to seven."""
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".avif")
+MAX_CLASS_IMAGES = 1000
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif")
 """Suffixes of images in folders; a file given by its path may have any."""
 
 Segmenter = Callable[[Image.Image], Image.Image]
@@ -38,6 +40,7 @@ class Photo:
     name: str
     image: Image.Image  # upright RGB
     mask: Image.Image | None = None  # mode L, of the same size: white is the subject
+    caption: str = ""  # what it shows, where a file beside it says so
 
 
 class PhotoBatch(TypedDict):
@@ -45,7 +48,8 @@ class PhotoBatch(TypedDict):
 
     latents: Tensor  # (B, C, H, W)
     mask: Tensor  # (B, 1, H, W) in [0, 1]: 1 on the subject; without a mask, 1 everywhere
-    prior: NotRequired[Tensor]  # (B, C, H, W) of class images, sampled from the untuned model
+    scenes: NotRequired[list[str]]  # B: the rest of each photo's caption, without the subject
+    prior: NotRequired[Tensor]  # (B, C, H, W) of class images
 
 
 Source = str | Path | Image.Image
@@ -70,6 +74,20 @@ def read_photos(sources: Sequence[Source], *, masks: Masks = "auto", segmenter: 
     for problem in problems:
         warnings.warn(f"A photo is left out. {problem}", stacklevel=2)
     return photos
+
+
+def read_class_images(folder: Path) -> list[Photo]:
+    """Read other members of a category, for prior preservation.
+
+    Raises:
+        InputError: If there are none or too many, or one can't be read.
+    """
+    if not path_exists(folder, Path.is_dir):
+        raise InputError(f"There is no folder of class images at {folder}: check the path.")
+    files = images_in(folder)
+    if not 0 < len(files) <= MAX_CLASS_IMAGES:
+        raise InputError(f"There are {len(files)} class images in {folder}: use 1 to {MAX_CLASS_IMAGES}.")
+    return [Photo(path.name, images.open_image(path)) for path in files]
 
 
 def _files(sources: Sequence[Source]) -> list[Path | Image.Image]:
@@ -120,14 +138,15 @@ def _read(
         image, alpha = _opened(source)
     else:
         name, (image, alpha) = source.name, images.read_image(source, _opened)
+    caption = caption_of(source) if isinstance(source, Path) else ""
     if mask is not None:
-        return Photo(name, image, _mask(mask, image))
+        return Photo(name, image, _mask(mask, image), caption)
     if not use_alpha:
-        return Photo(name, image)
+        return Photo(name, image, caption=caption)
     if alpha is None and segmenter is not None:
         predicted = segmenter(image)
         alpha = predicted if predicted.getextrema()[1] else None  # an empty mask: no subject was detected
-    return Photo(name, image, alpha)
+    return Photo(name, image, alpha, caption)
 
 
 def _opened(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
@@ -171,16 +190,25 @@ class PhotoBatches:
     """The batch of an index: every photo equally often, in a new random order for each epoch."""
 
     def __init__(
-        self, latents: Tensor, masks: Tensor, *, batch_size: int, seed: int = 0, prior: Tensor | None = None
+        self,
+        latents: Tensor,
+        masks: Tensor,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        prior: Tensor | None = None,
+        scenes: Sequence[str] = (),
     ) -> None:
-        """`latents` (P, C, H, W), `masks` (P, 1, S, S) of any size, `prior` (K, C, H, W)."""
-        self.latents, self.prior = latents, prior
+        """`latents` (P, C, H, W), `masks` (P, 1, S, S) of any size, `prior` (K, C, H, W), P `scenes` or none."""
+        self.latents, self.prior, self.scenes = latents, prior, scenes
         self.masks = F.interpolate(masks, latents.shape[-2:], mode="area")
         self.batch_size, self.seed = batch_size, seed
 
     def __call__(self, index: int) -> PhotoBatch:
         rows = self._rows(index, len(self.latents), "photos")
         batch = PhotoBatch(latents=self.latents[rows], mask=self.masks[rows])
+        if any(self.scenes):
+            batch["scenes"] = [self.scenes[row] for row in rows.tolist()]
         if self.prior is not None:
             batch["prior"] = self.prior[self._rows(index, len(self.prior), "prior")]
         return batch

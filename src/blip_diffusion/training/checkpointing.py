@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from blip_diffusion.errors import CheckpointError
-from blip_diffusion.fileio import sha256_of
+from blip_diffusion.fileio import flush, sha256_of
 
 MODEL, EMA, OPTIMIZER, CONFIG, STATE = (
     "model.safetensors",
@@ -85,6 +85,7 @@ def save(checkpoint: Checkpoint, *, keep: int) -> None:
         if path.exists():
             path.rename(path.with_name(f"{UNFINISHED}replaced-{path.name}"))
         unfinished.rename(path)
+        flush(path.parent)
         _flush(path.parent)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"The checkpoint {path} can't be written: {error}.") from error

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import CaptionSampler, PairSampler
 from blip_diffusion.devices import device_of
 from blip_diffusion.errors import ConfigError
-from blip_diffusion.fileio import atomic_dir, check_writable
+from blip_diffusion.fileio import atomic_dir, check_writable, locked, remove_partials
 from blip_diffusion.training import checkpointing
 from blip_diffusion.training.builders import OBJECTIVES, BuildContext
 from blip_diffusion.training.objective import Objective
@@ -64,8 +65,20 @@ def run(
         >>> train(Path("configs/debug/subject.toml"), Path("runs/debug"), overrides=["train.steps=9"])
     """
     config = configuration.build(RunConfig, configuration.read(path, overrides))
-    text = configuration.to_toml(config)
     check_writable(folder)
+    with nullcontext() if int(os.environ.get("RANK", "0")) else locked(folder):
+        if not int(os.environ.get("RANK", "0")):
+            remove_partials(folder)
+        return _run(config, folder, resume, extra_hooks)
+
+
+def _run(
+    config: RunConfig,
+    folder: Path,
+    resume: bool | Literal["latest"] | Path,
+    extra_hooks: Sequence[Callable[[RunConfig, AssetLibrary], Hook]],
+) -> Result:
+    text = configuration.to_toml(config)
     resumed = bool(checkpointing.complete(folder / CHECKPOINTS)) and (folder / START).is_dir()
     if resumed:  # tokenizers must not change with the asset library
         config = replace(config, model=replace(config.model, init_from=(folder / START,)))

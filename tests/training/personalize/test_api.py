@@ -16,6 +16,8 @@ from safetensors.torch import load, load_file, save_file
 from blip_diffusion.checkpoint.subject_file import read_subject
 from blip_diffusion.data.photos import PhotoBatch, PhotoBatches
 from blip_diffusion.errors import BlipDiffusionError, CheckpointError, ConfigError, InputError
+from blip_diffusion.fileio import locked
+from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.training.personalize.api import tune
 from blip_diffusion.training.personalize.artifacts import Tuned
@@ -165,6 +167,53 @@ def test_baseline_methods_write_usable_files(method: str, tiny_folder: Path, dog
         out.mkdir()  # an empty folder is as good as none
     tuned = tune([dog], category="dog", name="rex", out=out, model=tiny_folder, config=config)
     assert tuned.out == out and (out / "model_index.json").is_file() == (method == "dreambooth")
+
+
+def test_captions_and_class_images_are_used(
+    tiny_folder: Path, dog: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A photo's caption is in its prompt, and given class images are the prior."""
+    photos, others = written(dog, tmp_path / "photos"), tmp_path / "others"
+    for number, path in enumerate(sorted(photos.iterdir())):
+        path.with_suffix(".txt").write_text(f"a dog number {number}")
+    others.mkdir()
+    for number in range(2):
+        dog.rotate(90 * number).save(others / f"{number}.png")
+    prompts, batches = [], []
+    encode, deal = BlipDiffusion.text_states, PhotoBatches.__call__
+    monkeypatch.setattr(
+        BlipDiffusion, "text_states", lambda self, p, *more: prompts.append(p) or encode(self, p, *more)
+    )
+    monkeypatch.setattr(PhotoBatches, "__call__", lambda self, i: batches.append(deal(self, i)) or batches[-1])
+    config = TuneConfig(steps=1, batch_size=2, rank=2)
+    out = tmp_path / "rex.safetensors"
+    same = {"category": "dog", "name": "rex", "out": out, "model": tiny_folder, "config": config}
+    tune([photos], class_images=others, **same)  # type: ignore[arg-type]
+    assert [sentence.split(" number ")[0] for sentence in prompts[0]] == ["a dog", "a dog"] and len(
+        set(prompts[0])
+    ) == 2
+    assert batches[0]["prior"].shape == batches[0]["latents"].shape
+    with pytest.raises(InputError, match="was tuned with other class images and num_class_images"):
+        tune([photos], **same)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="There are 0 class images in"):
+        tune([photos], class_images=tmp_path / "rex.safetensors.tuning" / "..", **same)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "image", [Image.new("RGBA", (40, 40)), Image.new("RGB", (40, 40), "red")], ids=["clear", "red"]
+)
+def test_a_blank_photo_is_refused(image: Image.Image, tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
+    image.save(tmp_path / "blank.png")
+    out = tmp_path / "rex.safetensors"
+    with pytest.raises(InputError, match=r"blank\.png shows nothing but one colour"):
+        tune([dog, tmp_path / "blank.png"], category="dog", name="rex", out=out, model=tiny_folder, masks="none")
+    assert not out.exists() and not (tmp_path / "rex.safetensors.tuning").exists()
+
+
+def test_two_tunings_of_one_file_at_once(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:
+    work = tmp_path / "rex.safetensors.tuning"
+    with locked(work), pytest.raises(InputError, match="Another process writes to"):
+        learn(tmp_path, tiny_folder, dog, steps=1)
 
 
 def test_result_is_replaced_only_by_the_same_tuning(tiny_folder: Path, dog: Image.Image, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ UNUSED = {
     "few-shot": ("num_vectors", "train_text_encoder"),
     "dreambooth": ("trainable", "num_vectors"),
     "dreambooth-lora": ("trainable", "num_vectors"),
-    "textual-inversion": ("trainable", "train_text_encoder", "num_class_images"),
+    "textual-inversion": ("trainable", "train_text_encoder", "num_class_images", "class_images"),
 }
 """The methods, with the flags that have no effect in each."""
 
@@ -78,6 +78,9 @@ def _training_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-class-images", type=int, default=0, metavar="N", help="class images for prior preservation (default: 0)"
     )
+    parser.add_argument(
+        "--class-images", type=Path, metavar="DIR", help="class images of your own, instead of --num-class-images"
+    )
     parser.add_argument("--train-text-encoder", action="store_true", help="train the text encoder too (dreambooth)")
     parser.add_argument(
         "--num-vectors", type=int, default=1, metavar="N", help="embedding vectors of textual-inversion (default: 1)"
@@ -92,9 +95,11 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     check_used(arguments, add_flags, UNUSED[arguments.method], f"with --method {arguments.method}")
     if arguments.trainable == "embedding":
-        check_used(arguments, add_flags, ("num_class_images",), "with --trainable embedding")
+        check_used(arguments, add_flags, ("num_class_images", "class_images"), "with --trainable embedding")
     if arguments.train_steps != "auto":
         check_used(arguments, add_flags, ("validation_prompts",), f"with --train-steps {arguments.train_steps}")
+    if arguments.class_images is not None:
+        check_used(arguments, add_flags, ("num_class_images",), "with --class-images")
     check_adapters(arguments)
 
     from blip_diffusion.training.personalize.api import tune
@@ -108,6 +113,7 @@ def run(arguments: argparse.Namespace) -> None:
             out=arguments.out,
             model=arguments.model,
             config=_config(arguments),
+            class_images=arguments.class_images,
             **adapter_refs(arguments),
             masks=_masks(arguments.masks),
             segmenter=_segmenter(arguments.masks),

@@ -13,13 +13,12 @@ from typing import NamedTuple
 
 from blip_diffusion.data.captioned.rows import MAX_BYTES, MAX_CAPTION, CaptionedImage, parse_table, row_of
 from blip_diffusion.errors import DataError, reason
+from blip_diffusion.fileio import BoundedTarInfo
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 MASK = "mask.png"
 MAX_MEMBERS = 10**6
 """Of one shard; webdataset's usual shards hold ten thousand."""
-MAX_HEADER = 2**20
-"""Bytes of an extended header, which tarfile reads whole."""
 MAX_JSON = 100_000
 
 
@@ -35,24 +34,6 @@ class Member(NamedTuple):
         with self.shard.open("rb") as file:
             file.seek(self.offset)
             return file.read(self.size)
-
-
-class _BoundedTarInfo(tarfile.TarInfo):
-    """A member whose extended headers, which come before it, are small."""
-
-    def _proc_member(self, tarfile: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.type in EXTENDED and self.size > MAX_HEADER:
-            raise ValueError(f"it has a header of {self.size} bytes")
-        return super()._proc_member(tarfile)  # type: ignore[misc]
-
-
-EXTENDED = (
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-)
 
 
 def shards_of(path: Path) -> list[Path]:
@@ -106,7 +87,7 @@ def _text(member: Member, limit: int) -> str:
 
 def _members(shard: Path) -> Iterator[tuple[str, Member]]:
     try:
-        with tarfile.open(shard, "r:", tarinfo=_BoundedTarInfo) as files:
+        with tarfile.open(shard, "r:", tarinfo=BoundedTarInfo) as files:
             for number, info in enumerate(files, start=1):
                 if number > MAX_MEMBERS:
                     raise ValueError(f"it has more than {MAX_MEMBERS} members")

@@ -6,10 +6,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from blip_diffusion.errors import CheckpointError
 from blip_diffusion.evaluation.features.extractor import load_pretrained, vit_description
 from blip_diffusion.evaluation.features.preprocessing import resize_and_center_crop
 from blip_diffusion.images import normalise, to_tensor
 
+LETTERS = 256
+"""Words of a tokenizer that has learned none: one for each byte."""
 CLIP_IDS = {"b32": "openai/clip-vit-base-patch32", "l14": "openai/clip-vit-large-patch14"}
 
 
@@ -19,10 +22,15 @@ class Clip:
     family = "CLIP"
 
     def __init__(self, source: str = CLIP_IDS["b32"]) -> None:
-        from transformers import AutoTokenizer, CLIPModel
+        from transformers import CLIPModel, CLIPTokenizer
 
         self.network = load_pretrained(CLIPModel, source)
-        self.tokenizer = load_pretrained(AutoTokenizer, source)
+        self.tokenizer = load_pretrained(CLIPTokenizer, source)
+        words, known = len(self.tokenizer), int(self.network.config.text_config.vocab_size)
+        if not LETTERS < words <= known:  # transformers makes an empty one where there are no files
+            raise CheckpointError(
+                f"The tokenizer in {source} has {words} words, and its CLIP knows {known}: fetch it again."
+            )
         self.side = int(self.network.config.vision_config.image_size)
         self.backbone = f"CLIP, {vit_description(self.network.vision_model, source)}, projected"
         self.preprocessing = f"short side bicubic to {self.side}, centre crop {self.side}, CLIP statistics"

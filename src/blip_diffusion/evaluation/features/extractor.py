@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from blip_diffusion.errors import CheckpointError
+from blip_diffusion.errors import CheckpointError, reason
 from blip_diffusion.images import open_image
 
 
@@ -54,11 +54,11 @@ def load_pretrained(kind: Any, source: str, **options: Any) -> Any:
     """Load a frozen transformers component from a folder or a hub id. Raises `CheckpointError` if that fails."""
     try:
         with _quiet_transformers():
-            part = kind.from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError) as error:
+            part = kind.from_pretrained(source, trust_remote_code=False, **options)
+    except Exception as error:  # for damaged folders, transformers and torch raise errors of many types
         raise CheckpointError(
             f"The {kind.__name__} of a metric can't be loaded from {source}: name a folder in transformers' "
-            "layout, or a hub id if there is a network connection."
+            f"layout, or a hub id if there is a network connection ({reason(error)[:200]})."
         ) from error
     return part.eval().requires_grad_(False) if isinstance(part, torch.nn.Module) else part
 

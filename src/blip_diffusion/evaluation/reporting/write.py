@@ -14,6 +14,9 @@ from blip_diffusion.evaluation.reporting.markdown import markdown
 from blip_diffusion.evaluation.reporting.schema import REPORT, Report, path_in
 from blip_diffusion.fileio import write_text
 
+FORMULA_SIGNS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
+"""By which spreadsheets know formulas."""
+
 
 def write_report(report: Report, out: Path) -> None:
     """Write a report and its views."""
@@ -35,8 +38,19 @@ def csv_table(report: Report) -> str:
             for condition, scores in result.subjects.items():
                 numbers = [scores[name][i] if name in scores else None for name in names]
                 cells = ["" if number is None else number for number in numbers]
-                writer.writerow([subject, report.categories[subject], result.info.name, condition, *cells])
+                words = (subject, report.categories[subject], result.info.name, condition)
+                writer.writerow([*map(plain_cell, words), *cells])
     return buffer.getvalue()
+
+
+def plain_cell(text: str) -> str:
+    """Return a foreign word that no spreadsheet computes: after a quote, where it begins as a formula.
+
+    Example:
+        >>> plain_cell("=1+1")
+        "'=1+1"
+    """
+    return f"'{text}" if text.lstrip().startswith(FORMULA_SIGNS) else text
 
 
 def copy_references(subjects: Sequence[BenchSubject], out: Path) -> dict[str, str]:

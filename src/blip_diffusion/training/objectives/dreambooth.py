@@ -69,7 +69,7 @@ class DreamBooth(Objective):
             self.model,
             self.noising,
             batch,
-            self.states([""]),
+            self.states(batch.get("scenes", [""])),
             context,
             background_weight=self.config.background_weight,
             category=self.category,

@@ -70,7 +70,7 @@ class FewShot(Objective):
             self.model,
             self.noising,
             batch,
-            self.states([""]),
+            self.states(batch.get("scenes", [""])),
             context,
             background_weight=self.config.background_weight,
             category=self.subject.category,

@@ -77,7 +77,7 @@ class LanguageStage(Objective):
 
     def forward(self, batch: SubjectBatch | SeenImages, context: StepContext) -> Losses:
         """Return the cross-entropy of the captions' tokens, in nats."""
-        known = cast(SeenImages, batch) if "seen" in batch else self.look(cast(SubjectBatch, batch))
+        known = cast(SeenImages, batch) if "seen" in batch else self.look(batch)
         return {"loss": self.loss(self._queries(known["seen"]), known["caption"], context.rng)}
 
     @torch.no_grad()

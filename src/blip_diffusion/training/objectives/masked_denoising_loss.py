@@ -30,7 +30,7 @@ def masked_denoising_losses(
         model: The model whose U-Net predicts.
         noising: The forward process.
         batch: Latents (B, C, H, W), masks (B, 1, H, W) in [0, 1], and optionally the latents of class images.
-        states: One text state (1, L, D) for all photos.
+        states: Text states (B, L, D), or one (1, L, D) for all photos.
         context: Supplies the random generator.
         background_weight: Weight in [0, 1] of an error outside the mask, relative to 1 inside.
         category: The class of the prior term; empty for methods without one.

@@ -60,7 +60,7 @@ class TextualInversion(Objective):
 
     def forward(self, batch: PhotoBatch, context: StepContext) -> Losses:
         """Return the denoising loss of the photos."""
-        states = self.states([""])
+        states = self.states(batch.get("scenes", [""]))
         return masked_denoising_losses(
             self.model, self.noising, batch, states, context, background_weight=self.config.background_weight
         )

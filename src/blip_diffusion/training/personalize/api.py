@@ -1,6 +1,6 @@
 """Tune a model to one subject from a few photos: load parts and photos, train, write the file."""
 
-import shutil
+import glob
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,14 +22,21 @@ from blip_diffusion.checkpoint.subject_file import (
     thumbnail,
 )
 from blip_diffusion.checkpoint.weights import write_json
-from blip_diffusion.data.photos import Masks, Photo, PhotoBatches, Segmenter, Source, read_photos, squares
+from blip_diffusion.data.captioned.rows import scene_of
+from blip_diffusion.data.photos import (
+    Masks,
+    Photo,
+    PhotoBatches,
+    Segmenter,
+    Source,
+    read_class_images,
+    read_photos,
+    squares,
+)
 from blip_diffusion.devices import device_of, fastest_dtype
-from blip_diffusion.framing import FILL, SIDE, Box, box_of_mask, crop_to_subject
-from blip_diffusion.images import ResizeMode, to_tensor
+from blip_diffusion.fileio import clear, locked, remove_partials
+from blip_diffusion.framing import FILL, SIDE
 from blip_diffusion.model import BlipDiffusion
-from blip_diffusion.prompts import subject_prompt
-from blip_diffusion.references import find_subject
-from blip_diffusion.sampling import sample_images
 from blip_diffusion.training import checkpointing
 from blip_diffusion.training.config import TrainConfig
 from blip_diffusion.training.initialization import noising_from
@@ -52,10 +59,10 @@ from blip_diffusion.training.personalize.artifacts import (
 from blip_diffusion.training.personalize.config import TuneConfig, check_mergeable, text_width
 from blip_diffusion.training.personalize.early_stopping import Evaluator, Validation
 from blip_diffusion.training.personalize.encoder_metric import EncoderMetric
+from blip_diffusion.training.personalize.training_images import encode_photos, sample_prior, square_photos
 from blip_diffusion.training.run import CHECKPOINTS, DivergedError, Result, check_possible
 from blip_diffusion.training.trainer import Hook, fit
 
-PRIOR_BATCH, PRIOR_SEED = 8, 10_000
 SAVE_MINUTES = 5.0
 """Minutes between checkpoints, except for whole networks, whose checkpoints take 14 GB at published shapes."""
 
@@ -70,6 +77,7 @@ def tune(
     config: TuneConfig | None = None,
     loras: Sequence[LoraRef] = (),
     embeddings: Sequence[EmbeddingRef] = (),
+    class_images: Path | None = None,
     masks: Masks = "auto",
     segmenter: Segmenter | None = None,
     evaluator: Evaluator | None = None,
@@ -81,7 +89,8 @@ def tune(
     and a curve.
 
     Args:
-        photos: Image files, folders of them, or PIL images.
+        photos: Image files, folders of them, or PIL images. A caption in a .txt file beside an image or in the folder's
+            `metadata.jsonl` describes what else the image shows.
         category: The subject's category in a word or two, such as "dog".
         name: The subject's name: letters, digits, `-` and `_`.
         out: The result's path; default `{name}.safetensors`, or the folder `{name}` for `method="dreambooth"`.
@@ -89,6 +98,8 @@ def tune(
         config: The settings; see `TuneConfig`.
         loras: LoRAs that are merged into the model while it is tuned; use the result together with them.
         embeddings: Textual inversions, whose words may occur in the category and the prompts.
+        class_images: A folder of other images of the category, for prior preservation; by default,
+            `config.num_class_images` are sampled from the model.
         masks: `"auto"` finds the subject, `"none"` weighs all pixels equally, or one mask per photo.
         segmenter: Finds the subject for `masks="auto"`; default: img-focus, if it is installed.
         evaluator: Scores samples for early stopping; default: the model's own image encoder.
@@ -116,22 +127,42 @@ def tune(
     work = work_folder(path)
     check_work_folder(work, resume=resume)
     loaded_photos = read_photos(photos, masks=masks, segmenter=segmenter)
+    others = read_class_images(class_images) if class_images is not None else []
+    config = replace(config, num_class_images=len(others)) if others else config
     folder = find_model(model)
     loaded = assemble(read_parts(folder, dtype=_dtype(config)), folder).to(device_of(config.device))
     base = fingerprint(loaded.unet, loaded.text_encoder)  # of the base model, without LoRAs
     merge_adapters(loaded, loras, embeddings)
-    info = run_info(base, loaded_photos, category, name, config.resolved(text_width(loaded)), [*loras, *embeddings])
+    settings = config.resolved(text_width(loaded))
+    info = run_info(base, loaded_photos, category, name, settings, [*loras, *embeddings], others)
     check_replaced(path, work, info, resume=resume)
     if resume:
         check_run_info(work, info)
     check_possible(_training(config.resolved(text_width(loaded))))
-    job = prepare(loaded, loaded_photos, category, name, config, model_name=str(model), base=base)
-    if not resume:
-        shutil.rmtree(work, ignore_errors=True)  # of an earlier run, after all checks of this one
-    write_json(work / RUN_INFO, info)
-    validation = None
+    job = prepare(loaded, loaded_photos, category, name, config, model_name=str(model), base=base, others=others)
+    with locked(work):
+        for place, file in (work, "*"), (path.parent, glob.escape(path.name)):
+            remove_partials(place, file)
+        if not resume:
+            clear(work)  # of an earlier run, after all checks of this one
+        write_json(work / RUN_INFO, info)
+        return _run_to_file(job, loaded, category, path, work, evaluator, resume=resume)
+
+
+def _run_to_file(
+    job: "TuningJob",
+    model: BlipDiffusion,
+    category: str,
+    path: Path,
+    work: Path,
+    evaluator: Evaluator | None,
+    *,
+    resume: bool,
+) -> Tuned:
+    """Train, and move the best or last result to `path`."""
+    validation, config = None, job.config
     if config.steps is None:
-        metric = evaluator or EncoderMetric(loaded, job.pixels, job.masks, category, config.validation)
+        metric = evaluator or EncoderMetric(model, job.pixels, job.masks, category, config.validation)
         validation = Validation(metric, config.validation, work)
         newest = checkpointing.latest(work / CHECKPOINTS) if resume else None
         validation.begin(job.objective, after=checkpointing.verify(newest).step if newest else 0)
@@ -140,7 +171,7 @@ def tune(
     except DivergedError as error:
         if validation is None:
             raise
-        warnings.warn(f"{error} The best earlier result is kept.", stacklevel=2)
+        warnings.warn(f"{error} The best earlier result is kept.", stacklevel=3)
         result = error.result
     if result.stopped == "signal":
         return Tuned(path, work, result.step, result)
@@ -167,22 +198,29 @@ def prepare(
     *,
     model_name: str = "",
     base: str | None = None,
+    others: Sequence[Photo] = (),
 ) -> TuningJob:
     """Build the objective of these photos, which owns the model, and its batches.
 
-    `base` is the fingerprint of the model before LoRAs were merged; default: the fingerprint of `model`.
+    `base` is the fingerprint of the model before LoRAs were merged; default: the fingerprint of `model`. `others` are
+    the class images.
     """
     config = config.resolved(text_width(model))
     model.requires_grad_(False)
     if config.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
     size = int(model.unet.config.sample_size) * model.latents.factor
-    pixels, cut = _squares(model, photos, size, config.resize_mode, fill=SIDE[""])
+    pixels, cut = square_photos(model, photos, size, config.resize_mode, fill=SIDE[""])
     if config.flip:
         pixels, cut = torch.cat([pixels, pixels.flip(-1)]), torch.cat([cut, cut.flip(-1)])
-    latents = _latents(model, pixels)
-    prior = _prior(model, category, config) if config.num_class_images else None
-    batches = PhotoBatches(latents, cut, batch_size=config.batch_size, seed=config.seed, prior=prior)
+    latents = encode_photos(model, pixels)
+    prior: Tensor | None = None
+    if others:
+        prior = encode_photos(model, squares(others, size)[0])
+    elif config.num_class_images:
+        prior = sample_prior(model, category, config)
+    scenes = [scene_of(photo.caption, category) for photo in photos] * (len(latents) // len(photos))
+    batches = PhotoBatches(latents, cut, batch_size=config.batch_size, seed=config.seed, prior=prior, scenes=scenes)
     objective = _objective(model, photos, category, name, config, model_name, base)
     return TuningJob(config, objective, batches, pixels[: len(photos)], cut[: len(photos)])
 
@@ -263,7 +301,7 @@ def initial_subject(
     base: str | None = None,
 ) -> Subject:
     """Return the subject before fine-tuning: the mean of its photos' tokens."""
-    pixels, _ = _squares(model, photos, model.reference.size, config.resize_mode, fill=FILL)
+    pixels, _ = square_photos(model, photos, model.reference.size, config.resize_mode, fill=FILL)
     tokens = model.subject_tokens(pixels.to(model.subject_encoder.device), [category] * len(pixels))
     metadata = {
         "model": model_name,
@@ -280,39 +318,6 @@ def initial_subject(
         thumbnail=thumbnail(photos[0].image),
         metadata=metadata,
     )
-
-
-def _squares(
-    model: BlipDiffusion, photos: Sequence[Photo], size: int, mode: ResizeMode | None, *, fill: float
-) -> tuple[Tensor, Tensor]:
-    """Return photos (P, 3, S, S) and masks (P, 1, S, S). With "subject", the subject's longest side is `fill` of S."""
-    mode = mode or model.reference.resize_mode
-    if mode != "subject":
-        return squares(photos, size, mode)
-    return squares([_cropped(model, photo, size, fill) for photo in photos], size)
-
-
-def _cropped(model: BlipDiffusion, photo: Photo, size: int, fill: float) -> Photo:
-    mask = None if photo.mask is None else photo.mask.convert("RGB")
-    box = find_subject(model, photo.image) if mask is None else box_of_mask(to_tensor([mask])[0, 0])
-    box = box or Box(0.0, 0.0, 1.0, 1.0)
-    cropped = None if mask is None else crop_to_subject(mask, box, size, fill=fill).convert("L")
-    return replace(photo, image=crop_to_subject(photo.image, box, size, fill=fill), mask=cropped)
-
-
-@torch.no_grad()
-def _latents(model: BlipDiffusion, pixels: Tensor) -> Tensor:
-    """Encode photos to latents, one at a time."""
-    device = next(model.vae.parameters()).device
-    return torch.cat([model.latents.encode(photo[None].to(device)).float().cpu() for photo in pixels])
-
-
-def _prior(model: BlipDiffusion, category: str, config: TuneConfig) -> Tensor:
-    """Return latents (K, C, H, W) of class images, sampled from the untuned model."""
-    states = model.text_states([subject_prompt("", category)]).detach()
-    seeds = list(range(PRIOR_SEED, PRIOR_SEED + config.num_class_images))
-    parts = [seeds[start : start + PRIOR_BATCH] for start in range(0, len(seeds), PRIOR_BATCH)]
-    return torch.cat([sample_images(model, states.expand(len(s), -1, -1), s, decoded=False).cpu() for s in parts])
 
 
 # ---------------------------------------------------------------------------------------------------------- the files

@@ -84,10 +84,15 @@ def run_info(
     name: str,
     config: TuneConfig,
     adapters: Sequence[LoraRef | EmbeddingRef],
+    others: Sequence[Photo],
 ) -> dict[str, Any]:
-    """Return the values that a resumed run must match, as read back from JSON. `base` is the model's fingerprint."""
+    """Return the values that a resumed run must match, as read back from JSON.
+
+    `base` is the model's fingerprint, `others` are the class images.
+    """
     images, masks = _digest([photo.image for photo in photos]), _digest([photo.mask for photo in photos])
     subject: dict[str, Any] = {"photos": images, "masks": masks, "category": category, "name": name, "model": base}
+    subject |= {"captions": [photo.caption for photo in photos], "class images": _digest([one.image for one in others])}
     subject |= {"LoRAs or embeddings": [(one.sha256, getattr(one, "weight", None)) for one in adapters]}
     return json.loads(json.dumps({**subject, **_settings(config)}))
 
