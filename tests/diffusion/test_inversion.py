@@ -29,7 +29,7 @@ def scheduler(kind: str, *, zero_snr: bool = True) -> DDIMScheduler:
     return made
 
 
-def noising_of(own: DDIMScheduler) -> Noising:
+def process_of(own: DDIMScheduler) -> Noising:
     return Noising(own.alphas_cumprod.float(), own.config.prediction_type)
 
 
@@ -51,7 +51,7 @@ def clean() -> Tensor:
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_edit_friendly_ddpm_is_exact(clean: Tensor, kind: str) -> None:
     own = scheduler(kind, zero_snr=kind == "v_prediction")
-    noising = noising_of(own)
+    noising = process_of(own)
     timesteps = inversion.visited_timesteps(noising, own.timesteps.tolist())
     path = inversion.ddpm_inversion(network, clean, noising, timesteps, noises())
     assert (inversion.sample_from(network, path, noising) - clean).abs().max() < 1e-5
@@ -61,7 +61,7 @@ def test_edit_friendly_ddpm_is_exact(clean: Tensor, kind: str) -> None:
 
 def test_direct_inversion_keeps_its_path(clean: Tensor) -> None:
     own = scheduler("v_prediction")
-    noising = noising_of(own)
+    noising = process_of(own)
     timesteps = inversion.visited_timesteps(noising, own.timesteps.tolist())
     path = inversion.ddim_inversion(network, clean, noising, timesteps)
     result = inversion.sample_from(network, path, noising, hook=lambda level, _: path.latents[level])
@@ -71,7 +71,7 @@ def test_direct_inversion_keeps_its_path(clean: Tensor) -> None:
 
 def test_ddim_comes_closer_with_more_steps(clean: Tensor) -> None:
     own = scheduler("v_prediction")
-    noising, errors = noising_of(own), []
+    noising, errors = process_of(own), []
     for count in (10, 100):
         own.set_timesteps(count)
         timesteps = inversion.visited_timesteps(noising, own.timesteps.tolist())
@@ -83,7 +83,7 @@ def test_ddim_comes_closer_with_more_steps(clean: Tensor) -> None:
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_steps_are_those_of_diffusers(clean: Tensor, kind: str) -> None:
     own = scheduler(kind, zero_snr=kind == "v_prediction")
-    noising = noising_of(own)
+    noising = process_of(own)
     timesteps = inversion.visited_timesteps(noising, own.timesteps.tolist())
     path = inversion.noised_path(clean, noising, timesteps, noises()())
     ours = inversion.sample_from(network, path, noising)
@@ -97,8 +97,8 @@ def test_the_noisiest_level_of_zero_snr_is_skipped() -> None:
     own = scheduler("v_prediction")
     timesteps = own.timesteps.tolist()
     assert timesteps[0] == 999
-    assert inversion.visited_timesteps(noising_of(own), timesteps) == tuple(timesteps[1:])
-    plain = noising_of(scheduler("epsilon", zero_snr=False))
+    assert inversion.visited_timesteps(process_of(own), timesteps) == tuple(timesteps[1:])
+    plain = process_of(scheduler("epsilon", zero_snr=False))
     assert inversion.visited_timesteps(plain, timesteps) == tuple(timesteps)
     assert inversion.visited_timesteps(plain, timesteps, 0.4) == tuple(timesteps[-8:])
     with pytest.raises(InputError, match=r"strength 0\.01"):
@@ -107,7 +107,7 @@ def test_the_noisiest_level_of_zero_snr_is_skipped() -> None:
 
 def test_resampling_takes_each_step_but_the_last_again(clean: Tensor) -> None:
     own = scheduler("v_prediction")
-    noising = noising_of(own)
+    noising = process_of(own)
     timesteps = inversion.visited_timesteps(noising, own.timesteps.tolist())
     path = inversion.noised_path(clean, noising, timesteps, noises()())
     calls: list[int] = []
