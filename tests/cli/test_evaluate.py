@@ -146,7 +146,7 @@ def test_loras_are_a_setting(
     evaluate: Run, out: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lora = lora_of(tiny_folder, tmp_path / "style.safetensors")
-    flags = ("--subjects", 2, "--prompts", 2, "--seeds", 1, "--lora", f"{lora}:0.5")
+    flags = ("--seeds", 1, "--lora", f"{lora}:0.5")
     assert evaluate("--out", tmp_path / "styled", *flags, "--shard", "1/1") == 0
     settings = json.loads((tmp_path / "styled" / "settings.json").read_text())
     assert [settings["loras"][0][0], settings["loras"][0][2]] == ["style.safetensors", 0.5]
