@@ -14,7 +14,7 @@ from tests.serving.processes import free_port, served
 
 pytestmark = pytest.mark.faces
 JOBS, IMAGES = 4, 2
-ENDS = 300.0
+ENDS = 600.0
 """Seconds."""
 
 
