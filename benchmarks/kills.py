@@ -114,14 +114,14 @@ def compare(name: str, start: Start, kills: int, out: Path, rng: random.Random) 
     if finished(start(whole, False), out / f"{name}-whole.log"):
         raise SystemExit((out / f"{name}-whole.log").read_text())
     seconds = time.perf_counter() - began
-    wanted, losses = weights(whole), steps_of(whole)
+    expected, losses = weights(whole), steps_of(whole)
     done = rounds = equal = logs = 0
     while done < kills:
         folder = out / f"{name}-{rounds}"
         done += kill_one(start, folder, seconds, rng)
         found = weights(folder)
         rounds += 1
-        equal += found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)
+        equal += found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
         logs += steps_of(folder) == losses
         left = [path for path in folder.rglob("*") if path.name.startswith((".partial", ".unfinished"))]
         if rounds % 10 == 0:

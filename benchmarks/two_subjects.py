@@ -135,7 +135,7 @@ def outcomes(names: Tensor, truth: Tensor) -> Tensor:
     return torch.stack([right, swapped, blended, ~(right | swapped | blended)]).float()
 
 
-def judged(namer: Namer, pages: list[Image.Image], truth: Tensor) -> dict[str, Tensor]:
+def scored(namer: Namer, pages: list[Image.Image], truth: Tensor) -> dict[str, Tensor]:
     """Return the outcomes of images among all subjects and among the two."""
     crops = [page.crop(_pixels(box, page)) for page in pages for box in BOXES]
     cosines = namer.cosines(crops).unflatten(0, (-1, 2))  # (P, 2, N)
@@ -175,7 +175,7 @@ def main() -> None:
     namer = Namer(bench)
     print(f"\n| | naming | {' | '.join(OUTCOMES)} |\n|---|---|{'---|' * len(OUTCOMES)}")
     for name, pages in images.items():
-        for among, columns in judged(namer, pages, truth).items():
+        for among, columns in scored(namer, pages, truth).items():
             print(f"| {name} | {among} | {' | '.join(_share(column) for column in columns)} |")
 
 

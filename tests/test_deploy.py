@@ -47,7 +47,7 @@ def test_copied_files_exist_and_are_not_ignored() -> None:
     assert {needed["readme"], "LICENSE", "LICENSES"} <= {one for paths in copied for one in paths}
 
 
-def test_it_runs_as_a_user_and_tells_its_health() -> None:
+def test_it_runs_as_a_user_and_has_a_health_check() -> None:
     last = dict(instructions())  # of several, the last
     assert last["USER"] != "root"
     assert f":{last['EXPOSE']}/healthz" in last["HEALTHCHECK"]
@@ -82,12 +82,12 @@ def test_hadolint_has_no_complaint() -> None:
 
 def test_the_space_has_the_tested_versions_of_what_the_page_needs() -> None:
     text = (SPACE / "requirements.txt").read_text(encoding="utf-8")
-    wanted = dict(re.findall(r"^([\w.-]+)==(\S+)$", text, re.MULTILINE))
+    expected = dict(re.findall(r"^([\w.-]+)==(\S+)$", text, re.MULTILINE))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     named = {re.match(r"[\w-]+", one)[0] for one in project["dependencies"] + extras["server"] + extras["app"]}  # type: ignore[index]
-    assert set(wanted) == named - {"blip-diffusion"}
-    assert wanted == {name: pins()[name] for name in wanted} | {"pillow": GRADIO_PILLOW}
+    assert set(expected) == named - {"blip-diffusion"}
+    assert expected == {name: pins()[name] for name in expected} | {"pillow": GRADIO_PILLOW}
 
 
 def test_the_space_declares_its_sdk_and_its_file() -> None:

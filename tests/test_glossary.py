@@ -45,7 +45,7 @@ accumulate canonical_size colour compose contrast draws floor generation grid ho
 prior_images redraw sentence shape shift start unused_parameters vectors whole_way world
 """
 RETIRED = """
-answer asked begun drawn heed judge judged knows learned looks nobody said says seat speaks strange stranger tells told
+asked begun drawn heed judge judged knows learned looks nobody said says seat speaks strange stranger tells told
 verdict wanted wish wishes
 """
 """Identifiers that the package no longer uses, with or without an underscore in front."""

@@ -179,7 +179,7 @@ def test_what_does_not_fit_is_named(folders: dict[str, Path], tiny_folder: Path,
     assert not (tmp_path / "none").exists()
 
 
-def test_parts_that_a_model_lacks_are_asked_for(tiny_folder: Path, folders: dict[str, Path]) -> None:
+def test_missing_parts_are_refused(tiny_folder: Path, folders: dict[str, Path]) -> None:
     with pytest.raises(CheckpointError, match="no language model"):
         load_blip2(tiny_folder).speaker  # noqa: B018
     with pytest.raises(CheckpointError, match="no heads"):

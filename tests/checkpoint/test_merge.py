@@ -41,8 +41,8 @@ def test_merged_equals_loaded(model: BlipDiffusion, own: BlipDiffusionPipeline, 
         ours = model.text_states(["a <rex> on the beach"])
         theirs = own.model.text_states(["a <rex> <rex>_1 <rex>_2 on the beach"])
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-        drawn = [unet(latents, time, theirs).sample for unet in (model.unet, own.unet)]
-    torch.testing.assert_close(*drawn, rtol=1e-4, atol=1e-4)
+        outputs = [unet(latents, time, theirs).sample for unet in (model.unet, own.unet)]
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

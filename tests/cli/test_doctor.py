@@ -9,7 +9,7 @@ from blip_diffusion.cli.commands import doctor
 from blip_diffusion.cli.main import main
 
 
-def test_it_says_what_is_here(capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_lists_extras_devices_and_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert list(found) == ["versions", "devices", "extras", "metrics", "models"] and all(found.values())
@@ -21,7 +21,7 @@ def test_it_says_what_is_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed.err == "" and printed.out.count("\n") == len(found) + sum(map(len, found.values()))
 
 
-def test_an_extra_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_of_an_extra_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.metadata, "requires", lambda _: ["gone>=1 ; extra == 'app'", "pytest ; extra == 'dev'"])
     monkeypatch.setattr(doctor.metadata, "metadata", lambda _: Names())
     assert dict(doctor._extras()) == {"app": "missing gone: pip install 'blip-diffusion[app]'", "dev": "here"}

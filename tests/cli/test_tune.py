@@ -82,7 +82,7 @@ def test_a_subject_is_tuned_on_top_of_loras_and_words(
     assert not Path("new.safetensors.tuning").exists()
 
 
-def test_a_dreambooth_folder_as_model_says_what_to_do(model: BlipDiffusion, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dreambooth_folder_as_model_is_refused(model: BlipDiffusion, capsys: pytest.CaptureFixture[str]) -> None:
     save_stable_diffusion(model, Path("rex"))
     assert main(["generate", "x", "--model", "rex", "--category", "dog", "--lora", "rex/model_index.json"]) == 2
     assert "as tune --method dreambooth writes: use diffusers' StableDiffusionPipeline" in capsys.readouterr().err

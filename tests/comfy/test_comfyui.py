@@ -108,8 +108,8 @@ def test_every_node_is_there(comfy: Comfy) -> None:
 def test_images_are_those_of_the_command_line(comfy: Comfy, tmp_path: Path) -> None:
     outcome = comfy.run(workflow("generate", Generate={"num_images": 2, "seed": 3, "steps": STEPS}))
     assert outcome.end == "execution_success", outcome.data
-    asked = ("on the beach", "--reference", ROOT / "examples/dog.png", "--category", "dog", "--num-images", 2)
-    files = generate(tmp_path, *asked, "--seed", 3, "--steps", STEPS, "--device", "cpu")
+    command = ("on the beach", "--reference", ROOT / "examples/dog.png", "--category", "dog", "--num-images", 2)
+    files = generate(tmp_path, *command, "--seed", 3, "--steps", STEPS, "--device", "cpu")
     ours = outcome.shown["5"]
     assert len(ours) == len(files) == 2
     for one, other in zip(ours, files, strict=True):
@@ -174,9 +174,9 @@ def test_what_does_not_fit_is_one_sentence(comfy: Comfy, name: str, inputs: dict
     if name == "structure_and_style":
         del graph["7"]["inputs"]["loras"], graph["6"]
     outcome = comfy.run(graph)
-    said = outcome.data["exception_message"]
+    message = outcome.data["exception_message"]
     assert outcome.end == "execution_error"
-    assert sentence in said and said.count("\n") <= 1 and "--" not in said, said
+    assert sentence in message and message.count("\n") <= 1 and "--" not in message, message
 
 
 def test_tuned_subjects_are_mixed_as_on_the_command_line(comfy: Comfy, sd_folder: Path, tmp_path: Path) -> None:
@@ -195,17 +195,17 @@ def test_tuned_subjects_are_mixed_as_on_the_command_line(comfy: Comfy, sd_folder
 def test_controls_and_loras_are_those_of_the_command_line(comfy: Comfy, sd_folder: Path, tmp_path: Path) -> None:
     net = comfy.folder / "controlnet"
     graph = workflow("structure_and_style", Load={"path": str(sd_folder)}, Control={"controlnet": str(net)})
-    asked = ["in a living room", "--reference", ROOT / "examples/dog.png", "--category", "dog", "--preset", "fast"]
-    asked += ["--control", f"canny={ROOT}/examples/armchair.png:0.8", "--controlnet", f"canny={net}"]
-    asked += ["--lora", f"{comfy.folder}/models/loras/style.safetensors:0.7", "--model", sd_folder, "--device", "cpu"]
-    (file,) = generate(tmp_path, *asked)
+    command = ["in a living room", "--reference", ROOT / "examples/dog.png", "--category", "dog", "--preset", "fast"]
+    command += ["--control", f"canny={ROOT}/examples/armchair.png:0.8", "--controlnet", f"canny={net}"]
+    command += ["--lora", f"{comfy.folder}/models/loras/style.safetensors:0.7", "--model", sd_folder, "--device", "cpu"]
+    (file,) = generate(tmp_path, *command)
     outcome = comfy.run(graph)
     assert outcome.end == "execution_success", outcome.data
     assert np.array_equal(pixels(outcome.shown["8"][0]), pixels(file))
     without = deepcopy(graph)
     del without["7"]["inputs"]["loras"], without["7"]["inputs"]["controls"]
     plain = comfy.run(without)  # the LoRA of the graph before is gone
-    (file,) = generate(tmp_path / "plain", *asked[:7], *asked[-4:])
+    (file,) = generate(tmp_path / "plain", *command[:7], *command[-4:])
     assert np.array_equal(pixels(plain.shown["8"][0]), pixels(file))
 
 

@@ -44,11 +44,11 @@ def test_both_formats_say_the_same(path: Path) -> None:
     assert {number: node["class_type"] for number, node in graph.items()} == {
         n: one["type"] for n, one in nodes.items()
     }
-    drawn = {
+    links = {
         (str(source), slot, str(target), nodes[str(target)]["inputs"][place]["name"])
         for _, source, slot, target, place, _ in page["links"]
     }
-    assert drawn == links_of(graph)
+    assert links == links_of(graph)
     for number, node in graph.items():
         values = [value for value in node["inputs"].values() if not isinstance(value, list)]
         assert [value for value in values if value not in nodes[number]["widgets_values"]] == []

@@ -32,12 +32,12 @@ def test_every_caption_is_parsed_back(world: AssetLibrary) -> None:
     for _ in range(300):
         spec = sampler.sample(rng)
         found = parse(caption(world.cutouts[spec.target].category, spec.prompt))
-        asked = spec.request
+        request = spec.request
         assert found.category == world.cutouts[spec.target].category
-        assert (found.accessory, found.colour, found.size) == (asked.accessory, asked.colour, asked.size)
-        assert (found.position, found.style) == (asked.position, asked.style)
-        assert found.count == ("" if asked.count == 1 else str(asked.count))
-        assert found.scene.startswith(spec.background.word) and bool(found.scene) == bool(asked.scene)
+        assert (found.accessory, found.colour, found.size) == (request.accessory, request.colour, request.size)
+        assert (found.position, found.style) == (request.position, request.style)
+        assert found.count == ("" if request.count == 1 else str(request.count))
+        assert found.scene.startswith(spec.background.word) and bool(found.scene) == bool(request.scene)
 
 
 def test_other_words_say_nothing(world: AssetLibrary) -> None:

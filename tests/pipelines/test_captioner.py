@@ -69,10 +69,10 @@ def test_prompts_of_different_length_do_not_mix(captioner: Captioner, images: li
     assert both[0] != both[1]
 
 
-def test_answers_ask_as_published(captioner: Captioner, images: list[Image.Image]) -> None:
-    asked = captioner.answer(images[0], "How many dogs?", num_beams=1, max_new_tokens=4)
+def test_prompts_of_questions_equal_the_published_ones(captioner: Captioner, images: list[Image.Image]) -> None:
+    output = captioner.answer(images[0], "How many dogs?", num_beams=1, max_new_tokens=4)
     prompt = "Question: how many dogs? Short answer:"
-    assert asked == captioner(images[0], prompt, num_beams=1, max_new_tokens=4)
+    assert output == captioner(images[0], prompt, num_beams=1, max_new_tokens=4)
 
 
 def wrong_calls(captioner: Captioner, images: list[Image.Image]) -> list[Any]:
@@ -111,7 +111,7 @@ def test_a_search_ranks_by_contrast_and_the_best_again_by_matching(folder: Path,
         search("a dog", [])
 
 
-def test_models_without_what_is_asked_are_refused(tiny_folder: Path) -> None:
+def test_models_without_the_needed_parts_are_refused(tiny_folder: Path) -> None:
     with pytest.raises(CheckpointError, match="no language model"):
         Captioner.from_pretrained(tiny_folder)
     with pytest.raises(CheckpointError, match="no heads"):

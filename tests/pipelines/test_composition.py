@@ -116,10 +116,10 @@ def test_a_controlnet_that_adds_nothing_changes_nothing(
     own: BlipDiffusionPipeline, dog: Image.Image, cat: Image.Image, mode: Any
 ) -> None:
     parts = SubjectRegion(dog, "dog", LEFT), SubjectRegion(cat, "cat", RIGHT)
-    asked = {"region_mode": mode, "subject_scale": 0.5, "num_inference_steps": 2}
+    options = {"region_mode": mode, "subject_scale": 0.5, "num_inference_steps": 2}
     net = ControlNetModel.from_unet(own.unet, conditioning_embedding_out_channels=(8, 16, 16, 16))
-    controlled = draw(own, *parts, **asked, controlnet=net, image=dog)
-    torch.testing.assert_close(controlled, draw(own, *parts, **asked), atol=1e-4, rtol=1e-4)
+    controlled = draw(own, *parts, **options, controlnet=net, image=dog)
+    torch.testing.assert_close(controlled, draw(own, *parts, **options), atol=1e-4, rtol=1e-4)
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in iter_modules(net))
 
 
@@ -215,22 +215,22 @@ def test_tokens_are_placed_in_their_boxes(placed: BlipDiffusionPipeline, dog: Im
 
 def test_a_list_within_the_list_is_one_subject(pipe: BlipDiffusionPipeline, dog: Image.Image, cat: Image.Image) -> None:
     mean = pipe.encode_subject([dog, cat], "dog")
-    asked = {"subjects": None, "source_subject_category": "dog"}
-    assert torch.equal(draw(pipe, **asked, reference_image=[[dog, cat]]), draw(pipe, **asked, subject_embeds=mean))
+    options = {"subjects": None, "source_subject_category": "dog"}
+    assert torch.equal(draw(pipe, **options, reference_image=[[dog, cat]]), draw(pipe, **options, subject_embeds=mean))
     with pytest.raises(InputError, match="no image of the subject"):
-        draw(pipe, **asked, reference_image=[[]])
+        draw(pipe, **options, reference_image=[[]])
 
 
 def test_the_subject_scale(own: BlipDiffusionPipeline, dog: Image.Image) -> None:
-    asked = {"subjects": None, "reference_image": dog, "source_subject_category": "dog"}
-    plain, half = draw(own, **asked), draw(own, **asked, subject_scale=0.5)
+    options = {"subjects": None, "reference_image": dog, "source_subject_category": "dog"}
+    plain, half = draw(own, **options), draw(own, **options, subject_scale=0.5)
     words = torch.zeros(1, 0, own.text_encoder.config.hidden_size)
     none = draw(own, subjects=None, subject_embeds=words, target_subject_category="dog")
-    assert torch.equal(draw(own, **asked, subject_scale=1), plain)
-    torch.testing.assert_close(draw(own, **asked, subject_scale=0), none)
+    assert torch.equal(draw(own, **options, subject_scale=1), plain)
+    torch.testing.assert_close(draw(own, **options, subject_scale=0), none)
     assert not torch.allclose(half, plain, atol=1e-3) and not torch.allclose(half, none, atol=1e-3)
     own.set_subject_scale({"down": 0.5, "mid": 0.5, "up": [0.5, 0.5]})
-    assert torch.equal(draw(own, **asked), half)
+    assert torch.equal(draw(own, **options), half)
 
 
 @pytest.mark.parametrize("scale", [-1, 3, "1", {"left": 1}, {"down": [1, 1, 1]}], ids=str)

@@ -194,9 +194,9 @@ def test_inpainting_unets_get_what_diffusers_gives_them(
         states.update(tensors)
         return {}
 
-    asked: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 3.0}
+    options: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 3.0}
     own("on the beach", dog, "dog", "dog", callback_on_step_end=keep,
-        callback_on_step_end_tensor_inputs=["prompt_embeds"], generator=rng(), **asked)  # fmt: skip
+        callback_on_step_end_tensor_inputs=["prompt_embeds"], generator=rng(), **options)  # fmt: skip
     empty, text = states["prompt_embeds"].chunk(2)
     theirs = StableDiffusionInpaintPipeline(
         own.vae,
@@ -211,12 +211,12 @@ def test_inpainting_unets_get_what_diffusers_gives_them(
     theirs.set_progress_bar_config(disable=True)
     noise = torch.randn(1, 4, 4, 4, generator=rng())
     given = {"image": photo, "mask_image": mask, "height": SIZE, "width": SIZE, "strength": 1.0, "latents": noise}
-    wanted = theirs(prompt_embeds=text, negative_prompt_embeds=empty, output_type="latent", **given, **asked).images
+    expected = theirs(prompt_embeds=text, negative_prompt_embeds=empty, output_type="latent", **given, **options).images
     found = own.inpaint(
         photo, mask, dog, "dog", prompt="on the beach", guidance_rescale=0.0, generator=rng(), output_type="latent",
-        **asked,
+        **options,
     ).images  # fmt: skip
-    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_an_inpainting_checkpoint_loads_as_the_unet(

@@ -137,7 +137,7 @@ def _load_transformers(folder: Path, dtype: torch.dtype | None) -> Blip2:
     found = {name: tensor for name, tensor in read_state(folder).items() if not UNREAD.search(name)}
     with config_errors("BLIP-2"), meta_init():
         config = Blip2Config.from_dict(table)
-        model = _build(config, speaks="language_projection.weight" in found, compares="itm_head.weight" in found)
+        model = _build(config, has_language="language_projection.weight" in found, compares="itm_head.weight" in found)
     theirs = {transformers_blip2_name(name): name for name in model.state_dict()}
     state = {theirs.get(name, name): tensor for name, tensor in found.items()}
     if model.contrastive is not None:
@@ -145,8 +145,8 @@ def _load_transformers(folder: Path, dtype: torch.dtype | None) -> Blip2:
     load_tied(model, state, where="BLIP-2", dtype=dtype)
     if (folder / "preprocessor_config.json").is_file():
         reference = load_reference(folder)
-        asked = read_config(folder / "preprocessor_config.json", "the image processor").get("resize_mode")
-        model.reference = reference if asked else replace(reference, resize_mode="squash")
+        resize_mode = read_config(folder / "preprocessor_config.json", "the image processor").get("resize_mode")
+        model.reference = reference if resize_mode else replace(reference, resize_mode="squash")
     if model.language is not None:
         model.tokenizer = load_tokenizer(folder)
     if model.contrastive is not None:
@@ -155,7 +155,7 @@ def _load_transformers(folder: Path, dtype: torch.dtype | None) -> Blip2:
     return model
 
 
-def _build(config: Any, *, speaks: bool, compares: bool) -> Blip2:
+def _build(config: Any, *, has_language: bool, compares: bool) -> Blip2:
     """Build the model of transformers' configuration, with or without its language model and heads."""
     vision, qformer = config.vision_config, config.qformer_config
     if not vision.qkv_bias:
@@ -189,7 +189,7 @@ def _build(config: Any, *, speaks: bool, compares: bool) -> Blip2:
         ImageEncoder(tower),
         QFormer(shapes),
         reference=ReferenceConfig(size=tower.image_size, resize_mode="squash"),
-        language=LanguagePrefix(width, build_language_model(config.text_config.to_dict())) if speaks else None,
+        language=LanguagePrefix(width, build_language_model(config.text_config.to_dict())) if has_language else None,
         contrastive=ContrastiveHead(width, config.image_text_hidden_size) if compares else None,
         matching=MatchingHead(width) if compares else None,
         image_token=config.image_token_index,
@@ -278,18 +278,18 @@ def read_lavis_blip2(path: Path, base: Blip2) -> Blip2:
     Raises `CheckpointError` for missing, unexpected or misshapen weights.
     """
     found = join_qkv_bias({name: t for name, t in read_file(path).items() if not _is_unused(name)})
-    wanted = untied_state(base)
-    theirs = {_lavis_name(base, name): name for name in wanted}
+    expected = untied_state(base)
+    theirs = {_lavis_name(base, name): name for name in expected}
     state = {theirs.get(name, name): tensor for name, tensor in found.items()}
-    needed = {name for name in wanted if not name.startswith(FROZEN)}
+    needed = {name for name in expected if not name.startswith(FROZEN)}
     problem = format_mismatches(
         missing=needed - state.keys(),
-        unexpected=state.keys() - wanted.keys(),
-        wrong=shape_mismatches(state, {name: tuple(tensor.shape) for name, tensor in wanted.items()}),
+        unexpected=state.keys() - expected.keys(),
+        wrong=shape_mismatches(state, {name: tuple(tensor.shape) for name, tensor in expected.items()}),
     )
     if problem:
         raise CheckpointError(f"The weights of {path} don't fit its base: {problem}.")
-    load_tied(base, {**wanted, **state}, where="BLIP-2", dtype=base.dtype)
+    load_tied(base, {**expected, **state}, where="BLIP-2", dtype=base.dtype)
     encoder = base.image_encoder
     encoder.config = replace(encoder.config, norm_eps=LAVIS_EPS)
     encoder.norm.eps = LAVIS_EPS

@@ -118,8 +118,9 @@ def _on_step(
     tensors: dict[str, Tensor],
 ) -> dict[str, Tensor]:
     steps = len(pipe.scheduler.timesteps)
-    wanted = index + 1 in preview_steps(steps, previews)
-    report(batch * steps + index + 1, batches * steps, preview_image(pipe, tensors["latents"]) if wanted else None)
+    is_preview_step = index + 1 in preview_steps(steps, previews)
+    preview = preview_image(pipe, tensors["latents"]) if is_preview_step else None
+    report(batch * steps + index + 1, batches * steps, preview)
     return {}
 
 

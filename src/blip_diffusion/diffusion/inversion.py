@@ -65,8 +65,8 @@ def ddim_inversion(denoiser: Denoiser, clean: Tensor, noising: Noising, timestep
     path, below = [clean], -1
     for timestep in reversed(timesteps):
         at = _batch(timestep, clean)
-        answer = denoiser(path[0], _scalar(timestep, clean))
-        noise = noising.noise(path[0], noising.predict_x0(path[0], answer, at), at)
+        prediction = denoiser(path[0], _scalar(timestep, clean))
+        noise = noising.noise(path[0], noising.predict_x0(path[0], prediction, at), at)
         signal, spread = _level(noising, below, clean)
         x0 = (path[0] - spread * noise) / signal
         path.insert(0, noising.noised(x0, noise, at))
@@ -136,9 +136,9 @@ def sample_from(
         for repeat in range(repeats):
             if repeat and noise is not None:
                 latents = _noised_again(latents, noise(), noising, below, timestep)
-            answer = denoiser(latents, _scalar(timestep, latents))
+            prediction = denoiser(latents, _scalar(timestep, latents))
             eta = 1.0 if inversion.residuals else 0.0
-            latents = _step(latents, answer, noising, timestep, below, eta=eta)
+            latents = _step(latents, prediction, noising, timestep, below, eta=eta)
             if inversion.residuals:
                 latents = latents + inversion.residuals[index]
             if hook is not None:
@@ -179,10 +179,10 @@ def _level(noising: Noising, timestep: int, like: Tensor) -> tuple[Tensor, Tenso
     return noising.signal_and_noise(_batch(timestep, like), like)
 
 
-def _step(latents: Tensor, answer: Tensor, noising: Noising, timestep: int, below: int, *, eta: float) -> Tensor:
+def _step(latents: Tensor, prediction: Tensor, noising: Noising, timestep: int, below: int, *, eta: float) -> Tensor:
     """Return the mean of DDIM's step for η (Song et al. 2021, equations 12 and 16); η = 1 is DDPM."""
     at = _batch(timestep, latents)
-    x0 = noising.predict_x0(latents, answer, at)
+    x0 = noising.predict_x0(latents, prediction, at)
     noise = noising.noise(latents, x0, at)
     signal, spread = _level(noising, below, latents)
     own_signal, own_spread = _level(noising, timestep, latents)

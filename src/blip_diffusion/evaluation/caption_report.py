@@ -80,13 +80,13 @@ def evaluate_captions(
 def _caption_tables(scores: CaptionScores) -> list[str]:
     losses = [f"| {name} | {scores.losses[name]} | {scores.advantage.get(name, '')} |" for name in CONDITIONS]
     facts = [
-        f"| {name} | {scores.said[name]} | " + " | ".join(str(row[key]) for key in CONDITIONS) + " |"
+        f"| {name} | {scores.counts[name]} | " + " | ".join(str(row[key]) for key in CONDITIONS) + " |"
         for name, row in scores.accuracy.items()
-        if scores.said[name]
+        if scores.counts[name]
     ]
     return [
         "\n".join(["| loss, nats a token | mean | above the right image's |", "|---|---|---|", *losses]),
-        "\n".join([f"| said rightly | images | {' | '.join(CONDITIONS)} |", "|---|---|---|---|---|", *facts]),
+        "\n".join([f"| correct | images | {' | '.join(CONDITIONS)} |", "|---|---|---|---|---|", *facts]),
     ]
 
 

@@ -95,7 +95,7 @@ class CaptionScores:
     losses: dict[str, Estimate]  # nats a token
     advantage: dict[str, Estimate]  # how much larger the loss is than with the right image
     accuracy: dict[str, dict[str, Estimate]]  # by field of `CaptionFacts`, of the captions that say something of it
-    said: dict[str, int]  # how many captions say something of a field
+    counts: dict[str, int]  # of the captions that mention each field
     captions: list[str]  # of the right images
 
 
@@ -119,11 +119,11 @@ def score_captions(captioner: Captioner, world: AssetLibrary, held: HeldOut, *, 
         "no image": caption_losses(model, None, held.captions),
     }
     written = captioner(to_pil(held.pixels), num_beams=num_beams)
-    said = {"right image": written, "wrong image": [written[i] for i in held.wrong],
+    captions_of = {"right image": written, "wrong image": [written[i] for i in held.wrong],
             "no image": [most_likely_caption(model, num_beams)] * len(held)}  # fmt: skip
     parse = CaptionParser(scene_words(world))
     truth = [parse(caption) for caption in held.captions]
-    facts = {name: [parse(caption) for caption in captions] for name, captions in said.items()}
+    facts = {name: [parse(caption) for caption in captions] for name, captions in captions_of.items()}
     names = [field.name for field in fields(CaptionFacts)]
     return CaptionScores(
         losses={name: _over_subjects(column, held.subjects) for name, column in columns.items()},
@@ -131,7 +131,7 @@ def score_captions(captioner: Captioner, world: AssetLibrary, held: HeldOut, *, 
                    for name in CONDITIONS[1:]},
         accuracy={name: {key: _accuracy(name, truth, facts[key], held.subjects) for key in CONDITIONS}
                   for name in names},
-        said={name: sum(bool(getattr(fact, name)) for fact in truth) for name in names},
+        counts={name: sum(bool(getattr(fact, name)) for fact in truth) for name in names},
         captions=written,
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""EditBench: edits whose true answer is known, since the world composes one scene with either subject.
+"""EditBench: edits with a known target image, because the same scene is composited with either subject.
 
 A photo shows one subject of MiniBench in a scene; the answer shows another one in the same scene and light, in its
 place. What should stay is compared with the photo, what should change with the answer. It is no benchmark of real
@@ -42,7 +42,7 @@ SHADOW, BRUSH = 6, 4
 NUMBERS = ("background_psnr", "background_ssim", "unchanged", "subject_psnr", "whole_psnr")
 BOUNDS = ("copy", "truth")
 """Kinds of conditions that edit nothing."""
-JUDGES = {"focus": "similarity", "text": "scene"}
+METRICS = {"focus": "similarity", "text": "scene"}
 """Learned metrics of the edited image, and what of them is shown."""
 
 
@@ -90,7 +90,7 @@ class EditTask:
         instance: The new subject in its scene, as MiniBench has it.
         source_category: What the photo shows.
         photo: (3, S, S) in [0, 1].
-        truth: The answer, likewise.
+        truth: The target, likewise.
         subject: (1, S, S), where the answer shows the new subject.
         background: (1, S, S), where neither subject nor its shadow is.
         given: (1, S, S), a mask as a user would draw it.
@@ -122,7 +122,7 @@ class EditBenchConfig:
         strength: Of all edits.
         steps: Sampling steps; by default the model's.
         engine: What runs the U-Net; attention control always takes torch.
-        judges: Learned metrics, of `JUDGES`; none saves a minute.
+        metrics: Learned metrics, of `METRICS`; none saves a minute.
     """
 
     model: str = "mini"
@@ -132,7 +132,7 @@ class EditBenchConfig:
     strength: float = 1.0
     steps: int | None = None
     engine: Engine = "torch"
-    judges: tuple[str, ...] = tuple(JUDGES)
+    metrics: tuple[str, ...] = tuple(METRICS)
 
     def __post_init__(self) -> None:
         if self.edits < 2:
@@ -140,9 +140,9 @@ class EditBenchConfig:
         for name in self.conditions:
             if name not in CONDITIONS:
                 raise InputError(f"There is no condition {name}: use some of {', '.join(CONDITIONS)}.")
-        for name in self.judges:
-            if name not in JUDGES:
-                raise InputError(f"There is no metric {name} of edits: use some of {', '.join(JUDGES)}.")
+        for name in self.metrics:
+            if name not in METRICS:
+                raise InputError(f"There is no metric {name} of edits: use some of {', '.join(METRICS)}.")
 
 
 def build_tasks(bench: Bench, world: AssetLibrary, count: int, *, size: int) -> list[EditTask]:
@@ -170,14 +170,14 @@ def _task(bench: Bench, sampler: PairSampler, rows: Mapping[str, int], scenes: S
     assert instance.prompt.request is not None
     spec = pair_spec_of(sampler, rows[target.identity], instance.prompt.request, random.Random(seed))
     old = replace(spec, reference=rows[source.identity], target=rows[source.identity])
-    answer, photo = (sampler.render([one], random.Random(seed)) for one in (spec, old))
-    either = torch.maximum(answer["target_alpha"], photo["target_alpha"])
+    edited, photo = (sampler.render([one], random.Random(seed)) for one in (spec, old))
+    either = torch.maximum(edited["target_alpha"], photo["target_alpha"])
     return EditTask(
         instance,
         source.category,
         photo["target"][0],
-        answer["target"][0],
-        (answer["target_alpha"][0] > 0.5).float(),
+        edited["target"][0],
+        (edited["target_alpha"][0] > 0.5).float(),
         1 - _grown(either, 0.05, SHADOW)[0],
         _grown(either, 0.1, BRUSH)[0],
     )
@@ -277,7 +277,7 @@ def evaluate_edits(
     tasks = build_tasks(bench, world, config.edits, size=size)
     settings = {"strength": config.strength, "num_inference_steps": config.steps}
     claim_output_dir(out, {"model": config.model, "edits": config.edits, "engine": config.engine, **settings})
-    judges = _judges(config, bench, world, pipe, size)
+    metrics = _learned_metrics(config, bench, world, pipe, size)
     results, files = [], {}
     for name in config.conditions:
         controlled = CONDITIONS[name].options.get("attention") is not None
@@ -288,7 +288,7 @@ def evaluate_edits(
         generator = editor(pipe, tasks, CONDITIONS[name], **settings)
         paths = generate_missing(generator, instances, folder, batch_size=10, log=log)
         seconds = (time.monotonic() - began) / (len(tasks) - there) if there < len(tasks) else 0.0
-        values = scored(tasks, paths) | {judge: score(paths, instances) for judge, score in judges.items()}
+        values = scored(tasks, paths) | {name: score(paths, instances) for name, score in metrics.items()}
         results.append(EditScores(name, {key: bootstrap_ci(value[None]) for key, value in values.items()}, seconds))
         files[name] = paths
         log(_row(results[-1]))
@@ -297,20 +297,20 @@ def evaluate_edits(
     return results
 
 
-def _judges(
+def _learned_metrics(
     config: EditBenchConfig, bench: Bench, world: AssetLibrary, pipe: BlipDiffusionPipeline, size: int
 ) -> dict[str, Callable[[Sequence[Path], Sequence[Instance]], Tensor]]:
     """Return the learned metrics, each a function of images and what they should show."""
-    if not config.judges:
+    if not config.metrics:
         return {}
     generators = GeneratorSet({}, autoencoder_reconstruction(pipe.model), size, world)
-    suite = build_metrics(config.judges, MetricBuilder(bench, bench, generators))
+    suite = build_metrics(config.metrics, MetricBuilder(bench, bench, generators))
 
-    def judge(metric: Any, key: str) -> Callable[[Sequence[Path], Sequence[Instance]], Tensor]:
+    def score_of(metric: Any, key: str) -> Callable[[Sequence[Path], Sequence[Instance]], Tensor]:
         return lambda paths, instances: next(v for k, v in metric(paths, instances).items() if k.endswith(key))
 
     keys = {"focus": "cosine_similarity", "text": "scene"}
-    return {one.info.name: judge(one, keys[one.info.name]) for one in suite.metrics}
+    return {one.info.name: score_of(one, keys[one.info.name]) for one in suite.metrics}
 
 
 COLUMNS = {
@@ -333,8 +333,8 @@ def _cell(name: str, value: Estimate | None) -> str:
 
 def _write(results: Sequence[EditScores], config: EditBenchConfig, out: Path) -> None:
     head = ["| inversion/mask | " + " | ".join(COLUMNS.values()) + " | seconds |", "|---" * (len(COLUMNS) + 2) + "|"]
-    said = f"{config.edits} edits by {config.model}; ± is half of the 95 % interval over edits."
-    write_text(out / "edits.md", "\n".join([said, "", *head, *map(_row, results), ""]))
+    heading = f"{config.edits} edits by {config.model}; ± is half of the 95 % interval over edits."
+    write_text(out / "edits.md", "\n".join([heading, "", *head, *map(_row, results), ""]))
     table = {
         one.name: {key: [value.value, value.low, value.high] for key, value in one.scores.items()} for one in results
     }
@@ -342,7 +342,7 @@ def _write(results: Sequence[EditScores], config: EditBenchConfig, out: Path) ->
 
 
 def sheet(tasks: Sequence[EditTask], files: Mapping[str, Sequence[Path]], *, rows: int = 8) -> Image.Image:
-    """Return a page: photo, reference, each condition's edit and the true answer, a row for each of some edits."""
+    """Return a page: photo, reference, each condition's edit and the true target, a row for each of some edits."""
     chosen = [i * len(tasks) // min(rows, len(tasks)) for i in range(min(rows, len(tasks)))]
     cells = []
     for i in chosen:

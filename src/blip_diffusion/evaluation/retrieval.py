@@ -67,9 +67,9 @@ def _reranked(model: Blip2, features: Tensor, words: Words, cosines: Tensor, rer
     by_text = cosines.T.topk(min(rerank, n), dim=1).indices
     rows = torch.arange(n)[:, None].expand_as(by_image).flatten()
     columns = torch.arange(t)[:, None].expand_as(by_text).flatten()
-    asked = {*zip(rows.tolist(), by_image.flatten().tolist(), strict=True)}
-    asked |= {*zip(by_text.flatten().tolist(), columns.tolist(), strict=True)}
-    pairs = torch.tensor(sorted(asked))
+    needed = {*zip(rows.tolist(), by_image.flatten().tolist(), strict=True)}
+    needed |= {*zip(by_text.flatten().tolist(), columns.tolist(), strict=True)}
+    pairs = torch.tensor(sorted(needed))
     logits = torch.cat([_logits(model, features, words, pairs[some]) for some in slices(len(pairs))]).cpu()
     table = torch.full((n, t), -torch.inf)
     table[pairs[:, 0], pairs[:, 1]] = logits

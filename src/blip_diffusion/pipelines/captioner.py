@@ -115,7 +115,7 @@ class Captioner:
 
         Args:
             images: One image for all questions, or B.
-            questions: One question for all images, or B; asked in lower case and without punctuation.
+            questions: One question for all images, or B; written in lower case and without punctuation.
             num_beams: Answers that are kept while searching, from 1.
             max_new_tokens: Most tokens of an answer, from 1.
 
@@ -129,10 +129,10 @@ class Captioner:
             >>> captioner.answer(photo, "How many dogs are there?")
             ['two']
         """
-        asked = [_plain(question) for question in texts("questions", questions)]
-        if not all(asked):
+        plain = [_plain(question) for question in texts("questions", questions)]
+        if not all(plain):
             raise InputError("A question is empty: ask something, for example how many dogs are there.")
-        prompts = [QUESTION.format(f"{question}?") for question in asked]
+        prompts = [QUESTION.format(f"{question}?") for question in plain]
         penalty = -1.0 if self.language.is_encoder_decoder else 0.0  # both prefer short answers
         return self._write(images, prompts, num_beams, max_new_tokens, length_penalty=penalty)
 

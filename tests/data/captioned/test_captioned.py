@@ -170,7 +170,7 @@ def long_header(folder: Path) -> Path:
         (long_header, "has a header of"),
     ],
 )
-def test_what_cannot_be_read_is_said(write: Callable[[Path], Path], sentence: str | None, tmp_path: Path) -> None:
+def test_unreadable_data_is_refused(write: Callable[[Path], Path], sentence: str | None, tmp_path: Path) -> None:
     place = write(tmp_path)
     read = (lambda: read_shards(shards_of(place))) if shards_of(place) else (lambda: read_folder(place))
     if sentence is None:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from blip_diffusion.data.synthetic.resample import elastic_grid, warp_images
 
 
-def test_a_deformation_moves_pixels_no_further_than_asked() -> None:
+def test_deformation_stays_within_its_limit() -> None:
     grid = elastic_grid(8, 64, 0.1, random.Random(0))
     identity = F.affine_grid(torch.eye(2, 3).expand(8, -1, -1), [8, 1, 64, 64], align_corners=False)
     moved = (grid - identity).abs().amax((1, 2, 3)) / 2  # in sides of the image

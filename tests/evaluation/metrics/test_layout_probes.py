@@ -1,4 +1,4 @@
-"""Counts, positions and accessories are told from drawn squares, of which everything is known."""
+"""Counts, positions and accessories are predicted for images of squares."""
 
 import random
 
@@ -57,8 +57,10 @@ def requests() -> list[PromptSpec]:
 @pytest.fixture(scope="module")
 def probes() -> LayoutProbes:
     rng, shown = random.Random(0), requests() * 6
-    drawn = [drawing(request, rng) for request in shown]
-    return fit_layout_probes(Patches(), [image for image, _ in drawn], torch.stack([mask for _, mask in drawn]), shown)
+    pairs = [drawing(request, rng) for request in shown]
+    return fit_layout_probes(
+        Patches(), [image for image, _ in images], torch.stack([mask for _, mask in images]), shown
+    )
 
 
 @pytest.mark.parametrize("attribute", ["count", "position"])

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 PROXY = {"X-Forwarded-Host": "someone-space.hf.space", "X-Forwarded-Proto": "https"}
 
 
-def test_a_stranger_generates_and_sees_no_one_elses(browser: Any, dog: Image.Image, tmp_path: Path) -> None:
+def test_visitors_see_only_their_own_images(browser: Any, dog: Image.Image, tmp_path: Path) -> None:
     space, dog_path = tmp_path / "space", tmp_path / "dog.png"
     subprocess.run(["make", "space", f"SPACE={space}"], cwd=ROOT, check=True, capture_output=True)
     dog.save(dog_path)

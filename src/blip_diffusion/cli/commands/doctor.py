@@ -41,8 +41,8 @@ def run(arguments: argparse.Namespace) -> None:
     width = max(len(name) for lines in found.values() for name in lines)
     for section, lines in found.items():
         print(section)
-        for name, said in lines.items():
-            print(f"  {name:{width}}  {said}")
+        for name, text in lines.items():
+            print(f"  {name:{width}}  {text}")
 
 
 def report() -> Report:
@@ -90,13 +90,13 @@ def _extras() -> Iterator[tuple[str, str]]:
     from packaging.requirements import Requirement
 
     try:
-        wanted = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or []]
+        requirements = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or []]
     except metadata.PackageNotFoundError:
         yield "(all)", "unknown: the package runs from its source folder and is not installed"
         return
     extras = metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or []
     for extra in extras:
-        own = [one for one in wanted if one.marker and one.marker.evaluate({"extra": extra})]
+        own = [one for one in requirements if one.marker and one.marker.evaluate({"extra": extra})]
         missing = [one.name for one in own if one.name != DISTRIBUTION and not _version(one.name)]
         advice = f"missing {', '.join(missing)}: pip install '{DISTRIBUTION}[{extra}]'"
         yield extra, advice if missing else "here"

@@ -38,7 +38,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     from blip_diffusion.devices import device_of
-    from blip_diffusion.evaluation.editbench import DEFAULT, JUDGES, EditBenchConfig, evaluate_edits
+    from blip_diffusion.evaluation.editbench import DEFAULT, METRICS, EditBenchConfig, evaluate_edits
 
     config = EditBenchConfig(
         model=arguments.model,
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
         strength=arguments.strength,
         steps=arguments.steps,
         engine=arguments.engine,
-        judges=tuple(JUDGES if arguments.metrics is None else arguments.metrics),
+        metrics=tuple(METRICS if arguments.metrics is None else arguments.metrics),
     )
     evaluate_edits(
         config,

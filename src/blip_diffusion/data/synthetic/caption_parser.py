@@ -69,5 +69,5 @@ def _phrases() -> Iterator[tuple[str, tuple[str, str]]]:
 
 def scene_words(world: AssetLibrary) -> dict[str, str]:
     """Return the class of every phrase of a place that captions of a world can hold."""
-    drawn = {phrase: backgrounds.word_of(phrase) for phrase in backgrounds.phrases()}
-    return drawn | {phrase: scene.word for scene in world.scenes for phrase in scene.phrases}
+    procedural = {phrase: backgrounds.word_of(phrase) for phrase in backgrounds.phrases()}
+    return procedural | {phrase: scene.word for scene in world.scenes for phrase in scene.phrases}
