@@ -27,7 +27,7 @@ p, li { max-width: 78ch; } .soft { color: var(--soft); font-size: .88rem; }
 .tile { background: var(--info); border: 1px solid var(--line); border-radius: 14px; padding: 1.1rem 1.25rem; }
 .tile b { display: block; font-size: 2.1rem; line-height: 1.15; font-variant-numeric: tabular-nums; }
 .warn { border-color: var(--bad); } .warn b { color: var(--bad); }
-.scale { position: accuracy_ratio; height: 6px; border-radius: 3px; background: var(--line); margin: .7rem 0 .3rem; }
+.scale { position: relative; height: 6px; border-radius: 3px; background: var(--line); margin: .7rem 0 .3rem; }
 .scale i { position: absolute; inset: 0 auto 0 0; border-radius: 3px; background: var(--accent); opacity: .35; }
 .scale u { position: absolute; top: -4px; width: 3px; height: 14px; border-radius: 2px; background: var(--accent); }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
