@@ -27,26 +27,26 @@ def lora_file(model: BlipDiffusion, path: Path) -> Path:
     return path
 
 
-def test_merged_equals_loaded(model: BlipDiffusion, own: BlipDiffusionPipeline, tmp_path: Path) -> None:
+def test_merged_equals_loaded(model: BlipDiffusion, fresh_pipe: BlipDiffusionPipeline, tmp_path: Path) -> None:
     lora = lora_file(model, tmp_path / "style.safetensors")
     save_file({"<rex>": torch.randn(3, 32)}, tmp_path / "rex.safetensors")
     names = list(model.state_dict())
     merge_adapters(model, [lora_ref(lora, 0.5)], [embedding_ref(tmp_path / "rex.safetensors")])
     assert list(model.state_dict()) == names
-    own.load_lora_weights(lora, adapter_name="style")
-    own.set_adapters("style", 0.5)
-    own.load_textual_inversion(tmp_path / "rex.safetensors")
-    latents, time = torch.randn(1, 4, 8, 8)[:, : own.unet.config.in_channels], torch.tensor(5)
+    fresh_pipe.load_lora_weights(lora, adapter_name="style")
+    fresh_pipe.set_adapters("style", 0.5)
+    fresh_pipe.load_textual_inversion(tmp_path / "rex.safetensors")
+    latents, time = torch.randn(1, 4, 8, 8)[:, : fresh_pipe.unet.config.in_channels], torch.tensor(5)
     with torch.no_grad():
         ours = model.text_states(["a <rex> on the beach"])
-        theirs = own.model.text_states(["a <rex> <rex>_1 <rex>_2 on the beach"])
+        theirs = fresh_pipe.model.text_states(["a <rex> <rex>_1 <rex>_2 on the beach"])
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-        outputs = [unet(latents, time, theirs).sample for unet in (model.unet, own.unet)]
+        outputs = [unet(latents, time, theirs).sample for unet in (model.unet, fresh_pipe.unet)]
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("word", "width", "sentence"), [("dog", 31, "32 wide: its own are 31"), ("a</w>", 32, "knows the word")]
+    ("word", "width", "sentence"), [("dog", 31, "32 wide: its fresh_pipe are 31"), ("a</w>", 32, "knows the word")]
 )
 def test_words_that_cannot_be_added(model: BlipDiffusion, word: str, width: int, sentence: str) -> None:
     words = len(model.tokenizer)

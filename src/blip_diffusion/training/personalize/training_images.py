@@ -1,9 +1,10 @@
-"""What tuning trains on: photos as squares and latents, and class images from the untuned model."""
+"""Images for tuning: photos as squares and latents, predicted masks, and class images from the untuned model."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from blip_diffusion.data.photos import Photo, squares
@@ -11,11 +12,26 @@ from blip_diffusion.framing import Box, box_of_mask, crop_to_subject
 from blip_diffusion.images import ResizeMode, to_pil, to_tensor
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.prompts import subject_prompt
-from blip_diffusion.references import check_not_blank, find_subject
+from blip_diffusion.references import check_not_blank, find_subject, subject_mask
 from blip_diffusion.sampling import sample_images
 from blip_diffusion.training.personalize.config import TuneConfig
 
 PRIOR_BATCH, PRIOR_SEED = 8, 10_000
+
+
+def with_predicted_masks(model: BlipDiffusion, photos: Sequence[Photo]) -> list[Photo]:
+    """Return photos with masks by the model's subject finder, where they have none; without a finder, as they are."""
+    return [
+        photo if photo.mask is not None else replace(photo, mask=_predicted(model, photo.image)) for photo in photos
+    ]
+
+
+def _predicted(model: BlipDiffusion, image: Image.Image) -> Image.Image | None:
+    """Return the mask of an image, mode L; `None` if no subject is found."""
+    mask = subject_mask(model, image)
+    if mask is None or mask.max() < 0.5:
+        return None
+    return to_pil(mask.expand(1, 3, -1, -1))[0].convert("L")
 
 
 def square_photos(
@@ -41,13 +57,13 @@ def _cropped(model: BlipDiffusion, photo: Photo, size: int, fill: float) -> Phot
 
 @torch.no_grad()
 def encode_photos(model: BlipDiffusion, pixels: Tensor) -> Tensor:
-    """Encode the photos once."""
+    """Encode photos (P, 3, S, S) to latents (P, C, h, w), one at a time."""
     device = next(model.vae.parameters()).device
     return torch.cat([model.latents.encode(one[None].to(device)).float().cpu() for one in pixels])
 
 
 def sample_prior(model: BlipDiffusion, category: str, config: TuneConfig) -> Tensor:
-    """Latents (K, C, H, W) of what the untuned model draws for the category."""
+    """Return latents (K, C, h, w) of class images, sampled from the untuned model."""
     states = model.text_states([subject_prompt("", category)]).detach()
     seeds = list(range(PRIOR_SEED, PRIOR_SEED + config.num_class_images))
     some = [seeds[start : start + PRIOR_BATCH] for start in range(0, len(seeds), PRIOR_BATCH)]
