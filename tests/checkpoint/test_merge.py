@@ -46,7 +46,7 @@ def test_merged_equals_loaded(model: BlipDiffusion, fresh_pipe: BlipDiffusionPip
 
 
 @pytest.mark.parametrize(
-    ("word", "width", "sentence"), [("dog", 31, "32 wide: its fresh_pipe are 31"), ("a</w>", 32, "knows the word")]
+    ("word", "width", "sentence"), [("dog", 31, "32 wide: its own are 31"), ("a</w>", 32, "knows the word")]
 )
 def test_words_that_cannot_be_added(model: BlipDiffusion, word: str, width: int, sentence: str) -> None:
     words = len(model.tokenizer)

@@ -202,7 +202,7 @@ def test_repeated_flags_are_refused(line: str, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["x" * 10_001, *SOURCE], "A prompt has 10001 letters"),
+        (["x" * 10_001, *SOURCE], "A prompt has 10001 characters"),
         ([*map(str, range(11)), *SOURCE, "--num-images", "1000"], "11 prompts with 1000 images are 11000"),
         (["caf\udce9", *SOURCE], "is not UTF-8"),
         (["x", "--reference", "\x1b[31m.png", "--category", "dog"], "There is no image at \\x1b[31m.png"),

@@ -107,7 +107,7 @@ def test_reproduce_refuses_impossible_paths(generate: Run, capsys: pytest.Captur
 def test_reproduce_warns_about_another_version(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
     generate()
     assert main(["generate", "--reproduce", with_metadata(output_files()[0], version="0.0.9"), "--out", "again"]) == 0
-    assert "made by blip-diffusion 0.0.9" in capsys.readouterr().err
+    assert "is from blip-diffusion 0.0.9" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -136,8 +136,8 @@ def test_positions_count_subject_tokens_and_pieces(pipe: BlipDiffusionPipeline) 
     tail = len(new) - (4 + category + 1)
     assert old[-tail:] == new[-tail:]
     for k in range(tail):
-        assert found.mapping[len(old) - tail + 1 + k, first + k] == 1 and found.fresh_pipe[first + k] == 0
-    assert found.fresh_pipe[2:first].tolist() == [1.0] * (4 + category)
+        assert found.mapping[len(old) - tail + 1 + k, first + k] == 1 and found.own[first + k] == 0
+    assert found.own[2:first].tolist() == [1.0] * (4 + category)
     assert found.mapping[len(old) + 1, len(new) + 1] == 1 and found.mapping[len(old) + 3, len(new) + 3] == 1
     beach = len(tokenizer("beach", add_special_tokens=False).input_ids)
     assert (found.factor == 3).nonzero().flatten().tolist() == list(range(len(new) + 1 - beach, len(new) + 1))

@@ -1,6 +1,7 @@
 import io
 import os
 import signal
+import time
 from dataclasses import replace
 from time import sleep
 from typing import Any
@@ -97,6 +98,8 @@ def test_equal_requests_are_generated_together(
     do = service.pool.do
     monkeypatch.setattr(service.pool, "do", lambda task, *rest: tasks.append(task) or do(task, *rest))
     busy = service.submit(replace(dog, steps=200))
+    while not tasks:  # until it runs, so that the others wait for it together
+        time.sleep(0.01)
     joint = [service.submit(one, previews=0) for one in (dog, owl, dog, replace(dog, steps=4))]
     joint = [service.wait(job.id) for job in joint]
     assert service.wait(busy.id).state == "done"

@@ -35,10 +35,10 @@ def test_an_image_does_not_depend_on_its_batch(
     owl = replace(request_of_dog, reference=owl_png, category="owl", target_category="owl", negative_prompt="")
     dogs = Batch("dogs", request_of_dog, str(tiny_folder), (), (("on the beach", 1), ("in the snow", 2)), previews=1)
     owls = Batch("owls", owl, str(tiny_folder), (), (("on grass", 9),), previews=1)
-    alone = [image for batch in (dogs, owls) for image in pixels(worker.answer(JointBatch((batch,))))]
+    alone = [image for batch in (dogs, owls) for image in pixels(worker.run(JointBatch((batch,))))]
     while pipe_ends[0].poll():
         pipe_ends[0].recv()
-    joint = pixels(worker.answer(JointBatch((dogs, owls))))
+    joint = pixels(worker.run(JointBatch((dogs, owls))))
     for one, other in zip(alone, joint, strict=True):
         assert abs(one - other).max() <= 1  # the last bit, as sums of larger batches have another order
     previews = [pipe_ends[0].recv().previews for _ in range(2)]

@@ -34,7 +34,7 @@ def save_stable_diffusion(model: BlipDiffusion, folder: Path) -> None:
 
 def advice(missing: Sequence[str]) -> str:
     """Return what to do with a Stable Diffusion folder, which lacks the subject encoder; nothing for others."""
-    if not set(missing) <= {"subject_encoder", "reference", "qformer_tokenizer"}:
+    if not {"subject_encoder", "reference"} <= set(missing) <= {"subject_encoder", "reference", "qformer_tokenizer"}:
         return ""
     return (
         " It is a Stable Diffusion model, as tune --method dreambooth writes: use diffusers' StableDiffusionPipeline, "

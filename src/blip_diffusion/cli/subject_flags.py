@@ -27,8 +27,8 @@ class SubjectPaths(NamedTuple):
     mask: Path | None
 
 
-def place_flags(parser: argparse.ArgumentParser) -> None:
-    """Add --box and --subject-scale."""
+def box_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --box."""
     parser.add_argument(
         "--box",
         type=float,
@@ -38,16 +38,16 @@ def place_flags(parser: argparse.ArgumentParser) -> None:
         metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
         help="position of the subject, in [0, 1] of the image (default: from the prompt); repeat for several subjects",
     )
+
+
+def several_subjects_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the subject scale, and the flags of regions and mixtures."""
     parser.add_argument(
         "--subject-scale",
         default="1",
         metavar="SCALE",
         help="strength of the subject, 0 to 2 (default: 1), or by block: down=0.3,mid=0.3,up=1",
     )
-
-
-def several_subjects_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of regions and mixtures."""
     parser.add_argument(
         "--region-mask",
         type=Path,
@@ -83,6 +83,7 @@ SINGLE_SUBJECT: dict[str, Any] = {
     "blend": None,
     "blend_mode": "linear",
     "blend_row": 0,
+    "subject_scale": "1",
 }
 """What `several_subjects_flags` would set, for commands of one subject."""
 

@@ -44,7 +44,8 @@ def text_states(
         )
     with prepared(pipe, request) as ready:
         _check_unet(pipe)
-        states, negative = pipe.encode_prompt(prompt, negative_prompt=negative_prompt, **ready.arguments)
+        arguments = {name: value for name, value in ready.arguments.items() if name != "box"}
+        states, negative = pipe.encode_prompt(prompt, negative_prompt=negative_prompt, **arguments)
     return states.float().cpu(), negative.float().cpu()
 
 

@@ -32,7 +32,8 @@ class Editor:
     def __call__(self, pipe: Any, prompt: str, category: str, arguments: dict[str, Any]) -> Image.Image:
         """Edit the photo once; `arguments` are others of the pipeline's call."""
         edit, given = self.edit, dict(arguments)
-        given.pop("source_subject_category", None)
+        for name in ("source_subject_category", "target_subject_category"):
+            given.pop(name, None)
         given["control_image"] = given.pop("image", None)
         options = {"prompt": prompt, "strength": edit.strength, "feather": edit.feather, **given}
         if edit.kind == "inpaint":

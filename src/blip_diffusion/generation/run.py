@@ -157,7 +157,6 @@ class PreparedRequest:
         """Arguments that generating and editing share."""
         request = self.request
         return {
-            "box": request.box,
             "negative_prompt": request.negative_prompt,
             "height": request.height,
             "width": request.width,
@@ -209,6 +208,7 @@ def prepared_jointly(
         "source_subject_category": [request.category for request in each],
         "target_subject_category": [request.target_category for request in each],
         "resize_mode": first.resize_mode,
+        "box": first.box,
     }
     with loaded_adapters(pipe, first.loras, first.embeddings):
         yield PreparedRequest(pipe, first, arguments)

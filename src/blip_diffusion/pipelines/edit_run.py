@@ -19,6 +19,7 @@ from blip_diffusion.diffusion.masks import NOISES, difference_mask, paste
 from blip_diffusion.diffusion.sampler import ddim_like, initial_noise
 from blip_diffusion.modules.attention_control import AttentionController, controlled_attention
 from blip_diffusion.pipelines.attention_alignment import AttentionControl, Sentence, align
+from blip_diffusion.pipelines.broadcast import as_list
 from blip_diffusion.pipelines.checks import check_finite
 from blip_diffusion.pipelines.edit_inputs import (
     EditMask,
@@ -81,7 +82,8 @@ class EditRun:
         scheduler = ddim_like(host.default_scheduler)
         scheduler.set_timesteps(inputs.steps)
         timesteps = inversions.visited_timesteps(noising, scheduler.timesteps.tolist(), strength, noisiest=noisiest)
-        aspects = [square.aspect for square in host._square(inputs.texts.references, inputs.resize_mode)]
+        references = [image for group in inputs.texts.references for image in as_list(group)]
+        aspects = [square.aspect for square in host._square(references, inputs.resize_mode)]
         box = None if inputs.boxes is not None else subject_box(host, photo, user_mask, aspects)
         inputs = inputs if box is None else replace(inputs, boxes=[box])
         photo = replace(photo, pixels=photo.pixels.to(inputs.latents.device))
@@ -105,7 +107,8 @@ class EditRun:
         squares = host._square([self.photo.image], self.inputs.resize_mode)
         tokens = host._encode_references(squares, [category])
         box = subject_box(host, self.photo, None, [square.aspect for square in squares])
-        frames = host._frames(replace(self.inputs, boxes=None if box is None else [box]), [squares[0].aspect])
+        boxes = None if box is None else [box]
+        frames = host._frames(self.inputs, self.inputs.texts, [squares[0].aspect], boxes)
         states = host._encode_text([text], tokens, frames)
         return replace(self, source=states, sentence=Sentence(text, tokens.shape[1]))
 

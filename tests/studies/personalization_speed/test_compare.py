@@ -198,7 +198,7 @@ def test_methods_can_be_split_between_processes(
         assert command.main([str(word) for word in (*messages, *(("--methods", *methods) if methods else ()))]) == 0
         return capsys.readouterr().out
 
-    assert "once more without --methods" in run("few-shot")
+    assert "run the command without --methods" in run("few-shot")
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"search", "few-shot"}
     assert not (tmp_path / "speedup.md").exists()
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("curve.json")}
@@ -229,4 +229,4 @@ def test_partial_curves_are_not_kept(
     monkeypatch.setattr(command, "build_backbones", lambda metric: None)
     monkeypatch.setattr(AssetLibrary, "load", lambda path: world)
     assert command.main(["--dataset", "w.zip", "--out", str(tmp_path)]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command continues" in capsys.readouterr().err

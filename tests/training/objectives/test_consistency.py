@@ -230,7 +230,7 @@ def test_errors(model: BlipDiffusion) -> None:
         ConsistencyConfig(solver_steps=0)
     with pytest.raises(ConfigError, match="solver_steps is 200: between two levels of the grid lie 100 timesteps"):
         make_objective(model, num_levels=10, solver_steps=200)
-    with pytest.raises(ConfigError, match="no layer 'to_kk'"):
+    with pytest.raises(ConfigError, match="can't be added to 'to_kk'"):
         make_objective(model, lora=True, layers=("to_q", "to_kk"))
     with pytest.raises(ConfigError, match="divides the 1000 timesteps"):
         make_objective(model, num_levels=7, steps=2)

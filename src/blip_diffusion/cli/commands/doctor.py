@@ -1,11 +1,9 @@
-"""`blip-diffusion doctor`: what is here, of all that commands can use. Nothing is downloaded, and nothing is loaded."""
+"""`blip-diffusion doctor`: list devices, extras, metrics and models. Nothing is downloaded or loaded."""
 
 import argparse
 import json
 import os
-import platform
 from collections.abc import Iterator
-from importlib import metadata
 from importlib.util import find_spec
 
 from blip_diffusion import __version__
@@ -46,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def report() -> Report:
-    """Return what is here."""
+    """Return the lines of all sections."""
     return {
         "versions": _versions(),
         "devices": _devices(),
@@ -57,11 +55,15 @@ def report() -> Report:
 
 
 def _versions() -> dict[str, str]:
+    import platform
+
     own = {"blip-diffusion": __version__, "Python": f"{platform.python_version()} on {platform.system()}"}
     return own | {name: _version(name) or "missing" for name in LIBRARIES}
 
 
 def _version(distribution: str) -> str:
+    from importlib import metadata
+
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -87,6 +89,8 @@ def _devices() -> dict[str, str]:
 
 def _extras() -> Iterator[tuple[str, str]]:
     """Yield each extra of this package, and what it lacks."""
+    from importlib import metadata
+
     from packaging.requirements import Requirement
 
     try:

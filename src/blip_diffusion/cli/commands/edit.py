@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from blip_diffusion.cli.commands import generate
 from blip_diffusion.cli.flags import MODEL_HELP, acceleration_flags, adapter_flags, check_used, device_flags
-from blip_diffusion.cli.subject_flags import SINGLE_SUBJECT, place_flags
+from blip_diffusion.cli.subject_flags import SINGLE_SUBJECT, box_flag
 from blip_diffusion.cli.values import check_file
 from blip_diffusion.errors import InputError
 
@@ -62,7 +62,7 @@ def edit_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=None, help=MODEL_HELP)
     generate.output_flags(parser)
     generate.sampling_flags(parser)
-    place_flags(parser)
+    box_flag(parser)
     parser.set_defaults(**SINGLE_SUBJECT)
     generate.control_flags(parser)
     acceleration_flags(parser)

@@ -22,8 +22,8 @@ from blip_diffusion.cli.flags import (
 )
 from blip_diffusion.cli.startup import importing
 from blip_diffusion.cli.subject_flags import (
+    box_flag,
     check_subject_files,
-    place_flags,
     request_subjects,
     several_subjects_flags,
     subjects_of,
@@ -49,7 +49,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=None, help=MODEL_HELP)
     output_flags(parser)
     sampling_flags(parser)
-    place_flags(parser)
+    box_flag(parser)
     several_subjects_flags(parser)
     control_flags(parser)
     acceleration_flags(parser)
