@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
-from PIL import Image
 
-from blip_diffusion.annotators import annotate
 from blip_diffusion.cli.main import main
+from blip_diffusion.generation.request import read_control
 
 from .commands import Run, output_files, read_pixels
 
@@ -43,8 +42,7 @@ def test_control_image_changes_the_result_and_is_reproduced(generate: Run, contr
     held = Path("held/on-the-beach-0.png")
     assert not np.array_equal(read_pixels(held), read_pixels("plain/on-the-beach-0.png"))
     assert not np.array_equal(read_pixels(held), read_pixels("loose/on-the-beach-0.png"))
-    small = Image.open(reference).convert("RGB").resize((32, 32), Image.Resampling.LANCZOS)  # as the generated image
-    annotate(small, "canny").save("edges.png")
+    Path("edges.png").write_bytes(read_control("canny", reference, side=32).image)  # at the generated image's size
     assert generate("--out", "map", "--control", "map=edges.png:0.8", "--controlnet", f"map={controlnet}") == 0
     assert np.array_equal(read_pixels(held), read_pixels("map/on-the-beach-0.png"))
     reference.rename(reference.with_name("gone.png"))

@@ -142,7 +142,7 @@ def test_positions_count_subject_tokens_and_pieces(pipe: BlipDiffusionPipeline) 
     beach = len(tokenizer("beach", add_special_tokens=False).input_ids)
     assert (found.factor == 3).nonzero().flatten().tolist() == list(range(len(new) + 1 - beach, len(new) + 1))
     kept = align(tokenizer, source, target, "cat", AttentionControl(shape="keep"), length)
-    assert kept.fresh_pipe[2:first].tolist() == [0.0] * (4 + category)
+    assert kept.own[2:first].tolist() == [0.0] * (4 + category)
     assert torch.allclose(kept.mapping[2 : 2 + len(old) - tail - 1, 2:first].sum(), torch.tensor(1.0))
 
 
