@@ -35,7 +35,7 @@ COMMANDS = (
     ("generate", generate, "generate images of a subject in the scenes that prompts describe"),
     ("invent", invent, "generate a new subject from a word, without a reference"),
     ("edit", edit, "replace the subject of a photo and keep the rest"),
-    ("inpaint", inpaint, "paint a subject where a mask is white and keep all other pixels"),
+    ("inpaint", inpaint, "generate a subject in the white region of a mask and keep all other pixels"),
     ("app", app, "open a web page: generate, gallery, subjects, tuning, comparison"),
     ("serve", serve, "serve an HTTP API: OpenAI-compatible images, durable jobs, tuned subjects"),
     ("tune", tune, "personalize a model for your subject from a few photos"),
@@ -43,13 +43,13 @@ COMMANDS = (
     ("train-mini", train_mini, "train mini from the start within a time limit"),
     ("train-control", train_control, "train adapters for structure control of a model within a time limit"),
     ("evaluate", evaluate, "score a model on a benchmark, with lower and upper bounds, and write a report"),
-    ("evaluate-edits", evaluate_edits, "score edits of composed photos whose true answer is known"),
+    ("evaluate-edits", evaluate_edits, "score edits of composited photos with known target images"),
     ("evaluate-captions", evaluate_captions, "score captions and retrieval of BLIP-2 on held-out images"),
     ("caption", caption, "write captions of images, or answer questions about them, with BLIP-2"),
     ("search", search, "find the images of a folder that a sentence describes, with BLIP-2"),
     ("convert", convert, "convert a model or a tuned subject between layouts and precisions"),
     ("data", data, "build the training data and look at samples"),
-    ("doctor", doctor, "say which devices, extras, metrics and models are here"),
+    ("doctor", doctor, "list devices, installed extras, metrics and models"),
 )
 Command = Callable[[argparse.Namespace], None]
 

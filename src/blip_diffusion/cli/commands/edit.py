@@ -24,17 +24,20 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     parser.set_defaults(command=run, category=None)
     parser.add_argument("photo", nargs="?", type=Path, metavar="PHOTO", help="the photo that is edited")
-    parser.add_argument("--from", dest="source", metavar="WORD", help="what is in the photo and shall go: dog")
+    parser.add_argument("--from", dest="source", metavar="WORD", help="category of the subject to replace: dog")
     parser.add_argument(
-        "--to", dest="target_category", metavar="WORD", help="what shall come (default: --from, or the subject's word)"
+        "--to",
+        dest="target_category",
+        metavar="WORD",
+        help="category of the new subject (default: --from, or the subject file's)",
     )
-    parser.add_argument("--prompt", default="", metavar="TEXT", help='what is said of both, for example "on the beach"')
+    parser.add_argument("--prompt", default="", metavar="TEXT", help='the scene, for example "on the beach"')
     parser.add_argument(
         "--mask",
         default="auto",
         metavar="auto|subject|none|FILE",
-        help="where the photo may change: auto (default) finds it by both texts, subject by the subject finder; "
-        "or an image of its size, white there",
+        help="region that may change: auto (default) compares two predictions, subject uses the subject finder, none "
+        "is the whole photo; or an image of the photo's size, white there",
     )
     parser.add_argument(
         "--inversion",
@@ -45,17 +48,21 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-attention", type=float, default=0.0, metavar="SHARE", help="keep attention maps in the first steps: 0.4"
     )
-    parser.add_argument("--keep-shape", action="store_true", help="the new subject takes the old one's maps")
+    parser.add_argument("--keep-shape", action="store_true", help="keep the attention maps of the old subject too")
     edit_flags(parser)
 
 
 def edit_flags(parser: argparse.ArgumentParser) -> None:
     """Add what `edit` and `inpaint` share."""
     parser.add_argument(
-        "--strength", type=float, default=1.0, metavar="SHARE", help="share of the steps that are run (default: 1)"
+        "--strength",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="share of the sampling steps, from the last (default: 1)",
     )
     parser.add_argument(
-        "--feather", type=int, default=3, metavar="PIXELS", help="width of the edge within the mask (default: 3)"
+        "--feather", type=int, default=3, metavar="PIXELS", help="width of the blended edge in the mask (default: 3)"
     )
     generate.source_flags(parser)
     adapter_flags(parser)
@@ -95,7 +102,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def check(arguments: argparse.Namespace, add: Any, files: list[Path]) -> None:
-    """Raise `InputError` for what can be told before torch is imported, and make the prompt a list of one."""
+    """Raise `InputError` for mistakes found before torch is imported, and make the prompt a list of one."""
     for path in files:
         check_file("image", path)
     if arguments.subject and arguments.reference:

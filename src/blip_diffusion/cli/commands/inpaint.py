@@ -1,4 +1,4 @@
-"""`blip-diffusion inpaint`: paint a subject where a mask is white, and keep all other pixels."""
+"""`blip-diffusion inpaint`: generate a subject in the white region of a mask, and keep all other pixels."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     parser.set_defaults(command=run, target_category=None)
     parser.add_argument("photo", nargs="?", type=Path, metavar="PHOTO", help="the photo")
-    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help='what is said after the category: "on the beach"')
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help='the scene, for example "on the beach"')
     parser.add_argument("--mask", type=Path, metavar="FILE", help="an image of the photo's size, white where to paint")
     parser.add_argument("--category", metavar="WORD", help="what the subject is, for example dog")
     parser.add_argument(
-        "--resamplings", type=int, default=2, metavar="N", help="how often each step is taken (default: 2)"
+        "--resamplings",
+        type=int,
+        default=2,
+        metavar="N",
+        help="repetitions of each step, which remove seams (default: 2)",
     )
     edit_flags(parser)
 
