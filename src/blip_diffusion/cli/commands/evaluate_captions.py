@@ -27,7 +27,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     from blip_diffusion.devices import device_of
-    from blip_diffusion.evaluation.caption_report import evaluate_captions
+    from blip_diffusion.evaluation.blip2.report import evaluate_captions
 
     text = evaluate_captions(
         arguments.dataset,

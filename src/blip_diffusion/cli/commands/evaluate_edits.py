@@ -38,7 +38,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     from blip_diffusion.devices import device_of
-    from blip_diffusion.evaluation.editbench import DEFAULT, METRICS, EditBenchConfig, evaluate_edits
+    from blip_diffusion.evaluation.editing.editbench import DEFAULT, METRICS, EditBenchConfig, evaluate_edits
 
     config = EditBenchConfig(
         model=arguments.model,

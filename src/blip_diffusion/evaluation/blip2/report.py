@@ -8,8 +8,8 @@ from typing import Any
 
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.errors import InputError
-from blip_diffusion.evaluation.captions import CONDITIONS, CaptionScores, caption_sheet, held_out, score_captions
-from blip_diffusion.evaluation.retrieval import KS, RetrievalScores, score_retrieval
+from blip_diffusion.evaluation.blip2.captions import CONDITIONS, CaptionScores, caption_sheet, held_out, score_captions
+from blip_diffusion.evaluation.blip2.retrieval import KS, RetrievalScores, score_retrieval
 from blip_diffusion.fileio import atomic_file, check_writable, write_text
 from blip_diffusion.pipelines.captioner import Captioner
 from blip_diffusion.pipelines.image_search import ImageSearch

@@ -14,15 +14,14 @@ from blip_diffusion.data.synthetic.pair_sampler import PairSampler
 from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
 from blip_diffusion.data.synthetic.prompt_templates import caption
 from blip_diffusion.errors import InputError
-from blip_diffusion.evaluation.caption_report import evaluate_captions
-from blip_diffusion.evaluation.captions import held_out
+from blip_diffusion.evaluation.blip2.captions import held_out
+from blip_diffusion.evaluation.blip2.report import evaluate_captions
 from blip_diffusion.evaluation.metrics.retrieval import recall_at
 from blip_diffusion.modules.heads import ContrastiveHead, MatchingHead
 from blip_diffusion.modules.language import LanguagePrefix, build_language_model
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.training.shapes import LANGUAGE_MODELS
-
-from ..conftest import WORLD
+from tests.conftest import WORLD
 
 
 def test_every_caption_is_parsed_back(world: AssetLibrary) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blip_diffusion.blip2 import Blip2
-from blip_diffusion.evaluation.captions import HeldOut, slices
+from blip_diffusion.evaluation.blip2.captions import HeldOut, slices
 from blip_diffusion.evaluation.metrics.retrieval import recall_at
 from blip_diffusion.prompts import Words
 

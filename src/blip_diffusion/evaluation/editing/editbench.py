@@ -5,7 +5,6 @@ place. What should stay is compared with the photo, what should change with the 
 photographs.
 """
 
-import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,14 +23,14 @@ from blip_diffusion.data.benchmarks.registry import MINI, load_benchmark
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler
 from blip_diffusion.errors import InputError
+from blip_diffusion.evaluation.editing.report import EditScores, row, write_report
 from blip_diffusion.evaluation.generators.cache import IMAGES, LogFn, claim_output_dir, generate_missing, silent
 from blip_diffusion.evaluation.generators.conditions import GeneratorSet
 from blip_diffusion.evaluation.generators.model import ImageGenerator, autoencoder_reconstruction
 from blip_diffusion.evaluation.instances import Instance
 from blip_diffusion.evaluation.metrics.edit_fidelity import masked_psnr, masked_ssim, unchanged_share
 from blip_diffusion.evaluation.metrics.registry import MetricBuilder, build_metrics
-from blip_diffusion.evaluation.metrics.statistics import Estimate, bootstrap_ci
-from blip_diffusion.fileio import write_text
+from blip_diffusion.evaluation.metrics.statistics import bootstrap_ci
 from blip_diffusion.images import grid, open_image, to_pil, to_tensor
 from blip_diffusion.pipelines.attention_alignment import AttentionControl
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
@@ -240,15 +239,6 @@ def scored(tasks: Sequence[EditTask], paths: Sequence[Path]) -> dict[str, Tensor
     }
 
 
-@dataclass(frozen=True)
-class EditScores:
-    """A condition's scores, each with its 95 % interval over edits, and seconds an edit (0 where it was there)."""
-
-    name: str
-    scores: dict[str, Estimate]
-    seconds: float
-
-
 def evaluate_edits(
     config: EditBenchConfig, out: Path, *, device: torch.device | str = "cpu", log: LogFn = silent
 ) -> list[EditScores]:
@@ -291,8 +281,9 @@ def evaluate_edits(
         values = scored(tasks, paths) | {name: score(paths, instances) for name, score in metrics.items()}
         results.append(EditScores(name, {key: bootstrap_ci(value[None]) for key, value in values.items()}, seconds))
         files[name] = paths
-        log(_row(results[-1]))
-    _write(results, config, out)
+        log(row(results[-1]))
+    heading = f"{config.edits} edits by {config.model}; ± is half of the 95 % interval over edits."
+    write_report(results, heading, out)
     sheet(tasks, files).save(out / "sheet.jpg", quality=85)
     return results
 
@@ -311,34 +302,6 @@ def _learned_metrics(
 
     keys = {"focus": "cosine_similarity", "text": "scene"}
     return {one.info.name: score_of(one, keys[one.info.name]) for one in suite.metrics}
-
-
-COLUMNS = {
-    "background_psnr": "background, dB", "background_ssim": "SSIM", "unchanged": "unchanged",
-    "subject_psnr": "subject, dB", "whole_psnr": "whole, dB", "focus": "focus", "text": "scene",
-}  # fmt: skip
-
-
-def _row(result: EditScores) -> str:
-    cells = [_cell(name, result.scores.get(name)) for name in COLUMNS]
-    return f"| {' | '.join([result.name, *cells, f'{result.seconds:.1f}' if result.seconds else ''])} |"
-
-
-def _cell(name: str, value: Estimate | None) -> str:
-    if value is None:
-        return ""
-    digits = 1 if name.endswith("psnr") else 3
-    return f"{value.value:.{digits}f} ± {(value.high - value.low) / 2:.{digits}f}"
-
-
-def _write(results: Sequence[EditScores], config: EditBenchConfig, out: Path) -> None:
-    head = ["| inversion/mask | " + " | ".join(COLUMNS.values()) + " | seconds |", "|---" * (len(COLUMNS) + 2) + "|"]
-    heading = f"{config.edits} edits by {config.model}; ± is half of the 95 % interval over edits."
-    write_text(out / "edits.md", "\n".join([heading, "", *head, *map(_row, results), ""]))
-    table = {
-        one.name: {key: [value.value, value.low, value.high] for key, value in one.scores.items()} for one in results
-    }
-    write_text(out / "edits.json", json.dumps(table, indent=1))
 
 
 def sheet(tasks: Sequence[EditTask], files: Mapping[str, Sequence[Path]], *, rows: int = 8) -> Image.Image:

@@ -9,7 +9,7 @@ import torch
 from blip_diffusion.cli.main import main
 from blip_diffusion.data.benchmarks.dreambench import Bench
 from blip_diffusion.errors import InputError
-from blip_diffusion.evaluation.editbench import CONDITIONS, DEFAULT, EditBenchConfig, build_tasks
+from blip_diffusion.evaluation.editing.editbench import CONDITIONS, DEFAULT, EditBenchConfig, build_tasks
 from blip_diffusion.evaluation.metrics.edit_fidelity import masked_psnr, masked_ssim, unchanged_share
 from tests.evaluation.fakes import SIZE, WORLD
 

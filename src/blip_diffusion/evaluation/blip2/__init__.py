@@ -1,0 +1,1 @@
+"""Evaluation of BLIP-2: captions, and retrieval by contrast and matching."""

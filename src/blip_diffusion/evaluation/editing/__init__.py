@@ -1,0 +1,1 @@
+"""Evaluation of edits with known target images."""

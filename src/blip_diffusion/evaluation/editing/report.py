@@ -1,0 +1,46 @@
+"""The report of EditBench: a row of scores for each condition."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from blip_diffusion.evaluation.metrics.statistics import Estimate
+from blip_diffusion.fileio import write_text
+
+COLUMNS = {
+    "background_psnr": "background, dB", "background_ssim": "SSIM", "unchanged": "unchanged",
+    "subject_psnr": "subject, dB", "whole_psnr": "whole, dB", "focus": "focus", "text": "scene",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EditScores:
+    """A condition's scores, each with its 95 % interval over edits, and seconds an edit (0 where it was there)."""
+
+    name: str
+    scores: dict[str, Estimate]
+    seconds: float
+
+
+def row(result: EditScores) -> str:
+    """Return a row of the table."""
+    cells = [_cell(name, result.scores.get(name)) for name in COLUMNS]
+    return f"| {' | '.join([result.name, *cells, f'{result.seconds:.1f}' if result.seconds else ''])} |"
+
+
+def _cell(name: str, value: Estimate | None) -> str:
+    if value is None:
+        return ""
+    digits = 1 if name.endswith("psnr") else 3
+    return f"{value.value:.{digits}f} ± {(value.high - value.low) / 2:.{digits}f}"
+
+
+def write_report(results: Sequence[EditScores], heading: str, out: Path) -> None:
+    """Write the table to `edits.md` and `edits.json`."""
+    head = ["| inversion/mask | " + " | ".join(COLUMNS.values()) + " | seconds |", "|---" * (len(COLUMNS) + 2) + "|"]
+    write_text(out / "edits.md", "\n".join([heading, "", *head, *map(row, results), ""]))
+    table = {
+        one.name: {key: [value.value, value.low, value.high] for key, value in one.scores.items()} for one in results
+    }
+    write_text(out / "edits.json", json.dumps(table, indent=1))
