@@ -1,6 +1,7 @@
 """`doctor`: what is here, in words and as JSON; every section says something, and nothing is downloaded."""
 
 import json
+from importlib import metadata
 from importlib.util import find_spec
 
 import pytest
@@ -22,8 +23,8 @@ def test_it_lists_extras_devices_and_models(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_missing_packages_of_an_extra_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.metadata, "requires", lambda _: ["gone>=1 ; extra == 'app'", "pytest ; extra == 'dev'"])
-    monkeypatch.setattr(doctor.metadata, "metadata", lambda _: Names())
+    monkeypatch.setattr(metadata, "requires", lambda _: ["gone>=1 ; extra == 'app'", "pytest ; extra == 'dev'"])
+    monkeypatch.setattr(metadata, "metadata", lambda _: Names())
     assert dict(doctor._extras()) == {"app": "missing gone: pip install 'blip-diffusion[app]'", "dev": "here"}
 
 
