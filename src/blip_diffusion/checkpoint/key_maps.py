@@ -45,11 +45,16 @@ UNREAD = re.compile(r"(^|\.)position_ids$")
 
 def published_name(name: str) -> str:
     """Return the published name of a parameter of `SubjectEncoder`."""
-    for pattern, replacement in RENAMES:
+    return _first_match(RENAMES, name) or name
+
+
+def _first_match(renames: Sequence[tuple[str, str]], name: str) -> str | None:
+    """Return a name after the first of the renames that matches it; `None` if none does."""
+    for pattern, replacement in renames:
         renamed, count = re.subn(pattern, replacement, name)
         if count:
             return renamed
-    return name
+    return None
 
 
 def subject_encoder_to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -201,10 +206,8 @@ LAVIS_BLIP2_RENAMES = (
 
 def transformers_blip2_name(name: str) -> str:
     """Return transformers' name of a parameter of `Blip2`."""
-    for pattern, replacement in BLIP2_RENAMES:
-        renamed, count = re.subn(pattern, replacement, name)
-        if count:
-            return renamed
+    if (renamed := _first_match(BLIP2_RENAMES, name)) is not None:
+        return renamed
     return f"qformer.{published_name(name)}" if name.startswith("qformer.") else name
 
 
@@ -216,11 +219,7 @@ def lavis_blip2_name(name: str, *, encoder_decoder: bool = False) -> str:
     if theirs.startswith(("language_projection.", "language_model.")):
         own = "t5" if encoder_decoder else "opt"
         return theirs.replace("language_projection.", f"{own}_proj.").replace("language_model.", f"{own}_model.")
-    for pattern, replacement in LAVIS_BLIP2_RENAMES:
-        renamed, count = re.subn(pattern, replacement, theirs)
-        if count:
-            return renamed
-    return theirs
+    return _first_match(LAVIS_BLIP2_RENAMES, theirs) or theirs
 
 
 def split_qkv_bias(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import random
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, NotRequired, TypedDict
 
@@ -16,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion import images
-from blip_diffusion.data.captioned.image_folder import caption_of
+from blip_diffusion.data.captioned.image_folder import caption_reader
 from blip_diffusion.errors import InputError
 from blip_diffusion.fileio import path_exists
 from blip_diffusion.images import ResizeMode
@@ -63,10 +64,11 @@ def read_photos(sources: Sequence[Source], *, masks: Masks = "auto", segmenter: 
     """
     files = _files(sources)
     mask_files = _mask_files(files, masks)
+    read_photo = partial(_read, use_alpha=masks == "auto", segmenter=segmenter, caption_of=caption_reader())
     photos, problems = [], []
     for number, (source, mask) in enumerate(zip(files, mask_files, strict=True), start=1):
         try:
-            photos.append(_read(source, f"photo {number}", mask, use_alpha=masks == "auto", segmenter=segmenter))
+            photos.append(read_photo(source, f"photo {number}", mask))
         except InputError as error:
             problems.append(str(error))
     if not photos:
@@ -131,7 +133,13 @@ def _mask_files(files: Sequence[object], masks: Masks) -> Sequence[Path | None]:
 
 
 def _read(
-    source: Path | Image.Image, name: str, mask: Path | None, *, use_alpha: bool, segmenter: Segmenter | None
+    source: Path | Image.Image,
+    name: str,
+    mask: Path | None,
+    *,
+    use_alpha: bool,
+    segmenter: Segmenter | None,
+    caption_of: Callable[[Path], str],
 ) -> Photo:
     if isinstance(source, Image.Image):
         images.check_size(source, name)

@@ -10,8 +10,6 @@ from blip_diffusion import images
 from blip_diffusion.errors import CheckpointError, InputError
 from blip_diffusion.fileio import path_exists, sha256_of
 
-FOUND_MASKS = ("difference", "subject", "none")
-
 
 @dataclass(frozen=True)
 class ImageRef:

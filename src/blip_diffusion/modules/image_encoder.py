@@ -90,9 +90,9 @@ def build_tower(config: ImageEncoderConfig) -> Any:
     """Build the tower of a configuration, with random weights."""
     match config.tower:
         case "clip":
-            return ClipTower(config)
+            return _clip_tower(config)
         case "blip2":
-            return Blip2Tower(config)
+            return _blip2_tower(config)
         case "efficientnet-lite0":
             return EfficientNetTower(config.colour_cell)
         case "timm":
@@ -102,61 +102,17 @@ def build_tower(config: ImageEncoderConfig) -> Any:
     )
 
 
-class ClipTower(nn.Module):
-    """CLIP's vision transformer up to its last hidden state: a class token and the patches, N = (S / patch)² + 1."""
+class TransformersTower(nn.Module):
+    """A vision transformer of transformers, without its last layer norm: class token and patches, N = (S / patch)² + 1.
 
-    def __init__(self, config: ImageEncoderConfig) -> None:
-        super().__init__()
-        from transformers import CLIPVisionConfig, CLIPVisionModel
-
-        self.width = config.width
-        self.vision = CLIPVisionModel(
-            CLIPVisionConfig(
-                hidden_size=config.width,
-                intermediate_size=config.inner,
-                num_hidden_layers=config.layers,
-                num_attention_heads=config.heads,
-                image_size=config.image_size,
-                patch_size=config.patch,
-                hidden_act=config.activation,
-                layer_norm_eps=config.eps,
-            )
-        )
-        self.vision.post_layernorm = nn.Identity()  # used only for the pooled output, which is not read
-
-    def check_side(self, side: int) -> None:
-        if side != self.vision.config.image_size:
-            raise ConfigError(f"this image encoder reads images of {self.vision.config.image_size} pixels, not {side}.")
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        states: Tensor = self.vision(pixel_values=pixels).last_hidden_state
-        return states
-
-
-class Blip2Tower(nn.Module):
-    """BLIP-2's EVA ViT-g/14 (Fang et al. 2022), every layer of it: a class token and one a patch, N = (S / patch)² + 1.
-
-    The layer norm that transformers' class ends in is the one that is trained, `ImageEncoder.norm`.
+    Args:
+        vision: The network.
     """
 
-    def __init__(self, config: ImageEncoderConfig) -> None:
+    def __init__(self, vision: Any) -> None:
         super().__init__()
-        from transformers import Blip2VisionConfig, Blip2VisionModel
-
-        self.width = config.width
-        self.vision = Blip2VisionModel(
-            Blip2VisionConfig(
-                hidden_size=config.width,
-                intermediate_size=config.inner,
-                num_hidden_layers=config.layers,
-                num_attention_heads=config.heads,
-                image_size=config.image_size,
-                patch_size=config.patch,
-                hidden_act=config.activation,
-                layer_norm_eps=config.eps,
-                initializer_range=0.02,
-            )
-        )
+        self.width = int(vision.config.hidden_size)
+        self.vision = vision
         self.vision.post_layernorm = nn.Identity()
 
     def check_side(self, side: int) -> None:
@@ -166,6 +122,34 @@ class Blip2Tower(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         states: Tensor = self.vision(pixel_values=pixels).last_hidden_state
         return states
+
+
+def _clip_tower(config: ImageEncoderConfig) -> TransformersTower:
+    """Build CLIP's tower up to its last hidden state; its last layer norm is for the pooled output only."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    return TransformersTower(CLIPVisionModel(CLIPVisionConfig(**_transformers_shapes(config))))
+
+
+def _blip2_tower(config: ImageEncoderConfig) -> TransformersTower:
+    """Build BLIP-2's EVA ViT-g/14 (Fang et al. 2022); its last layer norm is trained, and is `ImageEncoder.norm`."""
+    from transformers import Blip2VisionConfig, Blip2VisionModel
+
+    shapes = _transformers_shapes(config)
+    return TransformersTower(Blip2VisionModel(Blip2VisionConfig(**shapes, initializer_range=0.02)))
+
+
+def _transformers_shapes(config: ImageEncoderConfig) -> dict[str, Any]:
+    return {
+        "hidden_size": config.width,
+        "intermediate_size": config.inner,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "image_size": config.image_size,
+        "patch_size": config.patch,
+        "hidden_act": config.activation,
+        "layer_norm_eps": config.eps,
+    }
 
 
 class EfficientNetTower(nn.Module):

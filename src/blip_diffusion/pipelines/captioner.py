@@ -2,17 +2,14 @@
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from blip_diffusion import images as pixels_of
 from blip_diffusion.blip2 import Blip2
-from blip_diffusion.checkpoint.blip2 import load_blip2
 from blip_diffusion.errors import InputError
+from blip_diffusion.pipelines.blip2_pipeline import Blip2Pipeline
 from blip_diffusion.pipelines.broadcast import OneOrMany, as_list, broadcast, common_length
 from blip_diffusion.pipelines.checks import texts, whole_number
 from blip_diffusion.prompts import continuation_words
@@ -24,8 +21,11 @@ T5_POSITIONS = 512
 """Tokens that an encoder without a limit of its own was trained on."""
 
 
-class Captioner:
+class Captioner(Blip2Pipeline):
     """Write captions of images and answer questions about them (Li, Li, Savarese & Hoi 2023, section 3.2).
+
+    `from_pretrained` loads a folder of the objective `language`, transformers' `Blip2ForConditionalGeneration`, or a
+    `.pth` of LAVIS' stage 2.
 
     Args:
         model: A model with a language model.
@@ -40,42 +40,8 @@ class Captioner:
     """
 
     def __init__(self, model: Blip2) -> None:
-        self.model = model
+        super().__init__(model)
         self.language = model.speaker
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | Path,
-        *,
-        base: str | Path | None = None,
-        torch_dtype: torch.dtype | None = None,
-        **hub: Any,
-    ) -> "Captioner":
-        """Load a captioner.
-
-        Args:
-            name_or_path: A folder of the objective `language`, a folder or hub id of transformers'
-                `Blip2ForConditionalGeneration`, or a `.pth` of LAVIS.
-            base: For LAVIS' file: a model of the same shapes, which has the frozen parts.
-            torch_dtype: Precision of the weights; by default float32.
-            **hub: Arguments of `snapshot_download`.
-
-        Returns:
-            The captioner, on the CPU.
-
-        Raises:
-            CheckpointError: If the model cannot be loaded or has no language model.
-
-        Example:
-            >>> captioner = Captioner.from_pretrained("runs/mini/language/export")
-        """
-        return cls(load_blip2(name_or_path, base=base, dtype=torch_dtype, **hub))
-
-    def to(self, device: torch.device | str) -> "Captioner":
-        """Move the model to a device."""
-        self.model.to(device)
-        return self
 
     def __call__(
         self,
@@ -147,7 +113,7 @@ class Captioner:
     ) -> list[str]:
         num_beams = whole_number("num_beams", num_beams, 1, 64)
         max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1, 1000)
-        squares, prompts = square_images(self.model, as_list(images)), texts("prompt", prompt)
+        squares, prompts = self._squares(as_list(images)), texts("prompt", prompt)
         size = common_length({"images": len(squares), "prompts": len(prompts)})
         squares, prompts = broadcast(squares, size), broadcast(prompts, size)
         special = self.model.special
@@ -176,8 +142,7 @@ class Captioner:
 
     @torch.no_grad()
     def _queries(self, squares: Sequence[Image.Image]) -> Tensor:
-        pixels = pixels_of.to_tensor(squares).to(self.model.device)
-        return self.model.queries(self.model.features(pixels))
+        return self.model.queries(self._features(squares))
 
     def _room(self, max_new_tokens: int) -> int:
         """Tokens that a prompt may have beside the queries and what is written."""
@@ -190,18 +155,6 @@ class Captioner:
                 f"them for the image: use at most {positions - queries - 2}."
             )
         return positions - taken
-
-
-def square_images(model: Blip2, images: Sequence[Image.Image]) -> list[Image.Image]:
-    """Return images as the model's image encoder sees them, upright and square. Raises `InputError` for no images."""
-    if not images:
-        raise InputError("There are no images: give at least one.")
-    for number, image in enumerate(images, start=1):
-        if not isinstance(image, Image.Image):
-            raise InputError(f"Image {number} is a {type(image).__name__}: open it with PIL first.")
-        pixels_of.check_size(image, f"Image {number}")
-    size, mode = model.reference.size, model.reference.resize_mode
-    return [pixels_of.fit_square(pixels_of.as_rgb(image), size, mode) for image in images]
 
 
 def _plain(question: str) -> str:

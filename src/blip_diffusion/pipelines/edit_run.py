@@ -82,10 +82,11 @@ class EditRun:
         scheduler = ddim_like(host.default_scheduler)
         scheduler.set_timesteps(inputs.steps)
         timesteps = inversions.visited_timesteps(noising, scheduler.timesteps.tolist(), strength, noisiest=noisiest)
-        references = [image for group in inputs.texts.references for image in as_list(group)]
-        aspects = [square.aspect for square in host._square(references, inputs.resize_mode)]
-        box = None if inputs.boxes is not None else subject_box(host, photo, user_mask, aspects)
-        inputs = inputs if box is None else replace(inputs, boxes=[box])
+        if inputs.boxes is None:
+            references = [image for group in inputs.texts.references for image in as_list(group)]
+            aspects = [square.aspect for square in host._square(references, inputs.resize_mode)]
+            box = subject_box(host, photo, user_mask, aspects)
+            inputs = inputs if box is None else replace(inputs, boxes=[box])
         photo = replace(photo, pixels=photo.pixels.to(inputs.latents.device))
         clean = host.model.latents.encode(photo.pixels).float()
         target, empty = host._encode(inputs)

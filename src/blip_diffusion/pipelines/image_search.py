@@ -6,17 +6,15 @@ Letters: `N` images, `Q` queries, `E` width of their vectors.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from blip_diffusion import images as pixels_of
 from blip_diffusion.blip2 import Blip2
-from blip_diffusion.checkpoint.blip2 import load_blip2
 from blip_diffusion.errors import InputError
-from blip_diffusion.pipelines.captioner import square_images
+from blip_diffusion.images import open_image
+from blip_diffusion.pipelines.blip2_pipeline import Blip2Pipeline
 from blip_diffusion.pipelines.checks import whole_number
 from blip_diffusion.prompts import Words
 
@@ -36,8 +34,11 @@ class Match:
     matching: float | None = None  # of ITM: the logit that they belong together
 
 
-class ImageSearch:
+class ImageSearch(Blip2Pipeline):
     """Rank images by how well a sentence describes them (Li, Li, Savarese & Hoi 2023, section 4.4).
+
+    `from_pretrained` loads a folder of the objective `representation`, transformers' `Blip2ForImageTextRetrieval`, or a
+    `.pth` of LAVIS' stage 1.
 
     Args:
         model: A model with the heads of ITC and ITM.
@@ -52,42 +53,8 @@ class ImageSearch:
     """
 
     def __init__(self, model: Blip2) -> None:
-        self.model = model
+        super().__init__(model)
         self.heads = model.heads
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | Path,
-        *,
-        base: str | Path | None = None,
-        torch_dtype: torch.dtype | None = None,
-        **hub: Any,
-    ) -> "ImageSearch":
-        """Load a model for searching.
-
-        Args:
-            name_or_path: A folder of the objective `representation`, a folder or hub id of transformers'
-                `Blip2ForImageTextRetrieval`, or a `.pth` of LAVIS.
-            base: For LAVIS' file: a model of the same shapes, which has the frozen parts.
-            torch_dtype: Precision of the weights; by default float32.
-            **hub: Arguments of `snapshot_download`.
-
-        Returns:
-            The search, on the CPU.
-
-        Raises:
-            CheckpointError: If the model cannot be loaded or has no heads.
-
-        Example:
-            >>> search = ImageSearch.from_pretrained("runs/mini/retrieval/export")
-        """
-        return cls(load_blip2(name_or_path, base=base, dtype=torch_dtype, **hub))
-
-    def to(self, device: torch.device | str) -> "ImageSearch":
-        """Move the model to a device."""
-        self.model.to(device)
-        return self
 
     def __call__(self, sentence: str, images: Sequence[Source], *, rerank: int = RERANKED) -> list[Match]:
         """Rank images, the best first.
@@ -126,7 +93,7 @@ class ImageSearch:
         if not images:
             raise InputError("There are no images to search: give at least one.")
         parts = [
-            self.model.itc(self.model.image_vectors(self._features(images[first : first + BATCH])), sentence)[:, 0]
+            self.model.itc(self.model.image_vectors(self._features_of(images[first : first + BATCH])), sentence)[:, 0]
             for first in range(0, len(images), BATCH)
         ]
         return torch.cat(parts).float().cpu()
@@ -136,12 +103,11 @@ class ImageSearch:
         """Logits of ITM that the images and the sentence belong together."""
         logits: list[float] = []
         for first in range(0, len(images), BATCH):
-            features = self._features(images[first : first + BATCH])
+            features = self._features_of(images[first : first + BATCH])
             same = Words(*(t.expand(len(features), -1) for t in (words.input_ids, words.attention_mask)))
             logits += self.model.itm(features, same)[:, 1].float().tolist()
         return logits
 
-    def _features(self, sources: Sequence[Source]) -> Tensor:
-        opened = [source if isinstance(source, Image.Image) else pixels_of.open_image(source) for source in sources]
-        pixels = pixels_of.to_tensor(square_images(self.model, opened)).to(self.model.device)
-        return self.model.features(pixels)
+    def _features_of(self, sources: Sequence[Source]) -> Tensor:
+        opened = [source if isinstance(source, Image.Image) else open_image(source) for source in sources]
+        return self._features(self._squares(opened))

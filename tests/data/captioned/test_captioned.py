@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from blip_diffusion.data.captioned.batches import CaptionedBatches
-from blip_diffusion.data.captioned.image_folder import caption_of, read_folder
+from blip_diffusion.data.captioned.image_folder import caption_reader, read_folder
 from blip_diffusion.data.captioned.rows import CaptionedImage, row_of, scene_of
 from blip_diffusion.data.captioned.shards import read_shards, shards_of
 from blip_diffusion.errors import DataError
@@ -46,6 +46,7 @@ def test_captions_lie_beside_images(tmp_path: Path) -> None:
     rows = read_folder(folder)
     assert [row.caption for row in rows] == [
         "A dog on the beach.", "A dog in the snow.", "A dog on grass.", "A dog at night."]  # fmt: skip
+    caption_of = caption_reader()
     assert caption_of(folder / "1.png") == "A dog in the snow." and caption_of(folder / "sub" / "5.jpg") == ""
     assert caption_of(folder_of(tmp_path / "table") / "1.png") == "a dog in the snow"
 

@@ -78,9 +78,7 @@ def edit_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    if arguments.reproduce is not None:
-        generate.check_reproduce(arguments, add_flags)
-        generate.run_request(arguments)
+    if generate.reproduced(arguments, add_flags):
         return
     if arguments.photo is None or not (arguments.source or "").strip():
         raise InputError("A photo and --from WORD are needed: see blip-diffusion edit --help.")

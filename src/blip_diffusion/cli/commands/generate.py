@@ -143,12 +143,20 @@ def control_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    if arguments.reproduce is not None:
-        check_reproduce(arguments, add_flags)
-    else:
-        arguments.prompt = [*arguments.prompt, *prompts_of(arguments.prompts)]
-        _check_usage(arguments)
+    if reproduced(arguments, add_flags):
+        return
+    arguments.prompt = [*arguments.prompt, *prompts_of(arguments.prompts)]
+    _check_usage(arguments)
     run_request(arguments)
+
+
+def reproduced(arguments: argparse.Namespace, add_flags: Callable[[argparse.ArgumentParser], None]) -> bool:
+    """Generate the image of --reproduce again, of a command with these flags. Return whether that was requested."""
+    if arguments.reproduce is None:
+        return False
+    _check_reproduce(arguments, add_flags)
+    run_request(arguments)
+    return True
 
 
 def run_request(arguments: argparse.Namespace, edit: Callable[[argparse.Namespace], EditInput] | None = None) -> None:
@@ -253,7 +261,7 @@ def _check_subject(arguments: argparse.Namespace) -> None:
         check_used(arguments, add_flags, ("resize_mode",), where)
 
 
-def check_reproduce(arguments: argparse.Namespace, add_flags: Callable[[argparse.ArgumentParser], None]) -> None:
+def _check_reproduce(arguments: argparse.Namespace, add_flags: Callable[[argparse.ArgumentParser], None]) -> None:
     """Raise `InputError` for flags next to --reproduce that the PNG file decides."""
     ignored = [
         f"the {name}" if name in ("prompt", "photo") else f"--{name.replace('_', '-')}"

@@ -30,9 +30,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    if arguments.reproduce is not None:
-        generate.check_reproduce(arguments, add_flags)
-        generate.run_request(arguments)
+    if generate.reproduced(arguments, add_flags):
         return
     if arguments.photo is None or arguments.mask is None or not (arguments.subject or arguments.category):
         raise InputError(

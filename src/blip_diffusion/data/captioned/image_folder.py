@@ -6,8 +6,8 @@
 A line may also have `category`, `subject` (equal for images of one subject), `mask` (a file) and `split`.
 """
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,16 @@ def captions_in(folder: Path) -> dict[Path, str]:
     return captions
 
 
-def caption_of(image: Path) -> str:
-    """Return the caption of an image file; empty if it has none."""
-    if path_exists(image.parent / METADATA, Path.is_file) and (found := captions_in(image.parent).get(image)):
-        return found
-    return _text_beside(image)
+def caption_reader() -> Callable[[Path], str]:
+    """Return a function from an image file to its caption, empty if it has none; each folder's table is read once."""
+    read_table = cache(captions_in)
+
+    def caption_of(image: Path) -> str:
+        if path_exists(image.parent / METADATA, Path.is_file) and (caption := read_table(image.parent).get(image)):
+            return caption
+        return _text_beside(image)
+
+    return caption_of
 
 
 def _metadata_files(folder: Path) -> list[Path]:

@@ -129,6 +129,8 @@ def with_default_frames(frames: Tensor, share: float, rng: torch.Generator) -> T
 
     Images with several copies of the subject keep theirs.
     """
+    if not share:
+        return frames
     default = torch.zeros_like(frames[:1])
     default[:, :1] = frames_of([default_boxes("")]).to(frames)
     single = (frames[:, 1:, 2] == 0).all(dim=1)

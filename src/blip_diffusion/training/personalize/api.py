@@ -146,7 +146,7 @@ def tune(
     check_replaced(path, work, info, resume=resume)
     if resume:
         check_run_info(work, info)
-    check_possible(_training(config.resolved(text_width(loaded))))
+    check_possible(_training(settings))
     job = prepare(loaded, loaded_photos, category, name, config, model_name=str(model), base=base, others=others)
     with locked(work):
         for place, file in (work, "*"), (path.parent, glob.escape(path.name)):
