@@ -88,6 +88,7 @@ def test_a_tuned_subject_comes_with_its_own_word(fresh_pipe: BlipDiffusionPipeli
 
 
 def test_another_engine_edits_alike(fresh_pipe: BlipDiffusionPipeline, photo: Image.Image, dog: Image.Image) -> None:
+    pytest.importorskip("openvino")
     options: dict[str, Any] = {"prompt": "on the beach", "mask": "none", "output_type": "pt"}
     plain = fresh_pipe.edit(photo, "cat", "dog", dog, generator=rng(), **options).images
     fresh_pipe.set_preset(Preset(engine="openvino"))

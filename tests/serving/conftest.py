@@ -38,7 +38,7 @@ def request_of_dog(dog_png: bytes) -> GenerationRequest:
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # its threads draw from the global random generator, so they end with this package
 def service(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One service for all tests, since its worker process takes seconds to import torch."""
     pytest.importorskip("dbos")
