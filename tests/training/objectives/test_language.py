@@ -13,8 +13,9 @@ from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
 from blip_diffusion.errors import CheckpointError, ConfigError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.modules.language import LanguagePrefix, build_language_model
+from blip_diffusion.prompts import SpecialIds, caption_words
 from blip_diffusion.training.objectives.language import LanguageConfig, LanguageStage, blip2_of
-from blip_diffusion.training.objectives.sentences import Sentences, SentencesConfig
+from blip_diffusion.training.objectives.sentences import Sentences, SentencesConfig, with_context
 from blip_diffusion.training.pooled_batches import PooledBatches
 from blip_diffusion.training.pretrain import run
 from blip_diffusion.training.shapes import LANGUAGE_MODELS
@@ -97,10 +98,29 @@ def test_captions_alone_are_those_of_the_pairs(world: AssetLibrary) -> None:
     assert CaptionSampler(pairs)(5)["caption"] == pairs(5)["caption"]
 
 
-def test_a_language_model_learns_sentences(model: BlipDiffusion, batch: SubjectBatch) -> None:
-    own = Sentences(causal(model.tokenizer), model.tokenizer, SentencesConfig())
+@pytest.mark.parametrize("context_tokens", [0, 6])
+def test_a_language_model_learns_sentences(model: BlipDiffusion, batch: SubjectBatch, context_tokens: int) -> None:
+    own = Sentences(causal(model.tokenizer), model.tokenizer, SentencesConfig(context_tokens=context_tokens))
     before, after = overfit(own, batch, steps=30, lr=1e-2)
     assert after < 0.5 * before
+
+
+def test_a_context_has_only_tokens_of_its_caption(model: BlipDiffusion, batch: SubjectBatch) -> None:
+    special = SpecialIds.of(causal(model.tokenizer).config)
+    words, _ = caption_words(model.tokenizer, batch["caption"], special, limit=32)
+    longer = with_context(words, special, 6, torch.Generator().manual_seed(0))
+    assert torch.equal(longer.input_ids[:, 6:], words.input_ids)
+    assert torch.equal(longer.attention_mask[:, 6:], words.attention_mask)
+    for row, ids_of_row in enumerate(longer.input_ids[:, :6].tolist()):
+        caption = model.tokenizer(batch["caption"][row], add_special_tokens=False).input_ids
+        assert {*ids_of_row} <= {*caption}
+    shares = longer.attention_mask[:, :6].float().mean(1)
+    assert shares.max() == 1 and shares.min() < 1
+
+
+def test_absurd_context_is_refused() -> None:
+    with pytest.raises(ConfigError, match="context_tokens is -1"):
+        SentencesConfig(context_tokens=-1)
 
 
 def test_the_debug_runs_follow_each_other(tmp_path: Path, tiny_folder: Path) -> None:

@@ -4,23 +4,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+
 from blip_diffusion.checkpoint.language import save_language
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.errors import ConfigError
-from blip_diffusion.prompts import SpecialIds, caption_words
+from blip_diffusion.modules.language import IGNORED
+from blip_diffusion.prompts import SpecialIds, Words, caption_words
 from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
+
+MAX_CONTEXT = 64
+MAX_VISIBLE = 1.5
+"""The visible share of a context is uniform in [0, 1.5], cut at 1: a third of the rows has a whole context."""
 
 
 @dataclass(frozen=True)
 class SentencesConfig:
-    """How the language model learns."""
+    """Captions and the context before them."""
 
     max_caption_tokens: int = 32  # longer captions are cut
+    context_tokens: int = 0
+    """At most this many of a caption's tokens stand before [BOS], in random order and repeated, so that the model is
+    trained to continue from a context, as the language stage's prefix is one; 0: no context."""
     lr_scale: float = 1.0  # times the schedule
 
     def __post_init__(self) -> None:
         if self.max_caption_tokens < 2:
             raise ConfigError(f"sentences.max_caption_tokens is {self.max_caption_tokens}: use 2 or more.")
+        if not 0 <= self.context_tokens <= MAX_CONTEXT:
+            raise ConfigError(f"sentences.context_tokens is {self.context_tokens}: use 0 to {MAX_CONTEXT}.")
 
 
 class Sentences(Objective):
@@ -42,10 +55,12 @@ class Sentences(Objective):
         """Return the cross-entropy of the captions."""
         special = SpecialIds.of(self.language_model.config)
         words, labels = caption_words(self.tokenizer, batch["caption"], special, limit=self.config.max_caption_tokens)
-        device = self.language_model.device
-        words, labels = words.to(device), labels.to(device)
-        found = self.language_model(input_ids=words.input_ids, attention_mask=words.attention_mask, labels=labels)
-        return {"loss": found.loss}
+        if count := self.config.context_tokens:
+            words = with_context(words, special, count, context.rng)
+            labels = F.pad(labels, (count, 0), value=IGNORED)
+        words, labels = words.to(self.language_model.device), labels.to(self.language_model.device)
+        output = self.language_model(input_ids=words.input_ids, attention_mask=words.attention_mask, labels=labels)
+        return {"loss": output.loss}
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return the whole language model."""
@@ -54,3 +69,24 @@ class Sentences(Objective):
     def export(self, folder: Path) -> None:
         """Write `language/`, without a projection."""
         save_language(self.language_model, self.tokenizer, folder / "language")
+
+
+def with_context(words: Words, special: SpecialIds, count: int, rng: torch.Generator) -> Words:
+    """Put random tokens of each caption before it.
+
+    Args:
+        words: B captions (B, L), `[BOS] {caption} [EOS]`, padded on the right.
+        special: Ids of the special tokens.
+        count: Number of tokens C.
+        rng: Chooses the tokens, and how many of a row the mask leaves visible.
+
+    Returns:
+        (B, C + L): tokens of the caption, chosen with replacement, then the caption.
+    """
+    first = int(special.bos is not None)
+    lengths = (words.attention_mask.sum(1, keepdim=True) - first - 1).clamp(min=1)
+    draws = torch.rand(2, len(lengths), count, generator=rng, device=rng.device).to(lengths.device)
+    visible_share = torch.rand(len(lengths), 1, generator=rng, device=rng.device).to(lengths.device)
+    ids = words.input_ids.gather(1, first + (draws[0] * lengths).long())
+    visible = (draws[1] < MAX_VISIBLE * visible_share).to(words.attention_mask.dtype)
+    return Words(torch.cat([ids, words.input_ids], 1), torch.cat([visible, words.attention_mask], 1))
