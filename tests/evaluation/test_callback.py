@@ -36,31 +36,15 @@ def log(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_callback_logs_scores_without_changing_the_run(
-    world_path: Path,
-    tiny_folder: Path,
-    tiny_dino: Path,
-    tmp_path: Path,
-    precision: str,
-    monkeypatch: pytest.MonkeyPatch,
+    world_path: Path, tiny_folder: Path, tiny_dino: Path, tmp_path: Path
 ) -> None:
-    """And they are taken in float32, as `evaluate` takes them, whatever the run computes in."""
-    computed_in: list[torch.dtype] = []
-
-    run_conditions = ConditionRunner.run
-
-    def watched(*given: Any, **named: Any) -> Any:
-        computed_in.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
-        return run_conditions(*given, **named)
-
-    monkeypatch.setattr(ConditionRunner, "run", watched)
-    options = [*overrides(world_path, tiny_folder), f"train.mixed_precision={precision}"]
+    options = overrides(world_path, tiny_folder)
     score = functools.partial(EvalCallback, metrics=(f"dino={tiny_dino}",))
     run(CONFIG, tmp_path / "with", overrides=options, extra_hooks=[score])
     run(CONFIG, tmp_path / "without", overrides=options)
     scored = [line for line in log(tmp_path / "with") if "eval/DINO cosine_similarity" in line]
-    assert [line["step"] for line in scored] == [1, 2] and set(computed_in) == {torch.float32}
+    assert [line["step"] for line in scored] == [1, 2]
     assert all("eval/DINO fidelity" in line for line in scored)
     losses = [[line["loss"] for line in log(tmp_path / name) if "loss" in line] for name in ("with", "without")]
     assert losses[0] == losses[1] and len(losses[0]) == 2
@@ -68,6 +52,24 @@ def test_callback_logs_scores_without_changing_the_run(
     assert folders == ["00000001", "00000002", "curve.png", "fixed"]
     with Image.open(tmp_path / "with" / "eval" / "curve.png") as curve:
         assert curve.size[0] > 400
+
+
+def test_scores_of_a_bf16_run_are_computed_in_float32(
+    world_path: Path, tiny_folder: Path, tiny_dino: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `evaluate` computes them."""
+    computed_in: list[torch.dtype] = []
+    run_conditions = ConditionRunner.run
+
+    def watched(*given: Any, **named: Any) -> Any:
+        computed_in.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+        return run_conditions(*given, **named)
+
+    monkeypatch.setattr(ConditionRunner, "run", watched)
+    options = [*overrides(world_path, tiny_folder), "train.mixed_precision=bf16", "train.steps=1"]
+    score = functools.partial(EvalCallback, metrics=(f"dino={tiny_dino}",))
+    run(CONFIG, tmp_path, overrides=options, extra_hooks=[score])
+    assert computed_in and set(computed_in) == {torch.float32}
 
 
 def config(world: Path, *further: str) -> RunConfig:

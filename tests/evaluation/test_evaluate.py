@@ -26,7 +26,7 @@ def test_scheduler_digest_is_stable_and_depends_on_noise_levels() -> None:
             text=True,
             check=True,
         ).stdout
-        for seed in ("1", "2", "3")
+        for seed in ("1", "2")
     }
     assert len(result) == 1
     assert scheduler_digest(DDIMScheduler()) != scheduler_digest(DDIMScheduler(beta_end=0.03))
