@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from blip_diffusion.checkpoint.model_folder import load_controlnet, load_unet, load_vae
+from blip_diffusion.checkpoint.single_component import load_controlnet, load_unet, load_vae
 from blip_diffusion.cli.main import main
 from blip_diffusion.errors import CheckpointError
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline

@@ -10,7 +10,6 @@ import diffusers
 import torch
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 
-from blip_diffusion.checkpoint import single_file
 from blip_diffusion.checkpoint.components import (
     bert_tokenizer,
     load_diffusers,
@@ -27,7 +26,6 @@ from blip_diffusion.checkpoint.components import (
     save_tokenizer,
 )
 from blip_diffusion.checkpoint.diffusers_export import advice
-from blip_diffusion.checkpoint.locate import find_model
 from blip_diffusion.checkpoint.lora import copy_lora
 from blip_diffusion.checkpoint.weights import (
     ANY_FILES,
@@ -185,35 +183,6 @@ def _load_scheduler(folder: Path, index: Mapping[str, Any]) -> Any:
     return scheduler
 
 
-def load_controlnet(name_or_path: str | Path, *, dtype: torch.dtype | None = None, **hub: Any) -> Any:
-    """Load a ControlNet from a folder, a repository with `controlnet/`, a single file or a hub id."""
-    if Path(name_or_path).is_file():
-        return single_file.controlnet(Path(name_or_path), dtype=dtype)
-    folder = find_model(name_or_path, **hub)
-    inner = folder / "controlnet"
-    return load_diffusers("controlnet", inner if inner.is_dir() else folder, dtype=dtype)
-
-
-def load_unet(path: str | Path, *, config: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None) -> Any:
-    """Load a U-Net from its folder, a Stable Diffusion folder, or a single file with the shapes of `config`."""
-    if Path(path).is_file():
-        return single_file.unet(Path(path), config=config, dtype=dtype)
-    return _load_other("unet", Path(path), dtype)
-
-
-def load_vae(path: str | Path, *, config: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None) -> Any:
-    """Load a VAE from its folder, a Stable Diffusion folder, or a single file with the shapes of `config`."""
-    if Path(path).is_file():
-        return single_file.vae(Path(path), config=config, dtype=dtype)
-    return _load_other("vae", Path(path), dtype)
-
-
-def _load_other(name: str, path: Path, dtype: torch.dtype | None) -> Any:
-    if not path.is_dir():
-        raise CheckpointError(f"There is no {name} at {path}: name its folder, a model's folder, or a file of weights.")
-    return load_diffusers(name, path / name if (path / name).is_dir() else path, dtype=dtype)
-
-
 def assemble(parts: Parts, folder: Path) -> BlipDiffusion:
     """Build the model from parts. Raises `CheckpointError` if one is missing."""
     needed = [field.name for field in dataclasses.fields(parts) if field.name not in OPTIONAL]
@@ -291,7 +260,7 @@ def save_model(
     """
     if isinstance(controlnet, MultiControlNetModel):
         raise InputError(
-            f"A A model's folder holds one ControlNet, not {len(controlnet.nets)}: save each by itself, and the "
+            f"A model's folder holds one ControlNet, not {len(controlnet.nets)}: save each by itself, and the "
             "model without them (pipe.controlnet = None)."
         )
     parts = (model, controlnet) if controlnet is not None else (model,)

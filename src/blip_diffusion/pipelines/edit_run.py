@@ -206,7 +206,7 @@ class EditRun:
     def sampled(self) -> Tensor:
         """Sample from noise by the pipeline's own scheduler: the U-Net's condition holds the photo."""
         noise = self.host.config["noise_scale"] * self.inputs.latents
-        latents: Tensor = self.host._denoise(self.target, self.empty, replace(self.inputs, latents=noise), None, ())
+        latents: Tensor = self.host._denoise(self.target, self.empty, replace(self.inputs, latents=noise))
         return latents
 
     def finished(self, latents: Tensor, mask: EditMask, feather: int) -> Any:

@@ -20,7 +20,7 @@ from blip_diffusion.pipelines.edit_inputs import (
 )
 from blip_diffusion.pipelines.edit_run import EditRun
 from blip_diffusion.pipelines.host import PipelineHost
-from blip_diffusion.pipelines.inputs import CallArguments, PipelineInputs, prepare_inputs
+from blip_diffusion.pipelines.inputs import CallArguments, PipelineInputs
 from blip_diffusion.pipelines.locking import exclusive
 
 
@@ -28,7 +28,7 @@ class EditingMixin(PipelineHost):
     """`edit` and `inpaint`."""
 
     __call__: Callable[..., Any]
-    _check_features: Callable[[], None]
+    _prepare: Callable[[CallArguments], PipelineInputs]
     maybe_free_model_hooks: Callable[[], None]
 
     @torch.no_grad()
@@ -173,8 +173,6 @@ class EditingMixin(PipelineHost):
         self, photo: Any, options: dict[str, Any], *, category: str, reference_image: Any, **given: Any
     ) -> tuple[PipelineInputs, Photo]:
         """Return checked inputs of the target, with noise of full strength, and the photo at their size."""
-        self._sync_preset()
-        self._check_features()
         check_given(options)
         embeds = options.pop("subject_embeds", None)
         if reference_image is None and embeds is None and not self.adapters.registry.mixture:
@@ -188,12 +186,11 @@ class EditingMixin(PipelineHost):
             **given,
             **options,
         )
-        inputs = prepare_inputs(self, arguments)
+        inputs = self._prepare(arguments)
         if len(inputs.texts) != 1:
             raise InputError("One photo is edited by one prompt and one reference: call again for others.")
         factor = self.model.latents.factor
         height, width = (factor * side for side in inputs.latents.shape[-2:])
-        self._guidance_scale, self._interrupt = inputs.guidance_scale, False
         return inputs, Photo.read(photo, height, width)
 
     def _result(self, images: Any, mask: Image.Image) -> EditOutput:

@@ -37,6 +37,7 @@ class PipelineHost(Protocol):
     _cache: "EncodingCache"
     _subject_scale: "Scale"
     _progress_bar_config: dict[str, Any]
+    progress_bar: Callable[..., Any]
     register_to_config: Callable[..., None]
     without_subjects: Callable[[], AbstractContextManager[None]]
     _sync_preset: Callable[[], None]
@@ -51,5 +52,11 @@ class PipelineHost(Protocol):
         def adapters(self) -> AdapterManager: ...
         @property
         def guidance_scale(self) -> float: ...
+        @property
+        def do_classifier_free_guidance(self) -> bool: ...
+        @property
+        def num_timesteps(self) -> int: ...
+        @property
+        def interrupt(self) -> bool: ...
         @property
         def default_scheduler(self) -> Any: ...

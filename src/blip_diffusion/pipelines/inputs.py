@@ -22,6 +22,7 @@ from blip_diffusion.pipelines.composition import Composition, RegionMode, Subjec
 from blip_diffusion.pipelines.control import ControlRequest, Images, Numbers, Resample, control_request
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.prompt_inputs import PromptInputs, prompt_inputs
+from blip_diffusion.pipelines.step_callback import StepCallback, callback_tensors
 from blip_diffusion.pipelines.subject_scale import Scale, SubjectScale
 
 MAX_SIDE = 2048
@@ -34,7 +35,7 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 @dataclass(frozen=True)
 class CallArguments:
-    """The arguments of `BlipDiffusionPipeline.__call__` that describe the images; see there."""
+    """The arguments of `BlipDiffusionPipeline.__call__` but for `return_dict`; see there."""
 
     prompt: OneOrMany[str] | None
     reference_image: OneOrMany[OneOrMany[Image.Image]] | None
@@ -66,6 +67,8 @@ class CallArguments:
     cross_attention_kwargs: Mapping[str, Any] | None
     clip_skip: int | None
     output_type: str
+    callback_on_step_end: StepCallback | None
+    callback_on_step_end_tensor_inputs: Sequence[str]
     image: Images | list[Images] | None
     controlnet: Any
     controlnet_conditioning_scale: Numbers
@@ -112,6 +115,8 @@ class PipelineInputs:
         guidance_rescale: Share of the rescaling after guidance.
         eta: Noise that DDIM adds at each step.
         output_type: One of OUTPUT_TYPES.
+        callback: The user's step callback.
+        callback_tensors: The tensors that it requests, of CALLBACK_TENSORS.
         condition: What a U-Net that reads a mask gets beside the latents: all of an image is painted, unless
             `inpaint` or `edit` says otherwise.
     """
@@ -135,6 +140,8 @@ class PipelineInputs:
     guidance_rescale: float
     eta: float | None
     output_type: str
+    callback: StepCallback | None = None
+    callback_tensors: Sequence[str] = ()
     condition: Tensor | None = None
 
 
@@ -185,6 +192,8 @@ def prepare_inputs(host: PipelineHost, given: CallArguments) -> PipelineInputs:
         guidance_rescale=number("guidance_rescale", _default(host, given.guidance_rescale, "guidance_rescale"), 0, 1),
         eta=None if given.eta is None else number("eta", given.eta, 0, 1),
         output_type=given.output_type,
+        callback=given.callback_on_step_end,
+        callback_tensors=callback_tensors(given.callback_on_step_end, given.callback_on_step_end_tensor_inputs),
         condition=host.model.whole_condition(latents) if host.model.reads_mask else None,
     )
 
@@ -312,5 +321,5 @@ def _warn_of_unused_guidance(host: PipelineHost, given: CallArguments) -> None:
     if not host.preset.uses_cfg and (given.guidance_scale not in (None, 1) or negative):
         warnings.warn(
             "The preset's LoRA has guidance distilled into it: guidance_scale and negative_prompt have no effect.",
-            stacklevel=5,
+            stacklevel=7,
         )
