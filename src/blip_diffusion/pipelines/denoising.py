@@ -74,7 +74,7 @@ class DenoisingMixin(SubjectScaleMixin, AccelerationMixin):
         `empty` are the negative prompts' states, if guided; `steps` are by default the scheduler's.
         """
         steps = len(self.scheduler.timesteps) if steps is None else steps
-        run = self._network_of(inputs, first, steps)
+        run = self._network_builder(inputs, first, steps)
         if empty is None:
             return run(text)
         if self.preset.split_cfg_batch and not inputs.controls:
@@ -86,8 +86,8 @@ class DenoisingMixin(SubjectScaleMixin, AccelerationMixin):
             return always
         return on_interval(self.preset.guidance_interval, steps, always, run(text), first=first)
 
-    def _network_of(self, inputs: PipelineInputs, first: int, steps: int) -> Callable[..., Denoiser]:
-        """Return a function from text states to controlled(unet(·)), averaged over regions if the call asks for it.
+    def _network_builder(self, inputs: PipelineInputs, first: int, steps: int) -> Callable[..., Denoiser]:
+        """Return a function from text states to controlled(unet(·)), averaged over regions under MultiDiffusion.
 
         Call it with `doubled=True` if the first half of the text states are those of the negative prompts.
         """
@@ -103,14 +103,14 @@ class DenoisingMixin(SubjectScaleMixin, AccelerationMixin):
             return _conditioned(network, inputs.condition)
 
         composition = inputs.composition
-        if composition is None or composition.visibility is None or not composition.averages:
+        if composition is None or composition.visibility is None or not composition.averages_predictions:
             return run
         return partial(averaged_regions, run, visibility=composition.visibility)
 
     def _network(self, text: Tensor, *, condition: Tensor | None = None) -> Denoiser:
         """Return the U-Net with these text states, on the preset's engine, with DeepCache if the preset has it.
 
-        `condition` stands beside the latents, for a U-Net that reads a mask.
+        `condition` is concatenated to the latents, for a U-Net that reads a mask.
         """
         return _conditioned(self._plain_network(text), condition)
 

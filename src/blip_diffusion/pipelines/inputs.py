@@ -100,7 +100,7 @@ class PipelineInputs:
         resize_mode: How references become square; `None`: the model's mode.
         boxes: N boxes of the subjects; `None`: where the words of the prompts put them.
         composition: The subjects of a call with several.
-        subject_scale: How strongly the subject acts in each block.
+        subject_scale: The weight of the subject in each block.
         num_images_per_prompt: Images of each prompt.
         hides_subjects: Whether loaded subjects are inactive, because there is a reference.
         guided: Whether classifier-free guidance runs.
@@ -117,8 +117,8 @@ class PipelineInputs:
         output_type: One of OUTPUT_TYPES.
         callback: The user's step callback.
         callback_tensors: The tensors that it requests, of CALLBACK_TENSORS.
-        condition: What a U-Net that reads a mask gets beside the latents: all of an image is painted, unless
-            `inpaint` or `edit` says otherwise.
+        condition: Mask and masked-image latents (1 or B, C + 1, h, w) for a U-Net that reads them; by default the mask
+            of the whole image.
     """
 
     texts: PromptInputs
@@ -278,9 +278,9 @@ def _boxes(host: PipelineHost, given: Boxes | None, size: int) -> list[Box] | No
 
 
 def _subject_scale(host: PipelineHost, given: CallArguments, composition: Composition | None) -> SubjectScale:
-    """Return the scale of the subject. Raises `InputError` where the engine can't apply it, or regions."""
+    """Return the scale of the subject. Raises `InputError` if the engine can't apply it or regions."""
     scale = SubjectScale.of(host._subject_scale if given.subject_scale is None else given.subject_scale, host.unet)
-    masks = composition is not None and composition.visibility is not None and not composition.averages
+    masks = composition is not None and composition.visibility is not None and not composition.averages_predictions
     if scale.changes and given.prompt_embeds is not None:
         raise InputError("subject_scale has no effect on prompt_embeds: give prompt and subject, or leave it out.")
     if host.preset.engine != "torch" and (masks or scale.changes):

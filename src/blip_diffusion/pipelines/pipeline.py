@@ -184,7 +184,7 @@ class BlipDiffusionPipeline(
                 boxes and masks they stand in one sentence, "a dog and a cat on the beach", if there is room.
             region_mode: With boxes or masks: "attention" masks cross-attention, "multidiffusion" averages one
                 prediction for each subject (Bar-Tal et al. 2023, equation 5), at as many times the time.
-            subject_scale: How strongly the subject acts; see `set_subject_scale`, which sets the default.
+            subject_scale: Weight of the subject in [0, 2]; see `set_subject_scale`, which sets the default.
             subject_embeds: Subject tokens (1 or B, Q, D) of `encode_subject` in place of references.
             prompt_embeds: Text states (1 or B, L, D) in place of prompt, subject and categories, such as a step
                 callback gets.

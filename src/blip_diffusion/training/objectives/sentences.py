@@ -1,4 +1,4 @@
-"""A small language model of the training data's sentences: what the language stage freezes where no larger one is."""
+"""Train a small language model on captions; the language stage can freeze it in place of a larger one."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,10 @@ from blip_diffusion.training.objective import Losses, Objective, ParameterGroup,
 
 @dataclass(frozen=True)
 class SentencesConfig:
-    """How the language model learns."""
+    """Caption length and learning rate."""
 
-    max_caption_tokens: int = 32  # longer captions are cut
-    lr_scale: float = 1.0  # times the schedule
+    max_caption_tokens: int = 32  # longer captions are truncated
+    lr_scale: float = 1.0  # factor of the learning rate
 
     def __post_init__(self) -> None:
         if self.max_caption_tokens < 2:
@@ -29,7 +29,7 @@ class Sentences(Objective):
     Args:
         language_model: A decoder-only model of transformers.
         tokenizer: Its tokenizer.
-        config: Its settings.
+        config: The settings.
     """
 
     def __init__(self, language_model: Any, tokenizer: Any, config: SentencesConfig) -> None:
@@ -44,11 +44,11 @@ class Sentences(Objective):
         words, labels = caption_words(self.tokenizer, batch["caption"], special, limit=self.config.max_caption_tokens)
         device = self.language_model.device
         words, labels = words.to(device), labels.to(device)
-        found = self.language_model(input_ids=words.input_ids, attention_mask=words.attention_mask, labels=labels)
-        return {"loss": found.loss}
+        output = self.language_model(input_ids=words.input_ids, attention_mask=words.attention_mask, labels=labels)
+        return {"loss": output.loss}
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Return the whole language model."""
+        """Return all parameters of the language model."""
         return [ParameterGroup("language_model", list(self.language_model.parameters()), self.config.lr_scale)]
 
     def export(self, folder: Path) -> None:
