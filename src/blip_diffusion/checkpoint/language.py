@@ -26,6 +26,7 @@ from blip_diffusion.checkpoint.weights import (
 from blip_diffusion.errors import CheckpointError, reason
 from blip_diffusion.fileio import sha256_of
 from blip_diffusion.modules.language import LanguagePrefix
+from blip_diffusion.protocols import Tokenizer
 
 PROJECTION = "projection.safetensors"
 SOURCE = "source.json"
@@ -33,7 +34,7 @@ SOURCE = "source.json"
 
 
 def save_language(
-    part: Any, tokenizer: Any, folder: Path, *, source: Path | None = None, dtype: torch.dtype | None = None
+    part: Any, tokenizer: Tokenizer, folder: Path, *, source: Path | None = None, dtype: torch.dtype | None = None
 ) -> None:
     """Write a `LanguagePrefix`, or a language model without a projection.
 

@@ -42,6 +42,7 @@ from blip_diffusion.model import BlipDiffusion, InferenceConfig, ReferenceConfig
 from blip_diffusion.modules.heads import SubjectFinder
 from blip_diffusion.nn_utils import uncompiled
 from blip_diffusion.prompts import insert_position
+from blip_diffusion.protocols import Scheduler, Tokenizer
 
 CONSISTENCY_LORA = "consistency_lora.safetensors"
 """File of the LoRA for sampling in a few steps without guidance."""
@@ -161,7 +162,7 @@ def _check_variant(folder: Path, variant: str | None) -> None:
     )
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def _load_tokenizer(folder: Path) -> Tokenizer:
     from transformers import CLIPTokenizer
 
     try:
@@ -170,7 +171,7 @@ def _load_tokenizer(folder: Path) -> Any:
         raise CheckpointError(f"The tokenizer in {folder} can't be loaded: {reason(error)}.") from error
 
 
-def _load_scheduler(folder: Path, index: Mapping[str, Any]) -> Any:
+def _load_scheduler(folder: Path, index: Mapping[str, Any]) -> Scheduler:
     table = read_config(folder / "scheduler" / "scheduler_config.json", "the scheduler")
     with config_errors("the scheduler"):
         name = table.get("_class_name") or (index.get("scheduler") or (None, "PNDMScheduler"))[1]
@@ -307,7 +308,7 @@ def _index(model: BlipDiffusion, controlnet: Any) -> dict[str, Any]:
 
 def save_subject_model(
     encoder: SubjectEncoder,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     reference: ReferenceConfig,
     folder: Path,
     *,

@@ -21,6 +21,7 @@ from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.locking import LIBRARY_LOCK, exclusive
 from blip_diffusion.pipelines.merged_loras import MergedLoras
 from blip_diffusion.pipelines.presets import Preset, build_scheduler, get_preset, lcm_preset, resolve_dtype
+from blip_diffusion.protocols import VAE, Scheduler
 
 
 class AccelerationMixin(PipelineHost):
@@ -28,7 +29,10 @@ class AccelerationMixin(PipelineHost):
 
     preset: Preset = Preset()
     _requested: Preset = Preset()  # the preset before it was resolved for this model
-    _schedulers: tuple[Any, Any] = (None, None)  # the model's, and the preset's over the same noise levels
+    _schedulers: tuple[Any, Any] = (
+        None,
+        None,
+    )  # the model's, and the preset's over the same noise levels
     _tiny_vae: Any = None
     _merged: tuple[Hashable, MergedLoras] | None = None
     _engines: Mapping[tuple[str, int], tuple[Any, Callable[..., Any]]] = MappingProxyType({})
@@ -66,7 +70,7 @@ class AccelerationMixin(PipelineHost):
         self.preset, self._requested = resolved, requested
 
     @property
-    def default_scheduler(self) -> Any:
+    def default_scheduler(self) -> Scheduler:
         """The model's scheduler, or the one that a user has set; never a preset's."""
         default, presets = self._schedulers
         return default if self.scheduler is presets else self.scheduler
@@ -130,7 +134,7 @@ class AccelerationMixin(PipelineHost):
         return run
 
 
-def _load_tiny_vae(path: str, vae: Any) -> Any:
+def _load_tiny_vae(path: str, vae: VAE) -> Any:
     """Load an `AutoencoderTiny` for the latents of `vae`. Raises `CheckpointError` if it is missing or doesn't fit."""
     check_source(path, "AutoencoderTiny")
     try:

@@ -7,7 +7,7 @@ counts neither, which assigns each word the map of another one.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -15,6 +15,7 @@ from blip_diffusion.errors import InputError
 from blip_diffusion.modules.attention_control import AttentionAlignment
 from blip_diffusion.pipelines.checks import number
 from blip_diffusion.prompts import insert_position
+from blip_diffusion.protocols import Tokenizer
 
 SUBJECT = -1
 """Placeholder id of a subject token."""
@@ -60,7 +61,7 @@ class Sentence:
     text: str
     subject_tokens: int = 0
 
-    def positions(self, tokenizer: Any, length: int) -> list[int]:
+    def positions(self, tokenizer: Tokenizer, length: int) -> list[int]:
         """Return the ids between [BOS] and [EOS], with `SUBJECT` for each subject token, cut to the text length."""
         ids: list[int] = list(tokenizer(self.text, add_special_tokens=False, verbose=False).input_ids)
         before = insert_position(tokenizer) - 1
@@ -68,7 +69,7 @@ class Sentence:
 
 
 def align(
-    tokenizer: Any, source: Sentence, target: Sentence, category: str, control: AttentionControl, length: int
+    tokenizer: Tokenizer, source: Sentence, target: Sentence, category: str, control: AttentionControl, length: int
 ) -> AttentionAlignment:
     """Align two prompts.
 
@@ -109,14 +110,14 @@ def align(
     return AttentionAlignment(mapping, unmapped, _factors(tokenizer, new, control.weights, length))
 
 
-def _subject_columns(tokenizer: Any, target: Sentence, category: str) -> list[int]:
+def _subject_columns(tokenizer: Tokenizer, target: Sentence, category: str) -> list[int]:
     """Return the positions of the subject tokens and the category after them."""
     first = insert_position(tokenizer)
     words = len(tokenizer(category, add_special_tokens=False).input_ids)
     return list(range(first, first + target.subject_tokens + words))
 
 
-def _factors(tokenizer: Any, new: list[int], weights: Mapping[str, float], length: int) -> torch.Tensor:
+def _factors(tokenizer: Tokenizer, new: list[int], weights: Mapping[str, float], length: int) -> torch.Tensor:
     factor = torch.ones(length)
     for word, weight in weights.items():
         ids = list(tokenizer(word, add_special_tokens=False).input_ids)

@@ -11,12 +11,13 @@ from blip_diffusion import images
 from blip_diffusion.diffusion.latents import LatentCodec
 from blip_diffusion.pipelines.acceleration import AccelerationMixin
 from blip_diffusion.pipelines.checks import check_finite
+from blip_diffusion.protocols import VAE
 
 
 class Decoder(nn.Module):
     """The VAE's decoder as a separate module, to run on another engine."""
 
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, vae: VAE) -> None:
         super().__init__()
         self.vae = vae
 

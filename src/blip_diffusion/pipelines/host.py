@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from blip_diffusion.model import BlipDiffusion, ReferenceConfig, SubjectEncoder
+from blip_diffusion.protocols import Scheduler, Tokenizer
 
 if TYPE_CHECKING:
     from blip_diffusion.pipelines.adapters import AdapterManager
@@ -21,14 +22,14 @@ class PipelineHost(Protocol):
     Annotations only: a method with a body would hide diffusers' method of that name.
     """
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     text_encoder: Any
     vae: Any
     unet: Any
-    scheduler: Any
+    scheduler: Scheduler
     qformer: SubjectEncoder
     image_processor: ReferenceConfig
-    qformer_tokenizer: Any
+    qformer_tokenizer: Tokenizer
     controlnet: Any
     t2i_adapters: dict[str, Any]
     subject_finder: Any
@@ -59,4 +60,4 @@ class PipelineHost(Protocol):
         @property
         def interrupt(self) -> bool: ...
         @property
-        def default_scheduler(self) -> Any: ...
+        def default_scheduler(self) -> Scheduler: ...

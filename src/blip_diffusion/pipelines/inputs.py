@@ -24,6 +24,7 @@ from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.prompt_inputs import PromptInputs, prompt_inputs
 from blip_diffusion.pipelines.step_callback import StepCallback, callback_tensors
 from blip_diffusion.pipelines.subject_scale import Scale, SubjectScale
+from blip_diffusion.protocols import Scheduler
 
 MAX_SIDE = 2048
 MAX_STEPS = 1000
@@ -241,7 +242,7 @@ def _schedule(name: str, values: Any, kind: type[Any]) -> Any:
     return levels
 
 
-def _max_steps(scheduler: Any) -> int:
+def _max_steps(scheduler: Scheduler) -> int:
     """Return the most steps: those of the distillation for a consistency model, else those of training."""
     limits = (scheduler.config.get(name) for name in ("original_inference_steps", "num_train_timesteps"))
     return min((int(limit) for limit in limits if limit), default=MAX_STEPS)

@@ -28,6 +28,7 @@ from blip_diffusion.pipelines.lora_loaders import LoraLoadersMixin
 from blip_diffusion.pipelines.step_callback import CALLBACK_TENSORS, StepCallback
 from blip_diffusion.pipelines.subject_scale import Scale
 from blip_diffusion.pipelines.subjects import SubjectsMixin
+from blip_diffusion.protocols import Scheduler, Tokenizer
 
 
 class BlipDiffusionPipeline(
@@ -57,14 +58,14 @@ class BlipDiffusionPipeline(
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         text_encoder: Any,
         vae: Any,
         unet: Any,
-        scheduler: Any,
+        scheduler: Scheduler,
         qformer: SubjectEncoder,
         image_processor: ReferenceConfig,
-        qformer_tokenizer: Any,
+        qformer_tokenizer: Tokenizer,
         controlnet: Any = None,
         subject_finder: Any = None,
         *,

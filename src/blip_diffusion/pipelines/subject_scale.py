@@ -11,6 +11,7 @@ from blip_diffusion.modules.placed_unet import cross_attentions
 from blip_diffusion.pipelines.checks import number
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.locking import exclusive
+from blip_diffusion.protocols import UNet
 
 if TYPE_CHECKING:
     from blip_diffusion.pipelines.inputs import PipelineInputs
@@ -36,7 +37,7 @@ class SubjectScale:
     up: tuple[float, ...]
 
     @classmethod
-    def of(cls, scale: Scale, unet: Any) -> "SubjectScale":
+    def of(cls, scale: Scale, unet: UNet) -> "SubjectScale":
         """Return the scales of a U-Net's blocks. Raises `InputError` for unknown names, lengths and numbers."""
         table = scale if isinstance(scale, Mapping) else dict.fromkeys(PARTS, scale)
         if unknown := [name for name in table if name not in PARTS]:
@@ -53,7 +54,7 @@ class SubjectScale:
         """Whether any block differs from 1."""
         return any(value != 1 for value in (*self.down, self.mid, *self.up))
 
-    def layers(self, unet: Any) -> list[tuple[Any, float]]:
+    def layers(self, unet: UNet) -> list[tuple[Any, float]]:
         """Return the cross-attention layers of a U-Net with their scales."""
         blocks = [*zip(unet.down_blocks, self.down, strict=True), (unet.mid_block, self.mid)]
         blocks += zip(unet.up_blocks, self.up, strict=True)

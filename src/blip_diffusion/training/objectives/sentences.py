@@ -8,6 +8,7 @@ from blip_diffusion.checkpoint.language import save_language
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.prompts import SpecialIds, caption_words
+from blip_diffusion.protocols import Tokenizer
 from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
 
 
@@ -32,7 +33,7 @@ class Sentences(Objective):
         config: The settings.
     """
 
-    def __init__(self, language_model: Any, tokenizer: Any, config: SentencesConfig) -> None:
+    def __init__(self, language_model: Any, tokenizer: Tokenizer, config: SentencesConfig) -> None:
         super().__init__()
         self.language_model = language_model
         self.tokenizer = tokenizer
