@@ -14,7 +14,7 @@ def pins(name: str) -> dict[str, str]:
     text = (ROOT / name).read_text(encoding="utf-8")
     return {
         f"{package}{marker}": version
-        for package, version, marker in re.findall(r"^([\w-]+)==([\w.]+)([^\\\n]*)", text, re.M)
+        for package, version, marker in re.findall(r"^([\w-]+)==([\w.]+)([^\\\n]*)", text, re.MULTILINE)
     }
 
 

@@ -163,7 +163,7 @@ def test_single_file_components_replace_those_of_the_model(path: Path, tmp_path:
     )
 
 
-def test_single_file_with_diffusers_names(tmp_path: Path) -> None:
+def test_single_file_with_diffusers_names() -> None:
     config = golden_pipe().vae.config
     assert load_vae(GOLDEN / "pipe" / "vae" / "diffusion_pytorch_model.safetensors", config=config)
     with pytest.raises(CheckpointError, match=r"There is no unet among the \d+ tensors"):

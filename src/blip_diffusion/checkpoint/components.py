@@ -202,7 +202,7 @@ def build_diffusers(
 
 
 def save_diffusers(
-    name: str, part: Any, folder: Path, *, dtype: torch.dtype | None = None, files: WeightFiles = ANY_FILES
+    part: Any, folder: Path, *, dtype: torch.dtype | None = None, files: WeightFiles = ANY_FILES
 ) -> None:
     """Write a part as diffusers does, without the path it was loaded from and without LoRAs."""
     part.save_config(folder)

@@ -15,8 +15,8 @@ from blip_diffusion.protocols import Scheduler
 
 def save_stable_diffusion(model: BlipDiffusion, folder: Path) -> None:
     """Write the text-to-image parts as a `StableDiffusionPipeline`."""
-    save_diffusers("unet", model.unet, folder / "unet")
-    save_diffusers("vae", model.vae, folder / "vae")
+    save_diffusers(model.unet, folder / "unet")
+    save_diffusers(model.vae, folder / "vae")
     save_text_encoder(model.text_encoder, folder / "text_encoder")
     save_tokenizer(model.tokenizer, folder / "tokenizer")
     _save_scheduler(model.scheduler, folder / "scheduler")

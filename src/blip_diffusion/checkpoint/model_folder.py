@@ -276,14 +276,14 @@ def save_model(
     save_tokenizer(model.tokenizer, folder / "tokenizer")
     model.scheduler.save_pretrained(folder / "scheduler")
     save_text_encoder(model.text_encoder, folder / "text_encoder", dtype=dtype, files=files)
-    save_diffusers("unet", model.unet, folder / "unet", dtype=dtype, files=files)
-    save_diffusers("vae", model.vae, folder / "vae", dtype=dtype, files=files)
+    save_diffusers(model.unet, folder / "unet", dtype=dtype, files=files)
+    save_diffusers(model.vae, folder / "vae", dtype=dtype, files=files)
     if model.subject_finder is not None:
         save_subject_finder(model.subject_finder, folder / "subject_finder", dtype=dtype, files=files)
     if controlnet is not None:
-        save_diffusers("controlnet", controlnet, folder / "controlnet", dtype=dtype, files=files)
+        save_diffusers(controlnet, folder / "controlnet", dtype=dtype, files=files)
     for kind, adapter in (t2i_adapters or {}).items():
-        save_diffusers("t2i_adapter", adapter, folder / T2I_ADAPTERS / kind, dtype=dtype, files=files)
+        save_diffusers(adapter, folder / T2I_ADAPTERS / kind, dtype=dtype, files=files)
     write_json(folder / "model_index.json", _index(model, controlnet))
 
 

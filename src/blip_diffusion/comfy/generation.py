@@ -114,7 +114,7 @@ def _on_step(
     batches: int,
     pipe: Any,
     index: int,
-    timestep: Tensor,
+    _timestep: Tensor,
     tensors: dict[str, Tensor],
 ) -> dict[str, Tensor]:
     steps = len(pipe.scheduler.timesteps)

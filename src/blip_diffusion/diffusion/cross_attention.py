@@ -50,7 +50,7 @@ class _LayerHook:
         self._biases: dict[tuple[int, int], Tensor] = {}
         self._without: dict[str, Any] | None = None
 
-    def before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def before(self, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Choose the text states, and add the mask of the regions."""
         hidden, text = args[0], kwargs["encoder_hidden_states"]
         full, without = text.chunk(2, dim=1) if self._has_without else (text, None)

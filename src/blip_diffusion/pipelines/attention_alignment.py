@@ -92,7 +92,7 @@ def align(
 
     def map_positions(rows: Sequence[int], columns: Sequence[int]) -> None:
         for row in rows:
-            mapping[row, list(columns)] = 1 / (len(columns) if len(columns) > len(rows) else len(rows))
+            mapping[row, list(columns)] = 1 / max(len(rows), len(columns))
         unmapped[list(columns)] = 0
 
     map_positions([0], [0])

@@ -69,7 +69,7 @@ def test_everything_that_moves_has_a_gradient_and_nothing_is_of_words(
     assert not ids(frozen) & moved_parameters(own)
 
 
-def test_the_prompt_is_no_target(model: BlipDiffusion, batch: SubjectBatch) -> None:
+def test_the_prompt_is_no_target(model: BlipDiffusion) -> None:
     own = stage(model, causal, prompt="a photo of")
     _, labels = own._unsplit(["a dog on the beach"])
     plain, all_labels = stage(model, causal)._unsplit(["a dog on the beach"])

@@ -95,7 +95,7 @@ def add_handlers(app: FastAPI) -> None:
         return response(Problem(error.status_code, code, str(error.detail), headers=error.headers))
 
     @app.exception_handler(Exception)
-    async def of_bug(_: Request, error: Exception) -> JSONResponse:
+    async def of_bug(_: Request, _error: Exception) -> JSONResponse:
         return response(Problem(500, "internal_error", "The server failed on this request; see its log."))
 
 

@@ -9,7 +9,6 @@ from torch import nn
 
 from blip_diffusion.checkpoint.components import save_diffusers
 from blip_diffusion.data.batches import SubjectBatch
-from blip_diffusion.diffusion.controlnet import is_adapter
 from blip_diffusion.diffusion.forward_process import Noising, denoising_error
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
@@ -97,8 +96,7 @@ class PackedControl(Objective):
 
     def export(self, folder: Path) -> None:
         """Write the new network in half precision, in diffusers' format."""
-        name = "t2i_adapter" if is_adapter(self.network) else "controlnet"
-        save_diffusers(name, self.network, folder, dtype=torch.float16)
+        save_diffusers(self.network, folder, dtype=torch.float16)
 
 
 def _drops(config: ControlConfig) -> SubjectConfig:
