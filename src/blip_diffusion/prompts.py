@@ -69,7 +69,7 @@ def insert_positions(tokenizer: Tokenizer, categories: Sequence[str]) -> list[in
 
 @dataclass(frozen=True)
 class Words:
-    """Token ids (B, L), and a mask that is 1 for words and 0 for padding."""
+    """Token ids (B, L), and a mask that is 1 for tokens and 0 for padding."""
 
     input_ids: Tensor
     attention_mask: Tensor
@@ -141,7 +141,7 @@ def warn_of_dropped(tokenizer: Tokenizer, sentences: Sequence[str], length: int,
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """The ids that begin and end a sentence of a language model, and that fill a row."""
+    """Ids of the first token, the last token and padding of a language model."""
 
     bos: int | None
     eos: int
@@ -149,7 +149,7 @@ class SpecialIds:
 
     @classmethod
     def of(cls, config: Any) -> "SpecialIds":
-        """Read them from a configuration of transformers; what pads is hidden, so without one the end does."""
+        """Return the ids in a configuration of transformers; without a padding id, the last token's is used."""
         eos = config.eos_token_id[0] if isinstance(config.eos_token_id, list | tuple) else config.eos_token_id
         pad = config.pad_token_id if config.pad_token_id is not None else eos
         return cls(config.bos_token_id, eos, pad)
@@ -158,7 +158,7 @@ class SpecialIds:
 def caption_words(
     tokenizer: Tokenizer, captions: Sequence[str], special: SpecialIds, *, limit: int, prompt: str = ""
 ) -> tuple[Words, Tensor]:
-    """Captions as a decoder-only language model learns them: `[BOS] {prompt} {caption} [EOS]`, padded on the right.
+    """Tokenize captions for training a decoder-only model: `[BOS] {prompt} {caption} [EOS]`, padded on the right.
 
     Args:
         tokenizer: Of the language model.
@@ -184,9 +184,9 @@ def caption_words(
 def continuation_words(
     tokenizer: Tokenizer, texts: Sequence[str], special: SpecialIds, *, limit: int, encoder_decoder: bool = False
 ) -> Words:
-    """Texts that a language model continues: `[BOS] {text}`, padded on the left; an encoder reads `{text} [EOS]`.
+    """Tokenize texts to continue: `[BOS] {text}`, padded on the left, or `{text} [EOS]` for an encoder.
 
-    Raises `InputError` for a text of more than `limit` tokens: it is what is asked, so nothing of it may be cut.
+    Raises `InputError` for a text of more than `limit` tokens, since a truncated prompt would change its meaning.
     """
     rows = [tokenizer(text, add_special_tokens=False, verbose=False).input_ids for text in texts]
     for text, row in zip(texts, rows, strict=True):

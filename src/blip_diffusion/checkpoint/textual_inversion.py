@@ -22,7 +22,7 @@ def add_word(tokenizer: Tokenizer, text_encoder: Any, word: str, vectors: Tensor
     """Add a word to a tokenizer and its vectors (N, D) to a text encoder, under diffusers' names for the N tokens.
 
     Raises:
-        CheckpointError: If the tokenizer knows the word, or the vectors have another width.
+        CheckpointError: If the tokenizer has the word, or the vectors have another width.
     """
     table = text_encoder.get_input_embeddings().weight
     if vectors.shape[1] != table.shape[1]:

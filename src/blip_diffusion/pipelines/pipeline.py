@@ -178,13 +178,13 @@ class BlipDiffusionPipeline(
             prompt_reps: See `prompt_strength`.
             resize_mode: How the reference becomes square: "crop" (centre), "squash" (both sides), "pad" (all of it) or
                 "subject" (a square about the subject); by default the model's.
-            box: Where the subject stands: left, top, right, bottom in [0, 1] of the image, or one such box for each
+            box: Position of the subject: left, top, right, bottom in [0, 1] of the image, or one such box for each
                 prompt. It keeps its proportions. By default the prompt's words decide ("at the left", "very small").
                 Only models with placed tokens, as `mini`, take one.
             subjects: Several subjects in one image, in place of reference and categories; see `SubjectRegion`. Without
-                boxes and masks they stand in one sentence, "a dog and a cat on the beach", if there is room.
+                boxes and masks all are in one sentence, "a dog and a cat on the beach", if their tokens fit.
             region_mode: With boxes or masks: "attention" masks cross-attention, "multidiffusion" averages one
-                prediction for each subject (Bar-Tal et al. 2023, equation 5), at as many times the time.
+                prediction per subject (Bar-Tal et al. 2023, equation 5), which takes that many times as long.
             subject_scale: Weight of the subject in [0, 2]; see `set_subject_scale`, which sets the default.
             subject_embeds: Subject tokens (1 or B, Q, D) of `encode_subject` in place of references.
             prompt_embeds: Text states (1 or B, L, D) in place of prompt, subject and categories, such as a step

@@ -17,7 +17,7 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"description": "A problem document.", "content": {MEDIA_TYPE: {"schema": {"type": "object"}}}}
     for status in ("4XX", "5XX")
 }
-"""What the server's description says of the errors of every route."""
+"""Error responses of every route in the OpenAPI description."""
 RETRY_AFTER = {"Retry-After": "5"}
 FIELDS = {"--num-images": "n", "--seed": "seed", "--steps": "steps", "--guidance-scale": "guidance_scale"}
 """Fields of the HTTP interface, by the command line's flags in error messages."""
