@@ -23,11 +23,14 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 def markdown(report: dict[str, Any], earlier: dict[str, Any] | None = None) -> str:
     """Return the report as Markdown, also compared with an earlier one."""
     machine, top = report["machine"], report["ceiling"]
+    ceilings = " and ".join(f"{speed:.0f} GFLOP/s in {name}" for name, speed in top.items())
     lines = [
-        f"{machine['cpu']}, {report['threads']} threads of {machine['cores']}, torch {machine['torch']}, "
-        f"{machine['time']}; load {machine['load_before'][0]:.1f} before, {report['load_after'][0]:.1f} after. "
-        f"A matrix product reaches {' and '.join(f'{speed:.0f} GFLOP/s in {name}' for name, speed in top.items())}. "
-        "Medians [least, most] of the rounds; ratios are of the same round."
+        (
+            f"{machine['cpu']}, {report['threads']} threads of {machine['cores']}, torch {machine['torch']}, "
+            f"{machine['time']}; load {machine['load_before'][0]:.1f} before, {report['load_after'][0]:.1f} after. "
+            f"A matrix product reaches {ceilings}. "
+            "Medians [least, most] of the rounds; ratios are of the same round."
+        )
     ]
     for size, results in report["sizes"].items():
         before = (earlier or {}).get("sizes", {}).get(size, {}).get("rounds", {})

@@ -135,7 +135,7 @@ def soak(server: Server, arguments: argparse.Namespace) -> Result:
     for thread in threads:
         thread.start()
     ids = _send(server, body, arguments.jobs, result)
-    states = _wait(server, ids, result)
+    states = _wait(server, ids)
     ended.set()
     for thread in threads:
         thread.join()
@@ -173,7 +173,7 @@ def _send(server: Server, body: dict[str, Any], jobs: int, result: Result) -> li
     return ids
 
 
-def _wait(server: Server, ids: list[str], result: Result) -> list[Any]:
+def _wait(server: Server, ids: list[str]) -> list[Any]:
     """Return all jobs when they have ended; `None` for one that the server doesn't know."""
     known: dict[str, Any] = {}
     while True:

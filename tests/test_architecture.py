@@ -12,7 +12,19 @@ import pytest
 import blip_diffusion
 
 PACKAGE = Path(blip_diffusion.__file__).parent
-LEAVES = {"errors", "config", "devices", "edges", "fileio", "framing", "images", "nn_utils", "plots", "prompts"}
+LEAVES = {
+    "errors",
+    "config",
+    "devices",
+    "edges",
+    "fileio",
+    "framing",
+    "images",
+    "nn_utils",
+    "plots",
+    "prompts",
+    "protocols",
+}
 NETWORKS = LEAVES | {"modules", "diffusion"}
 MODEL = NETWORKS | {"model", "blip2", "checkpoint"}
 TRAINER = {
@@ -40,14 +52,15 @@ MAY_IMPORT = {
     "edges": set(),
     "fileio": {"errors"},
     "nn_utils": set(),
+    "protocols": set(),
     "framing": {"errors"},
     "images": {"errors"},
-    "prompts": {"errors"},
+    "prompts": {"errors", "protocols"},
     "plots": set(),
     "annotators": {"edges", "errors", "images"},
     "openvino_backend": {"errors", "fileio", "nn_utils"},
-    "modules": {"errors"},
-    "diffusion": {"errors"},
+    "modules": {"errors", "protocols"},
+    "diffusion": {"errors", "protocols"},
     "data": LEAVES,
     "model": NETWORKS,
     "blip2": NETWORKS | {"model"},

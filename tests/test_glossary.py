@@ -29,7 +29,7 @@ check_found check_here complaints draw_missing draw_scenes eight_bit_adam first_
 is_there keep_settings lessons misshapen modules_of noising_of one_by_one one_way open_picture own_state own_weights
 panel_of photo_losses preview_of read_original read_picture restore_moments rows_of scene_seeds start_heads
 start_model start_vae state_of studio_of take_place to_pictures tuned_layers unused_parameters world_sentences
-write_original wrong_questions
+write_original wrong_questions SeenImages seeded_like found_mask
 """
 """Identifiers of earlier versions. CHANGELOG.md lists the new ones."""
 MODULES = """
@@ -45,7 +45,7 @@ accumulate canonical_size colour compose contrast draws floor generation grid ho
 prior_images redraw sentence shape shift start unused_parameters vectors whole_way world
 """
 RETIRED = """
-asked begun drawn heed judge judged knows learned looks nobody said says seat speaks strange stranger tells told
+asked begun drawn heed judge judged knows learned looks nobody said says seat speaker speaks strange stranger tells told
 verdict wanted wish wishes
 """
 """Identifiers that the package no longer uses, with or without an underscore in front."""

@@ -1,8 +1,15 @@
-"""Project files: one version everywhere, both licences, one set of pinned dependencies."""
+"""Project files: one version everywhere, both licences, a complete wheel, one set of pinned dependencies."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
+
+import pytest
 
 import blip_diffusion
 
@@ -14,7 +21,7 @@ def pins(name: str) -> dict[str, str]:
     text = (ROOT / name).read_text(encoding="utf-8")
     return {
         f"{package}{marker}": version
-        for package, version, marker in re.findall(r"^([\w-]+)==([\w.]+)([^\\\n]*)", text, re.M)
+        for package, version, marker in re.findall(r"^([\w-]+)==([\w.]+)([^\\\n]*)", text, re.MULTILINE)
     }
 
 
@@ -36,6 +43,52 @@ def test_wheel_contains_both_licences() -> None:
         assert name in PROJECT["license-files"]
         assert words in (ROOT / name).read_text(encoding="utf-8")
     assert all((ROOT / name).exists() for name in PROJECT["license-files"])
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel from a copy, since setuptools writes into the project's folder."""
+    pytest.importorskip("setuptools", minversion="77")
+    project, out = tmp_path_factory.mktemp("project"), tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", PROJECT["readme"], *PROJECT["license-files"]):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, project / name)
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    shutil.copytree(ROOT / "src", project / "src", ignore=ignored, dirs_exist_ok=True)
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
+    ended = subprocess.run([*build, "--wheel-dir", str(out), str(project)], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    (path,) = out.glob("*.whl")
+    return path
+
+
+@pytest.mark.slow
+def test_wheel_contains_the_package_and_its_licences(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        (metadata,) = (archive.read(name).decode() for name in names if name.endswith(".dist-info/METADATA"))
+    source = ROOT / "src"
+    expected = {
+        str(path.relative_to(source))
+        for path in (source / "blip_diffusion").rglob("*")
+        if path.is_file() and path.suffix in (".py", ".toml", ".typed", ".safetensors", ".json", ".txt", ".md")
+    }
+    assert {"blip_diffusion/py.typed", "blip_diffusion/assets/mini/LICENCES.md"} <= expected
+    assert not expected - names
+    licences = {name.partition(".dist-info/licenses/")[2] for name in names}
+    assert {*PROJECT["license-files"]} <= licences
+    assert f"License-Expression: {PROJECT['license']}\n" in metadata
+
+
+@pytest.mark.slow
+def test_wheel_runs(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    command = [sys.executable, "-m", "blip_diffusion", "--version"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    assert PROJECT["version"] in ended.stdout
 
 
 def test_lock_file_matches_the_constraints() -> None:

@@ -4,7 +4,6 @@ from typing import Any
 import pytest
 
 from blip_diffusion.errors import InputError
-from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.prompts import (
     category_words,
     insert_position,
@@ -88,7 +87,7 @@ def test_short_prompts_give_no_warning(clip: Any) -> None:
         warn_of_dropped(clip, ["a dog on the beach"], 7)
 
 
-def test_text_encoder_reads_the_remaining_words(model: BlipDiffusion, clip: Any) -> None:
+def test_text_encoder_reads_the_remaining_words(clip: Any) -> None:
     kept = prompt_ids(clip, ["a dog on the beach at the forest"], 7)
     assert clip.decode(kept[0, 1:-1]).strip() == "a dog on the beach"
 

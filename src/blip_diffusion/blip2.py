@@ -1,9 +1,9 @@
-"""BLIP-2 on one screen (Li, Li, Savarese & Hoi 2023): what an image says to a language model, and which words fit it.
+"""BLIP-2 on one screen (Li, Li, Savarese & Hoi 2023): captions and answers from images, and image-text retrieval.
 
     image ─► image_encoder ─► qformer ─┬─► language (projection, frozen language model) ─► captions, answers
-                                       └─► contrastive (ITC) and matching (ITM), with words ─► how well a sentence fits
+                                       └─► contrastive (ITC) and matching (ITM), with words ─► similarity of a sentence
 
-Letters: `B` images, `C` sentences, `Q` queries, `D` their width, `E` width of what is compared, `N` patches.
+Letters: `B` images, `C` sentences, `Q` queries, `D` query width, `E` width of the contrastive vectors, `N` patches.
 """
 
 from collections.abc import Sequence
@@ -26,18 +26,18 @@ MAX_SENTENCE = 35
 
 
 class Blip2(nn.Module):
-    """The parts, as far as a model has them: `language` writes captions, the two heads compare sentences with images.
+    """BLIP-2 with its optional parts: `language` generates captions, the two heads compare sentences with images.
 
     Args:
         image_encoder: Frozen tower and layer norm.
-        qformer: The Q-Former; without a language model it must read words.
+        qformer: The Q-Former; the heads need one that reads words.
         reference: How images become square, and their normalization.
         language: Projection and frozen language model.
-        tokenizer: The language model's.
+        tokenizer: The language model's tokenizer.
         contrastive: Head of ITC.
         matching: Head of ITM.
-        qformer_tokenizer: The Q-Former's.
-        image_token: Id that stands for a query in the text of transformers' class; unused here, kept for saving.
+        qformer_tokenizer: The Q-Former's tokenizer.
+        image_token: Placeholder id of a query in transformers' prompts; only saved with the model.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class Blip2(nn.Module):
     @property
     def special(self) -> SpecialIds:
         """Ids of the language model's special tokens."""
-        return SpecialIds.of(self.speaker.language_model.config)
+        return SpecialIds.of(self.language_prefix.language_model.config)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.qformer.query_tokens.device
 
     @property
@@ -80,15 +80,15 @@ class Blip2(nn.Module):
         return self.qformer.query_tokens.dtype
 
     @property
-    def speaker(self) -> LanguagePrefix:
-        """The language part. Raises `CheckpointError` without one."""
+    def language_prefix(self) -> LanguagePrefix:
+        """Projection and language model. Raises `CheckpointError` if the model has none."""
         if self.language is None:
             raise CheckpointError("This model has no language model: use one with the folder language/, or train one.")
         return self.language
 
     @property
     def heads(self) -> tuple[ContrastiveHead, MatchingHead]:
-        """The heads of ITC and ITM. Raises `CheckpointError` without them."""
+        """The heads of ITC and ITM. Raises `CheckpointError` if the model has none."""
         if self.contrastive is None or self.matching is None:
             raise CheckpointError(
                 "This model has no heads that compare images with words: use one with heads.safetensors, as stage 1 of "
@@ -97,41 +97,41 @@ class Blip2(nn.Module):
         return self.contrastive, self.matching
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] as the image encoder takes them."""
+        """Return images (B, 3, H, W) in [0, 1], resized and normalised for the image encoder."""
         pixels = preprocess(images, self.reference.size, self.reference.mean, self.reference.std)
         return pixels.to(self.dtype)
 
     def features(self, pixels: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] to features (B, N, V) of width V, normed: what the queries look at."""
+        """Return features (B, N, V) of images (B, 3, H, W) in [0, 1], after the layer norm."""
         features: Tensor = self.image_encoder(self.pixels(pixels))
         return features
 
     def queries(self, features: Tensor) -> Tensor:
-        """Features (B, N, V) to query states (B, Q, D), without words."""
+        """Return query states (B, Q, D) of features (B, N, V), without words."""
         states: Tensor = self.qformer(features, pattern=AttentionPattern.UNIMODAL).queries
         return states
 
     def image_vectors(self, features: Tensor) -> Tensor:
-        """Features (B, N, V) to unit vectors (B, Q, E), one for each query."""
+        """Return unit vectors (B, Q, E) of features (B, N, V), one for each query."""
         return self.heads[0].images(self.queries(features))
 
     def sentence_vectors(self, words: Words) -> Tensor:
-        """Sentences in the Q-Former's ids (C, L) to unit vectors (C, E)."""
+        """Return unit vectors (C, E) of sentences, token ids (C, L) of the Q-Former's tokenizer."""
         states = self.qformer(None, words.input_ids, words.attention_mask, AttentionPattern.UNIMODAL)
         return self.heads[0].sentences(states.words)
 
     def itc(self, images: Tensor, sentences: Tensor) -> Tensor:
-        """Image-text contrast: vectors (B, Q, E) and (C, E) to cosines (B, C) of the best query."""
+        """Return cosines (B, C) of vectors (B, Q, E) and (C, E), each of the best query."""
         return self.heads[0].cosines(images, sentences)
 
     def itm(self, features: Tensor, words: Words) -> Tensor:
-        """Image-text matching: B images with B sentences to logits (B, 2); the second one says that they match."""
+        """Return matching logits (B, 2) of B images with B sentences; the second is that of a match."""
         states = self.qformer(features, words.input_ids, words.attention_mask, AttentionPattern.BIDIRECTIONAL)
         logits: Tensor = self.heads[1](states.queries)
         return logits
 
     def sentence_words(self, sentences: Sequence[str]) -> Words:
-        """C sentences in the Q-Former's ids, on the model's device, cut after `MAX_SENTENCE` tokens."""
+        """Return token ids of C sentences, truncated to `MAX_SENTENCE` tokens, on the model's device."""
         limit = min(MAX_SENTENCE, self.qformer.config.positions)
         encoded = self.qformer_tokenizer(
             list(sentences), padding=True, truncation=True, max_length=limit, return_tensors="pt"

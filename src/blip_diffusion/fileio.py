@@ -91,7 +91,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def remove_partials(folder: Path, name: str = "*") -> None:
-    """Remove what killed processes left of files and folders called `name`; nobody may be writing them now."""
+    """Remove partial files and folders `name` of killed processes; no process may be writing them."""
     for path in folder.glob(f".partial-{'[0-9a-f]' * 32}-{name}") if folder.is_dir() else ():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -29,6 +29,7 @@ from blip_diffusion.modules.projection import SubjectProjection
 from blip_diffusion.modules.qformer import AttentionPattern, QFormer, QFormerConfig
 from blip_diffusion.modules.text_encoder import SubjectTextEncoder
 from blip_diffusion.prompts import Words, category_words, insert_position, insert_positions, prompt_ids
+from blip_diffusion.protocols import Scheduler, Tokenizer
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -127,9 +128,9 @@ class BlipDiffusion(nn.Module):
         unet: UNet2DConditionModel,
         vae: AutoencoderKL,
         *,
-        tokenizer: Any,
-        qformer_tokenizer: Any,
-        scheduler: Any,
+        tokenizer: Tokenizer,
+        qformer_tokenizer: Tokenizer,
+        scheduler: Scheduler,
         reference: ReferenceConfig,
         inference: InferenceConfig | None = None,
         subject_finder: SubjectFinder | None = None,

@@ -79,7 +79,7 @@ def _without_adapters(named: Iterable[tuple[str, Value]]) -> dict[str, Value]:
 def weights_version(module: nn.Module) -> Hashable:
     """Return a key that changes when a weight is replaced, written to or cast, or an adapter is added or scaled.
 
-    A A write through `.data`, as in PEFT's LoRA merge, changes it only after `mark_modified`.
+    A write through `.data`, as in PEFT's LoRA merge, changes it only after `mark_modified`.
     """
     tensors = tuple(
         (id(t), t.dtype, t.device, 0 if t.is_inference() else t._version)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from blip_diffusion.errors import InputError
+from blip_diffusion.protocols import Tokenizer
 
 BEFORE_SUBJECT = "a"
 """The words before the subject tokens; the published weights were trained with them."""
@@ -54,12 +55,12 @@ def warn_of_weighted_words(sentences: Sequence[str]) -> None:
             )
 
 
-def insert_position(tokenizer: Any) -> int:
+def insert_position(tokenizer: Tokenizer) -> int:
     """Return the index at which subject tokens are inserted: after [BOS] and `BEFORE_SUBJECT`."""
     return insert_positions(tokenizer, [""])[0]
 
 
-def insert_positions(tokenizer: Any, categories: Sequence[str]) -> list[int]:
+def insert_positions(tokenizer: Tokenizer, categories: Sequence[str]) -> list[int]:
     """Return the index of each subject's tokens in `subject_prompt(prompt, joined_categories(categories))`."""
     starts = [joined_categories([*categories[:index], ""]) for index in range(len(categories))]
     before = [f"{BEFORE_SUBJECT} {start}".strip() for start in starts]
@@ -68,7 +69,7 @@ def insert_positions(tokenizer: Any, categories: Sequence[str]) -> list[int]:
 
 @dataclass(frozen=True)
 class Words:
-    """Token ids (B, L), and a mask that is 1 for words and 0 for padding."""
+    """Token ids (B, L), and a mask that is 1 for tokens and 0 for padding."""
 
     input_ids: Tensor
     attention_mask: Tensor
@@ -78,7 +79,7 @@ class Words:
         return Words(self.input_ids.to(device), self.attention_mask.to(device))
 
 
-def spelled_out(tokenizer: Any, sentences: Sequence[str]) -> list[str]:
+def spelled_out(tokenizer: Tokenizer, sentences: Sequence[str]) -> list[str]:
     """Return sentences with all tokens of learned words of several vectors: <rex> becomes <rex> <rex>_1.
 
     A sentence that has such tokens already stays.
@@ -90,7 +91,7 @@ def spelled_out(tokenizer: Any, sentences: Sequence[str]) -> list[str]:
     return [_spelled_out(tokenizer, text, several, known) for text in sentences]
 
 
-def _spelled_out(tokenizer: Any, text: str, several: Set[str], known: Mapping[str, int]) -> str:
+def _spelled_out(tokenizer: Tokenizer, text: str, several: Set[str], known: Mapping[str, int]) -> str:
     if any(f"{word}_1" in text for word in several):
         return text
     for word in several & set(tokenizer.tokenize(text)):
@@ -99,7 +100,7 @@ def _spelled_out(tokenizer: Any, text: str, several: Set[str], known: Mapping[st
     return text
 
 
-def prompt_ids(tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
+def prompt_ids(tokenizer: Tokenizer, prompts: Sequence[str], length: int) -> Tensor:
     """Tokenize prompts to ids (B, length), padded and truncated to `length` tokens."""
     batch = tokenizer(
         spelled_out(tokenizer, prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
@@ -109,7 +110,7 @@ def prompt_ids(tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
 
 
 def category_words(
-    tokenizer: Any, categories: Sequence[str], *, limit: int = 512, vocabulary: int | None = None
+    tokenizer: Tokenizer, categories: Sequence[str], *, limit: int = 512, vocabulary: int | None = None
 ) -> Words:
     """Tokenize categories for the Q-Former, padded to the longest.
 
@@ -127,7 +128,7 @@ def category_words(
     return Words(batch.input_ids, batch.attention_mask)
 
 
-def warn_of_dropped(tokenizer: Any, sentences: Sequence[str], length: int, what: str = "The prompt") -> None:
+def warn_of_dropped(tokenizer: Tokenizer, sentences: Sequence[str], length: int, what: str = "The prompt") -> None:
     """Warn once of each sentence that `prompt_ids` truncates, and quote the words that are dropped."""
     room = length - 2  # [BOS] and [EOS]
     for sentence in dict.fromkeys(sentences):
@@ -140,7 +141,7 @@ def warn_of_dropped(tokenizer: Any, sentences: Sequence[str], length: int, what:
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """The ids that begin and end a sentence of a language model, and that fill a row."""
+    """Ids of the first token, the last token and padding of a language model."""
 
     bos: int | None
     eos: int
@@ -148,16 +149,16 @@ class SpecialIds:
 
     @classmethod
     def of(cls, config: Any) -> "SpecialIds":
-        """Read them from a configuration of transformers; what pads is hidden, so without one the end does."""
+        """Return the ids in a configuration of transformers; without a padding id, the last token's is used."""
         eos = config.eos_token_id[0] if isinstance(config.eos_token_id, list | tuple) else config.eos_token_id
         pad = config.pad_token_id if config.pad_token_id is not None else eos
         return cls(config.bos_token_id, eos, pad)
 
 
 def caption_words(
-    tokenizer: Any, captions: Sequence[str], special: SpecialIds, *, limit: int, prompt: str = ""
+    tokenizer: Tokenizer, captions: Sequence[str], special: SpecialIds, *, limit: int, prompt: str = ""
 ) -> tuple[Words, Tensor]:
-    """Captions as a decoder-only language model learns them: `[BOS] {prompt} {caption} [EOS]`, padded on the right.
+    """Tokenize captions for training a decoder-only model: `[BOS] {prompt} {caption} [EOS]`, padded on the right.
 
     Args:
         tokenizer: Of the language model.
@@ -181,11 +182,11 @@ def caption_words(
 
 
 def continuation_words(
-    tokenizer: Any, texts: Sequence[str], special: SpecialIds, *, limit: int, encoder_decoder: bool = False
+    tokenizer: Tokenizer, texts: Sequence[str], special: SpecialIds, *, limit: int, encoder_decoder: bool = False
 ) -> Words:
-    """Texts that a language model continues: `[BOS] {text}`, padded on the left; an encoder reads `{text} [EOS]`.
+    """Tokenize texts to continue: `[BOS] {text}`, padded on the left, or `{text} [EOS]` for an encoder.
 
-    Raises `InputError` for a text of more than `limit` tokens: it is what is asked, so nothing of it may be cut.
+    Raises `InputError` for a text of more than `limit` tokens, since a truncated prompt would change its meaning.
     """
     rows = [tokenizer(text, add_special_tokens=False, verbose=False).input_ids for text in texts]
     for text, row in zip(texts, rows, strict=True):

@@ -74,7 +74,7 @@ def _denoiser(model: BlipDiffusion, states: Tensor, controls: Sequence[Control],
 
 @torch.no_grad()
 def category_states(model: BlipDiffusion, categories: Sequence[str]) -> Tensor:
-    """Return the text states (B, L, D) of categories: "teapot", or "" for any."""
+    """Return text states (B, L, D) of categories such as "teapot"; "" is the unconditional one."""
     width = int(model.text_encoder.config.hidden_size)
     return model.text_states(list(categories))[..., :width].float()
 
@@ -89,18 +89,18 @@ def sample_subject_tokens(
     steps: int = 50,
     guidance: float = 2.0,
 ) -> Tensor:
-    """Generate subjects that no reference shows: tokens for a category (Ramesh et al. 2022, section 2.2).
+    """Generate tokens of new subjects from their categories (Ramesh et al. 2022, section 2.2).
 
     Args:
-        model: The model that the prior was trained beside.
+        model: The model that the prior was trained for.
         prior: The prior.
-        categories: B words, such as "teapot".
+        categories: B categories, such as "teapot".
         generators: One generator per subject.
         steps: DDIM steps.
         guidance: Guidance scale; 1 disables guidance.
 
     Returns:
-        Subject tokens (B, Q, D), as `BlipDiffusion.subject_tokens` reads them from references.
+        Subject tokens (B, Q, D), as `BlipDiffusion.subject_tokens` returns them for references.
 
     Example:
         >>> tokens = sample_subject_tokens(model, prior, ["teapot"], [torch.Generator().manual_seed(0)])

@@ -118,11 +118,15 @@ def markdown(outcome: Outcome) -> str:
     """Write the table and its caption."""
     goal = float(columns(outcome.curves[DREAMBOOTH], "subject")[-1].mean())
     lines = [
-        f"Fidelity that DreamBooth ends with: {goal:.3f} after {outcome.config.steps} steps; "
-        f"{outcome.config.subjects} held-out subjects, {PHOTOS} photos each; scored by {outcome.backbone}.",
+        (
+            f"Fidelity that DreamBooth ends with: {goal:.3f} after {outcome.config.steps} steps; "
+            f"{outcome.config.subjects} held-out subjects, {PHOTOS} photos each; scored by {outcome.backbone}."
+        ),
         "",
-        "| method | learning rate | subject at 0 | subject, best | subject at the end | text at the end "
-        "| steps to it | seconds to it | times sooner, steps | times sooner, seconds |",
+        (
+            "| method | learning rate | subject at 0 | subject, best | subject at the end | text at the end "
+            "| steps to it | seconds to it | times sooner, steps | times sooner, seconds |"
+        ),
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, curves in outcome.curves.items():

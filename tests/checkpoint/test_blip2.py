@@ -101,12 +101,12 @@ def test_queries_logits_loss_and_greedy_ids_are_transformers(
     labels = TEXT.masked_fill(MASK == 0, -100)
     padded = labels if name == "t5" else torch.nn.functional.pad(labels, (QUERIES, 0), value=-100)
     expected = theirs(pixel_values=image, input_ids=ids, attention_mask=mask, labels=padded)
-    found = own.speaker(queries, TEXT, MASK, labels)
+    found = own.language_prefix(queries, TEXT, MASK, labels)
     close(found.logits, expected.logits)
     close(found.loss, expected.loss)
     begin = torch.full((3, 1), BOS)
     options = {"max_new_tokens": 6, "num_beams": 1, "do_sample": False}
-    written = own.speaker.generate(queries, begin, torch.ones_like(begin), **options)
+    written = own.language_prefix.generate(queries, begin, torch.ones_like(begin), **options)
     there = theirs.generate(image, **options)
     assert torch.equal(written, there if name == "t5" else there[:, QUERIES + 1 :])
 
@@ -181,6 +181,6 @@ def test_what_does_not_fit_is_named(folders: dict[str, Path], tiny_folder: Path,
 
 def test_missing_parts_are_refused(tiny_folder: Path, folders: dict[str, Path]) -> None:
     with pytest.raises(CheckpointError, match="no language model"):
-        load_blip2(tiny_folder).speaker  # noqa: B018
+        load_blip2(tiny_folder).language_prefix  # noqa: B018
     with pytest.raises(CheckpointError, match="no heads"):
         load_blip2(folders["opt"]).heads  # noqa: B018

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from blip_diffusion.checkpoint.model_folder import load_controlnet, load_unet, load_vae
+from blip_diffusion.checkpoint.single_component import load_controlnet, load_unet, load_vae
 from blip_diffusion.cli.main import main
 from blip_diffusion.errors import CheckpointError
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
@@ -163,7 +163,7 @@ def test_single_file_components_replace_those_of_the_model(path: Path, tmp_path:
     )
 
 
-def test_single_file_with_diffusers_names(tmp_path: Path) -> None:
+def test_single_file_with_diffusers_names() -> None:
     config = golden_pipe().vae.config
     assert load_vae(GOLDEN / "pipe" / "vae" / "diffusion_pytorch_model.safetensors", config=config)
     with pytest.raises(CheckpointError, match=r"There is no unet among the \d+ tensors"):

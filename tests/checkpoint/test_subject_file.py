@@ -110,7 +110,7 @@ def test_damaged_headers_are_refused(tmp_path: Path, text: str) -> None:
         read_subject(tmp_path / "x.safetensors")
 
 
-def test_damaged_tensors_are_refused(tmp_path: Path) -> None:
+def test_damaged_tensors_are_refused() -> None:
     with pytest.raises(CheckpointError, match="not finite numbers"):
         replace(subject(), embedding=torch.full((1, 2, 3), float("nan")))
     with pytest.raises(CheckpointError, match="shape"):

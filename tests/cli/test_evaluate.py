@@ -98,7 +98,7 @@ def test_report_names_condition_and_precision(out: Path) -> None:
     )
 
 
-def test_html_report_has_relative_links_to_all_images(out: Path, tmp_path: Path) -> None:
+def test_html_report_has_relative_links_to_all_images(out: Path) -> None:
     text = (out / "index.html").read_text()
     sources = re.findall(r'src="([^"]+)"', text)
     assert len(sources) >= 12 + 2 and all((out / source).is_file() for source in sources)
@@ -223,7 +223,7 @@ def test_invalid_arguments_write_nothing(
     assert not (tmp_path / "report").exists()
 
 
-def test_photo_folder_is_a_benchmark(evaluate: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_photo_folder_is_a_benchmark(evaluate: Run, tmp_path: Path) -> None:
     """Without a world: the upper bound is another photo, the lower bound one of another dog, if any."""
     from tests.data.benchmarks.test_dreambench import photo, published
 

@@ -167,7 +167,7 @@ AT_ONCE = {
 }
 
 
-def test_invalid_arguments_are_found_before_torch_is_imported(tmp_path: Path) -> None:
+def test_invalid_arguments_are_found_before_torch_is_imported() -> None:
     program = (
         "import json, sys; from blip_diffusion.cli.main import main\n"
         "for line in json.load(sys.stdin):\n"

@@ -39,7 +39,7 @@ def test_subjects_that_change_the_unet_are_refused(tiny_folder: Path, tmp_path: 
     own = dict(pipe.unet.named_parameters())
     weights = {name: one.detach() for name, one in own.items() if ".attn2.to_k." in name}
     write_subject(replace(rex, weights=weights), tmp_path / "rex.safetensors")
-    with pytest.raises(InputError, match="'rex' was tuned with weights of the U-Net"):
+    with pytest.raises(InputError, match="'rex' has tuned weights of the U-Net"):
         text_states(model, subject_from_file(tmp_path / "rex.safetensors"), "on the beach")
     assert pipe.subjects == ()
 

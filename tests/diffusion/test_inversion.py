@@ -75,7 +75,7 @@ def test_ddim_comes_closer_with_more_steps(clean: Tensor) -> None:
     for count in (10, 100):
         own.set_timesteps(count)
         timesteps = inversion.visited_timesteps(noising, own.timesteps.tolist())
-        path = inversion.replayed(network, inversion.ddim_inversion(network, clean, noising, timesteps), noising)
+        path = inversion.sampled_path(network, inversion.ddim_inversion(network, clean, noising, timesteps), noising)
         errors.append(float((path.latents[-1] - clean).square().mean()))
     assert errors[1] < 0.2 * errors[0] and errors[1] < 0.01
 

@@ -24,7 +24,7 @@ def test_the_difference_of_two_predictions_is_the_mask() -> None:
 
     rng = torch.Generator().manual_seed(0)
     found = masks.difference_mask(both, torch.zeros(1, 4, 16, 16), noising, rng, threshold=0.5)
-    assert torch.equal(found, masks.grown(where)) or (found >= where).all()
+    assert torch.equal(found, masks.dilated(where)) or (found >= where).all()
     assert float(found.sum()) < 2.6 * float(where.sum())
 
 

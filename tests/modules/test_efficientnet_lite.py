@@ -72,7 +72,7 @@ def test_same_padding_puts_the_odd_pixel_last(size: int, kernel: int, stride: in
     assert counts.tolist() == [min(start + kernel, size) - max(start, 0) for start in starts]
 
 
-def test_a_head_that_was_not_built(network: EfficientNetLite) -> None:
+def test_a_head_that_was_not_built() -> None:
     with pytest.raises(ValueError, match="without its head"):
         EfficientNetLite(last_block=0)(torch.zeros(1, 3, 16, 16), (-1,))
 

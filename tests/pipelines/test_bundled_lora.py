@@ -32,7 +32,7 @@ def model_with_lora(fresh_pipe: BlipDiffusionPipeline, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_turbo_uses_the_bundled_lora(model_with_lora: Path, dog: Image.Image) -> None:
+def test_turbo_uses_the_bundled_lora(model_with_lora: Path) -> None:
     pipe = BlipDiffusionPipeline.from_pretrained(model_with_lora)
     pipe.set_progress_bar_config(disable=True)
     for choice, active in ((FAST, []), (replace(TURBO, dtype="default"), ["blip-diffusion-lcm"]), (Preset(), [])):
@@ -50,7 +50,9 @@ def test_turbo_uses_the_bundled_lora(model_with_lora: Path, dog: Image.Image) ->
 
 @torch.no_grad()
 def test_bundled_lora_is_saved_and_converted_with_its_unet(
-    model_with_lora: Path, fresh_pipe: BlipDiffusionPipeline, tmp_path: Path, dog: Image.Image
+    model_with_lora: Path,
+    fresh_pipe: BlipDiffusionPipeline,
+    tmp_path: Path,
 ) -> None:
     pipe = BlipDiffusionPipeline.from_pretrained(model_with_lora)
     pipe.set_preset("turbo")
@@ -83,7 +85,7 @@ def test_damaged_bundled_lora_is_refused_when_used(model_with_lora: Path, tmp_pa
     assert not (tmp_path / "saved").exists()
 
 
-def test_pipelines_sharing_a_unet_keep_their_presets(model_with_lora: Path, dog: Image.Image, tmp_path: Path) -> None:
+def test_pipelines_sharing_a_unet_keep_their_presets(model_with_lora: Path, dog: Image.Image) -> None:
     presets = (replace(TURBO, dtype="default"), Preset())
     alone = []
     for preset in presets:

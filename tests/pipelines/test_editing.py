@@ -104,7 +104,7 @@ def test_attention_control_leaves_nothing_behind(
     pipe: BlipDiffusionPipeline, photo: Image.Image, dog: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = processors(pipe.unet)
-    control = AttentionControl(cross=1.0, own=1.0, shape="keep", weights={"beach": 2.0})
+    control = AttentionControl(cross_attention=1.0, self_attention=1.0, shape="keep", weights={"beach": 2.0})
     options: dict[str, Any] = {"prompt": "on the beach", "mask": "none", "output_type": "pt"}
     plain = pipe.edit(photo, "cat", "dog", dog, **options).images
     held = pipe.edit(photo, "cat", "dog", dog, **options, attention=control).images
@@ -122,7 +122,7 @@ def test_attention_control_leaves_nothing_behind(
 def test_control_of_nothing_is_plain(pipe: BlipDiffusionPipeline, photo: Image.Image, dog: Image.Image) -> None:
     options: dict[str, Any] = {"prompt": "on the beach", "mask": "none", "output_type": "pt"}
     plain = pipe.edit(photo, "cat", "dog", dog, **options).images
-    none = pipe.edit(photo, "cat", "dog", dog, **options, attention=AttentionControl(cross=0.0)).images
+    none = pipe.edit(photo, "cat", "dog", dog, **options, attention=AttentionControl(cross_attention=0.0)).images
     torch.testing.assert_close(plain, none, atol=1e-4, rtol=1e-4)
 
 
@@ -137,13 +137,13 @@ def test_positions_count_subject_tokens_and_pieces(pipe: BlipDiffusionPipeline) 
     tail = len(new) - (4 + category + 1)
     assert old[-tail:] == new[-tail:]
     for k in range(tail):
-        assert found.mapping[len(old) - tail + 1 + k, first + k] == 1 and found.own[first + k] == 0
-    assert found.own[2:first].tolist() == [1.0] * (4 + category)
+        assert found.mapping[len(old) - tail + 1 + k, first + k] == 1 and found.unmapped[first + k] == 0
+    assert found.unmapped[2:first].tolist() == [1.0] * (4 + category)
     assert found.mapping[len(old) + 1, len(new) + 1] == 1 and found.mapping[len(old) + 3, len(new) + 3] == 1
     beach = len(tokenizer("beach", add_special_tokens=False).input_ids)
     assert (found.factor == 3).nonzero().flatten().tolist() == list(range(len(new) + 1 - beach, len(new) + 1))
     kept = align(tokenizer, source, target, "cat", AttentionControl(shape="keep"), length)
-    assert kept.own[2:first].tolist() == [0.0] * (4 + category)
+    assert kept.unmapped[2:first].tolist() == [0.0] * (4 + category)
     assert torch.allclose(kept.mapping[2 : 2 + len(old) - tail - 1, 2:first].sum(), torch.tensor(1.0))
 
 

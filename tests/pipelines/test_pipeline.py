@@ -149,7 +149,7 @@ def test_global_generator_is_used_by_default(generate: Generate) -> None:
     assert torch.equal(first, generate(generator=None))
 
 
-def test_height_and_width_set_the_image_size(generate: Generate, pipe: BlipDiffusionPipeline) -> None:
+def test_height_and_width_set_the_image_size(generate: Generate) -> None:
     assert generate(height=48, width=16).shape == (1, 3, 48, 16)
 
 

@@ -117,9 +117,7 @@ def test_consistency_lora_keeps_other_adapters_active(
     torch.testing.assert_close(sample_images(fresh_pipe, dog, num_inference_steps=4), styled, atol=1e-4, rtol=0)
 
 
-def test_consistency_lora_stays_active_when_adapters_change(
-    fresh_pipe: BlipDiffusionPipeline, dog: Image.Image, tmp_path: Path
-) -> None:
+def test_consistency_lora_stays_active_when_adapters_change(fresh_pipe: BlipDiffusionPipeline, tmp_path: Path) -> None:
     path = save_lora(fresh_pipe, tmp_path)
     fresh_pipe.set_preset(lcm_preset(str(path), base=replace(TURBO, dtype="default")))
     fresh_pipe.load_lora_weights(path, adapter_name="style")

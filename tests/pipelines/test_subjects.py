@@ -127,7 +127,7 @@ def test_subject_works_with_a_controlnet(fresh_pipe: BlipDiffusionPipeline, dog:
     assert (generate_image(fresh_pipe, image=dog, controlnet=net) - plain).abs().max() > 1e-2
 
 
-def test_user_loras_stay_active(fresh_pipe: BlipDiffusionPipeline, tmp_path: Path) -> None:
+def test_user_loras_stay_active(fresh_pipe: BlipDiffusionPipeline) -> None:
     """One that is loaded by diffusers' own means keeps its weight while subjects come and go."""
     style = {f"unet.{name}": tensor for name, tensor in subject(fresh_pipe, "style", 9, rank=2).lora.items()}
     fresh_pipe.load_lora_weights(style, adapter_name="style")
@@ -162,7 +162,7 @@ def test_loaded_subject_is_saved(fresh_pipe: BlipDiffusionPipeline, tmp_path: Pa
         fresh_pipe.save_subject(tmp_path / "y.safetensors")
 
 
-def test_subject_of_another_base_model_is_refused(fresh_pipe: BlipDiffusionPipeline, tmp_path: Path) -> None:
+def test_subject_of_another_base_model_is_refused(fresh_pipe: BlipDiffusionPipeline) -> None:
     foreign = replace(subject(fresh_pipe, "rex", 1), base="0" * 32, metadata={"model": "some/model"})
     with pytest.raises(CheckpointError, match="'rex' was tuned for some/model, not for this model"):
         fresh_pipe.load_subject(foreign)
@@ -327,9 +327,7 @@ def test_subjects_belong_to_their_unet(fresh_pipe: BlipDiffusionPipeline, tiny_f
     assert fresh_pipe.active_subjects == {"rex": 1.0} and torch.equal(generate_image(fresh_pipe), rex)
 
 
-def test_subject_of_another_pipeline_is_inactive(
-    fresh_pipe: BlipDiffusionPipeline, tiny_folder: Path, dog: Image.Image
-) -> None:
+def test_subject_of_another_pipeline_is_inactive(fresh_pipe: BlipDiffusionPipeline, dog: Image.Image) -> None:
     options = {"num_inference_steps": 1, "output_type": "pt"}
     plain = fresh_pipe("on the beach", dog, "dog", generator=torch.Generator().manual_seed(0), **options).images
     beside = BlipDiffusionPipeline.from_pipe(fresh_pipe)

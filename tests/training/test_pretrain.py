@@ -163,7 +163,7 @@ def test_consistency_lora_is_exported_and_resumes(runs: Path, tmp_path: Path) ->
     before, whole = weights(runs / "subject/export"), weights(tmp_path / "export")
     of_lora = [name for name in whole if ".lora_" in name]
     assert of_lora and all(torch.equal(whole[name], before[name]) for name in whole.keys() - set(of_lora))
-    last = sorted((tmp_path / "checkpoints").iterdir())[-1]
+    last = max((tmp_path / "checkpoints").iterdir())
     shutil.rmtree(last)
     shutil.rmtree(tmp_path / "export")
     assert run(CONFIGS / "debug/consistency.toml", tmp_path, overrides=options, resume="latest").step == 4
@@ -175,7 +175,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(runs: Path, tmp_path: Path) -
     options = overrides("text_to_image", runs)
     path = CONFIGS / "debug/text_to_image.toml"
     run(path, tmp_path, overrides=[*options, "train.save_every=2"])
-    checkpoint = sorted((tmp_path / "checkpoints").iterdir())[0]
+    checkpoint = min((tmp_path / "checkpoints").iterdir())
     resumed = run(path, tmp_path / "resumed", overrides=options, resume=checkpoint)
     assert resumed.step == 4
     once, twice = weights(runs / "text_to_image/export"), weights(tmp_path / "resumed/export")

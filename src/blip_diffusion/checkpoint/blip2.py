@@ -1,4 +1,4 @@
-"""BLIP-2's weights in every layout: our folders, transformers' two classes, and LAVIS' `.pth`.
+"""BLIP-2's weights in every layout: this package's folders, transformers' two classes, and LAVIS' `.pth`.
 
 Blip2ForConditionalGeneration      tower, Q-Former without words, projection, language model
 Blip2ForImageTextRetrieval         tower, Q-Former with words, heads of ITC and ITM
@@ -58,10 +58,10 @@ from blip_diffusion.modules.language import LanguagePrefix
 from blip_diffusion.modules.qformer import QFormer, QFormerConfig
 
 LAVIS_EPS = 1e-5
-"""Of LAVIS' `ln_vision`; transformers' `post_layernorm` has 1e-6."""
+"""Epsilon of LAVIS' `ln_vision`; transformers' `post_layernorm` has 1e-6."""
 FROZEN = ("image_encoder.tower.", "language.language_model.")
 UNUSED_BY_BLIP2 = ("Qformer.cls.", "Qformer.bert.pooler.")
-"""LAVIS' heads that neither captions nor retrieval ask: ITG's is one of them."""
+"""Heads of LAVIS that captions and retrieval don't use, such as ITG's."""
 
 
 def load_blip2(
@@ -273,7 +273,7 @@ def _transformers_config(model: Blip2) -> dict[str, Any]:
 
 
 def read_lavis_blip2(path: Path, base: Blip2) -> Blip2:
-    """Load what LAVIS trained into a model of the same shapes, which keeps its frozen parts where the file lacks them.
+    """Load LAVIS' trained weights into a model of the same shapes, which provides missing frozen parts.
 
     Raises `CheckpointError` for missing, unexpected or misshapen weights.
     """

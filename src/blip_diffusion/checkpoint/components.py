@@ -49,6 +49,7 @@ from blip_diffusion.modules.placed_unet import PlacedUNet2DConditionModel, is_pl
 from blip_diffusion.modules.qformer import QFormerConfig
 from blip_diffusion.modules.text_encoder import SubjectTextEncoder
 from blip_diffusion.nn_utils import base_state
+from blip_diffusion.protocols import Tokenizer
 
 HEADS = "heads.safetensors"
 """File of the training heads in a model's folder, from which training can continue."""
@@ -201,7 +202,7 @@ def build_diffusers(
 
 
 def save_diffusers(
-    name: str, part: Any, folder: Path, *, dtype: torch.dtype | None = None, files: WeightFiles = ANY_FILES
+    part: Any, folder: Path, *, dtype: torch.dtype | None = None, files: WeightFiles = ANY_FILES
 ) -> None:
     """Write a part as diffusers does, without the path it was loaded from and without LoRAs."""
     part.save_config(folder)
@@ -282,7 +283,7 @@ def _std(values: Any) -> tuple[float, float, float]:
     return std
 
 
-def bert_tokenizer(path: str | Path | None = None) -> Any:
+def bert_tokenizer(path: str | Path | None = None) -> Tokenizer:
     """Load the Q-Former's tokenizer from a folder or vocabulary file; default: bert-base-uncased's.
 
     `[DEC]` starts a caption to be generated; it is added if the vocabulary lacks it.
@@ -324,7 +325,7 @@ def load_heads(heads: Mapping[str, nn.Module], folder: Path) -> list[str]:
     return loaded
 
 
-def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write a tokenizer as transformers 5 does, and the two files of transformers 4, which the published code reads."""
     tokenizer.save_pretrained(folder)
     table = read_json(folder / "tokenizer.json")["model"]

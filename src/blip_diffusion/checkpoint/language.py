@@ -1,4 +1,4 @@
-"""The folder `language/`: the projection, and a language model with its tokenizer or where it lies."""
+"""The folder `language/`: the projection, and a language model with its tokenizer or a reference to them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,24 +26,24 @@ from blip_diffusion.checkpoint.weights import (
 from blip_diffusion.errors import CheckpointError, reason
 from blip_diffusion.fileio import sha256_of
 from blip_diffusion.modules.language import LanguagePrefix
+from blip_diffusion.protocols import Tokenizer
 
 PROJECTION = "projection.safetensors"
 SOURCE = "source.json"
-"""In place of the language model's files: the folder that it lies in, and the digest of its weights."""
+"""File with the path and the digest of a language model that is not copied."""
 
 
 def save_language(
-    part: Any, tokenizer: Any, folder: Path, *, source: Path | None = None, dtype: torch.dtype | None = None
+    part: Any, tokenizer: Tokenizer, folder: Path, *, source: Path | None = None, dtype: torch.dtype | None = None
 ) -> None:
     """Write a `LanguagePrefix`, or a language model without a projection.
 
     Args:
-        part: What is written.
-        tokenizer: Of the language model.
+        part: The prefix or the language model.
+        tokenizer: The language model's tokenizer.
         folder: `language/` of a model's folder.
-        source: The folder or GGUF file of a language model that isn't to be copied: only its place and digest are
-            written.
-        dtype: Precision of the weights; by default as they are.
+        source: Folder or GGUF file of a language model; only its path and digest are written.
+        dtype: Precision of the written weights; by default theirs.
     """
     model = part.language_model if isinstance(part, LanguagePrefix) else part
     check_materialized(part)
@@ -76,11 +76,11 @@ def load_language_model(folder: Path, *, dtype: torch.dtype | None = None) -> tu
     """Load a language model and its tokenizer.
 
     Args:
-        folder: One that transformers' auto classes read, `language/` of a model, a GGUF file, or "smollm2".
+        folder: A folder for transformers' auto classes, `language/` of a model, a GGUF file, or "smollm2".
         dtype: Precision of the weights; by default float32.
 
     Raises:
-        CheckpointError: If there is none, and if weights are missing, unexpected or misshapen.
+        CheckpointError: If there is no language model, or weights are missing, unexpected or of wrong shapes.
     """
     folder = _source_of(find_gguf(folder))
     if folder.suffix == SUFFIX and folder.is_file():
@@ -97,7 +97,7 @@ def build_language_model(table: Mapping[str, Any]) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     if "model_type" not in table:
-        raise ValueError("it doesn't say which model_type it is")
+        raise ValueError("it has no model_type")
     config = AutoConfig.for_model(**table)
     return (AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM).from_config(config)
 
@@ -113,18 +113,18 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def load_tied(model: nn.Module, state: Mapping[str, Tensor], *, where: str, dtype: torch.dtype | None = None) -> None:
-    """Load a state into a model of transformers, whose tied weights may be in a file once or twice.
+    """Load a state dict into a model of transformers; a file may contain tied weights once or twice.
 
-    Floats become float32 where no `dtype` is given. Raises `CheckpointError` unless names and shapes are the model's.
+    Floats become float32 without a `dtype`. Raises `CheckpointError` unless names and shapes are the model's.
     """
     first = _first_names(model)
-    found: dict[str, Tensor] = {}
+    untied: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        if (own := first.get(name, name)) == name or own not in state:
-            found[own] = tensor
-    check_state(found, untied_state(model), where=where)
+        if (first_name := first.get(name, name)) == name or first_name not in state:
+            untied[first_name] = tensor
+    check_state(untied, untied_state(model), where=where)
     floats = dtype or torch.float32
-    cast = {name: tensor.to(floats) if tensor.is_floating_point() else tensor for name, tensor in found.items()}
+    cast = {name: tensor.to(floats) if tensor.is_floating_point() else tensor for name, tensor in untied.items()}
     model.load_state_dict(cast, assign=True, strict=False)
     for part in model.modules():
         if callable(tie := getattr(part, "tie_weights", None)):
@@ -133,13 +133,13 @@ def load_tied(model: nn.Module, state: Mapping[str, Tensor], *, where: str, dtyp
 
 
 def untied_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return a state dict in which tied weights stand once."""
+    """Return the state dict with each tied weight once."""
     first = _first_names(model)
     return {name: tensor for name, tensor in model.state_dict().items() if first.get(name, name) == name}
 
 
 def _first_names(model: nn.Module) -> dict[str, str]:
-    """Return for each parameter the first of the names that it has."""
+    """Return the first name of each parameter, by any of its names."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(p), name) for name, p in model.named_parameters(remove_duplicate=False)}
 
@@ -164,7 +164,7 @@ def _source_of(folder: Path) -> Path:
     table = read_json(folder / SOURCE)
     source = Path(str(table.get("path")))
     if not source.exists():
-        raise CheckpointError(f"The language model of {folder} lay in {source}, which is gone: bring it back.")
+        raise CheckpointError(f"The language model of {folder} is missing at {source}: put it there again.")
     if weights_digest(source) != table.get("sha256"):
         raise CheckpointError(f"The language model in {source} is no longer the one that {folder} was trained with.")
     return source

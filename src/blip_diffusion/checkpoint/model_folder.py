@@ -10,7 +10,6 @@ import diffusers
 import torch
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 
-from blip_diffusion.checkpoint import single_file
 from blip_diffusion.checkpoint.components import (
     bert_tokenizer,
     load_diffusers,
@@ -27,7 +26,6 @@ from blip_diffusion.checkpoint.components import (
     save_tokenizer,
 )
 from blip_diffusion.checkpoint.diffusers_export import advice
-from blip_diffusion.checkpoint.locate import find_model
 from blip_diffusion.checkpoint.lora import copy_lora
 from blip_diffusion.checkpoint.weights import (
     ANY_FILES,
@@ -44,6 +42,7 @@ from blip_diffusion.model import BlipDiffusion, InferenceConfig, ReferenceConfig
 from blip_diffusion.modules.heads import SubjectFinder
 from blip_diffusion.nn_utils import uncompiled
 from blip_diffusion.prompts import insert_position
+from blip_diffusion.protocols import Scheduler, Tokenizer
 
 CONSISTENCY_LORA = "consistency_lora.safetensors"
 """File of the LoRA for sampling in a few steps without guidance."""
@@ -163,7 +162,7 @@ def _check_variant(folder: Path, variant: str | None) -> None:
     )
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def _load_tokenizer(folder: Path) -> Tokenizer:
     from transformers import CLIPTokenizer
 
     try:
@@ -172,7 +171,7 @@ def _load_tokenizer(folder: Path) -> Any:
         raise CheckpointError(f"The tokenizer in {folder} can't be loaded: {reason(error)}.") from error
 
 
-def _load_scheduler(folder: Path, index: Mapping[str, Any]) -> Any:
+def _load_scheduler(folder: Path, index: Mapping[str, Any]) -> Scheduler:
     table = read_config(folder / "scheduler" / "scheduler_config.json", "the scheduler")
     with config_errors("the scheduler"):
         name = table.get("_class_name") or (index.get("scheduler") or (None, "PNDMScheduler"))[1]
@@ -183,35 +182,6 @@ def _load_scheduler(folder: Path, index: Mapping[str, Any]) -> Any:
         scheduler = getattr(diffusers, name).from_config(table)
         check_scheduler(scheduler)
     return scheduler
-
-
-def load_controlnet(name_or_path: str | Path, *, dtype: torch.dtype | None = None, **hub: Any) -> Any:
-    """Load a ControlNet from a folder, a repository with `controlnet/`, a single file or a hub id."""
-    if Path(name_or_path).is_file():
-        return single_file.controlnet(Path(name_or_path), dtype=dtype)
-    folder = find_model(name_or_path, **hub)
-    inner = folder / "controlnet"
-    return load_diffusers("controlnet", inner if inner.is_dir() else folder, dtype=dtype)
-
-
-def load_unet(path: str | Path, *, config: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None) -> Any:
-    """Load a U-Net from its folder, a Stable Diffusion folder, or a single file with the shapes of `config`."""
-    if Path(path).is_file():
-        return single_file.unet(Path(path), config=config, dtype=dtype)
-    return _load_other("unet", Path(path), dtype)
-
-
-def load_vae(path: str | Path, *, config: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None) -> Any:
-    """Load a VAE from its folder, a Stable Diffusion folder, or a single file with the shapes of `config`."""
-    if Path(path).is_file():
-        return single_file.vae(Path(path), config=config, dtype=dtype)
-    return _load_other("vae", Path(path), dtype)
-
-
-def _load_other(name: str, path: Path, dtype: torch.dtype | None) -> Any:
-    if not path.is_dir():
-        raise CheckpointError(f"There is no {name} at {path}: name its folder, a model's folder, or a file of weights.")
-    return load_diffusers(name, path / name if (path / name).is_dir() else path, dtype=dtype)
 
 
 def assemble(parts: Parts, folder: Path) -> BlipDiffusion:
@@ -291,7 +261,7 @@ def save_model(
     """
     if isinstance(controlnet, MultiControlNetModel):
         raise InputError(
-            f"A A model's folder holds one ControlNet, not {len(controlnet.nets)}: save each by itself, and the "
+            f"A model's folder holds one ControlNet, not {len(controlnet.nets)}: save each by itself, and the "
             "model without them (pipe.controlnet = None)."
         )
     parts = (model, controlnet) if controlnet is not None else (model,)
@@ -306,14 +276,14 @@ def save_model(
     save_tokenizer(model.tokenizer, folder / "tokenizer")
     model.scheduler.save_pretrained(folder / "scheduler")
     save_text_encoder(model.text_encoder, folder / "text_encoder", dtype=dtype, files=files)
-    save_diffusers("unet", model.unet, folder / "unet", dtype=dtype, files=files)
-    save_diffusers("vae", model.vae, folder / "vae", dtype=dtype, files=files)
+    save_diffusers(model.unet, folder / "unet", dtype=dtype, files=files)
+    save_diffusers(model.vae, folder / "vae", dtype=dtype, files=files)
     if model.subject_finder is not None:
         save_subject_finder(model.subject_finder, folder / "subject_finder", dtype=dtype, files=files)
     if controlnet is not None:
-        save_diffusers("controlnet", controlnet, folder / "controlnet", dtype=dtype, files=files)
+        save_diffusers(controlnet, folder / "controlnet", dtype=dtype, files=files)
     for kind, adapter in (t2i_adapters or {}).items():
-        save_diffusers("t2i_adapter", adapter, folder / T2I_ADAPTERS / kind, dtype=dtype, files=files)
+        save_diffusers(adapter, folder / T2I_ADAPTERS / kind, dtype=dtype, files=files)
     write_json(folder / "model_index.json", _index(model, controlnet))
 
 
@@ -338,7 +308,7 @@ def _index(model: BlipDiffusion, controlnet: Any) -> dict[str, Any]:
 
 def save_subject_model(
     encoder: SubjectEncoder,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     reference: ReferenceConfig,
     folder: Path,
     *,

@@ -88,7 +88,7 @@ def check_name(name: str) -> None:
 
 
 def check_category(category: str) -> None:
-    """Raise `InputError` unless a category can stand in a prompt."""
+    """Raise `InputError` unless a category can be used in a prompt."""
     if not category.strip():
         raise InputError("The category is empty: name the subject, for example dog.")
     if len(category.split()) > MOST_WORDS:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from blip_diffusion.checkpoint.weights import PICKLES, SAFE, read_file, unpickled
 from blip_diffusion.errors import CheckpointError
+from blip_diffusion.protocols import Tokenizer
 
 TENSOR_NAMES = {"emb_params", "embedding", "embeddings", "learned_embeds", "vector", "vectors", "weight", "tensor"}
 """Tensor names that don't name a word: the file's name is used instead."""
@@ -17,11 +18,11 @@ MAX_VECTORS = 75
 """Most vectors of a word: the words of a prompt."""
 
 
-def add_word(tokenizer: Any, text_encoder: Any, word: str, vectors: Tensor) -> None:
+def add_word(tokenizer: Tokenizer, text_encoder: Any, word: str, vectors: Tensor) -> None:
     """Add a word to a tokenizer and its vectors (N, D) to a text encoder, under diffusers' names for the N tokens.
 
     Raises:
-        CheckpointError: If the tokenizer knows the word, or the vectors have another width.
+        CheckpointError: If the tokenizer has the word, or the vectors have another width.
     """
     table = text_encoder.get_input_embeddings().weight
     if vectors.shape[1] != table.shape[1]:

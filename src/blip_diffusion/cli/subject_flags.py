@@ -130,7 +130,7 @@ def _for_each(flag: str, values: list[T], count: int) -> list[T]:
 
 
 def check_subject_files(arguments: argparse.Namespace) -> None:
-    """Raise `InputError` for what can be told of the subjects before torch is imported."""
+    """Raise `InputError` for mistakes in the subjects' flags, before torch is imported."""
     subjects = subjects_of(arguments)
     for path in (*arguments.reference, *arguments.region_mask):
         check_file("image", path)

@@ -1,1 +1,1 @@
-"""ComfyUI nodes over the same generation requests as the command line; the folder comfyui/ is what ComfyUI loads."""
+"""ComfyUI nodes over the same generation requests as the command line; ComfyUI loads the folder comfyui/."""

@@ -1,4 +1,4 @@
-"""Subjects as conditioning for ComfyUI's own samplers: what this pipeline's U-Net would read of the same inputs."""
+"""Text states with subjects as conditioning for ComfyUI's samplers, equal to those of this package's pipeline."""
 
 from typing import Any
 
@@ -26,15 +26,15 @@ def text_states(
     """Return text states (1, L, D) of a prompt with a subject in it, and of a negative prompt, in float32 on the CPU.
 
     Args:
-        model: A model with the layout of Stable Diffusion 1.5, as the published one has it.
-        subject: References, or tuned subjects that leave the U-Net as it is.
+        model: A model with the U-Net of Stable Diffusion 1.5, such as the published one.
+        subject: References, or tuned subjects without U-Net weights.
         prompt: The scene.
-        target_category: What to generate the subject as; empty: what it is.
+        target_category: What to generate the subject as; empty for its own category.
         negative_prompt: What should not appear.
 
     Raises:
-        InputError: If other samplers could not use the states alone: `mini` gives each token a place, and a tuned
-            subject may bring U-Net weights.
+        InputError: If the states are not enough for another sampler: `mini` gives each token a position, and a tuned
+            subject may have U-Net weights.
     """
     request = request_of(model, subject, prompt, target_category=target_category, negative_prompt=negative_prompt)
     pipe = model.pipe(request.dtype)
@@ -50,7 +50,7 @@ def text_states(
 
 
 def _check_unet(pipe: Any) -> None:
-    """Raise `InputError` for active subjects that change the U-Net, which another sampler has its own copy of."""
+    """Raise `InputError` for active subjects with U-Net weights, which other samplers don't apply."""
     for name in pipe.active_subjects:
         if changes_unet(pipe.adapters.registry.get(name)):
-            raise InputError(f"{name!r} was tuned with weights of the U-Net, which KSampler has not: use Generate.")
+            raise InputError(f"{name!r} has tuned weights of the U-Net, which KSampler doesn't apply: use Generate.")

@@ -1,4 +1,4 @@
-"""Run a node's request: the command line's request and its batches, with progress and previews for ComfyUI."""
+"""Run a node's generation request in batches, with progress and previews for ComfyUI."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ from blip_diffusion.generation.run import batches_of, prepared
 
 NO_PRESET = "none"
 Report = Callable[[int, int, Image.Image | None], None]
-"""Gets the steps done, all steps, and a preview or `None`; what it raises ends the generation."""
+"""Called with the current step, the number of steps, and a preview or `None`; an exception ends the generation."""
 FLAG = re.compile(r"--([a-z]+(?:-[a-z]+)*)")
 
 
@@ -35,25 +35,25 @@ def request_of(
     loras: Sequence[LoraRef] = (),
     **numbers: Any,
 ) -> GenerationRequest:
-    """Return the request that a node's inputs make: the one that the command line makes of the same values.
+    """Return the generation request of a node's inputs, equal to the command line's for the same values.
 
     Args:
         model: The model.
-        subject: The subject. `None`: the words of `target_category`, which a LoRA explains.
+        subject: The subject; `None` for a `target_category` that a LoRA was trained on.
         prompt: The scene.
-        target_category: What to generate the subject as; empty: what it is.
+        target_category: What to generate the subject as; empty for its own category.
         preset: "exact", "fast", "turbo" or "none".
         controls: Control maps.
         loras: LoRAs with their weights.
         **numbers: Fields of `GenerationRequest`: `seed`, `num_images`, `negative_prompt`; and `steps`,
-            `guidance_scale`, `width`, `height`, of which 0 is the model's default.
+            `guidance_scale`, `width`, `height`, where 0 stands for the model's default.
 
     Raises:
         InputError: If a value is empty or out of range.
     """
     category = subject.category if subject is not None else target_category
     if subject is None and not (loras and category.strip()):
-        raise InputError("There is no subject: connect one, or a LoRA, and the word that it explains as category.")
+        raise InputError("There is no subject: connect one, or a LoRA with its word as target_category.")
     references = subject.references if subject is not None else ()
     tuned = subject.tuned if subject is not None else ()
     chosen = "" if preset == NO_PRESET else preset
@@ -85,13 +85,13 @@ def generate(
     """Generate the images of a request.
 
     Args:
-        model: The model, which has nothing of the request afterwards.
-        request: What to generate.
+        model: The model; LoRAs and subjects are removed from it afterwards.
+        request: The request.
         report: Called after each sampling step.
-        previews: Previews of each batch, evenly spaced; each decodes the latents once.
+        previews: Number of previews of each batch, evenly spaced; each decodes the latents once.
 
     Returns:
-        The images, and what each was made from.
+        The images, and the request with the prompt and seed of each.
 
     Raises:
         InputError: If the request does not fit the model.
@@ -114,7 +114,7 @@ def _on_step(
     batches: int,
     pipe: Any,
     index: int,
-    timestep: Tensor,
+    _timestep: Tensor,
     tensors: dict[str, Tensor],
 ) -> dict[str, Tensor]:
     steps = len(pipe.scheduler.timesteps)
@@ -126,18 +126,18 @@ def _on_step(
 
 @contextmanager
 def node_rules() -> Iterator[None]:
-    """Context manager of what a node does.
+    """Context manager for the code of a node.
 
-    ComfyUI calls nodes in inference mode, in which weights that are loaded couldn't be changed later: within this, that
-    mode is off. Sentences of errors name inputs of nodes where they named flags.
+    It disables inference mode, in which ComfyUI calls nodes, since weights loaded in it couldn't be changed later.
+    Error messages name inputs of nodes in place of flags.
     """
     try:
         with torch.inference_mode(False), torch.no_grad():
             yield
     except BlipDiffusionError as error:
-        raise type(error)(sentence(error)) from error
+        raise type(error)(error_message(error)) from error
 
 
-def sentence(error: Exception) -> str:
-    """Return the sentence of an error, with the names of inputs in place of flags."""
+def error_message(error: Exception) -> str:
+    """Return an error's message, with the names of inputs in place of flags."""
     return FLAG.sub(lambda flag: flag[1].replace("-", "_"), str(error))

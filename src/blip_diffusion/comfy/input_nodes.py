@@ -37,7 +37,7 @@ MODEL_FOLDERS = ("blip_diffusion", "diffusers")
 
 
 def add_model_folders() -> None:
-    """Tell ComfyUI about the folders of models and of tuned subjects."""
+    """Register the folders of models and of tuned subjects with ComfyUI."""
     for name in (SUBJECT_FOLDER, MODEL_FOLDERS[0]):
         folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir) / name))
 
@@ -73,7 +73,7 @@ class LoadModel(io.ComfyNode):
                 io.Combo.Input("precision", options=[AUTO, *get_args(Dtype)], default=AUTO, optional=True,
                                tooltip="auto: float32, or under a preset the fastest of this device."),
                 io.Combo.Input("engine", options=list(get_args(Engine)), default="torch", optional=True,
-                               tooltip="What runs the networks: compiled is for GPUs, openvino for CPUs."),
+                               tooltip="Backend of the networks: compiled is for GPUs, openvino for CPUs."),
             ],
             outputs=[MODEL.Output(display_name="model")],
         )  # fmt: skip
@@ -90,7 +90,7 @@ class LoadModel(io.ComfyNode):
 
 
 class SubjectFromImages(io.ComfyNode):
-    """A subject from its images, shown as the image encoder sees them."""
+    """A subject from images, with a preview of the image encoder's input."""
 
     @classmethod
     def define_schema(cls) -> Any:
@@ -98,7 +98,7 @@ class SubjectFromImages(io.ComfyNode):
             node_id="BlipDiffusionSubject",
             display_name="Subject from Images",
             category=CATEGORY,
-            description="A subject from one image or a batch of images of it. Shows what the image encoder sees.",
+            description="A subject from one image or a batch of images of it. Shows the image encoder's input.",
             inputs=[
                 MODEL.Input("model"),
                 io.Image.Input("image", tooltip="One image of the subject, or a batch: the mean is used."),
@@ -106,7 +106,7 @@ class SubjectFromImages(io.ComfyNode):
                 io.Combo.Input("resize_mode", options=[MODEL_DEFAULT, *get_args(ResizeMode)], default=MODEL_DEFAULT,
                                optional=True, tooltip="How the image becomes square."),
                 io.Mask.Input("background", optional=True,
-                              tooltip="What isn't the subject, as LoadImage's mask is: it becomes white."),
+                              tooltip="A mask of the background, such as LoadImage's; it becomes white."),
             ],
             outputs=[SUBJECT.Output(display_name="subject"), io.Image.Output(display_name="crop")],
         )  # fmt: skip
@@ -122,9 +122,9 @@ class SubjectFromImages(io.ComfyNode):
         with node_rules():
             check_category(category)
             subject = subject_from_images(image, category, resize_mode, background)
-            shown = [read_image(file, lambda opened: opened.copy()) for file in reference_files(image, background)]
+            references = [read_image(file, lambda opened: opened.copy()) for file in reference_files(image, background)]
             pipe = model.any_pipe()
-            crops = from_pil([pipe.preview_reference(one, resize_mode=subject.resize_mode) for one in shown])
+            crops = from_pil([pipe.preview_reference(image, resize_mode=subject.resize_mode) for image in references])
         return io.NodeOutput(subject, crops, ui=ui.PreviewImage(crops, cls=cls))
 
 
@@ -137,7 +137,7 @@ class LoadTunedSubject(io.ComfyNode):
             node_id="BlipDiffusionLoadSubject",
             display_name="Load Tuned Subject",
             category=CATEGORY,
-            description="A subject that blip-diffusion tune wrote, from models/blip_subjects.",
+            description="A subject file of blip-diffusion tune, from models/blip_subjects.",
             inputs=[io.Combo.Input("file", options=folder_paths.get_filename_list(SUBJECT_FOLDER))],
             outputs=[SUBJECT.Output(display_name="subject")],
         )
@@ -166,17 +166,17 @@ class MixSubjects(io.ComfyNode):
             node_id="BlipDiffusionMixSubjects",
             display_name="Mix Subjects",
             category=CATEGORY,
-            description="A mixture of tuned subjects. Only the proportions of the weights count.",
+            description="A mixture of tuned subjects. Weights are normalised to the sum 1.",
             inputs=[*subjects, *weights],
             outputs=[SUBJECT.Output(display_name="subject")],
         )
 
     @classmethod
     def execute(cls, **inputs: Any) -> Any:
-        given = [number for number in range(1, 6) if inputs.get(f"subject_{number}") is not None]
+        connected = [number for number in range(1, 6) if inputs.get(f"subject_{number}") is not None]
         with node_rules():
-            subjects = [inputs[f"subject_{number}"] for number in given]
-            return io.NodeOutput(mix(subjects, [inputs.get(f"weight_{number}", 1.0) for number in given]))
+            subjects = [inputs[f"subject_{number}"] for number in connected]
+            return io.NodeOutput(mix(subjects, [inputs.get(f"weight_{number}", 1.0) for number in connected]))
 
 
 class AddLora(io.ComfyNode):
@@ -233,5 +233,5 @@ class AddControl(io.ComfyNode):
     def execute(cls, image: Any, kind: str, scale: float, controlnet: str = "", controls: Any = ()) -> Any:
         with node_rules():
             control = control_from_image(image, kind, scale, controlnet)
-            shown = from_pil([read_image(BytesIO(control.image), lambda opened: opened.copy())])
-        return io.NodeOutput((*controls, control), shown, ui=ui.PreviewImage(shown, cls=cls))
+            control_map = from_pil([read_image(BytesIO(control.image), lambda opened: opened.copy())])
+        return io.NodeOutput((*controls, control), control_map, ui=ui.PreviewImage(control_map, cls=cls))

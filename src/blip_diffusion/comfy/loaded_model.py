@@ -1,4 +1,4 @@
-"""The model that nodes share: where to look for models, and loading in the precision that a request needs."""
+"""The model that nodes share: find model folders, and load in the precision of a request."""
 
 import json
 from collections.abc import Iterable
@@ -40,23 +40,23 @@ class LoadedModel:
     def pipe(self, dtype: Dtype) -> BlipDiffusionPipeline:
         """Return the pipeline in a precision. Raises `CheckpointError` if the model is missing or damaged."""
         if dtype not in self._loaded:
-            self._loaded.clear()  # one at a time is in memory
+            self._loaded.clear()  # keep only one in memory
             self._loaded[dtype] = load_pipeline(self.name, dtype, self.device)
         return self._loaded[dtype]
 
     def any_pipe(self) -> BlipDiffusionPipeline:
-        """Return the pipeline in whatever precision it is in, loaded if it isn't."""
+        """Return the loaded pipeline in its current precision, or load it."""
         return next(iter(self._loaded.values()), None) or self.pipe(self.dtype_of(""))
 
 
 def find_models(folders: Iterable[Path]) -> dict[str, Path]:
-    """Return the model folders within some folders, by name; the first of equal names counts."""
-    found: dict[str, Path] = {}
+    """Return the model folders inside `folders`, by name; the first of equal names is used."""
+    models: dict[str, Path] = {}
     for folder in folders:
         for index in sorted(folder.glob("*/model_index.json")):
             if _is_blip_diffusion(index):
-                found.setdefault(index.parent.name, index.parent)
-    return found
+                models.setdefault(index.parent.name, index.parent)
+    return models
 
 
 def _is_blip_diffusion(index: Path) -> bool:

@@ -1,4 +1,4 @@
-"""ComfyUI nodes that generate, save, and hand over to KSampler; and the list of all nodes. Imported by ComfyUI only."""
+"""ComfyUI nodes that generate and save images or return conditioning, and the list of all nodes. For ComfyUI only."""
 
 import json
 from pathlib import Path
@@ -40,16 +40,16 @@ SETTINGS = io.Custom("BLIP_SETTINGS")
 MAX_IMAGES = 64
 MAX_PREVIEWS = 50
 PREVIEW_SIDE = 512
-"""The most that ComfyUI shows of a preview, in pixels."""
+"""Largest side of a preview in pixels."""
 NO_PROMPT = "The prompt is empty: describe the scene, for example on the beach."
-EMPTY_IS_SAME = "What to generate the subject as; empty: what it is."
+TARGET_HELP = "What to generate the subject as; empty: its own category."
 
 
 def _prompt_inputs() -> list[Any]:
     return [
         io.String.Input("prompt", multiline=True, default="on the beach", dynamic_prompts=True,
                         tooltip="The scene, without the subject."),
-        io.String.Input("target_category", default="", optional=True, tooltip=EMPTY_IS_SAME),
+        io.String.Input("target_category", default="", optional=True, tooltip=TARGET_HELP),
         io.String.Input("negative_prompt", default="", optional=True, tooltip="What should not appear."),
     ]  # fmt: skip
 
@@ -63,11 +63,11 @@ class Generate(io.ComfyNode):
             node_id="BlipDiffusionGenerate",
             display_name="Generate (BLIP-Diffusion)",
             category=CATEGORY,
-            description="Images of a subject in a scene: those that blip-diffusion generate makes of the same values.",
+            description="Images of a subject in a scene, as blip-diffusion generate makes them from the same values.",
             inputs=[
                 MODEL.Input("model"),
                 SUBJECT.Input("subject", optional=True,
-                              tooltip="Not needed where a LoRA explains the word in target_category."),
+                              tooltip="Not needed with a LoRA whose word is in target_category."),
                 *_prompt_inputs(),
                 io.Int.Input("seed", default=0, min=0, max=2**63 - MAX_IMAGES, control_after_generate=True,
                              tooltip="Of the first image; incremented for each next one."),
@@ -80,7 +80,7 @@ class Generate(io.ComfyNode):
                 io.Combo.Input("preset", options=[NO_PRESET, *PRESETS], default=NO_PRESET,
                                tooltip="exact: same images, faster arithmetic; fast: 10 steps; turbo: fewest steps."),
                 io.Int.Input("previews", default=3, min=0, max=MAX_PREVIEWS, optional=True,
-                             tooltip="Images on the way, evenly spaced; each costs one decoding."),
+                             tooltip="Number of previews, evenly spaced; each decodes the latents once."),
                 LORAS.Input("loras", optional=True),
                 CONTROLS.Input("controls", optional=True),
             ],
@@ -114,8 +114,8 @@ class _Progress:
 
     def __call__(self, step: int, steps: int, preview: Image.Image | None) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        shown = None if preview is None else ("JPEG", preview, PREVIEW_SIDE)
-        self.bar.update_absolute(step, steps, shown)
+        image = None if preview is None else ("JPEG", preview, PREVIEW_SIDE)
+        self.bar.update_absolute(step, steps, image)
 
 
 class SaveWithSettings(io.ComfyNode):
@@ -130,7 +130,7 @@ class SaveWithSettings(io.ComfyNode):
             description="PNG files that blip-diffusion generate --reproduce reads, and that open as a workflow here.",
             inputs=[
                 io.Image.Input("images"),
-                SETTINGS.Input("settings", tooltip="What Generate gives beside the images."),
+                SETTINGS.Input("settings", tooltip="The output settings of Generate."),
                 io.String.Input("filename_prefix", default="blip-diffusion"),
             ],
             outputs=[],
@@ -152,10 +152,10 @@ class SaveWithSettings(io.ComfyNode):
 
 
 def _save(
-    node: Any, image: Image.Image, made_of: tuple[str, int], settings: GeneratedImages, prefix: str
+    node: Any, image: Image.Image, prompt_and_seed: tuple[str, int], settings: GeneratedImages, prefix: str
 ) -> dict[str, str]:
-    """Write one image to ComfyUI's output folder, and return what its page needs to show it."""
-    prompt, seed = made_of
+    """Write one image to ComfyUI's output folder, and return its entry for ComfyUI's page."""
+    prompt, seed = prompt_and_seed
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
         prefix, folder_paths.get_output_directory(), *image.size
     )

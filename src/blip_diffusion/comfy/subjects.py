@@ -1,4 +1,4 @@
-"""What goes over ComfyUI's wires beside images: subjects, LoRAs, controls, and generated images with their request."""
+"""Types of node outputs beside images: subjects, LoRAs, controls, and generated images with their request."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from blip_diffusion.generation.subject_refs import SubjectRef, subject_ref
 from blip_diffusion.images import ResizeMode
 
 MODEL_DEFAULT = "model default"
-"""Of a choice: what the model does by itself."""
+"""Option of `resize_mode`: the model's own."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class SubjectInput:
     Args:
         category: What the subject is.
         references: PNG bytes of reference images; the mean of their tokens is used.
-        resize_mode: How references become square; `None`: the model's way.
+        resize_mode: How references become square; `None` for the model's mode.
         tuned: Tuned subjects, in place of references.
     """
 
@@ -46,13 +46,13 @@ class GeneratedImages:
 def subject_from_images(
     image: Tensor, category: str, resize_mode: str = MODEL_DEFAULT, background: Tensor | None = None
 ) -> SubjectInput:
-    """Return the subject that images show.
+    """Return the subject of images.
 
     Args:
-        image: IMAGE (B, H, W, 3): images of one subject.
+        image: IMAGE (B, H, W, 3), images of one subject.
         category: What the subject is, for example "dog".
         resize_mode: "crop", "squash", "pad", "subject", or `MODEL_DEFAULT`.
-        background: MASK, 1 where the background is, which becomes white.
+        background: MASK, 1 at the background, which becomes white.
 
     Raises:
         InputError: If the category is empty, or an image is too small or too large.
@@ -74,16 +74,16 @@ def mix(subjects: Sequence[SubjectInput], weights: Sequence[float]) -> SubjectIn
 
     Args:
         subjects: Tuned subjects, or mixtures of them.
-        weights: The share of each; only their proportions count.
+        weights: The weight of each; they are normalised to the sum 1.
 
     Returns:
-        The mixture, whose category is that of the largest share.
+        The mixture, with the category of the largest weight.
 
     Raises:
         InputError: If a subject has references instead, or the weights add up to 0.
     """
     if any(not subject.tuned for subject in subjects):
-        raise InputError("Only tuned subjects can be mixed: connect what Load Tuned Subject gives.")
+        raise InputError("Only tuned subjects can be mixed: connect outputs of Load Tuned Subject.")
     total = sum(weights)
     if not total:
         raise InputError("The weights of the subjects add up to 0: change one of them.")

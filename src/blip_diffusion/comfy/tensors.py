@@ -26,22 +26,22 @@ def to_pil(image: Tensor) -> list[Image.Image]:
 def from_pil(images: Sequence[Image.Image]) -> Tensor:
     """Return images of one size as an IMAGE (B, H, W, 3).
 
-    Each value is the least float32 that is not below k / 255. ComfyUI's own nodes multiply by 255 and truncate: they
-    write exactly the 8 bits that these images have.
+    Each value is the smallest float32 that is at least k / 255: ComfyUI's nodes multiply by 255 and truncate, which
+    then gives the same 8-bit values.
     """
     return LEVELS[torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images])).long()]
 
 
 def reference_files(image: Tensor, background: Tensor | None = None) -> list[io.BytesIO]:
-    """Return each image of an IMAGE as an open PNG file, transparent where the background is.
+    """Return each image of an IMAGE as an open PNG file, transparent at the background.
 
     Args:
         image: IMAGE (B, H, W, 3).
-        background: MASK (1 or B, h, w), 1 where the background is, as the mask of LoadImage is for transparent images.
-            Another size than the image's is scaled to it.
+        background: MASK (1 or B, h, w), 1 at the background, such as LoadImage's mask of a transparent image. It is
+            resized to the image.
 
     Raises:
-        InputError: If there are several masks, but not one for each image.
+        InputError: If the number of masks is neither 1 nor that of the images.
     """
     rgb = to_pil(image)
     if background is None:
@@ -61,7 +61,7 @@ def _eight_bits(values: Tensor) -> "list[np.ndarray[tuple[int, ...], np.dtype[np
 
 
 def _levels() -> Tensor:
-    """Return the 256 values of an 8 bit image in [0, 1], none below k / 255."""
+    """Return the 256 float32 levels in [0, 1] of an 8-bit image, each at least k / 255."""
     exact = np.arange(256) / 255
     near = exact.astype(np.float32)
     return torch.from_numpy(np.where(near < exact, np.nextafter(near, np.float32(2)), near).astype(np.float32))

@@ -26,7 +26,7 @@ class SubjectBatch(TypedDict):
 
 
 DescribedImage = Literal["reference", "target"]
-"""Which image of a pair. A reference's caption names category and background; a target's says all that it shows."""
+"""Which image of a pair. A reference's caption names category and background; a target's describes the whole image."""
 
 
 def described(batch: SubjectBatch, image: DescribedImage) -> tuple[Tensor, list[str]]:

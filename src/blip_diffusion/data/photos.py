@@ -41,7 +41,7 @@ class Photo:
     name: str
     image: Image.Image  # upright RGB
     mask: Image.Image | None = None  # mode L, of the same size: white is the subject
-    caption: str = ""  # what it shows, where a file beside it says so
+    caption: str = ""  # from the text file beside it
 
 
 class PhotoBatch(TypedDict):

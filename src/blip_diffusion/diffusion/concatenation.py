@@ -1,4 +1,4 @@
-"""Conditioning by concatenation (Rombach et al. 2022, figure 3): the U-Net reads a condition beside the latents."""
+"""Conditioning by concatenation (Rombach et al. 2022, figure 3): the U-Net's input is [latents | condition]."""
 
 from collections.abc import Callable
 
@@ -8,19 +8,19 @@ from torch import Tensor
 from blip_diffusion.diffusion.guidance import Denoiser
 
 Condition = Tensor | Callable[[Tensor], Tensor]
-"""Channels (1 or B, K, H, W) that stand beside the latents, or a function of the latents that returns them."""
+"""Channels (1 or B, K, H, W) that are concatenated to the latents, or a function of the latents that returns them."""
 
 
 def concatenated(denoiser: Denoiser, condition: Condition) -> Denoiser:
-    """Return a denoiser of latents (B, C, H, W) over one that reads latents and condition (B, C + K, H, W).
+    """Return a denoiser of latents (B, C, H, W) from a denoiser of latents with a condition (B, C + K, H, W).
 
-    A condition of fewer images is repeated: the batch holds whole copies of them, as guidance makes it.
+    A condition of fewer rows is repeated, since guidance repeats the images of a batch.
     """
 
     def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
-        given = condition(latents) if callable(condition) else condition
-        beside = given.to(latents).repeat(len(latents) // len(given), 1, 1, 1)
-        return denoiser(torch.cat([latents, beside], dim=1), timestep)
+        channels = condition(latents) if callable(condition) else condition
+        channels = channels.to(latents).repeat(len(latents) // len(channels), 1, 1, 1)
+        return denoiser(torch.cat([latents, channels], dim=1), timestep)
 
     return denoise
 

@@ -10,6 +10,7 @@ from diffusers import T2IAdapter
 from torch import Tensor
 
 from blip_diffusion.diffusion.guidance import Denoiser
+from blip_diffusion.protocols import UNet
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Control:
 
 
 def controlled_denoiser(
-    unet: Any,
+    unet: UNet,
     text: Tensor,
     controls: Sequence[Control],
     *,

@@ -1,7 +1,7 @@
-"""Adjust what cross-attention layers read: regions of the image read sentences of their own, and subjects weigh less.
+"""Adjust cross-attention: each region of the image attends to its own sentence, and the subject is scaled.
 
-Text states stand one after another along their length. Hooks on the layers serve every attention processor, LoRA and
-cached layer of torch; networks that another engine has converted know no hooks.
+Text states of several sentences are concatenated along the token axis. The hooks work with every attention processor,
+LoRA and DeepCache on the engine torch; networks converted to another engine have no hooks.
 """
 
 import math
@@ -14,19 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MIN_VISIBILITY = 1e-4
-"""Least visibility of a sentence: its logarithm is added to attention scores."""
+"""Smallest visibility of a sentence; the logarithm of the visibility is added to attention scores."""
 
 
 @contextmanager
 def adjusted_attention(
     layers: Sequence[tuple[nn.Module, float]], *, visibility: Tensor | None = None, has_without: bool = False
 ) -> Iterator[None]:
-    """Context manager: cross-attention layers read their text states in parts. Afterwards they are as before.
+    """Context manager: adjust cross-attention layers, and restore them on exit.
 
     Args:
-        layers: diffusers attention layers, and for each the scale s of the subject in it.
-        visibility: (K, h, w) in [0, 1], how visible each of K sentences is at each place. The text states are those of
-            K sentences, (B, K L, D).
+        layers: diffusers' attention layers, each with its scale s of the subject.
+        visibility: (K, h, w) in [0, 1], the visibility of each of K sentences at each position. Text states are then
+            those of K sentences, (B, K L, D).
         has_without: Whether text states are (B, 2 L, D), with the subject and without. A layer then returns
             (1 - s) A(without) + s A(with).
     """
@@ -43,26 +43,26 @@ def adjusted_attention(
 
 
 class _LayerHook:
-    """The hooks of one layer; what the second one needs of the first is kept for the time of a call."""
+    """The two hooks of one layer; the first stores the arguments that the second needs."""
 
     def __init__(self, scale: float, visibility: Tensor | None, *, has_without: bool) -> None:
         self._scale, self._visibility, self._has_without = scale, visibility, has_without
         self._biases: dict[tuple[int, int], Tensor] = {}
         self._without: dict[str, Any] | None = None
 
-    def before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def before(self, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Choose the text states, and add the mask of the regions."""
         hidden, text = args[0], kwargs["encoder_hidden_states"]
         full, without = text.chunk(2, dim=1) if self._has_without else (text, None)
-        own = kwargs | {"attention_mask": self._bias(hidden, full), "encoder_hidden_states": full}
+        adjusted = kwargs | {"attention_mask": self._bias(hidden, full), "encoder_hidden_states": full}
         if without is not None and self._scale == 0:
-            return args, own | {"encoder_hidden_states": without}
+            return args, adjusted | {"encoder_hidden_states": without}
         mixes = without is not None and self._scale != 1
-        self._without = own | {"encoder_hidden_states": without} if mixes else None
-        return args, own
+        self._without = adjusted | {"encoder_hidden_states": without} if mixes else None
+        return args, adjusted
 
     def after(self, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Mix in what the layer answers without the subject."""
+        """Interpolate with the layer's output without the subject."""
         if self._without is None:
             return output
         kwargs, self._without = self._without, None
@@ -70,7 +70,7 @@ class _LayerHook:
         return without + self._scale * (output - without)
 
     def _bias(self, hidden: Tensor, text: Tensor) -> Tensor | None:
-        """Return what is added to attention scores (B, P, K L)."""
+        """Return the bias of the attention scores (B, P, K L)."""
         if self._visibility is None:
             return None
         size = hidden.shape[1], text.shape[1]
@@ -79,20 +79,20 @@ class _LayerHook:
         return self._biases[size].to(hidden).expand(len(hidden), -1, -1)
 
 
-def region_bias(visibility: Tensor, places: int, columns: int) -> Tensor:
-    """Return the logarithms of visibility (K, h, w) for a layer of P places and K sentences' columns: (1, P, K L)."""
+def region_bias(visibility: Tensor, positions: int, tokens: int) -> Tensor:
+    """Return the logarithm of visibility (K, h, w) as attention bias (1, P, K L) of a layer with P positions."""
     sentences, height, width = visibility.shape
-    rows = round(math.sqrt(places * height / width))
-    resized = F.interpolate(visibility[None].float(), (rows, places // rows), mode="area")[0]
+    rows = round(math.sqrt(positions * height / width))
+    resized = F.interpolate(visibility[None].float(), (rows, positions // rows), mode="area")[0]
     bias = resized.clamp(min=MIN_VISIBILITY).log().flatten(1).T  # (P, K)
-    return bias.repeat_interleave(columns // sentences, dim=1)[None]
+    return bias.repeat_interleave(tokens // sentences, dim=1)[None]
 
 
 def visibility_of(inside: Tensor) -> Tensor:
     """Return where K sentences are visible, (K, h, w): each in its own region, and all of them outside the regions.
 
     Args:
-        inside: (K, h, w) in [0, 1], the share of each place that lies inside each region.
+        inside: (K, h, w) in [0, 1], the share of each position that lies inside each region.
     """
     outside = (1 - inside).prod(dim=0, keepdim=True)
     return torch.clamp(inside + outside, max=1.0)

@@ -1,13 +1,14 @@
 """The forward process: how latents are noised, the prediction target, and the loss weight of a timestep."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from blip_diffusion.diffusion.guidance import Denoiser
 from blip_diffusion.errors import ConfigError
+from blip_diffusion.protocols import Scheduler
 
 Prediction = Literal["epsilon", "v_prediction"]
 
@@ -24,7 +25,7 @@ class Noising:
             raise ConfigError(f"noising: prediction is {self.prediction!r}; use epsilon or v_prediction.")
 
     @classmethod
-    def from_scheduler(cls, scheduler: Any) -> "Noising":
+    def from_scheduler(cls, scheduler: Scheduler) -> "Noising":
         """Return the forward process that a diffusers scheduler inverts."""
         return cls(scheduler.alphas_cumprod.float(), scheduler.config.prediction_type)
 

@@ -2,16 +2,17 @@
 
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from blip_diffusion.protocols import UNet
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """Noised latents (B, C, H, W) and a timestep to the network's prediction (B, C, H, W)."""
 
 
-def unet_denoiser(unet: Any, text: Tensor) -> Denoiser:
+def unet_denoiser(unet: UNet, text: Tensor) -> Denoiser:
     """Return a denoiser of the U-Net with text states (B, L, D) in cross-attention.
 
     The U-Net computes in its data type; latents keep theirs, which a solver's small steps need.

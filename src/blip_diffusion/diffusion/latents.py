@@ -1,15 +1,15 @@
 """Images to latents and back (Rombach et al. 2022, section 3.1); only this module uses the scaling factor."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
+
+from blip_diffusion.protocols import VAE
 
 
 class LatentCodec:
     """A diffusers VAE with its scaling factor: latents have the scale that the denoiser is trained on."""
 
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, vae: VAE) -> None:
         self.vae = vae
 
     @property

@@ -1,4 +1,4 @@
-"""Masks of an edit: where two predictions differ, how a mask is brought to the latents, and how pixels are pasted."""
+"""Masks of an edit: compute one from two predictions, resize it to the latents, and paste pixels."""
 
 import torch
 import torch.nn.functional as F
@@ -8,28 +8,28 @@ from blip_diffusion.diffusion.forward_process import Noising
 from blip_diffusion.diffusion.guidance import Denoiser
 
 LEVEL = 0.8
-"""The share of all noise levels at which predictions are compared."""
+"""Timestep at which predictions are compared, as a share of all timesteps."""
 NOISES = 6
-"""Noises over which their difference is averaged."""
+"""Number of noises over which the difference is averaged."""
 COVERED = 0.1
-"""Share of a latent's area from which a mask covers it."""
+"""Share of a latent's area above which a mask covers the latent."""
 
 
 @torch.no_grad()
 def difference_mask(
     both: Denoiser, clean: Tensor, noising: Noising, generator: torch.Generator, *, threshold: float
 ) -> Tensor:
-    """Return where two texts want different images (Couairon et al. 2023, "DiffEdit", section 3.2).
+    """Return where the predictions for two texts differ (Couairon et al. 2023, "DiffEdit", section 3.2).
 
     Args:
         both: A denoiser of [source, target] batches of size 2 `NOISES`, without guidance.
         clean: Latents (1, C, h, w).
         noising: The forward process.
         generator: Source of the noises.
-        threshold: In [0, 1], of the difference from its least to its largest.
+        threshold: In [0, 1], on the difference scaled from its minimum to its maximum.
 
     Returns:
-        (1, 1, h, w) of zeros and ones, grown by one latent.
+        (1, 1, h, w) of zeros and ones, dilated by one latent.
     """
     shape = (NOISES, *clean.shape[1:])
     noise = torch.randn(shape, generator=generator, device=generator.device).to(clean)
@@ -39,20 +39,20 @@ def difference_mask(
     difference = (target - source).abs().mean(dim=(0, 1), keepdim=True)
     smooth = F.avg_pool2d(difference, 3, stride=1, padding=1, count_include_pad=False)
     low, high = smooth.amin(), smooth.amax()
-    return grown(((smooth - low) / (high - low).clamp(min=1e-12) > threshold).float())
+    return dilated(((smooth - low) / (high - low).clamp(min=1e-12) > threshold).float())
 
 
-def grown(mask: Tensor) -> Tensor:
-    """Return a mask (B, 1, H, W) grown by one cell in each direction."""
+def dilated(mask: Tensor) -> Tensor:
+    """Return a mask (B, 1, H, W) dilated by one cell in each direction."""
     return F.max_pool2d(mask, 3, stride=1, padding=1)
 
 
 def latent_mask(mask: Tensor, factor: int) -> Tensor:
-    """Return the latents (B, 1, h, w) that a mask of pixels (B, 1, H, W) touches, grown by one.
+    """Return the latents (B, 1, h, w) that a mask of pixels (B, 1, H, W) touches, dilated by one.
 
-    Nearest neighbours would lose what is thinner than a latent.
+    Nearest-neighbour resizing would lose strokes that are thinner than a latent.
     """
-    return grown((F.avg_pool2d(mask, factor) > COVERED).float())
+    return dilated((F.avg_pool2d(mask, factor) > COVERED).float())
 
 
 def pixel_mask(mask: Tensor, factor: int) -> Tensor:
@@ -63,7 +63,7 @@ def pixel_mask(mask: Tensor, factor: int) -> Tensor:
 def feathered(mask: Tensor, radius: int) -> Tensor:
     """Return a mask (B, 1, H, W) that rises from 0 at its edge to 1 within about `radius` pixels.
 
-    It stays 0 wherever the mask is 0. Where the mask is too thin to rise, it stays as it is.
+    It is 0 wherever the mask is 0. Thin parts, which could not rise to 1, are not feathered.
     """
     solid = (mask > 0.5).float()
     if radius < 1:
@@ -71,11 +71,11 @@ def feathered(mask: Tensor, radius: int) -> Tensor:
     size = 2 * radius + 1
     inner = F.avg_pool2d(solid, size, stride=1, padding=radius, count_include_pad=False)
     soft = ((inner - 0.5) * 2).clamp(0, 1) * solid
-    risen = F.max_pool2d(soft, 2 * size - 1, stride=1, padding=size - 1)  # how far it rises close by
-    return torch.where(risen < 0.5, solid, soft)
+    nearby = F.max_pool2d(soft, 2 * size - 1, stride=1, padding=size - 1)  # largest value nearby
+    return torch.where(nearby < 0.5, solid, soft)
 
 
 def paste(photo: Tensor, edit: Tensor, mask: Tensor, *, feather: int) -> Tensor:
-    """Return an edit (B, 3, H, W) within a mask (1 or B, 1, H, W) and the photo's own pixels outside of it, exactly."""
+    """Return an edit (B, 3, H, W) within a mask (1 or B, 1, H, W) and exactly the photo's pixels outside it."""
     alpha = feathered(mask, feather).to(edit)
     return torch.where(alpha > 0, photo + alpha * (edit - photo), photo)

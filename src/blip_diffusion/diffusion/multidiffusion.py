@@ -11,13 +11,13 @@ from blip_diffusion.diffusion.guidance import Denoiser
 def averaged_regions(
     build: Callable[[Tensor], Denoiser], text: Tensor, visibility: Tensor, *, doubled: bool = False
 ) -> Denoiser:
-    """Average the predictions of K sentences at each place: v = Σ m_k v_k / Σ m_k (Bar-Tal et al. 2023, equation 5).
+    """Average the predictions of K sentences at each position: v = Σ m_k v_k / Σ m_k (Bar-Tal et al. 2023, equation 5).
 
     Args:
-        build: Text states (R, L, D) to a denoiser of R latents.
+        build: Function from text states (R, L, D) to a denoiser of R latents.
         text: Text states (B, K L, D) of K sentences, one after another; (2B, K L, D) if doubled.
-        visibility: The weights m_k, (K, h, w), positive somewhere at each place.
-        doubled: Whether the first half are the states of negative prompts, the same K times.
+        visibility: The weights m_k, (K, h, w), with a positive sum at each position.
+        doubled: Whether the first half of the batch are the states of the negative prompts, repeated K times.
 
     Returns:
         A denoiser of B latents, or of 2B if doubled.
@@ -29,9 +29,9 @@ def averaged_regions(
     network = build(torch.cat([*empty, *full]))
 
     def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
-        own = latents.chunk(2)[1] if doubled else latents
-        answers = network(own.repeat(count + doubled, 1, 1, 1), timestep).reshape(-1, *own.shape)
-        mean = (weights.to(answers) * answers[doubled:]).sum(dim=0)
-        return torch.cat([answers[0], mean]) if doubled else mean
+        single = latents.chunk(2)[1] if doubled else latents
+        predictions = network(single.repeat(count + doubled, 1, 1, 1), timestep).reshape(-1, *single.shape)
+        mean = (weights.to(predictions) * predictions[doubled:]).sum(dim=0)
+        return torch.cat([predictions[0], mean]) if doubled else mean
 
     return denoise

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from blip_diffusion.diffusion.guidance import Denoiser
 from blip_diffusion.errors import InputError
+from blip_diffusion.protocols import Scheduler
 
 StepHook = Callable[[int, Tensor, Tensor], Tensor]
 """Called after a step with its index, timestep and latents; returns the latents to continue with."""
@@ -18,7 +19,7 @@ StepHook = Callable[[int, Tensor, Tensor], Tensor]
 def sample(
     denoiser: Denoiser,
     latents: Tensor,
-    scheduler: Any,
+    scheduler: Scheduler,
     *,
     generators: list[torch.Generator] | None = None,
     eta: float | None = None,
@@ -70,7 +71,7 @@ def check_scheduler(scheduler: Any) -> None:
 def _no_step() -> None: ...
 
 
-def ddim_like(scheduler: Any) -> DDIMScheduler:
+def ddim_like(scheduler: Scheduler) -> DDIMScheduler:
     """Return a DDIM scheduler (Song et al. 2021), which samples deterministically, with another's noise levels."""
     return DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing", clip_sample=False)
 
@@ -81,7 +82,9 @@ def initial_noise(shape: tuple[int, int, int], generators: list[torch.Generator]
     return torch.cat([noise.to(like.device) for noise in noises])
 
 
-def _extra_arguments(scheduler: Any, generators: list[torch.Generator] | None, eta: float | None) -> dict[str, Any]:
+def _extra_arguments(
+    scheduler: Scheduler, generators: list[torch.Generator] | None, eta: float | None
+) -> dict[str, Any]:
     accepted = inspect.signature(scheduler.step).parameters
     extra: dict[str, Any] = {}
     if "eta" in accepted and eta is not None:

@@ -41,6 +41,7 @@ from blip_diffusion.fileio import sha256_of
 from blip_diffusion.nn_utils import tensor_bytes
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import Engine, preset_on_engine
+from blip_diffusion.protocols import Scheduler
 from blip_diffusion.training.personalize.config import TuneConfig
 
 
@@ -142,7 +143,7 @@ def _guidance_scale(config: EvalConfig, pipe: BlipDiffusionPipeline) -> float:
     return float(pipe.config.guidance_scale if config.guidance_scale is None else config.guidance_scale)
 
 
-def scheduler_digest(scheduler: Any) -> str:
+def scheduler_digest(scheduler: Scheduler) -> str:
     """Identify the settings of a scheduler. diffusers' private entries, in random order, are left out."""
     public = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
     return sha256_of(json.dumps(public, sort_keys=True, default=str).encode())[:16]

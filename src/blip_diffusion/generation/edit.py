@@ -11,12 +11,12 @@ from blip_diffusion.pipelines.attention_alignment import AttentionControl
 
 @dataclass(frozen=True)
 class Editor:
-    """An edit whose photo and mask are read.
+    """An edit with its photo and mask loaded.
 
     Args:
-        edit: How the photo is edited.
+        edit: The settings.
         photo: The photo.
-        mask: The mask, or how it is found.
+        mask: The mask, or the method that predicts it.
     """
 
     edit: EditInput
@@ -30,7 +30,7 @@ class Editor:
         return cls(edit, edit.photo.open(), mask)
 
     def __call__(self, pipe: Any, prompt: str, category: str, arguments: dict[str, Any]) -> Image.Image:
-        """Edit the photo once; `arguments` are others of the pipeline's call."""
+        """Edit the photo once; `arguments` are further arguments of the pipeline's call."""
         edit, given = self.edit, dict(arguments)
         for name in ("source_subject_category", "target_subject_category"):
             given.pop(name, None)
@@ -39,7 +39,7 @@ class Editor:
         if edit.kind == "inpaint":
             out = pipe.inpaint(self.photo, self.mask, category=category, resamplings=edit.resamplings, **options)
         else:
-            control = AttentionControl(cross=edit.keep_attention, shape="keep" if edit.keep_shape else "free")
+            control = AttentionControl(edit.keep_attention, shape="keep" if edit.keep_shape else "free")
             out = pipe.edit(
                 self.photo,
                 edit.source_category,

@@ -1,4 +1,4 @@
-"""What a request says of an edit: the photo and the mask by path and digest, and how it is edited. Imports no torch."""
+"""The edit of a request: photo and mask by path and digest, and the settings. Imports no torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,11 @@ from blip_diffusion.fileio import path_exists, sha256_of
 
 @dataclass(frozen=True)
 class ImageRef:
-    """An image file. PNG metadata hold its path and its digest, not the image.
+    """Reference to an image file; PNG metadata contain its path and digest, not the image.
 
     Args:
-        path: The file.
-        sha256: Digest of the file.
+        path: Path of the file.
+        sha256: SHA-256 digest of the file.
     """
 
     path: str
@@ -26,37 +26,37 @@ class ImageRef:
     def open(self) -> Image.Image:
         """Open the image, upright RGB. Raises `CheckpointError` if the file is missing or has changed."""
         if not path_exists(Path(self.path), Path.is_file):
-            raise CheckpointError(f"There is no image at {self.path}, of which this is an edit: put it there again.")
+            raise CheckpointError(f"The edited image {self.path} is missing: put it there again.")
         if sha256_of(Path(self.path)) != self.sha256:
             raise CheckpointError(f"{self.path} has changed since it was edited: find the old file.")
         return images.open_image(Path(self.path))
 
 
 def image_ref(path: Path) -> ImageRef:
-    """Refer to an image file. Raises `InputError` if it is missing or no image."""
+    """Return the reference to a file. Raises `InputError` if it is missing or not an image."""
     images.open_image(path)
     return ImageRef(str(path), sha256_of(path))
 
 
 @dataclass(frozen=True)
 class EditInput:
-    """How a photo is edited; see `BlipDiffusionPipeline.edit` and `inpaint`.
+    """Settings of an edit; see `BlipDiffusionPipeline.edit` and `inpaint`.
 
     Args:
         photo: The photo.
-        kind: "edit" replaces a subject, "inpaint" paints what the mask covers.
-        source_category: What is in the photo and shall go.
-        mask: How the mask is found, where there is no `mask_file`.
-        mask_file: An image of the photo's size, white where it may change.
-        inversion: How the photo is inverted.
+        kind: "edit" replaces a subject, "inpaint" generates one in the masked region.
+        source_category: Category of the subject to replace.
+        mask: Method that predicts the mask, without `mask_file`.
+        mask_file: An image of the photo's size, white in the region that may change.
+        inversion: Inversion method.
         strength: Share in (0, 1] of the steps that are run.
         keep_attention: Share of the steps, from the first, in which the photo's cross-attention maps are kept.
-        keep_shape: Whether the new subject takes the old one's maps.
-        resamplings: How often `inpaint` takes each step.
-        feather: Pixels over which the edit passes into the photo.
+        keep_shape: Whether the new subject has the old subject's maps.
+        resamplings: Number of times that `inpaint` takes each step.
+        feather: Width in pixels of the blended edge.
 
     Raises:
-        InputError: If something is missing or out of range.
+        InputError: If a required value is missing, or a number is out of range.
     """
 
     photo: ImageRef
@@ -73,9 +73,9 @@ class EditInput:
 
     def __post_init__(self) -> None:
         if self.kind == "edit" and not self.source_category.strip():
-            raise InputError("--from is empty: name what is in the photo, for example dog.")
+            raise InputError("--from is empty: name the subject of the photo, for example dog.")
         if self.kind == "inpaint" and self.mask_file is None:
-            raise InputError("Inpainting needs --mask FILE, white where the photo is painted.")
+            raise InputError("Inpainting needs --mask FILE, white in the region to generate.")
         for flag, value in (("--strength", self.strength), ("--keep-attention", self.keep_attention)):
             if not 0 <= value <= 1:
                 raise InputError(f"{flag} is {value}: use a number from 0 to 1.")
@@ -85,5 +85,5 @@ class EditInput:
             raise InputError(f"--feather is {self.feather}: use a number from 0 to 64.")
 
     def title(self, category: str) -> str:
-        """Return words for the name of a file without a prompt."""
+        """Return the file name's text for an edit without a prompt."""
         return f"{self.source_category} to {category}" if self.kind == "edit" else category

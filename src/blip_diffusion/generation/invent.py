@@ -1,4 +1,4 @@
-"""New subjects from a word alone: a diffusion prior generates their tokens (Ramesh et al. 2022, section 2.2)."""
+"""New subjects from a category: a diffusion prior generates their tokens (Ramesh et al. 2022, section 2.2)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,11 @@ PREVIEW = "a {} on a plain white background"
 
 @dataclass(frozen=True)
 class SubjectInventor:
-    """A model and its prior.
+    """A model with its prior, which generates new subjects.
+
+    Args:
+        model: The model.
+        prior: The prior of subject tokens.
 
     Example:
         >>> inventor = load_inventor("runs/prior/export")
@@ -34,8 +38,8 @@ class SubjectInventor:
         """Generate a subject.
 
         Args:
-            category: What it is, such as "teapot".
-            name: Of the subject.
+            category: The subject's category, such as "teapot".
+            name: The subject's name.
             seed: Each seed gives another subject.
             steps: DDIM steps of the prior.
             guidance: Guidance scale of the prior; 1 disables guidance.
@@ -69,10 +73,13 @@ def load_inventor(name: str) -> SubjectInventor:
     """Load a model with a prior in its folder.
 
     Args:
-        name: A folder that `objective = "prior"` wrote, or a hub id.
+        name: A folder that the objective "prior" exported, or a hub id.
+
+    Returns:
+        The model with its prior, in float32 on the CPU.
 
     Raises:
-        CheckpointError: If the model has no prior, or one that does not fit.
+        CheckpointError: If the model has no prior, or the prior doesn't fit the model.
     """
     folder = find_model(name)
     model = assemble(read_parts(folder, dtype=torch.float32), folder).eval()

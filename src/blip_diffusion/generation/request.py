@@ -76,10 +76,10 @@ class GenerationRequest:
         loras: LoRA files with their weights.
         embeddings: Files of textual inversions, whose words prompts and categories may hold.
         resize_mode: How the reference becomes square: "crop", "squash", "pad" or "subject"; by default the model's.
-        box: Where the subject stands: left, top, right, bottom in [0, 1] of the image. `None`: where the prompt's
+        box: Position of the subject: left, top, right, bottom in [0, 1] of the image. `None`: where the prompt's
             words put it.
-        more_subjects: Further subjects. Each stands in its box or mask, or all mix into one.
-        region_mask: PNG bytes, white where the first of several subjects stands; in place of `box`.
+        more_subjects: Further subjects, each in its box or mask, or all blended into one.
+        region_mask: PNG bytes of a mask, white at the first of several subjects; in place of `box`.
         region_mode: How boxes and masks of several subjects act: "attention" or "multidiffusion".
         blend: Weights of a mixture of all subjects, the first one's first. They are divided by their sum.
         blend_mode: "linear" or "spherical".

@@ -12,7 +12,7 @@ from PIL import Image
 
 from blip_diffusion import images
 from blip_diffusion.checkpoint.adapter_refs import loaded_adapters
-from blip_diffusion.checkpoint.model_folder import load_controlnet
+from blip_diffusion.checkpoint.single_component import load_controlnet
 from blip_diffusion.devices import device_of
 from blip_diffusion.errors import InputError
 from blip_diffusion.fileio import check_writable

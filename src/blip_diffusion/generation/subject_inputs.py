@@ -1,4 +1,4 @@
-"""Subjects of a request beside its first one: references, category, and where each stands. Imports no torch."""
+"""Further subjects of a request: references, category and position. Imports no torch."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class SubjectInput:
         references: Images of it as PNG bytes; the mean of their tokens is used.
         category: What it is.
         target_category: What to generate it as.
-        box: Where it stands: left, top, right, bottom in [0, 1] of the image.
-        mask: PNG bytes, white where it stands; in place of a box.
+        box: Position of the subject: left, top, right, bottom in [0, 1] of the image.
+        mask: PNG bytes of a mask, white at the subject; in place of a box.
 
     Raises:
         InputError: If there is no reference, the category is empty, or the box lies outside the image.

@@ -1,8 +1,8 @@
-"""Attention control (Hertz et al. 2023, "Prompt-to-Prompt"): the maps of a source image, given to its edit.
+"""Attention control (Hertz et al. 2023, "Prompt-to-Prompt"): attention maps of a source image in its edit.
 
-A batch ends in the rows of the targets and, last, those of their sources. In cross-attention the target's map of a word
-becomes the source's map of the word that it stands for; in self-attention the target reads the source's queries and
-keys. Letters: `n` images, `P` places, `L` text positions.
+The last 2 n rows of a batch are the n targets and their n sources. In cross-attention the target's map of a word is
+replaced by the source's map of the aligned word; in self-attention the target uses the source's queries and keys.
+Letters: `n` images, `P` positions of the feature map, `L` text positions.
 """
 
 from collections.abc import Iterator
@@ -19,57 +19,60 @@ from torch import Tensor, nn
 from blip_diffusion.modules.placed_unet import PlacedAttention
 
 LARGEST_MAP = 32 * 32
-"""Places up to which self-attention is replaced; larger maps hold texture (Hertz et al. 2023, appendix)."""
+"""Largest P at which self-attention is replaced; larger maps encode texture (Hertz et al. 2023, appendix)."""
 
 
 @dataclass(frozen=True)
 class AttentionAlignment:
-    """How the maps of two texts belong together.
+    """Alignment of the attention maps of two texts.
 
     Args:
         mapping: (L, L) from source positions (rows) to target positions (columns).
-        own: (L,) 1 where the target keeps its own map.
+        unmapped: (L,) 1 at target positions that keep the target's map.
         factor: (L,) multiplies the target's maps (reweighting).
     """
 
     mapping: Tensor
-    own: Tensor
+    unmapped: Tensor
     factor: Tensor
 
     def to(self, device: torch.device) -> "AttentionAlignment":
-        """On another device."""
-        return replace(self, mapping=self.mapping.to(device), own=self.own.to(device), factor=self.factor.to(device))
+        """Return the alignment on another device."""
+        return replace(
+            self, mapping=self.mapping.to(device), unmapped=self.unmapped.to(device), factor=self.factor.to(device)
+        )
 
     def edited(self, source: Tensor, target: Tensor) -> Tensor:
-        """Return the maps of the targets, from those of sources and targets (..., P, L)."""
-        mapping, own, factor = (x.to(target.dtype) for x in (self.mapping, self.own, self.factor))
-        return ((source @ mapping) * (1 - own) + target * own) * factor
+        """Return edited maps of the targets from the maps (..., P, L) of sources and targets."""
+        mapping, unmapped, factor = (x.to(target.dtype) for x in (self.mapping, self.unmapped, self.factor))
+        return ((source @ mapping) * (1 - unmapped) + target * unmapped) * factor
 
 
 class AttentionController:
-    """Which step it is, and what is replaced in it; shared by all layers.
+    """The current step and the replacement of maps in it, shared by all layers.
 
     Args:
-        alignment: Of the texts.
+        alignment: Alignment of the texts.
         images: n, the number of targets and of sources.
-        cross: In the first steps, how many replace cross-attention; reweighting runs in all steps.
-        own: The same for self-attention.
+        cross_steps: Number of first steps in which cross-attention is replaced; reweighting runs in all steps.
+        self_steps: Number of first steps in which self-attention is replaced.
     """
 
-    def __init__(self, alignment: AttentionAlignment, images: int, *, cross: int, own: int) -> None:
-        self.alignment, self.images, self._cross, self._own = alignment, images, cross, own
-        self._plain = replace(alignment, own=torch.ones_like(alignment.own))
+    def __init__(self, alignment: AttentionAlignment, images: int, *, cross_steps: int, self_steps: int) -> None:
+        self.alignment, self.images = alignment, images
+        self._cross_steps, self._self_steps = cross_steps, self_steps
+        self._reweighting = replace(alignment, unmapped=torch.ones_like(alignment.unmapped))
         self.step = 0
 
     def maps(self, maps: Tensor) -> Tensor:
-        """Return cross-attention maps (B, heads, P, L) with those of the targets replaced."""
-        alignment = self.alignment if self.step < self._cross else self._plain
+        """Return cross-attention maps (B, heads, P, L) with the targets' maps replaced."""
+        alignment = self.alignment if self.step < self._cross_steps else self._reweighting
         rest, target, source = self._split(maps)
         return torch.cat([rest, alignment.edited(source, target), source])
 
     def queries_and_keys(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Return queries and keys (B, heads, P, d) of self-attention; the targets' are their sources'."""
-        if self.step >= self._own or q.shape[2] > LARGEST_MAP:
+        """Return queries and keys (B, heads, P, d) of self-attention with the targets' replaced by their sources'."""
+        if self.step >= self._self_steps or q.shape[2] > LARGEST_MAP:
             return q, k
         both = (self._split(x) for x in (q, k))
         q, k = (torch.cat([rest, source, source]) for rest, _, source in both)
@@ -81,7 +84,7 @@ class AttentionController:
 
 
 class ControlledAttention:
-    """An attention processor that hands its maps to a controller; `inner` is the layer's own."""
+    """An attention processor whose maps a controller edits; `inner` is the layer's previous processor."""
 
     def __init__(self, inner: Any, controller: AttentionController) -> None:
         self._inner, self._controller = inner, controller
@@ -94,12 +97,12 @@ class ControlledAttention:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        """Latents (B, P, D), and text states (B, L, D) in cross-attention, to (B, P, D)."""
+        """Return attention (B, P, D) of latents (B, P, D) to themselves, or to text states (B, L, D)."""
         placed = isinstance(self._inner, PlacedAttention)
         query = self._inner.query(attn, hidden_states) if placed else attn.to_q(hidden_states)
-        read = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         q, k, v = (
-            rearrange(x, "b n (h d) -> b h n d", h=attn.heads) for x in (query, attn.to_k(read), attn.to_v(read))
+            rearrange(x, "b n (h d) -> b h n d", h=attn.heads) for x in (query, attn.to_k(context), attn.to_v(context))
         )
         if encoder_hidden_states is None:
             hidden = F.scaled_dot_product_attention(*self._controller.queries_and_keys(q, k), v)
@@ -112,23 +115,23 @@ class ControlledAttention:
 
 @contextmanager
 def controlled_attention(unet: nn.Module, controller: AttentionController) -> Iterator[None]:
-    """Context manager: all attention layers hand their maps to a controller; afterwards each has its processor again.
+    """Context manager: a controller edits the maps of all attention layers; on exit their processors are restored.
 
-    A layer's own processor, which may have weights, stays in its place under the new one.
+    A processor with weights stays registered as a submodule of its layer meanwhile.
     """
     layers = [module for module in unet.modules() if isinstance(module, Attention)]
-    before = [vars(layer).get("processor") for layer in layers]
+    previous = [vars(layer).get("processor") for layer in layers]
     try:
         for layer in layers:
             vars(layer)["processor"] = ControlledAttention(layer.processor, controller)
         yield
     finally:
-        for layer, processor in zip(layers, before, strict=True):
-            _put_back(vars(layer), processor)
+        for layer, processor in zip(layers, previous, strict=True):
+            _restore_processor(vars(layer), processor)
 
 
-def _put_back(attributes: Any, processor: Any) -> None:
-    """Restore a layer's attribute; a processor with weights is no attribute but a module below it."""
+def _restore_processor(attributes: Any, processor: Any) -> None:
+    """Restore a layer's processor attribute; a processor with weights is a submodule, not an attribute."""
     if processor is None:
         attributes.pop("processor", None)
     else:

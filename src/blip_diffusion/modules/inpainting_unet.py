@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def widened(unet: Any, channels: int) -> Any:
-    """Return a U-Net with more input channels, whose new weights are zero: at first it ignores what is added.
+    """Return a U-Net with more input channels, whose new weights are zero, so that its output is unchanged.
 
     Args:
         unet: A U-Net that reads C channels; it is not changed.
-        channels: C + K. The first C stay what they were.
+        channels: C + K, the number of input channels.
 
     Returns:
-        A new U-Net with the same weights; `unet` itself if it reads that many channels already.
+        A new U-Net with the same weights; `unet` itself if it has that many input channels.
     """
     if unet.config.in_channels == channels:
         return unet
@@ -25,5 +25,5 @@ def widened(unet: Any, channels: int) -> Any:
     new = old.new_zeros(old.shape[0], channels, *old.shape[2:])
     new[:, : old.shape[1]] = old
     wide.load_state_dict(state | {"conv_in.weight": new})
-    nn.Module.to(wide, old.device, old.dtype)  # diffusers' own warns of parts that this has none of
+    nn.Module.to(wide, old.device, old.dtype)  # diffusers' own `to` warns about modules that a U-Net doesn't have
     return wide.train(unet.training)

@@ -1,9 +1,9 @@
-"""A frozen language model that reads the Q-Former's queries (Li, Li, Savarese & Hoi 2023, section 3.2).
+"""A frozen language model conditioned on the Q-Former's queries (Li, Li, Savarese & Hoi 2023, section 3.2).
 
     queries (B, Q, D) ─► projection ─► prefix (B, Q, W) ─┬─► [prefix | text] ─► decoder-only: the text's next tokens
-                                                         └─► [prefix | first words] ─► encoder-decoder: the other words
+                                                         └─► [prefix | first words] ─► encoder-decoder: the last words
 
-Letters: `B` batch, `Q` queries, `D` their width, `L` tokens of a text, `W` width of the language model.
+Letters: `B` batch, `Q` queries, `D` query width, `L` text tokens, `W` width of the language model.
 """
 
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 IGNORED = -100
-"""The label of a token that is no target, as in transformers."""
+"""The label of tokens that the loss ignores, as in transformers."""
 
 
 class LanguagePrefix(nn.Module):
-    """One fully connected layer from the queries to a frozen language model, to which they are words before the text.
+    """A linear projection of the queries to a prefix of the text, and the frozen language model that reads it.
 
     Args:
-        width: Width D of the queries.
+        width: Query width D.
         language_model: A model of transformers' `AutoModelForCausalLM` or `AutoModelForSeq2SeqLM`.
     """
 
@@ -42,24 +42,23 @@ class LanguagePrefix(nn.Module):
 
     @property
     def is_encoder_decoder(self) -> bool:
-        """Whether the language model reads with an encoder and writes with a decoder, as T5 does."""
+        """Whether the language model is an encoder-decoder, such as T5."""
         return bool(self.language_model.config.is_encoder_decoder)
 
     def forward(
         self, queries: Tensor | None, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None
     ) -> Any:
-        """Run the language model on `[prefix | text]`; the gradient reaches the queries through it.
+        """Run the language model on `[prefix | text]`; gradients pass through it to the queries.
 
         Args:
-            queries: (B, Q, D); `None`: the text alone.
-            input_ids: (B, L) the text; for an encoder-decoder what the encoder reads of it.
+            queries: (B, Q, D); `None` for the text without a prefix.
+            input_ids: (B, L) token ids of the text; for an encoder-decoder those of the encoder.
             attention_mask: (B, L) 1 for tokens and 0 for padding.
-            labels: (B, L) targets, `IGNORED` where there is none; for an encoder-decoder the tokens of the decoder, of
-                any length.
+            labels: (B, L) target ids, or `IGNORED`; for an encoder-decoder (B, any length), the ids of the decoder.
 
         Returns:
-            transformers' output: `logits`, and `loss`, the mean cross-entropy of all targets, if there are labels. The
-            logits of a decoder-only model begin with those of the prefix.
+            transformers' output: `logits`, and `loss`, the mean cross-entropy of all targets, if labels are given. The
+            logits of a decoder-only model include those of the prefix.
         """
         embeds, mask = self._embed(queries, input_ids, attention_mask)
         if labels is not None and queries is not None and not self.is_encoder_decoder:
@@ -68,16 +67,16 @@ class LanguagePrefix(nn.Module):
 
     @torch.no_grad()
     def generate(self, queries: Tensor | None, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Tensor:
-        """Continue the text; padding must be on its left, and moves to the left of the prefix.
+        """Generate a continuation of the text, which must be padded on the left.
 
         Args:
-            queries: (B, Q, D); `None`: the text alone.
+            queries: (B, Q, D); `None` for the text without a prefix.
             input_ids: (B, L) the prompt with its first special token.
             attention_mask: (B, L) 1 for tokens and 0 for padding.
-            **options: Of transformers' `generate`, such as `num_beams`.
+            **options: Arguments of transformers' `generate`, such as `num_beams`.
 
         Returns:
-            Ids (B, T) of what was written, without the prompt.
+            Token ids (B, T) of the continuation, without the prompt.
         """
         embeds, mask = self._embed(queries, input_ids, attention_mask)
         if queries is not None and not self.is_encoder_decoder:
@@ -94,14 +93,14 @@ class LanguagePrefix(nn.Module):
 
 
 def _padding_first(embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Move what the mask hides to the left of each row: rotary positions count it otherwise."""
+    """Move padding to the left of each row: between prefix and text it would shift rotary positions."""
     order = mask.argsort(dim=1, stable=True)
     return embeds.gather(1, order[..., None].expand_as(embeds)), mask.gather(1, order)
 
 
 @dataclass(frozen=True)
 class LanguageModelConfig:
-    """Shapes of a small language model of our own, in Llama's form (Touvron et al. 2023)."""
+    """Shapes of a small language model with Llama's architecture (Touvron et al. 2023)."""
 
     vocabulary: int = 3072
     width: int = 192
@@ -112,7 +111,7 @@ class LanguageModelConfig:
 
 
 def build_language_model(config: LanguageModelConfig, *, bos: int, eos: int, pad: int) -> Any:
-    """Build a `LlamaForCausalLM` with random weights; the last three are the ids of its special tokens."""
+    """Build a `LlamaForCausalLM` with random weights; `bos`, `eos` and `pad` are token ids."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(

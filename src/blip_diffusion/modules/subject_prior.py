@@ -7,21 +7,21 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
 PRIOR = "subject_prior"
-"""The folder of a prior, within its model's."""
+"""The prior's folder in a model's folder."""
 
 
 class SubjectPrior(ModelMixin, ConfigMixin):
     """A transformer that denoises subject tokens, conditioned on text states by cross-attention.
 
-    unCLIP's prior generates one image embedding; this one generates the Q subject tokens that BLIP-Diffusion reads from
-    a reference. Its tokens are standardised: mean 0 and variance 1 over the training subjects, token by token and
+    unCLIP's prior generates one image embedding; this one generates the Q subject tokens that BLIP-Diffusion computes
+    from a reference. Its tokens are standardised: mean 0 and variance 1 over the training subjects, token by token and
     channel by channel.
 
     Args:
         queries: Q, the number of subject tokens.
         width: D, the width of a subject token and of a text state.
         layers: Transformer layers.
-        heads: Attention heads; they divide `width`.
+        heads: Attention heads, a divisor of `width`.
 
     Example:
         >>> prior = SubjectPrior(queries=64, width=256)
@@ -50,10 +50,10 @@ class SubjectPrior(ModelMixin, ConfigMixin):
         self.register_buffer("std", torch.ones(queries, width))
 
     def forward(self, noised: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
-        """Return the network's prediction, ε or v as its noise schedule has it.
+        """Return the network's prediction, ε or v, depending on the scheduler's `prediction_type`.
 
         Args:
-            noised: (B, Q, D) noised standardised tokens.
+            noised: (B, Q, D) standardised tokens with noise.
             timesteps: (B,) or a scalar.
             text: (B, L, D) text states of the category.
 
@@ -67,11 +67,11 @@ class SubjectPrior(ModelMixin, ConfigMixin):
         return prediction
 
     def standardized(self, tokens: Tensor) -> Tensor:
-        """Return subject tokens (B, Q, D) in the prior's units."""
+        """Return subject tokens (B, Q, D) standardised by the statistics of training."""
         return (tokens - self.mean) / self.std
 
     def unstandardized(self, tokens: Tensor) -> Tensor:
-        """Return tokens (B, Q, D) of the prior as subject tokens."""
+        """Return standardised tokens (B, Q, D) as subject tokens."""
         return tokens * self.std + self.mean
 
     @torch.no_grad()

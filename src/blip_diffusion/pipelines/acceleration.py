@@ -1,56 +1,38 @@
-"""Presets in a pipeline: apply their options, and build the denoiser and the decoder that they choose."""
+"""Presets in a pipeline: apply their options, and run networks on the engine that they choose."""
 
-import itertools
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from types import MappingProxyType, SimpleNamespace
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny, LCMScheduler
-from diffusers.models.autoencoders.vae import DecoderOutput
-from torch import Tensor, nn
+from torch import nn
 
 from blip_diffusion.checkpoint.locate import check_source
 from blip_diffusion.checkpoint.lora_file import UNREADABLE
-from blip_diffusion.diffusion.concatenation import concatenated
-from blip_diffusion.diffusion.controlnet import controlled_denoiser
-from blip_diffusion.diffusion.deepcache import ShallowUNet, WholeUNet, deepcache
-from blip_diffusion.diffusion.guidance import Denoiser, guided, on_interval, split_batch, unet_denoiser
-from blip_diffusion.diffusion.latents import LatentCodec
-from blip_diffusion.diffusion.multidiffusion import averaged_regions
 from blip_diffusion.errors import CheckpointError, reason
 from blip_diffusion.nn_utils import weights_version
 from blip_diffusion.openvino_backend import openvino
 from blip_diffusion.pipelines.host import PipelineHost
-from blip_diffusion.pipelines.inputs import PipelineInputs
 from blip_diffusion.pipelines.locking import LIBRARY_LOCK, exclusive
 from blip_diffusion.pipelines.merged_loras import MergedLoras
 from blip_diffusion.pipelines.presets import Preset, build_scheduler, get_preset, lcm_preset, resolve_dtype
-
-
-class Decoder(nn.Module):
-    """The VAE's decoder as a separate module, to run on another engine."""
-
-    def __init__(self, vae: Any) -> None:
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, latents: Tensor) -> Tensor:
-        pixels: Tensor = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0]
-        return pixels.to(latents.dtype)
+from blip_diffusion.protocols import VAE, Scheduler
 
 
 class AccelerationMixin(PipelineHost):
-    """`set_preset`, and the networks on the preset's engine."""
+    """`set_preset`, and what a preset changes in the networks."""
 
     preset: Preset = Preset()
     _requested: Preset = Preset()  # the preset before it was resolved for this model
-    _schedulers: tuple[Any, Any] = (None, None)  # the model's, and the preset's over the same noise levels
+    _schedulers: tuple[Any, Any] = (
+        None,
+        None,
+    )  # the model's, and the preset's over the same noise levels
     _tiny_vae: Any = None
     _merged: tuple[Hashable, MergedLoras] | None = None
     _engines: Mapping[tuple[str, int], tuple[Any, Callable[..., Any]]] = MappingProxyType({})
@@ -59,7 +41,7 @@ class AccelerationMixin(PipelineHost):
     def set_preset(self, choice: str | Preset) -> None:
         """Choose a trade between speed and quality. It replaces the previous preset.
 
-        A A model that was distilled for few steps keeps its sampler. "turbo" uses the consistency LoRA in the model's
+        A model that was distilled for few steps keeps its sampler. "turbo" uses the consistency LoRA in the model's
         folder, if there is one. Weights that were cast to a lower precision stay rounded.
 
         Args:
@@ -88,7 +70,7 @@ class AccelerationMixin(PipelineHost):
         self.preset, self._requested = resolved, requested
 
     @property
-    def default_scheduler(self) -> Any:
+    def default_scheduler(self) -> Scheduler:
         """The model's scheduler, or the one that a user has set; never a preset's."""
         default, presets = self._schedulers
         return default if self.scheduler is presets else self.scheduler
@@ -121,65 +103,6 @@ class AccelerationMixin(PipelineHost):
             self.vae.to(memory_format=torch.channels_last)
             self.qformer.image_encoder.tower.to(memory_format=torch.channels_last)
 
-    # --------------------------------------------------------------------------------------------------------- sampling
-
-    def _denoiser(
-        self, inputs: PipelineInputs, text: Tensor, empty: Tensor | None, first: int = 0, steps: int | None = None
-    ) -> Denoiser:
-        """Return guided(controlled(unet(·, text states))) for the steps from `first` on.
-
-        `empty` are the negative prompts' states, if guided; `steps` are by default the scheduler's.
-        """
-        steps = len(self.scheduler.timesteps) if steps is None else steps
-        run = self._network_of(inputs, first, steps)
-        if empty is None:
-            return run(text)
-        if self.preset.split_cfg_batch and not inputs.controls:
-            both = split_batch(run(empty), run(text))
-        else:
-            both = run(torch.cat([empty, text]), doubled=True)
-        always = guided(both, lambda: self.guidance_scale, rescale=inputs.guidance_rescale)
-        if self.preset.guidance_interval == (0.0, 1.0):
-            return always
-        return on_interval(self.preset.guidance_interval, steps, always, run(text), first=first)
-
-    def _network_of(self, inputs: PipelineInputs, first: int, steps: int) -> Callable[..., Denoiser]:
-        """Return a function from text states to controlled(unet(·)), averaged over regions if the call asks for it.
-
-        Call it with `doubled=True` if the first half of the text states are those of the negative prompts.
-        """
-        counter = itertools.count(first)
-
-        def run(text: Tensor, *, doubled: bool = False) -> Denoiser:
-            if not inputs.controls:
-                return self._network(text, condition=inputs.condition)
-            controls, guess = inputs.controls, inputs.guess_mode
-            network = controlled_denoiser(
-                self.unet, text, controls, steps=steps, guess=guess, doubled=doubled, counter=counter
-            )
-            return _conditioned(network, inputs.condition)
-
-        composition = inputs.composition
-        if composition is None or composition.visibility is None or not composition.averages:
-            return run
-        return partial(averaged_regions, run, visibility=composition.visibility)
-
-    def _network(self, text: Tensor, *, condition: Tensor | None = None) -> Denoiser:
-        """Return the U-Net with these text states, on the preset's engine, with DeepCache if the preset has it.
-
-        `condition` stands beside the latents, for a U-Net that reads a mask.
-        """
-        return _conditioned(self._plain_network(text), condition)
-
-    def _plain_network(self, text: Tensor) -> Denoiser:
-        unet, layers, interval = self.unet, self.preset.deepcache_layers, self.preset.deepcache_interval
-        if interval == 1 and self.preset.engine != "openvino":
-            return unet_denoiser(unet, text)
-        text = text.to(unet.dtype)
-        whole = self._on_engine("whole U-Net", unet, lambda: WholeUNet(unet, layers))
-        shallow = None if interval == 1 else self._on_engine("shallow U-Net", unet, lambda: ShallowUNet(unet, layers))
-        return deepcache(whole, shallow, text, interval)
-
     @contextmanager
     def _loras_in_weights(self) -> Iterator[None]:
         """Context manager: under a preset's LoRA, all active LoRAs are merged into the U-Net's weights.
@@ -198,21 +121,6 @@ class AccelerationMixin(PipelineHost):
         with self._merged[1]:
             yield
 
-    def _decode_latents(self, latents: Tensor) -> Tensor:
-        """Return pixels (B, 3, H, W) in [0, 1]."""
-        vae = self.vae
-        if self._tiny_vae is not None:
-            tiny = self._tiny_vae = self._tiny_vae.to(latents.device)  # the pipeline may have moved since
-            tiny.use_slicing, tiny.use_tiling = vae.use_slicing, vae.use_tiling
-            vae = tiny
-        if self.preset.engine != "openvino":
-            return LatentCodec(vae).decode(latents)
-        run = self._on_engine("decoder", vae, lambda: Decoder(vae))
-        on_engine = SimpleNamespace(
-            config=vae.config, dtype=torch.float32, decode=lambda latents: DecoderOutput(sample=run(latents))
-        )
-        return LatentCodec(on_engine).decode(latents)
-
     def _on_engine(self, name: str, part: nn.Module, build: Callable[[], nn.Module]) -> Callable[..., Any]:
         """Return a network on the preset's engine; it is converted again when the weights of `part` have changed."""
         if self.preset.engine != "openvino":
@@ -226,11 +134,7 @@ class AccelerationMixin(PipelineHost):
         return run
 
 
-def _conditioned(network: Denoiser, condition: Tensor | None) -> Denoiser:
-    return network if condition is None else concatenated(network, condition)
-
-
-def _load_tiny_vae(path: str, vae: Any) -> Any:
+def _load_tiny_vae(path: str, vae: VAE) -> Any:
     """Load an `AutoencoderTiny` for the latents of `vae`. Raises `CheckpointError` if it is missing or doesn't fit."""
     check_source(path, "AutoencoderTiny")
     try:

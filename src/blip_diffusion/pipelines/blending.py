@@ -1,4 +1,4 @@
-"""Mixtures of subject tokens: the one place where tokens of several subjects become those of one."""
+"""Mixtures of the tokens of several subjects, linear or spherical."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -26,7 +26,7 @@ def shares(weights: Sequence[float]) -> list[float]:
 
 
 def blend_tokens(tokens: Sequence[Tensor], weights: Sequence[float], mode: BlendMode) -> Tensor:
-    """Mix subject tokens (1, Q, D) by shares that sum to 1: linearly, or along the sphere token by token."""
+    """Mix subject tokens (1, Q, D) by weights that sum to 1: linearly, or by slerp of each token."""
     if mode == "linear":
         return weighted_sum(tokens, weights)
     if min(weights) < 0:

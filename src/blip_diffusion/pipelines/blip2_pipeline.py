@@ -1,4 +1,4 @@
-"""Loading and image input of `Captioner` and `ImageSearch`."""
+"""Loading and image preprocessing, shared by `Captioner` and `ImageSearch`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from blip_diffusion.errors import InputError
 
 
 class Blip2Pipeline:
-    """Base class of what BLIP-2 does with images.
+    """Base class of the BLIP-2 pipelines.
 
     Args:
         model: The model.
@@ -36,9 +36,9 @@ class Blip2Pipeline:
         """Load a model.
 
         Args:
-            name_or_path: A folder of this project, a folder or hub id of transformers, or a `.pth` of LAVIS; see the
-                class.
-            base: For LAVIS' file: a model of the same shapes, which has the frozen parts.
+            name_or_path: A folder that this package exported, a folder or hub id of transformers, or a `.pth` of LAVIS;
+                see the subclass.
+            base: For a file of LAVIS: a model of the same shapes with the frozen parts.
             torch_dtype: Precision of the weights; by default float32.
             **hub: Arguments of `snapshot_download`.
 
@@ -54,7 +54,7 @@ class Blip2Pipeline:
         return cls(load_blip2(name_or_path, base=base, dtype=torch_dtype, **hub))
 
     def to(self, device: torch.device | str) -> Self:
-        """Move the model to a device."""
+        """Move the model to a device, and return the pipeline."""
         self.model.to(device)
         return self
 

@@ -1,4 +1,4 @@
-"""Captions of images, and answers to questions about them: BLIP-2's queries continued by a language model."""
+"""Captions of images, and answers to questions about them: BLIP-2 with a language model."""
 
 import re
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from blip_diffusion.prompts import continuation_words
 
 BATCH = 16
 QUESTION = "Question: {} Short answer:"
-"""How the published zero-shot evaluation asks."""
+"""The prompt of the published zero-shot evaluation (Li et al. 2023, section 4.1)."""
 T5_POSITIONS = 512
-"""Tokens that an encoder without a limit of its own was trained on."""
+"""Input length of encoders whose configuration has no limit: T5 was trained on 512 tokens."""
 
 
 class Captioner(Blip2Pipeline):
@@ -31,7 +31,7 @@ class Captioner(Blip2Pipeline):
         model: A model with a language model.
 
     Raises:
-        CheckpointError: If it has none.
+        CheckpointError: If the model has no language model.
 
     Example:
         >>> captioner = Captioner.from_pretrained("Salesforce/blip2-opt-2.7b")
@@ -41,7 +41,7 @@ class Captioner(Blip2Pipeline):
 
     def __init__(self, model: Blip2) -> None:
         super().__init__(model)
-        self.language = model.speaker
+        self.language = model.language_prefix
 
     def __call__(
         self,
@@ -54,10 +54,9 @@ class Captioner(Blip2Pipeline):
 
         Args:
             images: One image or B, of any size and mode.
-            prompt: Words that the captions begin with and that are left out of them, such as "a photo of"; one for all
-                images, or B.
-            num_beams: Sentences that are kept while searching, from 1.
-            max_new_tokens: Most tokens of a caption, from 1.
+            prompt: Beginning of the captions, which is not returned, such as "a photo of"; one for all images, or B.
+            num_beams: Width of the beam search, at least 1.
+            max_new_tokens: Largest number of tokens of a caption, at least 1.
 
         Returns:
             B captions.
@@ -77,13 +76,13 @@ class Captioner(Blip2Pipeline):
         num_beams: int = 5,
         max_new_tokens: int = 10,
     ) -> list[str]:
-        """Answer a question about each image in a few words, as the published zero-shot evaluation asks.
+        """Answer a question about each image in a few words, with the prompt of the published zero-shot evaluation.
 
         Args:
             images: One image for all questions, or B.
-            questions: One question for all images, or B; written in lower case and without punctuation.
-            num_beams: Answers that are kept while searching, from 1.
-            max_new_tokens: Most tokens of an answer, from 1.
+            questions: One question for all images, or B; they are lower-cased, and punctuation is removed.
+            num_beams: Width of the beam search, at least 1.
+            max_new_tokens: Largest number of tokens of an answer, at least 1.
 
         Returns:
             B answers.
@@ -95,10 +94,10 @@ class Captioner(Blip2Pipeline):
             >>> captioner.answer(photo, "How many dogs are there?")
             ['two']
         """
-        plain = [_plain(question) for question in texts("questions", questions)]
-        if not all(plain):
-            raise InputError("A question is empty: ask something, for example how many dogs are there.")
-        prompts = [QUESTION.format(f"{question}?") for question in plain]
+        normalized = [_normalized(question) for question in texts("questions", questions)]
+        if not all(normalized):
+            raise InputError("A question is empty: write one, for example how many dogs are there.")
+        prompts = [QUESTION.format(f"{question}?") for question in normalized]
         penalty = -1.0 if self.language.is_encoder_decoder else 0.0  # both prefer short answers
         return self._write(images, prompts, num_beams, max_new_tokens, length_penalty=penalty)
 
@@ -117,11 +116,11 @@ class Captioner(Blip2Pipeline):
         size = common_length({"images": len(squares), "prompts": len(prompts)})
         squares, prompts = broadcast(squares, size), broadcast(prompts, size)
         special = self.model.special
-        words = continuation_words(
+        tokens = continuation_words(
             self.model.tokenizer,
             prompts,
             special,
-            limit=self._room(max_new_tokens),
+            limit=self._max_prompt_tokens(max_new_tokens),
             encoder_decoder=self.language.is_encoder_decoder,
         ).to(self.model.device)
         options = {
@@ -132,20 +131,20 @@ class Captioner(Blip2Pipeline):
             "eos_token_id": special.eos,
             "pad_token_id": special.pad,
         }
-        written: list[str] = []
+        captions: list[str] = []
         for first in range(0, len(squares), BATCH):
             rows = slice(first, first + BATCH)
             queries = self._queries(squares[rows])
-            ids = self.language.generate(queries, words.input_ids[rows], words.attention_mask[rows], **options)
-            written += self.model.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [text.strip() for text in written]
+            ids = self.language.generate(queries, tokens.input_ids[rows], tokens.attention_mask[rows], **options)
+            captions += self.model.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [text.strip() for text in captions]
 
     @torch.no_grad()
     def _queries(self, squares: Sequence[Image.Image]) -> Tensor:
         return self.model.queries(self._features(squares))
 
-    def _room(self, max_new_tokens: int) -> int:
-        """Tokens that a prompt may have beside the queries and what is written."""
+    def _max_prompt_tokens(self, max_new_tokens: int) -> int:
+        """Return the largest prompt length in tokens, beside the queries and the new tokens."""
         positions = int(getattr(self.language.language_model.config, "max_position_embeddings", T5_POSITIONS))
         queries = self.model.qformer.config.queries
         taken = queries + 1 + (0 if self.language.is_encoder_decoder else max_new_tokens)
@@ -157,5 +156,5 @@ class Captioner(Blip2Pipeline):
         return positions - taken
 
 
-def _plain(question: str) -> str:
+def _normalized(question: str) -> str:
     return re.sub(r"[^\w\s']", "", question.lower()).strip()

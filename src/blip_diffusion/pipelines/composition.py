@@ -1,4 +1,4 @@
-"""Several subjects in one image: each in its region, or all in one sentence."""
+"""Several subjects in one image, each in its region or all in one sentence."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,18 +26,18 @@ REGION_MODES: tuple[RegionMode, ...] = ("attention", "multidiffusion")
 Reference: TypeAlias = Image.Image | Sequence[Image.Image] | Tensor
 EXCLUDED = ("reference_image", "subject_embeds", "prompt_embeds", "box")
 MAX_ASPECT_ERROR = 0.02
-"""By which a mask's proportions may differ from the image's."""
+"""Largest relative difference of a mask's proportions from the image's."""
 
 
 @dataclass(frozen=True)
 class SubjectRegion:
-    """One of several subjects of an image, and where it stands.
+    """One of several subjects of an image, and its position.
 
     Args:
         reference: An image of the subject, several (their mean), or its subject tokens (1, Q, D).
-        category: What it is: "dog".
+        category: The subject's category: "dog".
         box: Left, top, right, bottom in [0, 1] of the image.
-        mask: White where the subject stands, in the proportions of the image; in place of a box.
+        mask: A mask in the proportions of the image, white at the subject; in place of a box.
         target_category: What to generate it as; by default the same.
 
     Example:
@@ -55,14 +55,15 @@ class SubjectRegion:
 
 @dataclass(frozen=True)
 class Composition:
-    """The subjects of a call with several, ready to be encoded.
+    """The checked subjects of a call with several.
 
     Args:
-        parts: What the text encoder gets for each of K subjects, N prompts each.
-        boxes: Where each stands; `None` where that isn't known.
-        visibility: (K, h, w) where the sentence of each subject is read; `None`: all subjects in one sentence.
-        mode: How regions act.
-        sentences: N prompts and their repetitions with all subjects, where there are no regions.
+        parts: Inputs of the text encoder for each of K subjects, N prompts each.
+        boxes: The box of each subject; `None` for a model without placed tokens, or without regions.
+        visibility: (K, h, w) in [0, 1], where the image attends to each subject's sentence; `None`: all subjects are in
+            one sentence.
+        mode: Masked attention or averaged predictions.
+        sentence: Inputs of the text encoder for N prompts with all subjects in each.
     """
 
     parts: list[PromptInputs]
@@ -72,22 +73,22 @@ class Composition:
     sentence: PromptInputs
 
     @property
-    def averages(self) -> bool:
-        """Whether predictions are averaged, instead of attention being masked."""
+    def averages_predictions(self) -> bool:
+        """Whether predictions are averaged (MultiDiffusion), instead of attention being masked."""
         return self.visibility is not None and self.mode == "multidiffusion"
 
 
 def composition_of(host: PipelineHost, given: "CallArguments", height: int, width: int) -> Composition | None:
-    """Return the subjects of a call; `None` where it has one subject only.
+    """Return the subjects of a call, or `None` if it has only one.
 
     Args:
         host: The pipeline.
         given: The arguments of the call.
-        height: Of the latents.
-        width: Of the latents.
+        height: Height of the latents.
+        width: Width of the latents.
 
     Raises:
-        InputError: If subjects and regions don't fit together, or into the text encoder.
+        InputError: If subjects and regions exclude each other, or all tokens don't fit into the text encoder.
     """
     if given.region_mode not in REGION_MODES:
         raise InputError(f"There is no region_mode {given.region_mode!r}: use {' or '.join(REGION_MODES)}.")
@@ -97,8 +98,8 @@ def composition_of(host: PipelineHost, given: "CallArguments", height: int, widt
     single = replace(given, subjects=None)
     parts = [prompt_inputs(host, replace(single, **_arguments(subject))) for subject in subjects]
     categories = [subject.target_category or subject.category for subject in subjects]
-    together = {**_arguments(subjects[0]), "target_subject_category": joined_categories(categories)}
-    sentence = prompt_inputs(host, replace(single, **together))
+    all_subjects = {**_arguments(subjects[0]), "target_subject_category": joined_categories(categories)}
+    sentence = prompt_inputs(host, replace(single, **all_subjects))
     placed = bool(host.model.place_width)
     if all(subject.box is None and subject.mask is None for subject in subjects):
         _check_room(host, parts, categories)
@@ -126,7 +127,7 @@ def _checked(given: "CallArguments") -> list[SubjectRegion]:
     if regions not in (0, len(subjects)):
         raise InputError(f"There are {regions} boxes or masks for {len(subjects)} subjects: give one for each.")
     if given.guess_mode and given.region_mode == "multidiffusion":
-        raise InputError("guess_mode has no meaning with region_mode multidiffusion: use attention.")
+        raise InputError("guess_mode has no effect with region_mode multidiffusion: use attention.")
     return subjects
 
 
@@ -143,15 +144,15 @@ def _arguments(subject: SubjectRegion) -> dict[str, Any]:
 
 
 def _check_room(host: PipelineHost, parts: list[PromptInputs], categories: list[str]) -> None:
-    """Raise `InputError` if the sentence of all subjects has no room for their tokens and categories."""
+    """Raise `InputError` if tokens and categories of all subjects are longer than the text encoder's input."""
     queries = host.qformer.qformer.config.queries
     tokens = sum(queries if part.subject_embeds is None else part.subject_embeds.shape[1] for part in parts)
     sentence = subject_prompt("", joined_categories(categories))
     words = len(host.tokenizer(sentence).input_ids)  # with [BOS] and [EOS]
     if tokens + words > host.model.text_length:
         raise InputError(
-            f"{len(parts)} subjects take {tokens} positions of the text encoder's {host.model.text_length}, and the "
-            "words between them more: give each subject a box or a mask."
+            f"{len(parts)} subjects take {tokens} positions of the text encoder's {host.model.text_length}, and "
+            "their words more: give each subject a box or a mask."
         )
 
 
@@ -162,7 +163,7 @@ def _box(subject: SubjectRegion) -> Box | None:
 
 
 def _inside(subject: SubjectRegion, height: int, width: int) -> Tensor:
-    """Return the share of each latent place that lies inside a subject's region: (h, w)."""
+    """Return the share (h, w) of each latent's area inside a subject's region."""
     if subject.mask is None:
         box = check_box(subject.box or ())
         across, down = _covered(box.left, box.right, width), _covered(box.top, box.bottom, height)
@@ -174,12 +175,12 @@ def _inside(subject: SubjectRegion, height: int, width: int) -> Tensor:
         raise InputError(f"A mask is {mask.width} x {mask.height}: give one in the proportions of the image.")
     pixels = to_tensor([mask.convert("RGB")])[:, :1]
     if not (pixels > 0.5).any():
-        raise InputError("The mask of a subject is empty: paint white where it stands.")
+        raise InputError("The mask of a subject is empty: paint the subject white.")
     return F.interpolate(pixels, (height, width), mode="area")[0, 0]
 
 
 def _covered(start: float, end: float, cells: int) -> Tensor:
-    """Return the share of each of so many cells of [0, 1] that an interval covers."""
+    """Return the share of each of `cells` equal cells of [0, 1] that an interval covers."""
     edges = torch.arange(cells + 1) / cells
     covered: Tensor = edges[1:].clamp(max=end) - edges[:-1].clamp(min=start)
     return covered.clamp(min=0) * cells

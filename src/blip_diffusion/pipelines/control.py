@@ -14,6 +14,7 @@ from blip_diffusion.diffusion.controlnet import Control, is_adapter
 from blip_diffusion.errors import InputError
 from blip_diffusion.pipelines.checks import number
 from blip_diffusion.pipelines.control_arrays import as_tensor, per_net
+from blip_diffusion.protocols import UNet
 
 Images: TypeAlias = Image.Image | Tensor | Sequence[Image.Image]
 """One image for all prompts, or one for each; a tensor is (B, 3, H, W) in [0, 1]."""
@@ -35,7 +36,7 @@ class ControlRequest:
     guess: bool = False
     resample: Resample = "lanczos"
 
-    def check(self, unet: Any) -> None:
+    def check(self, unet: UNet) -> None:
         """Raise `InputError` if nets, images, numbers and U-Net do not fit together."""
         if len(self.nets) != len(self.images):
             raise InputError(f"There are {len(self.nets)} ControlNets for {len(self.images)} images: give one each.")
@@ -83,7 +84,7 @@ def _numbers(name: str, value: Numbers, size: int) -> list[float]:
     return values
 
 
-def _check_fit(net: Any, unet: Any) -> None:
+def _check_fit(net: Any, unet: UNet) -> None:
     if is_adapter(net):
         theirs, ours = (tuple(x) for x in (net.config.channels, unet.config.block_out_channels))
         if theirs != ours:

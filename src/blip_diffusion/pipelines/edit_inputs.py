@@ -1,4 +1,4 @@
-"""What editing is given: a photo at the model's size, a mask of it, and numbers, all checked before anything runs."""
+"""The inputs of `edit` and `inpaint`, checked before the networks run: photo, masks and numbers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ from blip_diffusion.pipelines.inputs import PipelineInputs
 from blip_diffusion.references import find_subject, subject_mask
 
 MaskSource = Image.Image | Literal["difference", "subject", "none"]
-"""A mask of the photo's size, white where it may change; or how it is found."""
-FOUND = ("difference", "subject", "none")
+"""A mask of the photo's size, white where it may change, or the method that predicts one."""
+PREDICTED_MASKS = ("difference", "subject", "none")
 MAX_FEATHER, MAX_RESAMPLINGS = 64, 20
 OPTIONS = frozenset(
     {
@@ -33,12 +33,12 @@ OPTIONS = frozenset(
         "control_resample",
     }
 )
-"""Arguments of the pipeline's call that an edit takes too."""
+"""Arguments of the pipeline's call that `edit` and `inpaint` also take."""
 
 
 @dataclass
 class EditOutput(BaseOutput):
-    """Edited images, and the mask (mode L, white where the photo may have changed) of all of them."""
+    """Edited images, and their common mask (mode L, white where the photo may have changed)."""
 
     images: Any
     mask: Image.Image
@@ -46,24 +46,27 @@ class EditOutput(BaseOutput):
 
 @dataclass(frozen=True)
 class EditMask:
-    """Where an image may change: of latents (1, 1, h, w), and of pixels (1, 1, H, W). A latent may reach further."""
+    """The region that may change, as masks of latents (1, 1, h, w) and of pixels (1, 1, H, W).
+
+    Latents that the mask of pixels covers in part are covered.
+    """
 
     latents: Tensor
     pixels: Tensor
 
     def image(self) -> Image.Image:
-        """Return the pixels' mask, mode L."""
+        """Return the mask of pixels as an image, mode L."""
         return images.to_pil(self.pixels.expand(-1, 3, -1, -1))[0].convert("L")
 
     def box(self) -> Box | None:
-        """Return the box of what it covers."""
+        """Return the bounding box of the mask."""
         return box_of_mask(self.pixels[0, 0].cpu())
 
 
 def check_edit(
     host: PipelineHost, inversion: Any, strength: Any, feather: Any, threshold: Any = 0.5, resamplings: Any = 1
 ) -> None:
-    """Raise `InputError` for arguments out of range, and for presets that draw in too few steps."""
+    """Raise `InputError` for arguments out of range, and for presets with too few steps."""
     if inversion not in get_args(Method):
         raise InputError(f"inversion is {inversion!r}: use {', '.join(get_args(Method)[:-1])} or none.")
     if not number("strength", strength, 0, 1):
@@ -72,17 +75,17 @@ def check_edit(
     number("mask_threshold", threshold, 0, 1)
     whole_number("resamplings", resamplings, 1, MAX_RESAMPLINGS)
     if not host.preset.uses_cfg or isinstance(host.default_scheduler, LCMScheduler):
-        raise InputError("A model or preset that draws in a few steps can't edit: use the preset fast, or none.")
+        raise InputError("A model or preset that samples in a few steps can't edit: use the preset fast, or none.")
 
 
 def check_given(options: Mapping[str, Any]) -> None:
-    """Raise `InputError` for options that are none of an edit's."""
+    """Raise `InputError` for options that `edit` and `inpaint` don't take."""
     for name in options.keys() - OPTIONS:
-        raise InputError(f"There is no argument {name!r} of an edit: use {', '.join(sorted(OPTIONS))}.")
+        raise InputError(f"edit and inpaint have no argument {name!r}: use {', '.join(sorted(OPTIONS))}.")
 
 
 def check_plain_engine(host: PipelineHost, inputs: PipelineInputs) -> None:
-    """Raise `InputError` where attention control can't reach the attention maps."""
+    """Raise `InputError` for presets and arguments under which attention maps can't be replaced."""
     if host.preset.engine != "torch" or host.preset.deepcache_interval > 1:
         raise InputError("Attention control needs the engine torch and no cached features: use another preset.")
     if inputs.guess_mode:
@@ -90,8 +93,8 @@ def check_plain_engine(host: PipelineHost, inputs: PipelineInputs) -> None:
 
 
 def given_mask(mask: Any, photo: "Photo", factor: int) -> "tuple[EditMask | None, str]":
-    """Return a user's mask, or else how it is found. Raises `InputError` for what is neither."""
-    if isinstance(mask, str) and mask in FOUND:
+    """Return a user's mask, or the method that predicts one. Raises `InputError` for any other value."""
+    if isinstance(mask, str) and mask in PREDICTED_MASKS:
         return None, mask
     return photo.mask(mask, factor), ""
 
@@ -106,7 +109,7 @@ def noising_from(host: PipelineHost) -> Noising:
 
 @dataclass(frozen=True)
 class Photo:
-    """A photo as it is edited: cut about its middle to the shape of the image, and resized."""
+    """A photo, centre-cropped to the proportions of the output and resized."""
 
     original: Image.Image  # upright RGB
     image: Image.Image
@@ -114,7 +117,7 @@ class Photo:
 
     @classmethod
     def read(cls, photo: Any, height: int, width: int) -> "Photo":
-        """Cut and resize a photo. Raises `InputError` for what is none."""
+        """Crop and resize a photo. Raises `InputError` if it is not an image or has an unusable size."""
         if not isinstance(photo, Image.Image):
             raise InputError(f"image is a {type(photo).__name__}: use a PIL image, one photo at a time.")
         images.check_size(photo, "The photo")
@@ -124,7 +127,7 @@ class Photo:
 
     @staticmethod
     def _fit(image: Image.Image, height: int, width: int) -> Image.Image:
-        """Cut an image about its middle to the wanted shape, and resize it."""
+        """Centre-crop an image to the output's proportions, and resize it."""
         scale = max(width / image.width, height / image.height)
         wide, high = width / scale, height / scale
         left, top = (image.width - wide) / 2, (image.height - high) / 2
@@ -133,10 +136,10 @@ class Photo:
         return image if same else image.resize((width, height), Image.Resampling.BICUBIC, box=box)
 
     def mask(self, given: Any, factor: int) -> EditMask:
-        """Return a user's mask, cut as the photo is.
+        """Return a user's mask, cropped and resized like the photo.
 
         Raises:
-            InputError: If it is no image, has another size than the photo, or covers nothing.
+            InputError: If it is not an image, has another size than the photo, or is empty.
         """
         if not isinstance(given, Image.Image):
             raise InputError(f"mask is {given!r}: use an image, difference, subject or none.")
@@ -149,32 +152,32 @@ class Photo:
 
 
 def edit_mask(pixels: Tensor, factor: int) -> EditMask:
-    """Return the mask of pixels (1, 1, H, W), with the latents that it touches."""
+    """Return a mask of pixels (1, 1, H, W) with the mask of the latents that it touches."""
     return EditMask(masks.latent_mask(pixels, factor), pixels)
 
 
 def mask_of_latents(latents: Tensor, factor: int) -> EditMask:
-    """Return the mask of latents (1, 1, h, w), with all of their pixels."""
+    """Return a mask of latents (1, 1, h, w) with the mask of their pixels."""
     return EditMask(latents, masks.pixel_mask(latents, factor))
 
 
 def whole_mask(like: Tensor, factor: int) -> EditMask:
-    """Return the mask of all of an image with latents (1, C, h, w)."""
+    """Return the mask of a whole image with latents (1, C, h, w)."""
     return mask_of_latents(torch.ones_like(like[:1, :1]), factor)
 
 
 def check_covers(mask: EditMask) -> EditMask:
-    """Return a mask. Raises `InputError` if it covers nothing."""
+    """Return the mask. Raises `InputError` if it is empty."""
     if not float(mask.pixels.max()):
-        raise InputError("The mask is empty where the photo is cut: make what is to change white.")
+        raise InputError("The mask is empty after cropping: paint the region that may change white.")
     return mask
 
 
-def found_mask(host: PipelineHost, photo: Photo, factor: int) -> EditMask:
-    """Return where the model's subject finder sees the photo's subject, with a margin.
+def subject_finder_mask(host: PipelineHost, photo: Photo, factor: int) -> EditMask:
+    """Return the mask of the photo's subject from the model's subject finder, with a margin.
 
     Raises:
-        InputError: If the model has no subject finder, or it finds nothing.
+        InputError: If the model has no subject finder, or the finder detects no subject.
     """
     mask = subject_mask(host.model, photo.image)
     if mask is None:
@@ -186,9 +189,9 @@ def found_mask(host: PipelineHost, photo: Photo, factor: int) -> EditMask:
 
 
 def subject_box(host: PipelineHost, photo: Photo, mask: EditMask | None, aspects: Sequence[float]) -> Box | None:
-    """Return where the new subject stands: within a user's mask, or where the photo's subject is.
+    """Return the box of the new subject, from a user's mask or from the photo's subject.
 
-    `None` for models without placed tokens, and where no subject is found.
+    It is `None` for models without placed tokens, and for photos in which no subject is detected.
     """
     if not host.model.place_width:
         return None
@@ -200,6 +203,6 @@ def subject_box(host: PipelineHost, photo: Photo, mask: EditMask | None, aspects
     return box if box.width > 0.02 and box.height > 0.02 else None
 
 
-def seeded_like(generators: Sequence[torch.Generator]) -> torch.Generator:
-    """Return a generator of the mask's noises: the same for equal seeds, and the images' own are not moved."""
+def mask_generator(generators: Sequence[torch.Generator]) -> torch.Generator:
+    """Return a generator for the mask's noise with the first image's seed; the images' generators don't advance."""
     return torch.Generator().manual_seed(generators[0].initial_seed() % 2**63)

@@ -1,4 +1,4 @@
-"""One edit as it runs: from a photo and two texts to the latents of the edit."""
+"""The steps of one edit: from a photo and two texts to the edited images."""
 
 import itertools
 from collections.abc import Iterator
@@ -25,11 +25,11 @@ from blip_diffusion.pipelines.edit_inputs import (
     EditMask,
     Photo,
     check_covers,
-    found_mask,
+    mask_generator,
     mask_of_latents,
     noising_from,
-    seeded_like,
     subject_box,
+    subject_finder_mask,
     whole_mask,
 )
 from blip_diffusion.pipelines.inputs import PipelineInputs
@@ -38,20 +38,20 @@ from blip_diffusion.prompts import subject_prompt
 
 @dataclass(frozen=True)
 class EditRun:
-    """A photo, its texts, and the noise levels that are visited.
+    """The state of one edit: the photo, the text states and the timesteps.
 
     Args:
         host: The pipeline.
-        inputs: The target's, with noise (n, C, h, w).
+        inputs: Inputs of the target, with noise (n, C, h, w).
         photo: The photo.
         clean: Its latents (1, C, h, w).
-        target: Text states (n, L, D) of the edit.
-        empty: Of the negative prompt, if guided.
+        target: Text states (n, L, D) of the target.
+        empty: Text states (n, L, D) of the negative prompt, if guided.
         noising: The forward process.
-        timesteps: Falling.
-        skipped: Noisier levels that are not visited.
-        source: Text states (1, L, D) of what the photo shows; empty where nothing asks for them.
-        sentence: The words of `source`.
+        timesteps: Decreasing timesteps that are visited.
+        skipped: Number of noisier timesteps that `strength` leaves out.
+        source: Text states (1, L, D) of the photo's description; empty for `inpaint`.
+        sentence: The prompt of `source`.
     """
 
     host: Any
@@ -77,7 +77,7 @@ class EditRun:
         *,
         noisiest: bool = False,
     ) -> "EditRun":
-        """Encode the photo and the target's texts, its subject placed where the mask or the old subject is."""
+        """Encode the photo and the target's texts, with its subject at the mask's or the old subject's position."""
         noising = noising_from(host)
         scheduler = ddim_like(host.default_scheduler)
         scheduler.set_timesteps(inputs.steps)
@@ -94,16 +94,16 @@ class EditRun:
         return cls(host, inputs, photo, clean, target, empty, noising, timesteps, skipped)
 
     @property
-    def images(self) -> int:
-        """n."""
+    def num_images(self) -> int:
+        """The number n of edited images."""
         return len(self.inputs.latents)
 
-    def described(self, category: str, prompt: str, *, by_photo: bool) -> "EditRun":
-        """Add what the photo shows: its words, and by wish its own subject tokens where its subject is."""
+    def with_source(self, category: str, prompt: str, *, use_photo: bool) -> "EditRun":
+        """Add the text states of the photo's description, with the photo's own subject tokens if `use_photo`."""
         host = self.host
         repeats = {"repetitions": host.config["prompt_reps"]}
         text = subject_prompt(prompt, category, **repeats)
-        if not by_photo:
+        if not use_photo:
             return replace(self, source=host._encode_text([text]), sentence=Sentence(text))
         squares = host._square([self.photo.image], self.inputs.resize_mode)
         tokens = host._encode_references(squares, [category])
@@ -113,42 +113,42 @@ class EditRun:
         states = host._encode_text([text], tokens, frames)
         return replace(self, source=states, sentence=Sentence(text, tokens.shape[1]))
 
-    def conditioned(self, mask: EditMask) -> "EditRun":
-        """Give a U-Net that reads a mask this one."""
+    def with_condition(self, mask: EditMask) -> "EditRun":
+        """Add the condition of a U-Net that reads a mask; for any other U-Net nothing changes."""
         if not self.host.model.reads_mask:
             return self
         condition = self.host.model.inpainting_condition(self.photo.pixels, mask.pixels.to(self.photo.pixels))
         return replace(self, inputs=replace(self.inputs, condition=condition))
 
     @contextmanager
-    def ready(self) -> Iterator[None]:
-        """Context manager: the pipeline's networks as this call wants them."""
+    def prepared_unet(self) -> Iterator[None]:
+        """Context manager: hide tuned subjects under a reference, and merge a preset's LoRAs."""
         base = self.host.without_subjects() if self.inputs.hides_subjects else nullcontext()
         with base, self.host._loras_in_weights():
             yield
 
-    def found_mask(self, how: str, threshold: float) -> EditMask:
-        """Return the mask by the difference of both texts' predictions, by the subject finder, or of everything."""
+    def predicted_mask(self, method: str, threshold: float) -> EditMask:
+        """Return the mask "difference" (of the texts' predictions), "subject" (finder) or "none" (whole image)."""
         factor = self.host.model.latents.factor
-        if how == "none":
+        if method == "none":
             return whole_mask(self.clean, factor)
-        if how == "subject":
-            return found_mask(self.host, self.photo, factor)
+        if method == "subject":
+            return subject_finder_mask(self.host, self.photo, factor)
         texts = torch.cat([self.source.expand(NOISES, -1, -1), self.target[:1].expand(NOISES, -1, -1)])
-        both, rng = self._network(texts), seeded_like(self.inputs.generators)
-        found = difference_mask(both, self.clean, self.noising, rng, threshold=threshold)
-        return check_covers(mask_of_latents(found, factor))
+        both, rng = self._unguided(texts), mask_generator(self.inputs.generators)
+        latents = difference_mask(both, self.clean, self.noising, rng, threshold=threshold)
+        return check_covers(mask_of_latents(latents, factor))
 
-    def inverted(self, method: Method) -> Inversion:
-        """Return the photo's path; one for all images, but where noise is drawn."""
+    def invert(self, method: Method) -> Inversion:
+        """Return the photo's path, shared by all images, or one for each where the inversion is random."""
         noising, timesteps = self.noising, self.timesteps
         if method == "none":
-            return inversions.noised_path(self._each(self.clean), noising, timesteps, self.inputs.latents)
+            return inversions.noised_path(self._expand(self.clean), noising, timesteps, self.inputs.latents)
         if method == "ddpm":
-            denoiser = self._network(self._each(self.source))
-            return inversions.ddpm_inversion(denoiser, self._each(self.clean), noising, timesteps, self.noise)
-        path = inversions.ddim_inversion(self._network(self.source), self.clean, noising, timesteps)
-        return path if method == "direct" else inversions.replayed(self._network(self.source), path, noising)
+            denoiser = self._unguided(self._expand(self.source))
+            return inversions.ddpm_inversion(denoiser, self._expand(self.clean), noising, timesteps, self.noise)
+        path = inversions.ddim_inversion(self._unguided(self.source), self.clean, noising, timesteps)
+        return path if method == "direct" else inversions.sampled_path(self._unguided(self.source), path, noising)
 
     def denoiser(self, resamplings: int = 1) -> Denoiser:
         """Return the guided denoiser of the target, with controls, on the preset's engine."""
@@ -157,34 +157,35 @@ class EditRun:
         return denoiser
 
     @contextmanager
-    def controlled(self, path: Inversion, control: AttentionControl) -> Iterator[Denoiser]:
-        """Context manager: the target's denoiser beside the source's, whose attention maps it takes over."""
+    def attention_controlled(self, path: Inversion, control: AttentionControl) -> Iterator[Denoiser]:
+        """Context manager: the target's denoiser, run with the source, whose attention maps replace the target's."""
         host, steps = self.host, len(self.timesteps)
         target = Sentence(self.inputs.texts.prompts[0], self._target_tokens())
         category = self._target_category()
         length = self.target.shape[1]
         alignment = align(host.tokenizer, self.sentence, target, category, control, length).to(self.target.device)
-        cross, own = (round(share * steps) for share in (control.cross, control.own))
-        controller = AttentionController(alignment, self.images, cross=cross, own=own)
+        shares = (control.cross_attention, control.self_attention)
+        cross_steps, self_steps = (round(share * steps) for share in shares)
+        controller = AttentionController(alignment, self.num_images, cross_steps=cross_steps, self_steps=self_steps)
         counter = itertools.count()
 
-        def beside_source(rows: Denoiser) -> Denoiser:
+        def with_source_rows(network: Denoiser) -> Denoiser:
             def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
                 controller.step = next(counter)
-                source = self._each(path.latents[controller.step])
-                return rows(torch.cat([latents, source]), timestep)[: len(latents)]
+                source = self._expand(path.latents[controller.step])
+                return network(torch.cat([latents, source]), timestep)[: len(latents)]
 
             return denoise
 
         texts = [] if self.empty is None else [self.empty]
-        both = beside_source(self._controlled_network(torch.cat([*texts, self.target, self._each(self.source)])))
+        both = with_source_rows(self._with_controls(torch.cat([*texts, self.target, self._expand(self.source)])))
         if self.empty is not None:
             both = guided(both, lambda: host.guidance_scale, rescale=self.inputs.guidance_rescale)
         with controlled_attention(host.unet, controller):
             yield both
 
-    def blended(self, denoiser: Denoiser, path: Inversion, mask: EditMask, resamplings: int = 1) -> Tensor:
-        """Sample the edit; after each step, what lies outside the mask is the photo's own path."""
+    def sample_blended(self, denoiser: Denoiser, path: Inversion, mask: EditMask, resamplings: int = 1) -> Tensor:
+        """Sample the edit; after each step, latents outside the mask are replaced by the photo's path."""
         inside = mask.latents.to(self.clean)
 
         with self.host.progress_bar(total=len(self.timesteps)) as bar:
@@ -197,20 +198,20 @@ class EditRun:
                 denoiser,
                 path,
                 self.noising,
-                start=self._each(path.latents[0]),
+                start=self._expand(path.latents[0]),
                 resamplings=resamplings,
                 noise=self.noise,
                 hook=blend,
             )
 
-    def sampled(self) -> Tensor:
-        """Sample from noise by the pipeline's own scheduler: the U-Net's condition holds the photo."""
+    def sample(self) -> Tensor:
+        """Sample from noise with the pipeline's scheduler, for a U-Net that reads the masked photo."""
         noise = self.host.config["noise_scale"] * self.inputs.latents
-        latents: Tensor = self.host._denoise(self.target, self.empty, replace(self.inputs, latents=noise), None, ())
+        latents: Tensor = self.host._denoise(self.target, self.empty, replace(self.inputs, latents=noise))
         return latents
 
-    def finished(self, latents: Tensor, mask: EditMask, feather: int) -> Any:
-        """Return images of the wanted type, with the photo's own pixels outside of the mask."""
+    def decode(self, latents: Tensor, mask: EditMask, feather: int) -> Any:
+        """Return images of the requested type, with the photo's pixels outside the mask."""
         if self.inputs.output_type == "latent":
             return check_finite(latents)
         pixels = check_finite(self.host._decode_latents(latents).float())
@@ -220,22 +221,22 @@ class EditRun:
         )
 
     def noise(self) -> Tensor:
-        """Draw normal noise (n, C, h, w) from the images' generators."""
+        """Return new normal noise (n, C, h, w) of the images' generators."""
         shape = tuple(self.clean.shape[1:])
-        return initial_noise(shape, self.inputs.generators, self.clean)  # type: ignore[arg-type]  # three of them
+        return initial_noise(shape, self.inputs.generators, self.clean)  # type: ignore[arg-type]  # three integers
 
-    def _each(self, rows: Tensor) -> Tensor:
-        """Repeat one row for all images."""
-        return rows.expand(self.images, *rows.shape[1:])
+    def _expand(self, row: Tensor) -> Tensor:
+        """Expand a tensor of one row to n rows."""
+        return row.expand(self.num_images, *row.shape[1:])
 
-    def _network(self, text: Tensor) -> Denoiser:
-        """Return the unguided network; one that reads a mask paints all of an image."""
+    def _unguided(self, text: Tensor) -> Denoiser:
+        """Return the denoiser without guidance; a U-Net that reads a mask gets the mask of a whole image."""
         condition = self.host.model.whole_condition(self.clean) if self.host.model.reads_mask else None
         network: Denoiser = self.host._network(text, condition=condition)
         return network
 
-    def _controlled_network(self, text: Tensor) -> Denoiser:
-        """Return the plain network, with ControlNets if there are any."""
+    def _with_controls(self, text: Tensor) -> Denoiser:
+        """Return the denoiser without guidance and DeepCache, with the call's ControlNets and condition."""
         host, inputs = self.host, self.inputs
         steps = self.skipped + len(self.timesteps)
         counter = itertools.count(self.skipped)
@@ -247,7 +248,7 @@ class EditRun:
         return network if inputs.condition is None else concatenated(network, inputs.condition)
 
     def _target_tokens(self) -> int:
-        """Return how many subject tokens stand in the target's text."""
+        """Return the number of subject tokens in the target's text."""
         texts = self.inputs.texts
         queries: int = self.host.qformer.qformer.config.queries
         return queries if texts.subject_embeds is None else texts.subject_embeds.shape[1]

@@ -1,4 +1,4 @@
-"""Edit a photo: another subject in its place, or what a mask covers painted anew."""
+"""Edit a photo: replace its subject, or generate a subject in a masked region."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +10,7 @@ from blip_diffusion.diffusion.inversion import Method
 from blip_diffusion.errors import InputError
 from blip_diffusion.pipelines.attention_alignment import AttentionControl
 from blip_diffusion.pipelines.edit_inputs import (
+    EditMask,
     EditOutput,
     MaskSource,
     Photo,
@@ -20,7 +21,7 @@ from blip_diffusion.pipelines.edit_inputs import (
 )
 from blip_diffusion.pipelines.edit_run import EditRun
 from blip_diffusion.pipelines.host import PipelineHost
-from blip_diffusion.pipelines.inputs import CallArguments, PipelineInputs, prepare_inputs
+from blip_diffusion.pipelines.inputs import CallArguments, PipelineInputs
 from blip_diffusion.pipelines.locking import exclusive
 
 
@@ -28,7 +29,7 @@ class EditingMixin(PipelineHost):
     """`edit` and `inpaint`."""
 
     __call__: Callable[..., Any]
-    _check_features: Callable[[], None]
+    _prepare: Callable[[CallArguments], PipelineInputs]
     maybe_free_model_hooks: Callable[[], None]
 
     @torch.no_grad()
@@ -53,27 +54,28 @@ class EditingMixin(PipelineHost):
     ) -> EditOutput:
         """Replace the subject of a photo, and keep the rest.
 
-        The photo is inverted under the words that describe it, and sampled again under those of the edit. After each
-        step, what lies outside the mask is taken from the photo's own path, and at the end its pixels.
+        The photo is inverted with a text that describes it, and sampled with the text of the edit. After each step,
+        latents outside the mask are replaced by the photo's, and after decoding its pixels are.
 
         Args:
-            image: The photo. It is cut about its middle to the shape of the image that is drawn.
-            source_category: What is in the photo and shall go: "dog".
-            target_category: What shall come: "cat"; by default the same category.
-            reference_image: An image of the new subject. Without one and without `subject_embeds`, it is the active
-                tuned subject, else words alone.
-            prompt: What is said of both, after the category: "on the beach". It may be empty.
-            mask: Where the photo may change: an image of its size, white there; "difference": where both texts want
-                different images; "subject": where the model's subject finder sees the old subject; "none": anywhere.
-            inversion: "direct": DDIM's path, read again outside the mask; "ddpm": edit-friendly, another edit for each
-                seed; "ddim": as published; "none": fresh noise.
-            attention: What of the photo's attention maps is kept; `None` for nothing. It needs the engine torch.
-            strength: Share in (0, 1] of the steps that are run; less keeps more.
-            feather: Pixels over which the edit passes into the photo, within the mask.
-            mask_threshold: Of "difference", in [0, 1]; more covers less.
-            describe_source: Whether the photo's own subject tokens describe it, beside the words.
-            control_image: As `image` of the pipeline's call, with its arguments `controlnet` and so on.
-            **options: Others of the pipeline's call: `subject_embeds`, `negative_prompt`, `height`, `width`,
+            image: The photo. It is centre-cropped to the proportions of the output.
+            source_category: The subject to replace: "dog".
+            target_category: The new subject: "cat"; by default the same category.
+            reference_image: An image of the new subject. Without one and without `subject_embeds`, the active tuned
+                subject is used, or else the category's word alone.
+            prompt: The scene of photo and edit, without the subject: "on the beach". It may be empty.
+            mask: The region that may change: an image of the photo's size, white there; "difference": where the
+                predictions for both texts differ; "subject": the old subject, by the model's subject finder; "none":
+                the whole photo.
+            inversion: "direct": DDIM's inversion path is used outside the mask; "ddpm": edit-friendly DDPM, another
+                edit for each seed; "ddim": as published; "none": new noise.
+            attention: The attention maps of the photo that are kept; `None` for none. It needs the engine torch.
+            strength: Share in (0, 1] of the steps that are run; a lower one keeps more of the photo.
+            feather: Width in pixels, in [0, 64], of the blended edge within the mask.
+            mask_threshold: Threshold in [0, 1] of the mask "difference"; a higher one gives a smaller mask.
+            describe_source: Whether the photo's own subject tokens are added to the text that describes it.
+            control_image: The argument `image` of the pipeline's call.
+            **options: Further arguments of the pipeline's call: `subject_embeds`, `negative_prompt`, `height`, `width`,
                 `num_inference_steps`, `guidance_scale`, `guidance_rescale`, `num_images_per_prompt`, `generator`,
                 `resize_mode`, `box` and `output_type`.
 
@@ -81,7 +83,7 @@ class EditingMixin(PipelineHost):
             `EditOutput` with `images`, one for each of `num_images_per_prompt`, and `mask`.
 
         Raises:
-            InputError: If the mask has another size or is empty, or an argument can't be used.
+            InputError: If the mask has another size or is empty, or an argument is out of range.
 
         Example:
             >>> photo, cat = Image.open("dog-on-beach.jpg"), Image.open("cat.png")
@@ -89,25 +91,25 @@ class EditingMixin(PipelineHost):
         """
         check_edit(self, inversion, strength, feather, mask_threshold)
         tuned = reference_image is None and options.get("subject_embeds") is None and self.adapters.registry.mixture
-        category = target_category or ("" if tuned else source_category)  # a tuned subject knows its own
-        inputs, photo = self._prepared(
+        category = target_category or ("" if tuned else source_category)  # a tuned subject has a category
+        inputs, photo = self._prepare_edit(
             image, options, prompt=prompt, reference_image=reference_image, image=control_image, category=category
         )
         if attention is not None:
             check_plain_engine(self, inputs)
-        user_mask, finding = given_mask(mask, photo, self.model.latents.factor)
+        user_mask, mask_method = given_mask(mask, photo, self.model.latents.factor)
         run = EditRun.begin(self, inputs, photo, user_mask, strength)
-        run = run.described(source_category, prompt, by_photo=describe_source)
-        with run.ready():
-            where = user_mask or run.found_mask(finding, mask_threshold)
-            run = run.conditioned(where)
-            path = run.inverted(inversion)
+        run = run.with_source(source_category, prompt, use_photo=describe_source)
+        with run.prepared_unet():
+            edit_mask = user_mask or run.predicted_mask(mask_method, mask_threshold)
+            run = run.with_condition(edit_mask)
+            path = run.invert(inversion)
             if attention is None:
-                latents = run.blended(run.denoiser(), path, where)
+                latents = run.sample_blended(run.denoiser(), path, edit_mask)
             else:
-                with run.controlled(path, attention) as denoiser:
-                    latents = run.blended(denoiser, path, where)
-        return self._result(run.finished(latents, where, feather), where.image())
+                with run.attention_controlled(path, attention) as denoiser:
+                    latents = run.sample_blended(denoiser, path, edit_mask)
+        return self._output(run.decode(latents, edit_mask, feather), edit_mask)
 
     @torch.no_grad()
     @exclusive
@@ -125,30 +127,30 @@ class EditingMixin(PipelineHost):
         control_image: Any = None,
         **options: Any,
     ) -> EditOutput:
-        """Paint a subject where a mask is white, and keep all other pixels exactly.
+        """Generate a subject in the white region of a mask, and keep all other pixels exactly.
 
-        A U-Net that reads mask and masked image (9 input channels for Stable Diffusion, 17 for `mini`) is given them
-        (Rombach et al. 2022, figure 3). For any other, what lies outside the mask is taken from the noised photo after
-        each step (Avrahami et al. 2023, "Blended Latent Diffusion"), and each step is taken several times.
+        An inpainting U-Net (9 input channels for Stable Diffusion, 17 for `mini`) reads the mask and the masked image
+        (Rombach et al. 2022, figure 3). With any other U-Net, latents outside the mask are replaced by the noised
+        photo's after each step (Avrahami et al. 2023, "Blended Latent Diffusion"), and each step is repeated.
 
         Args:
-            image: The photo, cut about its middle to the shape of the image that is drawn.
-            mask: An image of the photo's size, white where it is painted.
-            reference_image: An image of the subject. Without one and without `subject_embeds`, it is the active tuned
-                subject, else words alone.
+            image: The photo, centre-cropped to the proportions of the output.
+            mask: An image of the photo's size, white in the region to generate.
+            reference_image: An image of the subject. Without one and without `subject_embeds`, the active tuned
+                subject is used, or else the category's word alone.
             category: What the subject is: "dog".
-            prompt: What is said after the category: "on the beach". It may be empty.
-            strength: Share in (0, 1] of the steps that are run; less keeps more of what the mask covers.
-            resamplings: How often each step is taken, from 1; more closes seams.
-            feather: Pixels over which the new passes into the photo, within the mask.
-            control_image: As `image` of the pipeline's call.
-            **options: As those of `edit`.
+            prompt: The scene, without the subject: "on the beach". It may be empty.
+            strength: Share in (0, 1] of the steps that are run; a lower one keeps more of the masked content.
+            resamplings: How often each step is taken, in [1, 20]; more remove seams. An inpainting U-Net needs none.
+            feather: Width in pixels, in [0, 64], of the blended edge within the mask.
+            control_image: The argument `image` of the pipeline's call.
+            **options: As for `edit`.
 
         Returns:
             `EditOutput` with `images` and `mask`.
 
         Raises:
-            InputError: If the mask has another size or is empty, or an argument can't be used.
+            InputError: If the mask has another size or is empty, or an argument is out of range.
 
         Example:
             >>> pipe.inpaint(photo, Image.open("mask.png"), Image.open("dog.png"), "dog", prompt="on the beach")
@@ -156,25 +158,24 @@ class EditingMixin(PipelineHost):
         check_edit(self, "none", strength, feather, resamplings=resamplings)
         if self.model.reads_mask and strength != 1:
             raise InputError("strength has no effect on a U-Net that reads the mask: leave it out.")
-        inputs, photo = self._prepared(
+        inputs, photo = self._prepare_edit(
             image, options, prompt=prompt, reference_image=reference_image, image=control_image, category=category
         )
-        where = photo.mask(mask, self.model.latents.factor)
-        run = EditRun.begin(self, inputs, photo, where, strength, noisiest=True).conditioned(where)
+        edit_mask = photo.mask(mask, self.model.latents.factor)
+        run = EditRun.begin(self, inputs, photo, edit_mask, strength, noisiest=True)
+        run = run.with_condition(edit_mask)
         if self.model.reads_mask:
-            latents = run.sampled()
+            latents = run.sample()
         else:
-            with run.ready():
-                path = run.inverted("none")
-                latents = run.blended(run.denoiser(resamplings), path, where, resamplings)
-        return self._result(run.finished(latents, where, feather), where.image())
+            with run.prepared_unet():
+                path = run.invert("none")
+                latents = run.sample_blended(run.denoiser(resamplings), path, edit_mask, resamplings)
+        return self._output(run.decode(latents, edit_mask, feather), edit_mask)
 
-    def _prepared(
+    def _prepare_edit(
         self, photo: Any, options: dict[str, Any], *, category: str, reference_image: Any, **given: Any
     ) -> tuple[PipelineInputs, Photo]:
-        """Return checked inputs of the target, with noise of full strength, and the photo at their size."""
-        self._sync_preset()
-        self._check_features()
+        """Return checked inputs of the target, with unscaled noise, and the photo at their size."""
         check_given(options)
         embeds = options.pop("subject_embeds", None)
         if reference_image is None and embeds is None and not self.adapters.registry.mixture:
@@ -188,14 +189,13 @@ class EditingMixin(PipelineHost):
             **given,
             **options,
         )
-        inputs = prepare_inputs(self, arguments)
+        inputs = self._prepare(arguments)
         if len(inputs.texts) != 1:
-            raise InputError("One photo is edited by one prompt and one reference: call again for others.")
+            raise InputError("An edit takes one prompt and one reference: call again for others.")
         factor = self.model.latents.factor
         height, width = (factor * side for side in inputs.latents.shape[-2:])
-        self._guidance_scale, self._interrupt = inputs.guidance_scale, False
         return inputs, Photo.read(photo, height, width)
 
-    def _result(self, images: Any, mask: Image.Image) -> EditOutput:
+    def _output(self, images: Any, mask: EditMask) -> EditOutput:
         self.maybe_free_model_hooks()
-        return EditOutput(images=images, mask=mask)
+        return EditOutput(images=images, mask=mask.image())

@@ -106,8 +106,8 @@ class EncodingMixin(PipelineHost):
     def _encode(self, inputs: PipelineInputs) -> tuple[Tensor, Tensor | None]:
         """Return text states (B, L, D) of the prompts with the subjects in them, and of the negative prompts.
 
-        Those of several subjects, and those without subject for a subject scale, stand one after another along L; the
-        negative prompts' are repeated to that length, which changes nothing in attention.
+        States of several subjects, and those without a subject for a subject scale, are concatenated along L. Those of
+        the negative prompts are repeated to that length, which doesn't change attention.
         """
         text = self._prompt_states(inputs)
         negative = self._negative_states(inputs) if inputs.guided else None
@@ -156,7 +156,7 @@ class EncodingMixin(PipelineHost):
     def _subject_tokens(
         self, inputs: PipelineInputs, texts: PromptInputs, boxes: list[Box] | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Return subject tokens (N, Q, D) and where references lie in the images (N, K, 4)."""
+        """Return subject tokens (N, Q, D) and the frames of references in the images (N, K, 4)."""
         aspects = [1.0] * len(texts)
         if texts.subject_embeds is not None:
             subject = texts.subject_embeds.to(self._execution_device).expand(len(texts), -1, -1)

@@ -1,7 +1,5 @@
 """Switches and properties that diffusers' Stable Diffusion pipelines have: FreeU, fused projections, VAE slicing."""
 
-from typing import Any
-
 from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 
 from blip_diffusion.errors import InputError
@@ -9,6 +7,7 @@ from blip_diffusion.nn_utils import lora_layers
 from blip_diffusion.pipelines.checks import number
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.locking import exclusive
+from blip_diffusion.protocols import UNet
 
 
 class FeaturesMixin(StableDiffusionMixin, PipelineHost):
@@ -95,6 +94,6 @@ class FeaturesMixin(StableDiffusionMixin, PipelineHost):
             raise InputError("FreeU has no effect on the features that this preset caches: call disable_freeu.")
 
 
-def has_freeu(unet: Any) -> bool:
+def has_freeu(unet: UNet) -> bool:
     """Return whether FreeU is switched on."""
     return any(getattr(block, "b1", None) is not None for block in unet.up_blocks)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from blip_diffusion.model import BlipDiffusion, ReferenceConfig, SubjectEncoder
+from blip_diffusion.protocols import Scheduler, Tokenizer
 
 if TYPE_CHECKING:
     from blip_diffusion.pipelines.adapters import AdapterManager
@@ -21,14 +22,14 @@ class PipelineHost(Protocol):
     Annotations only: a method with a body would hide diffusers' method of that name.
     """
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     text_encoder: Any
     vae: Any
     unet: Any
-    scheduler: Any
+    scheduler: Scheduler
     qformer: SubjectEncoder
     image_processor: ReferenceConfig
-    qformer_tokenizer: Any
+    qformer_tokenizer: Tokenizer
     controlnet: Any
     t2i_adapters: dict[str, Any]
     subject_finder: Any
@@ -37,6 +38,7 @@ class PipelineHost(Protocol):
     _cache: "EncodingCache"
     _subject_scale: "Scale"
     _progress_bar_config: dict[str, Any]
+    progress_bar: Callable[..., Any]
     register_to_config: Callable[..., None]
     without_subjects: Callable[[], AbstractContextManager[None]]
     _sync_preset: Callable[[], None]
@@ -52,4 +54,10 @@ class PipelineHost(Protocol):
         @property
         def guidance_scale(self) -> float: ...
         @property
-        def default_scheduler(self) -> Any: ...
+        def do_classifier_free_guidance(self) -> bool: ...
+        @property
+        def num_timesteps(self) -> int: ...
+        @property
+        def interrupt(self) -> bool: ...
+        @property
+        def default_scheduler(self) -> Scheduler: ...

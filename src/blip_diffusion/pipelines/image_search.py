@@ -1,6 +1,6 @@
-"""Images found by a sentence: contrast (ITC) ranks all of them, matching (ITM) the best ones again.
+"""Image search by a sentence: contrast (ITC) ranks all images, and matching (ITM) reranks the best.
 
-Letters: `N` images, `Q` queries, `E` width of their vectors.
+Letters: `N` images, `Q` queries, `E` width of the contrastive vectors.
 """
 
 from collections.abc import Sequence
@@ -20,18 +20,18 @@ from blip_diffusion.prompts import Words
 
 BATCH = 32
 RERANKED = 128
-"""How many of the best images matching looks at, as published."""
+"""Number of the best images that matching reranks, as published."""
 Source = str | Path | Image.Image
 
 
 @dataclass(frozen=True)
 class Match:
-    """How well an image fits the sentence."""
+    """The scores of one image for the sentence."""
 
-    index: int  # of the image
-    score: float  # what it is ranked by: the cosine, plus the logit of matching where that was computed
+    index: int  # of the image in the list
+    score: float  # cosine, plus the logit of matching if it was computed
     cosine: float  # of ITC, in [-1, 1]
-    matching: float | None = None  # of ITM: the logit that they belong together
+    matching: float | None = None  # of ITM: the logit of a match
 
 
 class ImageSearch(Blip2Pipeline):
@@ -44,7 +44,7 @@ class ImageSearch(Blip2Pipeline):
         model: A model with the heads of ITC and ITM.
 
     Raises:
-        CheckpointError: If it has none.
+        CheckpointError: If the model has no such heads.
 
     Example:
         >>> search = ImageSearch.from_pretrained("Salesforce/blip2-itm-vit-g")
@@ -60,12 +60,12 @@ class ImageSearch(Blip2Pipeline):
         """Rank images, the best first.
 
         Args:
-            sentence: What is searched for, such as "a red teapot"; of a long one the first 35 tokens count.
-            images: N images, or their paths, which are opened when they are needed.
-            rerank: How many of the best ones matching ranks again; 0 for none.
+            sentence: A description such as "a red teapot"; it is truncated to 35 tokens.
+            images: N images, or their paths, which are opened in batches.
+            rerank: Number of the best images that matching reranks; 0 for none.
 
         Returns:
-            N matches. Those that were ranked again come first.
+            N matches, the reranked ones first.
 
         Raises:
             InputError: For an empty sentence, no images, or an image that can't be read.
@@ -75,7 +75,7 @@ class ImageSearch(Blip2Pipeline):
         """
         rerank = whole_number("rerank", rerank, 0)
         if not sentence.strip():
-            raise InputError("The sentence is empty: say what to search for, for example a red teapot.")
+            raise InputError("The sentence is empty: describe an image, for example a red teapot.")
         words = self.model.sentence_words([sentence])
         cosines = self._cosines(images, words)
         order = cosines.argsort(descending=True).tolist()
@@ -88,7 +88,7 @@ class ImageSearch(Blip2Pipeline):
 
     @torch.no_grad()
     def _cosines(self, images: Sequence[Source], words: Words) -> Tensor:
-        """Cosines (N,) of ITC."""
+        """Return the cosines (N,) of ITC."""
         sentence = self.model.sentence_vectors(words)
         if not images:
             raise InputError("There are no images to search: give at least one.")
@@ -100,7 +100,7 @@ class ImageSearch(Blip2Pipeline):
 
     @torch.no_grad()
     def _logits(self, images: Sequence[Source], words: Words) -> list[float]:
-        """Logits of ITM that the images and the sentence belong together."""
+        """Return ITM's logits of a match of each image with the sentence."""
         logits: list[float] = []
         for first in range(0, len(images), BATCH):
             features = self._features_of(images[first : first + BATCH])

@@ -22,7 +22,9 @@ from blip_diffusion.pipelines.composition import Composition, RegionMode, Subjec
 from blip_diffusion.pipelines.control import ControlRequest, Images, Numbers, Resample, control_request
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.prompt_inputs import PromptInputs, prompt_inputs
+from blip_diffusion.pipelines.step_callback import StepCallback, callback_tensors
 from blip_diffusion.pipelines.subject_scale import Scale, SubjectScale
+from blip_diffusion.protocols import Scheduler
 
 MAX_SIDE = 2048
 MAX_STEPS = 1000
@@ -34,7 +36,7 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 @dataclass(frozen=True)
 class CallArguments:
-    """The arguments of `BlipDiffusionPipeline.__call__` that describe the images; see there."""
+    """The arguments of `BlipDiffusionPipeline.__call__` but for `return_dict`; see there."""
 
     prompt: OneOrMany[str] | None
     reference_image: OneOrMany[OneOrMany[Image.Image]] | None
@@ -66,6 +68,8 @@ class CallArguments:
     cross_attention_kwargs: Mapping[str, Any] | None
     clip_skip: int | None
     output_type: str
+    callback_on_step_end: StepCallback | None
+    callback_on_step_end_tensor_inputs: Sequence[str]
     image: Images | list[Images] | None
     controlnet: Any
     controlnet_conditioning_scale: Numbers
@@ -97,7 +101,7 @@ class PipelineInputs:
         resize_mode: How references become square; `None`: the model's mode.
         boxes: N boxes of the subjects; `None`: where the words of the prompts put them.
         composition: The subjects of a call with several.
-        subject_scale: How strongly the subject acts in each block.
+        subject_scale: The weight of the subject in each block.
         num_images_per_prompt: Images of each prompt.
         hides_subjects: Whether loaded subjects are inactive, because there is a reference.
         guided: Whether classifier-free guidance runs.
@@ -112,8 +116,10 @@ class PipelineInputs:
         guidance_rescale: Share of the rescaling after guidance.
         eta: Noise that DDIM adds at each step.
         output_type: One of OUTPUT_TYPES.
-        condition: What a U-Net that reads a mask gets beside the latents: all of an image is painted, unless
-            `inpaint` or `edit` says otherwise.
+        callback: The user's step callback.
+        callback_tensors: The tensors that it requests, of CALLBACK_TENSORS.
+        condition: Mask and masked-image latents (1 or B, C + 1, h, w) for a U-Net that reads them; by default the mask
+            of the whole image.
     """
 
     texts: PromptInputs
@@ -135,6 +141,8 @@ class PipelineInputs:
     guidance_rescale: float
     eta: float | None
     output_type: str
+    callback: StepCallback | None = None
+    callback_tensors: Sequence[str] = ()
     condition: Tensor | None = None
 
 
@@ -185,6 +193,8 @@ def prepare_inputs(host: PipelineHost, given: CallArguments) -> PipelineInputs:
         guidance_rescale=number("guidance_rescale", _default(host, given.guidance_rescale, "guidance_rescale"), 0, 1),
         eta=None if given.eta is None else number("eta", given.eta, 0, 1),
         output_type=given.output_type,
+        callback=given.callback_on_step_end,
+        callback_tensors=callback_tensors(given.callback_on_step_end, given.callback_on_step_end_tensor_inputs),
         condition=host.model.whole_condition(latents) if host.model.reads_mask else None,
     )
 
@@ -232,7 +242,7 @@ def _schedule(name: str, values: Any, kind: type[Any]) -> Any:
     return levels
 
 
-def _max_steps(scheduler: Any) -> int:
+def _max_steps(scheduler: Scheduler) -> int:
     """Return the most steps: those of the distillation for a consistency model, else those of training."""
     limits = (scheduler.config.get(name) for name in ("original_inference_steps", "num_train_timesteps"))
     return min((int(limit) for limit in limits if limit), default=MAX_STEPS)
@@ -269,9 +279,9 @@ def _boxes(host: PipelineHost, given: Boxes | None, size: int) -> list[Box] | No
 
 
 def _subject_scale(host: PipelineHost, given: CallArguments, composition: Composition | None) -> SubjectScale:
-    """Return the scale of the subject. Raises `InputError` where the engine can't apply it, or regions."""
+    """Return the scale of the subject. Raises `InputError` if the engine can't apply it or regions."""
     scale = SubjectScale.of(host._subject_scale if given.subject_scale is None else given.subject_scale, host.unet)
-    masks = composition is not None and composition.visibility is not None and not composition.averages
+    masks = composition is not None and composition.visibility is not None and not composition.averages_predictions
     if scale.changes and given.prompt_embeds is not None:
         raise InputError("subject_scale has no effect on prompt_embeds: give prompt and subject, or leave it out.")
     if host.preset.engine != "torch" and (masks or scale.changes):
@@ -312,5 +322,5 @@ def _warn_of_unused_guidance(host: PipelineHost, given: CallArguments) -> None:
     if not host.preset.uses_cfg and (given.guidance_scale not in (None, 1) or negative):
         warnings.warn(
             "The preset's LoRA has guidance distilled into it: guidance_scale and negative_prompt have no effect.",
-            stacklevel=5,
+            stacklevel=7,
         )

@@ -14,12 +14,10 @@ from blip_diffusion.checkpoint.model_folder import (
     Precision,
     assemble,
     dtype_of,
-    load_controlnet,
-    load_unet,
-    load_vae,
     read_parts,
     save_model,
 )
+from blip_diffusion.checkpoint.single_component import load_controlnet, load_unet, load_vae
 from blip_diffusion.checkpoint.weights import WeightFiles
 from blip_diffusion.diffusion.sampler import check_scheduler
 from blip_diffusion.model import BlipDiffusion, InferenceConfig

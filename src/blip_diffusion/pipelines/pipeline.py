@@ -1,8 +1,6 @@
 """Zero-shot subject-driven generation (Li et al. 2023, section 3.3) as a diffusers pipeline."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,17 +9,14 @@ from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from PIL import Image
 from torch import Tensor
 
-from blip_diffusion import images
-from blip_diffusion.diffusion.sampler import sample
-from blip_diffusion.errors import InputError, reason
 from blip_diffusion.images import ResizeMode
 from blip_diffusion.model import ReferenceConfig, SubjectEncoder
 from blip_diffusion.nn_utils import iter_modules
-from blip_diffusion.pipelines.acceleration import AccelerationMixin
 from blip_diffusion.pipelines.broadcast import OneOrMany
-from blip_diffusion.pipelines.checks import check_finite
 from blip_diffusion.pipelines.composition import RegionMode, SubjectRegion
 from blip_diffusion.pipelines.control import Images, Numbers, Resample
+from blip_diffusion.pipelines.decoding import DecodingMixin
+from blip_diffusion.pipelines.denoising import DenoisingMixin
 from blip_diffusion.pipelines.editing import EditingMixin
 from blip_diffusion.pipelines.encoding import EncodingMixin
 from blip_diffusion.pipelines.encoding_cache import EncodingCache
@@ -30,20 +25,18 @@ from blip_diffusion.pipelines.inputs import Boxes, CallArguments, PipelineInputs
 from blip_diffusion.pipelines.loading import LoadingMixin
 from blip_diffusion.pipelines.locking import exclusive
 from blip_diffusion.pipelines.lora_loaders import LoraLoadersMixin
-from blip_diffusion.pipelines.step_callback import CALLBACK_TENSORS, CallbackDenoiser, StepCallback, callback_tensors
-from blip_diffusion.pipelines.subject_scale import Scale, SubjectScaleMixin
+from blip_diffusion.pipelines.step_callback import CALLBACK_TENSORS, StepCallback
+from blip_diffusion.pipelines.subject_scale import Scale
 from blip_diffusion.pipelines.subjects import SubjectsMixin
-
-SET_TIMESTEPS_ERRORS = (ValueError, TypeError, IndexError, RuntimeError, AssertionError)
-"""The errors that schedulers raise for invalid steps."""
+from blip_diffusion.protocols import Scheduler, Tokenizer
 
 
 class BlipDiffusionPipeline(
     LoadingMixin,
     SubjectsMixin,
-    SubjectScaleMixin,
-    AccelerationMixin,
     EncodingMixin,
+    DenoisingMixin,
+    DecodingMixin,
     EditingMixin,
     FeaturesMixin,
     LoraLoadersMixin,
@@ -65,14 +58,14 @@ class BlipDiffusionPipeline(
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         text_encoder: Any,
         vae: Any,
         unet: Any,
-        scheduler: Any,
+        scheduler: Scheduler,
         qformer: SubjectEncoder,
         image_processor: ReferenceConfig,
-        qformer_tokenizer: Any,
+        qformer_tokenizer: Tokenizer,
         controlnet: Any = None,
         subject_finder: Any = None,
         *,
@@ -185,14 +178,14 @@ class BlipDiffusionPipeline(
             prompt_reps: See `prompt_strength`.
             resize_mode: How the reference becomes square: "crop" (centre), "squash" (both sides), "pad" (all of it) or
                 "subject" (a square about the subject); by default the model's.
-            box: Where the subject stands: left, top, right, bottom in [0, 1] of the image, or one such box for each
+            box: Position of the subject: left, top, right, bottom in [0, 1] of the image, or one such box for each
                 prompt. It keeps its proportions. By default the prompt's words decide ("at the left", "very small").
                 Only models with placed tokens, as `mini`, take one.
             subjects: Several subjects in one image, in place of reference and categories; see `SubjectRegion`. Without
-                boxes and masks they stand in one sentence, "a dog and a cat on the beach", if there is room.
+                boxes and masks all are in one sentence, "a dog and a cat on the beach", if their tokens fit.
             region_mode: With boxes or masks: "attention" masks cross-attention, "multidiffusion" averages one
-                prediction for each subject (Bar-Tal et al. 2023, equation 5), at as many times the time.
-            subject_scale: How strongly the subject acts; see `set_subject_scale`, which sets the default.
+                prediction per subject (Bar-Tal et al. 2023, equation 5), which takes that many times as long.
+            subject_scale: Weight of the subject in [0, 2]; see `set_subject_scale`, which sets the default.
             subject_embeds: Subject tokens (1 or B, Q, D) of `encode_subject` in place of references.
             prompt_embeds: Text states (1 or B, L, D) in place of prompt, subject and categories, such as a step
                 callback gets.
@@ -225,68 +218,20 @@ class BlipDiffusionPipeline(
             >>> out = pipe(["on the beach", "in the snow"], photo, "dog", "dog", generator=torch.manual_seed(0))
             >>> out.images[0].save("beach.png")
         """
-        given = CallArguments.select(locals())
-        names = callback_tensors(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        self._sync_preset()
-        self._check_features()
-        inputs = prepare_inputs(self, given)
-        self._guidance_scale, self._interrupt = inputs.guidance_scale, False
+        inputs = self._prepare(CallArguments.select(locals()))
         text, empty = self._encode(inputs)
-        latents = self._denoise(text, empty, inputs, callback_on_step_end, names)
+        latents = self._denoise(text, empty, inputs)
         result = self._decode(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=result) if return_dict else (result,)
 
-    def _denoise(
-        self,
-        text: Tensor,
-        empty: Tensor | None,
-        inputs: PipelineInputs,
-        callback: StepCallback | None,
-        names: Sequence[str],
-    ) -> Tensor:
-        """Return clean latents (B, C, H / 8, W / 8)."""
-        self._set_timesteps(inputs)
-        base = self.without_subjects() if inputs.hides_subjects else nullcontext()
-        attention = self._adjusted_attention(inputs)
-        with base, self._loras_in_weights(), attention, self.progress_bar(total=self.num_timesteps) as bar:
-            build = partial(self._denoiser, inputs)
-            denoiser = CallbackDenoiser(self, text, empty, build, callback, names)
-
-            def hook(index: int, timestep: Tensor, now: Tensor) -> Tensor:
-                bar.update()
-                return denoiser.after_step(index, timestep, now)
-
-            options: dict[str, Any] = {"generators": inputs.generators, "eta": inputs.eta, "hook": hook}
-            latents = sample(denoiser, inputs.latents, self.scheduler, **options, stop=lambda: self.interrupt)
-        return check_finite(latents)
-
-    def _set_timesteps(self, inputs: PipelineInputs) -> None:
-        """Choose the scheduler's timesteps, or set the user's."""
-        given = {"timesteps": inputs.timesteps, "sigmas": inputs.sigmas}
-        own: dict[str, Any] = {name: values for name, values in given.items() if values} or {
-            "num_inference_steps": inputs.steps
-        }
-        try:
-            self.scheduler.set_timesteps(**own, device=inputs.latents.device)
-        except SET_TIMESTEPS_ERRORS as error:
-            raise InputError(
-                f"{type(self.scheduler).__name__} can't take these steps ({reason(error)}): choose others, or another "
-                "scheduler."
-            ) from error
-        self._num_timesteps = len(self.scheduler.timesteps)
-
-    def _decode(self, latents: Tensor, output_type: str) -> Any:
-        """Return images of the requested type."""
-        if output_type == "latent":
-            return latents
-        return self._as_output(check_finite(self._decode_latents(latents).float()), output_type)
-
-    def _as_output(self, pixels: Tensor, output_type: str) -> Any:
-        """Return pixels (B, 3, H, W) in [0, 1] in the wanted type."""
-        if output_type == "pt":
-            return pixels
-        return images.to_pil(pixels) if output_type == "pil" else pixels.permute(0, 2, 3, 1).cpu().numpy()
+    def _prepare(self, given: CallArguments) -> PipelineInputs:
+        """Return checked inputs, after applying the preset."""
+        self._sync_preset()
+        self._check_features()
+        inputs = prepare_inputs(self, given)
+        self._guidance_scale, self._interrupt = inputs.guidance_scale, False
+        return inputs
 
     @property
     def _execution_device(self) -> torch.device:

@@ -13,9 +13,10 @@ Torch is imported where it is used.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from blip_diffusion.errors import InputError
+from blip_diffusion.protocols import Scheduler
 
 if TYPE_CHECKING:
     import torch
@@ -143,7 +144,7 @@ def resolve_dtype(choice: Precision, device: torch.device) -> torch.dtype | None
     return fastest_dtype(device)
 
 
-def build_scheduler(solver: Solver, scheduler: Any) -> Any:
+def build_scheduler(solver: Solver, scheduler: Scheduler) -> Scheduler:
     """Return another solver over the noise levels of `scheduler`."""
     import diffusers
 

@@ -32,7 +32,7 @@ class PromptInputs:
         references: N reference images, or lists of images of one subject each; empty if there are `subject_embeds` or
             `prompt_embeds`.
         categories: N categories of the references.
-        targets: N words that stand after the subject tokens.
+        targets: N categories after the subject tokens.
         subject_embeds: Subject tokens (1 or N, Q, D).
         prompt_embeds: Text states (N, L, D) in place of prompts and subjects.
         negative_prompt_embeds: Text states (N, L, D) in place of negative prompts.
@@ -115,7 +115,7 @@ def _subject(host: PipelineHost, given: "CallArguments") -> tuple[Tensor | None,
 
 
 def _negative(given: "CallArguments") -> Any:
-    """Return the negative prompt, by either of its names. An empty one is none."""
+    """Return the negative prompt, by either of its names. An empty string is none."""
     negative = given.negative_prompt if given.negative_prompt is not None else given.neg_prompt
     if negative is not None and given.negative_prompt_embeds is not None:
         raise InputError("negative_prompt and negative_prompt_embeds exclude each other: give one of them.")

@@ -14,6 +14,7 @@ from blip_diffusion.errors import CheckpointError, InputError
 from blip_diffusion.nn_utils import base_parameters
 from blip_diffusion.pipelines.blending import weighted_sum
 from blip_diffusion.prompts import insert_position
+from blip_diffusion.protocols import Tokenizer
 
 PREFIX = "subject_"
 """Adapter names of subjects begin with this; users' LoRAs should not."""
@@ -96,7 +97,7 @@ def check_shapes(unet: nn.Module, subject: Subject) -> None:
     _check_names(f"the weights of {subject.name!r}", subject.weights, shapes)
 
 
-def check_tokens(tokens: Tensor, text_encoder: Any, tokenizer: Any) -> None:
+def check_tokens(tokens: Tensor, text_encoder: Any, tokenizer: Tokenizer) -> None:
     """Raise `InputError` for subject tokens that do not fit between the words of the text encoder's prompt.
 
     Zero tokens are allowed: a prompt without a subject.

@@ -1,4 +1,4 @@
-"""How strongly the subject acts, block by block of the U-Net."""
+"""The weight of the subject in each block of the U-Net."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +11,7 @@ from blip_diffusion.modules.placed_unet import cross_attentions
 from blip_diffusion.pipelines.checks import number
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.locking import exclusive
+from blip_diffusion.protocols import UNet
 
 if TYPE_CHECKING:
     from blip_diffusion.pipelines.inputs import PipelineInputs
@@ -18,17 +19,17 @@ if TYPE_CHECKING:
 MAX_SCALE = 2.0
 PARTS = ("down", "mid", "up")
 Scale: TypeAlias = float | Mapping[str, float | Sequence[float]]
-"""One scale for all blocks, or scales of "down", "mid" and "up"; a list has one for each block."""
+"""One scale for all blocks, or scales of "down", "mid" and "up"; a list has one scale for each block."""
 
 
 @dataclass(frozen=True)
 class SubjectScale:
-    """Scales of the subject in the U-Net's blocks, each in [0, 2]; 1 changes nothing.
+    """Scales of the subject in the U-Net's blocks, each in [0, 2]; 1 is the usual weight.
 
     Args:
-        down: One for each block of the encoder, outermost first.
-        mid: The middle block's.
-        up: One for each block of the decoder, outermost last.
+        down: A scale for each block of the encoder, outermost first.
+        mid: The scale of the middle block.
+        up: A scale for each block of the decoder, outermost last.
     """
 
     down: tuple[float, ...]
@@ -36,16 +37,16 @@ class SubjectScale:
     up: tuple[float, ...]
 
     @classmethod
-    def of(cls, scale: Scale, unet: Any) -> "SubjectScale":
+    def of(cls, scale: Scale, unet: UNet) -> "SubjectScale":
         """Return the scales of a U-Net's blocks. Raises `InputError` for unknown names, lengths and numbers."""
         table = scale if isinstance(scale, Mapping) else dict.fromkeys(PARTS, scale)
         if unknown := [name for name in table if name not in PARTS]:
             raise InputError(f"subject_scale has the key {unknown[0]!r}: use down, mid and up.")
         down, up = (
-            _of_blocks(name, table.get(name, 1.0), len(blocks))
+            _block_scales(name, table.get(name, 1.0), len(blocks))
             for name, blocks in (("down", unet.down_blocks), ("up", unet.up_blocks))
         )
-        (mid,) = _of_blocks("mid", table.get("mid", 1.0), 1)
+        (mid,) = _block_scales("mid", table.get("mid", 1.0), 1)
         return cls(down, mid, up)
 
     @property
@@ -53,35 +54,35 @@ class SubjectScale:
         """Whether any block differs from 1."""
         return any(value != 1 for value in (*self.down, self.mid, *self.up))
 
-    def layers(self, unet: Any) -> list[tuple[Any, float]]:
+    def layers(self, unet: UNet) -> list[tuple[Any, float]]:
         """Return the cross-attention layers of a U-Net with their scales."""
         blocks = [*zip(unet.down_blocks, self.down, strict=True), (unet.mid_block, self.mid)]
         blocks += zip(unet.up_blocks, self.up, strict=True)
         return [(layer, scale) for block, scale in blocks for layer in cross_attentions(block)]
 
 
-def _of_blocks(name: str, value: Any, blocks: int) -> tuple[float, ...]:
+def _block_scales(name: str, value: Any, blocks: int) -> tuple[float, ...]:
     listed = list(value) if isinstance(value, list | tuple) else [value] * blocks
     if len(listed) != blocks:
         raise InputError(f"subject_scale has {len(listed)} numbers for {name}: give one, or {blocks}.")
-    return tuple(number("subject_scale", one, 0, MAX_SCALE) for one in listed)
+    return tuple(number("subject_scale", scale, 0, MAX_SCALE) for scale in listed)
 
 
 class SubjectScaleMixin(PipelineHost):
-    """`set_subject_scale`, and the attention of a call as its scale and regions ask for it."""
+    """`set_subject_scale`, and attention with a call's subject scale and regions."""
 
     _subject_scale: Scale = 1.0
 
     @exclusive
     def set_subject_scale(self, scale: Scale) -> None:
-        """Choose how strongly the subject acts in later calls, as `subject_scale` does for one.
+        """Set the default of `subject_scale`, the weight of the subject, for later calls.
 
-        In each cross-attention layer the answer is (1 - s) A(without) + s A(with): what the layer reads in the prompt
-        without and with subject tokens. So 0 is exactly the prompt alone, and 1 the usual image.
+        The output of each cross-attention layer becomes (1 - s) A(without) + s A(with), where A attends to the prompt
+        without and with subject tokens: 0 is exactly the prompt without the subject, and 1 the usual image.
 
         Args:
             scale: In [0, 2] for all blocks, or a dict of "down", "mid" and "up", each one scale or a list with one for
-                each block. What is missing is 1.
+                each block; missing ones are 1.
 
         Raises:
             InputError: For another key, number of blocks, or scale.
@@ -95,7 +96,7 @@ class SubjectScaleMixin(PipelineHost):
 
     @contextmanager
     def _adjusted_attention(self, inputs: "PipelineInputs") -> Iterator[None]:
-        """Context manager: cross-attention with the call's subject scale and regions; nothing is left afterwards."""
+        """Context manager: cross-attention with the call's subject scale and regions, restored on exit."""
         composition = inputs.composition
         visibility = composition.visibility if composition and composition.mode == "attention" else None
         if visibility is None and not inputs.subject_scale.changes:

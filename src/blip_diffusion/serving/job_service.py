@@ -316,7 +316,7 @@ class JobService:
         path = self.settings.models.get(model or self.settings.default_model)
         if path is None:
             raise InputError(f"There is no model {model!r} here: use {', '.join(self.settings.models)}.")
-        finished = self.pool.do(Crop(reference, path, resize_mode), lambda progress: None, timeout=timeout)
+        finished = self.pool.do(Crop(reference, path, resize_mode), lambda _: None, timeout=timeout)
         if finished.outcome == "failed":
             raise InputError(finished.problem)
         return finished.files[0]

@@ -43,7 +43,7 @@ class Job:
 
     @property
     def ending(self) -> dict[str, Any]:
-        """What its last event says."""
+        """The data of the last event."""
         if self.state == "done":
             return {"images": list(self.images)}
         return {"problem": self.problem, "cause": self.cause} if self.state == "failed" else {}

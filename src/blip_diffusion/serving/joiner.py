@@ -1,4 +1,4 @@
-"""Between the jobs and the workers: equal batches of several jobs are generated together. Imports no torch."""
+"""Dynamic batching: batches of several jobs with equal settings are generated together. Imports no torch."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -11,13 +11,13 @@ from blip_diffusion.serving.messages import Batch, Finished, JointBatch, Progres
 from blip_diffusion.serving.pool import WorkerPool
 
 LINGER = 0.02
-"""Seconds that a batch waits for others to join it."""
+"""Seconds that a batch waits for others with equal settings."""
 OnProgress = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, eq=False)
 class _Waiting:
-    """A batch that waits for a worker."""
+    """A queued batch."""
 
     batch: Batch
     order: float
@@ -27,18 +27,18 @@ class _Waiting:
 
     @property
     def key(self) -> tuple[Any, ...] | None:
-        """What batches have in common that may be joined; `None`: nothing joins this one."""
+        """Settings that joined batches must share; `None` for a batch that can't be joined."""
         batch = self.batch
         key = batch.request.batch_key
         return None if key is None else (*key, batch.model, batch.auto_dtype, batch.previews)
 
 
 class Joiner:
-    """Hands batches to a pool, those of the oldest job first, and with each all that may be joined to it.
+    """Pass batches to a worker pool, the oldest job's first, each together with the batches that can be joined to it.
 
     Args:
         pool: The workers.
-        max_images: Images that are generated together at most; a batch that is larger goes alone.
+        max_images: Largest number of images that are generated together; a larger batch is generated alone.
     """
 
     def __init__(self, pool: WorkerPool, max_images: int) -> None:
@@ -50,10 +50,10 @@ class Joiner:
     def start(self) -> None:
         """Start a thread for each worker."""
         for _ in self._pool.workers:
-            threading.Thread(target=self._hand_out, daemon=True).start()
+            threading.Thread(target=self._run_worker, daemon=True).start()
 
     def stop(self) -> None:
-        """Stop. Batches that wait raise `ServiceStopping` in their threads."""
+        """Stop; callers of queued batches get `ServiceStopping`."""
         with self._changed:
             self._stopped = True
             for one in self._waiting:
@@ -62,17 +62,17 @@ class Joiner:
             self._changed.notify_all()
 
     def do(self, batch: Batch, *, order: float, on_start: Callable[[], None], on_progress: OnProgress) -> Finished:
-        """Generate a batch, alone or with others, and return its own files.
+        """Generate a batch, alone or with others, and return the result of this batch.
 
         Args:
-            batch: What to generate.
-            order: The lowest comes first.
-            on_start: Called when a worker gets it.
+            batch: The batch.
+            order: Priority; the lowest is first.
+            on_start: Called when a worker starts the batch.
             on_progress: Called after each sampling step, with at most one preview.
 
         Raises:
             JobFailed: If its worker processes died too often.
-            ServiceStopping: If the service stops meanwhile.
+            ServiceStopping: If the service stops before the end.
         """
         waiting = _Waiting(batch, order, on_start, on_progress)
         with self._changed:
@@ -84,32 +84,32 @@ class Joiner:
         return waiting.future.result()
 
     def cancel(self, job: str) -> None:
-        """End the batch of a job if it waits."""
+        """Cancel a job's batch if it is queued."""
         with self._changed:
-            found = [one for one in self._waiting if one.batch.job == job]
-            self._waiting = [one for one in self._waiting if one not in found]
-        for one in found:
+            cancelled = [one for one in self._waiting if one.batch.job == job]
+            self._waiting = [one for one in self._waiting if one not in cancelled]
+        for one in cancelled:
             one.future.set_result(Finished(outcome="cancelled"))
 
     def waiting(self) -> list[str]:
-        """Return the jobs whose batches wait, in their order."""
+        """Return the jobs of queued batches, in order."""
         with self._changed:
             return [one.batch.job for one in self._waiting]
 
-    def _hand_out(self) -> None:
+    def _run_worker(self) -> None:
         while group := self._take():
             for one in group:
                 one.on_start()
             self._generate(group)
 
     def _take(self) -> list[_Waiting]:
-        """Wait for a batch, and return it with those that join it; nothing when the service stops."""
+        """Wait for a batch, and return it with those that can be joined to it; an empty list when the service stops."""
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._waiting or self._stopped)
                 if self._changed.wait_for(lambda: self._stopped, LINGER):
                     return []
-                if group := self._group():  # else another thread was faster, or it was cancelled
+                if group := self._group():  # empty if another thread took it, or it was cancelled
                     self._waiting = [one for one in self._waiting if one not in group]
                     return group
 
@@ -122,7 +122,7 @@ class Joiner:
         return group
 
     def _generate(self, group: Sequence[_Waiting]) -> None:
-        """Generate batches together. If that fails, each is tried alone: one of them may be to blame."""
+        """Generate batches together. If that fails, generate each alone, since one of them may be the cause."""
         try:
             finished = self._pool.do(JointBatch(tuple(one.batch for one in group)), _shared_progress(group))
             failed = finished.outcome == "failed"
@@ -141,17 +141,17 @@ class Joiner:
 
 
 def _shared_progress(group: Sequence[_Waiting]) -> OnProgress:
-    """Return what tells each batch of a step, with its own preview."""
+    """Return a callback that reports a step to each batch, with its preview."""
 
-    def tell(progress: Progress) -> None:
+    def report(progress: Progress) -> None:
         for number, one in enumerate(group):
             one.on_progress(Progress(progress.step, progress.steps, progress.previews[number : number + 1]))
 
-    return tell
+    return report
 
 
 def _split(finished: Finished, group: Sequence[_Waiting]) -> list[Finished]:
-    """Return how each batch ended: its own files, and its share of the seconds."""
+    """Return the result of each batch: its files, and its share of the seconds."""
     if finished.outcome != "done":
         return [finished] * len(group)
     results, start, seconds = [], 0, finished.seconds / len(finished.files)

@@ -140,7 +140,7 @@ class _Steps:
         self._connection, self._task = connection, task
         self._cancelled: set[str] = set()
 
-    def __call__(self, pipe: Any, index: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def __call__(self, pipe: Any, index: int, _timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         while self._connection.poll():
             self._cancelled.add(self._connection.recv().job)
         if self._cancelled.issuperset(self._task.jobs):

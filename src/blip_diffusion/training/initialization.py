@@ -40,6 +40,7 @@ from blip_diffusion.modules.lpips import read_lpips
 from blip_diffusion.modules.perceptual_loss import PerceptualDistance
 from blip_diffusion.modules.placed_unet import PlacedUNet2DConditionModel, is_placed
 from blip_diffusion.modules.qformer import QFormerConfig
+from blip_diffusion.protocols import Scheduler
 from blip_diffusion.training.objectives.autoencoder import init_near_linear
 from blip_diffusion.training.shapes import LANGUAGE_MODELS, SHAPES
 
@@ -277,7 +278,7 @@ def zero_snr_scheduler() -> DDIMScheduler:
     )
 
 
-def noising_from(scheduler: Any) -> Noising:
+def noising_from(scheduler: Scheduler) -> Noising:
     """Return the forward process that a scheduler inverts."""
     return Noising.from_scheduler(scheduler)
 

@@ -115,7 +115,7 @@ def _batches(config: RunConfig, objective: Objective, batches: Batches) -> Calla
     if config.data.pool and not isinstance(objective, LanguageStage):
         raise ConfigError("data.pool is for the objective language alone: set it to 0.")
     if isinstance(objective, LanguageStage) and config.data.pool:
-        return PooledBatches(batches, objective.look, config.data.pool)
+        return PooledBatches(batches, objective.encode, config.data.pool)
     if isinstance(objective, Sentences) and isinstance(batches, PairSampler):
         return CaptionSampler(batches)  # without images
     return batches

@@ -1,4 +1,4 @@
-"""What a run trains on: the composed world, or one's own images with captions; chosen by what lies at `data.path`."""
+"""Training data of a run: composites of the asset library, or images with captions, by the kind of `data.path`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -51,7 +51,7 @@ class TrainingData:
     Args:
         batches: The batch of an index.
         corpus: Returns the sentences.
-        held_out: Returns the hook that draws and measures held-out pairs, or any where none are held out.
+        held_out: Returns the hook that samples and scores held-out pairs, or any pairs if none are held out.
         library: The whole asset library; `None` for one's own images.
     """
 

@@ -23,7 +23,7 @@ BUSY = SyntheticConfig(size=64, colours=0.2, counts=0.15, sizes=0.1, positions=0
 
 
 def same(a: SubjectBatch, b: SubjectBatch) -> bool:
-    return all(torch.equal(v, b[k]) if isinstance(v, Tensor) else v == b[k] for k, v in a.items())  # type: ignore
+    return all(torch.equal(v, b[k]) if isinstance(v, Tensor) else v == b[k] for k, v in a.items())  # type: ignore[literal-required]
 
 
 def test_shapes_and_ranges() -> None:

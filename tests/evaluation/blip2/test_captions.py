@@ -55,7 +55,7 @@ def test_recall() -> None:
 
 def test_wrong_images_show_other_subjects(world: AssetLibrary) -> None:
     held = held_out(world, 8)
-    assert all(held.subjects[i] != held.subjects[j] for i, j in enumerate(held.wrong))
+    assert all(held.subjects[i] != held.subjects[j] for i, j in enumerate(held.mismatched))
     with pytest.raises(InputError, match="2 or more"):
         held_out(world, 1)
 

@@ -1,7 +1,5 @@
 """Shape and detail scores of a drawing that is moved, inverted inside, or has another shape."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
@@ -52,7 +50,7 @@ def test_empty_image_scores_zero() -> None:
     assert scores(empty, disc(0.5, 0.5, 0.3))[0] == 0
 
 
-def test_scene_backgrounds_are_refused(bench: Bench, tmp_path: Path) -> None:
+def test_scene_backgrounds_are_refused(bench: Bench) -> None:
     builder = MetricBuilder(bench, bench, GeneratorSet({}, identity, SIZE, WORLD), 1)
     for name in ("shape", "detail"):
         with pytest.raises(InputError, match=f"{name} needs plain backgrounds"):

@@ -209,7 +209,6 @@ def test_methods_can_be_split_between_processes(
 
 def test_partial_curves_are_not_kept(
     world: AssetLibrary,
-    tiny_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

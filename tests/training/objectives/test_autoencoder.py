@@ -88,7 +88,7 @@ def test_decoder_input_contains_the_noise(batch: SubjectBatch) -> None:
     assert plain == make_objective().losses(pixels, zero, zero + 1, 0)["absolute"]
 
 
-def test_export_scales_latents_to_unit_variance(batch: SubjectBatch, tmp_path: Path) -> None:
+def test_export_scales_latents_to_unit_variance(tmp_path: Path) -> None:
     trained = make_objective().train()
     for step in range(50):
         trained._measure(torch.randn(64, generator=torch.Generator().manual_seed(step)) * 3)

@@ -70,10 +70,10 @@ def test_everything_that_moves_has_a_gradient_and_nothing_is_of_words(
     assert not ids(frozen) & moved_parameters(own)
 
 
-def test_the_prompt_is_no_target(model: BlipDiffusion, batch: SubjectBatch) -> None:
+def test_the_prompt_is_no_target(model: BlipDiffusion) -> None:
     own = stage(model, causal, prompt="a photo of")
-    _, labels = own._whole(["a dog on the beach"])
-    plain, all_labels = stage(model, causal)._whole(["a dog on the beach"])
+    _, labels = own._unsplit(["a dog on the beach"])
+    plain, all_labels = stage(model, causal)._unsplit(["a dog on the beach"])
     hidden = 1 + len(model.tokenizer("a photo of", add_special_tokens=False).input_ids)
     assert labels[0, :hidden].tolist() == [-100] * hidden and (labels[0, hidden:] >= 0).all()
     assert all_labels[0].tolist() == plain.input_ids[0].tolist()
@@ -169,7 +169,7 @@ def test_what_is_computed_once_gives_the_same_loss(model: BlipDiffusion, batch: 
         calls.append(index)
         return batch
 
-    pool = PooledBatches(compose, own.look, 2)
+    pool = PooledBatches(compose, own.encode, 2)
     for index in (0, 1, 2, 5):
         torch.testing.assert_close(own(pool(index), context())["loss"], own(batch, context())["loss"])
     assert calls == [0, 1]

@@ -80,7 +80,7 @@ def test_batch_without_subjects_is_trained(model: BlipDiffusion, batch: SubjectB
 # --------------------------------------------------------------------------------------------------------- what weighs
 
 
-def test_importance_has_mean_one(model: BlipDiffusion) -> None:
+def test_importance_has_mean_one() -> None:
     alpha = torch.zeros(2, 1, 32, 32)
     alpha[0, :, 8:24, 8:24] = 1
     weights = subject_importance(alpha, torch.empty(2, 4, 4, 4), 3.0)

@@ -28,7 +28,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out", type=Path, metavar="JSONL",
-        help="write a line with file_name and text for each image, as metadata.jsonl of an image folder has it "
+        help="write a line with file_name and text for each image, in the format of an image folder's metadata.jsonl "
         "(default: print them)",
     )  # fmt: skip
     device_flags(parser)
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def image_paths(sources: list[Path]) -> list[Path]:
-    """Return the files that are named, and those in the folders that are. Raises `InputError` where there is none."""
+    """Return image files from files and folders. Raises `InputError` if one is missing or a folder has none."""
     from blip_diffusion.data.photos import images_in
     from blip_diffusion.fileio import path_exists
 
@@ -83,12 +83,12 @@ def _captions(arguments: argparse.Namespace, paths: list[Path]) -> list[str]:
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
     device = device_of(arguments.device)
     captioner = Captioner.from_pretrained(arguments.model, base=arguments.base, torch_dtype=dtype).to(device)
-    most = {} if arguments.max_new_tokens is None else {"max_new_tokens": arguments.max_new_tokens}
-    written: list[str] = []
+    limit = {} if arguments.max_new_tokens is None else {"max_new_tokens": arguments.max_new_tokens}
+    texts: list[str] = []
     for first in range(0, len(paths), BATCH):
         images = [open_image(path) for path in paths[first : first + BATCH]]
         if arguments.question is not None:
-            written += captioner.answer(images, arguments.question, arguments.num_beams, **most)
+            texts += captioner.answer(images, arguments.question, arguments.num_beams, **limit)
         else:
-            written += captioner(images, arguments.prompt, arguments.num_beams, **most)
-    return written
+            texts += captioner(images, arguments.prompt, arguments.num_beams, **limit)
+    return texts

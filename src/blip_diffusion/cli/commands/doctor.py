@@ -123,4 +123,4 @@ def _in_cache(name: str, file: str) -> str:
     from huggingface_hub import try_to_load_from_cache
 
     here = isinstance(try_to_load_from_cache(name, file), str)
-    return "here, in the hub's cache" if here else f"not here; {name} would be downloaded when asked for"
+    return "here, in the hub's cache" if here else f"not here; {name} would be downloaded on use"

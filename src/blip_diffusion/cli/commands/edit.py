@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from blip_diffusion.generation.edit_request import EditInput
 
 MASKS = {"auto": "difference", "subject": "subject", "none": "none"}
-"""Words for --mask beside a file."""
+"""Choices of --mask besides a file."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +53,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def edit_flags(parser: argparse.ArgumentParser) -> None:
-    """Add what `edit` and `inpaint` share."""
+    """Add the flags that `edit` and `inpaint` share."""
     parser.add_argument(
         "--strength",
         type=float,
@@ -110,8 +110,8 @@ def check(arguments: argparse.Namespace, add: Any, files: list[Path]) -> None:
     if not 0 < arguments.strength <= 1:
         raise InputError(f"--strength is {arguments.strength}: use a number above 0, up to 1.")
     prompt = arguments.prompt or ""
-    arguments.prompt = [prompt or "edit"]  # which may be empty, unlike that of a generated image
-    for name in ("category", "target_category"):  # lists, as those of several subjects
+    arguments.prompt = [prompt or "edit"]  # an edit's prompt may be empty, unlike that of `generate`
+    for name in ("category", "target_category"):  # lists, as `generate` has for several subjects
         word = getattr(arguments, name)
         setattr(arguments, name, [word] if word else [])
     generate.check_values(arguments)
@@ -119,7 +119,7 @@ def check(arguments: argparse.Namespace, add: Any, files: list[Path]) -> None:
 
 
 def edit_input(arguments: argparse.Namespace, *, mask_file: Path | None, settings: dict[str, Any]) -> EditInput:
-    """Return the edit of checked arguments."""
+    """Return the edit settings of checked arguments."""
     from blip_diffusion.generation.edit_request import EditInput, image_ref
 
     return EditInput(

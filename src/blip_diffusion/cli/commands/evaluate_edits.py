@@ -17,7 +17,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("world/world.zip"),
         metavar="FILE",
-        help="the world, beside MiniBench",
+        help="the asset library, with MiniBench beside it",
     )
     parser.add_argument("--edits", type=int, default=60, metavar="N", help="number of edits (default: 60)")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""`blip-diffusion train-control`: train adapters for structure control of a finished model within a time limit."""
+"""`blip-diffusion train-control`: train adapters for structure control of a trained model within a time limit."""
 
 import argparse
 import json
@@ -14,11 +14,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, metavar="FILE", help="the training data (default: world/world.zip)")
     parser.add_argument(
         "--hint", nargs="+", default=["canny"], metavar="KIND",
-        help="what the adapters read: canny (edges, the default), mask (of the subject), or both",
+        help="control images of the adapters: canny (edges, the default), mask (of the subject), or both",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("runs/control"), metavar="DIR", help="folder of the run")
     parser.add_argument("--minutes", type=float, default=10, help="training time of all adapters (default: 10)")
-    parser.add_argument("--config", type=Path, metavar="TOML", help="what differs from the defaults")
+    parser.add_argument("--config", type=Path, metavar="TOML", help="settings that override the defaults")
     recipe_flags(parser)
 
 

@@ -101,7 +101,7 @@ class CaptionedBatches:
         raise DataError(f"{MAX_UNREADABLE} images in a row can't be read, the last is {self.rows[row].name}.")
 
     def _row(self, place: int) -> int:
-        """Return the row of a place: every row equally often, in an order drawn anew for each round through them."""
+        """Return the row at an index: each epoch has every row once, in a new random order."""
         round_, position = divmod(place, len(self.rows))
         if self._round[0] != round_:
             order = list(range(len(self.rows)))
@@ -169,7 +169,7 @@ class _Pair:
         return cut
 
     def target_mask(self) -> Image.Image:
-        """Where the subject stands in the target's square; everywhere, where nobody knows."""
+        """Return the subject's mask in the target's square; without a mask, all ones."""
         size = self.batches.size
         if self.mask is None:
             return Image.new("RGB", (size, size), "white")

@@ -1,4 +1,4 @@
-"""One image with its caption, wherever it lies: the row of a folder or of a tar shard."""
+"""One image with its caption: a row of a folder or of a tar shard."""
 
 import io
 import json
@@ -28,7 +28,7 @@ class CaptionedImage:
     """An image, its caption, and what is known of the subject in it.
 
     Args:
-        name: Where it lies, for messages.
+        name: Its path, for messages.
         read: Returns the bytes of the image file.
         caption: What the image shows, for example "a dog on the beach".
         category: What its subject is, for example "dog"; may be empty.
@@ -93,7 +93,7 @@ def check_categories(rows: Sequence[CaptionedImage]) -> None:
 
 
 def scene_of(caption: str, category: str) -> str:
-    """Return a caption without its subject, as a prompt wants it.
+    """Return a caption without its subject, as in a prompt.
 
     "A dog on the beach." becomes "on the beach". A caption that doesn't begin with the category is returned whole.
     """

@@ -23,7 +23,7 @@ MAX_JSON = 100_000
 
 
 class Member(NamedTuple):
-    """Where a member's bytes lie in its shard."""
+    """Position of a member's bytes in its shard."""
 
     shard: Path
     offset: int

@@ -1,4 +1,4 @@
-"""Captions parsed back: the grammar is closed, so what a sentence says of an image can be read from it exactly."""
+"""Parse captions into facts, which is exact because captions follow a closed set of templates."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ from blip_diffusion.data.synthetic.prompt_templates import (
 
 @dataclass(frozen=True)
 class CaptionFacts:
-    """What a caption says, paraphrases made alike; a field is empty where it says nothing."""
+    """Facts of a caption, with one value for all paraphrases; fields that it doesn't mention are empty."""
 
     category: str = ""
     scene: str = ""  # the class of the place: "beach"
@@ -47,7 +47,7 @@ class CaptionParser:
         self.phrases |= {phrase: ("scene", word) for phrase, word in scenes.items()}
 
     def __call__(self, caption: str) -> CaptionFacts:
-        """Return the facts of one caption. Words that are no phrase of the grammar say nothing."""
+        """Return the facts of one caption; phrases outside the templates are ignored."""
         first, *others = re.split(r"\s*,\s*", " ".join(caption.lower().split()))
         words = first.split()[1:]  # without the article
         at = next((at for at in range(1, len(words)) if " ".join(words[at:]) in self.phrases), len(words))
@@ -68,6 +68,6 @@ def _phrases() -> Iterator[tuple[str, tuple[str, str]]]:
 
 
 def scene_words(world: AssetLibrary) -> dict[str, str]:
-    """Return the class of every phrase of a place that captions of a world can hold."""
+    """Return the class of every scene phrase in captions of an asset library."""
     procedural = {phrase: backgrounds.word_of(phrase) for phrase in backgrounds.phrases()}
     return procedural | {phrase: scene.word for scene in world.scenes for phrase in scene.phrases}

@@ -163,7 +163,7 @@ class Compositor:
         rotated = [i for i, p in enumerate(placements) if p.colour_matrix is not None]
         if rotated:
             matrices = torch.tensor([placements[i].colour_matrix for i in rotated], device=self.device).view(-1, 3, 3)
-            yield rotated, lambda colour, alpha: torch.einsum("pij,pjyx->piyx", matrices, colour).clamp(min=0)
+            yield rotated, lambda colour, _alpha: torch.einsum("pij,pjyx->piyx", matrices, colour).clamp(min=0)
         painted = [i for i, p in enumerate(placements) if p.paint]
         if painted:
             paints = torch.tensor([backgrounds.PALETTE[placements[i].paint] for i in painted], device=self.device)

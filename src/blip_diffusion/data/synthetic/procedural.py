@@ -11,13 +11,13 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 
-def _render_plain(colours: Tensor, horizon: Tensor, size: int, rng: Generator) -> Tensor:
+def _render_plain(colours: Tensor, _horizon: Tensor, size: int, rng: Generator) -> Tensor:
     y, x = _grid(size, rng)
     falloff = _uniform(len(colours), 0.0, 0.10, rng)
     return colours[:, 0] * (1 - falloff * ((x - 0.5) ** 2 + (y - 0.5) ** 2) * 2)
 
 
-def _render_gradient(colours: Tensor, horizon: Tensor, size: int, rng: Generator) -> Tensor:
+def _render_gradient(colours: Tensor, _horizon: Tensor, size: int, rng: Generator) -> Tensor:
     y, x = _grid(size, rng)
     angle = _uniform(len(colours), -1.0, 1.0, rng) * torch.pi
     along = ((x - 0.5) * angle.cos() + (y - 0.5) * angle.sin()) * 0.9 + 0.5

@@ -59,7 +59,7 @@ class PromptSpec:
 def unknown(request: PromptSpec) -> str:
     """Describe the first field whose value is not in its table, such as "position 'above'"; empty if none.
 
-    A A scene may be any phrase.
+    A scene may be any phrase.
     """
     tables: dict[str, Container[object]] = {
         "accessory": ACCESSORIES, "colour": PAINTS, "count": COUNTS, "size": SIZES, "position": POSITIONS,

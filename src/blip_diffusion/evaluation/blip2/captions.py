@@ -1,6 +1,6 @@
-"""What the language stage learned, on held-out composites: losses, captions parsed back, and a sheet to look at.
+"""Metrics of captions on held-out composites: losses, facts parsed from generated captions, and a contact sheet.
 
-Every number stands beside what is reached without the image and with that of another subject.
+Each metric is also computed without the image, and with an image of another subject, as lower bounds.
 """
 
 from collections.abc import Sequence
@@ -33,24 +33,24 @@ SYNTHETIC = SyntheticConfig(
 
 @dataclass(frozen=True)
 class HeldOut:
-    """N images with their captions."""
+    """N held-out images with their captions."""
 
     pixels: Tensor  # (N, 3, S, S) in [0, 1]
     captions: list[str]
-    subjects: Tensor  # (N,) equal for two images of one subject
+    subjects: Tensor  # (N,) subject ids
 
     def __len__(self) -> int:
         return len(self.captions)
 
     @property
-    def wrong(self) -> list[int]:
-        """For each image, the next one that shows another subject."""
-        n, own = len(self), self.subjects.tolist()
-        return [next((j % n for j in range(i + 1, i + n) if own[j % n] != own[i]), i) for i in range(n)]
+    def mismatched(self) -> list[int]:
+        """For each image, the index of the next one with another subject."""
+        n, ids = len(self), self.subjects.tolist()
+        return [next((j % n for j in range(i + 1, i + n) if ids[j % n] != ids[i]), i) for i in range(n)]
 
 
 def held_out(world: AssetLibrary, count: int, *, seed: int = 0) -> HeldOut:
-    """Compose `count` images. Raises `InputError` for less than two."""
+    """Composite `count` images. Raises `InputError` for less than two."""
     if count < 2:
         raise InputError(f"The number of images is {count}: use 2 or more, since wrong images are needed.")
     sampler = PairSampler(world, SYNTHETIC, batch_size=min(BATCH, count), seed=seed)
@@ -61,50 +61,50 @@ def held_out(world: AssetLibrary, count: int, *, seed: int = 0) -> HeldOut:
 
 
 def slices(count: int) -> list[slice]:
-    """Return the slices of BATCH rows that `count` rows are worked through in."""
+    """Return slices of `BATCH` rows that cover `count` rows."""
     return [slice(first, first + BATCH) for first in range(0, count, BATCH)]
 
 
 @torch.no_grad()
 def query_states(model: Blip2, pixels: Tensor) -> Tensor:
-    """Images (N, 3, S, S) to query states (N, Q, D)."""
+    """Return query states (N, Q, D) of images (N, 3, S, S) in [0, 1]."""
     return torch.cat([model.queries(model.features(pixels[rows].to(model.device))) for rows in slices(len(pixels))])
 
 
 @torch.no_grad()
 def caption_losses(model: Blip2, queries: Tensor | None, captions: Sequence[str]) -> Tensor:
-    """Return the mean cross-entropy of each caption's tokens (N,), in nats, after the prefix or without one."""
-    if model.speaker.is_encoder_decoder:
+    """Return each caption's mean cross-entropy per token (N,), in nats, with queries (N, Q, D) or without."""
+    if model.language_prefix.is_encoder_decoder:
         raise InputError("Captions are scored with a decoder-only language model, and this one has an encoder.")
     losses = []
     for rows in slices(len(captions)):
         words, labels = caption_words(model.tokenizer, captions[rows], model.special, limit=64)
         words, labels = words.to(model.device), labels.to(model.device)
-        part = None if queries is None else queries[rows]
-        logits = model.speaker(part, words.input_ids, words.attention_mask).logits[:, -labels.shape[1] : -1]
-        labels = labels[:, 1:]  # the first one can be predicted with a prefix alone
-        surprise = F.cross_entropy(logits.transpose(1, 2).float(), labels, ignore_index=IGNORED, reduction="none")
-        losses.append(surprise.sum(dim=1) / (labels != IGNORED).sum(dim=1))
+        prefix = None if queries is None else queries[rows]
+        logits = model.language_prefix(prefix, words.input_ids, words.attention_mask).logits[:, -labels.shape[1] : -1]
+        labels = labels[:, 1:]  # the first token can only be predicted with a prefix
+        cross_entropy = F.cross_entropy(logits.transpose(1, 2).float(), labels, ignore_index=IGNORED, reduction="none")
+        losses.append(cross_entropy.sum(dim=1) / (labels != IGNORED).sum(dim=1))
     return torch.cat(losses).cpu()
 
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """The results, by condition."""
+    """Scores by condition, each with its 95 % interval."""
 
-    losses: dict[str, Estimate]  # nats a token
-    advantage: dict[str, Estimate]  # how much larger the loss is than with the right image
-    accuracy: dict[str, dict[str, Estimate]]  # by field of `CaptionFacts`, of the captions that say something of it
-    counts: dict[str, int]  # of the captions that mention each field
-    captions: list[str]  # of the right images
+    losses: dict[str, Estimate]  # nats per token
+    advantage: dict[str, Estimate]  # loss minus the loss with the right image
+    accuracy: dict[str, dict[str, Estimate]]  # by field of `CaptionFacts`, among captions that mention it
+    counts: dict[str, int]  # number of captions that mention each field
+    captions: list[str]  # generated from the right images
 
 
 def score_captions(captioner: Captioner, world: AssetLibrary, held: HeldOut, *, num_beams: int = 5) -> CaptionScores:
     """Score captions of held-out images.
 
     Args:
-        captioner: With a decoder-only language model.
-        world: Whose grammar the captions follow.
+        captioner: A captioner with a decoder-only language model.
+        world: The asset library, whose prompt templates the captions follow.
         held: Images and captions.
         num_beams: Width of the beam search.
 
@@ -115,11 +115,11 @@ def score_captions(captioner: Captioner, world: AssetLibrary, held: HeldOut, *, 
     queries = query_states(model, held.pixels)
     columns = {
         "right image": caption_losses(model, queries, held.captions),
-        "wrong image": caption_losses(model, queries[held.wrong], held.captions),
+        "wrong image": caption_losses(model, queries[held.mismatched], held.captions),
         "no image": caption_losses(model, None, held.captions),
     }
-    written = captioner(to_pil(held.pixels), num_beams=num_beams)
-    captions_of = {"right image": written, "wrong image": [written[i] for i in held.wrong],
+    generated = captioner(to_pil(held.pixels), num_beams=num_beams)
+    captions_of = {"right image": generated, "wrong image": [generated[i] for i in held.mismatched],
             "no image": [most_likely_caption(model, num_beams)] * len(held)}  # fmt: skip
     parse = CaptionParser(scene_words(world))
     truth = [parse(caption) for caption in held.captions]
@@ -132,32 +132,34 @@ def score_captions(captioner: Captioner, world: AssetLibrary, held: HeldOut, *, 
         accuracy={name: {key: _accuracy(name, truth, facts[key], held.subjects) for key in CONDITIONS}
                   for name in names},
         counts={name: sum(bool(getattr(fact, name)) for fact in truth) for name in names},
-        captions=written,
+        captions=generated,
     )  # fmt: skip
 
 
 def most_likely_caption(model: Blip2, num_beams: int) -> str:
-    """Return what the language model says without an image."""
+    """Return the caption that the language model generates without an image."""
     special = model.special
     words = continuation_words(model.tokenizer, [""], special, limit=1).to(model.device)
     options = {"num_beams": num_beams, "max_new_tokens": 30, "eos_token_id": special.eos, "pad_token_id": special.pad}
-    ids = model.speaker.generate(None, words.input_ids, words.attention_mask, do_sample=False, **options)
+    ids = model.language_prefix.generate(None, words.input_ids, words.attention_mask, do_sample=False, **options)
     return str(model.tokenizer.batch_decode(ids, skip_special_tokens=True)[0]).strip()
 
 
-def _accuracy(field: str, truth: Sequence[CaptionFacts], found: Sequence[CaptionFacts], subjects: Tensor) -> Estimate:
-    """How often a field is right, among the images of which it says something."""
-    right = [
+def _accuracy(
+    field: str, truth: Sequence[CaptionFacts], predicted: Sequence[CaptionFacts], subjects: Tensor
+) -> Estimate:
+    """Return the accuracy of a field among the images whose caption mentions it."""
+    correct = [
         float(getattr(a, field) == getattr(b, field)) if getattr(a, field) else torch.nan
-        for a, b in zip(truth, found, strict=True)
+        for a, b in zip(truth, predicted, strict=True)
     ]
-    return _over_subjects(torch.tensor(right), subjects)
+    return _over_subjects(torch.tensor(correct), subjects)
 
 
 def _over_subjects(values: Tensor, subjects: Tensor) -> Estimate:
-    """Estimate the mean over images, resampling subjects. NaN leaves an image out."""
-    kept = ~values.isnan()
-    values, names = values[kept], subjects[kept].tolist()
+    """Return the mean over images with its bootstrap interval over subjects; NaN excludes an image."""
+    valid = ~values.isnan()
+    values, names = values[valid], subjects[valid].tolist()
     number = {name: row for row, name in enumerate(dict.fromkeys(names))}
     rows = torch.tensor([number[name] for name in names], dtype=torch.long)
     sums, sizes = (torch.zeros(len(number)).index_add(0, rows, part) for part in (values, torch.ones_like(values)))
@@ -165,13 +167,13 @@ def _over_subjects(values: Tensor, subjects: Tensor) -> Estimate:
 
 
 def caption_sheet(pixels: Tensor, captions: Sequence[str], truth: Sequence[str], *, columns: int = 4) -> Image.Image:
-    """Return a page of images, under each one its caption, and in grey the true one."""
+    """Return a contact sheet of images, each with its generated caption, and below it the true one in grey."""
     side, bar = 192, 30
     page = Image.new("RGB", (columns * (side + 8), -(-len(captions) // columns) * (side + bar + 8)), "white")
-    pen = ImageDraw.Draw(page)
+    draw = ImageDraw.Draw(page)
     for i, image in enumerate(to_pil(pixels)):
         left, top = i % columns * (side + 8), i // columns * (side + bar + 8)
         page.paste(image.resize((side, side), Image.Resampling.BICUBIC), (left, top))
-        pen.text((left + 1, top + side + 1), captions[i][:38], fill="black")
-        pen.text((left + 1, top + side + 14), truth[i][:38], fill="grey")
+        draw.text((left + 1, top + side + 1), captions[i][:38], fill="black")
+        draw.text((left + 1, top + side + 14), truth[i][:38], fill="grey")
     return page

@@ -1,4 +1,4 @@
-"""The report of the language stage: `report.json`, `report.md` and `sheet.png`."""
+"""The report of captions and retrieval: `report.json`, `report.md` and `sheet.png`."""
 
 import json
 from collections.abc import Mapping
@@ -32,27 +32,27 @@ def evaluate_captions(
     """Score captions and retrieval on held-out composites and write a report.
 
     Args:
-        dataset: The training data, `world.zip`.
+        dataset: The asset library, `world.zip`.
         out: Folder of `report.json`, `report.md` and `sheet.png`.
-        model: A model that writes captions; `None`: captions are left out.
-        search_model: A model that compares images with sentences; `None`: retrieval is left out.
-        num_images: Composites, from 2.
+        model: A model with a language model; `None`: captions are not scored.
+        search_model: A model with the heads of ITC and ITM; `None`: retrieval is not scored.
+        num_images: Number of composites, at least 2.
         num_beams: Width of the beam search.
-        rerank: How many candidates of each query matching ranks again.
-        device: Where to compute.
-        seed: Of the composites.
+        rerank: Number of candidates of each query that matching ranks again.
+        device: Device of the models.
+        seed: Seed of the composites.
 
     Returns:
         The report in Markdown.
 
     Raises:
-        InputError: If neither model is named, or nothing can be written.
+        InputError: If neither model is given, or `out` can't be written.
 
     Example:
         >>> evaluate_captions(Path("world/world.zip"), Path("out"), model="runs/mini/language/export")
     """
     if model is None and search_model is None:
-        raise InputError("There is nothing to score: name a model for captions, one for searching, or both.")
+        raise InputError("There is nothing to score: give a model for captions, one for retrieval, or both.")
     check_writable(out)
     captioner = None if model is None else Captioner.from_pretrained(model).to(device)
     search = None if search_model is None else ImageSearch.from_pretrained(search_model).to(device)
@@ -68,9 +68,9 @@ def evaluate_captions(
         with atomic_file(out / "sheet.png") as partial:
             page.save(partial)
     if search is not None:
-        found = score_retrieval(search.model, held, rerank=rerank)
-        table["retrieval"] = asdict(found)
-        sections.append(_retrieval_table(found))
+        retrieval = score_retrieval(search.model, held, rerank=rerank)
+        table["retrieval"] = asdict(retrieval)
+        sections.append(_retrieval_table(retrieval))
     text = "\n\n".join(sections) + "\n"
     write_text(out / "report.json", json.dumps(table, indent=2) + "\n")
     write_text(out / "report.md", text)

@@ -1,4 +1,4 @@
-"""Retrieval in both directions among held-out composites, before and after matching ranks the best again.
+"""Retrieval in both directions among held-out composites, before and after reranking by matching.
 
 Letters: `N` images, `T` different captions.
 """
@@ -15,12 +15,12 @@ from blip_diffusion.prompts import Words
 
 KS = (1, 5, 10)
 Recalls = dict[str, dict[int, float]]
-"""By direction, "image to text" and "text to image", and by k."""
+"""Recalls by direction, "image to text" and "text to image", and by k."""
 
 
 @dataclass(frozen=True)
 class RetrievalScores:
-    """Recall at `KS`. All images of one sentence count as right for it."""
+    """Recall at `KS`. All images with one caption are relevant for it."""
 
     images: int
     sentences: int
@@ -31,12 +31,12 @@ class RetrievalScores:
 
 @torch.no_grad()
 def score_retrieval(model: Blip2, held: HeldOut, *, rerank: int = 32) -> RetrievalScores:
-    """Score ITC alone, and ITC with the best `rerank` candidates of each query ranked again by ITM plus cosine.
+    """Score retrieval by ITC, and after reranking the best candidates of each query by ITM's logit plus cosine.
 
     Args:
-        model: With the heads of ITC and ITM.
+        model: A model with the heads of ITC and ITM.
         held: Images and captions.
-        rerank: Candidates of each query.
+        rerank: Number of candidates of each query that are reranked.
 
     Returns:
         The recalls.
@@ -47,10 +47,10 @@ def score_retrieval(model: Blip2, held: HeldOut, *, rerank: int = 32) -> Retriev
     vectors = torch.cat([model.image_vectors(features[rows]) for rows in slices(len(held))])
     words = model.sentence_words(sentences)
     cosines = model.itc(vectors, model.sentence_vectors(words)).cpu()  # (N, T)
-    both = {"image to text": (cosines, relevant), "text to image": (cosines.T, relevant.T)}
-    again = _reranked(model, features, words, cosines, rerank)
-    after = {"image to text": (again[0], relevant), "text to image": (again[1], relevant.T)}
-    return RetrievalScores(len(held), len(sentences), rerank, _recalls(both), _recalls(after))
+    before = {"image to text": (cosines, relevant), "text to image": (cosines.T, relevant.T)}
+    to_text, to_image = _reranked(model, features, words, cosines, rerank)
+    after = {"image to text": (to_text, relevant), "text to image": (to_image, relevant.T)}
+    return RetrievalScores(len(held), len(sentences), rerank, _recalls(before), _recalls(after))
 
 
 def _recalls(tables: dict[str, tuple[Tensor, Tensor]]) -> Recalls:
@@ -61,7 +61,7 @@ def _recalls(tables: dict[str, tuple[Tensor, Tensor]]) -> Recalls:
 
 
 def _reranked(model: Blip2, features: Tensor, words: Words, cosines: Tensor, rerank: int) -> tuple[Tensor, Tensor]:
-    """Return scores (N, T) and (T, N) in which the best candidates of each row stand first, by ITM's logit + cosine."""
+    """Return scores (N, T) and (T, N): ITM's logit + cosine for the best candidates of each row, -100 for others."""
     n, t = cosines.shape
     by_image = cosines.topk(min(rerank, t), dim=1).indices
     by_text = cosines.T.topk(min(rerank, n), dim=1).indices

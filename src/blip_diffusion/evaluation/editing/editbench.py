@@ -1,8 +1,7 @@
 """EditBench: edits with a known target image, because the same scene is composited with either subject.
 
-A photo shows one subject of MiniBench in a scene; the answer shows another one in the same scene and light, in its
-place. What should stay is compared with the photo, what should change with the answer. It is no benchmark of real
-photographs.
+A photo shows one subject of MiniBench in a scene; the target shows another one in the same scene and light, at the same
+position. The background of an edit is compared with the photo, and its subject with the target. Photos are synthetic.
 """
 
 import random
@@ -37,12 +36,12 @@ from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import Engine, preset_on_engine
 
 SHADOW, BRUSH = 6, 4
-"""Pixels about the subjects that count neither as background nor as subject, and by which a user's mask is wider."""
-NUMBERS = ("background_psnr", "background_ssim", "unchanged", "subject_psnr", "whole_psnr")
+"""Widths in pixels: the margin around subjects that isn't scored as background, and that of the given mask."""
+PIXEL_METRICS = ("background_psnr", "background_ssim", "unchanged", "subject_psnr", "whole_psnr")
 BOUNDS = ("copy", "truth")
-"""Kinds of conditions that edit nothing."""
+"""Lower and upper bound, which run no edit."""
 METRICS = {"focus": "similarity", "text": "scene"}
-"""Learned metrics of the edited image, and what of them is shown."""
+"""Learned metrics of the edited image, each with its reported score."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,8 @@ class EditCondition:
 
 
 def _conditions() -> dict[str, EditCondition]:
-    """Return all conditions by name: floors, ceiling, and inversion x mask x attention."""
-    found = {
+    """Return all conditions by name: lower and upper bounds, and inversion x mask x attention."""
+    conditions = {
         "copy": EditCondition("copy"),
         "generate": EditCondition("generate"),
         "truth": EditCondition("truth"),
@@ -66,11 +65,13 @@ def _conditions() -> dict[str, EditCondition]:
     }
     for mask in ("none", "difference", "subject", "given"):
         for inversion in ("direct", "ddpm", "ddim", "none"):
-            found[f"{inversion}/{mask}"] = EditCondition("edit", mask, {"inversion": inversion})
+            conditions[f"{inversion}/{mask}"] = EditCondition("edit", mask, {"inversion": inversion})
             control = {"inversion": inversion, "attention": AttentionControl()}
-            found[f"{inversion}/{mask}/attention"] = EditCondition("edit", mask, control)
-        found[f"direct/{mask}/words"] = EditCondition("edit", mask, {"inversion": "direct", "describe_source": False})
-    return found
+            conditions[f"{inversion}/{mask}/attention"] = EditCondition("edit", mask, control)
+        conditions[f"direct/{mask}/words"] = EditCondition(
+            "edit", mask, {"inversion": "direct", "describe_source": False}
+        )
+    return conditions
 
 
 CONDITIONS = _conditions()
@@ -83,16 +84,16 @@ DEFAULT = (
 
 @dataclass(frozen=True)
 class EditTask:
-    """One edit.
+    """One edit, with its target image.
 
     Args:
-        instance: The new subject in its scene, as MiniBench has it.
-        source_category: What the photo shows.
+        instance: The new subject in its scene, an instance of MiniBench.
+        source_category: Category of the photo's subject.
         photo: (3, S, S) in [0, 1].
-        truth: The target, likewise.
-        subject: (1, S, S), where the answer shows the new subject.
-        background: (1, S, S), where neither subject nor its shadow is.
-        given: (1, S, S), a mask as a user would draw it.
+        truth: The target image (3, S, S) in [0, 1].
+        subject: (1, S, S), 1 at the new subject in the target.
+        background: (1, S, S), 1 outside both subjects and their shadows.
+        given: (1, S, S), a mask such as a user draws: 1 at both subjects, with a margin.
     """
 
     instance: Instance
@@ -105,23 +106,23 @@ class EditTask:
 
     @property
     def prompt(self) -> str:
-        """The scene's words."""
+        """The scene, without the subject."""
         return self.instance.prompt.after
 
 
 @dataclass(frozen=True)
 class EditBenchConfig:
-    """What is evaluated.
+    """Configuration of an evaluation of edits.
 
     Args:
         model: "mini", a folder or a hub id.
-        dataset: The world; MiniBench lies beside it.
-        edits: Number of edits, from 2.
+        dataset: The asset library `world.zip`, beside which MiniBench is cached.
+        edits: Number of edits, at least 2.
         conditions: Names of `CONDITIONS`.
-        strength: Of all edits.
+        strength: Share in (0, 1] of the steps that are run.
         steps: Sampling steps; by default the model's.
-        engine: What runs the U-Net; attention control always takes torch.
-        metrics: Learned metrics, of `METRICS`; none saves a minute.
+        engine: Backend of the U-Net; attention control always uses torch.
+        metrics: Learned metrics, keys of `METRICS`; without any, evaluation is a minute faster.
     """
 
     model: str = "mini"
@@ -141,14 +142,14 @@ class EditBenchConfig:
                 raise InputError(f"There is no condition {name}: use some of {', '.join(CONDITIONS)}.")
         for name in self.metrics:
             if name not in METRICS:
-                raise InputError(f"There is no metric {name} of edits: use some of {', '.join(METRICS)}.")
+                raise InputError(f"There is no metric {name} for edits: use some of {', '.join(METRICS)}.")
 
 
 def build_tasks(bench: Bench, world: AssetLibrary, count: int, *, size: int) -> list[EditTask]:
-    """Compose the edits of a benchmark, spread over its subjects and scenes: a pure function of the world.
+    """Composite the edits of a benchmark, spread over its subjects and scenes; deterministic.
 
     Raises:
-        InputError: If there are not so many.
+        InputError: If the benchmark has fewer edits.
     """
     scenes = [number for number in bench.prompt_ids if bench.objects[number].kind == "scene"]
     subjects = bench.subjects
@@ -177,34 +178,35 @@ def _task(bench: Bench, sampler: PairSampler, rows: Mapping[str, int], scenes: S
         photo["target"][0],
         edited["target"][0],
         (edited["target_alpha"][0] > 0.5).float(),
-        1 - _grown(either, 0.05, SHADOW)[0],
-        _grown(either, 0.1, BRUSH)[0],
+        1 - _dilated(either, 0.05, SHADOW)[0],
+        _dilated(either, 0.1, BRUSH)[0],
     )
 
 
-def _grown(alpha: Tensor, threshold: float, reach: int) -> Tensor:
+def _dilated(alpha: Tensor, threshold: float, reach: int) -> Tensor:
+    """Return where alpha (..., S, S) exceeds a threshold, dilated by `reach` pixels."""
     return F.max_pool2d((alpha > threshold).float(), 2 * reach + 1, stride=1, padding=reach)
 
 
-def editor(
+def edit_generator(
     pipe: BlipDiffusionPipeline, tasks: Sequence[EditTask], condition: EditCondition, **settings: Any
 ) -> ImageGenerator:
-    """Return the generator of a condition's images; `settings` are arguments of every call."""
+    """Return the image generator of a condition; `settings` are arguments of every call."""
     by_file = {task.instance.file: task for task in tasks}
     reconstruct = autoencoder_reconstruction(pipe.model)
 
-    def one(task: EditTask) -> Image.Image:
+    def generate(task: EditTask) -> Image.Image:
         if condition.kind == "copy":
             return to_pil(task.photo[None])[0]
         if condition.kind == "truth":
             return to_pil(reconstruct(task.truth[None]))[0]
-        return edited(pipe, task, condition, **settings)
+        return run_edit(pipe, task, condition, **settings)
 
-    return lambda instances: [one(by_file[instance.file]) for instance in instances]
+    return lambda instances: [generate(by_file[instance.file]) for instance in instances]
 
 
-def edited(pipe: BlipDiffusionPipeline, task: EditTask, condition: EditCondition, **settings: Any) -> Image.Image:
-    """Return the edit of one task."""
+def run_edit(pipe: BlipDiffusionPipeline, task: EditTask, condition: EditCondition, **settings: Any) -> Image.Image:
+    """Return the edited image of one task."""
     instance = task.instance
     category, reference = instance.subject.category, open_image(instance.subject.images[0])
     settings["generator"] = torch.Generator().manual_seed(instance.seed)
@@ -224,8 +226,8 @@ def edited(pipe: BlipDiffusionPipeline, task: EditTask, condition: EditCondition
     return image
 
 
-def scored(tasks: Sequence[EditTask], paths: Sequence[Path]) -> dict[str, Tensor]:
-    """Return each of `NUMBERS` (N,) of the edits in these files."""
+def pixel_scores(tasks: Sequence[EditTask], paths: Sequence[Path]) -> dict[str, Tensor]:
+    """Return the `PIXEL_METRICS`, each (N,), of the edited images in `paths`."""
     images = to_tensor([open_image(path) for path in paths])
     photo, truth, subject, background = (
         torch.stack([getattr(task, name) for task in tasks]) for name in ("photo", "truth", "subject", "background")
@@ -242,19 +244,19 @@ def scored(tasks: Sequence[EditTask], paths: Sequence[Path]) -> dict[str, Tensor
 def evaluate_edits(
     config: EditBenchConfig, out: Path, *, device: torch.device | str = "cpu", log: LogFn = silent
 ) -> list[EditScores]:
-    """Edit what is missing, score it, and write `edits.json`, `edits.md` and `sheet.jpg`.
+    """Generate missing edits, score all, and write `edits.json`, `edits.md` and `sheet.jpg`.
 
     Args:
-        config: What to evaluate.
-        out: Folder of the run; images that are there already stay.
-        device: Where the model runs.
-        log: Takes lines of progress.
+        config: Model, benchmark, conditions and metrics.
+        out: Folder of the run; images in it are not generated again.
+        device: Device of the model.
+        log: Receives lines of progress.
 
     Returns:
         The scores of each condition.
 
     Raises:
-        BlipDiffusionError: For an unusable world, model or condition, or a folder that holds another run.
+        BlipDiffusionError: If the asset library or the model can't be loaded, or the folder holds another run.
 
     Example:
         >>> evaluate_edits(EditBenchConfig(edits=4, conditions=("copy", "direct/difference")), Path("edits"))
@@ -272,13 +274,13 @@ def evaluate_edits(
     for name in config.conditions:
         controlled = CONDITIONS[name].options.get("attention") is not None
         pipe.set_preset(preset_on_engine("", "torch" if controlled else config.engine))
-        began, instances = time.monotonic(), [task.instance for task in tasks]
+        start, instances = time.monotonic(), [task.instance for task in tasks]
         folder = out / IMAGES / name.replace("/", "-")
-        there = sum((folder / one.file).is_file() for one in instances)
-        generator = editor(pipe, tasks, CONDITIONS[name], **settings)
+        missing = sum(not (folder / instance.file).is_file() for instance in instances)
+        generator = edit_generator(pipe, tasks, CONDITIONS[name], **settings)
         paths = generate_missing(generator, instances, folder, batch_size=10, log=log)
-        seconds = (time.monotonic() - began) / (len(tasks) - there) if there < len(tasks) else 0.0
-        values = scored(tasks, paths) | {name: score(paths, instances) for name, score in metrics.items()}
+        seconds = (time.monotonic() - start) / missing if missing else 0.0
+        values = pixel_scores(tasks, paths) | {name: score(paths, instances) for name, score in metrics.items()}
         results.append(EditScores(name, {key: bootstrap_ci(value[None]) for key, value in values.items()}, seconds))
         files[name] = paths
         log(row(results[-1]))
@@ -291,29 +293,31 @@ def evaluate_edits(
 def _learned_metrics(
     config: EditBenchConfig, bench: Bench, world: AssetLibrary, pipe: BlipDiffusionPipeline, size: int
 ) -> dict[str, Callable[[Sequence[Path], Sequence[Instance]], Tensor]]:
-    """Return the learned metrics, each a function of images and what they should show."""
+    """Return the learned metrics, each a function of image files and their instances."""
     if not config.metrics:
         return {}
     generators = GeneratorSet({}, autoencoder_reconstruction(pipe.model), size, world)
     suite = build_metrics(config.metrics, MetricBuilder(bench, bench, generators))
 
     def score_of(metric: Any, key: str) -> Callable[[Sequence[Path], Sequence[Instance]], Tensor]:
-        return lambda paths, instances: next(v for k, v in metric(paths, instances).items() if k.endswith(key))
+        return lambda paths, instances: next(
+            score for name, score in metric(paths, instances).items() if name.endswith(key)
+        )
 
     keys = {"focus": "cosine_similarity", "text": "scene"}
-    return {one.info.name: score_of(one, keys[one.info.name]) for one in suite.metrics}
+    return {metric.info.name: score_of(metric, keys[metric.info.name]) for metric in suite.metrics}
 
 
 def sheet(tasks: Sequence[EditTask], files: Mapping[str, Sequence[Path]], *, rows: int = 8) -> Image.Image:
-    """Return a page: photo, reference, each condition's edit and the true target, a row for each of some edits."""
+    """Return a contact sheet with a row per edit: photo, reference, the edit of each condition, and the target."""
     chosen = [i * len(tasks) // min(rows, len(tasks)) for i in range(min(rows, len(tasks)))]
     cells = []
     for i in chosen:
         task = tasks[i]
         photo, truth = to_pil(torch.stack([task.photo, task.truth]))
-        shown = [open_image(task.instance.subject.images[0]).resize(photo.size)]
-        shown += [
+        row_images = [open_image(task.instance.subject.images[0]).resize(photo.size)]
+        row_images += [
             open_image(paths[i]) for name, paths in files.items() if CONDITIONS[name].kind not in ("copy", "truth")
         ]
-        cells += [photo, *shown, truth]
+        cells += [photo, *row_images, truth]
     return grid(cells, len(cells) // len(chosen))

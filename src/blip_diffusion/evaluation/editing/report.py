@@ -1,4 +1,4 @@
-"""The report of EditBench: a row of scores for each condition."""
+"""The report of EditBench: a table with a row per condition."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class EditScores:
-    """A condition's scores, each with its 95 % interval over edits, and seconds an edit (0 where it was there)."""
+    """A condition's scores with 95 % intervals over edits, and seconds per edit (0 if no edit was generated)."""
 
     name: str
     scores: dict[str, Estimate]
@@ -41,6 +41,7 @@ def write_report(results: Sequence[EditScores], heading: str, out: Path) -> None
     head = ["| inversion/mask | " + " | ".join(COLUMNS.values()) + " | seconds |", "|---" * (len(COLUMNS) + 2) + "|"]
     write_text(out / "edits.md", "\n".join([heading, "", *head, *map(row, results), ""]))
     table = {
-        one.name: {key: [value.value, value.low, value.high] for key, value in one.scores.items()} for one in results
+        result.name: {key: [value.value, value.low, value.high] for key, value in result.scores.items()}
+        for result in results
     }
     write_text(out / "edits.json", json.dumps(table, indent=1))

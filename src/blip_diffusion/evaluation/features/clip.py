@@ -12,7 +12,7 @@ from blip_diffusion.evaluation.features.preprocessing import resize_and_center_c
 from blip_diffusion.images import normalise, to_tensor
 
 LETTERS = 256
-"""Words of a tokenizer that has learned none: one for each byte."""
+"""Vocabulary of a tokenizer without merges: one token per byte."""
 CLIP_IDS = {"b32": "openai/clip-vit-base-patch32", "l14": "openai/clip-vit-large-patch14"}
 
 

@@ -71,7 +71,7 @@ def fit_logistic(features: Tensor, labels: Sequence[str], *, rest: str, penalty:
     Args:
         features: (B, F).
         labels: The label of each row.
-        rest: The label of what is not asked for, which is much more frequent than the others.
+        rest: The label of absence, which is much more frequent than the others.
         penalty: The weight of the squared coefficients.
     """
     names = tuple(sorted(set(labels)))

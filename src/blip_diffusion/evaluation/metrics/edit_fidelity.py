@@ -1,4 +1,4 @@
-"""How well an edit keeps a photo outside a mask, and meets the true answer within: PSNR, SSIM, shares of pixels."""
+"""Metrics of edits within a mask, against the photo or the target image: PSNR, SSIM, share of unchanged pixels."""
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ K1, K2 = 0.01, 0.03
 def masked_psnr(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
     """Return 10 log10(1 / MSE) (B,) of images (B, 3, H, W) in [0, 1] over the pixels of a mask (B, 1, H, W).
 
-    The error is divided by the mask's own pixels, not by all: a larger mask does not raise the value. At most 60 dB.
+    The error is averaged over the mask's pixels. The value is at most 60 dB.
     """
     error = ((a - b).square().mean(1, keepdim=True) * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1)
     return -10 * error.clamp(min=1e-6).log10()

@@ -1,7 +1,7 @@
-"""Probes of layout for the metric `text`: how many subjects there are, where they are, and what is beside them.
+"""Layout probes of the metric `text`: number, position and accessory of subjects.
 
-Count and position are read from a coarse map of the subject, which a probe predicts patch by patch. An accessory is
-classified in a crop of the place where MiniBench puts it: on the head, at the top right, or beside the subject.
+Count and position are classified from a coarse mask of the subject, which a probe predicts patch by patch. An accessory
+is classified in the crop where MiniBench composites it: on the head, at the top right, or beside the subject.
 """
 
 from collections.abc import Sequence
@@ -25,9 +25,9 @@ from blip_diffusion.framing import WORN
 
 CELLS = 8
 PLACES = {"head": (0.27, 0.02, 0.73, 0.48), "top right": (0.56, 0.08, 1.0, 0.52), "beside": (0.56, 0.50, 1.0, 0.94)}
-"""Crops (left, top, right, bottom) in which accessories are looked for."""
+"""Crops (left, top, right, bottom) in [0, 1] in which accessories are classified."""
 SAMPLED_PATCHES = 16
-"""Patches per image that the map's probe is fitted to."""
+"""Number of patches per image to which the mask's probe is fitted."""
 
 
 class PatchExtractor(Protocol):
@@ -45,19 +45,19 @@ def place_of(accessory: str) -> str:
 
 @dataclass(frozen=True)
 class LayoutProbes:
-    """Fitted probes, and the network that they look through."""
+    """Fitted probes, and the network whose features they classify."""
 
     extractor: PatchExtractor
     subject: LinearProbe
-    layout: dict[str, LinearClassifier]  # of count and position
-    accessories: dict[str, LinearClassifier]  # by place
+    layout: dict[str, LinearClassifier]  # by attribute: count and position
+    accessories: dict[str, LinearClassifier]  # by crop
 
     def classify(self, attribute: str, images: Sequence[Image.Image]) -> list[str]:
-        """Name the count or the position in each image."""
+        """Return the predicted count or position of each image."""
         return self.layout[attribute](layout_features(self._map(images)))
 
     def accessory(self, place: str, images: Sequence[Image.Image]) -> list[str]:
-        """Name the accessory at a place of each image; empty where there is none."""
+        """Return the predicted accessory in a crop of each image; empty for none."""
         return self.accessories[place](crop_features(self.extractor, place, images))
 
     def _map(self, images: Sequence[Image.Image]) -> Tensor:
@@ -67,7 +67,14 @@ class LayoutProbes:
 def fit_layout_probes(
     extractor: PatchExtractor, images: Sequence[Image.Image], masks: Tensor, requests: Sequence[PromptSpec]
 ) -> LayoutProbes:
-    """Fit the probes to images, the masks of their subjects (B, 1, S, S), and what they show."""
+    """Fit the probes.
+
+    Args:
+        extractor: The network of features.
+        images: B training images.
+        masks: (B, 1, S, S) in [0, 1], the masks of their subjects.
+        requests: The B prompt specifications that the images were composited from.
+    """
     patches = _in_batches(extractor, images)
     subject = _fit_subject_map(patches, F.interpolate(masks, (CELLS, CELLS), mode="area"))
     features = layout_features(subject_map(subject, patches))
@@ -87,7 +94,7 @@ def subject_map(probe: LinearProbe, patches: Tensor) -> Tensor:
 
 
 def layout_features(shares: Tensor) -> Tensor:
-    """Describe maps (B, 1, CELLS, CELLS): cells, profiles, centroid, spread and area, to (B, F)."""
+    """Return features (B, F) of maps (B, 1, CELLS, CELLS): cells, profiles, centroid, spread and area."""
     at = (torch.arange(CELLS) + 0.5) / CELLS
     total = shares.sum((1, 2, 3)).clamp(min=1e-6)
     columns, rows = shares.sum((1, 2)), shares.sum((1, 3))
@@ -99,7 +106,7 @@ def layout_features(shares: Tensor) -> Tensor:
 
 
 def crop_features(extractor: PatchExtractor, place: str, images: Sequence[Image.Image]) -> Tensor:
-    """Return features (B, F) of a place of images: means of its crop, and of the crop's middle."""
+    """Return features (B, F) of a crop of images: means over the crop and over its middle."""
     patches = _in_batches(extractor, [_crop(image, PLACES[place]) for image in images])
     quarter = CELLS // 4
     return torch.cat([patches.mean((2, 3)), patches[:, :, quarter:-quarter, quarter:-quarter].mean((2, 3))], dim=1)
@@ -116,13 +123,13 @@ def _in_batches(extractor: PatchExtractor, images: Sequence[Image.Image], size: 
 
 
 def _with_context(patches: Tensor) -> Tensor:
-    """Join each patch with the mean of its neighbours and of the image: (B, 3 F, CELLS, CELLS)."""
+    """Concatenate each patch with the means of its neighbours and of the image: (B, 3 F, CELLS, CELLS)."""
     near = F.avg_pool2d(patches, 3, stride=1, padding=1, count_include_pad=False)
     return torch.cat([patches, near, patches.mean((2, 3), keepdim=True).expand_as(patches)], dim=1)
 
 
 def _fit_subject_map(patches: Tensor, shares: Tensor) -> LinearProbe:
-    """Fit a probe from some patches of each image to the subject's share."""
+    """Fit a probe from random patches of each image to the subject's share of the patch."""
     rng = torch.Generator().manual_seed(0)
     chosen = torch.stack([torch.randperm(CELLS**2, generator=rng)[:SAMPLED_PATCHES] for _ in patches])  # (B, P)
     context = _with_context(patches).flatten(2)  # (B, 3 F, CELLS * CELLS)
@@ -133,14 +140,14 @@ def _fit_subject_map(patches: Tensor, shares: Tensor) -> LinearProbe:
 def _fit_accessories(
     extractor: PatchExtractor, place: str, images: Sequence[Image.Image], requests: Sequence[PromptSpec]
 ) -> LinearClassifier:
-    """Fit a classifier of the accessories of a place, and of none, to images of nothing else than these."""
-    shown = [i for i, request in enumerate(requests) if _suits(request, place)]
-    features = crop_features(extractor, place, [images[i] for i in shown])
-    return fit_classifier(features, [requests[i].accessory for i in shown])
+    """Fit a classifier of the accessories of a crop, or none, to images without other attributes."""
+    chosen = [i for i, request in enumerate(requests) if _is_training_image(request, place)]
+    features = crop_features(extractor, place, [images[i] for i in chosen])
+    return fit_classifier(features, [requests[i].accessory for i in chosen])
 
 
-def _suits(request: PromptSpec, place: str) -> bool:
-    """Tell whether an image shows an accessory at a place, or one subject alone in the middle."""
+def _is_training_image(request: PromptSpec, place: str) -> bool:
+    """Return whether an image has an accessory in a crop, or one subject in the middle without one."""
     if request.accessory:
         return place_of(request.accessory) == place
     return request.count == 1 and not request.position and not request.style

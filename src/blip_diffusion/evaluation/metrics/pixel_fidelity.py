@@ -137,7 +137,7 @@ class PixelFidelity:
 def shape_metric(bench: Bench, world: AssetLibrary) -> PixelFidelity:
     """Build `shape`: the IoU of the masks."""
     info = _info("shape", "iou", "mask IoU", "IoU of the subject's mask with the drawing's")
-    return PixelFidelity(info, lambda aligned, mask, pixels, truth: mask_iou(mask, truth), _truth(bench, world))
+    return PixelFidelity(info, lambda _aligned, mask, _pixels, truth: mask_iou(mask, truth), _truth(bench, world))
 
 
 def detail_metric(bench: Bench, world: AssetLibrary) -> PixelFidelity:

@@ -4,12 +4,12 @@ from torch import Tensor
 
 
 def recall_at(scores: Tensor, relevant: Tensor, k: int) -> Tensor:
-    """Return for each query whether a relevant candidate is among the `k` best.
+    """Return recall@k of each query: 1 if a relevant candidate is among the `k` best.
 
     Args:
         scores: (N, M), higher is better.
-        relevant: (N, M) bool; at least one a row.
-        k: How many candidates count; all of them where there are fewer.
+        relevant: (N, M) bool, with at least one per row.
+        k: Number of candidates that count.
 
     Returns:
         (N,) 0 or 1.

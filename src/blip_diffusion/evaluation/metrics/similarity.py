@@ -97,7 +97,7 @@ class SubjectSimilarity:
 class DreamBoothSimilarity:
     """DINO or CLIP-I: the mean cosine between an image and all real images of the subject (Ruiz et al. 2023).
 
-    A A real image is compared with the other real images; a copied reference with all of them.
+    A real image is compared with the other real images; a copied reference with all of them.
     """
 
     def __init__(self, name: str, features: CachedFeatures, bench: Bench) -> None:

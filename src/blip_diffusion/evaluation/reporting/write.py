@@ -15,7 +15,7 @@ from blip_diffusion.evaluation.reporting.schema import REPORT, Report, path_in
 from blip_diffusion.fileio import write_text
 
 FORMULA_SIGNS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
-"""By which spreadsheets know formulas."""
+"""First characters of formulas in spreadsheets."""
 
 
 def write_report(report: Report, out: Path) -> None:

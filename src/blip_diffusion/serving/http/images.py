@@ -35,7 +35,6 @@ STATUS = {"cancelled": 409, "internal_error": 500, "worker_died": 500, "server_d
 @router.post("/generations", response_model=None, responses=STREAMED)
 async def generations(
     body: GenerationBody,
-    request: Request,
     service: Service,
     owner: Owner,
     idempotency_key: str = Header("", max_length=MAX_KEY),

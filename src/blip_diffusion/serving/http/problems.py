@@ -17,7 +17,7 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"description": "A problem document.", "content": {MEDIA_TYPE: {"schema": {"type": "object"}}}}
     for status in ("4XX", "5XX")
 }
-"""What the server's description says of the errors of every route."""
+"""Error responses of every route in the OpenAPI description."""
 RETRY_AFTER = {"Retry-After": "5"}
 FIELDS = {"--num-images": "n", "--seed": "seed", "--steps": "steps", "--guidance-scale": "guidance_scale"}
 """Fields of the HTTP interface, by the command line's flags in error messages."""
@@ -95,7 +95,7 @@ def add_handlers(app: FastAPI) -> None:
         return response(Problem(error.status_code, code, str(error.detail), headers=error.headers))
 
     @app.exception_handler(Exception)
-    async def of_bug(_: Request, error: Exception) -> JSONResponse:
+    async def of_bug(_: Request, _error: Exception) -> JSONResponse:
         return response(Problem(500, "internal_error", "The server failed on this request; see its log."))
 
 

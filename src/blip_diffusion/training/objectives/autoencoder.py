@@ -155,7 +155,7 @@ class Autoencoder(Objective):
         """Write the VAE; its scaling factor brings latents to unit variance (Rombach et al. 2022, appendix G)."""
         if self.config.train_encoder:
             self.vae.register_to_config(scaling_factor=round(float(self.latent_variance.rsqrt()), 5))
-        save_diffusers("vae", self.vae, folder / "vae")
+        save_diffusers(self.vae, folder / "vae")
 
 
 def random_crops(pixels: Tensor, size: int, rng: torch.Generator) -> Tensor:

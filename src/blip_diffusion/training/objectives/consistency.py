@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import LCMScheduler
@@ -27,6 +26,7 @@ from blip_diffusion.diffusion.guidance import Denoiser, guided, unet_denoiser
 from blip_diffusion.diffusion.sampler import ddim_like
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.protocols import Scheduler
 from blip_diffusion.sampling import sample_images
 from blip_diffusion.training.lora import add_lora, lora_state
 from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
@@ -101,7 +101,7 @@ class Consistency(Objective):
             model.inference, num_inference_steps=config.steps, guidance_scale=1.0, guidance_rescale=0.0
         )
 
-    def _lcm_scheduler(self, scheduler: Any) -> LCMScheduler:
+    def _lcm_scheduler(self, scheduler: Scheduler) -> LCMScheduler:
         """Return the scheduler of the whole student, which adds new noise in each step."""
         return LCMScheduler.from_config(
             scheduler.config, original_inference_steps=self.config.num_levels, timestep_scaling=TIMESTEP_SCALING

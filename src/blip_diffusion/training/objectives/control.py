@@ -1,8 +1,8 @@
-"""Structure control: train a network that reads a hint, on a frozen model.
+"""Structure control: train a network that reads a control image ("hint") for a frozen model.
 
-Either a ControlNet (Zhang, Rao & Agrawala 2023), a copy of the U-Net's encoder that runs in each step, or a T2I-Adapter
-(Mou et al. 2023), a small convolutional network that runs once an image. Half of the prompts are empty, so that the
-network is trained to read the hint alone (Zhang et al. 2023, section 3.3).
+The network is a ControlNet (Zhang, Rao & Agrawala 2023), a copy of the U-Net's encoder that runs in each step, or a
+T2I-Adapter (Mou et al. 2023), a small convolutional network that runs once per image. Half of the prompts are empty, so
+that the network is also trained on the hint alone (Zhang et al. 2023, section 3.3).
 """
 
 from collections.abc import Mapping
@@ -35,15 +35,15 @@ CONDITIONING_CHANNELS = (16, 32, 96, 256)
 class ControlConfig:
     """The hint, the network that reads it, and dropout of conditions."""
 
-    hint: Hint = "canny"  # edges of the image, or the subject's mask
+    hint: Hint = "canny"  # Canny edges of the image, or the subject's mask
     network: Literal["adapter", "controlnet"] = "adapter"
-    res_blocks: int = 1  # of an adapter, on each level
+    res_blocks: int = 1  # per level of an adapter
     prompt_drop: float = 0.5  # share of prompts that lose all their words, and their subject
     subject_drop: float = 0.15  # share of prompts without subject tokens
-    default_frames: float = 0.0  # share of subjects framed where no word or box says where: the hint has to say it
+    default_frames: float = 0.0  # share of subjects with the default frame, so that only the hint shows their position
     noise_samples_per_pair: int = 1  # noised copies of each pair
     min_snr: float | None = None  # γ of the loss weights; none: the simple loss
-    timestep_shift: float = 1.0  # above 1, more of the copies are noisy, where the layout is decided
+    timestep_shift: float = 1.0  # above 1, more copies have high noise, which decides the layout
 
     def __post_init__(self) -> None:
         check_dropout(self.prompt_drop, self.subject_drop)
@@ -68,7 +68,7 @@ class StructureControl(Objective):
         t2i_adapters: Mapping[str, Any] | None = None,
         consistency_lora: Path | None = None,
     ) -> None:
-        """`t2i_adapters`, for other hints, and `consistency_lora` are copied to the exported folder."""
+        """Build the network; `t2i_adapters` for other hints and `consistency_lora` are copied on export."""
         super().__init__()
         self.model, self.noising, self.config = model, noising, config
         self.network = new_network(model, config)
@@ -100,7 +100,7 @@ class StructureControl(Objective):
         return hint_of(self.config.hint, batch["target"], batch["target_alpha"])
 
     def _text_states(self, batch: SubjectBatch, rng: torch.Generator) -> Tensor:
-        """Encode prompts; while training, some without their subject and some without any word."""
+        """Encode prompts; in training mode, some without their subject and some empty."""
         if not self.training:
             return dropped_text_states(self.model, batch, rng, prompt_drop=0.0, subject_drop=0.0)
         frames = with_default_frames(batch["frames"], self.config.default_frames, rng)
@@ -113,7 +113,7 @@ class StructureControl(Objective):
         return [ParameterGroup("control", list(self.network.parameters()), 1.0)]
 
     def export(self, folder: Path) -> None:
-        """Write the unchanged model with the new network."""
+        """Write the model, which is unchanged, with the new network."""
         adapter = is_adapter(self.network)
         save_model(
             self.model,
@@ -125,9 +125,9 @@ class StructureControl(Objective):
 
 
 def with_default_frames(frames: Tensor, share: float, rng: torch.Generator) -> Tensor:
-    """Replace a share of frames (B, K, 4) by the one that generation chooses where neither word nor box says where.
+    """Replace a share of frames (B, K, 4) by generation's default frame, which it uses without position words or box.
 
-    Images with several copies of the subject keep theirs.
+    Images with several copies of the subject keep their frames.
     """
     if not share:
         return frames
@@ -147,13 +147,13 @@ def hint_of(kind: Hint, pixels: Tensor, alpha: Tensor) -> Tensor:
         alpha: (B, 1, H, W) in [0, 1], the subject's mask.
 
     Returns:
-        (B, 1, H, W) in [0, 1], like those of `blip_diffusion.annotators`.
+        (B, 1, H, W) in [0, 1], as `blip_diffusion.annotators` computes them.
     """
     return canny_edges(pixels) if kind == "canny" else alpha
 
 
 def new_network(model: BlipDiffusion, config: ControlConfig) -> Any:
-    """Return an untrained network for a model's U-Net, whose residuals are zero."""
+    """Return an untrained network for a model's U-Net; its residuals are zero."""
     factor = model.latents.factor
     if config.network == "controlnet":
         layers = CONDITIONING_CHANNELS[: factor.bit_length()]
@@ -170,9 +170,9 @@ def new_network(model: BlipDiffusion, config: ControlConfig) -> Any:
 
 @torch.no_grad()
 def init_zero(adapter: Any) -> None:
-    """Make a full adapter's features zero, as the zero convolutions make a ControlNet's.
+    """Initialise an adapter so that its features are zero, as a ControlNet's are by its zero convolutions.
 
-    The input of each level and the output of each residual block are zero. The input convolution still has a gradient,
+    The input convolution and the output of each residual block are zero. The input convolution still has a gradient
     through the residual connections.
     """
     body = adapter.adapter.body
@@ -185,5 +185,5 @@ def init_zero(adapter: Any) -> None:
 
 
 def control_denoiser(model: BlipDiffusion, network: Any, states: Tensor, hint: Tensor) -> Denoiser:
-    """Return the denoiser of text states (B, L, D) and of hints (B / copies, 1, H, W), to be called once."""
+    """Return the denoiser for text states (B, L, D) and hints (B / copies, 1, H, W); it can be called once."""
     return controlled_denoiser(model.unet, states, [Control(network, hint)], steps=1)

@@ -1,7 +1,7 @@
 """Inpainting by concatenation (Rombach et al. 2022, figure 3): the U-Net reads a mask and the masked image's latents.
 
-The rest of the model is frozen, so that its subject tokens and text states stay what they are. The new input weights
-are zero at first: training begins with the very model that it extends.
+The rest of the model is frozen, so that subject tokens and text states don't change. The new input weights are
+initially zero, so that the initial output equals the base model's.
 """
 
 import random
@@ -28,20 +28,20 @@ from blip_diffusion.training.text_dropout import check_dropout, dropped_text_sta
 
 @dataclass(frozen=True)
 class InpaintConfig:
-    """Shares of the kinds of masks, what is left out of the text, and the weights of the loss.
+    """Shares of the kinds of masks, dropout of conditions, and weights of the loss.
 
-    What the shares leave over are strokes and boxes as LaMa draws them.
+    The remaining masks are strokes and boxes, as in LaMa (Suvorov et al. 2022).
     """
 
-    whole: float = 0.25  # all of the image: it still draws from nothing (as Stable Diffusion's inpainting was trained)
+    whole: float = 0.25  # the whole image, as Stable Diffusion's inpainting U-Net was trained: plain generation
     subject: float = 0.45  # the subject's outline, its box or an ellipse
-    kept: float = 0.10  # all but the subject
+    kept: float = 0.10  # everything but the subject
     prompt_drop: float = 0.0  # share of prompts that lose all their words, and their subject
     subject_drop: float = 0.15  # share of prompts without subject tokens
     noise_samples_per_pair: int = 1  # noised copies of each pair
     min_snr: float | None = None  # γ of the loss weights; none: the simple loss
-    timestep_shift: float = 1.0  # above 1, more of the copies are noisy
-    background_weight: float = 0.5  # of an error outside the mask, relative to 1 within
+    timestep_shift: float = 1.0  # above 1, more copies have high noise
+    background_weight: float = 0.5  # weight of the error outside the mask; inside it is 1
 
     def __post_init__(self) -> None:
         shares = (self.whole, self.subject, self.kept)
@@ -57,15 +57,15 @@ class InpaintConfig:
 
 
 class Inpainting(Objective):
-    """Train the U-Net to repaint what a mask covers; all else is frozen.
+    """Train the U-Net to generate the masked region; all other parts are frozen.
 
     loss = E w(t) |m ⊙ (target - f([x_t | mask | E(masked image)], t, text(prompt, tokens(reference))))|², with the
     channel order of Stable Diffusion's inpainting U-Nets.
 
     Args:
-        model: The whole model. Its U-Net is replaced by a wider one, if it reads latents alone.
+        model: The whole model. A U-Net without mask input is replaced by one with more input channels.
         noising: The forward process.
-        config: Masks, dropout and weights.
+        config: Masks, dropout and loss weights.
     """
 
     def __init__(self, model: BlipDiffusion, noising: Noising, config: InpaintConfig) -> None:
@@ -74,7 +74,7 @@ class Inpainting(Objective):
         self.model, self.noising, self.config = model, noising, config
 
     def train(self, mode: bool = True) -> "Inpainting":
-        """Only the U-Net trains."""
+        """Put only the U-Net into training mode."""
         super().train(mode)
         self.model.eval()
         self.model.unet.train(mode)
@@ -102,7 +102,7 @@ class Inpainting(Objective):
         return {"denoising": loss, "loss": loss}
 
     def random_masks(self, alpha: Tensor, rng: torch.Generator) -> Tensor:
-        """Return a mask (B, 1, S, S) for each subject's alpha (B, 1, S, S); while not training, the subject's."""
+        """Return a mask (B, 1, S, S) for each subject's alpha (B, 1, S, S); in eval mode, the subject's mask."""
         own = random.Random(int(torch.randint(2**62, (1,), generator=rng, device=rng.device)))
         return torch.stack([self._mask(one, own) for one in alpha.cpu()]).to(alpha)
 

@@ -1,8 +1,8 @@
 """Stage 2 of BLIP-2, vision-to-language generative learning (Li, Li, Savarese & Hoi 2023, section 3.2).
 
-The Q-Former reads an image without words, one fully connected layer turns its queries into a prefix, and a frozen
-language model goes on from it. A decoder-only model is trained by the caption's next token; with an encoder-decoder the
-caption is split at a random word: the encoder reads the prefix and the first part, the decoder writes the second.
+The Q-Former reads an image without words, a linear layer projects its queries to a prefix, and a frozen language
+model continues it. With a decoder-only model the loss is that of the caption's next token; with an encoder-decoder the
+caption is split at a random word: the encoder reads the prefix and the first part, the decoder predicts the second.
 """
 
 from collections.abc import Sequence
@@ -26,16 +26,16 @@ from blip_diffusion.training.objective import Losses, Objective, ParameterGroup,
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """What the prefix is trained on."""
+    """Language model, captions and learning rates of the language stage."""
 
     language_model: Path | None = None
     """Folder of a language model, as transformers saves it; `None`: `language/` of the first folder of
     `model.init_from` that has one."""
     image: DescribedImage = "target"
-    prompt: str = ""  # words before each caption, no targets
-    max_caption_tokens: int = 32  # longer captions are cut
-    qformer_lr_scale: float = 1.0  # times the schedule; 0 freezes the Q-Former, and the projection alone learns
-    projection_lr_scale: float = 1.0  # times the schedule
+    prompt: str = ""  # words before each caption, not in the loss
+    max_caption_tokens: int = 32  # longer captions are truncated
+    qformer_lr_scale: float = 1.0  # factor of the learning rate; 0 freezes the Q-Former
+    projection_lr_scale: float = 1.0  # factor of the learning rate
 
     def __post_init__(self) -> None:
         if self.max_caption_tokens < 2:
@@ -43,25 +43,24 @@ class LanguageConfig:
 
     @property
     def freezes_qformer(self) -> bool:
-        """Whether the projection alone learns."""
+        """Whether only the projection is trained."""
         return self.qformer_lr_scale == 0
 
 
-class SeenImages(TypedDict):
-    """A batch of which everything frozen is computed."""
+class EncodedImages(TypedDict):
+    """A batch with the outputs of the frozen layers."""
 
     caption: list[str]
-    seen: Tensor  # (B, N, V) features before the layer norm, or, of a frozen Q-Former, query states (B, Q, D)
+    features: Tensor  # (B, N, V) features before the layer norm, or, of a frozen Q-Former, query states (B, Q, D)
 
 
 class LanguageStage(Objective):
-    """Train the Q-Former's side that reads images and the projection; the tower and the language model are frozen.
+    """Train the projection and the Q-Former's layers for images; the tower and the language model are frozen.
 
     Args:
-        encoder: Image encoder and Q-Former, a copy of stage 1's: the words' side is no longer right afterwards.
-        language: Projection and frozen language model.
-        blip2: The same two with the tokenizers, as captions are written.
-        config: Its settings.
+        encoder: Image encoder and Q-Former, a copy of stage 1's; its layers for words no longer fit after training.
+        blip2: The same two, with the projection, the frozen language model and the tokenizers.
+        config: The settings.
     """
 
     def __init__(self, encoder: SubjectEncoder, blip2: Blip2, config: LanguageConfig) -> None:
@@ -73,37 +72,37 @@ class LanguageStage(Objective):
     @property
     def language(self) -> LanguagePrefix:
         """Projection and frozen language model."""
-        return self.blip2.speaker
+        return self.blip2.language_prefix
 
-    def forward(self, batch: SubjectBatch | SeenImages, context: StepContext) -> Losses:
+    def forward(self, batch: SubjectBatch | EncodedImages, context: StepContext) -> Losses:
         """Return the cross-entropy of the captions' tokens, in nats."""
-        known = cast(SeenImages, batch) if "seen" in batch else self.look(batch)
-        return {"loss": self.loss(self._queries(known["seen"]), known["caption"], context.rng)}
+        encoded = cast(EncodedImages, batch) if "features" in batch else self.encode(batch)
+        return {"loss": self.loss(self._queries(encoded["features"]), encoded["caption"], context.rng)}
 
     @torch.no_grad()
-    def look(self, batch: SubjectBatch) -> SeenImages:
-        """Compute what training does not change: it can be kept where images come again."""
+    def encode(self, batch: SubjectBatch) -> EncodedImages:
+        """Return the outputs of the frozen layers, which can be cached when images repeat."""
         pixels, captions = described(batch, self.config.image)
-        seen = self.blip2.image_encoder.features(self.blip2.pixels(pixels))
+        features = self.blip2.image_encoder.features(self.blip2.pixels(pixels))
         if self.config.freezes_qformer:
-            seen = self.blip2.queries(self.blip2.image_encoder.norm(seen))
-        return {"caption": captions, "seen": seen}
+            features = self.blip2.queries(self.blip2.image_encoder.norm(features))
+        return {"caption": captions, "features": features}
 
-    def _queries(self, seen: Tensor) -> Tensor:
+    def _queries(self, features: Tensor) -> Tensor:
         if self.config.freezes_qformer:
-            return seen
-        return self.blip2.queries(self.blip2.image_encoder.norm(seen))
+            return features
+        return self.blip2.queries(self.blip2.image_encoder.norm(features))
 
     def loss(self, queries: Tensor | None, captions: Sequence[str], rng: torch.Generator) -> Tensor:
-        """Return the mean cross-entropy of captions after a prefix; without queries, of the language model alone."""
-        words, labels = self._split(captions, rng) if self.language.is_encoder_decoder else self._whole(captions)
+        """Return the mean cross-entropy of captions after a prefix, or without one if `queries` is `None`."""
+        words, labels = self._split(captions, rng) if self.language.is_encoder_decoder else self._unsplit(captions)
         device = self.blip2.device
         words = words.to(device)
-        found = self.language(queries, words.input_ids, words.attention_mask, labels.to(device))
-        loss: Tensor = found.loss
+        output = self.language(queries, words.input_ids, words.attention_mask, labels.to(device))
+        loss: Tensor = output.loss
         return loss
 
-    def _whole(self, captions: Sequence[str]) -> tuple[Words, Tensor]:
+    def _unsplit(self, captions: Sequence[str]) -> tuple[Words, Tensor]:
         return caption_words(
             self.blip2.tokenizer,
             captions,
@@ -113,17 +112,17 @@ class LanguageStage(Objective):
         )
 
     def _split(self, captions: Sequence[str], rng: torch.Generator) -> tuple[Words, Tensor]:
-        """The first words for the encoder, perhaps none, and the others as the decoder's labels, at least one."""
+        """Return the first words for the encoder, which may be none, and the rest as the decoder's labels."""
         first, second = [], []
         for caption in captions:
             words = caption.split()
             at = int(torch.randint(max(len(words), 1), (), generator=rng, device=rng.device))
             first.append(" ".join([self.config.prompt, *words[:at]]).strip())
             second.append(" ".join(words[at:]))
-        read, written = (self._encoded(texts) for texts in (first, second))
-        return read, written.input_ids.masked_fill(written.attention_mask == 0, IGNORED)
+        inputs, targets = (self._tokenize(texts) for texts in (first, second))
+        return inputs, targets.input_ids.masked_fill(targets.attention_mask == 0, IGNORED)
 
-    def _encoded(self, texts: Sequence[str]) -> Words:
+    def _tokenize(self, texts: Sequence[str]) -> Words:
         encoded = self.blip2.tokenizer(
             list(texts), padding=True, truncation=True, max_length=self.config.max_caption_tokens, return_tensors="pt"
         )
@@ -132,7 +131,7 @@ class LanguageStage(Objective):
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return queries, attention and the queries' feed-forward layers; the layer norm of the tower; the projection.
 
-        Nothing that only words pass is among them: it would get no gradient.
+        Layers that only words pass are left out, since they get no gradient.
         """
         projection = ParameterGroup(
             "projection", list(self.language.projection.parameters()), self.config.projection_lr_scale
@@ -140,14 +139,14 @@ class LanguageStage(Objective):
         if self.config.freezes_qformer:
             return [projection]
         qformer = self.blip2.qformer
-        of_words = ("word_embeddings.", "position_embeddings.")
-        moving = [
+        word_layers = ("word_embeddings.", "position_embeddings.")
+        trainable = [
             parameter
             for name, parameter in qformer.named_parameters()
-            if not name.startswith(of_words) and "word_feed_forward" not in name
+            if not name.startswith(word_layers) and "word_feed_forward" not in name
         ]
-        moving += self.blip2.image_encoder.norm.parameters()
-        return [ParameterGroup("qformer", moving, self.config.qformer_lr_scale), projection]
+        trainable += self.blip2.image_encoder.norm.parameters()
+        return [ParameterGroup("qformer", trainable, self.config.qformer_lr_scale), projection]
 
     def train(self, mode: bool = True) -> "LanguageStage":
         super().train(mode)
@@ -156,7 +155,7 @@ class LanguageStage(Objective):
         return self
 
     def export(self, folder: Path) -> None:
-        """Write the Q-Former's folders and `language/`; no heads, since they were for the words' side of stage 1."""
+        """Write the Q-Former's folders and `language/`; not the heads, which fit stage 1's layers for words."""
         save_subject_model(self.encoder, self.blip2.qformer_tokenizer, self.blip2.reference, folder)
         source = self.config.language_model  # which may be large, and is frozen
         save_language(self.language, self.blip2.tokenizer, folder / "language", source=source)

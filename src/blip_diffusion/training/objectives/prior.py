@@ -24,8 +24,8 @@ class PriorConfig:
 
     layers: int = 4
     heads: int = 4
-    category_drop: float = 0.1  # share of categories that are left out, for guidance (Ho & Salimans 2022)
-    noise_samples_per_subject: int = 4  # noised copies of each subject: encoding it costs more than denoising it
+    category_drop: float = 0.1  # share of empty categories, for guidance (Ho & Salimans 2022)
+    noise_samples_per_subject: int = 4  # noised copies of each subject, whose encoding is slower than denoising
     min_snr: float | None = 5.0  # γ of the loss weights; none: the simple loss
 
     def __post_init__(self) -> None:
@@ -44,10 +44,10 @@ class Prior(Objective):
 
     Args:
         model: The whole model.
-        noising: The forward process, which is the model's own.
+        noising: The model's forward process.
         config: Size, dropout and weights.
-        references: (N, 3, S, S) in [0, 1], the subjects whose tokens' mean and deviation the prior is standardised by.
-        categories: Their N categories.
+        references: (N, 3, S, S) in [0, 1]; mean and standard deviation of their subject tokens standardise the prior's.
+        categories: The N categories of the references.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Prior(Objective):
     def forward(self, batch: SubjectBatch, context: StepContext) -> Losses:
         """Return the denoising loss of the references' subject tokens."""
         tokens = self.prior.standardized(subject_tokens(self.model, batch["reference"], batch["category"])).float()
-        text = category_states(self.model, self._kept(batch["category"], context.rng))
+        text = category_states(self.model, self._with_dropout(batch["category"], context.rng))
         copies = self.config.noise_samples_per_subject
         text = text.repeat(copies, 1, 1)
 
@@ -85,8 +85,8 @@ class Prior(Objective):
         )
         return {"denoising": loss, "loss": loss}
 
-    def _kept(self, categories: Sequence[str], rng: torch.Generator) -> list[str]:
-        """Return the categories; while training, some are empty."""
+    def _with_dropout(self, categories: Sequence[str], rng: torch.Generator) -> list[str]:
+        """Return the categories; in training mode, some are replaced by "" at random."""
         drop = self.config.category_drop if self.training else 0.0
         kept = (torch.rand(len(categories), generator=rng, device=rng.device) >= drop).tolist()
         return [category if keep else "" for category, keep in zip(categories, kept, strict=True)]
@@ -96,7 +96,7 @@ class Prior(Objective):
         return [ParameterGroup("prior", list(self.prior.parameters()), 1.0)]
 
     def sample_images(self, batch: SubjectBatch) -> list[Tensor]:
-        """Return references, and images of subjects that the prior generates for their categories."""
+        """Return references, and images of generated subjects of the same categories."""
         generators = [torch.Generator().manual_seed(seed) for seed in range(len(batch["category"]))]
         tokens = sample_subject_tokens(self.model, self.prior, batch["category"], generators)
         return [
@@ -105,7 +105,7 @@ class Prior(Objective):
         ]
 
     def export(self, folder: Path) -> None:
-        """Write the unchanged model, with the prior inside."""
+        """Write the model, which is unchanged, with the prior in its folder."""
         save_model(self.model, folder)
         self.prior.save_pretrained(folder / PRIOR)
 

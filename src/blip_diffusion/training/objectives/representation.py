@@ -8,7 +8,6 @@ are told from hard negatives. A fourth loss, not in the paper: the subject is re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +22,7 @@ from blip_diffusion.model import ReferenceConfig, SubjectEncoder
 from blip_diffusion.modules.heads import ContrastiveHead, LanguageHead, MatchingHead, reconstruction_loss
 from blip_diffusion.modules.qformer import AttentionPattern
 from blip_diffusion.prompts import Words, category_words
+from blip_diffusion.protocols import Tokenizer
 from blip_diffusion.training.objective import Gather, Losses, Objective, ParameterGroup, StepContext
 
 
@@ -85,7 +85,7 @@ class Representation(Objective):
     def __init__(
         self,
         encoder: SubjectEncoder,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         reference: ReferenceConfig,
         heads: nn.ModuleDict,
         config: RepresentationConfig,

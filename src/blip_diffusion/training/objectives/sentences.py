@@ -1,4 +1,4 @@
-"""A small language model of the training data's sentences: what the language stage freezes where no larger one is."""
+"""Train a small language model on captions; the language stage can freeze it in place of a larger one."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.modules.language import IGNORED
 from blip_diffusion.prompts import SpecialIds, Words, caption_words
+from blip_diffusion.protocols import Tokenizer
 from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
 
 MAX_CONTEXT = 64
@@ -21,13 +22,13 @@ MAX_VISIBLE = 1.5
 
 @dataclass(frozen=True)
 class SentencesConfig:
-    """Captions and the context before them."""
+    """Caption length, context and learning rate."""
 
-    max_caption_tokens: int = 32  # longer captions are cut
+    max_caption_tokens: int = 32  # longer captions are truncated
     context_tokens: int = 0
     """At most this many of a caption's tokens stand before [BOS], in random order and repeated, so that the model is
     trained to continue from a context, as the language stage's prefix is one; 0: no context."""
-    lr_scale: float = 1.0  # times the schedule
+    lr_scale: float = 1.0  # factor of the learning rate
 
     def __post_init__(self) -> None:
         if self.max_caption_tokens < 2:
@@ -42,10 +43,10 @@ class Sentences(Objective):
     Args:
         language_model: A decoder-only model of transformers.
         tokenizer: Its tokenizer.
-        config: Its settings.
+        config: The settings.
     """
 
-    def __init__(self, language_model: Any, tokenizer: Any, config: SentencesConfig) -> None:
+    def __init__(self, language_model: Any, tokenizer: Tokenizer, config: SentencesConfig) -> None:
         super().__init__()
         self.language_model = language_model
         self.tokenizer = tokenizer
@@ -63,7 +64,7 @@ class Sentences(Objective):
         return {"loss": output.loss}
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Return the whole language model."""
+        """Return all parameters of the language model."""
         return [ParameterGroup("language_model", list(self.language_model.parameters()), self.config.lr_scale)]
 
     def export(self, folder: Path) -> None:

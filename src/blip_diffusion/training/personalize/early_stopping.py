@@ -32,7 +32,7 @@ PROMPTS = ("on the beach", "in a forest", "in a city at night")
 Evaluator = Callable[[Tensor], tuple[float, float]]
 """Images (B, 3, H, W) in [0, 1] of all validation prompts, seed after seed, to a subject score and a text score.
 
-A A subject score of 1 means as similar as the photos are to each other; a text score of 1 means that images follow the
+A subject score of 1 means as similar as the photos are to each other; a text score of 1 means that images follow the
 prompt as closely as the untuned model's without a subject."""
 
 

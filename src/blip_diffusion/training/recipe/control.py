@@ -1,4 +1,4 @@
-"""Structure control on packed rows: hints as columns, and the losses."""
+"""Structure control on packed rows: the packer of hints, and the objective."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,6 @@ from torch import nn
 
 from blip_diffusion.checkpoint.components import save_diffusers
 from blip_diffusion.data.batches import SubjectBatch
-from blip_diffusion.diffusion.controlnet import is_adapter
 from blip_diffusion.diffusion.forward_process import Noising, denoising_error
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
@@ -30,18 +29,18 @@ from blip_diffusion.training.recipe.timed_loop import NextRows
 
 COLUMNS = ("reference", "frames", "prompt", "category", "category_mask")
 HINT = "hint"
-"""The column that an objective reads; the pool has one for each kind, `hint_canny` and `hint_mask`."""
+"""The hint's column in a batch; the pool has a column for each kind, `hint_canny` and `hint_mask`."""
 
 
 @dataclass(frozen=True)
 class HintPacker(Packer):
-    """Convert batches to the rows of structure control: conditions, targets, and hints of some kinds."""
+    """Convert batches to the rows of structure control: conditions, targets, and the chosen kinds of hints."""
 
     hints: Sequence[Hint]
 
     @classmethod
     def over(cls, packer: Packer, hints: Sequence[Hint]) -> "HintPacker":
-        """Return a packer that adds hints to the columns of another one."""
+        """Return a packer that adds hints to another packer's columns."""
         return cls(**vars(packer), hints=tuple(hints))
 
     def __call__(self, batch: SubjectBatch) -> Rows:
@@ -57,7 +56,7 @@ class PackedControl(Objective):
     def __init__(self, model: BlipDiffusion, noising: Noising, config: ControlConfig) -> None:
         super().__init__()
         self.config, self.drops = config, _drops(config)
-        self.subject = PackedSubject(model, noising, nn.Identity(), self.drops)  # for its text states
+        self.subject = PackedSubject(model, noising, nn.Identity(), self.drops)  # computes the text states
         self.network = new_network(model, config)
 
     @property
@@ -67,7 +66,7 @@ class PackedControl(Objective):
 
     @property
     def noising(self) -> Noising:
-        """The forward process, with its table on this device."""
+        """The forward process, on the model's device."""
         return self.subject.noising
 
     def train(self, mode: bool = True) -> "PackedControl":
@@ -97,25 +96,24 @@ class PackedControl(Objective):
 
     def export(self, folder: Path) -> None:
         """Write the new network in half precision, in diffusers' format."""
-        name = "t2i_adapter" if is_adapter(self.network) else "controlnet"
-        save_diffusers(name, self.network, folder, dtype=torch.float16)
+        save_diffusers(self.network, folder, dtype=torch.float16)
 
 
 def _drops(config: ControlConfig) -> SubjectConfig:
-    """Return the settings that `random_rows` reads."""
+    """Return the settings of `random_rows`."""
     names = ("subject_drop", "prompt_drop", "noise_samples_per_pair", "timestep_shift")
     return SubjectConfig(**{name: getattr(config, name) for name in names})
 
 
 def control_rows(source: Source, objective: PackedControl) -> NextRows:
-    """Return pairs with latents, hints, noise, timesteps and dropped prompts."""
+    """Return a function that samples pairs with latents, hints, noise, timesteps and dropped prompts."""
     column = f"{HINT}_{objective.config.hint}"
 
     def rows(_elapsed: float, rng: torch.Generator) -> Rows:
-        taken = source.take(source.sizes.pairs, (*COLUMNS, FULL, column), rng)
-        taken[HINT] = taken.pop(column)
-        taken["frames"] = with_default_frames(taken["frames"], objective.config.default_frames, rng)
-        return taken | random_rows(taken[FULL], objective.drops, objective.noising, rng)
+        batch = source.take(source.sizes.pairs, (*COLUMNS, FULL, column), rng)
+        batch[HINT] = batch.pop(column)
+        batch["frames"] = with_default_frames(batch["frames"], objective.config.default_frames, rng)
+        return batch | random_rows(batch[FULL], objective.drops, objective.noising, rng)
 
     return rows
 

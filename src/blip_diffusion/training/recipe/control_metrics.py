@@ -1,4 +1,4 @@
-"""Metrics of structure control on held-out pairs: denoising errors, and whether samples keep the hint's structure."""
+"""Metrics of structure control on held-out pairs: denoising errors, and agreement of samples with the hint."""
 
 from collections.abc import Callable, Mapping
 
@@ -22,18 +22,18 @@ SAMPLE_CHUNK = 16
 
 @torch.no_grad()
 def control_metrics(objective: PackedControl, rows: Rows, samples: int) -> dict[str, float]:
-    """Measure a trained network.
+    """Return the metrics of a trained network.
 
     Args:
         objective: Model and network.
-        rows: Held-out pairs. Prompts have all their words and their subject, whose frame is the default where the
-            network is trained with such frames.
-        samples: Number of pairs that images are sampled of; 0 leaves the sampled metrics out.
+        rows: Held-out pairs. No prompt or subject is dropped; frames are the default ones if the network was trained
+            with these.
+        samples: Number of pairs for which images are sampled; 0 for no metrics of samples.
 
     Returns:
-        `x0_error_*`, the mean squared error of the predicted x0, a mean over `held_out.TIMESTEPS`; and `edge_f1_*` or
-        `mask_iou_*` of sampled images. Both under the right hint, another image's (`wrong`) and no network (`none`),
-        the error also under a black hint. `ceiling` is the target after the autoencoder.
+        `x0_error_*`, the mean squared error of the predicted x0, averaged over `held_out.TIMESTEPS`; and `edge_f1_*` or
+        `mask_iou_*` of sampled images. The suffix is the condition: the right hint, another image's (`wrong`), none,
+        or for the error a black one. `ceiling` is the upper bound, the VAE reconstruction of the target.
     """
     rng = torch.Generator(rows["target"].device).manual_seed(NOISE_SEED)
     rows = rows | {"frames": with_default_frames(rows["frames"], float(objective.config.default_frames > 0), rng)}
@@ -48,18 +48,18 @@ def edge_f1(edges: Tensor, reference: Tensor, *, tolerance: int = 1) -> Tensor:
 
     Args:
         edges: (B, 1, H, W), 1 on an edge.
-        reference: (B, 1, H, W), the edges that are right.
-        tolerance: Distance in pixels, across and down, at which edges still match.
+        reference: (B, 1, H, W), the true edges.
+        tolerance: Largest distance in pixels, along each axis, of matching edges.
 
     Returns:
-        (B,) in [0, 1]; 0 where either has no edges.
+        (B,) in [0, 1]; 0 if either has no edges.
     """
-    precision, recall = _covered(edges, reference, tolerance), _covered(reference, edges, tolerance)
+    precision, recall = _matched_share(edges, reference, tolerance), _matched_share(reference, edges, tolerance)
     return 2 * precision * recall / (precision + recall).clamp(min=1e-6)
 
 
-def _covered(edges: Tensor, other: Tensor, tolerance: int) -> Tensor:
-    """Return the share of edges that have an edge of the other within the tolerance."""
+def _matched_share(edges: Tensor, other: Tensor, tolerance: int) -> Tensor:
+    """Return the share (B,) of edges with an edge of the other map within the tolerance."""
     near = F.max_pool2d(other, 2 * tolerance + 1, stride=1, padding=tolerance)
     return (edges * near).sum((1, 2, 3)) / edges.sum((1, 2, 3)).clamp(min=1)
 
@@ -100,20 +100,20 @@ def _sample_metrics(objective: PackedControl, rows: Rows) -> dict[str, float]:
     for start in range(0, len(rows["target"]), SAMPLE_CHUNK):
         part = {key: value[start : start + SAMPLE_CHUNK] for key, value in rows.items()}
         hint = _hint(objective, part)
-        for case, images in _samples(objective, part, hint, start).items():
-            scores.setdefault(f"{name}_{case}", []).append(metric(objective.model, images, hint))
+        for condition, images in _samples(objective, part, hint, start).items():
+            scores.setdefault(f"{name}_{condition}", []).append(metric(objective.model, images, hint))
     return {key: float(torch.cat(values).mean()) for key, values in scores.items()}
 
 
 def _samples(objective: PackedControl, rows: Rows, hint: Tensor, seed: int) -> dict[str, Tensor]:
-    """Return images (B, 3, H, W) by hint from the same noise, and the targets after the autoencoder."""
+    """Return images (B, 3, H, W) by condition from the same noise, and the VAE reconstructions of the targets."""
     model, seeds = objective.model, range(seed, seed + len(hint))
     hints = {"right": hint, "wrong": hint.roll(1, 0)}
     with autocast(hint.device):
         states = _states(objective, rows)
         images = {
-            case: sample_images(model, states, seeds, controls=[Control(objective.network, given)])
-            for case, given in hints.items()
+            condition: sample_images(model, states, seeds, controls=[Control(objective.network, given)])
+            for condition, given in hints.items()
         }
         images["none"] = sample_images(model, states, seeds)
         images["ceiling"] = model.latents.decode(model.latents.encode(to_pixels(rows["target"]))).float()
@@ -125,7 +125,7 @@ def _hint(objective: PackedControl, rows: Rows) -> Tensor:
 
 
 def _states(objective: PackedControl, rows: Rows) -> Tensor:
-    """Return the text states (B, L, D) of whole prompts."""
+    """Return text states (B, L, D) without dropout."""
     none = torch.zeros(len(rows["target"]), dtype=torch.bool, device=rows["target"].device)
     return objective.subject.states_of(rows | {"bare": none, "empty": none})
 
@@ -147,4 +147,4 @@ METRICS: Mapping[str, tuple[str, Callable[[BlipDiffusion, Tensor, Tensor], Tenso
     "canny": ("edge_f1", _edge_score),
     "mask": ("mask_iou", _mask_score),
 }
-"""By hint: the name of the metric of images, and the metric of a model, images (B, 3, H, W) and hints to (B,)."""
+"""By hint: name and function of the metric, from a model, images (B, 3, H, W) and hints (B, 1, H, W) to (B,)."""

@@ -1,8 +1,8 @@
-"""Train networks for structure control of a finished model within a time limit.
+"""Train networks for structure control of a trained model within a time limit.
 
 runs/control/
 ├── config.toml          the resolved configuration
-└── canny/               of each kind of hint: checkpoints/, log.jsonl and
+└── canny/               for each kind of hint: checkpoints/, log.jsonl and
     └── export/          the adapter, as `T2IAdapter.from_pretrained` reads it, and metrics.json
 """
 
@@ -43,7 +43,7 @@ CPU = SizesConfig(pool=4096, fill=256, worker_batch=16, slots=8, pairs=4)
 CONTROL_PAIRS = replace(
     PAIRS, anywhere=1.0, same_view=0.5, warp=0.12, counts=0.0, sizes=0.0, positions=0.0, accessories=0.0
 )
-"""Subjects of any size, anywhere, in other views and deformed: the hint alone says so."""
+"""Subjects vary in size, position, view and shape, which only the hint shows."""
 
 
 def _loop() -> PhaseConfig:
@@ -67,11 +67,11 @@ class ControlRecipeConfig:
     data: Path = Path("world/world.zip")
     seed: int = 0
     held_out: int = 128  # pairs for the metrics at the end
-    samples: int = 32  # pairs of these for the metrics of sampled images
+    samples: int = 32  # number of these for which images are sampled
     log_every: int = 100  # steps between reports
     save_minutes: float = 5.0  # between checkpoints
     cuda_graphs: bool = True
-    synthetic: SyntheticConfig = CONTROL_PAIRS  # its image size is replaced by the model's
+    synthetic: SyntheticConfig = CONTROL_PAIRS  # its image size is the model's
     control: ControlConfig = field(
         default_factory=lambda: ControlConfig(
             default_frames=0.7, prompt_drop=0.3, noise_samples_per_pair=3, min_snr=5.0, timestep_shift=2.0
@@ -88,8 +88,8 @@ def read_control_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Con
 
 
 @dataclass(frozen=True)
-class _Started:
-    """The parts that all kinds of hint share."""
+class _Context:
+    """Model, data and settings, shared by all kinds of hint."""
 
     config: ControlRecipeConfig
     model: BlipDiffusion
@@ -112,15 +112,15 @@ def run_control(
 
     Args:
         config: Model, data, batch sizes and optimizer.
-        hints: "canny", "mask", or both: they share the training pairs and have equal shares of the time.
+        hints: "canny", "mask", or both, which share the training pairs and the time equally.
         folder: Where checkpoints, logs and exports are written.
-        minutes: The training time of all networks together, over all calls, without filling the pool and metrics.
+        minutes: Total training time of all networks over all calls, without the time for data and metrics.
         device: Device to train on.
         workers: Processes that composite pairs; 0 composites in this process.
         resume: Whether to continue the run in `folder`.
 
     Returns:
-        The held-out numbers of each network.
+        The held-out metrics of each network.
 
     Raises:
         CheckpointError: If `folder` holds a run and `resume` is false, or the model is incomplete.
@@ -135,16 +135,16 @@ def run_control(
     if not resume:
         check_absent(folder)
     kinds = cast(Sequence[Hint], hints)
-    with _started(config, kinds, device, workers) as started:
+    with _context(config, kinds, device, workers) as context:
         write_text(folder / "config.toml", configuration.to_toml(config))
-        return {kind: _train(started, kind, folder / kind, 60 * minutes / len(kinds)) for kind in kinds}
+        return {kind: _train(context, kind, folder / kind, 60 * minutes / len(kinds)) for kind in kinds}
 
 
 @contextmanager
-def _started(
+def _context(
     config: ControlRecipeConfig, hints: Sequence[Hint], device: torch.device, workers: int
-) -> Iterator[_Started]:
-    """Load asset library and model, start the workers, then use the device: CUDA can't be used before a fork."""
+) -> Iterator[_Context]:
+    """Load asset library and model, start the workers, and only then use the device: CUDA must follow the fork."""
     source_folder = find_model(config.model)
     model = assemble(read_parts(source_folder, dtype=torch.float32), source_folder)
     size = int(model.unet.config.sample_size) * model.latents.factor
@@ -164,7 +164,7 @@ def _started(
         source.pool.derive(lambda rows: control.latent_column(model, rows))
         feeder.fill(source.pool, sizes.fill)
         held = {name: value.to(device) for name, value in held.items()}
-        yield _Started(config, model, source, held, _settings(config, sizes, device))
+        yield _Context(config, model, source, held, _settings(config, sizes, device))
     finally:
         feeder.close()
 
@@ -180,18 +180,18 @@ def _settings(config: ControlRecipeConfig, sizes: SizesConfig, device: torch.dev
     )
 
 
-def _train(started: _Started, hint: Hint, folder: Path, seconds: float) -> dict[str, float]:
-    """Train the network of one hint, unless it has been exported already."""
+def _train(context: _Context, hint: Hint, folder: Path, seconds: float) -> dict[str, float]:
+    """Train the network of one hint, unless its export exists."""
     if (metrics := metrics_of(folder)) is not None:
         return metrics
-    torch.manual_seed(started.config.seed)
-    config = replace(started.config.control, hint=hint)
-    objective = PackedControl(started.model, initialization.noising_from(started.model.scheduler), config)
-    objective = objective.to(started.settings.device)
+    torch.manual_seed(context.config.seed)
+    config = replace(context.config.control, hint=hint)
+    objective = PackedControl(context.model, initialization.noising_from(context.model.scheduler), config)
+    objective = objective.to(context.settings.device)
     plan = Plan(
         objective,
-        control.control_rows(started.source, objective),
-        lambda: control_metrics(objective, started.held, started.config.samples),
+        control.control_rows(context.source, objective),
+        lambda: control_metrics(objective, context.held, context.config.samples),
         graph=True,
     )
-    return train_phase(plan, started.config.phase, started.settings, folder, seconds)
+    return train_phase(plan, context.config.phase, context.settings, folder, seconds)

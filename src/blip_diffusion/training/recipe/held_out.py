@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +10,7 @@ from torch import Tensor
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
 from blip_diffusion.diffusion.latents import LatentCodec
+from blip_diffusion.protocols import VAE
 from blip_diffusion.training.recipe.cuda_graph import autocast
 from blip_diffusion.training.recipe.objectives import PackedConsistency, PackedRepresentation, PackedSubject
 from blip_diffusion.training.recipe.packing import Rows, to_pixels, words_of
@@ -40,7 +40,7 @@ def held_out_config(config: SyntheticConfig, world: AssetLibrary) -> SyntheticCo
 
 
 @torch.no_grad()
-def autoencoder_metrics(vae: Any, rows: Rows) -> dict[str, float]:
+def autoencoder_metrics(vae: VAE, rows: Rows) -> dict[str, float]:
     """Return the PSNR of encoded and decoded targets in dB: of the whole image, and of the subject."""
     codec, whole, subject = LatentCodec(vae), [], []
     for part in chunks(rows):

@@ -14,6 +14,7 @@ from torch import Tensor
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.prompts import Words, subject_prompt
+from blip_diffusion.protocols import Tokenizer
 
 Rows = dict[str, Tensor]
 """Tensors by name, of equal length; images are bytes, ids are 32-bit."""
@@ -26,8 +27,8 @@ CATEGORY_TOKENS = 8
 class Packer:
     """Convert batches to rows: images to bytes, and words to ids."""
 
-    tokenizer: Any
-    qformer_tokenizer: Any
+    tokenizer: Tokenizer
+    qformer_tokenizer: Tokenizer
     prompt_tokens: int  # subject tokens not counted
     caption_tokens: int
     mask_size: int  # side of the mask that the subject finder predicts
@@ -69,7 +70,7 @@ def packer_of(model: BlipDiffusion, image_size: int, caption_tokens: int) -> Pac
     )
 
 
-def _ids(tokenizer: Any, texts: Sequence[str], length: int) -> Any:
+def _ids(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> Any:
     return tokenizer(list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
 
 
