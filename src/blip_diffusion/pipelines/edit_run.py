@@ -33,6 +33,7 @@ from blip_diffusion.pipelines.edit_inputs import (
     whole_mask,
 )
 from blip_diffusion.pipelines.inputs import PipelineInputs
+from blip_diffusion.pipelines.step_callback import StepCallback
 from blip_diffusion.prompts import subject_prompt
 
 
@@ -183,14 +184,23 @@ class EditRun:
         with controlled_attention(host.unet, controller):
             yield both
 
-    def blended(self, denoiser: Denoiser, path: Inversion, mask: EditMask, resamplings: int = 1) -> Tensor:
+    def blended(
+        self,
+        denoiser: Denoiser,
+        path: Inversion,
+        mask: EditMask,
+        resamplings: int = 1,
+        on_step: StepCallback | None = None,
+    ) -> Tensor:
         """Sample the edit; after each step, what lies outside the mask is the photo's own path."""
         inside = mask.latents.to(self.clean)
+        self.host._num_timesteps = len(self.timesteps)
 
-        with self.host.progress_bar(total=len(self.timesteps)) as bar:
+        with self.host.progress_bar(total=(len(self.timesteps) - 1) * resamplings + 1) as bar:
 
             def blend(level: int, latents: Tensor) -> Tensor:
                 bar.update()
+                latents = self._after_step(on_step, level - 1, latents)
                 return inside * latents + (1 - inside) * path.latents[level]
 
             return inversions.sample_from(
@@ -203,10 +213,18 @@ class EditRun:
                 hook=blend,
             )
 
-    def sampled(self) -> Tensor:
+    def _after_step(self, on_step: StepCallback | None, index: int, latents: Tensor) -> Tensor:
+        """Call a step callback, and return the latents to continue with."""
+        if on_step is None:
+            return latents
+        timestep = torch.tensor(self.timesteps[index], device=latents.device)
+        changed = on_step(self.host, index, timestep, {"latents": latents}) or {}
+        return changed.get("latents", latents)
+
+    def sampled(self, on_step: StepCallback | None = None) -> Tensor:
         """Sample from noise by the pipeline's own scheduler: the U-Net's condition holds the photo."""
-        noise = self.host.config["noise_scale"] * self.inputs.latents
-        latents: Tensor = self.host._denoise(self.target, self.empty, replace(self.inputs, latents=noise), None, ())
+        inputs = replace(self.inputs, latents=self.host.config["noise_scale"] * self.inputs.latents)
+        latents: Tensor = self.host._denoise(self.target, self.empty, inputs, on_step, ("latents",))
         return latents
 
     def finished(self, latents: Tensor, mask: EditMask, feather: int) -> Any:

@@ -22,6 +22,7 @@ from blip_diffusion.pipelines.edit_run import EditRun
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.inputs import CallArguments, PipelineInputs, prepare_inputs
 from blip_diffusion.pipelines.locking import exclusive
+from blip_diffusion.pipelines.step_callback import StepCallback, callback_tensors
 
 
 class EditingMixin(PipelineHost):
@@ -49,6 +50,7 @@ class EditingMixin(PipelineHost):
         mask_threshold: float = 0.35,
         describe_source: bool = True,
         control_image: Any = None,
+        callback_on_step_end: StepCallback | None = None,
         **options: Any,
     ) -> EditOutput:
         """Replace the subject of a photo, and keep the rest.
@@ -73,6 +75,7 @@ class EditingMixin(PipelineHost):
             mask_threshold: Of "difference", in [0, 1]; more covers less.
             describe_source: Whether the photo's own subject tokens describe it, beside the words.
             control_image: As `image` of the pipeline's call, with its arguments `controlnet` and so on.
+            callback_on_step_end: Called after each step of the sampling with the latents; see `StepCallback`.
             **options: Others of the pipeline's call: `subject_embeds`, `negative_prompt`, `height`, `width`,
                 `num_inference_steps`, `guidance_scale`, `guidance_rescale`, `num_images_per_prompt`, `generator`,
                 `resize_mode`, `box` and `output_type`.
@@ -87,6 +90,7 @@ class EditingMixin(PipelineHost):
             >>> photo, cat = Image.open("dog-on-beach.jpg"), Image.open("cat.png")
             >>> pipe.edit(photo, "dog", "cat", cat, prompt="on the beach").images[0].save("cat-on-beach.png")
         """
+        callback_tensors(callback_on_step_end, ("latents",))
         check_edit(self, inversion, strength, feather, mask_threshold)
         tuned = reference_image is None and options.get("subject_embeds") is None and self.adapters.registry.mixture
         category = target_category or ("" if tuned else source_category)  # a tuned subject knows its own
@@ -103,10 +107,10 @@ class EditingMixin(PipelineHost):
             run = run.conditioned(where)
             path = run.inverted(inversion)
             if attention is None:
-                latents = run.blended(run.denoiser(), path, where)
+                latents = run.blended(run.denoiser(), path, where, on_step=callback_on_step_end)
             else:
                 with run.controlled(path, attention) as denoiser:
-                    latents = run.blended(denoiser, path, where)
+                    latents = run.blended(denoiser, path, where, on_step=callback_on_step_end)
         return self._result(run.finished(latents, where, feather), where.image())
 
     @torch.no_grad()
@@ -123,6 +127,7 @@ class EditingMixin(PipelineHost):
         resamplings: int = 2,
         feather: int = 3,
         control_image: Any = None,
+        callback_on_step_end: StepCallback | None = None,
         **options: Any,
     ) -> EditOutput:
         """Paint a subject where a mask is white, and keep all other pixels exactly.
@@ -142,6 +147,7 @@ class EditingMixin(PipelineHost):
             resamplings: How often each step is taken, from 1; more closes seams.
             feather: Pixels over which the new passes into the photo, within the mask.
             control_image: As `image` of the pipeline's call.
+            callback_on_step_end: As that of `edit`, also called after each resampling.
             **options: As those of `edit`.
 
         Returns:
@@ -153,6 +159,7 @@ class EditingMixin(PipelineHost):
         Example:
             >>> pipe.inpaint(photo, Image.open("mask.png"), Image.open("dog.png"), "dog", prompt="on the beach")
         """
+        callback_tensors(callback_on_step_end, ("latents",))
         check_edit(self, "none", strength, feather, resamplings=resamplings)
         if self.model.reads_mask and strength != 1:
             raise InputError("strength has no effect on a U-Net that reads the mask: leave it out.")
@@ -162,11 +169,11 @@ class EditingMixin(PipelineHost):
         where = photo.mask(mask, self.model.latents.factor)
         run = EditRun.begin(self, inputs, photo, where, strength, noisiest=True).conditioned(where)
         if self.model.reads_mask:
-            latents = run.sampled()
+            latents = run.sampled(callback_on_step_end)
         else:
             with run.ready():
                 path = run.inverted("none")
-                latents = run.blended(run.denoiser(resamplings), path, where, resamplings)
+                latents = run.blended(run.denoiser(resamplings), path, where, resamplings, callback_on_step_end)
         return self._result(run.finished(latents, where, feather), where.image())
 
     def _prepared(
