@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from blip_diffusion.data.benchmarks.registry import MINI, load_benchmark
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler
 from blip_diffusion.errors import InputError
+from blip_diffusion.evaluation.editing.distances import Distance, background_distance, structure
 from blip_diffusion.evaluation.editing.report import EditScores, row, write_report
 from blip_diffusion.evaluation.generators.cache import IMAGES, LogFn, claim_output_dir, generate_missing, silent
 from blip_diffusion.evaluation.generators.conditions import GeneratorSet
@@ -35,14 +37,17 @@ from blip_diffusion.images import grid, open_image, to_pil, to_tensor
 from blip_diffusion.pipelines.attention_alignment import AttentionControl
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import Engine, preset_on_engine
+from blip_diffusion.training.initialization import perceptual_distance
 
 SHADOW, BRUSH = 6, 4
 """Pixels about the subjects that count neither as background nor as subject, and by which a user's mask is wider."""
 NUMBERS = ("background_psnr", "background_ssim", "unchanged", "subject_psnr", "whole_psnr")
 BOUNDS = ("copy", "truth")
 """Kinds of conditions that edit nothing."""
-METRICS = {"focus": "similarity", "text": "scene"}
-"""Learned metrics of the edited image, and what of them is shown."""
+METRICS = {"focus": "cosine_similarity", "text": "scene"}
+"""Learned metrics of the edited image, and which of their values is shown."""
+DISTANCES = ("structure", "lpips", "perceptual")
+"""Learned distances of the edited image from the photo; the last is like LPIPS, without its fitted weights."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,8 @@ class EditBenchConfig:
         strength: Of all edits.
         steps: Sampling steps; by default the model's.
         engine: What runs the U-Net; attention control always takes torch.
-        metrics: Learned metrics, of `METRICS`; none saves a minute.
+        metrics: Learned metrics, of `METRICS` and `DISTANCES`; none saves a minute.
+        lpips: Folder of LPIPS' two published files, which the metric lpips needs.
     """
 
     model: str = "mini"
@@ -131,7 +137,8 @@ class EditBenchConfig:
     strength: float = 1.0
     steps: int | None = None
     engine: Engine = "torch"
-    metrics: tuple[str, ...] = tuple(METRICS)
+    metrics: tuple[str, ...] = (*METRICS, "structure")
+    lpips: Path | None = None
 
     def __post_init__(self) -> None:
         if self.edits < 2:
@@ -140,8 +147,11 @@ class EditBenchConfig:
             if name not in CONDITIONS:
                 raise InputError(f"There is no condition {name}: use some of {', '.join(CONDITIONS)}.")
         for name in self.metrics:
-            if name not in METRICS:
-                raise InputError(f"There is no metric {name} of edits: use some of {', '.join(METRICS)}.")
+            if name not in (*METRICS, *DISTANCES):
+                known = ", ".join((*METRICS, *DISTANCES))
+                raise InputError(f"There is no metric {name} of edits: use some of {known}.")
+        if ("lpips" in self.metrics) != (self.lpips is not None):
+            raise InputError("The metric lpips and --lpips FOLDER, with its weights, go together: give both.")
 
 
 def build_tasks(bench: Bench, world: AssetLibrary, count: int, *, size: int) -> list[EditTask]:
@@ -224,8 +234,10 @@ def edited(pipe: BlipDiffusionPipeline, task: EditTask, condition: EditCondition
     return image
 
 
-def scored(tasks: Sequence[EditTask], paths: Sequence[Path]) -> dict[str, Tensor]:
-    """Return each of `NUMBERS` (N,) of the edits in these files."""
+def scored(
+    tasks: Sequence[EditTask], paths: Sequence[Path], distances: Mapping[str, Distance] = MappingProxyType({})
+) -> dict[str, Tensor]:
+    """Return each of `NUMBERS`, and learned distances from the photo, (N,) of the edits in these files."""
     images = to_tensor([open_image(path) for path in paths])
     photo, truth, subject, background = (
         torch.stack([getattr(task, name) for task in tasks]) for name in ("photo", "truth", "subject", "background")
@@ -236,6 +248,7 @@ def scored(tasks: Sequence[EditTask], paths: Sequence[Path]) -> dict[str, Tensor
         "unchanged": unchanged_share(images, photo, background),
         "subject_psnr": masked_psnr(images, truth, subject),
         "whole_psnr": masked_psnr(images, truth, torch.ones_like(subject)),
+        **{name: distance(images, photo, background) for name, distance in distances.items()},
     }
 
 
@@ -267,7 +280,7 @@ def evaluate_edits(
     tasks = build_tasks(bench, world, config.edits, size=size)
     settings = {"strength": config.strength, "num_inference_steps": config.steps}
     claim_output_dir(out, {"model": config.model, "edits": config.edits, "engine": config.engine, **settings})
-    metrics = _learned_metrics(config, bench, world, pipe, size)
+    metrics, distances = _learned_metrics(config, bench, world, pipe, size), _distances(config)
     results, files = [], {}
     for name in config.conditions:
         controlled = CONDITIONS[name].options.get("attention") is not None
@@ -278,7 +291,8 @@ def evaluate_edits(
         generator = editor(pipe, tasks, CONDITIONS[name], **settings)
         paths = generate_missing(generator, instances, folder, batch_size=10, log=log)
         seconds = (time.monotonic() - began) / (len(tasks) - there) if there < len(tasks) else 0.0
-        values = scored(tasks, paths) | {name: score(paths, instances) for name, score in metrics.items()}
+        values = scored(tasks, paths, distances)
+        values |= {name: score(paths, instances) for name, score in metrics.items()}
         results.append(EditScores(name, {key: bootstrap_ci(value[None]) for key, value in values.items()}, seconds))
         files[name] = paths
         log(row(results[-1]))
@@ -292,16 +306,25 @@ def _learned_metrics(
     config: EditBenchConfig, bench: Bench, world: AssetLibrary, pipe: BlipDiffusionPipeline, size: int
 ) -> dict[str, Callable[[Sequence[Path], Sequence[Instance]], Tensor]]:
     """Return the learned metrics, each a function of images and what they should show."""
-    if not config.metrics:
+    names = [name for name in config.metrics if name in METRICS]
+    if not names:
         return {}
     generators = GeneratorSet({}, autoencoder_reconstruction(pipe.model), size, world)
-    suite = build_metrics(config.metrics, MetricBuilder(bench, bench, generators))
+    suite = build_metrics(names, MetricBuilder(bench, bench, generators))
 
     def score_of(metric: Any, key: str) -> Callable[[Sequence[Path], Sequence[Instance]], Tensor]:
         return lambda paths, instances: next(v for k, v in metric(paths, instances).items() if k.endswith(key))
 
-    keys = {"focus": "cosine_similarity", "text": "scene"}
-    return {one.info.name: score_of(one, keys[one.info.name]) for one in suite.metrics}
+    return {one.info.name: score_of(one, METRICS[one.info.name]) for one in suite.metrics}
+
+
+def _distances(config: EditBenchConfig) -> dict[str, Distance]:
+    """Return the learned distances from the photo."""
+    found = {"structure": structure()} if "structure" in config.metrics else {}
+    for name, folder in (("lpips", config.lpips), ("perceptual", None)):
+        if name in config.metrics:
+            found[name] = background_distance(perceptual_distance(folder))
+    return found
 
 
 def sheet(tasks: Sequence[EditTask], files: Mapping[str, Sequence[Path]], *, rows: int = 8) -> Image.Image:

@@ -112,7 +112,7 @@ def _form(service: JobService, tab: gr.Tab) -> dict[str, Any]:
     """Build the form, and return its components by the fields of `EditForm`; `editor` holds the drawn mask."""
     with gr.Row():
         photo = widgets.upload("Photo", height=230, min_width=140, sources=["upload", "clipboard"], elem_id="photo")
-        reference = widgets.upload("Reference of the new subject", height=230, min_width=140,
+        reference = widgets.upload("Reference", height=230, min_width=140,
                                    sources=["upload", "clipboard"], elem_id="edit-reference")  # fmt: skip
     kind = gr.Radio([REPLACE, PAINT], value=REPLACE, label="Edit", elem_id="edit-kind")
     with gr.Row():

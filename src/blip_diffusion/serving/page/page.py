@@ -41,12 +41,16 @@ table.settings td { overflow-wrap: anywhere; }
 #preview img, #crop img { image-rendering: auto; object-fit: contain; }
 """
 SCRIPT = """() => {
-  const mend = () => document.querySelectorAll("div.empty[aria-label]:not([role])")
-    .forEach((one) => one.setAttribute("role", "img"));
-  new MutationObserver(mend).observe(document.body, { childList: true, subtree: true });
+  const mend = () => {
+    document.querySelectorAll("div.empty[aria-label]:not([role])").forEach((one) => one.setAttribute("role", "img"));
+    document.querySelectorAll("svg [role=graphics-symbol]:not([aria-label])")
+      .forEach((one) => one.setAttribute("aria-label", one.getAttribute("aria-roledescription") || "marks"));
+  };
+  new MutationObserver(mend)
+    .observe(document.body, { childList: true, subtree: true, attributes: true, attributeFilter: ["role"] });
   mend();
 }"""
-"""Gradio's empty images have a label and no role, which screen readers pass over."""
+"""Gradio's empty images have a label and no role, and marks in its plots have no label: screen readers need both."""
 CONTRAST = {
     "block_label_text_color": "*primary_700",
     "block_title_text_color": "*primary_700",
