@@ -44,7 +44,7 @@ TRAINER = {
 }
 SERVER = importlib.util.find_spec("dbos") and importlib.util.find_spec("fastapi")
 """Whether the packages of the extra `server` are there."""
-SERVICE = {"errors", "events", "jobs", "job_service", "settings", "store"}
+SERVICE = {"edits", "errors", "events", "jobs", "job_service", "settings", "store"}
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},

@@ -2,7 +2,8 @@
 
 Boxes are `(left, top, right, bottom)` in shares of an image's sides, (0, 0) at its top left. A *frame* is the
 reference's square in the generated image, `(left, top, width, height)` in the same unit. The subject's longest side is
-`FILL` of the cropped reference's, so the subject's box determines the frame. Torch is imported where it is used.
+`FILL` of the cropped reference's, so the subject's box determines the frame. Torch and NumPy are
+imported where they are used.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 from PIL import Image
 
 from blip_diffusion.errors import InputError
@@ -281,4 +281,6 @@ def crop_to_subject(image: Image.Image, box: Box, size: int, *, fill: float = FI
 
 
 def _repeat_edges(image: Image.Image, left: int, top: int, right: int, bottom: int) -> Image.Image:
+    import numpy as np
+
     return Image.fromarray(np.pad(np.asarray(image), ((top, bottom), (left, right), (0, 0)), mode="edge"))

@@ -1,6 +1,7 @@
 """Images: reading, conversion between PIL and tensors, and resizing to squares.
 
-Tensors of images are float, (B, 3, H, W), in [0, 1], unless a name says otherwise. Torch is imported where it is used.
+Tensors of images are float, (B, 3, H, W), in [0, 1], unless a name says otherwise. Torch and NumPy are imported
+where they are used.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal, TypeVar
 
-import numpy as np
 from PIL import Image, ImageOps
 
 from blip_diffusion.errors import InputError
@@ -117,6 +117,8 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Convert 16-bit integers, which Pillow may hold in 32 bits, or floats in [0, 1] or [0, 255], to 8 bits."""
+    import numpy as np
+
     values = np.asarray(image, dtype=np.float32)
     scale = 1 / 257 if image.mode != "F" else 255 if values.max() <= 1 else 1
     return Image.fromarray((values * np.float32(scale)).round().clip(0, 255).astype(np.uint8))
@@ -150,6 +152,7 @@ def fit_square(image: Image.Image, size: int, fit: ResizeMode = "crop", *, bars:
 
 def to_tensor(images: Sequence[Image.Image]) -> Tensor:
     """Convert equal-sized RGB images to (B, 3, H, W) in [0, 1]."""
+    import numpy as np
     import torch
 
     stacked = np.stack([np.asarray(image, dtype=np.float32) for image in images])

@@ -253,3 +253,23 @@ def test_bad_input_is_one_sentence(
 ) -> None:
     with pytest.raises(InputError, match=named):
         pipe.edit(photo, "cat", "dog", dog, **{"prompt": "on the beach", **change})
+
+
+@pytest.mark.parametrize("kind", ["edit", "inpaint"])
+def test_step_callback_is_called_after_each_step(
+    pipe: BlipDiffusionPipeline, photo: Image.Image, mask: Image.Image, dog: Image.Image, kind: str
+) -> None:
+    steps: list[int] = []
+
+    def keep(_: Any, index: int, timestep: Tensor, tensors: dict[str, Tensor]) -> None:
+        assert timestep.ndim == 0 and tensors["latents"].shape[0] == 1
+        steps.append(index)
+
+    options = {"num_inference_steps": 4, "generator": rng(), "callback_on_step_end": keep}
+    if kind == "edit":
+        pipe.edit(photo, "cat", "dog", dog, mask=mask, **options)
+    else:
+        pipe.inpaint(photo, mask, dog, "dog", resamplings=1, **options)
+    assert steps == list(range(pipe.num_timesteps))
+    with pytest.raises(InputError, match="callback_on_step_end"):
+        pipe.inpaint(photo, mask, dog, "dog", callback_on_step_end=1)

@@ -138,7 +138,7 @@ class PreparedRequest:
         """Generate one image for each prompt and seed, in one batch. `on_step` is called after each sampling step."""
         request = self.request
         if self.editor is not None:
-            return [self._edited(self.editor, *job) for job in batch]
+            return [self._edited(self.editor, *job, on_step) for job in batch]
         result: list[Image.Image] = self.pipe(
             [prompt for prompt, _ in batch],
             subject_scale=dict(zip(PARTS, request.subject_scale, strict=True)),
@@ -148,9 +148,10 @@ class PreparedRequest:
         ).images
         return result
 
-    def _edited(self, editor: Editor, prompt: str, seed: int) -> Image.Image:
+    def _edited(self, editor: Editor, prompt: str, seed: int, on_step: StepCallback | None) -> Image.Image:
         generator = torch.Generator().manual_seed(seed)
-        return editor(self.pipe, prompt, self.request.target_category, {"generator": generator, **self._settings})
+        arguments = {"generator": generator, "callback_on_step_end": on_step, **self._settings}
+        return editor(self.pipe, prompt, self.request.target_category, arguments)
 
     @property
     def _settings(self) -> dict[str, Any]:

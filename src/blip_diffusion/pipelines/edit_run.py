@@ -33,6 +33,7 @@ from blip_diffusion.pipelines.edit_inputs import (
     whole_mask,
 )
 from blip_diffusion.pipelines.inputs import PipelineInputs
+from blip_diffusion.pipelines.step_callback import StepCallback
 from blip_diffusion.prompts import subject_prompt
 
 
@@ -184,14 +185,23 @@ class EditRun:
         with controlled_attention(host.unet, controller):
             yield both
 
-    def sample_blended(self, denoiser: Denoiser, path: Inversion, mask: EditMask, resamplings: int = 1) -> Tensor:
+    def sample_blended(
+        self,
+        denoiser: Denoiser,
+        path: Inversion,
+        mask: EditMask,
+        resamplings: int = 1,
+        on_step: StepCallback | None = None,
+    ) -> Tensor:
         """Sample the edit; after each step, latents outside the mask are replaced by the photo's path."""
         inside = mask.latents.to(self.clean)
+        self.host._num_timesteps = len(self.timesteps)
 
-        with self.host.progress_bar(total=len(self.timesteps)) as bar:
+        with self.host.progress_bar(total=(len(self.timesteps) - 1) * resamplings + 1) as bar:
 
             def blend(level: int, latents: Tensor) -> Tensor:
                 bar.update()
+                latents = self._after_step(on_step, level - 1, latents)
                 return inside * latents + (1 - inside) * path.latents[level]
 
             return inversions.sample_from(
@@ -204,10 +214,18 @@ class EditRun:
                 hook=blend,
             )
 
-    def sample(self) -> Tensor:
+    def _after_step(self, on_step: StepCallback | None, index: int, latents: Tensor) -> Tensor:
+        """Call a step callback, and return the latents to continue with."""
+        if on_step is None:
+            return latents
+        timestep = torch.tensor(self.timesteps[index], device=latents.device)
+        changed = on_step(self.host, index, timestep, {"latents": latents}) or {}
+        return changed.get("latents", latents)
+
+    def sample(self, on_step: StepCallback | None = None) -> Tensor:
         """Sample from noise with the pipeline's scheduler, for a U-Net that reads the masked photo."""
-        noise = self.host.config["noise_scale"] * self.inputs.latents
-        latents: Tensor = self.host._denoise(self.target, self.empty, replace(self.inputs, latents=noise))
+        inputs = replace(self.inputs, latents=self.host.config["noise_scale"] * self.inputs.latents)
+        latents: Tensor = self.host._denoise(self.target, self.empty, inputs, on_step, ("latents",))
         return latents
 
     def decode(self, latents: Tensor, mask: EditMask, feather: int) -> Any:

@@ -23,6 +23,7 @@ from blip_diffusion.pipelines.edit_run import EditRun
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.inputs import CallArguments, PipelineInputs
 from blip_diffusion.pipelines.locking import exclusive
+from blip_diffusion.pipelines.step_callback import StepCallback, callback_tensors
 
 
 class EditingMixin(PipelineHost):
@@ -50,6 +51,7 @@ class EditingMixin(PipelineHost):
         mask_threshold: float = 0.35,
         describe_source: bool = True,
         control_image: Any = None,
+        callback_on_step_end: StepCallback | None = None,
         **options: Any,
     ) -> EditOutput:
         """Replace the subject of a photo, and keep the rest.
@@ -75,6 +77,7 @@ class EditingMixin(PipelineHost):
             mask_threshold: Threshold in [0, 1] of the mask "difference"; a higher one gives a smaller mask.
             describe_source: Whether the photo's own subject tokens are added to the text that describes it.
             control_image: The argument `image` of the pipeline's call.
+            callback_on_step_end: Called after each sampling step with the latents; see `StepCallback`.
             **options: Further arguments of the pipeline's call: `subject_embeds`, `negative_prompt`, `height`, `width`,
                 `num_inference_steps`, `guidance_scale`, `guidance_rescale`, `num_images_per_prompt`, `generator`,
                 `resize_mode`, `box` and `output_type`.
@@ -89,6 +92,7 @@ class EditingMixin(PipelineHost):
             >>> photo, cat = Image.open("dog-on-beach.jpg"), Image.open("cat.png")
             >>> pipe.edit(photo, "dog", "cat", cat, prompt="on the beach").images[0].save("cat-on-beach.png")
         """
+        callback_tensors(callback_on_step_end, ("latents",))
         check_edit(self, inversion, strength, feather, mask_threshold)
         tuned = reference_image is None and options.get("subject_embeds") is None and self.adapters.registry.mixture
         category = target_category or ("" if tuned else source_category)  # a tuned subject has a category
@@ -105,10 +109,10 @@ class EditingMixin(PipelineHost):
             run = run.with_condition(edit_mask)
             path = run.invert(inversion)
             if attention is None:
-                latents = run.sample_blended(run.denoiser(), path, edit_mask)
+                latents = run.sample_blended(run.denoiser(), path, edit_mask, on_step=callback_on_step_end)
             else:
                 with run.attention_controlled(path, attention) as denoiser:
-                    latents = run.sample_blended(denoiser, path, edit_mask)
+                    latents = run.sample_blended(denoiser, path, edit_mask, on_step=callback_on_step_end)
         return self._output(run.decode(latents, edit_mask, feather), edit_mask)
 
     @torch.no_grad()
@@ -125,6 +129,7 @@ class EditingMixin(PipelineHost):
         resamplings: int = 2,
         feather: int = 3,
         control_image: Any = None,
+        callback_on_step_end: StepCallback | None = None,
         **options: Any,
     ) -> EditOutput:
         """Generate a subject in the white region of a mask, and keep all other pixels exactly.
@@ -144,6 +149,7 @@ class EditingMixin(PipelineHost):
             resamplings: How often each step is taken, in [1, 20]; more remove seams. An inpainting U-Net needs none.
             feather: Width in pixels, in [0, 64], of the blended edge within the mask.
             control_image: The argument `image` of the pipeline's call.
+            callback_on_step_end: As for `edit`, also called after each resampling.
             **options: As for `edit`.
 
         Returns:
@@ -155,6 +161,7 @@ class EditingMixin(PipelineHost):
         Example:
             >>> pipe.inpaint(photo, Image.open("mask.png"), Image.open("dog.png"), "dog", prompt="on the beach")
         """
+        callback_tensors(callback_on_step_end, ("latents",))
         check_edit(self, "none", strength, feather, resamplings=resamplings)
         if self.model.reads_mask and strength != 1:
             raise InputError("strength has no effect on a U-Net that reads the mask: leave it out.")
@@ -165,11 +172,13 @@ class EditingMixin(PipelineHost):
         run = EditRun.begin(self, inputs, photo, edit_mask, strength, noisiest=True)
         run = run.with_condition(edit_mask)
         if self.model.reads_mask:
-            latents = run.sample()
+            latents = run.sample(callback_on_step_end)
         else:
             with run.prepared_unet():
                 path = run.invert("none")
-                latents = run.sample_blended(run.denoiser(resamplings), path, edit_mask, resamplings)
+                latents = run.sample_blended(
+                    run.denoiser(resamplings), path, edit_mask, resamplings, callback_on_step_end
+                )
         return self._output(run.decode(latents, edit_mask, feather), edit_mask)
 
     def _prepare_edit(

@@ -23,7 +23,7 @@ from blip_diffusion.generation.subject_refs import SubjectRef, thumbnail_png
 from blip_diffusion.serving.errors import JobFailed, KeyReused, QueueFull, UnknownId
 from blip_diffusion.serving.events import Event, EventLog
 from blip_diffusion.serving.job_queue import JobQueue, QueuedJob
-from blip_diffusion.serving.job_request import adopt, from_table, references_of, to_table
+from blip_diffusion.serving.job_request import adopt, check_files, from_table, references_of, to_table, whole_job
 from blip_diffusion.serving.jobs import Job
 from blip_diffusion.serving.joiner import Joiner
 from blip_diffusion.serving.messages import Batch, Crop, Progress
@@ -125,14 +125,13 @@ class JobService:
 
         Raises:
             InputError: If the model is not one of the settings'.
-            UnknownId: If a subject is not in the store.
+            UnknownId: If a subject, or the photo or the mask of an edit, is not in the store.
             QueueFull: If too many jobs are waiting.
             KeyReused: If the key was used with another request.
         """
         if request.model not in self.settings.models:
             raise InputError(f"There is no model {request.model!r} here: use {', '.join(self.settings.models)}.")
-        for subject in request.subjects:
-            self.store.subject_path(subject.path)
+        check_files(request, self.store)
         table = to_table(request, self.store)
         table = {"request": table, "previews": previews, "auto_dtype": auto_dtype}
         job_id = sha256_of(f"{owner}\0{key}".encode())[:32] if key else uuid.uuid4().hex
@@ -224,7 +223,7 @@ class JobService:
         """Return a request from a PNG file with this service's ids. Nothing that the file names is opened.
 
         Raises:
-            InputError: If it needs a model, a ControlNet or a subject that this service doesn't have.
+            InputError: If it needs a model, a photo, a subject or other weights that this service doesn't have.
         """
         return adopt(request, self.store, self.settings.models)
 
@@ -243,21 +242,11 @@ class JobService:
         return result
 
     def _run_batches(self, job_id: str, table: dict[str, Any]) -> dict[str, Any]:
-        request = from_table(table["request"], self.store)
-        whole = Batch(
-            job=job_id,
-            request=request,
-            model=self.settings.models[request.model],
-            subject_files=tuple(str(self.store.subject_path(subject.path)) for subject in request.subjects),
-            images=tuple(
-                (prompt, request.seed + copy) for prompt in request.prompts for copy in range(request.num_images)
-            ),
-            auto_dtype=table["auto_dtype"],
-            previews=table["previews"],
-        )
+        whole = whole_job(job_id, table, self.store, self.settings.models)
+        size = self.settings.batch_size if whole.edit is None else 1  # edits run one after another
         result: dict[str, Any] = {"images": [], "seconds": 0.0}
-        for start in range(0, len(whole.images), self.settings.batch_size):
-            batch = replace(whole, images=whole.images[start : start + self.settings.batch_size])
+        for start in range(0, len(whole.images), size):
+            batch = replace(whole, images=whole.images[start : start + size])
             images, seconds = self._queue.step(f"images from {start}", partial(self._generate, batch, start))
             for image_id in images:
                 self.log.add(job_id, "image", {"id": image_id})

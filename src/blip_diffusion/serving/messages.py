@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from blip_diffusion.generation.edit_request import EditInput
 from blip_diffusion.generation.request import GenerationRequest
 
 
@@ -16,6 +17,7 @@ class Batch:
         model: Path or hub id of that model.
         subject_files: Path of each subject, in the order of the request.
         images: A prompt and a seed for each image.
+        edit: The request's edit, with the paths of photo and mask in place of their ids.
         auto_dtype: Use the fastest precision of the preset and the device, instead of the request's.
         previews: Previews of each batch, 0 for none.
     """
@@ -25,6 +27,7 @@ class Batch:
     model: str
     subject_files: tuple[str, ...]
     images: tuple[tuple[str, int], ...]
+    edit: EditInput | None = None
     auto_dtype: bool = False
     previews: int = 0
 

@@ -1,4 +1,4 @@
-"""Files of the job service: references, generated images and subjects, each under an id. Imports no torch."""
+"""Files of the job service: references, photos, generated images and subjects, each under an id. Imports no torch."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -24,17 +24,17 @@ class StoredSubject:
 
 
 class Store:
-    """Three folders of files. Ids are checked by pattern, so that an id can't name a file elsewhere.
+    """Four folders of files. Ids are checked by pattern, so that an id can't name a file elsewhere.
 
     Args:
-        folder: Parent of `references`, `images` and `subjects`; created if missing.
+        folder: Parent of `references`, `photos`, `images` and `subjects`; created if missing.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._references, self._images, self._subjects = (
-            folder / name for name in ("references", "images", "subjects")
+        self._references, self._photos, self._images, self._subjects = (
+            folder / name for name in ("references", "photos", "images", "subjects")
         )
-        for path in (self._references, self._images, self._subjects):
+        for path in (self._references, self._photos, self._images, self._subjects):
             path.mkdir(parents=True, exist_ok=True)
 
     # ---------------------------------------------------------------------------------------------- references
@@ -50,10 +50,26 @@ class Store:
         return _read(self._references, digest, DIGEST, ".png")
 
     def remove_references_except(self, used: set[str], *, older_than: float) -> None:
-        """Remove every reference that no job needs, unless it is newer than a Unix time."""
-        for path in self._references.glob("*.png"):
+        """Remove every reference and photo that no job needs, unless it is newer than a Unix time."""
+        for path in (*self._references.glob("*.png"), *self._photos.glob("*.image")):
             if path.stem not in used and _modified(path) < older_than:
                 path.unlink(missing_ok=True)
+
+    # -------------------------------------------------------------------------------------------------- photos
+
+    def add_photo(self, data: bytes) -> str:
+        """Save the photo or the mask of an edit unchanged, so that its digest stays the same, and return its id."""
+        digest = sha256_of(data)
+        _write_once(self._photos / f"{digest}.image", data)
+        return digest
+
+    def photo_path(self, digest: str) -> Path:
+        """Return the path of a photo or a mask. Raises `UnknownId`."""
+        return _path(self._photos, digest, DIGEST, ".image")
+
+    def has_photo(self, digest: str) -> bool:
+        """Return whether a photo or a mask is here."""
+        return bool(DIGEST.fullmatch(digest)) and (self._photos / f"{digest}.image").is_file()
 
     # -------------------------------------------------------------------------------------------------- images
 

@@ -127,10 +127,10 @@ class _Worker:
 
 
 def _with_files(request: GenerationRequest, batch: Batch) -> GenerationRequest:
-    """Return a request with the paths of its model and its subjects in place of their ids."""
+    """Return a request with the paths of its model, its subjects and its photo in place of their ids."""
     files = zip(request.subjects, batch.subject_files, strict=True)
     subjects = tuple(dataclasses.replace(subject, path=path) for subject, path in files)
-    return dataclasses.replace(request, model=batch.model, subjects=subjects)
+    return dataclasses.replace(request, model=batch.model, subjects=subjects, edit=batch.edit)
 
 
 class _Steps:
@@ -145,7 +145,7 @@ class _Steps:
             self._cancelled.add(self._connection.recv().job)
         if self._cancelled.issuperset(self._task.jobs):
             raise Cancelled
-        steps = len(pipe.scheduler.timesteps)
+        steps = pipe.num_timesteps
         is_preview_step = index + 1 in preview_steps(steps, self._task.batches[0].previews)
         previews = self._previews(pipe, tensors["latents"]) if is_preview_step else ()
         self._connection.send(Progress(index + 1, steps, previews))
@@ -153,6 +153,8 @@ class _Steps:
 
     def _previews(self, pipe: Any, latents: Tensor) -> tuple[bytes, ...]:
         """Return a preview of each batch, which shows its own images only."""
+        if len(self._task.batches) == 1:  # whose edits run one after another
+            return (_preview(pipe, latents),)
         counts = [len(batch.images) for batch in self._task.batches]
         return tuple(_preview(pipe, one) for one in torch.split(latents, counts))
 

@@ -9,8 +9,10 @@ import torch
 from blip_diffusion.cli.main import main
 from blip_diffusion.data.benchmarks.dreambench import Bench
 from blip_diffusion.errors import InputError
+from blip_diffusion.evaluation.editing.distances import background_distance, structure_distance
 from blip_diffusion.evaluation.editing.editbench import CONDITIONS, DEFAULT, EditBenchConfig, build_tasks
 from blip_diffusion.evaluation.metrics.edit_fidelity import masked_psnr, masked_ssim, unchanged_share
+from blip_diffusion.modules.lpips import Lpips
 from tests.evaluation.fakes import SIZE, WORLD
 
 
@@ -40,6 +42,21 @@ def test_scores_know_the_same_and_another_image() -> None:
     assert torch.allclose(masked_psnr(a, a + 0.1, mask), torch.tensor(20.0), atol=1e-3)
 
 
+def test_structure_distance_ignores_scale_and_sees_positions() -> None:
+    maps = torch.randn(2, 8, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert structure_distance(maps, 3 * maps).abs().max() < 1e-10
+    assert (structure_distance(maps, maps.flip(3)) > 0.01).all()
+
+
+def test_distance_of_the_background_ignores_the_subject() -> None:
+    photo, background = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.ones(2, 1, 32, 32)
+    background[..., 8:24, 8:24] = 0
+    inside = photo * background
+    distance = background_distance(Lpips())
+    assert distance(inside, photo, background).tolist() == [0, 0]
+    assert (distance(photo.flip(3), photo, background) > 0).all()
+
+
 def test_the_command_writes_table_and_sheet(bench_folder: Path, tiny_folder: Path, tmp_path: Path) -> None:
     assert main(["data", "build", "--benchmark", "--out", str(bench_folder)]) == 0
     names = ("copy", "truth", "direct/given/attention", "inpaint-1")
@@ -53,6 +70,10 @@ def test_the_command_writes_table_and_sheet(bench_folder: Path, tiny_folder: Pat
 
 def test_conditions_have_names() -> None:
     assert {*DEFAULT} <= {*CONDITIONS}
-    for change, named in (({"conditions": ("null-text",)}, "null-text"), ({"edits": 1}, "--edits")):
+    for change, named in (
+        ({"conditions": ("null-text",)}, "null-text"),
+        ({"edits": 1}, "--edits"),
+        ({"metrics": ("lpips",)}, "--lpips"),
+    ):
         with pytest.raises(InputError, match=named):
             EditBenchConfig(**change)  # type: ignore[arg-type]

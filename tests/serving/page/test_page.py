@@ -10,7 +10,7 @@ from PIL import Image
 pytestmark = pytest.mark.faces
 WAIT = 20_000
 """Milliseconds."""
-TABS = ("Generate", "Queue", "Gallery", "Subjects", "Tune", "Compare")
+TABS = ("Generate", "Edit", "Queue", "Gallery", "Subjects", "Tune", "Compare")
 
 
 @pytest.fixture(params=[1280, 390])
@@ -71,6 +71,33 @@ def test_generate_reload_cancel_and_reproduce(page: Any, reference: Path) -> Non
     page.locator("#status progress").wait_for()
     page.locator("#cancel").click()
     page.locator("#status").get_by_text("Cancelled.").wait_for()
+
+
+def test_edit_with_a_brush(page: Any, reference: Path) -> None:
+    open_tab(page, "Edit")
+    page.locator("#photo input[type=file]").set_input_files(reference)
+    page.locator("#edit-from").get_by_role("textbox").fill("dog")
+    page.locator("#edit-to").get_by_role("textbox").fill("cat")
+    page.get_by_label("Brush", exact=True).check()
+    page.locator("#edit").click()
+    page.get_by_text("Nothing is drawn").wait_for()
+    page.wait_for_timeout(1500)  # until the editor has drawn the photo
+    canvas = page.locator("#mask-editor canvas").first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 30, y)
+    page.mouse.down()
+    page.mouse.move(x + 30, y + 20, steps=5)
+    page.mouse.up()
+    page.wait_for_timeout(500)
+    page.locator("#edit").click()
+    page.locator("#edit-status").get_by_text("Done: 1 image").wait_for()
+    page.reload()
+    page.locator("#generate").wait_for()
+    open_tab(page, "Edit")
+    page.locator("#edit-results").get_by_text("Photo", exact=True).first.wait_for()
+    assert page.locator("#edit-results img").count() >= 2
 
 
 def test_every_tab_fits_and_passes_axe(page: Any) -> None:

@@ -28,7 +28,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--strength", type=float, default=1.0, help="share of the steps that are run (default: 1)")
     parser.add_argument("--steps", type=int, help="sampling steps (default: the model's)")
-    parser.add_argument("--metrics", nargs="*", metavar="NAME", help="focus, text (default: both)")
+    parser.add_argument(
+        "--metrics",
+        nargs="*",
+        metavar="NAME",
+        help="focus, text, structure, perceptual, lpips (default: the first three)",
+    )
+    parser.add_argument("--lpips", type=Path, metavar="DIR", help="folder of LPIPS' two published files")
     parser.add_argument(
         "--engine", choices=("torch", "compiled", "openvino"), default="torch", help="backend (default: torch)"
     )
@@ -38,8 +44,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     from blip_diffusion.devices import device_of
-    from blip_diffusion.evaluation.editing.editbench import DEFAULT, METRICS, EditBenchConfig, evaluate_edits
+    from blip_diffusion.evaluation.editing.editbench import DEFAULT, EditBenchConfig, evaluate_edits
 
+    metrics = EditBenchConfig.metrics if arguments.metrics is None else tuple(arguments.metrics)
+    if arguments.lpips is not None and arguments.metrics is None:
+        metrics += ("lpips",)
     config = EditBenchConfig(
         model=arguments.model,
         dataset=arguments.dataset,
@@ -48,7 +57,8 @@ def run(arguments: argparse.Namespace) -> None:
         strength=arguments.strength,
         steps=arguments.steps,
         engine=arguments.engine,
-        metrics=tuple(METRICS if arguments.metrics is None else arguments.metrics),
+        metrics=metrics,
+        lpips=arguments.lpips,
     )
     evaluate_edits(
         config,

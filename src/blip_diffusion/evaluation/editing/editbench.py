@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from blip_diffusion.data.benchmarks.registry import MINI, load_benchmark
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler
 from blip_diffusion.errors import InputError
+from blip_diffusion.evaluation.editing.distances import Distance, background_distance, structure
 from blip_diffusion.evaluation.editing.report import EditScores, row, write_report
 from blip_diffusion.evaluation.generators.cache import IMAGES, LogFn, claim_output_dir, generate_missing, silent
 from blip_diffusion.evaluation.generators.conditions import GeneratorSet
@@ -34,14 +36,17 @@ from blip_diffusion.images import grid, open_image, to_pil, to_tensor
 from blip_diffusion.pipelines.attention_alignment import AttentionControl
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import Engine, preset_on_engine
+from blip_diffusion.training.initialization import perceptual_distance
 
 SHADOW, BRUSH = 6, 4
 """Widths in pixels: the margin around subjects that isn't scored as background, and that of the given mask."""
 PIXEL_METRICS = ("background_psnr", "background_ssim", "unchanged", "subject_psnr", "whole_psnr")
 BOUNDS = ("copy", "truth")
 """Lower and upper bound, which run no edit."""
-METRICS = {"focus": "similarity", "text": "scene"}
+METRICS = {"focus": "cosine_similarity", "text": "scene"}
 """Learned metrics of the edited image, each with its reported score."""
+DISTANCES = ("structure", "lpips", "perceptual")
+"""Learned distances of the edited image from the photo; the last is like LPIPS, without its fitted weights."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,8 @@ class EditBenchConfig:
         strength: Share in (0, 1] of the steps that are run.
         steps: Sampling steps; by default the model's.
         engine: Backend of the U-Net; attention control always uses torch.
-        metrics: Learned metrics, keys of `METRICS`; without any, evaluation is a minute faster.
+        metrics: Learned metrics, of `METRICS` and `DISTANCES`; without any, evaluation is a minute faster.
+        lpips: Folder of LPIPS' two published files, required by the metric lpips.
     """
 
     model: str = "mini"
@@ -132,7 +138,8 @@ class EditBenchConfig:
     strength: float = 1.0
     steps: int | None = None
     engine: Engine = "torch"
-    metrics: tuple[str, ...] = tuple(METRICS)
+    metrics: tuple[str, ...] = (*METRICS, "structure")
+    lpips: Path | None = None
 
     def __post_init__(self) -> None:
         if self.edits < 2:
@@ -141,8 +148,11 @@ class EditBenchConfig:
             if name not in CONDITIONS:
                 raise InputError(f"There is no condition {name}: use some of {', '.join(CONDITIONS)}.")
         for name in self.metrics:
-            if name not in METRICS:
-                raise InputError(f"There is no metric {name} for edits: use some of {', '.join(METRICS)}.")
+            if name not in (*METRICS, *DISTANCES):
+                known = ", ".join((*METRICS, *DISTANCES))
+                raise InputError(f"There is no metric {name} for edits: use some of {known}.")
+        if ("lpips" in self.metrics) != (self.lpips is not None):
+            raise InputError("The metric lpips and --lpips FOLDER, with its weights, go together: give both.")
 
 
 def build_tasks(bench: Bench, world: AssetLibrary, count: int, *, size: int) -> list[EditTask]:
@@ -226,8 +236,10 @@ def run_edit(pipe: BlipDiffusionPipeline, task: EditTask, condition: EditConditi
     return image
 
 
-def pixel_scores(tasks: Sequence[EditTask], paths: Sequence[Path]) -> dict[str, Tensor]:
-    """Return the `PIXEL_METRICS`, each (N,), of the edited images in `paths`."""
+def pixel_scores(
+    tasks: Sequence[EditTask], paths: Sequence[Path], distances: Mapping[str, Distance] = MappingProxyType({})
+) -> dict[str, Tensor]:
+    """Return the `PIXEL_METRICS` and learned distances from the photo, each (N,), of the edited images in `paths`."""
     images = to_tensor([open_image(path) for path in paths])
     photo, truth, subject, background = (
         torch.stack([getattr(task, name) for task in tasks]) for name in ("photo", "truth", "subject", "background")
@@ -238,6 +250,7 @@ def pixel_scores(tasks: Sequence[EditTask], paths: Sequence[Path]) -> dict[str, 
         "unchanged": unchanged_share(images, photo, background),
         "subject_psnr": masked_psnr(images, truth, subject),
         "whole_psnr": masked_psnr(images, truth, torch.ones_like(subject)),
+        **{name: distance(images, photo, background) for name, distance in distances.items()},
     }
 
 
@@ -269,7 +282,7 @@ def evaluate_edits(
     tasks = build_tasks(bench, world, config.edits, size=size)
     settings = {"strength": config.strength, "num_inference_steps": config.steps}
     claim_output_dir(out, {"model": config.model, "edits": config.edits, "engine": config.engine, **settings})
-    metrics = _learned_metrics(config, bench, world, pipe, size)
+    metrics, distances = _learned_metrics(config, bench, world, pipe, size), _distances(config)
     results, files = [], {}
     for name in config.conditions:
         controlled = CONDITIONS[name].options.get("attention") is not None
@@ -280,7 +293,8 @@ def evaluate_edits(
         generator = edit_generator(pipe, tasks, CONDITIONS[name], **settings)
         paths = generate_missing(generator, instances, folder, batch_size=10, log=log)
         seconds = (time.monotonic() - start) / missing if missing else 0.0
-        values = pixel_scores(tasks, paths) | {name: score(paths, instances) for name, score in metrics.items()}
+        values = pixel_scores(tasks, paths, distances)
+        values |= {name: score(paths, instances) for name, score in metrics.items()}
         results.append(EditScores(name, {key: bootstrap_ci(value[None]) for key, value in values.items()}, seconds))
         files[name] = paths
         log(row(results[-1]))
@@ -294,18 +308,27 @@ def _learned_metrics(
     config: EditBenchConfig, bench: Bench, world: AssetLibrary, pipe: BlipDiffusionPipeline, size: int
 ) -> dict[str, Callable[[Sequence[Path], Sequence[Instance]], Tensor]]:
     """Return the learned metrics, each a function of image files and their instances."""
-    if not config.metrics:
+    names = [name for name in config.metrics if name in METRICS]
+    if not names:
         return {}
     generators = GeneratorSet({}, autoencoder_reconstruction(pipe.model), size, world)
-    suite = build_metrics(config.metrics, MetricBuilder(bench, bench, generators))
+    suite = build_metrics(names, MetricBuilder(bench, bench, generators))
 
     def score_of(metric: Any, key: str) -> Callable[[Sequence[Path], Sequence[Instance]], Tensor]:
         return lambda paths, instances: next(
             score for name, score in metric(paths, instances).items() if name.endswith(key)
         )
 
-    keys = {"focus": "cosine_similarity", "text": "scene"}
-    return {metric.info.name: score_of(metric, keys[metric.info.name]) for metric in suite.metrics}
+    return {metric.info.name: score_of(metric, METRICS[metric.info.name]) for metric in suite.metrics}
+
+
+def _distances(config: EditBenchConfig) -> dict[str, Distance]:
+    """Return the learned distances from the photo."""
+    distances = {"structure": structure()} if "structure" in config.metrics else {}
+    for name, folder in (("lpips", config.lpips), ("perceptual", None)):
+        if name in config.metrics:
+            distances[name] = background_distance(perceptual_distance(folder))
+    return distances
 
 
 def sheet(tasks: Sequence[EditTask], files: Mapping[str, Sequence[Path]], *, rows: int = 8) -> Image.Image:

@@ -11,7 +11,12 @@ from blip_diffusion.fileio import write_text
 COLUMNS = {
     "background_psnr": "background, dB", "background_ssim": "SSIM", "unchanged": "unchanged",
     "subject_psnr": "subject, dB", "whole_psnr": "whole, dB", "focus": "focus", "text": "scene",
+    "structure": "structure x 1000", "lpips": "LPIPS x 1000",
+    "perceptual": "perceptual x 1000",
 }  # fmt: skip
+
+THOUSANDTHS = ("structure", "lpips", "perceptual")
+"""Distances that are shown multiplied by 1000, as PIE-Bench shows them."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +37,9 @@ def row(result: EditScores) -> str:
 def _cell(name: str, value: Estimate | None) -> str:
     if value is None:
         return ""
-    digits = 1 if name.endswith("psnr") else 3
-    return f"{value.value:.{digits}f} ± {(value.high - value.low) / 2:.{digits}f}"
+    digits = 1 if name.endswith("psnr") or name in THOUSANDTHS else 3
+    factor = 1000 if name in THOUSANDTHS else 1
+    return f"{factor * value.value:.{digits}f} ± {factor * (value.high - value.low) / 2:.{digits}f}"
 
 
 def write_report(results: Sequence[EditScores], heading: str, out: Path) -> None:

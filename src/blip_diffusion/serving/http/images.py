@@ -4,7 +4,7 @@ import base64
 import io
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Literal
 
 from fastapi import APIRouter, Header, Request, Response
@@ -15,10 +15,11 @@ from sse_starlette import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
+from blip_diffusion.generation.request import GenerationRequest
 from blip_diffusion.serving.http.context import Owner, Service, scope_of
-from blip_diffusion.serving.http.inputs import build_request, decode_data_url
+from blip_diffusion.serving.http.inputs import build_edit, build_request, references_of
 from blip_diffusion.serving.http.problems import Problem, document, invalid
-from blip_diffusion.serving.http.schemas import GenerationBody, ImageBody
+from blip_diffusion.serving.http.schemas import EditBody, GenerationBody, ImageBody
 from blip_diffusion.serving.http.watch import ended, follow
 from blip_diffusion.serving.job_service import JobService
 from blip_diffusion.serving.jobs import Job
@@ -26,6 +27,8 @@ from blip_diffusion.serving.jobs import Job
 router = APIRouter(prefix="/v1/images", tags=["images"])
 Prefix = Literal["image_generation", "image_edit"]
 MAX_KEY = 255
+MAX_FILES = 6
+"""Files of a form: a photo and its references, or references, and a mask."""
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 """With `stream`, the answer is server-sent events."""
 STATUS = {"cancelled": 409, "internal_error": 500, "worker_died": 500, "server_died": 500, "out_of_memory": 507}
@@ -40,8 +43,7 @@ async def generations(
     idempotency_key: str = Header("", max_length=MAX_KEY),
 ) -> Response:
     """Generate images of the subject of a reference (a data URL), or of a stored subject."""
-    reference = decode_data_url(body.reference)
-    job = await run_in_threadpool(_submit, service, body, reference, owner, idempotency_key)
+    job = await run_in_threadpool(_generate, service, body, owner, idempotency_key)
     return await _respond(service, job, body, "image_generation")
 
 
@@ -49,17 +51,20 @@ async def generations(
 async def edits(
     request: Request, service: Service, owner: Owner, idempotency_key: str = Header("", max_length=MAX_KEY)
 ) -> Response:
-    """Generate images of the subject of an uploaded reference, as multipart form data."""
-    async with request.form(max_files=4, max_fields=40) as form:
+    """Generate images of the subject of uploaded references, or edit a photo, as multipart form data.
+
+    With a `mask` (a PNG, transparent or white where the photo may change) or a `source_category`, the first image is
+    the photo, and further ones are references. A photo without `source_category` is painted into the mask.
+    """
+    async with request.form(max_files=MAX_FILES, max_fields=40) as form:
         files = [value for name in ("image", "image[]") for value in form.getlist(name)]
-        if "mask" in form:
-            raise Problem(422, "not_supported", "Masks are not supported: leave mask out.", param="mask")
-        if len(files) != 1 or not isinstance(files[0], UploadFile):
-            raise Problem(422, "invalid_input", "Send one image: the reference of the subject.", param="image")
-        reference = await files[0].read()
+        if not 1 <= len(files) <= MAX_FILES - 1 or not all(isinstance(file, UploadFile) for file in files):
+            raise Problem(422, "invalid_input", f"Send 1 to {MAX_FILES - 1} images.", param="image")
+        uploads = [await file.read() for file in files if isinstance(file, UploadFile)]
+        mask = await given.read() if isinstance(given := form.get("mask"), UploadFile) else None
         fields = {name: value for name, value in form.items() if isinstance(value, str)}
     body = _form_body(fields)
-    job = await run_in_threadpool(_submit, service, body, reference, owner, idempotency_key)
+    job = await run_in_threadpool(_edit, service, body, uploads, mask, owner, idempotency_key)
     return await _respond(service, job, body, "image_edit")
 
 
@@ -72,11 +77,11 @@ def image(image_id: str, request: Request, service: Service, owner: Owner) -> Re
     return Response(data, media_type="image/png", headers=headers)
 
 
-def _form_body(fields: Mapping[str, str]) -> ImageBody:
+def _form_body(fields: Mapping[str, str]) -> EditBody:
     """Return the body for form fields; lists and objects are JSON."""
     values = {name: _json(value) if value[:1] in "[{" else value for name, value in fields.items() if value != ""}
     try:
-        return ImageBody.model_validate(values)
+        return EditBody.model_validate(values)
     except ValidationError as error:
         raise invalid(error.errors()) from error
 
@@ -88,8 +93,22 @@ def _json(text: str) -> Any:
         return text
 
 
-def _submit(service: JobService, body: ImageBody, reference: bytes | None, owner: str, key: str) -> Job:
-    request = build_request(service, body, reference)
+def _generate(service: JobService, body: GenerationBody, owner: str, key: str) -> Job:
+    return _submit(service, build_request(service, body, **references_of(body)), body, owner, key)
+
+
+def _edit(
+    service: JobService, body: EditBody, uploads: Sequence[bytes], mask: bytes | None, owner: str, key: str
+) -> Job:
+    """Submit an edit of the first upload, or images of the subject of all uploads."""
+    edit = None
+    if mask is not None or body.mask or body.source_category:
+        photo, *uploads = uploads
+        edit = build_edit(service, body, "edit" if body.source_category else "inpaint", photo, mask)
+    return _submit(service, build_request(service, body, uploads, edit=edit), body, owner, key)
+
+
+def _submit(service: JobService, request: GenerationRequest, body: ImageBody, owner: str, key: str) -> Job:
     previews = (body.partial_images or 0) if body.stream and body.n == 1 else 0
     return service.submit(request, owner=owner, key=key, previews=previews)
 

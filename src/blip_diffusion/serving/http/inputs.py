@@ -3,43 +3,77 @@
 import base64
 import binascii
 import io
+from collections.abc import Sequence
+from typing import Any, Literal
 
+from blip_diffusion.generation.edit_request import EditInput
 from blip_diffusion.generation.request import GenerationRequest, read_reference
+from blip_diffusion.generation.subject_inputs import SubjectInput
+from blip_diffusion.serving.edits import edit_input
 from blip_diffusion.serving.http.problems import Problem
-from blip_diffusion.serving.http.schemas import ImageOptions, SubjectShare
+from blip_diffusion.serving.http.schemas import (
+    EditOptions,
+    ImageOptions,
+    JobBody,
+    References,
+    SubjectBody,
+    SubjectShare,
+)
 from blip_diffusion.serving.job_service import JobService
 
 MAX_SIDE = 1024
 MAX_MIXTURE = 16
+MASKS: dict[str, Literal["difference", "subject", "none"]] = {
+    "auto": "difference",
+    "subject": "subject",
+    "none": "none",
+}
+"""How a mask is found, by the words of the field `mask`."""
 MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF")
 """First bytes of PNG, JPEG and WebP files. Pillow reads many more formats, some by external programs."""
 
 
-def build_request(service: JobService, options: ImageOptions, reference: bytes | None) -> GenerationRequest:
+def build_request(
+    service: JobService,
+    options: ImageOptions,
+    references: Sequence[bytes],
+    *,
+    more_subjects: tuple[SubjectInput, ...] = (),
+    region_mode: Literal["attention", "multidiffusion"] = "attention",
+    edit: EditInput | None = None,
+) -> GenerationRequest:
     """Return the request of a body.
 
     Args:
         service: The service with models and subjects.
         options: The body.
-        reference: An image file, if one was sent.
+        references: Image files of the subject; none for a stored subject, or an edit by words alone.
+        more_subjects: Further subjects.
+        region_mode: See `GenerationRequest`.
+        edit: How a photo is edited. `None`: images are generated.
 
     Raises:
         Problem: If there is no subject, two of them, or an image or a size that can't be used.
         BlipDiffusionError: If a value is out of range, or a subject is unknown.
     """
     shares = _shares(options.subject)
-    if (reference is None) == (not shares):
+    if (references and shares) or not (references or shares or edit):
         raise Problem(
             422, "no_subject", "Give a reference image with its category, or a stored subject.", param="reference"
         )
     refs = tuple(service.subject_ref(share.id, share.weight) for share in shares)
-    category = options.category or (max(refs, key=lambda ref: ref.weight).category if refs else "")
+    largest = max(refs, key=lambda ref: ref.weight).category if refs else ""
+    category = options.category or largest or (edit.source_category if edit else "")
     width, height = options.sides
     if max(width or 0, height or 0) > MAX_SIDE:
         raise Problem(422, "invalid_input", f"size: use at most {MAX_SIDE} pixels a side.", param="size")
+    first, *more = [decode_image(one) for one in references] or [b""]
     return GenerationRequest(
         prompts=(options.prompt,),
-        reference=service.subject_reference(refs[0].path) if refs else decode_image(reference or b""),
+        reference=service.subject_reference(refs[0].path) if refs else first,
+        more_references=tuple(more),
+        more_subjects=more_subjects,
+        region_mode=region_mode,
         category=category,
         target_category=options.target_category or category,
         model=options.model or service.settings.default_model,
@@ -54,7 +88,76 @@ def build_request(service: JobService, options: ImageOptions, reference: bytes |
         resize_mode=options.resize_mode,
         box=options.box,
         preset=options.chosen_preset,
+        edit=edit,
     )
+
+
+def references_of(body: References) -> dict[str, Any]:
+    """Return the references of a JSON body as arguments of `build_request`."""
+    reference = decode_data_url(body.reference)
+    return {
+        "references": [] if reference is None else [reference],
+        "more_subjects": tuple(_subject_input(one) for one in body.more_subjects),
+        "region_mode": body.region_mode,
+    }
+
+
+def _subject_input(body: SubjectBody) -> SubjectInput:
+    reference = decode_image(decode_data_url(body.reference) or b"")
+    return SubjectInput((reference,), body.category, body.target_category or body.category, body.box)
+
+
+def build_edit(
+    service: JobService, options: EditOptions, kind: Literal["edit", "inpaint"], photo: bytes, mask: bytes | None
+) -> EditInput:
+    """Return the edit of a body. Its photo and its mask are saved in the store.
+
+    Args:
+        service: The service with the store.
+        options: The body.
+        kind: Replace a subject, or paint into the mask.
+        photo: An image file.
+        mask: An image file, if one was sent.
+
+    Raises:
+        Problem: If a file has a format that is not read, or a field is missing or has no effect.
+        InputError: If photo and mask don't fit together.
+    """
+    for name, data in (("photo", photo), ("mask", mask)):
+        if data is not None and not data.startswith(MAGIC):
+            raise Problem(422, "invalid_input", f"The {name} is not a PNG, JPEG or WebP file.", param=name)
+    if mask is None and (options.mask or "auto") not in MASKS:
+        raise Problem(422, "invalid_input", "mask: use auto, subject, none, or an image.", param="mask")
+    if options.keep_shape and not options.keep_attention:
+        raise Problem(422, "invalid_input", "keep_shape has no effect without keep_attention.", param="keep_shape")
+    return edit_input(
+        service.store,
+        photo,
+        mask,
+        kind=kind,
+        source_category=(options.source_category or "") if kind == "edit" else "",
+        mask=MASKS[options.mask or "auto"] if mask is None else "difference",
+        inversion=options.inversion,
+        strength=options.strength,
+        keep_attention=options.keep_attention,
+        keep_shape=options.keep_shape,
+        resamplings=options.resamplings,
+        feather=options.feather,
+    )
+
+
+def edit_of(service: JobService, body: JobBody) -> EditInput | None:
+    """Return the edit of a job's body; `None` for images that are generated."""
+    if body.kind == "generate":
+        for name in ("photo", *EditOptions.model_fields):
+            if name in body.model_fields_set:
+                raise Problem(422, "invalid_input", f"{name} has no effect on the kind generate.", param=name)
+        return None
+    photo = decode_data_url(body.photo, "photo")
+    if photo is None:
+        raise Problem(422, "invalid_input", "photo: send the photo to edit, as a data URL.", param="photo")
+    mask = decode_data_url(body.mask, "mask") if (body.mask or "").startswith("data:") else None
+    return build_edit(service, body, body.kind, photo, mask)
 
 
 def decode_image(data: bytes) -> bytes:
@@ -64,19 +167,17 @@ def decode_image(data: bytes) -> bytes:
     return read_reference(io.BytesIO(data))
 
 
-def decode_data_url(url: str | None) -> bytes | None:
+def decode_data_url(url: str | None, field: str = "reference") -> bytes | None:
     """Return the bytes of a data URL. Other URLs are refused: the server fetches nothing for a client."""
     if url is None:
         return None
     head, _, body = url.partition(",")
     if not (head.startswith("data:image/") and head.endswith(";base64")):
-        raise Problem(422, "invalid_input", "reference: use a data URL, data:image/png;base64,…", param="reference")
+        raise Problem(422, "invalid_input", f"{field}: use a data URL, data:image/png;base64,…", param=field)
     try:
         return base64.b64decode(body, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise Problem(
-            422, "invalid_input", "reference: the data URL is not valid base64.", param="reference"
-        ) from error
+        raise Problem(422, "invalid_input", f"{field}: the data URL is not valid base64.", param=field) from error
 
 
 def _shares(subject: str | list[SubjectShare] | None) -> list[SubjectShare]:

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from blip_diffusion.generation.png_metadata import decode
 from blip_diffusion.serving.http.context import Owner, Service, scope_of
-from blip_diffusion.serving.http.inputs import build_request, decode_data_url
+from blip_diffusion.serving.http.inputs import build_request, edit_of, references_of
 from blip_diffusion.serving.http.problems import Problem
 from blip_diffusion.serving.http.schemas import JobBody, job_document
 from blip_diffusion.serving.http.watch import follow
@@ -27,8 +27,11 @@ Document = dict[str, Any]
 def submit(
     body: JobBody, response: Response, service: Service, owner: Owner, idempotency_key: str = Header("", max_length=255)
 ) -> Document:
-    """Queue a request and return at once. With an idempotency key, the same request gives the same job."""
-    request = build_request(service, body, decode_data_url(body.reference))
+    """Queue a request and return at once. With an idempotency key, the same request gives the same job.
+
+    The kinds `edit` and `inpaint` need a `photo`; `edit` also a `source_category`, and `inpaint` a `mask`.
+    """
+    request = build_request(service, body, **references_of(body), edit=edit_of(service, body))
     job = service.submit(request, owner=owner, key=idempotency_key, previews=body.previews)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return job_document(job, service.position(job.id))

@@ -19,7 +19,18 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 """Error responses of every route in the OpenAPI description."""
 RETRY_AFTER = {"Retry-After": "5"}
-FIELDS = {"--num-images": "n", "--seed": "seed", "--steps": "steps", "--guidance-scale": "guidance_scale"}
+FIELDS = {
+    "--num-images": "n",
+    "--seed": "seed",
+    "--steps": "steps",
+    "--guidance-scale": "guidance_scale",
+    "--from": "source_category",
+    "--mask FILE": "a mask",
+    "--strength": "strength",
+    "--keep-attention": "keep_attention",
+    "--resamplings": "resamplings",
+    "--feather": "feather",
+}
 """Fields of the HTTP interface, by the command line's flags in error messages."""
 
 

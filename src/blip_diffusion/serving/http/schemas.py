@@ -10,6 +10,9 @@ MAX_IMAGES, MAX_STEPS = 10, 100
 PRESETS = {"low": "turbo", "medium": "fast", "high": "exact", "hd": "exact", "standard": "", "auto": ""}
 """Presets by OpenAI's `quality`."""
 
+DATA_URL = "The reference image as a data URL: data:image/png;base64,…"
+MAX_MORE_SUBJECTS = 3
+
 Fraction = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -57,6 +60,38 @@ class ImageOptions(BaseModel):
         return int(width), int(height)
 
 
+class SubjectBody(BaseModel):
+    """A further subject of an image, with the box in which it stands."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reference: str = Field(description=DATA_URL)
+    category: str = Field(min_length=1, max_length=100)
+    target_category: str | None = Field(None, max_length=100)
+    box: tuple[Fraction, Fraction, Fraction, Fraction] | None = None
+
+
+class References(BaseModel):
+    """References in a JSON body: that of the subject, and further subjects."""
+
+    reference: str | None = Field(None, description=DATA_URL)
+    more_subjects: list[SubjectBody] = Field([], max_length=MAX_MORE_SUBJECTS)
+    region_mode: Literal["attention", "multidiffusion"] = "attention"
+
+
+class EditOptions(BaseModel):
+    """How a photo is edited; see `EditInput`."""
+
+    source_category: str | None = Field(None, max_length=100, description="The subject to replace: dog.")
+    mask: str | None = Field(None, description="auto (default), subject, none; or an image of the photo's size.")
+    inversion: Literal["direct", "ddpm", "ddim", "none"] = "direct"
+    strength: float = Field(1.0, gt=0, le=1)
+    keep_attention: float = Field(0.0, ge=0, le=1)
+    keep_shape: bool = False
+    resamplings: int = Field(2, ge=1, le=20)
+    feather: int = Field(3, ge=0, le=64)
+
+
 class ImageBody(ImageOptions):
     """Further fields of the images routes: the response's format. The last four are accepted and ignored."""
 
@@ -71,17 +106,22 @@ class ImageBody(ImageOptions):
     style: str | None = None
 
 
-class GenerationBody(ImageBody):
+class GenerationBody(ImageBody, References):
     """Body of `POST /v1/images/generations`."""
 
-    reference: str | None = Field(None, description="The reference image as a data URL: data:image/png;base64,…")
+
+class EditBody(ImageBody, EditOptions):
+    """Fields of `POST /v1/images/edits`, beside its files."""
+
+    prompt: str = Field("", max_length=2000, description="The scene, without the subject. May be empty for an edit.")
 
 
-class JobBody(ImageOptions):
+class JobBody(ImageOptions, EditOptions, References):
     """Body of `POST /v1/jobs`."""
 
-    kind: Literal["generate"] = "generate"
-    reference: str | None = Field(None, description="The reference image as a data URL: data:image/png;base64,…")
+    kind: Literal["generate", "edit", "inpaint"] = "generate"
+    prompt: str = Field("", max_length=2000, description="The scene, without the subject. May be empty for an edit.")
+    photo: str | None = Field(None, description="The photo to edit, as a data URL: data:image/png;base64,…")
     previews: int = Field(3, ge=0, le=3)
 
 
@@ -90,7 +130,7 @@ def job_document(job: Job, position: int = 0) -> dict[str, Any]:
     document: dict[str, Any] = {
         "id": job.id,
         "object": "job",
-        "kind": "generate",
+        "kind": "generate" if job.request is None or job.request.edit is None else job.request.edit.kind,
         "state": job.state,
         "created": job.created,
         "started": job.started or None,

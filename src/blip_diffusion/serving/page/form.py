@@ -106,6 +106,8 @@ def from_request(request: GenerationRequest, service: JobService) -> Form:
         raise InputError(f"The image was made by {request.model[:80]!r}: start the app with --model to use it.")
     if request.controls:
         raise InputError("The image was made with a control map: use blip-diffusion generate --reproduce.")
+    if request.edit is not None:
+        raise InputError("The image is an edit of a photo: use the tab Edit, or generate it again in Queue.")
     if request.more_subjects or set(request.subject_scale) != {1.0}:
         raise InputError("The image has several subjects or a subject scale: use blip-diffusion generate --reproduce.")
     if len(request.subjects) > MAX_SUBJECTS:
@@ -133,6 +135,11 @@ def settings_of(request: GenerationRequest) -> list[tuple[str, str]]:
     if request.target_category != request.category:
         shown.append(("Target category", request.target_category))
     shown += [("Subject", f"{one.category} {one.sha256[:12]} × {one.weight:g}") for one in request.subjects]
+    if request.edit is not None:
+        edit = request.edit
+        shown.append(("Edit", f"{edit.kind} of photo {edit.photo.sha256[:12]}"))
+        shown.append(("Mask", edit.mask_file.sha256[:12] if edit.mask_file else edit.mask))
+        shown += [("In the photo", edit.source_category)] if edit.source_category else []
     shown += [("Seed", str(request.seed)), ("Model", request.model), ("Preset", request.preset or NO_PRESET)]
     optional = {
         "Steps": request.steps,

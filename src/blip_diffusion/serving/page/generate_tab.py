@@ -170,7 +170,7 @@ def _form(service: JobService) -> tuple[FormFields, gr.Image]:
             "Reference image", height=230, min_width=140, sources=["upload", "clipboard"], elem_id="reference"
         )
         crop = gr.Image(
-            label="Input of the encoder",
+            label="Encoder input",
             interactive=False,
             height=230,
             min_width=140,

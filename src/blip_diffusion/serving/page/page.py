@@ -5,9 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+from PIL import Image
 
 from blip_diffusion import __version__
-from blip_diffusion.serving.page import compare_tab, gallery_tab, generate_tab, queue_tab, subjects_tab, tune_tab
+from blip_diffusion.images import MAX_PIXELS
+from blip_diffusion.serving.page import (
+    compare_tab,
+    edit_tab,
+    gallery_tab,
+    generate_tab,
+    queue_tab,
+    subjects_tab,
+    tune_tab,
+)
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -24,19 +34,23 @@ STYLE = """
 .job-status progress::-webkit-progress-bar { background: var(--border-color-primary); border-radius: .3rem; }
 .job-status progress::-webkit-progress-value { background: var(--color-accent); border-radius: .3rem; }
 .job-status progress::-moz-progress-bar { background: var(--color-accent); border-radius: .3rem; }
-#results .grid-wrap { height: auto; max-height: none; }
+#results .grid-wrap, #edit-results .grid-wrap { height: auto; max-height: none; }
 table.settings { width: 100%; border-collapse: collapse; }
 table.settings th { text-align: left; padding: .2rem .8rem .2rem 0; white-space: nowrap; vertical-align: top; }
 table.settings td { overflow-wrap: anywhere; }
 #preview img, #crop img { image-rendering: auto; object-fit: contain; }
 """
 SCRIPT = """() => {
-  const mend = () => document.querySelectorAll("div.empty[aria-label]:not([role])")
-    .forEach((one) => one.setAttribute("role", "img"));
-  new MutationObserver(mend).observe(document.body, { childList: true, subtree: true });
+  const mend = () => {
+    document.querySelectorAll("div.empty[aria-label]:not([role])").forEach((one) => one.setAttribute("role", "img"));
+    document.querySelectorAll("svg [role=graphics-symbol]:not([aria-label])")
+      .forEach((one) => one.setAttribute("aria-label", one.getAttribute("aria-roledescription") || "marks"));
+  };
+  new MutationObserver(mend)
+    .observe(document.body, { childList: true, subtree: true, attributes: true, attributeFilter: ["role"] });
   mend();
 }"""
-"""Gradio's empty images have a label and no role, which screen readers pass over."""
+"""Gradio's empty images have a label and no role, and marks in its plots have no label: screen readers need both."""
 CONTRAST = {
     "block_label_text_color": "*primary_700",
     "block_title_text_color": "*primary_700",
@@ -70,6 +84,8 @@ def build_page(service: JobService, *, public: bool = False) -> gr.Blocks:
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Generate", id="generate"):
                 form = generate_tab.build(service, page)
+            with gr.Tab("Edit", id="edit-tab") as edit:
+                edit_tab.build(service, edit)
             if not public:
                 _private_tabs(service, form, tabs)
             with gr.Tab("Compare", id="compare"):
@@ -108,6 +124,7 @@ def mount_page(app: FastAPI, service: JobService, *, path: str = "/", public: bo
         The server.
     """
     folder = service.settings.folder.absolute()
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses twice as many; Gradio decodes what the brush sends
     return gr.mount_gradio_app(
         app,
         build_page(service, public=public),
