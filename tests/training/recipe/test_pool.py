@@ -1,3 +1,6 @@
+import os
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,6 +91,31 @@ def test_dead_worker_raises_an_error(packer: Packer, sampler: PairSampler, monke
             new_feeder.fill(Pool(16, CPU), 16)
     finally:
         new_feeder.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="needs /proc")
+def test_workers_end_with_a_killed_process(
+    packer: Packer, sampler: PairSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "PATIENCE", 0.05)
+    reader, writer = os.pipe()
+    if not (child := os.fork()):
+        started = Feeder(sampler, packer, workers=1, slots=1)
+        os.write(writer, str(started._workers[0].pid).encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+    worker = int(os.read(reader, 20))
+    os.waitpid(child, 0)
+    deadline = time.monotonic() + 30
+    while _is_running(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _is_running(worker)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_shared_memory_leaves_no_file(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from blip_diffusion.checkpoint.model_folder import read_parts
 from blip_diffusion.cli.main import main
 from blip_diffusion.errors import CheckpointError, ConfigError, InputError
+from blip_diffusion.fileio import locked
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.training.recipe.config import RecipeConfig, SharesConfig, read_recipe
 from blip_diffusion.training.recipe.run import PHASES, run
@@ -63,6 +64,8 @@ def test_resumed_run_keeps_finished_phases(folder: Path, tmp_path: Path) -> None
     config = read_recipe(None, SMALL)
     with pytest.raises(CheckpointError, match="--resume"):
         run(config, run_folder, minutes=0.02, device=CPU, workers=0)
+    with locked(run_folder), pytest.raises(InputError, match="Another process writes to"):
+        run(config, run_folder, minutes=0.02, device=CPU, workers=0, resume=True)
     run(config, run_folder, minutes=0.08, device=CPU, workers=0, resume=True)
     assert (run_folder / "representation/export/qformer/model.safetensors").read_bytes() == before
     assert next((run_folder / "subject/checkpoints").iterdir()).name > step and (run_folder / "export/unet").is_dir()

@@ -21,7 +21,7 @@ from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler
 from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
 from blip_diffusion.errors import InputError
-from blip_diffusion.fileio import check_writable, write_text
+from blip_diffusion.fileio import write_text
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training import initialization
 from blip_diffusion.training.objectives.control import ControlConfig, Hint
@@ -34,7 +34,7 @@ from blip_diffusion.training.recipe.packing import Rows, packer_of
 from blip_diffusion.training.recipe.phases import Source
 from blip_diffusion.training.recipe.pool import Feeder, Pool
 from blip_diffusion.training.recipe.run import Plan, metrics_of, train_phase
-from blip_diffusion.training.recipe.timed_loop import Settings, check_absent
+from blip_diffusion.training.recipe.timed_loop import Settings, claimed
 
 CAPTION_TOKENS = 24  # not used by any step
 CUDA = SizesConfig(pool=100_000, fill=2048, worker_batch=32, slots=96, pairs=64)
@@ -131,11 +131,8 @@ def run_control(
     known = get_args(Hint)
     if not hints or not {*hints} <= {*known} or len({*hints}) < len(hints):
         raise InputError(f"The hints are {', '.join(hints)}: use {' or '.join(known)}, each once.")
-    check_writable(folder)
-    if not resume:
-        check_absent(folder)
     kinds = cast(Sequence[Hint], hints)
-    with _context(config, kinds, device, workers) as context:
+    with claimed(folder, resume=resume), _context(config, kinds, device, workers) as context:
         write_text(folder / "config.toml", configuration.to_toml(config))
         return {kind: _train(context, kind, folder / kind, 60 * minutes / len(kinds)) for kind in kinds}
 

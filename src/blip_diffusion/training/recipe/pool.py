@@ -160,17 +160,30 @@ class Feeder:
 
 
 def _work(batches: Batches, packer: Packer, slots: Rows, free: Any, ready: Any, indices: tuple[int, int]) -> None:
-    """Composite and pack batches forever, in a worker process."""
+    """Composite and pack batches in a worker process, until the training process has ended, even if it was killed."""
+    parent = os.getppid()
     torch.set_num_threads(1)
     os.nice(10)  # the training process has priority
     index, step = indices
     while True:
         rows = packer(batches(index))
-        slot = free.get()
+        slot = _next_slot(free, parent)
+        if slot is None:
+            return
         for name, value in rows.items():
             slots[name][slot].copy_(value)
         ready.put(slot)
         index += step
+
+
+def _next_slot(free: Any, parent: int) -> int | None:
+    """Wait for a free slot; `None` if the training process has ended."""
+    while os.getppid() == parent:
+        try:
+            return int(free.get(timeout=PATIENCE))
+        except queue.Empty:
+            continue
+    return None
 
 
 def _done(event: torch.cuda.Event | None) -> bool:

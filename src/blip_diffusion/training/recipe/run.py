@@ -25,7 +25,7 @@ from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler
 from blip_diffusion.data.synthetic.tokenizers import tokenizer_corpus
 from blip_diffusion.errors import InputError
-from blip_diffusion.fileio import atomic_dir, check_writable, write_text
+from blip_diffusion.fileio import atomic_dir, write_text
 from blip_diffusion.training import checkpointing
 from blip_diffusion.training.initialization import InitConfig, load_parts
 from blip_diffusion.training.objective import Objective
@@ -34,7 +34,7 @@ from blip_diffusion.training.recipe.config import PhaseConfig, RecipeConfig
 from blip_diffusion.training.recipe.packing import Rows, packer_of
 from blip_diffusion.training.recipe.phases import Source
 from blip_diffusion.training.recipe.pool import Feeder, Pool
-from blip_diffusion.training.recipe.timed_loop import NextRows, PhaseLoop, Settings, check_absent
+from blip_diffusion.training.recipe.timed_loop import NextRows, PhaseLoop, Settings, claimed
 
 START, EXPORT, METRICS = "start", "export", "metrics.json"
 PHASES = ("autoencoder", "decoder", "representation", "subject", "consistency")
@@ -90,15 +90,13 @@ def run(
     """
     if not minutes > 0:
         raise InputError(f"--minutes is {minutes:g}: use a number above 0.")
-    check_writable(folder)
-    if not resume:
-        check_absent(folder)
-    write_text(folder / "config.toml", configuration.to_toml(config))
-    with _started(config, folder, device, workers) as recipe:
-        shares = {name: share for name in PHASES if (share := getattr(config.shares, name))}
-        results = {name: _phase(recipe, name, 60 * minutes * share) for name, share in shares.items()}
-    _export(recipe)
-    return results
+    with claimed(folder, resume=resume):
+        write_text(folder / "config.toml", configuration.to_toml(config))
+        with _started(config, folder, device, workers) as recipe:
+            shares = {name: share for name in PHASES if (share := getattr(config.shares, name))}
+            results = {name: _phase(recipe, name, 60 * minutes * share) for name, share in shares.items()}
+        _export(recipe)
+        return results
 
 
 @contextmanager

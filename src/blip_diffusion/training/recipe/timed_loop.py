@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from blip_diffusion.errors import CheckpointError
+from blip_diffusion.fileio import check_writable, locked, remove_partials
 from blip_diffusion.training import checkpointing
 from blip_diffusion.training.checkpointing import Checkpoint, State
 from blip_diffusion.training.ema import Ema
@@ -160,7 +162,17 @@ class PhaseLoop:
         return {**{name: value.detach() for name, value in self.trainable.items()}, **buffers}
 
 
-def check_absent(folder: Path) -> None:
-    """Raise `CheckpointError` if a run would overwrite another one's checkpoints."""
-    if any(folder.glob("*/checkpoints/step-*")):
-        raise CheckpointError(f"{folder} holds a run: continue it with --resume, or choose another --out.")
+@contextmanager
+def claimed(folder: Path, *, resume: bool) -> Iterator[None]:
+    """Context manager: no other process writes a run to this folder, and partial files of killed ones are removed.
+
+    Raises:
+        CheckpointError: If the folder holds a run and `resume` is false.
+        InputError: If nothing can be written there, or another process writes there.
+    """
+    check_writable(folder)
+    with locked(folder):
+        remove_partials(folder)
+        if not resume and any(folder.glob("*/checkpoints/step-*")):
+            raise CheckpointError(f"{folder} holds a run: continue it with --resume, or choose another --out.")
+        yield
