@@ -91,8 +91,8 @@ def run(
     if not minutes > 0:
         raise InputError(f"--minutes is {minutes:g}: use a number above 0.")
     with claimed(folder, resume=resume):
-        write_text(folder / "config.toml", configuration.to_toml(config))
         with _started(config, folder, device, workers) as recipe:
+            write_text(folder / "config.toml", configuration.to_toml(config))
             shares = {name: share for name in PHASES if (share := getattr(config.shares, name))}
             results = {name: _phase(recipe, name, 60 * minutes * share) for name, share in shares.items()}
         _export(recipe)
