@@ -2,6 +2,7 @@
 
 import os
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,13 @@ from blip_diffusion.training.initialization import InitConfig, init_model
 
 WORLD = Path(__file__).parent / "fixtures" / "world.zip"
 INFERENCE = InferenceConfig(prompt_reps=1, num_inference_steps=3, guidance_scale=3.0, guidance_rescale=0.6)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """On Pythons above 3.11, print deprecations of the pinned packages, which are errors otherwise."""
+    if sys.version_info >= (3, 12):
+        for kind in ("DeprecationWarning", "PendingDeprecationWarning", "SyntaxWarning"):
+            config.addinivalue_line("filterwarnings", f"default::{kind}")
 
 
 @pytest.fixture(scope="session", autouse=True)

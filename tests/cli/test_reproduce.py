@@ -88,10 +88,11 @@ def test_reproduce_refuses_files_without_settings(
 
 def with_metadata(path: str, **changes: object) -> str:
     """Write a copy of an image with changed metadata."""
-    request, metadata = json.loads(Image.open(path).info[METADATA]), PngImagePlugin.PngInfo()
-    metadata.add_text(METADATA, json.dumps(request | changes))
-    Image.open(path).save("retold.png", pnginfo=metadata)
-    return "retold.png"
+    metadata = PngImagePlugin.PngInfo()
+    with Image.open(path) as image:
+        metadata.add_text(METADATA, json.dumps(json.loads(image.info[METADATA]) | changes))
+        image.save("changed.png", pnginfo=metadata)
+    return "changed.png"
 
 
 def test_reproduce_refuses_impossible_paths(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -120,7 +120,8 @@ def test_images_are_those_of_the_command_line(comfy: Comfy, tmp_path: Path) -> N
     assert pixels(outcome.shown["3"][0]).shape == (128, 128, 3)
     assert main(["generate", "--reproduce", str(ours[1]), "--out", str(tmp_path / "again"), "--quiet"]) == 0
     assert np.array_equal(pixels(next((tmp_path / "again").iterdir())), pixels(ours[1]))
-    assert json.loads(Image.open(ours[0]).info["prompt"])["4"]["class_type"] == "BlipDiffusionGenerate"
+    with Image.open(ours[0]) as image:
+        assert json.loads(image.info["prompt"])["4"]["class_type"] == "BlipDiffusionGenerate"
 
 
 def test_saveimage_of_comfyui_writes_the_same_pixels(comfy: Comfy) -> None:

@@ -9,6 +9,7 @@ import pytest
 from diffusers import ControlNetModel
 from PIL import Image, PngImagePlugin
 
+from blip_diffusion import __version__
 from blip_diffusion.annotators import KINDS, NETWORKS
 from blip_diffusion.errors import InputError
 from blip_diffusion.generation.png_metadata import METADATA, read_request
@@ -24,6 +25,7 @@ TABLE = {
     "reference": base64.b64encode(PNG).decode(),
     "category": "dog",
     "target_category": "dog",
+    "version": __version__,
 }
 
 

@@ -55,7 +55,9 @@ def test_a_row_of_mixtures(tiny_folder: Path, tmp_path: Path) -> None:
     made = [read_request(path) for path in row]
     assert [one.blend for one in made] == [(1, 0), (0.5, 0.5), (0, 1)]
     assert [one.target_category for one in made] == ["dog", "dog", "cat"]
-    assert Image.open(page).size == (5 * 32 + 4 * 2, 32) and read_request(page) == request
+    with Image.open(page) as image:
+        assert image.size == (5 * 32 + 4 * 2, 32)
+    assert read_request(page) == request
     (again,) = run(made[1], tmp_path / "again", progress=False)
     assert again.read_bytes() == row[1].read_bytes()
 

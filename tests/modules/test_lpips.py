@@ -75,7 +75,7 @@ def test_folder_without_lpips_weights_is_refused(published: Path, tmp_path: Path
     with pytest.raises(CheckpointError, match=f"{VGG} can't be read"):
         read_lpips(tmp_path)
     (tmp_path / VGG).write_bytes((published / VGG).read_bytes())
-    for no_table in (b"<!DOCTYPE html>", pickle.dumps(print), pickle.dumps([1, 2])):
+    for no_table in (b"<!DOCTYPE html>", pickle.dumps(print, protocol=2), pickle.dumps([1, 2], protocol=2)):
         (tmp_path / LINEAR).write_bytes(no_table)
         with pytest.raises(CheckpointError, match=f"{LINEAR} can't be read"):
             read_lpips(tmp_path)

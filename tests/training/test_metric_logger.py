@@ -48,7 +48,8 @@ def test_images_are_saved(tmp_path: Path) -> None:
     with MetricLogger(tmp_path, console=False) as metric_logger:
         path = metric_logger.image("teapot/front", Image.new("RGB", (4, 3), "red"), 12)
     assert path == tmp_path / "samples" / "teapot" / "front-00000012.png"
-    assert Image.open(path).size == (4, 3)
+    with Image.open(path) as image:
+        assert image.size == (4, 3)
 
 
 def test_tensorboard_logs_are_optional(tmp_path: Path) -> None:

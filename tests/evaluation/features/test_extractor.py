@@ -47,7 +47,7 @@ def test_a_clip_without_a_tokenizer_is_refused(tiny_clip: Path, tmp_path: Path) 
 
 def test_a_pickle_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "hidden_size": 8, "num_hidden_layers": 1}))
-    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Opener(tmp_path / "canary")))
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Opener(tmp_path / "canary"), protocol=2))
     with pytest.raises(CheckpointError, match="can't be loaded from") as caught:
         load_pretrained(ViTModel, str(tmp_path))
     assert str(caught.value).count("\n") == 0 and not (tmp_path / "canary").exists()

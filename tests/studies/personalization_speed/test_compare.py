@@ -157,7 +157,9 @@ def test_small_comparison_runs(world: AssetLibrary, tiny_folder: Path, tmp_path:
     table = markdown(result)
     assert "| few-shot |" in table and "| dreambooth |" in table
     charts(result, tmp_path)
-    assert Image.open(tmp_path / "subject-steps.png").width > 400 and (tmp_path / "text-seconds.png").is_file()
+    with Image.open(tmp_path / "subject-steps.png") as chart:
+        assert chart.width > 400
+    assert (tmp_path / "text-seconds.png").is_file()
     assert len(list((tmp_path / "runs").rglob("00002.png"))) == 3 + 4  # three searches, four measured
 
     lost = next((tmp_path / "runs" / "dreambooth").rglob("curve.json"))
