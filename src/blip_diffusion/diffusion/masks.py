@@ -17,7 +17,7 @@ COVERED = 0.1
 
 @torch.no_grad()
 def difference_mask(
-    both: Denoiser, clean: Tensor, noising: Noising, generator: torch.Generator, *, threshold: float
+    both: Denoiser, clean: Tensor, noising: Noising, generator: torch.Generator, *, threshold: float, factor: int
 ) -> Tensor:
     """Return where two texts want different images (Couairon et al. 2023, "DiffEdit", section 3.2).
 
@@ -27,9 +27,11 @@ def difference_mask(
         noising: The forward process.
         generator: Source of the noises.
         threshold: In [0, 1], of the difference from its least to its largest.
+        factor: Pixels of a latent's side.
 
     Returns:
-        (1, 1, h, w) of zeros and ones, grown by one latent.
+        (1, 1, H, W) of zeros and ones: the difference interpolated between latents, grown by half a latent. Whole
+        latents, grown by one, covered twice as much background, for one hundredth more of the subject.
     """
     shape = (NOISES, *clean.shape[1:])
     noise = torch.randn(shape, generator=generator, device=generator.device).to(clean)
@@ -39,12 +41,14 @@ def difference_mask(
     difference = (target - source).abs().mean(dim=(0, 1), keepdim=True)
     smooth = F.avg_pool2d(difference, 3, stride=1, padding=1, count_include_pad=False)
     low, high = smooth.amin(), smooth.amax()
-    return grown(((smooth - low) / (high - low).clamp(min=1e-12) > threshold).float())
+    share = (smooth - low) / (high - low).clamp(min=1e-12)
+    pixels = F.interpolate(share, scale_factor=factor, mode="bilinear", align_corners=False)
+    return grown((pixels > threshold).float(), factor // 2)
 
 
-def grown(mask: Tensor) -> Tensor:
-    """Return a mask (B, 1, H, W) grown by one cell in each direction."""
-    return F.max_pool2d(mask, 3, stride=1, padding=1)
+def grown(mask: Tensor, reach: int = 1) -> Tensor:
+    """Return a mask (B, 1, H, W) grown by some cells in each direction."""
+    return F.max_pool2d(mask, 2 * reach + 1, stride=1, padding=reach)
 
 
 def latent_mask(mask: Tensor, factor: int) -> Tensor:

@@ -25,8 +25,8 @@ from blip_diffusion.pipelines.edit_inputs import (
     EditMask,
     Photo,
     check_covers,
+    edit_mask,
     found_mask,
-    mask_of_latents,
     noising_from,
     seeded_like,
     subject_box,
@@ -137,8 +137,8 @@ class EditRun:
             return found_mask(self.host, self.photo, factor)
         texts = torch.cat([self.source.expand(NOISES, -1, -1), self.target[:1].expand(NOISES, -1, -1)])
         both, rng = self._network(texts), seeded_like(self.inputs.generators)
-        found = difference_mask(both, self.clean, self.noising, rng, threshold=threshold)
-        return check_covers(mask_of_latents(found, factor))
+        found = difference_mask(both, self.clean, self.noising, rng, threshold=threshold, factor=factor)
+        return check_covers(edit_mask(found, factor))
 
     def inverted(self, method: Method) -> Inversion:
         """Return the photo's path; one for all images, but where noise is drawn."""

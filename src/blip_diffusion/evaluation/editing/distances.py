@@ -21,7 +21,7 @@ def background_distance(network: nn.Module) -> Distance:
 
     @torch.no_grad()
     def distance(images: Tensor, photos: Tensor, background: Tensor) -> Tensor:
-        pairs = zip((images * background).split(1), (photos * background).split(1), strict=True)
+        pairs = zip(_each(images * background), _each(photos * background), strict=True)
         return torch.stack([network(image, photo) for image, photo in pairs])
 
     return distance
@@ -46,7 +46,7 @@ def structure(*, side: int = SIDE) -> Distance:
 
     @torch.no_grad()
     def distance(images: Tensor, photos: Tensor, _: Tensor) -> Tensor:
-        pairs = zip(images.split(1), photos.split(1), strict=True)
+        pairs = zip(_each(images), _each(photos), strict=True)
         return torch.cat([structure_distance(states(image), states(photo)) for image, photo in pairs])
 
     return distance
@@ -61,3 +61,8 @@ def self_similarity(features: Tensor) -> Tensor:
     """Return the cosine similarity (B, hw, hw) of each two positions of a feature map (B, C, h, w)."""
     unit = torch.nn.functional.normalize(features.flatten(2), dim=1)
     return unit.transpose(1, 2) @ unit
+
+
+def _each(images: Tensor) -> tuple[Tensor, ...]:
+    """Return each image of a batch, as a batch of one."""
+    return torch.split(images, 1)
