@@ -25,8 +25,8 @@ from blip_diffusion.pipelines.edit_inputs import (
     EditMask,
     Photo,
     check_covers,
+    edit_mask,
     mask_generator,
-    mask_of_latents,
     noising_from,
     subject_box,
     subject_finder_mask,
@@ -137,8 +137,8 @@ class EditRun:
             return subject_finder_mask(self.host, self.photo, factor)
         texts = torch.cat([self.source.expand(NOISES, -1, -1), self.target[:1].expand(NOISES, -1, -1)])
         both, rng = self._unguided(texts), mask_generator(self.inputs.generators)
-        latents = difference_mask(both, self.clean, self.noising, rng, threshold=threshold)
-        return check_covers(mask_of_latents(latents, factor))
+        pixels = difference_mask(both, self.clean, self.noising, rng, threshold=threshold, factor=factor)
+        return check_covers(edit_mask(pixels, factor))
 
     def invert(self, method: Method) -> Inversion:
         """Return the photo's path, shared by all images, or one for each where the inversion is random."""

@@ -48,7 +48,7 @@ class EditingMixin(PipelineHost):
         attention: AttentionControl | None = None,
         strength: float = 1.0,
         feather: int = 3,
-        mask_threshold: float = 0.35,
+        mask_threshold: float = 0.3,
         describe_source: bool = True,
         control_image: Any = None,
         callback_on_step_end: StepCallback | None = None,

@@ -44,7 +44,7 @@ def _painted(data: bytes, size: tuple[int, int]) -> bytes:
         mask = _image(data, "mask").convert("L")
     if mask.size != size:
         raise InputError(f"The mask has {mask.size} pixels and the photo {size}: make them equal.")
-    if max(mask.tobytes()) < 128:
+    if not any(mask.histogram()[128:]):
         raise InputError("The mask is empty: make the region that is to change white, or transparent.")
     return data
 

@@ -33,4 +33,4 @@ def test_visitors_see_only_their_own_images(browser: Any, dog: Image.Image, tmp_
         page.get_by_label("turbo").check()
         page.locator("#generate").click()
         page.locator("#status").get_by_text("Done: 2 images").wait_for(timeout=90_000)
-        assert page.get_by_role("tab").all_inner_texts() == ["Generate", "Compare"]
+        assert page.get_by_role("tab").all_inner_texts() == ["Generate", "Edit", "Compare"]
