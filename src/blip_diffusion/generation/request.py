@@ -89,6 +89,7 @@ class GenerationRequest:
         preset: "exact", "fast", "turbo", or empty for none.
         engine: Backend that runs the networks: "torch", "compiled" or "openvino".
         edit: The photo that is edited; its prompts may be empty. `None`: images are generated.
+        prompt_weighting: Whether words of prompts have weights: "(beach)1.5".
 
     Raises:
         InputError: If a value is empty or out of range, or the preset is unknown.
@@ -129,6 +130,7 @@ class GenerationRequest:
     preset: str = ""
     engine: Engine = "torch"
     edit: EditInput | None = None
+    prompt_weighting: bool = False
 
     def __post_init__(self) -> None:
         if self.preset:
@@ -175,6 +177,7 @@ class GenerationRequest:
             self.engine,
             *shapes,
             self.negative_prompt,
+            self.prompt_weighting,
             self.resize_mode,
             self.box,
             self.subject_scale,

@@ -158,6 +158,7 @@ class PreparedRequest:
         request = self.request
         return {
             "negative_prompt": request.negative_prompt,
+            "prompt_weighting": request.prompt_weighting,
             "height": request.height,
             "width": request.width,
             "num_inference_steps": request.steps,

@@ -33,6 +33,7 @@ from blip_diffusion.pipelines.edit_inputs import (
     whole_mask,
 )
 from blip_diffusion.pipelines.inputs import PipelineInputs
+from blip_diffusion.pipelines.prompt_weighting import plain_text
 from blip_diffusion.prompts import subject_prompt
 
 
@@ -102,7 +103,8 @@ class EditRun:
         """Add what the photo shows: its words, and by wish its own subject tokens where its subject is."""
         host = self.host
         repeats = {"repetitions": host.config["prompt_reps"]}
-        text = subject_prompt(prompt, category, **repeats)
+        words = plain_text(prompt) if self.inputs.texts.weighted else prompt
+        text = subject_prompt(words, category, **repeats)
         if not by_photo:
             return replace(self, source=host._encode_text([text]), sentence=Sentence(text))
         squares = host._square([self.photo.image], self.inputs.resize_mode)
@@ -160,7 +162,9 @@ class EditRun:
     def controlled(self, path: Inversion, control: AttentionControl) -> Iterator[Denoiser]:
         """Context manager: the target's denoiser beside the source's, whose attention maps it takes over."""
         host, steps = self.host, len(self.timesteps)
-        target = Sentence(self.inputs.texts.prompts[0], self._target_tokens())
+        texts = self.inputs.texts
+        words = plain_text(texts.prompts[0]) if texts.weighted else texts.prompts[0]
+        target = Sentence(words, self._target_tokens())
         category = self._target_category()
         length = self.target.shape[1]
         alignment = align(host.tokenizer, self.sentence, target, category, control, length).to(self.target.device)

@@ -55,6 +55,7 @@ class CallArguments:
     latents: Tensor | None
     prompt_strength: float
     prompt_reps: int | None
+    prompt_weighting: bool
     resize_mode: ResizeMode | None
     box: "Boxes | None"
     subjects: Sequence[SubjectRegion] | None

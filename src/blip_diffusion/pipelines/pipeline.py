@@ -131,6 +131,7 @@ class BlipDiffusionPipeline(
         latents: Tensor | None = None,
         prompt_strength: float = 1.0,
         prompt_reps: int | None = None,
+        prompt_weighting: bool = False,
         resize_mode: ResizeMode | None = None,
         box: Boxes | None = None,
         subjects: Sequence[SubjectRegion] | None = None,
@@ -183,6 +184,8 @@ class BlipDiffusionPipeline(
             latents: Initial noise (B, C, H / 8, W / 8) in place of new noise.
             prompt_strength: With `prompt_reps`, how often the prompt is repeated: their product, rounded down.
             prompt_reps: See `prompt_strength`.
+            prompt_weighting: Whether words have weights, "(beach)1.5", "beach++" or "(beach:1.5)", which compel applies
+                to the text states. It needs the extra `weighting`. Subject tokens keep weight 1.
             resize_mode: How the reference becomes square: "crop" (centre), "squash" (both sides), "pad" (all of it) or
                 "subject" (a square about the subject); by default the model's.
             box: Where the subject stands: left, top, right, bottom in [0, 1] of the image, or one such box for each

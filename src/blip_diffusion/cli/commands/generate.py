@@ -31,6 +31,7 @@ from blip_diffusion.cli.subject_flags import (
 )
 from blip_diffusion.cli.values import check_file, kind_and_value, path_and_number, prompts_of, seed, size
 from blip_diffusion.errors import InputError
+from blip_diffusion.optional_packages import require_package
 
 if TYPE_CHECKING:
     from blip_diffusion.generation.edit_request import EditInput
@@ -63,6 +64,11 @@ def sampling_flags(parser: argparse.ArgumentParser) -> None:
         "--guidance-scale", type=float, help="weight of classifier-free guidance; 1 is off (default: the model's)"
     )
     parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what should not appear")
+    parser.add_argument(
+        "--prompt-weighting",
+        action="store_true",
+        help='words have weights: "on the (beach)1.5" or "(beach:1.5)" (extra weighting)',
+    )
     parser.add_argument("--size", type=size, metavar="PIXELS", help="image size: 512, or 768x512 for width and height")
 
 
@@ -210,6 +216,7 @@ def _request(
         steps=arguments.steps,
         guidance_scale=arguments.guidance_scale,
         negative_prompt=arguments.negative_prompt,
+        prompt_weighting=arguments.prompt_weighting,
         width=arguments.size and arguments.size[0],
         height=arguments.size and arguments.size[1],
         controls=_controls(arguments, controlnets),
@@ -240,6 +247,8 @@ def check_values(arguments: argparse.Namespace) -> None:
         guidance_scale=arguments.guidance_scale,
     )
     check_subject_files(arguments)
+    if arguments.prompt_weighting:
+        require_package("compel", "weighting", "--prompt-weighting")
     for text in arguments.subject:
         check_file("subject", path_and_number("--subject", text, "weight")[0])
     check_adapters(arguments)
