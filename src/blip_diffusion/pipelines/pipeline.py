@@ -30,6 +30,7 @@ from blip_diffusion.pipelines.inputs import Boxes, CallArguments, PipelineInputs
 from blip_diffusion.pipelines.loading import LoadingMixin
 from blip_diffusion.pipelines.locking import exclusive
 from blip_diffusion.pipelines.lora_loaders import LoraLoadersMixin
+from blip_diffusion.pipelines.safety import SafetyChecker, Watermark, screened
 from blip_diffusion.pipelines.step_callback import CALLBACK_TENSORS, CallbackDenoiser, StepCallback, callback_tensors
 from blip_diffusion.pipelines.subject_scale import Scale, SubjectScaleMixin
 from blip_diffusion.pipelines.subjects import SubjectsMixin
@@ -51,6 +52,7 @@ class BlipDiffusionPipeline(
 ):
     """Generate images of a subject in new scenes, from a reference image and a prompt.
 
+    `safety_checker` and `watermark` may be set (`pipelines.safety`); they act on all images that are decoded.
     Devices, offloading, progress bars and hooks are diffusers'. Threads that use one pipeline, or pipelines over one
     U-Net (`from_pipe`), take turns.
 
@@ -62,6 +64,8 @@ class BlipDiffusionPipeline(
     model_cpu_offload_seq = "qformer->text_encoder->unet->vae"
     _callback_tensor_inputs = CALLBACK_TENSORS
     _optional_components = ("controlnet", "subject_finder")
+    safety_checker: SafetyChecker | None = None
+    watermark: Watermark | None = None
 
     def __init__(
         self,
@@ -286,7 +290,8 @@ class BlipDiffusionPipeline(
         return self._as_output(check_finite(self._decode_latents(latents).float()), output_type)
 
     def _as_output(self, pixels: Tensor, output_type: str) -> Any:
-        """Return pixels (B, 3, H, W) in [0, 1] in the wanted type."""
+        """Return pixels (B, 3, H, W) in [0, 1] in the requested type, checked and marked if that is on."""
+        pixels = screened(pixels, self.safety_checker, self.watermark)
         if output_type == "pt":
             return pixels
         return images.to_pil(pixels) if output_type == "pil" else pixels.permute(0, 2, 3, 1).cpu().numpy()
