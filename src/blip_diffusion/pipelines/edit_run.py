@@ -162,9 +162,8 @@ class EditRun:
     def controlled(self, path: Inversion, control: AttentionControl) -> Iterator[Denoiser]:
         """Context manager: the target's denoiser beside the source's, whose attention maps it takes over."""
         host, steps = self.host, len(self.timesteps)
-        texts = self.inputs.texts
-        words = plain_text(texts.prompts[0]) if texts.weighted else texts.prompts[0]
-        target = Sentence(words, self._target_tokens())
+        words = self.inputs.texts.prompts[0]
+        target = Sentence(plain_text(words) if self.inputs.texts.weighted else words, self._target_tokens())
         category = self._target_category()
         length = self.target.shape[1]
         alignment = align(host.tokenizer, self.sentence, target, category, control, length).to(self.target.device)

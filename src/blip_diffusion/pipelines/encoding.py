@@ -270,10 +270,10 @@ class EncodingMixin(PipelineHost):
 
     def _weighted_states(self, texts: list[str], subject: Tensor | None, frames: Tensor | None) -> Tensor:
         """Return text states (B, L, D) of prompts whose words have weights."""
-        options = {"length": self.model.text_length, "device": self._execution_device}
-        subjects = [None] * len(texts) if subject is None else list(subject.to(self._execution_device))
+        length, device = self.model.text_length, self._execution_device
+        subjects = [None] * len(texts) if subject is None else list(subject.to(device))
         states = [
-            weighted_states(self.text_encoder, self.tokenizer, text, one, **options)
+            weighted_states(self.text_encoder, self.tokenizer, text, one, length=length, device=device)
             for text, one in zip(texts, subjects, strict=True)
         ]
         return self.model.with_positions(torch.cat(states), subject, frames)

@@ -81,7 +81,9 @@ def parse_weights(text: str) -> WeightedText:
     except Exception as error:  # pyparsing and compel raise errors of many types
         raise InputError(f"The weights of {quoted!r} can't be read ({reason(error)}): check them.") from error
     prompts = parsed.prompts
-    parts = list(prompts[0].children) if len(prompts) == 1 and type(prompts[0]) is FlattenedPrompt else [None]
+    parts: list[Any] = (
+        list(prompts[0].children) if len(prompts) == 1 and type(prompts[0]) is FlattenedPrompt else [None]
+    )
     if parsed.lora_weights or not all(type(part) is Fragment for part in parts):
         raise InputError(f"{quoted!r} uses an operator of compel: only weights on words are supported.")
     weights = tuple(float(part.weight) for part in parts)
@@ -174,7 +176,8 @@ class _Encoder:
         if hidden is not None and bool(hidden.all()):
             hidden = None  # the same computation as without weights
         if words.shape == ids.shape:
-            return self._text_encoder(words, attention_mask=hidden)  # type: ignore[no-any-return]
+            output: SimpleNamespace = self._text_encoder(words, attention_mask=hidden)
+            return output
         assert self._subject is not None
         at = int((ids[0] < 0).nonzero()[0])
         states = self._text_encoder(words, self._subject[None], at, attention_mask=hidden)
