@@ -47,6 +47,7 @@ SERVER = importlib.util.find_spec("dbos") and importlib.util.find_spec("fastapi"
 SERVICE = {"edits", "errors", "events", "jobs", "job_service", "settings", "store"}
 MAY_IMPORT = {
     "errors": set(),
+    "optional_packages": {"errors"},
     "config": {"errors"},
     "devices": {"errors"},
     "edges": set(),
@@ -67,13 +68,14 @@ MAY_IMPORT = {
     "checkpoint": NETWORKS | {"model", "blip2"},
     "sampling": NETWORKS | {"model"},
     "references": NETWORKS | {"model"},
-    "pipelines": MODEL | {"openvino_backend", "references"},
+    "pipelines": MODEL | {"openvino_backend", "optional_packages", "references"},
     "training": MODEL | {"data", "references", "sampling"},
     "evaluation": MODEL | {"data", "pipelines", "references", "sampling", "training"},
     "generation": MODEL | {"annotators", "pipelines", "sampling"},
     "comfy": MODEL | {"annotators", "generation", "pipelines"},
     "serving": MODEL | {"generation", "pipelines", "references"},
-    "cli": MODEL | {"annotators", "data", "generation", "pipelines", "serving", "training", "evaluation"},
+    "cli": MODEL
+    | {"annotators", "data", "generation", "optional_packages", "pipelines", "serving", "training", "evaluation"},
 }
 """What each part may import beside itself: siblings (modules and diffusion, pipelines and training) not each other."""
 

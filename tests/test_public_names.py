@@ -60,6 +60,7 @@ def test_the_call() -> None:
         "latents": None,
         "prompt_strength": 1.0,
         "prompt_reps": None,
+        "prompt_weighting": False,
         "resize_mode": None,
         "box": None,
         "subjects": None,

@@ -195,13 +195,16 @@ class BlipDiffusion(nn.Module):
         device = device or self.text_encoder.device
         if subject is None:
             ids = prompt_ids(self.tokenizer, prompts, self.text_length).to(device)
-            states: Tensor = self.text_encoder(ids).last_hidden_state
-            return F.pad(states, (0, self.place_width))
+            return self.with_positions(self.text_encoder(ids).last_hidden_state)
         ids = prompt_ids(self.tokenizer, prompts, self.text_length - subject.shape[1]).to(device)
-        at = insert_position(self.tokenizer)
-        states = self.text_encoder(ids, subject, at)
-        codes = self._codes(subject, frames)
-        return append_codes(states, codes, at) if self.place_width else states
+        states = self.text_encoder(ids, subject, insert_position(self.tokenizer))
+        return self.with_positions(states, subject, frames)
+
+    def with_positions(self, states: Tensor, subject: Tensor | None = None, frames: Tensor | None = None) -> Tensor:
+        """Return text states (B, L, D) with position codes appended: (B, L, D + P). See `text_states`."""
+        if subject is None or not self.place_width:
+            return F.pad(states, (0, self.place_width))
+        return append_codes(states, self._codes(subject, frames), insert_position(self.tokenizer))
 
     def several_subjects_states(
         self,

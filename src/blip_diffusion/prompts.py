@@ -45,12 +45,12 @@ WEIGHTED_WORDS = re.compile(r"\([^()]*:\s*\d*\.?\d+\s*\)|\({2,}[^()]+\){2,}")
 
 
 def warn_of_weighted_words(sentences: Sequence[str]) -> None:
-    """Warn of weights on words, which are not supported and stay in the prompt as text."""
+    """Warn of weights on words, which stay in the prompt as text without `prompt_weighting`."""
     for sentence in dict.fromkeys(sentences):
         if match := WEIGHTED_WORDS.search(sentence):
             warnings.warn(
                 f"Weights on words, such as {match.group()[:60]!r}, have no effect and stay in the prompt as text: use "
-                "prompt_reps to make the whole prompt weigh more, or prompt_embeds.",
+                "prompt_weighting, or prompt_reps to make the whole prompt weigh more.",
                 stacklevel=3,
             )
 

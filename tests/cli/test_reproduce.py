@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -130,3 +131,24 @@ def test_reproduce_excludes_other_flags(
     assert main(["generate", *more, "--reproduce", "out/on-the-beach-0.png"]) == 2
     assert f"remove {named}, or --reproduce" in capsys.readouterr().err
     assert output_files() == ["out/on-the-beach-0.png"]
+
+
+WEIGHTED = ("--prompt-weighting", "--guidance-scale", 5)
+
+
+def test_weights_on_words_are_reproduced(generate: Run) -> None:
+    pytest.importorskip("compel")
+    assert generate("--negative-prompt", "a (cat)1.5", *WEIGHTED, "--out", "first") == 0
+    (path,) = output_files()
+    assert main(["generate", "--reproduce", path, "--out", "again"]) == 0
+    assert np.array_equal(read_pixels(path), read_pixels(path.replace("first", "again")))
+    assert generate("--negative-prompt", "a (cat)3", *WEIGHTED, "--out", "other") == 0
+    (other,) = Path("other").iterdir()
+    assert not np.array_equal(read_pixels(path), read_pixels(str(other)))
+
+
+@pytest.mark.skipif(find_spec("compel") is not None, reason="compel is installed")
+def test_weights_on_words_need_the_extra(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate("--prompt-weighting") == 2
+    assert "--prompt-weighting needs the package compel" in capsys.readouterr().err
+    assert not output_files()

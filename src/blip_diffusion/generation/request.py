@@ -89,6 +89,9 @@ class GenerationRequest:
         preset: "exact", "fast", "turbo", or empty for none.
         engine: Backend that runs the networks: "torch", "compiled" or "openvino".
         edit: The photo that is edited; its prompts may be empty. `None`: images are generated.
+        prompt_weighting: Whether words of prompts have weights: "(beach)1.5".
+        safety_checker: Whether flagged images become black.
+        watermark: Whether images get an invisible watermark.
 
     Raises:
         InputError: If a value is empty or out of range, or the preset is unknown.
@@ -129,6 +132,9 @@ class GenerationRequest:
     preset: str = ""
     engine: Engine = "torch"
     edit: EditInput | None = None
+    prompt_weighting: bool = False
+    safety_checker: bool = False
+    watermark: bool = False
 
     def __post_init__(self) -> None:
         if self.preset:
@@ -175,6 +181,9 @@ class GenerationRequest:
             self.engine,
             *shapes,
             self.negative_prompt,
+            self.prompt_weighting,
+            self.safety_checker,
+            self.watermark,
             self.resize_mode,
             self.box,
             self.subject_scale,

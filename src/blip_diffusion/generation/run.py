@@ -23,6 +23,7 @@ from blip_diffusion.generation.subject_inputs import opened, subject_arguments
 from blip_diffusion.generation.subject_refs import load_subjects
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import Dtype, preset_on_engine
+from blip_diffusion.pipelines.safety import SafetyChecker, Watermark
 from blip_diffusion.pipelines.step_callback import StepCallback
 from blip_diffusion.pipelines.subject_scale import PARTS
 
@@ -159,6 +160,7 @@ class PreparedRequest:
         request = self.request
         return {
             "negative_prompt": request.negative_prompt,
+            "prompt_weighting": request.prompt_weighting,
             "height": request.height,
             "width": request.width,
             "num_inference_steps": request.steps,
@@ -178,7 +180,7 @@ def prepared(pipe: BlipDiffusionPipeline, request: GenerationRequest) -> Iterato
     editor = None if request.edit is None else Editor.read(request.edit)
     pipe.set_preset(preset_on_engine(request.preset, request.engine))
     before = set(pipe.subjects)
-    with loaded_adapters(pipe, request.loras, request.embeddings):
+    with loaded_adapters(pipe, request.loras, request.embeddings), _screening(pipe, request):
         try:
             control = _control_arguments(request.controls, pipe)
             subject = {} if request.blend_row else _subject_arguments(pipe, request)
@@ -211,8 +213,22 @@ def prepared_jointly(
         "resize_mode": first.resize_mode,
         "box": first.box,
     }
-    with loaded_adapters(pipe, first.loras, first.embeddings):
+    with loaded_adapters(pipe, first.loras, first.embeddings), _screening(pipe, first):
         yield PreparedRequest(pipe, first, arguments)
+
+
+@contextmanager
+def _screening(pipe: BlipDiffusionPipeline, request: GenerationRequest) -> Iterator[None]:
+    """Context manager: a pipeline has the safety checker and the watermark of a request, beside those set before."""
+    before = pipe.safety_checker, pipe.watermark
+    try:
+        if request.safety_checker and pipe.safety_checker is None:
+            pipe.safety_checker = SafetyChecker()
+        if request.watermark and pipe.watermark is None:
+            pipe.watermark = Watermark()
+        yield
+    finally:
+        pipe.safety_checker, pipe.watermark = before
 
 
 def _subject_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:

@@ -23,27 +23,31 @@ class SubjectTextEncoder(CLIPTextModel):
         input_ids: Tensor | None = None,
         subject_tokens: Tensor | Sequence[Tensor] | None = None,
         insert_at: int | Sequence[int] = 2,
+        attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """Return CLIP's output, or, with subject tokens, the last hidden state (B, L + Q, D).
 
         `subject_tokens` (B, Q, D) are inserted before word `insert_at` among the token embeddings: they take positions,
         and the words after them move back by Q. `L + Q` must not exceed the model's positions. Several subjects are a
-        sequence of such tensors; their positions increase, counted in words.
+        sequence of such tensors; their positions increase, counted in words. `attention_mask` (B, L + Q) is 0 for
+        positions that are not attended to.
         """
         if subject_tokens is None:
-            return super().forward(input_ids=input_ids, **kwargs)
+            return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         if input_ids is None:
             raise ValueError("subject tokens are inserted among words: input_ids is missing")
         words = self.embeddings.token_embedding(input_ids)  # (B, L, D)
         blocks = [subject_tokens] if isinstance(subject_tokens, Tensor) else list(subject_tokens)
         places = [insert_at] if isinstance(insert_at, int) else list(insert_at)
-        return self.encode_embedded(_inserted(words, blocks, places))
+        return self.encode_embedded(_inserted(words, blocks, places), attention_mask)
 
-    def encode_embedded(self, embedded: Tensor) -> Tensor:
+    def encode_embedded(self, embedded: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Encode word embeddings and subject tokens (B, L, D), in order of position, to hidden states (B, L, D)."""
         hidden = self.embeddings(inputs_embeds=embedded)
-        mask = create_causal_mask(config=self.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None)
+        mask = create_causal_mask(
+            config=self.config, inputs_embeds=hidden, attention_mask=attention_mask, past_key_values=None
+        )
         states = self.encoder(inputs_embeds=hidden, attention_mask=mask, is_causal=True).last_hidden_state
         normed: Tensor = self.final_layer_norm(states)
         return normed

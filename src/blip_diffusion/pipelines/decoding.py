@@ -11,6 +11,7 @@ from blip_diffusion import images
 from blip_diffusion.diffusion.latents import LatentCodec
 from blip_diffusion.pipelines.acceleration import AccelerationMixin
 from blip_diffusion.pipelines.checks import check_finite
+from blip_diffusion.pipelines.safety import screened
 from blip_diffusion.protocols import VAE
 
 
@@ -36,7 +37,8 @@ class DecodingMixin(AccelerationMixin):
         return self._as_output(check_finite(self._decode_latents(latents).float()), output_type)
 
     def _as_output(self, pixels: Tensor, output_type: str) -> Any:
-        """Return pixels (B, 3, H, W) in [0, 1] as images of the requested type."""
+        """Return pixels (B, 3, H, W) in [0, 1] as images of the requested type, screened and marked if that is on."""
+        pixels = screened(pixels, self.safety_checker, self.watermark)
         if output_type == "pt":
             return pixels
         return images.to_pil(pixels) if output_type == "pil" else pixels.permute(0, 2, 3, 1).cpu().numpy()

@@ -31,6 +31,7 @@ OPTIONS = frozenset(
         *("guidance_rescale", "num_images_per_prompt", "generator", "resize_mode", "box", "output_type"),
         *("controlnet", "controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"),
         "control_resample",
+        "prompt_weighting",
     }
 )
 """Arguments of the pipeline's call that `edit` and `inpaint` also take."""

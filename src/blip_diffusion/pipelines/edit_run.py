@@ -33,6 +33,7 @@ from blip_diffusion.pipelines.edit_inputs import (
     whole_mask,
 )
 from blip_diffusion.pipelines.inputs import PipelineInputs
+from blip_diffusion.pipelines.prompt_weighting import plain_text
 from blip_diffusion.pipelines.step_callback import StepCallback
 from blip_diffusion.prompts import subject_prompt
 
@@ -103,7 +104,8 @@ class EditRun:
         """Add the text states of the photo's description, with the photo's own subject tokens if `use_photo`."""
         host = self.host
         repeats = {"repetitions": host.config["prompt_reps"]}
-        text = subject_prompt(prompt, category, **repeats)
+        words = plain_text(prompt) if self.inputs.texts.weighted else prompt
+        text = subject_prompt(words, category, **repeats)
         if not use_photo:
             return replace(self, source=host._encode_text([text]), sentence=Sentence(text))
         squares = host._square([self.photo.image], self.inputs.resize_mode)
@@ -161,7 +163,8 @@ class EditRun:
     def attention_controlled(self, path: Inversion, control: AttentionControl) -> Iterator[Denoiser]:
         """Context manager: the target's denoiser, run with the source, whose attention maps replace the target's."""
         host, steps = self.host, len(self.timesteps)
-        target = Sentence(self.inputs.texts.prompts[0], self._target_tokens())
+        words = self.inputs.texts.prompts[0]
+        target = Sentence(plain_text(words) if self.inputs.texts.weighted else words, self._target_tokens())
         category = self._target_category()
         length = self.target.shape[1]
         alignment = align(host.tokenizer, self.sentence, target, category, control, length).to(self.target.device)

@@ -17,6 +17,7 @@ from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.inputs import CallArguments, PipelineInputs, prepare_inputs
 from blip_diffusion.pipelines.locking import exclusive
 from blip_diffusion.pipelines.prompt_inputs import PromptInputs, on_device
+from blip_diffusion.pipelines.prompt_weighting import plain_text, weighted_states
 from blip_diffusion.prompts import warn_of_dropped
 from blip_diffusion.references import SquareReference, check_not_blank, square_reference
 
@@ -58,6 +59,7 @@ class EncodingMixin(PipelineHost):
         target_subject_category: str = "",
         *,
         negative_prompt: str = "",
+        prompt_weighting: bool = False,
         resize_mode: ResizeMode | None = None,
         subject_embeds: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -69,6 +71,7 @@ class EncodingMixin(PipelineHost):
             source_subject_category: What the reference shows.
             target_subject_category: What to generate it as; by default the same.
             negative_prompt: What should not appear.
+            prompt_weighting: Whether words have weights; see `__call__`.
             resize_mode: How the reference becomes square; by default the model's.
             subject_embeds: Subject tokens (1, Q, D) in place of a reference.
 
@@ -121,8 +124,10 @@ class EncodingMixin(PipelineHost):
         if given is not None:
             return on_device(given, self._execution_device).repeat_interleave(copies, dim=0)
         prompts = inputs.texts.negative_prompts
-        warn_of_dropped(self.tokenizer, prompts, self.model.text_length, "The negative prompt")
-        return self._encode_text(repeat(prompts, copies))
+        weighted = inputs.texts.weighted
+        plain = [plain_text(prompt) for prompt in prompts] if weighted else prompts
+        warn_of_dropped(self.tokenizer, plain, self.model.text_length, "The negative prompt")
+        return self._encode_text(repeat(prompts, copies), weighted=weighted)
 
     def _prompt_states(self, inputs: PipelineInputs) -> Tensor:
         """Return text states (B, L, D) of the prompts with the subjects in them."""
@@ -149,7 +154,7 @@ class EncodingMixin(PipelineHost):
             )
         if inputs.subject_scale.changes:
             bare = [texts] if in_one else [part for part, _ in sentences]
-            without = [self._encode_text(repeat(part.prompts, copies)) for part in bare]
+            without = [self._encode_text(repeat(part.prompts, copies), weighted=part.weighted) for part in bare]
             states = torch.cat([states, *without], dim=1)
         return states
 
@@ -169,13 +174,18 @@ class EncodingMixin(PipelineHost):
         """Return text states (B, L, D) of prompts with one subject each."""
         warn_of_dropped(self.tokenizer, texts.sentences, self.model.text_length - subject.shape[1])
         frames = None if frames is None else frames.repeat_interleave(copies, dim=0)
-        return self._encode_text(repeat(texts.prompts, copies), subject.repeat_interleave(copies, dim=0), frames)
+        subject = subject.repeat_interleave(copies, dim=0)
+        return self._encode_text(repeat(texts.prompts, copies), subject, frames, weighted=texts.weighted)
 
     def _sentence_states(
         self, inputs: PipelineInputs, subjects: list[tuple[Tensor, Tensor | None]], parts: list[PromptInputs]
     ) -> Tensor:
         """Return text states (B, L, D) of prompts with all subjects in each."""
         texts, copies = inputs.texts, inputs.num_images_per_prompt
+        if texts.weighted:
+            raise InputError(
+                "prompt_weighting and several subjects in one sentence exclude each other: give each a box."
+            )
         tokens = [subject for subject, _ in subjects]
         warn_of_dropped(self.tokenizer, texts.sentences, self.model.text_length - sum(t.shape[1] for t in tokens))
         states = self.model.several_subjects_states(
@@ -234,17 +244,36 @@ class EncodingMixin(PipelineHost):
 
         return self._cache.get(keys, compute)
 
-    def _encode_text(self, prompts: list[str], subject: Tensor | None = None, frames: Tensor | None = None) -> Tensor:
+    def _encode_text(
+        self,
+        prompts: list[str],
+        subject: Tensor | None = None,
+        frames: Tensor | None = None,
+        *,
+        weighted: bool = False,
+    ) -> Tensor:
         """Return text states (B, L, D)."""
         version = weights_version(self.text_encoder)
         tokens = [b""] * len(prompts) if subject is None else [tensor_bytes(one) for one in subject]
         positions = [b""] * len(prompts) if frames is None else [tensor_bytes(one) for one in frames]
-        keys = [(version, *key) for key in zip(prompts, tokens, positions, strict=True)]
+        keys = [(version, weighted, *key) for key in zip(prompts, tokens, positions, strict=True)]
 
         def compute(indices: list[int]) -> Tensor:
             subjects = None if subject is None else subject[indices]
             places = None if frames is None else frames[indices]
             texts = [prompts[i] for i in indices]
+            if weighted:
+                return self._weighted_states(texts, subjects, places)
             return self.model.text_states(texts, subjects, places, device=self._execution_device)
 
         return self._cache.get(keys, compute)
+
+    def _weighted_states(self, texts: list[str], subject: Tensor | None, frames: Tensor | None) -> Tensor:
+        """Return text states (B, L, D) of prompts whose words have weights."""
+        length, device = self.model.text_length, self._execution_device
+        subjects = [None] * len(texts) if subject is None else list(subject.to(device))
+        states = [
+            weighted_states(self.text_encoder, self.tokenizer, text, one, length=length, device=device)
+            for text, one in zip(texts, subjects, strict=True)
+        ]
+        return self.model.with_positions(torch.cat(states), subject, frames)

@@ -33,6 +33,8 @@ class PipelineHost(Protocol):
     controlnet: Any
     t2i_adapters: dict[str, Any]
     subject_finder: Any
+    safety_checker: Any
+    watermark: Any
     config: Any
     preset: "Preset"
     _cache: "EncodingCache"

@@ -77,33 +77,39 @@ class ImageSearch(Blip2Pipeline):
         if not sentence.strip():
             raise InputError("The sentence is empty: describe an image, for example a red teapot.")
         words = self.model.sentence_words([sentence])
-        cosines = self._cosines(images, words)
+        features: dict[int, Tensor] = {}
+        cosines = self._cosines(images, words, features, rerank)
         order = cosines.argsort(descending=True).tolist()
         first = order[:rerank]
-        logits = self._logits([images[index] for index in first], words)
+        logits = self._logits([features[index] for index in first], words)
         best = [Match(i, cosines[i].item() + logit, cosines[i].item(), logit)
                 for i, logit in zip(first, logits, strict=True)]  # fmt: skip
         others = [Match(index, cosines[index].item(), cosines[index].item()) for index in order[rerank:]]
         return sorted(best, key=lambda match: -match.score) + others
 
     @torch.no_grad()
-    def _cosines(self, images: Sequence[Source], words: Words) -> Tensor:
-        """Return the cosines (N,) of ITC."""
+    def _cosines(self, images: Sequence[Source], words: Words, features: dict[int, Tensor], keep: int) -> Tensor:
+        """Return the cosines (N,) of ITC, and put the features of the `keep` best images into `features`."""
         sentence = self.model.sentence_vectors(words)
         if not images:
             raise InputError("There are no images to search: give at least one.")
-        parts = [
-            self.model.itc(self.model.image_vectors(self._features_of(images[first : first + BATCH])), sentence)[:, 0]
-            for first in range(0, len(images), BATCH)
-        ]
-        return torch.cat(parts).float().cpu()
+        cosines = torch.empty(0)
+        for first in range(0, len(images), BATCH):
+            batch = self._features_of(images[first : first + BATCH])
+            batch_cosines = self.model.itc(self.model.image_vectors(batch), sentence)[:, 0]
+            cosines = torch.cat([cosines, batch_cosines.float().cpu()])
+            features |= {first + row: one for row, one in enumerate(batch)}
+            best = set(cosines.argsort(descending=True)[:keep].tolist())
+            for index in features.keys() - best:
+                del features[index]
+        return cosines
 
     @torch.no_grad()
-    def _logits(self, images: Sequence[Source], words: Words) -> list[float]:
-        """Return ITM's logits of a match of each image with the sentence."""
+    def _logits(self, encoded: Sequence[Tensor], words: Words) -> list[float]:
+        """Return ITM's logits of a match of each image, given its features, with the sentence."""
         logits: list[float] = []
-        for first in range(0, len(images), BATCH):
-            features = self._features_of(images[first : first + BATCH])
+        for first in range(0, len(encoded), BATCH):
+            features = torch.stack(list(encoded[first : first + BATCH]))
             same = Words(*(t.expand(len(features), -1) for t in (words.input_ids, words.attention_mask)))
             logits += self.model.itm(features, same)[:, 1].float().tolist()
         return logits

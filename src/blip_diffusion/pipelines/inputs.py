@@ -57,6 +57,7 @@ class CallArguments:
     latents: Tensor | None
     prompt_strength: float
     prompt_reps: int | None
+    prompt_weighting: bool
     resize_mode: ResizeMode | None
     box: "Boxes | None"
     subjects: Sequence[SubjectRegion] | None
@@ -212,7 +213,10 @@ def _size(host: PipelineHost, given: CallArguments) -> tuple[int, int]:
     for name, side in (("height", given.height), ("width", given.width)):
         if side is not None and (whole_number(name, side) % step or not step <= side <= MAX_SIDE):
             raise InputError(f"The size {side} can't be used: give a multiple of {step} from {step} to {MAX_SIDE}.")
-    return given.height or default, given.width or default
+    height, width = given.height or default, given.width or default
+    if host.watermark is not None and given.output_type != "latent":
+        host.watermark.check_size(height, width)
+    return height, width
 
 
 def _steps(host: PipelineHost, given: CallArguments) -> int:

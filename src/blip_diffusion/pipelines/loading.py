@@ -146,6 +146,7 @@ class LoadingMixin(PipelineHost):
         """
         pipe = cls.from_model(pipeline.model, controlnet=controlnet or pipeline.controlnet)
         pipe.t2i_adapters = pipeline.t2i_adapters
+        pipe.safety_checker, pipe.watermark = pipeline.safety_checker, pipeline.watermark
         return pipe
 
     @exclusive

