@@ -12,6 +12,7 @@ from PIL import Image
 from blip_diffusion.checkpoint.model_folder import read_parts
 from blip_diffusion.cli.main import main
 from blip_diffusion.errors import CheckpointError, ConfigError, InputError
+from blip_diffusion.fileio import locked
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.training.recipe.config import RecipeConfig, SharesConfig, read_recipe
 from blip_diffusion.training.recipe.run import PHASES, run
@@ -109,3 +110,13 @@ def test_run_starts_from_an_existing_model(folder: Path, tmp_path: Path) -> None
     for name in ("vae", "unet", "text_encoder", "subject_encoder", "subject_finder"):
         for key, value in getattr(before, name).state_dict().items():
             assert torch.equal(value, getattr(start, name).state_dict()[key]), key
+
+
+def test_folder_of_another_process_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`train-mini` and `train-control` lock the folder of a run, as `train` does."""
+    flags = ["--data", str(WORLD), "--out", str(tmp_path), "--device", "cpu", "--workers", "0", "--resume"]
+    with locked(tmp_path):
+        for command in ("train-mini", "train-control"):
+            assert main([command, *flags]) == 2
+            assert f"Another process writes to {tmp_path}" in capsys.readouterr().err
+    assert not tmp_path.exists()

@@ -21,7 +21,7 @@ from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler
 from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
 from blip_diffusion.errors import InputError
-from blip_diffusion.fileio import check_writable, write_text
+from blip_diffusion.fileio import check_writable, locked_run, write_text
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training import initialization
 from blip_diffusion.training.objectives.control import ControlConfig, Hint
@@ -124,7 +124,7 @@ def run_control(
 
     Raises:
         CheckpointError: If `folder` holds a run and `resume` is false, or the model is incomplete.
-        InputError: If a hint is unknown.
+        InputError: If a hint is unknown, or another process trains in `folder`.
     """
     if not minutes > 0:
         raise InputError(f"--minutes is {minutes:g}: use a number above 0.")
@@ -132,12 +132,13 @@ def run_control(
     if not hints or not {*hints} <= {*known} or len({*hints}) < len(hints):
         raise InputError(f"The hints are {', '.join(hints)}: use {' or '.join(known)}, each once.")
     check_writable(folder)
-    if not resume:
-        check_absent(folder)
     kinds = cast(Sequence[Hint], hints)
-    with _started(config, kinds, device, workers) as started:
-        write_text(folder / "config.toml", configuration.to_toml(config))
-        return {kind: _train(started, kind, folder / kind, 60 * minutes / len(kinds)) for kind in kinds}
+    with locked_run(folder):
+        if not resume:
+            check_absent(folder)
+        with _started(config, kinds, device, workers) as started:
+            write_text(folder / "config.toml", configuration.to_toml(config))
+            return {kind: _train(started, kind, folder / kind, 60 * minutes / len(kinds)) for kind in kinds}
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler
 from blip_diffusion.data.synthetic.tokenizers import tokenizer_corpus
 from blip_diffusion.errors import InputError
-from blip_diffusion.fileio import atomic_dir, check_writable, write_text
+from blip_diffusion.fileio import atomic_dir, check_writable, locked_run, write_text
 from blip_diffusion.training import checkpointing
 from blip_diffusion.training.initialization import InitConfig, load_parts
 from blip_diffusion.training.objective import Objective
@@ -87,17 +87,19 @@ def run(
 
     Raises:
         CheckpointError: If `folder` holds a run and `resume` is false.
+        InputError: If another process trains in `folder`.
     """
     if not minutes > 0:
         raise InputError(f"--minutes is {minutes:g}: use a number above 0.")
     check_writable(folder)
-    if not resume:
-        check_absent(folder)
-    write_text(folder / "config.toml", configuration.to_toml(config))
-    with _started(config, folder, device, workers) as recipe:
-        shares = {name: share for name in PHASES if (share := getattr(config.shares, name))}
-        results = {name: _phase(recipe, name, 60 * minutes * share) for name, share in shares.items()}
-    _export(recipe)
+    with locked_run(folder):
+        if not resume:
+            check_absent(folder)
+        write_text(folder / "config.toml", configuration.to_toml(config))
+        with _started(config, folder, device, workers) as recipe:
+            shares = {name: share for name in PHASES if (share := getattr(config.shares, name))}
+            results = {name: _phase(recipe, name, 60 * minutes * share) for name, share in shares.items()}
+        _export(recipe)
     return results
 
 
