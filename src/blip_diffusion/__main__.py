@@ -2,7 +2,7 @@
 
 import sys
 
-from blip_diffusion.cli.main import main
+from blip_diffusion.cli.entry import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -90,6 +90,18 @@ def locked(folder: Path) -> Iterator[None]:
             folder.rmdir()
 
 
+@contextmanager
+def locked_run(folder: Path) -> Iterator[None]:
+    """Context manager: lock the folder of a training run, and remove partial files of killed processes.
+
+    Raises:
+        InputError: If another process has locked it.
+    """
+    with locked(folder):
+        remove_partials(folder)
+        yield
+
+
 def remove_partials(folder: Path, name: str = "*") -> None:
     """Remove partial files and folders `name` of killed processes; no process may be writing them."""
     for path in folder.glob(f".partial-{'[0-9a-f]' * 32}-{name}") if folder.is_dir() else ():

@@ -15,7 +15,7 @@ from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import CaptionSampler, PairSampler
 from blip_diffusion.devices import device_of
 from blip_diffusion.errors import ConfigError
-from blip_diffusion.fileio import atomic_dir, check_writable, locked, remove_partials
+from blip_diffusion.fileio import atomic_dir, check_writable, locked_run
 from blip_diffusion.training import checkpointing
 from blip_diffusion.training.builders import OBJECTIVES, BuildContext
 from blip_diffusion.training.objective import Objective
@@ -66,9 +66,7 @@ def run(
     """
     config = configuration.build(RunConfig, configuration.read(path, overrides))
     check_writable(folder)
-    with nullcontext() if int(os.environ.get("RANK", "0")) else locked(folder):
-        if not int(os.environ.get("RANK", "0")):
-            remove_partials(folder)
+    with nullcontext() if int(os.environ.get("RANK", "0")) else locked_run(folder):
         return _run(config, folder, resume, extra_hooks)
 
 

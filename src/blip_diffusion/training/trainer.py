@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from blip_diffusion.fileio import atomic_dir
 from blip_diffusion.training.config import TrainConfig
 from blip_diffusion.training.ema import Ema
 from blip_diffusion.training.metric_logger import MetricLogger
@@ -158,8 +159,8 @@ def _run_hooks(run: Run, hooks: Sequence[Hook]) -> None:
 def _finish(run: Run) -> Result:
     """Export the averaged weights, except after a signal."""
     if run.stopped != "signal" and run.accelerator.is_main_process:
-        with _evaluation_mode(run):
-            run.objective.export(run.folder / EXPORT)
+        with _evaluation_mode(run), atomic_dir(run.folder / EXPORT) as partial:
+            run.objective.export(partial)
     run.accelerator.wait_for_everyone()
     return result_of(run, run.stopped or "done")
 

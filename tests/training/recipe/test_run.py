@@ -64,8 +64,6 @@ def test_resumed_run_keeps_finished_phases(folder: Path, tmp_path: Path) -> None
     config = read_recipe(None, SMALL)
     with pytest.raises(CheckpointError, match="--resume"):
         run(config, run_folder, minutes=0.02, device=CPU, workers=0)
-    with locked(run_folder), pytest.raises(InputError, match="Another process writes to"):
-        run(config, run_folder, minutes=0.02, device=CPU, workers=0, resume=True)
     run(config, run_folder, minutes=0.08, device=CPU, workers=0, resume=True)
     assert (run_folder / "representation/export/qformer/model.safetensors").read_bytes() == before
     assert next((run_folder / "subject/checkpoints").iterdir()).name > step and (run_folder / "export/unet").is_dir()
@@ -112,3 +110,13 @@ def test_run_starts_from_an_existing_model(folder: Path, tmp_path: Path) -> None
     for name in ("vae", "unet", "text_encoder", "subject_encoder", "subject_finder"):
         for key, value in getattr(before, name).state_dict().items():
             assert torch.equal(value, getattr(start, name).state_dict()[key]), key
+
+
+def test_folder_of_another_process_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`train-mini` and `train-control` lock the folder of a run, as `train` does."""
+    flags = ["--data", str(WORLD), "--out", str(tmp_path), "--device", "cpu", "--workers", "0", "--resume"]
+    with locked(tmp_path):
+        for command in ("train-mini", "train-control"):
+            assert main([command, *flags]) == 2
+            assert f"Another process writes to {tmp_path}" in capsys.readouterr().err
+    assert not tmp_path.exists()

@@ -124,7 +124,7 @@ def run_control(
 
     Raises:
         CheckpointError: If `folder` holds a run and `resume` is false, or the model is incomplete.
-        InputError: If a hint is unknown.
+        InputError: If a hint is unknown, or another process trains in `folder`.
     """
     if not minutes > 0:
         raise InputError(f"--minutes is {minutes:g}: use a number above 0.")

@@ -87,6 +87,7 @@ def run(
 
     Raises:
         CheckpointError: If `folder` holds a run and `resume` is false.
+        InputError: If another process trains in `folder`.
     """
     if not minutes > 0:
         raise InputError(f"--minutes is {minutes:g}: use a number above 0.")

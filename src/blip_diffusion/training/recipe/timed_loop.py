@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from blip_diffusion.errors import CheckpointError
-from blip_diffusion.fileio import check_writable, locked, remove_partials
+from blip_diffusion.fileio import check_writable, locked_run
 from blip_diffusion.training import checkpointing
 from blip_diffusion.training.checkpointing import Checkpoint, State
 from blip_diffusion.training.ema import Ema
@@ -171,8 +171,7 @@ def claimed(folder: Path, *, resume: bool) -> Iterator[None]:
         InputError: If nothing can be written there, or another process writes there.
     """
     check_writable(folder)
-    with locked(folder):
-        remove_partials(folder)
+    with locked_run(folder):
         if not resume and any(folder.glob("*/checkpoints/step-*")):
             raise CheckpointError(f"{folder} holds a run: continue it with --resume, or choose another --out.")
         yield
