@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from blip_diffusion.errors import InputError
@@ -124,6 +125,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file atomically, without changing line ends."""
     with atomic_file(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="")
+
+
+def save_image(image: Any, path: Path, **options: Any) -> None:
+    """Write a PIL image atomically, in the format of the path's suffix; `options` are those of its method `save`."""
+    with atomic_file(path) as partial:
+        image.save(partial, **options)
 
 
 def sha256_of(source: Path | bytes) -> str:
