@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -41,7 +42,13 @@ from blip_diffusion.fileio import sha256_of
 from blip_diffusion.nn_utils import tensor_bytes
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import Engine, preset_on_engine
+from blip_diffusion.ray_pool import actor_pool
 from blip_diffusion.training.personalize.config import TuneConfig
+
+Backend = Literal["local", "ray"]
+"""Where images are generated."""
+RAY_SHARDS = 64
+"""Parts of the images with Ray: several for each actor, so that a slow one delays little."""
 
 
 @dataclass(frozen=True)
@@ -259,6 +266,8 @@ def evaluate(
     batch_size: int = 16,
     device: torch.device | str = "cpu",
     log: LogFn = silent,
+    backend: Backend = "local",
+    actors: int | None = None,
 ) -> Report | None:
     """Generate the missing images of a benchmark and, unless this is a shard, score them and write the report.
 
@@ -269,6 +278,9 @@ def evaluate(
         batch_size: Images generated at once, 1 or more. The images don't depend on it.
         device: Device of the model.
         log: Called with lines of progress.
+        backend: "local", this process, or "ray": the actors of a cluster generate the model's images, in a folder that
+            all nodes share, and this process scores them.
+        actors: Number of actors.
 
     Returns:
         The report; `None` for a shard.
@@ -285,9 +297,33 @@ def evaluate(
         if shard is not None:
             run.generate_shard(shard)
             return None
+        if backend == "ray":
+            _generate_on_ray(config, out.resolve(), batch_size, device, log, actors)
         report = run.score()
     write_report(report, out)
     return report
+
+
+def _generate_on_ray(
+    config: EvalConfig, out: Path, batch_size: int, device: torch.device | str, log: LogFn, actors: int | None
+) -> None:
+    shards = [Shard(index, RAY_SHARDS) for index in range(1, RAY_SHARDS + 1)]
+    with actor_pool(partial(_shard_function, config, out, batch_size, device), actors=actors) as generate:
+        for shard, _ in zip(shards, generate(shards), strict=True):
+            log(f"shard {shard.index} of {shard.count} is generated")
+
+
+def _shard_function(
+    config: EvalConfig, out: Path, batch_size: int, device: torch.device | str
+) -> Callable[[Shard], None]:
+    """Load the model for as long as the function exists, and return the function that generates a shard."""
+    context = _prepared(config, out, batch_size, device, silent)
+    run = context.__enter__()
+
+    def generate(shard: Shard, _context: Any = context) -> None:
+        run.generate_shard(shard)
+
+    return generate
 
 
 @contextmanager
