@@ -13,7 +13,7 @@ from blip_diffusion.errors import DataError, InputError
 from blip_diffusion.generation.request import GenerationRequest
 from blip_diffusion.generation.run import run
 from blip_diffusion.images import png_bytes
-from blip_diffusion.ray_pool import LOCAL_SETTINGS, FunctionActor, actor_pool
+from blip_diffusion.ray_pool import LOCAL_SETTINGS, FunctionActor, _cores_of_each, actor_pool
 from tests.ray_functions import squarer
 
 
@@ -32,6 +32,11 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"blip-diffusion\[ray\]"), actor_pool(partial(doubler, [])):
         pass
+
+
+@pytest.mark.parametrize(("nodes", "count", "cores"), [([1, 1], 1, 1), ([8, 4], 2, 4), ([8, 4], 3, 4), ([8], 8, 1)])
+def test_actors_have_equal_cores_that_a_node_has(nodes: list[int], count: int, cores: int) -> None:
+    assert _cores_of_each(nodes, count) == cores
 
 
 # ------------------------------------------------------------------------------------------------- a real cluster

@@ -89,15 +89,20 @@ def _connect(ray: Any) -> bool:
 
 
 def _actors(ray: Any, build: Callable[[], Any], count: int | None) -> list[Any]:
-    resources = ray.cluster_resources()
-    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-    count = count if count is not None else gpus or sum(node["Alive"] for node in ray.nodes())
-    kind, available = ("GPUs", gpus) if gpus else ("CPU cores", cpus)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus, cpus = ([int(node.get(kind, 0)) for node in nodes] for kind in ("GPU", "CPU"))
+    kind, available = ("GPUs", sum(gpus)) if any(gpus) else ("CPU cores", sum(cpus))
+    count = count if count is not None else sum(gpus) or len(nodes)
     if not 1 <= count <= available:
         raise InputError(f"--actors is {count}, and the cluster has {available} {kind}: use 1 to {available}.")
-    share = {"num_gpus": 1} if gpus else {"num_cpus": available // count}
+    share = {"num_gpus": 1} if any(gpus) else {"num_cpus": _cores_of_each(cpus, count)}
     remote = ray.remote(max_restarts=-1, max_task_retries=-1, **share)(FunctionActor)
     return [remote.remote(build) for _ in range(count)]
+
+
+def _cores_of_each(nodes: list[int], count: int) -> int:
+    """Return the most CPU cores that each of `count` actors can have on nodes with these cores."""
+    return max(share for share in range(1, max(nodes) + 1) if sum(cores // share for cores in nodes) >= count)
 
 
 def _results(ray: Any, workers: list[Any], items: Iterable[Any]) -> Iterator[Any]:
