@@ -29,8 +29,8 @@ mini: $(VENV)/ready world/world.zip  ## train mini from the start; MINUTES=60, a
 test: $(VENV)/ready  ## run the tests, two processes at a time; WORKERS=0 runs them in one
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-test-faces: $(APP)/faces  ## test the server, the page in Chromium, the notebooks, and with COMFYUI=FOLDER the nodes in ComfyUI
-	$(APP)/bin/python -m pytest -n 0 -m faces -rs tests/serving tests/comfy tests/test_deploy.py tests/test_notebooks.py
+test-faces: $(APP)/faces  ## test the server, the page in Chromium, the notebooks, a Ray cluster, and with COMFYUI=FOLDER the nodes in ComfyUI
+	$(APP)/bin/python -m pytest -n 0 -m 'faces or ray' -rs tests/serving tests/comfy tests/test_deploy.py tests/test_notebooks.py tests/test_ray_pool.py
 
 check: $(VENV)/ready  ## check style and types
 	$(BIN)/ruff check .

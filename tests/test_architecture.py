@@ -58,6 +58,7 @@ MAY_IMPORT = {
     "images": {"errors"},
     "prompts": {"errors", "protocols"},
     "plots": set(),
+    "ray_pool": {"errors"},
     "annotators": {"edges", "errors", "images"},
     "openvino_backend": {"errors", "fileio", "nn_utils"},
     "modules": {"errors", "protocols"},
@@ -70,8 +71,8 @@ MAY_IMPORT = {
     "references": NETWORKS | {"model"},
     "pipelines": MODEL | {"openvino_backend", "optional_packages", "references"},
     "training": MODEL | {"data", "references", "sampling"},
-    "evaluation": MODEL | {"data", "pipelines", "references", "sampling", "training"},
-    "generation": MODEL | {"annotators", "pipelines", "sampling"},
+    "evaluation": MODEL | {"data", "pipelines", "ray_pool", "references", "sampling", "training"},
+    "generation": MODEL | {"annotators", "pipelines", "ray_pool", "sampling"},
     "comfy": MODEL | {"annotators", "generation", "pipelines"},
     "serving": MODEL | {"generation", "pipelines", "references"},
     "cli": MODEL

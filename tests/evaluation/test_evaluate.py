@@ -6,11 +6,11 @@ import sys
 
 from diffusers import DDIMScheduler
 
-from blip_diffusion.evaluation.evaluate import scheduler_digest
+from blip_diffusion.evaluation.generators.digests import scheduler_digest
 
 SAY = """
 from diffusers import DDIMScheduler
-from blip_diffusion.evaluation.evaluate import scheduler_digest
+from blip_diffusion.evaluation.generators.digests import scheduler_digest
 from blip_diffusion.pipelines.presets import build_scheduler
 print(scheduler_digest(build_scheduler("dpm++", DDIMScheduler(rescale_betas_zero_snr=True))))
 """

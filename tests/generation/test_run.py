@@ -209,3 +209,21 @@ def test_bundled_controlnet_is_used_for_edges_only(fresh_pipe: BlipDiffusionPipe
 def test_default_controlnets_match_their_annotators() -> None:
     assert CONTROLNETS.keys() < set(KINDS)
     assert NETWORKS["normal"] == "NormalBaeDetector" and CONTROLNETS["normal"].endswith("_normalbae")
+
+
+def test_existing_images_are_kept_and_others_generated(
+    tiny_folder: Path, dog: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = {**REQUEST, "reference": png_bytes(dog), "model": str(tiny_folder), "steps": 1}
+    request = GenerationRequest(**table | {"prompts": ("on the beach", "on grass"), "num_images": 5})
+    first = run(request, tmp_path, device="cpu")
+    content = {path: path.read_bytes() for path in first}
+    first[9].unlink()
+    Image.new("RGB", (8, 8)).save(first[8])  # of no request
+    times = {path: path.stat().st_mtime_ns for path in first[:8]}
+    again = run(request, tmp_path, device="cpu", skip_existing=True, grid=tmp_path / "grid.png")
+    assert again[:8] == first[:8] and {path: path.stat().st_mtime_ns for path in again[:8]} == times
+    assert again[8] == first[8].with_stem(f"{first[8].stem}_2") and again[9] == first[9]
+    assert [path.read_bytes() for path in again[8:10]] == [content[path] for path in first[8:]]
+    monkeypatch.setattr("blip_diffusion.generation.run.load_pipeline", None)
+    assert run(request, tmp_path, device="cpu", skip_existing=True, grid=tmp_path / "grid.png") == again

@@ -28,6 +28,28 @@ def device_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def backend_flags(parser: argparse.ArgumentParser) -> None:
+    """Add --on and --actors."""
+    parser.add_argument(
+        "--on",
+        choices=("local", "ray"),
+        default="local",
+        help="where images are generated: local (default), or ray, the actors of the cluster at RAY_ADDRESS",
+    )
+    parser.add_argument(
+        "--actors",
+        type=int,
+        metavar="N",
+        help="actors with --on ray (default: one for each GPU or, without any, for each node)",
+    )
+
+
+def check_backend(arguments: argparse.Namespace) -> None:
+    """Raise `InputError` for --actors without --on ray."""
+    if arguments.actors is not None and arguments.on != "ray":
+        raise InputError("--actors has no effect without --on ray.")
+
+
 def acceleration_flags(parser: argparse.ArgumentParser) -> None:
     """Add --preset and --engine."""
     parser.add_argument(

@@ -14,9 +14,10 @@ from blip_diffusion.checkpoint.adapter_refs import LoraRef
 from blip_diffusion.comfy.loaded_model import LoadedModel
 from blip_diffusion.comfy.subjects import GeneratedImages, SubjectInput
 from blip_diffusion.errors import BlipDiffusionError, InputError
+from blip_diffusion.generation.jobs import batches_of
 from blip_diffusion.generation.previews import preview_image, preview_steps
 from blip_diffusion.generation.request import ControlInput, GenerationRequest
-from blip_diffusion.generation.run import batches_of, prepared
+from blip_diffusion.generation.run import prepared
 
 NO_PRESET = "none"
 Report = Callable[[int, int, Image.Image | None], None]

@@ -1,10 +1,9 @@
 """Evaluate a model on a benchmark: generate images, score them, and write the report."""
 
-import hashlib
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from blip_diffusion.evaluation.generators.conditions import (
     ConditionRunner,
     GeneratorSet,
 )
+from blip_diffusion.evaluation.generators.digests import scheduler_digest, weights_digest
 from blip_diffusion.evaluation.generators.personalized import SUBJECTS, SubjectTuner, check_tunable, tuned
 from blip_diffusion.evaluation.instances import Instance, build_instances
 from blip_diffusion.evaluation.metrics.aggregate import MetricResult, score
@@ -37,12 +37,13 @@ from blip_diffusion.evaluation.metrics.memorization import (
 from blip_diffusion.evaluation.metrics.registry import MetricBuilder, MetricSuite, build_metrics, check_metric_names
 from blip_diffusion.evaluation.reporting.schema import PROTOCOL, Report, path_in, report_images
 from blip_diffusion.evaluation.reporting.write import copy_references, write_report
-from blip_diffusion.fileio import sha256_of
-from blip_diffusion.nn_utils import tensor_bytes
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import Engine, preset_on_engine
-from blip_diffusion.protocols import Scheduler
+from blip_diffusion.ray_pool import Backend, actor_pool
 from blip_diffusion.training.personalize.config import TuneConfig
+
+RAY_SHARDS = 64
+"""Parts of the images with Ray: several for each actor, so that a slow one delays little."""
 
 
 @dataclass(frozen=True)
@@ -141,21 +142,6 @@ def _guidance_scale(config: EvalConfig, pipe: BlipDiffusionPipeline) -> float:
     if not pipe.preset.uses_cfg:
         return 1.0
     return float(pipe.config.guidance_scale if config.guidance_scale is None else config.guidance_scale)
-
-
-def scheduler_digest(scheduler: Scheduler) -> str:
-    """Identify the settings of a scheduler. diffusers' private entries, in random order, are left out."""
-    public = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
-    return sha256_of(json.dumps(public, sort_keys=True, default=str).encode())[:16]
-
-
-def weights_digest(pipe: BlipDiffusionPipeline) -> str:
-    """Identify the weights of a model."""
-    digest = hashlib.sha256()
-    for name, value in sorted(pipe.model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor_bytes(value))
-    return digest.hexdigest()[:16]
 
 
 def image_size(pipe: BlipDiffusionPipeline) -> int:
@@ -260,6 +246,8 @@ def evaluate(
     batch_size: int = 16,
     device: torch.device | str = "cpu",
     log: LogFn = silent,
+    backend: Backend = "local",
+    actors: int | None = None,
 ) -> Report | None:
     """Generate the missing images of a benchmark and, unless this is a shard, score them and write the report.
 
@@ -270,6 +258,9 @@ def evaluate(
         batch_size: Images generated at once, 1 or more. The images don't depend on it.
         device: Device of the model.
         log: Called with lines of progress.
+        backend: "local", this process, or "ray": the actors of a cluster generate the model's images, in a folder that
+            all nodes share, and this process scores them.
+        actors: Number of actors.
 
     Returns:
         The report; `None` for a shard.
@@ -286,9 +277,33 @@ def evaluate(
         if shard is not None:
             run.generate_shard(shard)
             return None
+        if backend == "ray":
+            _generate_on_ray(config, out.resolve(), batch_size, device, log, actors)
         report = run.score()
     write_report(report, out)
     return report
+
+
+def _generate_on_ray(
+    config: EvalConfig, out: Path, batch_size: int, device: torch.device | str, log: LogFn, actors: int | None
+) -> None:
+    shards = [Shard(index, RAY_SHARDS) for index in range(1, RAY_SHARDS + 1)]
+    with actor_pool(partial(_shard_function, config, out, batch_size, device), actors=actors) as generate:
+        for shard, _ in zip(shards, generate(shards), strict=True):
+            log(f"shard {shard.index} of {shard.count} is generated")
+
+
+def _shard_function(
+    config: EvalConfig, out: Path, batch_size: int, device: torch.device | str
+) -> Callable[[Shard], None]:
+    """Load the model for as long as the function exists, and return the function that generates a shard."""
+    context = _prepared(config, out, batch_size, device, silent)
+    run = context.__enter__()
+
+    def generate(shard: Shard, _context: Any = context) -> None:
+        run.generate_shard(shard)
+
+    return generate
 
 
 @contextmanager

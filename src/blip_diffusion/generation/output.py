@@ -24,13 +24,28 @@ def save_images(
 ) -> list[Path]:
     """Write one PNG for each (prompt, seed), never over a file in `taken` or over a file of another request."""
     paths: list[Path] = []
-    for image, (prompt, seed) in zip(results, jobs, strict=True):
-        metadata = encode(request, prompt=prompt, seed=seed, num_images=1)
-        title = prompt if request.edit is None or prompt else request.edit.title(request.target_category)
-        path = _free_path(out / f"{_slug(title)}-{seed}.png", metadata, taken.union(paths))
+    for image, job in zip(results, jobs, strict=True):
+        path, metadata = _destination(request, job, out, taken.union(paths))
         _save(image, path, metadata)
         paths.append(path)
     return paths
+
+
+def existing_images(request: GenerationRequest, jobs: list[tuple[str, int]], out: Path) -> list[Path]:
+    """Return the files that the same request has written for each (prompt, seed); none unless all exist."""
+    paths: list[Path] = []
+    for job in jobs:
+        path, _ = _destination(request, job, out, set(paths))
+        paths.append(path)
+    return paths if all(path.exists() for path in paths) else []
+
+
+def _destination(request: GenerationRequest, job: tuple[str, int], out: Path, taken: set[Path]) -> tuple[Path, str]:
+    """Return the path of an image and its metadata. If the path exists, the same request has written it."""
+    prompt, seed = job
+    metadata = encode(request, prompt=prompt, seed=seed, num_images=1)
+    title = prompt if request.edit is None or prompt else request.edit.title(request.target_category)
+    return _free_path(out / f"{_slug(title)}-{seed}.png", metadata, taken), metadata
 
 
 def save_grid(request: GenerationRequest, results: list[Image.Image], path: Path, taken: set[Path]) -> Path:

@@ -1,9 +1,11 @@
 """Run a generation request: load the model, generate in batches, write PNG files."""
 
 import io
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from blip_diffusion.devices import device_of
 from blip_diffusion.errors import InputError
 from blip_diffusion.fileio import check_writable
 from blip_diffusion.generation.edit import Editor
-from blip_diffusion.generation.output import check_grid_path, save_grid, save_images
+from blip_diffusion.generation.jobs import BATCH_SIZE, Job, jobs_of
+from blip_diffusion.generation.output import check_grid_path, existing_images, save_grid, save_images
 from blip_diffusion.generation.request import CONTROLNETS, ControlInput, GenerationRequest
 from blip_diffusion.generation.subject_inputs import opened, subject_arguments
 from blip_diffusion.generation.subject_refs import load_subjects
@@ -26,11 +29,10 @@ from blip_diffusion.pipelines.presets import Dtype, preset_on_engine
 from blip_diffusion.pipelines.safety import SafetyChecker, Watermark
 from blip_diffusion.pipelines.step_callback import StepCallback
 from blip_diffusion.pipelines.subject_scale import PARTS
+from blip_diffusion.ray_pool import Backend, Map, actor_pool
 
 OnSaved = Callable[[Path, str | None, int | None], None]
 """Called with a file's path, and the prompt and seed of its image, which are `None` for the grid."""
-BATCH_SIZE = 8
-"""Images per batch: memory grows with it, and an interrupt loses the current batch."""
 BUNDLED_KINDS = ("canny", "map")
 """Control maps that a model's bundled ControlNet reads: the published one reads Canny edges."""
 
@@ -43,6 +45,9 @@ def run(
     grid: Path | None = None,
     on_saved: OnSaved | None = None,
     progress: bool = True,
+    backend: Backend = "local",
+    actors: int | None = None,
+    skip_existing: bool = False,
 ) -> list[Path]:
     """Generate the images of a request and write them as PNG files with their settings inside.
 
@@ -56,9 +61,12 @@ def run(
         grid: Also write a PNG of all images: the reference at the left, one column per prompt, one row per seed.
         on_saved: Called for each file as it is written; see `OnSaved`.
         progress: Show a bar of the sampling steps in a terminal.
+        backend: "local", this process, or "ray", the actors of a cluster; see `ray_pool.actor_pool`.
+        actors: Number of actors.
+        skip_existing: Keep the files that the same request has written, and generate the others.
 
     Returns:
-        The written files, in the order of prompts and seeds; the grid is the last.
+        The files, in the order of prompts and seeds; the grid is the last.
 
     Raises:
         InputError: If the request does not fit the model, or nothing can be written.
@@ -67,43 +75,74 @@ def run(
     check_writable(out)
     if grid is not None:
         check_grid_path(grid)
-    with prepared(load_pipeline(request.model, request.dtype, device), request) as ready:
-        return _generate_all(ready, out, grid, on_saved or _say_nothing, progress=progress)
+    if backend == "ray":
+        pool = actor_pool(partial(batch_function, request, device), actors=actors)
+    else:
+        pool = local_batches(request, device, progress=progress)
+    return _write_all(request, pool, out, grid, on_saved or _ignore, skip_existing=skip_existing)
 
 
-def _generate_all(
-    ready: "PreparedRequest", out: Path, grid: Path | None, on_saved: OnSaved, *, progress: bool
+def _write_all(
+    request: GenerationRequest,
+    pool: AbstractContextManager[Map],
+    out: Path,
+    grid: Path | None,
+    on_saved: OnSaved,
+    *,
+    skip_existing: bool,
 ) -> list[Path]:
-    request = ready.request
-    variants = [ready.with_subject(variant) for variant in request.variants()]
-    batches = [(variant, batch) for variant in variants for batch in batches_of(request)]
-    generated: list[Image.Image] = []
+    """Write the images of all jobs, in order. Without missing images, the context `pool` is not entered."""
+    variants, jobs = request.variants(), jobs_of(request)
+    known = [existing_images(variants[job.variant], job.batch, out) if skip_existing else [] for job in jobs]
+    missing = [job for job, paths in zip(jobs, known, strict=True) if not paths]
     paths: list[Path] = []
-    total = sum(len(batch) for _, batch in batches)
-    for variant, batch in batches:
-        start = len(paths) + 1
-        label = f"{start} to {start + len(batch) - 1} of {total}" if total > BATCH_SIZE else None
-        ready.pipe.set_progress_bar_config(disable=None if progress else True, desc=label)  # None: in a terminal
-        results = variant.generate(batch)
-        new = save_images(variant.request, results, batch, out, taken=set(paths))
-        for path, job in zip(new, batch, strict=True):
-            on_saved(path, *job)
-        paths += new
-        generated += results if grid is not None else []
+    with pool if missing else nullcontext(iter) as generate:
+        generated = generate(missing)
+        for job, found in zip(jobs, known, strict=True):
+            taken = {*itertools.chain(paths, *known)}
+            new = found or save_images(variants[job.variant], next(generated), job.batch, out, taken)
+            for path, (prompt, seed) in zip(new, job.batch, strict=True):
+                on_saved(path, prompt, seed)
+            paths += new
     if grid is not None:
-        paths.append(save_grid(request, generated, grid, taken=set(paths)))
+        paths.append(save_grid(request, [images.open_image(path) for path in paths], grid, taken=set(paths)))
         on_saved(paths[-1], None, None)
     return paths
 
 
-def _say_nothing(*_: object) -> None:
+def _ignore(*_: object) -> None:
     pass
 
 
-def batches_of(request: GenerationRequest) -> list[list[tuple[str, int]]]:
-    """Return the prompt and the seed of each image of a request, in the batches that are generated together."""
-    images = [(prompt, request.seed + copy) for prompt in request.prompts for copy in range(request.num_images)]
-    return [images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE)]
+@contextmanager
+def local_batches(request: GenerationRequest, device: str, *, progress: bool = True) -> Iterator[Map]:
+    """Context manager: a model that is loaded in this process, and generates the batches of a request in order."""
+    with prepared(load_pipeline(request.model, request.dtype, device), request) as ready:
+        function = ready.by_job()
+
+        def generate(items: Iterable[Job]) -> Iterator[list[Image.Image]]:
+            jobs = list(items)
+            start, total = 1, sum(len(job.batch) for job in jobs)
+            for job in jobs:
+                label = f"{start} to {start + len(job.batch) - 1} of {total}" if total > BATCH_SIZE else None
+                ready.pipe.set_progress_bar_config(disable=None if progress else True, desc=label)  # None: a terminal
+                start += len(job.batch)
+                yield function(job)
+
+        yield generate
+
+
+def batch_function(request: GenerationRequest, device: str) -> Callable[[Job], list[Image.Image]]:
+    """Load a model for as long as the function exists, and return the function that generates a batch of a request."""
+    context = prepared(load_pipeline(request.model, request.dtype, device), request)
+    ready = context.__enter__()
+    ready.pipe.set_progress_bar_config(disable=True)
+    function = ready.by_job()
+
+    def generate(job: Job, _context: Any = context) -> list[Image.Image]:
+        return function(job)
+
+    return generate
 
 
 def load_pipeline(model: str, dtype: Dtype, device: str) -> BlipDiffusionPipeline:
@@ -134,6 +173,11 @@ class PreparedRequest:
         if request is self.request:
             return self
         return replace(self, request=request, arguments={**self.arguments, **_subject_arguments(self.pipe, request)})
+
+    def by_job(self) -> Callable[[Job], list[Image.Image]]:
+        """Return a function that generates the images of a job."""
+        variants = [self.with_subject(variant) for variant in self.request.variants()]
+        return lambda job: variants[job.variant].generate(job.batch)
 
     def generate(self, batch: list[tuple[str, int]], on_step: StepCallback | None = None) -> list[Image.Image]:
         """Generate one image for each prompt and seed, in one batch. `on_step` is called after each sampling step."""

@@ -12,7 +12,9 @@ from blip_diffusion.cli.flags import (
     acceleration_flags,
     adapter_flags,
     adapter_refs,
+    backend_flags,
     check_adapters,
+    check_backend,
     check_used,
     device_flags,
     parse_train_steps,
@@ -37,6 +39,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     acceleration_flags(parser)
     device_flags(parser)
+    backend_flags(parser)
 
 
 def _benchmark_flags(parser: argparse.ArgumentParser) -> None:
@@ -82,6 +85,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.condition != "tuned":
         check_used(arguments, add_flags, ("trainable", "train_steps"), f"with --condition {arguments.condition}")
     check_adapters(arguments)
+    check_backend(arguments)
+    if arguments.shard:
+        check_used(arguments, add_flags, ("on", "actors"), "with --shard")
 
     from blip_diffusion.devices import device_of
     from blip_diffusion.evaluation.evaluate import EvalConfig, evaluate
@@ -114,6 +120,8 @@ def run(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         device=device_of(arguments.device),
         log=lambda line: print(line, file=sys.stderr, flush=True),
+        backend=arguments.on,
+        actors=arguments.actors,
     )
     if report is not None:
         print(markdown(report))

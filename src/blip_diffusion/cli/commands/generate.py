@@ -15,8 +15,10 @@ from blip_diffusion.cli.flags import (
     acceleration_flags,
     adapter_flags,
     adapter_refs,
+    backend_flags,
     changed_flags,
     check_adapters,
+    check_backend,
     check_used,
     device_flags,
 )
@@ -37,7 +39,18 @@ if TYPE_CHECKING:
     from blip_diffusion.generation.edit_request import EditInput
     from blip_diffusion.generation.request import ControlInput, GenerationRequest
 
-USED_BY_REPRODUCE = ("reproduce", "command", "out", "grid", "device", "model", "controlnet", "json", "quiet")
+USED_BY_REPRODUCE = (
+    "reproduce",
+    "command",
+    "out",
+    "grid",
+    "device",
+    "model",
+    "controlnet",
+    "json",
+    "quiet",
+    "skip_existing",
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -135,6 +148,12 @@ def output_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--watermark", action="store_true", help="add an invisible watermark, from 256 x 256 pixels (extra safety)"
     )
+    parser.add_argument(
+        "--skip-existing",
+        action="store_true",
+        help="keep images that the same command has written",
+    )
+    backend_flags(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON object for each file instead of its path")
     parser.add_argument("--quiet", action="store_true", help="print no paths, bars and warnings, only errors")
 
@@ -184,6 +203,9 @@ def run_request(arguments: argparse.Namespace, edit: Callable[[argparse.Namespac
         grid=arguments.grid,
         on_saved=partial(_print_saved, arguments),
         progress=not arguments.quiet,
+        backend=arguments.on,
+        actors=arguments.actors,
+        skip_existing=arguments.skip_existing,
     )
 
 
@@ -247,6 +269,7 @@ def check_values(arguments: argparse.Namespace) -> None:
     """Raise `InputError` for numbers out of range and files that are missing."""
     from blip_diffusion.generation.limits import check_limits
 
+    check_backend(arguments)
     check_limits(
         prompts=arguments.prompt,
         num_images=arguments.num_images,

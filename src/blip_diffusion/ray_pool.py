@@ -1,0 +1,121 @@
+"""A pool of actors of a Ray cluster (Moritz et al. 2018). Killed workers and lost nodes are replaced."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, TypeVar
+
+from blip_diffusion.errors import BlipDiffusionError, InputError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Backend = Literal["local", "ray"]
+"""Where work is done: in this process, or by the actors of a cluster."""
+Map = Callable[[Iterable[Any]], Iterator[Any]]
+"""Apply the function of the actors to items, and return the results in the order of the items."""
+LOCAL_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""A cluster of this process alone listens on the loopback address and reports nothing."""
+
+
+class FunctionActor:
+    """Build a function at the first call, then apply it to items. Runs in a process of Ray."""
+
+    def __init__(self, build: Callable[[], Callable[[Item], Result]]) -> None:
+        self._build = build
+        self._function: Callable[[Any], Any] | None = None
+
+    def apply(self, item: Any) -> Any:
+        """Return the function's result; a new process builds the function again."""
+        if self._function is None:
+            self._function = self._build()
+        return self._function(item)
+
+
+@contextmanager
+def actor_pool(build: Callable[[], Callable[[Item], Result]], *, actors: int | None = None) -> Iterator[Map]:
+    """Context manager: actors that each build a function once.
+
+    The cluster is that of the environment variable `RAY_ADDRESS`, or else one of this machine, which ends with the
+    context. An item whose actor dies is computed again by its successor.
+
+    Args:
+        build: Returns the function; it and the items are pickled. Files that it reads must exist on every node.
+        actors: Number of actors, each with one of the cluster's GPUs or, without any, an equal share of its CPU
+            cores; by default one for each GPU or, without any, for each node.
+
+    Yields:
+        A function from items to an iterator of results, in order. An error of a result is raised by the iterator.
+
+    Raises:
+        InputError: If Ray is missing, or the cluster has fewer GPUs or CPU cores than actors.
+
+    Example:
+        >>> with actor_pool(partial(load_model, "mini"), actors=4) as compute:
+        ...     for image in compute(prompts):
+        ...         image.save(next(names))
+    """
+    ray = _ray()
+    started = _connect(ray)
+    workers: list[Any] = []
+    try:
+        workers += _actors(ray, build, actors)
+        yield lambda items: _results(ray, workers, items)
+    finally:
+        for worker in workers:
+            ray.kill(worker)
+        if started:
+            ray.shutdown()
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError("--on ray needs Ray: pip install 'blip-diffusion[ray]'.") from error
+    return ray
+
+
+def _connect(ray: Any) -> bool:
+    """Connect to the cluster, and return whether this started it."""
+    if ray.is_initialized():
+        return False
+    address = os.environ.get("RAY_ADDRESS")
+    if address is None:
+        for name, value in LOCAL_SETTINGS.items():
+            os.environ.setdefault(name, value)
+    try:
+        ray.init(address=address, include_dashboard=None if address else False, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise InputError(f"There is no Ray cluster at RAY_ADDRESS={address}: {error}") from error
+    return True
+
+
+def _actors(ray: Any, build: Callable[[], Any], count: int | None) -> list[Any]:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus, cpus = ([int(node.get(kind, 0)) for node in nodes] for kind in ("GPU", "CPU"))
+    kind, available = ("GPUs", sum(gpus)) if any(gpus) else ("CPU cores", sum(cpus))
+    count = count if count is not None else sum(gpus) or len(nodes)
+    if not 1 <= count <= available:
+        raise InputError(f"--actors is {count}, and the cluster has {available} {kind}: use 1 to {available}.")
+    share = {"num_gpus": 1} if any(gpus) else {"num_cpus": _cores_of_each(cpus, count)}
+    remote = ray.remote(max_restarts=-1, max_task_retries=-1, **share)(FunctionActor)
+    return [remote.remote(build) for _ in range(count)]
+
+
+def _cores_of_each(nodes: list[int], count: int) -> int:
+    """Return the most CPU cores that each of `count` actors can have on nodes with these cores."""
+    return max(share for share in range(1, max(nodes) + 1) if sum(cores // share for cores in nodes) >= count)
+
+
+def _results(ray: Any, workers: list[Any], items: Iterable[Any]) -> Iterator[Any]:
+    pool = ray.util.ActorPool(workers)
+    results = pool.map(lambda worker, item: worker.apply.remote(item), items)
+    while True:
+        try:
+            yield next(results)
+        except StopIteration:
+            return
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, BlipDiffusionError):
+                raise error.cause from None
+            raise
