@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from blip_diffusion.errors import CheckpointError, InputError, reason
-from blip_diffusion.fileio import atomic_file
+from blip_diffusion.fileio import atomic_file, write_text
 from blip_diffusion.nn_utils import holds_all_numbers
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -285,7 +285,7 @@ def config_errors(what: str) -> Iterator[None]:
 def write_json(path: Path, table: Mapping[str, Any]) -> None:
     """Write a JSON object, sorted and indented."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(table, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(table, indent=2, sort_keys=True) + "\n")
 
 
 def contiguous(state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ from blip_diffusion.evaluation.metrics.probe_data import probe_subjects
 from blip_diffusion.evaluation.metrics.registry import MetricBuilder, build_metrics, check_metric_names
 from blip_diffusion.evaluation.metrics.similarity import Metric
 from blip_diffusion.evaluation.reporting.curve import read_scores, score_curve
+from blip_diffusion.fileio import atomic_file
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.training.metric_logger import LOG
 from blip_diffusion.training.run_config import RunConfig
@@ -89,7 +90,8 @@ class EvalCallback:
         plotted = [name for name in scores if name.endswith((" fidelity", " relative"))]
         series = read_scores(context.metric_logger.folder / LOG, plotted)
         curve = score_curve({name.removeprefix(PREFIX): points for name, points in series.items()})
-        curve.save(folder / "curve.png")
+        with atomic_file(folder / "curve.png") as partial:
+            curve.save(partial)
 
     def _build_metrics(self, generators: GeneratorSet) -> list[Metric]:
         builder = MetricBuilder(self.bench, self.full_bench, generators, PROBE_IMAGES)

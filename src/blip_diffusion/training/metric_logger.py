@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from blip_diffusion.errors import ConfigError
-from blip_diffusion.fileio import write_text
+from blip_diffusion.fileio import atomic_file, write_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,7 +43,8 @@ class MetricLogger:
         """Write `samples/{name}-{step}.png`."""
         path = self.folder / SAMPLES / f"{name}-{step:08d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path)
+        with atomic_file(path) as partial:
+            image.save(partial)
         if self._board:
             import numpy as np
 

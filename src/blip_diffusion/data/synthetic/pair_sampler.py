@@ -24,6 +24,7 @@ from blip_diffusion.data.synthetic.prompt_templates import PromptSpec
 from blip_diffusion.data.synthetic.resample import elastic_grid, warp_images
 from blip_diffusion.data.synthetic.subject_index import SubjectIndex, rows_by
 from blip_diffusion.errors import DataError
+from blip_diffusion.fileio import atomic_file
 
 
 class PairSampler:
@@ -184,7 +185,8 @@ def sheet(batch: SubjectBatch, path: str | Path, *, columns: int = 4, side: int 
             page.paste(_image(images[i], side), (left + j * side, top))
         pen.text((left + 2, top + side + 1), batch["caption"][i][:66], fill="black")
         pen.text((left + 2, top + side + 12), batch["reference_caption"][i][:66], fill="grey")
-    page.save(path)
+    with atomic_file(path) as partial:
+        page.save(partial)
 
 
 def _image(tensor: Tensor, side: int) -> Image.Image:

@@ -31,6 +31,7 @@ from blip_diffusion.evaluation.instances import Instance
 from blip_diffusion.evaluation.metrics.edit_fidelity import masked_psnr, masked_ssim, unchanged_share
 from blip_diffusion.evaluation.metrics.registry import MetricBuilder, build_metrics
 from blip_diffusion.evaluation.metrics.statistics import bootstrap_ci
+from blip_diffusion.fileio import atomic_file
 from blip_diffusion.images import grid, open_image, to_pil, to_tensor
 from blip_diffusion.pipelines.attention_alignment import AttentionControl
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
@@ -284,7 +285,8 @@ def evaluate_edits(
         log(row(results[-1]))
     heading = f"{config.edits} edits by {config.model}; ± is half of the 95 % interval over edits."
     write_report(results, heading, out)
-    sheet(tasks, files).save(out / "sheet.jpg", quality=85)
+    with atomic_file(out / "sheet.jpg") as partial:
+        sheet(tasks, files).save(partial, quality=85)
     return results
 
 

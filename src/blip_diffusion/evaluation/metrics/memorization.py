@@ -16,6 +16,7 @@ from blip_diffusion.data.synthetic.pair_sampler import PairSampler
 from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
 from blip_diffusion.evaluation.generators.conditions import ConditionResult
 from blip_diffusion.evaluation.metrics.statistics import Estimate, bootstrap_ci, centred_cosine
+from blip_diffusion.fileio import atomic_file
 from blip_diffusion.images import to_pil
 
 SAMPLED_IMAGES, COMPOSITES, CROPS = 16, 128, 2
@@ -58,7 +59,8 @@ def training_bank(world: AssetLibrary, folder: Path, *, size: int) -> list[Path]
         folder.mkdir(parents=True, exist_ok=True)
         pixels = [sampler(0)["target"], *(_scene_crops(world, row, size) for row in scenes)]
         for path, image in zip(paths, to_pil(torch.cat(pixels)), strict=True):
-            image.save(path)
+            with atomic_file(path) as partial:
+                image.save(partial)
     return paths
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from blip_diffusion import images
 from blip_diffusion.errors import ConfigError
-from blip_diffusion.fileio import write_text
+from blip_diffusion.fileio import atomic_file, write_text
 from blip_diffusion.plots import Line, line_chart
 from blip_diffusion.sampling import PersonalizedObjective, sample_prompts
 from blip_diffusion.training import checkpointing
@@ -195,7 +195,8 @@ def _strip(rows: Sequence[tuple[Image.Image, list[str], bool]]) -> Image.Image:
 
 def _save(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
+    with atomic_file(path) as partial:
+        image.save(partial)
 
 
 def _write_scores(path: Path, scores: Sequence[Score]) -> None:
