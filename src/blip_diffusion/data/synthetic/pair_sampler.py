@@ -185,7 +185,7 @@ def sheet(batch: SubjectBatch, path: str | Path, *, columns: int = 4, side: int 
             page.paste(_image(images[i], side), (left + j * side, top))
         pen.text((left + 2, top + side + 1), batch["caption"][i][:66], fill="black")
         pen.text((left + 2, top + side + 12), batch["reference_caption"][i][:66], fill="grey")
-    with atomic_file(path) as partial:
+    with atomic_file(Path(path)) as partial:
         page.save(partial)
 
 
