@@ -17,6 +17,7 @@ from blip_diffusion.data.synthetic.pair_sampler import PairSampler
 from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
 from blip_diffusion.data.synthetic.tokenizers import tokenizer_corpus
 from blip_diffusion.errors import ConfigError
+from blip_diffusion.fileio import path_exists
 from blip_diffusion.training.sample_callback import SampleCallback
 
 CALLBACK_BATCH, PROBES, CALLBACK_SEED = 8, 8, 99
@@ -69,7 +70,7 @@ def open_data(config: DataConfig, objective: str, *, seed: int, device: torch.de
         DataError: If the data are missing or damaged.
     """
     shards = shards_of(config.path)
-    if not shards and not config.path.is_dir():
+    if not shards and not path_exists(config.path, Path.is_dir):
         if config.category:
             raise ConfigError(
                 "data.category has no effect on the asset library, which names all categories: remove it."

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from blip_diffusion.data.captioned.rows import MAX_BYTES, MAX_CAPTION, CaptionedImage, parse_table, row_of
 from blip_diffusion.errors import DataError, reason
-from blip_diffusion.fileio import BoundedTarInfo
+from blip_diffusion.fileio import BoundedTarInfo, path_exists
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 MASK = "mask.png"
@@ -38,9 +38,9 @@ class Member(NamedTuple):
 
 def shards_of(path: Path) -> list[Path]:
     """Return a shard, or the shards in a folder by name; none where there are none."""
-    if path.is_file():
+    if path_exists(path, Path.is_file):
         return [path] if path.suffix == ".tar" else []
-    return sorted(one for one in path.glob("*.tar") if one.is_file()) if path.is_dir() else []
+    return sorted(one for one in path.glob("*.tar") if one.is_file()) if path_exists(path, Path.is_dir) else []
 
 
 def read_shards(shards: list[Path]) -> list[CaptionedImage]:

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion.errors import DataError, reason
-from blip_diffusion.fileio import atomic_file
+from blip_diffusion.fileio import atomic_file, path_exists
 from blip_diffusion.images import open_lazily
 
 Pixels = NDArray[np.uint8]
@@ -90,7 +90,7 @@ class AssetLibrary:
     def load(path: str | Path) -> "AssetLibrary":
         """Load a packed library. Raises `DataError` if the file is missing or not a library."""
         path = Path(path)
-        if not path.is_file():
+        if not path_exists(path, Path.is_file):
             raise DataError(
                 f"There is no dataset at {path}: make one with `blip-diffusion data build --out {path.parent}`."
             )
