@@ -137,4 +137,4 @@ def test_flags_are_whole_words() -> None:
 
 def test_the_command_is_installed() -> None:
     (command,) = importlib.metadata.entry_points(group="console_scripts", name="blip-diffusion")
-    assert command.value == "blip_diffusion.cli.main:main"
+    assert command.value == "blip_diffusion.cli.entry:run"

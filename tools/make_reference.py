@@ -6,14 +6,14 @@ imports torch. The notebooks are rendered without outputs, as they are committed
 
 import argparse
 import ast
-import importlib
 import io
 import json
 import tokenize
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from blip_diffusion.cli.main import build_parser
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "blip_diffusion"
@@ -38,20 +38,12 @@ def main() -> None:
 
 def cli_page() -> str:
     """Return the Markdown of all commands and their flags."""
-    parser = installed_parser()
+    parser = build_parser()
     intro = (
         "# Command line\n\nA flag may be shortened as long as it stays unambiguous: `--num-im` for `--num-images`.\n"
     )
     sections = [command_section(name, command) for name, command in leaf_commands(parser, "blip-diffusion")]
     return "\n".join([intro, *sections])
-
-
-def installed_parser() -> argparse.ArgumentParser:
-    """Return the parser of the console script that `pyproject.toml` declares."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    module = importlib.import_module(project["scripts"]["blip-diffusion"].partition(":")[0])
-    parser: argparse.ArgumentParser = module.build_parser()
-    return parser
 
 
 def leaf_commands(parser: argparse.ArgumentParser, name: str) -> Iterator[tuple[str, argparse.ArgumentParser]]:

@@ -45,9 +45,8 @@ class BlipDiffusionPipeline(
 ):
     """Generate images of a subject in new scenes, from a reference image and a prompt.
 
+    Devices, offloading, progress bars and hooks are diffusers'. Threads that use one pipeline or U-Net take turns.
     `safety_checker` and `watermark` may be set (`pipelines.safety`); they act on all images that are decoded.
-    Devices, offloading, progress bars and hooks are diffusers'. Threads that use one pipeline, or pipelines over one
-    U-Net (`from_pipe`), take turns.
 
     Example:
         >>> pipe = BlipDiffusionPipeline.from_pretrained("mini")
@@ -194,19 +193,16 @@ class BlipDiffusionPipeline(
                 prediction per subject (Bar-Tal et al. 2023, equation 5), which takes that many times as long.
             subject_scale: Weight of the subject in [0, 2]; see `set_subject_scale`, which sets the default.
             subject_embeds: Subject tokens (1 or B, Q, D) of `encode_subject` in place of references.
-            prompt_embeds: Text states (1 or B, L, D) in place of prompt, subject and categories, such as a step
-                callback gets.
+            prompt_embeds: Text states (1 or B, L, D) in place of prompt, subject and categories.
             negative_prompt_embeds: Text states (1 or B, L, D) in place of the negative prompt.
             cross_attention_kwargs: Not supported, since `set_adapters` chooses the weights of LoRAs.
             clip_skip: Not supported, since subject tokens were trained with the text encoder's last layer.
             output_type: "pil", "np" (B, H, W, 3), "pt" (B, 3, H, W) in [0, 1], or "latent".
             return_dict: Return an `ImagePipelineOutput` instead of a tuple.
             callback_on_step_end: Called after each step; see `StepCallback`.
-            callback_on_step_end_tensor_inputs: Which tensors it gets: "latents", "prompt_embeds",
-                "negative_prompt_embeds".
+            callback_on_step_end_tensor_inputs: Which of "latents", "prompt_embeds", "negative_prompt_embeds" it gets.
             image: Control image of each ControlNet: a PIL image, or a tensor (B, 3, H, W) in [0, 1].
-            controlnet: A ControlNet or a T2I-Adapter, or a list of them; by default the pipeline's ControlNet. The
-                adapters that come with a model are `pipe.t2i_adapters`, by kind: "canny".
+            controlnet: A ControlNet or T2I-Adapter, or a list; by default the model's. See also `pipe.t2i_adapters`.
             controlnet_conditioning_scale: Weight of each ControlNet; 1 is usual.
             control_guidance_start: Fraction of the steps, in [0, 1), at which each ControlNet starts.
             control_guidance_end: Fraction of the steps, in (0, 1], at which each ControlNet ends.
