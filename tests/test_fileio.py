@@ -87,6 +87,9 @@ def test_unwritable_folder_is_refused(tmp_path: Path) -> None:
 def test_a_folder_is_one_process_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with locked(folder):
+        with pytest.raises(InputError), locked(folder):
+            pass
+        assert folder.is_dir(), "the folder of the holder is removed"
         (folder / "file").touch()
         (folder / "inner").mkdir()
         with pytest.raises(InputError, match=r"Another process writes to .*run: wait for it"), locked(folder):

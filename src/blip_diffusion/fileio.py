@@ -84,11 +84,13 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError as error:  # a file system without locks
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EBADF, errno.EINVAL):
                 raise
-        yield
+        try:
+            yield
+        finally:  # only by the holder: a folder that another process has locked stays
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
     finally:
         os.close(descriptor)
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
 
 
 @contextmanager
