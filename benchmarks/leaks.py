@@ -1,6 +1,6 @@
 """Memory and open files of one process over many generations, subject switches, LoRA loads and edits.
 
-python benchmarks/leaks.py --model mini --count 300 --out out/leaks
+python benchmarks/leaks.py --model mini --calls 300 --out out/leaks
 
 After a warm-up of 20 rounds, a straight line is fitted to the resident memory of each kind of call. The exit code is 1
 if it grows by more than `--max-growth` MiB in all, or if files stay open. Use a small model: growth does not depend on
@@ -30,7 +30,7 @@ Call = Callable[[int], Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="mini")
-    parser.add_argument("--count", type=int, default=300, help="generations; a quarter of it of each other kind")
+    parser.add_argument("--calls", type=int, default=300, help="generations; a quarter of it of each other kind")
     parser.add_argument("--max-growth", type=float, default=16.0, metavar="MIB")
     parser.add_argument("--out", type=Path, default=Path("out/leaks"))
     arguments = parser.parse_args()
@@ -39,7 +39,7 @@ def main() -> None:
     pipe.set_progress_bar_config(disable=True)
     rows = []
     for name, call in calls(pipe, arguments.out).items():
-        rows.append(measured(name, call, arguments.count if name == "generate" else arguments.count // 4))
+        rows.append(measured(name, call, arguments.calls if name == "generate" else arguments.calls // 4))
         print(f"{rows[-1]['kind']:16} {rows[-1]['calls']:4d} calls  {rows[-1]['first_mib']:8.1f} MiB at first, "
               f"{rows[-1]['growth_mib']:+6.2f} MiB, {rows[-1]['more_files']:+d} files", flush=True)  # fmt: skip
     (arguments.out / "leaks.json").write_text(json.dumps(rows, indent=2))

@@ -107,7 +107,7 @@ def test_readme_quotes_the_model_card() -> None:
 
 @pytest.mark.parametrize("command", commands("blip-diffusion "))
 def test_commands_are_parsed(command: str) -> None:
-    reference_tool().installed_parser().parse_args(
+    reference_tool().build_parser().parse_args(
         shlex.split(command)[1:] if "--version" not in command else ["data", "sheet"]
     )
 

@@ -228,7 +228,8 @@ class EditRun:
     def sample(self, on_step: StepCallback | None = None) -> Tensor:
         """Sample from noise with the pipeline's scheduler, for a U-Net that reads the masked photo."""
         inputs = replace(self.inputs, latents=self.host.config["noise_scale"] * self.inputs.latents)
-        latents: Tensor = self.host._denoise(self.target, self.empty, inputs, on_step, ("latents",))
+        inputs = replace(inputs, callback=on_step, callback_tensors=("latents",))
+        latents: Tensor = self.host._denoise(self.target, self.empty, inputs)
         return latents
 
     def decode(self, latents: Tensor, mask: EditMask, feather: int) -> Any:

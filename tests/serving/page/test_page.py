@@ -80,7 +80,7 @@ def test_edit_with_a_brush(page: Any, reference: Path) -> None:
     page.locator("#edit-to").get_by_role("textbox").fill("cat")
     page.get_by_label("Brush", exact=True).check()
     page.locator("#edit").click()
-    page.get_by_text("Nothing is drawn").wait_for()
+    page.get_by_text("Nothing is painted").wait_for()
     page.wait_for_timeout(1500)  # until the editor has drawn the photo
     canvas = page.locator("#mask-editor canvas").first
     canvas.scroll_into_view_if_needed()

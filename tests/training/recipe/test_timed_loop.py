@@ -9,7 +9,7 @@ from blip_diffusion.training.objective import Losses, Objective, ParameterGroup,
 from blip_diffusion.training.optim import OptimConfig, learning_rate_by_time
 from blip_diffusion.training.recipe.config import PhaseConfig
 from blip_diffusion.training.recipe.packing import Rows
-from blip_diffusion.training.recipe.timed_loop import PhaseLoop, Settings, check_absent
+from blip_diffusion.training.recipe.timed_loop import PhaseLoop, Settings, claimed
 from blip_diffusion.training.run import DivergedError
 
 SETTINGS = Settings(torch.device("cpu"), log_every=10)
@@ -62,8 +62,8 @@ def test_loop_resumes_where_it_stopped(tmp_path: Path) -> None:
     steps = second.state.step
     assert second.run(0.2).step == steps  # the time is over
     assert second.run(0.4).step > steps
-    with pytest.raises(CheckpointError, match="--resume"):
-        check_absent(tmp_path.parent)
+    with pytest.raises(CheckpointError, match="--resume"), claimed(tmp_path.parent, resume=False):
+        pass
 
 
 def test_divergence_stops_the_loop(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ class EditForm:
         category: The new subject's category.
         prompt: The scene; may be empty.
         mask: One of `MASKS`.
-        drawn: What the brush has drawn, as images with transparency.
+        painted: What the brush has painted, as images with transparency.
         mask_file: Path of the uploaded mask, if there is one.
         reference: Path of the new subject's reference, if there is one.
         subject: Id of a tuned subject, or empty.
@@ -59,7 +59,7 @@ class EditForm:
     category: str
     prompt: str
     mask: str
-    drawn: Sequence[Image.Image]
+    painted: Sequence[Image.Image]
     mask_file: str | None
     reference: str | None
     subject: str
@@ -125,7 +125,7 @@ def to_request(form: EditForm, service: JobService) -> GenerationRequest:
 
 
 def _mask_file(form: EditForm, photo: bytes) -> bytes | None:
-    """Return the mask as a file: the uploaded one, or what the brush has drawn. `None`: the model finds it."""
+    """Return the mask as a file: the uploaded one, or what the brush has painted. `None`: the model finds it."""
     if form.mask == FILE:
         if not form.mask_file:
             raise InputError("There is no mask file: upload one, or choose another mask.")
@@ -133,7 +133,9 @@ def _mask_file(form: EditForm, photo: bytes) -> bytes | None:
     if form.mask != BRUSH:
         return None
     size = images.open_image(io.BytesIO(photo)).size
-    drawn = [np.asarray(layer.convert("RGBA").resize(size, Image.Resampling.NEAREST))[..., 3] for layer in form.drawn]
-    if not drawn or not np.max(drawn):
-        raise InputError("Nothing is drawn: paint over what may change, or choose another mask.")
-    return images.png_bytes(Image.fromarray(np.where(np.max(drawn, axis=0) > 0, 255, 0).astype(np.uint8)))
+    painted = [
+        np.asarray(layer.convert("RGBA").resize(size, Image.Resampling.NEAREST))[..., 3] for layer in form.painted
+    ]
+    if not painted or not np.max(painted):
+        raise InputError("Nothing is painted: paint over what may change, or choose another mask.")
+    return images.png_bytes(Image.fromarray(np.where(np.max(painted, axis=0) > 0, 255, 0).astype(np.uint8)))

@@ -58,9 +58,9 @@ def build(service: JobService, tab: gr.Tab) -> None:
 
     def submit(*values: Any) -> str:
         named = dict(zip(fields, values, strict=True))
-        drawn = (named.pop("editor") or {}).get("layers") or ()
+        painted = (named.pop("editor") or {}).get("layers") or ()
         with widgets.shown_errors():
-            return service.submit(to_request(EditForm(drawn=drawn, **named), service), previews=PREVIEWS).id
+            return service.submit(to_request(EditForm(painted=painted, **named), service), previews=PREVIEWS).id
 
     def watch(job_id: str) -> Iterator[list[Any]]:
         if not job_id:
@@ -109,7 +109,7 @@ def _photo(service: JobService, job_id: str, edits: list[str]) -> Image.Image | 
 
 
 def _form(service: JobService, tab: gr.Tab) -> dict[str, Any]:
-    """Build the form, and return its components by the fields of `EditForm`; `editor` holds the drawn mask."""
+    """Build the form, and return its components by the fields of `EditForm`; `editor` holds the painted mask."""
     with gr.Row():
         photo = widgets.upload("Photo", height=230, min_width=140, sources=["upload", "clipboard"], elem_id="photo")
         reference = widgets.upload("Reference", height=230, min_width=140,
@@ -157,7 +157,7 @@ def _mask_fields(mask: str) -> list[Any]:
 
 
 def _by_kind(kind: str, mask: str) -> list[Any]:
-    """Return the fields of a kind: only a drawn or uploaded mask can be painted into."""
+    """Return the fields of a kind: only a painted or uploaded mask can be painted into."""
     replaces = kind == REPLACE
     choices = list(MASKS) if replaces else [BRUSH, FILE]
     mask = BRUSH if mask in FOUND and not replaces else mask
