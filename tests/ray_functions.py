@@ -1,13 +1,15 @@
 """Functions for the actors of `test_ray_pool`, in a module that imports nothing heavy."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from blip_diffusion.errors import DataError
 
 
-def squarer(folder: Path) -> Callable[[int], int]:
+@contextmanager
+def squarer(folder: Path) -> Iterator[Callable[[int], int]]:
     """The function kills its process at the item 3, once, and refuses negative items."""
 
     def square(item: int) -> int:
@@ -18,4 +20,4 @@ def squarer(folder: Path) -> Callable[[int], int]:
             os._exit(1)
         return item * item
 
-    return square
+    yield square

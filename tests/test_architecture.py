@@ -58,7 +58,7 @@ MAY_IMPORT = {
     "images": {"errors"},
     "prompts": {"errors", "protocols"},
     "plots": set(),
-    "ray_pool": {"errors"},
+    "ray_pool": {"errors", "optional_packages"},
     "annotators": {"edges", "errors", "images"},
     "openvino_backend": {"errors", "fileio", "nn_utils"},
     "modules": {"errors", "protocols"},

@@ -1,6 +1,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +18,10 @@ from blip_diffusion.ray_pool import LOCAL_SETTINGS, FunctionActor, _cores_of_eac
 from tests.ray_functions import squarer
 
 
-def doubler(started: list[int]) -> Callable[[int], int]:
+@contextmanager
+def doubler(started: list[int]) -> Iterator[Callable[[int], int]]:
     started.append(1)
-    return lambda item: 2 * item
+    yield lambda item: 2 * item
 
 
 def test_an_actor_builds_its_function_once() -> None:

@@ -2,15 +2,16 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any, Literal, TypeVar
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal
 
 from blip_diffusion.errors import BlipDiffusionError, InputError
+from blip_diffusion.optional_packages import require_package
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 Backend = Literal["local", "ray"]
 """Where work is done: in this process, or by the actors of a cluster."""
+Build = Callable[[], AbstractContextManager[Callable[[Any], Any]]]
+"""Return a context that yields the function of an actor."""
 Map = Callable[[Iterable[Any]], Iterator[Any]]
 """Apply the function of the actors to items, and return the results in the order of the items."""
 LOCAL_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -18,28 +19,31 @@ LOCAL_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLU
 
 
 class FunctionActor:
-    """Build a function at the first call, then apply it to items. Runs in a process of Ray."""
+    """Enter a context at the first call, then apply the function that it yields to items. Runs in a process of Ray."""
 
-    def __init__(self, build: Callable[[], Callable[[Item], Result]]) -> None:
+    def __init__(self, build: Build) -> None:
         self._build = build
-        self._function: Callable[[Any], Any] | None = None
+        self._context: AbstractContextManager[Callable[[Any], Any]] | None = None
 
     def apply(self, item: Any) -> Any:
-        """Return the function's result; a new process builds the function again."""
-        if self._function is None:
-            self._function = self._build()
+        """Return the function's result; a new process enters the context again."""
+        if self._context is None:
+            context = self._build()
+            self._function = context.__enter__()
+            self._context = context  # entered until the process ends
         return self._function(item)
 
 
 @contextmanager
-def actor_pool(build: Callable[[], Callable[[Item], Result]], *, actors: int | None = None) -> Iterator[Map]:
-    """Context manager: actors that each build a function once.
+def actor_pool(build: Build, *, actors: int | None = None) -> Iterator[Map]:
+    """Context manager: actors that each enter a context once, such as a loaded model.
 
     The cluster is that of the environment variable `RAY_ADDRESS`, or else one of this machine, which ends with the
     context. An item whose actor dies is computed again by its successor.
 
     Args:
-        build: Returns the function; it and the items are pickled. Files that it reads must exist on every node.
+        build: Returns the context, which yields the function; `build` and the items are pickled. Files that it reads
+            must exist on every node.
         actors: Number of actors, each with one of the cluster's GPUs or, without any, an equal share of its CPU
             cores; by default one for each GPU or, without any, for each node.
 
@@ -50,11 +54,13 @@ def actor_pool(build: Callable[[], Callable[[Item], Result]], *, actors: int | N
         InputError: If Ray is missing, or the cluster has fewer GPUs or CPU cores than actors.
 
     Example:
-        >>> with actor_pool(partial(load_model, "mini"), actors=4) as compute:
+        >>> with actor_pool(partial(loaded_model, "mini"), actors=4) as compute:
         ...     for image in compute(prompts):
         ...         image.save(next(names))
     """
-    ray = _ray()
+    require_package("ray", "ray", "--on ray")
+    import ray
+
     started = _connect(ray)
     workers: list[Any] = []
     try:
@@ -65,14 +71,6 @@ def actor_pool(build: Callable[[], Callable[[Item], Result]], *, actors: int | N
             ray.kill(worker)
         if started:
             ray.shutdown()
-
-
-def _ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise InputError("--on ray needs Ray: pip install 'blip-diffusion[ray]'.") from error
-    return ray
 
 
 def _connect(ray: Any) -> bool:
@@ -90,7 +88,7 @@ def _connect(ray: Any) -> bool:
     return True
 
 
-def _actors(ray: Any, build: Callable[[], Any], count: int | None) -> list[Any]:
+def _actors(ray: Any, build: Build, count: int | None) -> list[Any]:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus, cpus = ([int(node.get(kind, 0)) for node in nodes] for kind in ("GPU", "CPU"))
     kind, available = ("GPUs", sum(gpus)) if any(gpus) else ("CPU cores", sum(cpus))

@@ -1,16 +1,15 @@
 """Every entry point refuses a hostile file in one sentence, in seconds, and leaves nothing behind."""
 
 import resource
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
 from blip_diffusion.cli.main import main
 
+from .conftest import limited
 from .corpus import ARCHIVES, CONFIGS, IMAGES, WEIGHTS, Make
 
 EntryPoint = Callable[["Files", Path], list[str]]
@@ -33,20 +32,6 @@ def files(tiny_folder: Path, dog: Image.Image, tmp_path_factory: pytest.TempPath
     path = tmp_path_factory.mktemp("usable") / "dog.png"
     dog.save(path)
     return Files(tiny_folder, path)
-
-
-@pytest.fixture(autouse=True)
-def limits() -> Iterator[None]:
-    """Fail instead of waiting forever."""
-
-    def stop(*_: Any) -> None:
-        pytest.fail(f"still running after {SECONDS} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(SECONDS)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
 
 
 IMAGE_INPUTS: dict[str, EntryPoint] = {
@@ -109,7 +94,8 @@ def test_hostile_file_is_refused(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sent").mkdir()
     command = entry(files, make(tmp_path / "sent"))
-    assert main(command) == 2
+    with limited(wall=SECONDS):
+        assert main(command) == 2
     printed = capsys.readouterr().err
     sentence = printed.rpartition("blip-diffusion: ")[2].strip()
     assert sentence and len(sentence) < 600 and "Traceback" not in printed, printed

@@ -293,17 +293,13 @@ def _generate_on_ray(
             log(f"shard {shard.index} of {shard.count} is generated")
 
 
+@contextmanager
 def _shard_function(
     config: EvalConfig, out: Path, batch_size: int, device: torch.device | str
-) -> Callable[[Shard], None]:
-    """Load the model for as long as the function exists, and return the function that generates a shard."""
-    context = _prepared(config, out, batch_size, device, silent)
-    run = context.__enter__()
-
-    def generate(shard: Shard, _context: Any = context) -> None:
-        run.generate_shard(shard)
-
-    return generate
+) -> Iterator[Callable[[Shard], None]]:
+    """Context manager: the model is loaded, and the function generates a shard."""
+    with _prepared(config, out, batch_size, device, silent) as run:
+        yield run.generate_shard
 
 
 @contextmanager

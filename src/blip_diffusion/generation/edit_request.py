@@ -10,6 +10,10 @@ from blip_diffusion import images
 from blip_diffusion.errors import CheckpointError, InputError
 from blip_diffusion.fileio import path_exists, sha256_of
 
+MaskMethod = Literal["difference", "subject", "none"]
+MASK_METHODS: dict[str, MaskMethod] = {"auto": "difference", "subject": "subject", "none": "none"}
+"""Methods that predict a mask, by the words of the command line and of the server."""
+
 
 @dataclass(frozen=True)
 class ImageRef:
@@ -62,7 +66,7 @@ class EditInput:
     photo: ImageRef
     kind: Literal["edit", "inpaint"] = "edit"
     source_category: str = ""
-    mask: Literal["difference", "subject", "none"] = "difference"
+    mask: MaskMethod = "difference"
     mask_file: ImageRef | None = None
     inversion: Literal["direct", "ddpm", "ddim", "none"] = "direct"
     strength: float = 1.0

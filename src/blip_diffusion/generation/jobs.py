@@ -15,9 +15,14 @@ class Job(NamedTuple):
     batch: list[tuple[str, int]]  # prompt and seed of each image
 
 
+def images_of(request: GenerationRequest) -> list[tuple[str, int]]:
+    """Return the prompt and the seed of each image of a request."""
+    return [(prompt, request.seed + copy) for prompt in request.prompts for copy in range(request.num_images)]
+
+
 def batches_of(request: GenerationRequest) -> list[list[tuple[str, int]]]:
-    """Return the prompt and the seed of each image of a request, in the batches that are generated together."""
-    images = [(prompt, request.seed + copy) for prompt in request.prompts for copy in range(request.num_images)]
+    """Return the images of a request in the batches that are generated together."""
+    images = images_of(request)
     return [images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE)]
 
 

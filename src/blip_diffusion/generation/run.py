@@ -132,17 +132,12 @@ def local_batches(request: GenerationRequest, device: str, *, progress: bool = T
         yield generate
 
 
-def batch_function(request: GenerationRequest, device: str) -> Callable[[Job], list[Image.Image]]:
-    """Load a model for as long as the function exists, and return the function that generates a batch of a request."""
-    context = prepared(load_pipeline(request.model, request.dtype, device), request)
-    ready = context.__enter__()
-    ready.pipe.set_progress_bar_config(disable=True)
-    function = ready.by_job()
-
-    def generate(job: Job, _context: Any = context) -> list[Image.Image]:
-        return function(job)
-
-    return generate
+@contextmanager
+def batch_function(request: GenerationRequest, device: str) -> Iterator[Callable[[Job], list[Image.Image]]]:
+    """Context manager: a model is loaded, and the function generates a batch of a request."""
+    with prepared(load_pipeline(request.model, request.dtype, device), request) as ready:
+        ready.pipe.set_progress_bar_config(disable=True)
+        yield ready.by_job()
 
 
 def load_pipeline(model: str, dtype: Dtype, device: str) -> BlipDiffusionPipeline:

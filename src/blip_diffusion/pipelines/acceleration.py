@@ -29,10 +29,8 @@ class AccelerationMixin(PipelineHost):
 
     preset: Preset = Preset()
     _requested: Preset = Preset()  # the preset before it was resolved for this model
-    _schedulers: tuple[Any, Any] = (
-        None,
-        None,
-    )  # the model's, and the preset's over the same noise levels
+    # The model's scheduler, and the preset's over the same noise levels.
+    _schedulers: tuple[Any, Any] = (None, None)
     _tiny_vae: Any = None
     _merged: tuple[Hashable, MergedLoras] | None = None
     _engines: Mapping[tuple[str, int], tuple[Any, Callable[..., Any]]] = MappingProxyType({})

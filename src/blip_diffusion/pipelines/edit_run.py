@@ -34,7 +34,7 @@ from blip_diffusion.pipelines.edit_inputs import (
 )
 from blip_diffusion.pipelines.inputs import PipelineInputs
 from blip_diffusion.pipelines.prompt_weighting import plain_text
-from blip_diffusion.pipelines.step_callback import StepCallback
+from blip_diffusion.pipelines.step_callback import CallbackDenoiser
 from blip_diffusion.prompts import subject_prompt
 
 
@@ -188,27 +188,22 @@ class EditRun:
         with controlled_attention(host.unet, controller):
             yield both
 
-    def sample_blended(
-        self,
-        denoiser: Denoiser,
-        path: Inversion,
-        mask: EditMask,
-        resamplings: int = 1,
-        on_step: StepCallback | None = None,
-    ) -> Tensor:
+    def sample_blended(self, denoiser: Denoiser, path: Inversion, mask: EditMask, resamplings: int = 1) -> Tensor:
         """Sample the edit; after each step, latents outside the mask are replaced by the photo's path."""
         inside = mask.latents.to(self.clean)
         self.host._num_timesteps = len(self.timesteps)
+        runner = CallbackDenoiser(self.host, self.target, self.empty, lambda *_: denoiser, self.inputs.callback)
+        timesteps = torch.tensor(self.timesteps, device=self.clean.device)
 
         with self.host.progress_bar(total=(len(self.timesteps) - 1) * resamplings + 1) as bar:
 
             def blend(level: int, latents: Tensor) -> Tensor:
                 bar.update()
-                latents = self._after_step(on_step, level - 1, latents)
+                latents = runner.after_step(level - 1, timesteps[level - 1], latents)
                 return inside * latents + (1 - inside) * path.latents[level]
 
             return inversions.sample_from(
-                denoiser,
+                runner,
                 path,
                 self.noising,
                 start=self._expand(path.latents[0]),
@@ -217,18 +212,9 @@ class EditRun:
                 hook=blend,
             )
 
-    def _after_step(self, on_step: StepCallback | None, index: int, latents: Tensor) -> Tensor:
-        """Call a step callback, and return the latents to continue with."""
-        if on_step is None:
-            return latents
-        timestep = torch.tensor(self.timesteps[index], device=latents.device)
-        changed = on_step(self.host, index, timestep, {"latents": latents}) or {}
-        return changed.get("latents", latents)
-
-    def sample(self, on_step: StepCallback | None = None) -> Tensor:
+    def sample(self) -> Tensor:
         """Sample from noise with the pipeline's scheduler, for a U-Net that reads the masked photo."""
         inputs = replace(self.inputs, latents=self.host.config["noise_scale"] * self.inputs.latents)
-        inputs = replace(inputs, callback=on_step, callback_tensors=("latents",))
         latents: Tensor = self.host._denoise(self.target, self.empty, inputs)
         return latents
 

@@ -23,7 +23,7 @@ from blip_diffusion.pipelines.edit_run import EditRun
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.inputs import CallArguments, PipelineInputs
 from blip_diffusion.pipelines.locking import exclusive
-from blip_diffusion.pipelines.step_callback import StepCallback, callback_tensors
+from blip_diffusion.pipelines.step_callback import StepCallback
 
 
 class EditingMixin(PipelineHost):
@@ -92,12 +92,17 @@ class EditingMixin(PipelineHost):
             >>> photo, cat = Image.open("dog-on-beach.jpg"), Image.open("cat.png")
             >>> pipe.edit(photo, "dog", "cat", cat, prompt="on the beach").images[0].save("cat-on-beach.png")
         """
-        callback_tensors(callback_on_step_end, ("latents",))
         check_edit(self, inversion, strength, feather, mask_threshold)
         tuned = reference_image is None and options.get("subject_embeds") is None and self.adapters.registry.mixture
         category = target_category or ("" if tuned else source_category)  # a tuned subject has a category
         inputs, photo = self._prepare_edit(
-            image, options, prompt=prompt, reference_image=reference_image, image=control_image, category=category
+            image,
+            options,
+            prompt=prompt,
+            reference_image=reference_image,
+            image=control_image,
+            category=category,
+            callback_on_step_end=callback_on_step_end,
         )
         if attention is not None:
             check_plain_engine(self, inputs)
@@ -109,10 +114,10 @@ class EditingMixin(PipelineHost):
             run = run.with_condition(edit_mask)
             path = run.invert(inversion)
             if attention is None:
-                latents = run.sample_blended(run.denoiser(), path, edit_mask, on_step=callback_on_step_end)
+                latents = run.sample_blended(run.denoiser(), path, edit_mask)
             else:
                 with run.attention_controlled(path, attention) as denoiser:
-                    latents = run.sample_blended(denoiser, path, edit_mask, on_step=callback_on_step_end)
+                    latents = run.sample_blended(denoiser, path, edit_mask)
         return self._output(run.decode(latents, edit_mask, feather), edit_mask)
 
     @torch.no_grad()
@@ -161,24 +166,27 @@ class EditingMixin(PipelineHost):
         Example:
             >>> pipe.inpaint(photo, Image.open("mask.png"), Image.open("dog.png"), "dog", prompt="on the beach")
         """
-        callback_tensors(callback_on_step_end, ("latents",))
         check_edit(self, "none", strength, feather, resamplings=resamplings)
         if self.model.reads_mask and strength != 1:
             raise InputError("strength has no effect on a U-Net that reads the mask: leave it out.")
         inputs, photo = self._prepare_edit(
-            image, options, prompt=prompt, reference_image=reference_image, image=control_image, category=category
+            image,
+            options,
+            prompt=prompt,
+            reference_image=reference_image,
+            image=control_image,
+            category=category,
+            callback_on_step_end=callback_on_step_end,
         )
         edit_mask = photo.mask(mask, self.model.latents.factor)
         run = EditRun.begin(self, inputs, photo, edit_mask, strength, noisiest=True)
         run = run.with_condition(edit_mask)
         if self.model.reads_mask:
-            latents = run.sample(callback_on_step_end)
+            latents = run.sample()
         else:
             with run.prepared_unet():
                 path = run.invert("none")
-                latents = run.sample_blended(
-                    run.denoiser(resamplings), path, edit_mask, resamplings, callback_on_step_end
-                )
+                latents = run.sample_blended(run.denoiser(resamplings), path, edit_mask, resamplings)
         return self._output(run.decode(latents, edit_mask, feather), edit_mask)
 
     def _prepare_edit(

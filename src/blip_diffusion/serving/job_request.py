@@ -7,6 +7,7 @@ from typing import Any
 from blip_diffusion import config
 from blip_diffusion.errors import InputError
 from blip_diffusion.generation.edit_request import EditInput, ImageRef
+from blip_diffusion.generation.jobs import images_of
 from blip_diffusion.generation.request import GenerationRequest
 from blip_diffusion.serving.messages import Batch
 from blip_diffusion.serving.store import Store
@@ -57,7 +58,7 @@ def whole_job(job: str, table: Mapping[str, Any], store: Store, models: Mapping[
         request=request,
         model=models[request.model],
         subject_files=tuple(str(store.subject_path(subject.path)) for subject in request.subjects),
-        images=tuple((prompt, request.seed + copy) for prompt in request.prompts for copy in range(request.num_images)),
+        images=tuple(images_of(request)),
         edit=None if request.edit is None else _with_files(request.edit, store),
         auto_dtype=table["auto_dtype"],
         previews=table["previews"],

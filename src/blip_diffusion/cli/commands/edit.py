@@ -16,9 +16,6 @@ from blip_diffusion.errors import InputError
 if TYPE_CHECKING:
     from blip_diffusion.generation.edit_request import EditInput
 
-MASKS = {"auto": "difference", "subject": "subject", "none": "none"}
-"""Choices of --mask besides a file."""
-
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
@@ -84,14 +81,16 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError("A photo and --from WORD are needed: see blip-diffusion edit --help.")
     if arguments.keep_shape and not arguments.keep_attention:
         raise InputError("--keep-shape has no effect without --keep-attention: give 0.4, for example.")
-    mask_file = None if arguments.mask in MASKS else Path(arguments.mask)
+    from blip_diffusion.generation.edit_request import MASK_METHODS
+
+    mask_file = None if arguments.mask in MASK_METHODS else Path(arguments.mask)
     if not arguments.subject and arguments.target_category is None:
         arguments.target_category = arguments.source
     arguments.category = arguments.target_category
     check(arguments, add_flags, [arguments.photo, *([] if mask_file is None else [mask_file])])
     settings = {
         "source_category": arguments.source,
-        "mask": MASKS.get(arguments.mask, "difference"),
+        "mask": MASK_METHODS.get(arguments.mask, "difference"),
         "inversion": arguments.inversion,
         "keep_attention": arguments.keep_attention,
         "keep_shape": arguments.keep_shape,

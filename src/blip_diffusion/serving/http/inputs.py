@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from blip_diffusion.generation.edit_request import EditInput
+from blip_diffusion.generation.edit_request import MASK_METHODS, EditInput
 from blip_diffusion.generation.request import GenerationRequest, read_reference
 from blip_diffusion.generation.subject_inputs import SubjectInput
 from blip_diffusion.serving.edits import edit_input
@@ -23,12 +23,6 @@ from blip_diffusion.serving.job_service import JobService
 
 MAX_SIDE = 1024
 MAX_MIXTURE = 16
-MASKS: dict[str, Literal["difference", "subject", "none"]] = {
-    "auto": "difference",
-    "subject": "subject",
-    "none": "none",
-}
-"""How a mask is found, by the words of the field `mask`."""
 MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF")
 """First bytes of PNG, JPEG and WebP files. Pillow reads many more formats, some by external programs."""
 
@@ -126,7 +120,7 @@ def build_edit(
     for name, data in (("photo", photo), ("mask", mask)):
         if data is not None and not data.startswith(MAGIC):
             raise Problem(422, "invalid_input", f"The {name} is not a PNG, JPEG or WebP file.", param=name)
-    if mask is None and (options.mask or "auto") not in MASKS:
+    if mask is None and (options.mask or "auto") not in MASK_METHODS:
         raise Problem(422, "invalid_input", "mask: use auto, subject, none, or an image.", param="mask")
     if options.keep_shape and not options.keep_attention:
         raise Problem(422, "invalid_input", "keep_shape has no effect without keep_attention.", param="keep_shape")
@@ -136,7 +130,7 @@ def build_edit(
         mask,
         kind=kind,
         source_category=(options.source_category or "") if kind == "edit" else "",
-        mask=MASKS[options.mask or "auto"] if mask is None else "difference",
+        mask=MASK_METHODS[options.mask or "auto"] if mask is None else "difference",
         inversion=options.inversion,
         strength=options.strength,
         keep_attention=options.keep_attention,
