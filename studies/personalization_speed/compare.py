@@ -191,7 +191,7 @@ def compare(
         chosen = replace(candidate.config, learning_rate=rates[candidate.name])
         curves[candidate.name] = []
         for one in measured:
-            curve = experiment.run(one, chosen, work / candidate.name / one.folder, config.steps)
+            curve = experiment.run(one, chosen, work / candidate.name / one.folder, config.steps_of(candidate.name))
             curves[candidate.name].append(curve)
             last = curve[-1]
             log(f"{candidate.name}, {one.category}: subject {last.subject:.2f}, text {last.text:.2f}")
@@ -211,7 +211,11 @@ def _identity(
         "world": world_fingerprint(world),
         "metric": backbones.backbone,
         "eval_subjects": [subject.identity for subject in subjects],
-        **{name: value for name, value in asdict(config).items() if name not in ("steps", "search_steps")},
+        **{
+            name: value
+            for name, value in asdict(config).items()
+            if not name.endswith("steps") or name == "sampling_steps"
+        },
     }
 
 
@@ -249,7 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("subjects", "search-subjects", "steps", "every", "seeds", "sampling-steps"):
         parser.add_argument(f"--{name}", type=int, default=getattr(plain, name.replace("-", "_")))
     parser.add_argument("--methods", nargs="+", choices=NAMES, default=NAMES, help="(default: all)")
-    parser.add_argument("--search-steps", type=int, help="(default: as many as --steps)")
+    for name in ("search-steps", "dreambooth-steps"):
+        parser.add_argument(f"--{name}", type=int, help="(default: as many as --steps)")
     flags = parser.parse_args(arguments)
     try:
         names = {f.name for f in fields(SpeedupConfig)}

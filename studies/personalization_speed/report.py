@@ -30,15 +30,20 @@ class SpeedupConfig:
     batch_size: int = 3
     probe_images: int = 12  # of each scene, to fit the scene classifier to
     search_steps: int | None = None  # by default as many as `steps`
+    dreambooth_steps: int | None = None  # by default as many as `steps`
 
     def __post_init__(self) -> None:
-        for name in ("steps", "every", "seeds", "sampling_steps", "search_steps"):
+        for name in ("steps", "every", "seeds", "sampling_steps", "search_steps", "dreambooth_steps"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} is {value}: use 1 or more.")
         if self.subjects < 2 or self.search_subjects < 1:
             raise InputError("The comparison needs two subjects, and one to search on.")
-        if self.steps % self.every or (self.search_steps or self.every) % self.every:
+        if any((steps or self.every) % self.every for steps in (self.steps, self.search_steps, self.dreambooth_steps)):
             raise InputError(f"The steps must be a multiple of {self.every}, after which they are scored.")
+
+    def steps_of(self, candidate: str) -> int:
+        """Return the number of steps that a candidate is trained for."""
+        return (self.dreambooth_steps if candidate == DREAMBOOTH else None) or self.steps
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ def markdown(outcome: Outcome) -> str:
     goal = float(columns(outcome.curves[DREAMBOOTH], "subject")[-1].mean())
     lines = [
         (
-            f"Fidelity that DreamBooth ends with: {goal:.3f} after {outcome.config.steps} steps; "
+            f"Fidelity that DreamBooth ends with: {goal:.3f} after {outcome.config.steps_of(DREAMBOOTH)} steps; "
             f"{outcome.config.subjects} held-out subjects, {PHOTOS} photos each; scored by {outcome.backbone}."
         ),
         "",

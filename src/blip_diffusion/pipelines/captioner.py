@@ -45,7 +45,7 @@ class Captioner(Blip2Pipeline):
 
     def __call__(
         self,
-        images: OneOrMany[Image.Image],
+        images: OneOrMany[Image.Image] | None,
         prompt: OneOrMany[str] = "",
         num_beams: int = 5,
         max_new_tokens: int = 30,
@@ -53,7 +53,7 @@ class Captioner(Blip2Pipeline):
         """Write a caption of each image by beam search.
 
         Args:
-            images: One image or B, of any size and mode.
+            images: One image or B, of any size and mode; `None`: the language model continues the prompt alone.
             prompt: Beginning of the captions, which is not returned, such as "a photo of"; one for all images, or B.
             num_beams: Width of the beam search, at least 1.
             max_new_tokens: Largest number of tokens of a caption, at least 1.
@@ -71,7 +71,7 @@ class Captioner(Blip2Pipeline):
 
     def answer(
         self,
-        images: OneOrMany[Image.Image],
+        images: OneOrMany[Image.Image] | None,
         questions: OneOrMany[str],
         num_beams: int = 5,
         max_new_tokens: int = 10,
@@ -79,7 +79,7 @@ class Captioner(Blip2Pipeline):
         """Answer a question about each image in a few words, with the prompt of the published zero-shot evaluation.
 
         Args:
-            images: One image for all questions, or B.
+            images: One image for all questions, or B; `None`: the language model answers alone.
             questions: One question for all images, or B; they are lower-cased, and punctuation is removed.
             num_beams: Width of the beam search, at least 1.
             max_new_tokens: Largest number of tokens of an answer, at least 1.
@@ -103,7 +103,7 @@ class Captioner(Blip2Pipeline):
 
     def _write(
         self,
-        images: OneOrMany[Image.Image],
+        images: OneOrMany[Image.Image] | None,
         prompt: OneOrMany[str],
         num_beams: int,
         max_new_tokens: int,
@@ -112,9 +112,11 @@ class Captioner(Blip2Pipeline):
     ) -> list[str]:
         num_beams = whole_number("num_beams", num_beams, 1, 64)
         max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1, 1000)
-        squares, prompts = self._squares(as_list(images)), texts("prompt", prompt)
-        size = common_length({"images": len(squares), "prompts": len(prompts)})
-        squares, prompts = broadcast(squares, size), broadcast(prompts, size)
+        prompts = texts("prompt", prompt)
+        squares = None if images is None else self._squares(as_list(images))
+        if squares is not None:
+            size = common_length({"images": len(squares), "prompts": len(prompts)})
+            squares, prompts = broadcast(squares, size), broadcast(prompts, size)
         special = self.model.special
         tokens = continuation_words(
             self.model.tokenizer,
@@ -132,9 +134,9 @@ class Captioner(Blip2Pipeline):
             "pad_token_id": special.pad,
         }
         captions: list[str] = []
-        for first in range(0, len(squares), BATCH):
+        for first in range(0, len(prompts), BATCH):
             rows = slice(first, first + BATCH)
-            queries = self._queries(squares[rows])
+            queries = None if squares is None else self._queries(squares[rows])
             ids = self.language.generate(queries, tokens.input_ids[rows], tokens.attention_mask[rows], **options)
             captions += self.model.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [text.strip() for text in captions]

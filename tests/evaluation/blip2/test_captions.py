@@ -45,6 +45,19 @@ def test_other_words_say_nothing(world: AssetLibrary) -> None:
     assert parse("") == CaptionFacts()
 
 
+def test_paraphrases_have_the_same_facts(world: AssetLibrary) -> None:
+    sampler = PairSampler(
+        world, SyntheticConfig(size=32, object_crop_size=16, counts=0.3, sizes=0.3), batch_size=1, seed=0
+    )
+    parse, rng = CaptionParser(scene_words(world)), random.Random(1)
+    for _ in range(100):
+        spec = sampler.sample(rng)
+        sentence = caption(world.cutouts[spec.target].category, spec.prompt)
+        same = parse.paraphrases(sentence)
+        assert sentence in same and len(set(same)) == len(same)
+        assert {parse(one) for one in same} == {parse(sentence)}
+
+
 def test_recall() -> None:
     scores = torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]])
     relevant = torch.tensor([[False, True, False], [False, False, True]])
@@ -68,11 +81,13 @@ def test_a_report_of_captions_and_retrieval(pipe: BlipDiffusionPipeline, tmp_pat
     save_language(LanguagePrefix(32, language), model.tokenizer, folder / "language")
     save_heads({"contrastive": ContrastiveHead(32), "matching": MatchingHead(32)}, folder)
     models = {"model": str(folder), "search_model": str(folder)}
-    text = evaluate_captions(WORLD, tmp_path / "out", **models, num_images=6, num_beams=1, rerank=2)
-    assert "| right image |" in text and "R@1" in text
+    text = evaluate_captions(WORLD, tmp_path / "out", **models, num_images=6, num_beams=1, rerank=2, questions=True)
+    assert "| right image |" in text and "R@1" in text and "| BLEU-4 |" in text
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert len(report["captions"]["captions"]) == 6
     assert report["captions"]["advantage"].keys() == {"wrong image", "no image"}
+    assert report["captions"]["similarity"].keys() == {"CIDEr-D", "BLEU-4"}
+    assert report["answers"]["category"].keys() == {"right image", "wrong image", "no image"}
     for direction in report["retrieval"]["matching"].values():
         assert list(direction.values()) == sorted(direction.values())
     assert (tmp_path / "out/sheet.png").is_file()

@@ -87,7 +87,7 @@ def test_errors(world: AssetLibrary) -> None:
         SpeedupConfig(subjects=1)
     with pytest.raises(InputError, match="multiple of 20"):
         SpeedupConfig(steps=50)
-    for name in ("steps", "every", "seeds", "sampling_steps", "search_steps"):
+    for name in ("steps", "every", "seeds", "sampling_steps", "search_steps", "dreambooth_steps"):
         with pytest.raises(InputError, match=f"--{name.replace('_', '-')} is 0: use 1 or more"):
             SpeedupConfig(**{name: 0})
     with pytest.raises(DataError, match="of eight views: ask for at most that many"):
@@ -136,8 +136,8 @@ CANDIDATES = (
 def test_small_comparison_runs(world: AssetLibrary, tiny_folder: Path, tmp_path: Path) -> None:
     turned = turning(world)
     scenes = tuple({phrase: 0 for scene in turned.scenes if scene.split == "train" for phrase in scene.phrases[:1]})[:2]
-    config = SpeedupConfig(subjects=2, search_subjects=1, steps=2, every=1, prompts=scenes, sampling_steps=1,
-                           batch_size=1, probe_images=3)  # fmt: skip
+    config = SpeedupConfig(subjects=2, search_subjects=1, steps=2, dreambooth_steps=3, every=1, prompts=scenes,
+                           sampling_steps=1, batch_size=1, probe_images=3)  # fmt: skip
     messages: list[str] = []
     backbones = Backbones(Middle(), Everything())
 
@@ -150,8 +150,9 @@ def test_small_comparison_runs(world: AssetLibrary, tiny_folder: Path, tmp_path:
     result = measure(config)
     assert result.backbone == backbones.backbone
     assert set(result.curves) == {"few-shot", "dreambooth"} and len(messages) == 2 + 4
-    for curves in result.curves.values():
-        assert [[point.step for point in one] for one in curves] == [[0, 1, 2]] * 2
+    for name, curves in result.curves.items():
+        steps = [0, 1, 2] if name == "few-shot" else [0, 1, 2, 3]
+        assert [[point.step for point in one] for one in curves] == [steps] * 2
         assert all(a.seconds < b.seconds for one in curves for a, b in pairwise(one))
     assert result.rates["few-shot"] in (1e-3, 1e-2) and set(result.searches["few-shot"]) == {"0.001", "0.01"}
     table = markdown(result)

@@ -1,5 +1,6 @@
 """Parse captions into facts, which is exact because captions follow a closed set of templates."""
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -48,12 +49,28 @@ class CaptionParser:
 
     def __call__(self, caption: str) -> CaptionFacts:
         """Return the facts of one caption; phrases outside the templates are ignored."""
-        first, *others = re.split(r"\s*,\s*", " ".join(caption.lower().split()))
-        words = first.split()[1:]  # without the article
-        at = next((at for at in range(1, len(words)) if " ".join(words[at:]) in self.phrases), len(words))
-        chunks = [" ".join(words[at:]), *others]
+        _, category, chunks = self._split(caption)
         found = dict(self.phrases[chunk] for chunk in chunks if chunk in self.phrases)
-        return CaptionFacts(category=" ".join(words[:at]), **found)
+        return CaptionFacts(category=category, **found)
+
+    def paraphrases(self, caption: str) -> list[str]:
+        """Return all captions with the same facts in the same order, this one included."""
+        article, category, chunks = self._split(caption)
+        choices = [self._synonyms(chunk) for chunk in chunks]
+        joined = (f"{article} {category} {' , '.join(chosen)}" for chosen in itertools.product(*choices))
+        return [" ".join(caption.split()) for caption in joined]
+
+    def _synonyms(self, chunk: str) -> list[str]:
+        """Return the phrases of the same fact; a chunk without a fact has no other."""
+        fact = self.phrases.get(chunk)
+        return [phrase for phrase, other in self.phrases.items() if other == fact] if fact else [chunk]
+
+    def _split(self, caption: str) -> tuple[str, str, list[str]]:
+        """Return article, category, and the phrases between commas."""
+        first, *others = re.split(r"\s*,\s*", " ".join(caption.lower().split()))
+        article, *words = first.split() or [""]
+        at = next((at for at in range(1, len(words)) if " ".join(words[at:]) in self.phrases), len(words))
+        return article, " ".join(words[:at]), [" ".join(words[at:]), *others]
 
 
 def _phrases() -> Iterator[tuple[str, tuple[str, str]]]:

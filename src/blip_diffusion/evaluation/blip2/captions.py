@@ -1,9 +1,9 @@
-"""Metrics of captions on held-out composites: losses, facts parsed from generated captions, and a contact sheet.
+"""Metrics of captions on held-out composites: losses, similarity to references, parsed facts, and a contact sheet.
 
 Each metric is also computed without the image, and with an image of another subject, as lower bounds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -17,11 +17,12 @@ from blip_diffusion.data.synthetic.caption_parser import CaptionFacts, CaptionPa
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler
 from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
 from blip_diffusion.errors import InputError
-from blip_diffusion.evaluation.metrics.statistics import Estimate, bootstrap_ci
+from blip_diffusion.evaluation.metrics.caption_similarity import bleu, bleu_counts, cider_d
+from blip_diffusion.evaluation.metrics.statistics import Estimate, Statistic, bootstrap_ci
 from blip_diffusion.images import to_pil
 from blip_diffusion.modules.language import IGNORED
 from blip_diffusion.pipelines.captioner import Captioner
-from blip_diffusion.prompts import caption_words, continuation_words
+from blip_diffusion.prompts import caption_words
 
 BATCH = 32
 CONDITIONS = ("right image", "wrong image", "no image")
@@ -94,6 +95,7 @@ class CaptionScores:
 
     losses: dict[str, Estimate]  # nats per token
     advantage: dict[str, Estimate]  # loss minus the loss with the right image
+    similarity: dict[str, dict[str, Estimate]]  # CIDEr-D and BLEU-4, with all paraphrases as references
     accuracy: dict[str, dict[str, Estimate]]  # by field of `CaptionFacts`, among captions that mention it
     counts: dict[str, int]  # number of captions that mention each field
     captions: list[str]  # generated from the right images
@@ -109,7 +111,7 @@ def score_captions(captioner: Captioner, world: AssetLibrary, held: HeldOut, *, 
         num_beams: Width of the beam search.
 
     Returns:
-        Losses and accuracies with 95 % bootstrap intervals over subjects.
+        Losses, similarities and accuracies with 95 % bootstrap intervals over subjects.
     """
     model = captioner.model
     queries = query_states(model, held.pixels)
@@ -120,29 +122,22 @@ def score_captions(captioner: Captioner, world: AssetLibrary, held: HeldOut, *, 
     }
     generated = captioner(to_pil(held.pixels), num_beams=num_beams)
     captions_of = {"right image": generated, "wrong image": [generated[i] for i in held.mismatched],
-            "no image": [most_likely_caption(model, num_beams)] * len(held)}  # fmt: skip
+            "no image": captioner(None, num_beams=num_beams) * len(held)}  # fmt: skip
     parse = CaptionParser(scene_words(world))
+    references = [parse.paraphrases(caption) for caption in held.captions]
     truth = [parse(caption) for caption in held.captions]
     facts = {name: [parse(caption) for caption in captions] for name, captions in captions_of.items()}
     names = [field.name for field in fields(CaptionFacts)]
     return CaptionScores(
-        losses={name: _over_subjects(column, held.subjects) for name, column in columns.items()},
-        advantage={name: _over_subjects(columns[name] - columns["right image"], held.subjects)
+        losses={name: over_subjects(column, held.subjects) for name, column in columns.items()},
+        advantage={name: over_subjects(columns[name] - columns["right image"], held.subjects)
                    for name in CONDITIONS[1:]},
+        similarity=_similarity(captions_of, references, held.subjects),
         accuracy={name: {key: _accuracy(name, truth, facts[key], held.subjects) for key in CONDITIONS}
                   for name in names},
         counts={name: sum(bool(getattr(fact, name)) for fact in truth) for name in names},
         captions=generated,
     )  # fmt: skip
-
-
-def most_likely_caption(model: Blip2, num_beams: int) -> str:
-    """Return the caption that the language model generates without an image."""
-    special = model.special
-    words = continuation_words(model.tokenizer, [""], special, limit=1).to(model.device)
-    options = {"num_beams": num_beams, "max_new_tokens": 30, "eos_token_id": special.eos, "pad_token_id": special.pad}
-    ids = model.language_prefix.generate(None, words.input_ids, words.attention_mask, do_sample=False, **options)
-    return str(model.tokenizer.batch_decode(ids, skip_special_tokens=True)[0]).strip()
 
 
 def _accuracy(
@@ -153,17 +148,34 @@ def _accuracy(
         float(getattr(a, field) == getattr(b, field)) if getattr(a, field) else torch.nan
         for a, b in zip(truth, predicted, strict=True)
     ]
-    return _over_subjects(torch.tensor(correct), subjects)
+    return over_subjects(torch.tensor(correct), subjects)
 
 
-def _over_subjects(values: Tensor, subjects: Tensor) -> Estimate:
+def _similarity(
+    captions_of: Mapping[str, Sequence[str]], references: Sequence[Sequence[str]], subjects: Tensor
+) -> dict[str, dict[str, Estimate]]:
+    """Return CIDEr-D and corpus BLEU-4 of each condition's captions."""
+    bleu_estimates = {
+        key: _of_sums(bleu_counts(captions, references), subjects, bleu) for key, captions in captions_of.items()
+    }
+    cider = {key: over_subjects(cider_d(captions, references), subjects) for key, captions in captions_of.items()}
+    return {"CIDEr-D": cider, "BLEU-4": bleu_estimates}
+
+
+def over_subjects(values: Tensor, subjects: Tensor) -> Estimate:
     """Return the mean over images with its bootstrap interval over subjects; NaN excludes an image."""
     valid = ~values.isnan()
-    values, names = values[valid], subjects[valid].tolist()
+    columns = torch.stack([values[valid], torch.ones_like(values[valid])])
+    return _of_sums(columns, subjects[valid], lambda means: means[0] / means[1])
+
+
+def _of_sums(columns: Tensor, subjects: Tensor, statistic: Statistic) -> Estimate:
+    """Return a statistic of the sums of columns (K, N) over images, with its bootstrap interval over subjects."""
+    names = subjects.tolist()
     number = {name: row for row, name in enumerate(dict.fromkeys(names))}
     rows = torch.tensor([number[name] for name in names], dtype=torch.long)
-    sums, sizes = (torch.zeros(len(number)).index_add(0, rows, part) for part in (values, torch.ones_like(values)))
-    return bootstrap_ci(torch.stack([sums, sizes]), lambda means: means[0] / means[1])
+    sums = torch.zeros(len(columns), len(number), dtype=columns.dtype).index_add(1, rows, columns)
+    return bootstrap_ci(sums, statistic)
 
 
 def caption_sheet(pixels: Tensor, captions: Sequence[str], truth: Sequence[str], *, columns: int = 4) -> Image.Image:

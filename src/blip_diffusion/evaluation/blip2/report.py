@@ -9,7 +9,9 @@ from typing import Any
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.errors import InputError
 from blip_diffusion.evaluation.blip2.captions import CONDITIONS, CaptionScores, caption_sheet, held_out, score_captions
+from blip_diffusion.evaluation.blip2.questions import score_answers
 from blip_diffusion.evaluation.blip2.retrieval import KS, RetrievalScores, score_retrieval
+from blip_diffusion.evaluation.metrics.statistics import Estimate
 from blip_diffusion.fileio import atomic_file, check_writable, write_text
 from blip_diffusion.pipelines.captioner import Captioner
 from blip_diffusion.pipelines.image_search import ImageSearch
@@ -25,6 +27,7 @@ def evaluate_captions(
     search_model: str | None = None,
     num_images: int = 1000,
     num_beams: int = 5,
+    questions: bool = False,
     rerank: int = 32,
     device: str = "cpu",
     seed: int = 0,
@@ -38,6 +41,7 @@ def evaluate_captions(
         search_model: A model with the heads of ITC and ITM; `None`: retrieval is not scored.
         num_images: Number of composites, at least 2.
         num_beams: Width of the beam search.
+        questions: Ask for each fact of the captions too, and score exactly right answers.
         rerank: Number of candidates of each query that matching ranks again.
         device: Device of the models.
         seed: Seed of the composites.
@@ -64,6 +68,10 @@ def evaluate_captions(
         scores = score_captions(captioner, world, held, num_beams=num_beams)
         table["captions"] = asdict(scores)
         sections += _caption_tables(scores)
+        if questions:
+            answers = score_answers(captioner, world, held, num_beams=num_beams)
+            table["answers"] = {field: {key: asdict(one) for key, one in row.items()} for field, row in answers.items()}
+            sections.append(_condition_table("exactly right answers", answers))
         page = caption_sheet(held.pixels[:SHEET], scores.captions[:SHEET], held.captions[:SHEET])
         with atomic_file(out / "sheet.png") as partial:
             page.save(partial)
@@ -80,14 +88,25 @@ def evaluate_captions(
 def _caption_tables(scores: CaptionScores) -> list[str]:
     losses = [f"| {name} | {scores.losses[name]} | {scores.advantage.get(name, '')} |" for name in CONDITIONS]
     facts = [
-        f"| {name} | {scores.counts[name]} | " + " | ".join(str(row[key]) for key in CONDITIONS) + " |"
+        f"| {name} | {scores.counts[name]} | {_cells(row)} |"
         for name, row in scores.accuracy.items()
         if scores.counts[name]
     ]
     return [
         "\n".join(["| loss, nats a token | mean | above the right image's |", "|---|---|---|", *losses]),
+        _condition_table("similarity", scores.similarity),
         "\n".join([f"| correct | images | {' | '.join(CONDITIONS)} |", "|---|---|---|---|---|", *facts]),
     ]
+
+
+def _condition_table(title: str, rows: Mapping[str, Mapping[str, Estimate]]) -> str:
+    """Return a table with a column for each condition."""
+    lines = [f"| {name} | {_cells(row)} |" for name, row in rows.items()]
+    return "\n".join([f"| {title} | {' | '.join(CONDITIONS)} |", "|---|---|---|---|", *lines])
+
+
+def _cells(row: Mapping[str, Estimate]) -> str:
+    return " | ".join(str(row[key]) for key in CONDITIONS)
 
 
 def _retrieval_table(scores: RetrievalScores) -> str:
