@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig
 
-from blip_diffusion.diffusion.concatenation import concatenated, inpainting_channels
+from blip_diffusion.diffusion.concatenation import concatenated, inpainting_channels, upscaling_channels
 from blip_diffusion.diffusion.guidance import Denoiser, unet_denoiser
 from blip_diffusion.diffusion.latents import LatentCodec
 from blip_diffusion.framing import default_boxes, frames_of
@@ -80,7 +80,7 @@ class ModelConfig:
     unet: Mapping[str, Any] = field(
         default_factory=lambda: {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
     )
-    vae: Mapping[str, Any] = field(
+    vae: Mapping[str, Any] | None = field(  # None: no autoencoder, the U-Net denoises pixels
         default_factory=lambda: {
             "block_out_channels": (128, 256, 512, 512),
             "layers_per_block": 2,
@@ -263,6 +263,29 @@ class BlipDiffusion(nn.Module):
         if not self.reads_mask:
             return network
         return concatenated(network, self.whole_condition if condition is None else condition)
+
+    @property
+    def upscales(self) -> bool:
+        """Whether the U-Net reads an enlarged small image, and how noisy it is, beside the noised latents."""
+        channels = upscaling_channels(self.latents.channels)
+        return int(self.unet.config.in_channels) == channels and bool(self.unet.config.num_class_embeds)
+
+    def upscaling_denoiser(self, text: Tensor, condition: Tensor, levels: Tensor) -> Denoiser:
+        """Return a denoiser of B images, conditioned on text states and on enlarged small images.
+
+        Args:
+            text: Text states (B, L, D + P); with guidance twice as many.
+            condition: Latents (B, C, h, w) of the enlarged images, noised to `levels`.
+            levels: Timesteps (B,) of the condition's noise.
+        """
+        return concatenated(unet_denoiser(self.unet, text, levels), condition)
+
+    def target_latents(self, pixels: Tensor) -> Tensor:
+        """Return latents of images (B, 3, H, W) in [0, 1], which are scaled down to the model's size."""
+        side = int(self.unet.config.sample_size) * self.latents.factor
+        if pixels.shape[-1] != side:
+            pixels = F.interpolate(pixels, size=(side, side), mode="area")
+        return self.latents.encode(pixels).float()
 
     def inpainting_condition(self, pixels: Tensor, mask: Tensor) -> Tensor:
         """Return what an inpainting U-Net reads beside the latents, as Stable Diffusion's does.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from blip_diffusion.diffusion.controlnet import Control, controlled_denoiser
+from blip_diffusion.diffusion.forward_process import Noising
 from blip_diffusion.diffusion.guidance import Denoiser, guided
 from blip_diffusion.diffusion.sampler import ddim_like, initial_noise, sample
 from blip_diffusion.model import BlipDiffusion
@@ -66,6 +67,51 @@ def sample_images(
     model.scheduler.set_timesteps(count, device=states.device)
     latents = sample(denoiser, noise, model.scheduler, generators=generators)
     return model.latents.decode(latents).float() if decoded else latents.float()
+
+
+@torch.no_grad()
+def sample_upscaled(
+    model: BlipDiffusion,
+    states: Tensor,
+    enlarged: Tensor,
+    generators: list[torch.Generator],
+    *,
+    noise_level: float = 0.1,
+    steps: int | None = None,
+    guidance: float = 1.0,
+    empty: Tensor | None = None,
+) -> Tensor:
+    """Sample images from small ones, by a model that upscales.
+
+    Args:
+        model: The model; its scheduler is set to `steps`.
+        states: Text states (B, L, D).
+        enlarged: The small images, enlarged to the model's size (B, 3, H, W) in [0, 1].
+        generators: One generator per image.
+        noise_level: Noise of the small images in [0, 1), in shares of the timesteps; more hides their faults and lets
+            more be invented (Saharia et al. 2022, section 2.4).
+        steps: Sampling steps; default: the model's.
+        guidance: Guidance scale; 1 or less disables guidance.
+        empty: Text states (B, L, D) of the negative prompts; default: those of an empty prompt.
+
+    Returns:
+        Images (B, 3, H, W) in [0, 1] in float32.
+    """
+    count = steps or model.inference.num_inference_steps
+    noising = Noising.from_scheduler(model.scheduler)
+    condition = model.latents.encode(enlarged).float()
+    shape = (model.latents.channels, *condition.shape[-2:])
+    levels = torch.full((len(states),), int(noise_level * noising.timesteps), device=states.device)
+    condition = noising.noised(condition, initial_noise(shape, generators, condition), levels)
+    if guidance > 1:
+        empty = model.text_states([""]).expand_as(states) if empty is None else empty
+        both = model.upscaling_denoiser(torch.cat([empty, states]), condition, levels)
+        denoiser = guided(both, guidance, rescale=model.inference.guidance_rescale)
+    else:
+        denoiser = model.upscaling_denoiser(states, condition, levels)
+    noise = initial_noise(shape, generators, condition)
+    model.scheduler.set_timesteps(count, device=states.device)
+    return model.latents.decode(sample(denoiser, noise, model.scheduler, generators=generators)).float()
 
 
 def _denoiser(model: BlipDiffusion, states: Tensor, controls: Sequence[Control], steps: int) -> Denoiser:

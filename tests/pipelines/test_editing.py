@@ -15,7 +15,7 @@ from blip_diffusion.checkpoint.subject_file import Subject, fingerprint
 from blip_diffusion.errors import InputError
 from blip_diffusion.images import to_tensor
 from blip_diffusion.modules import attention_control
-from blip_diffusion.modules.inpainting_unet import widened
+from blip_diffusion.modules.widened_unet import widened
 from blip_diffusion.pipelines.attention_alignment import AttentionControl, Sentence, align
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import Preset

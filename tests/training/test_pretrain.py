@@ -24,7 +24,7 @@ GOLDEN = Path(__file__).parents[1] / "parity" / "golden"
 STAGE_CONFIGS = sorted(path for path in CONFIGS.rglob("*.toml") if path.stem != "recipe")  # which has a test of its own
 STAGES = (
     "autoencoder", "text_to_image", "representation", "subject", "decoder", "consistency", "control", "inpaint",
-    "prior", "sentences", "language",
+    "prior", "sentences", "language", "pixels", "upscale",
 )  # fmt: skip
 
 
@@ -68,6 +68,7 @@ def test_each_stage_starts_from_the_export_of_the_previous_one(runs: Path) -> No
     assert parts(runs / "decoder/export") == ["vae"]
     assert parts(runs / "consistency/export") == whole
     assert parts(runs / "inpaint/export") == whole
+    assert parts(runs / "upscale/export") == whole
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,8 @@ def test_each_stage_starts_from_the_export_of_the_previous_one(runs: Path) -> No
         ("decoder", "subject/export", ("vae/encoder.", "vae/quant_conv."), ("vae/decoder.",)),
         ("consistency", "subject/export", ("vae/", "qformer/", "text_encoder/"), ("unet/",)),
         ("inpaint", "inpaint/start", ("vae/", "qformer/", "text_encoder/"), ("unet/",)),
+        ("pixels", "pixels/start", ("qformer/", "text_encoder/"), ("unet/",)),
+        ("upscale", "upscale/start", ("qformer/", "text_encoder/"), ("unet/",)),
     ],
 )
 def test_frozen_weights_do_not_change(
@@ -101,6 +104,31 @@ def test_first_folder_with_a_component_is_used(runs: Path) -> None:
     first, second = (weights(runs / stage / "export") for stage in ("text_to_image", "representation"))
     towers = [name for name in first if name.startswith("qformer/visual_encoder.tower") and name in second]
     assert towers and all(torch.equal(first[name], second[name]) for name in towers)
+
+
+def test_pixel_cascade_generates_and_enlarges(runs: Path, dog: Image.Image) -> None:
+    """32 x 32 images in two stages of pixels, whose exports load as any model."""
+    base, upscaler = (BlipDiffusionPipeline.from_pretrained(runs / name / "export") for name in ("pixels", "upscale"))
+    subject = {"reference_image": dog, "source_subject_category": "dog", "target_subject_category": "dog"}
+    for pipe in (base, upscaler):
+        pipe.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(0)}
+    small = base("on the beach", **subject, **options).images[0]
+    assert small.size == (8, 8) and base.model.latents.factor == 1
+    large = upscaler.upscale([small, small], "on the beach", **subject, **options, output_type="pt").images
+    assert large.shape == (2, 3, 32, 32) and 0 <= float(large.min()) <= float(large.max()) <= 1
+    again = upscaler.upscale(small, "on the beach", num_inference_steps=2, guidance_scale=2.0, negative_prompt="snow")
+    assert again.images[0].size == (32, 32)
+    for call, message in (
+        (lambda: upscaler("on the beach", **subject), "call upscale"),
+        (lambda: base.upscale(small), "doesn't upscale"),
+        (lambda: upscaler.upscale(dog.resize((64, 64))), "64 x 64"),
+        (lambda: upscaler.upscale("small.png"), "PIL image"),
+        (lambda: upscaler.upscale(small, noise_level=1.0), "noise_level"),
+        (lambda: upscaler.upscale(small, output_type="latent"), "output_type"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()
 
 
 @pytest.mark.parametrize("stage", ["subject", "consistency"])

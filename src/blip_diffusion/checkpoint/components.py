@@ -45,6 +45,7 @@ from blip_diffusion.model import (
 )
 from blip_diffusion.modules.heads import SubjectFinder, SubjectFinderConfig
 from blip_diffusion.modules.image_encoder import ImageEncoderConfig
+from blip_diffusion.modules.pixel_autoencoder import PixelAutoencoder
 from blip_diffusion.modules.placed_unet import PlacedUNet2DConditionModel, is_placed
 from blip_diffusion.modules.qformer import QFormerConfig
 from blip_diffusion.modules.text_encoder import SubjectTextEncoder
@@ -185,6 +186,8 @@ def load_diffusers(name: str, folder: Path, *, dtype: torch.dtype | None = None,
     """Load the U-Net, VAE, ControlNet or T2I-Adapter in a folder; `name` is a key of `DIFFUSERS`."""
     table = read_config(folder / "config.json", f"the {name}")
     kind = table.get("_class_name", DIFFUSERS[name])
+    if name == "vae" and kind == PixelAutoencoder.__name__:
+        return PixelAutoencoder().to(dtype)  # without weights
     if kind not in (DIFFUSERS[name], PlacedUNet2DConditionModel.__name__ if name == "unet" else None):
         raise CheckpointError(f"{folder} holds a {kind}, not a {DIFFUSERS[name]}.")
     state = {modern_vae_name(n) if name == "vae" else n: tensor for n, tensor in read_state(folder, files).items()}

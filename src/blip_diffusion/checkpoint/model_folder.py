@@ -216,7 +216,8 @@ def check_fit(model: BlipDiffusion) -> None:
     if model.place_width and math.isqrt(queries) ** 2 != queries:
         raise CheckpointError(f"The parts don't fit: {queries} queries, and placed tokens lie on a square grid.")
     latents = int(model.vae.config.latent_channels)
-    channels = latents if channels == inpainting_channels(latents) else channels
+    if channels == inpainting_channels(latents) or model.upscales:
+        channels = latents
     pairs = (
         ("subject tokens", tokens, "text encoder", text),
         ("text encoder", text + model.place_width, "U-Net", context),
@@ -294,8 +295,8 @@ def _index(model: BlipDiffusion, controlnet: Any) -> dict[str, Any]:
         "qformer": ("blip_diffusion", "Blip2QFormerModel"),
         "text_encoder": ("blip_diffusion", "ContextCLIPTextModel"),
         "tokenizer": ("transformers", "CLIPTokenizer"),
-        "unet": ("blip_diffusion" if model.place_width else "diffusers", type(uncompiled(model.unet)).__name__),
-        "vae": ("diffusers", "AutoencoderKL"),
+        "unet": _class_of(model.unet),
+        "vae": _class_of(model.vae),
         "scheduler": ("diffusers", type(model.scheduler).__name__),
     }
     if controlnet is not None:
@@ -304,6 +305,12 @@ def _index(model: BlipDiffusion, controlnet: Any) -> dict[str, Any]:
     names = {"_class_name": kind, "_diffusers_version": diffusers.__version__}
     extra = {"ctx_begin_pos": insert_position(model.tokenizer), "mean": None, "std": None}  # image_processor/ has them
     return {**names, **parts, **extra, **dataclasses.asdict(model.inference)}
+
+
+def _class_of(part: Any) -> tuple[str, str]:
+    """Return library and class of a part, by the published names."""
+    kind = type(uncompiled(part))
+    return kind.__module__.partition(".")[0], kind.__name__
 
 
 def save_subject_model(

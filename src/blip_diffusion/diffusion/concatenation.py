@@ -25,6 +25,11 @@ def concatenated(denoiser: Denoiser, condition: Condition) -> Denoiser:
     return denoise
 
 
+def upscaling_channels(latent_channels: int) -> int:
+    """Return the U-Net's input channels with the latents of an enlarged small image: 6 for pixels."""
+    return 2 * latent_channels
+
+
 def inpainting_channels(latent_channels: int) -> int:
     """Return the U-Net's input channels with a mask and masked-image latents: 9 for Stable Diffusion's 4."""
     return 2 * latent_channels + 1

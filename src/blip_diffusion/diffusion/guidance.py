@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,15 +13,19 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 """Noised latents (B, C, H, W) and a timestep to the network's prediction (B, C, H, W)."""
 
 
-def unet_denoiser(unet: UNet, text: Tensor) -> Denoiser:
+def unet_denoiser(unet: UNet, text: Tensor, class_labels: Tensor | None = None) -> Denoiser:
     """Return a denoiser of the U-Net with text states (B, L, D) in cross-attention.
 
-    The U-Net computes in its data type; latents keep theirs, which a solver's small steps need.
+    The U-Net computes in its data type; latents keep theirs, which a solver's small steps need. `class_labels` (B,)
+    are for a U-Net with a class embedding.
     """
     text = text.to(unet.dtype)  # once, not in each step: `unet.dtype` iterates over all layers
+    options: dict[str, Any] = {"encoder_hidden_states": text, "return_dict": False}
+    if class_labels is not None:
+        options["class_labels"] = class_labels.repeat(len(text) // len(class_labels))
 
     def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
-        prediction: Tensor = unet(latents.to(text.dtype), timestep, encoder_hidden_states=text, return_dict=False)[0]
+        prediction: Tensor = unet(latents.to(text.dtype), timestep, **options)[0]
         return prediction.to(latents.dtype)
 
     return denoise

@@ -83,7 +83,9 @@ class FeaturesMixin(StableDiffusionMixin, PipelineHost):
         super().fuse_qkv_projections(unet, vae)
 
     def _check_features(self) -> None:
-        """Raise `InputError` for a switch that the preset's engine would ignore."""
+        """Raise `InputError` for a model that only upscales, and a switch that the preset's engine would ignore."""
+        if self.model.upscales:
+            raise InputError("This model enlarges small images: call upscale, or --upscale with another --model.")
         if self.preset.engine == "openvino" and (self.vae.use_slicing or self.vae.use_tiling):
             raise InputError("VAE slicing and tiling have no effect with the engine openvino: disable them.")
         if not has_freeu(self.unet):

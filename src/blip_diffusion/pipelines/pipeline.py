@@ -29,6 +29,7 @@ from blip_diffusion.pipelines.safety import SafetyChecker, Watermark
 from blip_diffusion.pipelines.step_callback import CALLBACK_TENSORS, StepCallback
 from blip_diffusion.pipelines.subject_scale import Scale
 from blip_diffusion.pipelines.subjects import SubjectsMixin
+from blip_diffusion.pipelines.upscaling import UpscalingMixin
 from blip_diffusion.protocols import Scheduler, Tokenizer
 
 
@@ -39,6 +40,7 @@ class BlipDiffusionPipeline(
     DenoisingMixin,
     DecodingMixin,
     EditingMixin,
+    UpscalingMixin,
     FeaturesMixin,
     LoraLoadersMixin,
     DiffusionPipeline,
@@ -184,11 +186,9 @@ class BlipDiffusionPipeline(
                 to the text states. It needs the extra `weighting`. Subject tokens keep weight 1.
             resize_mode: How the reference becomes square: "crop" (centre), "squash" (both sides), "pad" (all of it) or
                 "subject" (a square about the subject); by default the model's.
-            box: Position of the subject: left, top, right, bottom in [0, 1] of the image, or one such box for each
-                prompt. It keeps its proportions. By default the prompt's words decide ("at the left", "very small").
-                Only models with placed tokens, as `mini`, take one.
-            subjects: Several subjects in one image, in place of reference and categories; see `SubjectRegion`. Without
-                boxes and masks all are in one sentence, "a dog and a cat on the beach", if their tokens fit.
+            box: Position of the subject: left, top, right, bottom in [0, 1], or one box for each prompt. By default the
+                prompt's words decide ("at the left"). Only models with placed tokens, as `mini`, take one.
+            subjects: Several subjects in one image, in place of reference and categories; see `SubjectRegion`.
             region_mode: With boxes or masks: "attention" masks cross-attention, "multidiffusion" averages one
                 prediction per subject (Bar-Tal et al. 2023, equation 5), which takes that many times as long.
             subject_scale: Weight of the subject in [0, 2]; see `set_subject_scale`, which sets the default.
@@ -196,7 +196,7 @@ class BlipDiffusionPipeline(
             prompt_embeds: Text states (1 or B, L, D) in place of prompt, subject and categories.
             negative_prompt_embeds: Text states (1 or B, L, D) in place of the negative prompt.
             cross_attention_kwargs: Not supported, since `set_adapters` chooses the weights of LoRAs.
-            clip_skip: Not supported, since subject tokens were trained with the text encoder's last layer.
+            clip_skip: Not supported: subject tokens belong to the text encoder's last layer.
             output_type: "pil", "np" (B, H, W, 3), "pt" (B, 3, H, W) in [0, 1], or "latent".
             return_dict: Return an `ImagePipelineOutput` instead of a tuple.
             callback_on_step_end: Called after each step; see `StepCallback`.

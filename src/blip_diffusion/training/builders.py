@@ -23,6 +23,7 @@ from blip_diffusion.training.objectives.representation import Representation
 from blip_diffusion.training.objectives.sentences import Sentences
 from blip_diffusion.training.objectives.subject import SubjectRepresentation
 from blip_diffusion.training.objectives.text_to_image import TextToImage
+from blip_diffusion.training.objectives.upscale import Upscaling
 from blip_diffusion.training.run_config import RunConfig
 from blip_diffusion.training.shapes import SHAPES
 
@@ -131,6 +132,16 @@ def inpaint(material: BuildContext) -> Objective:
     return Inpainting(model, initialization.noising_from(model.scheduler), config.inpaint)
 
 
+def upscale(material: BuildContext) -> Objective:
+    """Build the objective of super-resolution; a U-Net of the preset is new unless a folder has one."""
+    config = material.config
+    parts = initialization.load_parts(config.model)
+    initialization.require_parts(parts, "subject_encoder", "text_encoder")
+    model = initialization.init_model(parts, config.model, material.corpus, material.pixels)
+    check_size(config, model)
+    return Upscaling(model, initialization.noising_from(model.scheduler), config.upscale)
+
+
 def sentences(material: BuildContext) -> Objective:
     """Build the objective of a language model of the captions."""
     config = material.config
@@ -164,9 +175,9 @@ def whole_images(reference: ReferenceConfig) -> ReferenceConfig:
 
 
 def check_size(config: RunConfig, model: BlipDiffusion) -> None:
-    """Raise `ConfigError` if images are composed at another size than the model's."""
+    """Raise `ConfigError` if images are composed at another size than the model's, or, for pixels, a multiple of it."""
     own, size = int(model.unet.config.sample_size) * model.latents.factor, config.data.synthetic.size
-    if size != own:
+    if size != own and not (model.latents.factor == 1 and size % own == 0):
         raise ConfigError(f"data.synthetic.size is {size}, and this model generates {own} pixels: set it to {own}.")
 
 
@@ -179,6 +190,7 @@ OBJECTIVES: dict[str, Callable[[BuildContext], Objective]] = {
     "control": control,
     "prior": prior,
     "inpaint": inpaint,
+    "upscale": upscale,
     "sentences": sentences,
     "language": language,
 }

@@ -38,6 +38,7 @@ from blip_diffusion.modules.image_encoder import EfficientNetTower
 from blip_diffusion.modules.language import LanguagePrefix, build_language_model
 from blip_diffusion.modules.lpips import read_lpips
 from blip_diffusion.modules.perceptual_loss import PerceptualDistance
+from blip_diffusion.modules.pixel_autoencoder import PixelAutoencoder
 from blip_diffusion.modules.placed_unet import PlacedUNet2DConditionModel, is_placed
 from blip_diffusion.modules.qformer import QFormerConfig
 from blip_diffusion.protocols import Scheduler
@@ -49,8 +50,12 @@ from blip_diffusion.training.shapes import LANGUAGE_MODELS, SHAPES
 class InitConfig:
     """Initial parts of a run."""
 
-    preset: Literal["mini", "tiny", "tiny-placed", "published"] = "mini"
+    preset: Literal[
+        "mini", "mini-pixels", "mini-pixels-upscale", "tiny", "tiny-placed", "tiny-pixels", "tiny-pixels-upscale",
+        "published",
+    ] = "mini"  # fmt: skip
     init_from: tuple[Path, ...] = ()  # model folders; each part comes from the first that has it
+    new_parts: tuple[Literal["unet", "vae", "scheduler"], ...] = ()  # parts that are not taken from a folder
     seed: int = 0  # of new parts
     inference: InferenceConfig | None = None
     """Default sampling settings; `None`: those of the first folder that has them, else `DEFAULT_INFERENCE`."""
@@ -68,7 +73,7 @@ def load_parts(config: InitConfig) -> Parts:
     for folder in config.init_from:
         loaded = read_parts(folder)
         for part in fields(Parts):
-            if getattr(parts, part.name) is None:
+            if getattr(parts, part.name) is None and part.name not in config.new_parts:
                 setattr(parts, part.name, getattr(loaded, part.name))
     return parts
 
@@ -81,12 +86,15 @@ def require_parts(parts: Parts, *names: str) -> None:
         )
 
 
-def init_vae(parts: Parts, config: InitConfig) -> AutoencoderKL:
+def init_vae(parts: Parts, config: InitConfig) -> Any:
     """Return the loaded autoencoder or a new one."""
     if parts.vae is not None:
         return parts.vae
+    shape = SHAPES[config.preset].vae
+    if shape is None:
+        return PixelAutoencoder()
     torch.manual_seed(config.seed)
-    vae = AutoencoderKL(**SHAPES[config.preset].vae)
+    vae = AutoencoderKL(**shape)
     init_near_linear(vae)
     return vae
 
@@ -136,9 +144,9 @@ def init_model(parts: Parts, config: InitConfig, corpus: Sequence[str], pixels: 
     Raises:
         CheckpointError: If there is no trained autoencoder, or parts don't fit each other.
     """
-    if parts.vae is None and not config.preset.startswith("tiny"):
-        raise CheckpointError("There is no trained autoencoder: name its folder in model.init_from.")
     shape = SHAPES[config.preset]
+    if parts.vae is None and shape.vae is not None and not config.preset.startswith("tiny"):
+        raise CheckpointError("There is no trained autoencoder: name its folder in model.init_from.")
     init_subject_encoder(parts, config, corpus, pixels)
     torch.manual_seed(config.seed)
     text = shape.text_encoder
@@ -149,7 +157,7 @@ def init_model(parts: Parts, config: InitConfig, corpus: Sequence[str], pixels: 
         init_vae(parts, config),
         tokenizer=parts.tokenizer or prompt_tokenizer(corpus, text.vocabulary, text.positions),
         qformer_tokenizer=parts.qformer_tokenizer,
-        scheduler=parts.scheduler or zero_snr_scheduler(),
+        scheduler=parts.scheduler or zero_snr_scheduler(pixels=shape.vae is None),
         reference=parts.reference,  # type: ignore[arg-type]
         inference=config.inference or parts.inference or DEFAULT_INFERENCE,
         subject_finder=parts.subject_finder,
@@ -168,7 +176,7 @@ def _new_unet(shape: ModelConfig) -> Any:
 
 def fit_latents(parts: Parts, config: InitConfig) -> None:
     """Replace the autoencoder, and the U-Net's outer layers, if their latents differ from the preset's."""
-    channels = SHAPES[config.preset].vae.get("latent_channels", 4)  # as in AutoencoderKL
+    channels = (SHAPES[config.preset].vae or {}).get("latent_channels", 4)  # as in AutoencoderKL
     if parts.vae is not None and parts.vae.config.latent_channels != channels:
         parts.vae = None
     parts.vae = init_vae(parts, config)
@@ -261,10 +269,12 @@ def language_folder(config: InitConfig) -> Path | None:
     return next((folder / "language" for folder in config.init_from if (folder / "language").is_dir()), None)
 
 
-def zero_snr_scheduler() -> DDIMScheduler:
+def zero_snr_scheduler(*, pixels: bool = False) -> DDIMScheduler:
     """Return a scheduler of Stable Diffusion's noise levels that ends in pure noise (Lin et al. 2023).
 
-    Without pure noise, images of one plain colour can't be generated.
+    Without pure noise, images of one plain colour can't be generated. With `pixels`, predicted images are dynamically
+    thresholded (Saharia et al. 2022, section 2.3): x0 is clamped to ±s and divided by s, the 99.5 % quantile of |x0|,
+    at least 1. diffusers' default for the largest s, 1, would make it a plain clamp.
     """
     return DDIMScheduler(
         beta_start=0.00085,
@@ -275,6 +285,9 @@ def zero_snr_scheduler() -> DDIMScheduler:
         timestep_spacing="trailing",
         clip_sample=False,
         set_alpha_to_one=True,
+        thresholding=pixels,
+        dynamic_thresholding_ratio=0.995,
+        sample_max_value=100.0 if pixels else 1.0,
     )
 
 

@@ -17,6 +17,7 @@ from blip_diffusion.training.objectives.representation import RepresentationConf
 from blip_diffusion.training.objectives.sentences import SentencesConfig
 from blip_diffusion.training.objectives.subject import SubjectConfig
 from blip_diffusion.training.objectives.text_to_image import TextToImageConfig
+from blip_diffusion.training.objectives.upscale import UpscaleConfig
 from blip_diffusion.training.training_data import DataConfig
 
 
@@ -32,6 +33,7 @@ class RunConfig:
         "consistency",
         "control",
         "inpaint",
+        "upscale",
         "prior",
         "sentences",
         "language",
@@ -47,6 +49,7 @@ class RunConfig:
     control: ControlConfig = field(default_factory=ControlConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
     inpaint: InpaintConfig = field(default_factory=InpaintConfig)
+    upscale: UpscaleConfig = field(default_factory=UpscaleConfig)
     sentences: SentencesConfig = field(default_factory=SentencesConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
 

@@ -57,6 +57,42 @@ MINI = ModelConfig(
 )
 """The shipped model's shapes: 128 x 128 pixels, 16 x 16 x 16 latents, 32 million parameters."""
 
+PIXELS_UNET = {
+    **MINI.unet,
+    "in_channels": 3,
+    "out_channels": 3,
+    "only_cross_attention": False,
+    "norm_num_groups": 16,
+}
+
+MINI_PIXELS = replace(
+    MINI,
+    unet={
+        **PIXELS_UNET,
+        "sample_size": 32,
+        "block_out_channels": (64, 96, 160),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": (2, 3, 5),
+    },
+    vae=None,
+)
+"""The first stage of a pixel cascade (Ho et al. 2022): 32 x 32 pixels."""
+
+MINI_PIXELS_UPSCALE = replace(
+    MINI,
+    unet={
+        **PIXELS_UNET,
+        "sample_size": 128,
+        "block_out_channels": (32, 48, 64, 128),
+        "down_block_types": ("DownBlock2D", "DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"),
+        "attention_head_dim": (1, 1, 2, 4),
+    },
+    vae=None,
+)
+"""Its second stage, super-resolution to 128 x 128 pixels, with cross-attention at 16 x 16."""
+
 
 TINY = ModelConfig(
     image_encoder=ImageEncoderConfig(tower="efficientnet-lite0", image_size=32),
@@ -103,7 +139,31 @@ TINY_PLACED = replace(
 )
 """`TINY` with placed tokens, as `mini` has them."""
 
-SHAPES = {"mini": MINI, "tiny": TINY, "tiny-placed": TINY_PLACED, "published": ModelConfig()}
+TINY_PIXELS = replace(TINY, unet={**TINY.unet, "sample_size": 8, "in_channels": 3, "out_channels": 3}, vae=None)
+"""`TINY` in pixel space, 8 x 8 pixels."""
+
+TINY_PIXELS_UPSCALE = replace(
+    TINY_PIXELS,
+    unet={
+        **TINY_PIXELS.unet,
+        "sample_size": 32,
+        "block_out_channels": (8, 32),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    },
+)
+"""`TINY` in pixel space, 32 x 32 pixels."""
+
+SHAPES = {
+    "mini": MINI,
+    "mini-pixels": MINI_PIXELS,
+    "mini-pixels-upscale": MINI_PIXELS_UPSCALE,
+    "tiny": TINY,
+    "tiny-placed": TINY_PLACED,
+    "tiny-pixels": TINY_PIXELS,
+    "tiny-pixels-upscale": TINY_PIXELS_UPSCALE,
+    "published": ModelConfig(),
+}
 
 LANGUAGE_MODELS = {
     "mini": LanguageModelConfig(),

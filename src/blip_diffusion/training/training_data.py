@@ -21,7 +21,7 @@ from blip_diffusion.fileio import path_exists
 from blip_diffusion.training.sample_callback import SampleCallback
 
 CALLBACK_BATCH, PROBES, CALLBACK_SEED = 8, 8, 99
-WITH_SUBJECT = ("subject", "consistency", "control", "inpaint", "prior")
+WITH_SUBJECT = ("subject", "consistency", "control", "inpaint", "prior", "upscale")
 """Objectives whose pairs are of a subject and its category; the others take images and captions as they are."""
 MAX_CORPUS = 200_000
 """Captions that new tokenizers are trained on."""

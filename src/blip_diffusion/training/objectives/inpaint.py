@@ -19,7 +19,7 @@ from blip_diffusion.diffusion.concatenation import inpainting_channels
 from blip_diffusion.diffusion.forward_process import Noising, denoising_loss
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
-from blip_diffusion.modules.inpainting_unet import widened
+from blip_diffusion.modules.widened_unet import widened
 from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
 from blip_diffusion.training.objectives.masked_denoising_loss import mask_weights
 from blip_diffusion.training.sample_callback import sample_with_same_noise

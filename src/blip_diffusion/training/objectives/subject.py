@@ -33,7 +33,7 @@ class SubjectConfig:
     timestep_shift: float = 1.0  # above 1, more of the copies are noisy (`Noising.random_timesteps`)
     subject_weight: float = 1.0  # of an error on the subject, relative to 1 on its scene
     reconstruction_weight: float = 0.0  # of the reconstruction head, which makes tokens encode shape; 0: none
-    unet_lr_scale: float = 1.0  # times the schedule
+    unet_lr_scale: float = 1.0  # times the schedule; 0 freezes
     text_lr_scale: float = 1.0
     qformer_lr_scale: float = 1.0  # Q-Former, its layer norm over the image features, and the projection
 
@@ -75,7 +75,7 @@ class SubjectRepresentation(Objective):
     def forward(self, batch: SubjectBatch, context: StepContext) -> Losses:
         """Return the denoising loss of the targets, given references and prompts."""
         with torch.no_grad():
-            latents = self.model.latents.encode(batch["target"]).float()
+            latents = self.model.target_latents(batch["target"])
         tokens = self.model.subject_tokens(batch["reference"], batch["category"])
         states = self._text_states(batch, tokens, context.rng)
         copies = self.config.noise_samples_per_pair
@@ -142,11 +142,12 @@ def subject_parameter_groups(
     encoder_parameters += encoder.projection.parameters()
     if reconstruction is not None:
         encoder_parameters += reconstruction.parameters()
-    return [
+    groups = [
         ParameterGroup("unet", list(model.unet.parameters()), config.unet_lr_scale),
         ParameterGroup("text", list(model.text_encoder.parameters()), config.text_lr_scale),
         ParameterGroup("qformer", encoder_parameters, config.qformer_lr_scale),
     ]
+    return [group for group in groups if group.lr_scale]
 
 
 def export_subject_model(model: BlipDiffusion, reconstruction: nn.Module | None, folder: Path) -> None:

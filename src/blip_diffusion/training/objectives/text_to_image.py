@@ -45,7 +45,7 @@ class TextToImage(Objective):
     def forward(self, batch: SubjectBatch, context: StepContext) -> Losses:
         """Return the denoising loss of the targets under their captions."""
         with torch.no_grad():
-            latents = self.model.latents.encode(batch["target"]).float()
+            latents = self.model.target_latents(batch["target"])
         drop = self.config.caption_drop if self.training else 0.0
         kept = torch.rand(len(latents), generator=context.rng, device=context.rng.device) >= drop
         captions = [caption if keep else "" for caption, keep in zip(batch["caption"], kept.tolist(), strict=True)]
