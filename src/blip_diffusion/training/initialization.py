@@ -150,11 +150,12 @@ def init_model(parts: Parts, config: InitConfig, corpus: Sequence[str], pixels: 
     init_subject_encoder(parts, config, corpus, pixels)
     torch.manual_seed(config.seed)
     text = shape.text_encoder
+    text_encoder, vae = parts.text_encoder or build_text_encoder(text), init_vae(parts, config)
     model = BlipDiffusion(
         parts.subject_encoder,  # type: ignore[arg-type]  # filled above
-        parts.text_encoder or build_text_encoder(text),
-        parts.unet or _new_unet(shape),
-        init_vae(parts, config),
+        text_encoder,
+        parts.unet or with_latent_channels(_new_unet(shape), int(vae.config.latent_channels)),
+        vae,
         tokenizer=parts.tokenizer or prompt_tokenizer(corpus, text.vocabulary, text.positions),
         qformer_tokenizer=parts.qformer_tokenizer,
         scheduler=parts.scheduler or zero_snr_scheduler(pixels=shape.vae is None),

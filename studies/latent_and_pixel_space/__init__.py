@@ -1,0 +1,1 @@
+"""The study of diffusion in latent space and in pixel space."""
