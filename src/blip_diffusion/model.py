@@ -80,7 +80,7 @@ class ModelConfig:
     unet: Mapping[str, Any] = field(
         default_factory=lambda: {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
     )
-    vae: Mapping[str, Any] | None = field(  # None: no autoencoder, the U-Net denoises pixels
+    vae: Mapping[str, Any] = field(  # empty: no autoencoder, the U-Net denoises pixels
         default_factory=lambda: {
             "block_out_channels": (128, 256, 512, 512),
             "layers_per_block": 2,

@@ -14,7 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,20 @@ from blip_diffusion.training.training_data import open_data
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "mini"
 TFLOP = 1e12
-PLAIN = {"colours": 0.0, "counts": 0.0, "sizes": 0.0, "positions": 0.0, "accessories": 0.0, "styles": 0.0}
+HELD_OUT = SyntheticConfig(
+    split="heldout",
+    procedural=1.0,
+    same_view=1.0,
+    rotation=0.0,
+    light=0.0,
+    anywhere=1.0,
+    colours=0.0,
+    counts=0.0,
+    sizes=0.0,
+    positions=0.0,
+    accessories=0.0,
+    styles=0.0,
+)
 """Held-out images show one unchanged subject, so that reference, prompt and box describe the whole image."""
 
 
@@ -163,8 +176,7 @@ class HeldOut:
     @torch.no_grad()
     def of(cls, model: BlipDiffusion, world: AssetLibrary, count: int, size: int) -> "HeldOut":
         """Composite images and encode their prompts; all systems have the same encoders."""
-        config = SyntheticConfig(size=size, split="heldout", procedural=1.0, same_view=1.0, rotation=0.0, light=0.0,
-                                 anywhere=1.0, **PLAIN)  # fmt: skip
+        config = replace(HELD_OUT, size=size)
         batch = PairSampler(world, config, batch_size=count, seed=1)(0)
         tokens = model.subject_tokens(batch["reference"], batch["category"])
         states = [model.text_states(batch["caption"], one, batch["frames"]) for one in (tokens, tokens.roll(1, 0))]
@@ -181,7 +193,7 @@ def measure(
     began = time.perf_counter()
     images = system(held.states, seeds)
     seconds = (time.perf_counter() - began) / len(images)
-    cost = {
+    cost: dict[str, Any] = {
         "parameters": sum(one.numel() for model in models for one in model.unet.parameters()) / 1e6,
         "train_tflop": train_tflop,
         "image_gflop": counter.get_total_flops() / 1e9,

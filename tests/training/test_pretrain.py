@@ -3,6 +3,7 @@
 import json
 import shutil
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,11 @@ from torch import Tensor
 
 from blip_diffusion import config as configuration
 from blip_diffusion.errors import CheckpointError, ConfigError, DataError, InputError
+from blip_diffusion.generation.png_metadata import read_request
+from blip_diffusion.generation.request import GenerationRequest
+from blip_diffusion.generation.run import run as generate
+from blip_diffusion.generation.subject_inputs import SubjectInput
+from blip_diffusion.images import png_bytes
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.training.builders import OBJECTIVES
 from blip_diffusion.training.pretrain import run
@@ -106,7 +112,7 @@ def test_first_folder_with_a_component_is_used(runs: Path) -> None:
     assert towers and all(torch.equal(first[name], second[name]) for name in towers)
 
 
-def test_pixel_cascade_generates_and_enlarges(runs: Path, dog: Image.Image) -> None:
+def test_pixel_cascade_generates_and_enlarges(runs: Path, dog: Image.Image, tmp_path: Path) -> None:
     """32 x 32 images in two stages of pixels, whose exports load as any model."""
     base, upscaler = (BlipDiffusionPipeline.from_pretrained(runs / name / "export") for name in ("pixels", "upscale"))
     subject = {"reference_image": dog, "source_subject_category": "dog", "target_subject_category": "dog"}
@@ -119,6 +125,14 @@ def test_pixel_cascade_generates_and_enlarges(runs: Path, dog: Image.Image) -> N
     assert large.shape == (2, 3, 32, 32) and 0 <= float(large.min()) <= float(large.max()) <= 1
     again = upscaler.upscale(small, "on the beach", num_inference_steps=2, guidance_scale=2.0, negative_prompt="snow")
     assert again.images[0].size == (32, 32)
+    request = GenerationRequest(("on the beach",), png_bytes(dog), "dog", "dog", model=str(runs / "pixels/export"),
+                                steps=2, upscaler=str(runs / "upscale/export"))  # fmt: skip
+    [path] = generate(request, tmp_path, progress=False)
+    with Image.open(path) as image:
+        assert image.size == (32, 32)
+    assert read_request(path).upscaler == request.upscaler
+    with pytest.raises(InputError, match="leave it out"):
+        replace(request, more_subjects=(SubjectInput((b"png",), "cat", "cat"),))
     for call, message in (
         (lambda: upscaler("on the beach", **subject), "call upscale"),
         (lambda: base.upscale(small), "doesn't upscale"),

@@ -155,6 +155,8 @@ def _resolve(request: GenerationRequest, model: str | None, controlnets: Mapping
             f"The image was made by {request.model!r}, which isn't here: add --model {request.model!r} to download it, "
             "or give its path."
         )
+    if request.upscaler and not path_exists(Path(request.upscaler), Path.is_dir):
+        raise InputError(f"The image was enlarged by {request.upscaler!r}, which isn't here: put it there.")
     for control in request.controls:
         known = control.kind in controlnets or not control.controlnet
         if not known and not path_exists(Path(control.controlnet)):

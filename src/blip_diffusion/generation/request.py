@@ -92,6 +92,7 @@ class GenerationRequest:
         prompt_weighting: Whether words of prompts have weights: "(beach)1.5".
         safety_checker: Whether flagged images become black.
         watermark: Whether images get an invisible watermark.
+        upscaler: A model that enlarges the images: a folder or a hub id. Empty: they keep their size.
 
     Raises:
         InputError: If a value is empty or out of range, or the preset is unknown.
@@ -135,6 +136,7 @@ class GenerationRequest:
     prompt_weighting: bool = False
     safety_checker: bool = False
     watermark: bool = False
+    upscaler: str = ""
 
     def __post_init__(self) -> None:
         if self.preset:
@@ -151,6 +153,8 @@ class GenerationRequest:
         if self.box is not None:
             check_box(self.box)
         check_subjects(self)
+        if self.upscaler and (self.subjects or self.more_subjects or self.edit is not None):
+            raise InputError("--upscale enlarges images of one --reference, without --subject and edits: leave it out.")
         if any(not 0 <= scale <= 2 for scale in self.subject_scale):
             raise InputError(f"--subject-scale is {self.subject_scale}: use numbers from 0 to 2.")
 
@@ -171,7 +175,7 @@ class GenerationRequest:
     def batch_key(self) -> tuple[object, ...] | None:
         """The settings that requests of one batch have in common; `None` if this request can't share a batch."""
         alone = (self.subjects, self.controls, self.loras, self.embeddings, self.more_references, self.more_subjects)
-        if any(alone) or not self.reference or self.edit is not None or self.region_mask:
+        if any(alone) or not self.reference or self.edit is not None or self.region_mask or self.upscaler:
             return None
         shapes = (self.width, self.height, self.steps, self.guidance_scale)
         return (

@@ -33,6 +33,10 @@ from blip_diffusion.ray_pool import Backend, Map, actor_pool
 
 OnSaved = Callable[[Path, str | None, int | None], None]
 """Called with a file's path, and the prompt and seed of its image, which are `None` for the grid."""
+UPSCALING_ARGUMENTS = (
+    "reference_image", "source_subject_category", "target_subject_category", "resize_mode", "box", "subject_embeds",
+)  # fmt: skip
+"""Arguments of a call that `pipe.upscale` takes too."""
 BUNDLED_KINDS = ("canny", "map")
 """Control maps that a model's bundled ControlNet reads: the published one reads Canny edges."""
 
@@ -156,12 +160,14 @@ class PreparedRequest:
         request: What to generate.
         arguments: Arguments of every call: the subject, its categories and the controls.
         editor: What edits a photo, if one is edited.
+        upscaler: The pipeline that enlarges the images, if one does.
     """
 
     pipe: BlipDiffusionPipeline
     request: GenerationRequest
     arguments: dict[str, Any]
     editor: Editor | None = None
+    upscaler: BlipDiffusionPipeline | None = None
 
     def with_subject(self, request: GenerationRequest) -> "PreparedRequest":
         """Return the same with the subject of another request."""
@@ -186,7 +192,18 @@ class PreparedRequest:
             callback_on_step_end=on_step,
             **self._settings,
         ).images
-        return result
+        return result if self.upscaler is None else self._enlarged(self.upscaler, result, batch)
+
+    def _enlarged(
+        self, upscaler: BlipDiffusionPipeline, small: list[Image.Image], batch: list[tuple[str, int]]
+    ) -> list[Image.Image]:
+        """Return images enlarged with the same prompts, seeds and subject."""
+        given = {name: value for name, value in self.arguments.items() if name in UPSCALING_ARGUMENTS}
+        generators = [torch.Generator().manual_seed(seed) for _, seed in batch]
+        enlarged: list[Image.Image] = upscaler.upscale(
+            small, [prompt for prompt, _ in batch], generator=generators, **given
+        ).images
+        return enlarged
 
     def _edited(self, editor: Editor, prompt: str, seed: int, on_step: StepCallback | None) -> Image.Image:
         generator = torch.Generator().manual_seed(seed)
@@ -218,12 +235,13 @@ def prepared(pipe: BlipDiffusionPipeline, request: GenerationRequest) -> Iterato
     """
     editor = None if request.edit is None else Editor.read(request.edit)
     pipe.set_preset(preset_on_engine(request.preset, request.engine))
+    upscaler = load_pipeline(request.upscaler, request.dtype, str(pipe.device)) if request.upscaler else None
     before = set(pipe.subjects)
-    with loaded_adapters(pipe, request.loras, request.embeddings), _screening(pipe, request):
+    with loaded_adapters(pipe, request.loras, request.embeddings), _screening(upscaler or pipe, request):
         try:
             control = _control_arguments(request.controls, pipe)
             subject = {} if request.blend_row else _subject_arguments(pipe, request)
-            yield PreparedRequest(pipe, request, {**subject, **control}, editor)
+            yield PreparedRequest(pipe, request, {**subject, **control}, editor, upscaler)
         finally:
             for name in set(pipe.subjects) - before:
                 pipe.unload_subject(name)

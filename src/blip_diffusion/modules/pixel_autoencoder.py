@@ -10,7 +10,7 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor
 
 
-class PixelAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):  # type: ignore[misc]
+class PixelAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
     """An autoencoder without weights whose latents are the pixels in [-1, 1].
 
     With it, the latent diffusion model becomes a diffusion model of pixels, as Imagen's (Saharia et al. 2022), and
@@ -25,7 +25,7 @@ class PixelAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):  # type: igno
     use_slicing = False
     use_tiling = False
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self, latent_channels: int = 3, block_out_channels: tuple[int, ...] = (1,), scaling_factor: float = 1.0
     ) -> None:

@@ -15,7 +15,7 @@ from blip_diffusion.images import ResizeMode
 from blip_diffusion.pipelines.broadcast import OneOrMany, as_list, broadcast, common_length
 from blip_diffusion.pipelines.checks import check_finite, number, texts
 from blip_diffusion.pipelines.host import PipelineHost
-from blip_diffusion.pipelines.inputs import CallArguments, PipelineInputs, prepare_inputs
+from blip_diffusion.pipelines.inputs import Boxes, CallArguments, PipelineInputs, prepare_inputs
 from blip_diffusion.pipelines.locking import exclusive
 from blip_diffusion.sampling import sample_upscaled
 
@@ -46,6 +46,7 @@ class UpscalingMixin(PipelineHost):
         guidance_scale: float = 1.0,
         generator: OneOrMany[torch.Generator] | None = None,
         resize_mode: ResizeMode | None = None,
+        box: Boxes | None = None,
         subject_embeds: Tensor | None = None,
         output_type: str = "pil",
     ) -> ImagePipelineOutput:
@@ -64,6 +65,7 @@ class UpscalingMixin(PipelineHost):
             guidance_scale: Weight of classifier-free guidance; up to 1 switches it off, which is usual here.
             generator: One for all images, or one each.
             resize_mode: How the reference becomes square; by default the model's.
+            box: Position of the subject, as the image was generated with it.
             subject_embeds: Subject tokens (1 or B, Q, D) in place of references.
             output_type: "pil", "np" (B, H, W, 3), or "pt" (B, 3, H, W) in [0, 1].
 
@@ -87,7 +89,7 @@ class UpscalingMixin(PipelineHost):
         inputs = prepare_inputs(
             self,
             CallArguments.of_call(
-                type(self).__call__,  # type: ignore[attr-defined]
+                type(self).__call__,
                 prompt=broadcast(prompts, count),
                 reference_image=reference_image,
                 source_subject_category=source_subject_category,
@@ -97,6 +99,7 @@ class UpscalingMixin(PipelineHost):
                 guidance_scale=guidance_scale,
                 generator=generator,
                 resize_mode=resize_mode,
+                box=box,
                 subject_embeds=subject_embeds,
             ),
         )

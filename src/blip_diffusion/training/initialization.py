@@ -91,7 +91,7 @@ def init_vae(parts: Parts, config: InitConfig) -> Any:
     if parts.vae is not None:
         return parts.vae
     shape = SHAPES[config.preset].vae
-    if shape is None:
+    if not shape:
         return PixelAutoencoder()
     torch.manual_seed(config.seed)
     vae = AutoencoderKL(**shape)
@@ -145,7 +145,7 @@ def init_model(parts: Parts, config: InitConfig, corpus: Sequence[str], pixels: 
         CheckpointError: If there is no trained autoencoder, or parts don't fit each other.
     """
     shape = SHAPES[config.preset]
-    if parts.vae is None and shape.vae is not None and not config.preset.startswith("tiny"):
+    if parts.vae is None and shape.vae and not config.preset.startswith("tiny"):
         raise CheckpointError("There is no trained autoencoder: name its folder in model.init_from.")
     init_subject_encoder(parts, config, corpus, pixels)
     torch.manual_seed(config.seed)
@@ -158,7 +158,7 @@ def init_model(parts: Parts, config: InitConfig, corpus: Sequence[str], pixels: 
         vae,
         tokenizer=parts.tokenizer or prompt_tokenizer(corpus, text.vocabulary, text.positions),
         qformer_tokenizer=parts.qformer_tokenizer,
-        scheduler=parts.scheduler or zero_snr_scheduler(pixels=shape.vae is None),
+        scheduler=parts.scheduler or zero_snr_scheduler(pixels=not shape.vae),
         reference=parts.reference,  # type: ignore[arg-type]
         inference=config.inference or parts.inference or DEFAULT_INFERENCE,
         subject_finder=parts.subject_finder,
@@ -177,7 +177,7 @@ def _new_unet(shape: ModelConfig) -> Any:
 
 def fit_latents(parts: Parts, config: InitConfig) -> None:
     """Replace the autoencoder, and the U-Net's outer layers, if their latents differ from the preset's."""
-    channels = (SHAPES[config.preset].vae or {}).get("latent_channels", 4)  # as in AutoencoderKL
+    channels = SHAPES[config.preset].vae.get("latent_channels", 4)  # as in AutoencoderKL
     if parts.vae is not None and parts.vae.config.latent_channels != channels:
         parts.vae = None
     parts.vae = init_vae(parts, config)

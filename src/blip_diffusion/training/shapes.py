@@ -75,7 +75,7 @@ MINI_PIXELS = replace(
         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         "attention_head_dim": (2, 3, 5),
     },
-    vae=None,
+    vae={},
 )
 """The first stage of a pixel cascade (Ho et al. 2022): 32 x 32 pixels."""
 
@@ -89,7 +89,7 @@ MINI_PIXELS_UPSCALE = replace(
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"),
         "attention_head_dim": (1, 1, 2, 4),
     },
-    vae=None,
+    vae={},
 )
 """Its second stage, super-resolution to 128 x 128 pixels, with cross-attention at 16 x 16."""
 
@@ -139,7 +139,7 @@ TINY_PLACED = replace(
 )
 """`TINY` with placed tokens, as `mini` has them."""
 
-TINY_PIXELS = replace(TINY, unet={**TINY.unet, "sample_size": 8, "in_channels": 3, "out_channels": 3}, vae=None)
+TINY_PIXELS = replace(TINY, unet={**TINY.unet, "sample_size": 8, "in_channels": 3, "out_channels": 3}, vae={})
 """`TINY` in pixel space, 8 x 8 pixels."""
 
 TINY_PIXELS_UPSCALE = replace(

@@ -61,6 +61,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     _subject_flags(parser)
     adapter_flags(parser)
     parser.add_argument("--model", default=None, help=MODEL_HELP)
+    parser.add_argument(
+        "--upscale", default="", metavar="MODEL", help="a model that enlarges the images, see the guide"
+    )
     output_flags(parser)
     sampling_flags(parser)
     box_flag(parser)
@@ -256,6 +259,7 @@ def _request(
         engine=arguments.engine,
         dtype=arguments.dtype or default_dtype(arguments.preset, arguments.device),
         edit=edit and edit(arguments),
+        upscaler=getattr(arguments, "upscale", ""),  # a flag of generate alone
     )
 
 

@@ -65,7 +65,7 @@ def new_model(config: RecipeConfig, corpus: Sequence[str], pixels: Tensor) -> Bl
         corpus: Sentences from which new tokenizers are built.
         pixels: (B, 3, S, S) references in [0, 1] that calibrate a new image encoder.
     """
-    init = InitConfig(config.preset, config.init_from, config.seed, inference=config.inference)
+    init = InitConfig(config.preset, config.init_from, seed=config.seed, inference=config.inference)
     parts = initialization.load_parts(init)
     new_text = parts.text_encoder is None
     initialization.fit_latents(parts, init)
