@@ -11,6 +11,7 @@ from diffusers.models.attention_processor import Attention
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from blip_diffusion import references
 from blip_diffusion.checkpoint.subject_file import Subject, fingerprint
 from blip_diffusion.errors import InputError
 from blip_diffusion.images import to_tensor
@@ -145,6 +146,21 @@ def test_positions_count_subject_tokens_and_pieces(pipe: BlipDiffusionPipeline) 
     kept = align(tokenizer, source, target, "cat", AttentionControl(shape="keep"), length)
     assert kept.unmapped[2:first].tolist() == [0.0] * (4 + category)
     assert torch.allclose(kept.mapping[2 : 2 + len(old) - tail - 1, 2:first].sum(), torch.tensor(1.0))
+
+
+def test_the_subject_of_the_photo_is_searched_once(
+    placed: BlipDiffusionPipeline, photo: Image.Image, dog: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[Image.Image] = []
+    predict = references._predicted_box
+
+    def count(model: Any, image: Image.Image) -> Any:
+        searched.append(image)
+        return predict(model, image)
+
+    monkeypatch.setattr(references, "_predicted_box", count)
+    placed.edit(photo, "cat", "dog", dog, num_inference_steps=2, resize_mode="subject", generator=rng())
+    assert len(searched) == 1 and searched[0].size == photo.size
 
 
 @pytest.mark.parametrize("resamplings", [1, 3])
