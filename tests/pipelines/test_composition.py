@@ -136,6 +136,7 @@ def test_other_engines_are_refused(fresh_pipe: BlipDiffusionPipeline, dog: Image
     [
         ([LEFT, None], {}, "1 boxes or masks for 2 subjects"),
         ([LEFT, (1.5, 0, 2, 1)], {}, "The box is"),
+        ([LEFT, (0.5, 0, 1.5, 1)], {}, "boxes of several subjects lie within the image"),
         ([LEFT, mask((0, 0, 63, 63)).crop((0, 0, 64, 20))], {}, "in the proportions of the image"),
         ([LEFT, Image.new("L", (64, 64))], {}, "The mask of a subject is empty"),
         ([None] * 8, {}, "8 subjects take 32 positions"),

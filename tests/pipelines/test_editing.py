@@ -254,6 +254,7 @@ def test_an_inpainting_checkpoint_loads_as_the_unet(
     [
         ({"mask": Image.new("L", (16, 16), 255)}, r"\(16, 16\)"),
         ({"mask": Image.new("L", (SIZE, SIZE))}, "empty"),
+        ({"mask": "subject"}, "no subject finder"),
         ({"mask": "auto"}, "auto"),
         ({"inversion": "null-text"}, "null-text"),
         ({"strength": 0}, "strength"),
@@ -269,6 +270,33 @@ def test_bad_input_is_one_sentence(
 ) -> None:
     with pytest.raises(InputError, match=named):
         pipe.edit(photo, "cat", "dog", dog, **{"prompt": "on the beach", **change})
+
+
+@pytest.mark.parametrize(
+    ("picture", "named"),
+    [
+        (Image.new("RGB", (1, 1)), "1 x 1 pixels"),
+        (Image.new("RGB", (SIZE, SIZE), "red"), "The photo has only one colour"),
+        ("photo.png", "image is a str"),
+    ],
+    ids=["one pixel", "one colour", "path"],
+)
+def test_a_photo_without_a_subject_is_one_sentence(
+    pipe: BlipDiffusionPipeline, dog: Image.Image, picture: Any, named: str
+) -> None:
+    with pytest.raises(InputError, match=named):
+        pipe.edit(picture, "cat", "dog", dog)
+
+
+def test_a_white_mask_is_the_whole_photo(
+    pipe: BlipDiffusionPipeline, photo: Image.Image, mask: Image.Image, dog: Image.Image
+) -> None:
+    whole = Image.new("L", photo.size, 255)
+    edited, painted = pipe.edit(photo, "cat", "dog", dog, mask=whole), pipe.inpaint(photo, whole, dog, "dog")
+    assert edited.mask.getextrema() == painted.mask.getextrema() == (255, 255)
+    for bad, named in ((Image.new("L", photo.size), "empty"), (mask.resize((16, 16)), r"\(16, 16\)")):
+        with pytest.raises(InputError, match=named):
+            pipe.inpaint(photo, bad, dog, "dog")
 
 
 @pytest.mark.parametrize("kind", ["edit", "inpaint"])
