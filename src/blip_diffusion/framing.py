@@ -92,6 +92,18 @@ def check_box(values: Sequence[float]) -> Box:
     return box
 
 
+def check_region(values: Sequence[float]) -> Box:
+    """Return four numbers as the box of one of several subjects, which is also the region that the subject fills.
+
+    Raises:
+        InputError: If they are not a box within the image.
+    """
+    box = check_box(values)
+    if min(box) < 0 or max(box) > 1:
+        raise InputError(f"The box is {tuple(box)}: boxes of several subjects lie within the image, from 0 to 1.")
+    return box
+
+
 # ------------------------------------------------------------------------------------------- the generated image
 
 

@@ -34,6 +34,8 @@ MIN_SIDE = 16
 MAX_PIXELS = 64_000_000
 MAX_ASPECT = 64
 """Largest ratio of the sides: a longer image, resized to a usual height, would take gigabytes."""
+MAX_PHOTOS = 30
+"""Most photos of one subject; the paper and DreamBooth use three to seven."""
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF")
 """Formats that are read; HEIF with the extra `heic`. Pillow reads others too, and runs Ghostscript for one of them."""
 

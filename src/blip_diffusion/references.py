@@ -31,6 +31,7 @@ def square_reference(
     *,
     size: int | None = None,
     fill: float = FILL,
+    found: Box | None = None,
 ) -> SquareReference:
     """Make a reference square.
 
@@ -40,6 +41,7 @@ def square_reference(
         mode: "crop", "squash", "pad" or "subject"; by default the model's.
         size: Side of the square in pixels; by default the image encoder's.
         fill: With "subject", the share of the side that the subject's longest side takes.
+        found: With "subject", the subject's box, if the caller has found it.
 
     Returns:
         The square, and the subject's proportions. With "subject" and no subject found, the centre of the image, with
@@ -52,7 +54,7 @@ def square_reference(
             _warn_of_cut(image, upright)
         return SquareReference(fit_square(upright, size, mode))
     upright = as_rgb(image)
-    box = find_subject(model, image, upright)
+    box = found or find_subject(model, image, upright)
     if box is None:
         warnings.warn("No subject was found in the reference: its centre is used.", stacklevel=2)
         return SquareReference(fit_square(upright, size, "crop"))

@@ -24,6 +24,12 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dog: Image.Image
         ImageDraw.Draw(page).rectangle((18, 8, 29, 23), fill=colour)
     photo.save("photo.png")
     mask.save("mask.png")
+    for name, picture in {
+        "black.png": Image.new("L", photo.size),
+        "pixel.png": Image.new("RGB", (1, 1)),
+        "red.png": Image.new("RGB", photo.size, "red"),
+    }.items():
+        picture.save(name)
 
 
 @pytest.fixture
@@ -40,7 +46,9 @@ def pixels(path: str) -> np.ndarray:
 
 
 EDIT = ("edit", "photo.png", "--from", "cat")
+INPAINT = ("inpaint", "photo.png", "--category", "dog")
 REFERENCE = ("--reference", "dog.png")
+TWO = ("generate", "in snow", *REFERENCE, "--category", "dog", *REFERENCE, "--category", "dog")
 
 
 @pytest.mark.parametrize(
@@ -81,11 +89,24 @@ def test_a_changed_photo_is_named(call: Run, capsys: pytest.CaptureFixture[str])
         (("edit", "none.png", "--from", "cat"), "none.png"),
         ((*EDIT, "--mask", "none.png"), "none.png"),
         ((*EDIT, "--mask", "dog.png"), "(64, 48)"),
+        ((*EDIT, "--mask", "black.png"), "The mask is empty"),
+        ((*EDIT, "--mask", "subject"), "no subject finder"),
+        (("edit", "pixel.png", "--from", "cat"), "1 x 1 pixels"),
+        (("edit", "red.png", "--from", "cat"), "The photo has only one colour"),
+        ((*EDIT, "--to", " "), "category is empty"),
+        ((*EDIT, "--box", 0.6, 0, 0.4, 1), "The box is"),
         ((*EDIT, "--strength", "0"), "--strength"),
         ((*EDIT, "--keep-shape"), "--keep-attention"),
         ((*EDIT, *REFERENCE, "--subject", "rex.safetensors"), "exclude"),
         ((*EDIT, "--preset", "turbo", "--lora", "none.safetensors"), "none.safetensors"),
         (("inpaint", "photo.png", "--mask", "mask.png"), "--category"),
+        ((*INPAINT, "--mask", "black.png"), "The mask is empty"),
+        ((*INPAINT, "--mask", "dog.png"), "(64, 48)"),
+        (("inpaint", "pixel.png", "--category", "dog", "--mask", "pixel.png"), "1 x 1 pixels"),
+        ((*TWO, *TWO[2:6], *TWO[2:6], *TWO[2:6]), "give each subject a box or a mask"),
+        ((*TWO, "--box", 0, 0, 0.5, 1, "--box", 0.5, 0, 1.5, 1), "lie within the image"),
+        ((*TWO, "--region-mask", "mask.png", "--region-mask", "mask.png"), "in the proportions of the image"),
+        ((*TWO, "--region-mask", "red.png", "--region-mask", "none.png"), "none.png"),
         (("inpaint", "photo.png", "--mask", "mask.png", "--category", "dog", "--resamplings", "0"), "--resamplings"),
     ],
     ids=lambda value: str(value)[-24:],

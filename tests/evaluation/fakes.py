@@ -53,11 +53,18 @@ class Everything:
 
 
 class Patches:
-    """Colours of 8 x 8 cells, and their squares."""
+    """Colours of 8 x 8 cells, and their squares; it keeps the images that it encodes."""
+
+    def __init__(self) -> None:
+        self.encoded: list[Image.Image] = []
 
     def patch_features(self, images: Sequence[Image.Image]) -> Tensor:
+        self.encoded += images
         cells = F.avg_pool2d(square_pixels(images, SIZE), SIZE // 8)
         return torch.cat([cells, cells**2], dim=1)
+
+    def image_and_patch_features(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+        return Everything()(images), self.patch_features(images)
 
 
 class Bag:

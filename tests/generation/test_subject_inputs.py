@@ -77,6 +77,7 @@ def test_masks_are_kept_too(tmp_path: Path) -> None:
     ("change", "sentence"),
     [
         ({"box": None}, "1 boxes or masks for 2 subjects"),
+        ({"box": (-0.5, 0.0, 0.5, 1.0)}, "boxes of several subjects lie within the image"),
         ({"blend": (1.0,), "box": None}, "1 weights in --blend for 2"),
         ({"blend": (0.5, 0.5)}, "A mixture is one subject"),
         ({"blend_row": 1, "box": None}, "--blend-row 1"),

@@ -9,7 +9,6 @@ from diffusers import ControlNetModel
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from blip_diffusion.checkpoint.model_folder import Parts
 from blip_diffusion.errors import InputError
 from blip_diffusion.framing import Box, frames_of
 from blip_diffusion.modules.placed_unet import token_codes
@@ -18,7 +17,6 @@ from blip_diffusion.pipelines.composition import SubjectRegion
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import Preset
 from blip_diffusion.prompts import insert_positions
-from blip_diffusion.training.initialization import InitConfig, init_model
 
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
 DEEP = Preset(deepcache_interval=2)
@@ -138,6 +136,7 @@ def test_other_engines_are_refused(fresh_pipe: BlipDiffusionPipeline, dog: Image
     [
         ([LEFT, None], {}, "1 boxes or masks for 2 subjects"),
         ([LEFT, (1.5, 0, 2, 1)], {}, "The box is"),
+        ([LEFT, (0.5, 0, 1.5, 1)], {}, "boxes of several subjects lie within the image"),
         ([LEFT, mask((0, 0, 63, 63)).crop((0, 0, 64, 20))], {}, "in the proportions of the image"),
         ([LEFT, Image.new("L", (64, 64))], {}, "The mask of a subject is empty"),
         ([None] * 8, {}, "8 subjects take 32 positions"),
@@ -159,17 +158,6 @@ def test_regions_that_do_not_fit(
 
 
 # ------------------------------------------------------------------------------------------------------ placed tokens
-
-
-@pytest.fixture(scope="module")
-def placed() -> BlipDiffusionPipeline:
-    """A model with placed tokens, that nobody has trained."""
-    pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    torch.manual_seed(0)
-    built = init_model(Parts(), InitConfig(preset="tiny-placed"), ["a dog and a cat on the beach"] * 9, pixels)
-    pipe = BlipDiffusionPipeline.from_model(built.eval())
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from diffusers.models.attention_processor import Attention
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from blip_diffusion import references
 from blip_diffusion.checkpoint.subject_file import Subject, fingerprint
 from blip_diffusion.errors import InputError
 from blip_diffusion.images import to_tensor
@@ -147,6 +148,21 @@ def test_positions_count_subject_tokens_and_pieces(pipe: BlipDiffusionPipeline) 
     assert torch.allclose(kept.mapping[2 : 2 + len(old) - tail - 1, 2:first].sum(), torch.tensor(1.0))
 
 
+def test_the_subject_of_the_photo_is_searched_once(
+    placed: BlipDiffusionPipeline, photo: Image.Image, dog: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[Image.Image] = []
+    predict = references._predicted_box
+
+    def count(model: Any, image: Image.Image) -> Any:
+        searched.append(image)
+        return predict(model, image)
+
+    monkeypatch.setattr(references, "_predicted_box", count)
+    placed.edit(photo, "cat", "dog", dog, num_inference_steps=2, resize_mode="subject", generator=rng())
+    assert len(searched) == 1 and searched[0].size == photo.size
+
+
 @pytest.mark.parametrize("resamplings", [1, 3])
 def test_inpainting_blends(
     pipe: BlipDiffusionPipeline, photo: Image.Image, mask: Image.Image, dog: Image.Image, resamplings: int
@@ -238,6 +254,7 @@ def test_an_inpainting_checkpoint_loads_as_the_unet(
     [
         ({"mask": Image.new("L", (16, 16), 255)}, r"\(16, 16\)"),
         ({"mask": Image.new("L", (SIZE, SIZE))}, "empty"),
+        ({"mask": "subject"}, "no subject finder"),
         ({"mask": "auto"}, "auto"),
         ({"inversion": "null-text"}, "null-text"),
         ({"strength": 0}, "strength"),
@@ -253,6 +270,33 @@ def test_bad_input_is_one_sentence(
 ) -> None:
     with pytest.raises(InputError, match=named):
         pipe.edit(photo, "cat", "dog", dog, **{"prompt": "on the beach", **change})
+
+
+@pytest.mark.parametrize(
+    ("picture", "named"),
+    [
+        (Image.new("RGB", (1, 1)), "1 x 1 pixels"),
+        (Image.new("RGB", (SIZE, SIZE), "red"), "The photo has only one colour"),
+        ("photo.png", "image is a str"),
+    ],
+    ids=["one pixel", "one colour", "path"],
+)
+def test_a_photo_without_a_subject_is_one_sentence(
+    pipe: BlipDiffusionPipeline, dog: Image.Image, picture: Any, named: str
+) -> None:
+    with pytest.raises(InputError, match=named):
+        pipe.edit(picture, "cat", "dog", dog)
+
+
+def test_a_white_mask_is_the_whole_photo(
+    pipe: BlipDiffusionPipeline, photo: Image.Image, mask: Image.Image, dog: Image.Image
+) -> None:
+    whole = Image.new("L", photo.size, 255)
+    edited, painted = pipe.edit(photo, "cat", "dog", dog, mask=whole), pipe.inpaint(photo, whole, dog, "dog")
+    assert edited.mask.getextrema() == painted.mask.getextrema() == (255, 255)
+    for bad, named in ((Image.new("L", photo.size), "empty"), (mask.resize((16, 16)), r"\(16, 16\)")):
+        with pytest.raises(InputError, match=named):
+            pipe.inpaint(photo, bad, dog, "dog")
 
 
 @pytest.mark.parametrize("kind", ["edit", "inpaint"])

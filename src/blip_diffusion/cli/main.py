@@ -43,7 +43,7 @@ COMMANDS = (
     ("train-mini", train_mini, "train mini from the start within a time limit"),
     ("train-control", train_control, "train adapters for structure control of a model within a time limit"),
     ("evaluate", evaluate, "score a model on a benchmark, with lower and upper bounds, and write a report"),
-    ("evaluate-edits", evaluate_edits, "score edits of composited photos with known target images"),
+    ("evaluate-edits", evaluate_edits, "score edits of EditBench or PIE-Bench"),
     ("evaluate-captions", evaluate_captions, "score captions and retrieval of BLIP-2 on held-out images"),
     ("caption", caption, "write captions of images, or answer questions about them, with BLIP-2"),
     ("search", search, "find the images of a folder that a sentence describes, with BLIP-2"),

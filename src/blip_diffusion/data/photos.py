@@ -20,10 +20,8 @@ from blip_diffusion import images
 from blip_diffusion.data.captioned.image_folder import caption_reader
 from blip_diffusion.errors import InputError
 from blip_diffusion.fileio import path_exists
-from blip_diffusion.images import ResizeMode
+from blip_diffusion.images import MAX_PHOTOS, ResizeMode
 
-MAX_PHOTOS = 30
-"""Most photos of one subject; the paper and DreamBooth use three to seven."""
 MAX_CLASS_IMAGES = 1000
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif")
 """Suffixes of images in folders; a file given by its path may have any."""

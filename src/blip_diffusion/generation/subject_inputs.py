@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from blip_diffusion import images
 from blip_diffusion.errors import InputError
-from blip_diffusion.framing import check_box
+from blip_diffusion.framing import check_box, check_region
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -67,15 +67,25 @@ def check_subjects(request: GenerationRequest) -> None:
         raise InputError(
             f"--blend-row {request.blend_row} leads from one of two subjects to the other: use 2 to {MAX_ROW}."
         )
-    mixes = bool(request.blend or request.blend_row)
+    _check_regions(request, mixes=bool(request.blend or request.blend_row))
+
+
+def _check_regions(request: GenerationRequest, *, mixes: bool) -> None:
+    """Raise `InputError` if the boxes and masks of a request don't fit its subjects."""
+    count = 1 + len(request.more_subjects)
     regions = sum(bool(one.box or one.mask) for one in request.more_subjects)
     regions += bool(request.box or request.region_mask)
     if mixes and (any(one.box or one.mask for one in request.more_subjects) or request.region_mask):
         raise InputError("A mixture is one subject: give one --box, and no --region-mask.")
-    if count > 1 and not mixes and regions not in (0, count):
-        raise InputError(f"There are {regions} boxes or masks for {count} subjects: give one for each.")
     if count == 1 and request.region_mask:
         raise InputError("--region-mask has no effect on one subject: use --box.")
+    if count == 1 or mixes:
+        return
+    if regions not in (0, count):
+        raise InputError(f"There are {regions} boxes or masks for {count} subjects: give one for each.")
+    for box in (request.box, *(one.box for one in request.more_subjects)):
+        if box is not None:
+            check_region(box)
 
 
 def subject_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from blip_diffusion.diffusion.cross_attention import visibility_of
 from blip_diffusion.errors import InputError
-from blip_diffusion.framing import Box, box_of_mask, check_box
+from blip_diffusion.framing import Box, box_of_mask, check_region
 from blip_diffusion.images import to_tensor
 from blip_diffusion.pipelines.broadcast import as_list
 from blip_diffusion.pipelines.host import PipelineHost
@@ -158,14 +158,14 @@ def _check_room(host: PipelineHost, parts: list[PromptInputs], categories: list[
 
 def _box(subject: SubjectRegion) -> Box | None:
     if subject.mask is None:
-        return check_box(subject.box or ())
+        return check_region(subject.box or ())
     return box_of_mask(to_tensor([subject.mask.convert("RGB")])[0, 0])
 
 
 def _inside(subject: SubjectRegion, height: int, width: int) -> Tensor:
     """Return the share (h, w) of each latent's area inside a subject's region."""
     if subject.mask is None:
-        box = check_box(subject.box or ())
+        box = check_region(subject.box or ())
         across, down = _covered(box.left, box.right, width), _covered(box.top, box.bottom, height)
         return down[:, None] * across
     mask = subject.mask

@@ -1,7 +1,7 @@
 """The inputs of `edit` and `inpaint`, checked before the networks run: photo, masks and numbers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,6 +16,7 @@ from blip_diffusion.diffusion.forward_process import Noising
 from blip_diffusion.diffusion.inversion import Method
 from blip_diffusion.errors import InputError
 from blip_diffusion.framing import Box, box_in_place_of, box_of_mask
+from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.pipelines.checks import number, whole_number
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.inputs import PipelineInputs
@@ -110,11 +111,12 @@ def noising_from(host: PipelineHost) -> Noising:
 
 @dataclass(frozen=True)
 class Photo:
-    """A photo, centre-cropped to the proportions of the output and resized."""
+    """A photo, centre-cropped to the proportions of the output and resized, and the box of its subject, if found."""
 
     original: Image.Image  # upright RGB
     image: Image.Image
     pixels: Tensor  # (1, 3, H, W) in [0, 1]
+    subject: Box | None = None
 
     @classmethod
     def read(cls, photo: Any, height: int, width: int) -> "Photo":
@@ -125,6 +127,10 @@ class Photo:
         upright = images.as_rgb(photo)
         fitted = cls._fit(upright, height, width)
         return cls(upright, fitted, images.to_tensor([fitted]))
+
+    def with_subject(self, model: BlipDiffusion) -> "Photo":
+        """Return the photo with the box of its subject, for a model with placed tokens."""
+        return replace(self, subject=find_subject(model, self.image)) if model.place_width else self
 
     @staticmethod
     def _fit(image: Image.Image, height: int, width: int) -> Image.Image:
@@ -196,7 +202,7 @@ def subject_box(host: PipelineHost, photo: Photo, mask: EditMask | None, aspects
     """
     if not host.model.place_width:
         return None
-    old = find_subject(host.model, photo.image) if mask is None else mask.box()
+    old = photo.subject if mask is None else mask.box()
     if old is None:
         return None
     aspect, shape = (aspects[0] if aspects else old.width / old.height), photo.image.width / photo.image.height

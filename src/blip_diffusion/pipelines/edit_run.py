@@ -36,6 +36,7 @@ from blip_diffusion.pipelines.inputs import PipelineInputs
 from blip_diffusion.pipelines.prompt_weighting import plain_text
 from blip_diffusion.pipelines.step_callback import CallbackDenoiser
 from blip_diffusion.prompts import subject_prompt
+from blip_diffusion.references import check_not_blank, square_reference
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,11 @@ class EditRun:
         text = subject_prompt(words, category, **repeats)
         if not use_photo:
             return replace(self, source=host._encode_text([text]), sentence=Sentence(text))
-        squares = host._square([self.photo.image], self.inputs.resize_mode)
-        tokens = host._encode_references(squares, [category])
-        box = subject_box(host, self.photo, None, [square.aspect for square in squares])
-        boxes = None if box is None else [box]
-        frames = host._frames(self.inputs, self.inputs.texts, [squares[0].aspect], boxes)
+        square = square_reference(host.model, self.photo.image, self.inputs.resize_mode, found=self.photo.subject)
+        check_not_blank(square.image, "The photo")
+        tokens = host._encode_references([square], [category])
+        box = subject_box(host, self.photo, None, [square.aspect])
+        frames = host._frames(self.inputs, self.inputs.texts, [square.aspect], None if box is None else [box])
         states = host._encode_text([text], tokens, frames)
         return replace(self, source=states, sentence=Sentence(text, tokens.shape[1]))
 

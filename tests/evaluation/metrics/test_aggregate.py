@@ -139,6 +139,13 @@ def test_attributes_are_scored_for_prompts_that_contain_them(
         assert [value is not None for value in text.images[attribute]] == given
 
 
+def test_images_of_the_probes_are_encoded_once(bench: Bench) -> None:
+    data, patches = build_probe_data(source(set()), each=2), Patches()
+    AttributeMetric(CachedFeatures(Everything()), patches, Bag(), bench, data)
+    encoded = [id(image) for image in patches.encoded]
+    assert [encoded.count(id(image)) for image in data.images] == [1] * len(data.images)
+
+
 def test_attribute_without_upper_bound_has_no_ratio(
     perfect_results: tuple[MetricResult, MetricResult],
 ) -> None:

@@ -58,7 +58,9 @@ def requests() -> list[PromptSpec]:
 def probes() -> LayoutProbes:
     rng, shown = random.Random(0), requests() * 6
     pairs = [drawing(request, rng) for request in shown]
-    return fit_layout_probes(Patches(), [image for image, _ in pairs], torch.stack([mask for _, mask in pairs]), shown)
+    images, extractor = [image for image, _ in pairs], Patches()
+    patches = extractor.patch_features(images)
+    return fit_layout_probes(extractor, images, patches, torch.stack([mask for _, mask in pairs]), shown)
 
 
 @pytest.mark.parametrize("attribute", ["count", "position"])

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from blip_diffusion.evaluation.features.dino import DINO_B8_ID, DinoKeys
 from blip_diffusion.evaluation.features.dinov2_saliency import DinoV2Saliency
 
 Distance = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -30,8 +31,7 @@ def background_distance(network: nn.Module) -> Distance:
 def structure(*, side: int = SIDE) -> Distance:
     """Return the structure distance (Tumanyan et al. 2022, equation 4) by the patch states of `DinoV2Saliency`.
 
-    It is not PIE-Bench's number, which is computed from the keys of DINO ViT-B/8. PIE-Bench also normalises pixels in
-    [0, 255] as if they were in [0, 1]; here they are in [0, 1].
+    It is not PIE-Bench's number; see `dino_structure`.
 
     Args:
         side: Side in pixels to which images are resized; a multiple of 14.
@@ -48,6 +48,27 @@ def structure(*, side: int = SIDE) -> Distance:
     def distance(images: Tensor, photos: Tensor, _: Tensor) -> Tensor:
         pairs = zip(images[:, None], photos[:, None], strict=True)
         return torch.cat([structure_distance(states(image), states(photo)) for image, photo in pairs])
+
+    return distance
+
+
+def dino_structure(source: str = "") -> Distance:
+    """Return the structure distance as PIE-Bench computes it, by the keys of DINO ViT-B/8.
+
+    The published code normalises pixels in [0, 255] as if they were in [0, 1], so its numbers differ; here they are in
+    [0, 1].
+
+    Args:
+        source: Folder or hub id of the network in transformers' layout; by default DINO ViT-B/8's hub id.
+
+    Raises:
+        CheckpointError: If the network can't be loaded.
+    """
+    keys = DinoKeys(source or DINO_B8_ID)
+
+    def distance(images: Tensor, photos: Tensor, _: Tensor) -> Tensor:
+        pairs = zip(images[:, None], photos[:, None], strict=True)
+        return torch.cat([structure_distance(keys(image), keys(photo)) for image, photo in pairs])
 
     return distance
 

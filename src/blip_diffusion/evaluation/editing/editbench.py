@@ -5,155 +5,31 @@ position. The background of an edit is compared with the photo, and its subject 
 """
 
 import random
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from blip_diffusion.data.benchmarks.dreambench import Bench
 from blip_diffusion.data.benchmarks.minibench import bench_sampler, first_rows, pair_spec_of
-from blip_diffusion.data.benchmarks.registry import MINI, load_benchmark
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler
 from blip_diffusion.errors import InputError
-from blip_diffusion.evaluation.editing.distances import Distance, background_distance, structure
-from blip_diffusion.evaluation.editing.report import EditScores, row, write_report
-from blip_diffusion.evaluation.generators.cache import IMAGES, LogFn, claim_output_dir, generate_missing, silent
-from blip_diffusion.evaluation.generators.conditions import GeneratorSet
-from blip_diffusion.evaluation.generators.model import ImageGenerator, autoencoder_reconstruction
+from blip_diffusion.evaluation.editing.tasks import EditTask
 from blip_diffusion.evaluation.instances import Instance
-from blip_diffusion.evaluation.metrics.edit_fidelity import masked_psnr, masked_ssim, unchanged_share
-from blip_diffusion.evaluation.metrics.registry import MetricBuilder, build_metrics
-from blip_diffusion.evaluation.metrics.statistics import bootstrap_ci
-from blip_diffusion.fileio import save_image
-from blip_diffusion.images import grid, open_image, to_pil, to_tensor
-from blip_diffusion.pipelines.attention_alignment import AttentionControl
-from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
-from blip_diffusion.pipelines.presets import Engine, preset_on_engine
-from blip_diffusion.training.initialization import perceptual_distance
 
 SHADOW, BRUSH = 6, 4
 """Widths in pixels: the margin around subjects that isn't scored as background, and that of the given mask."""
-PIXEL_METRICS = ("background_psnr", "background_ssim", "unchanged", "subject_psnr", "whole_psnr")
-BOUNDS = ("copy", "truth")
-"""Lower and upper bound, which run no edit."""
-METRICS = {"focus": "cosine_similarity", "text": "scene"}
-"""Learned metrics of the edited image, each with its reported score."""
-DISTANCES = ("structure", "lpips", "perceptual")
-"""Learned distances of the edited image from the photo; the last is like LPIPS, without its fitted weights."""
-
-
-@dataclass(frozen=True)
-class EditCondition:
-    """How a photo is edited: `kind` is "edit", "inpaint", "generate", "copy" or "truth"."""
-
-    kind: str = "edit"
-    mask: str = "difference"
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-def _conditions() -> dict[str, EditCondition]:
-    """Return all conditions by name: lower and upper bounds, and inversion x mask x attention."""
-    conditions = {
-        "copy": EditCondition("copy"),
-        "generate": EditCondition("generate"),
-        "truth": EditCondition("truth"),
-        "inpaint-1": EditCondition("inpaint", "given", {"resamplings": 1}),
-        "inpaint-2": EditCondition("inpaint", "given", {"resamplings": 2}),
-        "inpaint-4": EditCondition("inpaint", "given", {"resamplings": 4}),
-    }
-    for mask in ("none", "difference", "subject", "given"):
-        for inversion in ("direct", "ddpm", "ddim", "none"):
-            conditions[f"{inversion}/{mask}"] = EditCondition("edit", mask, {"inversion": inversion})
-            control = {"inversion": inversion, "attention": AttentionControl()}
-            conditions[f"{inversion}/{mask}/attention"] = EditCondition("edit", mask, control)
-        conditions[f"direct/{mask}/words"] = EditCondition(
-            "edit", mask, {"inversion": "direct", "describe_source": False}
-        )
-    return conditions
-
-
-CONDITIONS = _conditions()
+EDITS = 60
+"""Number of edits by default."""
 DEFAULT = (
     "copy", "generate", "truth", "none/none", "direct/none", "ddpm/none", "ddim/none", "direct/none/attention",
     "none/difference", "direct/difference", "ddpm/difference", "direct/difference/attention", "direct/subject",
     "none/given", "direct/given", "ddpm/given", "direct/given/attention", "inpaint-2",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class EditTask:
-    """One edit, with its target image.
-
-    Args:
-        instance: The new subject in its scene, an instance of MiniBench.
-        source_category: Category of the photo's subject.
-        photo: (3, S, S) in [0, 1].
-        truth: The target image (3, S, S) in [0, 1].
-        subject: (1, S, S), 1 at the new subject in the target.
-        background: (1, S, S), 1 outside both subjects and their shadows.
-        given: (1, S, S), a mask such as a user draws: 1 at both subjects, with a margin.
-    """
-
-    instance: Instance
-    source_category: str
-    photo: Tensor
-    truth: Tensor
-    subject: Tensor
-    background: Tensor
-    given: Tensor
-
-    @property
-    def prompt(self) -> str:
-        """The scene, without the subject."""
-        return self.instance.prompt.after
-
-
-@dataclass(frozen=True)
-class EditBenchConfig:
-    """Configuration of an evaluation of edits.
-
-    Args:
-        model: "mini", a folder or a hub id.
-        dataset: The asset library `world.zip`, beside which MiniBench is cached.
-        edits: Number of edits, at least 2.
-        conditions: Names of `CONDITIONS`.
-        strength: Share in (0, 1] of the steps that are run.
-        steps: Sampling steps; by default the model's.
-        engine: Backend of the U-Net; attention control always uses torch.
-        metrics: Learned metrics, of `METRICS` and `DISTANCES`; without any, evaluation is a minute faster.
-        lpips: Folder of LPIPS' two published files, required by the metric lpips.
-    """
-
-    model: str = "mini"
-    dataset: Path = Path("world/world.zip")
-    edits: int = 60
-    conditions: tuple[str, ...] = DEFAULT
-    strength: float = 1.0
-    steps: int | None = None
-    engine: Engine = "torch"
-    metrics: tuple[str, ...] = (*METRICS, "structure")
-    lpips: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.edits < 2:
-            raise InputError(f"--edits is {self.edits}: use a number from 2.")
-        for name in self.conditions:
-            if name not in CONDITIONS:
-                raise InputError(f"There is no condition {name}: use some of {', '.join(CONDITIONS)}.")
-        for name in self.metrics:
-            if name not in (*METRICS, *DISTANCES):
-                known = ", ".join((*METRICS, *DISTANCES))
-                raise InputError(f"There is no metric {name} for edits: use some of {known}.")
-        if ("lpips" in self.metrics) != (self.lpips is not None):
-            raise InputError("The metric lpips and --lpips FOLDER, with its weights, go together: give both.")
+"""Conditions by default."""
 
 
 def build_tasks(bench: Bench, world: AssetLibrary, count: int, *, size: int) -> list[EditTask]:
@@ -187,161 +63,14 @@ def _task(bench: Bench, sampler: PairSampler, rows: Mapping[str, int], scenes: S
         instance,
         source.category,
         photo["target"][0],
-        edited["target"][0],
-        (edited["target_alpha"][0] > 0.5).float(),
-        1 - _dilated(either, 0.05, SHADOW)[0],
-        _dilated(either, 0.1, BRUSH)[0],
+        background=1 - _dilated(either, 0.05, SHADOW)[0],
+        given=_dilated(either, 0.1, BRUSH)[0],
+        text=instance.prompt_text,
+        truth=edited["target"][0],
+        subject=(edited["target_alpha"][0] > 0.5).float(),
     )
 
 
 def _dilated(alpha: Tensor, threshold: float, reach: int) -> Tensor:
     """Return where alpha (..., S, S) exceeds a threshold, dilated by `reach` pixels."""
     return F.max_pool2d((alpha > threshold).float(), 2 * reach + 1, stride=1, padding=reach)
-
-
-def edit_generator(
-    pipe: BlipDiffusionPipeline, tasks: Sequence[EditTask], condition: EditCondition, **settings: Any
-) -> ImageGenerator:
-    """Return the image generator of a condition; `settings` are arguments of every call."""
-    by_file = {task.instance.file: task for task in tasks}
-    reconstruct = autoencoder_reconstruction(pipe.model)
-
-    def generate(task: EditTask) -> Image.Image:
-        if condition.kind == "copy":
-            return to_pil(task.photo[None])[0]
-        if condition.kind == "truth":
-            return to_pil(reconstruct(task.truth[None]))[0]
-        return run_edit(pipe, task, condition, **settings)
-
-    return lambda instances: [generate(by_file[instance.file]) for instance in instances]
-
-
-def run_edit(pipe: BlipDiffusionPipeline, task: EditTask, condition: EditCondition, **settings: Any) -> Image.Image:
-    """Return the edited image of one task."""
-    instance = task.instance
-    category, reference = instance.subject.category, open_image(instance.subject.images[0])
-    settings["generator"] = torch.Generator().manual_seed(instance.seed)
-    photo, given = to_pil(task.photo[None])[0], to_pil(task.given[None].expand(-1, 3, -1, -1))[0].convert("L")
-    result: Any
-    if condition.kind == "generate":
-        settings.pop("strength", None)
-        result = pipe(task.prompt, reference, category, category, **settings)
-    elif condition.kind == "inpaint":
-        options = {**condition.options, **settings, "prompt": task.prompt}
-        result = pipe.inpaint(photo, given, reference, category, **options)
-    else:
-        mask: Any = given if condition.mask == "given" else condition.mask
-        options = {**condition.options, **settings, "prompt": task.prompt, "mask": mask}
-        result = pipe.edit(photo, task.source_category, category, reference, **options)
-    image: Image.Image = result.images[0]
-    return image
-
-
-def pixel_scores(
-    tasks: Sequence[EditTask], paths: Sequence[Path], distances: Mapping[str, Distance] = MappingProxyType({})
-) -> dict[str, Tensor]:
-    """Return the `PIXEL_METRICS` and learned distances from the photo, each (N,), of the edited images in `paths`."""
-    images = to_tensor([open_image(path) for path in paths])
-    photo, truth, subject, background = (
-        torch.stack([getattr(task, name) for task in tasks]) for name in ("photo", "truth", "subject", "background")
-    )
-    return {
-        "background_psnr": masked_psnr(images, photo, background),
-        "background_ssim": masked_ssim(images, photo, background),
-        "unchanged": unchanged_share(images, photo, background),
-        "subject_psnr": masked_psnr(images, truth, subject),
-        "whole_psnr": masked_psnr(images, truth, torch.ones_like(subject)),
-        **{name: distance(images, photo, background) for name, distance in distances.items()},
-    }
-
-
-def evaluate_edits(
-    config: EditBenchConfig, out: Path, *, device: torch.device | str = "cpu", log: LogFn = silent
-) -> list[EditScores]:
-    """Generate missing edits, score all, and write `edits.json`, `edits.md` and `sheet.jpg`.
-
-    Args:
-        config: Model, benchmark, conditions and metrics.
-        out: Folder of the run; images in it are not generated again.
-        device: Device of the model.
-        log: Receives lines of progress.
-
-    Returns:
-        The scores of each condition.
-
-    Raises:
-        BlipDiffusionError: If the asset library or the model can't be loaded, or the folder holds another run.
-
-    Example:
-        >>> evaluate_edits(EditBenchConfig(edits=4, conditions=("copy", "direct/difference")), Path("edits"))
-    """
-    bench, world = load_benchmark(MINI, config.dataset)
-    assert world is not None
-    pipe = BlipDiffusionPipeline.from_pretrained(config.model).to(device)
-    pipe.set_progress_bar_config(disable=True)
-    size = int(pipe.unet.config.sample_size) * pipe.model.latents.factor
-    tasks = build_tasks(bench, world, config.edits, size=size)
-    settings = {"strength": config.strength, "num_inference_steps": config.steps}
-    claim_output_dir(out, {"model": config.model, "edits": config.edits, "engine": config.engine, **settings})
-    metrics, distances = _learned_metrics(config, bench, world, pipe, size), _distances(config)
-    results, files = [], {}
-    for name in config.conditions:
-        controlled = CONDITIONS[name].options.get("attention") is not None
-        pipe.set_preset(preset_on_engine("", "torch" if controlled else config.engine))
-        start, instances = time.monotonic(), [task.instance for task in tasks]
-        folder = out / IMAGES / name.replace("/", "-")
-        missing = sum(not (folder / instance.file).is_file() for instance in instances)
-        generator = edit_generator(pipe, tasks, CONDITIONS[name], **settings)
-        paths = generate_missing(generator, instances, folder, batch_size=10, log=log)
-        seconds = (time.monotonic() - start) / missing if missing else 0.0
-        values = pixel_scores(tasks, paths, distances)
-        values |= {name: score(paths, instances) for name, score in metrics.items()}
-        results.append(EditScores(name, {key: bootstrap_ci(value[None]) for key, value in values.items()}, seconds))
-        files[name] = paths
-        log(row(results[-1]))
-    heading = f"{config.edits} edits by {config.model}; ± is half of the 95 % interval over edits."
-    write_report(results, heading, out)
-    save_image(sheet(tasks, files), out / "sheet.jpg", quality=85)
-    return results
-
-
-def _learned_metrics(
-    config: EditBenchConfig, bench: Bench, world: AssetLibrary, pipe: BlipDiffusionPipeline, size: int
-) -> dict[str, Callable[[Sequence[Path], Sequence[Instance]], Tensor]]:
-    """Return the learned metrics, each a function of image files and their instances."""
-    names = [name for name in config.metrics if name in METRICS]
-    if not names:
-        return {}
-    generators = GeneratorSet({}, autoencoder_reconstruction(pipe.model), size, world)
-    suite = build_metrics(names, MetricBuilder(bench, bench, generators))
-
-    def score_of(metric: Any, key: str) -> Callable[[Sequence[Path], Sequence[Instance]], Tensor]:
-        return lambda paths, instances: next(
-            score for name, score in metric(paths, instances).items() if name.endswith(key)
-        )
-
-    return {metric.info.name: score_of(metric, METRICS[metric.info.name]) for metric in suite.metrics}
-
-
-def _distances(config: EditBenchConfig) -> dict[str, Distance]:
-    """Return the learned distances from the photo."""
-    distances = {"structure": structure()} if "structure" in config.metrics else {}
-    for name, folder in (("lpips", config.lpips), ("perceptual", None)):
-        if name in config.metrics:
-            distances[name] = background_distance(perceptual_distance(folder))
-    return distances
-
-
-def sheet(tasks: Sequence[EditTask], files: Mapping[str, Sequence[Path]], *, rows: int = 8) -> Image.Image:
-    """Return a contact sheet with a row per edit: photo, reference, the edit of each condition, and the target."""
-    chosen = [i * len(tasks) // min(rows, len(tasks)) for i in range(min(rows, len(tasks)))]
-    cells = []
-    for i in chosen:
-        task = tasks[i]
-        photo, truth = to_pil(torch.stack([task.photo, task.truth]))
-        row_images = [open_image(task.instance.subject.images[0]).resize(photo.size)]
-        row_images += [
-            open_image(paths[i]) for name, paths in files.items() if CONDITIONS[name].kind not in ("copy", "truth")
-        ]
-        cells += [photo, *row_images, truth]
-    return grid(cells, len(cells) // len(chosen))

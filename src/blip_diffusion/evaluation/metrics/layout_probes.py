@@ -37,6 +37,10 @@ class PatchExtractor(Protocol):
         """Return features (B, F, CELLS, CELLS) of RGB images of any size."""
         ...
 
+    def image_and_patch_features(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+        """Return one vector (B, G) for each image, and the features of its patches."""
+        ...
+
 
 def place_of(accessory: str) -> str:
     """Return the place of an accessory in MiniBench."""
@@ -65,17 +69,21 @@ class LayoutProbes:
 
 
 def fit_layout_probes(
-    extractor: PatchExtractor, images: Sequence[Image.Image], masks: Tensor, requests: Sequence[PromptSpec]
+    extractor: PatchExtractor,
+    images: Sequence[Image.Image],
+    patches: Tensor,
+    masks: Tensor,
+    requests: Sequence[PromptSpec],
 ) -> LayoutProbes:
     """Fit the probes.
 
     Args:
         extractor: The network of features.
         images: B training images.
+        patches: Their patch features (B, F, CELLS, CELLS).
         masks: (B, 1, S, S) in [0, 1], the masks of their subjects.
         requests: The B prompt specifications that the images were composited from.
     """
-    patches = _in_batches(extractor, images)
     subject = _fit_subject_map(patches, F.interpolate(masks, (CELLS, CELLS), mode="area"))
     features = layout_features(subject_map(subject, patches))
     layout = {
@@ -118,8 +126,19 @@ def _crop(image: Image.Image, box: tuple[float, float, float, float]) -> Image.I
     return image.crop((round(left * width), round(top * height), round(right * width), round(bottom * height)))
 
 
-def _in_batches(extractor: PatchExtractor, images: Sequence[Image.Image], size: int = 32) -> Tensor:
-    return torch.cat([extractor.patch_features(images[start : start + size]) for start in range(0, len(images), size)])
+def image_and_patch_features(extractor: PatchExtractor, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+    """Return one vector (B, G) for each of many images, and the features of its patches, encoded in batches."""
+    parts = [extractor.image_and_patch_features(images[rows]) for rows in _batches(len(images))]
+    vectors, patches = zip(*parts, strict=True)
+    return torch.cat(vectors), torch.cat(patches)
+
+
+def _in_batches(extractor: PatchExtractor, images: Sequence[Image.Image]) -> Tensor:
+    return torch.cat([extractor.patch_features(images[rows]) for rows in _batches(len(images))])
+
+
+def _batches(count: int, size: int = 32) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, count, size)]
 
 
 def _with_context(patches: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 import pandas as pd
 
+from blip_diffusion.images import MAX_PHOTOS
 from blip_diffusion.serving.page import widgets
-from blip_diffusion.serving.page.tuning import MAX_PHOTOS, MAX_STEPS, Tuning, TuningState
+from blip_diffusion.serving.page.tuning import MAX_STEPS, Tuning, TuningState
 
 if TYPE_CHECKING:
     from blip_diffusion.serving.job_service import JobService

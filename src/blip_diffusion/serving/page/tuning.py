@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blip_diffusion.errors import BlipDiffusionError, InputError
+from blip_diffusion.images import MAX_PHOTOS
 
 if TYPE_CHECKING:
     from blip_diffusion.serving.job_service import JobService
 
-MAX_PHOTOS, MAX_STEPS = 30, 2000
+MAX_STEPS = 2000
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 LOG = "output.log"
 
