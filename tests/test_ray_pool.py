@@ -1,21 +1,31 @@
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
+from blip_diffusion.data.build.render import catalogue
+from blip_diffusion.data.build.render_pool import process_pool, ray_pool, render_all
 from blip_diffusion.errors import DataError, InputError
 from blip_diffusion.generation.request import GenerationRequest
 from blip_diffusion.generation.run import run
 from blip_diffusion.images import png_bytes
 from blip_diffusion.ray_pool import LOCAL_SETTINGS, FunctionActor, _cores_of_each, actor_pool
+from blip_diffusion.training.personalize.config import TuneConfig
+from blip_diffusion.training.personalize.many import ManyConfig, Outcome, subjects_in, tune_many
+from tests.data.build.box import write_catalogue
 from tests.ray_functions import squarer
+from tests.training.photos import written
 
 
 @contextmanager
@@ -116,3 +126,51 @@ def test_images_equal_the_local_ones_although_a_node_is_lost(
     remote = run(request_of_dog, tmp_path / "ray", device="cpu", backend="ray", actors=2, on_saved=lose_a_node)
     assert saved == remote and [path.name for path in remote] == [path.name for path in local]
     assert [path.read_bytes() for path in remote] == [path.read_bytes() for path in local]
+
+
+@pytest.mark.ray
+def test_subjects_are_tuned_as_locally_although_an_actor_is_killed(
+    cluster: Any, dog: Image.Image, tiny_folder: Path, tmp_path: Path
+) -> None:
+    for place in ("dog/rex", "dog/max", "toy dog/tom"):
+        written(dog, tmp_path / "photos" / place, count=1)
+    subjects = subjects_in(tmp_path / "photos")
+    config = TuneConfig(steps=3, batch_size=1, trainable="lora", rank=2)
+    local, remote = (ManyConfig(tmp_path / name, str(tiny_folder), config, masks="none") for name in ("local", "ray"))
+    tune_many(subjects, local)
+    ended: list[Outcome] = []
+
+    def kill_an_actor(outcome: Outcome) -> None:
+        ended.append(outcome)
+        if len(ended) == 1:
+            kill_workers_of("FunctionActor")
+
+    tune_many(subjects, remote, backend="ray", actors=1, on_ended=kill_an_actor)
+    assert [(one.name, one.state) for one in ended] == [("max", "tuned"), ("rex", "tuned"), ("tom", "tuned")]
+    for subject in subjects:
+        one, other = (load_file(tmp_path / place / f"{subject.name}.safetensors") for place in ("local", "ray"))
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    assert {one.state for one in tune_many(subjects, remote, backend="ray", actors=2)} == {"kept"}
+
+
+@pytest.mark.ray
+def test_models_are_rendered_as_locally(cluster: Any, tmp_path: Path) -> None:
+    pytest.importorskip("trimesh")
+    models = catalogue(write_catalogue(tmp_path / "toys.sh3f"))
+    broken = replace(models[0], key="toys/none/none", member="toys/none/none.obj")
+    messages: list[str] = []
+    rendered = {}
+    for pool in (process_pool, partial(ray_pool, actors=2)):
+        folder = tmp_path / str(len(rendered))
+        views = list(render_all([broken, *models], folder, 2, pool=pool, progress=messages.append))
+        rendered[folder] = [(model.key, azimuth, path.read_bytes()) for model, of in views for azimuth, path in of]
+    one, other = rendered.values()
+    assert one == other and len(one) == 4 and len(messages) == 2
+
+
+def kill_workers_of(name: str) -> None:
+    """End the processes of an actor, as Linux lists them."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if path.read_text().startswith(f"ray::{name}"):
+                os.kill(int(path.parent.name), signal.SIGKILL)

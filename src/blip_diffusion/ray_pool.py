@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, Literal
 
 from blip_diffusion.errors import BlipDiffusionError, InputError
@@ -16,6 +17,17 @@ Map = Callable[[Iterable[Any]], Iterator[Any]]
 """Apply the function of the actors to items, and return the results in the order of the items."""
 LOCAL_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """A cluster of this process alone listens on the loopback address and reports nothing."""
+
+
+@contextmanager
+def worker_pool(build: Build, *, backend: Backend, actors: int | None = None) -> Iterator[Map]:
+    """Context manager: apply a function in this process, or on the actors of a cluster; see `actor_pool`."""
+    if backend == "ray":
+        with actor_pool(build, actors=actors) as mapped:
+            yield mapped
+        return
+    with build() as function:
+        yield partial(map, function)
 
 
 class FunctionActor:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, sleep
 
-READY = 120.0
+READY = 300.0
 
 
 def free_port() -> int:

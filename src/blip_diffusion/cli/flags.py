@@ -34,7 +34,7 @@ def backend_flags(parser: argparse.ArgumentParser) -> None:
         "--on",
         choices=("local", "ray"),
         default="local",
-        help="where images are generated: local (default), or ray, the actors of the cluster at RAY_ADDRESS",
+        help="where the work is done: local (default), or ray, the actors of the cluster at RAY_ADDRESS",
     )
     parser.add_argument(
         "--actors",

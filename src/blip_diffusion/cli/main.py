@@ -27,6 +27,7 @@ from blip_diffusion.cli.commands import (
     train_control,
     train_mini,
     tune,
+    tune_many,
 )
 from blip_diffusion.cli.parser import Parser, check_utf8, printable
 from blip_diffusion.errors import BlipDiffusionError, reason
@@ -39,6 +40,7 @@ COMMANDS = (
     ("app", app, "open a web page: generate, gallery, subjects, tuning, comparison"),
     ("serve", serve, "serve an HTTP API: OpenAI-compatible images, durable jobs, tuned subjects"),
     ("tune", tune, "personalize a model for your subject from a few photos"),
+    ("tune-many", tune_many, "personalize a model for each subject of a folder, also on a Ray cluster"),
     ("train", train, "train a model from a TOML configuration"),
     ("train-mini", train_mini, "train mini from the start within a time limit"),
     ("train-control", train_control, "train adapters for structure control of a model within a time limit"),

@@ -19,14 +19,24 @@ from blip_diffusion.generation.request import GenerationRequest
 MAX_NAME = 48
 
 
+def png_files(request: GenerationRequest, results: list[Image.Image], jobs: list[tuple[str, int]]) -> list[bytes]:
+    """Return the PNG file of each (prompt, seed), which holds its settings."""
+    pairs = zip(results, jobs, strict=True)
+    return [png_with_metadata(image, _metadata(request, job)) for image, job in pairs]
+
+
 def save_images(
-    request: GenerationRequest, results: list[Image.Image], jobs: list[tuple[str, int]], out: Path, taken: set[Path]
+    request: GenerationRequest, files: list[bytes], jobs: list[tuple[str, int]], out: Path, taken: set[Path]
 ) -> list[Path]:
-    """Write one PNG for each (prompt, seed), never over a file in `taken` or over a file of another request."""
+    """Write the PNG file of each (prompt, seed), never over a file in `taken` or over a file of another request.
+
+    The new files are added to `taken`.
+    """
     paths: list[Path] = []
-    for image, job in zip(results, jobs, strict=True):
-        path, metadata = _destination(request, job, out, taken.union(paths))
-        _save(image, path, metadata)
+    for data, job in zip(files, jobs, strict=True):
+        path = _destination(request, job, out, taken)
+        _save(data, path)
+        taken.add(path)
         paths.append(path)
     return paths
 
@@ -35,24 +45,27 @@ def existing_images(request: GenerationRequest, jobs: list[tuple[str, int]], out
     """Return the files that the same request has written for each (prompt, seed); none unless all exist."""
     paths: list[Path] = []
     for job in jobs:
-        path, _ = _destination(request, job, out, set(paths))
-        paths.append(path)
+        paths.append(_destination(request, job, out, set(paths)))
     return paths if all(path.exists() for path in paths) else []
 
 
-def _destination(request: GenerationRequest, job: tuple[str, int], out: Path, taken: set[Path]) -> tuple[Path, str]:
-    """Return the path of an image and its metadata. If the path exists, the same request has written it."""
+def _destination(request: GenerationRequest, job: tuple[str, int], out: Path, taken: set[Path]) -> Path:
+    """Return the path of an image. If it exists, the same request has written it."""
     prompt, seed = job
-    metadata = encode(request, prompt=prompt, seed=seed, num_images=1)
     title = prompt if request.edit is None or prompt else request.edit.title(request.target_category)
-    return _free_path(out / f"{_slug(title)}-{seed}.png", metadata, taken), metadata
+    return _free_path(out / f"{_slug(title)}-{seed}.png", _metadata(request, job), taken)
+
+
+def _metadata(request: GenerationRequest, job: tuple[str, int]) -> str:
+    prompt, seed = job
+    return encode(request, prompt=prompt, seed=seed, num_images=1)
 
 
 def save_grid(request: GenerationRequest, results: list[Image.Image], path: Path, taken: set[Path]) -> Path:
     """Write the grid of all images of a request and return its path."""
     metadata = encode(request)
     path = _free_path(path, metadata, taken)
-    _save(_grid(request, results), path, metadata, flag="--grid")
+    _save(png_with_metadata(_grid(request, results), metadata), path, flag="--grid")
     return path
 
 
@@ -94,10 +107,10 @@ def png_with_metadata(image: Image.Image, metadata: str, others: Mapping[str, st
     return buffer.getvalue()
 
 
-def _save(image: Image.Image, path: Path, metadata: str, *, flag: str = "--out") -> None:
+def _save(data: bytes, path: Path, *, flag: str = "--out") -> None:
     try:
         with atomic_file(path) as partial:
-            partial.write_bytes(png_with_metadata(image, metadata))
+            partial.write_bytes(data)
     except OSError as error:
         if is_full(error):
             raise

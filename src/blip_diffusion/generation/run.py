@@ -20,7 +20,7 @@ from blip_diffusion.errors import InputError
 from blip_diffusion.fileio import check_writable
 from blip_diffusion.generation.edit import Editor
 from blip_diffusion.generation.jobs import BATCH_SIZE, Job, jobs_of
-from blip_diffusion.generation.output import check_grid_path, existing_images, save_grid, save_images
+from blip_diffusion.generation.output import check_grid_path, existing_images, png_files, save_grid, save_images
 from blip_diffusion.generation.request import CONTROLNETS, ControlInput, GenerationRequest
 from blip_diffusion.generation.subject_inputs import opened, subject_arguments
 from blip_diffusion.generation.subject_refs import load_subjects
@@ -100,10 +100,10 @@ def _write_all(
     known = [existing_images(variants[job.variant], job.batch, out) if skip_existing else [] for job in jobs]
     missing = [job for job, paths in zip(jobs, known, strict=True) if not paths]
     paths: list[Path] = []
+    taken = {*itertools.chain(*known)}
     with pool if missing else nullcontext(iter) as generate:
         generated = generate(missing)
         for job, found in zip(jobs, known, strict=True):
-            taken = {*itertools.chain(paths, *known)}
             new = found or save_images(variants[job.variant], next(generated), job.batch, out, taken)
             for path, (prompt, seed) in zip(new, job.batch, strict=True):
                 on_saved(path, prompt, seed)
@@ -124,7 +124,7 @@ def local_batches(request: GenerationRequest, device: str, *, progress: bool = T
     with prepared(load_pipeline(request.model, request.dtype, device), request) as ready:
         function = ready.by_job()
 
-        def generate(items: Iterable[Job]) -> Iterator[list[Image.Image]]:
+        def generate(items: Iterable[Job]) -> Iterator[list[bytes]]:
             jobs = list(items)
             start, total = 1, sum(len(job.batch) for job in jobs)
             for job in jobs:
@@ -137,8 +137,11 @@ def local_batches(request: GenerationRequest, device: str, *, progress: bool = T
 
 
 @contextmanager
-def batch_function(request: GenerationRequest, device: str) -> Iterator[Callable[[Job], list[Image.Image]]]:
-    """Context manager: a model is loaded, and the function generates a batch of a request."""
+def batch_function(request: GenerationRequest, device: str) -> Iterator[Callable[[Job], list[bytes]]]:
+    """Context manager: a model is loaded, and the function generates a batch of a request, as PNG files.
+
+    So the actors of a cluster compress the images, and their driver only writes files.
+    """
     with prepared(load_pipeline(request.model, request.dtype, device), request) as ready:
         ready.pipe.set_progress_bar_config(disable=True)
         yield ready.by_job()
@@ -175,10 +178,15 @@ class PreparedRequest:
             return self
         return replace(self, request=request, arguments={**self.arguments, **_subject_arguments(self.pipe, request)})
 
-    def by_job(self) -> Callable[[Job], list[Image.Image]]:
-        """Return a function that generates the images of a job."""
+    def by_job(self) -> Callable[[Job], list[bytes]]:
+        """Return a function that generates the PNG files of a job."""
         variants = [self.with_subject(variant) for variant in self.request.variants()]
-        return lambda job: variants[job.variant].generate(job.batch)
+
+        def generate(job: Job) -> list[bytes]:
+            ready = variants[job.variant]
+            return png_files(ready.request, ready.generate(job.batch), job.batch)
+
+        return generate
 
     def generate(self, batch: list[tuple[str, int]], on_step: StepCallback | None = None) -> list[Image.Image]:
         """Generate one image for each prompt and seed, in one batch. `on_step` is called after each sampling step."""

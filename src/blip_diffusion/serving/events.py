@@ -65,3 +65,8 @@ class EventLog:
         """Return the events of a job with a higher number than `number`."""
         with self._lock:
             return [event for event in self._jobs.get(job, ()) if event.number > number]
+
+    def open_jobs(self) -> list[str]:
+        """Return the jobs whose last event is not the last of a job."""
+        with self._lock:
+            return [job for job, events in self._jobs.items() if events and not events[-1].is_last]

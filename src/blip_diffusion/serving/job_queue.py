@@ -1,7 +1,7 @@
 """The durable queue, based on DBOS, which stores jobs in SQLite or PostgreSQL. Only this file uses DBOS.
 
 A job is a workflow, and each of its batches a step, whose result is stored. After a crash the workflow runs again, with
-the stored results, from the first missing step on. Jobs belong to an executor id, which is therefore fixed.
+the stored results, from the first missing step on. A running job belongs to the server that took it.
 """
 
 import dataclasses
@@ -36,11 +36,15 @@ WAITING = ["ENQUEUED", "DELAYED"]
 
 @dataclasses.dataclass(frozen=True)
 class QueuedJob:
-    """A job as the queue stores it: `table` is its request and its options, `result` the value that `run` returned."""
+    """A job as the queue stores it: `table` is its request and its options, `result` the value that `run` returned.
+
+    `server` is the name of the server that runs it or has run it.
+    """
 
     id: str
     state: State
     owner: str
+    server: str
     table: dict[str, Any]
     result: dict[str, Any]
     error: Exception | None
@@ -53,12 +57,15 @@ class JobQueue:
     """A queue of jobs that outlives the process. A process has one queue, because DBOS has global state.
 
     Args:
-        settings: Database, executor id and number of workers.
+        settings: Database and number of workers.
+        server: Name of this server. At its start, a server continues the jobs that a server of this name has left.
         run: Runs a job with its id and its table, and returns JSON values. Called again after a crash.
     """
 
-    def __init__(self, settings: ServiceSettings, run: Callable[[str, dict[str, Any]], dict[str, Any]]) -> None:
-        self._settings, self._run = settings, run
+    def __init__(
+        self, settings: ServiceSettings, server: str, run: Callable[[str, dict[str, Any]], dict[str, Any]]
+    ) -> None:
+        self._settings, self._server, self._run = settings, server, run
         self._workflow: Any = None
 
     def start(self) -> None:
@@ -67,7 +74,7 @@ class JobQueue:
             name=NAME,
             system_database_url=self._settings.queue_url,
             application_version=VERSION,
-            executor_id=self._settings.executor_id,
+            executor_id=self._server,
             log_level="ERROR",
         )
         DBOS(config=config)
@@ -97,6 +104,10 @@ class JobQueue:
         """Return a job; `None` if there is none."""
         return next(iter(self._list(workflow_ids=[job])), None)
 
+    def find(self, jobs: Sequence[str]) -> list[QueuedJob]:
+        """Return those of the jobs that exist."""
+        return self._list(workflow_ids=list(jobs)) if jobs else []
+
     def newest(self, limit: int, owner: str | None = None) -> list[QueuedJob]:
         """Return the newest jobs, of one owner or of all."""
         return self._list(limit=limit, sort_desc=True, **({"user": owner} if owner else {}))
@@ -104,6 +115,10 @@ class JobQueue:
     def waiting(self) -> list[QueuedJob]:
         """Return all jobs that have not started, the oldest first."""
         return self._list(status=WAITING)
+
+    def running(self) -> list[QueuedJob]:
+        """Return all jobs that a server has taken and that have not ended."""
+        return self._list(status=["PENDING"])
 
     def ended_before(self, moment: str) -> list[QueuedJob]:
         """Return jobs that were made before a moment, an ISO date and time, and have ended."""
@@ -120,6 +135,10 @@ class JobQueue:
     def remove(self, jobs: Sequence[str]) -> None:
         """Delete jobs that have ended."""
         DBOS.delete_workflows(list(jobs))
+
+    def take_over(self, server: str) -> None:
+        """Return the running jobs of a server that has ended to the queue. Done twice, it is done once."""
+        DBOS._recover_pending_workflows([server])  # public only over DBOS's own HTTP server
 
     @staticmethod
     def step(name: str, function: Callable[[], Result]) -> Result:
@@ -152,6 +171,7 @@ def _queued(status: WorkflowStatus) -> QueuedJob:
         id=status.workflow_id,
         state=STATES[status.status],
         owner=status.authenticated_user or "",
+        server=status.executor_id or "",
         table=arguments[0] if arguments else {},
         result=status.output or {},
         error=error,

@@ -14,8 +14,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
-
 from blip_diffusion.errors import InputError
 from blip_diffusion.fileio import sha256_of
 from blip_diffusion.generation.request import GenerationRequest
@@ -27,7 +25,9 @@ from blip_diffusion.serving.job_request import adopt, check_files, from_table, r
 from blip_diffusion.serving.jobs import Job
 from blip_diffusion.serving.joiner import Joiner
 from blip_diffusion.serving.messages import Batch, Crop, Progress
+from blip_diffusion.serving.peers import Peers
 from blip_diffusion.serving.pool import WorkerPool
+from blip_diffusion.serving.server_lock import DatabaseLock, FolderLock, ServerLock
 from blip_diffusion.serving.settings import ServiceSettings
 from blip_diffusion.serving.store import JOB_ID, Store
 
@@ -58,9 +58,12 @@ class JobService:
             timeout=settings.step_timeout,
         )
         self._joiner = Joiner(self.pool, settings.max_joint_images)
-        self._queue = JobQueue(settings, self._run)
+        self._lock: ServerLock = (DatabaseLock if settings.is_shared else FolderLock)(settings)
+        self._queue = JobQueue(settings, self._lock.name, self._run)
         self._started: set[str] = set()  # jobs that a worker has begun; others that run wait for one
-        self._lock = FileLock(settings.folder / "server.lock")
+        self._peers: Peers | None = None
+        if isinstance(self._lock, DatabaseLock):
+            self._peers = Peers(self._lock, self._queue, self.log, self.get, self._interrupt)
         self._stopped = threading.Event()
 
     def __enter__(self) -> "JobService":
@@ -74,20 +77,21 @@ class JobService:
         """Start the workers, which load models in the background, and continue the jobs of the last run.
 
         Raises:
-            InputError: If another service uses the folder.
+            InputError: If another service uses the folder, or the database can't be reached.
         """
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise InputError(f"Another server uses {self.settings.folder}: choose another folder.") from error
+        self._lock.acquire()
         self.pool.start()
         self._joiner.start()
         self._queue.start()
+        if self._peers is not None:
+            self._peers.start()
         threading.Thread(target=self._remove_periodically, daemon=True).start()
 
     def close(self) -> None:
         """Stop the service. Waiting and running jobs stay in the queue and continue at the next start."""
         self._stopped.set()
+        if self._peers is not None:
+            self._peers.stop()
         self._joiner.stop()
         self.pool.stop()
         self._queue.stop()
@@ -176,11 +180,14 @@ class JobService:
         """Cancel a job, which ends at its next sampling step. A job that has ended is unchanged."""
         if not self.get(job_id, owner=owner).has_ended:
             self._queue.cancel(job_id)
-            self._joiner.cancel(job_id)
-            self.pool.cancel(job_id)
+            self._interrupt(job_id)
             if not (job := self.get(job_id)).has_ended or job.state == "cancelled":
                 self.log.add(job_id, "cancelled")
         return self.get(job_id)
+
+    def _interrupt(self, job_id: str) -> None:
+        self._joiner.cancel(job_id)
+        self.pool.cancel(job_id)
 
     def events_after(self, job_id: str, number: int = 0) -> Sequence[Event]:
         """Return the events of a job with a higher number; of a job of an earlier process, its last event."""
@@ -201,7 +208,8 @@ class JobService:
 
     def _job(self, queued: QueuedJob) -> Job:
         so_far = (event.data["id"] for event in self.log.after(queued.id, 0) if event.kind == "image")
-        waits = queued.state == "running" and queued.id not in self._started
+        is_here = queued.server == self._lock.name
+        waits = queued.state == "running" and is_here and queued.id not in self._started
         request = None
         with suppress(UnknownId, KeyError):
             request = from_table(queued.table["request"], self.store)

@@ -16,8 +16,8 @@ class ServiceSettings:
         folder: Folder of jobs, references, subjects and images; created if missing.
         models: Names that clients may request, each with "mini", a folder or a hub id. The first is the default.
         devices: One worker process is started for each: "auto", "cpu", "cuda:0" …
-        database_url: Database of the job queue. Empty: SQLite in `folder`. Several servers share a PostgreSQL one.
-        executor_id: Name of this server in a shared database. A restarted server continues the jobs of its name.
+        database_url: Database of the job queue. Empty: SQLite in `folder`. Several servers share a PostgreSQL one
+            and the folder, each with as many devices.
         batch_size: Images per batch. A killed process loses at most one batch; previews and cancellation don't wait.
         max_joint_images: Most images of equal requests that are generated together; 1 joins none.
         max_waiting: Most waiting jobs; further ones are refused.
@@ -27,14 +27,13 @@ class ServiceSettings:
         retention: Seconds after which finished jobs and their images are removed.
 
     Raises:
-        InputError: If there is no model or no device, or a limit is below 1.
+        InputError: If there is no model or no device, a limit is below 1, or the database is of another kind.
     """
 
     folder: Path
     models: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({"mini": "mini"}))
     devices: tuple[str, ...] = ("auto",)
     database_url: str = ""
-    executor_id: str = "server"
     batch_size: int = 4
     max_joint_images: int = 8
     max_waiting: int = 100
@@ -49,6 +48,8 @@ class ServiceSettings:
         for name in ("batch_size", "max_joint_images", "max_waiting", "max_waiting_per_owner", "max_attempts"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: use 1 or more.")
+        if self.database_url and not self.database_url.startswith(("sqlite:", "postgresql:", "postgresql+psycopg:")):
+            raise InputError(f"--database is {self.database_url.partition(':')[0]}: use postgresql:// or sqlite://.")
 
     @property
     def default_model(self) -> str:
@@ -59,6 +60,11 @@ class ServiceSettings:
     def running_jobs(self) -> int:
         """The number of jobs that run at once: as many as the workers can join."""
         return len(self.devices) * self.max_joint_images
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other servers may use the same job queue."""
+        return self.database_url.startswith("postgresql")
 
     @property
     def queue_url(self) -> str:

@@ -90,7 +90,7 @@ def test_missing_packages_are_reported_before_downloads(out: Path, monkeypatch: 
     monkeypatch.setattr(module, "fetch", lambda *_, **__: pytest.fail("fetched"))
     with pytest.raises(DataError, match=r"needs resvg-py, which isn't installed: pip install 'blip-diffusion\[data\]'"):
         build(out, sources=["fluent-emoji-flat", "noto"])
-    with pytest.raises(DataError, match="is read by trimesh and scipy"):
+    with pytest.raises(DataError, match="needs trimesh and scipy, which"):
         build(out, sources=["sweethome3d-furniture"])
 
 

@@ -1,8 +1,6 @@
 """The renderer, on a textured cube with sides of different colours."""
 
-import errno
 import zipfile
-from concurrent.futures import BrokenExecutor, Future
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,54 +12,14 @@ from PIL import Image, ImageFilter
 from blip_diffusion.data.build import render as module
 from blip_diffusion.data.build.render import Model, angles, catalogue, render, sample, view
 from blip_diffusion.errors import DataError
+from tests.data.build.box import write_catalogue
 
 pytest.importorskip("trimesh")
-
-# One cube: the front (+z) takes the texture's left half (red), the back the right half (blue), the top is green.
-OBJ = """mtllib box.mtl
-v -1 -1 1\nv 1 -1 1\nv 1 1 1\nv -1 1 1\nv -1 -1 -1\nv 1 -1 -1\nv 1 1 -1\nv -1 1 -1
-vt 0.1 0.1\nvt 0.4 0.1\nvt 0.4 0.9\nvt 0.1 0.9\nvt 0.6 0.1\nvt 0.9 0.1\nvt 0.9 0.9\nvt 0.6 0.9
-usemtl skin
-f 1/1 2/2 3/3\nf 1/1 3/3 4/4\nf 6/5 5/6 8/7\nf 6/5 8/7 7/8
-usemtl grey
-f 2 6 7\nf 2 7 3\nf 5 1 4\nf 5 4 8\nf 5 6 2\nf 5 2 1
-usemtl green
-f 4 3 7\nf 4 7 8
-"""
-MTL = "newmtl skin\nKd 1 1 1\nmap_Kd skin.png\nnewmtl grey\nKd .5 .5 .5\nnewmtl green\nKd 0 1 0\n"
-CATALOGUE = """# a catalogue
-id=Toys
-name#1=Caf\\u00e9 box
-category#1=Office
-creator#1=Someone
-model#1=/toys/box/box.obj
-width#1=20
-depth#1=20
-height#1=20
-name#2=Wall box
-category#2=Kitchen
-creator#2=Someone
-model#2=/toys/box/box.obj
-width#2=40
-depth#2=10
-height#2=20
-elevation#2=100
-modelRotation#2=1 0 0 0 0 1 0 -1 0
-"""
 
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    skin = Image.new("RGB", (8, 8), "red")
-    skin.paste((0, 0, 255), (4, 0, 8, 8))
-    skin.save(tmp_path / "skin.png")
-    path = tmp_path / "toys.sh3f"
-    with zipfile.ZipFile(path, "w") as files:
-        files.writestr("PluginFurnitureCatalog.properties", CATALOGUE)
-        files.writestr("toys/box/box.obj", OBJ)
-        files.writestr("toys/box/box.mtl", MTL)
-        files.write(tmp_path / "skin.png", "toys/box/skin.png")
-    return path
+    return write_catalogue(tmp_path / "toys.sh3f")
 
 
 @pytest.fixture
@@ -157,27 +115,3 @@ def test_model_without_surface_is_refused(box: Model, tmp_path: Path) -> None:
         files.writestr("toys/box/box.obj", "v 0 0 0\n")
     with pytest.raises((DataError, ValueError)):
         sample(replace(box, archive=tmp_path / "empty.sh3f"))
-
-
-def test_broken_model_is_skipped(box: Model, tmp_path: Path) -> None:
-    messages: list[str] = []
-    broken = replace(box, key="toys/none/none", member="toys/none/none.obj")
-    result = list(module.render_all([broken, box], tmp_path, 1, workers=1, progress=messages.append))
-    assert [model.key for model, _ in result] == ["toys/box/box"]
-    assert len(messages) == 1 and "left out toys/none/none" in messages[0]
-
-
-def test_interrupt_does_not_wait_for_other_models(box: Model, tmp_path: Path) -> None:
-    models = [replace(box, key=f"toys/box/box{number}") for number in range(12)]
-    result = module.render_all(models, tmp_path, 1, workers=1)
-    next(result)
-    result.close()  # as an interrupt does
-    assert len(list(tmp_path.glob("toys/box/*"))) < 6
-
-
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), ImportError("trimesh"), BrokenExecutor()])
-def test_machine_errors_are_not_attributed_to_models(box: Model, error: Exception) -> None:
-    future: Future[list[tuple[int, Path]]] = Future()
-    future.set_exception(error)
-    with pytest.raises(DataError, match=r"toys/box/box can't be rendered .* finished models are kept"):
-        module._rendered(box, future, print)

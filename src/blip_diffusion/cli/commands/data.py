@@ -1,11 +1,12 @@
 """`blip-diffusion data build | sheet`: build the training data and look at samples."""
 
 import argparse
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blip_diffusion.cli.flags import check_used
+from blip_diffusion.cli.flags import backend_flags, check_backend, check_used
 from blip_diffusion.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def _build_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size-limit", type=float, default=40, metavar="MIB", help="largest size of world.zip (default: 40)"
     )
+    backend_flags(parser)
 
 
 def _build(arguments: argparse.Namespace) -> None:
@@ -54,10 +56,12 @@ def _build(arguments: argparse.Namespace) -> None:
 
     from blip_diffusion.data.benchmarks.minibench import build_bench
     from blip_diffusion.data.build.build import build
+    from blip_diffusion.data.build.render_pool import process_pool, ray_pool
     from blip_diffusion.data.synthetic.assets import AssetLibrary
 
     if not (arguments.benchmark and path.is_file()):
-        path = build(arguments.out, sources=arguments.sources, views=arguments.views,
+        pool = partial(ray_pool, actors=arguments.actors) if arguments.on == "ray" else process_pool
+        path = build(arguments.out, sources=arguments.sources, views=arguments.views, pool=pool,
                      size_limit_mib=arguments.size_limit, progress=lambda line: print(line, flush=True))  # fmt: skip
         print(path)
     if arguments.benchmark:
@@ -81,13 +85,14 @@ def _check_build(arguments: argparse.Namespace, world: Path) -> None:
     from blip_diffusion.fileio import check_writable
 
     check_writable(arguments.out)
+    check_backend(arguments)
     if not 1 <= arguments.views <= MAX_VIEWS:
         raise InputError(f"--views is {arguments.views}: use a number from 1 to {MAX_VIEWS}.")
     if not 0 < arguments.size_limit < inf:
         raise InputError(f"--size-limit is {arguments.size_limit:g}: use a number above 0, in MiB.")
     if arguments.benchmark:
         check_place(arguments.out / ("bench" if arguments.benchmark == "mini" else arguments.benchmark))
-    unused = ("sources", "views", "size_limit")
+    unused = ("sources", "views", "size_limit", "on", "actors")
     if arguments.benchmark == "drawings":
         check_used(arguments, _build_flags, unused, "with --benchmark drawings")
     elif arguments.benchmark and world.is_file():

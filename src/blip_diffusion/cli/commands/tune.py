@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,25 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--category", required=True, metavar="WORD", help="what the subject is, for example dog")
     parser.add_argument("--name", required=True, metavar="WORD", help="the subject's name, for example rex")
     parser.add_argument("--out", type=Path, metavar="FILE", help="output file (default: NAME.safetensors)")
+    parser.add_argument(
+        "--masks", nargs="+", default=["auto"], metavar="MASK", help="auto (default), none, or one file per photo"
+    )
+    method_flags(parser)
+    training_flags(parser)
+    parser.add_argument(
+        "--class-images", type=Path, metavar="DIR", help="class images of your own, instead of --num-class-images"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue after an interruption")
+
+
+def method_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the model, the method and the use of photos, which `tune-many` has too."""
     parser.add_argument("--model", default="mini", help=MODEL_HELP)
     adapter_flags(parser)
     parser.add_argument("--method", choices=UNUSED, default="few-shot", help="personalization method")
     parser.add_argument("--trainable", choices=TRAINABLE, default="lora", help=TRAINABLE_HELP)
-    _photo_flags(parser)
-    _training_flags(parser)
+    parser.add_argument("--resize-mode", choices=RESIZE_MODES, help="how photos become square (default: the model's)")
+    parser.add_argument("--flip", action="store_true", help="also train on mirrored photos; not for subjects with text")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto (default): a GPU if present")
     parser.add_argument(
         "--gpu-memory-gb",
@@ -60,26 +74,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="GB",
         help="choose settings that fit a GPU of 24, 16, 12 or 8 GB",
     )
-    parser.add_argument("--resume", action="store_true", help="continue after an interruption")
 
 
-def _photo_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--resize-mode", choices=RESIZE_MODES, help="how photos become square (default: the model's)")
-    parser.add_argument(
-        "--masks", nargs="+", default=["auto"], metavar="MASK", help="auto (default), none, or one file per photo"
-    )
-    parser.add_argument("--flip", action="store_true", help="also train on mirrored photos; not for subjects with text")
-
-
-def _training_flags(parser: argparse.ArgumentParser) -> None:
+def training_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the training loop, which `tune-many` has too."""
     parser.add_argument("--train-steps", default="auto", metavar="auto|N", help=TRAIN_STEPS_HELP)
     parser.add_argument("--learning-rate", type=float, metavar="RATE", help="(default: depends on the method)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="photos per training step (default: 3)")
     parser.add_argument(
         "--num-class-images", type=int, default=0, metavar="N", help="class images for prior preservation (default: 0)"
-    )
-    parser.add_argument(
-        "--class-images", type=Path, metavar="DIR", help="class images of your own, instead of --num-class-images"
     )
     parser.add_argument("--train-text-encoder", action="store_true", help="train the text encoder too (dreambooth)")
     parser.add_argument(
@@ -93,14 +96,9 @@ def _training_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    check_used(arguments, add_flags, UNUSED[arguments.method], f"with --method {arguments.method}")
-    if arguments.trainable == "embedding":
-        check_used(arguments, add_flags, ("num_class_images", "class_images"), "with --trainable embedding")
-    if arguments.train_steps != "auto":
-        check_used(arguments, add_flags, ("validation_prompts",), f"with --train-steps {arguments.train_steps}")
+    check_method(arguments, add_flags)
     if arguments.class_images is not None:
         check_used(arguments, add_flags, ("num_class_images",), "with --class-images")
-    check_adapters(arguments)
 
     from blip_diffusion.training.personalize.api import tune
     from blip_diffusion.training.personalize.artifacts import Tuned
@@ -112,7 +110,7 @@ def run(arguments: argparse.Namespace) -> None:
             name=arguments.name,
             out=arguments.out,
             model=arguments.model,
-            config=_config(arguments),
+            config=tune_config(arguments),
             class_images=arguments.class_images,
             **adapter_refs(arguments),
             masks=_masks(arguments.masks),
@@ -120,6 +118,16 @@ def run(arguments: argparse.Namespace) -> None:
             resume=arguments.resume,
         )
     _print_result(tuned, arguments)
+
+
+def check_method(arguments: argparse.Namespace, add_flags: Callable[[argparse.ArgumentParser], None]) -> None:
+    """Raise `InputError` for flags that the method doesn't use, and for LoRAs and embeddings that are missing."""
+    check_used(arguments, add_flags, UNUSED[arguments.method], f"with --method {arguments.method}")
+    if arguments.trainable == "embedding":
+        check_used(arguments, add_flags, ("num_class_images", "class_images"), "with --trainable embedding")
+    if arguments.train_steps != "auto":
+        check_used(arguments, add_flags, ("validation_prompts",), f"with --train-steps {arguments.train_steps}")
+    check_adapters(arguments)
 
 
 def _print_result(tuned: Any, arguments: argparse.Namespace) -> None:
@@ -148,7 +156,8 @@ def _generate_command(tuned: Any, arguments: argparse.Namespace) -> str:
     return " ".join(['blip-diffusion generate "on the beach" --model', model, flags, *more])
 
 
-def _config(arguments: argparse.Namespace) -> Any:
+def tune_config(arguments: argparse.Namespace) -> Any:
+    """Return the `TuneConfig` of the flags."""
     from blip_diffusion.training.personalize.config import TuneConfig
     from blip_diffusion.training.personalize.early_stopping import ValidationConfig
     from blip_diffusion.training.personalize.memory import fit_to_memory

@@ -13,6 +13,7 @@ from PIL import Image
 from blip_diffusion.data.benchmarks.minibench import SUBJECTS
 from blip_diffusion.data.build import cutouts
 from blip_diffusion.data.build.cutouts import CutOutImage
+from blip_diffusion.data.build.render_pool import Pool, process_pool
 from blip_diffusion.data.build.scenes import scenes
 from blip_diffusion.data.build.sources import NAMED, NAMER, Source, check_readable, chosen, fetch
 from blip_diffusion.data.synthetic.assets import CutOut, Scene, pack
@@ -32,11 +33,12 @@ def build(
     views: int = 8,
     size_limit_mib: float = 40,
     progress: Callable[[str], None] = print,
+    pool: Pool = process_pool,
 ) -> Path:
     """Build `out/world.zip` from the named sources (default: all) and return its path.
 
     Downloads and renderings stay in `out/cache`, so that an interrupted build continues where it stopped. The same
-    inputs give the same bytes.
+    inputs give the same bytes. `pool` are the processes that render 3D models, which take most of the time.
 
     Raises:
         DataError: For an unknown source, a missing client or Python package, a package that isn't the pinned one, or a
@@ -48,7 +50,7 @@ def build(
     images: list[CutOutImage] = []
     scene_images: list[SceneImage] = []
     for source in packages:
-        source_cutouts = list(_cutouts(source, folders, out / "cache" / "views", views, progress))
+        source_cutouts = list(_cutouts(source, folders, out.resolve() / "cache" / "views", views, progress, pool))
         source_scenes = list(scenes(source.name, folders[source.name], source.licence))
         progress(f"{source.name}: {len(source_cutouts)} cut-outs, {len(source_scenes)} scenes")
         images += source_cutouts
@@ -61,7 +63,7 @@ def build(
 
 
 def _cutouts(
-    source: Source, folders: dict[str, Path], cache: Path, views: int, progress: Callable[[str], None]
+    source: Source, folders: dict[str, Path], cache: Path, views: int, progress: Callable[[str], None], pool: Pool
 ) -> Iterator[CutOutImage]:
     folder, flat = folders[source.name], folders.get(NAMER)
     if source.name in NAMED:
@@ -75,7 +77,7 @@ def _cutouts(
     elif source.name == "scratch":
         yield from cutouts.costumes(folder, source.licence)
     elif source.name == "sweethome3d-furniture":
-        yield from cutouts.furniture(folder, cache, views, progress=progress)
+        yield from cutouts.furniture(folder.resolve(), cache, views, pool=pool, progress=progress)
 
 
 def distinct(images: Sequence[CutOutImage]) -> list[CutOutImage]:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from blip_diffusion.data.build import naming, render
 from blip_diffusion.data.build.naming import Name
+from blip_diffusion.data.build.render_pool import Pool, render_all
 from blip_diffusion.data.synthetic.assets import CutOut
 from blip_diffusion.images import open_lazily
 
@@ -178,11 +179,14 @@ def furniture_models(folder: Path) -> list[tuple[render.Model, Name, str]]:
     return models
 
 
-def furniture(folder: Path, cache: Path, views: int, *, progress: Callable[[str], None]) -> Iterator[CutOutImage]:
+def furniture(
+    folder: Path, cache: Path, views: int, *, pool: Pool, progress: Callable[[str], None]
+) -> Iterator[CutOutImage]:
     """Yield views of the furniture models, rendered unless `cache` holds them."""
     models = furniture_models(folder)
     facts = {model.key: (name, licence) for model, name, licence in models}
-    for model, images in render.render_all([model for model, _, _ in models], cache, views, progress=progress):
+    only = [model for model, _, _ in models]
+    for model, images in render_all(only, cache, views, pool=pool, progress=progress):
         name, licence = facts[model.key]
         for azimuth, path in images:
             image = trim(open_lazily(path), solid=False)

@@ -4,15 +4,10 @@ The models are the OBJ files of Sweet Home 3D furniture catalogues (`.sh3f`, a z
 a subject; its views from several sides are what a training pair of "same thing, other view" is made from.
 """
 
-import errno
-import multiprocessing
-import os
 import re
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from blip_diffusion.data.build.sources import unzip
-from blip_diffusion.errors import DataError, reason
+from blip_diffusion.errors import DataError
 from blip_diffusion.fileio import atomic_dir
 
 Floats = NDArray[np.float32]
+
+Views = list[tuple[int, Path]]
+"""The azimuth in degrees and the PNG file of each view of a model."""
 
 POINTS = 260_000  # a 256-pixel view has few holes if every point covers 2 x 2 pixels
 TEXTURE = 512  # longest side of a texture; finer ones alias in a view of 128 pixels
@@ -276,7 +274,7 @@ def angles(model: Model, views: int) -> list[tuple[int, int]]:
     return [(round(float(a)) % 360, int(e)) for a, e in zip(azimuth, elevation, strict=True)]
 
 
-def render(model: Model, folder: Path, views: int) -> list[tuple[int, Path]]:
+def render(model: Model, folder: Path, views: int) -> Views:
     """Render all views that `folder` lacks; return azimuth and PNG file of each."""
     target = folder / f"{model.key}-{views}-v{VERSION}"
     files = [(azimuth, target / f"{azimuth:03d}.png") for azimuth, _ in angles(model, views)]
@@ -286,38 +284,3 @@ def render(model: Model, folder: Path, views: int) -> list[tuple[int, Path]]:
             for (azimuth, path), (_, elevation) in zip(files, angles(model, views), strict=True):
                 view(cloud, azimuth, elevation).save(partial / path.name)
     return files
-
-
-def render_all(
-    models: Sequence[Model], folder: Path, views: int, *, workers: int = 2, progress: Callable[[str], None] = print
-) -> Iterator[tuple[Model, list[tuple[int, Path]]]]:
-    """Render models in a pool of low-priority processes, in order; unreadable ones are reported and skipped.
-
-    Raises `DataError` for errors of the machine, such as a full disk, which would skip all following models.
-    """
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=os.nice, initargs=(5,)) as pool:
-        futures = [pool.submit(render, model, folder, views) for model in models]
-        try:
-            for done, (model, future) in enumerate(zip(models, futures, strict=True), 1):
-                if (views_of := _rendered(model, future, progress)) is not None:
-                    yield model, views_of
-                if done % 50 == 0:
-                    progress(f"  {done} of {len(models)} models rendered")
-        finally:  # an interrupted build waits for two models, not for all of them
-            pool.shutdown(cancel_futures=True)
-
-
-def _rendered(
-    model: Model, future: Future[list[tuple[int, Path]]], progress: Callable[[str], None]
-) -> list[tuple[int, Path]] | None:
-    try:
-        return future.result()
-    except Exception as error:  # for damaged files, trimesh raises errors of many types
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or isinstance(error, ImportError | BrokenExecutor | MemoryError):
-            raise DataError(
-                f"{model.key} can't be rendered ({reason(error)}); finished models are kept: fix it, and build again."
-            ) from error
-        progress(f"  left out {model.key}: {type(error).__name__}: {error}")
-        return None

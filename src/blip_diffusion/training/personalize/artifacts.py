@@ -30,6 +30,10 @@ RESUMABLE = ("device", "gradient_checkpointing")
 """Settings that may differ when a run is resumed."""
 
 
+class FinishedError(InputError):
+    """A tuning of the same photos and settings is finished, so there is nothing to resume."""
+
+
 @dataclass(frozen=True)
 class Tuned:
     """Result of a tuning."""
@@ -123,17 +127,20 @@ def check_run_info(work: Path, info: Mapping[str, Any]) -> None:
 
 
 def check_replaced(path: Path, work: Path, info: Mapping[str, Any], *, resume: bool) -> None:
-    """Raise `InputError` if a finished result would be replaced by one of other photos or settings."""
+    """Raise `InputError` if a finished result would be replaced by one of other photos or settings.
+
+    With `resume`, raises `FinishedError` if it is of the same.
+    """
     if not path.is_file() or checkpointing.complete(work / CHECKPOINTS):
         return
-    if resume:
-        raise InputError(f"{path} is finished, so there is nothing to resume: leave out --resume.")
     earlier = read_json(work / RUN_INFO) if (work / RUN_INFO).is_file() else {}
     if changed := [key for key in info if info[key] != earlier.get(key)]:
         problem = f"was tuned with other {' and '.join(changed)}" if earlier else "exists already"
         raise InputError(
             f"{path} {problem}: choose another --name or --out, or delete it. Images made with it need it."
         )
+    if resume:
+        raise FinishedError(f"{path} is finished, so there is nothing to resume: leave out --resume.")
 
 
 def keep_best(path: Path, work: Path, result: Result, validation: Validation | None) -> Tuned:
