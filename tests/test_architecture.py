@@ -55,7 +55,7 @@ MAY_IMPORT = {
     "nn_utils": set(),
     "protocols": set(),
     "framing": {"errors"},
-    "images": {"errors"},
+    "images": {"errors", "fileio"},
     "prompts": {"errors", "protocols"},
     "plots": set(),
     "ray_pool": {"errors", "optional_packages"},

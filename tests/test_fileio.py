@@ -105,6 +105,15 @@ def test_a_folder_is_one_process_at_a_time(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("name", ["n" * 300, "a\0b", "loop", "loop/in", "file/in"])
+def test_names_that_no_folder_can_have(tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="choose another --out"):
+        check_writable(tmp_path / name)
+    check_writable(tmp_path / "new" / "folder")
+
+
 def test_names_reach_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file, then after its replacement the folder: a power failure can't leave an empty file under the name."""
     flushed: list[bool] = []

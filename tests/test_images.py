@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from blip_diffusion import images
+from blip_diffusion.data.photos import images_in
 from blip_diffusion.errors import InputError
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -53,6 +54,35 @@ def test_transparent_pixels_become_white(tmp_path: Path, mode: str) -> None:
     read = images.open_image(saved(image.convert(mode), tmp_path / "clear.png"))
     assert read.mode == "RGB" and read.getpixel((10, 15)) == WHITE
     assert read.getpixel((10, 5)) == (RED if mode != "LA" else (76, 76, 76))
+
+
+def test_photos_of_iphones_are_read(arrow: Image.Image, tmp_path: Path) -> None:
+    """HEIC, upright as its EXIF says; its alpha is a mask as in other formats."""
+    heif = pytest.importorskip("pillow_heif")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path, cut = tmp_path / "IMG_1.HEIC", tmp_path / "cut.heic"
+    heif.from_pillow(arrow.resize((160, 96))).save(path, quality=90, exif=exif.tobytes())
+    image = images.open_image(path)
+    assert image.mode == "RGB" and image.size == (96, 160)
+    assert np.abs(np.subtract(image.getpixel((84, 80)), RED)).max() < 16
+    arrow = arrow.resize((160, 96)).convert("RGBA")
+    arrow.putalpha(Image.linear_gradient("L").resize(arrow.size).point(lambda value: 255 * (value < 128)))
+    heif.from_pillow(arrow).save(cut, quality=90)
+    assert np.abs(np.subtract(images.open_image(cut).getpixel((80, 80)), WHITE)).max() < 16
+    alpha = images.read_image(cut, images.alpha_of)
+    assert alpha is not None and alpha.getpixel((80, 10)) > 240
+    assert images_in(tmp_path) == [path, cut]
+
+
+@pytest.mark.parametrize("size", [0, 12, 200])
+def test_a_damaged_heic_file_is_one_sentence(arrow: Image.Image, tmp_path: Path, size: int) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    path = tmp_path / "a.heic"
+    heif.from_pillow(arrow.resize((160, 96))).save(path)
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(InputError, match=r"a\.heic is not an image that can be read"):
+        images.open_image(path)
 
 
 def test_half_transparent_pixels_are_blended(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 CONSTRAINTS, LOCK = ROOT / "constraints.txt", ROOT / "requirements.lock"
 COMMAND = (
     "uv pip compile pyproject.toml --extra dev --extra docs --extra openvino --extra faces"
+    " --extra heic --extra weighting --extra safety"
     " --universal --python-version 3.11 --no-annotate --no-header --quiet"
 )
 PILLOW = "pillow>=13\n"

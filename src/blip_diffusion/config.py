@@ -35,17 +35,24 @@ def read(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        if path.exists() and not path.is_file():
-            raise ConfigError(f"The configuration {path} is no file: name a TOML file.")
-        if path.is_file() and path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"The configuration {path} has more than {MAX_BYTES // 2**20} MiB: is it a TOML file?")
+        _check_file(path)
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except RecursionError as error:
         raise ConfigError(f"The configuration {path} is not valid TOML: it is nested too deep.") from error
     except OSError as error:
         raise ConfigError(f"The configuration {path} can't be read: {error.strerror}.") from error
+    except ConfigError:
+        raise
     except ValueError as error:  # not TOML, or not UTF-8
         raise ConfigError(f"The configuration {path} is not valid TOML: {error}.") from error
+
+
+def _check_file(path: Path) -> None:
+    """Raise `ConfigError` for a device, a named pipe or a huge file, before it is read."""
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"The configuration {path} is no file: name a TOML file.")
+    if path.is_file() and path.stat().st_size > MAX_BYTES:
+        raise ConfigError(f"The configuration {path} has more than {MAX_BYTES // 2**20} MiB: is it a TOML file?")
 
 
 def build(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:

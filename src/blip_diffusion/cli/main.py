@@ -60,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        The exit code: 0, 1 for a full disk, 2 for an error that the user can correct, 130 when interrupted.
+        The exit code: 0, 1 for a full disk or too little memory, 2 for an error that the user can correct, 130 when
+        interrupted.
     """
     _escape_unprintable()
     parsed = build_parser().parse_args(arguments)
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _exit_code(error: Exception) -> int:
     """Print the message of an error and return the exit code. A bug is raised again."""
-    from blip_diffusion.fileio import is_full
+    from blip_diffusion.fileio import is_bad_name, is_full
 
     if is_full(error):
         _print_error(f"The disk is full ({reason(error)}): free some space and run it again; complete files were kept.")
@@ -88,7 +89,24 @@ def _exit_code(error: Exception) -> int:
     if isinstance(error, BlipDiffusionError):
         _print_error(str(error))
         return 2
+    if is_bad_name(error):
+        name = str(getattr(error, "filename", None) or "")
+        _print_error(f"No file can have the name {name[:200]} ({reason(error)[:60]}): choose another.")
+        return 2
+    if _is_out_of_memory(error):
+        _print_error(
+            f"There is not enough memory ({reason(error)[:200]}): use a smaller size, or fewer images at once."
+        )
+        return 1
     raise error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether memory ran out, of the machine (also in PyTorch's allocator) or of a GPU."""
+    words = ("can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
 
 
 def _escape_unprintable() -> None:

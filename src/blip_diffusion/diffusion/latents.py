@@ -1,5 +1,7 @@
 """Images to latents and back (Rombach et al. 2022, section 3.1); only this module uses the scaling factor."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -33,3 +35,12 @@ class LatentCodec:
         """Decode latents to pixels in [0, 1]."""
         pixels: Tensor = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
         return (pixels / 2 + 0.5).clamp(0, 1)
+
+
+def check_scale(config: Any) -> None:
+    """Raise `ValueError` for a VAE whose scaling factor is no positive number, or that shifts its latents."""
+    scale, shift = config.scaling_factor, config.get("shift_factor")
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not scale > 0:
+        raise ValueError(f"scaling_factor is {str(scale)[:60]}, use a number above 0")
+    if shift:
+        raise ValueError(f"shift_factor is {str(shift)[:60]}, which VAEs of Stable Diffusion 1.5 don't have")

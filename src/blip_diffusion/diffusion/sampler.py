@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -66,6 +67,17 @@ def check_scheduler(scheduler: Any) -> None:
             f"{type(scheduler).__name__} can't sample with this model: use one of Stable Diffusion's schedulers, for "
             "example EulerDiscreteScheduler.from_config(pipe.scheduler.config)."
         )
+
+
+def try_scheduler(scheduler: Any) -> None:
+    """Take a few steps with a copy of a scheduler, so that impossible settings are found when it is loaded.
+
+    Raises whatever diffusers raises. Nothing is drawn from the global generators.
+    """
+    copy = type(scheduler).from_config(scheduler.config)
+    with suppress(ImportError), torch.random.fork_rng(devices=[]):  # torchsde, for one scheduler, is named when used
+        copy.set_timesteps(min(4, scheduler.config.num_train_timesteps))
+        sample(lambda latents, _: latents, torch.zeros(1, 4, 8, 8), copy, generators=[torch.Generator()])
 
 
 def _no_step() -> None: ...

@@ -31,7 +31,7 @@ def number(name: str, value: Any, lowest: float = -float("inf"), highest: float 
     allowed += "" if highest == float("inf") else f" to {highest:g}"
     try:
         result = float("nan") if isinstance(value, str | bytes | bool) else float(value)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         result = float("nan")
     if not isfinite(result) or not lowest <= result <= highest:
         raise InputError(f"{name} is {value!r}: use {allowed}.")
@@ -47,6 +47,9 @@ def texts(name: str, value: Any) -> list[str]:
             f"{name} is a {kind}: use text, or a list of texts; the order is prompt, reference_image, "
             "source_subject_category, target_subject_category."
         )
+    for text in values:
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise InputError(f"{name} {text[:200]!a} is not Unicode text: decode its bytes as UTF-8.")
     return list(values)
 
 

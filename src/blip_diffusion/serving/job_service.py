@@ -136,7 +136,9 @@ class JobService:
         if request.model not in self.settings.models:
             raise InputError(f"There is no model {request.model!r} here: use {', '.join(self.settings.models)}.")
         check_files(request, self.store)
+        request = self._screened(request)
         table = to_table(request, self.store)
+        previews = 0 if request.safety_checker else previews  # which nothing checks
         table = {"request": table, "previews": previews, "auto_dtype": auto_dtype}
         job_id = sha256_of(f"{owner}\0{key}".encode())[:32] if key else uuid.uuid4().hex
         queued = self._queue.get(job_id) if key else None
@@ -147,6 +149,14 @@ class JobService:
         if queued.table != table:
             raise KeyReused("This idempotency key was used with another request: use a new key.")
         return self._job(queued)
+
+    def _screened(self, request: GenerationRequest) -> GenerationRequest:
+        """Return a request with the safety checker and the watermark of the settings, beside its own."""
+        return replace(
+            request,
+            safety_checker=request.safety_checker or self.settings.safety_checker,
+            watermark=request.watermark or self.settings.watermark,
+        )
 
     def _check_room(self, owner: str) -> None:
         waiting = self._queue.waiting()

@@ -25,6 +25,9 @@ class ServiceSettings:
         max_attempts: How often a batch is tried while its worker process dies.
         step_timeout: Seconds without a sampling step after which a worker process is replaced; loading included.
         retention: Seconds after which finished jobs and their images are removed.
+        safety_checker: Whether images that open_nsfw flags become black, for all requests. Previews are left out then,
+            since they are not checked.
+        watermark: Whether all images get an invisible watermark.
 
     Raises:
         InputError: If there is no model or no device, a limit is below 1, or the database is of another kind.
@@ -41,6 +44,8 @@ class ServiceSettings:
     max_attempts: int = 3
     step_timeout: float = 600.0
     retention: float = 30 * 24 * 3600.0
+    safety_checker: bool = False
+    watermark: bool = False
 
     def __post_init__(self) -> None:
         if not self.models or not self.devices:

@@ -1,9 +1,12 @@
 """The packed training set: round trips, and damaged files."""
 
+import dataclasses
 import io
+import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,6 +94,34 @@ def webp(width: int, height: int) -> bytes:
 def test_corrupt_world_is_refused(path: Path, name: str, data: bytes | None) -> None:
     with pytest.raises(DataError, match="is not a packed dataset"):
         AssetLibrary.load(rewritten(path, name, data))
+
+
+def table(row: CutOut | Scene, **change: Any) -> bytes:
+    return json.dumps({**dataclasses.asdict(row), **change}).encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        *(
+            ("cutouts.jsonl", table(RED, **{key: value}))
+            for key in ("identity", "category", "name", "source", "split")
+            for value in (None, [], {"a": 1}, 7)
+        ),
+        *(("cutouts.jsonl", table(RED, **one)) for one in ({"category": ""}, {"animate": "yes"}, {"colour": "x"})),
+        *(("scenes.jsonl", table(BEACH, phrases=value)) for value in ("on the beach", [], None, [1], [""], [["a"]])),
+        *(("scenes.jsonl", table(BEACH, horizon=value)) for value in ("high", None, -1, 2, float("nan"), 10**400)),
+        ("scenes.jsonl", b"[1]"),
+        ("scenes.jsonl", b"[" * 100_000),
+        ("cutouts.jsonl", b"{}\n" * 30_001),
+        ("cutouts.jsonl", b" " * (2**25 + 1)),
+        ("cutouts/00000.webp", bytes(2**22 + 1)),
+    ],
+)  # fmt: skip
+def test_rows_of_other_types_and_sizes_are_refused(path: Path, name: str, data: bytes) -> None:
+    with pytest.raises(DataError, match="is not a packed dataset") as caught:
+        AssetLibrary.load(rewritten(path, name, data))
+    assert len(str(caught.value)) < 500 and "\n" not in str(caught.value)
 
 
 def test_oversized_image_is_not_unpacked(path: Path, huge_png: Callable[[int], Path]) -> None:

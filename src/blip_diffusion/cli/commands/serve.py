@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from blip_diffusion.cli.flags import check_screening, screening_flags
 from blip_diffusion.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def service_flags(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("server"), metavar="DIR", help="jobs, images and subjects (default: server)"
     )
     parser.add_argument("--database", default="", metavar="URL", help="job queue (default: SQLite in --out)")
+    screening_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -68,16 +70,19 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def service_settings(arguments: argparse.Namespace) -> ServiceSettings:
-    """Return the settings of the flags in `service_flags`. Raises `InputError` if nothing can be written."""
+    """Return the settings of the flags in `service_flags`. Raises `InputError` if they can't be used."""
     from blip_diffusion.fileio import check_writable
     from blip_diffusion.serving.settings import ServiceSettings
 
+    check_screening(arguments)
     check_writable(arguments.out)
     return ServiceSettings(
         folder=arguments.out,
         models=_models(arguments.model or ["mini"]),
         devices=tuple(arguments.device) or ("auto",),
         database_url=arguments.database,
+        safety_checker=arguments.safety_checker,
+        watermark=arguments.watermark,
     )
 
 

@@ -29,6 +29,10 @@ Pixels = NDArray[np.uint8]
 
 CUTOUT_SIZE = 128
 SCENE_HEIGHT, SCENE_WIDTH = 160, 208
+MAX_TABLE, MAX_IMAGE = 2**25, 2**22
+"""Bytes of a table and of an image."""
+MAX_ROWS = 30_000
+"""Rows of a table: the pixels of as many cut-outs take 2 GB of memory."""
 PERMISSIVE = ("MIT", "Apache-2.0", "CC0-1.0", "CC-BY-3.0", "CC-BY-4.0", "PD")
 
 
@@ -46,6 +50,9 @@ class CutOut:
     animate: bool = False  # people and animals: they wear hats
     split: str = "train"  # "train" | "heldout"
 
+    def __post_init__(self) -> None:
+        _check_types(self)
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -57,6 +64,23 @@ class Scene:
     licence: str
     horizon: float = 0.6  # fraction of the height at which the ground begins
     split: str = "train"
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+
+
+def _check_types(row: CutOut | Scene) -> None:
+    """Raise `ValueError` for a value of another type than its field's, or an empty one where there is no default."""
+    for field in dataclasses.fields(row):
+        value = getattr(row, field.name)
+        if field.type is float:
+            fits = isinstance(value, int | float) and 0 <= value <= 1
+        elif field.type in (str, bool):
+            fits = isinstance(value, field.type)  # type: ignore[arg-type]  # a class, as the names are not strings here
+        else:
+            fits = isinstance(value, tuple) and all(isinstance(one, str) and one for one in value)
+        if not fits or (field.default is dataclasses.MISSING and not value):
+            raise ValueError(f"{field.name} is {str(value)[:60]!r}")
 
 
 @dataclass(frozen=True)
@@ -97,9 +121,9 @@ class AssetLibrary:
         try:
             with zipfile.ZipFile(path) as archive:
                 cutouts = [CutOut(**row) for row in _rows(archive, "cutouts.jsonl")]
-                scenes = [Scene(**{**row, "phrases": tuple(row["phrases"])}) for row in _rows(archive, "scenes.jsonl")]
-                blobs = [archive.read(f"cutouts/{i:05d}.webp") for i in range(len(cutouts))]
-                scene_blobs = [archive.read(f"scenes/{i:03d}.webp") for i in range(len(scenes))]
+                scenes = [_scene_of(row) for row in _rows(archive, "scenes.jsonl")]
+                blobs = [_read(archive, f"cutouts/{i:05d}.webp", MAX_IMAGE) for i in range(len(cutouts))]
+                scene_blobs = [_read(archive, f"scenes/{i:03d}.webp", MAX_IMAGE) for i in range(len(scenes))]
             Image.init()  # Pillow loads plugins on first use, which is not thread-safe
             with ThreadPoolExecutor() as pool:
                 pixels = _stack(list(pool.map(_cutout_pixels, blobs)), 4, CUTOUT_SIZE, CUTOUT_SIZE)
@@ -129,7 +153,23 @@ def pack(
 
 
 def _rows(archive: zipfile.ZipFile, name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in archive.read(name).decode().splitlines() if line]
+    lines = [line for line in _read(archive, name, MAX_TABLE).decode().splitlines() if line]
+    if len(lines) > MAX_ROWS:
+        raise ValueError(f"{name} has {len(lines)} rows, at most {MAX_ROWS} are allowed")
+    return [json.loads(line) for line in lines]
+
+
+def _read(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+    """Return a member of an archive. Raises `ValueError` for one that unpacks to more bytes than allowed."""
+    info = archive.getinfo(name)
+    if info.file_size > most:
+        raise ValueError(f"{name} unpacks to {info.file_size} bytes, at most {most} are allowed")
+    return archive.read(info)
+
+
+def _scene_of(row: dict[str, Any]) -> Scene:
+    phrases = row["phrases"]
+    return Scene(**{**row, "phrases": tuple(phrases) if isinstance(phrases, list) else phrases})
 
 
 def _write(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
