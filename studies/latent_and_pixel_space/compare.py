@@ -200,7 +200,8 @@ def measure(
         "image_seconds": seconds,
     }
     wrong = system(held.wrong_states, seeds)
-    return Row(**cost, **fidelity(images, held.batch)), Row(**cost, **fidelity(wrong, held.batch)), images
+    right_row, wrong_row = (Row(**cost | fidelity(one, held.batch)) for one in (images, wrong))
+    return right_row, wrong_row, images
 
 
 def fidelity(images: Tensor, batch: SubjectBatch) -> dict[str, Estimate]:
