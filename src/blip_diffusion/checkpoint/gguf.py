@@ -47,12 +47,12 @@ def load_gguf(path: Path, *, dtype: torch.dtype | None = None) -> tuple[Any, Any
 
     Raises `CheckpointError` if the package gguf is missing, or the file is damaged or incomplete.
     """
-    if importlib.util.find_spec("gguf") is None:
-        raise CheckpointError(f"To read {path} install the package gguf: pip install 'blip-diffusion[language]'.")
     try:
         check_header(path)
     except (ValueError, OSError) as error:
         raise _unreadable(path, error) from error
+    if importlib.util.find_spec("gguf") is None:
+        raise CheckpointError(f"To read {path} install the package gguf: pip install 'blip-diffusion[language]'.")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}

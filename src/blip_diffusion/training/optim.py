@@ -155,9 +155,7 @@ def optimizer_state_by_name(optimizer: torch.optim.Optimizer, trainable: Mapping
     return {name: dict(optimizer.state[value]) for name, value in trainable.items() if value in optimizer.state}
 
 
-def load_optimizer_state(
-    optimizer: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter], saved: Mapping[str, Any]
-) -> None:
+def load_optimizer_state(optimizer: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter], saved: Any) -> None:
     """Restore the state that `optimizer_state_by_name` returned; torch moves and casts it.
 
     Raises:
