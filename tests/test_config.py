@@ -80,6 +80,8 @@ def test_an_integer_is_a_number_and_becomes_a_float() -> None:
         ({"name": 3}, "name must be a string, not 3."),
         ({"name": "x", "count": 1.5}, "count must be a whole number, not 1.5."),
         ({"name": "x", "count": True}, "count must be a whole number, not True."),
+        ({"name": "x", "count": 2**63}, "count must be a number below 2^63, not 9223372036854775808."),
+        ({"name": "x", "limit": -(2**63)}, "limit must be a number below 2^63, not -9223372036854775808."),
         ({"name": "x", "limit": False}, "limit must be a number, not False."),
         ({"name": "x", "shuffle": 1}, "shuffle must be true or false, not 1."),
         ({"name": "x", "mode": "quick"}, 'mode must be "fast" or "slow", not \'quick\'.'),

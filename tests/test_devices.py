@@ -11,8 +11,9 @@ CPU = torch.device("cpu")
 def test_devices() -> None:
     assert device_of("cpu") == CPU
     assert device_of("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(InputError, match="There is no device abacus here: use --device cpu"):
-        device_of("abacus")
+    for name in ("abacus", "meta", "cuda:99"):
+        with pytest.raises(InputError, match=f"There is no device {name} here: use --device cpu"):
+            device_of(name)
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ T = TypeVar("T")
 
 NONE = "none"
 """The value for `None` in files and overrides, which TOML lacks."""
-
-
+LARGEST = 2**63
+"""Above all whole numbers that PyTorch takes, seeds among them."""
 MAX_BYTES = 2**20
 """Of a configuration."""
 
@@ -132,8 +132,10 @@ def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
         _check(isinstance(value, bool), where, "true or false", value)
     elif hint is int:
         _check(isinstance(value, int) and not isinstance(value, bool), where, "a whole number", value)
+        _check(abs(value) < LARGEST, where, "a number below 2^63", value)
     elif hint is float:
         _check(isinstance(value, int | float) and not isinstance(value, bool), where, "a number", value)
+        _check(isinstance(value, float) or abs(value) < LARGEST, where, "a number below 2^63", value)
         return float(value)
     elif hint is str:
         _check(isinstance(value, str), where, "a string", value)
@@ -178,7 +180,7 @@ def _convert_sequence(origin: Any, arguments: tuple[Any, ...], value: Any, where
 
 def _check(holds: bool, where: str, expected: str, value: Any) -> None:
     if not holds:
-        raise ConfigError(f"{where} must be {expected}, not {value!r}.")
+        raise ConfigError(f"{where} must be {expected}, not {repr(value)[:200]}.")
 
 
 def _unknown(key: str, known: Sequence[str], where: str) -> str:

@@ -12,7 +12,8 @@ def device_of(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=name)
+        if torch.empty(0, device=name).is_meta:
+            raise RuntimeError("it holds no numbers")
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"There is no device {name} here: use --device cpu.") from error

@@ -1,4 +1,5 @@
 import importlib.util
+import struct
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def test_other_paths_stay_as_they_are(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(HERE, reason="the package is installed")
 def test_the_reader_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    (tmp_path / "a.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0))
     with pytest.raises(CheckpointError, match=r"blip-diffusion\[language\]"):
         load_language_model(tmp_path / "a.gguf")
 

@@ -218,3 +218,15 @@ def test_tokenizer_of_another_model_is_refused(model_folder: Path) -> None:
     (model_folder / "tokenizer" / "vocab.json").write_text(json.dumps(table | more))
     with pytest.raises(CheckpointError, match=rf"the tokenizer has {known + 1} words, the text encoder {known}"):
         BlipDiffusionPipeline.from_pretrained(model_folder)
+
+
+def test_tokenizer_with_a_token_beyond_the_vocabulary_is_refused(model_folder: Path) -> None:
+    known = json.loads((model_folder / "text_encoder" / "config.json").read_text())["vocab_size"]
+    path = model_folder / "tokenizer" / "tokenizer.json"
+    table = json.loads(path.read_text())
+    word = next(word for word in table["model"]["vocab"] if word.endswith("</w>"))
+    table["model"]["vocab"][word] = known + 7
+    path.write_text(json.dumps(table))
+    (model_folder / "tokenizer" / "vocab.json").write_text(json.dumps(table["model"]["vocab"]))
+    with pytest.raises(CheckpointError, match=rf"the tokenizer has {known + 8} words, the text encoder {known}"):
+        BlipDiffusionPipeline.from_pretrained(model_folder)

@@ -107,12 +107,20 @@ def test_damaged_checkpoint_falls_back_to_the_previous_one(tmp_path: Path, file:
         checkpointing.latest(tmp_path)
 
 
+MOMENTS = {"exp_avg": torch.zeros(3, 4), "exp_avg_sq": torch.zeros(3, 4), "step": torch.ones(())}
+
+
 @pytest.mark.parametrize(
     "moments",
     [
         {"weight": {"exp_avg": torch.zeros(1)}},
         {"weight": {"exp_avg_sq": torch.zeros(1).expand(3, 4)}},
         {"weight": {"other": torch.zeros(1).expand(3, 4)}},
+        {"weight": {"step": torch.ones(())}},
+        {"weight": MOMENTS | {"exp_avg": torch.full((3, 4), float("nan"))}},
+        {"weight": MOMENTS | {"exp_avg": [0.0] * 12}},
+        {"weight": MOMENTS | {"step": torch.ones(3)}},
+        {"weight": MOMENTS | {"step": "one"}},
         {"unknown": {}},
         {"weight": 3},
         [],
@@ -124,6 +132,18 @@ def test_mismatched_moments_are_refused(moments: Any) -> None:
     optimizer = torch.optim.AdamW(layer.parameters())
     with pytest.raises(CheckpointError, match=r"doesn't fit|not trained|no table|not a table"):
         load_optimizer_state(optimizer, dict(layer.named_parameters()), moments)
+
+
+def test_a_killed_process_leaves_nothing_but_checkpoints(tmp_path: Path) -> None:
+    """What was half written is removed; what was about to be replaced, and is whole, gets its name back."""
+    for step in (1, 2):
+        checkpointing.save(made(tmp_path, step), keep=2)
+    (tmp_path / "step-00000002").rename(tmp_path / ".unfinished-replaced-step-00000002")
+    shutil.copytree(tmp_path / "step-00000001", tmp_path / ".unfinished-replaced-step-00000001")
+    (tmp_path / ".unfinished-step-00000003").mkdir()
+    checkpointing.recover(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
+    assert checkpointing.latest(tmp_path) == tmp_path / "step-00000002"
 
 
 def test_empty_folder_has_no_checkpoint(tmp_path: Path) -> None:

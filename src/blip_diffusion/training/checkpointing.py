@@ -15,6 +15,7 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from blip_diffusion.errors import CheckpointError
+from blip_diffusion.errors import CheckpointError, reason
 from blip_diffusion.fileio import flush, sha256_of
 
 MODEL, EMA, OPTIMIZER, CONFIG, STATE = (
@@ -34,6 +35,10 @@ MODEL, EMA, OPTIMIZER, CONFIG, STATE = (
     "state.json",
 )
 PREFIX, UNFINISHED, SUPERSEDED = "step-", ".unfinished-", "superseded-"
+REPLACED = f"{UNFINISHED}replaced-"
+MAX_COUNT = 2**53
+MAX_STATE = 2**24
+"""Bytes of `state.json`."""
 MAX_LISTED = 6  # differences in one sentence
 
 Window = dict[str, tuple[float, int]]
@@ -77,13 +82,12 @@ def save(checkpoint: Checkpoint, *, keep: int) -> None:
     """Write a checkpoint atomically and remove all but the newest `keep`."""
     path = checkpoint.path
     path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f"{UNFINISHED}*"):
-        shutil.rmtree(leftover)
+    recover(path.parent)
     unfinished = _unfinished(path)
     try:
         _write(unfinished, checkpoint)
         if path.exists():
-            path.rename(path.with_name(f"{UNFINISHED}replaced-{path.name}"))
+            path.rename(path.with_name(f"{REPLACED}{path.name}"))
         unfinished.rename(path)
         flush(path.parent)
         _flush(path.parent)
@@ -91,6 +95,19 @@ def save(checkpoint: Checkpoint, *, keep: int) -> None:
         raise CheckpointError(f"The checkpoint {path} can't be written: {error}.") from error
     for old in complete(path.parent)[:-keep]:
         shutil.rmtree(old.rename(_unfinished(old)))
+
+
+def recover(folder: Path) -> None:
+    """Remove what a killed process left in a folder of checkpoints; no process may be writing there.
+
+    A checkpoint that was being replaced when the process died gets its name back.
+    """
+    for leftover in folder.glob(f"{UNFINISHED}*"):
+        name = leftover.name.removeprefix(REPLACED)
+        if leftover.name.startswith(REPLACED) and not (folder / name).exists():
+            leftover.rename(folder / name)
+        else:
+            shutil.rmtree(leftover)
 
 
 def _unfinished(path: Path) -> Path:
@@ -163,26 +180,58 @@ def latest(folder: Path) -> Path | None:
 def verify(path: Path) -> State:
     """Return the state of a checkpoint after a check of its digests."""
     try:
-        table = json.loads((path / STATE).read_text(encoding="utf-8"))
+        table = _read_state(path / STATE)
         files: dict[str, str] = table.pop("files")
-        state = State(**table)
-        damaged = [file for file, digest in files.items() if not _unchanged(path / file, digest)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is not a checkpoint, or its {STATE} is damaged: {error}.") from error
+        state = _checked(State(**table), path)
+        damaged = [name for name in (MODEL, EMA, OPTIMIZER, CONFIG) if not _unchanged(path / name, files[name])]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint, or its {STATE} is damaged: {reason(error)}.") from error
     if damaged:
         raise CheckpointError(f"The checkpoint {path} is damaged: {' and '.join(damaged)} changed or went missing.")
     return state
 
 
+def _read_state(path: Path) -> dict[str, Any]:
+    if not path.is_file():  # a named pipe, for example
+        raise ValueError("it is missing")
+    if path.stat().st_size > MAX_STATE:
+        raise ValueError(f"it has more than {MAX_STATE} bytes")
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _checked(state: State, path: Path) -> State:
+    """Return a state. Raises `ValueError` for values of another type, or numbers that no run has."""
+    whole = (state.step, state.samples, *(count for window in state.windows for _, count in window.values()))
+    losses = (*state.losses.values(), *(total for one in state.windows for total, _ in one.values()), state.best or 0.0)
+    if not all(isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT for value in whole):
+        raise ValueError("a number of steps, samples or losses is impossible")
+    if not all(isinstance(value, int | float) for value in (*losses, state.seconds)) or not isfinite(state.seconds):
+        raise ValueError("a time or a loss is not a number")
+    if path.name.removeprefix(PREFIX).isdecimal() and state.step != step_of(path):
+        raise ValueError(f"it is of step {state.step}")
+    return state
+
+
 def load(path: Path) -> Checkpoint:
-    """Load a checkpoint after a check of its digests."""
+    """Load a checkpoint after a check of its digests.
+
+    Raises:
+        CheckpointError: If it is damaged, or holds weights or averages that are not finite.
+    """
     state = verify(path)
     try:
         optimizer = torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True)
         config = (path / CONFIG).read_text(encoding="utf-8")
-        return Checkpoint(path, state, load_file(path / MODEL), load_file(path / EMA), optimizer, config)
-    except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"The checkpoint {path} can't be loaded: {error}.") from error
+        checkpoint = Checkpoint(path, state, load_file(path / MODEL), load_file(path / EMA), dict(optimizer), config)
+    except pickle.UnpicklingError as error:  # whose message advises to run the file's code
+        raise CheckpointError(f"The checkpoint {path} can't be loaded: {OPTIMIZER} holds more than tensors.") from error
+    except (OSError, SafetensorError, RuntimeError, ValueError, TypeError, LookupError, EOFError) as error:
+        raise CheckpointError(f"The checkpoint {path} can't be loaded: {reason(error)}.") from error
+    for name, tensors in ((MODEL, checkpoint.model), (EMA, checkpoint.ema)):
+        for key, tensor in tensors.items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise CheckpointError(f"{key} in {path / name} is not finite: resume from an earlier checkpoint.")
+    return checkpoint
 
 
 def supersede(folder: Path, step: int) -> None:
@@ -195,11 +244,16 @@ def supersede(folder: Path, step: int) -> None:
             path.rename(aside)
 
 
+def _printable(name: str) -> str:
+    """Return a stranger's name without line breaks and control characters."""
+    return name.encode("unicode_escape").decode()[:100]
+
+
 def copy_into(target: Mapping[str, Tensor], saved: Mapping[str, Tensor], where: Path) -> None:
     """Copy saved tensors into those of `target` by name. Raises `CheckpointError` if names or shapes differ."""
     differences = [
         *(f"{key} is missing" for key in target if key not in saved),
-        *(f"{key} is unexpected" for key in saved if key not in target),
+        *(f"{_printable(key)} is unexpected" for key in saved if key not in target),
         *(
             f"{key} has shape {tuple(saved[key].shape)} instead of {tuple(tensor.shape)}"
             for key, tensor in target.items()

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from blip_diffusion.errors import ConfigError
+from blip_diffusion.errors import ConfigError, InputError
 from blip_diffusion.fileio import save_image, write_text
 
 if TYPE_CHECKING:
@@ -87,6 +87,8 @@ def _drop_after(path: Path, step: int) -> None:
     """Keep the complete lines up to a step; a killed process may have left a partial last line."""
     if not path.exists():
         return
+    if not path.is_file():  # a named pipe, for example
+        raise InputError(f"{path} is not a file: remove it.")
     kept = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _step_of(line) <= step]
     write_text(path, "".join(f"{line}\n" for line in kept))
 

@@ -15,6 +15,9 @@ from blip_diffusion.errors import CheckpointError, ConfigError
 from blip_diffusion.nn_utils import holds_all_numbers
 from blip_diffusion.training.objective import ParameterGroup
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's averages of the gradient and of its square."""
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -152,9 +155,7 @@ def optimizer_state_by_name(optimizer: torch.optim.Optimizer, trainable: Mapping
     return {name: dict(optimizer.state[value]) for name, value in trainable.items() if value in optimizer.state}
 
 
-def load_optimizer_state(
-    optimizer: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter], saved: Mapping[str, Any]
-) -> None:
+def load_optimizer_state(optimizer: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter], saved: Any) -> None:
     """Restore the state that `optimizer_state_by_name` returned; torch moves and casts it.
 
     Raises:
@@ -174,8 +175,19 @@ def _check_moments(trainable: Mapping[str, nn.Parameter], saved: Any) -> None:
     for name, state in saved.items():
         if name not in trainable:
             raise CheckpointError(f"The checkpoint has moments of {str(name)[:200]!r}, which is not trained.")
-        for key, value in state.items():
-            full = not isinstance(value, Tensor) or holds_all_numbers(value)
-            like = key not in ("exp_avg", "exp_avg_sq") or getattr(value, "shape", None) == trainable[name].shape
-            if not (full and like):
-                raise CheckpointError(f"The checkpoint's {key} of {name!r} doesn't fit the parameter: it is damaged.")
+        needed = (
+            {} if "state1" in state or not state else dict.fromkeys((*MOMENTS, "step"))
+        )  # the 8-bit form has others
+        for key, value in {**needed, **state}.items():
+            if not _is_moment(value, None if key not in MOMENTS else trainable[name].shape, scalar=key == "step"):
+                raise CheckpointError(
+                    f"The checkpoint's {key} of {name!r} doesn't fit the parameter or isn't finite: it is damaged."
+                )
+
+
+def _is_moment(value: Any, shape: torch.Size | None, *, scalar: bool) -> bool:
+    """Return whether a value is a whole tensor of finite numbers, of a shape if one is given, or one number."""
+    if not isinstance(value, Tensor):
+        return shape is None and isinstance(value, int | float) and math.isfinite(value)
+    right = value.numel() == 1 if scalar else shape in (None, value.shape)
+    return right and holds_all_numbers(value) and bool(value.isfinite().all())

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -66,7 +65,10 @@ def run(
     """
     config = configuration.build(RunConfig, configuration.read(path, overrides))
     check_writable(folder)
-    with nullcontext() if int(os.environ.get("RANK", "0")) else locked_run(folder):
+    if int(os.environ.get("RANK", "0")):  # the main process holds the lock
+        return _run(config, folder, resume, extra_hooks)
+    with locked_run(folder):
+        checkpointing.recover(folder / CHECKPOINTS)
         return _run(config, folder, resume, extra_hooks)
 
 

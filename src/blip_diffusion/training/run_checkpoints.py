@@ -37,8 +37,8 @@ def _restore(run: Run, checkpoint: Checkpoint) -> None:
     checkpointing.copy_into(_weights(run), checkpoint.model, checkpoint.path / checkpointing.MODEL)
     if run.ema.decay:  # with a decay of 0, the saved average would overwrite the weights
         checkpointing.copy_into(run.ema.state_dict(), checkpoint.ema, checkpoint.path / checkpointing.EMA)
-    load_optimizer_state(run.optimizer, run.trainable, checkpoint.optimizer["moments"])
-    if run.accelerator.scaler is not None and checkpoint.optimizer["scaler"]:
+    load_optimizer_state(run.optimizer, run.trainable, checkpoint.optimizer.get("moments"))
+    if run.accelerator.scaler is not None and checkpoint.optimizer.get("scaler"):
         run.accelerator.scaler.load_state_dict(checkpoint.optimizer["scaler"])
     run.state, run.saved = checkpoint.state, checkpoint.state.step
     run.window = _local_window(run, checkpoint.state.windows)

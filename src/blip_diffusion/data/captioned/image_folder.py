@@ -16,6 +16,8 @@ from blip_diffusion.errors import DataError
 from blip_diffusion.fileio import path_exists
 
 METADATA = "metadata.jsonl"
+OTHER_TABLES = ("metadata.csv", "metadata.parquet")
+"""Tables that the datasets library reads, and this does not."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif")
 MAX_METADATA = 2**31
 MAX_LINE = 100_000
@@ -25,8 +27,10 @@ def read_folder(folder: Path) -> list[CaptionedImage]:
     """Return the images in a folder and the folders within that have a caption, sorted by name.
 
     Raises:
-        DataError: If there are none, or `metadata.jsonl` names what isn't there.
+        DataError: If there are none, if `metadata.jsonl` names what is missing, or if there is a table of another kind.
     """
+    for table in (path for kind in OTHER_TABLES for path in folder.rglob(kind)):
+        raise DataError(f"{table} is not read: write the captions into {METADATA} beside it, one JSON object a line.")
     rows = [row for metadata in _metadata_files(folder) for row in _rows_of(metadata)]
     known = {row.name for row in rows}
     rows += [row for path in _images(folder) if str(path) not in known and (row := _row_with_text(path)) is not None]

@@ -76,6 +76,8 @@ def row_of(name: str, table: Mapping[str, Any], read: Read, read_mask: Read | No
     for known in (key, "category", "subject", "split"):
         if not isinstance(table.get(known, ""), str | int):
             raise DataError(f"{name} has a {known} that is no text: {str(table[known])[:60]!r}.")
+        if any("\ud800" <= letter <= "\udfff" for letter in str(table.get(known, ""))):
+            raise DataError(f"{name} has a {known} that is not Unicode text: write it anew.")
     caption = " ".join(str(table[key]).split())
     if len(caption) > MAX_CAPTION:
         raise DataError(f"{name} has a caption of {len(caption)} letters: use at most {MAX_CAPTION}.")

@@ -76,7 +76,7 @@ def _check_types(row: CutOut | Scene) -> None:
         if field.type is float:
             fits = isinstance(value, int | float) and 0 <= value <= 1
         elif field.type in (str, bool):
-            fits = isinstance(value, field.type)  # type: ignore[arg-type]  # a class, as the names are not strings here
+            fits = isinstance(value, field.type)  # a class, as the names are not strings here
         else:
             fits = isinstance(value, tuple) and all(isinstance(one, str) and one for one in value)
         if not fits or (field.default is dataclasses.MISSING and not value):

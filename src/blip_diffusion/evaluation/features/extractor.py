@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from blip_diffusion.checkpoint.components import read_config
 from blip_diffusion.errors import CheckpointError, reason
+from blip_diffusion.fileio import path_exists
 from blip_diffusion.images import open_image
 
 
@@ -51,16 +53,38 @@ class CachedFeatures:
 
 
 def load_pretrained(kind: Any, source: str, **options: Any) -> Any:
-    """Load a frozen transformers component from a folder or a hub id. Raises `CheckpointError` if that fails."""
+    """Load a frozen transformers component from a folder or a hub id.
+
+    No code that comes with it runs.
+
+    Raises:
+        CheckpointError: If that fails, or if weights are missing or not finite.
+    """
+    load = _load_network if issubclass(kind, torch.nn.Module) else _load
     try:
         with _quiet_transformers():
-            part = kind.from_pretrained(source, trust_remote_code=False, **options)
+            return load(kind, source, **options)
     except Exception as error:  # for damaged folders, transformers and torch raise errors of many types
         raise CheckpointError(
             f"The {kind.__name__} of a metric can't be loaded from {source}: name a folder in transformers' "
             f"layout, or a hub id if there is a network connection ({reason(error)[:200]})."
         ) from error
-    return part.eval().requires_grad_(False) if isinstance(part, torch.nn.Module) else part
+
+
+def _load(kind: Any, source: str, **options: Any) -> Any:
+    return kind.from_pretrained(source, trust_remote_code=False, **options)
+
+
+def _load_network(kind: Any, source: str, **options: Any) -> Any:
+    if path_exists(Path(source), Path.is_dir):
+        read_config(Path(source) / "config.json", "the network")  # which checks its numbers
+    options["attn_implementation"] = "sdpa"  # whatever a file names: it may be a repository of compiled code
+    network, found = _load(kind, source, output_loading_info=True, **options)
+    if missing := sorted(found["missing_keys"]):  # which are random numbers now
+        raise ValueError(f"{missing[0]} is missing")
+    if not all(one.isfinite().all() for one in network.parameters()):
+        raise ValueError("it has weights that are not finite")
+    return network.eval().requires_grad_(False)
 
 
 @contextmanager

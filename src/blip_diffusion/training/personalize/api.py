@@ -151,6 +151,7 @@ def tune(
     with locked(work):
         for place, file in (work, "*"), (path.parent, glob.escape(path.name)):
             remove_partials(place, file)
+        checkpointing.recover(work / CHECKPOINTS)
         if not resume:
             clear(work)  # of an earlier run, after all checks of this one
         write_json(work / RUN_INFO, info)

@@ -83,6 +83,8 @@ class TuneConfig:
             raise ConfigError(f"learning_rate must be positive, not {self.learning_rate}.")
         if self.num_class_images < 0:
             raise ConfigError(f"num_class_images must not be negative, but is {self.num_class_images}.")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed is {self.seed}: use a whole number from 0, below 2^63.")
         if self.num_class_images and self.method == "textual-inversion":
             raise ConfigError(
                 "num_class_images have no effect with textual-inversion, which does not change the category: use 0."

@@ -172,6 +172,8 @@ def claimed(folder: Path, *, resume: bool) -> Iterator[None]:
     """
     check_writable(folder)
     with locked_run(folder):
+        for place in folder.glob("*/checkpoints"):
+            checkpointing.recover(place)
         if not resume and any(folder.glob("*/checkpoints/step-*")):
             raise CheckpointError(f"{folder} holds a run: continue it with --resume, or choose another --out.")
         yield
