@@ -20,7 +20,7 @@ from shapes import SHAPES, latent_shape
 from torch.utils.flop_counter import FlopCounterMode
 
 from blip_diffusion.generation.jobs import BATCH_SIZE
-from blip_diffusion.generation.output import png_files
+from blip_diffusion.generation.output import png_files, save_images
 from blip_diffusion.generation.request import GenerationRequest
 from blip_diffusion.generation.run import run
 from blip_diffusion.images import open_image
@@ -54,7 +54,7 @@ def main() -> None:
         num_images=arguments.images,
         steps=arguments.steps,
     )
-    print(json.dumps({"seconds to compress and write an image": round(seconds_of_writing(request), 4)}))
+    print(json.dumps(seconds_of_files(request, arguments.out / "files")))
     local = measured(request, arguments.out / "local", None)
     for count in arguments.actors:
         measured(request, arguments.out / f"ray-{count}", count, local)
@@ -78,13 +78,18 @@ def measured(
     return files
 
 
-def seconds_of_writing(request: GenerationRequest, side: int = 512, times: int = 5) -> float:
-    """Return how long one core compresses an image of a size that the published model has."""
+def seconds_of_files(request: GenerationRequest, out: Path, side: int = 512, times: int = 8) -> dict[str, float]:
+    """Return processor seconds to compress an image of the published model's size, and to write the file."""
     image = open_image(REFERENCE).convert("RGB").resize((side, side))
-    begun = time.perf_counter()
-    for seed in range(times):
-        png_files(request, [image], [("on the beach", seed)])
-    return (time.perf_counter() - begun) / times
+    jobs = [("on the beach", seed) for seed in range(times)]
+    out.mkdir(parents=True, exist_ok=True)
+    begun = time.process_time()
+    files = png_files(request, [image] * times, jobs)
+    compressed = time.process_time()
+    save_images(request, files, jobs, out, set())
+    written = time.process_time()
+    return {"compress": round((compressed - begun) / times, 4), "write": round((written - compressed) / times, 4),
+            "bytes": len(files[0])}  # fmt: skip
 
 
 def operations(name: str) -> dict[str, float]:

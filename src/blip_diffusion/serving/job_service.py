@@ -25,9 +25,9 @@ from blip_diffusion.serving.job_request import adopt, check_files, from_table, r
 from blip_diffusion.serving.jobs import Job
 from blip_diffusion.serving.joiner import Joiner
 from blip_diffusion.serving.messages import Batch, Crop, Progress
-from blip_diffusion.serving.peers import Peers
+from blip_diffusion.serving.peers import peers_of
 from blip_diffusion.serving.pool import WorkerPool
-from blip_diffusion.serving.server_lock import DatabaseLock, FolderLock, ServerLock
+from blip_diffusion.serving.server_lock import lock_of
 from blip_diffusion.serving.settings import ServiceSettings
 from blip_diffusion.serving.store import JOB_ID, Store
 
@@ -58,13 +58,12 @@ class JobService:
             timeout=settings.step_timeout,
         )
         self._joiner = Joiner(self.pool, settings.max_joint_images)
-        self._lock: ServerLock = (DatabaseLock if settings.is_shared else FolderLock)(settings)
+        self._lock = lock_of(settings)
         self._queue = JobQueue(settings, self._lock.name, self._run)
         self._started: set[str] = set()  # jobs that a worker has begun; others that run wait for one
-        self._peers: Peers | None = None
-        if isinstance(self._lock, DatabaseLock):
-            self._peers = Peers(self._lock, self._queue, self.log, self.get, self._interrupt)
+        self._peers = peers_of(self._lock, self._queue, self.log, self.get, self._interrupt)
         self._stopped = threading.Event()
+        self._runs = False
 
     def __enter__(self) -> "JobService":
         self.start()
@@ -76,10 +75,15 @@ class JobService:
     def start(self) -> None:
         """Start the workers, which load models in the background, and continue the jobs of the last run.
 
+        A running service is left as it is.
+
         Raises:
             InputError: If another service uses the folder, or the database can't be reached.
         """
+        if self._runs:
+            return
         self._lock.acquire()
+        self._runs = True
         self.pool.start()
         self._joiner.start()
         self._queue.start()

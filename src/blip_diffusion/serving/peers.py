@@ -13,10 +13,11 @@ import psycopg
 from blip_diffusion.serving.events import EventLog
 from blip_diffusion.serving.job_queue import JobQueue, QueuedJob
 from blip_diffusion.serving.jobs import Job
-from blip_diffusion.serving.server_lock import DatabaseLock
+from blip_diffusion.serving.server_lock import DatabaseLock, ServerLock
 
 INTERVAL = 1.0
 """Seconds between two looks at the database."""
+PATIENCE = 5.0
 LOGGER = logging.getLogger(__name__)
 
 
@@ -49,9 +50,9 @@ class Peers:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread."""
+        """End the thread, which may still wait for the database."""
         self._stopped.set()
-        self._thread.join()
+        self._thread.join(PATIENCE)
 
     def _run(self) -> None:
         while not self._stopped.wait(INTERVAL):
@@ -81,3 +82,14 @@ class Peers:
                 self._log.add(job.id, "started")
         elif job.server != self._lock.name and job.state in ("done", "failed"):
             self._log.add(job.id, job.state, self._find(job.id).ending)
+
+
+def peers_of(
+    lock: ServerLock,
+    queue: JobQueue,
+    log: EventLog,
+    find: Callable[[str], Job],
+    interrupt: Callable[[str], None],
+) -> Peers | None:
+    """Return the peers of a server with such a lock; `None` for the only server of a folder."""
+    return Peers(lock, queue, log, find, interrupt) if isinstance(lock, DatabaseLock) else None

@@ -36,6 +36,11 @@ class ServerLock(Protocol):
         """Give the lock back."""
 
 
+def lock_of(settings: ServiceSettings) -> ServerLock:
+    """Return the lock of a server with these settings."""
+    return DatabaseLock(settings) if settings.is_shared else FolderLock(settings)
+
+
 class FolderLock:
     """The lock of the only server of a folder. A restarted server has the same name, and so continues its jobs."""
 

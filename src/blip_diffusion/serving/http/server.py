@@ -70,5 +70,10 @@ def check_exposure(host: str, keys: ApiKeys | None) -> None:
 
 
 def serve(app: FastAPI, host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM. Running jobs continue at the next start."""
+    """Serve until SIGINT or SIGTERM. Running jobs continue at the next start.
+
+    Raises:
+        InputError: If the service can't start. Raised within the server, it would be a traceback in its log.
+    """
+    app.state.service.start()
     uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE)
