@@ -32,8 +32,12 @@ def process_pool(function: Callable[[Model], Any], workers: int = 2) -> Iterator
 @contextmanager
 def ray_pool(function: Callable[[Model], Any], actors: int | None = None) -> Iterator[Map]:
     """Context manager: the actors of a Ray cluster apply a function. All nodes share the folder of the build."""
-    with actor_pool(partial(nullcontext, function), actors=actors) as mapped:
+    with actor_pool(partial(_entered, function), actors=actors) as mapped:
         yield mapped
+
+
+def _entered(function: Callable[[Model], Any]) -> AbstractContextManager[Callable[[Model], Any]]:
+    return nullcontext(function)
 
 
 def render_all(
