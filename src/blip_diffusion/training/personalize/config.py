@@ -15,7 +15,7 @@ TuneMethod = Literal["few-shot", "dreambooth", "dreambooth-lora", "textual-inver
 
 RATES: dict[str, tuple[float, float]] = {
     "embedding": (1e-3, 1e-2),
-    "lora": (1e-4, 3e-3),
+    "lora": (1e-4, 1e-3),
     "cross-attention": (1e-5, 3e-4),
     "unet": (5e-6, 1e-4),  # 5e-6 is LAVIS'; the paper has 5e-5
     "dreambooth": (5e-6, 1e-4),
