@@ -85,12 +85,12 @@ STAGES = (
         ),
     ),
     Stage("pixels", CONFIGS / "pixels.toml", 0.5, ('model.init_from=["mini"]',)),
-    Stage("upscale", CONFIGS / "pixels_upscale.toml", 0.5, ('model.init_from=["mini"]',)),
+    Stage("upscale", CONFIGS / "upscale.toml", 0.5, ('model.init_from=["mini"]',)),
 )
 
 
 @dataclass(frozen=True)
-class Row:
+class SystemResult:
     """What a system costs, and how near its images are to the true ones."""
 
     parameters: float  # of the U-Nets, in millions
@@ -185,7 +185,7 @@ class HeldOut:
 
 def measure(
     system: System, models: Sequence[BlipDiffusion], held: HeldOut, train_tflop: float
-) -> tuple[Row, Row, Tensor]:
+) -> tuple[SystemResult, SystemResult, Tensor]:
     """Return a system's row, that with wrong references, and its images."""
     seeds = list(range(len(held.states)))
     with FlopCounterMode(display=False) as counter:
@@ -200,7 +200,7 @@ def measure(
         "image_seconds": seconds,
     }
     wrong = system(held.wrong_states, seeds)
-    right_row, wrong_row = (Row(**cost | fidelity(one, held.batch)) for one in (images, wrong))
+    right_row, wrong_row = (SystemResult(**cost | fidelity(one, held.batch)) for one in (images, wrong))
     return right_row, wrong_row, images
 
 
@@ -234,7 +234,7 @@ def compare(
         "latent": (latent_system(latent), [latent], spent["latent"]),
         "pixel cascade": (cascade_system(base, upscaler), [base, upscaler], spent["pixels"] + spent["upscale"]),
     }
-    rows: dict[str, Row] = {}
+    rows: dict[str, SystemResult] = {}
     columns = [held.batch["reference"]]
     for name, (system, parts, cost) in systems.items():
         rows[name], rows[f"{name}, wrong reference"], images = measure(system, parts, held, cost)
@@ -261,7 +261,7 @@ def _load(folder: Path) -> BlipDiffusion:
     return assemble(read_parts(folder), folder).eval()
 
 
-def markdown(rows: Mapping[str, Row], bounds: Mapping[str, Mapping[str, Estimate]], count: int) -> str:
+def markdown(rows: Mapping[str, SystemResult], bounds: Mapping[str, Mapping[str, Estimate]], count: int) -> str:
     """Write the table."""
     lines = [
         f"{count} composites of held-out subjects; 95 % bootstrap intervals over images.",
@@ -282,7 +282,7 @@ def _decibels(estimate: Estimate) -> str:
     return f"{estimate.value:.1f} ({estimate.low:.1f} to {estimate.high:.1f})"
 
 
-def _write(out: Path, rows: Mapping[str, Row], bounds: Mapping[str, Any], columns: Sequence[Tensor]) -> None:
+def _write(out: Path, rows: Mapping[str, SystemResult], bounds: Mapping[str, Any], columns: Sequence[Tensor]) -> None:
     table = {
         "systems": {name: asdict(row) for name, row in rows.items()},
         "upper_bounds": {name: {key: asdict(one) for key, one in bound.items()} for name, bound in bounds.items()},

@@ -150,12 +150,11 @@ def init_model(parts: Parts, config: InitConfig, corpus: Sequence[str], pixels: 
     init_subject_encoder(parts, config, corpus, pixels)
     torch.manual_seed(config.seed)
     text = shape.text_encoder
-    text_encoder, vae = parts.text_encoder or build_text_encoder(text), init_vae(parts, config)
     model = BlipDiffusion(
         parts.subject_encoder,  # type: ignore[arg-type]  # filled above
-        text_encoder,
-        parts.unet or with_latent_channels(_new_unet(shape), int(vae.config.latent_channels)),
-        vae,
+        parts.text_encoder or build_text_encoder(text),
+        parts.unet or _new_unet(shape, parts.vae),
+        init_vae(parts, config),
         tokenizer=parts.tokenizer or prompt_tokenizer(corpus, text.vocabulary, text.positions),
         qformer_tokenizer=parts.qformer_tokenizer,
         scheduler=parts.scheduler or zero_snr_scheduler(pixels=not shape.vae),
@@ -167,10 +166,12 @@ def init_model(parts: Parts, config: InitConfig, corpus: Sequence[str], pixels: 
     return model
 
 
-def _new_unet(shape: ModelConfig) -> Any:
+def _new_unet(shape: ModelConfig, vae: Any) -> Any:
+    """Return a new U-Net of a preset, for the latents of an autoencoder if there is one."""
+    channels = {} if vae is None else dict.fromkeys(("in_channels", "out_channels"), int(vae.config.latent_channels))
     if not is_placed(shape.unet):
-        return UNet2DConditionModel(**shape.unet)
-    unet = PlacedUNet2DConditionModel(**shape.unet)
+        return UNet2DConditionModel(**{**shape.unet, **channels})
+    unet = PlacedUNet2DConditionModel(**{**shape.unet, **channels})
     unet.init_placed()
     return unet
 

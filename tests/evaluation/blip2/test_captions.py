@@ -81,7 +81,7 @@ def test_a_report_of_captions_and_retrieval(pipe: BlipDiffusionPipeline, tmp_pat
     save_language(LanguagePrefix(32, language), model.tokenizer, folder / "language")
     save_heads({"contrastive": ContrastiveHead(32), "matching": MatchingHead(32)}, folder)
     models = {"model": str(folder), "search_model": str(folder)}
-    text = evaluate_captions(WORLD, tmp_path / "out", **models, num_images=6, num_beams=1, rerank=2, questions=True)
+    text = evaluate_captions(WORLD, tmp_path / "out", **models, num_images=6, num_beams=1, rerank=2, vqa=True)
     assert "| right image |" in text and "R@1" in text and "| BLEU-4 |" in text
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert len(report["captions"]["captions"]) == 6

@@ -24,7 +24,7 @@ def test_a_question_for_each_fact() -> None:
 @pytest.mark.parametrize(
     ("answer", "normalized"), [("Two.", "2"), ("a  dog", "dog"), ("The Top-Left", "top left"), ("", "")]
 )
-def test_answers_are_normalized(answer: str, normalized: str) -> None:
+def test_normalized_answer(answer: str, normalized: str) -> None:
     assert normalized_answer(answer) == normalized
 
 
@@ -34,14 +34,14 @@ class Knowing:
     def __init__(self, answers: Sequence[str]) -> None:
         self.answers = list(answers)
 
-    def answer(self, images: Sequence[object] | None, questions: Sequence[str], num_beams: int) -> list[str]:
-        return ["nothing"] * len(questions) if images is None else [f"The {answer}!" for answer in self.answers]
+    def answer(self, images: Sequence[object] | None, texts: Sequence[str], num_beams: int) -> list[str]:
+        return ["nothing"] * len(texts) if images is None else [f"The {answer}!" for answer in self.answers]
 
 
 def test_scores(world: AssetLibrary) -> None:
     held = held_out(world, 8)
     parse = CaptionParser(scene_words(world))
-    questions = questions_of([parse(caption) for caption in held.captions])
-    scores = score_answers(Knowing([one.answer for one in questions]), world, held)  # type: ignore[arg-type]
-    assert set(scores) == {one.field for one in questions} and "category" in scores
+    items = questions_of([parse(caption) for caption in held.captions])
+    scores = score_answers(Knowing([one.answer for one in items]), world, held)  # type: ignore[arg-type]
+    assert set(scores) == {one.field for one in items} and "category" in scores
     assert all(row["right image"].value == 1 and row["no image"].value == 0 for row in scores.values())

@@ -61,7 +61,7 @@ def test_tuned_subjects_are_identified_by_their_settings(tmp_path: Path) -> None
     def messages(**other: object) -> dict[str, object]:
         return SubjectTuner("mini", tmp_path, TuneConfig(**other)).settings(128)  # type: ignore[arg-type]
 
-    assert messages()["tuning_steps"] is None and messages()["tuning_learning_rate"] == 3e-3
+    assert messages()["tuning_steps"] is None and messages()["tuning_learning_rate"] == 1e-3
     assert messages(trainable="unet") != messages() != messages(steps=3) and messages(device="cpu") == messages()
 
 

@@ -78,7 +78,8 @@ def test_an_edit_has_the_pixels_of_the_command_line(
     request = GenerationRequest(
         ("on the beach",), reference, "dog", "dog", str(tiny_folder), steps=3, seed=4, edit=edit
     )
-    assert (pixels(png) == pixels(run(request, tmp_path / "out", device="cpu")[0].read_bytes())).all()
+    ours = pixels(run(request, tmp_path / "out", device="cpu")[0].read_bytes()).astype(int)
+    assert abs(pixels(png).astype(int) - ours).max() <= 1  # the worker may have another number of threads
     stored, _ = decode(io.BytesIO(png))
     assert stored.edit is not None
     assert (stored.edit.photo.sha256, stored.edit.photo.path) == (edit.photo.sha256, edit.photo.sha256)

@@ -9,7 +9,8 @@ from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.modules.heads import ReconstructionHead
 from blip_diffusion.training.initialization import noising_from
-from blip_diffusion.training.objectives.subject import SubjectConfig, SubjectRepresentation, subject_importance
+from blip_diffusion.training.objectives.masked_denoising_loss import subject_importance
+from blip_diffusion.training.objectives.subject import SubjectConfig, SubjectRepresentation
 
 from .overfit import context, ids, moved_parameters, overfit, with_gradient
 

@@ -17,7 +17,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the report and the sheet")
     parser.add_argument("--num-images", type=int, default=1000, metavar="N", help="composites (default: 1000)")
     parser.add_argument("--num-beams", type=int, default=5, metavar="N", help="width of the beam search (default: 5)")
-    parser.add_argument("--questions", action="store_true", help="also score answers to questions about each image")
+    parser.add_argument("--vqa", action="store_true", help="also score answers to questions about each image")
     parser.add_argument(
         "--rerank", type=int, default=32, metavar="N", help="candidates that matching ranks again (default: 32)"
     )
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
         search_model=arguments.search_model,
         num_images=arguments.num_images,
         num_beams=arguments.num_beams,
-        questions=arguments.questions,
+        vqa=arguments.vqa,
         rerank=arguments.rerank,
         device=str(device_of(arguments.device)),
         seed=arguments.seed,

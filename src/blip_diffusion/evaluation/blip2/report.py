@@ -27,7 +27,7 @@ def evaluate_captions(
     search_model: str | None = None,
     num_images: int = 1000,
     num_beams: int = 5,
-    questions: bool = False,
+    vqa: bool = False,
     rerank: int = 32,
     device: str = "cpu",
     seed: int = 0,
@@ -41,7 +41,7 @@ def evaluate_captions(
         search_model: A model with the heads of ITC and ITM; `None`: retrieval is not scored.
         num_images: Number of composites, at least 2.
         num_beams: Width of the beam search.
-        questions: Ask for each fact of the captions too, and score exactly right answers.
+        vqa: Ask for each fact of the captions too, and score exactly right answers.
         rerank: Number of candidates of each query that matching ranks again.
         device: Device of the models.
         seed: Seed of the composites.
@@ -68,7 +68,7 @@ def evaluate_captions(
         scores = score_captions(captioner, world, held, num_beams=num_beams)
         table["captions"] = asdict(scores)
         sections += _caption_tables(scores)
-        if questions:
+        if vqa:
             answers = score_answers(captioner, world, held, num_beams=num_beams)
             table["answers"] = {field: {key: asdict(one) for key, one in row.items()} for field, row in answers.items()}
             sections.append(_condition_table("exactly right answers", answers))

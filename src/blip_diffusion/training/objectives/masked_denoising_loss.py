@@ -1,5 +1,6 @@
-"""The loss of all methods that tune on a user's photos: they differ only in trainable parameters and prompt."""
+"""The loss of all methods that tune on a user's photos, and weights of images by masks."""
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from blip_diffusion.data.photos import PhotoBatch
@@ -63,3 +64,9 @@ def check_background_weight(weight: float) -> None:
     """Raise `ConfigError` for a weight outside of [0, 1]."""
     if not 0 <= weight <= 1:
         raise ConfigError(f"background_weight is {weight}: use a number from 0 to 1.")
+
+
+def subject_importance(alpha: Tensor, latents: Tensor, weight: float) -> Tensor:
+    """Return weights (B, 1, H, W) for latents (B, C, H, W): `weight` on the subject, else 1, scaled to mean 1."""
+    weights = 1 + (weight - 1) * F.interpolate(alpha, size=latents.shape[-2:], mode="area")
+    return weights / weights.mean(dim=(1, 2, 3), keepdim=True)

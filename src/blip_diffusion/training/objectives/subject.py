@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blip_diffusion.checkpoint.components import save_heads
@@ -19,6 +18,7 @@ from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.modules.heads import reconstruction_loss
 from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
+from blip_diffusion.training.objectives.masked_denoising_loss import subject_importance
 from blip_diffusion.training.sample_callback import sample_with_same_noise
 
 
@@ -155,9 +155,3 @@ def export_subject_model(model: BlipDiffusion, reconstruction: nn.Module | None,
     save_model(model, folder)
     if reconstruction is not None:
         save_heads({"reconstruction": reconstruction}, folder)
-
-
-def subject_importance(alpha: Tensor, latents: Tensor, weight: float) -> Tensor:
-    """Return weights (B, 1, H, W) for latents (B, C, H, W): `weight` on the subject, else 1, scaled to mean 1."""
-    weights = 1 + (weight - 1) * F.interpolate(alpha, size=latents.shape[-2:], mode="area")
-    return weights / weights.mean(dim=(1, 2, 3), keepdim=True)

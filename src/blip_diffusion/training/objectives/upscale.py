@@ -20,7 +20,7 @@ from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.modules.widened_unet import widened
 from blip_diffusion.sampling import sample_upscaled
 from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
-from blip_diffusion.training.objectives.subject import subject_importance
+from blip_diffusion.training.objectives.masked_denoising_loss import subject_importance
 from blip_diffusion.training.text_dropout import check_dropout, dropped_text_states
 
 

@@ -16,11 +16,11 @@ from blip_diffusion.prompts import insert_position, prompt_ids
 from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
 from blip_diffusion.training.objectives.autoencoder import Autoencoder
 from blip_diffusion.training.objectives.consistency import Consistency, ConsistencyConfig
+from blip_diffusion.training.objectives.masked_denoising_loss import subject_importance
 from blip_diffusion.training.objectives.representation import Representation
 from blip_diffusion.training.objectives.subject import (
     SubjectConfig,
     export_subject_model,
-    subject_importance,
     subject_parameter_groups,
 )
 from blip_diffusion.training.recipe.config import FinderConfig
