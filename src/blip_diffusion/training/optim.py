@@ -150,6 +150,22 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["scale"]
 
 
+def skip_unless_finite(optimizer: torch.optim.Optimizer, norms: Tensor) -> Tensor:
+    """Let a fused optimizer's next step change nothing if a gradient norm is not finite, without synchronisation.
+
+    Args:
+        optimizer: AdamW. Only its fused kernel reads the flag, which `GradScaler` sets in the same way.
+        norms: Norms (G,) of the gradients.
+
+    Returns:
+        1 if a norm is not finite, else 0, as a scalar on the device of the norms.
+    """
+    found = (~norms.isfinite().all()).float()
+    if optimizer.defaults.get("fused"):
+        optimizer.found_inf = found  # type: ignore[attr-defined]
+    return found
+
+
 def optimizer_state_by_name(optimizer: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter]) -> dict[str, Any]:
     """Return the optimizer's state by parameter name, without hyperparameters."""
     return {name: dict(optimizer.state[value]) for name, value in trainable.items() if value in optimizer.state}

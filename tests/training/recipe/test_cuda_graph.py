@@ -58,6 +58,16 @@ def test_graph_equals_the_eager_step() -> None:
 
 
 @pytest.mark.gpu
+def test_compiled_graph_equals_the_eager_step() -> None:
+    layer, rows = regression("cuda")
+    parameters = list(layer.parameters())
+    graph = make_step(loss_of(layer), parameters, rows, graph=True, compiled=True)
+    other = {"x": torch.randn(8, 3, device="cuda")}
+    result = float(graph(other)["loss"])
+    assert result == pytest.approx(float(eager_step(loss_of(layer), parameters)(other)["loss"]), rel=1e-2)
+
+
+@pytest.mark.gpu
 def test_uncapturable_step_runs_eagerly() -> None:
     layer, rows = regression("cuda")
 

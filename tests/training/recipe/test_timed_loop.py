@@ -73,6 +73,22 @@ def test_divergence_stops_the_loop(tmp_path: Path) -> None:
         training_loop.run(5)
 
 
+def test_step_with_a_gradient_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
+    training_loop = loop(tmp_path)
+    clean = training_loop.next_rows
+    seen = []
+
+    def sometimes_nan(elapsed: float, rng: torch.Generator) -> Rows:
+        seen.append(training_loop.objective.layer.weight.detach().clone())  # type: ignore[union-attr,operator]
+        values = clean(elapsed, rng)
+        return values if len(seen) != 4 else {"x": torch.full_like(values["x"], torch.nan)}
+
+    training_loop.next_rows = sometimes_nan
+    training_loop.run(0.2)
+    assert torch.equal(seen[3], seen[4]) and not torch.equal(seen[4], seen[5])
+    assert all(weight.isfinite().all() for weight in seen)
+
+
 def test_learning_rate_depends_on_elapsed_time() -> None:
     config = OptimConfig(lr=1.0, warmup=10, schedule="cosine", stable_fraction=0.5, min_lr_ratio=0.1)
     rates = [

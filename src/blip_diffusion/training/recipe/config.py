@@ -17,6 +17,7 @@ from blip_diffusion.training.objectives.subject import SubjectConfig
 from blip_diffusion.training.optim import OptimConfig
 
 T = TypeVar("T")
+Phase = Literal["autoencoder", "decoder", "subject", "consistency"]
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,7 @@ class RecipeConfig:
     log_every: int = 100  # steps between reports
     save_minutes: float = 5.0  # between checkpoints
     cuda_graphs: bool = True  # on a GPU, in all phases except `representation`
+    compile: tuple[Phase, ...] = ()  # phases whose CUDA graph has the kernels of torch.compile
     data: Path = Path("world/world.zip")
     synthetic: SyntheticConfig = PAIRS
     inference: InferenceConfig = INFERENCE

@@ -117,6 +117,7 @@ class PackedSubject(Objective):
         self.register_buffer("alphas_cumprod", noising.alphas_cumprod, persistent=False)
         self.alphas_cumprod: Tensor
         self.insert_at = insert_position(model.tokenizer)
+        self.padding = int(model.tokenizer.pad_token_id)
         queries = model.subject_encoder.qformer.config.queries
         empty = prompt_ids(model.tokenizer, [""], model.text_length - queries)
         self.register_buffer("empty_prompt", empty, persistent=False)
@@ -162,9 +163,8 @@ class PackedSubject(Objective):
         """Return text states (B, L, D + P); `empty` rows have no words and no subject, `bare` rows no subject."""
         text, at, count = self.model.text_encoder, self.insert_at, tokens.shape[1]
         ids = torch.where(rows["empty"][:, None], self.empty_prompt, rows["prompt"].long())
-        padding = int(self.model.tokenizer.pad_token_id)
         words = text.embeddings.token_embedding(ids)
-        plain = text.embeddings.token_embedding(F.pad(ids, (0, count), value=padding))
+        plain = text.embeddings.token_embedding(F.pad(ids, (0, count), value=self.padding))
         dropped = (rows["bare"] | rows["empty"])[:, None, None]
         with_subject = torch.cat([words[:, :at], tokens.to(words.dtype), words[:, at:]], dim=1)
         states: Tensor = text.encode_embedded(torch.where(dropped, plain, with_subject))

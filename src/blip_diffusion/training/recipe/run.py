@@ -144,7 +144,7 @@ def _phase(recipe: Recipe, name: str, seconds: float) -> dict[str, float]:
         return metrics
     recipe.source.feeder.fill(recipe.source.pool, recipe.source.sizes.fill)
     plan = PLANS[name](recipe)
-    metrics = train_phase(plan, _loop_config(recipe, name), _settings(recipe, plan), folder, seconds)
+    metrics = train_phase(plan, _loop_config(recipe, name), _settings(recipe, name, plan), folder, seconds)
     recipe.source.pool.derive(None)
     return metrics
 
@@ -175,7 +175,7 @@ def _loop_config(recipe: Recipe, name: str) -> PhaseConfig:
     return phase
 
 
-def _settings(recipe: Recipe, plan: Plan) -> Settings:
+def _settings(recipe: Recipe, name: str, plan: Plan) -> Settings:
     config = recipe.config
     return Settings(
         recipe.device,
@@ -184,6 +184,7 @@ def _settings(recipe: Recipe, plan: Plan) -> Settings:
         log_every=config.log_every,
         save_minutes=config.save_minutes,
         cuda_graphs=plan.graph and config.cuda_graphs,
+        compile=name in config.compile,
     )
 
 

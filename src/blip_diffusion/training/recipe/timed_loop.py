@@ -24,6 +24,7 @@ from blip_diffusion.training.optim import (
     optimizer_state_by_name,
     set_learning_rate,
     set_trainable,
+    skip_unless_finite,
 )
 from blip_diffusion.training.recipe.config import PhaseConfig
 from blip_diffusion.training.recipe.cuda_graph import Step, make_step
@@ -45,6 +46,7 @@ class Settings:
     log_every: int = 100
     save_minutes: float = 5.0
     cuda_graphs: bool = False
+    compile: bool = False  # the kernels of the CUDA graphs, by torch.compile
 
 
 class PhaseLoop:
@@ -64,6 +66,7 @@ class PhaseLoop:
         self._step: Step | None = None
         self._shapes: Mapping[str, torch.Size] = {}
         self._saved, self._saved_step = time.monotonic(), -1
+        self._skipped = torch.zeros((), device=settings.device)  # steps since the last report
 
     @property
     def checkpoints(self) -> Path:
@@ -122,8 +125,10 @@ class PhaseLoop:
     def _train_step(self, elapsed: float) -> Losses:
         rows = self.next_rows(elapsed, self.rng)
         losses = self._step_for(rows)(rows)
-        for group in self.groups:
-            nn.utils.clip_grad_norm_(group.parameters, self.config.optim.clip or math.inf)
+        norms = [
+            nn.utils.clip_grad_norm_(group.parameters, self.config.optim.clip or math.inf) for group in self.groups
+        ]
+        self._skipped += skip_unless_finite(self.optimizer, torch.stack(norms))
         rate = learning_rate_by_time(self.state.step, elapsed, self.config.optim)
         set_learning_rate(self.optimizer, rate * self.settings.lr_scale)
         self.optimizer.step()
@@ -138,23 +143,32 @@ class PhaseLoop:
         if self._step is None or shapes != self._shapes:
             self._step, self._shapes = None, shapes  # free the old graph's memory first
             parameters = list(self.trainable.values())
-            self._step = make_step(self._losses, parameters, rows, graph=self.settings.cuda_graphs)
+            self._step = make_step(
+                self._losses, parameters, rows, graph=self.settings.cuda_graphs, compiled=self.settings.compile
+            )
         return self._step
 
     def _losses(self, rows: Rows) -> Losses:
         return self.objective(rows, StepContext(self.state.step, self.rng))
 
     def _report(self, losses: Losses, logger: MetricLogger) -> None:
-        """Log the losses of the last step. Only this synchronises with the device."""
+        """Log the losses of the last step and the number of skipped steps. Only this synchronises with the device.
+
+        Raises:
+            DivergedError: If most of the steps since the last report were skipped.
+        """
         values = {name: float(value) for name, value in losses.items()}
-        self.state.losses = values
-        if not math.isfinite(values["loss"]):
+        self.state.losses, skipped = values, int(self._skipped)
+        if skipped > self.settings.log_every / 2:
             result = Result(self.state.step, self.state.samples, self.state.seconds, values, "diverged")
             raise DivergedError(
-                f"The loss is {values['loss']} at step {self.state.step}: lower the learning rate.", result
+                f"The loss is {values['loss']} at step {self.state.step}, and {skipped} of the last "
+                f"{self.settings.log_every} steps had a gradient that is not finite: lower the learning rate.",
+                result,
             )
+        self._skipped.zero_()
         speed = self.state.samples / max(self.state.seconds, 1e-9)
-        logger.log(self.state.step, {**values, "samples_per_second": speed})
+        logger.log(self.state.step, {**values, "skipped": float(skipped), "samples_per_second": speed})
 
     def _model_state(self) -> dict[str, torch.Tensor]:
         """Return trainable parameters, and the buffers that training changes."""
