@@ -147,7 +147,7 @@ def fit(
 
 def licences(sources: Sequence[Source], folders: dict[str, Path]) -> str:
     """Return LICENCES.md: every source with its licence and authors, and the author of every model that requires it."""
-    lines = ["# Licences of the pictures in this world", ""]
+    lines = ["# Licences of the training images", ""]
     for source in sources:
         lines += [f"## {source.name} {source.version}", "", f"{source.gives}. Licence: {source.licence}."]
         lines += [f"Authors: {source.authors}. Package: `{source.package}` ({source.client}).", ""]

@@ -1,6 +1,6 @@
 """Stage 2, subject representation learning (Li et al. 2023, section 3.2): prompted context generation.
 
-A The model generates the subject of a reference, which has another background, in the scene of a prompt. Subject tokens
+The model generates the subject of a reference, which has another background, in the scene of a prompt. Subject tokens
 stand among the prompt's words. They are dropped from some prompts, so that the model keeps generating from text alone.
 """
 

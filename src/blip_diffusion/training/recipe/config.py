@@ -135,7 +135,7 @@ class PhasesConfig:
     representation: PhaseConfig = field(
         default_factory=lambda: PhaseConfig(_optim(1.2e-3, 0.98, 0.03, 100, 0.35, 0.02), 0.999)
     )
-    subject: PhaseConfig = field(default_factory=lambda: PhaseConfig(_optim(1e-3, 0.99, 0.01, 200, 0.5, 0.02), 0.9995))
+    subject: PhaseConfig = field(default_factory=lambda: PhaseConfig(_optim(4e-4, 0.99, 0.01, 200, 0.5, 0.02), 0.9995))
     consistency: PhaseConfig = field(default_factory=lambda: PhaseConfig(_optim(1e-3, 0.99, 0.0, 20, 0.4, 0.05), 0.99))
 
 
@@ -149,9 +149,9 @@ PAIRS = SyntheticConfig(
     hue_rotation=0.3,
     colours=0.05,
     counts=0.07,
-    sizes=0.06,
-    positions=0.10,
-    accessories=0.10,
+    sizes=0.04,
+    positions=0.08,
+    accessories=0.16,
     styles=0.03,
 )
 
@@ -168,7 +168,7 @@ SUBJECT = SubjectConfig(
     noise_samples_per_pair=3,
     min_snr=5.0,
     timestep_shift=1.5,
-    subject_weight=2.0,
+    subject_weight=1.4,
     reconstruction_weight=1.0,
     text_lr_scale=0.67,
     qformer_lr_scale=0.3,
@@ -201,7 +201,7 @@ class RecipeConfig:
     log_every: int = 100  # steps between reports
     save_minutes: float = 5.0  # between checkpoints
     cuda_graphs: bool = True  # on a GPU, in all phases except `representation`
-    compile: tuple[Phase, ...] = ()  # phases whose CUDA graph has the kernels of torch.compile
+    compile: tuple[Phase, ...] = ("subject",)  # phases whose CUDA graph is compiled, if that is faster
     data: Path = Path("world/world.zip")
     synthetic: SyntheticConfig = PAIRS
     inference: InferenceConfig = INFERENCE
