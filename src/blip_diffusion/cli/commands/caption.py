@@ -47,14 +47,22 @@ def run(arguments: argparse.Namespace) -> None:
     paths = image_paths(arguments.images)
     captions = _captions(arguments, paths)
     if arguments.out is None:
-        for path, text in zip(paths, captions, strict=True):
-            print(f"{path}: {text}")
+        _print_captions(paths, captions)
         return
     start = arguments.out.resolve().parent
     rows = ({"file_name": Path(os.path.relpath(path.resolve(), start)).as_posix(), "text": text}
             for path, text in zip(paths, captions, strict=True))  # fmt: skip
-    write_text(arguments.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    try:
+        write_text(arguments.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    except OSError:  # a full disk: the captions, which took long, are not lost
+        _print_captions(paths, captions)
+        raise
     print(arguments.out)
+
+
+def _print_captions(paths: list[Path], captions: list[str]) -> None:
+    for path, text in zip(paths, captions, strict=True):
+        print(f"{path}: {text}")
 
 
 def image_paths(sources: list[Path]) -> list[Path]:

@@ -72,8 +72,8 @@ def claim_output_dir(folder: Path, settings: Mapping[str, Any]) -> None:
 def _write_if_absent(path: Path, text: str) -> bool:
     """Write a file unless it exists, and return whether it was written. Of several processes, exactly one writes it."""
     partial = _partial_path(path)
-    partial.write_text(text, encoding="utf-8")
     try:
+        partial.write_text(text, encoding="utf-8")
         os.link(partial, path)  # appears at once with all its content
         return True
     except FileExistsError:
@@ -86,11 +86,16 @@ def _write_if_absent(path: Path, text: str) -> bool:
 
 def _create(path: Path, text: str) -> bool:
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-        return True
+        file = path.open("x", encoding="utf-8")
     except FileExistsError:
         return False
+    try:
+        with file:
+            file.write(text)
+    except OSError:
+        path.unlink(missing_ok=True)  # an incomplete file would make the folder another run's
+        raise
+    return True
 
 
 def _partial_path(path: Path) -> Path:
