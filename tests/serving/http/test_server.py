@@ -151,6 +151,27 @@ def test_keys_separate_owners(service: Any, body: dict[str, Any], tmp_path: Path
     assert client.delete(address, headers=bob).status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"", "is not a file of API keys"),
+        (b"\x89PNG\r\n\x1a\n\0", "can't be read"),
+        (b"alice secret\n", "is not a file of API keys"),
+        (f"alice {'0' * 64}\nalice {'1' * 64}\n".encode(), "two keys of one name"),
+    ],
+)
+def test_other_files_are_no_keys(data: bytes, sentence: str, tmp_path: Path) -> None:
+    """Nothing is added to them, either."""
+    path = tmp_path / "keys"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=sentence):
+        read_keys(path)
+    if data:
+        with pytest.raises(InputError, match=sentence):
+            new_key(path, "bob")
+    assert path.read_bytes() == data
+
+
 def test_server_without_keys_listens_on_loopback_only() -> None:
     check_exposure("127.0.0.1", None)
     with pytest.raises(InputError, match="--keys"):
