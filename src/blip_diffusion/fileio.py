@@ -178,6 +178,7 @@ def is_bad_name(error: BaseException) -> bool:
 
 def check_writable(folder: Path, *, flag: str = "--out") -> None:
     """Raise `InputError` if nothing can be written to `folder`, which may not exist yet."""
+    check_unicode(folder, flag=flag)
     try:
         with suppress(FileNotFoundError):
             folder.stat()  # which fails for names that no folder can have
@@ -185,6 +186,14 @@ def check_writable(folder: Path, *, flag: str = "--out") -> None:
         tempfile.TemporaryFile(dir=existing).close()  # permission bits are not enough: /proc, read-only mounts
     except (OSError, ValueError) as error:
         raise InputError(f"Nothing can be written to {folder}: choose another {flag}.") from error
+
+
+def check_unicode(path: Path, *, flag: str = "--out") -> None:
+    """Raise `InputError` for a name with bytes that aren't UTF-8: safetensors and tokenizers can't read it again."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{flag} {str(path)!a} is not UTF-8: choose another name.") from error
 
 
 def flush(path: Path) -> None:

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +133,14 @@ def test_the_commands_refuse_in_one_sentence(
     assert main([str(places.get(word, word)) for word in arguments]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_images_whose_names_are_not_text_are_refused_first(
+    folder: Path, photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / os.fsdecode(b"caf\xe9.png")
+    image.write_bytes(photos[0].read_bytes())
+    assert main(["caption", str(image), "--model", "nowhere", "--out", str(tmp_path / "out.jsonl")]) == 2
+    assert r"The image 'caf\udce9.png' is not UTF-8" in capsys.readouterr().err
+    flags = ["--model", str(folder), "--num-beams", "1", "--max-new-tokens", "2"]
+    assert main(["caption", str(image), *flags]) == 0

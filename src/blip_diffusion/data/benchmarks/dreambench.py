@@ -10,6 +10,7 @@ The text file has snippets of Python, which are read as text and never run.
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -248,5 +249,5 @@ def _digest(folder: Path, data: Path, subjects: Sequence[BenchSubject]) -> str:
         digest.update((folder / RECIPE).read_bytes())
     for subject in subjects:
         for path in subject.images:
-            digest.update(f"{subject.name}/{path.name}".encode() + path.read_bytes())
+            digest.update(os.fsencode(f"{subject.name}/{path.name}") + path.read_bytes())
     return digest.hexdigest()[:16]
