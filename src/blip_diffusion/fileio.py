@@ -1,6 +1,7 @@
 """Atomic writes of files and folders, their digests, and checks that they can be written."""
 
 import errno
+import glob
 import hashlib
 import os
 import shutil
@@ -13,6 +14,9 @@ from typing import Any
 from uuid import uuid4
 
 from blip_diffusion.errors import InputError
+
+EARLIER = "earlier"
+"""Name of a replaced result in a `scratch_dir`."""
 
 
 @contextmanager
@@ -44,6 +48,26 @@ def atomic_dir(path: Path) -> Iterator[Path]:
         replace_path(partial, path, aside=_partial(path))
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def scratch_dir(path: Path) -> Iterator[Path]:
+    """Yield a new folder next to `path`, for a result that replaces `path` and for the earlier one; then remove it.
+
+    Folders that killed processes left are removed first. If one holds the earlier `path`, as `EARLIER`, and there is no
+    new one, that gets its name back.
+    """
+    for left in path.parent.glob(f".partial-{'[0-9a-f]' * 32}-{glob.escape(path.name)}"):
+        with suppress(InputError), locked(left):  # else another process works in it
+            if (left / EARLIER).exists() and not path.exists():
+                (left / EARLIER).replace(path)
+            clear(left)
+    partial = _partial(path)
+    with locked(partial):
+        try:
+            yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def replace_path(new: Path, path: Path, *, aside: Path) -> None:
