@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
-from PIL import Image
 from pydantic import ValidationError
 from sse_starlette import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from blip_diffusion.generation.request import GenerationRequest
+from blip_diffusion.images import open_lazily
 from blip_diffusion.serving.http.context import Owner, Service, scope_of
 from blip_diffusion.serving.http.inputs import build_edit, build_request, references_of
 from blip_diffusion.serving.http.problems import Problem, document, invalid
@@ -170,7 +170,7 @@ def _image(service: JobService, image_id: str, body: ImageBody) -> dict[str, Any
     data = service.store.read_image(image_id)
     if body.output_format != "png":
         buffer = io.BytesIO()
-        with Image.open(io.BytesIO(data)) as opened:
+        with open_lazily(io.BytesIO(data)) as opened:
             opened.save(buffer, body.output_format.upper(), quality=body.output_compression)
         data = buffer.getvalue()
     return {"b64_json": base64.b64encode(data).decode()}

@@ -165,7 +165,7 @@ class Validation:
 
     def report(self, title: str) -> None:
         """Write the strip of samples, one row per score, and the curve."""
-        rows = [(score, Image.open(self._row(score.step)), self._label(score)) for score in self.scores]
+        rows = [(score, images.open_lazily(self._row(score.step)), self._label(score)) for score in self.scores]
         _save(_strip([(row, label, self.overfits(score)) for score, row, label in rows]), self.folder / STRIP)
         points = {
             "subject": [(s.step, s.subject) for s in self.scores],
