@@ -144,3 +144,13 @@ def test_images_whose_names_are_not_text_are_refused_first(
     assert r"The image 'caf\udce9.png' is not UTF-8" in capsys.readouterr().err
     flags = ["--model", str(folder), "--num-beams", "1", "--max-new-tokens", "2"]
     assert main(["caption", str(image), *flags]) == 0
+
+
+def test_control_characters_in_names_never_reach_the_terminal(
+    folder: Path, photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "\x1b]0;x\x07.png").write_bytes(photos[0].read_bytes())
+    assert main(["caption", str(tmp_path), "--model", str(folder), "--num-beams", "1", "--max-new-tokens", "2"]) == 0
+    assert main(["search", str(tmp_path), "a dog", "--model", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count(r"\x1b]0;x\x07.png") == 2 and printed.replace("\n", "").isprintable()

@@ -32,6 +32,7 @@ def test_saved_checkpoint_is_loaded(tmp_path: Path) -> None:
     assert {path.name for path in result.path.iterdir()} == {
         *("model.safetensors", "ema.safetensors", "optimizer.pt", "config.toml", "state.json")
     }
+    assert len({path.stat().st_mode for path in result.path.iterdir()}) == 1  # safetensors makes private files
 
 
 def test_newest_checkpoints_are_kept(tmp_path: Path) -> None:

@@ -116,10 +116,11 @@ def _unfinished(path: Path) -> Path:
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
     folder.mkdir()
-    save_file(_on_cpu(checkpoint.model), folder / MODEL)
-    save_file(_on_cpu(checkpoint.ema), folder / EMA)
-    torch.save(checkpoint.optimizer, folder / OPTIMIZER)
     (folder / CONFIG).write_text(checkpoint.config, encoding="utf-8")
+    for name, tensors in ((MODEL, checkpoint.model), (EMA, checkpoint.ema)):
+        save_file(_on_cpu(tensors), folder / name)
+        (folder / name).chmod((folder / CONFIG).stat().st_mode)  # of the umask; safetensors makes the file private
+    torch.save(checkpoint.optimizer, folder / OPTIMIZER)
     files = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
     state = json.dumps({**asdict(checkpoint.state), "files": files}, indent=1)
     (folder / STATE).write_text(state, encoding="utf-8")

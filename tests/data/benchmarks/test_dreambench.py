@@ -113,6 +113,11 @@ def without_prompts(text: str) -> str:
         (PROMPTS, without_prompts(PUBLISHED).encode(), "no prompt for backpack"),
         (PROMPTS, PUBLISHED.replace("dog2,dog", "../dog2,dog").encode(), "has a subject"),
         (PROMPTS, b"\xff\xfe\x00", "can't be read"),
+        (
+            PROMPTS,
+            PUBLISHED.replace("in the jungle", "in the \x1b[2Jjungle").encode(),
+            "control characters in the prompt",
+        ),
         (PROMPTS, PUBLISHED.encode("utf-16"), "can't be read"),
         (PROMPTS, PUBLISHED.replace("dog2,dog", "dog2,dog\ndog2,cat").encode(), "names the subject 'dog2' twice"),
         (PROMPTS, PUBLISHED.replace("dog2,dog", "dog2,").encode(), "has the line 'dog2,'"),

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from blip_diffusion.cli.flags import device_flags
+from blip_diffusion.cli.parser import printable
 from blip_diffusion.errors import InputError
 
 BATCH = 16
@@ -72,7 +73,7 @@ def _file_names(paths: list[Path], out: Path) -> list[str]:
 
 def _print_captions(paths: list[Path], captions: list[str]) -> None:
     for path, text in zip(paths, captions, strict=True):
-        print(f"{path}: {text}")
+        print(f"{printable(str(path))}: {printable(text)}")
 
 
 def image_paths(sources: list[Path]) -> list[Path]:

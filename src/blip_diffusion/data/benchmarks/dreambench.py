@@ -166,6 +166,8 @@ def parse(text: str, path: Path) -> tuple[dict[str, str], list[BenchPrompt], lis
     if not objects:
         first = next(iter(classes))
         raise DataError(f"{path} has no prompt for {first}: below `Object Prompts`, list some as DreamBench does.")
+    if escaped := next((one for one in (*objects, *creatures) if not f"{one.before}{one.after}".isprintable()), None):
+        raise DataError(f"{path} has control characters in the prompt {escaped.sentence('dog')[:80]!r}: remove them.")
     return classes, objects, creatures or objects
 
 

@@ -14,7 +14,8 @@ from uuid import uuid4
 
 from PIL import Image
 
-from blip_diffusion.errors import DataError, InputError
+from blip_diffusion.checkpoint.weights import read_json
+from blip_diffusion.errors import CheckpointError, DataError, InputError, reason
 from blip_diffusion.evaluation.generators.model import ImageGenerator
 from blip_diffusion.evaluation.instances import Instance
 from blip_diffusion.fileio import atomic_file
@@ -105,9 +106,9 @@ def _partial_path(path: Path) -> Path:
 
 def _check_same_settings(path: Path, settings: Mapping[str, Any]) -> None:
     try:
-        existing = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path} can't be read: choose another --out.") from error
+        existing = read_json(path)
+    except CheckpointError as error:
+        raise DataError(f"{reason(error)}: choose another --out.") from error
     for key in [*settings, *existing]:
         if existing.get(key) != settings.get(key):
             was, now = _shortened(existing.get(key)), _shortened(settings.get(key))
