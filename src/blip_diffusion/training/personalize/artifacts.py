@@ -54,6 +54,8 @@ def output_path(out: str | Path | None, name: str, config: TuneConfig) -> Path:
     """Return the path of the result, a file or for DreamBooth a folder. Raises `InputError` if it can't be used."""
     whole_network = config.method == "dreambooth"
     path = Path(out) if out is not None else Path(name if whole_network else f"{name}.safetensors")
+    if not path.name:
+        raise InputError(f"--out {path} is no name: use for example {name}{'' if whole_network else '.safetensors'}.")
     if not whole_network and path.suffix != ".safetensors":
         raise InputError(f"--out {path} must end in .safetensors, for example {path.with_suffix('.safetensors')}.")
     if whole_network and path.suffix == ".safetensors":
