@@ -47,6 +47,23 @@ def test_edits_accept_an_upload(client: TestClient, dog_png: bytes) -> None:
     assert client.get(response["data"][0]["url"]).headers["content-type"] == "image/png"
 
 
+@pytest.mark.parametrize(
+    ("fields", "names", "sentence"),
+    [
+        ({"prompt": ["x", "y"]}, ["image"], "prompt is given twice: give it once."),
+        ({"prompt": "x"}, ["image", "mask", "mask"], "mask is given twice: give it once."),
+        ({"prompt": "x"}, ["image", "category"], "category: a file has no effect here."),
+        ({"prompt": "x"}, ["image", "photo"], "photo: a file has no effect here."),
+    ],
+)
+def test_edits_drop_no_field(
+    client: TestClient, dog_png: bytes, fields: dict[str, Any], names: list[str], sentence: str
+) -> None:
+    files = [(name, ("dog.png", dog_png, "image/png")) for name in names]
+    response = client.post("/v1/images/edits", data={"steps": "1", **fields}, files=files)
+    assert response.status_code == 422 and response.json()["detail"] == sentence
+
+
 def test_partial_images_are_streamed(client: TestClient, body: dict[str, Any]) -> None:
     response = client.post("/v1/images/generations", json=body | {"stream": True, "partial_images": 1, "seed": 3})
     kinds = [kind for kind, data in events(response.text) if data["b64_json"]]
