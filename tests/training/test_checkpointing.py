@@ -83,6 +83,7 @@ def test_full_disk_raises_a_clear_error(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(CheckpointError, match=r"step-00000001 can't be written: .*No space left on device"):
         checkpointing.save(made(tmp_path, 1), keep=1)
+    assert not list(tmp_path.iterdir()), "an incomplete checkpoint fills the disk"
     assert checkpointing.latest(tmp_path) is None
 
 

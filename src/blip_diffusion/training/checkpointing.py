@@ -14,6 +14,7 @@ import pickle
 import shutil
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -92,6 +93,8 @@ def save(checkpoint: Checkpoint, *, keep: int) -> None:
         flush(path.parent)
         _flush(path.parent)
     except (OSError, SafetensorError, RuntimeError) as error:
+        with suppress(OSError):
+            recover(path.parent)  # an incomplete checkpoint would fill a full disk
         raise CheckpointError(f"The checkpoint {path} can't be written: {error}.") from error
     for old in complete(path.parent)[:-keep]:
         shutil.rmtree(old.rename(_unfinished(old)))
