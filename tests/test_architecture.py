@@ -131,6 +131,16 @@ def test_private_names_have_one_owner(word: str, owners: list[str]) -> None:
     assert mentioning(word) == owners
 
 
+def opens_images(path: Path) -> bool:
+    """Whether a file calls Pillow's `Image.open`, which starts Ghostscript where the formats aren't named."""
+    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    return any(ast.unparse(function) == "Image.open" for function in calls)
+
+
+def test_images_are_opened_in_one_place() -> None:
+    assert [path.name for path in PACKAGE.rglob("*.py") if opens_images(path)] == ["images.py"]
+
+
 def test_trainer_imports_no_objective_and_no_model() -> None:
     for name in TRAINER - {"lora"}:
         path = PACKAGE / "training" / f"{name}.py"

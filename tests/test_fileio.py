@@ -82,6 +82,8 @@ def test_unwritable_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="another --grid"):
         check_writable(tmp_path / "file" / "below", flag="--grid")
+    with pytest.raises(InputError, match=r"^--out '.*caf\\udce9' is not UTF-8: choose another name"):
+        check_writable(tmp_path / os.fsdecode(b"caf\xe9"))
 
 
 def test_a_folder_is_one_process_at_a_time(tmp_path: Path) -> None:

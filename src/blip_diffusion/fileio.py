@@ -1,6 +1,7 @@
 """Atomic writes of files and folders, their digests, and checks that they can be written."""
 
 import errno
+import glob
 import hashlib
 import os
 import shutil
@@ -13,6 +14,9 @@ from typing import Any
 from uuid import uuid4
 
 from blip_diffusion.errors import InputError
+
+EARLIER = "earlier"
+"""Name of a replaced result in a `scratch_dir`."""
 
 
 @contextmanager
@@ -44,6 +48,26 @@ def atomic_dir(path: Path) -> Iterator[Path]:
         replace_path(partial, path, aside=_partial(path))
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def scratch_dir(path: Path) -> Iterator[Path]:
+    """Yield a new folder next to `path`, for a result that replaces `path` and for the earlier one; then remove it.
+
+    Folders that killed processes left are removed first. If one holds the earlier `path`, as `EARLIER`, and there is no
+    new one, that gets its name back.
+    """
+    for left in path.parent.glob(f".partial-{'[0-9a-f]' * 32}-{glob.escape(path.name)}"):
+        with suppress(InputError), locked(left):  # else another process works in it
+            if (left / EARLIER).exists() and not path.exists():
+                (left / EARLIER).replace(path)
+            clear(left)
+    partial = _partial(path)
+    with locked(partial):
+        try:
+            yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def replace_path(new: Path, path: Path, *, aside: Path) -> None:
@@ -178,6 +202,7 @@ def is_bad_name(error: BaseException) -> bool:
 
 def check_writable(folder: Path, *, flag: str = "--out") -> None:
     """Raise `InputError` if nothing can be written to `folder`, which may not exist yet."""
+    check_unicode(folder, flag=flag)
     try:
         with suppress(FileNotFoundError):
             folder.stat()  # which fails for names that no folder can have
@@ -185,6 +210,14 @@ def check_writable(folder: Path, *, flag: str = "--out") -> None:
         tempfile.TemporaryFile(dir=existing).close()  # permission bits are not enough: /proc, read-only mounts
     except (OSError, ValueError) as error:
         raise InputError(f"Nothing can be written to {folder}: choose another {flag}.") from error
+
+
+def check_unicode(path: Path, *, flag: str = "--out") -> None:
+    """Raise `InputError` for a name with bytes that aren't UTF-8: safetensors and tokenizers can't read it again."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{flag} {str(path)!a} is not UTF-8: choose another name.") from error
 
 
 def flush(path: Path) -> None:

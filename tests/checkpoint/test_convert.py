@@ -12,7 +12,7 @@ from blip_diffusion.checkpoint import lavis
 from blip_diffusion.checkpoint.convert import convert
 from blip_diffusion.checkpoint.model_folder import read_parts
 from blip_diffusion.errors import CheckpointError
-from blip_diffusion.fileio import replace_path
+from blip_diffusion.fileio import locked, replace_path
 from blip_diffusion.model import InferenceConfig
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 
@@ -93,6 +93,22 @@ def test_failed_replacement_restores_the_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         replace_path(tmp_path / "made", tmp_path / "out", aside=tmp_path / "earlier")
     assert (tmp_path / "out" / "model").read_text() == "precious" and not (tmp_path / "earlier").exists()
+
+
+@pytest.mark.parametrize("has_earlier", [True, False])
+def test_what_killed_conversions_left_is_removed(has_earlier: bool, tmp_path: Path) -> None:
+    """An earlier model that was being replaced gets its name back; folders in use stay."""
+    left, used = (tmp_path / f".partial-{digit * 32}-out" for digit in "ab")
+    for folder in (left, used):
+        (folder / "unpacked").mkdir(parents=True)
+    if has_earlier:
+        shutil.copytree(GOLDEN, left / "earlier")
+    with locked(used), pytest.raises(CheckpointError, match="not-finite"):
+        convert(str(GOLDEN), tmp_path / "out", unet=str(tmp_path / "not-finite"))
+    assert not left.exists() and (used / "unpacked").is_dir()
+    assert (tmp_path / "out" / "model_index.json").is_file() == has_earlier
+    convert(str(GOLDEN), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_other_folders_are_not_overwritten(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from blip_diffusion.errors import CheckpointError
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 
 
-@pytest.mark.parametrize("name", ["nowhere", "a/b/c", "/tmp/no such folder"])
+@pytest.mark.parametrize("name", ["", " ", "nowhere", "a/b/c", "/tmp/no such folder"])
 def test_unknown_model_is_refused(name: str) -> None:
     with pytest.raises(CheckpointError, match=r"use mini, a folder, or a hub id"):
         find_model(name)

@@ -201,7 +201,7 @@ def test_report_of_another_protocol_is_refused(out: Path, tmp_path: Path) -> Non
         (("--metrics", "focus=nowhere"), "focus takes no model"),
         (("--metrics", "text=nowhere"), "text takes no model"),
         (("--metrics", "lite2="), "lite2 takes no model"),
-        (("--metrics", "dino=nowhere"), "can't be loaded from nowhere"),
+        (("--metrics", "dino=nowhere"), "no ViTModel of a metric at nowhere"),
         (("--benchmark", "nowhere"), "no benchmark at nowhere: use mini"),
         (("--dataset", "nowhere/world.zip"), "no MiniBench at nowhere/bench: make it with"),
         (("--benchmark", "dreambench"), "git clone"),

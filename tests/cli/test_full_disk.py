@@ -3,8 +3,9 @@
 A limit of the size of files stands for the disk: writes beyond it fail, as they do on a full disk or quota.
 """
 
+import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +14,14 @@ from PIL import Image
 from safetensors import safe_open
 
 from blip_diffusion.cli.main import main
+from blip_diffusion.data.batches import SubjectBatch
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
+from tests.data.benchmarks.test_dreambench import published
+from tests.evaluation.conftest import tiny_dino  # noqa: F401
+from tests.models import save_blip2, save_with_prior
 from tests.training.photos import written
+
+Command = Callable[[str], list[str]]
 
 ROOT = Path(__file__).parents[2]
 WORLD = ROOT / "tests" / "fixtures" / "world.zip"
@@ -32,9 +40,17 @@ COMMANDS = {
     "train": ["train", str(ROOT / "configs/debug/autoencoder.toml"), "--out", "out", "--set", f"data.path={WORLD}",
               "--set", "train.device=cpu", "--set", "train.steps=2", "--set", "train.save_every=1"],
     "train-mini": ["train-mini", *TRAIN, "--set", 'preset="tiny-placed"'],
+    "train-control": ["train-control", "--model", "MODEL", *TRAIN, "--set", "samples=2"],
     "data sheet": ["data", "sheet", "--dataset", str(WORLD), "--num-images", "2", "--out", "out/sheet.png"],
+    "evaluate": ["evaluate", "--model", "MODEL", "--benchmark", "bench", "--out", "out", "--steps", "1",
+                 "--subjects", "2", "--prompts", "2", "--seeds", "1", "--metrics", "dino=DINO"],
+    "evaluate-captions": ["evaluate-captions", "--model", "BLIP2", "--dataset", str(WORLD), "--out", "out",
+                          "--num-images", "4", "--num-beams", "1"],
+    "caption": ["caption", "photos", "--model", "BLIP2", "--num-beams", "1", "--max-new-tokens", "2", "--out",
+                "out/captions.jsonl"],
+    "invent": ["invent", "apple", "--model", "PRIOR", "--steps", "1", "--out", "out/apple.safetensors"],
 }  # fmt: skip
-WITHOUT_MODEL = ("convert", "train", "train-mini", "data sheet")
+WITH_MODEL = ("generate", "grid", "edit", "inpaint", "tune")
 
 
 @contextmanager
@@ -60,29 +76,92 @@ def assert_whole(path: Path) -> None:
         assert path.stat().st_size or path.name == "log.jsonl"
 
 
-@pytest.mark.parametrize("size", [0, 2_000])
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_full_disk_is_one_sentence(
-    name: str,
-    size: int,
+@pytest.fixture(scope="module")
+def models(
     tiny_folder: Path,
-    dog: Image.Image,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    pipe: BlipDiffusionPipeline,
+    batch: SubjectBatch,
+    tiny_dino: Path,  # noqa: F811
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, str]:
+    """Folders of models, by the word that stands for them in `COMMANDS`."""
+    folder = tmp_path_factory.mktemp("models")
+    blip2, prior = save_blip2(pipe.model, folder / "blip2"), save_with_prior(pipe.model, batch, folder / "prior")
+    places = {"MODEL": tiny_folder, "BLIP2": blip2, "PRIOR": prior, "dino=DINO": f"dino={tiny_dino}"}
+    return {word: str(path) for word, path in places.items()}
+
+
+@pytest.fixture
+def command(models: dict[str, str], dog: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Return the words of a command, whose files are in the working directory."""
     monkeypatch.chdir(tmp_path)
     dog.save("dog.png")
     written(dog, Path("photos"))
+    published(Path("bench"))
     Image.effect_noise((48, 32), 80).convert("RGB").save("photo.png")
     Image.linear_gradient("L").resize((48, 32)).point(lambda value: 255 * (value > 128)).save("mask.png")
-    words = [str(tiny_folder) if word == "MODEL" else word for word in COMMANDS[name]]
-    model = [] if name in WITHOUT_MODEL else ["--model", str(tiny_folder), "--device", "cpu"]
+
+    def words(name: str) -> list[str]:
+        model = ["--model", models["MODEL"], "--device", "cpu"] if name in WITH_MODEL else []
+        return [*(models.get(word, word) for word in COMMANDS[name]), *model]
+
+    return words
+
+
+@pytest.mark.parametrize("size", [0, 2_000])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_full_disk_is_one_sentence(
+    name: str, size: int, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if (name, size) == ("caption", 2_000):
+        pytest.skip("its captions are smaller")
     with disk_of(size):
-        code = main([*words, *model])
-    error = capsys.readouterr().err
-    assert code == 1, error
-    assert "blip-diffusion: The disk is full" in error and error.rstrip().splitlines()[-1].startswith("blip-diffusion:")
+        code = main(command(name))
+    output = capsys.readouterr()
+    assert code == 1, output.err
+    assert "blip-diffusion: The disk is full" in output.err
+    assert output.err.rstrip().splitlines()[-1].startswith("blip-diffusion:")
     for path in Path("out").rglob("*"):
         if path.is_file():
             assert_whole(path)
+    if name == "caption":  # are printed instead
+        assert [line.partition(":")[0] for line in output.out.splitlines()] == [f"photos/{i}.png" for i in range(3)]
+
+
+def test_evaluation_continues_where_the_disk_was_full(command: Command) -> None:
+    """Its images are kept, and generated once."""
+    with disk_of(4_000):  # less than the report
+        assert main(command("evaluate")) == 1
+    generated = {path: path.stat().st_mtime_ns for path in Path("out/images").rglob("*.png")}
+    assert generated and not Path("out/report.json").exists()
+    assert main(command("evaluate")) == 0
+    assert Path("out/report.json").is_file()
+    assert {path: path.stat().st_mtime_ns for path in generated} == generated
+
+
+@pytest.mark.parametrize("arguments", [["search", "photos", "a dog", "--model", "BLIP2"], ["doctor"]])
+def test_output_to_a_full_disk_is_one_sentence(
+    arguments: list[str],
+    command: Command,
+    models: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command("generate")
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        assert main([models.get(word, word) for word in arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("blip-diffusion: The disk is full") and len(error.splitlines()) == 1
+
+
+def test_a_reader_may_end_before_the_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `head` does: no message, and the exit code of other programs."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        monkeypatch.setattr("sys.stdout", closed)
+        assert main(["doctor"]) == 141
+    assert capsys.readouterr().err == ""

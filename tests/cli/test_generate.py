@@ -115,13 +115,13 @@ def test_changed_lora_is_refused(generate: Run, lora: Path, capsys: pytest.Captu
 
 
 def test_prompts_are_read_from_a_file(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("scenes.txt").write_text("\ufeffin the snow\n\n  на пляже  \n", encoding="utf-8")
+    Path("scenes.txt").write_text("\ufeffin the\u2028snow\n\n  на пляже  \n", encoding="utf-8")
     flags = ("--prompts", "scenes.txt", "--reference", "dog.png", "--category", "dog", "--json")
     assert generate("on the beach", *flags, "--grid", "page.png") == 0
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [one["prompt"] for one in printed] == ["on the beach", "in the snow", "на пляже", None]
+    assert [one["prompt"] for one in printed] == ["on the beach", "in the\u2028snow", "на пляже", None]
     assert [one["path"] for one in printed[2:]] == ["out/на-пляже-3.png", "page.png"]
-    assert read_request(Path(printed[1]["path"])).prompts == ("in the snow",)
+    assert read_request(Path(printed[1]["path"])).prompts == ("in the\u2028snow",)
 
 
 def test_quiet_prints_only_errors(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,11 @@ from typing import Any
 import pytest
 
 from blip_diffusion.cli.main import main
+from blip_diffusion.data.batches import SubjectBatch
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
+from tests.data.benchmarks.test_dreambench import published
+from tests.evaluation.conftest import tiny_dino  # noqa: F401
+from tests.models import save_blip2, save_with_prior
 
 from .commands import output_files
 
@@ -21,6 +26,13 @@ COMMANDS = {
     "edit": "edit {dog} --model {model} --from dog --to dog --reference {dog} --steps 2 --mask none --out edits",
     "convert": "convert {model} --out converted",
     "evaluate help": "evaluate --help",
+    "evaluate": "evaluate --model {model} --benchmark bench --out report --steps 1 --subjects 2 --prompts 2 --seeds 1 "
+    "--metrics dino={dino}",
+    "mistyped metric": "evaluate --model {model} --benchmark bench --out report --metrics dino=bench/folder",
+    "caption": "caption {dog} --model {blip2} --num-beams 1 --max-new-tokens 2 --out captions.jsonl",
+    "mistyped model of captions": "caption {dog} --model ./no/model",
+    "search": "search bench/dataset/dog2 dog --model {blip2}",
+    "invent": "invent apple --model {prior} --steps 1 --out apple.safetensors",
     "doctor": "doctor",
     "mistyped model": "generate beach --model ./no/model.safetensors --reference {dog} --category dog",
     "mistyped LoRA": "generate beach --model {model} --reference {dog} --category dog --lora no.safetensors",
@@ -47,18 +59,33 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return addresses
 
 
+@pytest.fixture(scope="module")
+def models(
+    pipe: BlipDiffusionPipeline,
+    batch: SubjectBatch,
+    tiny_dino: Path,  # noqa: F811
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Path]:
+    """Folders of models other than that of `generate`."""
+    folder = tmp_path_factory.mktemp("models")
+    prior = save_with_prior(pipe.model, batch, folder / "prior")
+    return {"{blip2}": save_blip2(pipe.model, folder / "blip2"), "{prior}": prior, "{dino}": tiny_dino}
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_nothing_connects(
     name: str,
     attempts: list[Any],
     tiny_folder: Path,
+    models: dict[str, Path],
     reference: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    places = {"{model}": tiny_folder, "{dog}": reference, "{configs}": CONFIGS, "{world}": WORLD}
+    published(Path("bench"))
+    places = models | {"{model}": tiny_folder, "{dog}": reference, "{configs}": CONFIGS, "{world}": WORLD}
     command = COMMANDS[name]
     for key, path in places.items():
         command = command.replace(key, str(path))
@@ -68,8 +95,8 @@ def test_nothing_connects(
         code = int(end.code or 0)
     assert not attempts
     assert code == (2 if name.startswith("mistyped") else 0), capsys.readouterr().err
-    if name in ("generate", "tune", "train", "edit"):
-        assert output_files()
+    written = [path for path in output_files() if not path.startswith("bench/")]
+    assert bool(written) == (code == 0 and name not in ("evaluate help", "doctor", "search"))
 
 
 def test_a_hub_id_is_what_connects(attempts: list[Any], reference: Path, tmp_path: Path) -> None:

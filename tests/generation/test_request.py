@@ -1,12 +1,16 @@
 """Requests: what is read from files."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
 
-from blip_diffusion.generation.request import read_control
+from blip_diffusion.errors import InputError
+from blip_diffusion.generation.edit_request import EditInput, ImageRef
+from blip_diffusion.generation.request import GenerationRequest, read_control
+from blip_diffusion.generation.subject_inputs import SubjectInput
 
 
 @pytest.fixture
@@ -25,3 +29,22 @@ def test_a_control_map_has_the_size_of_the_generated_image(
     edges = Image.open(io.BytesIO(control.image))
     assert edges.size == size
     assert 0.001 < edges.convert("L").histogram()[255] / (size[0] * size[1]) < 0.2
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda text: GenerationRequest((text,), b"x", "dog", "dog"),
+        lambda text: GenerationRequest(("x",), b"x", text, "dog"),
+        lambda text: GenerationRequest(("x",), b"x", "dog", text),
+        lambda text: GenerationRequest(("x",), b"x", "dog", "dog", negative_prompt=text),
+        lambda text: SubjectInput((b"x",), text, "dog"),
+        lambda text: SubjectInput((b"x",), "dog", text),
+        lambda text: EditInput(ImageRef("dog.png", ""), source_category=text),
+    ],
+)
+def test_texts_have_a_limit(build: Callable[[str], object]) -> None:
+    """Tokenizers take seconds for megabytes, of which the text encoder reads a few dozen words."""
+    assert build("x" * 10_000)
+    with pytest.raises(InputError, match="has 10001 characters: use at most 10000"):
+        build("x" * 10_001)

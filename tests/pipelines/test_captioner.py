@@ -1,41 +1,24 @@
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 
-from blip_diffusion.checkpoint.components import save_heads
-from blip_diffusion.checkpoint.language import save_language
-from blip_diffusion.checkpoint.model_folder import save_subject_model
 from blip_diffusion.cli.main import main
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.errors import CheckpointError, InputError
 from blip_diffusion.images import to_pil
-from blip_diffusion.modules.heads import ContrastiveHead, MatchingHead
-from blip_diffusion.modules.language import LanguagePrefix, build_language_model
 from blip_diffusion.pipelines.captioner import Captioner
 from blip_diffusion.pipelines.image_search import ImageSearch
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
-from blip_diffusion.training.shapes import LANGUAGE_MODELS
+from tests.models import save_blip2
 
 
 @pytest.fixture(scope="module")
 def folder(pipe: BlipDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model's subject encoder with a language part and heads that no one has trained."""
-    folder = tmp_path_factory.mktemp("models") / "blip2"
-    model = pipe.model
-    encoder, tokenizer = model.subject_encoder, model.tokenizer
-    torch.manual_seed(0)
-    end = tokenizer.eos_token_id
-    language = build_language_model(LANGUAGE_MODELS["tiny"], bos=tokenizer.bos_token_id, eos=end, pad=end)
-    with torch.no_grad():
-        for parameter in language.parameters():
-            parameter.mul_(4)  # large enough for a prompt to matter
-    save_subject_model(encoder, model.qformer_tokenizer, model.reference, folder)
-    save_language(LanguagePrefix(32, language), tokenizer, folder / "language")
-    save_heads({"contrastive": ContrastiveHead(32), "matching": MatchingHead(32)}, folder)
-    return folder
+    return save_blip2(pipe.model, tmp_path_factory.mktemp("models") / "blip2")
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +133,24 @@ def test_the_commands_refuse_in_one_sentence(
     assert main([str(places.get(word, word)) for word in arguments]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_images_whose_names_are_not_text_are_refused_first(
+    folder: Path, photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / os.fsdecode(b"caf\xe9.png")
+    image.write_bytes(photos[0].read_bytes())
+    assert main(["caption", str(image), "--model", "nowhere", "--out", str(tmp_path / "out.jsonl")]) == 2
+    assert r"The image 'caf\udce9.png' is not UTF-8" in capsys.readouterr().err
+    flags = ["--model", str(folder), "--num-beams", "1", "--max-new-tokens", "2"]
+    assert main(["caption", str(image), *flags]) == 0
+
+
+def test_control_characters_in_names_never_reach_the_terminal(
+    folder: Path, photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "\x1b]0;x\x07.png").write_bytes(photos[0].read_bytes())
+    assert main(["caption", str(tmp_path), "--model", str(folder), "--num-beams", "1", "--max-new-tokens", "2"]) == 0
+    assert main(["search", str(tmp_path), "a dog", "--model", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count(r"\x1b]0;x\x07.png") == 2 and printed.replace("\n", "").isprintable()

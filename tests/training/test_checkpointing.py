@@ -32,6 +32,7 @@ def test_saved_checkpoint_is_loaded(tmp_path: Path) -> None:
     assert {path.name for path in result.path.iterdir()} == {
         *("model.safetensors", "ema.safetensors", "optimizer.pt", "config.toml", "state.json")
     }
+    assert len({path.stat().st_mode for path in result.path.iterdir()}) == 1  # safetensors makes private files
 
 
 def test_newest_checkpoints_are_kept(tmp_path: Path) -> None:
@@ -82,6 +83,7 @@ def test_full_disk_raises_a_clear_error(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(CheckpointError, match=r"step-00000001 can't be written: .*No space left on device"):
         checkpointing.save(made(tmp_path, 1), keep=1)
+    assert not list(tmp_path.iterdir()), "an incomplete checkpoint fills the disk"
     assert checkpointing.latest(tmp_path) is None
 
 

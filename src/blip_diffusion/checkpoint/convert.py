@@ -1,7 +1,6 @@
 """Convert models between this library's layout and LAVIS', or replace a U-Net or VAE."""
 
 import shutil
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Literal
@@ -23,7 +22,7 @@ from blip_diffusion.checkpoint.model_folder import (
 from blip_diffusion.checkpoint.single_component import load_unet, load_vae
 from blip_diffusion.checkpoint.weights import read_file, read_json, save_state
 from blip_diffusion.errors import CheckpointError
-from blip_diffusion.fileio import check_writable, replace_path
+from blip_diffusion.fileio import EARLIER, check_unicode, check_writable, replace_path, scratch_dir
 from blip_diffusion.model import BlipDiffusion
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
@@ -61,20 +60,20 @@ def convert(
         InputError: If `out` cannot be written or holds something else.
         CheckpointError: If the source cannot be read or its parts do not fit; nothing is written.
     """
+    check_unicode(out)
     check_writable(out.parent)
     _check_free(out)
     path = Path(source) if Path(source).is_file() else find_model(source)
     out = out.resolve()  # the target of a link is replaced, not the link
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        original = _read(path, Path(scratch) / "unpacked", base)
+    with scratch_dir(out) as scratch:
+        original = _read(path, scratch / "unpacked", base)
         if unet is not None:
             original.model.unet = load_unet(unet, config=original.model.unet.config)
             _drop_lora(original, "it was for the other U-Net")
         if vae is not None:
             original.model.vae = load_vae(vae, config=original.model.vae.config)
         check_fit(original.model)
-        result = Path(scratch) / "made"
+        result = scratch / "made"
         if to == "lavis":
             _drop_lora(original, "LAVIS' layout can't hold it")
             lavis.write_lavis(original, result, dtype=dtype)
@@ -83,7 +82,7 @@ def convert(
         for notice in _notices(path):
             shutil.copy2(notice, result / notice.name)
         _keep_others(out, result)
-        replace_path(result, out, aside=Path(scratch) / "earlier")
+        replace_path(result, out, aside=scratch / EARLIER)
 
 
 def _drop_lora(original: LavisCheckpoint, why: str) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -54,6 +55,8 @@ COMMANDS = (
     ("doctor", doctor, "list devices, installed extras, metrics and models"),
 )
 Command = Callable[[argparse.Namespace], None]
+CLOSED = 141
+"""Exit code of a command whose output nothing reads any more: that of the signal SIGPIPE."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,22 +64,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0, 1 for a full disk or too little memory, 2 for an error that the user can correct, 130 when
-        interrupted.
+        interrupted, 141 when the reader of the output, such as `head`, has ended.
     """
     _escape_unprintable()
-    parsed = build_parser().parse_args(arguments)
-    command: Command = parsed.command
     try:
-        check_utf8(vars(parsed).values())
-        with warnings.catch_warnings():
-            warnings.showwarning = _ignore_warning if getattr(parsed, "quiet", False) else _show_warning
-            command(parsed)
+        try:
+            _run(arguments)
+        finally:
+            _flush_output()
     except KeyboardInterrupt:
         _print_error("interrupted")
         return 130
     except Exception as error:
-        return _exit_code(error)
+        output_is_lost = _discard_output()
+        return CLOSED if output_is_lost and isinstance(error, BrokenPipeError) else _exit_code(error)
     return 0
+
+
+def _run(arguments: Sequence[str] | None) -> None:
+    parsed = build_parser().parse_args(arguments)
+    command: Command = parsed.command
+    check_utf8(vars(parsed).values())
+    with warnings.catch_warnings():
+        warnings.showwarning = _ignore_warning if getattr(parsed, "quiet", False) else _show_warning
+        command(parsed)
+
+
+def _flush_output() -> None:
+    """Write what was printed. The interpreter's shutdown would not report a full disk in a sentence."""
+    if sys.stdout is not None:  # as with >&-
+        sys.stdout.flush()
+
+
+def _discard_output() -> bool:
+    """Return whether the output can't be written. It is then discarded, or the shutdown would fail on it again."""
+    try:
+        _flush_output()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _exit_code(error: Exception) -> int:

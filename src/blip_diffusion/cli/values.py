@@ -26,7 +26,7 @@ def prompts_of(path: Path | None) -> list[str]:
     if path.stat().st_size > MAX_PROMPTS_FILE:
         raise InputError(f"--prompts {path} has {path.stat().st_size} bytes: use at most {MAX_PROMPTS_FILE}.")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not at other separators, as U+2028
     except (OSError, ValueError) as error:
         raise InputError(f"--prompts {path} can't be read ({error}): use a UTF-8 text file.") from error
     return [line.strip() for line in lines if line.strip()]

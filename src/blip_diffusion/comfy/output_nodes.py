@@ -30,6 +30,7 @@ from blip_diffusion.comfy.loaded_model import LoadedModel
 from blip_diffusion.comfy.subjects import GeneratedImages, SubjectInput
 from blip_diffusion.comfy.tensors import from_pil, to_pil
 from blip_diffusion.errors import InputError
+from blip_diffusion.fileio import atomic_file
 from blip_diffusion.generation.limits import MAX_STEPS
 from blip_diffusion.generation.output import png_with_metadata
 from blip_diffusion.generation.png_metadata import encode
@@ -163,7 +164,8 @@ def _save(
     graph = {"prompt": node.hidden.prompt, **(node.hidden.extra_pnginfo or {})}
     chunks = {key: json.dumps(value) for key, value in graph.items() if value is not None}
     metadata = encode(settings.request, prompt=prompt, seed=seed, num_images=1)
-    (Path(folder) / file).write_bytes(png_with_metadata(image, metadata, chunks))
+    with atomic_file(Path(folder) / file) as partial:
+        partial.write_bytes(png_with_metadata(image, metadata, chunks))
     return {"filename": file, "subfolder": subfolder, "type": "output"}
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 from blip_diffusion import images
 from blip_diffusion.errors import CheckpointError, InputError
 from blip_diffusion.fileio import path_exists, sha256_of
+from blip_diffusion.generation.limits import check_letters
 
 MaskMethod = Literal["difference", "subject", "none"]
 MASK_METHODS: dict[str, MaskMethod] = {"auto": "difference", "subject": "subject", "none": "none"}
@@ -76,6 +77,7 @@ class EditInput:
     feather: int = 3
 
     def __post_init__(self) -> None:
+        check_letters(category=self.source_category)
         if self.kind == "edit" and not self.source_category.strip():
             raise InputError("--from is empty: name the subject of the photo, for example dog.")
         if self.kind == "inpaint" and self.mask_file is None:

@@ -29,6 +29,13 @@ def check_limits(
         raise InputError(f"--guidance-scale is {guidance_scale}: use a number from 0 to 100.")
 
 
+def check_letters(**texts: str) -> None:
+    """Raise `InputError` for a text by its name, such as a negative prompt, that is too long."""
+    for name, text in texts.items():
+        if len(text) > MAX_LETTERS:
+            raise InputError(f"The {name.replace('_', ' ')} has {len(text)} characters: use at most {MAX_LETTERS}.")
+
+
 def _check_range(flag: str, value: int | None, highest: int) -> None:
     if value is not None and not 1 <= value <= highest:
         raise InputError(f"{flag} is {value}: use a number from 1 to {highest}.")

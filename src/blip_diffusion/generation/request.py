@@ -11,7 +11,7 @@ from blip_diffusion.checkpoint.adapter_refs import EmbeddingRef, LoraRef
 from blip_diffusion.errors import InputError
 from blip_diffusion.framing import check_box
 from blip_diffusion.generation.edit_request import EditInput
-from blip_diffusion.generation.limits import check_limits
+from blip_diffusion.generation.limits import check_letters, check_limits
 from blip_diffusion.generation.subject_inputs import SubjectInput, check_subjects
 from blip_diffusion.generation.subject_refs import SubjectRef
 from blip_diffusion.pipelines.presets import Dtype, Engine, get_preset
@@ -147,6 +147,9 @@ class GenerationRequest:
             steps=self.steps,
             seed=self.seed,
             guidance_scale=self.guidance_scale,
+        )
+        check_letters(
+            negative_prompt=self.negative_prompt, category=self.category, target_category=self.target_category
         )
         if not self.category.strip() or not self.target_category.strip():
             raise InputError("The category is empty: name the subject, for example dog.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from blip_diffusion import images
 from blip_diffusion.errors import InputError
 from blip_diffusion.framing import check_box, check_region
+from blip_diffusion.generation.limits import check_letters
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -43,6 +44,7 @@ class SubjectInput:
     def __post_init__(self) -> None:
         if not self.references or not self.category.strip() or not self.target_category.strip():
             raise InputError("A subject lacks its reference or its category: give both.")
+        check_letters(category=self.category, target_category=self.target_category)
         if self.box is not None:
             check_box(self.box)
 

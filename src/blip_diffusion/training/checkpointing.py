@@ -14,6 +14,7 @@ import pickle
 import shutil
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -92,6 +93,8 @@ def save(checkpoint: Checkpoint, *, keep: int) -> None:
         flush(path.parent)
         _flush(path.parent)
     except (OSError, SafetensorError, RuntimeError) as error:
+        with suppress(OSError):
+            recover(path.parent)  # an incomplete checkpoint would fill a full disk
         raise CheckpointError(f"The checkpoint {path} can't be written: {error}.") from error
     for old in complete(path.parent)[:-keep]:
         shutil.rmtree(old.rename(_unfinished(old)))
@@ -116,10 +119,11 @@ def _unfinished(path: Path) -> Path:
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
     folder.mkdir()
-    save_file(_on_cpu(checkpoint.model), folder / MODEL)
-    save_file(_on_cpu(checkpoint.ema), folder / EMA)
-    torch.save(checkpoint.optimizer, folder / OPTIMIZER)
     (folder / CONFIG).write_text(checkpoint.config, encoding="utf-8")
+    for name, tensors in ((MODEL, checkpoint.model), (EMA, checkpoint.ema)):
+        save_file(_on_cpu(tensors), folder / name)
+        (folder / name).chmod((folder / CONFIG).stat().st_mode)  # of the umask; safetensors makes the file private
+    torch.save(checkpoint.optimizer, folder / OPTIMIZER)
     files = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
     state = json.dumps({**asdict(checkpoint.state), "files": files}, indent=1)
     (folder / STATE).write_text(state, encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import random
 import time
 from dataclasses import replace
@@ -86,6 +87,13 @@ def test_published_layout_is_read(tmp_path: Path) -> None:
     assert bench.name == "dream" and bench.world == ""
 
 
+def test_names_of_images_may_be_any_bytes(tmp_path: Path) -> None:
+    folder = published(tmp_path)
+    before = read_bench(folder).digest
+    photo("brown").save(folder / "dataset" / "dog2" / os.fsdecode(b"\xff.png"))
+    assert read_bench(folder).digest != before
+
+
 def test_changed_image_changes_the_fingerprint(tmp_path: Path) -> None:
     folder = published(tmp_path)
     before = read_bench(folder).digest
@@ -105,6 +113,18 @@ def without_prompts(text: str) -> str:
         (PROMPTS, without_prompts(PUBLISHED).encode(), "no prompt for backpack"),
         (PROMPTS, PUBLISHED.replace("dog2,dog", "../dog2,dog").encode(), "has a subject"),
         (PROMPTS, b"\xff\xfe\x00", "can't be read"),
+        (
+            PROMPTS,
+            PUBLISHED.replace("in the jungle", "in the \x1b[2Jjungle").encode(),
+            "control characters in the prompt",
+        ),
+        (PROMPTS, PUBLISHED.encode("utf-16"), "can't be read"),
+        (PROMPTS, PUBLISHED.replace("dog2,dog", "dog2,dog\ndog2,cat").encode(), "names the subject 'dog2' twice"),
+        (PROMPTS, PUBLISHED.replace("dog2,dog", "dog2,").encode(), "has the line 'dog2,'"),
+        (PROMPTS, PUBLISHED.replace("dog2,dog", "dog2,dog\n,cup").encode(), "has the line ',cup'"),
+        (PROMPTS, PUBLISHED.replace("dog2,dog", "dog2,dog,cat").encode(), "has the line 'dog2,dog,cat'"),
+        (PROMPTS, PUBLISHED.replace("dog2,dog", "dog2,dog\0").encode(), "has the line"),
+        (PROMPTS, PUBLISHED.replace("dog2,dog", "dog2," + "dog " * 100).encode(), "has the line"),
         ("dog2/01.jpg", b"\xff\xd8\xff", "01.jpg is not an image"),
         ("../bench.json", b"{}", "does not belong"),
         ("../bench.json", b"[1", "does not belong"),
@@ -119,7 +139,7 @@ def test_invalid_benchmarks_are_refused(tmp_path: Path, file: str, content: byte
 
 
 def test_table_rows_end_with_their_line() -> None:
-    classes, _, _ = parse(PUBLISHED.replace("dog2,dog\n", " dog2 ,\tsmall dog \nvase,\n\n,cup\na,b,c\n"), Path("x.txt"))
+    classes, _, _ = parse(PUBLISHED.replace("dog2,dog\n", " dog2 ,\tsmall dog \nno row\n\n"), Path("x.txt"))
     assert classes == {"backpack": "backpack", "dog2": "small dog"}
 
 

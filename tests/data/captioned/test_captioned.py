@@ -51,6 +51,14 @@ def test_captions_lie_beside_images(tmp_path: Path) -> None:
     assert caption_of(folder_of(tmp_path / "table") / "1.png") == "a dog in the snow"
 
 
+def test_captions_of_photos_are_found_by_any_path(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "table")
+    assert caption_reader()(tmp_path / "table" / ".." / "table" / "1.png") == "a dog in the snow"
+    (folder / "metadata.jsonl").rename(folder / "metadata.csv")
+    with pytest.warns(match=r"metadata.csv is not read: write captions into metadata.jsonl"):
+        assert caption_reader()(folder / "1.png") == ""
+
+
 @pytest.mark.parametrize(
     ("caption", "category", "scene"),
     [
@@ -124,20 +132,27 @@ def test_a_damaged_image_is_passed_over(tmp_path: Path) -> None:
         batches(read_folder(folder), with_subject=False)(0)
 
 
-def line(text: str) -> Callable[[Path], Path]:
+DOG = json.dumps({"file_name": "0.png", "text": "a dog"})
+
+
+def line(text: str | bytes) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
-        (folder_of(folder / "f") / "metadata.jsonl").write_text(text)
+        data = text.encode() if isinstance(text, str) else text
+        (folder_of(folder / "f") / "metadata.jsonl").write_bytes(data)
         return folder / "f"
 
     return write
 
 
-def tar(name: str, *, size: int = 3, kind: bytes = tarfile.REGTYPE) -> Callable[[Path], Path]:
+def tar(
+    name: str, data: bytes = b"dog", *, kind: bytes = tarfile.REGTYPE, copies: int = 1, also: str = ""
+) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
         with tarfile.open(folder / "x.tar", "w") as files:
-            member = tarfile.TarInfo(name)
-            member.size, member.type, member.linkname = size, kind, "/etc/passwd"
-            files.addfile(member, io.BytesIO(b"a dog"))
+            for one in [name] * copies + [also] * bool(also):
+                member = tarfile.TarInfo(one)
+                member.size, member.type, member.linkname = len(data), kind, "/etc/passwd"
+                files.addfile(member, io.BytesIO(data))
         return folder
 
     return write
@@ -164,10 +179,21 @@ def long_header(folder: Path) -> Path:
         (line(json.dumps({"file_name": "0.png", "text": ["a"]})), "has a text that is no text"),
         (line(json.dumps({"file_name": "0.png", "text": "a" * 3000})), "caption of 3000 letters"),
         (line("[" * 5000), "is not valid JSON"),
-        (line("1" * 200_000), "more than 100000 letters"),
+        (line("1" * 200_000), "more than 100000 bytes"),
+        (line(json.dumps({"text": "a dog"})), "line 1, has no file_name"),
+        (line(f"{DOG}\n\n{DOG}"), "line 3, names .*0.png, as .*line 1, does"),
+        (line(f"{DOG}\n{DOG.replace('0.png', './m0.png/../0.png')}"), "line 2, names the file"),
+        (line(f"{DOG}\n{DOG.replace('0.png', '../f/0.png')}"), "line 2, names .*0.png, as .*line 1, does"),
+        (line(json.dumps({"file_name": "0.png", "text": "a \0 dog"})), "has a text with control characters"),
+        (line(json.dumps({"file_name": "0.png", "text": "a dog", "category": "d" * 300})), "category of 300 letters"),
+        (line(json.dumps({"file_name": "0.png", "text": "a dog", "split": "tset"})), "has the split 'tset': use train"),
+        (line("{'file_name': '0.png'}".encode("utf-16")), "line 1, is not UTF-8 text"),
+        (line(DOG.replace("dog", "café").encode("latin-1")), "line 1, is not UTF-8 text"),
+        (tar("1.txt", copies=2), "holds '1.txt' twice"),
+        (tar("1.txt", "café".encode("latin-1"), also="1.png"), "a caption that is not UTF-8 text"),
         (tar("1.txt"), "no image with a caption"),
-        (tar("1.png", kind=tarfile.SYMTYPE, size=0), "is no plain file"),
-        (tar("1.png", kind=tarfile.FIFOTYPE, size=0), "is no plain file"),
+        (tar("1.png", data=b"", kind=tarfile.SYMTYPE), "is no plain file"),
+        (tar("1.png", data=b"", kind=tarfile.FIFOTYPE), "is no plain file"),
         (long_header, "has a header of"),
     ],
 )

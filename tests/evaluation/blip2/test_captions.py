@@ -5,9 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from blip_diffusion.checkpoint.components import save_heads
-from blip_diffusion.checkpoint.language import save_language
-from blip_diffusion.checkpoint.model_folder import save_subject_model
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.caption_parser import CaptionFacts, CaptionParser, scene_words
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler
@@ -17,11 +14,9 @@ from blip_diffusion.errors import InputError
 from blip_diffusion.evaluation.blip2.captions import held_out
 from blip_diffusion.evaluation.blip2.report import evaluate_captions
 from blip_diffusion.evaluation.metrics.retrieval import recall_at
-from blip_diffusion.modules.heads import ContrastiveHead, MatchingHead
-from blip_diffusion.modules.language import LanguagePrefix, build_language_model
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
-from blip_diffusion.training.shapes import LANGUAGE_MODELS
 from tests.conftest import WORLD
+from tests.models import save_blip2
 
 
 def test_every_caption_is_parsed_back(world: AssetLibrary) -> None:
@@ -74,12 +69,7 @@ def test_wrong_images_show_other_subjects(world: AssetLibrary) -> None:
 
 
 def test_a_report_of_captions_and_retrieval(pipe: BlipDiffusionPipeline, tmp_path: Path) -> None:
-    model, folder = pipe.model, tmp_path / "model"
-    end = model.tokenizer.eos_token_id
-    language = build_language_model(LANGUAGE_MODELS["tiny"], bos=model.tokenizer.bos_token_id, eos=end, pad=end)
-    save_subject_model(model.subject_encoder, model.qformer_tokenizer, model.reference, folder)
-    save_language(LanguagePrefix(32, language), model.tokenizer, folder / "language")
-    save_heads({"contrastive": ContrastiveHead(32), "matching": MatchingHead(32)}, folder)
+    folder = save_blip2(pipe.model, tmp_path / "model")
     models = {"model": str(folder), "search_model": str(folder)}
     text = evaluate_captions(WORLD, tmp_path / "out", **models, num_images=6, num_beams=1, rerank=2, vqa=True)
     assert "| right image |" in text and "R@1" in text and "| BLEU-4 |" in text

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -54,6 +54,25 @@ def test_partial_files_are_not_used(bench: Bench, tmp_path: Path, monkeypatch: p
             generate_missing(Painter(), instances, tmp_path, batch_size=2)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     generate_missing(Painter(), instances, tmp_path, batch_size=2)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        os.mkfifo,
+        Path.mkdir,
+        lambda path: path.symlink_to("/dev/zero"),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"[" * 100_000),
+        lambda path: path.write_bytes(b"[1]"),
+        lambda path: path.write_bytes(b"\xff"),
+    ],
+)
+def test_other_settings_files_are_refused(spoil: Callable[[Path], object], tmp_path: Path) -> None:
+    spoil(tmp_path / "settings.json")
+    with pytest.raises(DataError, match=r"settings.json .*choose another --out\.$"):
+        claim_output_dir(tmp_path, {"seeds": 1})
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])

@@ -47,6 +47,23 @@ def test_edits_accept_an_upload(client: TestClient, dog_png: bytes) -> None:
     assert client.get(response["data"][0]["url"]).headers["content-type"] == "image/png"
 
 
+@pytest.mark.parametrize(
+    ("fields", "names", "sentence"),
+    [
+        ({"prompt": ["x", "y"]}, ["image"], "prompt is given twice: give it once."),
+        ({"prompt": "x"}, ["image", "mask", "mask"], "mask is given twice: give it once."),
+        ({"prompt": "x"}, ["image", "category"], "category: a file has no effect here."),
+        ({"prompt": "x"}, ["image", "photo"], "photo: a file has no effect here."),
+    ],
+)
+def test_edits_drop_no_field(
+    client: TestClient, dog_png: bytes, fields: dict[str, Any], names: list[str], sentence: str
+) -> None:
+    files = [(name, ("dog.png", dog_png, "image/png")) for name in names]
+    response = client.post("/v1/images/edits", data={"steps": "1", **fields}, files=files)
+    assert response.status_code == 422 and response.json()["detail"] == sentence
+
+
 def test_partial_images_are_streamed(client: TestClient, body: dict[str, Any]) -> None:
     response = client.post("/v1/images/generations", json=body | {"stream": True, "partial_images": 1, "seed": 3})
     kinds = [kind for kind, data in events(response.text) if data["b64_json"]]
@@ -87,6 +104,8 @@ def test_image_is_reproduced_from_an_upload(client: TestClient, body: dict[str, 
         ({"reference": "data:image/png;base64,AAAA"}, None),
         ({"reference": None}, None),
         ({"steps": 1000}, "steps"),
+        ({"size": "00x00"}, "size"),
+        ({"size": "9999x64"}, "size"),
         ({"n": 11}, "n"),
         ({"model": "/etc"}, None),
         ({"subject": "../../x"}, None),
@@ -149,6 +168,27 @@ def test_keys_separate_owners(service: Any, body: dict[str, Any], tmp_path: Path
     assert client.get(address, headers=alice).status_code == 200
     assert client.get(address, headers=bob).status_code == 404
     assert client.delete(address, headers=bob).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"", "is not a file of API keys"),
+        (b"\x89PNG\r\n\x1a\n\0", "can't be read"),
+        (b"alice secret\n", "is not a file of API keys"),
+        (f"alice {'0' * 64}\nalice {'1' * 64}\n".encode(), "two keys of one name"),
+    ],
+)
+def test_other_files_are_no_keys(data: bytes, sentence: str, tmp_path: Path) -> None:
+    """Nothing is added to them, either."""
+    path = tmp_path / "keys"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=sentence):
+        read_keys(path)
+    if data:
+        with pytest.raises(InputError, match=sentence):
+            new_key(path, "bob")
+    assert path.read_bytes() == data
 
 
 def test_server_without_keys_listens_on_loopback_only() -> None:

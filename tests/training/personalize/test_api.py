@@ -144,6 +144,8 @@ def test_unrelated_folders_are_kept(tiny_folder: Path, dog: Image.Image, tmp_pat
         ({"photos": ["nowhere.png"]}, "There is no photo at nowhere"),
         ({"out": f"{__file__}/rex.safetensors"}, "Nothing can be written to"),
         ({"out": "rex.png"}, "must end in .safetensors, for example rex.safetensors"),
+        ({"out": "."}, "--out . is no name: use for example rex.safetensors"),
+        ({"out": "/"}, "--out / is no name: use for example rex.safetensors"),
         ({"out": "rex.safetensors", "config": TuneConfig(method="dreambooth")}, "DreamBooth writes a folder: use rex."),
         ({"model": "nowhere"}, "no model nowhere"),
         ({"masks": [Path("a"), Path("b")]}, "2 masks for 1 photos"),

@@ -1,5 +1,6 @@
 """Early stopping: the encoder metric, kept weights, and the end of a run."""
 
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from blip_diffusion import images
 from blip_diffusion.data.photos import squares
-from blip_diffusion.errors import ConfigError
+from blip_diffusion.errors import CheckpointError, ConfigError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.prompts import subject_prompt
 from blip_diffusion.sampling import prompt_seeds, sample_images
@@ -87,6 +88,13 @@ def test_kept_weights_survive_a_lost_better_step(model: BlipDiffusion, tmp_path:
     assert [path.name for path in (tmp_path / "best").iterdir()] == ["000010"]
 
 
+def test_a_lost_export_of_the_best_result_is_refused(model: BlipDiffusion, tmp_path: Path) -> None:
+    kept, objective = follow([(0.4, 1.0), (0.8, 0.8)], model, tmp_path)
+    shutil.rmtree(tmp_path / "best")
+    with pytest.raises(CheckpointError, match=r"000010, the best result so far, is missing: leave out --resume"):
+        Validation(kept.evaluator, kept.config, tmp_path).begin(objective, after=10)
+
+
 def test_small_improvements_do_not_reset_the_patience(model: BlipDiffusion, tmp_path: Path) -> None:
     validation, objective = follow([(0.50, 0.5), (0.505, 0.5), (0.51, 0.5), (0.505, 0.5)], model, tmp_path)
     assert validation.best.step == 0 and validation.should_stop and objective.exported == [0]
@@ -138,6 +146,14 @@ def test_only_masked_regions_are_scored(model: BlipDiffusion, dog: Image.Image) 
     right_gone[..., 16:] = 0
     scores = [EncoderMetric(model, pixels, masks, "dog", CONFIG)(right_gone)[0] for masks in (left, 1 - left)]
     assert scores[0] > scores[1]
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", "{}", '{"step": 1, "subject": "x", "text": 1}',
+                                  '{"step": 1, "subject": NaN, "text": 1}', "[" * 100_000, "\0"])  # fmt: skip
+def test_damaged_scores_are_refused(line: str, model: BlipDiffusion, tmp_path: Path) -> None:
+    (tmp_path / "scores.jsonl").write_text(line)
+    with pytest.raises(CheckpointError, match=r"scores.jsonl is damaged"):
+        Validation(lambda samples: (0.5, 0.5), CONFIG, tmp_path).begin(Drawer(model), after=1)  # type: ignore[arg-type]
 
 
 def test_errors() -> None:

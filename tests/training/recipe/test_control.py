@@ -28,6 +28,7 @@ from blip_diffusion.training.recipe.control_run import read_control_recipe, run_
 from blip_diffusion.training.recipe.cuda_graph import eager_step
 from blip_diffusion.training.recipe.packing import Rows, packer_of, to_bytes
 from blip_diffusion.training.recipe.phases import FULL, new_model, random_rows
+from blip_diffusion.training.recipe.run import metrics_of
 
 WORLD = Path(__file__).parents[2] / "fixtures" / "world.zip"
 CONFIG = RecipeConfig(
@@ -128,6 +129,14 @@ def test_resumed_run_keeps_finished_phases(folder: Path, tmp_path: Path) -> None
     assert set(run_control(config, ["canny", "mask"], run_folder, resume=True, **options)) == {"canny", "mask"}  # type: ignore[arg-type]
     assert (run_folder / "mask/export/config.json").is_file()
     assert (run_folder / "canny/export/diffusion_pytorch_model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": "x"}', '{"a": null}', "[" * 100_000])
+def test_damaged_metrics_are_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "metrics.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"metrics.json is damaged: remove .*export, which is then written again"):
+        metrics_of(tmp_path)
 
 
 def test_edges_match_within_a_pixel() -> None:

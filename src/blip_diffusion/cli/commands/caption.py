@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from blip_diffusion.cli.flags import device_flags
+from blip_diffusion.cli.parser import printable
 from blip_diffusion.errors import InputError
 
 BATCH = 16
@@ -45,16 +46,34 @@ def run(arguments: argparse.Namespace) -> None:
             raise InputError(f"--out {arguments.out} is a folder: name a file, for example captions.jsonl.")
         check_writable(arguments.out.parent)
     paths = image_paths(arguments.images)
+    names = [] if arguments.out is None else _file_names(paths, arguments.out)
     captions = _captions(arguments, paths)
     if arguments.out is None:
-        for path, text in zip(paths, captions, strict=True):
-            print(f"{path}: {text}")
+        _print_captions(paths, captions)
         return
-    start = arguments.out.resolve().parent
-    rows = ({"file_name": Path(os.path.relpath(path.resolve(), start)).as_posix(), "text": text}
-            for path, text in zip(paths, captions, strict=True))  # fmt: skip
-    write_text(arguments.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    rows = ({"file_name": name, "text": text} for name, text in zip(names, captions, strict=True))
+    try:
+        write_text(arguments.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    except OSError:  # a full disk: the captions, which took long, are not lost
+        _print_captions(paths, captions)
+        raise
     print(arguments.out)
+
+
+def _file_names(paths: list[Path], out: Path) -> list[str]:
+    """Return the paths of images relative to a table. Raises `InputError` for one that isn't UTF-8."""
+    from blip_diffusion.fileio import check_unicode
+
+    start = out.resolve().parent
+    relative = [Path(os.path.relpath(path.resolve(), start)) for path in paths]
+    for path in relative:
+        check_unicode(path, flag="The image")
+    return [path.as_posix() for path in relative]
+
+
+def _print_captions(paths: list[Path], captions: list[str]) -> None:
+    for path, text in zip(paths, captions, strict=True):
+        print(f"{printable(str(path))}: {printable(text)}")
 
 
 def image_paths(sources: list[Path]) -> list[Path]:

@@ -238,7 +238,7 @@ def _request(
         target_category=target_of(arguments) or category,
         subjects=subjects,
         **adapter_refs(arguments),
-        model=arguments.model or "mini",
+        model=_model_of(arguments),
         num_images=arguments.num_images,
         seed=arguments.seed,
         steps=arguments.steps,
@@ -324,6 +324,10 @@ def _controlnets(texts: list[str]) -> dict[str, str]:
     return dict(pairs)
 
 
+def _model_of(arguments: argparse.Namespace) -> str:
+    return "mini" if arguments.model is None else str(arguments.model)
+
+
 def _controls(arguments: argparse.Namespace, controlnets: dict[str, str]) -> tuple[ControlInput, ...]:
     """Parse `--control canny=room.png:0.8` and compute the control maps at the size of the generated image."""
     from blip_diffusion.checkpoint.default_size import default_side
@@ -331,7 +335,7 @@ def _controls(arguments: argparse.Namespace, controlnets: dict[str, str]) -> tup
 
     controls, side = [], None
     if arguments.control:
-        side = min(arguments.size) if arguments.size else default_side(arguments.model or "mini")
+        side = min(arguments.size) if arguments.size else default_side(_model_of(arguments))
     for text in arguments.control:
         kind, rest = kind_and_value("--control", text, "FILE")
         path, scale = path_and_number("--control", rest, "scale")

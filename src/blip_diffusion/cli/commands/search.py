@@ -6,6 +6,7 @@ from pathlib import Path
 
 from blip_diffusion.cli.commands.caption import image_paths
 from blip_diffusion.cli.flags import device_flags
+from blip_diffusion.cli.parser import printable
 from blip_diffusion.errors import InputError
 
 
@@ -47,4 +48,4 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.json:
             print(json.dumps({"path": path, "score": match.score, "cosine": match.cosine, "matching": match.matching}))
         else:
-            print(f"{match.score:7.3f}  {path}")
+            print(f"{match.score:7.3f}  {printable(path)}")

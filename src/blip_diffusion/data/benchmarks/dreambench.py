@@ -10,6 +10,7 @@ The text file has snippets of Python, which are read as text and never run.
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,8 @@ _WORDS = r"([^{}\n]{0,300}?)"  # bounded, so that untrusted files are read in li
 _TEMPLATE = re.compile(rf"(['\"])an? {_WORDS}\{{0\}} \{{1\}}{_WORDS}\1\.format\(unique_token, class_token\)")
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 _LARGEST = 1_000_000  # bytes of a text file
+MAX_ROW = 200
+"""Letters of a line in the table of classes."""
 
 
 @dataclass(frozen=True)
@@ -158,18 +161,33 @@ def read_dreambench(folder: Path) -> Bench:
 def parse(text: str, path: Path) -> tuple[dict[str, str], list[BenchPrompt], list[BenchPrompt]]:
     """Return classes by subject, prompts of objects, and prompts of live subjects (if missing, those of objects)."""
     head, _, rest = text.partition("Object Prompts")
-    rows = ([field.strip() for field in line.split(",")] for line in head.splitlines())
-    table = [(row[0], row[1]) for row in rows if len(row) == 2 and all(row)]
-    classes = {subject: category for subject, category in table if (subject, category) != ("subject_name", "class")}
-    if not classes:
-        raise DataError(f"{path} names no subject: below `subject_name,class` write a line for each.")
-    if invalid := next((subject for subject in classes if not _NAME.fullmatch(subject)), None):
-        raise DataError(f"{path} has a subject {invalid!r}: use only letters, digits, _ and -.")
+    classes = _classes(head, path)
     objects, creatures = (_prompts(part) for part in _halves(rest))
     if not objects:
         first = next(iter(classes))
         raise DataError(f"{path} has no prompt for {first}: below `Object Prompts`, list some as DreamBench does.")
+    if escaped := next((one for one in (*objects, *creatures) if not f"{one.before}{one.after}".isprintable()), None):
+        raise DataError(f"{path} has control characters in the prompt {escaped.sentence('dog')[:80]!r}: remove them.")
     return classes, objects, creatures or objects
+
+
+def _classes(text: str, path: Path) -> dict[str, str]:
+    """Return the table of classes; lines without a comma are titles."""
+    classes: dict[str, str] = {}
+    for line in (line for line in text.splitlines() if "," in line):
+        cells = [cell.strip() for cell in line.split(",")]
+        if cells == ["subject_name", "class"]:
+            continue
+        if len(cells) != 2 or not all(cell and cell.isprintable() for cell in cells) or len(line) > MAX_ROW:
+            raise DataError(f"{path} has the line {line[:80]!r}: write subject_name,class, for example dog2,dog.")
+        if not _NAME.fullmatch(cells[0]):
+            raise DataError(f"{path} has a subject {cells[0]!r}: use only letters, digits, _ and -.")
+        if cells[0] in classes:
+            raise DataError(f"{path} names the subject {cells[0]!r} twice: keep one line of it.")
+        classes[cells[0]] = cells[1]
+    if not classes:
+        raise DataError(f"{path} names no subject: below `subject_name,class` write a line for each.")
+    return classes
 
 
 def _halves(text: str) -> tuple[str, str]:
@@ -187,7 +205,7 @@ def _text(path: Path) -> str:
     try:
         if path.stat().st_size > _LARGEST:
             raise DataError(f"{path} is too large for a list of prompts: use a benchmark's file.")
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} can't be read as text: download the benchmark again.") from error
 
@@ -233,5 +251,5 @@ def _digest(folder: Path, data: Path, subjects: Sequence[BenchSubject]) -> str:
         digest.update((folder / RECIPE).read_bytes())
     for subject in subjects:
         for path in subject.images:
-            digest.update(f"{subject.name}/{path.name}".encode() + path.read_bytes())
+            digest.update(os.fsencode(f"{subject.name}/{path.name}") + path.read_bytes())
     return digest.hexdigest()[:16]

@@ -6,8 +6,11 @@
 A line may also have `category`, `subject` (equal for images of one subject), `mask` (a file) and `split`.
 """
 
+import itertools
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from os.path import normpath
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +34,11 @@ def read_folder(folder: Path) -> list[CaptionedImage]:
     """
     for table in (path for kind in OTHER_TABLES for path in folder.rglob(kind)):
         raise DataError(f"{table} is not read: write the captions into {METADATA} beside it, one JSON object a line.")
-    rows = [row for metadata in _metadata_files(folder) for row in _rows_of(metadata)]
-    known = {row.name for row in rows}
-    rows += [row for path in _images(folder) if str(path) not in known and (row := _row_with_text(path)) is not None]
+    named: dict[str, str] = {}
+    rows = [row for metadata in _metadata_files(folder) for row in _rows_of(metadata, named)]
+    rows += [
+        row for path in _images(folder) if normpath(path) not in named and (row := _row_with_text(path)) is not None
+    ]
     if not rows:
         raise DataError(
             f"There is no image with a caption in {folder}: write captions into {METADATA}, or into .txt files."
@@ -41,25 +46,23 @@ def read_folder(folder: Path) -> list[CaptionedImage]:
     return sorted(rows, key=lambda row: row.name)
 
 
-def captions_in(folder: Path) -> dict[Path, str]:
-    """Return the captions of a folder's images by their paths; empty without any."""
-    captions = {Path(row.name): row.caption for metadata in _metadata_files(folder) for row in _rows_of(metadata)}
-    for path in _images(folder):
-        if path not in captions and (text := _text_beside(path)):
-            captions[path] = text
-    return captions
+def captions_in(folder: Path) -> dict[str, str]:
+    """Return the captions of a folder's images by their normal paths (`os.path.normpath`); empty without any."""
+    named = {normpath(row.name): row.caption for metadata in _metadata_files(folder) for row in _rows_of(metadata, {})}
+    beside = {normpath(path): _text_beside(path) for path in _images(folder) if normpath(path) not in named}
+    return named | {path: caption for path, caption in beside.items() if caption}
 
 
 def caption_reader() -> Callable[[Path], str]:
     """Return a function from an image file to its caption, empty if it has none; each folder's table is read once."""
-    read_table = cache(captions_in)
 
-    def caption_of(image: Path) -> str:
-        if path_exists(image.parent / METADATA, Path.is_file) and (caption := read_table(image.parent).get(image)):
-            return caption
-        return _text_beside(image)
+    @cache
+    def read_table(folder: Path) -> dict[str, str]:
+        for other in (folder / kind for kind in OTHER_TABLES if path_exists(folder / kind, Path.is_file)):
+            warnings.warn(f"{other} is not read: write captions into {METADATA} beside it.", stacklevel=4)
+        return captions_in(folder) if path_exists(folder / METADATA, Path.is_file) else {}
 
-    return caption_of
+    return lambda image: read_table(image.parent).get(normpath(image)) or _text_beside(image)
 
 
 def _metadata_files(folder: Path) -> list[Path]:
@@ -85,24 +88,32 @@ def _text_beside(path: Path) -> str:
 def _small_text(path: Path, limit: int) -> str:
     if path.stat().st_size > limit:
         raise DataError(f"{path} has {path.stat().st_size} bytes, and captions at most {limit}: is it a caption?")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except ValueError as error:
-        raise DataError(f"{path} is not UTF-8 text: write the caption anew.") from error
+    return _decoded(path.read_bytes(), str(path))
 
 
-def _rows_of(metadata: Path) -> Iterator[CaptionedImage]:
+def _rows_of(metadata: Path, named: dict[str, str]) -> Iterator[CaptionedImage]:
+    """Yield the rows of a table. `named` has the lines that name each image so far, of several tables."""
     if metadata.stat().st_size > MAX_METADATA:
         raise DataError(f"{metadata} has more than {MAX_METADATA // 2**30} GiB: use tar shards.")
-    with metadata.open(encoding="utf-8-sig", errors="replace") as file:
-        for number in range(1, 2**31):
+    with metadata.open("rb") as file:
+        for number in itertools.count(1):
             line, where = file.readline(MAX_LINE), f"{metadata}, line {number},"
             if not line:
                 return
             if len(line) == MAX_LINE:
-                raise DataError(f"{where} has more than {MAX_LINE} letters.")
-            if line.strip():
-                yield _row_of_line(parse_table(line, where), metadata.parent, where)
+                raise DataError(f"{where} has more than {MAX_LINE} bytes.")
+            if text := _decoded(line, where).strip():
+                row = _row_of_line(parse_table(text, where), metadata.parent, where)
+                if (first := named.setdefault(normpath(row.name), where)) != where:
+                    raise DataError(f"{where} names {row.name}, as {first} does: keep one of them.")
+                yield row
+
+
+def _decoded(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except ValueError as error:
+        raise DataError(f"{where} is not UTF-8 text: save it as UTF-8.") from error
 
 
 def _row_of_line(table: dict[str, Any], folder: Path, where: str) -> CaptionedImage:
@@ -114,8 +125,10 @@ def _row_of_line(table: dict[str, Any], folder: Path, where: str) -> CaptionedIm
 
 def _named(name: Any, folder: Path, where: str) -> Path:
     """Return a file that a line names, within the folder."""
-    path = folder / name if isinstance(name, str) and name else None
-    if path is None or not path_exists(path, Path.is_file):
+    if not name or not isinstance(name, str):
+        raise DataError(f'{where} has no file_name, the name of an image: write {{"file_name": "1.jpg", ...}}.')
+    path = folder / name
+    if not path_exists(path, Path.is_file):
         raise DataError(f"{where} names the file {str(name)[:200]!r}, which is not in {folder}.")
     if not path.resolve().is_relative_to(folder.resolve()):
         raise DataError(f"{where} names the file {name[:200]!r} outside of {folder}.")

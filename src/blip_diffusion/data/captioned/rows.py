@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,10 @@ MAX_BYTES = 2**28
 """Bytes of an image file."""
 CAPTION_KEYS = ("text", "caption", "prompt")
 """What the caption is called in a table: `text` by the datasets library, the others by other tools."""
-HELD_OUT = ("heldout", "test", "validation", "val")
+MAX_NAME = 200
+"""Letters of a category, a subject or a split."""
+TRAINED, HELD_OUT = ("train", "training"), ("heldout", "test", "validation", "val")
+"""Names of splits."""
 
 Read = Callable[[], bytes]
 
@@ -73,16 +77,25 @@ def row_of(name: str, table: Mapping[str, Any], read: Read, read_mask: Read | No
     key = next((key for key in CAPTION_KEYS if table.get(key)), None)
     if key is None:
         raise DataError(f"{name} has no caption: write one under {CAPTION_KEYS[0]!r}, or into a .txt file beside it.")
-    for known in (key, "category", "subject", "split"):
-        if not isinstance(table.get(known, ""), str | int):
-            raise DataError(f"{name} has a {known} that is no text: {str(table[known])[:60]!r}.")
-        if any("\ud800" <= letter <= "\udfff" for letter in str(table.get(known, ""))):
-            raise DataError(f"{name} has a {known} that is not Unicode text: write it anew.")
-    caption = " ".join(str(table[key]).split())
-    if len(caption) > MAX_CAPTION:
-        raise DataError(f"{name} has a caption of {len(caption)} letters: use at most {MAX_CAPTION}.")
-    category, subject = (str(table.get(key, "")).strip() for key in ("category", "subject"))
-    return CaptionedImage(name, read, caption, category, subject, read_mask, table.get("split", "train") in HELD_OUT)
+    caption = _words(table, key, name, MAX_CAPTION)
+    category, subject, split = (_words(table, key, name, MAX_NAME) for key in ("category", "subject", "split"))
+    if split and split.lower() not in TRAINED + HELD_OUT:
+        raise DataError(f"{name} has the split {split!r}: use {TRAINED[0]}, or {', '.join(HELD_OUT)} to hold it out.")
+    return CaptionedImage(name, read, caption, category, subject, read_mask, split.lower() in HELD_OUT)
+
+
+def _words(table: Mapping[str, Any], key: str, name: str, limit: int) -> str:
+    """Return the text under a key with single spaces; empty without that key."""
+    value = table.get(key, "")
+    if not isinstance(value, str | int):
+        raise DataError(f"{name} has a {key} that is no text: {str(value)[:60]!r}.")
+    text = " ".join(str(value).split())
+    if len(text) > limit:
+        what = "caption" if key in CAPTION_KEYS else key
+        raise DataError(f"{name} has a {what} of {len(text)} letters: use at most {limit}.")
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text):
+        raise DataError(f"{name} has a {key} with control characters: write it anew as text.")
+    return text
 
 
 def check_categories(rows: Sequence[CaptionedImage]) -> None:

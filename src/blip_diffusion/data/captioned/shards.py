@@ -62,7 +62,10 @@ def _rows_of(shard: Path) -> Iterator[CaptionedImage]:
     for name, member in _members(shard):
         folder, _, file = name.rpartition("/")
         key, _, extension = file.partition(".")
-        samples.setdefault(f"{folder}/{key}", {})[extension.lower()] = member
+        parts = samples.setdefault(f"{folder}/{key}", {})
+        if extension.lower() in parts:
+            raise DataError(f"{shard} holds {name[:200]!r} twice: write it again.")
+        parts[extension.lower()] = member
     for key, parts in samples.items():
         image = next((parts[kind] for kind in IMAGES if kind in parts), None)
         if image is not None:
@@ -82,7 +85,10 @@ def _table(parts: dict[str, Member], shard: Path, key: str) -> dict[str, object]
 def _text(member: Member, limit: int) -> str:
     if member.size > limit:
         raise DataError(f"{member.shard} holds a text of {member.size} bytes, and captions have at most {limit}.")
-    return member.read().decode("utf-8-sig", "replace")
+    try:
+        return member.read().decode("utf-8-sig")
+    except ValueError as error:
+        raise DataError(f"{member.shard} holds a caption that is not UTF-8 text: write it again.") from error
 
 
 def _members(shard: Path) -> Iterator[tuple[str, Member]]:

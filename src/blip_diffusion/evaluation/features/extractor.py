@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion.checkpoint.components import read_config
+from blip_diffusion.checkpoint.locate import check_source
 from blip_diffusion.errors import CheckpointError, reason
 from blip_diffusion.fileio import path_exists
 from blip_diffusion.images import open_image
@@ -58,8 +59,9 @@ def load_pretrained(kind: Any, source: str, **options: Any) -> Any:
     No code that comes with it runs.
 
     Raises:
-        CheckpointError: If that fails, or if weights are missing or not finite.
+        CheckpointError: If that fails, or if weights are missing or not finite. A mistyped path never reaches the hub.
     """
+    check_source(source, f"{kind.__name__} of a metric")
     load = _load_network if issubclass(kind, torch.nn.Module) else _load
     try:
         with _quiet_transformers():

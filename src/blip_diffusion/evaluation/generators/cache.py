@@ -14,7 +14,8 @@ from uuid import uuid4
 
 from PIL import Image
 
-from blip_diffusion.errors import DataError, InputError
+from blip_diffusion.checkpoint.weights import read_json
+from blip_diffusion.errors import CheckpointError, DataError, InputError, reason
 from blip_diffusion.evaluation.generators.model import ImageGenerator
 from blip_diffusion.evaluation.instances import Instance
 from blip_diffusion.fileio import atomic_file
@@ -72,8 +73,8 @@ def claim_output_dir(folder: Path, settings: Mapping[str, Any]) -> None:
 def _write_if_absent(path: Path, text: str) -> bool:
     """Write a file unless it exists, and return whether it was written. Of several processes, exactly one writes it."""
     partial = _partial_path(path)
-    partial.write_text(text, encoding="utf-8")
     try:
+        partial.write_text(text, encoding="utf-8")
         os.link(partial, path)  # appears at once with all its content
         return True
     except FileExistsError:
@@ -86,11 +87,16 @@ def _write_if_absent(path: Path, text: str) -> bool:
 
 def _create(path: Path, text: str) -> bool:
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-        return True
+        file = path.open("x", encoding="utf-8")
     except FileExistsError:
         return False
+    try:
+        with file:
+            file.write(text)
+    except OSError:
+        path.unlink(missing_ok=True)  # an incomplete file would make the folder another run's
+        raise
+    return True
 
 
 def _partial_path(path: Path) -> Path:
@@ -100,9 +106,9 @@ def _partial_path(path: Path) -> Path:
 
 def _check_same_settings(path: Path, settings: Mapping[str, Any]) -> None:
     try:
-        existing = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path} can't be read: choose another --out.") from error
+        existing = read_json(path)
+    except CheckpointError as error:
+        raise DataError(f"{reason(error)}: choose another --out.") from error
     for key in [*settings, *existing]:
         if existing.get(key) != settings.get(key):
             was, now = _shortened(existing.get(key)), _shortened(settings.get(key))

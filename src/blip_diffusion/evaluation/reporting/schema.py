@@ -70,7 +70,7 @@ def read(path: Path) -> Report:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         protocol = raw["protocol"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path} is not a readable report: name the report.json of an evaluation.") from error
     if protocol != PROTOCOL:
         raise DataError(f"{path} follows the protocol {protocol!r} and not {PROTOCOL!r}: evaluate that model again.")

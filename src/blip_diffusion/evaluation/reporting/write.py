@@ -12,7 +12,7 @@ from blip_diffusion.data.benchmarks.dreambench import BenchSubject
 from blip_diffusion.evaluation.reporting.html import page
 from blip_diffusion.evaluation.reporting.markdown import markdown
 from blip_diffusion.evaluation.reporting.schema import REPORT, Report, path_in
-from blip_diffusion.fileio import write_text
+from blip_diffusion.fileio import atomic_file, write_text
 
 FORMULA_SIGNS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 """First characters of formulas in spreadsheets."""
@@ -58,7 +58,7 @@ def copy_references(subjects: Sequence[BenchSubject], out: Path) -> dict[str, st
     copies = {}
     for subject in subjects:
         copy = out / "references" / f"{subject.name}{subject.images[0].suffix}"
-        copy.parent.mkdir(exist_ok=True)
-        shutil.copyfile(subject.images[0], copy)
+        with atomic_file(copy) as partial:
+            shutil.copyfile(subject.images[0], partial)
         copies[subject.name] = path_in(out, copy)
     return copies

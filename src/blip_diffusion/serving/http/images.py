@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
-from PIL import Image
 from pydantic import ValidationError
 from sse_starlette import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 
 from blip_diffusion.generation.request import GenerationRequest
+from blip_diffusion.images import open_lazily
 from blip_diffusion.serving.http.context import Owner, Service, scope_of
 from blip_diffusion.serving.http.inputs import build_edit, build_request, references_of
 from blip_diffusion.serving.http.problems import Problem, document, invalid
@@ -24,6 +24,8 @@ from blip_diffusion.serving.http.watch import ended, follow
 from blip_diffusion.serving.job_service import JobService
 from blip_diffusion.serving.jobs import Job
 
+IMAGES = ("image", "image[]")
+"""Fields of a form that hold images."""
 router = APIRouter(prefix="/v1/images", tags=["images"])
 Prefix = Literal["image_generation", "image_edit"]
 MAX_KEY = 255
@@ -57,12 +59,12 @@ async def edits(
     the photo, and further ones are references. A photo without `source_category` is painted into the mask.
     """
     async with request.form(max_files=MAX_FILES, max_fields=40) as form:
-        files = [value for name in ("image", "image[]") for value in form.getlist(name)]
+        fields = _text_fields(form)
+        files = [value for name in IMAGES for value in form.getlist(name)]
         if not 1 <= len(files) <= MAX_FILES - 1 or not all(isinstance(file, UploadFile) for file in files):
             raise Problem(422, "invalid_input", f"Send 1 to {MAX_FILES - 1} images.", param="image")
         uploads = [await file.read() for file in files if isinstance(file, UploadFile)]
         mask = await given.read() if isinstance(given := form.get("mask"), UploadFile) else None
-        fields = {name: value for name, value in form.items() if isinstance(value, str)}
     body = _form_body(fields)
     job = await run_in_threadpool(_edit, service, body, uploads, mask, owner, idempotency_key)
     return await _respond(service, job, body, "image_edit")
@@ -75,6 +77,20 @@ def image(image_id: str, request: Request, service: Service, owner: Owner) -> Re
     service.get(image_id.partition("-")[0], owner=scope_of(request, owner))
     headers = {"Cache-Control": "private, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
     return Response(data, media_type="image/png", headers=headers)
+
+
+def _text_fields(form: FormData) -> dict[str, str]:
+    """Return the texts of a form. Raises `Problem` for a field that is given twice, and for a file without effect."""
+    fields: dict[str, str] = {}
+    known = {*IMAGES, "mask"}
+    for name, value in form.multi_items():
+        if isinstance(value, UploadFile) and name not in known:
+            raise Problem(422, "invalid_input", f"{name[:100]}: a file has no effect here.", param=name[:100])
+        if name in fields or (name == "mask" and len(form.getlist(name)) > 1):
+            raise Problem(422, "invalid_input", f"{name[:100]} is given twice: give it once.", param=name[:100])
+        if isinstance(value, str):
+            fields[name] = value
+    return fields
 
 
 def _form_body(fields: Mapping[str, str]) -> EditBody:
@@ -170,7 +186,7 @@ def _image(service: JobService, image_id: str, body: ImageBody) -> dict[str, Any
     data = service.store.read_image(image_id)
     if body.output_format != "png":
         buffer = io.BytesIO()
-        with Image.open(io.BytesIO(data)) as opened:
+        with open_lazily(io.BytesIO(data)) as opened:
             opened.save(buffer, body.output_format.upper(), quality=body.output_compression)
         data = buffer.getvalue()
     return {"b64_json": base64.b64encode(data).decode()}

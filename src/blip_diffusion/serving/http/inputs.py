@@ -21,7 +21,7 @@ from blip_diffusion.serving.http.schemas import (
 )
 from blip_diffusion.serving.job_service import JobService
 
-MAX_SIDE = 1024
+MIN_SIDE, MAX_SIDE = 16, 1024
 MAX_MIXTURE = 16
 MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF")
 """First bytes of PNG, JPEG and WebP files. Pillow reads many more formats, some by external programs."""
@@ -59,8 +59,8 @@ def build_request(
     largest = max(refs, key=lambda ref: ref.weight).category if refs else ""
     category = options.category or largest or (edit.source_category if edit else "")
     width, height = options.sides
-    if max(width or 0, height or 0) > MAX_SIDE:
-        raise Problem(422, "invalid_input", f"size: use at most {MAX_SIDE} pixels a side.", param="size")
+    if not all(side is None or MIN_SIDE <= side <= MAX_SIDE for side in (width, height)):
+        raise Problem(422, "invalid_input", f"size: use {MIN_SIDE} to {MAX_SIDE} pixels a side.", param="size")
     first, *more = [decode_image(one) for one in references] or [b""]
     return GenerationRequest(
         prompts=(options.prompt,),

@@ -32,14 +32,25 @@ class ApiKeys:
 
 def read_keys(path: Path) -> ApiKeys:
     """Read a file of keys. Raises `InputError` if it is missing, empty or malformed."""
+    digests = _digests(path)
+    if not digests:
+        raise InputError(f"{path} is not a file of API keys: make it with --new-key NAME.")
+    return ApiKeys(digests)
+
+
+def _digests(path: Path) -> dict[str, str]:
+    """Return the digests in a file by name. Raises `InputError` for a file of anything else."""
     try:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise InputError(f"The file of API keys {path} can't be read: make it with --new-key NAME.") from error
-    matches = [LINE.fullmatch(line) for line in lines]
-    if not lines or not all(matches):
+    matches = [match for line in lines if (match := LINE.fullmatch(line))]
+    if len(matches) < len(lines):
         raise InputError(f"{path} is not a file of API keys: make it with --new-key NAME.")
-    return ApiKeys({match[1]: match[2] for match in matches if match})
+    digests = {match[1]: match[2] for match in matches}
+    if len(digests) < len(matches):
+        raise InputError(f"{path} has two keys of one name: keep one line of each.")
+    return digests
 
 
 def new_key(path: Path, name: str) -> str:
@@ -52,10 +63,10 @@ def new_key(path: Path, name: str) -> str:
     line = f"{name} {_digest(key)}"
     if not LINE.fullmatch(line):
         raise InputError(f"--new-key {name} can't name a key: use up to 64 letters, digits, dots, `_` and `-`.")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    if any(other.split(" ")[0] == name for other in lines):
+    digests = _digests(path) if path.exists() else {}
+    if name in digests:
         raise InputError(f"{path} has a key {name} already: choose another name, or remove its line.")
-    write_text(path, "\n".join([*lines, line, ""]))
+    write_text(path, "\n".join([*(f"{other} {digest}" for other, digest in digests.items()), line, ""]))
     path.chmod(0o600)
     return key
 

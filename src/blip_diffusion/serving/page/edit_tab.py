@@ -104,7 +104,7 @@ def _photo(service: JobService, job_id: str, edits: list[str]) -> Image.Image | 
         return None
     if photo is None or not edits:
         return photo and ImageOps.contain(photo, (CANVAS, CANVAS))
-    with Image.open(edits[0]) as result:
+    with images.open_lazily(edits[0]) as result:
         return ImageOps.fit(photo, result.size, Image.Resampling.BICUBIC)
 
 

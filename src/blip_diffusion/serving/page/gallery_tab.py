@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
-from PIL import Image
 
 from blip_diffusion.generation.png_metadata import decode
+from blip_diffusion.images import open_image
 from blip_diffusion.serving.page import widgets
 from blip_diffusion.serving.page.form import from_request, settings_of
 from blip_diffusion.serving.page.generate_tab import FormFields, values_of
@@ -59,7 +58,7 @@ def build(service: JobService, form: FormFields, tabs: gr.Tabs, tab: gr.Tab) -> 
     def refer(path: str) -> list[Any]:
         with widgets.shown_errors():
             request, _ = decode(Path(path))
-        return [gr.Tabs(selected="generate"), Image.open(io.BytesIO(Path(path).read_bytes())), request.target_category]
+        return [gr.Tabs(selected="generate"), open_image(path), request.target_category]
 
     quiet: dict[str, Any] = {"api_name": False, "show_progress": "hidden"}
     tab.select(lambda: _newest(service), None, images, **quiet)

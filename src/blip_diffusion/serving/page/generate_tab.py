@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
-from PIL import Image
 
+from blip_diffusion import images
 from blip_diffusion.errors import InputError
 from blip_diffusion.generation.request import GenerationRequest, read_reference
 from blip_diffusion.serving.errors import UnknownId
@@ -82,7 +82,7 @@ def form_of(values: tuple[Any, ...]) -> Form:
 def values_of(form: Form, request: GenerationRequest) -> list[Any]:
     """Return the values of `FormFields.components` for a form; the reference is that of the request."""
     tuned = bool(form.mixture)
-    reference = None if tuned else Image.open(io.BytesIO(request.reference))
+    reference = None if tuned else images.open_lazily(io.BytesIO(request.reference))
     single = [
         SUBJECT if tuned else REFERENCE,
         form.prompts,

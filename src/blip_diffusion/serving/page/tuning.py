@@ -166,5 +166,5 @@ def _scores(path: Path) -> tuple[Score, ...]:
     try:
         rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return tuple(Score(int(row["step"]), float(row["subject"]), float(row["text"])) for row in rows)
-    except (OSError, ValueError, KeyError):  # not written yet
+    except (OSError, ValueError, KeyError, TypeError):  # not written yet, or damaged
         return ()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import gradio as gr
 from PIL import Image
 
+from blip_diffusion import images
 from blip_diffusion.errors import BlipDiffusionError
 from blip_diffusion.serving.errors import UnknownId
 
@@ -46,7 +47,7 @@ def table(rows: Sequence[tuple[str, str]]) -> str:
 
 def jpeg(data: bytes) -> Image.Image:
     """Return a preview as an image."""
-    return Image.open(io.BytesIO(data))
+    return images.open_lazily(io.BytesIO(data))
 
 
 def image_paths(service: JobService, ids: Sequence[str]) -> list[str]:

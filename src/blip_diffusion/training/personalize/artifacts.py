@@ -15,7 +15,7 @@ from blip_diffusion.checkpoint.subject_file import check_place, read_subject, wr
 from blip_diffusion.checkpoint.weights import read_json
 from blip_diffusion.data.photos import Photo
 from blip_diffusion.errors import CheckpointError, InputError
-from blip_diffusion.fileio import check_writable
+from blip_diffusion.fileio import check_unicode, check_writable
 from blip_diffusion.training import checkpointing
 from blip_diffusion.training.personalize.config import TuneConfig
 from blip_diffusion.training.personalize.early_stopping import BEST, Score, Validation
@@ -54,6 +54,8 @@ def output_path(out: str | Path | None, name: str, config: TuneConfig) -> Path:
     """Return the path of the result, a file or for DreamBooth a folder. Raises `InputError` if it can't be used."""
     whole_network = config.method == "dreambooth"
     path = Path(out) if out is not None else Path(name if whole_network else f"{name}.safetensors")
+    if not path.name:
+        raise InputError(f"--out {path} is no name: use for example {name}{'' if whole_network else '.safetensors'}.")
     if not whole_network and path.suffix != ".safetensors":
         raise InputError(f"--out {path} must end in .safetensors, for example {path.with_suffix('.safetensors')}.")
     if whole_network and path.suffix == ".safetensors":
@@ -64,6 +66,7 @@ def output_path(out: str | Path | None, name: str, config: TuneConfig) -> Path:
         raise InputError(f"{path} is a file, and DreamBooth writes a folder: choose another --out.")
     if not (work_folder(path) / RUN_INFO).is_file():  # an earlier tuning's result may be replaced
         check_place(path)
+    check_unicode(path)
     check_writable(path.parent)
     return path
 

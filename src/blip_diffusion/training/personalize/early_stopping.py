@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from blip_diffusion import images
-from blip_diffusion.errors import ConfigError
+from blip_diffusion.errors import CheckpointError, ConfigError, reason
 from blip_diffusion.fileio import save_image, write_text
 from blip_diffusion.plots import Line, line_chart
 from blip_diffusion.sampling import PersonalizedObjective, sample_prompts
@@ -85,6 +85,8 @@ class Validation:
         """Score step 0; in a resumed run, read the scores up to the step `after` that it continues from."""
         earlier = _read_scores(self.folder / SCORES) if after else []
         self.scores = [score for score in earlier if score.step <= after]
+        if self.scores and not self.kept.is_dir():
+            raise CheckpointError(f"{self.kept}, the best result so far, is missing: leave out --resume.")
         self._drop_superseded()  # exports of steps after that one
         if not self.scores:
             self._score(objective, 0)
@@ -163,7 +165,7 @@ class Validation:
 
     def report(self, title: str) -> None:
         """Write the strip of samples, one row per score, and the curve."""
-        rows = [(score, Image.open(self._row(score.step)), self._label(score)) for score in self.scores]
+        rows = [(score, images.open_lazily(self._row(score.step)), self._label(score)) for score in self.scores]
         _save(_strip([(row, label, self.overfits(score)) for score, row, label in rows]), self.folder / STRIP)
         points = {
             "subject": [(s.step, s.subject) for s in self.scores],
@@ -205,4 +207,12 @@ def _write_scores(path: Path, scores: Sequence[Score]) -> None:
 def _read_scores(path: Path) -> list[Score]:
     if not path.is_file():
         return []
-    return [Score(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        scores = [Score(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        if not all(type(one.step) is int and math.isfinite(one.subject + one.text) for one in scores):
+            raise ValueError("a score is not a finite number")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({reason(error)[:100]}): leave out --resume, or choose another --name."
+        ) from error
+    return scores

@@ -24,7 +24,7 @@ from blip_diffusion.checkpoint.model_folder import assemble, read_parts, save_mo
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler
 from blip_diffusion.data.synthetic.tokenizers import tokenizer_corpus
-from blip_diffusion.errors import InputError
+from blip_diffusion.errors import CheckpointError, InputError
 from blip_diffusion.fileio import atomic_dir, write_text
 from blip_diffusion.training import checkpointing
 from blip_diffusion.training.initialization import InitConfig, load_parts
@@ -150,9 +150,15 @@ def _phase(recipe: Recipe, name: str, seconds: float) -> dict[str, float]:
 
 
 def metrics_of(folder: Path) -> dict[str, float] | None:
-    """Return the held-out numbers of an exported phase, or `None`."""
+    """Return the held-out numbers of an exported phase, or `None`. Raises `CheckpointError` for a damaged file."""
     path = folder / EXPORT / METRICS
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        return {str(name): float(value) for name, value in table.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: remove {path.parent}, which is then written again.") from error
 
 
 def train_phase(plan: Plan, config: PhaseConfig, settings: Settings, folder: Path, seconds: float) -> dict[str, float]:
