@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from blip_diffusion.cli.main import main as blip_diffusion
 
-SUBJECTS = {"apple.png": "apple", "armchair.png": "armchair", "dog.png": "dog", "cat.jpg": "cat"}
+SUBJECTS = {"apple.png": "apple", "armchair.png": "armchair", "owl.png": "owl", "dog.png": "dog"}
 PROMPTS = ("on the beach", "in the snow", "on a plain blue background", "on grass", "at night under the stars")
 CELL, HEADER, GAP = 128, 18, 2
 

@@ -24,7 +24,7 @@ def mini() -> BlipDiffusionPipeline:
 def generate(pipe: BlipDiffusionPipeline, prompts: list[str], name: str, *, steps: int | None = 8) -> torch.Tensor:
     """(B, 3) mean colours of the middle, then of the four corners, all from one noise."""
     image = Image.open(EXAMPLES / name)
-    noise = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0)).expand(len(prompts), -1, -1, -1)
+    noise = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(0)).expand(len(prompts), -1, -1, -1)
     settings = {"num_inference_steps": steps, "output_type": "pt", "latents": noise}
     pixels = pipe(prompts, image, Path(name).stem, Path(name).stem, **settings).images
     corners = torch.cat([pixels[:, :, :24, :24], pixels[:, :, -24:, -24:]], dim=-1)
