@@ -87,6 +87,14 @@ def test_invalid_inputs_are_refused_before_the_unet_runs(
         handle.remove()
 
 
+@pytest.mark.parametrize("name", ["unet", "vae", "scheduler", "qformer", "text_encoder"])
+def test_missing_part_is_named(fresh_pipe: BlipDiffusionPipeline, dog: Image.Image, name: str) -> None:
+    fresh_pipe.register_modules(**{name: None})
+    for call in (fresh_pipe, fresh_pipe.encode_prompt):
+        with pytest.raises(InputError, match=f"The pipeline has no {name}"):
+            call("on the beach", dog, "dog", "dog")  # type: ignore[operator]
+
+
 def test_lcm_scheduler_limits_the_number_of_steps(fresh_pipe: BlipDiffusionPipeline, dog: Image.Image) -> None:
     fresh_pipe.scheduler = LCMScheduler.from_config(fresh_pipe.scheduler.config)
     with pytest.raises(InputError, match="num_inference_steps is 51: use a whole number from 1 to 50"):
