@@ -7,7 +7,7 @@ import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def scratch_dir(path: Path) -> Iterator[Path]:
     Folders that killed processes left are removed first. If one holds the earlier `path`, as `EARLIER`, and there is no
     new one, that gets its name back.
     """
-    for left in path.parent.glob(f".partial-{'[0-9a-f]' * 32}-{glob.escape(path.name)}"):
+    for left in _partials(path.parent, glob.escape(path.name)):
         with suppress(InputError), locked(left):  # else another process works in it
             if (left / EARLIER).exists() and not path.exists():
                 (left / EARLIER).replace(path)
@@ -131,11 +131,16 @@ def locked_run(folder: Path) -> Iterator[None]:
 
 def remove_partials(folder: Path, name: str = "*") -> None:
     """Remove partial files and folders `name` of killed processes; no process may be writing them."""
-    for path in folder.glob(f".partial-{'[0-9a-f]' * 32}-{name}") if folder.is_dir() else ():
+    for path in _partials(folder, name):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _partials(folder: Path, name: str) -> Iterable[Path]:
+    """Return the partial files and folders `name`, a pattern of `glob`."""
+    return folder.glob(f".partial-{'[0-9a-f]' * 32}-{name}") if folder.is_dir() else ()
 
 
 def clear(folder: Path) -> None:
@@ -210,6 +215,12 @@ def check_writable(folder: Path, *, flag: str = "--out") -> None:
         tempfile.TemporaryFile(dir=existing).close()  # permission bits are not enough: /proc, read-only mounts
     except (OSError, ValueError) as error:
         raise InputError(f"Nothing can be written to {folder}: choose another {flag}.") from error
+
+
+def check_result(path: Path) -> None:
+    """Raise `InputError` if nothing can be written to `path`, a file or folder that need not exist yet."""
+    check_unicode(path)
+    check_writable(path.parent)
 
 
 def check_unicode(path: Path, *, flag: str = "--out") -> None:

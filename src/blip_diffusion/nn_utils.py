@@ -96,6 +96,13 @@ def mark_modified(*modules: nn.Module) -> None:
         setattr(module, VERSION, getattr(module, VERSION, 0) + 1)
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether all numbers are finite. A finite sum, which needs no memory, is tried first."""
+    if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
+
+
 def holds_all_numbers(tensor: Tensor) -> bool:
     """Return whether a tensor's memory has as many numbers as its shape, none of them used twice."""
     if tensor.is_meta or tensor.layout != torch.strided:

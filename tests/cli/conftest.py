@@ -6,8 +6,32 @@ import pytest
 from PIL import Image
 
 from blip_diffusion.cli.main import main
+from blip_diffusion.data.batches import SubjectBatch
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
+from tests.evaluation.conftest import tiny_dino  # noqa: F401
+from tests.models import save_blip2, save_with_prior
 
 from .commands import Run
+
+
+@pytest.fixture(scope="module")
+def models(
+    tiny_folder: Path,
+    pipe: BlipDiffusionPipeline,
+    batch: SubjectBatch,
+    tiny_dino: Path,  # noqa: F811
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, str]:
+    """Folders of models by the word that stands for them in a table of commands."""
+    folder = tmp_path_factory.mktemp("models")
+    prior = save_with_prior(pipe.model, batch, folder / "prior")
+    places = {
+        "MODEL": tiny_folder,
+        "BLIP2": save_blip2(pipe.model, folder / "blip2"),
+        "PRIOR": prior,
+        "DINO": tiny_dino,
+    }
+    return {word: str(path) for word, path in places.items()}
 
 
 @pytest.fixture

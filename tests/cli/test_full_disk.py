@@ -14,11 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from blip_diffusion.cli.main import main
-from blip_diffusion.data.batches import SubjectBatch
-from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from tests.data.benchmarks.test_dreambench import published
-from tests.evaluation.conftest import tiny_dino  # noqa: F401
-from tests.models import save_blip2, save_with_prior
 from tests.training.photos import written
 
 Command = Callable[[str], list[str]]
@@ -76,21 +72,6 @@ def assert_whole(path: Path) -> None:
         assert path.stat().st_size or path.name == "log.jsonl"
 
 
-@pytest.fixture(scope="module")
-def models(
-    tiny_folder: Path,
-    pipe: BlipDiffusionPipeline,
-    batch: SubjectBatch,
-    tiny_dino: Path,  # noqa: F811
-    tmp_path_factory: pytest.TempPathFactory,
-) -> dict[str, str]:
-    """Folders of models, by the word that stands for them in `COMMANDS`."""
-    folder = tmp_path_factory.mktemp("models")
-    blip2, prior = save_blip2(pipe.model, folder / "blip2"), save_with_prior(pipe.model, batch, folder / "prior")
-    places = {"MODEL": tiny_folder, "BLIP2": blip2, "PRIOR": prior, "dino=DINO": f"dino={tiny_dino}"}
-    return {word: str(path) for word, path in places.items()}
-
-
 @pytest.fixture
 def command(models: dict[str, str], dog: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Return the words of a command, whose files are in the working directory."""
@@ -101,9 +82,11 @@ def command(models: dict[str, str], dog: Image.Image, tmp_path: Path, monkeypatc
     Image.effect_noise((48, 32), 80).convert("RGB").save("photo.png")
     Image.linear_gradient("L").resize((48, 32)).point(lambda value: 255 * (value > 128)).save("mask.png")
 
+    places = models | {"dino=DINO": f"dino={models['DINO']}"}
+
     def words(name: str) -> list[str]:
         model = ["--model", models["MODEL"], "--device", "cpu"] if name in WITH_MODEL else []
-        return [*(models.get(word, word) for word in COMMANDS[name]), *model]
+        return [*(places.get(word, word) for word in COMMANDS[name]), *model]
 
     return words
 

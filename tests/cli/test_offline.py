@@ -8,11 +8,7 @@ from typing import Any
 import pytest
 
 from blip_diffusion.cli.main import main
-from blip_diffusion.data.batches import SubjectBatch
-from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from tests.data.benchmarks.test_dreambench import published
-from tests.evaluation.conftest import tiny_dino  # noqa: F401
-from tests.models import save_blip2, save_with_prior
 
 from .commands import output_files
 
@@ -59,25 +55,11 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return addresses
 
 
-@pytest.fixture(scope="module")
-def models(
-    pipe: BlipDiffusionPipeline,
-    batch: SubjectBatch,
-    tiny_dino: Path,  # noqa: F811
-    tmp_path_factory: pytest.TempPathFactory,
-) -> dict[str, Path]:
-    """Folders of models other than that of `generate`."""
-    folder = tmp_path_factory.mktemp("models")
-    prior = save_with_prior(pipe.model, batch, folder / "prior")
-    return {"{blip2}": save_blip2(pipe.model, folder / "blip2"), "{prior}": prior, "{dino}": tiny_dino}
-
-
 @pytest.mark.parametrize("name", COMMANDS)
 def test_nothing_connects(
     name: str,
     attempts: list[Any],
-    tiny_folder: Path,
-    models: dict[str, Path],
+    models: dict[str, str],
     reference: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -85,10 +67,11 @@ def test_nothing_connects(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     published(Path("bench"))
-    places = models | {"{model}": tiny_folder, "{dog}": reference, "{configs}": CONFIGS, "{world}": WORLD}
+    places = {f"{{{word.lower()}}}": path for word, path in models.items()}
+    places |= {"{dog}": str(reference), "{configs}": str(CONFIGS), "{world}": str(WORLD)}
     command = COMMANDS[name]
     for key, path in places.items():
-        command = command.replace(key, str(path))
+        command = command.replace(key, path)
     try:
         code = main(command.split())
     except SystemExit as end:  # of --help

@@ -22,7 +22,7 @@ from blip_diffusion.checkpoint.model_folder import (
 from blip_diffusion.checkpoint.single_component import load_unet, load_vae
 from blip_diffusion.checkpoint.weights import read_file, read_json, save_state
 from blip_diffusion.errors import CheckpointError
-from blip_diffusion.fileio import EARLIER, check_unicode, check_writable, replace_path, scratch_dir
+from blip_diffusion.fileio import EARLIER, check_result, replace_path, scratch_dir
 from blip_diffusion.model import BlipDiffusion
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
@@ -60,8 +60,7 @@ def convert(
         InputError: If `out` cannot be written or holds something else.
         CheckpointError: If the source cannot be read or its parts do not fit; nothing is written.
     """
-    check_unicode(out)
-    check_writable(out.parent)
+    check_result(out)
     _check_free(out)
     path = Path(source) if Path(source).is_file() else find_model(source)
     out = out.resolve()  # the target of a link is replaced, not the link

@@ -8,6 +8,7 @@ from typing import IO, Any
 
 import torch
 
+from blip_diffusion.checkpoint.weights import check_loaded
 from blip_diffusion.errors import CheckpointError, reason
 
 SUFFIX = ".gguf"
@@ -60,10 +61,7 @@ def load_gguf(path: Path, *, dtype: torch.dtype | None = None) -> tuple[Any, Any
         model, found = AutoModelForCausalLM.from_pretrained(
             path.parent, dtype=dtype or torch.float32, output_loading_info=True, **where
         )
-        if missing := sorted(found["missing_keys"]):  # which are random numbers now
-            raise ValueError(f"{missing[0]} is missing")
-        if not all(one.isfinite().all() for one in model.parameters()):
-            raise ValueError("it has weights that are not finite")
+        check_loaded(model, found["missing_keys"])
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
     except Exception as error:  # the reader raises many kinds for a damaged file
         raise _unreadable(path, error) from error

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from blip_diffusion.checkpoint.weights import (
     State,
     format_mismatches,
-    is_finite,
     read_file,
     save_state,
     shape_mismatches,
 )
 from blip_diffusion.errors import CheckpointError
+from blip_diffusion.nn_utils import is_finite
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 """The U-Net's attention projections, which diffusers' LoRA training scripts train."""

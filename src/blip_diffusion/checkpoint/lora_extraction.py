@@ -20,7 +20,7 @@ from blip_diffusion.checkpoint.subject_file import (
 )
 from blip_diffusion.checkpoint.weights import State
 from blip_diffusion.errors import CheckpointError, InputError
-from blip_diffusion.fileio import check_unicode, check_writable
+from blip_diffusion.fileio import check_result
 
 MAX_RANK = 1280
 """Width of the widest attention of Stable Diffusion 1.5: a LoRA of that rank is exact."""
@@ -39,8 +39,7 @@ def convert_tuned(source: Path, base: str, out: Path, *, name: str, category: st
     if out.suffix != ".safetensors":
         raise InputError(f"--out {out} must end in .safetensors, for example {name}.safetensors.")
     check_place(out)
-    check_unicode(out)
-    check_writable(out.parent)
+    check_result(out)
     folder = find_model(base)
     model = assemble(read_parts(folder), folder)
     before, base_fingerprint = model.unet, fingerprint(model.unet, model.text_encoder)

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.fileio import atomic_file, write_text
-from blip_diffusion.nn_utils import holds_all_numbers
+from blip_diffusion.nn_utils import holds_all_numbers, is_finite
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -166,11 +166,17 @@ def check_storage(name: str, tensor: Tensor, where: Path) -> None:
         raise CheckpointError(f"{where} holds {name[:200]!r} with fewer numbers than its shape has: it is damaged.")
 
 
-def is_finite(tensor: Tensor) -> bool:
-    """Return whether all numbers are finite. A finite sum, which needs no memory, is tried first."""
-    if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
-        return True
-    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
+def check_loaded(network: nn.Module, missing: Iterable[str]) -> None:
+    """Raise `ValueError` for a network whose weights a library found missing, or that are not finite.
+
+    Args:
+        network: The network.
+        missing: The `missing_keys` of transformers' loading info. These weights are random numbers now.
+    """
+    if names := sorted(missing):
+        raise ValueError(f"{names[0]} is missing")
+    if not all(is_finite(one) for one in network.parameters()):
+        raise ValueError("it has weights that are not finite")
 
 
 def save_part(

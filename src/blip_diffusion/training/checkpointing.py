@@ -27,6 +27,7 @@ from torch import Tensor
 
 from blip_diffusion.errors import CheckpointError, reason
 from blip_diffusion.fileio import flush, sha256_of
+from blip_diffusion.nn_utils import is_finite
 
 MODEL, EMA, OPTIMIZER, CONFIG, STATE = (
     "model.safetensors",
@@ -233,7 +234,7 @@ def load(path: Path) -> Checkpoint:
         raise CheckpointError(f"The checkpoint {path} can't be loaded: {reason(error)}.") from error
     for name, tensors in ((MODEL, checkpoint.model), (EMA, checkpoint.ema)):
         for key, tensor in tensors.items():
-            if tensor.is_floating_point() and not tensor.isfinite().all():
+            if not is_finite(tensor):
                 raise CheckpointError(f"{key} in {path / name} is not finite: resume from an earlier checkpoint.")
     return checkpoint
 

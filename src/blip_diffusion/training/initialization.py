@@ -169,9 +169,10 @@ def init_model(parts: Parts, config: InitConfig, corpus: Sequence[str], pixels: 
 def _new_unet(shape: ModelConfig, vae: Any) -> Any:
     """Return a new U-Net of a preset, for the latents of an autoencoder if there is one."""
     channels = {} if vae is None else dict.fromkeys(("in_channels", "out_channels"), int(vae.config.latent_channels))
+    settings = {**shape.unet, **channels}
     if not is_placed(shape.unet):
-        return UNet2DConditionModel(**{**shape.unet, **channels})
-    unet = PlacedUNet2DConditionModel(**{**shape.unet, **channels})
+        return UNet2DConditionModel(**settings)
+    unet = PlacedUNet2DConditionModel(**settings)
     unet.init_placed()
     return unet
 

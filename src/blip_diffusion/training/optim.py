@@ -191,10 +191,8 @@ def _check_moments(trainable: Mapping[str, nn.Parameter], saved: Any) -> None:
     for name, state in saved.items():
         if name not in trainable:
             raise CheckpointError(f"The checkpoint has moments of {str(name)[:200]!r}, which is not trained.")
-        needed = (
-            {} if "state1" in state or not state else dict.fromkeys((*MOMENTS, "step"))
-        )  # the 8-bit form has others
-        for key, value in {**needed, **state}.items():
+        needed = () if "state1" in state or not state else (*MOMENTS, "step")  # the 8-bit form has others
+        for key, value in {**dict.fromkeys(needed), **state}.items():
             if not _is_moment(value, None if key not in MOMENTS else trainable[name].shape, scalar=key == "step"):
                 raise CheckpointError(
                     f"The checkpoint's {key} of {name!r} doesn't fit the parameter or isn't finite: it is damaged."

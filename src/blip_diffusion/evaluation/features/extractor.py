@@ -14,6 +14,7 @@ from torch import Tensor
 
 from blip_diffusion.checkpoint.components import read_config
 from blip_diffusion.checkpoint.locate import check_source
+from blip_diffusion.checkpoint.weights import check_loaded
 from blip_diffusion.errors import CheckpointError, reason
 from blip_diffusion.fileio import path_exists
 from blip_diffusion.images import open_image
@@ -82,10 +83,7 @@ def _load_network(kind: Any, source: str, **options: Any) -> Any:
         read_config(Path(source) / "config.json", "the network")  # which checks its numbers
     options["attn_implementation"] = "sdpa"  # whatever a file names: it may be a repository of compiled code
     network, found = _load(kind, source, output_loading_info=True, **options)
-    if missing := sorted(found["missing_keys"]):  # which are random numbers now
-        raise ValueError(f"{missing[0]} is missing")
-    if not all(one.isfinite().all() for one in network.parameters()):
-        raise ValueError("it has weights that are not finite")
+    check_loaded(network, found["missing_keys"])
     return network.eval().requires_grad_(False)
 
 

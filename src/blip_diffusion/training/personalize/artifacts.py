@@ -15,7 +15,7 @@ from blip_diffusion.checkpoint.subject_file import check_place, read_subject, wr
 from blip_diffusion.checkpoint.weights import read_json
 from blip_diffusion.data.photos import Photo
 from blip_diffusion.errors import CheckpointError, InputError
-from blip_diffusion.fileio import check_unicode, check_writable
+from blip_diffusion.fileio import check_result
 from blip_diffusion.training import checkpointing
 from blip_diffusion.training.personalize.config import TuneConfig
 from blip_diffusion.training.personalize.early_stopping import BEST, Score, Validation
@@ -66,8 +66,7 @@ def output_path(out: str | Path | None, name: str, config: TuneConfig) -> Path:
         raise InputError(f"{path} is a file, and DreamBooth writes a folder: choose another --out.")
     if not (work_folder(path) / RUN_INFO).is_file():  # an earlier tuning's result may be replaced
         check_place(path)
-    check_unicode(path)
-    check_writable(path.parent)
+    check_result(path)
     return path
 
 

@@ -45,7 +45,7 @@ def make_step(
     plain, step = seconds_of(step, example), None  # frees the graph's memory
     step = _graphed_or_none(loss, parameters, example, compiled=True)
     if step is None or (seconds := seconds_of(step, example)) >= plain:
-        return graphed_step(loss, parameters, example)
+        return _graphed_or_none(loss, parameters, example) or eager_step(loss, parameters)
     print(f"torch.compile: {1000 * seconds:.1f} ms per step instead of {1000 * plain:.1f} ms", flush=True)
     return step
 

@@ -21,6 +21,7 @@ import torch
 
 from blip_diffusion import config as configuration
 from blip_diffusion.checkpoint.model_folder import assemble, read_parts, save_model
+from blip_diffusion.checkpoint.weights import read_json
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler
 from blip_diffusion.data.synthetic.tokenizers import tokenizer_corpus
@@ -155,9 +156,8 @@ def metrics_of(folder: Path) -> dict[str, float] | None:
     if not path.is_file():
         return None
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-        return {str(name): float(value) for name, value in table.items()}
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        return {name: float(value) for name, value in read_json(path).items()}
+    except (CheckpointError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: remove {path.parent}, which is then written again.") from error
 
 
