@@ -61,7 +61,7 @@ def address(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield address
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop runs until it is closed, and other tests need one of their own
 def browser() -> Iterator[Any]:
     """Debian's Chromium; for tests with the marker faces."""
     playwright = pytest.importorskip("playwright.sync_api")

@@ -57,7 +57,7 @@ def test_trim_ignores_faint_specks() -> None:
 
 
 @pytest.mark.parametrize(
-    "picture",
+    "image",
     [
         disc(radius=15),  # too small
         Image.new("RGBA", (100, 100)),  # nothing

@@ -45,9 +45,9 @@ def test_drawings_benchmark_is_next_to_the_dataset(package: Path, tmp_path: Path
 
 def test_reference_is_cropped_to_the_drawing(package: Path, tmp_path: Path) -> None:
     bench = write_drawings(package, DRAWINGS, tmp_path / "drawings")
-    reference = Image.open(bench.subjects[0].pictures[0]).convert("RGB")
+    reference = Image.open(bench.subjects[0].images[0]).convert("RGB")
     red = [x for x in range(reference.width) if _is_red(reference.getpixel((x, reference.height // 2)))]
-    assert len(bench.subjects[0].pictures) == 1 and red
+    assert len(bench.subjects[0].images) == 1 and red
 
 
 def test_missing_drawings_are_named(tmp_path: Path) -> None:

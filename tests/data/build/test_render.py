@@ -41,6 +41,13 @@ def test_catalogue_is_read(archive: Path) -> None:
     assert wall_box.wall and wall_box.size == (40, 20, 10) and wall_box.rotation[5] == 1
 
 
+def test_entries_with_the_same_file_are_rendered_each(archive: Path, tmp_path: Path) -> None:
+    models = catalogue(archive)
+    assert [model.key for model in models] == ["toys/box/box", "toys/box/box.2"]
+    files = [path for model in models for _, path in render(model, tmp_path / "views", 2)]
+    assert len({path.read_bytes() for path in files}) == 4
+
+
 def test_invalid_catalogue_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.sh3f").write_text("no zip")
     with pytest.raises(DataError, match=r"a\.sh3f is not a furniture catalogue"):

@@ -56,12 +56,12 @@ def trim(image: Image.Image, *, solid: bool = True) -> Image.Image | None:
 def opened(path: Path) -> Image.Image | None:
     """Open an image file; None if it is unreadable, a bomb, or has no transparency."""
     try:
-        image = open_lazily(path)
-        if image.width * image.height > LARGEST:
-            return None
-        if image.mode not in ("RGBA", "LA") and "transparency" not in image.info:
-            return None
-        return image.convert("RGBA")
+        with open_lazily(path) as image:
+            if image.width * image.height > LARGEST:
+                return None
+            if image.mode not in ("RGBA", "LA") and "transparency" not in image.info:
+                return None
+            return image.convert("RGBA")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
 

@@ -8,7 +8,7 @@ import re
 import tempfile
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Model:
     """One entry of a furniture catalogue."""
 
     archive: Path
-    key: str  # "blendswap-cc-0/teapot/teapot"
+    key: str  # unique: "blendswap-cc-0/teapot/teapot", or with ".2" for entry 2 if an earlier one has the same OBJ file
     name: str
     group: str  # the catalogue's own category: "Kitchen"
     creator: str
@@ -67,7 +67,13 @@ def catalogue(archive: Path) -> list[Model]:
     entries: dict[str, dict[str, str]] = {}
     for key, number, value in re.findall(r"^(\w+)#(\d+)=(.*?)\s*$", text, re.MULTILINE):
         entries.setdefault(number, {})[key] = value.encode("latin1").decode("unicode_escape")
-    return [_model(archive, entry) for entry in entries.values() if "model" in entry]
+    models: dict[str, Model] = {}
+    for number, entry in entries.items():
+        if "model" in entry:
+            model = _model(archive, entry)
+            key = f"{model.key}.{number}" if model.key in models else model.key
+            models[key] = replace(model, key=key)
+    return list(models.values())
 
 
 def _model(archive: Path, entry: dict[str, str]) -> Model:

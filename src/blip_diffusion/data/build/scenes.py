@@ -48,11 +48,11 @@ def _file(path: Path) -> Path:
 
 def _opened(path: Path) -> Image.Image | None:
     try:
-        image = open_lazily(path)
-        if image.width * image.height > LARGEST:
-            return None
-        image.draft("RGB", (2 * SCENE_WIDTH, 2 * SCENE_HEIGHT))
-        return image.convert("RGB")
+        with open_lazily(path) as image:
+            if image.width * image.height > LARGEST:
+                return None
+            image.draft("RGB", (2 * SCENE_WIDTH, 2 * SCENE_HEIGHT))
+            return image.convert("RGB")
     except (OSError, Image.DecompressionBombError):
         return None
 

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -30,24 +31,36 @@ def create_app(service: JobService, *, keys: ApiKeys | None = None, hosts: Colle
     Example:
         >>> app = create_app(JobService(ServiceSettings(Path("server"))))
     """
+    app = empty_app(service, hosts=hosts, openapi_url="/v1/openapi.json", responses=PROBLEM_RESPONSES)
+    app.state.keys = keys
+    for part in (health, images, jobs, subjects):
+        app.include_router(part.router)
+    return app
+
+
+def empty_app(service: JobService, *, hosts: Collection[str], **options: Any) -> FastAPI:
+    """Return an application without routes that starts and stops a service, as `serve` needs it.
+
+    Args:
+        service: The job service.
+        hosts: Allowed host names. Empty: any.
+        **options: Arguments of `FastAPI`.
+    """
     app = FastAPI(
         title="blip-diffusion",
         version=__version__,
-        lifespan=lifespan_of(service),
-        openapi_url="/v1/openapi.json",
+        lifespan=_lifespan_of(service),
         docs_url=None,  # its page loads scripts from another server
         redoc_url=None,
-        responses=PROBLEM_RESPONSES,
+        **options,
     )
-    app.state.service, app.state.keys = service, keys
-    for part in (health, images, jobs, subjects):
-        app.include_router(part.router)
+    app.state.service = service
     add_handlers(app)
     app.add_middleware(Guard, hosts=hosts)
     return app
 
 
-def lifespan_of(service: JobService) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan_of(service: JobService) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     """Return what starts a service with an application, and stops it with that."""
 
     @asynccontextmanager

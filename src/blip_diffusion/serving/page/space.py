@@ -6,10 +6,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from blip_diffusion import __version__
-from blip_diffusion.serving.http.guards import Guard
-from blip_diffusion.serving.http.problems import add_handlers
-from blip_diffusion.serving.http.server import lifespan_of
+from blip_diffusion.serving.http.server import empty_app
 from blip_diffusion.serving.job_service import JobService
 from blip_diffusion.serving.page.page import mount_page
 from blip_diffusion.serving.settings import ServiceSettings
@@ -34,14 +31,5 @@ def create_space(folder: Path, *, model: str = "mini") -> FastAPI:
         >>> serve(create_space(Path("space")), "0.0.0.0", 7860)
     """
     service = JobService(ServiceSettings(folder, models={Path(model).name: model}, retention=DAY))
-    app = FastAPI(
-        title="blip-diffusion",
-        version=__version__,
-        lifespan=lifespan_of(service),
-        openapi_url=None,
-        docs_url=None,
-        redoc_url=None,
-    )
-    add_handlers(app)
-    app.add_middleware(Guard, hosts=())
+    app = empty_app(service, hosts=(), openapi_url=None)
     return mount_page(app, service, public=True)
