@@ -81,6 +81,17 @@ def fresh_pipe(tiny_folder: Path) -> BlipDiffusionPipeline:
     return pipe
 
 
+@pytest.fixture(scope="module")
+def placed() -> BlipDiffusionPipeline:
+    """A model with placed tokens, that nobody has trained."""
+    pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    built = init_model(Parts(), InitConfig(preset="tiny-placed"), ["a dog and a cat on the beach"] * 9, pixels)
+    pipe = BlipDiffusionPipeline.from_model(built.eval())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 @pytest.fixture(scope="session")
 def dog() -> Image.Image:
     """An image of a subject, wider than high."""

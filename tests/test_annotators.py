@@ -28,6 +28,20 @@ def test_canny_equals_opencv(name: str, low: int, high: int) -> None:
     assert np.array_equal(result, cv2.Canny(np.asarray(image), low, high) > 0)
 
 
+def test_masks_are_the_transparency_or_black_and_white() -> None:
+    mask = Image.new("L", (20, 20))
+    mask.paste(255, (5, 5, 15, 18))
+    cutout = Image.new("RGB", (20, 20), "red")
+    cutout.putalpha(mask)
+    for image in (mask, mask.convert("RGB"), mask.convert("1"), cutout):
+        found = annotate(image, "mask")
+        assert found.mode == "RGB" and np.array_equal(np.asarray(found)[..., 0], np.asarray(mask))
+    with pytest.raises(InputError, match="black and white, white at the subject"):
+        annotate(Image.open(EXAMPLES / "dog.png").convert("RGB").point(lambda value: value // 2), "mask")
+    with pytest.raises(InputError, match="no white pixel"):
+        annotate(Image.new("L", (20, 20)), "mask")
+
+
 def test_a_square_has_four_thin_sides() -> None:
     image = Image.new("RGB", (40, 40), "white")
     ImageDraw.Draw(image).rectangle((10, 12, 29, 27), fill="black")
@@ -56,7 +70,7 @@ def test_control_map_is_unchanged(dog: Image.Image) -> None:
 
 
 def test_unknown_kinds_are_refused(dog: Image.Image) -> None:
-    with pytest.raises(InputError, match="no control 'edges': use map, canny, depth"):
+    with pytest.raises(InputError, match="no control 'edges': use map, canny, mask, depth"):
         annotate(dog, "edges")
     with pytest.raises(InputError, match=r"depth needs controlnet_aux: pip install"):
         annotate(dog, "depth")

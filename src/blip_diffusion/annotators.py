@@ -19,12 +19,20 @@ NETWORKS = {
 """Annotators that are networks: their classes in `controlnet_aux`."""
 WEIGHTS = "lllyasviel/Annotators"
 """Hub repository of their weights."""
-KINDS = ("map", "canny", *NETWORKS)
-"""`map` is an image that is already a control map."""
+KINDS = ("map", "canny", "mask", *NETWORKS)
+"""`map` is an image that is already a control map, `mask` the mask of a subject."""
+MAX_GREY = 0.25
+"""Largest share of a mask's pixels that may be neither dark nor bright."""
 
 
 def annotate(image: Image.Image, kind: str) -> Image.Image:
-    """Return the control map of an image. Raises `InputError` for an unknown or unavailable annotator."""
+    """Return the control map of an image.
+
+    Raises:
+        InputError: If the annotator is unknown or unavailable, or the image is no mask where one is needed.
+    """
+    if kind == "mask":
+        return subject_mask(image)
     image = images.as_rgb(image)
     if kind == "map":
         return image
@@ -53,6 +61,23 @@ def _detector(kind: str) -> Callable[[Image.Image], Image.Image]:
             "as map."
         ) from error
     return detector
+
+
+def subject_mask(image: Image.Image) -> Image.Image:
+    """Return the mask of a cut-out, its transparency, or an image that is a mask already: white at the subject.
+
+    Raises:
+        InputError: If the image is opaque and not black and white.
+    """
+    mask = images.alpha_of(image)
+    if mask is None:
+        mask = images.as_rgb(image).convert("L")
+        counts = mask.histogram()
+        if sum(counts[64:192]) > MAX_GREY * sum(counts):
+            raise InputError("The control image mask is black and white, white at the subject, or has transparency.")
+    if mask.getextrema()[1] < 128:  # type: ignore[operator]  # a pair for one channel
+        raise InputError("The control image mask has no white pixel: draw the subject in white.")
+    return mask.convert("RGB")
 
 
 def canny(image: Image.Image, low: float = LOW, high: float = HIGH) -> Image.Image:

@@ -2,6 +2,7 @@ import base64
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from blip_diffusion.annotators import KINDS, NETWORKS
 from blip_diffusion.errors import InputError
 from blip_diffusion.generation.png_metadata import METADATA, read_request
 from blip_diffusion.generation.request import CONTROLNETS, ControlInput, GenerationRequest, read_reference
-from blip_diffusion.generation.run import run
+from blip_diffusion.generation.run import _subject_arguments, run
 from blip_diffusion.images import png_bytes
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 
@@ -204,6 +205,16 @@ def test_bundled_controlnet_is_used_for_edges_only(fresh_pipe: BlipDiffusionPipe
     assert annotated("canny") and annotated("map") and annotated("depth", str(tmp_path / "model"))
     with pytest.raises(InputError, match="no ControlNet for depth and this model: name one with --controlnet"):
         annotated("depth")
+
+
+def test_a_mask_as_control_image_gives_the_subjects_box(placed: BlipDiffusionPipeline, pipe: Any) -> None:
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (8, 4, 24, 28))
+    request = GenerationRequest(**REQUEST, controls=(ControlInput("mask", png_bytes(mask)),))
+    assert _subject_arguments(placed, request)["box"] == (0.25, 0.125, 0.75, 0.875)
+    assert _subject_arguments(placed, replace(request, box=(0.0, 0.0, 0.5, 0.5)))["box"] == (0.0, 0.0, 0.5, 0.5)
+    assert _subject_arguments(placed, replace(request, controls=(ControlInput("map", PNG),)))["box"] is None
+    assert _subject_arguments(pipe, request)["box"] is None  # without positions
 
 
 def test_default_controlnets_match_their_annotators() -> None:

@@ -8,9 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from blip_diffusion.checkpoint.model_folder import Parts
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
-from blip_diffusion.training.initialization import InitConfig, init_model
 
 from .sampling import INPUTS, Generate, Sample, seeded
 
@@ -65,14 +63,3 @@ def unet_batch_sizes(fresh_pipe: BlipDiffusionPipeline) -> Iterator[list[int]]:
     handle = fresh_pipe.unet.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
     yield sizes
     handle.remove()
-
-
-@pytest.fixture(scope="module")
-def placed() -> BlipDiffusionPipeline:
-    """A model with placed tokens, that nobody has trained."""
-    pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    torch.manual_seed(0)
-    built = init_model(Parts(), InitConfig(preset="tiny-placed"), ["a dog and a cat on the beach"] * 9, pixels)
-    pipe = BlipDiffusionPipeline.from_model(built.eval())
-    pipe.set_progress_bar_config(disable=True)
-    return pipe

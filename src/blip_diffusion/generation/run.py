@@ -18,6 +18,7 @@ from blip_diffusion.checkpoint.single_component import load_controlnet
 from blip_diffusion.devices import device_of
 from blip_diffusion.errors import InputError
 from blip_diffusion.fileio import check_writable
+from blip_diffusion.framing import Box, box_of_mask
 from blip_diffusion.generation.edit import Editor
 from blip_diffusion.generation.jobs import BATCH_SIZE, Job, jobs_of
 from blip_diffusion.generation.output import check_grid_path, existing_images, png_files, save_grid, save_images
@@ -300,7 +301,7 @@ def _subject_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:
     """Return the arguments of a call for the subject and its position: tuned subjects, else references."""
     if request.more_subjects:
         return subject_arguments(pipe, request)
-    place = {"target_subject_category": request.target_category, "box": request.box}
+    place = {"target_subject_category": request.target_category, "box": request.box or _box_of_masks(pipe, request)}
     if request.subjects:
         return {"subject_embeds": load_subjects(pipe, request.subjects), **place}
     if not request.reference:
@@ -311,6 +312,15 @@ def _subject_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:
         "resize_mode": request.resize_mode,
         **place,
     }
+
+
+def _box_of_masks(pipe: Any, request: GenerationRequest) -> Box | None:
+    """Return the box of the first control image of kind "mask", for a model whose subject tokens have positions."""
+    masks = [control.image for control in request.controls if control.kind == "mask"]
+    if not masks or not pipe.model.place_width:
+        return None
+    mask = images.as_rgb(images.open_image(io.BytesIO(masks[0])))
+    return box_of_mask(images.to_tensor([mask])[0].mean(dim=0))
 
 
 def _control_arguments(controls: tuple[ControlInput, ...], pipe: Any) -> dict[str, Any]:

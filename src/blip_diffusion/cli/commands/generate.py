@@ -165,7 +165,8 @@ def control_flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KIND=FILE[:SCALE]",
-        help="keep the structure of an image, for example canny=room.png:0.8; map=FILE is a ready-made control map",
+        help="keep the structure of an image, for example canny=room.png:0.8; mask=FILE is the mask of the subject, "
+        "map=FILE a ready-made control map",
     )
     parser.add_argument(
         "--controlnet", action="append", default=[], metavar="KIND=MODEL", help="the ControlNet for a kind of control"

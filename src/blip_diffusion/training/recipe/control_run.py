@@ -61,7 +61,10 @@ def _loop() -> PhaseConfig:
 
 @dataclass(frozen=True)
 class ControlRecipeConfig:
-    """Configuration of training for structure control; the kind of hint is an argument of the call."""
+    """Configuration of training for structure control; the kind of hint is an argument of the call.
+
+    `control.default_frames` applies to edges only: `generate` takes the subject's frame from a mask.
+    """
 
     model: str = "mini"  # or a folder
     data: Path = Path("world/world.zip")
@@ -183,6 +186,8 @@ def _train(context: _Context, hint: Hint, folder: Path, seconds: float) -> dict[
         return metrics
     torch.manual_seed(context.config.seed)
     config = replace(context.config.control, hint=hint)
+    if hint == "mask":
+        config = replace(config, default_frames=0.0)
     objective = PackedControl(context.model, initialization.noising_from(context.model.scheduler), config)
     objective = objective.to(context.settings.device)
     plan = Plan(
