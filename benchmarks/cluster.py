@@ -24,7 +24,6 @@ from blip_diffusion.generation.output import png_files, save_images
 from blip_diffusion.generation.request import GenerationRequest
 from blip_diffusion.generation.run import run
 from blip_diffusion.images import open_image
-from blip_diffusion.training.shapes import MINI
 
 REFERENCE = Path(__file__).parent.parent / "examples" / "dog.png"
 CALLS = {"published": {"PNDM, 50 steps": 51, "fast": 10, "turbo": 2}, "mini": {"15 steps": 15, "fast": 10, "turbo": 2}}
@@ -94,7 +93,7 @@ def seconds_of_files(request: GenerationRequest, out: Path, side: int = 512, tim
 
 def operations(name: str) -> dict[str, float]:
     """Return GFLOP of an image by preset, its decoding included. A multiply-add is two operations."""
-    shape = MINI if name == "mini" else SHAPES[name]
+    shape = SHAPES[name]
     latents = latent_shape(name)
     with torch.device("meta"), torch.no_grad():
         unet, vae = UNet2DConditionModel(**shape.unet), AutoencoderKL(**shape.vae)

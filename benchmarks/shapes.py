@@ -1,7 +1,7 @@
 """The models of the benchmark: random weights in the published layout, which both sides load from the same files.
 
-`published` has the shapes of the published model. `mini` has those of the shipped model, except for CLIP's image
-encoder (the peer supports no other) and a larger vocabulary, which takes no time.
+`published` has the shapes of the published model. `mini` has those of the shipped model, except for what the peer
+doesn't support: its image encoder is CLIP's, it has 16 queries, which are not placed, and a larger vocabulary.
 """
 
 import dataclasses
@@ -28,10 +28,12 @@ SHAPES = {
     "mini": dataclasses.replace(
         MINI,
         image_encoder=CLIP_AT_MINI,
-        qformer=dataclasses.replace(MINI.qformer, vocabulary=BERT_WORDS, positions=512, vision_width=192),
+        qformer=dataclasses.replace(MINI.qformer, vocabulary=BERT_WORDS, positions=512, vision_width=192, queries=16),
         projection_inner=4 * MINI.qformer.width,
         text_encoder=dataclasses.replace(MINI.text_encoder, vocabulary=49408, positions=77),
         reference=ReferenceConfig(128),
+        unet={name: value for name, value in MINI.unet.items() if not name.startswith("encoder_hid_dim")}
+        | {"cross_attention_dim": MINI.text_encoder.width},
     ),
 }
 PIXELS = {"published": 512, "mini": 128}
