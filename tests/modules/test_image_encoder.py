@@ -1,9 +1,13 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.modules.image_encoder import (
+    EfficientNetFullTower,
     EfficientNetTower,
+    GridTower,
     ImageEncoder,
     ImageEncoderConfig,
     build_tower,
@@ -12,9 +16,10 @@ from blip_diffusion.modules.qformer import place_features
 
 CLIP = ImageEncoderConfig(image_size=28, width=24, layers=2, heads=2, inner=48, patch=14)
 LITE = ImageEncoderConfig(tower="efficientnet-lite0", image_size=32)
+FULL = ImageEncoderConfig(tower="efficientnet-lite0-full", image_size=64)
 
 
-@pytest.fixture(scope="module", params=[CLIP, LITE], ids=["clip", "efficientnet-lite0"])
+@pytest.fixture(scope="module", params=[CLIP, LITE, FULL], ids=lambda config: config.tower)
 def encoder(request: pytest.FixtureRequest) -> ImageEncoder:
     torch.manual_seed(0)
     return ImageEncoder(request.param)
@@ -51,9 +56,10 @@ def test_images_of_a_batch_are_independent(encoder: ImageEncoder) -> None:
     torch.testing.assert_close(encoder(pixels)[1:], encoder(pixels[1:]), atol=1e-5, rtol=1e-5)
 
 
-def test_calibrated_features_are_standardised() -> None:
+@pytest.mark.parametrize("make", [EfficientNetTower, EfficientNetFullTower])
+def test_calibrated_features_are_standardised(make: Callable[[], GridTower]) -> None:
     torch.manual_seed(0)
-    tower, pixels = EfficientNetTower(), torch.randn(16, 3, 32, 32)
+    tower, pixels = make(), torch.randn(16, 3, 32, 32)
     for parameter in tower.parameters():
         parameter.requires_grad_(False)
     tower.calibrate(pixels)
@@ -71,6 +77,16 @@ def test_features_contain_the_colours_of_the_patches() -> None:
     assert (colours[:, 0, 0] == 1).all() and colours[:, 1].abs().max() == 0 and colours[:, :, 1:].abs().max() == 0
 
 
+def test_features_of_the_full_tower_are_of_the_last_block() -> None:
+    """Two patches of 32 pixels: the last block's features, then the colours of their cells, in the image's order."""
+    torch.manual_seed(0)
+    tower, pixels = EfficientNetFullTower(), torch.randn(1, 3, 64, 64)
+    features = tower(pixels)[0].view(2, 2, 400)
+    last = tower.network(pixels, (15,))[0]
+    torch.testing.assert_close(features[..., :320], last[0].permute(1, 2, 0))
+    torch.testing.assert_close(features[1, 0, 320], pixels[0, 0, 32:40, :8].mean())
+
+
 def test_position_features_differ_and_are_symmetric() -> None:
     places = place_features(8, 32)
     assert places.shape == (1, 64, 32)
@@ -83,6 +99,8 @@ def test_position_features_differ_and_are_symmetric() -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match="a multiple of 16"):
         EfficientNetTower()(torch.zeros(1, 3, 40, 40))
+    with pytest.raises(ValueError, match="a multiple of 32"):
+        EfficientNetFullTower()(torch.zeros(1, 3, 48, 48))
     with pytest.raises(ValueError, match="reads squares, not 32 x 48"):
         EfficientNetTower()(torch.zeros(1, 3, 32, 48))
     build_tower(CLIP).check_side(28)

@@ -290,6 +290,7 @@ def test_every_stage_has_a_configuration(folder: str, more: list[str]) -> None:
         ("model.queries=0", ConfigError, "use 1 to 4"),
         ("representation.multimodal_every=0", ConfigError, "every is 0: use 1 or more"),
         ("representation.multimodal_every=2", ConfigError, "every is 2, and without reconstruction_weight the"),
+        ("data.pool=2", ConfigError, "pool is for the objectives language and representation: set it to 0"),
         ("subject.subject_weight=0", ConfigError, "subject_weight is 0.0: use a number above 0"),
         ("subject.subject_weight=-2", ConfigError, "subject_weight is -2.0: use a number above 0"),
         ("autoencoder.crop=0", ConfigError, "crop is 0: use a multiple of 16"),
@@ -303,6 +304,12 @@ def test_invalid_configurations_are_refused(
     with pytest.raises(error, match=sentence):
         run(CONFIGS / "debug/text_to_image.toml", tmp_path / "run", overrides=options)
     assert not (tmp_path / "run/export").exists()
+
+
+def test_a_pool_has_no_subjects_to_reconstruct() -> None:
+    options = ["data.pool=2", "representation.reconstruction_weight=1"]
+    with pytest.raises(ConfigError, match="no subjects to reconstruct: set it to 0"):
+        configuration.build(RunConfig, configuration.read(CONFIGS / "debug/representation.toml", options))
 
 
 def test_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """The format of training batches. Letters: `B` batch, `S` image size, `C` size of the object crop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, TypedDict
 
+import torch
 from torch import Tensor
 
 
@@ -34,6 +35,15 @@ def described(batch: SubjectBatch, image: DescribedImage) -> tuple[Tensor, list[
     if image == "reference":
         return batch["reference"], batch["reference_caption"]
     return batch["target"], batch["caption"]
+
+
+def with_category_captions(
+    captions: Sequence[str], categories: Sequence[str], share: float, rng: torch.Generator
+) -> list[str]:
+    """Replace a random share of captions by "a {category}"; a caption without a category is kept."""
+    chosen = (torch.rand(len(captions), generator=rng, device=rng.device) < share).tolist()
+    triples = zip(captions, categories, chosen, strict=True)
+    return [f"a {category}" if short and category else caption for caption, category, short in triples]
 
 
 Batches = Callable[[int], SubjectBatch]

@@ -34,7 +34,7 @@ from blip_diffusion.modules.heads import (
     SubjectFinder,
     SubjectFinderConfig,
 )
-from blip_diffusion.modules.image_encoder import EfficientNetTower
+from blip_diffusion.modules.image_encoder import GridTower
 from blip_diffusion.modules.language import LanguagePrefix, build_language_model
 from blip_diffusion.modules.lpips import read_lpips
 from blip_diffusion.modules.perceptual_loss import PerceptualDistance
@@ -51,8 +51,8 @@ class InitConfig:
     """Initial parts of a run."""
 
     preset: Literal[
-        "mini", "mini-pixels", "mini-pixels-upscale", "tiny", "tiny-placed", "tiny-pixels", "tiny-pixels-upscale",
-        "published",
+        "mini", "mini-captions", "mini-pixels", "mini-pixels-upscale", "tiny", "tiny-placed", "tiny-pixels",
+        "tiny-pixels-upscale", "published",
     ] = "mini"  # fmt: skip
     init_from: tuple[Path, ...] = ()  # model folders; each part comes from the first that has it
     new_parts: tuple[Literal["unet", "vae", "scheduler"], ...] = ()  # parts that are not taken from a folder
@@ -124,17 +124,17 @@ def init_subject_encoder(parts: Parts, config: InitConfig, corpus: Sequence[str]
 
 def _new_subject_encoder(shape: ModelConfig, pixels: torch.Tensor) -> SubjectEncoder:
     """Return a new encoder around EfficientNet-Lite0, the only tower whose weights a package provides."""
-    if shape.image_encoder.tower != "efficientnet-lite0":
+    if not shape.image_encoder.tower.startswith("efficientnet-lite0"):
         raise CheckpointError(
             "The frozen image encoder of this preset needs pretrained weights: name a folder with qformer/ in "
             "model.init_from."
         )
     encoder = build_subject_encoder(shape)
-    tower: EfficientNetTower = encoder.image_encoder.tower
+    tower: GridTower = encoder.image_encoder.tower
     read_weights(lite0_weights(), tower.network)
     tower.calibrate(pixels)
     if is_placed(shape.unet):
-        encoder.qformer.init_query_grid(EfficientNetTower.places)
+        encoder.qformer.init_query_grid(tower.places)
     return encoder
 
 

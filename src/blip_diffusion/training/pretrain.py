@@ -19,6 +19,7 @@ from blip_diffusion.training import checkpointing
 from blip_diffusion.training.builders import OBJECTIVES, BuildContext
 from blip_diffusion.training.objective import Objective
 from blip_diffusion.training.objectives.language import LanguageStage
+from blip_diffusion.training.objectives.representation import Representation
 from blip_diffusion.training.objectives.sentences import Sentences
 from blip_diffusion.training.pooled_batches import PooledBatches
 from blip_diffusion.training.run import CHECKPOINTS, Result
@@ -112,9 +113,9 @@ def _calibration_batches(config: RunConfig) -> int:
 
 
 def _batches(config: RunConfig, objective: Objective, batches: Batches) -> Callable[[int], Any]:
-    if config.data.pool and not isinstance(objective, LanguageStage):
-        raise ConfigError("data.pool is for the objective language alone: set it to 0.")
-    if isinstance(objective, LanguageStage) and config.data.pool:
+    if config.data.pool:
+        if not isinstance(objective, LanguageStage | Representation):
+            raise ConfigError("data.pool is for the objectives language and representation: set it to 0.")
         return PooledBatches(batches, objective.encode, config.data.pool)
     if isinstance(objective, Sentences) and isinstance(batches, PairSampler):
         return CaptionSampler(batches)  # without images

@@ -57,6 +57,16 @@ MINI = ModelConfig(
 )
 """The shipped model's shapes: 128 x 128 pixels, 16 x 16 x 16 latents, 32 million parameters."""
 
+MINI_CAPTIONS = replace(
+    MINI,
+    image_encoder=ImageEncoderConfig(tower="efficientnet-lite0-full", image_size=224),
+    qformer=replace(MINI.qformer, vision_width=400, queries=16, cross_attention_every=2),
+    reference=ReferenceConfig(224, *LITE_PIXELS, resize_mode="squash"),
+    unet={},
+    vae={},
+)
+"""`MINI`'s Q-Former for captions and search: 16 queries, and an image encoder that recognises categories."""
+
 PIXELS_UNET = {
     **MINI.unet,
     "in_channels": 3,
@@ -156,6 +166,7 @@ TINY_PIXELS_UPSCALE = replace(
 
 SHAPES = {
     "mini": MINI,
+    "mini-captions": MINI_CAPTIONS,
     "mini-pixels": MINI_PIXELS,
     "mini-pixels-upscale": MINI_PIXELS_UPSCALE,
     "tiny": TINY,

@@ -35,7 +35,9 @@ class DataConfig:
     licences: Literal["all", "permissive"] = "all"  # of the asset library
     category: str = ""  # of images with captions that don't name theirs, such as "dog"
     batch_size: int = 16  # pairs in a micro-batch
-    pool: int = 0  # with the objective `language`: number of batches that are repeated, their frozen features cached
+    pool: int = 0
+    """With the objectives `language` and `representation`: number of batches that are repeated, their frozen features
+    cached."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:

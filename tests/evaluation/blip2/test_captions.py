@@ -1,17 +1,20 @@
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from blip_diffusion.blip2 import Blip2
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.caption_parser import CaptionFacts, CaptionParser, scene_words
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler
 from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
 from blip_diffusion.data.synthetic.prompt_templates import caption
 from blip_diffusion.errors import InputError
-from blip_diffusion.evaluation.blip2.captions import held_out
+from blip_diffusion.evaluation.blip2.captions import BATCH, SYNTHETIC, HeldOut, held_out
+from blip_diffusion.evaluation.blip2.category_probe import probe_accuracy
 from blip_diffusion.evaluation.blip2.report import evaluate_captions
 from blip_diffusion.evaluation.metrics.retrieval import recall_at
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
@@ -68,10 +71,22 @@ def test_wrong_images_show_other_subjects(world: AssetLibrary) -> None:
         held_out(world, 1)
 
 
+def test_a_probe_names_the_categories_that_it_was_fitted_to(pipe: BlipDiffusionPipeline, world: AssetLibrary) -> None:
+    batch = PairSampler(world, replace(SYNTHETIC, split="train"), batch_size=BATCH, seed=4)(0)
+    fitted = HeldOut(batch["target"], batch["caption"], batch["identity"])
+    encoder = pipe.model.subject_encoder
+    model = Blip2(encoder.image_encoder, encoder.qformer, reference=pipe.model.reference)
+    assert probe_accuracy(model, world, fitted, images=BATCH, seed=4).value > 0.8
+    shuffled = replace(fitted, captions=fitted.captions[1:] + fitted.captions[:1])
+    assert probe_accuracy(model, world, shuffled, images=BATCH, seed=4).value < 0.5
+
+
 def test_a_report_of_captions_and_retrieval(pipe: BlipDiffusionPipeline, tmp_path: Path) -> None:
     folder = save_blip2(pipe.model, tmp_path / "model")
     models = {"model": str(folder), "search_model": str(folder)}
-    text = evaluate_captions(WORLD, tmp_path / "out", **models, num_images=6, num_beams=1, rerank=2, vqa=True)
+    text = evaluate_captions(
+        WORLD, tmp_path / "out", **models, num_images=6, num_beams=1, rerank=2, vqa=True, probe_images=32
+    )
     assert "| right image |" in text and "R@1" in text and "| BLEU-4 |" in text
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert len(report["captions"]["captions"]) == 6
@@ -80,6 +95,7 @@ def test_a_report_of_captions_and_retrieval(pipe: BlipDiffusionPipeline, tmp_pat
     assert report["answers"]["category"].keys() == {"right image", "wrong image", "no image"}
     for direction in report["retrieval"]["matching"].values():
         assert list(direction.values()) == sorted(direction.values())
+    assert report["category_probe"]["images"] == 32 and "linear probe of the image encoder" in text
     assert (tmp_path / "out/sheet.png").is_file()
     with pytest.raises(InputError, match="nothing to score"):
         evaluate_captions(WORLD, tmp_path / "none")

@@ -1,5 +1,5 @@
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -160,6 +160,14 @@ def test_a_language_stage_needs_a_language_model(tmp_path: Path, tiny_folder: Pa
         LanguageConfig(max_caption_tokens=1)
 
 
+def test_a_share_of_the_captions_is_the_category_alone(model: BlipDiffusion, batch: SubjectBatch) -> None:
+    short = cast(SubjectBatch, {**batch, "caption": [f"a {category}" for category in batch["category"]]})
+    own, plain = stage(model, causal, category_captions=1.0).train(), stage(model, causal)
+    assert torch.equal(own(batch, context())["loss"], plain(short, context())["loss"])
+    assert torch.equal(own.eval()(batch, context())["loss"], plain(batch, context())["loss"])
+    assert not torch.equal(plain(short, context())["loss"], plain(batch, context())["loss"])
+
+
 @pytest.mark.parametrize("scale", [0.0, 1.0])
 def test_what_is_computed_once_gives_the_same_loss(model: BlipDiffusion, batch: SubjectBatch, scale: float) -> None:
     own = stage(model, causal, qformer_lr_scale=scale).train()
@@ -176,8 +184,3 @@ def test_what_is_computed_once_gives_the_same_loss(model: BlipDiffusion, batch: 
     own(pool(0), context())["loss"].backward()
     assert all(with_gradient(parameter for group in own.parameter_groups() for parameter in group.parameters))
     assert [group.name for group in own.parameter_groups()] == (["qformer", "projection"] if scale else ["projection"])
-
-
-def test_a_pool_is_for_the_language_stage(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.pool"):
-        run(CONFIGS / "sentences.toml", tmp_path, overrides=["data.pool=2"])

@@ -61,6 +61,35 @@ def test_overfits_one_batch(make_objective: Make, pairs: SubjectBatch) -> None:
     assert after < 0.75 * before
 
 
+@pytest.mark.parametrize("image", ["reference", "target"])
+def test_cached_features_give_the_same_losses(make_objective: Make, pairs: SubjectBatch, image: str) -> None:
+    objective = make_objective(image=image)
+    objective.eval()
+    cached = objective.encode(pairs)
+    assert cached["caption"] == pairs["caption" if image == "target" else "reference_caption"]
+    assert not cached["features"].requires_grad
+    fresh, again = objective(pairs, context()), objective(cached, context())
+    assert fresh.keys() == again.keys()
+    for name, loss in fresh.items():
+        assert torch.equal(loss, again[name]), name
+
+
+def test_a_share_of_the_captions_is_the_category_alone(make_objective: Make, pairs: SubjectBatch) -> None:
+    """In training only, equally for the shared negatives and for the step itself, and others in the next step."""
+    objective = make_objective(category_captions=0.5)
+    encoded, whole = objective.encode(pairs), make_objective()._words(make_objective().encode(pairs), context())
+    assert torch.equal(objective.eval()._words(encoded, context()).input_ids, whole.input_ids)
+    objective.train()
+    ids = objective._words(encoded, context()).input_ids
+    short = [(row == other).all().item() for row, other in zip(ids, whole.input_ids, strict=True)].count(False)
+    assert 0 < short < 6
+    assert torch.equal(ids, objective._shared(pairs, context()).input_ids)
+    assert any(not torch.equal(ids, objective._words(encoded, context(step=step)).input_ids) for step in range(1, 5))
+    everything = make_objective(category_captions=1.0).train()._words(encoded, context())
+    decoded = objective.tokenizer.batch_decode(everything.input_ids, skip_special_tokens=True)
+    assert decoded == [f"a {category}" for category in pairs["category"]]
+
+
 # ------------------------------------------------------------------------------------------------------------ contrast
 
 
@@ -70,7 +99,7 @@ def test_itc_loss_is_symmetric_cross_entropy(make_objective: Make, pairs: Subjec
     objective = make_objective()
     objective.eval()
     image_features = objective.encoder.image_encoder(objective._pixels(pairs))
-    images, sentences = objective._embedded(image_features, objective._words(pairs))
+    images, sentences = objective._embedded(image_features, objective._words(objective.encode(pairs), context()))
     scores = objective.heads["contrastive"].similarity(images, sentences)
     labels = torch.arange(6)
     both = [F.cross_entropy(rows, labels, label_smoothing=0.1) for rows in (scores, scores.T)]
@@ -102,7 +131,7 @@ def test_shared_features_have_no_gradient_and_are_ordered(make_objective: Make, 
     objective.eval()
     with torch.no_grad():
         shared = objective.gather_step_context(halves, [context(), context()], itself)
-        alone = objective._shared(pairs)
+        alone = objective._shared(pairs, context())
     for field in fields(Shared):
         torch.testing.assert_close(getattr(shared, field.name), getattr(alone, field.name))
         assert len(getattr(shared, field.name)) == 6 and not getattr(shared, field.name).requires_grad

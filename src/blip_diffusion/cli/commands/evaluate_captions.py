@@ -19,6 +19,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-beams", type=int, default=5, metavar="N", help="width of the beam search (default: 5)")
     parser.add_argument("--vqa", action="store_true", help="also score answers to questions about each image")
     parser.add_argument(
+        "--probe-images", type=int, default=0, metavar="N",
+        help="also name categories by a linear probe of the image encoder, fitted to N images (default: 0, no probe)",
+    )  # fmt: skip
+    parser.add_argument(
         "--rerank", type=int, default=32, metavar="N", help="candidates that matching ranks again (default: 32)"
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed of the composites (default: 0)")
@@ -38,6 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
         num_images=arguments.num_images,
         num_beams=arguments.num_beams,
         vqa=arguments.vqa,
+        probe_images=arguments.probe_images,
         rerank=arguments.rerank,
         device=str(device_of(arguments.device)),
         seed=arguments.seed,

@@ -8,7 +8,15 @@ from typing import Any
 
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.errors import InputError
-from blip_diffusion.evaluation.blip2.captions import CONDITIONS, CaptionScores, caption_sheet, held_out, score_captions
+from blip_diffusion.evaluation.blip2.captions import (
+    CONDITIONS,
+    CaptionScores,
+    HeldOut,
+    caption_sheet,
+    held_out,
+    score_captions,
+)
+from blip_diffusion.evaluation.blip2.category_probe import probe_accuracy
 from blip_diffusion.evaluation.blip2.questions import score_answers
 from blip_diffusion.evaluation.blip2.retrieval import KS, RetrievalScores, score_retrieval
 from blip_diffusion.evaluation.metrics.statistics import Estimate
@@ -28,6 +36,7 @@ def evaluate_captions(
     num_images: int = 1000,
     num_beams: int = 5,
     vqa: bool = False,
+    probe_images: int = 0,
     rerank: int = 32,
     device: str = "cpu",
     seed: int = 0,
@@ -42,6 +51,8 @@ def evaluate_captions(
         num_images: Number of composites, at least 2.
         num_beams: Width of the beam search.
         vqa: Ask for each fact of the captions too, and score exactly right answers.
+        probe_images: Number of composites to which a linear probe of the category is fitted, to compare captions with;
+            0: no probe.
         rerank: Number of candidates of each query that matching ranks again.
         device: Device of the models.
         seed: Seed of the composites.
@@ -68,13 +79,15 @@ def evaluate_captions(
         scores = score_captions(captioner, world, held, num_beams=num_beams)
         table["captions"] = asdict(scores)
         sections += _caption_tables(scores)
-        if vqa:
-            answers = score_answers(captioner, world, held, num_beams=num_beams)
-            table["answers"] = {field: {key: asdict(one) for key, one in row.items()} for field, row in answers.items()}
-            sections.append(_condition_table("exactly right answers", answers))
-        page = caption_sheet(held.pixels[:SHEET], scores.captions[:SHEET], held.captions[:SHEET])
-        with atomic_file(out / "sheet.png") as partial:
-            page.save(partial)
+        _write_sheet(scores, held, out / "sheet.png")
+    if captioner is not None and vqa:
+        answers = score_answers(captioner, world, held, num_beams=num_beams)
+        table["answers"] = {field: {key: asdict(one) for key, one in row.items()} for field, row in answers.items()}
+        sections.append(_condition_table("exactly right answers", answers))
+    if captioner is not None and probe_images:
+        probe = probe_accuracy(captioner.model, world, held, images=probe_images, seed=seed)
+        table["category_probe"] = {"images": probe_images} | asdict(probe)
+        sections.append(f"Category by a linear probe of the image encoder, fitted to {probe_images} images: {probe}.")
     if search is not None:
         retrieval = score_retrieval(search.model, held, rerank=rerank)
         table["retrieval"] = asdict(retrieval)
@@ -83,6 +96,12 @@ def evaluate_captions(
     write_text(out / "report.json", json.dumps(table, indent=2) + "\n")
     write_text(out / "report.md", text)
     return text
+
+
+def _write_sheet(scores: CaptionScores, held: HeldOut, path: Path) -> None:
+    page = caption_sheet(held.pixels[:SHEET], scores.captions[:SHEET], held.captions[:SHEET])
+    with atomic_file(path) as partial:
+        page.save(partial)
 
 
 def _caption_tables(scores: CaptionScores) -> list[str]:

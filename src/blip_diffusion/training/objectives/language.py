@@ -16,7 +16,7 @@ from torch import Tensor
 from blip_diffusion.blip2 import Blip2
 from blip_diffusion.checkpoint.language import save_language
 from blip_diffusion.checkpoint.model_folder import save_subject_model
-from blip_diffusion.data.batches import DescribedImage, SubjectBatch, described
+from blip_diffusion.data.batches import DescribedImage, SubjectBatch, described, with_category_captions
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import SubjectEncoder
 from blip_diffusion.modules.language import IGNORED, LanguagePrefix
@@ -34,6 +34,7 @@ class LanguageConfig:
     image: DescribedImage = "target"
     prompt: str = ""  # words before each caption, not in the loss
     max_caption_tokens: int = 32  # longer captions are truncated
+    category_captions: float = 0.0  # share of captions replaced by "a {category}" in training
     qformer_lr_scale: float = 1.0  # factor of the learning rate; 0 freezes the Q-Former
     projection_lr_scale: float = 1.0  # factor of the learning rate
 
@@ -51,6 +52,7 @@ class EncodedImages(TypedDict):
     """A batch with the outputs of the frozen layers."""
 
     caption: list[str]
+    category: list[str]
     features: Tensor  # (B, N, V) features before the layer norm, or, of a frozen Q-Former, query states (B, Q, D)
 
 
@@ -77,7 +79,11 @@ class LanguageStage(Objective):
     def forward(self, batch: SubjectBatch | EncodedImages, context: StepContext) -> Losses:
         """Return the cross-entropy of the captions' tokens, in nats."""
         encoded = cast(EncodedImages, batch) if "features" in batch else self.encode(batch)
-        return {"loss": self.loss(self._queries(encoded["features"]), encoded["caption"], context.rng)}
+        captions = encoded["caption"]
+        if self.training and self.config.category_captions:
+            share = self.config.category_captions
+            captions = with_category_captions(captions, encoded["category"], share, context.rng)
+        return {"loss": self.loss(self._queries(encoded["features"]), captions, context.rng)}
 
     @torch.no_grad()
     def encode(self, batch: SubjectBatch) -> EncodedImages:
@@ -86,7 +92,7 @@ class LanguageStage(Objective):
         features = self.blip2.image_encoder.features(self.blip2.pixels(pixels))
         if self.config.freezes_qformer:
             features = self.blip2.queries(self.blip2.image_encoder.norm(features))
-        return {"caption": captions, "features": features}
+        return {"caption": captions, "category": batch["category"], "features": features}
 
     def _queries(self, features: Tensor) -> Tensor:
         if self.config.freezes_qformer:

@@ -8,6 +8,7 @@ are told from hard negatives. A fourth loss, not in the paper: the subject is re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from blip_diffusion.checkpoint.components import save_heads
 from blip_diffusion.checkpoint.model_folder import save_subject_model
-from blip_diffusion.data.batches import DescribedImage, SubjectBatch, described
+from blip_diffusion.data.batches import DescribedImage, SubjectBatch, described, with_category_captions
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.images import preprocess
 from blip_diffusion.model import ReferenceConfig, SubjectEncoder
@@ -36,6 +37,9 @@ class RepresentationConfig:
     reconstruction_weight: float = 0.0
     image: DescribedImage = "reference"  # the encoded image; "target" to caption and to search whole images
     multimodal_every: int = 1  # steps between steps with ITC, ITM and ITG; the reconstruction loss is in each step
+    category_captions: float = 0.0
+    """Share of captions replaced by "a {category}" in training: with a whole caption, the scene alone tells the images
+    of a batch apart."""
     max_caption_tokens: int = 32  # longer captions are truncated
     smoothing: float = 0.1  # label smoothing of ITC and ITG
     lr_scale: float = 1.0  # times the schedule
@@ -52,6 +56,15 @@ class RepresentationConfig:
                 f"representation.multimodal_every is {self.multimodal_every}, and without reconstruction_weight the "
                 "other steps have no loss: use 1, or a reconstruction_weight above 0."
             )
+
+
+class EncodedPairs(TypedDict):
+    """Images and captions of a batch, with the outputs of the frozen layers."""
+
+    caption: list[str]
+    category: list[str]
+    features: Tensor  # (B, N, V) of the frozen tower
+    identity: Tensor  # (B,)
 
 
 @dataclass(frozen=True)
@@ -97,18 +110,35 @@ class Representation(Objective):
         self.heads = heads
         self.config = config
 
-    def forward(self, batch: SubjectBatch, context: StepContext) -> Losses:
-        """Return ITC, ITM, ITG and reconstruction losses of the references and their captions."""
-        features = self.encoder.image_encoder.features(self._pixels(batch))  # (B, N, V)
-        normed = self.encoder.image_encoder.norm(features)
+    def forward(self, batch: SubjectBatch | EncodedPairs, context: StepContext) -> Losses:
+        """Return ITC, ITM, ITG and reconstruction losses of the images and their captions."""
+        encoded = self._encoded(batch)
+        normed = self.encoder.image_encoder.norm(encoded["features"])
         losses: Losses = {}
         if context.step % self.config.multimodal_every == 0:
-            losses |= self.multimodal_losses(normed, features, self._words(batch), batch["identity"], context)
+            words = self._words(encoded, context)
+            losses |= self.multimodal_losses(normed, encoded["features"], words, encoded["identity"], context)
         if self.config.reconstruction_weight:
-            reconstructions = self.reconstruct(normed, self._categories(batch))
-            losses["reconstruction"] = reconstruction_loss(reconstructions, batch["object_crop"])
+            pairs = cast(SubjectBatch, batch)
+            reconstructions = self.reconstruct(normed, self._categories(pairs))
+            losses["reconstruction"] = reconstruction_loss(reconstructions, pairs["object_crop"])
         losses["loss"] = self.weighted(losses)
         return losses
+
+    @torch.no_grad()
+    def encode(self, batch: SubjectBatch) -> EncodedPairs:
+        """Return captions and the frozen tower's features, which can be cached when images repeat."""
+        features = self.encoder.image_encoder.features(self._pixels(batch))
+        _, captions = described(batch, self.config.image)
+        return {
+            "caption": captions,
+            "category": batch["category"],
+            "features": features,
+            "identity": batch["identity"],
+        }
+
+    def _encoded(self, batch: SubjectBatch | EncodedPairs) -> EncodedPairs:
+        return cast(EncodedPairs, batch) if "features" in batch else self.encode(batch)
 
     def weighted(self, losses: Losses) -> Tensor:
         """Return the weighted sum of the losses that were computed."""
@@ -215,13 +245,15 @@ class Representation(Objective):
         pixels, _ = described(batch, self.config.image)
         return preprocess(pixels, self.reference.size, self.reference.mean, self.reference.std)
 
-    def _words(self, batch: SubjectBatch) -> Words:
-        length = self.config.max_caption_tokens
-        _, captions = described(batch, self.config.image)
+    def _words(self, pairs: EncodedPairs, context: StepContext) -> Words:
+        length, captions = self.config.max_caption_tokens, pairs["caption"]
+        if self.training and self.config.category_captions:
+            rng = torch.Generator().manual_seed(1009 * context.step + context.position)  # equal in `_shared`
+            captions = with_category_captions(captions, pairs["category"], self.config.category_captions, rng)
         encoded = self.tokenizer(
             captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         )
-        return Words(encoded.input_ids, encoded.attention_mask).to(batch["reference"].device)
+        return Words(encoded.input_ids, encoded.attention_mask).to(pairs["features"].device)
 
     def _embedded(self, normed: Tensor, words: Words) -> tuple[Tensor, Tensor]:
         states = self.encoder.qformer(normed, words.input_ids, words.attention_mask, AttentionPattern.UNIMODAL)
@@ -257,22 +289,22 @@ class Representation(Objective):
         return [ParameterGroup("qformer", parameters, self.config.lr_scale)]
 
     def gather_step_context(
-        self, batches: Sequence[SubjectBatch], contexts: Sequence[StepContext], gather: Gather
+        self, batches: Sequence[SubjectBatch | EncodedPairs], contexts: Sequence[StepContext], gather: Gather
     ) -> Shared | None:
         """Gather the negatives of a step from all micro-batches, as the published code does."""
         if contexts[0].step % self.config.multimodal_every:
             return None
         if len(batches) == 1 and len(gather(torch.zeros(1, device=batches[0]["identity"].device))) == 1:
             return None
-        rows = [self._shared(batch) for batch in batches]
+        rows = [self._shared(batch, context) for batch, context in zip(batches, contexts, strict=True)]
         names = Shared.__dataclass_fields__
         return Shared(**{name: gather(torch.cat([getattr(row, name) for row in rows])) for name in names})
 
-    def _shared(self, batch: SubjectBatch) -> Shared:
-        features = self.encoder.image_encoder.features(self._pixels(batch))
-        words = self._words(batch)
+    def _shared(self, batch: SubjectBatch | EncodedPairs, context: StepContext) -> Shared:
+        encoded = self._encoded(batch)
+        features, words = encoded["features"], self._words(encoded, context)
         images, sentences = self._embedded(self.encoder.image_encoder.norm(features), words)
-        return Shared(images, sentences, features, words.input_ids, words.attention_mask, batch["identity"])
+        return Shared(images, sentences, features, words.input_ids, words.attention_mask, encoded["identity"])
 
     def sample_images(self, batch: SubjectBatch) -> list[Tensor]:
         """Return references, their object crops and the reconstructions from the tokens."""
