@@ -15,7 +15,7 @@ from blip_diffusion.annotators import KINDS, NETWORKS
 from blip_diffusion.errors import InputError
 from blip_diffusion.generation.png_metadata import METADATA, read_request
 from blip_diffusion.generation.request import CONTROLNETS, ControlInput, GenerationRequest, read_reference
-from blip_diffusion.generation.run import _subject_arguments, run
+from blip_diffusion.generation.run import _control_arguments, _subject_arguments, run
 from blip_diffusion.images import png_bytes
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 
@@ -215,6 +215,9 @@ def test_a_mask_as_control_image_gives_the_subjects_box(placed: BlipDiffusionPip
     assert _subject_arguments(placed, replace(request, box=(0.0, 0.0, 0.5, 0.5)))["box"] == (0.0, 0.0, 0.5, 0.5)
     assert _subject_arguments(placed, replace(request, controls=(ControlInput("map", PNG),)))["box"] is None
     assert _subject_arguments(pipe, request)["box"] is None  # without positions
+    assert _control_arguments(request.controls, placed) == {}  # no adapter: the box alone
+    with pytest.raises(InputError, match="no ControlNet for mask"):
+        _control_arguments(request.controls, pipe)
 
 
 def test_default_controlnets_match_their_annotators() -> None:

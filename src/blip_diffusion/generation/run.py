@@ -323,7 +323,8 @@ def _box_of_masks(pipe: Any, request: GenerationRequest) -> Box | None:
     return box_of_mask(images.to_tensor([mask])[0].mean(dim=0))
 
 
-def _control_arguments(controls: tuple[ControlInput, ...], pipe: Any) -> dict[str, Any]:
+def _control_arguments(controls: Sequence[ControlInput], pipe: Any) -> dict[str, Any]:
+    controls = [control for control in controls if not _gives_only_the_box(control, pipe)]
     if not controls:
         return {}
     nets = [_load_controlnet(control, pipe) for control in controls]
@@ -334,6 +335,12 @@ def _control_arguments(controls: tuple[ControlInput, ...], pipe: Any) -> dict[st
         "controlnet": nets[0] if single else nets,
         "controlnet_conditioning_scale": [control.scale for control in controls],
     }
+
+
+def _gives_only_the_box(control: ControlInput, pipe: Any) -> bool:
+    """Return whether a mask has no network of its own: it then acts by `_box_of_masks` alone."""
+    no_network = not control.controlnet and "mask" not in pipe.t2i_adapters
+    return control.kind == "mask" and no_network and bool(pipe.model.place_width)
 
 
 def _load_controlnet(control: ControlInput, pipe: Any) -> Any:
