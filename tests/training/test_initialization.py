@@ -158,9 +158,15 @@ def test_component_shapes_match(name: str) -> None:
         build_text_encoder(shape.text_encoder)
     assert encoder.image_encoder.width == shape.qformer.vision_width
     assert shape.qformer.width == shape.text_encoder.width
-    code_width = CODE_WIDTH if is_placed(shape.unet) else 0
-    assert shape.text_encoder.width + code_width == shape.unet["cross_attention_dim"]
+    if shape.unet:  # there is none for captions
+        code_width = CODE_WIDTH if is_placed(shape.unet) else 0
+        assert shape.text_encoder.width + code_width == shape.unet["cross_attention_dim"]
     assert shape.qformer.queries + 8 <= shape.text_encoder.positions
+
+
+def test_preset_for_captions_has_no_unet() -> None:
+    with pytest.raises(CheckpointError, match="mini-captions has no U-Net"):
+        init_model(Parts(), InitConfig(preset="mini-captions"), ["a dog"], torch.rand(1, 3, 32, 32))
 
 
 def test_mini_has_the_expected_size() -> None:

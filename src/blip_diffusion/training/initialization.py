@@ -142,9 +142,11 @@ def init_model(parts: Parts, config: InitConfig, corpus: Sequence[str], pixels: 
     """Build the model from loaded and new parts.
 
     Raises:
-        CheckpointError: If there is no trained autoencoder, or parts don't fit each other.
+        CheckpointError: If the preset has no U-Net, there is no trained autoencoder, or parts don't fit each other.
     """
     shape = SHAPES[config.preset]
+    if not shape.unet:
+        raise CheckpointError(f"The preset {config.preset} has no U-Net: it is for captions and search alone.")
     if parts.vae is None and shape.vae and not config.preset.startswith("tiny"):
         raise CheckpointError("There is no trained autoencoder: name its folder in model.init_from.")
     init_subject_encoder(parts, config, corpus, pixels)
