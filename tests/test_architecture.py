@@ -24,6 +24,7 @@ LEAVES = {
     "plots",
     "prompts",
     "protocols",
+    "strict_json",
 }
 NETWORKS = LEAVES | {"modules", "diffusion"}
 MODEL = NETWORKS | {"model", "blip2", "checkpoint"}
@@ -54,6 +55,7 @@ MAY_IMPORT = {
     "fileio": {"errors"},
     "nn_utils": set(),
     "protocols": set(),
+    "strict_json": set(),
     "framing": {"errors"},
     "images": {"errors", "fileio"},
     "prompts": {"errors", "protocols"},
@@ -141,10 +143,15 @@ def test_images_are_opened_in_one_place() -> None:
     assert [path.name for path in PACKAGE.rglob("*.py") if opens_images(path)] == ["images.py"]
 
 
+def test_json_is_parsed_in_one_place() -> None:
+    assert mentioning("json.load") == ["strict_json.py"]
+
+
 def test_trainer_imports_no_objective_and_no_model() -> None:
     for name in TRAINER - {"lora"}:
         path = PACKAGE / "training" / f"{name}.py"
-        assert own_parts(path) <= {"config", "devices", "errors", "fileio", "nn_utils", "training"}, path
+        allowed = {"config", "devices", "errors", "fileio", "nn_utils", "strict_json", "training"}
+        assert own_parts(path) <= allowed, path
         assert not [module for module in imports(path) if "training.objectives" in module or "diffusers" in module], (
             path
         )

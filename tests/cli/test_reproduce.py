@@ -96,6 +96,16 @@ def with_metadata(path: str, **changes: object) -> str:
     return "changed.png"
 
 
+def test_reproduce_refuses_settings_that_are_given_twice(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    generate()
+    metadata = PngImagePlugin.PngInfo()
+    with Image.open(output_files()[0]) as image:
+        metadata.add_text(METADATA, image.info[METADATA].replace("{", '{"seed": 7, ', 1))
+        image.save("twice.png", pnginfo=metadata)
+    assert main(["generate", "--reproduce", "twice.png"]) == 2
+    assert "they are not valid JSON: the key 'seed' is given twice" in capsys.readouterr().err
+
+
 def test_reproduce_refuses_impossible_paths(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
     generate()
     net = {"kind": "canny", "net": "n" * 5000, "scale": 1.0, "picture": ""}

@@ -90,6 +90,9 @@ STATES: dict[str, Spoil] = {
     "large": _state_bytes(b" " * (2**24 + 1)),
     "named pipe": _piped,
     "device": _endless,
+    "key given twice": lambda folder: (folder / STATE).write_text(
+        (folder / STATE).read_text().replace('"step":', '"step": 1, "step":', 1)
+    ),
     "unknown key": _state(colour="red"),
     "no digests": _state(files={}),
     "digests that are no table": _state(files=[1]),

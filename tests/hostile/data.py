@@ -51,6 +51,7 @@ FOLDERS: dict[str, Spoil] = {
     "list": _bytes(b"[1]"),
     "number": _bytes(b"7"),
     "deep": _bytes(b"[" * 50_000),
+    "key given twice": _bytes(b'{"file_name": "1.png", "text": "a dog", "category": "dog", "text": "a cat"}'),
     "long line": _bytes(b"1" * 200_000),
     "digits": _bytes(b'{"file_name": ' + b"9" * 9000 + b"}"),
     "not UTF-8": _bytes(b'{"file_name": "\xff\xfe.png", "text": "a dog"}'),

@@ -1,5 +1,6 @@
 """Hostile model folders, archives, pickles, uploads and jobs: accepted rightly, or refused with one sentence."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -8,6 +9,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
+
+from blip_diffusion import BlipDiffusionPipeline
+from blip_diffusion.errors import CheckpointError
 
 from .conftest import Attempt
 from .images import ACCEPTED, EPS, REFUSED, encoded, noise
@@ -58,6 +62,23 @@ def test_generate_reads_weights(attempt: Attempt, make: Callable[[], bytes]) -> 
 def test_generate_reads_configurations(attempt: Attempt, file: str, make: Callable[[], bytes]) -> None:
     written(f"model/{file}", make)
     assert attempt(*GENERATE, "--reference", "dog.png") in (0, 2)
+
+
+def twice(text: str) -> str:
+    """Return a JSON object whose first key is there twice."""
+    key = next(iter(json.loads(text)))
+    return text.replace("{", f"{{{json.dumps(key)}: 7, ", 1)
+
+
+def test_a_key_given_twice_is_refused_in_each_file_of_a_model(attempt: Attempt) -> None:
+    for path in sorted(Path("model").rglob("*.json")):
+        kept = path.read_text()
+        path.unlink()  # it is a hard link
+        path.write_text(twice(kept))
+        with pytest.raises(CheckpointError, match=r"the key '.*' is given twice"):
+            BlipDiffusionPipeline.from_pretrained("model")
+        path.write_text(kept)
+    assert attempt(*GENERATE, "--reference", "dog.png") == 0
 
 
 @pytest.mark.slow

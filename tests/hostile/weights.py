@@ -135,5 +135,6 @@ CONFIGS: dict[str, Callable[[], bytes]] = {
     ).encode(),
     "escape": lambda: json.dumps({"_class_name": "\x1b]0;x\x07\nblip-diffusion: all is well"}).encode(),
     "class": lambda: json.dumps({"_class_name": ["os", "system"]}).encode(),
+    "key given twice": lambda: b'{"_class_name": "A", "sample_size": 8, "sample_size": 16}',
     "large": lambda: b'{"a": "' + b"x" * 20_000_000 + b'"}',
 }  # fmt: skip

@@ -35,6 +35,7 @@ from blip_diffusion.checkpoint.weights import (
 )
 from blip_diffusion.diffusion.latents import check_scale
 from blip_diffusion.errors import CheckpointError, reason
+from blip_diffusion.fileio import path_exists
 from blip_diffusion.images import ResizeMode
 from blip_diffusion.model import (
     CLIP_MEAN,
@@ -304,6 +305,18 @@ def _std(values: Any) -> tuple[float, float, float]:
     return std
 
 
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"
+)  # fmt: skip
+
+
+def check_tokenizer_files(folder: Path) -> None:
+    """Raise `CheckpointError` for a file that is no JSON object or has a key twice, before transformers reads it."""
+    for name in TOKENIZER_FILES:
+        if path_exists(folder / name):
+            read_json(folder / name)
+
+
 def bert_tokenizer(path: str | Path | None = None) -> Tokenizer:
     """Load the Q-Former's tokenizer from a folder or vocabulary file; default: bert-base-uncased's.
 
@@ -317,7 +330,10 @@ def bert_tokenizer(path: str | Path | None = None) -> Tokenizer:
         if vocabulary.is_file():
             tokenizer = BertTokenizer(vocab=str(vocabulary), do_lower_case=True)
         else:
+            check_tokenizer_files(path)
             tokenizer = BertTokenizer.from_pretrained(path)
+    except CheckpointError:
+        raise
     except Exception as error:  # tokenizers raises plain exceptions
         raise CheckpointError(f"There is no WordPiece vocabulary at {path} ({reason(error)}).") from error
     if tokenizer.bos_token != "[DEC]":

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blip_diffusion.checkpoint.components import read_config
+from blip_diffusion.checkpoint.components import check_tokenizer_files, read_config
 from blip_diffusion.checkpoint.gguf import SUFFIX, find_gguf, load_gguf
 from blip_diffusion.checkpoint.weights import (
     CONFIG_ERRORS,
@@ -106,6 +106,7 @@ def load_tokenizer(folder: Path) -> Any:
     """Load the tokenizer of a language model."""
     from transformers import AutoTokenizer
 
+    check_tokenizer_files(folder)
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ImportError, *CONFIG_ERRORS) as error:

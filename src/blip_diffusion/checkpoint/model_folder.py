@@ -12,6 +12,7 @@ from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 
 from blip_diffusion.checkpoint.components import (
     bert_tokenizer,
+    check_tokenizer_files,
     load_diffusers,
     load_reference,
     load_subject_encoder,
@@ -165,6 +166,7 @@ def _check_variant(folder: Path, variant: str | None) -> None:
 def _load_tokenizer(folder: Path) -> Tokenizer:
     from transformers import CLIPTokenizer
 
+    check_tokenizer_files(folder / "tokenizer")
     try:
         return CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     except Exception as error:  # tokenizers raises plain exceptions

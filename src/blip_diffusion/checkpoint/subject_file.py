@@ -37,6 +37,7 @@ from blip_diffusion.checkpoint.weights import State, check_materialized, save_st
 from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.fileio import path_exists
 from blip_diffusion.nn_utils import base_parameters
+from blip_diffusion.strict_json import parse_json
 
 Kind = TypeVar("Kind", bound=Tensor)
 
@@ -162,7 +163,7 @@ def _header(subject: Subject) -> dict[str, str]:
 
 
 def _subject(header: Mapping[str, str], tensors: State) -> Subject:
-    table = json.loads(header[TABLE])
+    table = parse_json(header[TABLE])
     known = {key: str(table[key]) for key in ("name", "category", "base", "version")}
     return Subject(
         **known,

@@ -1,7 +1,6 @@
 """The header of a subject file, read without torch and without the tensors."""
 
 import base64
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from blip_diffusion.errors import CheckpointError, reason
+from blip_diffusion.strict_json import parse_json
 
 EMBEDDING, WEIGHTS, LORA = "subject_embedding.lora", "weights.", "unet."
 TABLE, THUMBNAIL = "blip-diffusion", "modelspec.thumbnail"
@@ -49,7 +49,7 @@ def read_subject_header(path: Path) -> SubjectHeader:
         with safe_open(path, "np") as file:
             header = file.metadata() or {}
             shape = file.get_slice(EMBEDDING).get_shape() if EMBEDDING in file.keys() else []  # noqa: SIM118
-        table = json.loads(header[TABLE])
+        table = parse_json(header[TABLE])
         name, category, base = (str(table[key]) for key in ("name", "category", "base"))
         thumbnail = decode_thumbnail(header)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.fileio import atomic_file, write_text
 from blip_diffusion.nn_utils import holds_all_numbers, is_finite
+from blip_diffusion.strict_json import parse_json
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -258,10 +259,6 @@ def check_materialized(*parts: nn.Module) -> None:
         )
 
 
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object of finite numbers. Raises `CheckpointError` if there is none."""
     try:
@@ -269,10 +266,10 @@ def read_json(path: Path) -> dict[str, Any]:
             raise OSError("it is not a file")
         if path.is_file() and path.stat().st_size > MAX_JSON:
             raise ValueError(f"it has more than {MAX_JSON // 2**20} MiB")
-        table = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        table = parse_json(path.read_text(encoding="utf-8"), finite=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing: the model's folder is incomplete.") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} can't be read ({error}).") from error
     if not isinstance(table, dict):
         raise CheckpointError(f"{path} is not a JSON object.")

@@ -1,6 +1,5 @@
 """The model that nodes share: find model folders, and load in the precision of a request."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from blip_diffusion.generation.run import load_pipeline
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import Dtype, Engine, default_dtype
+from blip_diffusion.strict_json import parse_json
 
 AUTO = "auto"
 
@@ -61,7 +61,7 @@ def find_models(folders: Iterable[Path]) -> dict[str, Path]:
 
 def _is_blip_diffusion(index: Path) -> bool:
     try:
-        table = json.loads(index.read_text(encoding="utf-8"))
+        table = parse_json(index.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(table, dict) and table.get("_class_name") == BlipDiffusionPipeline.__name__

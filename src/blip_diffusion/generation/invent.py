@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from blip_diffusion.checkpoint.components import read_config
 from blip_diffusion.checkpoint.locate import find_model
 from blip_diffusion.checkpoint.model_folder import assemble, read_parts
 from blip_diffusion.checkpoint.subject_file import Subject, check_category, check_name, fingerprint, thumbnail
@@ -98,6 +99,7 @@ def load_prior(folder: Path) -> SubjectPrior:
         raise CheckpointError(
             f"There is no prior of subjects at {folder}: train one with blip-diffusion train configs/mini/prior.toml."
         )
+    read_config(folder / "config.json", "the prior")  # which checks its numbers
     try:
         prior: SubjectPrior = SubjectPrior.from_pretrained(folder, use_safetensors=True, local_files_only=True)
     except Exception as error:  # diffusers raises many kinds for a damaged folder

@@ -11,9 +11,10 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from blip_diffusion import __version__, images
-from blip_diffusion.errors import BlipDiffusionError, InputError
+from blip_diffusion.errors import BlipDiffusionError, InputError, reason
 from blip_diffusion.fileio import path_exists, sha256_of
 from blip_diffusion.generation.request import GenerationRequest
+from blip_diffusion.strict_json import parse_json
 
 METADATA = "blip-diffusion"
 """Name of the PNG text chunk."""
@@ -105,12 +106,20 @@ def decode(source: images.Source) -> tuple[GenerationRequest, str]:
     name = str(source) if isinstance(source, str | Path) else "The file"
     try:
         with images.open_lazily(source) as image:
-            table = json.loads(image.info[METADATA])
+            text = image.info[METADATA]
+        table = _parse(text)
         return config.build(GenerationRequest, _fields(table)), str(table.get("version"))[:20]
     except BlipDiffusionError as error:
         raise InputError(f"{name} holds no generation settings that can be used: {error}") from error
     except Exception as error:  # for damaged files, Pillow raises errors of many types
         raise InputError(f"{name} holds no generation settings: only PNG files of blip-diffusion do.") from error
+
+
+def _parse(text: str) -> Any:
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise InputError(f"they are not valid JSON: {reason(error)}.") from error
 
 
 def _fields(table: dict[str, Any]) -> dict[str, Any]:

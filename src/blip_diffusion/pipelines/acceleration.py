@@ -12,9 +12,11 @@ import torch
 from diffusers import AutoencoderTiny, LCMScheduler
 from torch import nn
 
+from blip_diffusion.checkpoint.components import read_config
 from blip_diffusion.checkpoint.locate import check_source
 from blip_diffusion.checkpoint.lora_file import UNREADABLE
 from blip_diffusion.errors import CheckpointError, reason
+from blip_diffusion.fileio import path_exists
 from blip_diffusion.nn_utils import weights_version
 from blip_diffusion.openvino_backend import openvino
 from blip_diffusion.pipelines.host import PipelineHost
@@ -135,6 +137,8 @@ class AccelerationMixin(PipelineHost):
 def _load_tiny_vae(path: str, vae: VAE) -> Any:
     """Load an `AutoencoderTiny` for the latents of `vae`. Raises `CheckpointError` if it is missing or doesn't fit."""
     check_source(path, "AutoencoderTiny")
+    if path_exists(Path(path), Path.is_dir):
+        read_config(Path(path) / "config.json", "the AutoencoderTiny")  # which checks its numbers
     try:
         with LIBRARY_LOCK:
             tiny = AutoencoderTiny.from_pretrained(path)

@@ -28,6 +28,7 @@ from torch import Tensor
 from blip_diffusion.errors import CheckpointError, reason
 from blip_diffusion.fileio import flush, sha256_of
 from blip_diffusion.nn_utils import is_finite
+from blip_diffusion.strict_json import parse_json
 
 MODEL, EMA, OPTIMIZER, CONFIG, STATE = (
     "model.safetensors",
@@ -189,7 +190,7 @@ def verify(path: Path) -> State:
         files: dict[str, str] = table.pop("files")
         state = _checked(State(**table), path)
         damaged = [name for name in (MODEL, EMA, OPTIMIZER, CONFIG) if not _unchanged(path / name, files[name])]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a checkpoint, or its {STATE} is damaged: {reason(error)}.") from error
     if damaged:
         raise CheckpointError(f"The checkpoint {path} is damaged: {' and '.join(damaged)} changed or went missing.")
@@ -201,7 +202,7 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise ValueError("it is missing")
     if path.stat().st_size > MAX_STATE:
         raise ValueError(f"it has more than {MAX_STATE} bytes")
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    return dict(parse_json(path.read_text(encoding="utf-8")))
 
 
 def _checked(state: State, path: Path) -> State:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from blip_diffusion.errors import ConfigError, InputError
 from blip_diffusion.fileio import save_image, write_text
+from blip_diffusion.strict_json import parse_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -95,7 +96,7 @@ def _drop_after(path: Path, step: int) -> None:
 
 def _step_of(line: str) -> float:
     try:
-        return float(json.loads(line)["step"])
+        return float(parse_json(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
 

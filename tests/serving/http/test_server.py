@@ -64,6 +64,14 @@ def test_edits_drop_no_field(
     assert response.status_code == 422 and response.json()["detail"] == sentence
 
 
+@pytest.mark.parametrize("path", ["/v1/images/generations", "/v1/jobs"])
+def test_a_key_given_twice_in_a_body_is_refused(client: TestClient, body: dict[str, Any], path: str) -> None:
+    text = json.dumps(body).replace("{", '{"steps": 3, ', 1)
+    response = client.post(path, content=text, headers={"Content-Type": "application/json"})
+    assert response.status_code == 422
+    assert response.json()["detail"] == "The body is not valid JSON: the key 'steps' is given twice."
+
+
 def test_partial_images_are_streamed(client: TestClient, body: dict[str, Any]) -> None:
     response = client.post("/v1/images/generations", json=body | {"stream": True, "partial_images": 1, "seed": 3})
     kinds = [kind for kind, data in events(response.text) if data["b64_json"]]

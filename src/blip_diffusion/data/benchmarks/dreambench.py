@@ -9,7 +9,6 @@ The text file has snippets of Python, which are read as text and never run.
 """
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -22,6 +21,7 @@ from blip_diffusion import images
 from blip_diffusion.data.synthetic import prompt_templates
 from blip_diffusion.data.synthetic.prompt_templates import PromptSpec
 from blip_diffusion.errors import DataError, InputError, reason
+from blip_diffusion.strict_json import parse_json
 
 T = TypeVar("T")
 
@@ -223,7 +223,7 @@ def _recipe(path: Path, subjects: Iterable[str], prompts: tuple[int, int]) -> di
     if not path.is_file():
         return {}
     try:
-        raw = json.loads(_text(path))
+        raw = parse_json(_text(path))
         for key in ("objects", "creatures"):
             raw[key] = [_request(one, key) for one in raw[key]]
         strings = {str(k): str(v) for k, v in raw["identities"].items()}
@@ -234,7 +234,7 @@ def _recipe(path: Path, subjects: Iterable[str], prompts: tuple[int, int]) -> di
         if nameless := [subject for subject in subjects if not strings.get(subject)]:
             raise ValueError(f"it has no identity of {nameless[0]}")
         return recipe
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} does not belong to this benchmark ({reason(error)}): build it again.") from error
 
 

@@ -6,7 +6,6 @@
 Of its ten kinds of edit, those that replace the subject of the photo fit this project; see `subject_edit`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -18,6 +17,7 @@ from PIL import Image
 
 from blip_diffusion import images
 from blip_diffusion.errors import DataError, InputError, reason
+from blip_diffusion.strict_json import parse_json
 
 MAPPING, PHOTOS = "mapping_file.json", "annotation_images"
 ARTICLES = frozenset({"a", "an", "the"})
@@ -126,10 +126,10 @@ def _entries(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _LARGEST:
             raise DataError(f"{path} is too large: use PIE-Bench's own file.")
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"There is no {path}: name the folder of PIE-Bench, which holds {MAPPING}.") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"{path} can't be read ({reason(error)}): get the file again.") from error
     if not isinstance(entries, dict):
         raise DataError(f"{path} is a list: use PIE-Bench's own file, a table by number.")

@@ -4,7 +4,6 @@ All views of a 3D model share an identity; so do all poses of a costume, and the
 """
 
 import io
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from blip_diffusion.data.build.naming import Name
 from blip_diffusion.data.build.render_pool import Pool, render_all
 from blip_diffusion.data.synthetic.assets import CutOut
 from blip_diffusion.images import open_lazily
+from blip_diffusion.strict_json import parse_json
 
 CutOutImage = tuple[CutOut, Image.Image]
 
@@ -92,7 +92,7 @@ def icon(icons: dict[str, Any], slug: str, width: int = SVG_SIZE) -> Image.Image
 
 def package(folder: Path, file: str) -> dict[str, Any]:
     """Read a JSON file of an unpacked npm package."""
-    content: dict[str, Any] = json.loads((folder / "package" / file).read_text("utf8"))
+    content: dict[str, Any] = parse_json((folder / "package" / file).read_text("utf8"))
     return content
 
 

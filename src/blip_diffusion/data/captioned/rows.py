@@ -1,7 +1,6 @@
 """One image with its caption: a row of a folder or of a tar shard."""
 
 import io
-import json
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from PIL import Image
 
 from blip_diffusion import images
 from blip_diffusion.errors import DataError, InputError
+from blip_diffusion.strict_json import parse_json
 
 MAX_CAPTION = 2000
 """Letters of a caption; a text encoder reads some dozens of words."""
@@ -119,8 +119,8 @@ def scene_of(caption: str, category: str) -> str:
 def parse_table(text: str, name: str) -> dict[str, Any]:
     """Parse a JSON object. Raises `DataError` for anything else."""
     try:
-        table = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        table = parse_json(text)
+    except ValueError as error:
         raise DataError(f"{name} is not valid JSON ({str(error)[:80]}).") from error
     if not isinstance(table, dict):
         raise DataError(f'{name} is not a JSON object such as {{"file_name": "1.jpg", "text": "a dog"}}.')

@@ -24,6 +24,7 @@ from torch import Tensor
 from blip_diffusion.errors import DataError, reason
 from blip_diffusion.fileio import atomic_file, path_exists
 from blip_diffusion.images import open_lazily
+from blip_diffusion.strict_json import parse_json
 
 Pixels = NDArray[np.uint8]
 
@@ -156,7 +157,7 @@ def _rows(archive: zipfile.ZipFile, name: str) -> list[dict[str, Any]]:
     lines = [line for line in _read(archive, name, MAX_TABLE).decode().splitlines() if line]
     if len(lines) > MAX_ROWS:
         raise ValueError(f"{name} has {len(lines)} rows, at most {MAX_ROWS} are allowed")
-    return [json.loads(line) for line in lines]
+    return [parse_json(line) for line in lines]
 
 
 def _read(archive: zipfile.ZipFile, name: str, most: int) -> bytes:

@@ -6,6 +6,7 @@ from typing import Any
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import sentences
 from blip_diffusion.data.synthetic.prompt_templates import caption
+from blip_diffusion.strict_json import parse_json
 
 REPEATS = 20
 """Weight of a template's sentence relative to a name, so that words of templates are not split."""
@@ -66,6 +67,5 @@ def category_tokenizer(corpus: Iterable[str], size: int) -> Any:
 
 
 def _merges(tokenizer: Any) -> list[tuple[str, str]]:
-    import json
 
-    return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
+    return [tuple(pair) for pair in parse_json(tokenizer.to_str())["model"]["merges"]]

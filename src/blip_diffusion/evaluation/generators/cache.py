@@ -19,6 +19,7 @@ from blip_diffusion.errors import CheckpointError, DataError, InputError, reason
 from blip_diffusion.evaluation.generators.model import ImageGenerator
 from blip_diffusion.evaluation.instances import Instance
 from blip_diffusion.fileio import atomic_file
+from blip_diffusion.strict_json import parse_json
 
 SETTINGS, IMAGES = "settings.json", "images"
 
@@ -67,7 +68,7 @@ def claim_output_dir(folder: Path, settings: Mapping[str, Any]) -> None:
     except OSError as error:
         raise InputError(f"Nothing can be written to {folder} ({error.strerror}): choose another --out.") from error
     if not first:
-        _check_same_settings(path, json.loads(text))
+        _check_same_settings(path, parse_json(text))
 
 
 def _write_if_absent(path: Path, text: str) -> bool:

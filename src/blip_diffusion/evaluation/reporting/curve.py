@@ -1,12 +1,12 @@
 """A chart of the scores of a training run over its steps, read from the run's log."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from blip_diffusion.plots import Line, line_chart
+from blip_diffusion.strict_json import parse_json
 
 Series = dict[str, list[tuple[float, float]]]
 """Steps and values, by the name of a score."""
@@ -19,7 +19,7 @@ def read_scores(log: Path, names: Sequence[str]) -> Series:
     series: Series = {name: [] for name in names}
     for line in log.read_text(encoding="utf-8").splitlines():
         try:
-            values: Mapping[str, float] = json.loads(line)
+            values: Mapping[str, float] = parse_json(line)
         except ValueError:
             continue
         for name in names:

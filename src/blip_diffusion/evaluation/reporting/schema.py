@@ -1,6 +1,5 @@
 """The schema of `report.json`: the settings of a run, the scores of every condition, and the images they belong to."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from blip_diffusion.evaluation.metrics.aggregate import MetricResult, is_referen
 from blip_diffusion.evaluation.metrics.memorization import NearestTrainingImage
 from blip_diffusion.evaluation.metrics.similarity import MetricInfo
 from blip_diffusion.evaluation.metrics.statistics import Estimate
+from blip_diffusion.strict_json import parse_json
 
 PROTOCOL = "blip-diffusion 2"
 """Changes whenever a score or the schema does. Reports of two protocols are never compared."""
@@ -68,9 +68,9 @@ def read(path: Path) -> Report:
         DataError: If the file is not a report, is damaged, or follows another protocol.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = parse_json(path.read_text(encoding="utf-8"))
         protocol = raw["protocol"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is not a readable report: name the report.json of an evaluation.") from error
     if protocol != PROTOCOL:
         raise DataError(f"{path} follows the protocol {protocol!r} and not {PROTOCOL!r}: evaluate that model again.")

@@ -18,15 +18,17 @@ from blip_diffusion.generation.request import GenerationRequest
 from blip_diffusion.images import open_lazily
 from blip_diffusion.serving.http.context import Owner, Service, scope_of
 from blip_diffusion.serving.http.inputs import build_edit, build_request, references_of
+from blip_diffusion.serving.http.json_bodies import StrictRoute
 from blip_diffusion.serving.http.problems import Problem, document, invalid
 from blip_diffusion.serving.http.schemas import EditBody, GenerationBody, ImageBody
 from blip_diffusion.serving.http.watch import ended, follow
 from blip_diffusion.serving.job_service import JobService
 from blip_diffusion.serving.jobs import Job
+from blip_diffusion.strict_json import parse_json
 
 IMAGES = ("image", "image[]")
 """Fields of a form that hold images."""
-router = APIRouter(prefix="/v1/images", tags=["images"])
+router = APIRouter(prefix="/v1/images", route_class=StrictRoute, tags=["images"])
 Prefix = Literal["image_generation", "image_edit"]
 MAX_KEY = 255
 MAX_FILES = 6
@@ -104,8 +106,8 @@ def _form_body(fields: Mapping[str, str]) -> EditBody:
 
 def _json(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return text
 
 

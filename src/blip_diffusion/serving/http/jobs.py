@@ -13,12 +13,13 @@ from starlette.concurrency import run_in_threadpool
 from blip_diffusion.generation.png_metadata import decode
 from blip_diffusion.serving.http.context import Owner, Service, scope_of
 from blip_diffusion.serving.http.inputs import build_request, edit_of, references_of
+from blip_diffusion.serving.http.json_bodies import StrictRoute
 from blip_diffusion.serving.http.problems import Problem
 from blip_diffusion.serving.http.schemas import JobBody, job_document
 from blip_diffusion.serving.http.watch import follow
 from blip_diffusion.serving.job_service import JobService
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", route_class=StrictRoute, tags=["jobs"])
 PREVIEWS = 3
 Document = dict[str, Any]
 

@@ -6,9 +6,10 @@ from fastapi import APIRouter, Response, UploadFile
 from fastapi.responses import FileResponse
 
 from blip_diffusion.serving.http.context import Owner, Service
+from blip_diffusion.serving.http.json_bodies import StrictRoute
 from blip_diffusion.serving.store import StoredSubject
 
-router = APIRouter(prefix="/v1/subjects", tags=["subjects"])
+router = APIRouter(prefix="/v1/subjects", route_class=StrictRoute, tags=["subjects"])
 Document = dict[str, Any]
 
 

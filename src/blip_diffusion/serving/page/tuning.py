@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import signal
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from blip_diffusion.errors import BlipDiffusionError, InputError
 from blip_diffusion.images import MAX_PHOTOS
+from blip_diffusion.strict_json import parse_json
 
 if TYPE_CHECKING:
     from blip_diffusion.serving.job_service import JobService
@@ -164,7 +164,7 @@ def _best(folder: Path | None) -> Path | None:
 
 def _scores(path: Path) -> tuple[Score, ...]:
     try:
-        rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows: list[dict[str, Any]] = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return tuple(Score(int(row["step"]), float(row["subject"]), float(row["text"])) for row in rows)
     except (OSError, ValueError, KeyError, TypeError):  # not written yet, or damaged
         return ()

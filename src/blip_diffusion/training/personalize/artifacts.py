@@ -16,6 +16,7 @@ from blip_diffusion.checkpoint.weights import read_json
 from blip_diffusion.data.photos import Photo
 from blip_diffusion.errors import CheckpointError, InputError
 from blip_diffusion.fileio import check_result
+from blip_diffusion.strict_json import parse_json
 from blip_diffusion.training import checkpointing
 from blip_diffusion.training.personalize.config import TuneConfig
 from blip_diffusion.training.personalize.early_stopping import BEST, Score, Validation
@@ -100,7 +101,7 @@ def run_info(
     subject: dict[str, Any] = {"photos": images, "masks": masks, "category": category, "name": name, "model": base}
     subject |= {"captions": [photo.caption for photo in photos], "class images": _digest([one.image for one in others])}
     subject |= {"LoRAs or embeddings": [(one.sha256, getattr(one, "weight", None)) for one in adapters]}
-    return json.loads(json.dumps({**subject, **_settings(config)}))
+    return parse_json(json.dumps({**subject, **_settings(config)}))
 
 
 def _digest(images: Sequence[Image.Image | None]) -> str:

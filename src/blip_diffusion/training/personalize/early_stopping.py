@@ -21,6 +21,7 @@ from blip_diffusion.errors import CheckpointError, ConfigError, reason
 from blip_diffusion.fileio import save_image, write_text
 from blip_diffusion.plots import Line, line_chart
 from blip_diffusion.sampling import PersonalizedObjective, sample_prompts
+from blip_diffusion.strict_json import parse_json
 from blip_diffusion.training import checkpointing
 from blip_diffusion.training.objective import Objective
 from blip_diffusion.training.run import CHECKPOINTS
@@ -208,10 +209,10 @@ def _read_scores(path: Path) -> list[Score]:
     if not path.is_file():
         return []
     try:
-        scores = [Score(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        scores = [Score(**parse_json(line)) for line in path.read_text(encoding="utf-8").splitlines()]
         if not all(type(one.step) is int and math.isfinite(one.subject + one.text) for one in scores):
             raise ValueError("a score is not a finite number")
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         raise CheckpointError(
             f"{path} is damaged ({reason(error)[:100]}): leave out --resume, or choose another --name."
         ) from error
