@@ -15,6 +15,7 @@ PACKAGE = Path(blip_diffusion.__file__).parent
 LEAVES = {
     "errors",
     "config",
+    "control_characters",
     "devices",
     "edges",
     "fileio",
@@ -49,10 +50,11 @@ SERVICE = {"edits", "errors", "events", "jobs", "job_service", "settings", "stor
 MAY_IMPORT = {
     "errors": set(),
     "optional_packages": {"errors"},
-    "config": {"errors"},
+    "config": {"control_characters", "errors"},
+    "control_characters": {"errors"},
     "devices": {"errors"},
     "edges": set(),
-    "fileio": {"errors"},
+    "fileio": {"control_characters", "errors"},
     "nn_utils": set(),
     "protocols": set(),
     "strict_json": set(),
@@ -133,24 +135,28 @@ def test_private_names_have_one_owner(word: str, owners: list[str]) -> None:
     assert mentioning(word) == owners
 
 
-def opens_images(path: Path) -> bool:
-    """Whether a file calls Pillow's `Image.open`, which starts Ghostscript where the formats aren't named."""
-    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
-    return any(ast.unparse(function) == "Image.open" for function in calls)
+def calls(path: Path, name: str) -> bool:
+    """Whether a file calls a function by its name, such as `Image.open`."""
+    functions = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    return any(ast.unparse(function) == name for function in functions)
 
 
-def test_images_are_opened_in_one_place() -> None:
-    assert [path.name for path in PACKAGE.rglob("*.py") if opens_images(path)] == ["images.py"]
-
-
-def test_json_is_parsed_in_one_place() -> None:
-    assert mentioning("json.load") == ["strict_json.py"]
+@pytest.mark.parametrize(
+    ("function", "owner"),
+    [
+        ("Image.open", "images.py"),  # it starts Ghostscript where the formats aren't named
+        ("json.loads", "strict_json.py"),  # it keeps the last value of a key that is given twice
+        ("print", "control_characters.py"),  # it prints terminal escapes
+    ],
+)
+def test_untrusted_input_and_output_have_one_place(function: str, owner: str) -> None:
+    assert [path.name for path in PACKAGE.rglob("*.py") if calls(path, function)] == [owner]
 
 
 def test_trainer_imports_no_objective_and_no_model() -> None:
     for name in TRAINER - {"lora"}:
         path = PACKAGE / "training" / f"{name}.py"
-        allowed = {"config", "devices", "errors", "fileio", "nn_utils", "strict_json", "training"}
+        allowed = {"config", "control_characters", "devices", "errors", "fileio", "nn_utils", "strict_json", "training"}
         assert own_parts(path) <= allowed, path
         assert not [module for module in imports(path) if "training.objectives" in module or "diffusers" in module], (
             path

@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from blip_diffusion.control_characters import first_control
 from blip_diffusion.errors import ConfigError
 
 T = TypeVar("T")
@@ -139,6 +140,7 @@ def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     elif hint is str:
         _check(isinstance(value, str), where, "a string", value)
+        _check(not first_control(value), where, "text without control characters", value)
     elif hint is bytes:  # not in files, only in other tables
         _check(isinstance(value, bytes), where, "bytes", value)
     elif hint is Path:

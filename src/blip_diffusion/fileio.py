@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from blip_diffusion.control_characters import first_control
 from blip_diffusion.errors import InputError
 
 EARLIER = "earlier"
@@ -224,7 +225,9 @@ def check_result(path: Path) -> None:
 
 
 def check_unicode(path: Path, *, flag: str = "--out") -> None:
-    """Raise `InputError` for a name with bytes that aren't UTF-8: safetensors and tokenizers can't read it again."""
+    """Raise `InputError` for a name with bytes that aren't UTF-8, which tokenizers can't read, or with an escape."""
+    if first_control(str(path)):
+        raise InputError(f"{flag} {str(path)!a} has control characters: choose another {flag}.")
     try:
         str(path).encode()
     except UnicodeEncodeError as error:

@@ -66,6 +66,8 @@ def wrong_calls(captioner: Captioner, images: list[Image.Image]) -> list[Any]:
         lambda: captioner(images[0], max_new_tokens=500),
         lambda: captioner(images[:2], ["a", "b", "c"]),
         lambda: captioner.answer(images[0], "?!"),
+        lambda: captioner(images[0], "a \x1b[2J"),
+        lambda: captioner.answer(images[0], "how many \x1b[2J"),
         lambda: captioner.answer(images[0], "how many dogs " * 100),
     ]
 

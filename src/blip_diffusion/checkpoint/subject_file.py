@@ -34,6 +34,7 @@ from blip_diffusion.checkpoint.subject_header import (
     decode_thumbnail,
 )
 from blip_diffusion.checkpoint.weights import State, check_materialized, save_state
+from blip_diffusion.control_characters import check_text
 from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.fileio import path_exists
 from blip_diffusion.nn_utils import base_parameters
@@ -94,6 +95,7 @@ def check_category(category: str) -> None:
         raise InputError("The category is empty: name the subject, for example dog.")
     if len(category.split()) > MOST_WORDS:
         raise InputError(f"The category {category!r} is too long: name the subject in a word or two, for example dog.")
+    check_text("category", category)
 
 
 def write_subject(subject: Subject, path: Path) -> None:

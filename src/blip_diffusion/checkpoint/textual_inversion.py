@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from blip_diffusion.checkpoint.weights import PICKLES, SAFE, read_file, unpickled
+from blip_diffusion.control_characters import first_control
 from blip_diffusion.errors import CheckpointError
 from blip_diffusion.protocols import Tokenizer
 
@@ -87,7 +88,7 @@ def parse_embeddings(table: Any, fallback: str | None) -> tuple[str, Tensor]:
 
 def check_word(word: Any) -> None:
     """Raise `CheckpointError` for a value that can't be a new word of a prompt."""
-    if not isinstance(word, str) or not word.strip() or any(letter.isspace() for letter in word):
+    if not isinstance(word, str) or word.split() != [word] or first_control(word):
         raise CheckpointError(f"The textual inversion has the word {word!r}: give one with token=, for example <rex>.")
 
 

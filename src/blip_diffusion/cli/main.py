@@ -30,7 +30,8 @@ from blip_diffusion.cli.commands import (
     tune,
     tune_many,
 )
-from blip_diffusion.cli.parser import Parser, check_utf8, printable
+from blip_diffusion.cli.parser import Parser, check_utf8
+from blip_diffusion.control_characters import print_text, printable
 from blip_diffusion.errors import BlipDiffusionError, reason
 
 COMMANDS = (
@@ -165,4 +166,4 @@ def _ignore_warning(*_: Any, **__: Any) -> None:
 
 
 def _print_error(sentence: str) -> None:
-    print(f"blip-diffusion: {printable(sentence)}", file=sys.stderr)
+    print_text(f"blip-diffusion: {printable(sentence)}", file=sys.stderr)

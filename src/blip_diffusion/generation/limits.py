@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from blip_diffusion.control_characters import check_text
 from blip_diffusion.errors import InputError
 
 MAX_IMAGES, MAX_STEPS = 1000, 1000
@@ -19,6 +20,8 @@ def check_limits(
         raise InputError("The prompt is empty: describe the scene, for example on the beach.")
     if (longest := max(map(len, prompts))) > MAX_LETTERS:
         raise InputError(f"A prompt has {longest} characters: use at most {MAX_LETTERS}.")
+    for prompt in prompts:
+        check_text("prompt", prompt)
     _check_range("--num-images", num_images, MAX_IMAGES)
     _check_range("--steps", steps, MAX_STEPS)
     if (total := len(prompts) * num_images) > MAX_TOTAL:
@@ -30,10 +33,11 @@ def check_limits(
 
 
 def check_letters(**texts: str) -> None:
-    """Raise `InputError` for a text by its name, such as a negative prompt, that is too long."""
+    """Raise `InputError` for a text by its name, such as a negative prompt, that is too long or has an escape."""
     for name, text in texts.items():
         if len(text) > MAX_LETTERS:
             raise InputError(f"The {name.replace('_', ' ')} has {len(text)} characters: use at most {MAX_LETTERS}.")
+        check_text(name.replace("_", " "), text)
 
 
 def _check_range(flag: str, value: int | None, highest: int) -> None:

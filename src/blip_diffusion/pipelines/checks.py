@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blip_diffusion.control_characters import check_text
 from blip_diffusion.errors import InputError
 
 
@@ -50,6 +51,7 @@ def texts(name: str, value: Any) -> list[str]:
     for text in values:
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise InputError(f"{name} {text[:200]!a} is not Unicode text: decode its bytes as UTF-8.")
+        check_text(name, text)
     return list(values)
 
 

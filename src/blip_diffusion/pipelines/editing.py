@@ -9,6 +9,7 @@ from PIL import Image
 from blip_diffusion.diffusion.inversion import Method
 from blip_diffusion.errors import InputError
 from blip_diffusion.pipelines.attention_alignment import AttentionControl
+from blip_diffusion.pipelines.checks import texts
 from blip_diffusion.pipelines.edit_inputs import (
     EditMask,
     EditOutput,
@@ -93,6 +94,7 @@ class EditingMixin(PipelineHost):
             >>> pipe.edit(photo, "dog", "cat", cat, prompt="on the beach").images[0].save("cat-on-beach.png")
         """
         check_edit(self, inversion, strength, feather, mask_threshold)
+        texts("source_category", source_category)
         tuned = reference_image is None and options.get("subject_embeds") is None and self.adapters.registry.mixture
         category = target_category or ("" if tuned else source_category)  # a tuned subject has a category
         inputs, photo = self._prepare_edit(

@@ -13,6 +13,7 @@ from blip_diffusion.framing import Box, default_boxes, frames_of
 from blip_diffusion.images import ResizeMode
 from blip_diffusion.nn_utils import tensor_bytes, weights_version
 from blip_diffusion.pipelines.broadcast import OneOrMany, as_list, repeat
+from blip_diffusion.pipelines.checks import texts
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.inputs import CallArguments, PipelineInputs, prepare_inputs
 from blip_diffusion.pipelines.locking import exclusive
@@ -47,7 +48,7 @@ class EncodingMixin(PipelineHost):
             >>> tokens = pipe.encode_subject([front, side], "dog")
             >>> pipe("on the beach", target_subject_category="dog", subject_embeds=tokens).images[0]
         """
-        return self._encode_subjects([as_list(reference_images)], [category], resize_mode)[0]
+        return self._encode_subjects([as_list(reference_images)], texts("category", category), resize_mode)[0]
 
     @torch.no_grad()
     @exclusive

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion.blip2 import Blip2
+from blip_diffusion.control_characters import check_text
 from blip_diffusion.errors import InputError
 from blip_diffusion.images import open_image
 from blip_diffusion.pipelines.blip2_pipeline import Blip2Pipeline
@@ -74,8 +75,9 @@ class ImageSearch(Blip2Pipeline):
             >>> [match.index for match in search("a dog on the beach", paths, rerank=16)[:3]]
         """
         rerank = whole_number("rerank", rerank, 0)
-        if not sentence.strip():
+        if not isinstance(sentence, str) or not sentence.strip():
             raise InputError("The sentence is empty: describe an image, for example a red teapot.")
+        check_text("sentence", sentence)
         words = self.model.sentence_words([sentence])
         features: dict[int, Tensor] = {}
         cosines = self._cosines(images, words, features, rerank)

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from blip_diffusion.control_characters import escaped
 from blip_diffusion.errors import CheckpointError, reason
 from blip_diffusion.fileio import flush, sha256_of
 from blip_diffusion.nn_utils import is_finite
@@ -250,16 +251,11 @@ def supersede(folder: Path, step: int) -> None:
             path.rename(aside)
 
 
-def _printable(name: str) -> str:
-    """Return a stranger's name without line breaks and control characters."""
-    return name.encode("unicode_escape").decode()[:100]
-
-
 def copy_into(target: Mapping[str, Tensor], saved: Mapping[str, Tensor], where: Path) -> None:
     """Copy saved tensors into those of `target` by name. Raises `CheckpointError` if names or shapes differ."""
     differences = [
         *(f"{key} is missing" for key in target if key not in saved),
-        *(f"{_printable(key)} is unexpected" for key in saved if key not in target),
+        *(f"{escaped(key[:100])} is unexpected" for key in saved if key not in target),
         *(
             f"{key} has shape {tuple(saved[key].shape)} instead of {tuple(tensor.shape)}"
             for key, tensor in target.items()

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from blip_diffusion.control_characters import print_text
 from blip_diffusion.errors import ConfigError, InputError
 from blip_diffusion.fileio import save_image, write_text
 from blip_diffusion.strict_json import parse_json
@@ -35,7 +36,7 @@ class MetricLogger:
         self._log.write(json.dumps({"step": step, **values}) + "\n")
         self._log.flush()
         if self._console:
-            print(console_line(step, self._steps, values), flush=True)
+            print_text(console_line(step, self._steps, values))
         if self._board:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)

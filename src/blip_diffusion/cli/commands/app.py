@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from blip_diffusion.cli.commands.serve import service_flags, service_settings
+from blip_diffusion.control_characters import print_text
 from blip_diffusion.errors import InputError
 
 EXTRA = "The page needs further packages: pip install 'blip-diffusion[app]'."
@@ -36,5 +37,5 @@ def run(arguments: argparse.Namespace) -> None:
         )
     service = JobService(service_settings(arguments))
     app = mount_page(create_app(service, hosts=[*LOOPBACK, *arguments.allow_host]), service)
-    print(f"http://{arguments.host}:{arguments.port}", flush=True)
+    print_text(f"http://{arguments.host}:{arguments.port}")
     serve(app, arguments.host, arguments.port)

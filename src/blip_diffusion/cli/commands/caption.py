@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from blip_diffusion.cli.flags import device_flags
-from blip_diffusion.cli.parser import printable
+from blip_diffusion.control_characters import print_text
 from blip_diffusion.errors import InputError
 
 BATCH = 16
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
     except OSError:  # a full disk: the captions, which took long, are not lost
         _print_captions(paths, captions)
         raise
-    print(arguments.out)
+    print_text(arguments.out)
 
 
 def _file_names(paths: list[Path], out: Path) -> list[str]:
@@ -73,7 +73,7 @@ def _file_names(paths: list[Path], out: Path) -> list[str]:
 
 def _print_captions(paths: list[Path], captions: list[str]) -> None:
     for path, text in zip(paths, captions, strict=True):
-        print(f"{printable(str(path))}: {printable(text)}")
+        print_text(f"{path}: {text}")
 
 
 def image_paths(sources: list[Path]) -> list[Path]:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from blip_diffusion.cli.flags import check_used
+from blip_diffusion.control_characters import print_text
 from blip_diffusion.errors import InputError
 
 MODEL_UNUSED, SUBJECT_UNUSED = ("name", "category", "rank"), ("unet", "vae", "dtype")
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
         vae=arguments.vae,
         dtype=getattr(torch, arguments.dtype) if arguments.dtype else None,
     )
-    print(arguments.out)
+    print_text(arguments.out)
 
 
 def _convert_subject(arguments: argparse.Namespace) -> None:
@@ -68,4 +69,4 @@ def _convert_subject(arguments: argparse.Namespace) -> None:
         category=arguments.category,
         rank=arguments.rank,
     )
-    print(f"the LoRA explains {explained:.0%} of the U-Net's change: {arguments.out}")
+    print_text(f"the LoRA explains {explained:.0%} of the U-Net's change: {arguments.out}")

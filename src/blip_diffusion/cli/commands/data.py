@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blip_diffusion.cli.flags import backend_flags, check_backend, check_used
+from blip_diffusion.control_characters import print_text
 from blip_diffusion.errors import InputError
 
 if TYPE_CHECKING:
@@ -62,8 +63,8 @@ def _build(arguments: argparse.Namespace) -> None:
     if not (arguments.benchmark and path.is_file()):
         pool = partial(ray_pool, actors=arguments.actors) if arguments.on == "ray" else process_pool
         path = build(arguments.out, sources=arguments.sources, views=arguments.views, pool=pool,
-                     size_limit_mib=arguments.size_limit, progress=lambda line: print(line, flush=True))  # fmt: skip
-        print(path)
+                     size_limit_mib=arguments.size_limit, progress=lambda line: print_text(line))  # fmt: skip
+        print_text(path)
     if arguments.benchmark:
         _print_benchmark(build_bench(AssetLibrary.load(path), arguments.out / "bench"), arguments.out / "bench")
 
@@ -76,7 +77,7 @@ def _build_drawings(out: Path) -> None:
 
 
 def _print_benchmark(bench: "Bench", folder: Path) -> None:
-    print(f"{folder}: {len(bench.subjects)} subjects, {len(bench.prompt_ids)} prompts, {bench.digest}")
+    print_text(f"{folder}: {len(bench.subjects)} subjects, {len(bench.prompt_ids)} prompts, {bench.digest}")
 
 
 def _check_build(arguments: argparse.Namespace, world: Path) -> None:
@@ -124,4 +125,4 @@ def _sheet(arguments: argparse.Namespace) -> None:
     sampler = PairSampler(world, SyntheticConfig(), batch_size=size, seed=arguments.seed)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     sheet(sampler(0), arguments.out)
-    print(arguments.out)
+    print_text(arguments.out)

@@ -1,12 +1,12 @@
 """`blip-diffusion doctor`: list devices, extras, metrics and models. Nothing is downloaded or loaded."""
 
 import argparse
-import json
 import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 
 from blip_diffusion import __version__
+from blip_diffusion.control_characters import print_json, print_text
 
 DISTRIBUTION = "blip-diffusion"
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "pillow")
@@ -34,13 +34,13 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     found = report()
     if arguments.json:
-        print(json.dumps(found, indent=1))
+        print_json(found, indent=1)
         return
     width = max(len(name) for lines in found.values() for name in lines)
     for section, lines in found.items():
-        print(section)
+        print_text(section)
         for name, text in lines.items():
-            print(f"  {name:{width}}  {text}")
+            print_text(f"  {name:{width}}  {text}")
 
 
 def report() -> Report:

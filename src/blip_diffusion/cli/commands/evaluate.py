@@ -19,6 +19,7 @@ from blip_diffusion.cli.flags import (
     device_flags,
     parse_train_steps,
 )
+from blip_diffusion.control_characters import print_text
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -119,10 +120,10 @@ def run(arguments: argparse.Namespace) -> None:
         shard=Shard.parse(arguments.shard) if arguments.shard else None,
         batch_size=arguments.batch_size,
         device=device_of(arguments.device),
-        log=lambda line: print(line, file=sys.stderr, flush=True),
+        log=lambda line: print_text(line, file=sys.stderr),
         backend=arguments.on,
         actors=arguments.actors,
     )
     if report is not None:
-        print(markdown(report))
-    print(arguments.out)
+        print_text(markdown(report), lines=True)
+    print_text(arguments.out)

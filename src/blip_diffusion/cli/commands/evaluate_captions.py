@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from blip_diffusion.control_characters import print_text
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
@@ -47,5 +49,5 @@ def run(arguments: argparse.Namespace) -> None:
         device=str(device_of(arguments.device)),
         seed=arguments.seed,
     )
-    print(text)
-    print(arguments.out)
+    print_text(text, lines=True)
+    print_text(arguments.out)

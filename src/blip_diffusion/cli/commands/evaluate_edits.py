@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from blip_diffusion.cli.flags import MODEL_HELP
+from blip_diffusion.control_characters import print_text
 from blip_diffusion.errors import InputError
 
 EDITBENCH, PIE_BENCH = "editbench", "pie-bench"
@@ -77,10 +78,10 @@ def run(arguments: argparse.Namespace) -> None:
         config,
         arguments.out,
         device=device_of(arguments.device),
-        log=lambda line: print(line, file=sys.stderr, flush=True),
+        log=lambda line: print_text(line, file=sys.stderr),
     )
-    print((arguments.out / "edits.md").read_text(encoding="utf-8"))
-    print(arguments.out)
+    print_text((arguments.out / "edits.md").read_text(encoding="utf-8"), lines=True)
+    print_text(arguments.out)
 
 
 def _pie_bench(benchmark: str) -> Path | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -34,6 +33,7 @@ from blip_diffusion.cli.subject_flags import (
     target_of,
 )
 from blip_diffusion.cli.values import check_file, kind_and_value, path_and_number, prompts_of, seed, size
+from blip_diffusion.control_characters import print_json, print_text
 from blip_diffusion.errors import InputError
 from blip_diffusion.optional_packages import require_package
 
@@ -212,9 +212,9 @@ def run_request(arguments: argparse.Namespace, edit: Callable[[argparse.Namespac
 
 def _print_saved(arguments: argparse.Namespace, path: Path, prompt: str | None, seed: int | None) -> None:
     if arguments.json:
-        print(json.dumps({"path": str(path), "prompt": prompt, "seed": seed}), flush=True)
+        print_json({"path": str(path), "prompt": prompt, "seed": seed})
     elif not arguments.quiet:
-        print(path, flush=True)
+        print_text(path)
 
 
 def _request(

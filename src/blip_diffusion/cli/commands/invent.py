@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from blip_diffusion.control_characters import print_text
 from blip_diffusion.errors import InputError
 
 
@@ -47,4 +48,4 @@ def run(arguments: argparse.Namespace) -> None:
         guidance=arguments.guidance_scale,
     )
     write_subject(subject, arguments.out)
-    print(arguments.out)
+    print_text(arguments.out)

@@ -1,12 +1,11 @@
 """`blip-diffusion search`: find the images of a folder that a sentence describes, with BLIP-2."""
 
 import argparse
-import json
 from pathlib import Path
 
 from blip_diffusion.cli.commands.caption import image_paths
 from blip_diffusion.cli.flags import device_flags
-from blip_diffusion.cli.parser import printable
+from blip_diffusion.control_characters import print_json, print_text
 from blip_diffusion.errors import InputError
 
 
@@ -46,6 +45,6 @@ def run(arguments: argparse.Namespace) -> None:
     for match in search(arguments.sentence, paths, rerank=arguments.rerank)[: arguments.num_images]:
         path = str(paths[match.index])
         if arguments.json:
-            print(json.dumps({"path": path, "score": match.score, "cosine": match.cosine, "matching": match.matching}))
+            print_json({"path": path, "score": match.score, "cosine": match.cosine, "matching": match.matching})
         else:
-            print(f"{match.score:7.3f}  {printable(path)}")
+            print_text(f"{match.score:7.3f}  {path}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blip_diffusion.cli.flags import check_screening, screening_flags
+from blip_diffusion.control_characters import print_text
 from blip_diffusion.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,13 +60,13 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.new_key is not None:
         if arguments.keys is None:
             raise InputError("--new-key needs --keys FILE: name the file of keys.")
-        print(new_key(arguments.keys, arguments.new_key))
+        print_text(new_key(arguments.keys, arguments.new_key))
         return
     keys = read_keys(arguments.keys) if arguments.keys else None
     check_exposure(arguments.host, keys)
     hosts = [*LOOPBACK, arguments.host, *arguments.allow_host]
     app = create_app(JobService(service_settings(arguments)), keys=keys, hosts=hosts)
-    print(f"http://{arguments.host}:{arguments.port}", flush=True)
+    print_text(f"http://{arguments.host}:{arguments.port}")
     serve(app, arguments.host, arguments.port)
 
 

@@ -5,6 +5,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
+from blip_diffusion.control_characters import print_text
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
@@ -37,7 +39,8 @@ def run(arguments: argparse.Namespace) -> None:
         hooks.append(EvalCallback)
     result = train(arguments.config, folder, overrides=overrides, resume=resume, extra_hooks=hooks)
     if result.stopped == "signal":
-        print(f"stopped after {result.step} steps, nothing exported; run it again with --resume latest to continue")
+        advice = "run it again with --resume latest to continue"
+        print_text(f"stopped after {result.step} steps, nothing exported; {advice}")
         raise KeyboardInterrupt
     duration = timedelta(seconds=round(result.seconds))
-    print(f"{result.step} steps, {result.samples} samples, {duration} ({result.stopped}): {folder}")
+    print_text(f"{result.step} steps, {result.samples} samples, {duration} ({result.stopped}): {folder}")

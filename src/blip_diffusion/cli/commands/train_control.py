@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from blip_diffusion.cli.flags import recipe_flags, recipe_workers
+from blip_diffusion.control_characters import print_text
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -41,4 +42,4 @@ def run(arguments: argparse.Namespace) -> None:
         resume=arguments.resume,
     )
     for hint in arguments.hint:
-        print(arguments.out / hint / "export")
+        print_text(arguments.out / hint / "export")

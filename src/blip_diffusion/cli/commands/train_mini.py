@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from blip_diffusion.cli.flags import recipe_flags, recipe_workers
+from blip_diffusion.control_characters import print_text
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -37,4 +38,4 @@ def run(arguments: argparse.Namespace) -> None:
         workers=workers,
         resume=arguments.resume,
     )
-    print(arguments.out / "export")
+    print_text(arguments.out / "export")

@@ -19,6 +19,7 @@ from blip_diffusion.cli.flags import (
     flags_for_settings,
     parse_train_steps,
 )
+from blip_diffusion.control_characters import print_text
 
 UNUSED = {
     "few-shot": ("num_vectors", "train_text_encoder"),
@@ -132,17 +133,17 @@ def check_method(arguments: argparse.Namespace, add_flags: Callable[[argparse.Ar
 
 def _print_result(tuned: Any, arguments: argparse.Namespace) -> None:
     if tuned.result.stopped == "signal":
-        print(f"stopped after {tuned.step} steps; run the same command with --resume to continue")
+        print_text(f"stopped after {tuned.step} steps; run the same command with --resume to continue")
         raise KeyboardInterrupt
-    print(f"{tuned.step} steps, {tuned.result.seconds:.0f} s of training: {tuned.out}")
+    print_text(f"{tuned.step} steps, {tuned.result.seconds:.0f} s of training: {tuned.out}")
     if arguments.method in USES:
-        print(f"use it: {_generate_command(tuned, arguments)}")
+        print_text(f"use it: {_generate_command(tuned, arguments)}")
     if tuned.scores and not tuned.step:
-        print("no training step improved the result: the mean of the photos' embeddings was saved")
+        print_text("no training step improved the result: the mean of the photos' embeddings was saved")
     if tuned.scores:
-        print(f"samples and scores during training: {tuned.folder / 'strip.png'}, {tuned.folder / 'curve.png'}")
+        print_text(f"samples and scores during training: {tuned.folder / 'strip.png'}, {tuned.folder / 'curve.png'}")
     if tuned.overfitted:
-        print("later steps ignored the prompt (overfitting) and were discarded")
+        print_text("later steps ignored the prompt (overfitting) and were discarded")
 
 
 def _generate_command(tuned: Any, arguments: argparse.Namespace) -> str:

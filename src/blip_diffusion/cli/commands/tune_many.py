@@ -12,6 +12,7 @@ from blip_diffusion.cli.commands.tune import (
     tune_config,
 )
 from blip_diffusion.cli.flags import adapter_refs, backend_flags, check_backend, flags_for_settings
+from blip_diffusion.control_characters import print_text
 from blip_diffusion.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     with flags_for_settings(SETTINGS, {"steps": "--train-steps"}):
         outcomes = tune_many(subjects, settings, backend=arguments.on, actors=arguments.actors, on_ended=_print)
     if outcomes[-1].state == "stopped":
-        print("stopped; run the same command to continue")
+        print_text("stopped; run the same command to continue")
         raise KeyboardInterrupt
     if failed := [outcome.name for outcome in outcomes if outcome.state == "failed"]:
         raise InputError(f"{len(failed)} of {len(outcomes)} subjects were not tuned: {', '.join(failed)}.")
@@ -59,4 +60,4 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _print(outcome: "Outcome") -> None:
     steps = f" after {outcome.step} steps" if outcome.step else ""
-    print(f"{outcome.name}: {outcome.problem or f'{outcome.state}{steps}, {outcome.out}'}", flush=True)
+    print_text(f"{outcome.name}: {outcome.problem or f'{outcome.state}{steps}, {outcome.out}'}")

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from blip_diffusion.control_characters import first_control
 from blip_diffusion.errors import DataError, reason
 from blip_diffusion.fileio import atomic_file, path_exists
 from blip_diffusion.images import open_lazily
@@ -80,6 +81,8 @@ def _check_types(row: CutOut | Scene) -> None:
             fits = isinstance(value, field.type)  # a class, as the names are not strings here
         else:
             fits = isinstance(value, tuple) and all(isinstance(one, str) and one for one in value)
+        if any(first_control(text) for text in (value if isinstance(value, tuple) else [str(value)])):
+            raise ValueError(f"{field.name} has control characters: {value!r:.60}")
         if not fits or (field.default is dataclasses.MISSING and not value):
             raise ValueError(f"{field.name} is {str(value)[:60]!r}")
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from blip_diffusion.checkpoint.diffusers_export import save_lora, save_stable_diffusion
 from blip_diffusion.checkpoint.lora import ATTENTION
+from blip_diffusion.control_characters import check_text
 from blip_diffusion.data.photos import PhotoBatch
 from blip_diffusion.diffusion.forward_process import Noising
 from blip_diffusion.errors import ConfigError
@@ -37,6 +38,7 @@ class DreamBoothConfig:
     def __post_init__(self) -> None:
         if not self.token.strip():
             raise ConfigError("token is empty: use a rare word, sks is usual.")
+        check_text("token", self.token)
         if self.rank < 1:
             raise ConfigError(f"rank is {self.rank}: use 1 or more, 8 is usual.")
         check_background_weight(self.background_weight)

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from blip_diffusion import images
+from blip_diffusion.control_characters import check_text
 from blip_diffusion.errors import CheckpointError, ConfigError, reason
 from blip_diffusion.fileio import save_image, write_text
 from blip_diffusion.plots import Line, line_chart
@@ -52,6 +53,8 @@ class ValidationConfig:
     def __post_init__(self) -> None:
         if not 2 <= len(self.prompts) <= 4 or any(not prompt.strip() for prompt in self.prompts):
             raise ConfigError("Validation needs two to four prompts, for example on the beach.")
+        for prompt in self.prompts:
+            check_text("validation prompt", prompt)
         if self.seeds < 1 or self.every < 1 or self.patience < 1:
             raise ConfigError("Validation's seeds, every and patience must be 1 or more.")
 

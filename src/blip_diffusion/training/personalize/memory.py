@@ -21,6 +21,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
+from blip_diffusion.control_characters import print_text
 from blip_diffusion.errors import InputError
 from blip_diffusion.model import ModelConfig, build_subject_encoder, build_text_encoder
 from blip_diffusion.training.lora import TEXT_ATTENTION, add_lora
@@ -230,11 +231,13 @@ def _resident() -> float:
 def main() -> None:
     """Print the table, or measure."""
     if len(sys.argv) == 1:
-        print(table())
+        print_text(table(), lines=True)
         return
     config = TuneConfig(trainable=sys.argv[1], batch_size=int(sys.argv[2]), gradient_checkpointing=True)  # type: ignore[arg-type]
     measured, computed = measure(config)
-    print(f"{config.trainable}, batch {config.batch_size}: measured {measured:.2f} GiB, computed {computed:.2f} GiB")
+    print_text(
+        f"{config.trainable}, batch {config.batch_size}: measured {measured:.2f} GiB, computed {computed:.2f} GiB"
+    )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from blip_diffusion.control_characters import print_text
 from blip_diffusion.devices import fastest_dtype
 from blip_diffusion.errors import BlipDiffusionError
 from blip_diffusion.training.objective import Losses
@@ -46,7 +47,7 @@ def make_step(
     step = _graphed_or_none(loss, parameters, example, compiled=True)
     if step is None or (seconds := seconds_of(step, example)) >= plain:
         return _graphed_or_none(loss, parameters, example) or eager_step(loss, parameters)
-    print(f"torch.compile: {1000 * seconds:.1f} ms per step instead of {1000 * plain:.1f} ms", flush=True)
+    print_text(f"torch.compile: {1000 * seconds:.1f} ms per step instead of {1000 * plain:.1f} ms")
     return step
 
 

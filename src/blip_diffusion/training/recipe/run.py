@@ -22,6 +22,7 @@ import torch
 from blip_diffusion import config as configuration
 from blip_diffusion.checkpoint.model_folder import assemble, read_parts, save_model
 from blip_diffusion.checkpoint.weights import read_json
+from blip_diffusion.control_characters import print_text
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler
 from blip_diffusion.data.synthetic.tokenizers import tokenizer_corpus
@@ -165,14 +166,14 @@ def train_phase(plan: Plan, config: PhaseConfig, settings: Settings, folder: Pat
     """Train a phase for some seconds, export averaged weights to `folder/export` and return held-out numbers."""
     loop = PhaseLoop(plan.objective, plan.next_rows, config, settings, folder)
     loop.resume()
-    print(f"{folder.name}: {seconds / 60:.1f} minutes", flush=True)
+    print_text(f"{folder.name}: {seconds / 60:.1f} minutes")
     loop.run(seconds)
     with loop.ema.swapped(), atomic_dir(folder / EXPORT) as partial:
         plan.objective.eval()
         plan.objective.export(partial)
         metrics = plan.metrics()
         write_text(partial / METRICS, json.dumps(metrics, indent=1))
-    print(f"{folder.name}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()), flush=True)
+    print_text(f"{folder.name}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
     return metrics
 
 
