@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from blip_diffusion.cli.main import main
-from blip_diffusion.generation.png_metadata import METADATA
+from blip_diffusion.generation.png_metadata import METADATA, read_request
 
 from .commands import Run, output_files, read_pixels
 
@@ -120,6 +120,20 @@ def test_reproduce_warns_about_another_version(generate: Run, capsys: pytest.Cap
     generate()
     assert main(["generate", "--reproduce", with_metadata(output_files()[0], version="0.0.9"), "--out", "again"]) == 0
     assert "is from blip-diffusion 0.0.9" in capsys.readouterr().err
+
+
+def test_a_compiled_image_is_reproduced_without_compiling_on_a_cpu(
+    generate: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generate()
+    monkeypatch.setattr("torch.nn.Module.compile", lambda *_: pytest.fail("it compiles"))
+    changed = with_metadata(output_files()[0], engine="compiled")
+    assert main(["generate", "--reproduce", changed, "--device", "cpu", "--out", "again"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1 and "torch reproduces it, and only rounding differs" in printed.err
+    (path,) = Path("again").iterdir()
+    assert np.array_equal(read_pixels(path), read_pixels("out/on-the-beach-0.png"))
+    assert read_request(path).engine == "torch" and read_request(Path(changed)).engine == "compiled"
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,11 @@ def read_raw(path: Path) -> str | None:
 
 
 def read_request(
-    path: Path, *, model: str | None = None, controlnets: Mapping[str, str] = MappingProxyType({})
+    path: Path,
+    *,
+    model: str | None = None,
+    controlnets: Mapping[str, str] = MappingProxyType({}),
+    device: str | None = None,
 ) -> GenerationRequest:
     """Read the request from which a PNG file was generated.
 
@@ -66,6 +70,8 @@ def read_request(
         path: An image or a grid that `run` wrote, of this or an earlier version.
         model: Use this model instead of the one that the file names.
         controlnets: Use these ControlNets, by kind of control.
+        device: The device that will generate it. On a CPU, the engine torch takes the place of compiled, because
+            compiling takes minutes there and only rounding differs. `None`: the engine is the file's.
 
     Returns:
         The request of that one image; of a grid, of all its images.
@@ -86,7 +92,7 @@ def read_request(
             "and the image with them.",
             stacklevel=2,
         )
-    return _resolve(request, model, controlnets)
+    return _with_engine(_resolve(request, model, controlnets), device)
 
 
 def decode(source: images.Source) -> tuple[GenerationRequest, str]:
@@ -155,6 +161,20 @@ def _decode_image(text: str) -> bytes:
     png = base64.b64decode(text)
     images.open_image(io.BytesIO(png))
     return png
+
+
+def _with_engine(request: GenerationRequest, device: str | None) -> GenerationRequest:
+    """Return the request with the engine torch if it has compiled and the device is a CPU."""
+    from blip_diffusion.devices import device_of
+
+    if request.engine != "compiled" or device is None or device_of(device).type != "cpu":
+        return request
+    warnings.warn(
+        "The image was made with the engine compiled, which takes minutes on a CPU: torch reproduces it, and only "
+        "rounding differs.",
+        stacklevel=3,
+    )
+    return dataclasses.replace(request, engine="torch")
 
 
 def _resolve(request: GenerationRequest, model: str | None, controlnets: Mapping[str, str]) -> GenerationRequest:

@@ -89,6 +89,10 @@ def adopt(request: GenerationRequest, store: Store, models: Mapping[str, str]) -
         raise InputError("The image was made with another ControlNet, which this server doesn't load.")
     if request.loras or request.embeddings:
         raise InputError("The image was made with LoRAs or embeddings, which this server doesn't load.")
+    if request.upscaler:
+        raise InputError("The image was enlarged by another model, which this server doesn't load.")
+    if request.blend_row:
+        raise InputError("The image is a grid of several mixtures: send the file of one of them.")
     known = {subject.id for subject in store.subjects()}
     if not {subject.sha256 for subject in request.subjects} <= known:
         raise InputError("The image was made with a tuned subject that isn't here: upload the subject file first.")
@@ -97,7 +101,8 @@ def adopt(request: GenerationRequest, store: Store, models: Mapping[str, str]) -
         raise InputError("The image was made with a model that this server doesn't have.")
     subjects = tuple(dataclasses.replace(subject, path=subject.sha256) for subject in request.subjects)
     edit = None if request.edit is None else _edit_of(request.edit, lambda one: _adopted(one, store))
-    return dataclasses.replace(request, model=model, subjects=subjects, edit=edit)
+    engine = "torch" if request.engine == "compiled" else request.engine  # all jobs would wait for minutes
+    return dataclasses.replace(request, model=model, subjects=subjects, edit=edit, engine=engine)
 
 
 def _adopted(image: ImageRef, store: Store) -> ImageRef:

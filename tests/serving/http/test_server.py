@@ -1,16 +1,20 @@
 import base64
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("fastapi")
 pytest.importorskip("dbos")
 from starlette.testclient import TestClient
 
 from blip_diffusion.errors import InputError
+from blip_diffusion.generation.output import png_with_metadata
+from blip_diffusion.generation.png_metadata import METADATA
 from blip_diffusion.serving.http.guards import MAX_BODY
 from blip_diffusion.serving.http.keys import new_key, read_keys
 from blip_diffusion.serving.http.server import check_exposure, create_app
@@ -102,6 +106,48 @@ def test_image_is_reproduced_from_an_upload(client: TestClient, body: dict[str, 
     assert response.status_code == 202
     refused = client.post("/v1/jobs/reproduce", files={"file": ("x.png", dog_png)})
     assert refused.status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"num_images": 1000}, "asks for 1000 images"),
+        ({"prompts": ["x"] * 11}, "asks for 11 images"),
+        ({"steps": 1000}, "asks for 1000 steps"),
+        ({"width": 4096}, "asks for sides"),
+        ({"height": 0}, "asks for sides"),
+        ({"upscaler": "owner/repository"}, "was enlarged by another model"),
+        ({"model": "owner/repository"}, "a model that this server doesn't have"),
+        ({"prompts": ["a \x1b[2J"]}, "text without control characters"),
+    ],
+)
+def test_a_reproduced_png_may_not_ask_for_more_than_a_body(
+    client: TestClient, body: dict[str, Any], change: dict[str, Any], sentence: str
+) -> None:
+    address = client.post("/v1/images/generations", json=body | {"response_format": "url"}).json()["data"][0]["url"]
+    response = client.post(
+        "/v1/jobs/reproduce", files={"file": ("x.png", with_metadata(client.get(address).content, change))}
+    )
+    assert response.status_code == 422 and sentence in response.json()["detail"]
+
+
+def test_no_engine_is_compiled_for_a_reproduced_png(client: TestClient, service: Any, body: dict[str, Any]) -> None:
+    """It would take minutes, and change the pipeline that other jobs use."""
+    address = client.post("/v1/images/generations", json=body | {"response_format": "url"}).json()["data"][0]["url"]
+    png = with_metadata(client.get(address).content, {"engine": "compiled"})
+    job = client.post("/v1/jobs/reproduce", files={"file": ("x.png", png)}).json()
+    assert service.get(job["id"]).request.engine == "torch"
+    assert service.wait(job["id"], timeout=60).state == "done"
+
+
+def with_metadata(png: bytes, change: dict[str, Any]) -> bytes:
+    """Return a PNG file with other settings inside, as for a grid where there are prompts."""
+    with Image.open(io.BytesIO(png)) as image:
+        table = json.loads(image.info[METADATA]) | change
+        if "prompts" in change or "num_images" in change:
+            table.setdefault("prompts", [table["prompt"]])
+            del table["prompt"]
+        return png_with_metadata(image, json.dumps(table))
 
 
 @pytest.mark.parametrize(

@@ -227,7 +227,9 @@ def _request(
 
     controlnets = _controlnets(arguments.controlnet)
     if arguments.reproduce is not None:
-        return read_request(arguments.reproduce, model=arguments.model, controlnets=controlnets)
+        return read_request(
+            arguments.reproduce, model=arguments.model, controlnets=controlnets, device=arguments.device
+        )
     subjects = tuple(subject_ref(*path_and_number("--subject", text, "weight")) for text in arguments.subject)
     category = (arguments.category or [max(subjects, key=lambda subject: subject.weight).category])[0]
     first, *more = [read_reference(path) for path in subjects_of(arguments)[0].references] or [b""]

@@ -12,6 +12,8 @@ from blip_diffusion.generation.subject_inputs import SubjectInput
 from blip_diffusion.serving.edits import edit_input
 from blip_diffusion.serving.http.problems import Problem
 from blip_diffusion.serving.http.schemas import (
+    MAX_IMAGES,
+    MAX_STEPS,
     EditOptions,
     ImageOptions,
     JobBody,
@@ -84,6 +86,17 @@ def build_request(
         preset=options.chosen_preset,
         edit=edit,
     )
+
+
+def check_reproduced(request: GenerationRequest) -> None:
+    """Raise `Problem` for the request of an uploaded PNG that has more than a body may have."""
+    images, sides = len(request.prompts) * request.num_images, (request.width, request.height)
+    if images > MAX_IMAGES:
+        raise Problem(422, "invalid_input", f"The file asks for {images} images: use one of at most {MAX_IMAGES}.")
+    if request.steps is not None and request.steps > MAX_STEPS:
+        raise Problem(422, "invalid_input", f"The file asks for {request.steps} steps: use at most {MAX_STEPS}.")
+    if not all(side is None or MIN_SIDE <= side <= MAX_SIDE for side in sides):
+        raise Problem(422, "invalid_input", f"The file asks for sides of other than {MIN_SIDE} to {MAX_SIDE} pixels.")
 
 
 def references_of(body: References) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from blip_diffusion.generation.png_metadata import decode
 from blip_diffusion.serving.http.context import Owner, Service, scope_of
-from blip_diffusion.serving.http.inputs import build_request, edit_of, references_of
+from blip_diffusion.serving.http.inputs import build_request, check_reproduced, edit_of, references_of
 from blip_diffusion.serving.http.json_bodies import StrictRoute
 from blip_diffusion.serving.http.problems import Problem
 from blip_diffusion.serving.http.schemas import JobBody, job_document
@@ -42,6 +42,7 @@ def submit(
 def reproduce(file: UploadFile, response: Response, service: Service, owner: Owner) -> Document:
     """Queue the request in a PNG file of blip-diffusion. Nothing that the file names is opened or fetched."""
     request, _ = decode(io.BytesIO(file.file.read()))
+    check_reproduced(request)
     job = service.submit(service.adopt(request), owner=owner, previews=PREVIEWS, auto_dtype=False)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return job_document(job, service.position(job.id))
