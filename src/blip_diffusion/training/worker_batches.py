@@ -1,11 +1,12 @@
 """Batches by index, composed by worker processes."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset
-
-from blip_diffusion.data.batches import Batches
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 
 class WorkerBatches:
@@ -14,11 +15,13 @@ class WorkerBatches:
     Args:
         batches: Composes the batch of an index, on the CPU.
         workers: Number of processes; 0 composes the sequence in this process.
+        keep: Names of a sequence's values; `None`: all of them.
     """
 
-    def __init__(self, batches: Batches, workers: int) -> None:
+    def __init__(self, batches: Callable[[int], Any], workers: int, keep: Sequence[str] | None = None) -> None:
         self.batches = batches
         self.workers = workers
+        self.keep = keep
 
     def __call__(self, index: int) -> Any:
         """Return the batch of an index, composed in this process."""
@@ -27,7 +30,7 @@ class WorkerBatches:
     def sequence(self, indices: Iterable[int]) -> Iterator[Any]:
         """Yield the batches of these indices in order; workers prepare the next ones."""
         loader: DataLoader[Any] = DataLoader(
-            _ByIndex(self.batches),
+            _ByIndex(self.batches, self.keep),
             batch_size=None,
             sampler=indices,
             num_workers=self.workers,
@@ -35,15 +38,25 @@ class WorkerBatches:
             multiprocessing_context="fork" if self.workers else None,  # the workers share the data's memory
             prefetch_factor=2 if self.workers else None,
         )
-        return iter(loader)
+        for batch in loader:
+            yield {name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+                   for name, value in batch.items()}  # fmt: skip
 
 
 class _ByIndex(Dataset[Any]):
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
+    """Batches with arrays in place of tensors, which would need more shared memory than a container has."""
 
-    def __getitem__(self, index: int) -> Any:
-        return self.batches(index)
+    def __init__(self, batches: Callable[[int], Any], keep: Sequence[str] | None) -> None:
+        self.batches = batches
+        self.keep = keep
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        batch: dict[str, Any] = dict(self.batches(index))
+        return {
+            name: value.cpu().numpy() if isinstance(value, Tensor) and get_worker_info() else value
+            for name, value in batch.items()
+            if self.keep is None or name in self.keep
+        }
 
 
 def _unchanged(batch: Any) -> Any:
