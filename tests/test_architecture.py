@@ -42,6 +42,7 @@ TRAINER = {
     "objective",
     "lora",
     "prefetch",
+    "worker_batches",
     "signals",
 }
 SERVER = importlib.util.find_spec("dbos") and importlib.util.find_spec("fastapi")

@@ -1,12 +1,14 @@
 """Micro-batches by number, prepared in a thread while the device computes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from torch import Tensor
+
+from blip_diffusion.training.worker_batches import WorkerBatches
 
 
 class Prefetcher:
@@ -30,6 +32,8 @@ class Prefetcher:
         )
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches", initializer=self._choose_device)
         self._pending: dict[int, Future[Any]] = {}
+        self._sequence: Iterator[Any] | None = None  # of worker processes, from micro-batch `_next` on
+        self._next = -1
 
     def index(self, number: int) -> int:
         """Return the index, over all processes, of this process's micro-batch of a number."""
@@ -41,6 +45,8 @@ class Prefetcher:
 
     def __call__(self, number: int) -> Any:
         """Return this process's micro-batch of a number, and start to prepare the next ones."""
+        if isinstance(self._batches, WorkerBatches) and self._batches.workers:
+            return self._from_workers(self._batches, number)
         if not self._depth:
             return self._batches(self.index(number))
         for upcoming in range(number, min(number + 1 + self._depth, self._end)):
@@ -48,13 +54,21 @@ class Prefetcher:
                 self._pending[upcoming] = self._pool.submit(self._batches, self.index(upcoming))
         return self._pending.pop(number).result()
 
+    def _from_workers(self, batches: WorkerBatches, number: int) -> Any:
+        """Return the next micro-batch of the worker processes, which are started at the first number."""
+        if self._sequence is None or number != self._next:
+            self._sequence = batches.sequence([self.index(later) for later in range(number, self._end)])
+        self._next = number + 1
+        return next(self._sequence)
+
     def _choose_device(self) -> None:
         """Select this process's GPU in the new thread, which would use the first one."""
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
 
     def close(self) -> None:
-        """Stop the thread and drop pending batches."""
+        """Stop the thread and the worker processes, and drop pending batches."""
+        self._sequence = None  # ends the worker processes
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 

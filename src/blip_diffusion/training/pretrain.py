@@ -22,13 +22,21 @@ from blip_diffusion.training.objectives.language import LanguageStage
 from blip_diffusion.training.objectives.representation import Representation
 from blip_diffusion.training.objectives.sentences import Sentences
 from blip_diffusion.training.pooled_batches import PooledBatches
-from blip_diffusion.training.run import CHECKPOINTS, Result
+from blip_diffusion.training.run import CHECKPOINTS, Result, accelerate_precision
 from blip_diffusion.training.run_config import RunConfig
 from blip_diffusion.training.trainer import Hook, fit
 from blip_diffusion.training.training_data import open_data
+from blip_diffusion.training.worker_batches import WorkerBatches
 
 PRIOR_REFERENCES = 256
 """References by whose subject tokens a prior is standardised."""
+FEATURE_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Data types of pooled features by mixed precision."""
+POOLED = {
+    "reference": ("reference", "reference_caption", "category", "identity"),
+    "target": ("target", "caption", "category", "identity"),
+}
+"""What is read of batches whose features are pooled, by the described image."""
 START = "start"
 """Folder of a run's initial model: resuming needs neither the earlier stages nor the same asset library."""
 
@@ -83,7 +91,8 @@ def _run(
     resumed = bool(checkpointing.complete(folder / CHECKPOINTS)) and (folder / START).is_dir()
     if resumed:  # tokenizers must not change with the asset library
         config = replace(config, model=replace(config.model, init_from=(folder / START,)))
-    data = open_data(config.data, config.objective, seed=config.train.seed, device=_device(config))
+    composed = replace(config.data, batch_size=_composed_size(config))
+    data = open_data(composed, config.objective, seed=config.train.seed, device=_batch_device(config))
     if extra_hooks and data.library is None:
         raise ConfigError("--eval-during-training needs the asset library that MiniBench is made of as data.path.")
     further = [make(config, data.library) for make in extra_hooks if data.library is not None]
@@ -112,14 +121,29 @@ def _calibration_batches(config: RunConfig) -> int:
     return -(-PRIOR_REFERENCES // config.data.batch_size) if config.objective == "prior" else 1
 
 
+def _composed_size(config: RunConfig) -> int:
+    """Return the number of pairs that are composed at once."""
+    return (config.data.pool and config.data.pool_batch_size) or config.data.batch_size
+
+
 def _batches(config: RunConfig, objective: Objective, batches: Batches) -> Callable[[int], Any]:
     if config.data.pool:
         if not isinstance(objective, LanguageStage | Representation):
             raise ConfigError("data.pool is for the objectives language and representation: set it to 0.")
-        return PooledBatches(batches, objective.encode, config.data.pool)
+        device = _device(config)
+        return PooledBatches(
+            WorkerBatches(batches, config.data.workers, POOLED[objective.config.image]),
+            objective.encode,
+            config.data.pool,
+            batch_size=config.data.batch_size,
+            every=config.data.pool_every * config.train.gradient_accumulation_steps * _processes(),
+            seed=config.train.seed,
+            device=device,
+            dtype=FEATURE_DTYPES[accelerate_precision(device, config.train)],
+        )
     if isinstance(objective, Sentences) and isinstance(batches, PairSampler):
         return CaptionSampler(batches)  # without images
-    return batches
+    return WorkerBatches(batches, config.data.workers) if config.data.workers else batches
 
 
 def _keep_start(objective: Objective, folder: Path) -> None:
@@ -127,6 +151,15 @@ def _keep_start(objective: Objective, folder: Path) -> None:
         return
     with atomic_dir(folder) as partial:
         objective.export(partial)
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _batch_device(config: RunConfig) -> torch.device:
+    """Return where batches are composed: on the CPU by worker processes, which cannot use a GPU after a fork."""
+    return torch.device("cpu") if config.data.workers else _device(config)
 
 
 def _device(config: RunConfig) -> torch.device:

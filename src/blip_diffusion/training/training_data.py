@@ -36,8 +36,12 @@ class DataConfig:
     category: str = ""  # of images with captions that don't name theirs, such as "dog"
     batch_size: int = 16  # pairs in a micro-batch
     pool: int = 0
-    """With the objectives `language` and `representation`: number of batches that are repeated, their frozen features
-    cached."""
+    """With the objectives `language` and `representation`: number of batches of images that steps draw from, their
+    frozen features cached."""
+    pool_batch_size: int = 0  # pairs in a composed batch of the pool; 0: `batch_size`
+    pool_every: int = 1  # steps between two new batches of the pool, until it is full
+    workers: int = 0
+    """Processes that compose batches; 0: a thread of the training process."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
@@ -45,6 +49,15 @@ class DataConfig:
             raise ConfigError(f"data.batch_size is {self.batch_size}: use 1 or more.")
         if self.pool < 0:
             raise ConfigError(f"data.pool is {self.pool}: use 0 for new images in each step, or a number of batches.")
+        if self.pool_batch_size < 0 or self.pool_every < 1:
+            raise ConfigError("data.pool_batch_size must be 0 or more, and data.pool_every 1 or more.")
+        if self.pool and self.pool * self.pool_batch_size < (self.batch_size if self.pool_batch_size else 0):
+            raise ConfigError(
+                f"data.pool is {self.pool} batches of {self.pool_batch_size}, fewer pairs than a batch of "
+                f"{self.batch_size} needs: raise data.pool."
+            )
+        if self.workers < 0:
+            raise ConfigError(f"data.workers is {self.workers}: use 0 for none, or a number of processes.")
 
 
 @dataclass(frozen=True)

@@ -177,10 +177,10 @@ def test_what_is_computed_once_gives_the_same_loss(model: BlipDiffusion, batch: 
         calls.append(index)
         return batch
 
-    pool = PooledBatches(compose, own.encode, 2)
+    pool = PooledBatches(compose, own.encode, 1)
     for index in (0, 1, 2, 5):
         torch.testing.assert_close(own(pool(index), context())["loss"], own(batch, context())["loss"])
-    assert calls == [0, 1]
+    assert calls == [0]
     own(pool(0), context())["loss"].backward()
     assert all(with_gradient(parameter for group in own.parameter_groups() for parameter in group.parameters))
     assert [group.name for group in own.parameter_groups()] == (["qformer", "projection"] if scale else ["projection"])

@@ -152,8 +152,17 @@ def test_single_micro_batch_shares_nothing(make_objective: Make, pairs: SubjectB
 
 def test_images_of_the_same_subject_are_not_negatives() -> None:
     identity, identities = torch.tensor([5, 7]), torch.tensor([5, 5, 7, 8])
-    allowed = _candidates(torch.tensor([1, 2]), identity, identities)
+    captions = torch.arange(4)[:, None]
+    allowed = _candidates(torch.tensor([1, 2]), identity, identities, captions[1:3], captions)
     assert allowed.tolist() == [[False, True, True, True], [True, True, True, True]]
+
+
+def test_equal_captions_are_not_negatives() -> None:
+    captions = torch.tensor([[1, 2], [1, 3], [1, 2], [1, 4]])
+    allowed = _candidates(
+        torch.tensor([1, 2]), torch.tensor([5, 6]), torch.tensor([4, 5, 6, 7]), captions[1:3], captions
+    )
+    assert allowed.tolist() == [[True, True, True, True], [False, True, True, True]]
 
 
 def test_hard_negatives_are_sampled_by_similarity() -> None:

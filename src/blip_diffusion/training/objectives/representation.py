@@ -175,7 +175,7 @@ class Representation(Objective):
         head = self._contrastive
         to_text = head.similarity(images, shared.sentences)  # (B, G)
         to_image = head.similarity(shared.images, sentences).T  # (B, G)
-        allowed = _candidates(pairs, identity, shared.identity)
+        allowed = _candidates(pairs, identity, shared.identity, words.input_ids, shared.input_ids)
         losses = {"contrast": self._contrast(to_text, to_image, pairs, allowed)}
         losses["retrieval"] = (to_text.masked_fill(~allowed, -1e4).argmax(dim=1) == pairs).float().mean()
         losses["matching"] = self._matching(normed, words, shared, to_text, to_image, allowed, pairs, context.rng)
@@ -319,9 +319,12 @@ class Representation(Objective):
         save_heads(dict(self.heads.items()), folder)
 
 
-def _candidates(pairs: Tensor, identity: Tensor, identities: Tensor) -> Tensor:
-    """Return a mask (B, G) of each row's candidates: its partner, and all samples of other subjects."""
-    allowed = identity[:, None] != identities[None, :]
+def _candidates(
+    pairs: Tensor, identity: Tensor, identities: Tensor, input_ids: Tensor, all_input_ids: Tensor
+) -> Tensor:
+    """Return a mask (B, G) of each row's candidates: its partner, and all samples of other subjects and captions."""
+    same_caption = (input_ids[:, None] == all_input_ids[None]).all(dim=-1)
+    allowed = (identity[:, None] != identities[None, :]) & ~same_caption
     allowed[torch.arange(len(pairs), device=pairs.device), pairs] = True
     return allowed
 
