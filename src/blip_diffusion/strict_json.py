@@ -22,9 +22,8 @@ def parse_json(text: str | bytes, *, finite: bool = False) -> Any:
         >>> parse_json('{"steps": 50}')
         {'steps': 50}
     """
-    constants = {"parse_constant": _no_constant} if finite else {}
     try:
-        return json.loads(text, object_pairs_hook=_object, **constants)
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant if finite else None)
     except RecursionError as error:
         raise ValueError("it has too many levels") from error
 

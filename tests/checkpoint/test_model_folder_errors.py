@@ -173,7 +173,7 @@ def test_invalid_vocabulary_is_refused(model_folder: Path, text: str) -> None:
     for path in (model_folder / "qformer_tokenizer").glob("vocab*"):
         path.unlink()
     (model_folder / "qformer_tokenizer" / "tokenizer.json").write_text(text)
-    with pytest.raises(CheckpointError, match="no WordPiece vocabulary at|is not a JSON object") as caught:
+    with pytest.raises(CheckpointError, match=r"no WordPiece vocabulary at|is not a JSON object") as caught:
         read_parts(model_folder)
     assert "\n" not in str(caught.value)
 
