@@ -16,12 +16,12 @@ def pool(**more: Any) -> PooledBatches:
     return PooledBatches(compose, lambda batch: batch, 3, **more)
 
 
-def test_a_draw_is_a_function_of_seed_and_index() -> None:
+def test_a_sample_is_a_function_of_seed_and_index() -> None:
     whole, resumed = pool(batch_size=6, every=2, seed=1), pool(batch_size=6, every=2, seed=1)
-    drawn = [whole(index) for index in range(5)]
-    assert torch.equal(drawn[4]["identity"], resumed(4)["identity"])
-    assert not torch.equal(drawn[4]["identity"], drawn[3]["identity"])
-    assert not torch.equal(drawn[4]["identity"], pool(batch_size=6, every=2, seed=2)(4)["identity"])
+    sampled = [whole(index) for index in range(5)]
+    assert torch.equal(sampled[4]["identity"], resumed(4)["identity"])
+    assert not torch.equal(sampled[4]["identity"], sampled[3]["identity"])
+    assert not torch.equal(sampled[4]["identity"], pool(batch_size=6, every=2, seed=2)(4)["identity"])
 
 
 def test_the_values_of_a_row_stay_together_and_no_row_comes_twice() -> None:
