@@ -97,7 +97,7 @@ def test_readme_quotes_the_model_card() -> None:
     assert len(values) >= 3
     for value in values:
         assert value in card
-    release = re.search(r"^# `(mini-[\d-]+)`", card, re.MULTILINE)
+    release = re.search(r"^# `(mini-[\d.-]+)`", card, re.MULTILINE)
     assert release
     assert release[1] in quoted[1]
 
