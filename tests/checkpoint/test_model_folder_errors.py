@@ -137,6 +137,13 @@ def test_broken_configuration_is_refused(model_folder: Path, name: str) -> None:
         ("scheduler/scheduler_config.json", {"thresholding": True, "dynamic_thresholding_ratio": "x"}),
         ("scheduler/scheduler_config.json", {"timestep_spacing": "wide"}),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 0}),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 100_000}),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": True}),
+        ("scheduler/scheduler_config.json", {"steps_offset": 10_000, "timestep_spacing": "leading"}),
+        ("scheduler/scheduler_config.json", {"_class_name": "CMStochasticIterativeScheduler"}),
+        ("scheduler/scheduler_config.json", {"_class_name": "SASolverScheduler", "predictor_order": 0}),
+        ("scheduler/scheduler_config.json", {"_class_name": "DPMSolverSinglestepScheduler", "solver_order": -1}),
+        ("scheduler/scheduler_config.json", {"_class_name": "UniPCMultistepScheduler", "solver_order": 999}),
         ("image_processor/preprocessor_config.json", {"size": "large"}),
         ("image_processor/preprocessor_config.json", {"image_mean": [0.5]}),
         ("image_processor/preprocessor_config.json", {"image_mean": [0.5, 0.5, float("nan")]}),
@@ -173,7 +180,7 @@ def test_invalid_vocabulary_is_refused(model_folder: Path, text: str) -> None:
     for path in (model_folder / "qformer_tokenizer").glob("vocab*"):
         path.unlink()
     (model_folder / "qformer_tokenizer" / "tokenizer.json").write_text(text)
-    with pytest.raises(CheckpointError, match="no WordPiece vocabulary at|is not a JSON object") as caught:
+    with pytest.raises(CheckpointError, match=r"no WordPiece vocabulary at|is not a JSON object") as caught:
         read_parts(model_folder)
     assert "\n" not in str(caught.value)
 
