@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from blip_diffusion.data.photos import MAX_CLASS_IMAGES
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.images import ResizeMode
 from blip_diffusion.model import BlipDiffusion
@@ -27,6 +28,7 @@ ones of the literature, and for narrower networks, where they were tuned on `min
 
 
 PUBLISHED_WIDTH = 768
+MAX_BATCH, MAX_STEPS = 1000, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,12 @@ class TuneConfig:
         for name in ("max_steps", "batch_size", "rank", "num_vectors"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if self.steps is not None and self.steps < 1:
-            raise ConfigError(f"steps is {self.steps}: use 1 or more, or auto.")
+        if self.batch_size > MAX_BATCH:
+            raise ConfigError(f"batch_size is {self.batch_size}: use at most {MAX_BATCH}, three are usual.")
+        if self.num_class_images > MAX_CLASS_IMAGES:
+            raise ConfigError(f"num_class_images is {self.num_class_images}: use at most {MAX_CLASS_IMAGES}.")
+        if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:
+            raise ConfigError(f"steps is {self.steps}: use 1 to {MAX_STEPS}, or auto.")
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise ConfigError(f"learning_rate must be positive, not {self.learning_rate}.")
         if self.num_class_images < 0:
