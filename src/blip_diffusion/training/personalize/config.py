@@ -79,10 +79,9 @@ class TuneConfig:
         for name in ("max_steps", "batch_size", "rank", "num_vectors"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if self.batch_size > MAX_BATCH:
-            raise ConfigError(f"batch_size is {self.batch_size}: use at most {MAX_BATCH}, three are usual.")
-        if self.num_class_images > MAX_CLASS_IMAGES:
-            raise ConfigError(f"num_class_images is {self.num_class_images}: use at most {MAX_CLASS_IMAGES}.")
+        for name, highest in (("batch_size", MAX_BATCH), ("num_class_images", MAX_CLASS_IMAGES)):
+            if getattr(self, name) > highest:
+                raise ConfigError(f"{name} is {getattr(self, name)}: use at most {highest}.")
         if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:
             raise ConfigError(f"steps is {self.steps}: use 1 to {MAX_STEPS}, or auto.")
         if self.learning_rate is not None and not self.learning_rate > 0:
@@ -91,6 +90,10 @@ class TuneConfig:
             raise ConfigError(f"num_class_images must not be negative, but is {self.num_class_images}.")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed is {self.seed}: use a whole number from 0, below 2^63.")
+        self._check_class_images()
+
+    def _check_class_images(self) -> None:
+        """Raise `ConfigError` for class images without effect."""
         if self.num_class_images and self.method == "textual-inversion":
             raise ConfigError(
                 "num_class_images have no effect with textual-inversion, which does not change the category: use 0."
