@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import ControlNetModel
+from diffusers.schedulers import KarrasDiffusionSchedulers
 from peft import LoraConfig
 from PIL import Image
 from safetensors.torch import load_file
@@ -92,6 +94,20 @@ def test_inference_settings_are_saved(pipe: BlipDiffusionPipeline, tmp_path: Pat
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["_class_name"] == "BlipDiffusionPipeline" and index["ctx_begin_pos"] == 2
     assert index["scheduler"] == ["diffusers", "DDIMScheduler"]
+
+
+@pytest.mark.parametrize("kind", KarrasDiffusionSchedulers, ids=lambda kind: kind.name)
+def test_each_scheduler_is_saved_and_read(fresh_pipe: BlipDiffusionPipeline, tmp_path: Path, kind: Any) -> None:
+    """Some have settings that diffusers writes as -Infinity, which is no JSON."""
+    if kind.name in ("DPMSolverSDEScheduler", "EDMEulerScheduler"):  # torchsde is missing; noise levels of its own
+        pytest.skip("it is refused")
+    scheduler = getattr(diffusers, kind.name).from_config(fresh_pipe.scheduler.config, skip_prk_steps=True)
+    fresh_pipe.scheduler = scheduler
+    fresh_pipe.save_pretrained(tmp_path)
+    loaded = BlipDiffusionPipeline.from_pretrained(tmp_path).scheduler
+    assert type(loaded) is type(scheduler)
+    for name, value in scheduler.config.items():
+        assert name.startswith("_") or loaded.config[name] == value
 
 
 def test_missing_settings_default_to_the_published_ones(model_folder: Path) -> None:

@@ -27,6 +27,22 @@ pytestmark = [
 WORLD = str(Path(__file__).parents[1] / "fixtures" / "world.zip")
 LONG = "n" * 5000
 TUNE = ["tune", "photo.png", "--category", "dog", "--name", "rex"]
+INVENT = ["invent", "teapot", "--model", "nowhere", "--out", "teapot.safetensors"]
+NUMBERS = [
+    ([*INVENT, "--steps", "100000"], "--steps is 100000: use a number from 1 to 1000"),
+    ([*INVENT, "--guidance-scale", "nan"], "--guidance-scale is nan: use a number from 0 to 100"),
+    ([*INVENT, "--guidance-scale", "1e30"], "--guidance-scale is 1e+30: use a number from 0 to 100"),
+    (["invent", "x" * 101, "--model", "nowhere", "--out", "teapot.safetensors"], "is too long"),
+    ([*TUNE, "--batch-size", "1000000000"], "--batch-size is 1000000000: use at most 1000"),
+    ([*TUNE, "--train-steps", "1000000000000"], "--train-steps is 1000000000000: use 1 to 1000000, or auto"),
+    ([*TUNE, "--num-class-images", "1000000000"], "--num-class-images is 1000000000: use at most 1000"),
+    ([*TUNE, "--validation-prompts", "at sea", "x" * 2001], "A validation prompt has 2001 characters"),
+    (["train-mini", "--data", WORLD, "--minutes", "inf"], "--minutes is inf: use a number above 0, up to 100000"),
+    (["train-control", "--data", WORLD, "--minutes", "inf"], "--minutes is inf: use a number above 0, up to 100000"),
+    (["train-mini", "--data", WORLD, "--workers", "1000000"], "--workers is 1000000: use a number from 0 to 512"),
+    (["train", "good.toml", "--minutes", "inf"], "minutes must be positive and finite, not inf"),
+]
+"""Numbers with which a command would run until the memory is full, or forever."""
 HEAVY = ("torch", "diffusers", "transformers", "PIL", "numpy")
 
 
@@ -96,6 +112,7 @@ def test_unknown_flags_print_the_usage(arguments: list[str], capsys: pytest.Capt
             ["generate", "x", "--subject", "nowhere", "--resize-mode", "pad"],
             "--resize-mode has no effect with --subject",
         ),
+        *NUMBERS,
         (["convert", "mini", "--out", "/proc/x/y"], "Nothing can be written to /proc/x"),
         (["convert", "mini", "--out", "good.toml/y"], "Nothing can be written to good.toml"),
         (["convert", "mini", "--out", "out", "--rank", "4"], "--rank has no effect with --to folder"),

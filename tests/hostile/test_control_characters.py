@@ -1,6 +1,9 @@
 """Terminal escapes in prompts, categories and names are refused at every entry point, in a sentence without them."""
 
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,6 +77,21 @@ def test_settings_in_a_png_are_refused(attempt: Attempt) -> None:
             metadata.add_text(METADATA, json.dumps(table | {name: ESCAPE}))
             image.save("changed.png", pnginfo=metadata)
             assert attempt("generate", "--reproduce", "changed.png", "--out", "again") == 2
+
+
+def test_logs_of_libraries_quote_files_without_them(tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    path = tmp_path / "model/text_encoder/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rope_parameters": {"rope_type": ESCAPE}}))
+    words = ["generate", "x", "--reference", "dog.png", "--category", "dog", "--steps", "1", "--model", "model"]
+    command = [sys.executable, "-m", "blip_diffusion", *words]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=300, check=True)
+    assert rb"\x1b]0;x\x07" in ended.stderr and b"\x1b" not in ended.stderr
+
+
+def test_captions_beside_photos_are_refused(attempt: Attempt, tiny_folder: Path) -> None:
+    Path("dog.txt").write_text(f"a dog {ESCAPE}")
+    assert attempt("tune", "dog.png", "--category", "dog", "--name", "rex", "--model", tiny_folder) == 2
 
 
 def calls(pipe: BlipDiffusionPipeline, dog: Image.Image) -> list[Callable[[], Any]]:

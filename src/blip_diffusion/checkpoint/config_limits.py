@@ -7,6 +7,8 @@ from typing import Any
 MAX_NUMBER = 10**6
 """Largest number: vocabularies and training steps are below."""
 MAX_COUNTS = 200
+MAX_TIMESTEPS = 10_000
+MAX_ORDER = 10
 MAX_SIDE = 4096
 MAX_LATENT_SIDE = 256
 """Side of the latents that a U-Net generates by default: 2048 pixels."""
@@ -36,9 +38,18 @@ def check_config(table: Any, key: str = "", depth: int = 0) -> None:
         for value in table:
             check_config(value, key, depth + 1)
     elif isinstance(table, int | float) and not isinstance(table, bool):
-        most = MAX_COUNTS if key in COUNTS else MAX_SIDE if key in SIDES else MAX_NUMBER
+        most = _most(key)
         if not isfinite(table) or abs(table) > most:
             raise ValueError(f"{key[:60]} is {str(table)[:20]}, at most {most} is allowed")
+
+
+def _most(key: str) -> int:
+    """Return the largest number under a key."""
+    if key.endswith("_order"):  # of a solver: many are slow
+        return MAX_ORDER
+    if key.endswith("_timesteps"):
+        return MAX_TIMESTEPS
+    return MAX_COUNTS if key in COUNTS else MAX_SIDE if key in SIDES else MAX_NUMBER
 
 
 def check_sample_size(side: Any) -> None:

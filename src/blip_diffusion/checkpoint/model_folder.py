@@ -18,7 +18,6 @@ from blip_diffusion.checkpoint.components import (
     load_subject_encoder,
     load_subject_finder,
     load_text_encoder,
-    read_config,
     save_diffusers,
     save_reference,
     save_subject_encoder,
@@ -26,6 +25,7 @@ from blip_diffusion.checkpoint.components import (
     save_text_encoder,
     save_tokenizer,
 )
+from blip_diffusion.checkpoint.config_limits import check_config
 from blip_diffusion.checkpoint.diffusers_export import advice
 from blip_diffusion.checkpoint.lora import copy_lora
 from blip_diffusion.checkpoint.weights import (
@@ -37,7 +37,7 @@ from blip_diffusion.checkpoint.weights import (
     write_json,
 )
 from blip_diffusion.diffusion.concatenation import inpainting_channels
-from blip_diffusion.diffusion.sampler import check_scheduler, try_scheduler
+from blip_diffusion.diffusion.scheduler_checks import check_settings
 from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.model import BlipDiffusion, InferenceConfig, ReferenceConfig, SubjectEncoder
 from blip_diffusion.modules.heads import SubjectFinder
@@ -174,16 +174,22 @@ def _load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _load_scheduler(folder: Path, index: Mapping[str, Any]) -> Scheduler:
-    table = read_config(folder / "scheduler" / "scheduler_config.json", "the scheduler")
+    table = read_json(folder / "scheduler" / "scheduler_config.json", finite=False)
+    if table.get("lambda_min_clipped") == -math.inf:  # a default of diffusers, which it writes as no JSON number
+        del table["lambda_min_clipped"]
     with config_errors("the scheduler"):
+        check_config(table)
         name = table.get("_class_name") or (index.get("scheduler") or (None, "PNDMScheduler"))[1]
     kind = getattr(diffusers, str(name), None)
+    if missing := getattr(kind, "_backends", ()):
+        raise CheckpointError(f"The scheduler in {folder} needs {' and '.join(missing)}: pip install {missing[0]}.")
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
         raise CheckpointError(f"The scheduler in {folder} is a {name!r}, which diffusers doesn't have.")
-    with config_errors("the scheduler"):
+    try:
         scheduler = getattr(diffusers, name).from_config(table)
-        check_scheduler(scheduler)
-        try_scheduler(scheduler)
+        check_settings(scheduler)
+    except Exception as error:  # for impossible settings, diffusers raises errors of many types
+        raise CheckpointError(f"The configuration of the scheduler can't be used: {reason(error)}.") from error
     return scheduler
 
 

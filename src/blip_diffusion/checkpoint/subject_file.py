@@ -43,7 +43,7 @@ from blip_diffusion.strict_json import parse_json
 Kind = TypeVar("Kind", bound=Tensor)
 
 THUMBNAIL_SIDE = 128
-MOST_WORDS = 4
+MOST_WORDS, MOST_LETTERS = 4, 100
 SAMPLED = 64  # weights of every tensor, for a fingerprint
 
 
@@ -93,8 +93,10 @@ def check_category(category: str) -> None:
     """Raise `InputError` unless a category can be used in a prompt."""
     if not category.strip():
         raise InputError("The category is empty: name the subject, for example dog.")
-    if len(category.split()) > MOST_WORDS:
-        raise InputError(f"The category {category!r} is too long: name the subject in a word or two, for example dog.")
+    if len(category.split()) > MOST_WORDS or len(category) > MOST_LETTERS:
+        raise InputError(
+            f"The category {category[:MOST_LETTERS]!r} is too long: name the subject in a word or two, for example dog."
+        )
     check_text("category", category)
 
 

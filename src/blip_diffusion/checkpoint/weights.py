@@ -259,14 +259,14 @@ def check_materialized(*parts: nn.Module) -> None:
         )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of finite numbers. Raises `CheckpointError` if there is none."""
+def read_json(path: Path, *, finite: bool = True) -> dict[str, Any]:
+    """Read a JSON object, by default of finite numbers. Raises `CheckpointError` if there is none."""
     try:
         if path.exists() and not path.is_file():
             raise OSError("it is not a file")
         if path.is_file() and path.stat().st_size > MAX_JSON:
             raise ValueError(f"it has more than {MAX_JSON // 2**20} MiB")
-        table = parse_json(path.read_text(encoding="utf-8"), finite=True)
+        table = parse_json(path.read_text(encoding="utf-8"), finite=finite)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing: the model's folder is incomplete.") from error
     except (OSError, ValueError) as error:

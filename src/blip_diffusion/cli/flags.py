@@ -16,6 +16,7 @@ TRAINABLE = ("embedding", "lora", "cross-attention", "unet")
 TRAINABLE_HELP = "what few-shot tuning trains besides the embedding (default: lora)"
 TRAIN_STEPS_HELP = "training steps; auto (default) stops early by itself"
 RESIZE_MODES = ("crop", "squash", "pad", "subject")
+MAX_WORKERS = 512
 MODEL_HELP = "mini (default), a folder, or a hub id"
 
 
@@ -134,11 +135,11 @@ def recipe_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def recipe_workers(workers: int | None) -> int:
-    """Return the number of worker processes. Raises `InputError` if it is negative."""
+    """Return the number of worker processes. Raises `InputError` if it is negative or too large."""
     if workers is None:
         return max(1, (os.cpu_count() or 2) - 1)
-    if workers < 0:
-        raise InputError(f"--workers is {workers}: use 0 or more.")
+    if not 0 <= workers <= MAX_WORKERS:
+        raise InputError(f"--workers is {workers}: use a number from 0 to {MAX_WORKERS}.")
     return workers
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import logging
 import os
 import sys
 import warnings
@@ -31,7 +32,7 @@ from blip_diffusion.cli.commands import (
     tune_many,
 )
 from blip_diffusion.cli.parser import Parser, check_utf8
-from blip_diffusion.control_characters import print_text, printable
+from blip_diffusion.control_characters import escaped, print_text, printable
 from blip_diffusion.errors import BlipDiffusionError, reason
 
 COMMANDS = (
@@ -68,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         interrupted, 141 when the reader of the output, such as `head`, has ended.
     """
     _escape_unprintable()
+    logging.setLogRecordFactory(EscapedRecord)
     try:
         try:
             _run(arguments)
@@ -80,6 +82,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output_is_lost = _discard_output()
         return CLOSED if output_is_lost and isinstance(error, BrokenPipeError) else _exit_code(error)
     return 0
+
+
+class EscapedRecord(logging.LogRecord):
+    """A message of a library's log, which may quote untrusted files: control characters are escaped."""
+
+    def getMessage(self) -> str:  # noqa: N802  # logging's name
+        """Return the message."""
+        return escaped(super().getMessage(), lines=True)
 
 
 def _run(arguments: Sequence[str] | None) -> None:

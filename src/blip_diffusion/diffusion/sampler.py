@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -10,9 +9,11 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from blip_diffusion.diffusion.guidance import Denoiser
-from blip_diffusion.errors import InputError
+from blip_diffusion.errors import InputError, reason
 from blip_diffusion.protocols import Scheduler
 
+STEP_ERRORS = (ValueError, TypeError, LookupError, AssertionError, ArithmeticError, NameError)
+"""Errors that schedulers raise for settings and numbers of steps that don't fit each other."""
 StepHook = Callable[[int, Tensor, Tensor], Tensor]
 """Called after a step with its index, timestep and latents; returns the latents to continue with."""
 
@@ -40,6 +41,9 @@ def sample(
 
     Returns:
         Clean latents (B, C, H, W).
+
+    Raises:
+        InputError: If the scheduler can't take a step.
     """
     latents = latents * scheduler.init_noise_sigma
     extra = _extra_arguments(scheduler, generators, eta)
@@ -47,40 +51,16 @@ def sample(
         if stop is not None and stop():
             break
         prediction = denoiser(scheduler.scale_model_input(latents, timestep), timestep)
-        latents = scheduler.step(prediction, timestep, latents, return_dict=False, **extra)[0]
+        try:
+            latents = scheduler.step(prediction, timestep, latents, return_dict=False, **extra)[0]
+        except STEP_ERRORS as error:
+            raise InputError(
+                f"{type(scheduler).__name__} can't take the step {index + 1} of {len(scheduler.timesteps)} "
+                f"({reason(error)}): choose another number of steps, or another scheduler."
+            ) from error
         if hook is not None:
             latents = hook(index, timestep, latents)
     return latents
-
-
-def check_scheduler(scheduler: Any) -> None:
-    """Raise `InputError` for a scheduler without a variance schedule like Stable Diffusion's."""
-    step = list(inspect.signature(getattr(scheduler, "step", _no_step)).parameters.values())
-    needed = [p.name for p in step if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-    config = getattr(scheduler, "config", {})
-    suitable = needed == ["model_output", "timestep", "sample"] and hasattr(scheduler, "scale_model_input")
-    suitable = (
-        suitable and config.get("prediction_type") in ("epsilon", "sample", "v_prediction") and "beta_start" in config
-    )
-    if not suitable or config.get("use_flow_sigmas") or type(scheduler).__name__.endswith("InverseScheduler"):
-        raise InputError(
-            f"{type(scheduler).__name__} can't sample with this model: use one of Stable Diffusion's schedulers, for "
-            "example EulerDiscreteScheduler.from_config(pipe.scheduler.config)."
-        )
-
-
-def try_scheduler(scheduler: Any) -> None:
-    """Take a few steps with a copy of a scheduler, so that impossible settings are found when it is loaded.
-
-    Raises whatever diffusers raises. Nothing is drawn from the global generators.
-    """
-    copy = type(scheduler).from_config(scheduler.config)
-    with suppress(ImportError), torch.random.fork_rng(devices=[]):  # torchsde, for one scheduler, is named when used
-        copy.set_timesteps(min(4, scheduler.config.num_train_timesteps))
-        sample(lambda latents, _: latents, torch.zeros(1, 4, 8, 8), copy, generators=[torch.Generator()])
-
-
-def _no_step() -> None: ...
 
 
 def ddim_like(scheduler: Scheduler) -> DDIMScheduler:

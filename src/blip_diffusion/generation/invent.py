@@ -11,9 +11,11 @@ from blip_diffusion.checkpoint.locate import find_model
 from blip_diffusion.checkpoint.model_folder import assemble, read_parts
 from blip_diffusion.checkpoint.subject_file import Subject, check_category, check_name, fingerprint, thumbnail
 from blip_diffusion.errors import CheckpointError, reason
+from blip_diffusion.generation.limits import MAX_GUIDANCE
 from blip_diffusion.images import to_pil
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.modules.subject_prior import PRIOR, SubjectPrior
+from blip_diffusion.pipelines.checks import number, whole_number
 from blip_diffusion.sampling import sample_images, sample_subject_tokens
 
 PREVIEW = "a {} on a plain white background"
@@ -49,10 +51,12 @@ class SubjectInventor:
             The subject, with a preview as its thumbnail.
 
         Raises:
-            InputError: If the category or the name can't be used.
+            InputError: If the category or the name can't be used, or a number is out of range.
         """
         check_category(category)
         check_name(name)
+        steps = whole_number("steps", steps, 1, self.model.scheduler.config.num_train_timesteps)
+        guidance = number("guidance", guidance, 0, MAX_GUIDANCE)
         generators = [torch.Generator().manual_seed(seed)]
         tokens = sample_subject_tokens(
             self.model, self.prior, [category], generators, steps=steps, guidance=guidance

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from blip_diffusion.control_characters import check_text
 from blip_diffusion.errors import InputError
 
-MAX_IMAGES, MAX_STEPS = 1000, 1000
+MAX_IMAGES, MAX_STEPS, MAX_GUIDANCE = 1000, 1000, 100
 MAX_TOTAL = 10_000
 """Images of a request: prompts times images per prompt."""
 MAX_LETTERS = 10_000
@@ -28,8 +28,8 @@ def check_limits(
         raise InputError(f"{len(prompts)} prompts with {num_images} images are {total}: use at most {MAX_TOTAL}.")
     if seed < 0 or seed + num_images > 2**63:
         raise InputError(f"--seed is {seed}: with {num_images} images, use a number from 0 to 2^63 - {num_images}.")
-    if guidance_scale is not None and not 0 <= guidance_scale <= 100:
-        raise InputError(f"--guidance-scale is {guidance_scale}: use a number from 0 to 100.")
+    if guidance_scale is not None and not 0 <= guidance_scale <= MAX_GUIDANCE:
+        raise InputError(f"--guidance-scale is {guidance_scale}: use a number from 0 to {MAX_GUIDANCE}.")
 
 
 def check_letters(**texts: str) -> None:

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion.diffusion.controlnet import Control
-from blip_diffusion.diffusion.sampler import check_scheduler, initial_noise
+from blip_diffusion.diffusion.sampler import initial_noise
+from blip_diffusion.diffusion.scheduler_checks import check_scheduler
 from blip_diffusion.errors import InputError
 from blip_diffusion.framing import Box, check_box
 from blip_diffusion.images import ResizeMode

@@ -19,7 +19,7 @@ from blip_diffusion.checkpoint.model_folder import (
 )
 from blip_diffusion.checkpoint.single_component import load_controlnet, load_unet, load_vae
 from blip_diffusion.checkpoint.weights import WeightFiles
-from blip_diffusion.diffusion.sampler import check_scheduler
+from blip_diffusion.diffusion.scheduler_checks import check_scheduler
 from blip_diffusion.model import BlipDiffusion, InferenceConfig
 from blip_diffusion.pipelines.adapters import set_bundled_lora
 from blip_diffusion.pipelines.host import PipelineHost

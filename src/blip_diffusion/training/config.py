@@ -1,6 +1,7 @@
 """Configuration of the training loop."""
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal
 
 from blip_diffusion.errors import ConfigError
@@ -53,7 +54,7 @@ class TrainConfig:
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, but is {getattr(self, name)}.")
         for name in ("minutes", "save_minutes"):
-            if (value := getattr(self, name)) is not None and not value > 0:
-                raise ConfigError(f"{name} must be positive, not {value}.")
+            if (value := getattr(self, name)) is not None and not 0 < value < inf:
+                raise ConfigError(f"{name} must be positive and finite, not {value}.")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay must lie in [0, 1), not {self.ema_decay}.")

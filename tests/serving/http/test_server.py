@@ -1,7 +1,9 @@
 import base64
 import io
 import json
-from collections.abc import Iterator
+import os
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from blip_diffusion.generation.output import png_with_metadata
 from blip_diffusion.generation.png_metadata import METADATA
 from blip_diffusion.serving.http.guards import MAX_BODY
 from blip_diffusion.serving.http.keys import new_key, read_keys
-from blip_diffusion.serving.http.server import check_exposure, create_app
+from blip_diffusion.serving.http.server import check_address, check_exposure, create_app
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +245,26 @@ def test_other_files_are_no_keys(data: bytes, sentence: str, tmp_path: Path) -> 
         with pytest.raises(InputError, match=sentence):
             new_key(path, "bob")
     assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_keys_are_a_file(make: Callable[[Path], object], tmp_path: Path) -> None:
+    make(tmp_path / "keys")
+    for read in (read_keys, lambda path: new_key(path, "bob")):
+        with pytest.raises(InputError, match="can't be read"):
+            read(tmp_path / "keys")
+
+
+def test_an_address_that_cannot_be_used_is_a_sentence() -> None:
+    for port in (-1, 65536, 10**20):
+        with pytest.raises(InputError, match=f"--port is {port}: use a number from 0 to 65535"):
+            check_address("127.0.0.1", port)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=f"--port {port} can't be listened to"):
+            check_address("127.0.0.1", port)
+    check_address("127.0.0.1", port)
+    check_address("localhost", 0)
 
 
 def test_server_without_keys_listens_on_loopback_only() -> None:

@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     try:
         from blip_diffusion.serving.http.guards import LOOPBACK
-        from blip_diffusion.serving.http.server import create_app, serve
+        from blip_diffusion.serving.http.server import check_address, create_app, serve
         from blip_diffusion.serving.job_service import JobService
         from blip_diffusion.serving.page.page import mount_page
     except ImportError as error:
@@ -35,6 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(
             f"--host {arguments.host} makes the page reachable by others, and it needs no key: use an SSH tunnel."
         )
+    check_address(arguments.host, arguments.port)
     service = JobService(service_settings(arguments))
     app = mount_page(create_app(service, hosts=[*LOOPBACK, *arguments.allow_host]), service)
     print_text(f"http://{arguments.host}:{arguments.port}")

@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         from blip_diffusion.serving.http.guards import LOOPBACK
         from blip_diffusion.serving.http.keys import new_key, read_keys
-        from blip_diffusion.serving.http.server import check_exposure, create_app, serve
+        from blip_diffusion.serving.http.server import check_address, check_exposure, create_app, serve
         from blip_diffusion.serving.job_service import JobService
     except ImportError as error:
         raise InputError(EXTRA) from error
@@ -64,6 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     keys = read_keys(arguments.keys) if arguments.keys else None
     check_exposure(arguments.host, keys)
+    check_address(arguments.host, arguments.port)
     hosts = [*LOOPBACK, arguments.host, *arguments.allow_host]
     app = create_app(JobService(service_settings(arguments)), keys=keys, hosts=hosts)
     print_text(f"http://{arguments.host}:{arguments.port}")

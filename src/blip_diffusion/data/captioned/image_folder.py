@@ -14,6 +14,7 @@ from os.path import normpath
 from pathlib import Path
 from typing import Any
 
+from blip_diffusion.control_characters import first_control
 from blip_diffusion.data.captioned.rows import MAX_BYTES, MAX_CAPTION, CaptionedImage, parse_table, row_of
 from blip_diffusion.errors import DataError
 from blip_diffusion.fileio import path_exists
@@ -81,8 +82,11 @@ def _row_with_text(path: Path) -> CaptionedImage | None:
 
 
 def _text_beside(path: Path) -> str:
-    text = path.with_suffix(".txt")
-    return _small_text(text, 4 * MAX_CAPTION).strip() if path_exists(text, Path.is_file) else ""
+    file = path.with_suffix(".txt")
+    text = _small_text(file, 4 * MAX_CAPTION).strip() if path_exists(file, Path.is_file) else ""
+    if first_control(text):
+        raise DataError(f"{file} has control characters: write it anew as text.")
+    return text
 
 
 def _small_text(path: Path, limit: int) -> str:

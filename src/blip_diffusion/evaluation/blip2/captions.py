@@ -25,6 +25,8 @@ from blip_diffusion.pipelines.captioner import Captioner
 from blip_diffusion.prompts import caption_words
 
 BATCH = 32
+MAX_COMPOSITES = 20_000
+"""Images of a report: all are in memory."""
 CONDITIONS = ("right image", "wrong image", "no image")
 SYNTHETIC = SyntheticConfig(
     split="heldout", colours=0.10, counts=0.12, sizes=0.06, positions=0.14, accessories=0.10, styles=0.06
@@ -51,9 +53,11 @@ class HeldOut:
 
 
 def held_out(world: AssetLibrary, count: int, *, seed: int = 0) -> HeldOut:
-    """Composite `count` images. Raises `InputError` for less than two."""
-    if count < 2:
-        raise InputError(f"The number of images is {count}: use 2 or more, since wrong images are needed.")
+    """Composite `count` images. Raises `InputError` for less than two, or more than memory holds."""
+    if not 2 <= count <= MAX_COMPOSITES:
+        raise InputError(
+            f"The number of images is {count}: use 2 to {MAX_COMPOSITES}; wrong images are needed beside each."
+        )
     sampler = PairSampler(world, SYNTHETIC, batch_size=min(BATCH, count), seed=seed)
     batches = [sampler(index) for index in range(-(-count // sampler.batch_size))]
     captions = [caption for batch in batches for caption in batch["caption"]]

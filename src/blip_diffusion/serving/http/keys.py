@@ -10,6 +10,7 @@ from blip_diffusion.errors import InputError
 from blip_diffusion.fileio import write_text
 
 PREFIX = "bd-"
+MAX_BYTES = 2**20
 LINE = re.compile(r"([A-Za-z0-9_.-]{1,64}) ([0-9a-f]{64})")
 
 
@@ -41,6 +42,8 @@ def read_keys(path: Path) -> ApiKeys:
 def _digests(path: Path) -> dict[str, str]:
     """Return the digests in a file by name. Raises `InputError` for a file of anything else."""
     try:
+        if not path.is_file() or path.stat().st_size > MAX_BYTES:  # a named pipe, for example
+            raise OSError("it is not a small file")
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise InputError(f"The file of API keys {path} can't be read: make it with --new-key NAME.") from error

@@ -1,5 +1,6 @@
 """The FastAPI application, and the process that serves it."""
 
+import socket
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -80,6 +81,19 @@ def check_exposure(host: str, keys: ApiKeys | None) -> None:
         raise InputError(
             f"--host {host} makes the server reachable by others: add --keys FILE, made with --new-key NAME."
         )
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise `InputError` if a server can't listen there. Found by the server itself, it would be a line in its log."""
+    if not 0 <= port < 2**16:
+        raise InputError(f"--port is {port}: use a number from 0 to {2**16 - 1}.")
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        socket.create_server(address[:2], family=family).close()
+    except OSError as error:
+        raise InputError(
+            f"--host {host} and --port {port} can't be listened to ({error.strerror}): choose others."
+        ) from error
 
 
 def serve(app: FastAPI, host: str, port: int) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from blip_diffusion.data.photos import MAX_CLASS_IMAGES
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.images import ResizeMode
 from blip_diffusion.model import BlipDiffusion
@@ -27,6 +28,7 @@ ones of the literature, and for narrower networks, where they were tuned on `min
 
 
 PUBLISHED_WIDTH = 768
+MAX_BATCH, MAX_STEPS = 1000, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -77,14 +79,21 @@ class TuneConfig:
         for name in ("max_steps", "batch_size", "rank", "num_vectors"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if self.steps is not None and self.steps < 1:
-            raise ConfigError(f"steps is {self.steps}: use 1 or more, or auto.")
+        for name, highest in (("batch_size", MAX_BATCH), ("num_class_images", MAX_CLASS_IMAGES)):
+            if getattr(self, name) > highest:
+                raise ConfigError(f"{name} is {getattr(self, name)}: use at most {highest}.")
+        if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:
+            raise ConfigError(f"steps is {self.steps}: use 1 to {MAX_STEPS}, or auto.")
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise ConfigError(f"learning_rate must be positive, not {self.learning_rate}.")
         if self.num_class_images < 0:
             raise ConfigError(f"num_class_images must not be negative, but is {self.num_class_images}.")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed is {self.seed}: use a whole number from 0, below 2^63.")
+        self._check_class_images()
+
+    def _check_class_images(self) -> None:
+        """Raise `ConfigError` for class images without effect."""
         if self.num_class_images and self.method == "textual-inversion":
             raise ConfigError(
                 "num_class_images have no effect with textual-inversion, which does not change the category: use 0."

@@ -29,6 +29,7 @@ from blip_diffusion.training.run import CHECKPOINTS
 from blip_diffusion.training.trainer import HookContext
 
 SCORES, STRIP, CURVE, BEST = "scores.jsonl", "strip.png", "curve.png", "best"
+MAX_LETTERS = 2000
 PROMPTS = ("on the beach", "in a forest", "in a city at night")
 
 Evaluator = Callable[[Tensor], tuple[float, float]]
@@ -55,6 +56,8 @@ class ValidationConfig:
             raise ConfigError("Validation needs two to four prompts, for example on the beach.")
         for prompt in self.prompts:
             check_text("validation prompt", prompt)
+            if len(prompt) > MAX_LETTERS:
+                raise ConfigError(f"A validation prompt has {len(prompt)} characters: use at most {MAX_LETTERS}.")
         if self.seeds < 1 or self.every < 1 or self.patience < 1:
             raise ConfigError("Validation's seeds, every and patience must be 1 or more.")
 

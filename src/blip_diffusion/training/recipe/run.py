@@ -39,6 +39,7 @@ from blip_diffusion.training.recipe.pool import Feeder, Pool
 from blip_diffusion.training.recipe.timed_loop import NextRows, PhaseLoop, Settings, claimed
 
 START, EXPORT, METRICS = "start", "export", "metrics.json"
+MAX_MINUTES = 100_000
 PHASES = ("autoencoder", "decoder", "representation", "subject", "consistency")
 CALIBRATION = 64  # references
 
@@ -91,8 +92,8 @@ def run(
         CheckpointError: If `folder` holds a run and `resume` is false.
         InputError: If another process trains in `folder`.
     """
-    if not minutes > 0:
-        raise InputError(f"--minutes is {minutes:g}: use a number above 0.")
+    if not 0 < minutes <= MAX_MINUTES:
+        raise InputError(f"--minutes is {minutes:g}: use a number above 0, up to {MAX_MINUTES}.")
     with claimed(folder, resume=resume):
         with _started(config, folder, device, workers) as recipe:
             write_text(folder / "config.toml", configuration.to_toml(config))
