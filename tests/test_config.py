@@ -41,7 +41,7 @@ class Outer:
 
 
 FULL = Outer(
-    name='a "quoted"\nline, a \\ and é\x7f',
+    name='a "quoted" line, a \\ and é',
     count=-4,
     shuffle=True,
     mode="slow",

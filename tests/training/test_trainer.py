@@ -201,7 +201,7 @@ def test_time_of_hooks_is_not_counted(tmp_path: Path) -> None:
         ({"steps": 0}, "steps must be at least 1, not 0."),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least 1, not 0."),
         ({"keep_last": 0}, "keep_last must be at least 1, not 0."),
-        ({"minutes": 0.0}, "minutes must be positive, not 0.0."),
+        ({"minutes": 0.0}, "minutes must be positive and finite, not 0.0."),
         ({"ema_decay": 1.0}, r"ema_decay must lie in \[0, 1\), not 1.0."),
         ({"prefetch": -1}, "prefetch must not be negative, but is -1."),
     ],
