@@ -1,23 +1,30 @@
 """Control characters, such as terminal escapes: refused in prompts and names, escaped in all that is printed."""
 
 import json
+import re
 import sys
-import unicodedata
 from typing import Any, TextIO
 
 from blip_diffusion.errors import InputError
 
 MAX_LINE = 2000
 """Most characters of a message; names in untrusted files may have any length."""
-BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-"""Control characters that change the displayed order of text."""
-BLANKS = "\t\n\r"
-"""Control characters that text may have: they separate words."""
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+"""Unicode's category Cc without tab and line breaks, which separate words."""
+SURROGATE = re.compile(r"[\ud800-\udfff]")
+"""What Python reads of bytes that aren't UTF-8."""
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, separators of lines, surrogates, and characters that change the displayed order of text."""
 
 
 def first_control(text: str) -> str:
     """Return the first control character of a text other than a tab or a line break; empty without any."""
-    return next((one for one in text if unicodedata.category(one) == "Cc" and one not in BLANKS), "")
+    return found[0] if (found := CONTROL.search(text)) else ""
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether a text has no surrogates: they stand for bytes that aren't UTF-8, and can't be encoded."""
+    return not SURROGATE.search(text)
 
 
 def check_text(name: str, text: str) -> None:
@@ -39,8 +46,7 @@ def check_text(name: str, text: str) -> None:
 
 def escaped(text: str, *, lines: bool = False) -> str:
     """Return text with control characters escaped, and line breaks as well unless `lines` is set."""
-    return "".join(_escaped(letter) if _is_control(letter) and not (lines and letter == "\n") else letter
-                   for letter in text)  # fmt: skip
+    return UNPRINTABLE.sub(lambda found: "\n" if lines and found[0] == "\n" else _escaped(found[0]), text)
 
 
 def printable(text: str) -> str:
@@ -56,10 +62,6 @@ def print_text(text: object, *, lines: bool = False, file: TextIO | None = None)
 def print_json(value: Any, indent: int | None = None) -> None:
     """Print a value as JSON in ASCII."""
     print(json.dumps(value, indent=indent).replace("\x7f", "\\u007f"), flush=True)
-
-
-def _is_control(letter: str) -> bool:
-    return unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or letter in BIDI
 
 
 def _escaped(letter: str) -> str:

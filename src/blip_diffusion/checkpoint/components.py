@@ -325,15 +325,15 @@ def bert_tokenizer(path: str | Path | None = None) -> Tokenizer:
     from transformers import BertTokenizer
 
     path = Path(path) if path is not None else ASSETS / "bert-base-uncased" / "vocab.txt"
+    vocabulary = path / "vocab.txt" if path_exists(path, Path.is_dir) else path
+    in_vocabulary = path_exists(vocabulary, Path.is_file)
+    if not in_vocabulary:
+        check_tokenizer_files(path)
     try:
-        vocabulary = path / "vocab.txt" if path.is_dir() else path
-        if vocabulary.is_file():
+        if in_vocabulary:
             tokenizer = BertTokenizer(vocab=str(vocabulary), do_lower_case=True)
         else:
-            check_tokenizer_files(path)
             tokenizer = BertTokenizer.from_pretrained(path)
-    except CheckpointError:
-        raise
     except Exception as error:  # tokenizers raises plain exceptions
         raise CheckpointError(f"There is no WordPiece vocabulary at {path} ({reason(error)}).") from error
     if tokenizer.bos_token != "[DEC]":

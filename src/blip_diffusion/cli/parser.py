@@ -1,11 +1,10 @@
 """The parser of all commands."""
 
 import argparse
-import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
-from blip_diffusion.control_characters import printable
+from blip_diffusion.control_characters import is_unicode, printable
 from blip_diffusion.errors import InputError
 
 
@@ -46,5 +45,5 @@ def check_utf8(values: Iterable[Any]) -> None:
     """Raise `InputError` for text with bytes that aren't UTF-8. Paths may hold them."""
     for value in values:
         for text in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(text, str) and any(unicodedata.category(letter) == "Cs" for letter in text):
+            if isinstance(text, str) and not is_unicode(text):
                 raise InputError(f"{text!a} is not UTF-8: type it in a UTF-8 terminal, or write it to --prompts FILE.")

@@ -65,9 +65,8 @@ def _check_types(scheduler: Any) -> None:
         if value is None or kind not in TYPES:
             continue
         accepted, words = TYPES[kind]
-        if not isinstance(value, accepted) or isinstance(value, bool) != (
-            kind is bool
-        ):  # Python's booleans are numbers
+        unexpected = isinstance(value, bool) and kind is not bool  # Python's booleans are numbers
+        if unexpected or not isinstance(value, accepted):
             raise ValueError(f"{name} is {str(value)[:60]!r}, use {words}")
 
 

@@ -22,14 +22,13 @@ def check_limits(
         raise InputError(f"A prompt has {longest} characters: use at most {MAX_LETTERS}.")
     for prompt in prompts:
         check_text("prompt", prompt)
-    _check_range("--num-images", num_images, MAX_IMAGES)
-    _check_range("--steps", steps, MAX_STEPS)
+    check_range("--num-images", num_images, 1, MAX_IMAGES)
+    check_range("--steps", steps, 1, MAX_STEPS)
     if (total := len(prompts) * num_images) > MAX_TOTAL:
         raise InputError(f"{len(prompts)} prompts with {num_images} images are {total}: use at most {MAX_TOTAL}.")
     if seed < 0 or seed + num_images > 2**63:
         raise InputError(f"--seed is {seed}: with {num_images} images, use a number from 0 to 2^63 - {num_images}.")
-    if guidance_scale is not None and not 0 <= guidance_scale <= MAX_GUIDANCE:
-        raise InputError(f"--guidance-scale is {guidance_scale}: use a number from 0 to {MAX_GUIDANCE}.")
+    check_range("--guidance-scale", guidance_scale, 0, MAX_GUIDANCE)
 
 
 def check_letters(**texts: str) -> None:
@@ -40,6 +39,7 @@ def check_letters(**texts: str) -> None:
         check_text(name.replace("_", " "), text)
 
 
-def _check_range(flag: str, value: int | None, highest: int) -> None:
-    if value is not None and not 1 <= value <= highest:
-        raise InputError(f"{flag} is {value}: use a number from 1 to {highest}.")
+def check_range(flag: str, value: float | None, lowest: float, highest: float) -> None:
+    """Raise `InputError` for a flag's value that is out of range; `None` is the default."""
+    if value is not None and not lowest <= value <= highest:
+        raise InputError(f"{flag} is {value}: use a number from {lowest} to {highest}.")

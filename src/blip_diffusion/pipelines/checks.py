@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blip_diffusion.control_characters import check_text
+from blip_diffusion.control_characters import check_text, is_unicode
 from blip_diffusion.errors import InputError
 
 
@@ -49,7 +49,7 @@ def texts(name: str, value: Any) -> list[str]:
             "source_subject_category, target_subject_category."
         )
     for text in values:
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
+        if not is_unicode(text):
             raise InputError(f"{name} {text[:200]!a} is not Unicode text: decode its bytes as UTF-8.")
         check_text(name, text)
     return list(values)

@@ -58,11 +58,10 @@ class PooledBatches:
         pooled = min(-(-batch_size // self._composed_size) + index // self.every, self.size)
         while self._count < pooled:
             self._add()
-        rng = torch.Generator().manual_seed(random.Random(f"{self.seed} {index}").getrandbits(32))
-        rows = torch.randperm(pooled * self._composed_size, generator=rng)[:batch_size]
-        on_device = rows.to(self.device)
+        rows = random.Random(f"{self.seed} {index}").sample(range(pooled * self._composed_size), batch_size)
+        on_device = torch.tensor(rows, device=self.device)
         return {
-            name: _float(value[on_device]) if isinstance(value, Tensor) else [value[row] for row in rows.tolist()]
+            name: _float(value[on_device]) if isinstance(value, Tensor) else [value[row] for row in rows]
             for name, value in self._rows.items()
         }
 

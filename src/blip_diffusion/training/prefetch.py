@@ -45,7 +45,7 @@ class Prefetcher:
 
     def __call__(self, number: int) -> Any:
         """Return this process's micro-batch of a number, and start to prepare the next ones."""
-        if isinstance(self._batches, WorkerBatches) and self._batches.workers:
+        if isinstance(self._batches, WorkerBatches):
             return self._from_workers(self._batches, number)
         if not self._depth:
             return self._batches(self.index(number))

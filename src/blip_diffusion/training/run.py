@@ -24,7 +24,9 @@ from blip_diffusion.training.objective import Objective
 from blip_diffusion.training.optim import adamw, adamw_8bit, set_trainable
 from blip_diffusion.training.prefetch import Prefetcher
 
-PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Data types by mixed precision."""
+PRECISIONS = {dtype: name for name, dtype in DTYPES.items()}
 CHECKPOINTS = "checkpoints"
 
 

@@ -22,14 +22,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    from blip_diffusion.generation.limits import MAX_GUIDANCE, MAX_STEPS
+    from blip_diffusion.generation.limits import MAX_GUIDANCE, MAX_STEPS, check_range
 
     if arguments.out.suffix != ".safetensors":
         raise InputError(f"--out is {arguments.out}: name a file that ends in .safetensors.")
-    if not 1 <= arguments.steps <= MAX_STEPS:
-        raise InputError(f"--steps is {arguments.steps}: use a number from 1 to {MAX_STEPS}.")
-    if not 0 <= arguments.guidance_scale <= MAX_GUIDANCE:
-        raise InputError(f"--guidance-scale is {arguments.guidance_scale}: use a number from 0 to {MAX_GUIDANCE}.")
+    check_range("--steps", arguments.steps, 1, MAX_STEPS)
+    check_range("--guidance-scale", arguments.guidance_scale, 0, MAX_GUIDANCE)
     if not 0 <= arguments.seed < 2**63:
         raise InputError(f"--seed is {arguments.seed}: use 0 or more, below 2^63.")
 

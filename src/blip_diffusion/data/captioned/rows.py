@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from blip_diffusion import images
-from blip_diffusion.control_characters import first_control
+from blip_diffusion.control_characters import first_control, is_unicode
 from blip_diffusion.errors import DataError, InputError
 from blip_diffusion.strict_json import parse_json
 
@@ -93,7 +93,7 @@ def _words(table: Mapping[str, Any], key: str, name: str, limit: int) -> str:
     if len(text) > limit:
         what = "caption" if key in CAPTION_KEYS else key
         raise DataError(f"{name} has a {what} of {len(text)} letters: use at most {limit}.")
-    if first_control(text) or any("\ud800" <= letter <= "\udfff" for letter in text):
+    if first_control(text) or not is_unicode(text):
         raise DataError(f"{name} has a {key} with control characters: write it anew as text.")
     return text
 

@@ -67,5 +67,4 @@ def category_tokenizer(corpus: Iterable[str], size: int) -> Any:
 
 
 def _merges(tokenizer: Any) -> list[tuple[str, str]]:
-
     return [tuple(pair) for pair in parse_json(tokenizer.to_str())["model"]["merges"]]

@@ -65,7 +65,7 @@ from blip_diffusion.training.personalize.training_images import (
     square_photos,
     with_predicted_masks,
 )
-from blip_diffusion.training.run import CHECKPOINTS, DivergedError, Result, check_possible
+from blip_diffusion.training.run import CHECKPOINTS, DTYPES, DivergedError, Result, check_possible
 from blip_diffusion.training.trainer import Hook, fit
 
 SAVE_MINUTES = 5.0
@@ -336,4 +336,4 @@ def _dtype(config: TuneConfig) -> torch.dtype:
     """Return the data type of frozen parts."""
     if config.mixed_precision == "auto":
         return fastest_dtype(device_of(config.device))
-    return {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.mixed_precision]
+    return DTYPES[config.mixed_precision]

@@ -33,8 +33,8 @@ from blip_diffusion.training.recipe.control_metrics import control_metrics
 from blip_diffusion.training.recipe.packing import Rows, packer_of
 from blip_diffusion.training.recipe.phases import Source
 from blip_diffusion.training.recipe.pool import Feeder, Pool
-from blip_diffusion.training.recipe.run import MAX_MINUTES, Plan, metrics_of, train_phase
-from blip_diffusion.training.recipe.timed_loop import Settings, claimed
+from blip_diffusion.training.recipe.run import Plan, metrics_of, train_phase
+from blip_diffusion.training.recipe.timed_loop import Settings, check_minutes, claimed
 
 CAPTION_TOKENS = 24  # not used by any step
 CUDA = SizesConfig(pool=100_000, fill=2048, worker_batch=32, slots=96, pairs=64)
@@ -129,8 +129,7 @@ def run_control(
         CheckpointError: If `folder` holds a run and `resume` is false, or the model is incomplete.
         InputError: If a hint is unknown, or another process trains in `folder`.
     """
-    if not 0 < minutes <= MAX_MINUTES:
-        raise InputError(f"--minutes is {minutes:g}: use a number above 0, up to {MAX_MINUTES}.")
+    check_minutes(minutes)
     known = get_args(Hint)
     if not hints or not {*hints} <= {*known} or len({*hints}) < len(hints):
         raise InputError(f"The hints are {', '.join(hints)}: use {' or '.join(known)}, each once.")

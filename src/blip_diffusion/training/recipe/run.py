@@ -26,7 +26,7 @@ from blip_diffusion.control_characters import print_text
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler
 from blip_diffusion.data.synthetic.tokenizers import tokenizer_corpus
-from blip_diffusion.errors import CheckpointError, InputError
+from blip_diffusion.errors import CheckpointError
 from blip_diffusion.fileio import atomic_dir, write_text
 from blip_diffusion.training import checkpointing
 from blip_diffusion.training.initialization import InitConfig, load_parts
@@ -36,10 +36,9 @@ from blip_diffusion.training.recipe.config import PhaseConfig, RecipeConfig
 from blip_diffusion.training.recipe.packing import Rows, packer_of
 from blip_diffusion.training.recipe.phases import Source
 from blip_diffusion.training.recipe.pool import Feeder, Pool
-from blip_diffusion.training.recipe.timed_loop import NextRows, PhaseLoop, Settings, claimed
+from blip_diffusion.training.recipe.timed_loop import NextRows, PhaseLoop, Settings, check_minutes, claimed
 
 START, EXPORT, METRICS = "start", "export", "metrics.json"
-MAX_MINUTES = 100_000
 PHASES = ("autoencoder", "decoder", "representation", "subject", "consistency")
 CALIBRATION = 64  # references
 
@@ -92,8 +91,7 @@ def run(
         CheckpointError: If `folder` holds a run and `resume` is false.
         InputError: If another process trains in `folder`.
     """
-    if not 0 < minutes <= MAX_MINUTES:
-        raise InputError(f"--minutes is {minutes:g}: use a number above 0, up to {MAX_MINUTES}.")
+    check_minutes(minutes)
     with claimed(folder, resume=resume):
         with _started(config, folder, device, workers) as recipe:
             write_text(folder / "config.toml", configuration.to_toml(config))

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from blip_diffusion.errors import CheckpointError
+from blip_diffusion.errors import CheckpointError, InputError
 from blip_diffusion.fileio import check_writable, locked_run
 from blip_diffusion.training import checkpointing
 from blip_diffusion.training.checkpointing import Checkpoint, State
@@ -32,6 +32,7 @@ from blip_diffusion.training.recipe.packing import Rows
 from blip_diffusion.training.run import DivergedError, Result, sdpa_backend, to_training_mode
 from blip_diffusion.training.signals import signals
 
+MAX_MINUTES = 100_000
 NextRows = Callable[[float, torch.Generator], Rows]
 """The fraction of the phase's time that has passed, and a random generator, to the rows of the next step."""
 
@@ -174,6 +175,12 @@ class PhaseLoop:
         """Return trainable parameters, and the buffers that training changes."""
         buffers = dict(self.objective.named_buffers(recurse=False))
         return {**{name: value.detach() for name, value in self.trainable.items()}, **buffers}
+
+
+def check_minutes(minutes: float) -> None:
+    """Raise `InputError` unless a training time can be used."""
+    if not 0 < minutes <= MAX_MINUTES:
+        raise InputError(f"--minutes is {minutes:g}: use a number above 0, up to {MAX_MINUTES}.")
 
 
 @contextmanager
