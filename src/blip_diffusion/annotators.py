@@ -5,7 +5,6 @@ from collections.abc import Callable
 from PIL import Image
 
 from blip_diffusion import images
-from blip_diffusion.edges import HIGH, LOW, canny_edges
 from blip_diffusion.errors import InputError, reason
 
 NETWORKS = {
@@ -74,13 +73,18 @@ def subject_mask(image: Image.Image) -> Image.Image:
         mask = images.as_rgb(image).convert("L")
         counts = mask.histogram()
         if sum(counts[64:192]) > MAX_GREY * sum(counts):
-            raise InputError("The control image mask is black and white, white at the subject, or has transparency.")
+            raise InputError(
+                "The control image is no mask: use one that is black and white, white at the subject, or a cut-out "
+                "with transparency."
+            )
     if mask.getextrema()[1] < 128:  # type: ignore[operator]  # a pair for one channel
-        raise InputError("The control image mask has no white pixel: draw the subject in white.")
+        raise InputError("The control image has no white pixel: draw the subject in white.")
     return mask.convert("RGB")
 
 
-def canny(image: Image.Image, low: float = LOW, high: float = HIGH) -> Image.Image:
-    """Return edges (Canny 1986), white on black; see `canny_edges`."""
-    edges = canny_edges(images.to_tensor([images.as_rgb(image)]), low, high)
+def canny(image: Image.Image, *thresholds: float) -> Image.Image:
+    """Return edges (Canny 1986), white on black; `thresholds` are `low` and `high` of `canny_edges`."""
+    from blip_diffusion.edges import canny_edges  # imports torch, and masks need none
+
+    edges = canny_edges(images.to_tensor([images.as_rgb(image)]), *thresholds)
     return images.to_pil(edges.expand(-1, 3, -1, -1))[0]

@@ -164,7 +164,7 @@ def test_wrong_inputs_are_refused_before_anything_runs(comfy: Comfy, inputs: dic
         ("generate", {"Generate": {"preset": "warp"}}, "There is no preset 'warp': use exact, fast or turbo"),
         ("generate", {"Load": {"model": "gone"}}, "There is no model gone: use mini, a folder, or a hub id"),
         ("generate", {"Load": {"path": "/no/where"}}, "There is no model /no/where: use mini, a folder, or a hub id"),
-        ("structure_and_style", {"Load": {"path": ""}}, "There is no ControlNet for canny and this model"),
+        ("structure_and_style", {"Load": {"path": ""}, "Control": {"kind": "map"}}, "There is no ControlNet for map"),
         ("mix_tuned_subjects", {"LoadSubject": {"file": "damaged.safetensors"}}, "damaged.safetensors"),
         ("mix_tuned_subjects", {}, "'rex' was tuned for another model, not for this model: load that one"),
         ("mix_tuned_subjects", {"MixSubjects": {"weight_1": 1.0, "weight_2": -1.0}}, "weights of the subjects add up"),

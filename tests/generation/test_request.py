@@ -31,6 +31,14 @@ def test_a_control_map_has_the_size_of_the_generated_image(
     assert 0.001 < edges.convert("L").histogram()[255] / (size[0] * size[1]) < 0.2
 
 
+def test_the_mask_of_a_cutout_is_its_transparency(tmp_path: Path) -> None:
+    cutout = Image.new("RGBA", (800, 600), (255, 255, 255, 0))
+    cutout.paste((40, 200, 90, 255), (200, 150, 600, 450))
+    cutout.save(tmp_path / "cutout.png")
+    mask = Image.open(io.BytesIO(read_control("mask", tmp_path / "cutout.png", side=60).image))
+    assert (mask.size, mask.getpixel((10, 30)), mask.getpixel((40, 30))) == ((80, 60), (0, 0, 0), (255, 255, 255))
+
+
 @pytest.mark.parametrize(
     "build",
     [

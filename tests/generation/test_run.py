@@ -203,7 +203,7 @@ def test_bundled_controlnet_is_used_for_edges_only(fresh_pipe: BlipDiffusionPipe
         return run(request, tmp_path / "out", device="cpu")
 
     assert annotated("canny") and annotated("map") and annotated("depth", str(tmp_path / "model"))
-    with pytest.raises(InputError, match="no ControlNet for depth and this model: name one with --controlnet"):
+    with pytest.raises(InputError, match="no ControlNet for depth and this model: use a model that has one"):
         annotated("depth")
 
 

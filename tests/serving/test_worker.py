@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from diffusers import ControlNetModel
 from PIL import Image
 
-from blip_diffusion.generation.request import GenerationRequest
+from blip_diffusion.generation.png_metadata import decode
+from blip_diffusion.generation.request import GenerationRequest, read_control, read_control_image
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.safety import SafetyChecker
 from blip_diffusion.serving.messages import Batch, Finished, JointBatch
 from blip_diffusion.serving.worker import _Worker
@@ -46,6 +49,26 @@ def test_an_image_does_not_depend_on_its_batch(
     previews = [pipe_ends[0].recv().previews for _ in range(2)]
     shapes = [Image.open(io.BytesIO(one)).size for step in previews for one in step]
     assert shapes == [(66, 32), (32, 32)]  # each job sees its own images only
+
+
+def test_control_images_become_maps_as_on_the_command_line(
+    worker: _Worker,
+    fresh_pipe: BlipDiffusionPipeline,
+    request_of_dog: GenerationRequest,
+    owl_png: bytes,
+    tmp_path: Path,
+) -> None:
+    fresh_pipe.controlnet = ControlNetModel.from_unet(fresh_pipe.unet, conditioning_embedding_out_channels=(8, 8, 8, 8))
+    fresh_pipe.save_pretrained(tmp_path / "model")
+    edges = read_control("canny", io.BytesIO(owl_png), 0.5, side=32)  # at the size of the images
+    requests = [
+        replace(request_of_dog, controls=(one,))
+        for one in (read_control_image("canny", io.BytesIO(owl_png), 0.5), edges)
+    ]
+    batches = [Batch("dog", one, str(tmp_path / "model"), (), (("on the beach", 1),)) for one in requests]
+    made, ready = (worker.run(JointBatch((batch,))) for batch in batches)
+    assert np.array_equal(pixels(made), pixels(ready))
+    assert decode(io.BytesIO(made.files[0]))[0].controls == (edges,)
 
 
 def test_requests_that_load_something_have_a_batch_of_their_own(request_of_dog: GenerationRequest) -> None:

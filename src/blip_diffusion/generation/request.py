@@ -7,6 +7,7 @@ from typing import Literal
 from PIL import Image
 
 from blip_diffusion import images
+from blip_diffusion.annotators import annotate, subject_mask
 from blip_diffusion.checkpoint.adapter_refs import EmbeddingRef, LoraRef
 from blip_diffusion.errors import InputError
 from blip_diffusion.framing import check_box
@@ -32,10 +33,11 @@ class ControlInput:
 
     Args:
         kind: One of `annotators.KINDS`.
-        image: The control map as PNG bytes.
+        image: The control map as PNG bytes, or the image from which it is made.
         scale: Conditioning scale; 1 is usual.
         controlnet: A folder, a file, or a hub id. Empty: the model's ControlNet for edges and ready-made maps, else the
             one in `CONTROLNETS`.
+        is_map: Whether `image` is the map. `False`: it is made before the first batch, at the size of the images.
 
     Raises:
         InputError: If `scale` is not finite.
@@ -45,6 +47,7 @@ class ControlInput:
     image: bytes
     scale: float = 1.0
     controlnet: str = ""
+    is_map: bool = True
 
     def __post_init__(self) -> None:
         if not isfinite(self.scale):
@@ -233,10 +236,23 @@ def read_control(
     Raises:
         InputError: If the kind is unknown, its extra is not installed, or the file is not an image.
     """
-    from blip_diffusion.annotators import annotate  # imports torch
+    side = min(side or CONTROL_SIDE, CONTROL_SIDE)
+    if kind == "mask":  # read first, since transparency is not kept
+        made = _at_most(images.read_image(source, subject_mask), side)
+    else:
+        made = annotate(_at_most(images.open_image(source), side), kind)
+    return ControlInput(kind, images.png_bytes(made), scale, controlnet)
 
-    image = _at_most(images.open_image(source), min(side or CONTROL_SIDE, CONTROL_SIDE))
-    return ControlInput(kind, images.png_bytes(annotate(image, kind)), scale, controlnet)
+
+def read_control_image(kind: str, source: images.Source, scale: float = 1.0) -> ControlInput:
+    """Read an image whose control map is made later, by a process that has torch. A mask is checked at once.
+
+    Raises:
+        InputError: If the file is not an image, or is no mask where one is needed.
+    """
+    if kind == "mask":
+        return read_control(kind, source, scale)
+    return ControlInput(kind, images.png_bytes(_at_most(images.open_image(source), CONTROL_SIDE)), scale, is_map=False)
 
 
 def _at_most(image: Image.Image, side: int) -> Image.Image:

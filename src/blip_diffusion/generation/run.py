@@ -22,7 +22,7 @@ from blip_diffusion.framing import Box, box_of_mask
 from blip_diffusion.generation.edit import Editor
 from blip_diffusion.generation.jobs import BATCH_SIZE, Job, jobs_of
 from blip_diffusion.generation.output import check_grid_path, existing_images, png_files, save_grid, save_images
-from blip_diffusion.generation.request import CONTROLNETS, ControlInput, GenerationRequest
+from blip_diffusion.generation.request import CONTROLNETS, ControlInput, GenerationRequest, read_control
 from blip_diffusion.generation.subject_inputs import opened, subject_arguments
 from blip_diffusion.generation.subject_refs import load_subjects
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
@@ -234,6 +234,19 @@ class PreparedRequest:
         }
 
 
+def with_control_maps(request: GenerationRequest, pipe: BlipDiffusionPipeline) -> GenerationRequest:
+    """Return a request whose controls are all maps. Raises `InputError` if one can't be made."""
+    if all(control.is_map for control in request.controls):
+        return request
+    default = int(pipe.unet.config.sample_size) * pipe.model.latents.factor
+    side = min(request.width or default, request.height or default)
+    maps = [
+        one if one.is_map else read_control(one.kind, io.BytesIO(one.image), one.scale, one.controlnet, side=side)
+        for one in request.controls
+    ]
+    return replace(request, controls=tuple(maps))
+
+
 @contextmanager
 def prepared(pipe: BlipDiffusionPipeline, request: GenerationRequest) -> Iterator[PreparedRequest]:
     """Context manager: a pipeline has a request's preset, subject, LoRAs, words and controls; afterwards the preset.
@@ -242,6 +255,7 @@ def prepared(pipe: BlipDiffusionPipeline, request: GenerationRequest) -> Iterato
         InputError: If the request does not fit the model.
         CheckpointError: If a ControlNet, a LoRA, an embedding or a subject file is missing or damaged.
     """
+    request = with_control_maps(request, pipe)
     editor = None if request.edit is None else Editor.read(request.edit)
     pipe.set_preset(preset_on_engine(request.preset, request.engine))
     upscaler = load_pipeline(request.upscaler, request.dtype, str(pipe.device)) if request.upscaler else None
@@ -351,5 +365,8 @@ def _load_controlnet(control: ControlInput, pipe: Any) -> Any:
         return pipe.t2i_adapters[control.kind].to(pipe.device)
     is_sd15 = pipe.unet.config.cross_attention_dim == 768
     if not control.controlnet and (not is_sd15 or control.kind not in CONTROLNETS):
-        raise InputError(f"There is no ControlNet for {control.kind} and this model: name one with --controlnet.")
+        raise InputError(
+            f"There is no ControlNet for {control.kind} and this model: use a model that has one, or name one with "
+            "--controlnet."
+        )
     return load_controlnet(control.controlnet or CONTROLNETS[control.kind], dtype=pipe.unet.dtype).to(pipe.device)

@@ -1,5 +1,6 @@
 """Worker processes: start them, give each one task at a time, and replace those that die. Imports no torch."""
 
+import logging
 import multiprocessing
 import queue
 import threading
@@ -7,9 +8,11 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
+from blip_diffusion.control_characters import escaped
 from blip_diffusion.serving.errors import JobFailed, ServiceStopping
 from blip_diffusion.serving.messages import Cancel, Finished, Progress, Ready, Task
 
+LOGGER = logging.getLogger(__name__)
 OnProgress = Callable[[Progress], None]
 GRACE = 2.0
 """Seconds before a stopped process is killed."""
@@ -140,6 +143,8 @@ class WorkerPool:
             self._ready.set()
         except WorkerDied:  # the first task starts it again, with a limit of attempts
             pass
+        if self.problem:
+            LOGGER.error("The worker can't load its model. %s", escaped(self.problem))
         self._idle.put(worker)
 
     def do(self, task: Task, on_progress: OnProgress, *, timeout: float | None = None) -> Finished:

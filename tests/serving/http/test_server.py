@@ -17,9 +17,12 @@ from starlette.testclient import TestClient
 from blip_diffusion.errors import InputError
 from blip_diffusion.generation.output import png_with_metadata
 from blip_diffusion.generation.png_metadata import METADATA
+from blip_diffusion.images import png_bytes
 from blip_diffusion.serving.http.guards import MAX_BODY
 from blip_diffusion.serving.http.keys import new_key, read_keys
 from blip_diffusion.serving.http.server import check_address, check_exposure, create_app
+
+PNG = base64.b64encode(png_bytes(Image.new("RGB", (16, 16)))).decode()
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +81,14 @@ def test_a_key_given_twice_in_a_body_is_refused(client: TestClient, body: dict[s
     assert response.json()["detail"] == "The body is not valid JSON: the key 'steps' is given twice."
 
 
+def test_a_request_without_a_body_may_have_its_content_type(client: TestClient) -> None:
+    """Many clients send one with every request."""
+    json_type = {"Content-Type": "application/json"}
+    assert client.get("/v1/jobs", headers=json_type).status_code == 200
+    response = client.post("/v1/jobs", headers=json_type)
+    assert (response.status_code, response.json()["code"]) == (422, "invalid_input")
+
+
 def test_partial_images_are_streamed(client: TestClient, body: dict[str, Any]) -> None:
     response = client.post("/v1/images/generations", json=body | {"stream": True, "partial_images": 1, "seed": 3})
     kinds = [kind for kind, data in events(response.text) if data["b64_json"]]
@@ -120,6 +131,7 @@ def test_image_is_reproduced_from_an_upload(client: TestClient, body: dict[str, 
         ({"height": 0}, "asks for sides"),
         ({"upscaler": "owner/repository"}, "was enlarged by another model"),
         ({"model": "owner/repository"}, "a model that this server doesn't have"),
+        ({"controls": [{"kind": "map", "image": PNG}] * 3}, "more controls than 2"),
         ({"prompts": ["a \x1b[2J"]}, "text without control characters"),
     ],
 )
@@ -142,6 +154,17 @@ def test_no_engine_is_compiled_for_a_reproduced_png(client: TestClient, service:
     assert service.wait(job["id"], timeout=60).state == "done"
 
 
+def test_control_images_reach_the_model(client: TestClient, service: Any, body: dict[str, Any]) -> None:
+    mask = png_bytes(Image.new("L", (32, 32), 255))
+    controls = [{"kind": "mask", "image": "data:image/png;base64," + base64.b64encode(mask).decode()}]
+    job = service.wait(client.post("/v1/jobs", json=body | {"controls": controls}).json()["id"], timeout=60)
+    assert job.state == "failed" and "There is no ControlNet for mask and this model" in job.problem  # nor positions
+    grey = png_bytes(Image.new("L", (32, 32), 128))
+    controls[0]["image"] = "data:image/png;base64," + base64.b64encode(grey).decode()
+    response = client.post("/v1/jobs", json=body | {"controls": controls})
+    assert response.status_code == 422 and "is no mask: use one that is black and white" in response.json()["detail"]
+
+
 def with_metadata(png: bytes, change: dict[str, Any]) -> bytes:
     """Return a PNG file with other settings inside, as for a grid where there are prompts."""
     with Image.open(io.BytesIO(png)) as image:
@@ -158,6 +181,9 @@ def with_metadata(png: bytes, change: dict[str, Any]) -> bytes:
         ({"reference": "http://169.254.169.254/latest"}, "reference"),
         ({"reference": "file:///etc/passwd"}, "reference"),
         ({"reference": "data:image/png;base64,AAAA"}, None),
+        ({"controls": [{"kind": "canny", "image": "http://169.254.169.254/latest"}]}, "controls"),
+        ({"controls": [{"kind": "canny", "image": "data:image/png;base64,AAAA"}]}, "controls"),
+        ({"controls": [{"kind": "depth", "image": "data:image/png;base64,AAAA"}]}, None),
         ({"reference": None}, None),
         ({"steps": 1000}, "steps"),
         ({"size": "00x00"}, "size"),

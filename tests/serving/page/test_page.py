@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 pytestmark = pytest.mark.faces
-WAIT = 20_000
-"""Milliseconds."""
+WAIT, JOB = 20_000, 120_000
+"""Milliseconds, for the page and for a job to end."""
 TABS = ("Generate", "Edit", "Queue", "Gallery", "Subjects", "Tune", "Compare")
 
 
@@ -59,7 +59,7 @@ def test_generate_reload_cancel_and_reproduce(page: Any, reference: Path) -> Non
     page.locator("#generate").click()
     page.locator("#preview img").wait_for()
     page.reload()  # the job goes on, and the page finds it again
-    page.locator("#status").get_by_text("Done: 4 images").wait_for()
+    page.locator("#status").get_by_text("Done: 4 images").wait_for(timeout=JOB)
     assert page.locator("#results img").count() >= 4
     open_tab(page, "Gallery")
     page.locator("#gallery button img").first.click()
@@ -71,6 +71,17 @@ def test_generate_reload_cancel_and_reproduce(page: Any, reference: Path) -> Non
     page.locator("#status progress").wait_for()
     page.locator("#cancel").click()
     page.locator("#status").get_by_text("Cancelled.").wait_for()
+
+
+def test_control_image(page: Any, reference: Path) -> None:
+    fill(page, reference)
+    page.get_by_label("edges").check()
+    page.locator("#generate").click()
+    page.get_by_text("There is no control image").wait_for()
+    page.locator("#control-image input[type=file]").set_input_files(reference)
+    page.locator("#control-image img").wait_for()
+    page.locator("#generate").click()
+    page.locator("#status").get_by_text("There is no ControlNet for canny and this model").wait_for(timeout=JOB)
 
 
 def test_edit_with_a_brush(page: Any, reference: Path) -> None:
@@ -92,7 +103,7 @@ def test_edit_with_a_brush(page: Any, reference: Path) -> None:
     page.mouse.up()
     page.wait_for_timeout(500)
     page.locator("#edit").click()
-    page.locator("#edit-status").get_by_text("Done: 1 image").wait_for()
+    page.locator("#edit-status").get_by_text("Done: 1 image").wait_for(timeout=JOB)
     page.reload()
     page.locator("#generate").wait_for()
     open_tab(page, "Edit")

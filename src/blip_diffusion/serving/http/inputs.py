@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from blip_diffusion.generation.edit_request import MASK_METHODS, EditInput
-from blip_diffusion.generation.request import GenerationRequest, read_reference
+from blip_diffusion.generation.request import ControlInput, GenerationRequest, read_control_image, read_reference
 from blip_diffusion.generation.subject_inputs import SubjectInput
 from blip_diffusion.serving.edits import edit_input
 from blip_diffusion.serving.http.problems import Problem
 from blip_diffusion.serving.http.schemas import (
+    MAX_CONTROLS,
     MAX_IMAGES,
     MAX_STEPS,
+    ControlBody,
     EditOptions,
     ImageOptions,
     JobBody,
@@ -83,6 +85,7 @@ def build_request(
         subjects=refs,
         resize_mode=options.resize_mode,
         box=options.box,
+        controls=tuple(_control(one) for one in options.controls),
         preset=options.chosen_preset,
         edit=edit,
     )
@@ -93,6 +96,8 @@ def check_reproduced(request: GenerationRequest) -> None:
     images, sides = len(request.prompts) * request.num_images, (request.width, request.height)
     if images > MAX_IMAGES:
         raise Problem(422, "invalid_input", f"The file asks for {images} images: use one of at most {MAX_IMAGES}.")
+    if len(request.controls) > MAX_CONTROLS:
+        raise Problem(422, "invalid_input", f"The file has more controls than {MAX_CONTROLS}: use another.")
     if request.steps is not None and request.steps > MAX_STEPS:
         raise Problem(422, "invalid_input", f"The file asks for {request.steps} steps: use at most {MAX_STEPS}.")
     if not all(side is None or MIN_SIDE <= side <= MAX_SIDE for side in sides):
@@ -112,6 +117,13 @@ def references_of(body: References) -> dict[str, Any]:
 def _subject_input(body: SubjectBody) -> SubjectInput:
     reference = decode_image(decode_data_url(body.reference) or b"")
     return SubjectInput((reference,), body.category, body.target_category or body.category, body.box)
+
+
+def _control(body: ControlBody) -> ControlInput:
+    data = decode_data_url(body.image, "controls") or b""
+    if not data.startswith(MAGIC):
+        raise Problem(422, "invalid_input", "controls: the image is not a PNG, JPEG or WebP file.", param="controls")
+    return read_control_image(body.kind, io.BytesIO(data), body.scale)
 
 
 def build_edit(

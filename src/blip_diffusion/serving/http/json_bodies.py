@@ -12,15 +12,15 @@ from blip_diffusion.strict_json import parse_json
 
 
 class StrictRoute(APIRoute):
-    """A route that refuses JSON bodies with repeated keys, of which FastAPI keeps the last."""
+    """A route that refuses JSON bodies with repeated keys, of which FastAPI keeps the last. A body may be missing."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the handler of a request."""
         handle = super().get_route_handler()
 
         async def checked(request: Request) -> Response:
-            if "json" in request.headers.get("content-type", ""):
-                check_json(await request.body())
+            if "json" in request.headers.get("content-type", "") and (body := await request.body()):
+                check_json(body)
             return await handle(request)
 
         return checked

@@ -11,7 +11,8 @@ PRESETS = {"low": "turbo", "medium": "fast", "high": "exact", "hd": "exact", "st
 """Presets by OpenAI's `quality`."""
 
 DATA_URL = "The reference image as a data URL: data:image/png;base64,…"
-MAX_MORE_SUBJECTS = 3
+CONTROL_URL = "The image as a data URL: data:image/png;base64,…"
+MAX_MORE_SUBJECTS, MAX_CONTROLS = 3, 2
 
 Fraction = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -23,6 +24,19 @@ class SubjectShare(BaseModel):
 
     id: str = Field(description="SHA-256 of the subject file, as /v1/subjects lists it.")
     weight: float = Field(1.0, allow_inf_nan=False)
+
+
+class ControlBody(BaseModel):
+    """An image whose structure is kept."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["canny", "mask", "map"] = Field(
+        description="canny: the edges of the image are made. mask: the subject's mask, which gives its box. "
+        "map: the image is a control map."
+    )
+    image: str = Field(description=CONTROL_URL)
+    scale: float = Field(1.0, ge=0, le=2, allow_inf_nan=False)
 
 
 class ImageOptions(BaseModel):
@@ -44,6 +58,7 @@ class ImageOptions(BaseModel):
     negative_prompt: str = Field("", max_length=2000)
     resize_mode: Literal["crop", "squash", "pad", "subject"] | None = None
     box: tuple[Fraction, Fraction, Fraction, Fraction] | None = None
+    controls: list[ControlBody] = Field([], max_length=MAX_CONTROLS, description="Images whose structure is kept.")
     preset: Literal["", "exact", "fast", "turbo"] | None = Field(None, description="Instead of quality.")
 
     @property

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from blip_diffusion.errors import InputError
-from blip_diffusion.generation.request import GenerationRequest, read_reference
+from blip_diffusion.generation.request import ControlInput, GenerationRequest, read_control_image, read_reference
 
 if TYPE_CHECKING:
     from blip_diffusion.serving.job_service import JobService
@@ -16,6 +16,24 @@ MAX_PROMPTS, MAX_IMAGES, MAX_STEPS = 8, 8, 100
 MODEL_DEFAULT, NO_PRESET = "model's default", "default"
 """Choices that leave a setting to the model."""
 MAX_SUBJECTS = 3
+NO_CONTROL = "none"
+CONTROLS = {"mask of the subject": "mask", "edges": "canny"}
+"""Kinds of control images, by their names on the page."""
+WITHOUT_FIELD = {
+    "width": "a size",
+    "height": "a size",
+    "box": "a box",
+    "controls": "a control image",
+    "more_references": "several references",
+    "more_subjects": "several subjects",
+    "subject_scale": "a subject scale",
+    "loras": "LoRAs",
+    "embeddings": "embeddings",
+    "prompt_weighting": "weights on words",
+    "upscaler": "an upscaler",
+}
+"""Settings of requests that the form can't hold, or not as they were given."""
+DEFAULTS = {field.name: field.default for field in fields(GenerationRequest)}
 
 
 @dataclass(frozen=True)
@@ -36,6 +54,9 @@ class Form:
         resize_mode: How the reference becomes square, or `MODEL_DEFAULT`.
         steps: Sampling steps; 0 for the model's.
         guidance_scale: 0 for the model's.
+        control: One of `CONTROLS`, or `NO_CONTROL`.
+        control_image: Path of the uploaded control image, if there is one.
+        control_scale: How strongly it acts.
     """
 
     prompts: str
@@ -51,6 +72,9 @@ class Form:
     resize_mode: str = MODEL_DEFAULT
     steps: int = 0
     guidance_scale: float = 0.0
+    control: str = NO_CONTROL
+    control_image: str | None = None
+    control_scale: float = 1.0
 
 
 def to_request(form: Form, service: JobService) -> GenerationRequest:
@@ -86,9 +110,18 @@ def to_request(form: Form, service: JobService) -> GenerationRequest:
         guidance_scale=form.guidance_scale or None,
         negative_prompt=form.negative_prompt.strip(),
         subjects=subjects,
+        controls=_controls(form),
         resize_mode=None if form.resize_mode == MODEL_DEFAULT or subjects else form.resize_mode,  # type: ignore[arg-type]
         preset="" if form.preset == NO_PRESET else form.preset,
     )
+
+
+def _controls(form: Form) -> tuple[ControlInput, ...]:
+    if form.control == NO_CONTROL:
+        return ()
+    if not form.control_image:
+        raise InputError("There is no control image: upload one in More settings, or set Structure control to none.")
+    return (read_control_image(CONTROLS[form.control], Path(form.control_image), form.control_scale),)
 
 
 def from_request(request: GenerationRequest, service: JobService) -> Form:
@@ -99,17 +132,19 @@ def from_request(request: GenerationRequest, service: JobService) -> Form:
         service: The service, which must have its model and its subjects.
 
     Raises:
-        InputError: If the page can't express the request: another model, or controls.
+        InputError: If the page can't express the request: another model, or one of `WITHOUT_FIELD`.
         UnknownId: If it needs a subject that is not in the store.
     """
     if request.model not in service.settings.models:
         raise InputError(f"The image was made by {request.model[:80]!r}: start the app with --model to use it.")
-    if request.controls:
-        raise InputError("The image was made with a control map: use blip-diffusion generate --reproduce.")
     if request.edit is not None:
         raise InputError("The image is an edit of a photo: use the tab Edit, or generate it again in Queue.")
-    if request.more_subjects or set(request.subject_scale) != {1.0}:
-        raise InputError("The image has several subjects or a subject scale: use blip-diffusion generate --reproduce.")
+    others = [text for name, text in WITHOUT_FIELD.items() if getattr(request, name) != DEFAULTS[name]]
+    if others:
+        raise InputError(
+            f"The image was made with {', '.join(dict.fromkeys(others))}, which the form doesn't have: generate it "
+            "again in Queue, or with blip-diffusion generate --reproduce."
+        )
     if len(request.subjects) > MAX_SUBJECTS:
         raise InputError(f"The image mixes {len(request.subjects)} subjects, and the page up to {MAX_SUBJECTS}.")
     return Form(
@@ -146,6 +181,9 @@ def settings_of(request: GenerationRequest) -> list[tuple[str, str]]:
         "Guidance scale": request.guidance_scale,
         "Negative prompt": request.negative_prompt,
         "Resize mode": request.resize_mode,
+        "Control": ", ".join(f"{control.kind}, scale {control.scale:g}" for control in request.controls),
+        "Box": request.box and ", ".join(f"{side:g}" for side in request.box),
+        "Size": request.width and f"{request.width} x {request.height}",
         "Precision": request.dtype,
     }
     return shown + [(name, str(value)) for name, value in optional.items() if value]

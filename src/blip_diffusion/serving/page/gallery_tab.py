@@ -28,7 +28,7 @@ def build(service: JobService, form: FormFields, tabs: gr.Tabs, tab: gr.Tab) -> 
                                 allow_preview=False, buttons=[], elem_id="gallery")  # fmt: skip
             refresh = gr.Button("Refresh", size="sm")
         with gr.Column(scale=2, min_width=320):
-            opened = gr.File(label="Or open a PNG file made by blip-diffusion", file_types=[".png"], height=150,
+            opened = gr.File(label="Or open a PNG file", file_types=[".png"], height=150,
                              elem_id="open-png")  # fmt: skip
             shown = gr.Image(label="Image", interactive=False, buttons=["fullscreen"], format="png", height=280,
                              elem_id="gallery-image")  # fmt: skip

@@ -17,11 +17,13 @@ from blip_diffusion.serving.errors import UnknownId
 from blip_diffusion.serving.page import widgets
 from blip_diffusion.serving.page.follow import View, follow
 from blip_diffusion.serving.page.form import (
+    CONTROLS,
     MAX_IMAGES,
     MAX_PROMPTS,
     MAX_STEPS,
     MAX_SUBJECTS,
     MODEL_DEFAULT,
+    NO_CONTROL,
     NO_PRESET,
     Form,
     to_request,
@@ -57,6 +59,9 @@ class FormFields:
     resize_mode: gr.Dropdown
     steps: gr.Slider
     guidance_scale: gr.Slider
+    control: gr.Radio
+    control_image: gr.Image
+    control_scale: gr.Slider
     subjects: tuple[gr.Dropdown, ...]
     weights: tuple[gr.Slider, ...]
 
@@ -97,6 +102,9 @@ def values_of(form: Form, request: GenerationRequest) -> list[Any]:
         form.resize_mode,
         form.steps,
         form.guidance_scale,
+        form.control,
+        form.control_image,
+        form.control_scale,
     ]
     rows = [*form.mixture, *[("", 1.0)] * (MAX_SUBJECTS - len(form.mixture))]
     return [*single, *(name for name, _ in rows), *(weight for _, weight in rows)]
@@ -167,7 +175,7 @@ def _form(service: JobService) -> tuple[FormFields, gr.Image]:
     source = gr.Radio([REFERENCE, SUBJECT], value=REFERENCE, label="Subject from", elem_id="source")
     with gr.Group() as by_reference, gr.Row():
         reference = widgets.upload(
-            "Reference image", height=230, min_width=140, sources=["upload", "clipboard"], elem_id="reference"
+            "Reference", height=230, min_width=140, sources=["upload", "clipboard"], elem_id="reference"
         )
         crop = gr.Image(
             label="Encoder input",
@@ -199,14 +207,27 @@ def _form(service: JobService) -> tuple[FormFields, gr.Image]:
                                   info="How the reference becomes square.", elem_id="resize-mode")  # fmt: skip
         steps = gr.Slider(0, MAX_STEPS, value=0, step=1, label="Steps", info="0: the model's or the preset's.")
         guidance = gr.Slider(0, 20, value=0, step=0.5, label="Guidance scale", info="0: the model's.")
+        controls = _control_fields()
     source.change(
         lambda choice: (gr.update(visible=choice == REFERENCE), gr.update(visible=choice == SUBJECT)),
         source, [by_reference, by_subject], api_name=False, show_progress="hidden",
     )  # fmt: skip
     names, weights = zip(*rows, strict=True)
     form = FormFields(source, prompts, reference, category, num_images, seed, preset, model, target, negative,
-                      resize_mode, steps, guidance, names, weights)  # fmt: skip
+                      resize_mode, steps, guidance, *controls, names, weights)  # fmt: skip
     return form, crop
+
+
+def _control_fields() -> tuple[gr.Radio, gr.Image, gr.Slider]:
+    """Build the fields of a control image; those of the image are shown once a kind is chosen."""
+    kind = gr.Radio([NO_CONTROL, *CONTROLS], value=NO_CONTROL, label="Structure control", elem_id="control",
+                    info="mask: where the subject is, white on black. edges: outlines, from any image.")  # fmt: skip
+    image = widgets.upload("Control image", height=200, sources=["upload", "clipboard"], visible=False,
+                           elem_id="control-image")  # fmt: skip
+    scale = gr.Slider(0, 2, value=1.0, step=0.05, label="Control scale", visible=False)
+    kind.change(lambda kind: [gr.update(visible=kind != NO_CONTROL)] * 2, kind, [image, scale],
+                api_name=False, show_progress="hidden")  # fmt: skip
+    return kind, image, scale
 
 
 def _subject_row(service: JobService, number: int) -> tuple[gr.Dropdown, gr.Slider]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 MAX_JOBS = 40
 REFRESH = 2.0
-HEADERS = ["Job", "State", "Prompt", "Images", "Age"]
+HEADERS = ["State", "Prompt", "Age"]
 
 
 def build(service: JobService, tab: gr.Tab) -> gr.Timer:
@@ -23,7 +23,7 @@ def build(service: JobService, tab: gr.Tab) -> gr.Timer:
     chosen = gr.State("")
     note = gr.HTML(widgets.status("Choose a job in the table."), elem_id="queue-note")
     jobs = gr.Dataframe(headers=HEADERS, interactive=False, wrap=True, elem_id="jobs", show_label=False,
-                        column_widths=["18%", "16%", "40%", "12%", "14%"])  # fmt: skip
+                        column_widths=["30%", "48%", "22%"])  # fmt: skip
     with gr.Row():
         cancel = gr.Button("Cancel this job", variant="stop", interactive=False, elem_id="cancel-job")
         again = gr.Button("Generate again", interactive=False)
@@ -61,7 +61,7 @@ def _rows(service: JobService) -> list[list[str]]:
 def _row(job: Job) -> list[str]:
     prompt = " · ".join(job.request.prompts) if job.request else ""
     total = len(job.request.prompts) * job.request.num_images if job.request else len(job.images)
-    return [job.id[:8], job.state, prompt[:80], f"{len(job.images)} of {total}", _age(time.time() - job.created)]
+    return [f"{job.state}, {len(job.images)} of {total}", prompt[:80], _age(time.time() - job.created)]
 
 
 def _details(service: JobService, job: Job) -> list[Any]:

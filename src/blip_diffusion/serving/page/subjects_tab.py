@@ -68,7 +68,8 @@ def _listed(service: JobService) -> list[Any]:
     choices = widgets.subject_choices(service)
     thumbnails = [(widgets.jpeg(one.header.thumbnail), one.header.name) for one in stored if _has_thumbnail(one)]
     lists = [gr.update(choices=choices) for _ in range(MAX_SUBJECTS)]
-    return [gr.update(choices=choices[1:], value=[]), thumbnails, *lists]
+    info = "Weights are set in Generate." if stored else "None yet: tune one in Tune, or upload a file."
+    return [gr.update(choices=choices[1:], value=[], info=info), thumbnails, *lists]
 
 
 def _has_thumbnail(subject: StoredSubject) -> bool:

@@ -41,7 +41,7 @@ def build(service: JobService, tab: gr.Tab) -> gr.Timer:
                 stop = gr.Button("Stop and keep the best", variant="stop", interactive=False, elem_id="stop-tune")
         with gr.Column(scale=3, min_width=320):
             state = gr.HTML(widgets.status("No tuning yet."), elem_id="tune-status")
-            curve = gr.LinePlot(x="step", y="score", color="measure", height=260, label="Scores", elem_id="curve")
+            curve = gr.LinePlot(x="step", y="score", color="measure", height=280, label="Scores", elem_id="curve")
             samples = gr.Image(label="Newest samples", interactive=False, buttons=[], format="png", elem_id="samples")
     shown = [state, curve, samples, run, stop]
     timer = gr.Timer(REFRESH, active=False)
