@@ -8,12 +8,15 @@ from PIL import Image
 
 from blip_diffusion.data.synthetic.prompt_templates import PromptSpec
 from blip_diffusion.evaluation.metrics.layout_probes import (
+    AXES,
     CELLS,
     PLACES,
     LayoutProbes,
+    axes_of,
     fit_layout_probes,
     layout_features,
     place_of,
+    repetition_features,
 )
 from tests.evaluation.fakes import Patches
 
@@ -63,11 +66,35 @@ def probes() -> LayoutProbes:
     return fit_layout_probes(extractor, images, patches, torch.stack([mask for _, mask in pairs]), shown)
 
 
-@pytest.mark.parametrize("attribute", ["count", "position"])
-def test_layouts_are_named(probes: LayoutProbes, attribute: str) -> None:
+def test_counts_are_named(probes: LayoutProbes) -> None:
     rng, shown = random.Random(1), requests() * 2
     images = [drawing(request, rng)[0] for request in shown]
-    assert probes.classify(attribute, images) == [str(getattr(request, attribute)) for request in shown]
+    assert probes.count(images) == [str(request.count) for request in shown]
+
+
+@pytest.mark.parametrize("axes", ["row", "column", "row column"])
+def test_positions_are_named_on_their_axes(probes: LayoutProbes, axes: str) -> None:
+    rng, shown = random.Random(1), [request for request in requests() if request.count == 1] * 2
+    images = [drawing(request, rng)[0] for request in shown]
+    named = {word for axis in axes.split() for word in AXES[axis]}
+    expected = [request.position if request.position in named else "centre" for request in shown]
+    assert probes.position(axes, images) == expected
+
+
+def test_a_position_names_only_its_axes() -> None:
+    positions = ("left", "bottom", "top right", "centre")
+    assert [axes_of(position) for position in positions] == ["column", "row", "row column", "row column"]
+
+
+def test_copies_are_similar_at_their_distance() -> None:
+    shares, patches = torch.zeros(1, 1, CELLS, CELLS), torch.randn(1, 64, CELLS, CELLS)
+    shares[..., 2:5, 1:3] = shares[..., 2:5, 5:7] = 1
+    patches[..., 5:7] = patches[..., 1:3]
+    area, weighted, cosine = repetition_features(shares, patches)[0].view(-1, 3)[4 - 1].tolist()
+    assert (area, weighted, cosine) == pytest.approx((0.5, 0.5, 1.0))
+    patches[..., 5:7] *= -1
+    assert repetition_features(shares, patches)[0].view(-1, 3)[4 - 1, 2] == pytest.approx(-1.0)
+    assert repetition_features(0 * shares, patches).isfinite().all()
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -82,6 +109,6 @@ def test_accessories_are_named_at_their_place(probes: LayoutProbes, place: str) 
 def test_a_map_is_described_by_its_moments() -> None:
     shares = torch.zeros(1, 1, CELLS, CELLS)
     shares[0, 0, 2:4, 5:7] = 1
-    moments = layout_features(shares)[0, CELLS**2 + 3 * CELLS :][:5]
+    moments = layout_features(shares)[0, 2 * CELLS :][:5]
     torch.testing.assert_close(moments, torch.tensor([0.75, 0.375, 0.0625, 0.0625, 4 / 64]))
     assert layout_features(0 * shares).isfinite().all()

@@ -65,18 +65,22 @@ def fit_classifier(features: Tensor, labels: Sequence[str], *, ridge: float = 0.
     return LinearClassifier(fit_probe(features, onehot, weights=weights, ridge=ridge), names)
 
 
-def fit_logistic(features: Tensor, labels: Sequence[str], *, rest: str, penalty: float = 0.003) -> LinearClassifier:
-    """Fit logistic regression in which `rest` has half of the weight, and the other labels have equal shares.
+def fit_logistic(
+    features: Tensor, labels: Sequence[str], *, rest: str | None = None, penalty: float = 0.003
+) -> LinearClassifier:
+    """Fit logistic regression in which all labels have equal shares of the weight, or `rest` has half of it.
 
     Args:
         features: (B, F).
         labels: The label of each row.
-        rest: The label of absence, which is much more frequent than the others.
+        rest: A label that has half of the weight; the others share the other half. By default, none has.
         penalty: The weight of the squared coefficients.
     """
     names = tuple(sorted(set(labels)))
     numbers = torch.tensor([names.index(label) for label in labels])
-    share = torch.tensor([0.5 if name == rest else 0.5 / max(len(names) - 1, 1) for name in names])
+    share = torch.full((len(names),), 1 / len(names))
+    if rest is not None:
+        share = torch.tensor([0.5 if name == rest else 0.5 / max(len(names) - 1, 1) for name in names])
     weights = (share / torch.bincount(numbers, minlength=len(names)))[numbers]
     mean, std = features.mean(dim=0), features.std(dim=0).clamp(min=1e-4)
     x = (features - mean) / std

@@ -20,6 +20,7 @@ from blip_diffusion.evaluation.features.linear_probe import fit_classifier, fit_
 from blip_diffusion.evaluation.instances import Instance
 from blip_diffusion.evaluation.metrics.layout_probes import (
     PatchExtractor,
+    axes_of,
     fit_layout_probes,
     image_and_patch_features,
     place_of,
@@ -81,7 +82,8 @@ class AttributeMetric:
         prompts, scenes = len(self._bench.prompt_ids), len(self._classifiers["scene"].labels)
         protocol = (
             f"linear probes of images, patches and crops, fitted to {images} composites of held-out subjects beside "
-            f"the benchmark's, in training scenes, through the generator's autoencoder; by chance, top-1 among "
+            f"the benchmark's, in training scenes, through the generator's autoencoder; a position is right if "
+            f"the row and column that it names are; by chance, top-1 among "
             f"{prompts} prompts is {1 / prompts:.3f}, among {scenes} scenes {1 / scenes:.3f}"
         )
         labels = {SIMILARITY: "similarity to the prompt", ACCURACY: "prompt top-1"}
@@ -112,20 +114,21 @@ class AttributeMetric:
 
     @staticmethod
     def _groups(attribute: str, targets: Sequence[str]) -> dict[str, list[int]]:
-        """Group the rows that request an attribute: accessories by their place, all else together."""
+        """Group the rows that request an attribute: accessories by place, positions by axes, all else together."""
+        keys = {"accessory": place_of, "position": axes_of}
         groups: dict[str, list[int]] = {}
         for row, value in enumerate(targets):
             if value != UNSPECIFIED[attribute]:
-                groups.setdefault(place_of(value) if attribute == "accessory" else "", []).append(row)
+                groups.setdefault(keys[attribute](value) if attribute in keys else "", []).append(row)
         return groups
 
-    def _classify(self, attribute: str, place: str, images: Sequence[Path], features: Tensor) -> list[str]:
+    def _classify(self, attribute: str, group: str, images: Sequence[Path], features: Tensor) -> list[str]:
         if attribute in WHOLE_IMAGE:
             return self._classifiers[attribute](features)
         opened = [open_image(path) for path in images]
         if attribute == "accessory":
-            return self._layout.accessory(place, opened)
-        return self._layout.classify(attribute, opened)
+            return self._layout.accessory(group, opened)
+        return self._layout.position(group, opened) if attribute == "position" else self._layout.count(opened)
 
     def _embed(self, texts: list[str]) -> Tensor:
         return F.normalize(self._encoder(texts) - self._centre, dim=1)

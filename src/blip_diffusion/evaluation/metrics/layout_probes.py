@@ -1,7 +1,9 @@
 """Layout probes of the metric `text`: number, position and accessory of subjects.
 
-Count and position are classified from a coarse mask of the subject, which a probe predicts patch by patch. An accessory
-is classified in the crop where MiniBench composites it: on the head, at the top right, or beside the subject.
+A probe predicts a coarse mask of the subject patch by patch. Column and row are classified from the mask, and count
+from the similarity of the masked patches to those at each horizontal distance: copies of a subject repeat its features.
+An accessory is classified in the crop where MiniBench composites it: on the head, at the top right, or beside the
+subject.
 """
 
 from collections.abc import Sequence
@@ -26,6 +28,8 @@ from blip_diffusion.framing import WORN
 CELLS = 8
 PLACES = {"head": (0.27, 0.02, 0.73, 0.48), "top right": (0.56, 0.08, 1.0, 0.52), "beside": (0.56, 0.50, 1.0, 0.94)}
 """Crops (left, top, right, bottom) in [0, 1] in which accessories are classified."""
+AXES = {"row": ("top", "bottom"), "column": ("left", "right")}
+"""The words of a position that name its row and its column."""
 SAMPLED_PATCHES = 16
 """Number of patches per image to which the mask's probe is fitted."""
 
@@ -47,25 +51,40 @@ def place_of(accessory: str) -> str:
     return "head" if accessory in WORN else "top right" if accessory == "balloon" else "beside"
 
 
+def axes_of(position: str) -> str:
+    """Return the axes that a position names: "row", "column", or both for a corner and the centre.
+
+    "at the left" names a column only: a subject that stands on the ground at the left may be at the bottom left.
+    """
+    named = [axis for axis, words in AXES.items() if any(word in words for word in position.split())]
+    return " ".join(named or AXES)
+
+
 @dataclass(frozen=True)
 class LayoutProbes:
     """Fitted probes, and the network whose features they classify."""
 
     extractor: PatchExtractor
     subject: LinearProbe
-    layout: dict[str, LinearClassifier]  # by attribute: count and position
+    centre: Tensor  # (1, F, 1, 1), the mean patch
+    counts: LinearClassifier
+    axes: dict[str, LinearClassifier]  # by axis
     accessories: dict[str, LinearClassifier]  # by crop
 
-    def classify(self, attribute: str, images: Sequence[Image.Image]) -> list[str]:
-        """Return the predicted count or position of each image."""
-        return self.layout[attribute](layout_features(self._map(images)))
+    def count(self, images: Sequence[Image.Image]) -> list[str]:
+        """Return the predicted number of subjects in each image."""
+        patches = self.extractor.patch_features(images)
+        return self.counts(repetition_features(subject_map(self.subject, patches), patches - self.centre))
+
+    def position(self, axes: str, images: Sequence[Image.Image]) -> list[str]:
+        """Return the predicted position of each image on some axes, as `axes_of` names them."""
+        features = layout_features(subject_map(self.subject, self.extractor.patch_features(images)))
+        words = zip(*(self.axes[axis](features) for axis in axes.split()), strict=True)
+        return [" ".join(filter(None, row)) or "centre" for row in words]
 
     def accessory(self, place: str, images: Sequence[Image.Image]) -> list[str]:
         """Return the predicted accessory in a crop of each image; empty for none."""
         return self.accessories[place](crop_features(self.extractor, place, images))
-
-    def _map(self, images: Sequence[Image.Image]) -> Tensor:
-        return subject_map(self.subject, self.extractor.patch_features(images))
 
 
 def fit_layout_probes(
@@ -85,13 +104,12 @@ def fit_layout_probes(
         requests: The B prompt specifications that the images were composited from.
     """
     subject = _fit_subject_map(patches, F.interpolate(masks, (CELLS, CELLS), mode="area"))
-    features = layout_features(subject_map(subject, patches))
-    layout = {
-        "count": fit_logistic(features, [str(request.count) for request in requests], rest="1"),
-        "position": fit_logistic(features, [request.position for request in requests], rest=""),
-    }
+    shares, centre = subject_map(subject, patches), patches.mean((0, 2, 3), keepdim=True)
+    repetition = repetition_features(shares, patches - centre)
+    counts = fit_logistic(repetition, [str(request.count) for request in requests], rest="1")
+    axes = _fit_axes(layout_features(shares), requests)
     accessories = {place: _fit_accessories(extractor, place, images, requests) for place in PLACES}
-    return LayoutProbes(extractor, subject, layout, accessories)
+    return LayoutProbes(extractor, subject, centre, counts, axes, accessories)
 
 
 def subject_map(probe: LinearProbe, patches: Tensor) -> Tensor:
@@ -102,7 +120,7 @@ def subject_map(probe: LinearProbe, patches: Tensor) -> Tensor:
 
 
 def layout_features(shares: Tensor) -> Tensor:
-    """Return features (B, F) of maps (B, 1, CELLS, CELLS): cells, profiles, centroid, spread and area."""
+    """Return features (B, F) of maps (B, 1, CELLS, CELLS): profiles, centroid, spread and area."""
     at = (torch.arange(CELLS) + 0.5) / CELLS
     total = shares.sum((1, 2, 3)).clamp(min=1e-6)
     columns, rows = shares.sum((1, 2)), shares.sum((1, 3))
@@ -110,7 +128,28 @@ def layout_features(shares: Tensor) -> Tensor:
     wide = (columns @ at**2 / total - x**2).clamp(min=0).sqrt()
     high = (rows @ at**2 / total - y**2).clamp(min=0).sqrt()
     moments = torch.stack([x, y, wide, high, total / CELLS**2], dim=1)
-    return torch.cat([shares.flatten(1), shares.amax(2).flatten(1), columns, rows, moments, moments**2], dim=1)
+    return torch.cat([columns, rows, moments, moments**2], dim=1)
+
+
+def repetition_features(shares: Tensor, patches: Tensor) -> Tensor:
+    """Return features (B, F) that tell how well a subject matches itself at each horizontal distance.
+
+    Args:
+        shares: The subject's share (B, 1, CELLS, CELLS) of each patch.
+        patches: Features (B, F, CELLS, CELLS) minus their mean over images and patches.
+
+    Returns:
+        For each distance: the overlap of the mask with itself, the overlap weighted by the cosine of the features, and
+        the mean cosine in the overlap.
+    """
+    directions, total = F.normalize(patches, dim=1), shares.square().sum((1, 2, 3)).clamp(min=1e-6)
+    features = []
+    for distance in range(1, CELLS - 1):
+        overlap = shares[..., :-distance] * shares[..., distance:]
+        cosines = (directions[..., :-distance] * directions[..., distance:]).sum(1, keepdim=True)
+        area, similar = overlap.sum((1, 2, 3)), (overlap * cosines).sum((1, 2, 3))
+        features += [area / total, similar / total, similar / area.clamp(min=0.1)]
+    return torch.stack(features, dim=1)
 
 
 def crop_features(extractor: PatchExtractor, place: str, images: Sequence[Image.Image]) -> Tensor:
@@ -154,6 +193,16 @@ def _fit_subject_map(patches: Tensor, shares: Tensor) -> LinearProbe:
     context = _with_context(patches).flatten(2)  # (B, 3 F, CELLS * CELLS)
     rows = context.gather(2, chosen[:, None].expand(-1, context.shape[1], -1)).transpose(1, 2).flatten(0, 1)
     return fit_probe(rows, shares.flatten(1).gather(1, chosen).flatten()[:, None], ridge=1.0)
+
+
+def _fit_axes(features: Tensor, requests: Sequence[PromptSpec]) -> dict[str, LinearClassifier]:
+    """Fit a classifier of each axis to images of one subject; the label of its middle is empty."""
+    single = [i for i, request in enumerate(requests) if request.count == 1]
+    labels = {
+        axis: [next((word for word in requests[i].position.split() if word in words), "") for i in single]
+        for axis, words in AXES.items()
+    }
+    return {axis: fit_logistic(features[single], labels[axis]) for axis in AXES}
 
 
 def _fit_accessories(

@@ -13,7 +13,7 @@ from blip_diffusion.evaluation.metrics.similarity import MetricInfo
 from blip_diffusion.evaluation.metrics.statistics import Estimate
 from blip_diffusion.strict_json import parse_json
 
-PROTOCOL = "blip-diffusion 2"
+PROTOCOL = "blip-diffusion 3"
 """Changes whenever a score or the schema does. Reports of two protocols are never compared."""
 REPORT = "report.json"
 
