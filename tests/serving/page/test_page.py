@@ -39,6 +39,13 @@ def fill(page: Any, reference: Path) -> None:
     page.get_by_label("number input for Steps").fill("60")
 
 
+def expect_text(page: Any, selector: str, text: str, timeout: int = WAIT) -> None:
+    """Wait for a text; a failure shows the text that is there instead."""
+    from playwright.sync_api import expect
+
+    expect(page.locator(selector)).to_contain_text(text, timeout=timeout)
+
+
 def open_tab(page: Any, name: str) -> None:
     tab = page.get_by_role("tab", name=name)
     if not tab.is_visible():
@@ -59,7 +66,7 @@ def test_generate_reload_cancel_and_reproduce(page: Any, reference: Path) -> Non
     page.locator("#generate").click()
     page.locator("#preview img").wait_for()
     page.reload()  # the job goes on, and the page finds it again
-    page.locator("#status").get_by_text("Done: 4 images").wait_for(timeout=JOB)
+    expect_text(page, "#status", "Done: 4 images", timeout=JOB)
     assert page.locator("#results img").count() >= 4
     open_tab(page, "Gallery")
     page.locator("#gallery button img").first.click()
@@ -70,7 +77,7 @@ def test_generate_reload_cancel_and_reproduce(page: Any, reference: Path) -> Non
     page.locator("#generate").click()
     page.locator("#status progress").wait_for()
     page.locator("#cancel").click()
-    page.locator("#status").get_by_text("Cancelled.").wait_for()
+    expect_text(page, "#status", "Cancelled.")
 
 
 def test_control_image(page: Any, reference: Path) -> None:
@@ -81,7 +88,7 @@ def test_control_image(page: Any, reference: Path) -> None:
     page.locator("#control-image input[type=file]").set_input_files(reference)
     page.locator("#control-image img").wait_for()
     page.locator("#generate").click()
-    page.locator("#status").get_by_text("There is no ControlNet for canny and this model").wait_for(timeout=JOB)
+    expect_text(page, "#status", "There is no ControlNet for canny and this model", timeout=JOB)
 
 
 def test_edit_with_a_brush(page: Any, reference: Path) -> None:
@@ -103,7 +110,7 @@ def test_edit_with_a_brush(page: Any, reference: Path) -> None:
     page.mouse.up()
     page.wait_for_timeout(500)
     page.locator("#edit").click()
-    page.locator("#edit-status").get_by_text("Done: 1 image").wait_for(timeout=JOB)
+    expect_text(page, "#edit-status", "Done: 1 image", timeout=JOB)
     page.reload()
     page.locator("#generate").wait_for()
     open_tab(page, "Edit")
