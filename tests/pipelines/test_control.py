@@ -289,3 +289,79 @@ def test_invalid_control_arrays_are_refused(nets: list[Any], generate: Generate,
 def test_two_controlnets_need_two_images(nets: list[Any], room: Image.Image, generate: Generate) -> None:
     with pytest.raises(InputError, match="2 ControlNets for 1 images"):
         generate(image=room, controlnet=nets)
+
+
+def test_controlnets_of_a_model_with_placed_tokens_are_refused(
+    placed: BlipDiffusionPipeline, dog: Image.Image, tmp_path: Path
+) -> None:
+    net = ControlNetModel(**like_unet(placed))
+    with pytest.raises(InputError, match="use a T2I-Adapter"):
+        placed("on the beach", dog, "dog", image=dog, controlnet=net)
+    placed.save_pretrained(tmp_path / "model")
+    net.save_pretrained(tmp_path / "net")
+    for given in (net, [net], tmp_path / "net"):
+        with pytest.raises(InputError, match="use a T2I-Adapter"):
+            BlipDiffusionPipeline.from_pretrained(tmp_path / "model", controlnet=given)
+
+
+def like_unet(pipe: BlipDiffusionPipeline, **changes: Any) -> dict[str, Any]:
+    """Return the configuration of a ControlNet for a U-Net, and what differs."""
+    names = ("in_channels", "down_block_types", "block_out_channels", "layers_per_block", "cross_attention_dim",
+             "attention_head_dim", "norm_num_groups")  # fmt: skip
+    shapes = {name: pipe.unet.config[name] for name in names}
+    return {**shapes, "conditioning_embedding_out_channels": (8, 8, 8, 8), **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers_per_block": 3}, "its layers_per_block is 3"),
+        ({"conditioning_channels": 1}, "reads images of 1 channels"),
+        ({"conditioning_embedding_out_channels": (8, 8)}, "reduces images 2 times, and this model's 8 times"),
+        (
+            {
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 8,
+                "projection_class_embeddings_input_dim": 64,
+            },
+            "its addition_embed_type is text_time",
+        ),
+    ],
+)
+def test_controlnets_of_other_networks_are_refused(
+    pipe: BlipDiffusionPipeline, room: Image.Image, generate: Generate, changes: dict[str, Any], message: str
+) -> None:
+    net = ControlNetModel(**like_unet(pipe, **changes))
+    with pytest.raises(InputError, match=message):
+        generate(image=room, controlnet=net)
+    with pytest.raises(InputError, match=message):
+        BlipDiffusionPipeline.from_pipe(pipe, controlnet=net)
+
+
+@pytest.mark.parametrize("kind", ["downscale_factor", "adapter_type"])
+def test_adapters_of_other_networks_are_refused(
+    pipe: BlipDiffusionPipeline, room: Image.Image, generate: Generate, kind: str
+) -> None:
+    changes = {"downscale_factor": {"downscale_factor": 4}, "adapter_type": {"adapter_type": "full_adapter_xl"}}[kind]
+    channels = list(pipe.unet.config.block_out_channels)
+    net = T2IAdapter(**{"channels": channels, "num_res_blocks": 1, "downscale_factor": 8, **changes})
+    with pytest.raises(InputError, match=f"its {kind} is"):
+        generate(image=room, controlnet=net)
+
+
+@pytest.mark.parametrize("given", [5, "canny", torch.nn.Linear(2, 2), [None], {"canny": None}])
+def test_something_else_than_a_controlnet_is_refused(room: Image.Image, generate: Generate, given: Any) -> None:
+    with pytest.raises(InputError, match=r"controlnet is a \w+: use a ControlNetModel or T2IAdapter"):
+        generate(image=room, controlnet=given)
+
+
+def test_an_empty_list_of_controlnets_is_refused(room: Image.Image, generate: Generate) -> None:
+    with pytest.raises(InputError, match="controlnet is an empty list"):
+        generate(image=room, controlnet=[])
+
+
+@pytest.mark.parametrize("alone", ["controlnet", "both"])
+def test_a_controlnet_without_a_control_image_is_refused(nets: list[Any], generate: Generate, alone: str) -> None:
+    given = {"controlnet": nets[0] if alone == "controlnet" else nets}
+    with pytest.raises(InputError, match="controlnet is given without image"):
+        generate(**given)

@@ -79,7 +79,7 @@ def controlled_denoiser(
 
 def is_adapter(net: Any) -> bool:
     """Return whether a net is a T2I-Adapter."""
-    return isinstance(net, T2IAdapter)
+    return isinstance(getattr(net, "_orig_mod", net), T2IAdapter)  # also one that torch.compile wraps
 
 
 def _add(total: list[Tensor], more: list[Tensor]) -> list[Tensor]:

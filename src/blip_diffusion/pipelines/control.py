@@ -9,11 +9,11 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion import images
-from blip_diffusion.diffusion.concatenation import inpainting_channels
-from blip_diffusion.diffusion.controlnet import Control, is_adapter
+from blip_diffusion.diffusion.controlnet import Control
 from blip_diffusion.errors import InputError
 from blip_diffusion.pipelines.checks import number
 from blip_diffusion.pipelines.control_arrays import as_tensor, per_net
+from blip_diffusion.pipelines.control_nets import as_nets, check_fit
 from blip_diffusion.protocols import UNet
 
 Images: TypeAlias = Image.Image | Tensor | Sequence[Image.Image]
@@ -36,8 +36,8 @@ class ControlRequest:
     guess: bool = False
     resample: Resample = "lanczos"
 
-    def check(self, unet: UNet) -> None:
-        """Raise `InputError` if nets, images, numbers and U-Net do not fit together."""
+    def check(self, unet: UNet, factor: int) -> None:
+        """Raise `InputError` if nets, images, numbers and U-Net do not fit together; latents are `factor` smaller."""
         if len(self.nets) != len(self.images):
             raise InputError(f"There are {len(self.nets)} ControlNets for {len(self.images)} images: give one each.")
         for scale, start, end in zip(self.scales, self.starts, self.ends, strict=True):
@@ -46,7 +46,7 @@ class ControlRequest:
             if not 0 <= start < end <= 1:
                 raise InputError(f"A ControlNet can't be active from {start} to {end}: use fractions from 0 to 1.")
         for net in self.nets:
-            _check_fit(net, unet)
+            check_fit(net, unet, factor)
 
     @property
     def guess_mode(self) -> bool:
@@ -69,7 +69,7 @@ def control_request(
         return None
     if nets is None:
         raise InputError("A control image needs a ControlNet: give controlnet=, or load a model that has one.")
-    nets = list(getattr(nets, "nets", nets if isinstance(nets, list | tuple) else [nets]))
+    nets = as_nets(nets)
     net_images = per_net(image, len(nets))
     scales = _numbers("controlnet_conditioning_scale", scale, len(nets))
     starts = _numbers("control_guidance_start", start, len(nets))
@@ -82,21 +82,6 @@ def _numbers(name: str, value: Numbers, size: int) -> list[float]:
     if len(values) != size:
         raise InputError(f"There are {len(values)} numbers in {name} for {size} ControlNets: give one, or one each.")
     return values
-
-
-def _check_fit(net: Any, unet: UNet) -> None:
-    if is_adapter(net):
-        theirs, ours = (tuple(x) for x in (net.config.channels, unet.config.block_out_channels))
-        if theirs != ours:
-            raise InputError(f"The adapter is for another U-Net: its channels are {theirs}, this model's are {ours}.")
-        return
-    for name in ("cross_attention_dim", "in_channels", "block_out_channels"):
-        theirs, ours = net.config[name], unet.config[name]
-        theirs, ours = (tuple(x) if isinstance(x, list | tuple) else x for x in (theirs, ours))
-        if name == "in_channels" and ours == inpainting_channels(int(net.config.in_channels)):
-            continue  # such a U-Net reads a mask too, and the ControlNet the latents alone
-        if theirs != ours:
-            raise InputError(f"The ControlNet is for another U-Net: its {name} is {theirs}, this model's is {ours}.")
 
 
 def _pixels(given: Images, size: int, height: int, width: int, resample: Resample) -> Tensor:

@@ -266,7 +266,7 @@ def _control(host: PipelineHost, given: CallArguments) -> ControlRequest | None:
         resample=given.control_resample,
     )
     if request is not None:
-        request.check(host.unet)
+        request.check(host.unet, host.model.latents.factor)
     return request
 
 

@@ -22,6 +22,7 @@ from blip_diffusion.checkpoint.weights import WeightFiles
 from blip_diffusion.diffusion.scheduler_checks import check_scheduler
 from blip_diffusion.model import BlipDiffusion, InferenceConfig
 from blip_diffusion.pipelines.adapters import set_bundled_lora
+from blip_diffusion.pipelines.control_nets import as_nets, check_fit
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.load_options import check_load_options, check_save_options, placement
 from blip_diffusion.pipelines.locking import exclusive
@@ -52,7 +53,12 @@ class LoadingMixin(PipelineHost):
 
         Returns:
             The pipeline.
+
+        Raises:
+            InputError: If a ControlNet is none, or is for another model.
         """
+        for net in [] if controlnet is None else as_nets(controlnet):
+            check_fit(net, model.unet, model.latents.factor)
         create: Callable[..., Self] = cls
         return create(
             model.tokenizer,

@@ -11,6 +11,7 @@ from blip_diffusion.checkpoint.model_folder import read_parts
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.training.initialization import noising_from
 from blip_diffusion.training.objectives.control import ControlConfig, StructureControl, control_denoiser, hint_of
 
@@ -88,6 +89,11 @@ def test_export_is_loaded_by_diffusers(model: BlipDiffusion, batch: SubjectBatch
 def test_invalid_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         ControlConfig(**wrong)
+
+
+def test_a_controlnet_of_a_model_with_placed_tokens_is_refused(placed: BlipDiffusionPipeline) -> None:
+    with pytest.raises(ConfigError, match='set network = "adapter"'):
+        make_objective(placed.model, network="controlnet")
 
 
 def test_loss_is_finite_in_eval_mode(model: BlipDiffusion, batch: SubjectBatch) -> None:

@@ -156,6 +156,8 @@ def new_network(model: BlipDiffusion, config: ControlConfig) -> Any:
     """Return an untrained network for a model's U-Net; its residuals are zero."""
     factor = model.latents.factor
     if config.network == "controlnet":
+        if model.place_width:
+            raise ConfigError('A ControlNet can\'t read the tokens that this model places: set network = "adapter".')
         layers = CONDITIONING_CHANNELS[: factor.bit_length()]
         return ControlNetModel.from_unet(model.unet, conditioning_embedding_out_channels=layers)
     adapter = T2IAdapter(
