@@ -107,7 +107,13 @@ def holds_all_numbers(tensor: Tensor) -> bool:
     """Return whether a tensor's memory has as many numbers as its shape, none of them used twice."""
     if tensor.is_meta or tensor.layout != torch.strided:
         return False
-    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+    needed = 1
+    for length, stride in sorted(zip(tensor.shape, tensor.stride(), strict=True), key=lambda one: one[1]):
+        if length > 1 and stride < needed:
+            return False
+        needed += (length - 1) * stride if length else 0
+    end = tensor.storage_offset() + (needed if tensor.numel() else 0)
+    return tensor.untyped_storage().nbytes() >= end * tensor.element_size()
 
 
 def tensor_bytes(tensor: Tensor) -> bytes:

@@ -37,7 +37,6 @@ from blip_diffusion.checkpoint.language import (
 )
 from blip_diffusion.checkpoint.locate import find_model
 from blip_diffusion.checkpoint.weights import (
-    PICKLES,
     check_materialized,
     config_errors,
     contiguous,
@@ -56,6 +55,7 @@ from blip_diffusion.modules.heads import ContrastiveHead, MatchingHead
 from blip_diffusion.modules.image_encoder import ImageEncoder, ImageEncoderConfig
 from blip_diffusion.modules.language import LanguagePrefix
 from blip_diffusion.modules.qformer import QFormer, QFormerConfig
+from blip_diffusion.pickles import PICKLES
 
 LAVIS_EPS = 1e-5
 """Epsilon of LAVIS' `ln_vision`; transformers' `post_layernorm` has 1e-6."""

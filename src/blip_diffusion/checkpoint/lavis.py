@@ -30,7 +30,7 @@ from blip_diffusion.checkpoint.key_maps import (
     subject_encoder_to_published,
 )
 from blip_diffusion.checkpoint.locate import ASSETS
-from blip_diffusion.checkpoint.weights import State, contiguous, load_into, meta_init, read_file, unpickled
+from blip_diffusion.checkpoint.weights import State, contiguous, load_into, meta_init, read_file
 from blip_diffusion.errors import CheckpointError, reason
 from blip_diffusion.fileio import BoundedTarInfo
 from blip_diffusion.model import (
@@ -40,6 +40,7 @@ from blip_diffusion.model import (
     build_subject_encoder,
     build_text_encoder,
 )
+from blip_diffusion.pickles import read_pickle
 
 BLIP, PROJECTION, TEXT = "blip_model/blip_weight.pt", "proj_layer/proj_weight.pt", "text_encoder/pytorch_model.bin"
 UNET, VAE = "unet/diffusion_pytorch_model.bin", "vae/diffusion_pytorch_model.bin"
@@ -98,7 +99,7 @@ def read_lavis(folder: Path, *, base: BlipDiffusion | None = None) -> LavisCheck
         inference=None if base is None else base.inference,
     )
     cache = folder / CACHE
-    return LavisCheckpoint(model, heads, _subject(unpickled(cache)) if cache.is_file() else None)
+    return LavisCheckpoint(model, heads, _subject(read_pickle(cache)) if cache.is_file() else None)
 
 
 def read_tuned(path: Path, base: BlipDiffusion) -> LavisCheckpoint:

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from blip_diffusion.checkpoint.weights import PICKLES, SAFE
+from blip_diffusion.checkpoint.weights import SAFE
 from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.fileio import path_exists
+from blip_diffusion.pickles import PICKLES
 
 ASSETS = Path(__file__).parents[1] / "assets"
 UNREAD_FILES = ("vision_encoder/*", "safety_checker/*", "feature_extractor/*", "*.msgpack", "*.ckpt", "*.onnx*")

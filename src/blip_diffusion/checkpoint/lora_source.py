@@ -8,8 +8,9 @@ from typing import Any
 
 from safetensors import safe_open
 
-from blip_diffusion.checkpoint.weights import PICKLES, SAFE, read_file
+from blip_diffusion.checkpoint.weights import SAFE, read_file
 from blip_diffusion.errors import CheckpointError
+from blip_diffusion.pickles import PICKLES, check_pickles
 
 OTHER_ADAPTERS = {
     ".hada_": "a LoHa", ".lokr_": "a LoKr", ".oft_": "an OFT", ".oft_blocks": "an OFT", ".on_input": "an IA3",
@@ -31,6 +32,8 @@ def check_lora_source(source: Any, weight_name: str | None = None, subfolder: st
             f"The LoRA can't be read: {path} is a folder of PEFT's save_pretrained; save the LoRA with the pipeline's "
             "save_lora_weights."
         )
+    if path.is_dir():
+        check_pickles(path)
     if not path.is_file():
         return
     if path.suffix in PICKLES:

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blip_diffusion.checkpoint.weights import PICKLES, SAFE, read_file, unpickled
+from blip_diffusion.checkpoint.weights import SAFE, read_file
 from blip_diffusion.control_characters import first_control
 from blip_diffusion.errors import CheckpointError
+from blip_diffusion.pickles import PICKLES, read_pickle
 from blip_diffusion.protocols import Tokenizer
 
 TENSOR_NAMES = {"emb_params", "embedding", "embeddings", "learned_embeds", "vector", "vectors", "weight", "tensor"}
@@ -61,7 +62,7 @@ def read_embeddings(path: Path) -> tuple[str, Tensor]:
     """Return the word and its vectors (N, D) in a file; a file that names no word is named after itself."""
     if path.suffix not in (SAFE, *PICKLES):
         raise CheckpointError(f"{path} is not a textual inversion: use a {', '.join((SAFE, *PICKLES))} file.")
-    return parse_embeddings(read_file(path) if path.suffix == SAFE else unpickled(path), path.stem)
+    return parse_embeddings(read_file(path) if path.suffix == SAFE else read_pickle(path), path.stem)
 
 
 def parse_embeddings(table: Any, fallback: str | None) -> tuple[str, Tensor]:

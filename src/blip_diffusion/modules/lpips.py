@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from blip_diffusion.errors import CheckpointError
+from blip_diffusion.pickles import read_pickle
 
 VGG, LINEAR = "vgg16-397923af.pth", "vgg.pth"
 """torchvision's VGG-16, and `weights/v0.1/vgg.pth` of the package `lpips`."""
@@ -73,7 +74,7 @@ def read_lpips(folder: Path) -> Lpips:
 
 def _tensors(path: Path) -> dict[str, Tensor]:
     try:
-        table = torch.load(path, map_location="cpu", weights_only=True)
+        table = read_pickle(path)
         return {name: value for name, value in table.items() if isinstance(value, Tensor)}
     except Exception as error:  # for damaged bytes or another pickle, torch raises many kinds
         raise CheckpointError(f"{path} can't be read: LPIPS needs the published {VGG} and {LINEAR}.") from error

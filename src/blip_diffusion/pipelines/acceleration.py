@@ -19,6 +19,7 @@ from blip_diffusion.errors import CheckpointError, reason
 from blip_diffusion.fileio import path_exists
 from blip_diffusion.nn_utils import weights_version
 from blip_diffusion.openvino_backend import openvino
+from blip_diffusion.pickles import check_pickles
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.locking import LIBRARY_LOCK, exclusive
 from blip_diffusion.pipelines.merged_loras import MergedLoras
@@ -139,6 +140,7 @@ def _load_tiny_vae(path: str, vae: VAE) -> Any:
     check_source(path, "AutoencoderTiny")
     if path_exists(Path(path), Path.is_dir):
         read_config(Path(path) / "config.json", "the AutoencoderTiny")  # which checks its numbers
+        check_pickles(Path(path))
     try:
         with LIBRARY_LOCK:
             tiny = AutoencoderTiny.from_pretrained(path)

@@ -10,7 +10,6 @@ step-00001234/
 
 import json
 import os
-import pickle
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -29,6 +28,7 @@ from blip_diffusion.control_characters import escaped
 from blip_diffusion.errors import CheckpointError, reason
 from blip_diffusion.fileio import flush, sha256_of
 from blip_diffusion.nn_utils import is_finite
+from blip_diffusion.pickles import read_pickle
 from blip_diffusion.strict_json import parse_json
 
 MODEL, EMA, OPTIMIZER, CONFIG, STATE = (
@@ -227,11 +227,9 @@ def load(path: Path) -> Checkpoint:
     """
     state = verify(path)
     try:
-        optimizer = torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True)
+        optimizer = read_pickle(path / OPTIMIZER)
         config = (path / CONFIG).read_text(encoding="utf-8")
         checkpoint = Checkpoint(path, state, load_file(path / MODEL), load_file(path / EMA), dict(optimizer), config)
-    except pickle.UnpicklingError as error:  # whose message advises to run the file's code
-        raise CheckpointError(f"The checkpoint {path} can't be loaded: {OPTIMIZER} holds more than tensors.") from error
     except (OSError, SafetensorError, RuntimeError, ValueError, TypeError, LookupError, EOFError) as error:
         raise CheckpointError(f"The checkpoint {path} can't be loaded: {reason(error)}.") from error
     for name, tensors in ((MODEL, checkpoint.model), (EMA, checkpoint.ema)):

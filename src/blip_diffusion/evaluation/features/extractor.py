@@ -18,6 +18,7 @@ from blip_diffusion.checkpoint.weights import check_loaded
 from blip_diffusion.errors import CheckpointError, reason
 from blip_diffusion.fileio import path_exists
 from blip_diffusion.images import open_image
+from blip_diffusion.pickles import check_pickles
 
 
 class FeatureExtractor(Protocol):
@@ -81,6 +82,7 @@ def _load(kind: Any, source: str, **options: Any) -> Any:
 def _load_network(kind: Any, source: str, **options: Any) -> Any:
     if path_exists(Path(source), Path.is_dir):
         read_config(Path(source) / "config.json", "the network")  # which checks its numbers
+        check_pickles(Path(source))
     options["attn_implementation"] = "sdpa"  # whatever a file names: it may be a repository of compiled code
     network, found = _load(kind, source, output_loading_info=True, **options)
     check_loaded(network, found["missing_keys"])
