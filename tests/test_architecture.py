@@ -14,6 +14,7 @@ import blip_diffusion
 PACKAGE = Path(blip_diffusion.__file__).parent
 LEAVES = {
     "errors",
+    "escaping",
     "config",
     "control_characters",
     "devices",
@@ -50,10 +51,11 @@ SERVER = importlib.util.find_spec("dbos") and importlib.util.find_spec("fastapi"
 """Whether the packages of the extra `server` are there."""
 SERVICE = {"edits", "errors", "events", "jobs", "job_service", "settings", "store"}
 MAY_IMPORT = {
-    "errors": set(),
+    "errors": {"escaping"},
+    "escaping": set(),
     "optional_packages": {"errors"},
     "config": {"control_characters", "errors"},
-    "control_characters": {"errors"},
+    "control_characters": {"errors", "escaping"},
     "devices": {"errors"},
     "edges": set(),
     "fileio": {"control_characters", "errors"},
@@ -164,6 +166,7 @@ def test_trainer_imports_no_objective_and_no_model() -> None:
             "control_characters",
             "devices",
             "errors",
+            "escaping",
             "fileio",
             "nn_utils",
             "pickles",

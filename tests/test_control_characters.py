@@ -1,6 +1,6 @@
 import pytest
 
-from blip_diffusion.control_characters import check_text, escaped, first_control, print_json, print_text, printable
+from blip_diffusion.control_characters import check_text, first_control, print_json, print_text
 from blip_diffusion.errors import InputError
 
 ESCAPE = "\x1b]0;title\x07"
@@ -30,8 +30,3 @@ def test_printed_text_has_no_control_characters(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == "| a |\n| \\x1b]0;title\\x07 |\n"
     print_json({"path": f"{ESCAPE}\x7f\n"})
     assert capsys.readouterr().out == '{"path": "\\u001b]0;title\\u0007\\u007f\\n"}\n'
-
-
-def test_long_messages_are_shortened_and_long_paths_are_not() -> None:
-    assert len(printable("n" * 5000)) < 2010 and "…" in printable("n" * 5000)
-    assert escaped("n" * 5000) == "n" * 5000

@@ -2,6 +2,8 @@ import ast
 import inspect
 from pathlib import Path
 
+import pytest
+
 import blip_diffusion
 from blip_diffusion import errors
 
@@ -12,6 +14,14 @@ def test_every_error_is_in_the_documented_tree() -> None:
     for error in result:
         assert issubclass(error, errors.BlipDiffusionError)
         assert error.__name__ in (errors.__doc__ or "")
+
+
+@pytest.mark.parametrize("kind", [errors.InputError, errors.CheckpointError, errors.ConfigError, errors.DataError])
+def test_messages_quote_foreign_words_on_one_line(kind: type[errors.BlipDiffusionError]) -> None:
+    foreign = "a\x1b]0;x\x07\nblip-diffusion: all is well\u202e\u2028\x9b2J\ud800"
+    for message in (kind(f"There is no {foreign}."), kind(f"It is no name ({errors.reason(OSError(foreign))}).")):
+        assert str(message).isprintable() and f"{message}" == str(message) and "\\x1b]0;x\\x07" in str(message)
+    assert len(str(kind("n" * 10**6))) < 2010
 
 
 def test_messages_of_errors_are_sentences() -> None:

@@ -6,15 +6,12 @@ import sys
 from typing import Any, TextIO
 
 from blip_diffusion.errors import InputError
+from blip_diffusion.escaping import escaped
 
-MAX_LINE = 2000
-"""Most characters of a message; names in untrusted files may have any length."""
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 """Unicode's category Cc without tab and line breaks, which separate words."""
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 """What Python reads of bytes that aren't UTF-8."""
-UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters, separators of lines, surrogates, and characters that change the displayed order of text."""
 
 
 def first_control(text: str) -> str:
@@ -44,16 +41,6 @@ def check_text(name: str, text: str) -> None:
         raise InputError(f"The {name} has the control character {letter!r}: remove it.")
 
 
-def escaped(text: str, *, lines: bool = False) -> str:
-    """Return text with control characters escaped, and line breaks as well unless `lines` is set."""
-    return UNPRINTABLE.sub(lambda found: "\n" if lines and found[0] == "\n" else _escaped(found[0]), text)
-
-
-def printable(text: str) -> str:
-    """Return text with control characters and line breaks escaped, shortened to MAX_LINE."""
-    return escaped(text if len(text) <= MAX_LINE else f"{text[: MAX_LINE // 2]} … {text[-MAX_LINE // 2 :]}")
-
-
 def print_text(text: object, *, lines: bool = False, file: TextIO | None = None) -> None:
     """Print a line, or several lines if `lines` is set, with control characters escaped. All is printed by this."""
     print(escaped(str(text), lines=lines), file=file or sys.stdout, flush=True)
@@ -62,7 +49,3 @@ def print_text(text: object, *, lines: bool = False, file: TextIO | None = None)
 def print_json(value: Any, indent: int | None = None) -> None:
     """Print a value as JSON in ASCII."""
     print(json.dumps(value, indent=indent).replace("\x7f", "\\u007f"), flush=True)
-
-
-def _escaped(letter: str) -> str:
-    return letter.encode("unicode_escape", "backslashreplace").decode("ascii")

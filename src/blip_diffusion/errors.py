@@ -11,6 +11,11 @@ The command line prints the sentence and exits with 2; every other exception is 
 
 from typing import ClassVar
 
+from blip_diffusion.escaping import printable
+
+MAX_REASON = 400
+"""Most characters of a library's message."""
+
 
 class BlipDiffusionError(Exception):
     """A problem that the caller can correct; the message is one sentence that says how.
@@ -24,6 +29,10 @@ class BlipDiffusionError(Exception):
 
     code: ClassVar[str] = "error"
     """Stable identifier of the kind of error, unlike the message."""
+
+    def __str__(self) -> str:
+        """Return the message on one line; it may quote names of untrusted files, so control characters are escaped."""
+        return printable(super().__str__())
 
 
 class InputError(BlipDiffusionError, ValueError):
@@ -53,4 +62,4 @@ class DataError(BlipDiffusionError):
 def reason(error: Exception) -> str:
     """Return a library's message as one line, to be quoted within a sentence."""
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".: ") if lines else type(error).__name__
+    return printable(lines[0].rstrip(".: "), MAX_REASON) if lines else type(error).__name__

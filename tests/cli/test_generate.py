@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from blip_diffusion.checkpoint.adapter_refs import embedding_ref, lora_ref
 from blip_diffusion.cli.main import main
-from blip_diffusion.control_characters import printable
+from blip_diffusion.escaping import printable
 from blip_diffusion.generation.png_metadata import read_request
 from blip_diffusion.generation.request import GenerationRequest
 from blip_diffusion.generation.run import prepared

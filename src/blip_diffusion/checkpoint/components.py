@@ -21,6 +21,7 @@ from blip_diffusion.checkpoint.key_maps import (
 from blip_diffusion.checkpoint.locate import ASSETS
 from blip_diffusion.checkpoint.weights import (
     ANY_FILES,
+    MAX_CONFIG,
     WeightFiles,
     check_state,
     config_errors,
@@ -277,7 +278,7 @@ def read_config(path: Path, what: str) -> dict[str, Any]:
     Raises:
         CheckpointError: For numbers out of range.
     """
-    table = read_json(path)
+    table = read_json(path, most=MAX_CONFIG)
     with config_errors(what):
         check_config(table)
     cleaned: dict[str, Any] = _without_implementations(table)

@@ -1,7 +1,6 @@
 """Convert models between this library's layout and LAVIS', or replace a U-Net or VAE."""
 
 import shutil
-import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +21,7 @@ from blip_diffusion.checkpoint.model_folder import (
 from blip_diffusion.checkpoint.single_component import load_unet, load_vae
 from blip_diffusion.checkpoint.weights import read_file, read_json, save_state
 from blip_diffusion.errors import CheckpointError
+from blip_diffusion.escaping import warn
 from blip_diffusion.fileio import EARLIER, check_result, replace_path, scratch_dir
 from blip_diffusion.model import BlipDiffusion
 
@@ -86,7 +86,7 @@ def convert(
 
 def _drop_lora(original: LavisCheckpoint, why: str) -> None:
     if original.consistency_lora is not None:
-        warnings.warn(f"The model's consistency LoRA is left out: {why}.", stacklevel=3)
+        warn(f"The model's consistency LoRA is left out: {why}.", stacklevel=3)
         original.consistency_lora = None
 
 

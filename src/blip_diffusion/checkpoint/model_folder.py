@@ -30,6 +30,7 @@ from blip_diffusion.checkpoint.diffusers_export import advice
 from blip_diffusion.checkpoint.lora import copy_lora
 from blip_diffusion.checkpoint.weights import (
     ANY_FILES,
+    MAX_CONFIG,
     WeightFiles,
     check_materialized,
     config_errors,
@@ -128,7 +129,7 @@ def _load_adapters(folder: Path, dtype: torch.dtype | None, files: WeightFiles) 
 def _read_index(folder: Path, *, whole: bool) -> dict[str, Any]:
     """Return the table of `model_index.json`, which only a complete model must have."""
     if (folder / "model_index.json").is_file():
-        return read_json(folder / "model_index.json")
+        return read_json(folder / "model_index.json", most=MAX_CONFIG)
     if whole:
         raise CheckpointError(
             f"model_index.json is missing in {folder}: download it again, it has the model's settings."
@@ -174,7 +175,7 @@ def _load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _load_scheduler(folder: Path, index: Mapping[str, Any]) -> Scheduler:
-    table = read_json(folder / "scheduler" / "scheduler_config.json", finite=False)
+    table = read_json(folder / "scheduler" / "scheduler_config.json", finite=False, most=MAX_CONFIG)
     if table.get("lambda_min_clipped") == -math.inf:  # a default of diffusers, which it writes as no JSON number
         del table["lambda_min_clipped"]
     with config_errors("the scheduler"):

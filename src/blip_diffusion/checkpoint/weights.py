@@ -30,6 +30,8 @@ STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")
 SAFE, PICKLED = ".safetensors", ".bin"
 MAX_JSON = 64 * 2**20
 """Largest JSON file in bytes; tokenizers have the largest ones."""
+MAX_CONFIG = 2**16
+"""Largest configuration in bytes."""
 CONFIG_ERRORS = (
     TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError, StrictDataclassError
 )  # fmt: skip
@@ -225,18 +227,21 @@ def check_materialized(*parts: nn.Module) -> None:
         )
 
 
-def read_json(path: Path, *, finite: bool = True) -> dict[str, Any]:
-    """Read a JSON object, by default of finite numbers. Raises `CheckpointError` if there is none."""
+def read_json(path: Path, *, finite: bool = True, most: int = MAX_JSON) -> dict[str, Any]:
+    """Read a JSON object of at most so many bytes, by default of finite numbers.
+
+    Raises `CheckpointError` if there is none.
+    """
     try:
         if path.exists() and not path.is_file():
             raise OSError("it is not a file")
-        if path.is_file() and path.stat().st_size > MAX_JSON:
-            raise ValueError(f"it has more than {MAX_JSON // 2**20} MiB")
+        if path.is_file() and path.stat().st_size > most:
+            raise ValueError(f"it has more than {most // 2**10} KiB")
         table = parse_json(path.read_text(encoding="utf-8"), finite=finite)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing: the model's folder is incomplete.") from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can't be read ({error}).") from error
+        raise CheckpointError(f"{path} can't be read ({reason(error)[:200]}).") from error
     if not isinstance(table, dict):
         raise CheckpointError(f"{path} is not a JSON object.")
     return table

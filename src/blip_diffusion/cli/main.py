@@ -32,8 +32,9 @@ from blip_diffusion.cli.commands import (
     tune_many,
 )
 from blip_diffusion.cli.parser import Parser, check_utf8
-from blip_diffusion.control_characters import escaped, print_text, printable
+from blip_diffusion.control_characters import print_text
 from blip_diffusion.errors import BlipDiffusionError, reason
+from blip_diffusion.escaping import escaped, printable
 
 COMMANDS = (
     ("generate", generate, "generate images of a subject in the scenes that prompts describe"),

@@ -4,8 +4,9 @@ import argparse
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
-from blip_diffusion.control_characters import is_unicode, printable
+from blip_diffusion.control_characters import is_unicode
 from blip_diffusion.errors import InputError
+from blip_diffusion.escaping import printable
 
 
 class Parser(argparse.ArgumentParser):

@@ -4,7 +4,6 @@ Letters: `P` photos, `S` their side, `C H W` latents.
 """
 
 import random
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from torch import Tensor
 from blip_diffusion import images
 from blip_diffusion.data.captioned.image_folder import caption_reader
 from blip_diffusion.errors import InputError
+from blip_diffusion.escaping import warn
 from blip_diffusion.fileio import path_exists
 from blip_diffusion.images import MAX_PHOTOS, ResizeMode
 
@@ -72,7 +72,7 @@ def read_photos(sources: Sequence[Source], *, masks: Masks = "auto", segmenter: 
     if not photos:
         raise InputError(f"None of the {len(files)} photos can be used: {problems[0]}")
     for problem in problems:
-        warnings.warn(f"A photo is left out. {problem}", stacklevel=2)
+        warn(f"A photo is left out. {problem}", stacklevel=2)
     return photos
 
 
@@ -116,7 +116,7 @@ def images_in(folder: Path) -> list[Path]:
     """Return the images in a folder; ignore hidden files, such as macOS's `._dog.png`, and warn of subfolders."""
     inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     if folders := [path.name for path in inside if path.is_dir()]:
-        warnings.warn(f"Images in {folder / folders[0]} aren't read: name that folder too.", stacklevel=4)
+        warn(f"Images in {folder / folders[0]} aren't read: name that folder too.", stacklevel=4)
     return [path for path in inside if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES]
 
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from blip_diffusion import __version__, images
 from blip_diffusion.errors import BlipDiffusionError, InputError, reason
+from blip_diffusion.escaping import warn
 from blip_diffusion.fileio import path_exists, sha256_of
 from blip_diffusion.generation.request import GenerationRequest
 from blip_diffusion.strict_json import parse_json
@@ -87,7 +88,7 @@ def read_request(
         raise InputError(f"There is no image at {path}: check the path.")
     request, version = decode(path)
     if version != __version__:
-        warnings.warn(
+        warn(
             f"{path} is from blip-diffusion {version}, this is {__version__}: presets and mini may have changed, "
             "and the image with them.",
             stacklevel=2,

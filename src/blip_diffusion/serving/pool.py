@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from blip_diffusion.control_characters import escaped
+from blip_diffusion.escaping import escaped
 from blip_diffusion.serving.errors import JobFailed, ServiceStopping
 from blip_diffusion.serving.messages import Cancel, Finished, Progress, Ready, Task
 

@@ -11,7 +11,6 @@ step-00001234/
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -24,8 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from blip_diffusion.control_characters import escaped
 from blip_diffusion.errors import CheckpointError, reason
+from blip_diffusion.escaping import warn
 from blip_diffusion.fileio import flush, sha256_of
 from blip_diffusion.nn_utils import is_finite
 from blip_diffusion.pickles import read_pickle
@@ -177,7 +176,7 @@ def latest(folder: Path) -> Path | None:
             damage = str(error)
             continue
         if damage:
-            warnings.warn(f"{damage} The run continues from {path.name}.", stacklevel=2)
+            warn(f"{damage} The run continues from {path.name}.", stacklevel=2)
         return path
     if damage:
         raise CheckpointError(f"{damage} There is no other: restore it, or remove {folder} to start again.")
@@ -253,7 +252,7 @@ def copy_into(target: Mapping[str, Tensor], saved: Mapping[str, Tensor], where: 
     """Copy saved tensors into those of `target` by name. Raises `CheckpointError` if names or shapes differ."""
     differences = [
         *(f"{key} is missing" for key in target if key not in saved),
-        *(f"{escaped(key[:100])} is unexpected" for key in saved if key not in target),
+        *(f"{key[:100]} is unexpected" for key in saved if key not in target),
         *(
             f"{key} has shape {tuple(saved[key].shape)} instead of {tuple(tensor.shape)}"
             for key, tensor in target.items()

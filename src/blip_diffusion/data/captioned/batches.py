@@ -1,7 +1,6 @@
 """Captioned images as training pairs: a target, a reference of its subject, and the prompt between them."""
 
 import random
-import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -14,6 +13,7 @@ from blip_diffusion import images
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.data.captioned.rows import CaptionedImage, check_categories, scene_of
 from blip_diffusion.errors import DataError, InputError
+from blip_diffusion.escaping import warn
 from blip_diffusion.framing import Box, box_of_mask, crop_to_subject, default_boxes, frames_of
 from blip_diffusion.prompts import subject_prompt
 
@@ -87,7 +87,7 @@ class CaptionedBatches:
         try:
             return _Pair(self, target, opened, reference, self.rows[reference].open(), rng)
         except InputError as error:
-            warnings.warn(f"An image is passed over. {error}", stacklevel=2)
+            warn(f"An image is passed over. {error}", stacklevel=2)
             return _Pair(self, target, opened, target, opened, rng)
 
     def _readable(self, place: int) -> tuple[int, Opened]:
@@ -97,7 +97,7 @@ class CaptionedBatches:
             try:
                 return row, self.rows[row].open()
             except (InputError, OSError) as error:
-                warnings.warn(f"{self.rows[row].name} is passed over. {error}", stacklevel=2)
+                warn(f"{self.rows[row].name} is passed over. {error}", stacklevel=2)
         raise DataError(f"{MAX_UNREADABLE} images in a row can't be read, the last is {self.rows[row].name}.")
 
     def _row(self, place: int) -> int:

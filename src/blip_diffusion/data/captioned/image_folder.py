@@ -7,7 +7,6 @@ A line may also have `category`, `subject` (equal for images of one subject), `m
 """
 
 import itertools
-import warnings
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from os.path import normpath
@@ -17,6 +16,7 @@ from typing import Any
 from blip_diffusion.control_characters import first_control
 from blip_diffusion.data.captioned.rows import MAX_BYTES, MAX_CAPTION, CaptionedImage, parse_table, row_of
 from blip_diffusion.errors import DataError
+from blip_diffusion.escaping import warn
 from blip_diffusion.fileio import path_exists
 
 METADATA = "metadata.jsonl"
@@ -60,7 +60,7 @@ def caption_reader() -> Callable[[Path], str]:
     @cache
     def read_table(folder: Path) -> dict[str, str]:
         for other in (folder / kind for kind in OTHER_TABLES if path_exists(folder / kind, Path.is_file)):
-            warnings.warn(f"{other} is not read: write captions into {METADATA} beside it.", stacklevel=4)
+            warn(f"{other} is not read: write captions into {METADATA} beside it.", stacklevel=4)
         return captions_in(folder) if path_exists(folder / METADATA, Path.is_file) else {}
 
     return lambda image: read_table(image.parent).get(normpath(image)) or _text_beside(image)

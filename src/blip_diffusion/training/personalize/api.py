@@ -1,7 +1,6 @@
 """Tune a model to one subject from a few photos: load parts and photos, train, write the file."""
 
 import glob
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from blip_diffusion.data.photos import (
     squares,
 )
 from blip_diffusion.devices import device_of, fastest_dtype
+from blip_diffusion.escaping import warn
 from blip_diffusion.fileio import clear, locked, remove_partials
 from blip_diffusion.framing import FILL, SIDE
 from blip_diffusion.model import BlipDiffusion
@@ -180,7 +180,7 @@ def _run_to_file(
     except DivergedError as error:
         if validation is None:
             raise
-        warnings.warn(f"{error} The best earlier result is kept.", stacklevel=3)
+        warn(f"{error} The best earlier result is kept.", stacklevel=3)
         result = error.result
     if result.stopped == "signal":
         return Tuned(path, work, result.step, result)

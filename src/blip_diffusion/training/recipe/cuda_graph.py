@@ -1,7 +1,6 @@
 """Forward and backward pass of a loss, eager or as a CUDA graph, compiled or not, checked against the eager one."""
 
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from blip_diffusion.control_characters import print_text
 from blip_diffusion.devices import fastest_dtype
 from blip_diffusion.errors import BlipDiffusionError
+from blip_diffusion.escaping import warn
 from blip_diffusion.training.objective import Losses
 from blip_diffusion.training.recipe.packing import Rows
 
@@ -60,7 +60,7 @@ def _graphed_or_none(
     except (RuntimeError, GraphMismatchError) as error:
         torch.cuda.synchronize()
         missing = "torch.compile" if compiled else "CUDA graphs"
-        warnings.warn(f"Training continues without {missing}: {str(error).splitlines()[0]}", stacklevel=3)
+        warn(f"Training continues without {missing}: {str(error).splitlines()[0]}", stacklevel=3)
         return None
 
 
