@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from blip_diffusion.serving.errors import UnknownId
+from blip_diffusion.serving.events import ENDS
 
 if TYPE_CHECKING:
     from blip_diffusion.serving.events import Event
@@ -38,22 +39,25 @@ class View:
 
 
 def follow(service: JobService, job_id: str) -> Iterator[View]:
-    """Yield a job's view whenever it changes, until the job ends. An unknown job has an empty, ended view."""
+    """Yield a job's view whenever it changes, until the job ends. An unknown job has an empty, ended view.
+
+    The last event comes before the queue has stored the end, so from then on the job is read until it has ended.
+    """
     try:
         job = service.get(job_id)
     except UnknownId:
         yield View(ended=True)
         return
-    view, number, last_read = view_of(job), 0, time.monotonic()
+    view, number, last_read, ends = view_of(job), 0, time.monotonic(), False
     yield view
     total = len(job.request.prompts) * job.request.num_images if job.request else 1
     while not view.ended:
         events = service.events_after(job_id, number)
         changed = view
         for event in events:
-            number = event.number
+            number, ends = event.number, ends or event.kind in ENDS
             changed = after_event(changed, event, total)
-        if changed.ended or time.monotonic() - last_read > QUIET:
+        if ends or time.monotonic() - last_read > QUIET:
             last_read = time.monotonic()
             job = service.get(job_id)
             changed = view_of(job) if job.has_ended else changed
@@ -94,6 +98,4 @@ def after_event(view: View, event: Event, total: int) -> View:
         case "image":
             image = str(event.data["id"])
             return view if image in view.images else replace(view, images=(*view.images, image))
-        case "done" | "failed" | "cancelled":
-            return replace(view, ended=True)
     return view
