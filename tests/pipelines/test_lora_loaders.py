@@ -1,6 +1,7 @@
 """User LoRAs: key formats, weights, fusing, and files that are refused."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -268,6 +270,83 @@ def test_missing_paths_cause_no_network_access(
             load(name)
     with pytest.raises(CheckpointError, match=f"There is no AutoencoderTiny at {name}"):
         fresh_pipe.set_preset(Preset(tiny_vae=name))
+
+
+HEADERS = {
+    "unet.r": [None, 0, "4", [4], 10**9, True, {"a": 1}],
+    "unet.use_dora": [True, "x", [1]],
+    "unet.lora_bias": [True, [None]],
+    "unet.megatron_config": [-1, {"tensor_model_parallel_size": 2}],
+    "unet.layers_to_transform": [[99], "x"],
+    "unet.modules_to_save": [["conv_in"], "conv_in"],
+    "unet.target_modules": [["conv_in"], "conv_in", [], None],
+    "unet.rank_pattern": [{"to_q": 10**9}, {}],
+    "unet.init_lora_weights": ["pissa", "eva", -1],
+    "unet.peft_type": ["LOHA", 3],
+    "unet.layer_replication": [[[0, 1]]],
+    "x": [None],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in HEADERS.items() for value in values])
+def test_settings_of_a_lora_are_those_of_its_tensors(
+    load_pipeline: Callable[[], Any], tmp_path: Path, dog: Image.Image, key: str, value: object
+) -> None:
+    state = random_lora(load_pipeline(), unet=("to_q",))
+    header = {"unet.r": 4, "unet.lora_alpha": 4, "unet.target_modules": ["to_q"]}
+    images, refused = [], False
+    for name, table in (("plain", header), ("changed", {**header, key: value})):
+        save_file(state, tmp_path / f"{name}.safetensors", metadata={"lora_adapter_metadata": json.dumps(table)})
+        pipe = load_pipeline()
+        try:
+            pipe.load_lora_weights(tmp_path / f"{name}.safetensors")
+        except CheckpointError as error:
+            refused = f"header has a '{key}' that can't be used" in str(error)
+        noise = torch.Generator().manual_seed(0)
+        images.append(pipe("x", dog, "dog", num_inference_steps=1, generator=noise, output_type="pt").images)
+    assert refused or torch.equal(*images)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("unet.lora_alpha", alpha) for alpha in (0, -1, 1e30, math.inf, math.nan, "4", [4], True)),
+        *(("unet.alpha_pattern", pattern) for pattern in ({"to_q": math.nan}, {"to_q": -1}, {"to_q": "x"}, [1])),
+        ("unet.alpha_pattern", {"(.*.*)*z": 3}),
+        ("unet.use_rslora", "true"),
+    ],
+)
+def test_scales_of_a_lora_are_positive_numbers(
+    load_pipeline: Callable[[], Any], tmp_path: Path, key: str, value: object
+) -> None:
+    pipe = load_pipeline()
+    header = json.dumps({"unet.r": 4, "unet.lora_alpha": 4, key: value})
+    path = tmp_path / "a.safetensors"
+    save_file(random_lora(pipe, unet=("to_q",)), path, metadata={"lora_adapter_metadata": header})
+    with pytest.raises(CheckpointError, match=r"has the alpha|that can't be used"):
+        pipe.load_lora_weights(path)
+
+
+def test_scales_of_single_layers_are_kept(load_pipeline: Callable[[], Any], tmp_path: Path) -> None:
+    pipe = load_pipeline()
+    state = random_lora(pipe, unet=("to_q",))
+    layer = next(iter(state)).removeprefix("unet.").partition(".lora_")[0]
+    header = {"unet.r": 4, "unet.lora_alpha": 4, "unet.alpha_pattern": {layer: 8}}
+    path = tmp_path / "a.safetensors"
+    save_file(state, path, metadata={"lora_adapter_metadata": json.dumps(header)})
+    pipe.load_lora_weights(path, adapter_name="a")
+    scales = {name: module.scaling["a"] for name, module in pipe.unet.named_modules() if hasattr(module, "scaling")}
+    assert scales.pop(layer) == 2 * next(iter(scales.values()))
+
+
+@pytest.mark.parametrize("suffix", [".lora_magnitude_vector", ".lora_B.bias"])
+@pytest.mark.parametrize("vector", [torch.ones(3), torch.tensor(1.0), torch.full((32,), math.nan)])
+def test_vectors_of_a_lora_are_checked(load_pipeline: Callable[[], Any], suffix: str, vector: torch.Tensor) -> None:
+    pipe = load_pipeline()
+    state = random_lora(pipe, unet=("to_q",))
+    layer = next(iter(state)).partition(".lora_")[0]
+    with pytest.raises(CheckpointError, match=r"of another shape|not finite"):
+        pipe.load_lora_weights({**state, f"{layer}{suffix}": vector})
 
 
 def test_untrusted_lora_metadata_is_refused(load_pipeline: Callable[[], Any], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.utils import convert_state_dict_to_peft, convert_unet_state_dict_to_peft
@@ -26,6 +27,7 @@ ALL_UNET_LAYERS = (*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2
               "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj")  # fmt: skip
 """Nearly all layers of the U-Net, those of the LCM-LoRAs of Luo et al. 2023 (arXiv:2311.05556)."""
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
+BIAS, MAGNITUDE = ".lora_B.bias", ".lora_magnitude_vector"
 ADAPTER = "lora_adapter_metadata"
 """The header key of the adapters' settings, which diffusers reads."""
 
@@ -53,7 +55,7 @@ def check_lora(state: State, parts: Mapping[str, nn.Module]) -> None:
         if isinstance(getattr(module, "weight", None), Tensor) and module.weight.ndim > 1
     }
     unexpected = {name for name in state if _layer(name) not in weights or not _is_known(name)}
-    fitting = {name: tensor for name, tensor in state.items() if name not in unexpected and tensor.ndim > 1}
+    fitting = {name: tensor for name, tensor in state.items() if name not in unexpected}
     expected = _expected_shapes(fitting, weights)
     problem = format_mismatches(
         missing=expected.keys() - fitting.keys(), unexpected=unexpected, wrong=shape_mismatches(fitting, expected)
@@ -67,6 +69,39 @@ def check_lora(state: State, parts: Mapping[str, nn.Module]) -> None:
 def layers_of(state: Mapping[str, Tensor]) -> list[str]:
     """Return the layers that a LoRA changes."""
     return sorted({_layer(name) for name in state})
+
+
+def peft_settings(metadata: Mapping[str, Any] | None, state: State) -> dict[str, Any] | None:
+    """Return PEFT's settings of a LoRA by part: scales of the header, ranks and layers of the tensors.
+
+    Args:
+        metadata: Checked settings in a file's header, after the part's name; `None` without any.
+        state: The tensors, by PEFT's names after the part's name.
+    """
+    if metadata is None:
+        return None
+    settings: dict[str, Any] = {}
+    for part in {name.partition(".")[0] for name in state}:
+        inside = {
+            name.removeprefix(f"{part}."): tensor for name, tensor in state.items() if name.startswith(f"{part}.")
+        }
+        ranks = {_layer(name): len(tensor) for name, tensor in inside.items() if name.endswith(DOWN)}
+        rank, alpha = next(iter(ranks.values())), metadata.get(f"{part}.lora_alpha")
+        patterns = metadata.get(f"{part}.alpha_pattern") or {}
+        alphas = {layer: patterns[key] for layer in ranks for key in patterns if f".{layer}".endswith(f".{key}")}
+        own = {
+            "r": rank,
+            "lora_alpha": rank if alpha is None else alpha,
+            "rank_pattern": {layer: one for layer, one in ranks.items() if one != rank},
+            "alpha_pattern": alphas,
+            "target_modules": sorted(ranks),
+            "use_rslora": metadata.get(f"{part}.use_rslora", False),
+            "use_dora": any(name.endswith(MAGNITUDE) for name in inside),
+            "lora_bias": any(name.endswith(BIAS) for name in inside),
+            "peft_type": "LORA",
+        }
+        settings |= {f"{part}.{key}": value for key, value in own.items()}
+    return settings
 
 
 def adapter_header(parts: Mapping[str, Mapping[str, Tensor]], *, rank: int, alpha: float) -> dict[str, str]:
@@ -94,17 +129,23 @@ def _layer(name: str) -> str:
 
 
 def _is_known(name: str) -> bool:
-    return name.endswith((DOWN, UP, ".lora_B.bias", ".lora_magnitude_vector"))
+    return name.endswith((DOWN, UP, BIAS, MAGNITUDE))
 
 
 def _expected_shapes(state: State, weights: State) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of both matrices of each layer, for the ranks and kernel sizes of the state."""
+    """Return the shapes of the tensors of each layer, for the ranks and kernel sizes of the state."""
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in {_layer(name) for name in state}:
         halves = [state.get(layer + half) for half in (DOWN, UP)]
-        rank = next(len(half) if half is halves[0] else half.shape[1] for half in halves if half is not None)
+        halves = [half if half is None or half.ndim > 1 else half.reshape(len(half.flatten()), 1) for half in halves]
+        ranks = [len(half) if half is halves[0] else half.shape[1] for half in halves if half is not None]
+        rank = ranks[0] if ranks else 1
         kernels = [() if half is None else tuple(half.shape[2:]) for half in halves]
         out, into = weights[layer].shape[:2]
         shapes[layer + DOWN] = (rank, into, *kernels[0])
         shapes[layer + UP] = (out, rank, *kernels[1])
+        for name in (f"{layer}{MAGNITUDE}", f"{layer}{BIAS}"):
+            if name in state:
+                wide = name.endswith(MAGNITUDE) and weights[layer].ndim > 2
+                shapes[name] = (1, out, *(1,) * (weights[layer].ndim - 2)) if wide else (out,)
     return shapes

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from blip_diffusion.checkpoint.locate import check_source
-from blip_diffusion.checkpoint.lora import check_lora, in_pefts_names
+from blip_diffusion.checkpoint.lora import check_lora, in_pefts_names, peft_settings
 from blip_diffusion.checkpoint.lora_source import check_lora_source, check_settings
 from blip_diffusion.checkpoint.weights import State
 from blip_diffusion.errors import CheckpointError, reason
@@ -53,7 +53,7 @@ def read_lora(source: Any, parts: Mapping[str, nn.Module], **options: Any) -> Lo
         raise CheckpointError(f"The LoRA can't be read: {reason(error)}.") from error
     check_settings(read[1], read[2])
     check_lora(weights, parts)
-    return Lora(weights, *read[1:])
+    return Lora(weights, read[1], peft_settings(read[2], weights))
 
 
 def inject_lora(lora: Lora, unet: Any, text_encoder: Any, **options: Any) -> None:

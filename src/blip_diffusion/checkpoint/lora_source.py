@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
+from torch import Tensor
 
 from blip_diffusion.checkpoint.weights import SAFE, read_file
 from blip_diffusion.errors import CheckpointError
@@ -19,6 +19,11 @@ OTHER_ADAPTERS = {
 }  # fmt: skip
 """Parts of tensors' names that identify other adapters, as kohya's scripts and web UIs write them."""
 MAX_SCALE = 1e6
+SETTINGS: dict[str, Any] = {
+    "r": int, "lora_alpha": int | float, "alpha_pattern": dict, "rank_pattern": dict, "use_rslora": bool,
+    "target_modules": list | str, "use_dora": bool,
+}  # fmt: skip
+"""Types of the settings in a header; ranks and layers are those of the tensors, and other settings have no effect."""
 
 
 def check_lora_source(source: Any, weight_name: str | None = None, subfolder: str | None = None) -> None:
@@ -65,15 +70,40 @@ def check_lora_names(names: Iterable[str]) -> None:
 
 
 def check_settings(alphas: Any, metadata: Any) -> None:
-    """Raise `CheckpointError` for scales that are not finite, and for layers' names that are regular expressions."""
+    """Raise `CheckpointError` for alphas that are not positive, and for layers' names that are regular expressions.
+
+    Args:
+        alphas: By names of layers, as in kohya's files, or `None`.
+        metadata: The settings in the header, after the part's name, or `None`.
+    """
     for name, value in (alphas or {}).items():
-        if value is not None and (not isfinite(float(value)) or abs(float(value)) > MAX_SCALE):
-            raise CheckpointError(f"The LoRA has the alpha {float(value)} ({str(name)[:200]!r}): it is damaged.")
+        _check_alpha(name, value)
+    if not isinstance(metadata, Mapping | None):
+        raise _unusable("settings")
     for key, value in (metadata or {}).items():
-        if not _is_plain(value):
-            raise CheckpointError(
-                f"The LoRA's header has a {str(key)[:200]!r} that can't be used: use plain words and numbers."
-            )
+        name = str(key).rpartition(".")[2]
+        if name in SETTINGS and not isinstance(value, SETTINGS[name]):
+            raise _unusable(key)
+        if name in SETTINGS and not _is_plain(value):
+            raise _unusable(key)
+        for one in value.values() if isinstance(value, Mapping) else (value,):
+            if name in ("lora_alpha", "alpha_pattern"):
+                _check_alpha(key, one)
+
+
+def _check_alpha(name: str, value: Any) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float | Tensor):
+        raise _unusable(name)
+    if not 0 < float(value) <= MAX_SCALE:  # false for NaN too
+        raise CheckpointError(f"The LoRA has the alpha {float(value)} ({str(name)[:200]!r}): it is damaged.")
+
+
+def _unusable(key: Any) -> CheckpointError:
+    return CheckpointError(
+        f"The LoRA's header has a {str(key)[:200]!r} that can't be used: use plain words and positive numbers."
+    )
 
 
 def _is_plain(value: Any) -> bool:
