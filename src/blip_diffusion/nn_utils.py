@@ -100,7 +100,8 @@ def is_finite(tensor: Tensor) -> bool:
     """Return whether all numbers are finite. A finite sum, which needs no memory, is tried first."""
     if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
         return True
-    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
+    whole = tensor.float() if tensor.element_size() == 1 else tensor  # torch lacks most operations on 8-bit floats
+    return bool(whole.sum(dtype=torch.float32).isfinite()) or bool(whole.isfinite().all())
 
 
 def holds_all_numbers(tensor: Tensor) -> bool:

@@ -153,3 +153,49 @@ def test_fifo_is_refused_as_a_configuration(folder: Path) -> None:
     os.mkfifo(folder / "unet" / "config.json")
     with pytest.raises(CheckpointError, match="it is not a file"):
         BlipDiffusionPipeline.from_pretrained(folder)
+
+
+FILES = {
+    "unet/config.json": (
+        "mid_block_scale_factor", "norm_eps", "block_out_channels", "down_block_types", "act_fn", "flip_sin_to_cos",
+        "attention_head_dim", "dropout", "only_cross_attention",
+    ),
+    "vae/config.json": ("block_out_channels", "scaling_factor", "force_upcast", "latent_channels", "act_fn"),
+    "qformer/config.json": ("num_query_tokens", "projection_inner", "vision_config", "qformer_config"),
+    "text_encoder/config.json": ("hidden_size", "layer_norm_eps", "hidden_act"),
+    "image_processor/preprocessor_config.json": ("size", "image_mean", "image_std", "resize_mode"),
+    "model_index.json": ("prompt_reps", "guidance_scale", "num_inference_steps"),
+}  # fmt: skip
+OTHERS: tuple[object, ...] = ("x", [[1, [2]]], {"a": 1}, [None], "\x1b[2J\n")
+
+
+@pytest.mark.parametrize(("file", "key"), [(file, key) for file, keys in FILES.items() for key in keys])
+def test_settings_of_other_types_are_refused(folder: Path, file: str, key: str) -> None:
+    table = json.loads((folder / file).read_text())
+    for value in OTHERS:
+        if type(value) is dict and key in ("size", "vision_config", "qformer_config"):
+            continue  # missing values are the published ones
+        (folder / file).write_text(json.dumps({**table, key: value}))
+        with pytest.raises(CheckpointError) as caught:
+            BlipDiffusionPipeline.from_pretrained(folder)
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("part", ["vision_config", "qformer_config"])
+@pytest.mark.parametrize("key", ["layer_norm_eps", "hidden_size", "num_attention_heads", "image_size", "vocab_size"])
+def test_settings_of_the_qformer_are_numbers(folder: Path, part: str, key: str) -> None:
+    file = folder / "qformer/config.json"
+    table = json.loads(file.read_text())
+    if key in table[part]:
+        for value in (*OTHERS, True, None):
+            file.write_text(json.dumps({**table, part: {**table[part], key: value}}))
+            with pytest.raises(CheckpointError, match="The configuration of the Q-Former can't be used"):
+                BlipDiffusionPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("file", [*FILES, "scheduler/scheduler_config.json"])
+def test_configurations_have_a_size(folder: Path, file: str) -> None:
+    table = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**table, **{f"key{number}": 1 for number in range(10_000)}}))
+    with pytest.raises(CheckpointError, match="has more than 64 KiB"):
+        BlipDiffusionPipeline.from_pretrained(folder)

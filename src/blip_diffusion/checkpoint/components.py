@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig
 
-from blip_diffusion.checkpoint.config_limits import check_config, check_sample_size
+from blip_diffusion.checkpoint.config_limits import check_config, check_sample_size, check_types
 from blip_diffusion.checkpoint.key_maps import (
     UNREAD,
     modern_vae_name,
@@ -34,6 +34,7 @@ from blip_diffusion.checkpoint.weights import (
     save_state,
     write_json,
 )
+from blip_diffusion.config import build
 from blip_diffusion.diffusion.latents import check_scale
 from blip_diffusion.errors import CheckpointError, reason
 from blip_diffusion.fileio import path_exists
@@ -122,32 +123,40 @@ def subject_encoder_shapes(table: Mapping[str, Any]) -> ModelConfig:
     default = ImageEncoderConfig()
     width = qformer.get("hidden_size", default_qformer.width)
     return ModelConfig(
-        image_encoder=ImageEncoderConfig(
-            tower=vision.get("tower", default.tower),
-            timm_name=vision.get("timm_name", ""),
-            colour_cell=vision.get("colour_cell", default.colour_cell),
-            image_size=vision.get("image_size", default.image_size),
-            eps=vision.get("layer_norm_eps", default.eps),
-            norm_eps=vision.get("post_layernorm_eps", default.norm_eps),
-            width=vision.get("hidden_size", default.width),
-            layers=vision.get("num_hidden_layers", default.layers),
-            heads=vision.get("num_attention_heads", default.heads),
-            inner=vision.get("intermediate_size", default.inner),
-            patch=vision.get("patch_size", default.patch),
-            activation=vision.get("hidden_act", default.activation),
+        image_encoder=build(
+            ImageEncoderConfig,
+            {
+                "tower": vision.get("tower", default.tower),
+                "timm_name": vision.get("timm_name", ""),
+                "colour_cell": vision.get("colour_cell", default.colour_cell),
+                "image_size": vision.get("image_size", default.image_size),
+                "eps": vision.get("layer_norm_eps", default.eps),
+                "norm_eps": vision.get("post_layernorm_eps", default.norm_eps),
+                "width": vision.get("hidden_size", default.width),
+                "layers": vision.get("num_hidden_layers", default.layers),
+                "heads": vision.get("num_attention_heads", default.heads),
+                "inner": vision.get("intermediate_size", default.inner),
+                "patch": vision.get("patch_size", default.patch),
+                "activation": vision.get("hidden_act", default.activation),
+            },
         ),
-        qformer=QFormerConfig(
-            width=width,
-            layers=qformer.get("num_hidden_layers", default_qformer.layers),
-            heads=qformer.get("num_attention_heads", default_qformer.heads),
-            inner=qformer.get("intermediate_size", default_qformer.inner),
-            vocabulary=qformer.get("vocab_size", default_qformer.vocabulary),
-            positions=qformer.get("max_position_embeddings", default_qformer.positions),
-            vision_width=qformer.get("encoder_hidden_size", default_qformer.vision_width),
-            queries=table.get("num_query_tokens", default_qformer.queries),
-            cross_attention_every=qformer.get("cross_attention_frequency", default_qformer.cross_attention_every),
-            eps=qformer.get("layer_norm_eps", default_qformer.eps),
-            dropout=qformer.get("hidden_dropout_prob", default_qformer.dropout),
+        qformer=build(
+            QFormerConfig,
+            {
+                "width": width,
+                "layers": qformer.get("num_hidden_layers", default_qformer.layers),
+                "heads": qformer.get("num_attention_heads", default_qformer.heads),
+                "inner": qformer.get("intermediate_size", default_qformer.inner),
+                "vocabulary": qformer.get("vocab_size", default_qformer.vocabulary),
+                "positions": qformer.get("max_position_embeddings", default_qformer.positions),
+                "vision_width": qformer.get("encoder_hidden_size", default_qformer.vision_width),
+                "queries": table.get("num_query_tokens", default_qformer.queries),
+                "cross_attention_every": qformer.get(
+                    "cross_attention_frequency", default_qformer.cross_attention_every
+                ),
+                "eps": qformer.get("layer_norm_eps", default_qformer.eps),
+                "dropout": qformer.get("hidden_dropout_prob", default_qformer.dropout),
+            },
         ),
         projection_inner=table.get("projection_inner", 4 * width),
     )
@@ -201,8 +210,10 @@ def build_diffusers(
 ) -> Any:
     """Build the U-Net, VAE, ControlNet or T2I-Adapter from a configuration and weights."""
     with config_errors(f"the {name}"), meta_init():
+        kind = getattr(diffusers, DIFFUSERS[name])
+        check_types(kind, table)
         placed = name == "unet" and is_placed(table)
-        part = (PlacedUNet2DConditionModel if placed else getattr(diffusers, DIFFUSERS[name])).from_config(dict(table))
+        part = (PlacedUNet2DConditionModel if placed else kind).from_config(dict(table))
         if name == "unet":
             check_sample_size(part.config.sample_size)
         elif name == "vae":
@@ -266,7 +277,8 @@ def load_subject_finder(
 ) -> SubjectFinder:
     """Read the `subject_finder/` folder."""
     with config_errors("the subject finder"), meta_init():
-        finder = SubjectFinder(SubjectFinderConfig(**read_config(folder / "config.json", "the subject finder")))
+        table = read_config(folder / "config.json", "the subject finder")
+        finder = SubjectFinder(build(SubjectFinderConfig, table))
     return load_into(finder, read_state(folder, files), where="the subject finder", dtype=dtype)
 
 
@@ -293,6 +305,8 @@ def _without_implementations(value: Any) -> Any:
 
 
 def _rgb(values: Any) -> tuple[float, float, float]:
+    if not isinstance(values, list | tuple) or any(type(value) not in (int, float) for value in values):
+        raise ValueError(f"{str(values)[:60]!r} should be three numbers")
     red, green, blue = (float(value) for value in values)
     if not all(math.isfinite(value) for value in (red, green, blue)):
         raise ValueError(f"{values} should be three numbers")

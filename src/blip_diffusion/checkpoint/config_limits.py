@@ -1,8 +1,10 @@
-"""Limits on the numbers of an untrusted configuration, checked before anything is built from it."""
+"""Limits on the numbers and types of an untrusted configuration, checked before anything is built from it."""
 
+import inspect
+import types
 from collections.abc import Mapping
 from math import isfinite
-from typing import Any
+from typing import Any, Union, get_args, get_origin
 
 MAX_NUMBER = 10**6
 """Largest number: vocabularies and training steps are below."""
@@ -50,6 +52,38 @@ def _most(key: str) -> int:
     if key.endswith("_timesteps"):
         return MAX_TIMESTEPS
     return MAX_COUNTS if key in COUNTS else MAX_SIDE if key in SIDES else MAX_NUMBER
+
+
+def check_types(kind: type, table: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for a setting of another type than that of the parameter of a class of diffusers.
+
+    `None` is accepted where it, or false, is the default: files of older versions have it.
+    """
+    for name, parameter in inspect.signature(kind.__init__).parameters.items():  # type: ignore[misc]
+        value = table.get(name, parameter.default)
+        if value is parameter.default or (value is None and parameter.default is False):
+            continue
+        if parameter.annotation is not parameter.empty and not _is_of(value, parameter.annotation):
+            raise ValueError(f"{name} is {str(value)[:60]!r}, use {_words(parameter.annotation)}")
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Return whether a value of JSON is of a type. Of lists, diffusers doesn't annotate the length."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_is_of(value, one) for one in arguments)
+    if hint is Any:
+        return True
+    if (origin or hint) in (list, tuple):
+        inner = [one for one in arguments if one is not ...] or [Any]
+        return isinstance(value, list | tuple) and all(any(_is_of(one, kind) for kind in inner) for one in value)
+    if isinstance(value, bool) or hint is bool:
+        return isinstance(value, bool) and hint is bool
+    return isinstance(value, int | float if hint is float else origin or hint)
+
+
+def _words(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
 
 
 def check_sample_size(side: Any) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from blip_diffusion.checkpoint.weights import SAFE, read_file
 from blip_diffusion.control_characters import first_control
 from blip_diffusion.errors import CheckpointError
+from blip_diffusion.nn_utils import is_finite
 from blip_diffusion.pickles import PICKLES, read_pickle
 from blip_diffusion.protocols import Tokenizer
 
@@ -82,7 +83,7 @@ def parse_embeddings(table: Any, fallback: str | None) -> tuple[str, Tensor]:
     vectors = vectors[None] if vectors.ndim == 1 else vectors
     if vectors.ndim != 2 or not 1 <= len(vectors) <= MAX_VECTORS or vectors.shape[1] > 2**16:
         raise CheckpointError(f"The textual inversion is {tuple(vectors.shape)}: use (1 to {MAX_VECTORS}, width).")
-    if not vectors.isfinite().all():
+    if not is_finite(vectors):
         raise CheckpointError("The textual inversion has numbers that are not finite (NaN or infinity).")
     return word, vectors.detach().to("cpu", torch.float32).contiguous()
 

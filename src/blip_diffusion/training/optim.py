@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from blip_diffusion.errors import CheckpointError, ConfigError
-from blip_diffusion.nn_utils import holds_all_numbers
+from blip_diffusion.nn_utils import holds_all_numbers, is_finite
 from blip_diffusion.training.objective import ParameterGroup
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -204,4 +204,4 @@ def _is_moment(value: Any, shape: torch.Size | None, *, scalar: bool) -> bool:
     if not isinstance(value, Tensor):
         return shape is None and isinstance(value, int | float) and math.isfinite(value)
     right = value.numel() == 1 if scalar else shape in (None, value.shape)
-    return right and holds_all_numbers(value) and bool(value.isfinite().all())
+    return right and holds_all_numbers(value) and is_finite(value)
