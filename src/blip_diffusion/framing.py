@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
@@ -81,15 +81,23 @@ def check_box(values: Sequence[float]) -> Box:
         InputError: If they are not left < right and top < bottom, at least partly within the image.
     """
     try:
-        box = Box(*(float(value) for value in values))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"The box is {values!r}: give left, top, right, bottom, as shares of the image.") from error
+        box = Box(*(_share(value) for value in values))
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(
+            f"The box is {' '.join(repr(values).split())[:200]}: give left, top, right, bottom, as shares of the image."
+        ) from error
     inside = box.left < 1 and box.top < 1 and box.right > 0 and box.bottom > 0
     if not (0.02 < box.width <= 4 and 0.02 < box.height <= 4 and inside):
         raise InputError(
             f"The box is {tuple(box)}: give left < right and top < bottom, as shares of the image from 0 to 1."
         )
     return box
+
+
+def _share(value: Any) -> float:
+    if isinstance(value, str | bytes | bool):
+        raise TypeError
+    return float(value)
 
 
 def check_region(values: Sequence[float]) -> Box:

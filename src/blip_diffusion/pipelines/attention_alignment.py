@@ -13,7 +13,7 @@ import torch
 
 from blip_diffusion.errors import InputError
 from blip_diffusion.modules.attention_control import AttentionAlignment
-from blip_diffusion.pipelines.checks import number
+from blip_diffusion.pipelines.checks import choice, number, quoted
 from blip_diffusion.prompts import insert_position
 from blip_diffusion.protocols import Tokenizer
 
@@ -48,8 +48,9 @@ class AttentionControl:
     def __post_init__(self) -> None:
         number("attention.cross_attention", self.cross_attention, 0, 1)
         number("attention.self_attention", self.self_attention, 0, 1)
-        if self.shape not in ("free", "keep"):
-            raise InputError(f"attention.shape is {self.shape!r}: use free or keep.")
+        choice("attention.shape", self.shape, ("free", "keep"))
+        if not isinstance(self.weights, Mapping):
+            raise InputError(f"attention.weights is {quoted(self.weights)}: use a dict from words to numbers.")
         for word, weight in self.weights.items():
             number(f"attention.weights[{word!r}]", weight, 0, 100)
 

@@ -1,15 +1,46 @@
 """Check the types and ranges of a call's arguments before anything is computed."""
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from blip_diffusion.control_characters import check_text, is_unicode
 from blip_diffusion.errors import InputError
+
+MAX_QUOTED = 100
+"""Longest quotation of a value, in characters."""
+
+
+def quoted(value: Any) -> str:
+    """Return a value's representation as a short line, also of arrays and tensors."""
+    text = repr(value) if isinstance(value, str | bytes) else " ".join(repr(value).split())
+    return text if len(text) <= MAX_QUOTED else f"{text[: MAX_QUOTED - 2]} …"
+
+
+def flag(name: str, value: Any) -> bool:
+    """Return a switch as a `bool`. Raises `InputError` for other types, whose truth is easily mistaken."""
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{name} is {quoted(value)}: use True or False.")
+    return bool(value)
+
+
+def choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """Return one of several words. Raises `InputError` for anything else."""
+    if not isinstance(value, str) or value not in choices:
+        raise InputError(f"There is no {name} {quoted(value)}: use {', '.join(choices[:-1])} or {choices[-1]}.")
+    return value
+
+
+def listed(name: str, value: Any, what: str) -> list[Any]:
+    """Return a list or tuple as a list. Raises `InputError` for anything else, such as text or a single value."""
+    if not isinstance(value, list | tuple):
+        raise InputError(f"{name} is {quoted(value)}: use a list of {what}.")
+    return list(value)
 
 
 def whole_number(name: str, value: Any, lowest: int | None = None, highest: int | None = None) -> int:
@@ -22,7 +53,7 @@ def whole_number(name: str, value: Any, lowest: int | None = None, highest: int 
         result = None
     too_low = result is None or (lowest is not None and result < lowest)
     if result is None or too_low or (highest is not None and result > highest):
-        raise InputError(f"{name} is {value!r}: use a whole number{limits}.")
+        raise InputError(f"{name} is {quoted(value)}: use a whole number{limits}.")
     return result
 
 
@@ -35,24 +66,31 @@ def number(name: str, value: Any, lowest: float = -float("inf"), highest: float 
     except (TypeError, ValueError, OverflowError, RuntimeError):
         result = float("nan")
     if not isfinite(result) or not lowest <= result <= highest:
-        raise InputError(f"{name} is {value!r}: use {allowed}.")
+        raise InputError(f"{name} is {quoted(value)}: use {allowed}.")
     return result
 
 
-def texts(name: str, value: Any) -> list[str]:
-    """Return a string, or a list of strings, as a list. Raises `InputError` for anything else, `None` included."""
+def texts(name: str, value: Any, hint: str = "") -> list[str]:
+    """Return a string, or a list of strings, as a list.
+
+    Raises `InputError` for anything else, `None` included; its message ends in the hint.
+    """
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, list | tuple) or not all(isinstance(text, str) for text in values):
         kind = type(value).__name__ if not isinstance(value, list | tuple) else "list of other types"
-        raise InputError(
-            f"{name} is a {kind}: use text, or a list of texts; the order is prompt, reference_image, "
-            "source_subject_category, target_subject_category."
-        )
+        raise InputError(f"{name} is a {kind}: use text, or a list of texts{hint}.")
     for text in values:
         if not is_unicode(text):
             raise InputError(f"{name} {text[:200]!a} is not Unicode text: decode its bytes as UTF-8.")
         check_text(name, text)
     return list(values)
+
+
+def one_text(name: str, value: Any) -> str:
+    """Return a string. Raises `InputError` for anything else, a list included."""
+    if not isinstance(value, str):
+        raise InputError(f"{name} is {quoted(value)}: use text.")
+    return texts(name, value)[0]
 
 
 def check_tensor(name: str, value: Any) -> None:
@@ -79,7 +117,8 @@ def check_generators(value: Any) -> None:
     values = value if isinstance(value, list | tuple) else [value]
     if not all(isinstance(generator, torch.Generator) for generator in values):
         raise InputError(
-            f"generator is {value!r}: use torch.Generator().manual_seed(0), for example, or a list of one per image."
+            f"generator is {quoted(value)}: use torch.Generator().manual_seed(0), for example, or a list of one per "
+            "image."
         )
 
 
@@ -91,7 +130,7 @@ def check_unsupported(cross_attention_kwargs: Any, clip_skip: Any) -> None:
         raise InputError(
             "cross_attention_kwargs isn't supported: choose the weight of a LoRA with pipe.set_adapters(name, weight)."
         )
-    if clip_skip:
+    if clip_skip is not None and whole_number("clip_skip", clip_skip):
         raise InputError(
             "clip_skip isn't supported: subject tokens were trained with the text encoder's last layer. Leave it out."
         )

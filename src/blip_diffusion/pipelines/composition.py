@@ -14,6 +14,7 @@ from blip_diffusion.errors import InputError
 from blip_diffusion.framing import Box, box_of_mask, check_region
 from blip_diffusion.images import to_tensor
 from blip_diffusion.pipelines.broadcast import as_list
+from blip_diffusion.pipelines.checks import choice, listed
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.prompt_inputs import PromptInputs, prompt_inputs
 from blip_diffusion.prompts import joined_categories, subject_prompt
@@ -90,8 +91,7 @@ def composition_of(host: PipelineHost, given: "CallArguments", height: int, widt
     Raises:
         InputError: If subjects and regions exclude each other, or all tokens don't fit into the text encoder.
     """
-    if given.region_mode not in REGION_MODES:
-        raise InputError(f"There is no region_mode {given.region_mode!r}: use {' or '.join(REGION_MODES)}.")
+    choice("region_mode", given.region_mode, REGION_MODES)
     if given.subjects is None:
         return None
     subjects = _checked(given)
@@ -111,7 +111,7 @@ def composition_of(host: PipelineHost, given: "CallArguments", height: int, widt
 
 
 def _checked(given: "CallArguments") -> list[SubjectRegion]:
-    subjects = list(given.subjects or ())
+    subjects = listed("subjects", given.subjects, "SubjectRegion")
     if not subjects or not all(isinstance(subject, SubjectRegion) for subject in subjects):
         raise InputError("subjects is a list of SubjectRegion: give at least one.")
     if not all(isinstance(subject.reference, Image.Image | Tensor | list | tuple) for subject in subjects):

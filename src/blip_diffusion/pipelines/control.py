@@ -106,7 +106,5 @@ def _as_images(given: Image.Image | Sequence[Image.Image]) -> list[Image.Image]:
 
 
 def _resized(image: Image.Image, height: int, width: int, resample: Resample) -> Image.Image:
-    if resample not in RESAMPLE:
-        raise InputError(f"There is no control_resample {resample!r}: use lanczos or bicubic.")
     image = images.as_rgb(image)
     return image if image.size == (width, height) else image.resize((width, height), RESAMPLE[resample])

@@ -17,7 +17,8 @@ from blip_diffusion.diffusion.inversion import Method
 from blip_diffusion.errors import InputError
 from blip_diffusion.framing import Box, box_in_place_of, box_of_mask
 from blip_diffusion.model import BlipDiffusion
-from blip_diffusion.pipelines.checks import number, whole_number
+from blip_diffusion.pipelines.attention_alignment import AttentionControl
+from blip_diffusion.pipelines.checks import choice, flag, number, quoted, whole_number
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.inputs import PipelineInputs
 from blip_diffusion.references import find_subject, subject_mask
@@ -69,8 +70,7 @@ def check_edit(
     host: PipelineHost, inversion: Any, strength: Any, feather: Any, threshold: Any = 0.5, resamplings: Any = 1
 ) -> None:
     """Raise `InputError` for arguments out of range, and for presets with too few steps."""
-    if inversion not in get_args(Method):
-        raise InputError(f"inversion is {inversion!r}: use {', '.join(get_args(Method)[:-1])} or none.")
+    choice("inversion", inversion, get_args(Method))
     if not number("strength", strength, 0, 1):
         raise InputError("strength is 0: use a number above 0; 1 changes most.")
     whole_number("feather", feather, 0, MAX_FEATHER)
@@ -84,6 +84,13 @@ def check_given(options: Mapping[str, Any]) -> None:
     """Raise `InputError` for options that `edit` and `inpaint` don't take."""
     for name in options.keys() - OPTIONS:
         raise InputError(f"edit and inpaint have no argument {name!r}: use {', '.join(sorted(OPTIONS))}.")
+
+
+def check_switches(describe_source: Any, attention: Any) -> None:
+    """Raise `InputError` unless one is a switch, and the other an `AttentionControl` or `None`."""
+    flag("describe_source", describe_source)
+    if attention is not None and not isinstance(attention, AttentionControl):
+        raise InputError(f"attention is {quoted(attention)}: use an AttentionControl, or None.")
 
 
 def check_plain_engine(host: PipelineHost, inputs: PipelineInputs) -> None:
@@ -149,7 +156,7 @@ class Photo:
             InputError: If it is not an image, has another size than the photo, or is empty.
         """
         if not isinstance(given, Image.Image):
-            raise InputError(f"mask is {given!r}: use an image, difference, subject or none.")
+            raise InputError(f"mask is {quoted(given)}: use an image, difference, subject or none.")
         mask = given.convert("L")
         if mask.size != self.original.size:
             raise InputError(f"The mask has {mask.size} pixels and the photo {self.original.size}: make them equal.")

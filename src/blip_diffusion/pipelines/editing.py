@@ -9,7 +9,7 @@ from PIL import Image
 from blip_diffusion.diffusion.inversion import Method
 from blip_diffusion.errors import InputError
 from blip_diffusion.pipelines.attention_alignment import AttentionControl
-from blip_diffusion.pipelines.checks import texts
+from blip_diffusion.pipelines.checks import one_text
 from blip_diffusion.pipelines.edit_inputs import (
     EditMask,
     EditOutput,
@@ -18,6 +18,7 @@ from blip_diffusion.pipelines.edit_inputs import (
     check_edit,
     check_given,
     check_plain_engine,
+    check_switches,
     given_mask,
 )
 from blip_diffusion.pipelines.edit_run import EditRun
@@ -94,7 +95,9 @@ class EditingMixin(PipelineHost):
             >>> pipe.edit(photo, "dog", "cat", cat, prompt="on the beach").images[0].save("cat-on-beach.png")
         """
         check_edit(self, inversion, strength, feather, mask_threshold)
-        texts("source_category", source_category)
+        check_switches(describe_source, attention)
+        for name, words in (("source_category", source_category), ("target_category", target_category)):
+            one_text(name, words)
         tuned = reference_image is None and options.get("subject_embeds") is None and self.adapters.registry.mixture
         category = target_category or ("" if tuned else source_category)  # a tuned subject has a category
         inputs, photo = self._prepare_edit(
@@ -169,6 +172,7 @@ class EditingMixin(PipelineHost):
             >>> pipe.inpaint(photo, Image.open("mask.png"), Image.open("dog.png"), "dog", prompt="on the beach")
         """
         check_edit(self, "none", strength, feather, resamplings=resamplings)
+        one_text("category", category)
         if self.model.reads_mask and strength != 1:
             raise InputError("strength has no effect on a U-Net that reads the mask: leave it out.")
         inputs, photo = self._prepare_edit(

@@ -5,7 +5,7 @@ import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from PIL import Image
@@ -18,9 +18,18 @@ from blip_diffusion.errors import InputError
 from blip_diffusion.framing import Box, check_box
 from blip_diffusion.images import ResizeMode
 from blip_diffusion.pipelines.broadcast import OneOrMany, as_list, broadcast
-from blip_diffusion.pipelines.checks import check_generators, check_tensor, check_unsupported, number, whole_number
+from blip_diffusion.pipelines.checks import (
+    check_generators,
+    check_tensor,
+    check_unsupported,
+    choice,
+    flag,
+    number,
+    quoted,
+    whole_number,
+)
 from blip_diffusion.pipelines.composition import Composition, RegionMode, SubjectRegion, composition_of
-from blip_diffusion.pipelines.control import ControlRequest, Images, Numbers, Resample, control_request
+from blip_diffusion.pipelines.control import RESAMPLE, ControlRequest, Images, Numbers, Resample, control_request
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.prompt_inputs import PromptInputs, prompt_inputs
 from blip_diffusion.pipelines.step_callback import StepCallback, callback_tensors
@@ -162,7 +171,7 @@ def prepare_inputs(host: PipelineHost, given: CallArguments) -> PipelineInputs:
         InputError: If an argument is out of range, or arguments do not fit together.
     """
     check_scheduler(host.scheduler)
-    check_unsupported(given.cross_attention_kwargs, given.clip_skip)
+    _check_types(given)
     height, width = _size(host, given)
     steps, copies = _steps(host, given), whole_number("num_images_per_prompt", given.num_images_per_prompt, 1)
     control = _control(host, given)
@@ -189,8 +198,8 @@ def prepare_inputs(host: PipelineHost, given: CallArguments) -> PipelineInputs:
         generators=generators,
         latents=latents,
         steps=steps,
-        timesteps=_schedule("timesteps", given.timesteps, int),
-        sigmas=_schedule("sigmas", given.sigmas, float),
+        timesteps=_schedule("timesteps", given.timesteps),
+        sigmas=_schedule("sigmas", given.sigmas),
         guidance_scale=scale,
         guidance_rescale=number("guidance_rescale", _default(host, given.guidance_rescale, "guidance_rescale"), 0, 1),
         eta=None if given.eta is None else number("eta", given.eta, 0, 1),
@@ -199,6 +208,22 @@ def prepare_inputs(host: PipelineHost, given: CallArguments) -> PipelineInputs:
         callback_tensors=callback_tensors(given.callback_on_step_end, given.callback_on_step_end_tensor_inputs),
         condition=host.model.whole_condition(latents) if host.model.reads_mask else None,
     )
+
+
+def _check_types(given: CallArguments) -> None:
+    """Raise `InputError` for arguments of a wrong type that nothing else would notice, or only later."""
+    check_unsupported(given.cross_attention_kwargs, given.clip_skip)
+    flag("prompt_weighting", given.prompt_weighting)
+    flag("guess_mode", given.guess_mode)
+    choice("control_resample", given.control_resample, tuple(RESAMPLE))
+    if given.resize_mode is not None:
+        choice("resize_mode", given.resize_mode, get_args(ResizeMode))
+    for name in ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"):
+        for value in as_list(getattr(given, name)):
+            number(name, value)
+    for name in ("latents", "subject_embeds", "prompt_embeds", "negative_prompt_embeds"):
+        if getattr(given, name) is not None:
+            check_tensor(name, getattr(given, name))
 
 
 def _default(host: PipelineHost, value: Any, name: str) -> Any:
@@ -221,29 +246,28 @@ def _size(host: PipelineHost, given: CallArguments) -> tuple[int, int]:
 
 
 def _steps(host: PipelineHost, given: CallArguments) -> int:
-    """Return the sampling steps, after checking them and two other scalars."""
-    if given.output_type not in OUTPUT_TYPES:
-        choices = f"{', '.join(OUTPUT_TYPES[:-1])} or {OUTPUT_TYPES[-1]}"
-        raise InputError(f"There is no output_type {given.output_type!r}: use {choices}.")
+    """Return the sampling steps, after checking them."""
+    choice("output_type", given.output_type, OUTPUT_TYPES)
     chosen = [name for name in ("num_inference_steps", "timesteps", "sigmas") if getattr(given, name) is not None]
     if len(chosen) > 1:
         raise InputError(f"{' and '.join(chosen)} exclude each other: give one of them.")
     if given.timesteps is not None or given.sigmas is not None:
-        return len(given.timesteps or given.sigmas or ())
+        return len(_schedule("timesteps", given.timesteps) or _schedule("sigmas", given.sigmas))
     default = host.preset.steps_of(host.config["num_inference_steps"])
     steps = default if given.num_inference_steps is None else given.num_inference_steps
     lowest = 4 if host.scheduler.config.get("skip_prk_steps") is False else 1  # PNDM's Runge-Kutta steps
     return whole_number("num_inference_steps", steps, lowest, _max_steps(host.scheduler))
 
 
-def _schedule(name: str, values: Any, kind: type[Any]) -> Any:
+def _schedule(name: str, values: Any) -> Any:
     """Return a user's timesteps or noise levels, which must decrease, as a list."""
     if values is None:
         return None
-    listed = values.tolist() if hasattr(values, "tolist") else list(values) if isinstance(values, list | tuple) else []
-    levels = [kind(number(name, value, 0)) for value in listed]
+    given = values.tolist() if hasattr(values, "tolist") else values
+    rows = list(given) if isinstance(given, list | tuple) else []
+    levels = [whole_number(name, row, 0) if name == "timesteps" else number(name, row, 0) for row in rows]
     if not levels or any(later >= earlier for earlier, later in itertools.pairwise(levels)):
-        raise InputError(f"{name} is {values!r}: use a list of decreasing numbers.")
+        raise InputError(f"{name} is {quoted(values)}: use a list of decreasing numbers.")
     return levels
 
 
@@ -315,7 +339,6 @@ def _latents(
     if given.latents is None:
         scale = number("noise_scale", _default(host, given.noise_scale, "noise_scale"), 0, 100)
         return scale * initial_noise(shape, generators, like)
-    check_tensor("latents", given.latents)
     if given.latents.shape != (len(generators), *shape):
         expected = (len(generators), *shape)
         raise InputError(f"The latents are {tuple(given.latents.shape)}: these images need {expected}.")

@@ -13,6 +13,7 @@ from blip_diffusion.images import ResizeMode
 from blip_diffusion.model import ReferenceConfig, SubjectEncoder
 from blip_diffusion.nn_utils import iter_modules
 from blip_diffusion.pipelines.broadcast import OneOrMany
+from blip_diffusion.pipelines.checks import flag
 from blip_diffusion.pipelines.composition import RegionMode, SubjectRegion
 from blip_diffusion.pipelines.control import Images, Numbers, Resample
 from blip_diffusion.pipelines.decoding import DecodingMixin
@@ -221,6 +222,7 @@ class BlipDiffusionPipeline(
             >>> out = pipe(["on the beach", "in the snow"], photo, "dog", "dog", generator=torch.manual_seed(0))
             >>> out.images[0].save("beach.png")
         """
+        flag("return_dict", return_dict)
         inputs = self._prepare(CallArguments.select(locals()))
         text, empty = self._encode(inputs)
         latents = self._denoise(text, empty, inputs)

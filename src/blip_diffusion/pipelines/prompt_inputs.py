@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MAX_REPETITIONS = 1000
 """Most repetitions of a prompt."""
+ORDER = "; the order is prompt, reference_image, source_subject_category, target_subject_category"
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,9 @@ def prompt_inputs(host: PipelineHost, given: "CallArguments") -> PromptInputs:
     reference: Any = given.reference_image
     references = as_list(reference) if reference is not None else []
     negative, empty = _negative(given), given.negative_prompt_embeds
-    lists = {"prompt": texts("prompt", given.prompt), "negative_prompt": texts("negative_prompt", negative)}
-    lists["source_subject_category"] = texts("source_subject_category", source)
-    lists["target_subject_category"] = texts("target_subject_category", given.target_subject_category)
+    positional = {"prompt": given.prompt, "negative_prompt": negative, "source_subject_category": source}
+    positional["target_subject_category"] = given.target_subject_category
+    lists = {name: texts(name, value, ORDER) for name, value in positional.items()}
     lengths = {name: len(values) for name, values in lists.items()}
     lengths["reference_image"] = len(references) if given.reference_image is not None else 1
     lengths["subject_embeds"] = 1 if embeds is None else len(embeds)
@@ -97,7 +98,7 @@ def prompt_inputs(host: PipelineHost, given: "CallArguments") -> PromptInputs:
         targets=categories,
         subject_embeds=embeds,
         negative_prompt_embeds=None if empty is None else empty.expand(size, -1, -1),
-        weighted=bool(given.prompt_weighting),
+        weighted=given.prompt_weighting,
     )
 
 
@@ -167,13 +168,12 @@ def _from_embeds(host: PipelineHost, given: "CallArguments", embeds: Tensor) -> 
         negative_prompts=[] if empty is not None else broadcast(negative, size),
         prompt_embeds=embeds.expand(size, -1, -1),
         negative_prompt_embeds=None if empty is None else empty.expand(size, -1, -1),
-        weighted=bool(given.prompt_weighting),
+        weighted=given.prompt_weighting,
     )
 
 
 def _check_states(host: PipelineHost, name: str, states: Any, length: int | None = None) -> None:
     """Raise `InputError` unless these are text states that the U-Net reads."""
-    check_tensor(name, states)
     width = int(host.unet.config.cross_attention_dim)
     expected = (length or "tokens", width)
     fits = states.ndim == 3 and states.shape[2] == width and states.shape[1] == (length or states.shape[1])

@@ -10,7 +10,7 @@ from torch import Tensor
 from blip_diffusion.checkpoint.subject_file import Subject, read_subject, write_subject
 from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.pipelines.blending import BLEND_MODES, BlendMode, blend_tokens, shares
-from blip_diffusion.pipelines.checks import check_tensor, number
+from blip_diffusion.pipelines.checks import check_tensor, choice, number
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.locking import exclusive
 from blip_diffusion.pipelines.subject_registry import check_tokens
@@ -149,8 +149,7 @@ class SubjectsMixin(PipelineHost):
         weights = [1.0] * len(tokens) if weights is None else [number("weights", weight) for weight in weights]
         if not tokens or len(weights) != len(tokens):
             raise InputError(f"There are {len(weights)} weights for {len(tokens)} subjects: give one for each.")
-        if mode not in BLEND_MODES:
-            raise InputError(f"There is no blend mode {mode!r}: use {' or '.join(BLEND_MODES)}.")
+        choice("blend mode", mode, BLEND_MODES)
         for one in tokens:
             check_tensor("subjects", one)
             check_tokens(one, self.text_encoder, self.tokenizer)

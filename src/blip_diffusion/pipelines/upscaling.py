@@ -13,7 +13,7 @@ from blip_diffusion.diffusion.resizing import enlarged
 from blip_diffusion.errors import InputError
 from blip_diffusion.images import ResizeMode
 from blip_diffusion.pipelines.broadcast import OneOrMany, as_list, broadcast, common_length
-from blip_diffusion.pipelines.checks import check_finite, number, texts
+from blip_diffusion.pipelines.checks import check_finite, choice, number, texts
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.inputs import Boxes, CallArguments, PipelineInputs, prepare_inputs
 from blip_diffusion.pipelines.locking import exclusive
@@ -121,8 +121,7 @@ class UpscalingMixin(PipelineHost):
             raise InputError("This model doesn't upscale: use one that was trained with the objective upscale.")
         if self.preset.engine != "torch" or self.preset.deepcache_interval > 1:
             raise InputError("Upscaling needs the engine torch and no cached features: use another preset.")
-        if output_type not in ("pil", "np", "pt"):
-            raise InputError(f"There is no output_type {output_type!r}: use pil, np or pt.")
+        choice("output_type", output_type, ("pil", "np", "pt"))
 
     def _enlarged(self, small: list[Image.Image]) -> Tensor:
         """Return the middle squares of images at the model's size (B, 3, S, S)."""
