@@ -104,7 +104,7 @@ def test_callback_receives_the_requested_tensors(pipe: BlipDiffusionPipeline, sa
     assert received[0] == {
         "latents": (1, 4, 4, 4), "prompt_embeds": (2, 32, 32), "negative_prompt_embeds": (1, 32, 32)
     }  # fmt: skip
-    with pytest.raises(InputError, match="callback_on_step_end_tensor_inputs is"):
+    with pytest.raises(InputError, match="no callback_on_step_end_tensor_inputs 'noise'"):
         sample(pipe, callback_on_step_end=note, callback_on_step_end_tensor_inputs=["noise"])
     with pytest.raises(InputError, match="callback_on_step_end is a int"):
         sample(pipe, callback_on_step_end=3)

@@ -70,7 +70,7 @@ def test_equal_pairs_are_encoded_once(pipe: BlipDiffusionPipeline, generate: Gen
         ({"subject_embeds": torch.zeros(1, 4, 99)}, r"tokens are \(1, 4, 99\)"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
         ({"output_type": "gif"}, "no output_type 'gif': use pil, np, pt or latent"),
-        ({"resize_mode": "stretch"}, "use crop, squash or pad"),
+        ({"resize_mode": "stretch"}, "use crop, squash, pad or subject"),
         ({"generator": seeded(1, 2)}, "2 generators for 1 images"),
         ({"latents": torch.zeros(1, 4, 8, 8)}, r"latents are \(1, 4, 8, 8\): these images need \(1, 4, 4, 4\)"),
         ({"prompt": ["a", "b"], "latents": torch.zeros(1, 4, 4, 4)}, r"need \(2, 4, 4, 4\)"),
