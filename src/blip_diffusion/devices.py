@@ -1,6 +1,7 @@
 """Devices and their fastest data types, for generation, training and evaluation."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
@@ -9,14 +10,19 @@ from blip_diffusion.errors import InputError
 
 def device_of(name: str) -> torch.device:
     """Return the device of a flag: `auto` is a GPU if there is one. Raises `InputError` if there is no such device."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else present_device(name)
+
+
+def present_device(given: Any) -> torch.device:
+    """Return a device by its name, its index among GPUs, or itself. Raises `InputError` if there is none here."""
+    if not isinstance(given, str | int | torch.device) or isinstance(given, bool):
+        raise InputError(f"The device is a {type(given).__name__}: use a name such as cpu or cuda:0.")
     try:
-        if torch.empty(0, device=name).is_meta:
+        if torch.empty(0, device=given).is_meta:
             raise RuntimeError("it holds no numbers")
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"There is no device {name} here: use --device cpu.") from error
+        return torch.device(given)
+    except (RuntimeError, AssertionError, ImportError, ValueError) as error:
+        raise InputError(f"There is no device {str(given)[:100] or 'without a name'} here: use cpu.") from error
 
 
 def fastest_dtype(device: torch.device) -> torch.dtype:

@@ -122,3 +122,16 @@ def test_the_callback_of_other_arguments_is_refused(pipe: BlipDiffusionPipeline,
 def test_quotations_are_short_lines() -> None:
     assert quoted(torch.zeros(2, 1)) == "tensor([[0.], [0.]])"
     assert len(quoted("a" * 1000)) == 100
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "meta", "nonsense", "", 99, 2.5, ["cpu"], torch.device("meta")])
+def test_absent_devices_are_refused(tiny_folder: Path, pipe: BlipDiffusionPipeline, device: Any) -> None:
+    for move in (
+        lambda: pipe.to(device),
+        lambda: pipe.to(device, torch.float16),
+        lambda: pipe.to(device=device),
+        lambda: BlipDiffusionPipeline.from_pretrained(tiny_folder, device_map=device),
+    ):
+        with pytest.raises(InputError, match=r"There is no device|The device is a"):
+            move()
+    assert pipe.device == torch.device("cpu") and pipe.dtype == torch.float32

@@ -11,6 +11,7 @@ from torch import Tensor
 from blip_diffusion import images as pixels_of
 from blip_diffusion.blip2 import Blip2
 from blip_diffusion.checkpoint.blip2 import load_blip2
+from blip_diffusion.devices import present_device
 from blip_diffusion.errors import InputError
 
 
@@ -54,8 +55,8 @@ class Blip2Pipeline:
         return cls(load_blip2(name_or_path, base=base, dtype=torch_dtype, **hub))
 
     def to(self, device: torch.device | str) -> Self:
-        """Move the model to a device, and return the pipeline."""
-        self.model.to(device)
+        """Move the model to a device, and return the pipeline. Raises `InputError` if there is no such device."""
+        self.model.to(present_device(device))
         return self
 
     def _squares(self, images: Sequence[Image.Image]) -> list[Image.Image]:

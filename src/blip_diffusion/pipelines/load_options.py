@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 
+from blip_diffusion.devices import present_device
 from blip_diffusion.errors import InputError, reason
+from blip_diffusion.pipelines.checks import quoted
 
 NO_EFFECT: Mapping[str, tuple[Any, ...]] = {
     "safety_checker": (None,),
@@ -56,14 +58,14 @@ def placement(device_map: Any) -> torch.device | None:
     """Return the device of a `device_map`; `None` leaves the pipeline on the CPU.
 
     Raises:
-        InputError: If it is not a single device: this pipeline's parts are not spread over several.
+        InputError: If it is not a single device that is here: this pipeline's parts are not spread over several.
     """
     if device_map is None:
         return None
     try:
-        return torch.device(device_map)
-    except (RuntimeError, TypeError) as error:
+        return present_device(device_map)
+    except InputError as error:
         raise InputError(
-            f"device_map is {device_map!r}: use one device, for example cuda, or enable_model_cpu_offload "
+            f"device_map is {quoted(device_map)}: use one device, for example cuda, or enable_model_cpu_offload "
             f"to save GPU memory ({reason(error)})."
         ) from error

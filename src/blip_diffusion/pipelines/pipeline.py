@@ -1,7 +1,7 @@
 """Zero-shot subject-driven generation (Li et al. 2023, section 3.3) as a diffusers pipeline."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
@@ -9,6 +9,7 @@ from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from PIL import Image
 from torch import Tensor
 
+from blip_diffusion.devices import present_device
 from blip_diffusion.images import ResizeMode
 from blip_diffusion.model import ReferenceConfig, SubjectEncoder
 from blip_diffusion.nn_utils import iter_modules
@@ -237,6 +238,21 @@ class BlipDiffusionPipeline(
         inputs = prepare_inputs(self, given)
         self._guidance_scale, self._interrupt = inputs.guidance_scale, False
         return inputs
+
+    def to(self, *args: Any, **options: Any) -> Self:
+        """Move all parts to a device or convert them to a data type, as diffusers does, and return the pipeline.
+
+        Raises:
+            InputError: If there is no such device here; nothing is moved then.
+
+        Example:
+            >>> pipe = pipe.to("cuda", torch.float16)
+        """
+        for given in (*args, options.get("device")):
+            if given is not None and not isinstance(given, torch.dtype):
+                present_device(given)
+        moved: Self = super().to(*args, **options)
+        return moved
 
     @property
     def _execution_device(self) -> torch.device:
