@@ -48,6 +48,33 @@ def test_torch_runs_without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
         assert openvino(network, name="network") is network
 
 
+USE = """
+import sys
+def hook(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "subprocess.Popen"):
+        print("EVENT", event, arguments)
+sys.addaudithook(hook)
+import torch
+from blip_diffusion.openvino_backend import openvino
+network = torch.nn.Linear(4, 4)
+print(openvino(network, name="network", quiet=True)(torch.ones(1, 4)).shape)
+print(sorted(name for name, module in sys.modules.items() if name.startswith("openvino_telemetry") and module))
+"""
+
+
+def test_telemetry_is_off(tmp_path: Path) -> None:
+    """Neither importing OpenVINO nor a conversion connects to anything, or writes to the home folder."""
+    pytest.importorskip("openvino")
+    home = tmp_path / "home"
+    home.mkdir()
+    kept = {name: value for name, value in os.environ.items() if name not in ("CI", "TF_BUILD", "JENKINS_URL")}
+    environment = {**kept, "HOME": str(home), "USERPROFILE": str(home), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    words = [sys.executable, "-W", "ignore", "-c", USE]
+    ended = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300, check=True)
+    assert ended.stdout.splitlines() == ["torch.Size([1, 4])", "[]"], ended.stdout
+    assert not list(home.iterdir())
+
+
 @falling_back
 def test_network_is_converted_once() -> None:
     pytest.importorskip("openvino")

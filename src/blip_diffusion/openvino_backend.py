@@ -7,6 +7,7 @@ network's weights and settings.
 import copy
 import hashlib
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -27,6 +28,7 @@ Run = Callable[..., Any]
 
 def openvino(network: nn.Module, *, name: str, quiet: bool = False) -> Run:
     """Return the network on OpenVINO; the network itself, with a warning, if OpenVINO is not installed."""
+    _disable_telemetry()
     try:
         import openvino as ov
     except ImportError:
@@ -35,6 +37,12 @@ def openvino(network: nn.Module, *, name: str, quiet: bool = False) -> Run:
         )
         return network
     return OpenVino(ov, network, name=name, quiet=quiet)
+
+
+def _disable_telemetry() -> None:
+    """Hide the package of OpenVINO's telemetry, of which an import writes files to the home folder and reports it."""
+    if "openvino" not in sys.modules:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # an import of it raises ImportError
 
 
 class OpenVino:
