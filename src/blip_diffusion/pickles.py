@@ -76,6 +76,7 @@ def check_dense(name: str, tensor: Tensor, path: Path) -> None:
     A pickle may hold one number with the shape of a layer; a fused optimizer would write beyond its memory.
     """
     plain = type(tensor) in (Tensor, nn.Parameter)
+    plain = plain and not (tensor.is_conj() or tensor.is_neg())  # whose numbers are changed when they are read
     if not plain or tensor.is_meta or tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided:
         raise CheckpointError(
             f"{path} holds {name[:200]} without all its numbers (meta, sparse, nested or quantized): save a dense "

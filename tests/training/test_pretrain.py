@@ -287,6 +287,7 @@ def test_every_stage_has_a_configuration(folder: str, more: list[str]) -> None:
         ("data.batch_size=0", ConfigError, "batch_size is 0: use 1 or more"),
         ("data.synthetic.size=100", ConfigError, "synthetic.size is 100: use a multiple of 16"),
         ("data.synthetic.object_crop_size=30", ConfigError, "object_crop_size is 30: use a multiple of 4"),
+        ("data.synthetic.object_crop_size=1000000000", ConfigError, "use a multiple of 4, at most 2048"),
         ("model.queries=0", ConfigError, "use 1 to 4"),
         ("representation.multimodal_every=0", ConfigError, "every is 0: use 1 or more"),
         ("representation.multimodal_every=2", ConfigError, "every is 2, and without reconstruction_weight the"),

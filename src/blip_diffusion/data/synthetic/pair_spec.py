@@ -6,6 +6,9 @@ from blip_diffusion.data.synthetic.backgrounds import Background
 from blip_diffusion.data.synthetic.prompt_templates import PromptSpec
 from blip_diffusion.errors import ConfigError
 
+MAX_SIDE = 2048
+"""Largest side of a composed image in pixels."""
+
 
 @dataclass(frozen=True)
 class SyntheticConfig:
@@ -38,8 +41,8 @@ class SyntheticConfig:
 
     def __post_init__(self) -> None:
         for name, step in (("size", 16), ("object_crop_size", 4)):
-            if (value := getattr(self, name)) < step or value % step:
-                raise ConfigError(f"data.synthetic.{name} is {value}: use a multiple of {step}.")
+            if not step <= (value := getattr(self, name)) <= MAX_SIDE or value % step:
+                raise ConfigError(f"data.synthetic.{name} is {value}: use a multiple of {step}, at most {MAX_SIDE}.")
         if not 0 <= self.layout <= 1:
             raise ConfigError(f"data.synthetic.layout is {self.layout}: use 0 to 1.")
         if not 0 <= self.warp <= 0.25:
