@@ -101,12 +101,42 @@ def header(**more: object) -> str:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"name": "rex"}', header(alpha="x"), header(details=5), header(name="../rex"),
+    ["", "[]", "{}", '{"name": "rex"}', header(alpha=float("nan")), header(alpha=1e300), header(alpha=-1),
+     header(alpha=True), header(alpha="1"), header(details=[["a", 1]]), header(name=5), header(category=["dog"]),
+     header(base=None), header(version={}), header().replace('"alpha": 0', '"alpha": 1e999'),
+     header(details={"a": float("inf")}), header().replace("{}", '{"a": ' * 200 + "1" + "}" * 200),
+     header(alpha="x"), header(details=5), header(name="../rex"),
      header().replace("{", '{"alpha": 1, ', 1), header(category="a very big brown dog")],
 )  # fmt: skip
 def test_damaged_headers_are_refused(tmp_path: Path, text: str) -> None:
     save_file({"subject_embedding.lora": torch.ones(1, 2, 3)}, tmp_path / "x.safetensors", metadata={TABLE: text})
     with pytest.raises(CheckpointError, match="is not a subject file, or it is damaged"):
+        read_subject(tmp_path / "x.safetensors")
+
+
+LORA_LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "sentence"),
+    [
+        ("other", torch.ones(2), "is no part of a subject"),
+        ("text_encoder.layer.lora_A.weight", torch.ones(2, 2), "is no part of a subject"),
+        (f"{LORA_LAYER}.lora_magnitude_vector", torch.ones(2), "is no part of a subject"),
+        ("a\x1b[2J\n", torch.ones(2), r"a\\x1b\[2J\\n"),
+        (f"{LORA_LAYER}.lora_A.weight", torch.full((2, 32), float("inf")), "no finite floats"),
+        ("weights.conv_in.bias", torch.full((32,), float("nan")), "no finite floats"),
+        ("weights.conv_in.bias", torch.ones(32, dtype=torch.int32), "no finite floats"),
+        ("weights.conv_in.bias", torch.ones(32, dtype=torch.bool), "no finite floats"),
+        ("weights.conv_in.bias", torch.ones(32, dtype=torch.complex64), "no finite floats"),
+    ],
+)
+def test_tensors_are_finite_floats_of_known_names(
+    tmp_path: Path, name: str, tensor: torch.Tensor, sentence: str
+) -> None:
+    state = {"subject_embedding.lora": torch.ones(1, 2, 3), name: tensor}
+    save_file(state, tmp_path / "x.safetensors", metadata={TABLE: header()})
+    with pytest.raises(CheckpointError, match=sentence):
         read_subject(tmp_path / "x.safetensors")
 
 

@@ -64,6 +64,19 @@ def test_generate_reads_configurations(attempt: Attempt, file: str, make: Callab
     assert attempt(*GENERATE, "--reference", "dog.png") in (0, 2)
 
 
+@pytest.mark.parametrize("part", ["tokenizer", "qformer_tokenizer"])
+@pytest.mark.parametrize("length", [{}, [[1]], "x", None, True, 0, -1, [None]])
+def test_a_tokenizer_has_a_longest_text(tmp_path: Path, part: str, length: object) -> None:
+    file = Path(tmp_path, "model", part, "tokenizer_config.json")
+    table = json.loads(file.read_text())
+    file.unlink()  # it is a hard link
+    file.write_text(json.dumps({**table, "model_max_length": length}))
+    if length is None or (part == "qformer_tokenizer" and (file.parent / "vocab.txt").exists()):
+        return  # the length of the class, or another file is read
+    with pytest.raises(CheckpointError, match=r"model_max_length|can't be loaded|no WordPiece vocabulary"):
+        BlipDiffusionPipeline.from_pretrained(tmp_path / "model")
+
+
 def twice(text: str) -> str:
     """Return a JSON object whose first key is there twice."""
     key = next(iter(json.loads(text)))

@@ -320,6 +320,8 @@ def _std(values: Any) -> tuple[float, float, float]:
     return std
 
 
+SHORTEST = 8
+"""Fewest tokens of a prompt."""
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"
 )  # fmt: skip
@@ -330,6 +332,16 @@ def check_tokenizer_files(folder: Path) -> None:
     for name in TOKENIZER_FILES:
         if path_exists(folder / name):
             read_json(folder / name)
+
+
+def check_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a tokenizer that reads a prompt. Raises `ValueError`, or whatever else it raises, for one that doesn't."""
+    longest = getattr(tokenizer, "model_max_length", None)
+    if isinstance(longest, bool) or not isinstance(longest, int | float) or not longest >= SHORTEST:
+        raise ValueError(f"model_max_length is {str(longest)[:60]!r}, use a whole number from {SHORTEST}")
+    for padding in (True, "max_length"):
+        tokenizer(["a dog", ""], padding=padding, truncation=True, max_length=SHORTEST, return_tensors="pt")
+    return tokenizer
 
 
 def bert_tokenizer(path: str | Path | None = None) -> Tokenizer:
@@ -348,7 +360,7 @@ def bert_tokenizer(path: str | Path | None = None) -> Tokenizer:
         if in_vocabulary:
             tokenizer = BertTokenizer(vocab=str(vocabulary), do_lower_case=True)
         else:
-            tokenizer = BertTokenizer.from_pretrained(path)
+            tokenizer = check_tokenizer(BertTokenizer.from_pretrained(path))
     except Exception as error:  # tokenizers raises plain exceptions
         raise CheckpointError(f"There is no WordPiece vocabulary at {path} ({reason(error)}).") from error
     if tokenizer.bos_token != "[DEC]":

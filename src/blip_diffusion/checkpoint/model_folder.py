@@ -12,6 +12,7 @@ from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 
 from blip_diffusion.checkpoint.components import (
     bert_tokenizer,
+    check_tokenizer,
     check_tokenizer_files,
     load_diffusers,
     load_reference,
@@ -169,7 +170,7 @@ def _load_tokenizer(folder: Path) -> Tokenizer:
 
     check_tokenizer_files(folder / "tokenizer")
     try:
-        return CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        return check_tokenizer(CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True))
     except Exception as error:  # tokenizers raises plain exceptions
         raise CheckpointError(f"The tokenizer in {folder} can't be loaded: {reason(error)}.") from error
 

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from blip_diffusion import __version__
-from blip_diffusion.checkpoint.lora import adapter_header
+from blip_diffusion.checkpoint.lora import DOWN, UP, adapter_header
 from blip_diffusion.checkpoint.subject_header import (
     DATA_URI,
     EMBEDDING,
@@ -37,12 +37,13 @@ from blip_diffusion.checkpoint.weights import State, check_materialized, save_st
 from blip_diffusion.control_characters import check_text
 from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.fileio import path_exists
-from blip_diffusion.nn_utils import base_parameters
+from blip_diffusion.nn_utils import base_parameters, is_finite
 from blip_diffusion.strict_json import parse_json
 
 Kind = TypeVar("Kind", bound=Tensor)
 
 THUMBNAIL_SIDE = 128
+MAX_ALPHA = 1e6
 MOST_WORDS, MOST_LETTERS = 4, 100
 SAMPLED = 64  # weights of every tensor, for a fingerprint
 
@@ -140,6 +141,7 @@ def read_subject(path: str | Path) -> Subject:
             if TABLE not in header:
                 raise CheckpointError(f"{path} holds weights but no subject: blip-diffusion tune makes such files.")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        _check_tensors(tensors)
         return _subject(header, tensors)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{path} is not a subject file, or it is damaged ({reason(error)}).") from error
@@ -167,17 +169,35 @@ def _header(subject: Subject) -> dict[str, str]:
 
 
 def _subject(header: Mapping[str, str], tensors: State) -> Subject:
-    table = parse_json(header[TABLE])
-    known = {key: str(table[key]) for key in ("name", "category", "base", "version")}
+    table = parse_json(header[TABLE], finite=True)
+    known = {key: table[key] for key in ("name", "category", "base", "version")}
+    for key, value in known.items():
+        if not isinstance(value, str):
+            raise ValueError(f"its {key} is no text")
+    alpha, details = table["alpha"], table["details"]
+    if type(alpha) not in (int, float) or not 0 <= alpha <= MAX_ALPHA:
+        raise ValueError(f"its alpha is {str(alpha)[:60]!r}")
+    if not isinstance(details, dict):
+        raise ValueError("its details are no table")
     return Subject(
         **known,
         embedding=tensors[EMBEDDING].float(),
         lora={name.removeprefix(LORA): tensor for name, tensor in tensors.items() if name.startswith(LORA)},
-        alpha=float(table["alpha"]),
+        alpha=float(alpha),
         weights={name.removeprefix(WEIGHTS): tensor for name, tensor in tensors.items() if name.startswith(WEIGHTS)},
         thumbnail=decode_thumbnail(header),
-        metadata=dict(table["details"]),
+        metadata=details,
     )
+
+
+def _check_tensors(tensors: State) -> None:
+    """Raise `ValueError` for tensors of other names, and for numbers that are not finite floats."""
+    for name, tensor in tensors.items():
+        known = name == EMBEDDING or (name.startswith(LORA) and name.endswith((DOWN, UP))) or name.startswith(WEIGHTS)
+        if not known:
+            raise ValueError(f"it holds the tensor {name[:100]!r}, which is no part of a subject")
+        if not tensor.is_floating_point() or not is_finite(tensor):
+            raise ValueError(f"its tensor {name[:100]!r} has numbers that are no finite floats")
 
 
 def thumbnail(image: Image.Image) -> bytes:

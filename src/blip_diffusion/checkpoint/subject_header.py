@@ -49,8 +49,10 @@ def read_subject_header(path: Path) -> SubjectHeader:
         with safe_open(path, "np") as file:
             header = file.metadata() or {}
             shape = file.get_slice(EMBEDDING).get_shape() if EMBEDDING in file.keys() else []  # noqa: SIM118
-        table = parse_json(header[TABLE])
-        name, category, base = (str(table[key]) for key in ("name", "category", "base"))
+        table = parse_json(header[TABLE], finite=True)
+        name, category, base = (table[key] for key in ("name", "category", "base"))
+        if not all(isinstance(value, str) for value in (name, category, base)):
+            raise ValueError("its name, category and base are no text")
         thumbnail = decode_thumbnail(header)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"This is not a subject file, or it is damaged ({reason(error)}).") from error
