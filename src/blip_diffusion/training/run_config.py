@@ -58,6 +58,8 @@ class RunConfig:
         pairs = self.data.batch_size * self.train.gradient_accumulation_steps * int(os.environ.get("WORLD_SIZE", "1"))
         if self.objective == "representation" and pairs < 2 and any(weights):
             raise ConfigError("data.batch_size is 1: contrast and matching need negatives, use 2 or more.")
+        if self.data.pool and self.objective not in ("language", "representation"):
+            raise ConfigError("data.pool is for the objectives language and representation: set it to 0.")
         if self.objective == "representation" and self.data.pool and self.representation.reconstruction_weight:
             raise ConfigError("data.pool keeps features and captions, and no subjects to reconstruct: set it to 0, or "
                               "representation.reconstruction_weight.")  # fmt: skip

@@ -23,6 +23,8 @@ from blip_diffusion.training.sample_callback import SampleCallback
 CALLBACK_BATCH, PROBES, CALLBACK_SEED = 8, 8, 99
 WITH_SUBJECT = ("subject", "consistency", "control", "inpaint", "prior", "upscale")
 """Objectives whose pairs are of a subject and its category; the others take images and captions as they are."""
+MOST = {"batch_size": 2**16, "pool_batch_size": 2**16, "pool": 2**24, "workers": 2**10}
+"""Largest numbers of a configuration."""
 MAX_CORPUS = 200_000
 """Captions that new tokenizers are trained on."""
 
@@ -47,6 +49,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ConfigError(f"data.batch_size is {self.batch_size}: use 1 or more.")
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise ConfigError(f"data.{name} is {getattr(self, name)}: use at most {most}.")
         if self.pool < 0:
             raise ConfigError(f"data.pool is {self.pool}: use 0 for new images in each step, or a number of batches.")
         if self.pool_batch_size < 0 or self.pool_every < 1:

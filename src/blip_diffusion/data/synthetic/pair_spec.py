@@ -47,6 +47,8 @@ class SyntheticConfig:
             raise ConfigError(f"data.synthetic.layout is {self.layout}: use 0 to 1.")
         if not 0 <= self.warp <= 0.25:
             raise ConfigError(f"data.synthetic.warp is {self.warp}: use 0 to 0.25.")
+        if not 0 <= self.kind_temperature <= 10:
+            raise ConfigError(f"data.synthetic.kind_temperature is {self.kind_temperature}: use 0 to 10.")
         if not self.azimuth > 0:
             raise ConfigError(f"data.synthetic.azimuth is {self.azimuth}: use some degrees, 45 is usual.")
 
