@@ -18,9 +18,11 @@ def present_device(given: Any) -> torch.device:
     if not isinstance(given, str | int | torch.device) or isinstance(given, bool):
         raise InputError(f"The device is a {type(given).__name__}: use a name such as cpu or cuda:0.")
     try:
-        if torch.empty(0, device=given).is_meta:
+        device = torch.device(given)
+        known = device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()  # a tensor would take memory
+        if not known and torch.empty(0, device=device).is_meta:
             raise RuntimeError("it holds no numbers")
-        return torch.device(given)
+        return device
     except (RuntimeError, AssertionError, ImportError, ValueError) as error:
         raise InputError(f"There is no device {str(given)[:100] or 'without a name'} here: use cpu.") from error
 

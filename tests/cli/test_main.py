@@ -200,6 +200,14 @@ def test_a_server_screens_or_names_the_missing_package(
     assert not output_files()
 
 
+@pytest.mark.parametrize("device", ["cuda:99", "nonsense", "meta"])
+def test_a_server_refuses_a_device_that_is_absent(device: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("fastapi")
+    pytest.importorskip("dbos")
+    assert main(["serve", "--device", "auto", "--device", device]) == 2
+    assert f"There is no device {device} here" in capsys.readouterr().err and not output_files()
+
+
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300, env=environment)

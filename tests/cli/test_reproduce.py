@@ -1,5 +1,7 @@
 """`generate --reproduce`: the settings in a PNG give the same image."""
 
+import base64
+import io
 import json
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -104,6 +106,27 @@ def test_reproduce_refuses_settings_that_are_given_twice(generate: Run, capsys: 
         image.save("twice.png", pnginfo=metadata)
     assert main(["generate", "--reproduce", "twice.png"]) == 2
     assert "they are not valid JSON: the key 'seed' is given twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("empty", [None, [], {}, 0, False, ["a"]])
+@pytest.mark.parametrize("name", ["reference", "region_mask"])
+def test_reproduce_refuses_what_is_no_image(
+    generate: Run, capsys: pytest.CaptureFixture[str], name: str, empty: object
+) -> None:
+    generate()
+    assert main(["generate", "--reproduce", with_metadata(output_files()[0], **{name: empty}), "--out", "again"]) == 2
+    assert f"{name} must be an image as text, not {empty!r}" in capsys.readouterr().err and not Path("again").exists()
+
+
+def test_reproduce_refuses_another_reference(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    generate()
+    stream = io.BytesIO()
+    Image.effect_noise((32, 32), 80).save(stream, "png")
+    for other in (base64.b64encode(stream.getvalue()).decode(), ""):
+        changed = with_metadata(output_files()[0], reference=other)
+        assert main(["generate", "--reproduce", changed, "--out", "again"]) == 2
+        assert "the reference is not the one that the image was made from" in capsys.readouterr().err
+    assert not Path("again").exists()
 
 
 def test_reproduce_refuses_impossible_paths(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:

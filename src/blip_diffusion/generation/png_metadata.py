@@ -134,13 +134,14 @@ def _fields(table: dict[str, Any]) -> dict[str, Any]:
     table = _renamed(table, OLD_NAMES)
     names = {field.name for field in dataclasses.fields(GenerationRequest)}
     known = {name: value for name, value in table.items() if name in names}
-    known["reference"] = _decode_image(table["reference"]) if table["reference"] else b""
+    known["reference"] = _decode_optional_image("reference", table["reference"])
+    _check_digest(known["reference"], table)
     known["more_references"] = [_decode_image(one) for one in table.get("more_references", ())]
     if "prompt" in table:  # else it is a grid, which holds all prompts
         known |= {"prompts": [table["prompt"]], "num_images": 1}
     controls = [_renamed(one, OLD_CONTROL_NAMES) for one in table.get("controls", ())]
     known["controls"] = [{**one, "image": _decode_image(one["image"])} for one in controls]
-    known["region_mask"] = _decode_image(table["region_mask"]) if table.get("region_mask") else b""
+    known["region_mask"] = _decode_optional_image("region_mask", table.get("region_mask", ""))
     known["more_subjects"] = [_decoded_subject(one) for one in table.get("more_subjects", ())]
     known["subjects"] = [{**one, "thumbnail": b""} for one in table.get("subjects", ())]
     if "size" in table:  # version 0.1
@@ -150,11 +151,24 @@ def _fields(table: dict[str, Any]) -> dict[str, Any]:
 
 def _decoded_subject(table: dict[str, Any]) -> dict[str, Any]:
     references = [_decode_image(one) for one in table["references"]]
-    return {**table, "references": references, "mask": _decode_image(table["mask"]) if table["mask"] else b""}
+    return {**table, "references": references, "mask": _decode_optional_image("mask", table["mask"])}
 
 
 def _renamed(table: dict[str, Any], old_names: dict[str, str]) -> dict[str, Any]:
     return {old_names.get(name, name): value for name, value in table.items()}
+
+
+def _check_digest(reference: bytes, table: Mapping[str, Any]) -> None:
+    """Raise `InputError` for a reference other than the one that was written."""
+    if table.get("reference_sha256", digest := sha256_of(reference)) != digest:
+        raise InputError("the reference is not the one that the image was made from: its digest differs.")
+
+
+def _decode_optional_image(name: str, text: Any) -> bytes:
+    """Decode an embedded PNG; an empty text stands for none, and nothing else does."""
+    if not isinstance(text, str):
+        raise InputError(f"{name} must be an image as text, not {repr(text)[:50]}.")
+    return _decode_image(text) if text else b""
 
 
 def _decode_image(text: str) -> bytes:

@@ -77,6 +77,7 @@ def service_settings(arguments: argparse.Namespace) -> ServiceSettings:
     from blip_diffusion.serving.settings import ServiceSettings
 
     check_screening(arguments)
+    _check_devices(arguments.device)
     check_writable(arguments.out)
     return ServiceSettings(
         folder=arguments.out,
@@ -86,6 +87,16 @@ def service_settings(arguments: argparse.Namespace) -> ServiceSettings:
         safety_checker=arguments.safety_checker,
         watermark=arguments.watermark,
     )
+
+
+def _check_devices(names: list[str]) -> None:
+    """Raise `InputError` for a device that isn't here, of which a worker would fail again and again."""
+    others = [name for name in names if name not in ("auto", "cpu")]
+    if others:
+        from blip_diffusion.devices import device_of
+
+        for name in others:
+            device_of(name)
 
 
 def _models(texts: list[str]) -> dict[str, str]:
