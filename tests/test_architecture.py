@@ -81,7 +81,7 @@ MAY_IMPORT = {
     "pipelines": MODEL | {"openvino_backend", "optional_packages", "references", "sampling"},
     "training": MODEL | {"data", "ray_pool", "references", "sampling"},
     "evaluation": MODEL | {"data", "pipelines", "ray_pool", "references", "sampling", "training"},
-    "generation": MODEL | {"annotators", "pipelines", "ray_pool", "sampling"},
+    "generation": MODEL | {"annotators", "pipelines", "ray_pool", "references", "sampling"},
     "comfy": MODEL | {"annotators", "generation", "pipelines"},
     "serving": MODEL | {"generation", "pipelines", "references"},
     "cli": MODEL

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from blip_diffusion.errors import InputError
 from blip_diffusion.generation.edit_request import EditInput, ImageRef
-from blip_diffusion.generation.request import GenerationRequest, read_control
+from blip_diffusion.generation.request import GenerationRequest, control_map, read_control
 from blip_diffusion.generation.subject_inputs import SubjectInput
 
 
@@ -26,7 +26,7 @@ def test_a_control_map_has_the_size_of_the_generated_image(
     photo: Path, side: int | None, size: tuple[int, int]
 ) -> None:
     control = read_control("canny", photo, side=side)
-    edges = Image.open(io.BytesIO(control.image))
+    edges = control_map(control)
     assert edges.size == size
     assert 0.001 < edges.convert("L").histogram()[255] / (size[0] * size[1]) < 0.2
 

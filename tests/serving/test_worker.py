@@ -11,7 +11,7 @@ from diffusers import ControlNetModel
 from PIL import Image
 
 from blip_diffusion.generation.png_metadata import decode
-from blip_diffusion.generation.request import GenerationRequest, read_control, read_control_image
+from blip_diffusion.generation.request import GenerationRequest, read_control
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.safety import SafetyChecker
 from blip_diffusion.serving.messages import Batch, Finished, JointBatch
@@ -51,7 +51,7 @@ def test_an_image_does_not_depend_on_its_batch(
     assert shapes == [(66, 32), (32, 32)]  # each job sees its own images only
 
 
-def test_control_images_become_maps_as_on_the_command_line(
+def test_control_images_are_stored_at_the_size_of_the_images_as_on_the_command_line(
     worker: _Worker,
     fresh_pipe: BlipDiffusionPipeline,
     request_of_dog: GenerationRequest,
@@ -62,8 +62,7 @@ def test_control_images_become_maps_as_on_the_command_line(
     fresh_pipe.save_pretrained(tmp_path / "model")
     edges = read_control("canny", io.BytesIO(owl_png), 0.5, side=32)  # at the size of the images
     requests = [
-        replace(request_of_dog, controls=(one,))
-        for one in (read_control_image("canny", io.BytesIO(owl_png), 0.5), edges)
+        replace(request_of_dog, controls=(one,)) for one in (read_control("canny", io.BytesIO(owl_png), 0.5), edges)
     ]
     batches = [Batch("dog", one, str(tmp_path / "model"), (), (("on the beach", 1),)) for one in requests]
     made, ready = (worker.run(JointBatch((batch,))) for batch in batches)

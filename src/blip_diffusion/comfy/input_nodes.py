@@ -1,6 +1,5 @@
 """ComfyUI nodes that prepare a generation: model, subjects, LoRAs and control maps. Imported by ComfyUI only."""
 
-from io import BytesIO
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,6 +21,7 @@ from blip_diffusion.comfy.subjects import (
 from blip_diffusion.comfy.tensors import from_pil, reference_files
 from blip_diffusion.errors import InputError
 from blip_diffusion.fileio import sha256_of
+from blip_diffusion.generation.request import control_map
 from blip_diffusion.images import ResizeMode, read_image
 from blip_diffusion.pipelines.presets import Dtype, Engine
 
@@ -233,5 +233,5 @@ class AddControl(io.ComfyNode):
     def execute(cls, image: Any, kind: str, scale: float, controlnet: str = "", controls: Any = ()) -> Any:
         with node_rules():
             control = control_from_image(image, kind, scale, controlnet)
-            control_map = from_pil([read_image(BytesIO(control.image), lambda opened: opened.copy())])
-        return io.NodeOutput((*controls, control), control_map, ui=ui.PreviewImage(control_map, cls=cls))
+            shown = from_pil([control_map(control)])
+        return io.NodeOutput((*controls, control), shown, ui=ui.PreviewImage(shown, cls=cls))

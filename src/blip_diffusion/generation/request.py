@@ -1,5 +1,6 @@
 """Generation requests: validated, self-contained objects for all interfaces. Imports no torch."""
 
+import io
 from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Literal
@@ -37,7 +38,7 @@ class ControlInput:
         scale: Conditioning scale; 1 is usual.
         controlnet: A folder, a file, or a hub id. Empty: the model's ControlNet for edges and ready-made maps, else the
             one in `CONTROLNETS`.
-        is_map: Whether `image` is the map. `False`: it is made before the first batch, at the size of the images.
+        is_map: Whether `image` is the map. `False`: `control_map` computes it, at the size of the generated images.
 
     Raises:
         InputError: If `scale` is not finite.
@@ -223,7 +224,9 @@ def read_region_mask(source: images.Source) -> bytes:
 def read_control(
     kind: str, source: images.Source, scale: float = 1.0, controlnet: str = "", *, side: int | None = None
 ) -> ControlInput:
-    """Read an image file and compute its control map.
+    """Read an image file and compute its control map; for edges, keep the image, whose map `control_map` computes.
+
+    Edges are computed by a process that has torch, and the image also shows the position of its subject.
 
     Args:
         kind: One of `annotators.KINDS`.
@@ -236,23 +239,30 @@ def read_control(
     Raises:
         InputError: If the kind is unknown, its extra is not installed, or the file is not an image.
     """
-    side = min(side or CONTROL_SIDE, CONTROL_SIDE)
+    side, is_map = min(side or CONTROL_SIDE, CONTROL_SIDE), kind != "canny"
     if kind == "mask":  # read first, since transparency is not kept
         made = _at_most(images.read_image(source, subject_mask), side)
     else:
-        made = annotate(_at_most(images.open_image(source), side), kind)
-    return ControlInput(kind, images.png_bytes(made), scale, controlnet)
+        made = _at_most(images.open_image(source), side)
+        made = annotate(made, kind) if is_map else made
+    return ControlInput(kind, images.png_bytes(made), scale, controlnet, is_map)
 
 
-def read_control_image(kind: str, source: images.Source, scale: float = 1.0) -> ControlInput:
-    """Read an image whose control map is made later, by a process that has torch. A mask is checked at once.
+def control_map(control: ControlInput) -> Image.Image:
+    """Return the control map of a control, an RGB image."""
+    image = images.open_image(io.BytesIO(control.image))
+    return image if control.is_map else annotate(image, control.kind)
 
-    Raises:
-        InputError: If the file is not an image, or is no mask where one is needed.
-    """
-    if kind == "mask":
-        return read_control(kind, source, scale)
-    return ControlInput(kind, images.png_bytes(_at_most(images.open_image(source), CONTROL_SIDE)), scale, is_map=False)
+
+def with_small_controls(request: GenerationRequest, side: int) -> GenerationRequest:
+    """Return a request whose control images that are no maps yet have a short side of at most `side` pixels."""
+    controls = tuple(one if one.is_map else _small(one, side) for one in request.controls)
+    return replace(request, controls=controls) if controls != request.controls else request
+
+
+def _small(control: ControlInput, side: int) -> ControlInput:
+    image = images.open_image(io.BytesIO(control.image))
+    return control if min(image.size) <= side else replace(control, image=images.png_bytes(_at_most(image, side)))
 
 
 def _at_most(image: Image.Image, side: int) -> Image.Image:

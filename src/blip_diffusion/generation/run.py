@@ -22,7 +22,13 @@ from blip_diffusion.framing import Box, box_of_mask
 from blip_diffusion.generation.edit import Editor
 from blip_diffusion.generation.jobs import BATCH_SIZE, Job, jobs_of
 from blip_diffusion.generation.output import check_grid_path, existing_images, png_files, save_grid, save_images
-from blip_diffusion.generation.request import CONTROLNETS, ControlInput, GenerationRequest, read_control
+from blip_diffusion.generation.request import (
+    CONTROLNETS,
+    ControlInput,
+    GenerationRequest,
+    control_map,
+    with_small_controls,
+)
 from blip_diffusion.generation.subject_inputs import opened, subject_arguments
 from blip_diffusion.generation.subject_refs import load_subjects
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
@@ -31,6 +37,7 @@ from blip_diffusion.pipelines.safety import SafetyChecker, Watermark
 from blip_diffusion.pipelines.step_callback import StepCallback
 from blip_diffusion.pipelines.subject_scale import PARTS
 from blip_diffusion.ray_pool import Backend, Map, actor_pool
+from blip_diffusion.references import find_subject
 
 OnSaved = Callable[[Path, str | None, int | None], None]
 """Called with a file's path, and the prompt and seed of its image, which are `None` for the grid."""
@@ -234,19 +241,6 @@ class PreparedRequest:
         }
 
 
-def with_control_maps(request: GenerationRequest, pipe: BlipDiffusionPipeline) -> GenerationRequest:
-    """Return a request whose controls are all maps. Raises `InputError` if one can't be made."""
-    if all(control.is_map for control in request.controls):
-        return request
-    default = int(pipe.unet.config.sample_size) * pipe.model.latents.factor
-    side = min(request.width or default, request.height or default)
-    maps = [
-        one if one.is_map else read_control(one.kind, io.BytesIO(one.image), one.scale, one.controlnet, side=side)
-        for one in request.controls
-    ]
-    return replace(request, controls=tuple(maps))
-
-
 @contextmanager
 def prepared(pipe: BlipDiffusionPipeline, request: GenerationRequest) -> Iterator[PreparedRequest]:
     """Context manager: a pipeline has a request's preset, subject, LoRAs, words and controls; afterwards the preset.
@@ -255,14 +249,14 @@ def prepared(pipe: BlipDiffusionPipeline, request: GenerationRequest) -> Iterato
         InputError: If the request does not fit the model.
         CheckpointError: If a ControlNet, a LoRA, an embedding or a subject file is missing or damaged.
     """
-    request = with_control_maps(request, pipe)
+    request = with_small_controls(request, _short_side(pipe, request))
     editor = None if request.edit is None else Editor.read(request.edit)
     pipe.set_preset(preset_on_engine(request.preset, request.engine))
     upscaler = load_pipeline(request.upscaler, request.dtype, str(pipe.device)) if request.upscaler else None
     before = set(pipe.subjects)
     with loaded_adapters(pipe, request.loras, request.embeddings), _screening(upscaler or pipe, request):
         try:
-            control = _control_arguments(request.controls, pipe)
+            control = _control_arguments(request, pipe)
             subject = {} if request.blend_row else _subject_arguments(pipe, request)
             yield PreparedRequest(pipe, request, {**subject, **control}, editor, upscaler)
         finally:
@@ -315,7 +309,7 @@ def _subject_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:
     """Return the arguments of a call for the subject and its position: tuned subjects, else references."""
     if request.more_subjects:
         return subject_arguments(pipe, request)
-    place = {"target_subject_category": request.target_category, "box": request.box or _box_of_masks(pipe, request)}
+    place = {"target_subject_category": request.target_category, "box": request.box or _box_of_controls(pipe, request)}
     if request.subjects:
         return {"subject_embeds": load_subjects(pipe, request.subjects), **place}
     if not request.reference:
@@ -328,31 +322,58 @@ def _subject_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:
     }
 
 
-def _box_of_masks(pipe: Any, request: GenerationRequest) -> Box | None:
-    """Return the box of the first control image of kind "mask", for a model whose subject tokens have positions."""
-    masks = [control.image for control in request.controls if control.kind == "mask"]
-    if not masks or not pipe.model.place_width:
+def _short_side(pipe: Any, request: GenerationRequest) -> int:
+    default = int(pipe.unet.config.sample_size) * pipe.model.latents.factor
+    return min(request.width or default, request.height or default)
+
+
+def _box_of_controls(pipe: Any, request: GenerationRequest) -> Box | None:
+    """Return the subject's box in the first control image that shows it: a mask, or a photo whose edges are used.
+
+    `None` without such an image, or for a model whose subject tokens have no positions. Edits use the box in the
+    edited photo.
+    """
+    if not pipe.model.place_width:
         return None
-    mask = images.as_rgb(images.open_image(io.BytesIO(masks[0])))
+    photos = request.edit is None
+    shown = [one for one in request.controls if one.kind == "mask" or (photos and not one.is_map)]
+    return next((box for one in shown if (box := _box_of_control(pipe, one)) is not None), None)
+
+
+def _box_of_control(pipe: Any, control: ControlInput) -> Box | None:
+    if not control.is_map:
+        return images.read_image(io.BytesIO(control.image), partial(find_subject, pipe.model))
+    mask = images.as_rgb(images.open_image(io.BytesIO(control.image)))
     return box_of_mask(images.to_tensor([mask])[0].mean(dim=0))
 
 
-def _control_arguments(controls: Sequence[ControlInput], pipe: Any) -> dict[str, Any]:
-    controls = [control for control in controls if not _gives_only_the_box(control, pipe)]
+def _control_arguments(request: GenerationRequest, pipe: Any) -> dict[str, Any]:
+    """Return the arguments of a call for its controls.
+
+    The model's own adapters act on the conditional prediction only, where `guess_mode` is available: guidance then
+    strengthens the control too.
+    """
+    controls = [control for control in request.controls if not _gives_only_the_box(control, pipe)]
     if not controls:
         return {}
     nets = [_load_controlnet(control, pipe) for control in controls]
-    maps = [images.open_image(io.BytesIO(control.image)) for control in controls]
+    maps = [control_map(control) for control in controls]
     single = len(controls) == 1
     return {
         "image": maps[0] if single else maps,
         "controlnet": nets[0] if single else nets,
         "controlnet_conditioning_scale": [control.scale for control in controls],
+        "guess_mode": _allows_guess_mode(request) and all(net in pipe.t2i_adapters.values() for net in nets),
     }
 
 
+def _allows_guess_mode(request: GenerationRequest) -> bool:
+    attention = request.edit is not None and bool(request.edit.keep_attention)
+    return not attention and request.region_mode == "attention"
+
+
 def _gives_only_the_box(control: ControlInput, pipe: Any) -> bool:
-    """Return whether a mask has no network of its own: it then acts by `_box_of_masks` alone."""
+    """Return whether a mask has no network of its own: it then acts by `_box_of_controls` alone."""
     no_network = not control.controlnet and "mask" not in pipe.t2i_adapters
     return control.kind == "mask" and no_network and bool(pipe.model.place_width)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from blip_diffusion.generation.edit_request import MASK_METHODS, EditInput
-from blip_diffusion.generation.request import ControlInput, GenerationRequest, read_control_image, read_reference
+from blip_diffusion.generation.request import ControlInput, GenerationRequest, read_control, read_reference
 from blip_diffusion.generation.subject_inputs import SubjectInput
 from blip_diffusion.serving.edits import edit_input
 from blip_diffusion.serving.http.problems import Problem
@@ -123,7 +123,7 @@ def _control(body: ControlBody) -> ControlInput:
     data = decode_data_url(body.image, "controls") or b""
     if not data.startswith(MAGIC):
         raise Problem(422, "invalid_input", "controls: the image is not a PNG, JPEG or WebP file.", param="controls")
-    return read_control_image(body.kind, io.BytesIO(data), body.scale)
+    return read_control(body.kind, io.BytesIO(data), body.scale)
 
 
 def build_edit(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from blip_diffusion.errors import InputError
-from blip_diffusion.generation.request import ControlInput, GenerationRequest, read_control_image, read_reference
+from blip_diffusion.generation.request import ControlInput, GenerationRequest, read_control, read_reference
 
 if TYPE_CHECKING:
     from blip_diffusion.serving.job_service import JobService
@@ -121,7 +121,7 @@ def _controls(form: Form) -> tuple[ControlInput, ...]:
         return ()
     if not form.control_image:
         raise InputError("There is no control image: upload one in More settings, or set Structure control to none.")
-    return (read_control_image(CONTROLS[form.control], Path(form.control_image), form.control_scale),)
+    return (read_control(CONTROLS[form.control], Path(form.control_image), form.control_scale),)
 
 
 def from_request(request: GenerationRequest, service: JobService) -> Form:
