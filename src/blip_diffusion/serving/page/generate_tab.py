@@ -193,8 +193,9 @@ def _form(service: JobService) -> tuple[FormFields, gr.Image]:
     prompts = gr.Textbox("", label="Prompts", placeholder="on the beach\nin the snow", lines=2, max_lines=MAX_PROMPTS,
                          info="One scene a line, without the subject.", elem_id="prompts")  # fmt: skip
     with gr.Row():
-        num_images = gr.Slider(1, MAX_IMAGES, value=2, step=1, label="Images per prompt", elem_id="num-images")
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
+        num_images = gr.Slider(1, MAX_IMAGES, value=2, step=1, label="Images per prompt", elem_id="num-images",
+                               scale=2, min_width=240)  # fmt: skip
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed", scale=1, min_width=100)
     preset = gr.Radio(PRESETS, value="exact", label="Preset", elem_id="preset",
                       info="exact: best, fast: nearly the same in less time, turbo: two steps.")  # fmt: skip
     with gr.Accordion("More settings", open=False):
@@ -235,7 +236,7 @@ def _subject_row(service: JobService, number: int) -> tuple[gr.Dropdown, gr.Slid
         label = "Tuned subject" if number == 0 else f"Mix with ({number + 1})"
         name = gr.Dropdown(widgets.subject_choices(service), value="", label=label, elem_id=f"subject-{number}")
         weight = gr.Slider(0, 1, value=1.0, step=0.05, label=f"Weight {number + 1}",
-                           info="Weights are divided by their sum.")  # fmt: skip
+                           info="Weights are divided by their sum." if number == 0 else None)  # fmt: skip
     return name, weight
 
 

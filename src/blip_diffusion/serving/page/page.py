@@ -34,9 +34,14 @@ STYLE = """
 .job-status progress::-webkit-progress-bar { background: var(--border-color-primary); border-radius: .3rem; }
 .job-status progress::-webkit-progress-value { background: var(--color-accent); border-radius: .3rem; }
 .job-status progress::-moz-progress-bar { background: var(--color-accent); border-radius: .3rem; }
-#results .grid-wrap, #edit-results .grid-wrap { height: auto; max-height: none; }
+#results .grid-wrap, #edit-results .grid-wrap, :is(#job-images, #photos) .grid-wrap { height: auto; max-height: none; }
+:is(#job-images, #photos) .grid-container { grid-template-columns: repeat(auto-fill, minmax(8rem, 14rem)) !important; }
+.block .gallery-container .grid-wrap { padding-top: 1.8rem; }
 table.settings { width: 100%; border-collapse: collapse; }
-table.settings th { text-align: left; padding: .2rem .8rem .2rem 0; white-space: nowrap; vertical-align: top; }
+.block .prose table.settings, .block .prose table.settings :is(tr, th, td) { border: 0; }
+.block .prose table.settings tr { border-bottom: 1px solid var(--border-color-primary); }
+.block .prose table.settings :is(th, td) { padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top; }
+table.settings th { white-space: nowrap; }
 table.settings td { overflow-wrap: anywhere; }
 #preview img, #crop img { image-rendering: auto; object-fit: contain; }
 """
@@ -61,8 +66,11 @@ CONTRAST = {
     "button_primary_background_fill_hover": "*primary_700",
     "checkbox_label_background_fill_selected": "*primary_600",
     "color_accent": "*primary_600",
+    "input_border_color": "*neutral_500",
+    "input_border_width": "1px",
+    "checkbox_border_color": "*neutral_500",
 }
-"""Where the theme's own colours contrast by less than 4.5 to 1 (WCAG 2, AA)."""
+"""Where the theme's own colours contrast too little: less than 4.5 to 1 in texts, 3 to 1 around fields (WCAG 2, AA)."""
 TITLE = "blip-diffusion"
 NOTICE = "Images are kept for a day, and shown to no one else."
 FONT = ["system-ui", "sans-serif"]

@@ -27,7 +27,8 @@ def build(service: JobService, tab: gr.Tab) -> gr.Timer:
     with gr.Row():
         cancel = gr.Button("Cancel this job", variant="stop", interactive=False, elem_id="cancel-job")
         again = gr.Button("Generate again", interactive=False)
-    images = gr.Gallery(label="Images of this job", columns=4, object_fit="contain", format="png", height=260)
+    images = gr.Gallery(label="Images of this job", columns=4, object_fit="contain", format="png",
+                        elem_id="job-images")  # fmt: skip
     timer = gr.Timer(REFRESH, active=False)
 
     def select(event: gr.SelectData) -> list[Any]:

@@ -24,14 +24,14 @@ def build(service: JobService, form: FormFields, tabs: gr.Tabs, tab: gr.Tab) -> 
     """Build the tab. "Use in Generate" fills the form's mixture and shows the first of `tabs`."""
     gr.Markdown("Subjects that were tuned, here or with `blip-diffusion tune`. Choose up to three to mix them.")
     stored = gr.CheckboxGroup(label="Subjects", elem_id="shelf", info="Weights are set in Generate.")
-    thumbnails = gr.Gallery(label="Photos", columns=6, height=180, object_fit="contain", buttons=[], format="png")
+    thumbnails = gr.Gallery(label="Photos", columns=6, object_fit="contain", buttons=[], format="png", elem_id="photos")
     with gr.Row():
-        use = gr.Button("Use in Generate", variant="primary", elem_id="use-subjects")
-        download = gr.Button("Prepare download")
-        remove = gr.Button("Remove", variant="stop", elem_id="remove-subject")
+        use = gr.Button("Use in Generate", variant="primary", interactive=False, elem_id="use-subjects")
+        download = gr.Button("Prepare download", interactive=False)
+        remove = gr.Button("Remove", variant="stop", interactive=False, elem_id="remove-subject")
     files = gr.File(label="Files", file_count="multiple", visible=False, interactive=False)
     upload = gr.File(label="Upload a subject file", file_types=[".safetensors"], height=150, elem_id="upload-subject")
-    listed = [stored, thumbnails, *form.subjects]
+    listed = [stored, thumbnails, use, download, remove, *form.subjects]
 
     def add(path: str) -> list[Any]:
         with widgets.shown_errors():
@@ -63,13 +63,14 @@ def build(service: JobService, form: FormFields, tabs: gr.Tabs, tab: gr.Tab) -> 
 
 
 def _listed(service: JobService) -> list[Any]:
-    """Return updates of the list of subjects, their thumbnails and the form's lists."""
+    """Return updates of the list of subjects, their thumbnails, the buttons and the form's lists."""
     stored = list(service.store.subjects())
     choices = widgets.subject_choices(service)
     thumbnails = [(widgets.jpeg(one.header.thumbnail), one.header.name) for one in stored if _has_thumbnail(one)]
     lists = [gr.update(choices=choices) for _ in range(MAX_SUBJECTS)]
     info = "Weights are set in Generate." if stored else "None yet: tune one in Tune, or upload a file."
-    return [gr.update(choices=choices[1:], value=[], info=info), thumbnails, *lists]
+    buttons = [gr.update(interactive=bool(stored))] * 3
+    return [gr.update(choices=choices[1:], value=[], info=info), thumbnails, *buttons, *lists]
 
 
 def _has_thumbnail(subject: StoredSubject) -> bool:

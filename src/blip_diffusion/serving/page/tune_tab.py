@@ -37,11 +37,14 @@ def build(service: JobService, tab: gr.Tab) -> gr.Timer:
                               info="0: stops by itself.")  # fmt: skip
             model = gr.Dropdown(models, value=service.settings.default_model, label="Model")
             with gr.Row():
-                run = gr.Button("Tune", variant="primary", elem_id="tune")
-                stop = gr.Button("Stop and keep the best", variant="stop", interactive=False, elem_id="stop-tune")
+                run = gr.Button("Tune", variant="primary", scale=2, elem_id="tune")
+                stop = gr.Button(
+                    "Stop and keep the best", variant="stop", interactive=False, scale=3, elem_id="stop-tune"
+                )
         with gr.Column(scale=3, min_width=320):
             state = gr.HTML(widgets.status("No tuning yet."), elem_id="tune-status")
-            curve = gr.LinePlot(x="step", y="score", color="measure", height=280, label="Scores", elem_id="curve")
+            curve = gr.LinePlot(x="step", y="score", color="measure", height=280, label="Scores", elem_id="curve",
+                                show_label=False)  # fmt: skip  # with a label, the plot is too high for its block
             samples = gr.Image(label="Newest samples", interactive=False, buttons=[], format="png", elem_id="samples")
     shown = [state, curve, samples, run, stop]
     timer = gr.Timer(REFRESH, active=False)

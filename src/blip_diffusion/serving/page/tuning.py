@@ -117,7 +117,8 @@ class Tuning:
         running = process is not None and process.poll() is None
         scores = _scores(self._folder / "scores.jsonl")
         samples = sorted((self._folder / "samples").glob("validation-*.png"))
-        text = f"Tuning {self._name}: {f'step {scores[-1].step}' if scores else 'starting'}." if running else self._text
+        step = last_step(self._folder / "log.jsonl")
+        text = f"Tuning {self._name}: {f'step {step}' if step else 'starting'}." if running else self._text
         return TuningState(text, running, scores, samples[-1] if samples else None)
 
     @property
@@ -160,6 +161,15 @@ def _best(folder: Path | None) -> Path | None:
     """Return the best subject file of an interrupted tuning, if there is one."""
     files = sorted((folder / "best").glob("*/subject.safetensors")) if folder is not None else []
     return files[-1] if files else None
+
+
+def last_step(path: Path) -> int:
+    """Return the newest step of a training log; 0 before the first."""
+    try:
+        whole_lines = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
+        return int(parse_json(whole_lines[-1])["step"])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):  # not written yet, or damaged
+        return 0
 
 
 def _scores(path: Path) -> tuple[Score, ...]:
