@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from blip_diffusion.generation.request import GenerationRequest
-from tests.serving.processes import free_port, served
+from tests.serving.processes import ONE_THREAD, free_port, served
 
 
 @pytest.fixture(scope="session")
@@ -46,8 +46,12 @@ def service(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     from blip_diffusion.serving.settings import ServiceSettings
 
     folder = tmp_path_factory.mktemp("server")
-    with JobService(ServiceSettings(folder, models={"tiny": str(tiny_folder)}, devices=("cpu",))) as running:
-        yield running
+    settings = ServiceSettings(folder, models={"tiny": str(tiny_folder)}, devices=("cpu",))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ONE_THREAD.items():
+            patch.setenv(name, value)
+        with JobService(settings) as running:
+            yield running
 
 
 @pytest.fixture(scope="session")
