@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import pytest
 
-from blip_diffusion.config import build, read, to_toml
-from blip_diffusion.errors import ConfigError
+from blip_diffusion.config import build, check_types, read, to_toml
+from blip_diffusion.errors import ConfigError, InputError
 
 
 @dataclass(frozen=True)
@@ -157,3 +157,24 @@ def test_hostile_files_are_refused_before_they_are_read(
     make(tmp_path / "x.toml")
     with pytest.raises(ConfigError, match=sentence):
         read(tmp_path / "x.toml")
+
+
+@dataclass(frozen=True)
+class Typed:
+    steps: int | None = None
+    inner: Inner | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self, InputError)
+
+
+def test_types_of_a_dataclass_are_checked() -> None:
+    assert Typed(3, Inner()).inner == Inner()
+    for wrong, message in (
+        ({"steps": "3"}, "steps must be a whole number, not '3'"),
+        ({"steps": True}, "steps must be a whole number, not True"),
+        ({"steps": "none"}, "steps must be None, not 'none'"),
+        ({"inner": 5}, "inner must be a table, not 5"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Typed(**wrong)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from blip_diffusion.control_characters import first_control
-from blip_diffusion.errors import ConfigError
+from blip_diffusion.errors import BlipDiffusionError, ConfigError, quoted
 
 T = TypeVar("T")
 
@@ -72,6 +72,19 @@ def build(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
         raise ConfigError(f"[{where}] {error}" if where else str(error)) from error
 
 
+def check_types(settings: Any, error: type[BlipDiffusionError] = ConfigError) -> None:
+    """Raise an error unless each field of a dataclass has a value of its type; call it in `__post_init__`."""
+    hints = get_type_hints(type(settings))
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        try:
+            converted = _convert(hints[field.name], value, field.name)
+        except ConfigError as wrong:
+            raise error(str(wrong)) from wrong
+        if converted is None and value is not None:  # the text "none"
+            raise error(f"{field.name} must be None, not {value!r}.")
+
+
 def to_toml(config: Any) -> str:
     """Write a dataclass as TOML with every value; `build(type(config), tomllib.loads(text))` restores it.
 
@@ -123,6 +136,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         _check(isinstance(value, Mapping), where, "a table", value)
         return {key: _convert(arguments[1], item, _join(where, key)) for key, item in value.items()}
     if is_dataclass(hint):
+        if isinstance(value, cast(type[Any], hint)):
+            return value
         _check(isinstance(value, Mapping), where, "a table", value)
         return build(cast(type[Any], hint), value, where)
     return _convert_scalar(hint, value, where)
@@ -153,7 +168,7 @@ def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
 
 def _convert_union(members: tuple[Any, ...], value: Any, where: str) -> Any:
     others = [member for member in members if member is not type(None)]
-    if len(others) < len(members) and (value is None or value == NONE):
+    if len(others) < len(members) and (value is None or (isinstance(value, str) and value == NONE)):
         return None
     for member in others[:-1]:
         try:
@@ -167,7 +182,7 @@ def _convert_literal(choices: tuple[Any, ...], value: Any, where: str) -> Any:
     for choice in choices:
         if type(choice) is type(value) and choice == value:
             return choice
-    raise ConfigError(f"{where} must be {' or '.join(_value(choice) for choice in choices)}, not {value!r}.")
+    raise ConfigError(f"{where} must be {' or '.join(_value(choice) for choice in choices)}, not {quoted(value)}.")
 
 
 def _convert_sequence(origin: Any, arguments: tuple[Any, ...], value: Any, where: str) -> Any:
@@ -182,7 +197,7 @@ def _convert_sequence(origin: Any, arguments: tuple[Any, ...], value: Any, where
 
 def _check(holds: bool, where: str, expected: str, value: Any) -> None:
     if not holds:
-        raise ConfigError(f"{where} must be {expected}, not {repr(value)[:200]}.")
+        raise ConfigError(f"{where} must be {expected}, not {quoted(value)}.")
 
 
 def _unknown(key: str, known: Sequence[str], where: str) -> str:

@@ -9,7 +9,7 @@
 The command line prints the sentence and exits with 2; every other exception is a bug.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from blip_diffusion.escaping import printable
 
@@ -63,3 +63,13 @@ def reason(error: Exception) -> str:
     """Return a library's message as one line, to be quoted within a sentence."""
     lines = str(error).strip().splitlines()
     return printable(lines[0].rstrip(".: "), MAX_REASON) if lines else type(error).__name__
+
+
+MAX_QUOTED = 100
+"""Longest quotation of a value, in characters."""
+
+
+def quoted(value: Any) -> str:
+    """Return a value's representation as a short line, also of arrays and tensors."""
+    text = repr(value) if isinstance(value, str | bytes) else " ".join(repr(value).split())
+    return text if len(text) <= MAX_QUOTED else f"{text[: MAX_QUOTED - 2]} …"

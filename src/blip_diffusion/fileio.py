@@ -9,7 +9,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 from uuid import uuid4
 
@@ -171,6 +171,13 @@ def sha256_of(source: Path | bytes) -> str:
         return hashlib.sha256(source).hexdigest()
     with source.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def as_path(name: str, value: Any) -> Path:
+    """Return an argument as a path. Raises `InputError` for anything but text and paths."""
+    if not isinstance(value, str | PurePath):
+        raise InputError(f"{name} is a {type(value).__name__}: use a path, as text or a Path.")
+    return Path(value)
 
 
 def path_exists(path: Path, check: Callable[[Path], bool] = Path.exists) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
-from blip_diffusion.errors import InputError
+from blip_diffusion.errors import InputError, quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,7 +84,7 @@ def check_box(values: Sequence[float]) -> Box:
         box = Box(*(_share(value) for value in values))
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InputError(
-            f"The box is {' '.join(repr(values).split())[:200]}: give left, top, right, bottom, as shares of the image."
+            f"The box is {quoted(values)}: give left, top, right, bottom, as shares of the image."
         ) from error
     inside = box.left < 1 and box.top < 1 and box.right > 0 and box.bottom > 0
     if not (0.02 < box.width <= 4 and 0.02 < box.height <= 4 and inside):

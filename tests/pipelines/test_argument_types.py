@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from blip_diffusion.errors import InputError
+from blip_diffusion.errors import CheckpointError, InputError, quoted
 from blip_diffusion.pipelines.attention_alignment import AttentionControl
-from blip_diffusion.pipelines.checks import quoted
+from blip_diffusion.pipelines.captioner import Captioner
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
+from blip_diffusion.pipelines.presets import Preset
 
 WRONG = [
     5, 2.5, "other", b"other", {"a": 1}, [None], (), object(), torch.rand(2, 3), np.zeros((4, 4)), torch.float16,
@@ -135,3 +136,95 @@ def test_absent_devices_are_refused(tiny_folder: Path, pipe: BlipDiffusionPipeli
         with pytest.raises(InputError, match=r"There is no device|The device is a"):
             move()
     assert pipe.device == torch.device("cpu") and pipe.dtype == torch.float32
+
+
+PATHS = [5, b"model", ["model"], None, object(), torch.zeros(1), np.zeros(2)]
+
+
+@pytest.mark.parametrize("given", PATHS)
+def test_paths_are_text_or_paths(tiny_folder: Path, pipe: BlipDiffusionPipeline, given: Any) -> None:
+    kind = type(given).__name__
+    calls = {
+        "name_or_path": [BlipDiffusionPipeline.from_pretrained, Captioner.from_pretrained],
+        "subject": [pipe.load_subject],
+        "save_directory": [pipe.save_pretrained],
+    }
+    for name, methods in calls.items():
+        for method in methods:
+            with pytest.raises(InputError, match=f"{name} is a {kind}: use a path"):
+                method(given)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"torch_dtype": "float16"}, "torch_dtype is 'float16': use a float type"),
+        ({"torch_dtype": 0}, "torch_dtype is 0: use a float type"),
+        ({"torch_dtype": torch.zeros(2)}, r"torch_dtype is tensor\(\[0., 0.\]\): use a float type"),
+        ({"variant": 16}, "variant is 16: use a word"),
+        ({"use_safetensors": 1}, "True or False, not 1"),
+        ({"unet": 5}, "unet is a int: use a network"),
+        ({"unet": []}, "unet is a list: use a network"),
+        ({"vae": object()}, "vae is a object: use a network"),
+        ({"controlnet": 5}, "controlnet is a int"),
+        ({"controlnet": []}, "controlnet is an empty list"),
+        ({"qformer_tokenizer": 5}, "qformer_tokenizer is a int: use a path"),
+    ],
+)
+def test_loading_refuses_wrong_types(tiny_folder: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        BlipDiffusionPipeline.from_pretrained(tiny_folder, **options)
+
+
+def test_a_vocabulary_that_is_missing_is_refused(tiny_folder: Path) -> None:
+    for given in ("nowhere", "nowhere/vocab.txt", Path("nowhere")):
+        with pytest.raises(CheckpointError, match="no WordPiece vocabulary at nowhere"):
+            BlipDiffusionPipeline.from_pretrained(tiny_folder, qformer_tokenizer=given)
+
+
+def test_pipelines_are_made_of_models_and_pipelines(pipe: BlipDiffusionPipeline) -> None:
+    with pytest.raises(InputError, match="model is a str: use a BlipDiffusion"):
+        BlipDiffusionPipeline.from_model("mini")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="pipeline is a BlipDiffusion: use a BlipDiffusionPipeline"):
+        BlipDiffusionPipeline.from_pipe(pipe.model)
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "message"),
+    [
+        ("set_subjects", (5,), "names is 5: use a list of names"),
+        ("set_subjects", ([["rex"]],), r"no subject \['rex'\]"),
+        ("set_subjects", ([], 0.5), "weights is 0.5: use a list of numbers"),
+        ("set_subjects", ([], ["x"]), "weights is 'x': use a number"),
+        ("unload_subject", ([],), r"no subject \[\]"),
+        ("blend", (torch.zeros(1, 4, 32),), "subjects is tensor"),
+        ("blend", ([torch.zeros(1, 4, 32)], 1.0), "weights is 1.0: use a list of numbers"),
+        ("blend", ([5],), "subjects is a int: use a tensor of floats"),
+        ("set_preset", (["fast"],), r"no preset \['fast'\]"),
+        ("fuse_qkv_projections", ("yes",), "unet is 'yes': use True or False"),
+        ("load_textual_inversion", ([],), "pretrained_model_name_or_path is an empty list"),
+        ("encode_subject", (Image.new("RGB", (9, 9)), ["dog"]), r"category is \['dog'\]: use text"),
+        ("preview_reference", (5,), "A reference is a PIL image"),
+    ],
+)
+def test_methods_refuse_wrong_types(
+    pipe: BlipDiffusionPipeline, method: str, arguments: tuple[Any, ...], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        getattr(pipe, method)(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 2.5}, "steps must be a whole number, not 2.5"),
+        ({"steps": "none"}, "steps must be None, not 'none'"),
+        ({"dtype": torch.float16}, 'dtype must be "default" or "auto" .* not torch.float16'),
+        ({"engine": "onnx"}, 'engine must be "torch" or "compiled" or "openvino", not .onnx.'),
+        ({"channels_last": 1}, "channels_last must be true or false, not 1"),
+        ({"guidance_interval": 0.5}, "guidance_interval must be a list, not 0.5"),
+    ],
+)
+def test_presets_refuse_wrong_types(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Preset(**options)

@@ -7,6 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from blip_diffusion.config import check_types
 from blip_diffusion.errors import CheckpointError, InputError
 from blip_diffusion.fileio import path_exists, sha256_of
 
@@ -32,6 +33,7 @@ class LoraRef:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        check_types(self, InputError)
         if not isfinite(self.weight):
             raise InputError(f"The weight of --lora {self.path} is {self.weight}: use a number, for example 0.5.")
 

@@ -36,6 +36,7 @@ from blip_diffusion.checkpoint.language import (
     untied_state,
 )
 from blip_diffusion.checkpoint.locate import find_model
+from blip_diffusion.checkpoint.model_folder import check_dtype
 from blip_diffusion.checkpoint.weights import (
     check_materialized,
     config_errors,
@@ -49,7 +50,7 @@ from blip_diffusion.checkpoint.weights import (
     write_json,
 )
 from blip_diffusion.errors import CheckpointError, InputError
-from blip_diffusion.fileio import atomic_file, path_exists
+from blip_diffusion.fileio import as_path, atomic_file, path_exists
 from blip_diffusion.model import ReferenceConfig
 from blip_diffusion.modules.heads import ContrastiveHead, MatchingHead
 from blip_diffusion.modules.image_encoder import ImageEncoder, ImageEncoderConfig
@@ -82,7 +83,8 @@ def load_blip2(
     Raises:
         CheckpointError: If weights are missing, unexpected or misshapen.
     """
-    path = Path(name_or_path)
+    path = as_path("name_or_path", name_or_path)
+    check_dtype(dtype)
     if path.suffix in PICKLES and path_exists(path, Path.is_file):
         if base is None:
             raise CheckpointError(

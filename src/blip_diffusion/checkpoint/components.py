@@ -18,7 +18,7 @@ from blip_diffusion.checkpoint.key_maps import (
     subject_encoder_from_published,
     subject_encoder_to_published,
 )
-from blip_diffusion.checkpoint.locate import ASSETS
+from blip_diffusion.checkpoint.locate import ASSETS, check_source
 from blip_diffusion.checkpoint.weights import (
     ANY_FILES,
     MAX_CONFIG,
@@ -351,6 +351,8 @@ def bert_tokenizer(path: str | Path | None = None) -> Tokenizer:
     """
     from transformers import BertTokenizer
 
+    if path is not None:
+        check_source(path, "WordPiece vocabulary")
     path = Path(path) if path is not None else ASSETS / "bert-base-uncased" / "vocab.txt"
     vocabulary = path / "vocab.txt" if path_exists(path, Path.is_dir) else path
     in_vocabulary = path_exists(vocabulary, Path.is_file)
@@ -361,6 +363,9 @@ def bert_tokenizer(path: str | Path | None = None) -> Tokenizer:
             tokenizer = BertTokenizer(vocab=str(vocabulary), do_lower_case=True)
         else:
             tokenizer = check_tokenizer(BertTokenizer.from_pretrained(path))
+            special = set(getattr(tokenizer, "all_special_ids", ()))
+            if len(tokenizer) <= len(special):  # transformers makes one of a place without files
+                raise ValueError("it has no words")
     except Exception as error:  # tokenizers raises plain exceptions
         raise CheckpointError(f"There is no WordPiece vocabulary at {path} ({reason(error)}).") from error
     if tokenizer.bos_token != "[DEC]":

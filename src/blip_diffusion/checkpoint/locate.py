@@ -11,7 +11,7 @@ from typing import Any
 
 from blip_diffusion.checkpoint.weights import SAFE
 from blip_diffusion.errors import CheckpointError, InputError, reason
-from blip_diffusion.fileio import path_exists
+from blip_diffusion.fileio import as_path, path_exists
 from blip_diffusion.pickles import PICKLES
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -38,6 +38,7 @@ def check_source(name: str | Path, what: str) -> None:
 
 def find_model(name_or_path: str | Path, **hub: Any) -> Path:
     """Return the folder of a model: `mini`, a folder, or a hub id, which is downloaded."""
+    as_path("name_or_path", name_or_path)
     if hub:
         _check_hub(hub)
     if not str(name_or_path).strip():  # as of an unset variable of the shell

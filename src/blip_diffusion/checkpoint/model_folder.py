@@ -40,7 +40,8 @@ from blip_diffusion.checkpoint.weights import (
 )
 from blip_diffusion.diffusion.concatenation import inpainting_channels
 from blip_diffusion.diffusion.scheduler_checks import check_settings
-from blip_diffusion.errors import CheckpointError, InputError, reason
+from blip_diffusion.errors import CheckpointError, InputError, quoted, reason
+from blip_diffusion.fileio import as_path
 from blip_diffusion.model import BlipDiffusion, InferenceConfig, ReferenceConfig, SubjectEncoder
 from blip_diffusion.modules.heads import SubjectFinder
 from blip_diffusion.nn_utils import uncompiled
@@ -99,8 +100,7 @@ def read_parts(
     parts = Parts()
     if has["qformer"]:
         parts.subject_encoder = load_subject_encoder(folder / "qformer", dtype=dtype_of(dtype, "qformer"), files=files)
-        included = folder / "qformer_tokenizer"
-        parts.qformer_tokenizer = bert_tokenizer(qformer_tokenizer or (included if has["qformer_tokenizer"] else None))
+        parts.qformer_tokenizer = bert_tokenizer(_vocabulary(folder / "qformer_tokenizer", qformer_tokenizer))
     if has["image_processor"]:
         parts.reference = load_reference(folder / "image_processor", mean=index.get("mean"), std=index.get("std"))
     if has["text_encoder"]:
@@ -120,6 +120,14 @@ def read_parts(
     parts.inference = _inference_of(index, folder)
     parts.consistency_lora = path if (path := folder / CONSISTENCY_LORA).is_file() else None
     return parts
+
+
+def _vocabulary(included: Path, given: Any) -> str | Path | None:
+    """Return the place of the Q-Former's vocabulary: the given one, the folder's, or `None` for the usual one."""
+    if given is None:
+        return included if included.is_dir() else None
+    as_path("qformer_tokenizer", given)
+    return given
 
 
 def _load_adapters(folder: Path, dtype: torch.dtype | None, files: WeightFiles) -> dict[str, Any] | None:
@@ -145,14 +153,22 @@ def dtype_of(precision: Precision, part: str) -> torch.dtype | None:
     return precision
 
 
+def check_dtype(dtype: Any) -> None:
+    """Raise `InputError` unless a value is one float dtype, or `None`."""
+    if isinstance(dtype, Mapping):
+        raise InputError("torch_dtype is a dict: use one float type here, for example torch.float16.")
+    check_precision(dtype)
+
+
 def check_precision(precision: Any) -> None:
     """Raise `InputError` unless a value is a float dtype, or a dict of them by names of parts."""
-    table = precision if isinstance(precision, Mapping) else {"default": precision or torch.float32}
+    table = precision if isinstance(precision, Mapping) else {"default": precision}
+    table = {"default": torch.float32} if precision is None else table
     for name, dtype in table.items():
         if name not in (*PARTS, "default"):
             raise InputError(f"torch_dtype names {name!r}: use a part of the model, or default.")
         if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise InputError(f"torch_dtype is {dtype!r}: use a float type, for example torch.float16.")
+            raise InputError(f"torch_dtype is {quoted(dtype)}: use a float type, for example torch.float16.")
 
 
 def _check_variant(folder: Path, variant: str | None) -> None:

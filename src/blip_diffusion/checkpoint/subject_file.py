@@ -36,7 +36,7 @@ from blip_diffusion.checkpoint.subject_header import (
 from blip_diffusion.checkpoint.weights import State, check_materialized, save_state
 from blip_diffusion.control_characters import check_text
 from blip_diffusion.errors import CheckpointError, InputError, reason
-from blip_diffusion.fileio import path_exists
+from blip_diffusion.fileio import as_path, path_exists
 from blip_diffusion.nn_utils import base_parameters, is_finite
 from blip_diffusion.strict_json import parse_json
 
@@ -132,7 +132,7 @@ def read_subject(path: str | Path) -> Subject:
     Raises:
         CheckpointError: If the file is missing, damaged, or holds no subject.
     """
-    path = Path(path)
+    path = as_path("subject", path)
     if not path_exists(path, Path.is_file):
         raise CheckpointError(f"There is no subject at {path}: check the path, or make one with blip-diffusion tune.")
     try:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from blip_diffusion.checkpoint.weights import SAFE, read_file
 from blip_diffusion.control_characters import first_control
-from blip_diffusion.errors import CheckpointError
+from blip_diffusion.errors import CheckpointError, quoted
 from blip_diffusion.nn_utils import is_finite
 from blip_diffusion.pickles import PICKLES, read_pickle
 from blip_diffusion.protocols import Tokenizer
@@ -91,7 +91,9 @@ def parse_embeddings(table: Any, fallback: str | None) -> tuple[str, Tensor]:
 def check_word(word: Any) -> None:
     """Raise `CheckpointError` for a value that can't be a new word of a prompt."""
     if not isinstance(word, str) or word.split() != [word] or first_control(word):
-        raise CheckpointError(f"The textual inversion has the word {word!r}: give one with token=, for example <rex>.")
+        raise CheckpointError(
+            f"The textual inversion has the word {quoted(word)}: give one with token=, for example <rex>."
+        )
 
 
 def _word_and_vectors(table: Any, fallback: str | None) -> tuple[Any, Any]:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from blip_diffusion.errors import CheckpointError, InputError, reason
+from blip_diffusion.errors import CheckpointError, InputError, quoted, reason
 from blip_diffusion.fileio import atomic_file, write_text
 from blip_diffusion.nn_utils import is_finite
 from blip_diffusion.pickles import PICKLES, read_pickle
@@ -55,10 +55,10 @@ class WeightFiles:
     safe: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.variant is not None and not re.fullmatch(r"[\w-]+", str(self.variant)):
-            raise InputError(f"variant is {self.variant!r}: use a word, for example fp16.")
-        if self.safe not in (None, True, False):
-            raise InputError(f"use_safetensors and safe_serialization are True or False, not {self.safe!r}.")
+        if self.variant is not None and not (isinstance(self.variant, str) and re.fullmatch(r"[\w-]+", self.variant)):
+            raise InputError(f"variant is {quoted(self.variant)}: use a word, for example fp16.")
+        if self.safe is not None and not isinstance(self.safe, bool):
+            raise InputError(f"use_safetensors and safe_serialization are True or False, not {quoted(self.safe)}.")
 
     def name(self, stem: str) -> str:
         """Return the name of the file to write; `stem` is that of a safetensors file."""

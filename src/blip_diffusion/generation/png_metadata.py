@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from blip_diffusion import __version__, images
-from blip_diffusion.errors import BlipDiffusionError, InputError, reason
+from blip_diffusion.errors import BlipDiffusionError, InputError, quoted, reason
 from blip_diffusion.escaping import warn
 from blip_diffusion.fileio import path_exists, sha256_of
 from blip_diffusion.generation.request import GenerationRequest
@@ -167,7 +167,7 @@ def _check_digest(reference: bytes, table: Mapping[str, Any]) -> None:
 def _decode_optional_image(name: str, text: Any) -> bytes:
     """Decode an embedded PNG; an empty text stands for none, and nothing else does."""
     if not isinstance(text, str):
-        raise InputError(f"{name} must be an image as text, not {repr(text)[:50]}.")
+        raise InputError(f"{name} must be an image as text, not {quoted(text)}.")
     return _decode_image(text) if text else b""
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from blip_diffusion import images
 from blip_diffusion.annotators import annotate, subject_mask
 from blip_diffusion.checkpoint.adapter_refs import EmbeddingRef, LoraRef
+from blip_diffusion.config import check_types
 from blip_diffusion.errors import InputError
 from blip_diffusion.framing import check_box
 from blip_diffusion.generation.edit_request import EditInput
@@ -51,6 +52,7 @@ class ControlInput:
     is_map: bool = True
 
     def __post_init__(self) -> None:
+        check_types(self, InputError)
         if not isfinite(self.scale):
             raise InputError(f"The scale of --control {self.kind} is {self.scale}: use a number, 1 is usual.")
 
@@ -143,6 +145,7 @@ class GenerationRequest:
     upscaler: str = ""
 
     def __post_init__(self) -> None:
+        check_types(self, InputError)
         if self.preset:
             get_preset(self.preset)
         check_limits(

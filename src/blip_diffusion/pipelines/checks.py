@@ -10,16 +10,7 @@ import torch
 from torch import Tensor
 
 from blip_diffusion.control_characters import check_text, is_unicode
-from blip_diffusion.errors import InputError
-
-MAX_QUOTED = 100
-"""Longest quotation of a value, in characters."""
-
-
-def quoted(value: Any) -> str:
-    """Return a value's representation as a short line, also of arrays and tensors."""
-    text = repr(value) if isinstance(value, str | bytes) else " ".join(repr(value).split())
-    return text if len(text) <= MAX_QUOTED else f"{text[: MAX_QUOTED - 2]} …"
+from blip_diffusion.errors import InputError, quoted
 
 
 def flag(name: str, value: Any) -> bool:

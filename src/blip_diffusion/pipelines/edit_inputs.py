@@ -14,11 +14,11 @@ from blip_diffusion import images
 from blip_diffusion.diffusion import masks
 from blip_diffusion.diffusion.forward_process import Noising
 from blip_diffusion.diffusion.inversion import Method
-from blip_diffusion.errors import InputError
+from blip_diffusion.errors import InputError, quoted
 from blip_diffusion.framing import Box, box_in_place_of, box_of_mask
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.pipelines.attention_alignment import AttentionControl
-from blip_diffusion.pipelines.checks import choice, flag, number, quoted, whole_number
+from blip_diffusion.pipelines.checks import choice, flag, number, whole_number
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.inputs import PipelineInputs
 from blip_diffusion.references import find_subject, subject_mask

@@ -1,7 +1,7 @@
 """The encode step: references to subject tokens, prompts to text states; both are cached."""
 
 from inspect import signature
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from PIL import Image
@@ -13,7 +13,7 @@ from blip_diffusion.framing import Box, default_boxes, frames_of
 from blip_diffusion.images import ResizeMode
 from blip_diffusion.nn_utils import tensor_bytes, weights_version
 from blip_diffusion.pipelines.broadcast import OneOrMany, as_list, repeat
-from blip_diffusion.pipelines.checks import texts
+from blip_diffusion.pipelines.checks import choice, one_text
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.inputs import CallArguments, PipelineInputs, prepare_inputs
 from blip_diffusion.pipelines.locking import exclusive
@@ -48,7 +48,8 @@ class EncodingMixin(PipelineHost):
             >>> tokens = pipe.encode_subject([front, side], "dog")
             >>> pipe("on the beach", target_subject_category="dog", subject_embeds=tokens).images[0]
         """
-        return self._encode_subjects([as_list(reference_images)], texts("category", category), resize_mode)[0]
+        words = one_text("category", category)
+        return self._encode_subjects([as_list(reference_images)], [words], resize_mode)[0]
 
     @torch.no_grad()
     @exclusive
@@ -227,6 +228,8 @@ class EncodingMixin(PipelineHost):
         """Return references as the squares that the image encoder reads."""
         if not all(isinstance(image, Image.Image) for image in references):
             raise InputError("A reference is a PIL image, or a list of them: Image.open reads a file.")
+        if mode is not None:
+            choice("resize_mode", mode, get_args(ResizeMode))
         for image in references:
             images.check_size(image)
         return [square_reference(self.model, image, mode) for image in references]

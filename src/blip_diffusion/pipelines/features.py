@@ -4,7 +4,7 @@ from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 
 from blip_diffusion.errors import InputError
 from blip_diffusion.nn_utils import lora_layers
-from blip_diffusion.pipelines.checks import number
+from blip_diffusion.pipelines.checks import flag, number
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.locking import exclusive
 from blip_diffusion.protocols import UNet
@@ -76,6 +76,7 @@ class FeaturesMixin(StableDiffusionMixin, PipelineHost):
         Raises:
             InputError: If the U-Net has LoRAs or an active subject changes its weights: fused layers would ignore them.
         """
+        unet, vae = flag("unet", unet), flag("vae", vae)
         if unet and lora_layers(self.unet):
             raise InputError("Projections can't be fused over LoRAs: call fuse_lora, then unload_lora_weights, first.")
         if unet:

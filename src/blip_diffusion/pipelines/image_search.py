@@ -16,7 +16,7 @@ from blip_diffusion.control_characters import check_text
 from blip_diffusion.errors import InputError
 from blip_diffusion.images import open_image
 from blip_diffusion.pipelines.blip2_pipeline import Blip2Pipeline
-from blip_diffusion.pipelines.checks import whole_number
+from blip_diffusion.pipelines.checks import listed, whole_number
 from blip_diffusion.prompts import Words
 
 BATCH = 32
@@ -75,6 +75,7 @@ class ImageSearch(Blip2Pipeline):
             >>> [match.index for match in search("a dog on the beach", paths, rerank=16)[:3]]
         """
         rerank = whole_number("rerank", rerank, 0)
+        images = listed("images", images, "images or paths")
         if not isinstance(sentence, str) or not sentence.strip():
             raise InputError("The sentence is empty: describe an image, for example a red teapot.")
         check_text("sentence", sentence)

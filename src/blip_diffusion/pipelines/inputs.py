@@ -14,7 +14,7 @@ from torch import Tensor
 from blip_diffusion.diffusion.controlnet import Control
 from blip_diffusion.diffusion.sampler import initial_noise
 from blip_diffusion.diffusion.scheduler_checks import check_scheduler
-from blip_diffusion.errors import InputError
+from blip_diffusion.errors import InputError, quoted
 from blip_diffusion.framing import Box, check_box
 from blip_diffusion.images import ResizeMode
 from blip_diffusion.pipelines.broadcast import OneOrMany, as_list, broadcast
@@ -25,7 +25,6 @@ from blip_diffusion.pipelines.checks import (
     choice,
     flag,
     number,
-    quoted,
     whole_number,
 )
 from blip_diffusion.pipelines.composition import Composition, RegionMode, SubjectRegion, composition_of

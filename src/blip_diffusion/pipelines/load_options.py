@@ -6,8 +6,7 @@ from typing import Any
 import torch
 
 from blip_diffusion.devices import present_device
-from blip_diffusion.errors import InputError, reason
-from blip_diffusion.pipelines.checks import quoted
+from blip_diffusion.errors import InputError, quoted, reason
 
 NO_EFFECT: Mapping[str, tuple[Any, ...]] = {
     "safety_checker": (None,),

@@ -7,12 +7,14 @@ from typing import Any, Self
 
 import torch
 from diffusers.utils import logging
+from torch import nn
 
 from blip_diffusion.checkpoint.locate import find_model
 from blip_diffusion.checkpoint.model_folder import (
     Parts,
     Precision,
     assemble,
+    check_dtype,
     dtype_of,
     read_parts,
     save_model,
@@ -20,6 +22,8 @@ from blip_diffusion.checkpoint.model_folder import (
 from blip_diffusion.checkpoint.single_component import load_controlnet, load_unet, load_vae
 from blip_diffusion.checkpoint.weights import WeightFiles
 from blip_diffusion.diffusion.scheduler_checks import check_scheduler
+from blip_diffusion.errors import InputError
+from blip_diffusion.fileio import as_path
 from blip_diffusion.model import BlipDiffusion, InferenceConfig
 from blip_diffusion.pipelines.adapters import set_bundled_lora
 from blip_diffusion.pipelines.control_nets import as_nets, check_fit
@@ -57,6 +61,8 @@ class LoadingMixin(PipelineHost):
         Raises:
             InputError: If a ControlNet is none, or is for another model.
         """
+        if not isinstance(model, BlipDiffusion):
+            raise InputError(f"model is a {type(model).__name__}: use a BlipDiffusion; from_pretrained loads a name.")
         for net in [] if controlnet is None else as_nets(controlnet):
             check_fit(net, model.unet, model.latents.factor)
         create: Callable[..., Self] = cls
@@ -126,7 +132,7 @@ class LoadingMixin(PipelineHost):
         device = placement(device_map)
         files = WeightFiles(variant, use_safetensors)
         folder = find_model(name_or_path, **check_load_options(options))
-        dtype = torch_dtype or dtype
+        dtype = dtype if torch_dtype is None else torch_dtype
         parts = read_parts(folder, qformer_tokenizer=qformer_tokenizer, dtype=dtype, files=files)
         _replace_parts(parts, dtype, unet=unet, vae=vae, scheduler=scheduler, controlnet=controlnet)
         pipe = cls.from_model(assemble(parts, folder), controlnet=parts.controlnet)
@@ -150,7 +156,10 @@ class LoadingMixin(PipelineHost):
         Returns:
             The new pipeline.
         """
-        pipe = cls.from_model(pipeline.model, controlnet=controlnet or pipeline.controlnet)
+        if not isinstance(pipeline, LoadingMixin):
+            raise InputError(f"pipeline is a {type(pipeline).__name__}: use a BlipDiffusionPipeline.")
+        chosen = pipeline.controlnet if controlnet is None else controlnet
+        pipe = cls.from_model(pipeline.model, controlnet=chosen)
         pipe.t2i_adapters = pipeline.t2i_adapters
         pipe.safety_checker, pipe.watermark = pipeline.safety_checker, pipeline.watermark
         return pipe
@@ -179,6 +188,8 @@ class LoadingMixin(PipelineHost):
             CheckpointError: If the bundled consistency LoRA is damaged.
         """
         check_save_options(options)
+        folder = as_path("save_directory", save_directory)
+        check_dtype(torch_dtype)
         files = WeightFiles(variant, safe_serialization)
         with self.without_subjects():
             extra: dict[str, Any] = {
@@ -186,7 +197,7 @@ class LoadingMixin(PipelineHost):
                 "consistency_lora": self.adapters.state.bundled_lora,
                 "t2i_adapters": self.t2i_adapters,
             }
-            save_model(self.model, Path(save_directory), **extra, dtype=torch_dtype, files=files)
+            save_model(self.model, folder, **extra, dtype=torch_dtype, files=files)
 
     @property
     def components(self) -> dict[str, Any]:
@@ -229,7 +240,8 @@ def _replace_parts(parts: Parts, dtype: Precision, *, unet: Any, vae: Any, sched
     if scheduler is not None:
         check_scheduler(scheduler)
         parts.scheduler = scheduler
-    parts.controlnet = _loaded(load_controlnet, controlnet, dtype=dtype_of(dtype, "controlnet")) or parts.controlnet
+    other = _loaded(load_controlnet, controlnet, dtype=dtype_of(dtype, "controlnet"))
+    parts.controlnet = parts.controlnet if other is None else other
 
 
 def _log_loaded(pipe: Any, name_or_path: str | Path) -> None:
@@ -244,6 +256,11 @@ def _same(parts: dict[str, Any], others: dict[str, Any]) -> bool:
 
 def _loaded(load: Callable[..., Any], given: Any, **options: Any) -> Any:
     """Load a path; return a module unchanged."""
-    if isinstance(given, list | tuple):
+    if load is load_controlnet and isinstance(given, list | tuple):
         return [_loaded(load, item, **options) for item in given]
-    return load(given, **options) if isinstance(given, str | Path) else given
+    if isinstance(given, str | Path):
+        return load(given, **options)
+    if given is not None and not isinstance(given, nn.Module):
+        name = load.__name__.removeprefix("load_")
+        raise InputError(f"{name} is a {type(given).__name__}: use a network of diffusers, a folder or a file.")
+    return given

@@ -113,6 +113,8 @@ class LoraLoadersMixin(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMix
         given = pretrained_model_name_or_path
         sources = list(given) if isinstance(given, list) else [given]
         tokens = list(token) if isinstance(token, list) else [token] * len(sources)
+        if not sources:
+            raise InputError("pretrained_model_name_or_path is an empty list: give a file, for example rex.pt.")
         if len(tokens) != len(sources):
             raise InputError(f"There are {len(tokens)} tokens for {len(sources)} textual inversions: give one each.")
         width = int(self.text_encoder.config.hidden_size)

@@ -15,7 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, cast
 
-from blip_diffusion.errors import InputError
+from blip_diffusion.config import check_types
+from blip_diffusion.errors import InputError, quoted
 from blip_diffusion.protocols import Scheduler
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Preset:
     tiny_vae: str | None = None
 
     def __post_init__(self) -> None:
+        check_types(self, InputError)
         start, end = self.guidance_interval
         if not 0 <= start <= end <= 1:
             raise InputError(f"guidance_interval is {self.guidance_interval}: use two fractions from 0 to 1, in order.")
@@ -102,8 +104,8 @@ def get_preset(choice: str | Preset) -> Preset:
     """Return a preset by its name, or the preset itself. Raises `InputError` for an unknown name."""
     if isinstance(choice, Preset):
         return choice
-    if choice not in PRESETS:
-        raise InputError(f"There is no preset {choice!r}: use exact, fast or turbo.")
+    if not isinstance(choice, str) or choice not in PRESETS:
+        raise InputError(f"There is no preset {quoted(choice)}: use exact, fast or turbo.")
     return PRESETS[choice]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from blip_diffusion.checkpoint.lora import layers_of
 from blip_diffusion.checkpoint.subject_file import Subject
 from blip_diffusion.checkpoint.weights import State, format_mismatches, shape_mismatches
-from blip_diffusion.errors import CheckpointError, InputError
+from blip_diffusion.errors import CheckpointError, InputError, quoted
 from blip_diffusion.nn_utils import base_parameters
 from blip_diffusion.pipelines.blending import weighted_sum
 from blip_diffusion.prompts import insert_position
@@ -38,11 +38,10 @@ class SubjectRegistry:
 
     def get(self, name: str) -> Subject:
         """Return a loaded subject. Raises `InputError` for an unknown name."""
-        try:
-            return self.subjects[name]
-        except KeyError:
+        if not isinstance(name, str) or name not in self.subjects:
             loaded = ", ".join(self.subjects) or "none is loaded"
-            raise InputError(f"There is no subject {name!r}: load its file first ({loaded}).") from None
+            raise InputError(f"There is no subject {quoted(name)}: load its file first ({loaded}).")
+        return self.subjects[name]
 
     def embedding(self) -> Tensor | None:
         """Return the weighted sum (1, Q, D) of the active subjects' tokens."""

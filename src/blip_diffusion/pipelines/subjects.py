@@ -4,16 +4,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from blip_diffusion.checkpoint.subject_file import Subject, read_subject, write_subject
 from blip_diffusion.errors import CheckpointError, InputError, reason
+from blip_diffusion.fileio import as_path
 from blip_diffusion.pipelines.blending import BLEND_MODES, BlendMode, blend_tokens, shares
-from blip_diffusion.pipelines.checks import check_tensor, choice, number
+from blip_diffusion.pipelines.checks import check_tensor, choice, listed, number, one_text
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.locking import exclusive
 from blip_diffusion.pipelines.subject_registry import check_tokens
+
+
+def _weights(values: Any) -> list[float]:
+    return [number("weights", value) for value in listed("weights", values, "numbers")]
 
 
 class SubjectsMixin(PipelineHost):
@@ -49,7 +55,8 @@ class SubjectsMixin(PipelineHost):
             >>> pipe("on the beach").images[0]
         """
         subject = subject if isinstance(subject, Subject) else read_subject(subject)
-        subject = replace(subject, name=name) if name else subject
+        if name is not None:
+            subject = replace(subject, name=one_text("name", name))
         self.adapters.check_base(subject)
         try:
             check_tokens(subject.embedding, self.text_encoder, self.tokenizer)
@@ -72,8 +79,8 @@ class SubjectsMixin(PipelineHost):
         Example:
             >>> pipe.set_subjects(["rex", "tom"], [0.3, 0.7])
         """
-        names = [names] if isinstance(names, str) else list(names or ())
-        weights = list(weights) if weights is not None else [1 / len(names) for _ in names]
+        names = [names] if isinstance(names, str) else [] if names is None else listed("names", names, "names")
+        weights = _weights(weights) if weights is not None else [1 / len(names) for _ in names]
         for name in names:
             self.adapters.registry.get(name)
         if len(weights) != len(names):
@@ -117,8 +124,9 @@ class SubjectsMixin(PipelineHost):
             if len(registry.mixture) != 1:
                 raise InputError(f"{len(registry.mixture)} subjects are active: name the one to save.")
             (name,) = registry.mixture
-        write_subject(registry.get(name), Path(path))
-        return Path(path)
+        file = as_path("path", path)
+        write_subject(registry.get(name), file)
+        return file
 
     def blend(
         self,
@@ -145,8 +153,9 @@ class SubjectsMixin(PipelineHost):
             >>> mixed = pipe.blend([owl, apple], [0.6, 0.4], mode="spherical")
             >>> pipe("in the snow", target_subject_category="owl", subject_embeds=mixed).images[0]
         """
+        subjects = listed("subjects", subjects, "names and subject tokens")
         tokens = [self.adapters.registry.get(one).embedding if isinstance(one, str) else one for one in subjects]
-        weights = [1.0] * len(tokens) if weights is None else [number("weights", weight) for weight in weights]
+        weights = [1.0] * len(tokens) if weights is None else _weights(weights)
         if not tokens or len(weights) != len(tokens):
             raise InputError(f"There are {len(weights)} weights for {len(tokens)} subjects: give one for each.")
         choice("blend mode", mode, BLEND_MODES)

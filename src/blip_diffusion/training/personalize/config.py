@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from blip_diffusion.config import check_types
 from blip_diffusion.data.photos import MAX_CLASS_IMAGES
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.images import ResizeMode
@@ -76,6 +77,7 @@ class TuneConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("max_steps", "batch_size", "rank", "num_vectors"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}.")

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from blip_diffusion import images
+from blip_diffusion.config import check_types
 from blip_diffusion.control_characters import check_text
 from blip_diffusion.errors import CheckpointError, ConfigError, reason
 from blip_diffusion.fileio import save_image, write_text
@@ -52,6 +53,7 @@ class ValidationConfig:
     overfitted: float = 0.6  # a text score below this share of the first one counts as overfitting
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not 2 <= len(self.prompts) <= 4 or any(not prompt.strip() for prompt in self.prompts):
             raise ConfigError("Validation needs two to four prompts, for example on the beach.")
         for prompt in self.prompts:
