@@ -4,6 +4,7 @@ A file overrides the dataclass's defaults and nothing else. Nothing is inherited
 """
 
 import json
+import math
 import re
 import tomllib
 import types
@@ -152,6 +153,7 @@ def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
     elif hint is float:
         _check(isinstance(value, int | float) and not isinstance(value, bool), where, "a number", value)
         _check(isinstance(value, float) or abs(value) < LARGEST, where, "a number below 2^63", value)
+        _check(math.isfinite(value), where, "a finite number", value)
         return float(value)
     elif hint is str:
         _check(isinstance(value, str), where, "a string", value)

@@ -103,8 +103,8 @@ STATES: dict[str, Spoil] = {
             "step": ("six", None, float("nan"), 1e12, -1, True, 7),
             "samples": (None, "many", -1),
             "seconds": ("long", None, float("inf"), []),
-            "losses": ([1], {"loss": "low"}, None),
-            "best": ("low", [1]),
+            "losses": ([1], {"loss": "low"}, {"loss": True}, {"loss": ""}, None),
+            "best": ("low", [1], "", [], {}, False),
             "windows": (3, [[1]], [{"loss": 3}], [{"loss": [1, 2, 3]}], [{"loss": ["x", 1]}]),
         }.items()
         for value in values

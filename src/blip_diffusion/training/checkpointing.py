@@ -208,10 +208,11 @@ def _read_state(path: Path) -> dict[str, Any]:
 def _checked(state: State, path: Path) -> State:
     """Return a state. Raises `ValueError` for values of another type, or numbers that no run has."""
     whole = (state.step, state.samples, *(count for window in state.windows for _, count in window.values()))
-    losses = (*state.losses.values(), *(total for one in state.windows for total, _ in one.values()), state.best or 0.0)
+    best = 0.0 if state.best is None else state.best
+    losses = (*state.losses.values(), *(total for one in state.windows for total, _ in one.values()), best)
     if not all(isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT for value in whole):
         raise ValueError("a number of steps, samples or losses is impossible")
-    if not all(isinstance(value, int | float) for value in (*losses, state.seconds)) or not isfinite(state.seconds):
+    if not all(type(value) in (int, float) for value in (*losses, state.seconds)) or not isfinite(state.seconds):
         raise ValueError("a time or a loss is not a number")
     if path.name.removeprefix(PREFIX).isdecimal() and state.step != step_of(path):
         raise ValueError(f"it is of step {state.step}")
