@@ -145,7 +145,7 @@ def _form(service: JobService, tab: gr.Tab) -> dict[str, Any]:
     mask.change(_mask_fields, mask, [editor, mask_file], **quiet)
     photo.change(_canvas, photo, editor, **quiet)
     kind.change(_by_kind, [kind, mask], [source, mask, inversion], **quiet)
-    tab.select(lambda: gr.update(choices=widgets.subject_choices(service)), None, subject, **quiet)
+    tab.select(lambda: gr.update(choices=widgets.subject_choices(service)), None, subject, **widgets.QUICK)
     return {"photo": photo, "kind": kind, "source_category": source, "category": target, "prompt": prompt,
             "mask": mask, "editor": editor, "mask_file": mask_file, "reference": reference, "subject": subject,
             "strength": strength, "num_images": num_images, "seed": seed, "model": model, "preset": preset,

@@ -61,8 +61,8 @@ def build(service: JobService, form: FormFields, tabs: gr.Tabs, tab: gr.Tab) -> 
         return [gr.Tabs(selected="generate"), open_image(path), request.target_category]
 
     quiet: dict[str, Any] = {"api_name": False, "show_progress": "hidden"}
-    tab.select(lambda: _newest(service), None, images, **quiet)
-    refresh.click(lambda: _newest(service), None, images, **quiet)
+    tab.select(lambda: _newest(service), None, images, **widgets.QUICK)
+    refresh.click(lambda: _newest(service), None, images, **widgets.QUICK)
     images.select(select, None, outputs, **quiet)
     opened.upload(show, opened, outputs, **quiet)
     use.click(fill, chosen, [tabs, *form.components()], **quiet)

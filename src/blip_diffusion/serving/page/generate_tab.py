@@ -151,7 +151,7 @@ def build(service: JobService, page: gr.Blocks) -> FormFields:
     cancel.click(stop, job, None, api_name=False, show_progress="hidden", concurrency_limit=None)
     page.load(watch, job, shown, api_name=False, show_progress="hidden", concurrency_limit=None)
     _crop_events(service, form, crop)
-    page.load(lambda: _choices(service), None, list(form.subjects), api_name=False, show_progress="hidden")
+    page.load(lambda: _choices(service), None, list(form.subjects), **widgets.QUICK)
     return form
 
 

@@ -17,6 +17,7 @@ from blip_diffusion.serving.page import (
     queue_tab,
     subjects_tab,
     tune_tab,
+    widgets,
 )
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _private_tabs(service: JobService, form: generate_tab.FormFields, tabs: gr.T
     def timers(event: gr.SelectData) -> list[Any]:
         return [gr.Timer(active=event.value == "Queue"), gr.Timer(active=event.value == "Tune")]
 
-    tabs.select(timers, None, [queue_timer, tune_timer], api_name=False, show_progress="hidden")
+    tabs.select(timers, None, [queue_timer, tune_timer], **widgets.QUICK)
 
 
 def mount_page(app: FastAPI, service: JobService, *, path: str = "/", public: bool = False) -> FastAPI:

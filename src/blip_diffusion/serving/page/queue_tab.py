@@ -47,8 +47,8 @@ def build(service: JobService, tab: gr.Tab) -> gr.Timer:
         return widgets.status("The job is in the queue again.")
 
     quiet: dict[str, Any] = {"api_name": False, "show_progress": "hidden"}
-    tab.select(lambda: _rows(service), None, jobs, **quiet)
-    timer.tick(lambda: _rows(service), None, jobs, **quiet)
+    tab.select(lambda: _rows(service), None, jobs, **widgets.QUICK)
+    timer.tick(lambda: _rows(service), None, jobs, **widgets.QUICK)
     jobs.select(select, None, [chosen, note, cancel, again, images], **quiet)
     cancel.click(stop, chosen, [note, cancel, again, images], **quiet)
     again.click(repeat, chosen, note, **quiet)

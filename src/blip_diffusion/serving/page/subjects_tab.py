@@ -55,7 +55,7 @@ def build(service: JobService, form: FormFields, tabs: gr.Tabs, tab: gr.Tab) -> 
             return gr.update(value=[_named_copy(service, subject) for subject in chosen], visible=bool(chosen))
 
     quiet: dict[str, Any] = {"api_name": False, "show_progress": "hidden"}
-    tab.select(lambda: _listed(service), None, listed, **quiet)
+    tab.select(lambda: _listed(service), None, listed, **widgets.QUICK)
     upload.upload(add, upload, [*listed, upload], **quiet)
     remove.click(delete, stored, listed, **quiet)
     use.click(mix, stored, [tabs, form.source, *form.subjects], **quiet)

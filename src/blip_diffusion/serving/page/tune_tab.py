@@ -62,8 +62,8 @@ def build(service: JobService, tab: gr.Tab) -> gr.Timer:
     quiet: dict[str, Any] = {"api_name": False, "show_progress": "hidden"}
     run.click(start, [photos, category, name, trainable, steps, model], shown, **quiet)
     stop.click(end, None, shown, **quiet)
-    timer.tick(lambda: _shown(tuning.state()), None, shown, **quiet)
-    tab.select(lambda: _shown(tuning.state()), None, shown, **quiet)
+    timer.tick(lambda: _shown(tuning.state()), None, shown, **widgets.QUICK)
+    tab.select(lambda: _shown(tuning.state()), None, shown, **widgets.QUICK)
     return timer
 
 

@@ -18,6 +18,10 @@ from blip_diffusion.serving.errors import UnknownId
 if TYPE_CHECKING:
     from blip_diffusion.serving.job_service import JobService
 
+QUICK = {"api_name": False, "show_progress": "hidden", "queue": False}
+"""Options of events that end at once and don't fail. They stay outside Gradio's queue: of two of its events that begin
+together, the page may lose the longer one, when Gradio closes the stream of both after the shorter one."""
+
 
 @contextmanager
 def shown_errors() -> Iterator[None]:
