@@ -27,7 +27,8 @@ def check_limits(
     if (total := len(prompts) * num_images) > MAX_TOTAL:
         raise InputError(f"{len(prompts)} prompts with {num_images} images are {total}: use at most {MAX_TOTAL}.")
     if seed < 0 or seed + num_images > 2**63:
-        raise InputError(f"--seed is {seed}: with {num_images} images, use a number from 0 to 2^63 - {num_images}.")
+        images = "image" if num_images == 1 else "images"
+        raise InputError(f"--seed is {seed}: with {num_images} {images}, use a number from 0 to 2^63 - {num_images}.")
     check_range("--guidance-scale", guidance_scale, 0, MAX_GUIDANCE)
 
 

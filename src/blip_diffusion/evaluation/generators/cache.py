@@ -18,7 +18,7 @@ from blip_diffusion.checkpoint.weights import read_json
 from blip_diffusion.errors import CheckpointError, DataError, InputError, reason
 from blip_diffusion.evaluation.generators.model import ImageGenerator
 from blip_diffusion.evaluation.instances import Instance
-from blip_diffusion.fileio import atomic_file
+from blip_diffusion.fileio import atomic_file, is_full
 from blip_diffusion.strict_json import parse_json
 
 SETTINGS, IMAGES = "settings.json", "images"
@@ -127,7 +127,13 @@ def _shortened(value: Any) -> str:
 def generate_missing(
     generator: ImageGenerator, instances: Sequence[Instance], folder: Path, *, batch_size: int, log: LogFn = silent
 ) -> list[Path]:
-    """Return the image files of instances, after generating those that are missing. No file is ever incomplete."""
+    """Return the image files of instances, after generating those that are missing. No file is ever incomplete.
+
+    Raises:
+        InputError: If the folder can't be made, as where a file or a named pipe has its name.
+        DataError: If an image can't be written.
+    """
+    _make_folder(folder)
     missing = [instance for instance in instances if not (folder / instance.file).is_file()]
     for start in range(0, len(missing), batch_size):
         batch = missing[start : start + batch_size]
@@ -137,11 +143,19 @@ def generate_missing(
     return [folder / instance.file for instance in instances]
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if is_full(error):
+            raise
+        raise InputError(f"{folder} can't be made ({error.strerror}): choose another --out.") from error
+
+
 def _save(image: Image.Image, path: Path) -> None:
     try:
         with atomic_file(path) as partial:
             image.save(partial, "PNG")
     except OSError as error:
-        raise DataError(
-            f"{path} can't be written ({error.strerror or error}): free some space, and run it again."
-        ) from error
+        advice = "free some space, and run it again" if is_full(error) else "choose another --out"
+        raise DataError(f"{path} can't be written ({error.strerror or error}): {advice}.") from error
