@@ -50,7 +50,7 @@ def test_partial_files_are_not_used(bench: Bench, tmp_path: Path, monkeypatch: p
 
     with monkeypatch.context() as patched:
         patched.setattr(Image.Image, "save", full)
-        with pytest.raises(DataError, match="No space left on device.*free some space"):
+        with pytest.raises(DataError, match=r"No space left on device.*free some space"):
             generate_missing(Painter(), instances, tmp_path, batch_size=2)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     generate_missing(Painter(), instances, tmp_path, batch_size=2)
@@ -67,7 +67,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_generated(
         place.touch()
     else:
         place = Path("/proc/images")
-    with pytest.raises(InputError, match="can't be made .*: choose another --out"):
+    with pytest.raises(InputError, match=r"can't be made .*: choose another --out"):
         generate_missing(painter, build_instances(bench.part(2, 2), 1), place / "mini", batch_size=2)
     assert not painter.painted
 
