@@ -95,6 +95,8 @@ def _check_operations(path: Path) -> None:
             streams, data = OLD_PICKLES, file.read(MAX_PICKLE)
     stream, operations = io.BytesIO(data), 0
     for _ in range(streams):
+        if stream.tell() == len(data):
+            break  # a single pickle, as of `pickle.dump`, which torch refuses
         for operation, argument, _ in pickletools.genops(stream):
             operations += 1
             if operations > MAX_OPERATIONS:

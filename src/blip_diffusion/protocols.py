@@ -19,6 +19,7 @@ class Tokenizer(Protocol):
     bos_token_id: Any
     eos_token_id: Any
     pad_token_id: Any
+    backend_tokenizer: Any  # of the library tokenizers
 
     def __call__(self, text: Any, **options: Any) -> Any:
         """Return an encoding with `input_ids` and `attention_mask`."""

@@ -339,9 +339,24 @@ def check_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
     longest = getattr(tokenizer, "model_max_length", None)
     if isinstance(longest, bool) or not isinstance(longest, int | float) or not longest >= SHORTEST:
         raise ValueError(f"model_max_length is {str(longest)[:60]!r}, use a whole number from {SHORTEST}")
+    backend = tokenizer.backend_tokenizer  # keeps the last padding and truncation, which are saved with it
+    before = backend.padding, backend.truncation
     for padding in (True, "max_length"):
         tokenizer(["a dog", ""], padding=padding, truncation=True, max_length=SHORTEST, return_tensors="pt")
+    _restore_lengths(backend, *before)
     return tokenizer
+
+
+def _restore_lengths(backend: Any, padding: Mapping[str, Any] | None, truncation: Mapping[str, Any] | None) -> None:
+    """Set padding and truncation of a tokenizer of the library tokenizers."""
+    if padding is None:
+        backend.no_padding()
+    else:
+        backend.enable_padding(**padding)
+    if truncation is None:
+        backend.no_truncation()
+    else:
+        backend.enable_truncation(**truncation)
 
 
 def bert_tokenizer(path: str | Path | None = None) -> Tokenizer:
