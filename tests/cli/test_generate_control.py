@@ -57,7 +57,7 @@ def test_control_image_changes_the_result_and_is_reproduced(generate: Run, contr
         (["--control", "canny=nowhere.png"], "no image at nowhere.png"),
         (["--control", "edges={image}"], "no control 'edges'"),
         (["--control", "canny={image}:strong"], "the scale 'strong'"),
-        (["--control", "canny={image}:inf"], "The scale of --control canny is inf"),
+        (["--control", "canny={image}:inf"], "scale must be a finite number, not inf"),
         (["--control", "depth={image}"], "pip install 'blip-diffusion[control]'"),
         (["--control", "canny={image}"], "no ControlNet for canny and this model"),
         (["--controlnet", "canny=x"], "add --control canny=FILE"),

@@ -40,7 +40,7 @@ NUMBERS = [
     (["train-mini", "--data", WORLD, "--minutes", "inf"], "--minutes is inf: use a number above 0, up to 100000"),
     (["train-control", "--data", WORLD, "--minutes", "inf"], "--minutes is inf: use a number above 0, up to 100000"),
     (["train-mini", "--data", WORLD, "--workers", "1000000"], "--workers is 1000000: use a number from 0 to 512"),
-    (["train", "good.toml", "--minutes", "inf"], "minutes must be positive and finite, not inf"),
+    (["train", "good.toml", "--minutes", "inf"], "minutes must be a finite number, not inf"),
 ]
 """Numbers with which a command would run until the memory is full, or forever."""
 HEAVY = ("torch", "diffusers", "transformers", "PIL", "numpy")

@@ -2,7 +2,6 @@
 
 import io
 from dataclasses import dataclass, replace
-from math import isfinite
 from typing import Literal
 
 from PIL import Image
@@ -53,8 +52,6 @@ class ControlInput:
 
     def __post_init__(self) -> None:
         check_types(self, InputError)
-        if not isfinite(self.scale):
-            raise InputError(f"The scale of --control {self.kind} is {self.scale}: use a number, 1 is usual.")
 
 
 @dataclass(frozen=True)
