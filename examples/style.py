@@ -66,7 +66,7 @@ def control_of(pipe: BlipDiffusionPipeline, content: Image.Image, adapter: str |
     if net is None:
         print("The model has no network for edges: of the content only its word is left.")
         return {}
-    side = int(pipe.unet.config.sample_size) * pipe.model.latents.factor
+    side = pipe.model.image_size
     square = fit_square(content, side, "pad")
     return {"image": annotate(square, "canny"), "controlnet": net}
 

@@ -15,6 +15,8 @@ from blip_diffusion.escaping import printable
 
 MAX_REASON = 400
 """Most characters of a library's message."""
+MAX_QUOTED = 100
+"""Longest quotation of a value, in characters."""
 
 
 class BlipDiffusionError(Exception):
@@ -63,10 +65,6 @@ def reason(error: Exception) -> str:
     """Return a library's message as one line, to be quoted within a sentence."""
     lines = str(error).strip().splitlines()
     return printable(lines[0].rstrip(".: "), MAX_REASON) if lines else type(error).__name__
-
-
-MAX_QUOTED = 100
-"""Longest quotation of a value, in characters."""
 
 
 def quoted(value: Any) -> str:

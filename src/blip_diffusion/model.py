@@ -265,6 +265,11 @@ class BlipDiffusion(nn.Module):
         return concatenated(network, self.whole_condition if condition is None else condition)
 
     @property
+    def image_size(self) -> int:
+        """Side in pixels of the images that the model generates by default."""
+        return int(self.unet.config.sample_size) * self.latents.factor
+
+    @property
     def upscales(self) -> bool:
         """Whether the U-Net reads an enlarged small image, and how noisy it is, beside the noised latents."""
         channels = upscaling_channels(self.latents.channels)
@@ -282,7 +287,7 @@ class BlipDiffusion(nn.Module):
 
     def target_latents(self, pixels: Tensor) -> Tensor:
         """Return latents of images (B, 3, H, W) in [0, 1], which are scaled down to the model's size."""
-        side = int(self.unet.config.sample_size) * self.latents.factor
+        side = self.image_size
         if pixels.shape[-1] != side:
             pixels = F.interpolate(pixels, size=(side, side), mode="area")
         return self.latents.encode(pixels).float()

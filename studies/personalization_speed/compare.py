@@ -174,7 +174,7 @@ def compare(
 ) -> Outcome:
     """Search learning rates on some subjects and measure all candidates on others. Curves in `work` are reused."""
     model = load()
-    size = int(model.unet.config.sample_size) * model.latents.factor
+    size = model.image_size
     subjects = eval_subjects(world, config.search_subjects + config.subjects, config.prompts, size=size)
     searched, measured = subjects[: config.search_subjects], subjects[config.search_subjects :]
     scorer = Scorer(backbones, world, model, subjects, ScorerConfig(config.prompts, config.seeds, config.probe_images))

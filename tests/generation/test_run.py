@@ -2,20 +2,18 @@ import base64
 import io
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from diffusers import ControlNetModel, T2IAdapter
+from diffusers import ControlNetModel
 from PIL import Image, PngImagePlugin
 
 from blip_diffusion import __version__
-from blip_diffusion.annotators import KINDS, NETWORKS
 from blip_diffusion.errors import InputError
 from blip_diffusion.generation.png_metadata import METADATA, read_request
 from blip_diffusion.generation.request import CONTROLNETS, ControlInput, GenerationRequest, read_reference
-from blip_diffusion.generation.run import _control_arguments, _subject_arguments, run
+from blip_diffusion.generation.run import run
 from blip_diffusion.images import png_bytes
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 
@@ -205,43 +203,6 @@ def test_bundled_controlnet_is_used_for_edges_only(fresh_pipe: BlipDiffusionPipe
     assert annotated("canny") and annotated("map") and annotated("depth", str(tmp_path / "model"))
     with pytest.raises(InputError, match="no ControlNet for depth and this model: use a model that has one"):
         annotated("depth")
-
-
-def test_a_mask_as_control_image_gives_the_subjects_box(placed: BlipDiffusionPipeline, pipe: Any) -> None:
-    mask = Image.new("L", (32, 32))
-    mask.paste(255, (8, 4, 24, 28))
-    request = GenerationRequest(**REQUEST, controls=(ControlInput("mask", png_bytes(mask)),))
-    assert _subject_arguments(placed, request)["box"] == (0.25, 0.125, 0.75, 0.875)
-    assert _subject_arguments(placed, replace(request, box=(0.0, 0.0, 0.5, 0.5)))["box"] == (0.0, 0.0, 0.5, 0.5)
-    assert _subject_arguments(placed, replace(request, controls=(ControlInput("map", PNG),)))["box"] is None
-    assert _subject_arguments(pipe, request)["box"] is None  # without positions
-    assert _control_arguments(request, placed) == {}  # no adapter: the box alone
-    with pytest.raises(InputError, match="no ControlNet for mask"):
-        _control_arguments(request, pipe)
-
-
-def test_the_subject_of_a_photo_for_edges_gives_the_subjects_box(placed: BlipDiffusionPipeline, pipe: Any) -> None:
-    photo = Image.new("RGB", (64, 64), "white")
-    photo.paste((200, 40, 40), (16, 8, 48, 56))
-    control = ControlInput("canny", png_bytes(photo), is_map=False)
-    request = GenerationRequest(**REQUEST, controls=(control,))
-    assert _subject_arguments(placed, request)["box"] == pytest.approx((0.25, 0.125, 0.75, 0.875), abs=0.04)
-    assert _subject_arguments(placed, replace(request, box=(0.0, 0.0, 0.5, 0.5)))["box"] == (0.0, 0.0, 0.5, 0.5)
-    assert _subject_arguments(placed, replace(request, controls=(replace(control, is_map=True),)))["box"] is None
-    assert _subject_arguments(pipe, request)["box"] is None  # without positions
-
-
-def test_adapters_of_the_model_act_on_the_conditional_prediction_only(fresh_pipe: Any) -> None:
-    channels = list(fresh_pipe.unet.config.block_out_channels)
-    fresh_pipe.t2i_adapters = {"canny": T2IAdapter(3, channels, num_res_blocks=1)}
-    request = GenerationRequest(**REQUEST, controls=(ControlInput("canny", PNG, 0.5),))
-    assert _control_arguments(request, fresh_pipe)["guess_mode"]
-    assert not _control_arguments(replace(request, region_mode="multidiffusion"), fresh_pipe)["guess_mode"]
-
-
-def test_default_controlnets_match_their_annotators() -> None:
-    assert CONTROLNETS.keys() < set(KINDS)
-    assert NETWORKS["normal"] == "NormalBaeDetector" and CONTROLNETS["normal"].endswith("_normalbae")
 
 
 def test_existing_images_are_kept_and_others_generated(

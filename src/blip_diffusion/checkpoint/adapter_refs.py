@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +33,6 @@ class LoraRef:
 
     def __post_init__(self) -> None:
         check_types(self, InputError)
-        if not isfinite(self.weight):
-            raise InputError(f"The weight of --lora {self.path} is {self.weight}: use a number, for example 0.5.")
 
 
 @dataclass(frozen=True)

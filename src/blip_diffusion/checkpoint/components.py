@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig
 
-from blip_diffusion.checkpoint.config_limits import check_config, check_sample_size, check_types
+from blip_diffusion.checkpoint.config_limits import check_config, check_parameters, check_sample_size
 from blip_diffusion.checkpoint.key_maps import (
     UNREAD,
     modern_vae_name,
@@ -211,7 +211,7 @@ def build_diffusers(
     """Build the U-Net, VAE, ControlNet or T2I-Adapter from a configuration and weights."""
     with config_errors(f"the {name}"), meta_init():
         kind = getattr(diffusers, DIFFUSERS[name])
-        check_types(kind, table)
+        check_parameters(kind, table)
         placed = name == "unet" and is_placed(table)
         part = (PlacedUNet2DConditionModel if placed else kind).from_config(dict(table))
         if name == "unet":

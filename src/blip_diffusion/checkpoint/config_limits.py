@@ -54,7 +54,7 @@ def _most(key: str) -> int:
     return MAX_COUNTS if key in COUNTS else MAX_SIDE if key in SIDES else MAX_NUMBER
 
 
-def check_types(kind: type, table: Mapping[str, Any]) -> None:
+def check_parameters(kind: type, table: Mapping[str, Any]) -> None:
     """Raise `ValueError` for a setting of another type than that of the parameter of a class of diffusers.
 
     `None` is accepted where it, or false, is the default: files of older versions have it.

@@ -19,6 +19,7 @@ OTHER_ADAPTERS = {
 }  # fmt: skip
 """Parts of tensors' names that identify other adapters, as kohya's scripts and web UIs write them."""
 MAX_SCALE = 1e6
+"""Largest alpha, and largest other number of the settings."""
 SETTINGS: dict[str, Any] = {
     "r": int, "lora_alpha": int | float, "alpha_pattern": dict, "rank_pattern": dict, "use_rslora": bool,
     "target_modules": list | str, "use_dora": bool,

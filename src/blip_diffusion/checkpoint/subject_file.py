@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from blip_diffusion import __version__
 from blip_diffusion.checkpoint.lora import DOWN, UP, adapter_header
+from blip_diffusion.checkpoint.lora_source import MAX_SCALE
 from blip_diffusion.checkpoint.subject_header import (
     DATA_URI,
     EMBEDDING,
@@ -32,6 +33,7 @@ from blip_diffusion.checkpoint.subject_header import (
     THUMBNAIL,
     WEIGHTS,
     decode_thumbnail,
+    text_of,
 )
 from blip_diffusion.checkpoint.weights import State, check_materialized, save_state
 from blip_diffusion.control_characters import check_text
@@ -43,7 +45,6 @@ from blip_diffusion.strict_json import parse_json
 Kind = TypeVar("Kind", bound=Tensor)
 
 THUMBNAIL_SIDE = 128
-MAX_ALPHA = 1e6
 MOST_WORDS, MOST_LETTERS = 4, 100
 SAMPLED = 64  # weights of every tensor, for a fingerprint
 
@@ -170,12 +171,9 @@ def _header(subject: Subject) -> dict[str, str]:
 
 def _subject(header: Mapping[str, str], tensors: State) -> Subject:
     table = parse_json(header[TABLE], finite=True)
-    known = {key: table[key] for key in ("name", "category", "base", "version")}
-    for key, value in known.items():
-        if not isinstance(value, str):
-            raise ValueError(f"its {key} is no text")
+    known = {key: text_of(table, key) for key in ("name", "category", "base", "version")}
     alpha, details = table["alpha"], table["details"]
-    if type(alpha) not in (int, float) or not 0 <= alpha <= MAX_ALPHA:
+    if type(alpha) not in (int, float) or not 0 <= alpha <= MAX_SCALE:
         raise ValueError(f"its alpha is {str(alpha)[:60]!r}")
     if not isinstance(details, dict):
         raise ValueError("its details are no table")

@@ -4,6 +4,7 @@ import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -50,9 +51,7 @@ def read_subject_header(path: Path) -> SubjectHeader:
             header = file.metadata() or {}
             shape = file.get_slice(EMBEDDING).get_shape() if EMBEDDING in file.keys() else []  # noqa: SIM118
         table = parse_json(header[TABLE], finite=True)
-        name, category, base = (table[key] for key in ("name", "category", "base"))
-        if not all(isinstance(value, str) for value in (name, category, base)):
-            raise ValueError("its name, category and base are no text")
+        name, category, base = (text_of(table, key) for key in ("name", "category", "base"))
         thumbnail = decode_thumbnail(header)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"This is not a subject file, or it is damaged ({reason(error)}).") from error
@@ -61,6 +60,14 @@ def read_subject_header(path: Path) -> SubjectHeader:
             "This file has no subject tokens of shape (1, Q, D): blip-diffusion tune makes such files."
         )
     return SubjectHeader(name, category, base, thumbnail)
+
+
+def text_of(table: Mapping[str, Any], key: str) -> str:
+    """Return an entry of a header's table. Raises `ValueError` if it is no text."""
+    value = table[key]
+    if not isinstance(value, str):
+        raise ValueError(f"its {key} is no text")
+    return value
 
 
 def decode_thumbnail(header: Mapping[str, str]) -> bytes:

@@ -123,7 +123,7 @@ def run_settings(
         "prompt_reps": int(pipe.config.prompt_reps),
         "scheduler": type(pipe.scheduler).__name__,
         "scheduler_digest": scheduler_digest(pipe.scheduler),
-        "image_size": image_size(pipe),
+        "image_size": pipe.model.image_size,
         "dtype": config.dtype,
         "reference": "the subject's first image, cropped square",
         **({} if tuner is None else tuner.settings(int(pipe.text_encoder.config.hidden_size))),
@@ -144,11 +144,6 @@ def _guidance_scale(config: EvalConfig, pipe: BlipDiffusionPipeline) -> float:
     return float(pipe.config.guidance_scale if config.guidance_scale is None else config.guidance_scale)
 
 
-def image_size(pipe: BlipDiffusionPipeline) -> int:
-    """Return the side of the pipeline's images in pixels."""
-    return int(pipe.unet.config.sample_size) * pipe.model.latents.factor
-
-
 def build_generators(
     pipe: BlipDiffusionPipeline,
     world: AssetLibrary | None,
@@ -166,7 +161,7 @@ def build_generators(
     }
     if tuner is not None:
         by_condition["tuned"] = tuned(pipe, tuner, **settings)
-    return GeneratorSet(by_condition, generators.autoencoder_reconstruction(pipe.model), image_size(pipe), world)
+    return GeneratorSet(by_condition, generators.autoencoder_reconstruction(pipe.model), pipe.model.image_size, world)
 
 
 @dataclass(frozen=True)

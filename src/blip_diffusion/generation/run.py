@@ -14,19 +14,14 @@ from PIL import Image
 
 from blip_diffusion import images
 from blip_diffusion.checkpoint.adapter_refs import loaded_adapters
-from blip_diffusion.checkpoint.single_component import load_controlnet
 from blip_diffusion.devices import device_of
-from blip_diffusion.errors import InputError
 from blip_diffusion.fileio import check_writable
-from blip_diffusion.framing import Box, box_of_mask
+from blip_diffusion.generation.control_inputs import box_of_controls, control_arguments, short_side
 from blip_diffusion.generation.edit import Editor
 from blip_diffusion.generation.jobs import BATCH_SIZE, Job, jobs_of
 from blip_diffusion.generation.output import check_grid_path, existing_images, png_files, save_grid, save_images
 from blip_diffusion.generation.request import (
-    CONTROLNETS,
-    ControlInput,
     GenerationRequest,
-    control_map,
     with_small_controls,
 )
 from blip_diffusion.generation.subject_inputs import opened, subject_arguments
@@ -37,7 +32,6 @@ from blip_diffusion.pipelines.safety import SafetyChecker, Watermark
 from blip_diffusion.pipelines.step_callback import StepCallback
 from blip_diffusion.pipelines.subject_scale import PARTS
 from blip_diffusion.ray_pool import Backend, Map, actor_pool
-from blip_diffusion.references import find_subject
 
 OnSaved = Callable[[Path, str | None, int | None], None]
 """Called with a file's path, and the prompt and seed of its image, which are `None` for the grid."""
@@ -45,8 +39,6 @@ UPSCALING_ARGUMENTS = (
     "reference_image", "source_subject_category", "target_subject_category", "resize_mode", "box", "subject_embeds",
 )  # fmt: skip
 """Arguments of a call that `pipe.upscale` takes too."""
-BUNDLED_KINDS = ("canny", "map")
-"""Control maps that a model's bundled ControlNet reads: the published one reads Canny edges."""
 
 
 def run(
@@ -249,14 +241,14 @@ def prepared(pipe: BlipDiffusionPipeline, request: GenerationRequest) -> Iterato
         InputError: If the request does not fit the model.
         CheckpointError: If a ControlNet, a LoRA, an embedding or a subject file is missing or damaged.
     """
-    request = with_small_controls(request, _short_side(pipe, request))
+    request = with_small_controls(request, short_side(pipe, request))
     editor = None if request.edit is None else Editor.read(request.edit)
     pipe.set_preset(preset_on_engine(request.preset, request.engine))
     upscaler = load_pipeline(request.upscaler, request.dtype, str(pipe.device)) if request.upscaler else None
     before = set(pipe.subjects)
     with loaded_adapters(pipe, request.loras, request.embeddings), _screening(upscaler or pipe, request):
         try:
-            control = _control_arguments(request, pipe)
+            control = control_arguments(pipe, request)
             subject = {} if request.blend_row else _subject_arguments(pipe, request)
             yield PreparedRequest(pipe, request, {**subject, **control}, editor, upscaler)
         finally:
@@ -309,7 +301,7 @@ def _subject_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:
     """Return the arguments of a call for the subject and its position: tuned subjects, else references."""
     if request.more_subjects:
         return subject_arguments(pipe, request)
-    place = {"target_subject_category": request.target_category, "box": request.box or _box_of_controls(pipe, request)}
+    place = {"target_subject_category": request.target_category, "box": request.box or box_of_controls(pipe, request)}
     if request.subjects:
         return {"subject_embeds": load_subjects(pipe, request.subjects), **place}
     if not request.reference:
@@ -320,74 +312,3 @@ def _subject_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:
         "resize_mode": request.resize_mode,
         **place,
     }
-
-
-def _short_side(pipe: Any, request: GenerationRequest) -> int:
-    default = int(pipe.unet.config.sample_size) * pipe.model.latents.factor
-    return min(request.width or default, request.height or default)
-
-
-def _box_of_controls(pipe: Any, request: GenerationRequest) -> Box | None:
-    """Return the subject's box in the first control image that shows it: a mask, or a photo whose edges are used.
-
-    `None` without such an image, or for a model whose subject tokens have no positions. Edits use the box in the
-    edited photo.
-    """
-    if not pipe.model.place_width:
-        return None
-    photos = request.edit is None
-    shown = [one for one in request.controls if one.kind == "mask" or (photos and not one.is_map)]
-    return next((box for one in shown if (box := _box_of_control(pipe, one)) is not None), None)
-
-
-def _box_of_control(pipe: Any, control: ControlInput) -> Box | None:
-    if not control.is_map:
-        return images.read_image(io.BytesIO(control.image), partial(find_subject, pipe.model))
-    mask = images.as_rgb(images.open_image(io.BytesIO(control.image)))
-    return box_of_mask(images.to_tensor([mask])[0].mean(dim=0))
-
-
-def _control_arguments(request: GenerationRequest, pipe: Any) -> dict[str, Any]:
-    """Return the arguments of a call for its controls.
-
-    The model's own adapters act on the conditional prediction only, where `guess_mode` is available: guidance then
-    strengthens the control too.
-    """
-    controls = [control for control in request.controls if not _gives_only_the_box(control, pipe)]
-    if not controls:
-        return {}
-    nets = [_load_controlnet(control, pipe) for control in controls]
-    maps = [control_map(control) for control in controls]
-    single = len(controls) == 1
-    return {
-        "image": maps[0] if single else maps,
-        "controlnet": nets[0] if single else nets,
-        "controlnet_conditioning_scale": [control.scale for control in controls],
-        "guess_mode": _allows_guess_mode(request) and all(net in pipe.t2i_adapters.values() for net in nets),
-    }
-
-
-def _allows_guess_mode(request: GenerationRequest) -> bool:
-    attention = request.edit is not None and bool(request.edit.keep_attention)
-    return not attention and request.region_mode == "attention"
-
-
-def _gives_only_the_box(control: ControlInput, pipe: Any) -> bool:
-    """Return whether a mask has no network of its own: it then acts by `_box_of_controls` alone."""
-    no_network = not control.controlnet and "mask" not in pipe.t2i_adapters
-    return control.kind == "mask" and no_network and bool(pipe.model.place_width)
-
-
-def _load_controlnet(control: ControlInput, pipe: Any) -> Any:
-    """Return the ControlNet or adapter of a control. A ControlNet is downloaded only for a model that it fits."""
-    if not control.controlnet and pipe.controlnet is not None and control.kind in BUNDLED_KINDS:
-        return pipe.controlnet
-    if not control.controlnet and control.kind in pipe.t2i_adapters:
-        return pipe.t2i_adapters[control.kind].to(pipe.device)
-    is_sd15 = pipe.unet.config.cross_attention_dim == 768
-    if not control.controlnet and (not is_sd15 or control.kind not in CONTROLNETS):
-        raise InputError(
-            f"There is no ControlNet for {control.kind} and this model: use a model that has one, or name one with "
-            "--controlnet."
-        )
-    return load_controlnet(control.controlnet or CONTROLNETS[control.kind], dtype=pipe.unet.dtype).to(pipe.device)

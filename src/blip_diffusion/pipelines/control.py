@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any, Literal, TypeAlias
 
 from PIL import Image
@@ -40,9 +39,7 @@ class ControlRequest:
         """Raise `InputError` if nets, images, numbers and U-Net do not fit together; latents are `factor` smaller."""
         if len(self.nets) != len(self.images):
             raise InputError(f"There are {len(self.nets)} ControlNets for {len(self.images)} images: give one each.")
-        for scale, start, end in zip(self.scales, self.starts, self.ends, strict=True):
-            if not isfinite(scale):
-                raise InputError(f"controlnet_conditioning_scale is {scale}: use a number, 1 is usual.")
+        for start, end in zip(self.starts, self.ends, strict=True):
             if not 0 <= start < end <= 1:
                 raise InputError(f"A ControlNet can't be active from {start} to {end}: use fractions from 0 to 1.")
         for net in self.nets:

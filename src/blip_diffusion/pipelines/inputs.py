@@ -233,7 +233,7 @@ def _default(host: PipelineHost, value: Any, name: str) -> Any:
 def _size(host: PipelineHost, given: CallArguments) -> tuple[int, int]:
     """Return height and width in pixels."""
     factor = host.model.latents.factor
-    default = int(host.unet.config.sample_size) * factor
+    default = host.model.image_size
     step = factor * 2 ** (len(host.unet.config.block_out_channels) - 1)
     for name, side in (("height", given.height), ("width", given.width)):
         if side is not None and (whole_number(name, side) % step or not step <= side <= MAX_SIDE):

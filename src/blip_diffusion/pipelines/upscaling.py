@@ -125,7 +125,7 @@ class UpscalingMixin(PipelineHost):
 
     def _enlarged(self, small: list[Image.Image]) -> Tensor:
         """Return the middle squares of images at the model's size (B, 3, S, S)."""
-        side = int(self.unet.config.sample_size) * self.model.latents.factor
+        side = self.model.image_size
         rows = []
         for one in small:
             if not isinstance(one, Image.Image):

@@ -114,7 +114,7 @@ class _Worker:
         with context as ready:
             images_of_all = [image for batch in task.batches for image in batch.images]
             results = iter(ready.generate(images_of_all, _Steps(self.connection, task)))
-            requests[0] = dataclasses.replace(requests[0], controls=ready.request.controls)  # small
+            requests[0] = dataclasses.replace(requests[0], controls=ready.request.controls)  # at the size of the images
         return [
             png_with_metadata(next(results), encode(request, prompt=prompt, seed=seed, num_images=1))
             for request, batch in zip(requests, task.batches, strict=True)

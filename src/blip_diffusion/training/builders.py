@@ -176,7 +176,7 @@ def whole_images(reference: ReferenceConfig) -> ReferenceConfig:
 
 def check_size(config: RunConfig, model: BlipDiffusion) -> None:
     """Raise `ConfigError` if images are composed at another size than the model's, or, for pixels, a multiple of it."""
-    own, size = int(model.unet.config.sample_size) * model.latents.factor, config.data.synthetic.size
+    own, size = model.image_size, config.data.synthetic.size
     if size != own and not (model.latents.factor == 1 and size % own == 0):
         raise ConfigError(f"data.synthetic.size is {size}, and this model generates {own} pixels: set it to {own}.")
 

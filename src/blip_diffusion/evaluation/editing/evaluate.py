@@ -92,7 +92,7 @@ def load_edits(config: EditEvaluationConfig, pipe: BlipDiffusionPipeline) -> Ben
     Raises:
         BlipDiffusionError: If the benchmark or a network can't be loaded.
     """
-    size = int(pipe.unet.config.sample_size) * pipe.model.latents.factor
+    size = pipe.model.image_size
     if config.pie_bench is not None:
         edits, skipped = read_pie_bench(config.pie_bench)
         scores = build_scores(config.chosen_metrics, config.lpips, None)

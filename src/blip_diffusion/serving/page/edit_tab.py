@@ -54,7 +54,7 @@ def build(service: JobService, tab: gr.Tab) -> None:
             results = gr.Gallery(label="Photo and edits", columns=2, object_fit="contain", format="png",
                                  elem_id="edit-results", buttons=["download"])  # fmt: skip
     shown = [state, preview, results, run, cancel]
-    quiet: dict[str, Any] = {"api_name": False, "show_progress": "hidden", "concurrency_limit": None}
+    quiet: dict[str, Any] = {**widgets.QUIET, "concurrency_limit": None}
 
     def submit(*values: Any) -> str:
         named = dict(zip(fields, values, strict=True))
@@ -141,10 +141,9 @@ def _form(service: JobService, tab: gr.Tab) -> dict[str, Any]:
         inversion = gr.Radio(INVERSIONS, value="direct", label="Inversion",
                              info="ddpm: another edit for each seed. none: from noise.")  # fmt: skip
         steps = gr.Slider(0, MAX_STEPS, value=0, step=1, label="Steps of the edit", info="0: the model's.")
-    quiet: dict[str, Any] = {"api_name": False, "show_progress": "hidden"}
-    mask.change(_mask_fields, mask, [editor, mask_file], **quiet)
-    photo.change(_canvas, photo, editor, **quiet)
-    kind.change(_by_kind, [kind, mask], [source, mask, inversion], **quiet)
+    mask.change(_mask_fields, mask, [editor, mask_file], **widgets.QUIET)
+    photo.change(_canvas, photo, editor, **widgets.QUIET)
+    kind.change(_by_kind, [kind, mask], [source, mask, inversion], **widgets.QUIET)
     tab.select(lambda: gr.update(choices=widgets.subject_choices(service)), None, subject, **widgets.QUICK)
     return {"photo": photo, "kind": kind, "source_category": source, "category": target, "prompt": prompt,
             "mask": mask, "editor": editor, "mask_file": mask_file, "reference": reference, "subject": subject,

@@ -60,13 +60,12 @@ def build(service: JobService, form: FormFields, tabs: gr.Tabs, tab: gr.Tab) -> 
             request, _ = decode(Path(path))
         return [gr.Tabs(selected="generate"), open_image(path), request.target_category]
 
-    quiet: dict[str, Any] = {"api_name": False, "show_progress": "hidden"}
     tab.select(lambda: _newest(service), None, images, **widgets.QUICK)
     refresh.click(lambda: _newest(service), None, images, **widgets.QUICK)
-    images.select(select, None, outputs, **quiet)
-    opened.upload(show, opened, outputs, **quiet)
-    use.click(fill, chosen, [tabs, *form.components()], **quiet)
-    as_reference.click(refer, chosen, [tabs, form.reference, form.category], **quiet)
+    images.select(select, None, outputs, **widgets.QUIET)
+    opened.upload(show, opened, outputs, **widgets.QUIET)
+    use.click(fill, chosen, [tabs, *form.components()], **widgets.QUIET)
+    as_reference.click(refer, chosen, [tabs, form.reference, form.category], **widgets.QUIET)
 
 
 def _newest(service: JobService) -> list[str]:

@@ -46,12 +46,11 @@ def build(service: JobService, tab: gr.Tab) -> gr.Timer:
                 service.submit(job.request, previews=3)
         return widgets.status("The job is in the queue again.")
 
-    quiet: dict[str, Any] = {"api_name": False, "show_progress": "hidden"}
     tab.select(lambda: _rows(service), None, jobs, **widgets.QUICK)
     timer.tick(lambda: _rows(service), None, jobs, **widgets.QUICK)
-    jobs.select(select, None, [chosen, note, cancel, again, images], **quiet)
-    cancel.click(stop, chosen, [note, cancel, again, images], **quiet)
-    again.click(repeat, chosen, note, **quiet)
+    jobs.select(select, None, [chosen, note, cancel, again, images], **widgets.QUIET)
+    cancel.click(stop, chosen, [note, cancel, again, images], **widgets.QUIET)
+    again.click(repeat, chosen, note, **widgets.QUIET)
     return timer
 
 

@@ -54,12 +54,11 @@ def build(service: JobService, form: FormFields, tabs: gr.Tabs, tab: gr.Tab) -> 
         with widgets.shown_errors():
             return gr.update(value=[_named_copy(service, subject) for subject in chosen], visible=bool(chosen))
 
-    quiet: dict[str, Any] = {"api_name": False, "show_progress": "hidden"}
     tab.select(lambda: _listed(service), None, listed, **widgets.QUICK)
-    upload.upload(add, upload, [*listed, upload], **quiet)
-    remove.click(delete, stored, listed, **quiet)
-    use.click(mix, stored, [tabs, form.source, *form.subjects], **quiet)
-    download.click(copies, stored, files, **quiet)
+    upload.upload(add, upload, [*listed, upload], **widgets.QUIET)
+    remove.click(delete, stored, listed, **widgets.QUIET)
+    use.click(mix, stored, [tabs, form.source, *form.subjects], **widgets.QUIET)
+    download.click(copies, stored, files, **widgets.QUIET)
 
 
 def _listed(service: JobService) -> list[Any]:

@@ -59,9 +59,8 @@ def build(service: JobService, tab: gr.Tab) -> gr.Timer:
         tuning.stop()
         return _shown(tuning.state())
 
-    quiet: dict[str, Any] = {"api_name": False, "show_progress": "hidden"}
-    run.click(start, [photos, category, name, trainable, steps, model], shown, **quiet)
-    stop.click(end, None, shown, **quiet)
+    run.click(start, [photos, category, name, trainable, steps, model], shown, **widgets.QUIET)
+    stop.click(end, None, shown, **widgets.QUIET)
     timer.tick(lambda: _shown(tuning.state()), None, shown, **widgets.QUICK)
     tab.select(lambda: _shown(tuning.state()), None, shown, **widgets.QUICK)
     return timer

@@ -6,7 +6,7 @@ import html
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from PIL import Image
@@ -18,7 +18,9 @@ from blip_diffusion.serving.errors import UnknownId
 if TYPE_CHECKING:
     from blip_diffusion.serving.job_service import JobService
 
-QUICK = {"api_name": False, "show_progress": "hidden", "queue": False}
+QUIET: dict[str, Any] = {"api_name": False, "show_progress": "hidden"}
+"""Options of events that are no part of an API, and show no progress on their outputs."""
+QUICK = {**QUIET, "queue": False}
 """Options of events that end at once and don't fail. They stay outside Gradio's queue: of two of its events that begin
 together, the page may lose the longer one, when Gradio closes the stream of both after the shorter one."""
 

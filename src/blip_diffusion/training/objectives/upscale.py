@@ -98,15 +98,11 @@ class Upscaling(Objective):
         noise = torch.randn(latents.shape, generator=rng, device=rng.device)
         return self.noising.noised(latents, noise, levels), levels
 
-    @property
-    def _side(self) -> int:
-        return int(self.model.unet.config.sample_size) * self.model.latents.factor
-
     def _small(self, pixels: Tensor) -> Tensor:
-        return shrunk(pixels, self._side // self.config.scale)
+        return shrunk(pixels, self.model.image_size // self.config.scale)
 
     def _enlarged(self, small: Tensor) -> Tensor:
-        return enlarged(small, (self._side, self._side))
+        return enlarged(small, (self.model.image_size, self.model.image_size))
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return the U-Net's."""

@@ -218,7 +218,7 @@ def prepare(
     model.requires_grad_(False)
     if config.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
-    size = int(model.unet.config.sample_size) * model.latents.factor
+    size = model.image_size
     pixels, cut = square_photos(model, photos, size, config.resize_mode, fill=SIDE[""])
     if config.flip:
         pixels, cut = torch.cat([pixels, pixels.flip(-1)]), torch.cat([cut, cut.flip(-1)])

@@ -146,7 +146,7 @@ def _context(
     """Load asset library and model, start the workers, and only then use the device: CUDA must follow the fork."""
     source_folder = find_model(config.model)
     model = assemble(read_parts(source_folder, dtype=torch.float32), source_folder)
-    size = int(model.unet.config.sample_size) * model.latents.factor
+    size = model.image_size
     world, synthetic = AssetLibrary.load(config.data), replace(config.synthetic, size=size)
     sizes = config.cuda if device.type == "cuda" else config.cpu
     packer = HintPacker.over(packer_of(model, size, CAPTION_TOKENS), hints)
