@@ -35,6 +35,7 @@ def sample_images(
     rescale: float | None = None,
     decoded: bool = True,
     controls: Sequence[Control] = (),
+    guess_mode: bool = False,
 ) -> Tensor:
     """Sample images during training, each from the noise of its seed.
 
@@ -47,6 +48,7 @@ def sample_images(
         rescale: Guidance rescale in [0, 1]; default: the model's.
         decoded: Whether to decode latents to images.
         controls: ControlNets and T2I-Adapters with their control images.
+        guess_mode: Whether controls act on the conditional prediction only.
 
     Returns:
         Images (B, 3, H, W) in [0, 1], or latents (B, C, h, w), in float32.
@@ -56,10 +58,10 @@ def sample_images(
     count = steps or defaults.num_inference_steps
     if scale > 1:
         empty = model.text_states([""]).expand(len(states), -1, -1)
-        both = _denoiser(model, torch.cat([empty, states]), controls, count)
+        both = _denoiser(model, torch.cat([empty, states]), controls, count, guess=guess_mode, doubled=True)
         denoiser = guided(both, scale, rescale=defaults.guidance_rescale if rescale is None else rescale)
     else:
-        denoiser = _denoiser(model, states, controls, count)
+        denoiser = _denoiser(model, states, controls, count, guess=guess_mode)
     side = int(model.unet.config.sample_size)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     shape = (model.latents.channels, side, side)
@@ -114,8 +116,18 @@ def sample_upscaled(
     return model.latents.decode(sample(denoiser, noise, model.scheduler, generators=generators)).float()
 
 
-def _denoiser(model: BlipDiffusion, states: Tensor, controls: Sequence[Control], steps: int) -> Denoiser:
-    return controlled_denoiser(model.unet, states, controls, steps=steps) if controls else model.denoiser(states)
+def _denoiser(
+    model: BlipDiffusion,
+    states: Tensor,
+    controls: Sequence[Control],
+    steps: int,
+    *,
+    guess: bool = False,
+    doubled: bool = False,
+) -> Denoiser:
+    if not controls:
+        return model.denoiser(states)
+    return controlled_denoiser(model.unet, states, controls, steps=steps, guess=guess, doubled=doubled)
 
 
 @torch.no_grad()

@@ -16,14 +16,22 @@ from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler
 from blip_diffusion.data.synthetic.tokenizers import tokenizer_corpus
 from blip_diffusion.errors import CheckpointError, InputError
+from blip_diffusion.framing import FILL
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training.initialization import noising_from
 from blip_diffusion.training.objective import StepContext
-from blip_diffusion.training.objectives.control import ControlConfig, StructureControl, hint_of, with_default_frames
+from blip_diffusion.training.objectives.control import (
+    ControlConfig,
+    StructureControl,
+    hint_of,
+    new_network,
+    with_default_frames,
+    with_mask_frames,
+)
 from blip_diffusion.training.optim import set_trainable
 from blip_diffusion.training.recipe.config import RecipeConfig
-from blip_diffusion.training.recipe.control import HINT, HintPacker, PackedControl, latent_column
-from blip_diffusion.training.recipe.control_metrics import METRICS, control_metrics, edge_f1
+from blip_diffusion.training.recipe.control import FRAMES, HINT, HintPacker, PackedControl, latent_column
+from blip_diffusion.training.recipe.control_metrics import METRICS, control_metrics, edge_f1, frames_of_hints
 from blip_diffusion.training.recipe.control_run import read_control_recipe, run_control
 from blip_diffusion.training.recipe.cuda_graph import eager_step
 from blip_diffusion.training.recipe.packing import Rows, packer_of, to_bytes
@@ -80,8 +88,8 @@ def test_loss_decreases(objective: PackedControl, rows: Rows) -> None:
         step(rows | random_rows(rows[FULL], objective.drops, objective.noising, context.rng))
         optimizer.step()
     metrics = control_metrics(objective.eval(), rows, 0)
-    assert list(metrics) == ["x0_error_right", "x0_error_wrong", "x0_error_black", "x0_error_none"]
-    assert metrics["x0_error_right"] < 0.9 * metrics["x0_error_none"]
+    assert list(metrics) == ["x0_error_right", "x0_error_wrong", "x0_error_black", "x0_error_box"]
+    assert metrics["x0_error_right"] < 0.9 * metrics["x0_error_box"]
 
 
 @torch.no_grad()
@@ -111,11 +119,49 @@ def test_each_adapter_is_loaded_by_diffusers(folder: Path) -> None:
         stored = load_file(export / "diffusion_pytorch_model.safetensors")
         assert {value.dtype for value in stored.values()} == {torch.float16}
         metrics = json.loads((export / "metrics.json").read_text())
-        errors = {f"x0_error_{case}" for case in ("right", "wrong", "black", "none")}
-        scores = {f"{METRICS[kind][0]}_{case}" for case in ("right", "wrong", "none", "ceiling")}
+        errors = {f"x0_error_{case}" for case in ("right", "wrong", "black", "box")}
+        scores = {f"{METRICS[kind][0]}_{case}" for case in ("right", "wrong", "box", "none", "ceiling")}
         assert metrics.keys() == errors | scores
         assert all(0 <= metrics[name] <= 1 for name in scores)
         assert (folder / kind / "log.jsonl").is_file()
+
+
+def test_training_continues_from_another_adapter(folder: Path, placed: BlipDiffusion, tmp_path: Path) -> None:
+    start = folder / "canny" / "export"
+    flags = [
+        word for value in [*SMALL, f'control.init_from="{start}"', "phase.optim.lr=1e-9"] for word in ("--set", value)
+    ]
+    flags += ["--model", str(folder / "model"), "--data", str(WORLD), "--hint", "mask", "--out", str(tmp_path)]
+    assert main(["train-control", *flags, "--minutes", "0.01", "--device", "cpu", "--workers", "0"]) == 0
+    stored, first = (
+        load_file(one / "diffusion_pytorch_model.safetensors") for one in (tmp_path / "mask/export", start)
+    )
+    torch.testing.assert_close(stored, first, atol=1e-4, rtol=0)
+    larger = T2IAdapter(in_channels=1, channels=[32, 32], num_res_blocks=1, downscale_factor=8)
+    larger.save_pretrained(tmp_path / "larger")
+    with pytest.raises(CheckpointError, match="is for another U-Net: its channels are"):
+        new_network(placed, ControlConfig(init_from=tmp_path / "larger"))
+
+
+def test_frames_are_those_of_the_subject_found(objective: PackedControl, rows: Rows) -> None:
+    masked = PackedControl(objective.model, objective.noising, ControlConfig(hint="mask"))
+    assert torch.equal(frames_of_hints(masked, rows), rows[FRAMES])
+    plain = torch.full_like(rows["target"], 255)
+    plain[:, :, 8:24, 4:12] = 0  # on a plain border, without the finder
+    frames, side = frames_of_hints(objective, rows | {"target": plain}), 0.5 / FILL
+    expected = torch.tensor([0.25 - side / 2, 0.5 - side / 2, side, side]).expand(6, -1)
+    torch.testing.assert_close(frames[:, 0], expected, atol=0.08, rtol=0)
+    assert frames.shape == rows["frames"].shape and frames[:, 1:].eq(0).all()
+
+
+def test_masks_give_the_frames_of_single_subjects() -> None:
+    frames = torch.rand(3, 2, 4)
+    frames[:2, 1] = 0  # the third image has two copies, and the second an empty mask
+    masks = torch.zeros(3, 1, 32, 32)
+    masks[[0, 2], :, 8:24, 4:12] = 1
+    changed, side = with_mask_frames(frames, masks), 0.5 / FILL
+    torch.testing.assert_close(changed[0, 0], torch.tensor([0.25 - side / 2, 0.5 - side / 2, side, side]))
+    assert torch.equal(changed[1:], frames[1:]) and changed[0, 1].eq(0).all()
 
 
 def test_resumed_run_keeps_finished_phases(folder: Path, tmp_path: Path) -> None:

@@ -14,14 +14,15 @@ import torch
 from diffusers import ControlNetModel, T2IAdapter
 from torch import Tensor, nn
 
+from blip_diffusion.checkpoint.components import load_diffusers
 from blip_diffusion.checkpoint.model_folder import save_model
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.diffusion.controlnet import Control, controlled_denoiser, is_adapter
 from blip_diffusion.diffusion.forward_process import Noising, denoising_loss
 from blip_diffusion.diffusion.guidance import Denoiser
 from blip_diffusion.edges import canny_edges
-from blip_diffusion.errors import ConfigError
-from blip_diffusion.framing import default_boxes, frames_of
+from blip_diffusion.errors import CheckpointError, ConfigError
+from blip_diffusion.framing import box_of_mask, default_boxes, frames_of
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
 from blip_diffusion.training.text_dropout import check_dropout, dropped_text_states
@@ -37,10 +38,11 @@ class ControlConfig:
 
     hint: Hint = "canny"  # Canny edges of the image, or the subject's mask
     network: Literal["adapter", "controlnet"] = "adapter"
-    res_blocks: int = 1  # per level of an adapter
+    init_from: Path | None = None  # folder of a trained network to continue from, which may be of another hint
+    res_blocks: int = 1  # per level of a new adapter
     prompt_drop: float = 0.5  # share of prompts that lose all their words, and their subject
     subject_drop: float = 0.15  # share of prompts without subject tokens
-    default_frames: float = 0.0  # share of subjects with the default frame, so that only the hint shows their position
+    default_frames: float = 0.0  # share of subjects with the default frame; others have that of their mask's box
     noise_samples_per_pair: int = 1  # noised copies of each pair
     min_snr: float | None = None  # γ of the loss weights; none: the simple loss
     timestep_shift: float = 1.0  # above 1, more copies have high noise, which decides the layout
@@ -103,7 +105,8 @@ class StructureControl(Objective):
         """Encode prompts; in training mode, some without their subject and some empty."""
         if not self.training:
             return dropped_text_states(self.model, batch, rng, prompt_drop=0.0, subject_drop=0.0)
-        frames = with_default_frames(batch["frames"], self.config.default_frames, rng)
+        frames = with_mask_frames(batch["frames"], batch["target_alpha"])
+        frames = with_default_frames(frames, self.config.default_frames, rng)
         placed: SubjectBatch = {**batch, "frames": frames}
         drops = {"prompt_drop": self.config.prompt_drop, "subject_drop": self.config.subject_drop}
         return dropped_text_states(self.model, placed, rng, **drops)
@@ -138,6 +141,19 @@ def with_default_frames(frames: Tensor, share: float, rng: torch.Generator) -> T
     return torch.where(chosen[:, None, None], default, frames)
 
 
+def with_mask_frames(frames: Tensor, masks: Tensor) -> Tensor:
+    """Replace frames (B, K, 4) of single subjects by those of the boxes of their masks (B, 1, H, W).
+
+    Generation finds such a box in a control image. It shows neither the reference's margins nor whether the subject is
+    mirrored. Images with several copies of the subject, or with an empty mask, keep their frames.
+    """
+    result = frames.clone()
+    for row, mask in zip(result, masks, strict=True):
+        if (row[1:, 2] == 0).all() and (box := box_of_mask(mask[0])) is not None:
+            row[0] = frames_of([[box]])[0, 0].to(row)
+    return result
+
+
 def hint_of(kind: Hint, pixels: Tensor, alpha: Tensor) -> Tensor:
     """Return the hints of images.
 
@@ -153,11 +169,13 @@ def hint_of(kind: Hint, pixels: Tensor, alpha: Tensor) -> Tensor:
 
 
 def new_network(model: BlipDiffusion, config: ControlConfig) -> Any:
-    """Return an untrained network for a model's U-Net; its residuals are zero."""
+    """Return the network of `config.init_from`, or an untrained one whose residuals are zero, for a model's U-Net."""
     factor = model.latents.factor
+    if config.network == "controlnet" and model.place_width:
+        raise ConfigError('A ControlNet can\'t read the tokens that this model places: set network = "adapter".')
+    if config.init_from is not None:
+        return _trained_network(model, config.network, config.init_from)
     if config.network == "controlnet":
-        if model.place_width:
-            raise ConfigError('A ControlNet can\'t read the tokens that this model places: set network = "adapter".')
         layers = CONDITIONING_CHANNELS[: factor.bit_length()]
         return ControlNetModel.from_unet(model.unet, conditioning_embedding_out_channels=layers)
     adapter = T2IAdapter(
@@ -168,6 +186,20 @@ def new_network(model: BlipDiffusion, config: ControlConfig) -> Any:
     )
     init_zero(adapter)
     return adapter
+
+
+def _trained_network(model: BlipDiffusion, kind: Literal["adapter", "controlnet"], folder: Path) -> Any:
+    """Load a network in single precision. Raises `CheckpointError` unless it fits the model."""
+    network = load_diffusers("t2i_adapter" if kind == "adapter" else kind, folder, dtype=torch.float32)
+    key = "channels" if kind == "adapter" else "block_out_channels"
+    theirs, ours = tuple(network.config[key]), tuple(model.unet.config.block_out_channels)
+    if theirs != ours:
+        raise CheckpointError(f"{folder} is for another U-Net: its {key} are {theirs}, this model's are {ours}.")
+    if kind == "adapter" and network.config.downscale_factor != model.latents.factor:
+        raise CheckpointError(
+            f"{folder} is for another VAE: its downscale_factor is {network.config.downscale_factor}."
+        )
+    return network
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from blip_diffusion.training.objectives.control import (
     hint_of,
     new_network,
     with_default_frames,
+    with_mask_frames,
 )
 from blip_diffusion.training.objectives.subject import SubjectConfig
 from blip_diffusion.training.recipe.cuda_graph import autocast
@@ -30,6 +31,9 @@ from blip_diffusion.training.recipe.timed_loop import NextRows
 COLUMNS = ("reference", "frames", "prompt", "category", "category_mask")
 HINT = "hint"
 """The hint's column in a batch; the pool has a column for each kind, `hint_canny` and `hint_mask`."""
+
+FRAMES = "mask_frames"
+"""The column of the frames of the subjects' masks; `frames` are those of the composites."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class HintPacker(Packer):
         rows = super().__call__(batch)
         columns = {name: rows[name] for name in (*COLUMNS, "target")}
         hints = {kind: hint_of(kind, batch["target"], batch["target_alpha"]) for kind in self.hints}
+        columns[FRAMES] = with_mask_frames(batch["frames"], batch["target_alpha"])
         return columns | {f"{HINT}_{kind}": to_bytes(hint) for kind, hint in hints.items()}
 
 
@@ -110,9 +115,9 @@ def control_rows(source: Source, objective: PackedControl) -> NextRows:
     column = f"{HINT}_{objective.config.hint}"
 
     def rows(_elapsed: float, rng: torch.Generator) -> Rows:
-        batch = source.take(source.sizes.pairs, (*COLUMNS, FULL, column), rng)
+        batch = source.take(source.sizes.pairs, (*COLUMNS, FULL, FRAMES, column), rng)
         batch[HINT] = batch.pop(column)
-        batch["frames"] = with_default_frames(batch["frames"], objective.config.default_frames, rng)
+        batch["frames"] = with_default_frames(batch.pop(FRAMES), objective.config.default_frames, rng)
         return batch | random_rows(batch[FULL], objective.drops, objective.noising, rng)
 
     return rows

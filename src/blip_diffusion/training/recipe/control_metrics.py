@@ -1,18 +1,20 @@
 """Metrics of structure control on held-out pairs: denoising errors, and agreement of samples with the hint."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blip_diffusion.diffusion.controlnet import Control
+from blip_diffusion.diffusion.controlnet import Control, is_adapter
 from blip_diffusion.edges import canny_edges
-from blip_diffusion.images import preprocess
+from blip_diffusion.framing import default_boxes, frames_of
+from blip_diffusion.images import preprocess, to_pil
 from blip_diffusion.model import BlipDiffusion
+from blip_diffusion.references import find_subject
 from blip_diffusion.sampling import sample_images
 from blip_diffusion.training.objectives.control import control_denoiser, with_default_frames
-from blip_diffusion.training.recipe.control import HINT, PackedControl
+from blip_diffusion.training.recipe.control import FRAMES, HINT, PackedControl
 from blip_diffusion.training.recipe.cuda_graph import autocast
 from blip_diffusion.training.recipe.held_out import NOISE_SEED, TIMESTEPS, chunks, iou
 from blip_diffusion.training.recipe.packing import Rows, to_pixels
@@ -22,25 +24,37 @@ SAMPLE_CHUNK = 16
 
 @torch.no_grad()
 def control_metrics(objective: PackedControl, rows: Rows, samples: int) -> dict[str, float]:
-    """Return the metrics of a trained network.
+    """Return the metrics of a trained network, used as `blip-diffusion generate --control` uses it.
+
+    The subject's frame is that of its box in the control image, and an adapter acts on the conditional prediction only.
 
     Args:
         objective: Model and network.
-        rows: Held-out pairs. No prompt or subject is dropped; frames are the default ones if the network was trained
-            with these.
+        rows: Held-out pairs. No prompt or subject is dropped.
         samples: Number of pairs for which images are sampled; 0 for no metrics of samples.
 
     Returns:
         `x0_error_*`, the mean squared error of the predicted x0, averaged over `held_out.TIMESTEPS`; and `edge_f1_*` or
-        `mask_iou_*` of sampled images. The suffix is the condition: the right hint, another image's (`wrong`), none,
-        or for the error a black one. `ceiling` is the upper bound, the VAE reconstruction of the target.
+        `mask_iou_*` of sampled images. The suffix is the condition: the right hint, another image's (`wrong`), the
+        frame without the network (`box`), for samples neither (`none`), for the error a `black` hint. `ceiling` is the
+        upper bound, the VAE reconstruction of the target.
     """
     rng = torch.Generator(rows["target"].device).manual_seed(NOISE_SEED)
-    rows = rows | {"frames": with_default_frames(rows["frames"], float(objective.config.default_frames > 0), rng)}
+    rows = rows | {"frames": frames_of_hints(objective, rows)}
     metrics = {f"x0_error_{name}": value for name, value in _denoising_errors(objective, rows, rng).items()}
     if samples:
         metrics |= _sample_metrics(objective, {name: value[:samples] for name, value in rows.items()})
     return metrics
+
+
+def frames_of_hints(objective: PackedControl, rows: Rows) -> Tensor:
+    """Return the frames (B, K, 4) of the subjects' boxes in masks, or in the images whose edges are the hints."""
+    if objective.config.hint == "mask":
+        return rows[FRAMES]
+    boxes = [find_subject(objective.model, image) for image in to_pil(to_pixels(rows["target"]))]
+    frames = torch.zeros_like(rows["frames"])
+    frames[:, :1] = frames_of([default_boxes("") if box is None else [box] for box in boxes]).to(frames)
+    return frames
 
 
 def edge_f1(edges: Tensor, reference: Tensor, *, tolerance: int = 1) -> Tensor:
@@ -79,13 +93,13 @@ def _errors(objective: PackedControl, rows: Rows, latents: Tensor, noise: Tensor
     """Return the error of the predicted x0 by hint, at one timestep."""
     timesteps = torch.full((len(latents),), timestep, device=latents.device)
     noised = objective.noising.noised(latents, noise, timesteps)
-    hint = _hint(objective, rows)
+    hint = hint_images(objective, rows)
     with autocast(latents.device):
         states = _states(objective, rows)
         denoisers = {
             name: control_denoiser(objective.model, objective.network, states, given)
             for name, given in (("right", hint), ("wrong", hint.roll(1, 0)), ("black", torch.zeros_like(hint)))
-        } | {"none": objective.model.denoiser(states)}
+        } | {"box": objective.model.denoiser(states)}
         predictions = {name: denoiser(noised, timesteps).float() for name, denoiser in denoisers.items()}
     return {
         name: float((objective.noising.predict_x0(noised, prediction, timesteps) - latents).pow(2).mean())
@@ -99,7 +113,7 @@ def _sample_metrics(objective: PackedControl, rows: Rows) -> dict[str, float]:
     scores: dict[str, list[Tensor]] = {}
     for start in range(0, len(rows["target"]), SAMPLE_CHUNK):
         part = {key: value[start : start + SAMPLE_CHUNK] for key, value in rows.items()}
-        hint = _hint(objective, part)
+        hint = hint_images(objective, part)
         for condition, images in _samples(objective, part, hint, start).items():
             scores.setdefault(f"{name}_{condition}", []).append(metric(objective.model, images, hint))
     return {key: float(torch.cat(values).mean()) for key, values in scores.items()}
@@ -108,19 +122,50 @@ def _sample_metrics(objective: PackedControl, rows: Rows) -> dict[str, float]:
 def _samples(objective: PackedControl, rows: Rows, hint: Tensor, seed: int) -> dict[str, Tensor]:
     """Return images (B, 3, H, W) by condition from the same noise, and the VAE reconstructions of the targets."""
     model, seeds = objective.model, range(seed, seed + len(hint))
-    hints = {"right": hint, "wrong": hint.roll(1, 0)}
+    default = rows | {"frames": with_default_frames(rows["frames"], 1.0, torch.Generator(hint.device))}
     with autocast(hint.device):
+        reconstructed = model.latents.decode(model.latents.encode(to_pixels(rows["target"]))).float()
+    return {
+        "right": sample_controlled(objective, rows, seeds, hint),
+        "wrong": sample_controlled(objective, rows, seeds, hint.roll(1, 0)),
+        "box": sample_controlled(objective, rows, seeds),
+        "none": sample_controlled(objective, default, seeds),
+        "ceiling": reconstructed,
+    }
+
+
+@torch.no_grad()
+def sample_controlled(
+    objective: PackedControl,
+    rows: Rows,
+    seeds: Sequence[int],
+    hint: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    guess_mode: bool | None = None,
+) -> Tensor:
+    """Sample images of pairs with hints.
+
+    Args:
+        objective: Model and network.
+        rows: B pairs; `frames` decides the subject's frame.
+        seeds: One seed per image.
+        hint: Control images (B, 1, H, W) in [0, 1]; default: the network is not used.
+        scale: Scale of the network's features.
+        guess_mode: Whether the network acts on the conditional prediction only; default: for adapters.
+
+    Returns:
+        Images (B, 3, H, W) in [0, 1].
+    """
+    controls = [] if hint is None else [Control(objective.network, hint, scale)]
+    guess = is_adapter(objective.network) if guess_mode is None else guess_mode
+    with autocast(rows["target"].device):
         states = _states(objective, rows)
-        images = {
-            condition: sample_images(model, states, seeds, controls=[Control(objective.network, given)])
-            for condition, given in hints.items()
-        }
-        images["none"] = sample_images(model, states, seeds)
-        images["ceiling"] = model.latents.decode(model.latents.encode(to_pixels(rows["target"]))).float()
-    return images
+        return sample_images(objective.model, states, seeds, controls=controls, guess_mode=guess)
 
 
-def _hint(objective: PackedControl, rows: Rows) -> Tensor:
+def hint_images(objective: PackedControl, rows: Rows) -> Tensor:
+    """Return the pairs' control images (B, 1, H, W) in [0, 1]."""
     return to_pixels(rows[f"{HINT}_{objective.config.hint}"])
 
 

@@ -63,7 +63,7 @@ def _loop() -> PhaseConfig:
 class ControlRecipeConfig:
     """Configuration of training for structure control; the kind of hint is an argument of the call.
 
-    `control.default_frames` applies to edges only: `generate` takes the subject's frame from a mask.
+    `control.default_frames` applies to edges only: in a mask, `generate` always finds the subject's frame.
     """
 
     model: str = "mini"  # or a folder
@@ -153,9 +153,7 @@ def _context(
     sampler = PairSampler(world, synthetic, batch_size=sizes.worker_batch, seed=config.seed)
     feeder = Feeder(sampler, packer, workers=workers, slots=sizes.slots)
     try:
-        plain = held_out.held_out_config(synthetic, world)
-        plain = replace(plain, anywhere=synthetic.anywhere)
-        held = packer(PairSampler(world, plain, batch_size=config.held_out, seed=config.seed + 1)(0))
+        held = held_out_rows(world, synthetic, packer, count=config.held_out, seed=config.seed + 1)
         if device.type == "cuda":
             feeder.pin()
         source = Source(feeder, Pool(sizes.pool, device), sizes)
@@ -166,6 +164,14 @@ def _context(
         yield _Context(config, model, source, held, _settings(config, sizes, device))
     finally:
         feeder.close()
+
+
+def held_out_rows(
+    world: AssetLibrary, synthetic: SyntheticConfig, packer: HintPacker, *, count: int, seed: int
+) -> Rows:
+    """Return pairs of held-out subjects of any size and place, with their hints."""
+    plain = replace(held_out.held_out_config(synthetic, world), anywhere=synthetic.anywhere)
+    return packer(PairSampler(world, plain, batch_size=count, seed=seed)(0))
 
 
 def _settings(config: ControlRecipeConfig, sizes: SizesConfig, device: torch.device) -> Settings:

@@ -1,0 +1,1 @@
+"""The study of the settings of structure control."""
