@@ -1,0 +1,1 @@
+"""The study of super-resolution by latent diffusion."""
