@@ -74,15 +74,17 @@ def test_damaged_checkpoint_is_skipped(tmp_path: Path) -> None:
     assert checkpointing.latest(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "step-00000006"
 
 
-def test_resuming_an_empty_folder_starts_a_run(tmp_path: Path) -> None:
-    assert train({"folder": tmp_path, "config": CONFIG, "resume": "latest"}).step == 6
+def test_resuming_an_empty_folder_starts_a_run_and_says_so(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=f"^{tmp_path} holds no checkpoint: the run starts from the beginning"):
+        assert train({"folder": tmp_path, "config": CONFIG, "resume": "latest"}).step == 6
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     run = {"folder": tmp_path, "config": CONFIG}
     first = train(run)
     before = (tmp_path / "log.jsonl").read_text()
-    second = train({**run, "resume": True})
+    with pytest.warns(UserWarning, match=f"^{tmp_path} is trained already, 6 steps: only its result is written"):
+        second = train({**run, "resume": True})
     assert second == first and (tmp_path / "log.jsonl").read_text() == before
 
 

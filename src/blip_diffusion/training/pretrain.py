@@ -53,8 +53,8 @@ def run(
         path: The TOML file, see `configs/` and `RunConfig`.
         folder: Where the run is written.
         overrides: Values that replace the file's, such as `"train.steps=9"`; the last one wins.
-        resume: `True` or `"latest"` continues from the newest undamaged checkpoint, or starts if there is none; a path
-            continues from that checkpoint.
+        resume: `True` or `"latest"` continues from the newest undamaged checkpoint, or starts with a warning if there
+            is none; a path continues from that checkpoint.
         extra_hooks: Functions of the configuration and the whole asset library that return further hooks.
 
     Returns:

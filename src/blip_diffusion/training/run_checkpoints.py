@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from blip_diffusion.errors import CheckpointError
+from blip_diffusion.escaping import warn
 from blip_diffusion.training import checkpointing
 from blip_diffusion.training.checkpointing import Checkpoint, Window
 from blip_diffusion.training.metric_logger import MetricLogger
@@ -16,7 +17,7 @@ from blip_diffusion.training.run import DivergedError, Run, result_of, window_to
 
 
 def resume_run(run: Run, resume: bool | str | Path) -> None:
-    """Restore a checkpoint; refuse to start over an existing run."""
+    """Restore a checkpoint; refuse to start over an existing run, and warn if there is nothing to continue."""
     existing = checkpointing.complete(run.checkpoints)
     if existing and not resume:
         last = existing[-1].name
@@ -24,6 +25,8 @@ def resume_run(run: Run, resume: bool | str | Path) -> None:
     given = None if isinstance(resume, bool) or resume == "latest" else Path(resume)
     if path := given or checkpointing.latest(run.checkpoints):
         _restore(run, checkpointing.load(path))
+    if resume and run.accelerator.is_main_process:
+        _warn_of_nothing_to_resume(run)
     run.accelerator.wait_for_everyone()
     if run.accelerator.is_main_process:
         if resume:
@@ -31,6 +34,13 @@ def resume_run(run: Run, resume: bool | str | Path) -> None:
         run.metric_logger = MetricLogger(
             run.folder, start=run.state.step, steps=run.config.steps, tensorboard=run.config.tensorboard
         )
+
+
+def _warn_of_nothing_to_resume(run: Run) -> None:
+    if run.saved <= 0:
+        warn(f"{run.folder} holds no checkpoint: the run starts from the beginning.", stacklevel=4)
+    elif run.state.step >= run.config.steps:
+        warn(f"{run.folder} is trained already, {run.state.step} steps: only its result is written.", stacklevel=4)
 
 
 def _restore(run: Run, checkpoint: Checkpoint) -> None:

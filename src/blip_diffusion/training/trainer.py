@@ -79,8 +79,8 @@ def fit(
         batches: A pure function of an index. It is called from a thread if `config.prefetch` is above 0.
         config: Duration, precision, reports, checkpoints and optimizer.
         folder: Where checkpoints, logs, samples and the export are written.
-        resume: `True` or `"latest"` continues from the newest undamaged checkpoint in `folder`, or starts if there is
-            none; a path continues from that checkpoint.
+        resume: `True` or `"latest"` continues from the newest undamaged checkpoint in `folder`, or starts with a
+            warning if there is none; a path continues from that checkpoint.
         hooks: Called every `config.sample_every` steps on the main process with the averaged weights.
         config_text: The TOML of the run, saved with each checkpoint.
 

@@ -175,6 +175,8 @@ def test_resumed_run_keeps_finished_phases(folder: Path, tmp_path: Path) -> None
     assert set(run_control(config, ["canny", "mask"], run_folder, resume=True, **options)) == {"canny", "mask"}  # type: ignore[arg-type]
     assert (run_folder / "mask/export/config.json").is_file()
     assert (run_folder / "canny/export/diffusion_pytorch_model.safetensors").read_bytes() == before
+    with pytest.warns(UserWarning, match=r"is trained already \(canny, mask\): there is nothing to resume"):
+        run_control(config, ["canny", "mask"], run_folder, resume=True, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": "x"}', '{"a": null}', "[" * 100_000])

@@ -67,6 +67,8 @@ def test_resumed_run_keeps_finished_phases(folder: Path, tmp_path: Path) -> None
     run(config, run_folder, minutes=0.08, device=CPU, workers=0, resume=True)
     assert (run_folder / "representation/export/qformer/model.safetensors").read_bytes() == before
     assert next((run_folder / "subject/checkpoints").iterdir()).name > step and (run_folder / "export/unet").is_dir()
+    with pytest.warns(UserWarning, match=r"is trained already \(autoencoder, .*\): there is nothing to resume"):
+        run(config, run_folder, minutes=0.08, device=CPU, workers=0, resume=True)
 
 
 def test_phases_with_share_zero_are_skipped(folder: Path, tmp_path: Path) -> None:

@@ -66,6 +66,11 @@ def test_loop_resumes_where_it_stopped(tmp_path: Path) -> None:
         pass
 
 
+def test_a_folder_without_a_checkpoint_starts_and_says_so(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="holds no checkpoint: the run starts"), claimed(tmp_path, resume=True):
+        pass
+
+
 def test_divergence_stops_the_loop(tmp_path: Path) -> None:
     training_loop = loop(tmp_path)
     training_loop.next_rows = lambda *_: {"x": torch.full((8, 3), torch.nan)}

@@ -29,6 +29,7 @@ from blip_diffusion.evaluation.instances import Instance
 from blip_diffusion.images import MAX_PHOTOS
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.training.personalize.api import tune
+from blip_diffusion.training.personalize.artifacts import is_begun
 from blip_diffusion.training.personalize.config import TuneConfig
 
 SUBJECTS = "subjects"
@@ -86,7 +87,7 @@ class SubjectTuner:
                 loras=self.loras,
                 embeddings=self.embeddings,
                 segmenter=self.segmenter,
-                resume=True,
+                resume=is_begun(path),
             )
         if job.result.stopped == "signal":
             raise KeyboardInterrupt

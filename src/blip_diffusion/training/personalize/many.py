@@ -15,7 +15,7 @@ from blip_diffusion.errors import BlipDiffusionError, InputError
 from blip_diffusion.fileio import check_writable, path_exists
 from blip_diffusion.ray_pool import Backend, worker_pool
 from blip_diffusion.training.personalize.api import tune
-from blip_diffusion.training.personalize.artifacts import FinishedError
+from blip_diffusion.training.personalize.artifacts import FinishedError, is_begun
 from blip_diffusion.training.personalize.config import TuneConfig
 
 
@@ -140,7 +140,7 @@ def _tuner(settings: ManyConfig) -> Iterator[Callable[[SubjectPhotos], Outcome]]
                 embeddings=settings.embeddings,
                 masks=settings.masks,
                 segmenter=segmenter,
-                resume=True,
+                resume=is_begun(out),
             )
         except FinishedError:
             return Outcome(subject.name, out, "kept")

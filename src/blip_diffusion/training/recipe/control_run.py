@@ -33,7 +33,7 @@ from blip_diffusion.training.recipe.control_metrics import control_metrics
 from blip_diffusion.training.recipe.packing import Rows, packer_of
 from blip_diffusion.training.recipe.phases import Source
 from blip_diffusion.training.recipe.pool import Feeder, Pool
-from blip_diffusion.training.recipe.run import Plan, metrics_of, train_phase
+from blip_diffusion.training.recipe.run import Plan, metrics_of, train_phase, warn_if_finished
 from blip_diffusion.training.recipe.timed_loop import Settings, check_minutes, claimed
 
 CAPTION_TOKENS = 24  # not used by any step
@@ -120,7 +120,7 @@ def run_control(
         minutes: Total training time of all networks over all calls, without the time for data and metrics.
         device: Device to train on.
         workers: Processes that composite pairs; 0 composites in this process.
-        resume: Whether to continue the run in `folder`.
+        resume: Whether to continue the run in `folder`, or to start with a warning if it has no checkpoint.
 
     Returns:
         The held-out metrics of each network.
@@ -134,9 +134,11 @@ def run_control(
     if not hints or not {*hints} <= {*known} or len({*hints}) < len(hints):
         raise InputError(f"The hints are {', '.join(hints)}: use {' or '.join(known)}, each once.")
     kinds = cast(Sequence[Hint], hints)
-    with claimed(folder, resume=resume), _context(config, kinds, device, workers) as context:
-        write_text(folder / "config.toml", configuration.to_toml(config))
-        return {kind: _train(context, kind, folder / kind, 60 * minutes / len(kinds)) for kind in kinds}
+    with claimed(folder, resume=resume):
+        warn_if_finished(folder, kinds)
+        with _context(config, kinds, device, workers) as context:
+            write_text(folder / "config.toml", configuration.to_toml(config))
+            return {kind: _train(context, kind, folder / kind, 60 * minutes / len(kinds)) for kind in kinds}
 
 
 @contextmanager

@@ -97,7 +97,7 @@ class Feeder:
             self._free.put(slot)
         for rank in range(workers):
             indices = (first + rank, workers)
-            arguments = (self._batches, self._packer, self._slots, self._free, self._ready, indices)
+            arguments = (self._batches, self._packer, self._slots, self._free, self._ready, indices, os.getpid())
             self._workers.append(context.Process(target=_work, args=arguments, daemon=True))
             self._workers[-1].start()
 
@@ -159,9 +159,13 @@ class Feeder:
             raise BlipDiffusionError("A worker process that composites pairs has ended: see its error above.")
 
 
-def _work(batches: Batches, packer: Packer, slots: Rows, free: Any, ready: Any, indices: tuple[int, int]) -> None:
-    """Composite and pack batches in a worker process, until the training process has ended, even if it was killed."""
-    parent = os.getppid()
+def _work(
+    batches: Batches, packer: Packer, slots: Rows, free: Any, ready: Any, indices: tuple[int, int], parent: int
+) -> None:
+    """Composite and pack batches in a worker process, until the training process `parent` has ended.
+
+    A parent that is killed while the worker starts has ended too, so that the worker can't ask for its id.
+    """
     torch.set_num_threads(1)
     os.nice(10)  # the training process has priority
     index, step = indices

@@ -12,7 +12,7 @@ runs/mini/
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler
 from blip_diffusion.data.synthetic.tokenizers import tokenizer_corpus
 from blip_diffusion.errors import CheckpointError
+from blip_diffusion.escaping import warn
 from blip_diffusion.fileio import atomic_dir, write_text
 from blip_diffusion.training import checkpointing
 from blip_diffusion.training.initialization import InitConfig, load_parts
@@ -82,7 +83,7 @@ def run(
             take additional time: about two minutes on a GPU.
         device: Device to train on.
         workers: Processes that composite pairs; 0 composites in this process.
-        resume: Whether to continue the run in `folder`.
+        resume: Whether to continue the run in `folder`, or to start with a warning if it has no checkpoint.
 
     Returns:
         The held-out numbers of each phase that has a share of the time.
@@ -93,6 +94,7 @@ def run(
     """
     check_minutes(minutes)
     with claimed(folder, resume=resume):
+        warn_if_finished(folder, [name for name in PHASES if getattr(config.shares, name)])
         with _started(config, folder, device, workers) as recipe:
             write_text(folder / "config.toml", configuration.to_toml(config))
             shares = {name: share for name in PHASES if (share := getattr(config.shares, name))}
@@ -159,6 +161,12 @@ def metrics_of(folder: Path) -> dict[str, float] | None:
         return {name: float(value) for name, value in read_json(path).items()}
     except (CheckpointError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: remove {path.parent}, which is then written again.") from error
+
+
+def warn_if_finished(folder: Path, names: Sequence[str]) -> None:
+    """Warn if each of these phases has been exported, so that nothing is left to train."""
+    if all(metrics_of(folder / name) is not None for name in names):
+        warn(f"{folder} is trained already ({', '.join(names)}): there is nothing to resume.", stacklevel=3)
 
 
 def train_phase(plan: Plan, config: PhaseConfig, settings: Settings, folder: Path, seconds: float) -> dict[str, float]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from blip_diffusion.errors import CheckpointError, InputError
+from blip_diffusion.escaping import warn
 from blip_diffusion.fileio import check_writable, locked_run
 from blip_diffusion.training import checkpointing
 from blip_diffusion.training.checkpointing import Checkpoint, State
@@ -187,6 +188,8 @@ def check_minutes(minutes: float) -> None:
 def claimed(folder: Path, *, resume: bool) -> Iterator[None]:
     """Context manager: no other process writes a run to this folder, and partial files of killed ones are removed.
 
+    Warns if `resume` is set and the folder holds no checkpoint.
+
     Raises:
         CheckpointError: If the folder holds a run and `resume` is false.
         InputError: If nothing can be written there, or another process writes there.
@@ -195,6 +198,9 @@ def claimed(folder: Path, *, resume: bool) -> Iterator[None]:
     with locked_run(folder):
         for place in folder.glob("*/checkpoints"):
             checkpointing.recover(place)
-        if not resume and any(folder.glob("*/checkpoints/step-*")):
+        begun = any(folder.glob("*/checkpoints/step-*"))
+        if resume and not begun:
+            warn(f"{folder} holds no checkpoint: the run starts from the beginning.", stacklevel=4)
+        if begun and not resume:
             raise CheckpointError(f"{folder} holds a run: continue it with --resume, or choose another --out.")
         yield
