@@ -16,15 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from blip_diffusion.checkpoint.components import (
-    bert_tokenizer,
-    load_heads,
-    load_subject_encoder,
-    save_heads,
-    save_subject_encoder,
-)
+from blip_diffusion.checkpoint.components import load_heads, load_subject_encoder, save_heads, save_subject_encoder
 from blip_diffusion.checkpoint.model_folder import Parts, assemble, read_parts
 from blip_diffusion.checkpoint.subject_file import Subject, fingerprint
+from blip_diffusion.checkpoint.tokenizers import bert_tokenizer
 from blip_diffusion.errors import CheckpointError, InputError
 from blip_diffusion.model import BlipDiffusion, InferenceConfig, SubjectEncoder
 from blip_diffusion.modules.heads import MatchingHead, ReconstructionHead

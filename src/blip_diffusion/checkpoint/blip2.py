@@ -14,7 +14,6 @@ import torch
 
 from blip_diffusion.blip2 import Blip2
 from blip_diffusion.checkpoint.components import (
-    bert_tokenizer,
     load_heads,
     load_reference,
     load_subject_encoder,
@@ -37,6 +36,7 @@ from blip_diffusion.checkpoint.language import (
 )
 from blip_diffusion.checkpoint.locate import find_model
 from blip_diffusion.checkpoint.model_folder import check_dtype
+from blip_diffusion.checkpoint.tokenizers import bert_tokenizer
 from blip_diffusion.checkpoint.weights import (
     check_materialized,
     config_errors,

@@ -18,7 +18,6 @@ from blip_diffusion.checkpoint.key_maps import (
     subject_encoder_from_published,
     subject_encoder_to_published,
 )
-from blip_diffusion.checkpoint.locate import ASSETS, check_source
 from blip_diffusion.checkpoint.weights import (
     ANY_FILES,
     MAX_CONFIG,
@@ -36,8 +35,7 @@ from blip_diffusion.checkpoint.weights import (
 )
 from blip_diffusion.config import build
 from blip_diffusion.diffusion.latents import check_scale
-from blip_diffusion.errors import CheckpointError, reason
-from blip_diffusion.fileio import path_exists
+from blip_diffusion.errors import CheckpointError
 from blip_diffusion.images import ResizeMode
 from blip_diffusion.model import (
     CLIP_MEAN,
@@ -54,7 +52,6 @@ from blip_diffusion.modules.placed_unet import PlacedUNet2DConditionModel, is_pl
 from blip_diffusion.modules.qformer import QFormerConfig
 from blip_diffusion.modules.text_encoder import SubjectTextEncoder
 from blip_diffusion.nn_utils import base_state
-from blip_diffusion.protocols import Tokenizer
 
 HEADS = "heads.safetensors"
 """File of the training heads in a model's folder, from which training can continue."""
@@ -320,74 +317,6 @@ def _std(values: Any) -> tuple[float, float, float]:
     return std
 
 
-SHORTEST = 8
-"""Fewest tokens of a prompt."""
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"
-)  # fmt: skip
-
-
-def check_tokenizer_files(folder: Path) -> None:
-    """Raise `CheckpointError` for a file that is no JSON object or has a key twice, before transformers reads it."""
-    for name in TOKENIZER_FILES:
-        if path_exists(folder / name):
-            read_json(folder / name)
-
-
-def check_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
-    """Return a tokenizer that reads a prompt. Raises `ValueError`, or whatever else it raises, for one that doesn't."""
-    longest = getattr(tokenizer, "model_max_length", None)
-    if isinstance(longest, bool) or not isinstance(longest, int | float) or not longest >= SHORTEST:
-        raise ValueError(f"model_max_length is {str(longest)[:60]!r}, use a whole number from {SHORTEST}")
-    backend = tokenizer.backend_tokenizer  # keeps the last padding and truncation, which are saved with it
-    before = backend.padding, backend.truncation
-    for padding in (True, "max_length"):
-        tokenizer(["a dog", ""], padding=padding, truncation=True, max_length=SHORTEST, return_tensors="pt")
-    _restore_lengths(backend, *before)
-    return tokenizer
-
-
-def _restore_lengths(backend: Any, padding: Mapping[str, Any] | None, truncation: Mapping[str, Any] | None) -> None:
-    """Set padding and truncation of a tokenizer of the library tokenizers."""
-    if padding is None:
-        backend.no_padding()
-    else:
-        backend.enable_padding(**padding)
-    if truncation is None:
-        backend.no_truncation()
-    else:
-        backend.enable_truncation(**truncation)
-
-
-def bert_tokenizer(path: str | Path | None = None) -> Tokenizer:
-    """Load the Q-Former's tokenizer from a folder or vocabulary file; default: bert-base-uncased's.
-
-    `[DEC]` starts a caption to be generated; it is added if the vocabulary lacks it.
-    """
-    from transformers import BertTokenizer
-
-    if path is not None:
-        check_source(path, "WordPiece vocabulary")
-    path = Path(path) if path is not None else ASSETS / "bert-base-uncased" / "vocab.txt"
-    vocabulary = path / "vocab.txt" if path_exists(path, Path.is_dir) else path
-    in_vocabulary = path_exists(vocabulary, Path.is_file)
-    if not in_vocabulary:
-        check_tokenizer_files(path)
-    try:
-        if in_vocabulary:
-            tokenizer = BertTokenizer(vocab=str(vocabulary), do_lower_case=True)
-        else:
-            tokenizer = check_tokenizer(BertTokenizer.from_pretrained(path))
-            special = set(getattr(tokenizer, "all_special_ids", ()))
-            if len(tokenizer) <= len(special):  # transformers makes one of a place without files
-                raise ValueError("it has no words")
-    except Exception as error:  # tokenizers raises plain exceptions
-        raise CheckpointError(f"There is no WordPiece vocabulary at {path} ({reason(error)}).") from error
-    if tokenizer.bos_token != "[DEC]":
-        tokenizer.add_special_tokens({"bos_token": "[DEC]"})
-    return tokenizer
-
-
 def save_heads(heads: Mapping[str, nn.Module], folder: Path) -> None:
     """Add the file `HEADS` to a folder."""
     state = {f"{name}.{key}": value for name, head in heads.items() for key, value in head.state_dict().items()}
@@ -407,12 +336,3 @@ def load_heads(heads: Mapping[str, nn.Module], folder: Path) -> list[str]:
             head.load_state_dict(weights)
             loaded.append(name)
     return loaded
-
-
-def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write a tokenizer as transformers 5 does, and the two files of transformers 4, which the published code reads."""
-    tokenizer.save_pretrained(folder)
-    table = read_json(folder / "tokenizer.json")["model"]
-    write_json(folder / "vocab.json", table["vocab"])
-    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in table["merges"]]
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")

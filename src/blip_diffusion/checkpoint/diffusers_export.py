@@ -6,8 +6,9 @@ from pathlib import Path
 import diffusers
 from torch import Tensor
 
-from blip_diffusion.checkpoint.components import save_diffusers, save_text_encoder, save_tokenizer
+from blip_diffusion.checkpoint.components import save_diffusers, save_text_encoder
 from blip_diffusion.checkpoint.lora import adapter_header
+from blip_diffusion.checkpoint.tokenizers import save_tokenizer
 from blip_diffusion.checkpoint.weights import read_json, save_state, write_json
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.protocols import Scheduler

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blip_diffusion.checkpoint.components import check_tokenizer_files, read_config
+from blip_diffusion.checkpoint.components import read_config
 from blip_diffusion.checkpoint.gguf import SUFFIX, find_gguf, load_gguf
+from blip_diffusion.checkpoint.tokenizers import check_tokenizer_files
 from blip_diffusion.checkpoint.weights import (
     CONFIG_ERRORS,
     check_materialized,

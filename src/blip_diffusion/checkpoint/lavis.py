@@ -18,7 +18,7 @@ import torch
 from diffusers import PNDMScheduler
 from torch import Tensor
 
-from blip_diffusion.checkpoint.components import bert_tokenizer, build_diffusers
+from blip_diffusion.checkpoint.components import build_diffusers
 from blip_diffusion.checkpoint.key_maps import (
     LAVIS_HEADS,
     LAVIS_TIED,
@@ -30,6 +30,7 @@ from blip_diffusion.checkpoint.key_maps import (
     subject_encoder_to_published,
 )
 from blip_diffusion.checkpoint.locate import ASSETS
+from blip_diffusion.checkpoint.tokenizers import bert_tokenizer
 from blip_diffusion.checkpoint.weights import State, contiguous, load_into, meta_init, read_file
 from blip_diffusion.errors import CheckpointError, reason
 from blip_diffusion.fileio import BoundedTarInfo

@@ -11,9 +11,6 @@ import torch
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 
 from blip_diffusion.checkpoint.components import (
-    bert_tokenizer,
-    check_tokenizer,
-    check_tokenizer_files,
     load_diffusers,
     load_reference,
     load_subject_encoder,
@@ -24,11 +21,11 @@ from blip_diffusion.checkpoint.components import (
     save_subject_encoder,
     save_subject_finder,
     save_text_encoder,
-    save_tokenizer,
 )
 from blip_diffusion.checkpoint.config_limits import check_config
 from blip_diffusion.checkpoint.diffusers_export import advice
 from blip_diffusion.checkpoint.lora import copy_lora
+from blip_diffusion.checkpoint.tokenizers import bert_tokenizer, check_tokenizer, check_tokenizer_files, save_tokenizer
 from blip_diffusion.checkpoint.weights import (
     ANY_FILES,
     MAX_CONFIG,

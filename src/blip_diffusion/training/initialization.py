@@ -9,9 +9,10 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import nn
 
-from blip_diffusion.checkpoint.components import bert_tokenizer, load_heads
+from blip_diffusion.checkpoint.components import load_heads
 from blip_diffusion.checkpoint.language import PROJECTION, load_language, load_language_model
 from blip_diffusion.checkpoint.model_folder import Parts, check_fit, read_parts
+from blip_diffusion.checkpoint.tokenizers import bert_tokenizer
 from blip_diffusion.data.synthetic.tokenizers import category_tokenizer, prompt_tokenizer
 from blip_diffusion.diffusion.forward_process import Noising
 from blip_diffusion.errors import CheckpointError
