@@ -13,6 +13,7 @@ import blip_diffusion
 
 PACKAGE = Path(blip_diffusion.__file__).parent
 LEAVES = {
+    "argument_checks",
     "errors",
     "escaping",
     "config",
@@ -51,6 +52,7 @@ SERVER = importlib.util.find_spec("dbos") and importlib.util.find_spec("fastapi"
 """Whether the packages of the extra `server` are there."""
 SERVICE = {"edits", "errors", "events", "jobs", "job_service", "settings", "store"}
 MAY_IMPORT = {
+    "argument_checks": {"control_characters", "errors"},
     "errors": {"escaping"},
     "escaping": set(),
     "optional_packages": {"errors"},

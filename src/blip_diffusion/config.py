@@ -84,6 +84,16 @@ def check_types(settings: Any, error: type[BlipDiffusionError] = ConfigError) ->
             raise error(str(wrong)) from wrong
         if converted is None and value is not None:  # the text "none"
             raise error(f"{field.name} must be None, not {value!r}.")
+        _check_objects(field.name, converted, value, error)
+
+
+def _check_objects(name: str, converted: Any, value: Any, error: type[BlipDiffusionError]) -> None:
+    """Raise an error for a table in place of a dataclass: files have tables, which are converted before."""
+    if is_dataclass(converted) and converted is not value:
+        raise error(f"{name} must be a {type(converted).__name__}, not {quoted(value)}.")
+    if isinstance(converted, list | tuple):
+        for number, (one, item) in enumerate(zip(converted, value, strict=True)):
+            _check_objects(f"{name}[{number}]", one, item, error)
 
 
 def to_toml(config: Any) -> str:

@@ -124,12 +124,12 @@ def test_changed_subject_file_is_refused(rex: Path, tiny_folder: Path, capsys: p
         (["tune", "x.png", "--category", "dog", "--name", "rex", "--masks", "a.png", "b.png"], "2 masks for 1 photos"),
         (
             ["tune", "x.png", "--category", "dog", "--name", "rex", "--batch-size", "0"],
-            "--batch-size must be at least 1",
+            "--batch-size is 0: use 1 to 1000",
         ),
         (["tune", "x.png", "--category", "dog", "--name", "rex", "--learning-rate", "-1"], "--learning-rate must be"),
         (
             ["tune", "x.png", "--category", "dog", "--name", "rex", "--num-class-images", "-1"],
-            "--num-class-images must",
+            "--num-class-images is -1: use 0 to 1000",
         ),
         (["tune", "x.png", "--category", "dog", "--name", "rex", "--lora", "gone.safetensors"], "There is no LoRA at"),
     ],

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from blip_diffusion import __version__
+from blip_diffusion.argument_checks import one_text
 from blip_diffusion.checkpoint.lora import DOWN, UP, adapter_header
 from blip_diffusion.checkpoint.lora_source import MAX_SCALE
 from blip_diffusion.checkpoint.subject_header import (
@@ -36,8 +37,7 @@ from blip_diffusion.checkpoint.subject_header import (
     text_of,
 )
 from blip_diffusion.checkpoint.weights import State, check_materialized, save_state
-from blip_diffusion.control_characters import check_text
-from blip_diffusion.errors import CheckpointError, InputError, reason
+from blip_diffusion.errors import CheckpointError, InputError, quoted, reason
 from blip_diffusion.fileio import as_path, path_exists
 from blip_diffusion.nn_utils import base_parameters, is_finite
 from blip_diffusion.strict_json import parse_json
@@ -87,19 +87,20 @@ class Subject:
 
 def check_name(name: str) -> None:
     """Raise `InputError` unless a name can name a file and an adapter."""
+    one_text("name", name)
     if not 0 < len(name) <= 64 or not all(letter.isalnum() or letter in "-_" for letter in name):
-        raise InputError(f"The name {name!r} can't be used: use letters, digits, - and _, for example rex.")
+        raise InputError(f"The name {quoted(name)} can't be used: use letters, digits, - and _, for example rex.")
 
 
 def check_category(category: str) -> None:
     """Raise `InputError` unless a category can be used in a prompt."""
+    one_text("category", category)
     if not category.strip():
         raise InputError("The category is empty: name the subject, for example dog.")
     if len(category.split()) > MOST_WORDS or len(category) > MOST_LETTERS:
         raise InputError(
             f"The category {category[:MOST_LETTERS]!r} is too long: name the subject in a word or two, for example dog."
         )
-    check_text("category", category)
 
 
 def write_subject(subject: Subject, path: Path) -> None:

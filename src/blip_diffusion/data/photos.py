@@ -16,10 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion import images
+from blip_diffusion.argument_checks import listed
 from blip_diffusion.data.captioned.image_folder import caption_reader
-from blip_diffusion.errors import InputError
+from blip_diffusion.errors import InputError, quoted
 from blip_diffusion.escaping import warn
-from blip_diffusion.fileio import path_exists
+from blip_diffusion.fileio import as_path, path_exists
 from blip_diffusion.images import MAX_PHOTOS, ResizeMode
 
 MAX_CLASS_IMAGES = 1000
@@ -92,11 +93,11 @@ def read_class_images(folder: Path) -> list[Photo]:
 
 def _files(sources: Sequence[Source]) -> list[Path | Image.Image]:
     files: list[Path | Image.Image] = []
-    for source in sources:
+    for source in listed("photos", sources, "images, files or folders"):
         if isinstance(source, Image.Image):
             files.append(source)
             continue
-        path = Path(source)
+        path = as_path("a photo", source)
         if not path_exists(path):
             raise InputError(f"There is no photo at {path}: check the path.")
         inside = images_in(path) if path.is_dir() else [path]
@@ -123,8 +124,9 @@ def images_in(folder: Path) -> list[Path]:
 def _mask_files(files: Sequence[object], masks: Masks) -> Sequence[Path | None]:
     if isinstance(masks, str):
         if masks not in ("auto", "none"):
-            raise InputError(f"There are no masks called {masks!r}: use auto, none, or a file for each photo.")
+            raise InputError(f"There are no masks called {quoted(masks)}: use auto, none, or a file for each photo.")
         return [None] * len(files)
+    masks = [as_path("a mask", mask) for mask in listed("masks", masks, "files")]
     if len(masks) != len(files):
         raise InputError(f"There are {len(masks)} masks for {len(files)} photos: name one for each, in their order.")
     return masks
@@ -150,9 +152,17 @@ def _read(
     if not use_alpha:
         return Photo(name, image, caption=caption)
     if alpha is None and segmenter is not None:
-        predicted = segmenter(image)
+        predicted = _predicted(segmenter, image)
         alpha = predicted if predicted.getextrema()[1] else None  # an empty mask: no subject was detected
     return Photo(name, image, alpha, caption)
+
+
+def _predicted(segmenter: Segmenter, image: Image.Image) -> Image.Image:
+    """Return the mask of a segmenter. Raises `InputError` if it is no mask of the image's size."""
+    mask = segmenter(image)
+    if not isinstance(mask, Image.Image) or (mask.mode, mask.size) != ("L", image.size):
+        raise InputError(f"The segmenter returned {quoted(mask)}: return an image of mode L, as large as the photo.")
+    return mask
 
 
 def _opened(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:

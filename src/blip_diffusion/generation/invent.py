@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from blip_diffusion.argument_checks import number, whole_number
 from blip_diffusion.checkpoint.components import read_config
 from blip_diffusion.checkpoint.locate import find_model
 from blip_diffusion.checkpoint.model_folder import assemble, read_parts
@@ -15,7 +16,6 @@ from blip_diffusion.generation.limits import MAX_GUIDANCE
 from blip_diffusion.images import to_pil
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.modules.subject_prior import PRIOR, SubjectPrior
-from blip_diffusion.pipelines.checks import number, whole_number
 from blip_diffusion.sampling import sample_images, sample_subject_tokens
 
 PREVIEW = "a {} on a plain white background"

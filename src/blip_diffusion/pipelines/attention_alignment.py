@@ -11,9 +11,9 @@ from typing import Literal
 
 import torch
 
+from blip_diffusion.argument_checks import choice, number
 from blip_diffusion.errors import InputError, quoted
 from blip_diffusion.modules.attention_control import AttentionAlignment
-from blip_diffusion.pipelines.checks import choice, number
 from blip_diffusion.prompts import insert_position
 from blip_diffusion.protocols import Tokenizer
 

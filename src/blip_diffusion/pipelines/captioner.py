@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from blip_diffusion.argument_checks import texts, whole_number
 from blip_diffusion.blip2 import Blip2
 from blip_diffusion.errors import InputError
 from blip_diffusion.pipelines.blip2_pipeline import Blip2Pipeline
 from blip_diffusion.pipelines.broadcast import OneOrMany, as_list, broadcast, common_length
-from blip_diffusion.pipelines.checks import texts, whole_number
 from blip_diffusion.prompts import continuation_words
 
 BATCH = 16

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from blip_diffusion.argument_checks import choice, listed
 from blip_diffusion.diffusion.cross_attention import visibility_of
 from blip_diffusion.errors import InputError
 from blip_diffusion.framing import Box, box_of_mask, check_region
 from blip_diffusion.images import to_tensor
 from blip_diffusion.pipelines.broadcast import as_list
-from blip_diffusion.pipelines.checks import choice, listed
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.prompt_inputs import PromptInputs, prompt_inputs
 from blip_diffusion.prompts import joined_categories, subject_prompt

@@ -8,9 +8,9 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion import images
+from blip_diffusion.argument_checks import number
 from blip_diffusion.diffusion.controlnet import Control
 from blip_diffusion.errors import InputError
-from blip_diffusion.pipelines.checks import number
 from blip_diffusion.pipelines.control_arrays import as_tensor, per_net
 from blip_diffusion.pipelines.control_nets import as_nets, check_fit
 from blip_diffusion.protocols import UNet

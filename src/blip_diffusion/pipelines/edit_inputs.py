@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion import images
+from blip_diffusion.argument_checks import choice, flag, number, whole_number
 from blip_diffusion.diffusion import masks
 from blip_diffusion.diffusion.forward_process import Noising
 from blip_diffusion.diffusion.inversion import Method
@@ -18,7 +19,6 @@ from blip_diffusion.errors import InputError, quoted
 from blip_diffusion.framing import Box, box_in_place_of, box_of_mask
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.pipelines.attention_alignment import AttentionControl
-from blip_diffusion.pipelines.checks import choice, flag, number, whole_number
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.inputs import PipelineInputs
 from blip_diffusion.references import find_subject, subject_mask

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from PIL import Image
 
+from blip_diffusion.argument_checks import one_text
 from blip_diffusion.diffusion.inversion import Method
 from blip_diffusion.errors import InputError
 from blip_diffusion.pipelines.attention_alignment import AttentionControl
-from blip_diffusion.pipelines.checks import one_text
 from blip_diffusion.pipelines.edit_inputs import (
     EditMask,
     EditOutput,

@@ -8,12 +8,12 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion import images
+from blip_diffusion.argument_checks import choice, one_text
 from blip_diffusion.errors import InputError
 from blip_diffusion.framing import Box, default_boxes, frames_of
 from blip_diffusion.images import ResizeMode
 from blip_diffusion.nn_utils import tensor_bytes, weights_version
 from blip_diffusion.pipelines.broadcast import OneOrMany, as_list, repeat
-from blip_diffusion.pipelines.checks import choice, one_text
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.inputs import CallArguments, PipelineInputs, prepare_inputs
 from blip_diffusion.pipelines.locking import exclusive

@@ -2,9 +2,9 @@
 
 from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 
+from blip_diffusion.argument_checks import flag, number
 from blip_diffusion.errors import InputError
 from blip_diffusion.nn_utils import lora_layers
-from blip_diffusion.pipelines.checks import flag, number
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.locking import exclusive
 from blip_diffusion.protocols import UNet

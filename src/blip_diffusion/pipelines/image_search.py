@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from blip_diffusion.argument_checks import listed, whole_number
 from blip_diffusion.blip2 import Blip2
 from blip_diffusion.control_characters import check_text
 from blip_diffusion.errors import InputError
 from blip_diffusion.images import open_image
 from blip_diffusion.pipelines.blip2_pipeline import Blip2Pipeline
-from blip_diffusion.pipelines.checks import listed, whole_number
 from blip_diffusion.prompts import Words
 
 BATCH = 32

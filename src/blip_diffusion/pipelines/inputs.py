@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from blip_diffusion.argument_checks import choice, flag, number, whole_number
 from blip_diffusion.diffusion.controlnet import Control
 from blip_diffusion.diffusion.sampler import initial_noise
 from blip_diffusion.diffusion.scheduler_checks import check_scheduler
@@ -18,15 +19,7 @@ from blip_diffusion.errors import InputError, quoted
 from blip_diffusion.framing import Box, check_box
 from blip_diffusion.images import ResizeMode
 from blip_diffusion.pipelines.broadcast import OneOrMany, as_list, broadcast
-from blip_diffusion.pipelines.checks import (
-    check_generators,
-    check_tensor,
-    check_unsupported,
-    choice,
-    flag,
-    number,
-    whole_number,
-)
+from blip_diffusion.pipelines.checks import check_generators, check_tensor, check_unsupported
 from blip_diffusion.pipelines.composition import Composition, RegionMode, SubjectRegion, composition_of
 from blip_diffusion.pipelines.control import RESAMPLE, ControlRequest, Images, Numbers, Resample, control_request
 from blip_diffusion.pipelines.host import PipelineHost

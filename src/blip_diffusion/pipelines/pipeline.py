@@ -9,12 +9,12 @@ from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from PIL import Image
 from torch import Tensor
 
+from blip_diffusion.argument_checks import flag
 from blip_diffusion.devices import present_device
 from blip_diffusion.images import ResizeMode
 from blip_diffusion.model import ReferenceConfig, SubjectEncoder
 from blip_diffusion.nn_utils import iter_modules
 from blip_diffusion.pipelines.broadcast import OneOrMany
-from blip_diffusion.pipelines.checks import flag
 from blip_diffusion.pipelines.composition import RegionMode, SubjectRegion
 from blip_diffusion.pipelines.control import Images, Numbers, Resample
 from blip_diffusion.pipelines.decoding import DecodingMixin

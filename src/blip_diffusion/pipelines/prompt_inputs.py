@@ -7,9 +7,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from blip_diffusion.argument_checks import number, texts, whole_number
 from blip_diffusion.errors import InputError
 from blip_diffusion.pipelines.broadcast import OneOrMany, as_list, broadcast, common_length
-from blip_diffusion.pipelines.checks import check_tensor, number, texts, whole_number
+from blip_diffusion.pipelines.checks import check_tensor
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.prompt_weighting import check_weighting, plain_text
 from blip_diffusion.pipelines.subject_registry import check_tokens

@@ -1,15 +1,14 @@
 """Step callbacks, as in diffusers: they read and may replace latents, prompt embeddings and the guidance scale."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from blip_diffusion.argument_checks import choice, function, listed
 from blip_diffusion.diffusion.guidance import Denoiser
-from blip_diffusion.errors import InputError, reason
-from blip_diffusion.pipelines.checks import choice, listed
+from blip_diffusion.errors import InputError
 
 CALLBACK_TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")
 StepCallback = Callable[[Any, int, Tensor, dict[str, Any]], Mapping[str, Tensor] | None]
@@ -36,28 +35,10 @@ def callback_tensors(callback: Any, names: Sequence[str]) -> list[str]:
     Raises:
         InputError: If the callback can't be called, or a name is not in CALLBACK_TENSORS.
     """
-    if callback is not None and not callable(callback):
-        raise InputError(f"callback_on_step_end is a {type(callback).__name__}: use a function.")
-    _check_signature(callback)
+    function("callback_on_step_end", callback, "pipeline", "index", "timestep", "tensors")
     names = getattr(callback, "tensor_inputs", names)
     name = "callback_on_step_end_tensor_inputs"
     return [choice(name, one, CALLBACK_TENSORS) for one in listed(name, names, "names of tensors")]
-
-
-def _check_signature(callback: Any) -> None:
-    """Raise `InputError` for a function of other arguments; those of builtins are not known."""
-    try:
-        accepts = None if callback is None else inspect.signature(callback)
-    except (TypeError, ValueError):
-        return
-    try:
-        if accepts is not None:
-            accepts.bind(None, 0, None, {})
-    except TypeError as error:
-        raise InputError(
-            f"callback_on_step_end can't be called ({reason(error)}): use a function of pipeline, index, timestep and "
-            "tensors."
-        ) from error
 
 
 class CallbackDenoiser:

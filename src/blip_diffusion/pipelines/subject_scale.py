@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from blip_diffusion.argument_checks import number
 from blip_diffusion.diffusion.cross_attention import adjusted_attention
 from blip_diffusion.errors import InputError
 from blip_diffusion.modules.placed_unet import cross_attentions
-from blip_diffusion.pipelines.checks import number
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.locking import exclusive
 from blip_diffusion.protocols import UNet

@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from blip_diffusion.argument_checks import choice, listed, number, one_text
 from blip_diffusion.checkpoint.subject_file import Subject, read_subject, write_subject
 from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.fileio import as_path
 from blip_diffusion.pipelines.blending import BLEND_MODES, BlendMode, blend_tokens, shares
-from blip_diffusion.pipelines.checks import check_tensor, choice, listed, number, one_text
+from blip_diffusion.pipelines.checks import check_tensor
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.locking import exclusive
 from blip_diffusion.pipelines.subject_registry import check_tokens

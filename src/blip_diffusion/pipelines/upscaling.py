@@ -9,11 +9,12 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion import images
+from blip_diffusion.argument_checks import choice, number, texts
 from blip_diffusion.diffusion.resizing import enlarged
 from blip_diffusion.errors import InputError
 from blip_diffusion.images import ResizeMode
 from blip_diffusion.pipelines.broadcast import OneOrMany, as_list, broadcast, common_length
-from blip_diffusion.pipelines.checks import check_finite, choice, number, texts
+from blip_diffusion.pipelines.checks import check_finite
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.inputs import Boxes, CallArguments, PipelineInputs, prepare_inputs
 from blip_diffusion.pipelines.locking import exclusive

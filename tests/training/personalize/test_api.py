@@ -175,7 +175,7 @@ def test_invalid_settings_are_refused() -> None:
         TuneConfig(steps=0)
     with pytest.raises(ConfigError, match="seed must be a number below"):
         TuneConfig(seed=2**63)
-    with pytest.raises(ConfigError, match="num_class_images must not be negative"):
+    with pytest.raises(ConfigError, match="num_class_images is -1: use 0 to 1000"):
         TuneConfig(num_class_images=-1)
     with pytest.raises(ConfigError, match="num_class_images have no effect with textual-inversion"):
         TuneConfig(method="textual-inversion", num_class_images=8)

@@ -160,5 +160,5 @@ def test_errors() -> None:
     for scenes in ((), ("one",), ("a",) * 5, ("a", " ")):
         with pytest.raises(ConfigError, match="two to four prompts"):
             ValidationConfig(prompts=scenes)
-    with pytest.raises(ConfigError, match="1 or more"):
+    with pytest.raises(ConfigError, match="patience is 0: use 1 to"):
         ValidationConfig(patience=0)

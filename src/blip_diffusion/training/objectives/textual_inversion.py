@@ -20,6 +20,8 @@ from blip_diffusion.prompts import subject_prompt
 from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
 from blip_diffusion.training.objectives.masked_denoising_loss import check_background_weight, masked_denoising_losses
 
+MAX_VECTORS = 32
+
 
 @dataclass(frozen=True)
 class TextualInversionConfig:
@@ -29,8 +31,8 @@ class TextualInversionConfig:
     background_weight: float = 0.1  # of an error outside a photo's mask, relative to 1 inside
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_vectors <= 32:
-            raise ConfigError(f"num_vectors is {self.num_vectors}: use 1 to 32.")
+        if not 1 <= self.num_vectors <= MAX_VECTORS:
+            raise ConfigError(f"num_vectors is {self.num_vectors}: use 1 to {MAX_VECTORS}.")
         check_background_weight(self.background_weight)
 
 

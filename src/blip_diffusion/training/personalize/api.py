@@ -4,11 +4,13 @@ import glob
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from blip_diffusion import config as configuration
+from blip_diffusion.argument_checks import flag, function, instance, listed
 from blip_diffusion.checkpoint.adapter_refs import EmbeddingRef, LoraRef
 from blip_diffusion.checkpoint.locate import find_model
 from blip_diffusion.checkpoint.merge import merge_adapters
@@ -34,7 +36,7 @@ from blip_diffusion.data.photos import (
 )
 from blip_diffusion.devices import device_of, fastest_dtype
 from blip_diffusion.escaping import warn
-from blip_diffusion.fileio import clear, locked, remove_partials
+from blip_diffusion.fileio import as_path, clear, locked, remove_partials
 from blip_diffusion.framing import FILL, SIDE
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training import checkpointing
@@ -126,15 +128,16 @@ def tune(
         >>> tuned.out
         PosixPath('rex.safetensors')
     """
-    config = config or TuneConfig()
+    config = TuneConfig() if config is None else instance("config", config, TuneConfig)
     check_category(category)
     check_name(name)
+    _check_arguments(loras, embeddings, segmenter, evaluator, resume)
     check_mergeable(config, loras)
     path = output_path(out, name, config)
     work = work_folder(path)
     check_work_folder(work, resume=resume)
     loaded_photos = read_photos(photos, masks=masks, segmenter=segmenter)
-    others = read_class_images(class_images) if class_images is not None else []
+    others = read_class_images(as_path("class_images", class_images)) if class_images is not None else []
     config = replace(config, num_class_images=len(others)) if others else config
     folder = find_model(model)
     loaded = assemble(read_parts(folder, dtype=_dtype(config)), folder).to(device_of(config.device))
@@ -157,6 +160,17 @@ def tune(
             clear(work)  # of an earlier run, after all checks of this one
         write_json(work / RUN_INFO, info)
         return _run_to_file(job, loaded, category, path, work, evaluator, resume=resume)
+
+
+def _check_arguments(loras: Any, embeddings: Any, segmenter: Any, evaluator: Any, resume: Any) -> None:
+    """Raise `InputError` for arguments of wrong types that are used only later."""
+    flag("resume", resume)
+    function("segmenter", segmenter, "an image")
+    function("evaluator", evaluator, "samples")
+    for lora in listed("loras", loras, "LoraRef"):
+        instance("a LoRA", lora, LoraRef)
+    for embedding in listed("embeddings", embeddings, "EmbeddingRef"):
+        instance("an embedding", embedding, EmbeddingRef)
 
 
 def _run_to_file(

@@ -15,7 +15,7 @@ from blip_diffusion.checkpoint.subject_file import check_place, read_subject, wr
 from blip_diffusion.checkpoint.weights import read_json
 from blip_diffusion.data.photos import Photo
 from blip_diffusion.errors import CheckpointError, InputError
-from blip_diffusion.fileio import check_result, path_exists
+from blip_diffusion.fileio import as_path, check_result, path_exists
 from blip_diffusion.strict_json import parse_json
 from blip_diffusion.training import checkpointing
 from blip_diffusion.training.personalize.config import TuneConfig
@@ -54,7 +54,7 @@ class Tuned:
 def output_path(out: str | Path | None, name: str, config: TuneConfig) -> Path:
     """Return the path of the result, a file or for DreamBooth a folder. Raises `InputError` if it can't be used."""
     whole_network = config.method == "dreambooth"
-    path = Path(out) if out is not None else Path(name if whole_network else f"{name}.safetensors")
+    path = as_path("out", out) if out is not None else Path(name if whole_network else f"{name}.safetensors")
     if not path.name:
         raise InputError(f"--out {path} is no name: use for example {name}{'' if whole_network else '.safetensors'}.")
     if not whole_network and path.suffix != ".safetensors":

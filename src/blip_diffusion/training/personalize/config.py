@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from blip_diffusion.checkpoint.lora_extraction import MAX_RANK
 from blip_diffusion.config import check_types
+from blip_diffusion.control_characters import is_unicode
 from blip_diffusion.data.photos import MAX_CLASS_IMAGES
-from blip_diffusion.errors import ConfigError
+from blip_diffusion.errors import ConfigError, quoted
 from blip_diffusion.images import ResizeMode
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training.objectives.few_shot import Trainable
+from blip_diffusion.training.objectives.textual_inversion import MAX_VECTORS
 from blip_diffusion.training.personalize.early_stopping import ValidationConfig
 
 TuneMethod = Literal["few-shot", "dreambooth", "dreambooth-lora", "textual-inversion"]
@@ -29,7 +32,18 @@ ones of the literature, and for narrower networks, where they were tuned on `min
 
 
 PUBLISHED_WIDTH = 768
-MAX_BATCH, MAX_STEPS = 1000, 1_000_000
+MAX_STEPS = 1_000_000
+MAX_TOKEN = 64
+RANGES = {
+    "max_steps": (1, MAX_STEPS),
+    "batch_size": (1, 1000),
+    "rank": (1, MAX_RANK),
+    "num_vectors": (1, MAX_VECTORS),
+    "num_class_images": (0, MAX_CLASS_IMAGES),
+    "background_weight": (0, 1),
+    "prior_weight": (0, 1000),
+}
+"""The lowest and the highest value of settings."""
 
 
 @dataclass(frozen=True)
@@ -78,20 +92,17 @@ class TuneConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("max_steps", "batch_size", "rank", "num_vectors"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        for name, highest in (("batch_size", MAX_BATCH), ("num_class_images", MAX_CLASS_IMAGES)):
-            if getattr(self, name) > highest:
-                raise ConfigError(f"{name} is {getattr(self, name)}: use at most {highest}.")
+        for name, (lowest, highest) in RANGES.items():
+            if not lowest <= getattr(self, name) <= highest:
+                raise ConfigError(f"{name} is {getattr(self, name)}: use {lowest} to {highest}.")
         if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:
             raise ConfigError(f"steps is {self.steps}: use 1 to {MAX_STEPS}, or auto.")
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise ConfigError(f"learning_rate must be positive, not {self.learning_rate}.")
-        if self.num_class_images < 0:
-            raise ConfigError(f"num_class_images must not be negative, but is {self.num_class_images}.")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed is {self.seed}: use a whole number from 0, below 2^63.")
+        if len(self.token.split()) != 1 or len(self.token) > MAX_TOKEN or not is_unicode(self.token):
+            raise ConfigError(f"token is {quoted(self.token)}: use a rare word, such as sks.")
         self._check_class_images()
 
     def _check_class_images(self) -> None:

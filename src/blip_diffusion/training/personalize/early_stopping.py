@@ -10,16 +10,16 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from blip_diffusion import images
+from blip_diffusion.argument_checks import number, one_text
 from blip_diffusion.config import check_types
-from blip_diffusion.control_characters import check_text
-from blip_diffusion.errors import CheckpointError, ConfigError, reason
+from blip_diffusion.errors import CheckpointError, ConfigError, InputError, quoted, reason
 from blip_diffusion.fileio import save_image, write_text
 from blip_diffusion.plots import Line, line_chart
 from blip_diffusion.sampling import PersonalizedObjective, sample_prompts
@@ -31,6 +31,15 @@ from blip_diffusion.training.trainer import HookContext
 
 SCORES, STRIP, CURVE, BEST = "scores.jsonl", "strip.png", "curve.png", "best"
 MAX_LETTERS = 2000
+RANGES = {
+    "seeds": (1, 100),
+    "every": (1, 1_000_000),
+    "sampling_steps": (1, 1000),
+    "patience": (1, 1_000_000),
+    "margin": (0, 1),
+    "overfitted": (0, 1),
+}
+"""The lowest and the highest value of the settings of early stopping."""
 PROMPTS = ("on the beach", "in a forest", "in a city at night")
 
 Evaluator = Callable[[Tensor], tuple[float, float]]
@@ -57,11 +66,13 @@ class ValidationConfig:
         if not 2 <= len(self.prompts) <= 4 or any(not prompt.strip() for prompt in self.prompts):
             raise ConfigError("Validation needs two to four prompts, for example on the beach.")
         for prompt in self.prompts:
-            check_text("validation prompt", prompt)
+            one_text("validation prompt", prompt)
             if len(prompt) > MAX_LETTERS:
                 raise ConfigError(f"A validation prompt has {len(prompt)} characters: use at most {MAX_LETTERS}.")
-        if self.seeds < 1 or self.every < 1 or self.patience < 1:
-            raise ConfigError("Validation's seeds, every and patience must be 1 or more.")
+        for name, (lowest, highest) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not lowest <= value <= highest:
+                raise ConfigError(f"validation.{name} is {value}: use {lowest} to {highest}.")
 
 
 @dataclass(frozen=True)
@@ -137,8 +148,7 @@ class Validation:
             samples = sample_prompts(
                 cast(PersonalizedObjective, objective), config.prompts, seeds=config.seeds, steps=config.sampling_steps
             )
-            subject, text = self.evaluator(samples)
-        score = Score(step, subject, text)
+            score = _checked(step, self.evaluator(samples))
         self.scores.append(score)
         _save(images.grid(images.to_pil(samples), len(samples)), self._row(step))
         if score is self.best:
@@ -191,6 +201,14 @@ class Validation:
         return lines + (["overfits"] if self.overfits(score) else [])
 
 
+def _checked(step: int, result: Any) -> Score:
+    """Return the score of an evaluator's result. Raises `InputError` for anything but two finite numbers."""
+    if not isinstance(result, list | tuple) or len(result) != 2:
+        raise InputError(f"The evaluator returned {quoted(result)}: return two numbers, of the subject and the text.")
+    subject, text = (number("a score of the evaluator", value) for value in result)
+    return Score(step, subject, text)
+
+
 def _strip(rows: Sequence[tuple[Image.Image, list[str], bool]]) -> Image.Image:
     """Return rows of images with their labels at the left, in red for overfitted ones."""
     width = 110
@@ -198,9 +216,9 @@ def _strip(rows: Sequence[tuple[Image.Image, list[str], bool]]) -> Image.Image:
     page = Image.new("RGB", (width + rows[0][0].width, len(rows) * (height + 2)), "white")
     pen = ImageDraw.Draw(page)
     font = ImageFont.load_default(13)
-    for number, (row, label, overfitted) in enumerate(rows):
-        pen.text((6, number * (height + 2) + 4), "\n".join(label), fill="#c00000" if overfitted else "black", font=font)
-        page.paste(row, (width, number * (height + 2)))
+    for top, (row, label, overfitted) in zip(range(0, page.height, height + 2), rows, strict=True):
+        pen.text((6, top + 4), "\n".join(label), fill="#c00000" if overfitted else "black", font=font)
+        page.paste(row, (width, top))
     return page
 
 
