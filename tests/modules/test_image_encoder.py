@@ -77,14 +77,14 @@ def test_features_contain_the_colours_of_the_patches() -> None:
     assert (colours[:, 0, 0] == 1).all() and colours[:, 1].abs().max() == 0 and colours[:, :, 1:].abs().max() == 0
 
 
-def test_features_of_the_full_tower_are_of_the_last_block() -> None:
-    """Two patches of 32 pixels: the last block's features, then the colours of their cells, in the image's order."""
+def test_features_of_the_full_tower_are_of_the_head() -> None:
+    """Patches of 32 pixels: the head's features, then the colours of their cells, in the image's order."""
     torch.manual_seed(0)
     tower, pixels = EfficientNetFullTower(), torch.randn(1, 3, 64, 64)
-    features = tower(pixels)[0].view(2, 2, 400)
-    last = tower.network(pixels, (15,))[0]
-    torch.testing.assert_close(features[..., :320], last[0].permute(1, 2, 0))
-    torch.testing.assert_close(features[1, 0, 320], pixels[0, 0, 32:40, :8].mean())
+    features = tower(pixels)[0].view(2, 2, 1360)
+    head = tower.network(pixels, (-1,))[0]
+    torch.testing.assert_close(features[..., :1280], head[0].permute(1, 2, 0))
+    torch.testing.assert_close(features[1, 0, 1280], pixels[0, 0, 32:40, :8].mean())
 
 
 def test_position_features_differ_and_are_symmetric() -> None:

@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from blip_diffusion.errors import ConfigError
-from blip_diffusion.modules.efficientnet_lite import EfficientNetLite
+from blip_diffusion.modules.efficientnet_lite import HEAD_WIDTH, EfficientNetLite
 from blip_diffusion.modules.qformer import place_features
 
 
@@ -229,21 +229,21 @@ class EfficientNetTower(GridTower):
 
 
 class EfficientNetFullTower(GridTower):
-    """All blocks of EfficientNet-Lite0, at stride 32: features that tell categories apart, and lose details.
+    """All layers of EfficientNet-Lite0 before its pooling, at stride 32: features that tell categories apart.
 
-    The features of a patch of 32 x 32 pixels are the last block's (320 numbers), the mean colours of its cells of 8 x 8
-    pixels (48), and a position embedding (32).
+    The features of a patch of 32 x 32 pixels are those of the head (1280 numbers), which the network's own classifier
+    averages, the mean colours of its cells of 8 x 8 pixels (48), and a position embedding (32).
     """
 
     colour_cell = 8
 
     def __init__(self) -> None:
-        super().__init__(EfficientNetLite(), patch=32, features=320 + 3 * (32 // self.colour_cell) ** 2)
+        super().__init__(EfficientNetLite(head=True), patch=32, features=HEAD_WIDTH + 3 * (32 // self.colour_cell) ** 2)
 
     def _maps(self, pixels: Tensor) -> list[Tensor]:
         fast = pixels.contiguous(memory_format=torch.channels_last)  # twice as fast on a CPU
-        (last,) = self.network(fast, (len(self.network.blocks) - 1,))  # (B, 320, S/32, S/32)
-        return [last, F.pixel_unshuffle(F.avg_pool2d(pixels, self.colour_cell), 32 // self.colour_cell)]
+        (head,) = self.network(fast, (-1,))  # (B, 1280, S/32, S/32)
+        return [head, F.pixel_unshuffle(F.avg_pool2d(pixels, self.colour_cell), 32 // self.colour_cell)]
 
 
 class TimmTower(nn.Module):

@@ -60,7 +60,7 @@ MINI = ModelConfig(
 MINI_CAPTIONS = replace(
     MINI,
     image_encoder=ImageEncoderConfig(tower="efficientnet-lite0-full", image_size=224),
-    qformer=replace(MINI.qformer, vision_width=400, queries=16, cross_attention_every=2),
+    qformer=replace(MINI.qformer, vision_width=1360, queries=16, cross_attention_every=2),
     reference=ReferenceConfig(224, *LITE_PIXELS, resize_mode="squash"),
     unet={},
     vae={},

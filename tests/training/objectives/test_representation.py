@@ -260,6 +260,14 @@ def test_loss_weights_and_multimodal_every(make_objective: Make, pairs: SubjectB
     )
 
 
+def test_losses_of_weight_zero_are_left_out(make_objective: Make, pairs: SubjectBatch) -> None:
+    objective = make_objective(itm_weight=0.0, itg_weight=0.0)
+    losses = objective(pairs, context())
+    assert set(losses) == {"contrast", "retrieval", "loss"} and losses["loss"] == losses["contrast"]
+    still = [objective.heads[name] for name in ("matching", "language", "reconstruction")]
+    assert moved_parameters(objective).isdisjoint(ids(p for head in still for p in head.parameters()))
+
+
 def test_trainable_parameters(make_objective: Make, pairs: SubjectBatch) -> None:
     objective = make_objective(reconstruction_weight=1.0)
     encoder = objective.encoder

@@ -29,7 +29,7 @@ from blip_diffusion.training.objective import Gather, Losses, Objective, Paramet
 
 @dataclass(frozen=True)
 class RepresentationConfig:
-    """Weights of the objectives, and how often the multimodal ones are computed."""
+    """Weights of the objectives, of which ITM and ITG are left out at 0, and how often the three are computed."""
 
     itc_weight: float = 1.0
     itm_weight: float = 1.0
@@ -161,7 +161,8 @@ class Representation(Objective):
             context: The context of the step.
         """
         losses = self._contrast_and_match(normed, features, words, identity, context)
-        losses["generation"] = self._generation(normed, words)
+        if self.config.itg_weight:
+            losses["generation"] = self._generation(normed, words)
         return losses
 
     def _contrast_and_match(
@@ -178,7 +179,8 @@ class Representation(Objective):
         allowed = _candidates(pairs, identity, shared.identity, words.input_ids, shared.input_ids)
         losses = {"contrast": self._contrast(to_text, to_image, pairs, allowed)}
         losses["retrieval"] = (to_text.masked_fill(~allowed, -1e4).argmax(dim=1) == pairs).float().mean()
-        losses["matching"] = self._matching(normed, words, shared, to_text, to_image, allowed, pairs, context.rng)
+        if self.config.itm_weight:
+            losses["matching"] = self._matching(normed, words, shared, to_text, to_image, allowed, pairs, context.rng)
         return losses
 
     def _contrast(self, to_text: Tensor, to_image: Tensor, pairs: Tensor, allowed: Tensor) -> Tensor:
@@ -278,11 +280,12 @@ class Representation(Objective):
     # ----------------------------------------------------------------------------------------------------- protocol
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Return the Q-Former, the layer norm over image features, the projection and the heads."""
-        encoder = self.encoder
+        """Return the Q-Former, the layer norm over image features, and the projection and heads that a loss uses."""
+        encoder, config = self.encoder, self.config
         parameters = [*encoder.image_encoder.norm.parameters(), *encoder.qformer.parameters()]
+        weights = {"matching": config.itm_weight, "language": config.itg_weight, "reconstruction": 0.0}
         for name, head in self.heads.items():
-            if name != "reconstruction":
+            if weights.get(name, 1.0):  # ITC is always computed
                 parameters += head.parameters()
         if self.config.reconstruction_weight:  # no other loss uses the projected tokens
             parameters += [*encoder.projection.parameters(), *self.heads["reconstruction"].parameters()]
