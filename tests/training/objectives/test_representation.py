@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from blip_diffusion.checkpoint.components import load_heads
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler
@@ -260,12 +261,14 @@ def test_loss_weights_and_multimodal_every(make_objective: Make, pairs: SubjectB
     )
 
 
-def test_losses_of_weight_zero_are_left_out(make_objective: Make, pairs: SubjectBatch) -> None:
+def test_losses_of_weight_zero_are_left_out(make_objective: Make, pairs: SubjectBatch, tmp_path: Path) -> None:
     objective = make_objective(itm_weight=0.0, itg_weight=0.0)
     losses = objective(pairs, context())
     assert set(losses) == {"contrast", "retrieval", "loss"} and losses["loss"] == losses["contrast"]
     still = [objective.heads[name] for name in ("matching", "language", "reconstruction")]
     assert moved_parameters(objective).isdisjoint(ids(p for head in still for p in head.parameters()))
+    objective.export(tmp_path)
+    assert load_heads(dict(objective.heads.items()), tmp_path) == ["contrastive"]
 
 
 def test_trainable_parameters(make_objective: Make, pairs: SubjectBatch) -> None:
@@ -298,7 +301,7 @@ def test_samples_show_reconstructions(make_objective: Make, pairs: SubjectBatch)
 
 
 def test_export_can_be_continued(make_objective: Make, tmp_path: Path) -> None:
-    objective = make_objective()
+    objective = make_objective(reconstruction_weight=1.0)
     objective.export(tmp_path)
     heads = init_heads(SHAPES["tiny"].qformer, 16, [tmp_path])
     assert all(torch.equal(heads.state_dict()[name], tensor) for name, tensor in objective.heads.state_dict().items())

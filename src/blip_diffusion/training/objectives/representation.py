@@ -281,15 +281,19 @@ class Representation(Objective):
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return the Q-Former, the layer norm over image features, and the projection and heads that a loss uses."""
-        encoder, config = self.encoder, self.config
+        encoder = self.encoder
         parameters = [*encoder.image_encoder.norm.parameters(), *encoder.qformer.parameters()]
-        weights = {"matching": config.itm_weight, "language": config.itg_weight, "reconstruction": 0.0}
-        for name, head in self.heads.items():
-            if weights.get(name, 1.0):  # ITC is always computed
-                parameters += head.parameters()
+        parameters += [parameter for head in self._used_heads().values() for parameter in head.parameters()]
         if self.config.reconstruction_weight:  # no other loss uses the projected tokens
-            parameters += [*encoder.projection.parameters(), *self.heads["reconstruction"].parameters()]
+            parameters += encoder.projection.parameters()
         return [ParameterGroup("qformer", parameters, self.config.lr_scale)]
+
+    def _used_heads(self) -> dict[str, nn.Module]:
+        """Return the heads of the losses that are computed; ITC always is."""
+        config = self.config
+        weights = {"matching": config.itm_weight, "language": config.itg_weight}
+        weights |= {"reconstruction": config.reconstruction_weight}
+        return {name: head for name, head in self.heads.items() if weights.get(name, 1.0)}
 
     def gather_step_context(
         self, batches: Sequence[SubjectBatch | EncodedPairs], contexts: Sequence[StepContext], gather: Gather
@@ -317,9 +321,9 @@ class Representation(Objective):
         return [batch["reference"], batch["object_crop"][:, :3], reconstructions[:, :3]]
 
     def export(self, folder: Path) -> None:
-        """Write the Q-Former's folder with its tokenizer, and the heads."""
+        """Write the Q-Former's folder with its tokenizer, and the heads that a loss uses."""
         save_subject_model(self.encoder, self.tokenizer, self.reference, folder)
-        save_heads(dict(self.heads.items()), folder)
+        save_heads(self._used_heads(), folder)
 
 
 def _candidates(
