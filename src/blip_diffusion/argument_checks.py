@@ -85,12 +85,12 @@ def one_text(name: str, value: Any) -> str:
     return texts(name, value)[0]
 
 
-def function(name: str, value: Any, *arguments: str) -> None:
-    """Raise `InputError` unless a value is `None`, or a function of these positional arguments.
+def function(name: str, value: Any, *arguments: str, optional: bool = True) -> None:
+    """Raise `InputError` unless a value is a function of these positional arguments, or `None` if that is allowed.
 
     The arguments of a builtin are not known.
     """
-    if value is not None and not callable(value):
+    if not callable(value) and not (optional and value is None):
         raise InputError(f"{name} is {quoted(value)}: use a function.")
     try:
         accepts = None if value is None else inspect.signature(value)

@@ -74,7 +74,10 @@ def build(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
 
 
 def check_types(settings: Any, error: type[BlipDiffusionError] = ConfigError) -> None:
-    """Raise an error unless each field of a dataclass has a value of its type; call it in `__post_init__`."""
+    """Raise an error unless each field of a dataclass has a value of its type; call it in `__post_init__`.
+
+    A path that is given as text becomes a `Path`.
+    """
     hints = get_type_hints(type(settings))
     for field in fields(settings):
         value = getattr(settings, field.name)
@@ -85,6 +88,8 @@ def check_types(settings: Any, error: type[BlipDiffusionError] = ConfigError) ->
         if converted is None and value is not None:  # the text "none"
             raise error(f"{field.name} must be None, not {value!r}.")
         _check_objects(field.name, converted, value, error)
+        if isinstance(converted, Path):
+            object.__setattr__(settings, field.name, converted)  # the dataclass may be frozen
 
 
 def _check_objects(name: str, converted: Any, value: Any, error: type[BlipDiffusionError]) -> None:
@@ -171,7 +176,7 @@ def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
     elif hint is bytes:  # not in files, only in other tables
         _check(isinstance(value, bytes), where, "bytes", value)
     elif hint is Path:
-        _check(isinstance(value, str | Path), where, "a path", value)
+        _check(isinstance(value, Path) or (isinstance(value, str) and bool(value.strip())), where, "a path", value)
         return Path(value)
     else:
         raise TypeError(f"{where} has the type {hint}, which a configuration can't hold")

@@ -174,9 +174,15 @@ def sha256_of(source: Path | bytes) -> str:
 
 
 def as_path(name: str, value: Any) -> Path:
-    """Return an argument as a path. Raises `InputError` for anything but text and paths."""
+    """Return an argument as a path.
+
+    Raises:
+        InputError: For anything but text and paths, and for empty text, which would name the current folder.
+    """
     if not isinstance(value, str | PurePath):
         raise InputError(f"{name} is a {type(value).__name__}: use a path, as text or a Path.")
+    if isinstance(value, str) and not value.strip():
+        raise InputError(f"{name} is empty: use a path, or . for the current folder.")
     return Path(value)
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from blip_diffusion.cli.commands import serve
-from blip_diffusion.cli.main import main
+from blip_diffusion.cli.main import build_parser, main
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler
 
@@ -253,3 +253,30 @@ def test_interrupted_training_exits_with_code_130_and_resumes(
     monkeypatch.undo()
     assert main(["train", str(config), "--out", str(tmp_path), *how, "--resume", "latest"]) == 0
     assert (tmp_path / "export" / "vae").is_dir()
+
+
+def path_flags() -> list[list[str]]:
+    """Every command with each of its flags that is a path."""
+    (commands,) = (action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    return [
+        [command, action.option_strings[-1]]
+        for command, parser in commands.choices.items()
+        for action in parser._actions
+        if action.type is Path and action.option_strings
+    ]
+
+
+def test_an_empty_path_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of an unset variable of the shell: it would be the current folder."""
+    monkeypatch.chdir(tmp_path)
+    flags = path_flags()
+    assert len(flags) > 30 and ["generate", "--out"] in flags and ["tune", "--out"] in flags
+    for words in flags:
+        with pytest.raises(SystemExit, match="2"):
+            main([*words, ""])
+        assert f"{words[-1]}: the path is empty" in capsys.readouterr().err
+    assert main(["train", "c.toml", "--resume", ""]) == 2
+    assert "resume is empty: use a path" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -8,11 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
+from blip_diffusion.checkpoint.subject_file import Subject, write_subject
 from blip_diffusion.errors import CheckpointError, InputError, quoted
+from blip_diffusion.evaluation.evaluate import EvalConfig, evaluate
 from blip_diffusion.pipelines.attention_alignment import AttentionControl
 from blip_diffusion.pipelines.captioner import Captioner
+from blip_diffusion.pipelines.composition import SubjectRegion
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import Preset
+from blip_diffusion.training.pretrain import run as train
 
 WRONG = [
     5, 2.5, "other", b"other", {"a": 1}, [None], (), object(), torch.rand(2, 3), np.zeros((4, 4)), torch.float16,
@@ -155,6 +159,25 @@ def test_paths_are_text_or_paths(tiny_folder: Path, pipe: BlipDiffusionPipeline,
                 method(given)
 
 
+def test_an_empty_path_to_write_to_is_refused(
+    pipe: BlipDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be the current folder."""
+    monkeypatch.chdir(tmp_path)
+    subject = Subject("rex", "dog", torch.zeros(1, 4, 8), "base")
+    for write in (
+        pipe.save_pretrained,
+        lambda path: pipe.save_lora_weights(path, unet_lora_layers={"x": torch.zeros(1)}),
+        lambda path: write_subject(subject, path),
+        lambda path: train("x.toml", path),
+        lambda path: evaluate(EvalConfig(), path),
+    ):
+        for empty in ("", " "):
+            with pytest.raises(InputError, match="is empty: use a path"):
+                write(empty)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -228,3 +251,25 @@ def test_methods_refuse_wrong_types(
 def test_presets_refuse_wrong_types(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Preset(**options)
+
+
+@pytest.mark.parametrize(
+    "field", ["name", "category", "embedding", "base", "lora", "alpha", "weights", "thumbnail", "metadata", "version"]
+)
+def test_a_subject_refuses_wrong_types(field: str) -> None:
+    fields = {"name": "rex", "category": "dog", "embedding": torch.zeros(1, 4, 8), "base": "x"}
+    kinds = {"alpha": NUMBERS, "metadata": dict, "thumbnail": bytes}.get(field, str)
+    accepted = kinds if field not in ("lora", "weights", "embedding") else ()
+    for value in WRONG:
+        if not isinstance(value, accepted):
+            with pytest.raises((InputError, CheckpointError), match=field):
+                Subject(**{**fields, field: value})
+
+
+def test_numbers_without_an_effect_have_ranges_too(pipe: BlipDiffusionPipeline, dog: Image.Image) -> None:
+    for options in ({"control_guidance_end": 2}, {"control_guidance_start": -1}, {"num_images_per_prompt": 10**20}):
+        with pytest.raises(InputError, match=next(iter(options))):
+            pipe("on the beach", dog, "dog", **options)
+    for box in (torch.zeros(2, 2), np.zeros((2, 2)), 0):
+        with pytest.raises(InputError, match="box"):
+            pipe("on the beach", subjects=[SubjectRegion(dog, "dog", box=box)] * 2)

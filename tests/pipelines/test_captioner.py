@@ -92,6 +92,8 @@ def test_a_search_ranks_by_contrast_and_the_best_again_by_matching(folder: Path,
         assert match.score == pytest.approx(match.matching + match.cosine)
     with pytest.raises(InputError, match="empty"):
         search(" ", photos)
+    with pytest.raises(InputError, match="is not Unicode text"):
+        search("a dog \ud800", photos)
     with pytest.raises(InputError, match="no images"):
         search("a dog", [])
 

@@ -38,11 +38,11 @@ def check_source(name: str | Path, what: str) -> None:
 
 def find_model(name_or_path: str | Path, **hub: Any) -> Path:
     """Return the folder of a model: `mini`, a folder, or a hub id, which is downloaded."""
+    if isinstance(name_or_path, str) and not name_or_path.strip():  # as of an unset variable of the shell
+        raise CheckpointError("The name of the model is empty: use mini, a folder, or a hub id such as owner/name.")
     as_path("name_or_path", name_or_path)
     if hub:
         _check_hub(hub)
-    if not str(name_or_path).strip():  # as of an unset variable of the shell
-        raise CheckpointError("The name of the model is empty: use mini, a folder, or a hub id such as owner/name.")
     if name_or_path == "mini":
         return ASSETS / "mini"
     if path_exists(Path(name_or_path), Path.is_dir):

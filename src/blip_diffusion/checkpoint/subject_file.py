@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from blip_diffusion import __version__
-from blip_diffusion.argument_checks import one_text
+from blip_diffusion.argument_checks import instance, number, one_text
 from blip_diffusion.checkpoint.lora import DOWN, UP, adapter_header
 from blip_diffusion.checkpoint.lora_source import MAX_SCALE
 from blip_diffusion.checkpoint.subject_header import (
@@ -76,8 +76,21 @@ class Subject:
     def __post_init__(self) -> None:
         check_name(self.name)
         check_category(self.category)
+        self._check_types()
         if self.embedding.ndim != 3 or len(self.embedding) != 1 or not self.embedding.isfinite().all():
             raise CheckpointError(f"The embedding of {self.name!r} is not finite numbers of shape (1, Q, D).")
+
+    def _check_types(self) -> None:
+        """Raise `InputError` for fields of wrong types."""
+        instance("embedding", self.embedding, Tensor)
+        instance("thumbnail", self.thumbnail, bytes)
+        instance("metadata", self.metadata, dict)
+        one_text("base", self.base)
+        one_text("version", self.version)
+        number("alpha", self.alpha, 0)
+        for name in ("lora", "weights"):
+            for key, tensor in instance(name, getattr(self, name), dict).items():
+                instance(f"{name}[{quoted(key)}]", tensor, Tensor)
 
     @property
     def rank(self) -> int:
@@ -103,7 +116,7 @@ def check_category(category: str) -> None:
         )
 
 
-def write_subject(subject: Subject, path: Path) -> None:
+def write_subject(subject: Subject, path: str | Path) -> None:
     """Write a subject file (safetensors) atomically.
 
     Args:
@@ -111,8 +124,10 @@ def write_subject(subject: Subject, path: Path) -> None:
         path: The file, replaced if it exists.
 
     Raises:
+        InputError: If an argument is of another type, or the path is empty.
         CheckpointError: If the file cannot be written.
     """
+    subject, path = instance("subject", subject, Subject), as_path("path", path)
     tensors = {EMBEDDING: subject.embedding.float()}
     tensors |= {f"{LORA}{name}": tensor for name, tensor in subject.lora.items()}
     tensors |= {f"{WEIGHTS}{name}": tensor for name, tensor in subject.weights.items()}

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from blip_diffusion.control_characters import is_unicode
@@ -10,16 +11,24 @@ from blip_diffusion.escaping import printable
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that refuses a flag given twice, where argparse would keep the last value."""
+    """A parser that refuses empty paths, and a flag given twice, where argparse would keep the last value."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         for name in (None, "store"):
             self.register("action", name, _Once)
+        self.register("type", Path, _path)
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and a message, and exit with 2."""
         super().error(printable(message))
+
+
+def _path(text: str) -> Path:
+    """Parse a path. An empty one, as of an unset variable of the shell, would be the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
 
 
 class _Once(argparse.Action):

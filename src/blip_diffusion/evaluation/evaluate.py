@@ -5,15 +5,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
+from blip_diffusion.argument_checks import choice, function, instance, whole_number
 from blip_diffusion.checkpoint.adapter_refs import EmbeddingRef, LoraRef, loaded_adapters
+from blip_diffusion.config import check_types
 from blip_diffusion.data.benchmarks.dreambench import Bench
 from blip_diffusion.data.benchmarks.registry import load_benchmark
 from blip_diffusion.data.segmentation import saliency
 from blip_diffusion.data.synthetic.assets import AssetLibrary
+from blip_diffusion.devices import present_device
 from blip_diffusion.errors import InputError
 from blip_diffusion.evaluation.generators import model as generators
 from blip_diffusion.evaluation.generators.cache import IMAGES, LogFn, Shard, claim_output_dir, generate_missing, silent
@@ -37,11 +40,14 @@ from blip_diffusion.evaluation.metrics.memorization import (
 from blip_diffusion.evaluation.metrics.registry import MetricBuilder, MetricSuite, build_metrics, check_metric_names
 from blip_diffusion.evaluation.reporting.schema import PROTOCOL, Report, path_in, report_images
 from blip_diffusion.evaluation.reporting.write import copy_references, write_report
+from blip_diffusion.fileio import as_path
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import Engine, preset_on_engine
 from blip_diffusion.ray_pool import Backend, actor_pool
 from blip_diffusion.training.personalize.config import TuneConfig
 
+DTYPES = ("float32", "float16", "bfloat16")
+MAX_PROBE_IMAGES = 10_000
 RAY_SHARDS = 64
 """Parts of the images with Ray: several for each actor, so that a slow one delays little."""
 
@@ -89,6 +95,9 @@ class EvalConfig:
     embeddings: tuple[EmbeddingRef, ...] = ()
 
     def __post_init__(self) -> None:
+        check_types(self, InputError)
+        choice("dtype", self.dtype, DTYPES)
+        whole_number("probe_images", self.probe_images, 1, MAX_PROBE_IMAGES)
         if self.condition not in CONDITIONS:
             known = f"{', '.join(CONDITIONS[:-1])} or {CONDITIONS[-1]}"
             raise InputError(f"--condition is {self.condition}: use {known}.")
@@ -266,8 +275,14 @@ def evaluate(
     Example:
         >>> report = evaluate(EvalConfig(model="mini", seeds=1, metrics=("focus",)), Path("report"))
     """
-    if batch_size < 1:
-        raise InputError(f"--batch-size is {batch_size}: use 1 or more.")
+    instance("config", config, EvalConfig)
+    out, device = as_path("out", out), present_device(device)
+    whole_number("batch_size", batch_size, 1)
+    choice("backend", backend, get_args(Backend))
+    whole_number("actors", 1 if actors is None else actors, 1)
+    if shard is not None:
+        instance("shard", shard, Shard)
+    function("log", log, "a line", optional=False)
     with _prepared(config, out, batch_size, device, log) as run:
         if shard is not None:
             run.generate_shard(shard)

@@ -57,6 +57,7 @@ class SubjectInventor:
         check_name(name)
         steps = whole_number("steps", steps, 1, self.model.scheduler.config.num_train_timesteps)
         guidance = number("guidance", guidance, 0, MAX_GUIDANCE)
+        seed = whole_number("seed", seed, 0, 2**63 - 1)
         generators = [torch.Generator().manual_seed(seed)]
         tokens = sample_subject_tokens(
             self.model, self.prior, [category], generators, steps=steps, guidance=guidance

@@ -158,14 +158,14 @@ def _check_room(host: PipelineHost, parts: list[PromptInputs], categories: list[
 
 def _box(subject: SubjectRegion) -> Box | None:
     if subject.mask is None:
-        return check_region(subject.box or ())
+        return check_region(() if subject.box is None else subject.box)
     return box_of_mask(to_tensor([subject.mask.convert("RGB")])[0, 0])
 
 
 def _inside(subject: SubjectRegion, height: int, width: int) -> Tensor:
     """Return the share (h, w) of each latent's area inside a subject's region."""
     if subject.mask is None:
-        box = check_region(subject.box or ())
+        box = check_region(() if subject.box is None else subject.box)
         across, down = _covered(box.left, box.right, width), _covered(box.top, box.bottom, height)
         return down[:, None] * across
     mask = subject.mask

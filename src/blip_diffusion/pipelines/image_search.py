@@ -11,9 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from blip_diffusion.argument_checks import listed, whole_number
+from blip_diffusion.argument_checks import listed, one_text, whole_number
 from blip_diffusion.blip2 import Blip2
-from blip_diffusion.control_characters import check_text
 from blip_diffusion.errors import InputError
 from blip_diffusion.images import open_image
 from blip_diffusion.pipelines.blip2_pipeline import Blip2Pipeline
@@ -76,9 +75,8 @@ class ImageSearch(Blip2Pipeline):
         """
         rerank = whole_number("rerank", rerank, 0)
         images = listed("images", images, "images or paths")
-        if not isinstance(sentence, str) or not sentence.strip():
+        if not one_text("sentence", sentence).strip():
             raise InputError("The sentence is empty: describe an image, for example a red teapot.")
-        check_text("sentence", sentence)
         words = self.model.sentence_words([sentence])
         features: dict[int, Tensor] = {}
         cosines = self._cosines(images, words, features, rerank)

@@ -31,6 +31,8 @@ from blip_diffusion.protocols import Scheduler
 MAX_SIDE = 2048
 MAX_STEPS = 1000
 """For a scheduler without a limit."""
+MAX_IMAGES = 10_000
+"""Images of a prompt in one call."""
 Boxes = Sequence[float] | Sequence[Sequence[float]]
 """A box (left, top, right, bottom), or one for each prompt."""
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -165,7 +167,8 @@ def prepare_inputs(host: PipelineHost, given: CallArguments) -> PipelineInputs:
     check_scheduler(host.scheduler)
     _check_types(given)
     height, width = _size(host, given)
-    steps, copies = _steps(host, given), whole_number("num_images_per_prompt", given.num_images_per_prompt, 1)
+    steps = _steps(host, given)
+    copies = whole_number("num_images_per_prompt", given.num_images_per_prompt, 1, MAX_IMAGES)
     control = _control(host, given)
     latents_size = height // host.model.latents.factor, width // host.model.latents.factor
     composition = composition_of(host, given, *latents_size)
@@ -210,9 +213,11 @@ def _check_types(given: CallArguments) -> None:
     choice("control_resample", given.control_resample, tuple(RESAMPLE))
     if given.resize_mode is not None:
         choice("resize_mode", given.resize_mode, get_args(ResizeMode))
-    for name in ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"):
+    for value in as_list(given.controlnet_conditioning_scale):
+        number("controlnet_conditioning_scale", value)
+    for name in ("control_guidance_start", "control_guidance_end"):
         for value in as_list(getattr(given, name)):
-            number(name, value)
+            number(name, value, 0, 1)
     for name in ("latents", "subject_embeds", "prompt_embeds", "negative_prompt_embeds"):
         if getattr(given, name) is not None:
             check_tensor(name, getattr(given, name))

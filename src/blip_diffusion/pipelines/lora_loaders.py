@@ -10,6 +10,7 @@ from blip_diffusion.checkpoint.locate import check_source
 from blip_diffusion.checkpoint.lora_file import UNREADABLE
 from blip_diffusion.checkpoint.textual_inversion import check_word, find_embeddings, parse_embeddings, read_embeddings
 from blip_diffusion.errors import CheckpointError, InputError, reason
+from blip_diffusion.fileio import as_path
 from blip_diffusion.nn_utils import mark_modified
 from blip_diffusion.pipelines.adapters import AdapterManager
 from blip_diffusion.pipelines.host import PipelineHost
@@ -53,6 +54,11 @@ class LoraLoadersMixin(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMix
         """
         source = pretrained_model_name_or_path_or_dict
         self.adapters.load(source, adapter_name, hotswap=hotswap, low_cpu_mem_usage=low_cpu_mem_usage, **options)
+
+    @classmethod
+    def save_lora_weights(cls, save_directory: str | Path, *args: Any, **options: Any) -> None:
+        """Write LoRA layers to a folder, as diffusers does. Raises `InputError` for an empty path."""
+        super().save_lora_weights(as_path("save_directory", save_directory), *args, **options)
 
     @exclusive
     def set_adapters(self, *args: Any, **options: Any) -> None:

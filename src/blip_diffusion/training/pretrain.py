@@ -4,17 +4,18 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from blip_diffusion import config as configuration
+from blip_diffusion.argument_checks import function, listed, one_text
 from blip_diffusion.data.batches import Batches
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import CaptionSampler, PairSampler
 from blip_diffusion.devices import device_of
 from blip_diffusion.errors import ConfigError
-from blip_diffusion.fileio import atomic_dir, check_writable, locked_run
+from blip_diffusion.fileio import as_path, atomic_dir, check_writable, locked_run
 from blip_diffusion.training import checkpointing
 from blip_diffusion.training.builders import OBJECTIVES, BuildContext
 from blip_diffusion.training.objective import Objective
@@ -40,11 +41,11 @@ START = "start"
 
 
 def run(
-    path: Path,
-    folder: Path,
+    path: str | Path,
+    folder: str | Path,
     *,
     overrides: Sequence[str] = (),
-    resume: bool | Literal["latest"] | Path = False,
+    resume: bool | str | Path = False,
     extra_hooks: Sequence[Callable[[RunConfig, AssetLibrary], Hook]] = (),
 ) -> Result:
     """Train the objective of a TOML file; write checkpoints, logs, pages of samples, and the exported weights.
@@ -70,6 +71,12 @@ def run(
     Example:
         >>> train(Path("configs/debug/subject.toml"), Path("runs/debug"), overrides=["train.steps=9"])
     """
+    path, folder = as_path("path", path), as_path("folder", folder)
+    overrides = [one_text("an override", override) for override in listed("overrides", overrides, "texts")]
+    if not isinstance(resume, bool) and not (isinstance(resume, str) and resume == "latest"):
+        resume = as_path("resume", resume)
+    for make in listed("extra_hooks", extra_hooks, "functions"):
+        function("a hook", make, "the configuration", "the asset library", optional=False)
     config = configuration.build(RunConfig, configuration.read(path, overrides))
     check_writable(folder)
     if int(os.environ.get("RANK", "0")):  # the main process holds the lock
@@ -82,7 +89,7 @@ def run(
 def _run(
     config: RunConfig,
     folder: Path,
-    resume: bool | Literal["latest"] | Path,
+    resume: bool | str | Path,
     extra_hooks: Sequence[Callable[[RunConfig, AssetLibrary], Hook]],
 ) -> Result:
     text = configuration.to_toml(config)

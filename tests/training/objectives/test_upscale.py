@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.diffusion.forward_process import Noising
-from blip_diffusion.errors import ConfigError
+from blip_diffusion.errors import ConfigError, InputError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.modules.pixel_autoencoder import PixelAutoencoder
+from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.training.initialization import noising_from, zero_snr_scheduler
 from blip_diffusion.training.objective import StepContext
 from blip_diffusion.training.objectives.upscale import UpscaleConfig, Upscaling
@@ -84,3 +86,23 @@ def test_eval_losses_do_not_depend_on_the_run(model: BlipDiffusion, batch: Subje
     own = objective(model).eval()
     losses = [float(own(batch, StepContext(0, torch.Generator().manual_seed(3)))["loss"]) for _ in range(2)]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "accepted"),
+    [
+        ("image", ()), ("prompt", (str,)), ("source_subject_category", (str,)), ("negative_prompt", (str,)),
+        ("noise_level", ()), ("num_inference_steps", (int,)), ("guidance_scale", (int, float)), ("generator", ()),
+        ("resize_mode", ()), ("subject_embeds", ()), ("output_type", ()),
+    ],
+)  # fmt: skip
+def test_upscaling_refuses_wrong_types(
+    name: str, accepted: tuple[type, ...], model: BlipDiffusion, dog: Image.Image
+) -> None:
+    objective(model)
+    pipe = BlipDiffusionPipeline.from_model(model.eval())
+    arguments = {"image": dog.resize((16, 16)), "reference_image": dog, "source_subject_category": "dog"}
+    for value in (5, 2.5, "other", b"other", {"a": 1}, [None], object(), torch.rand(2, 3), float("nan")):
+        if not isinstance(value, accepted) or value != value:  # NaN
+            with pytest.raises(InputError, match="subject" if name == "subject_embeds" else name):
+                pipe.upscale(**{**arguments, name: value})

@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,3 +67,21 @@ def test_dreambooth_and_missing_folders_are_refused(tmp_path: Path) -> None:
         subjects_in(tmp_path / "none")
     with pytest.raises(InputError, match="choose another method"):
         tune_many([], ManyConfig(tmp_path, config=TuneConfig(method="dreambooth")))
+
+
+def test_arguments_of_wrong_types_are_refused(tmp_path: Path) -> None:
+    settings = ManyConfig(tmp_path / "out")
+    for fields in ({"out": 5}, {"out": ""}, {"model": None}, {"config": {}}, {"loras": "x"}, {"masks": "both"}):
+        with pytest.raises(InputError, match=next(iter(fields))):
+            ManyConfig(**{"out": tmp_path, **fields})  # type: ignore[arg-type]
+    for folder in (None, 5, ""):
+        with pytest.raises(InputError, match="folder"):
+            subjects_in(folder)  # type: ignore[arg-type]
+    wrong: list[tuple[str, dict[str, Any]]] = [
+        ("subjects", {"subjects": "dogs"}), ("subject", {"subjects": ["dogs"]}), ("settings", {"settings": tmp_path}),
+        ("backend", {"backend": "slurm"}), ("on_ended", {"on_ended": 5}),
+    ]  # fmt: skip
+    for name, arguments in wrong:
+        with pytest.raises(InputError, match=name):
+            tune_many(**{"subjects": [], "settings": settings, **arguments})
+    assert not list(tmp_path.iterdir())

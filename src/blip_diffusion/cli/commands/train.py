@@ -3,7 +3,6 @@
 import argparse
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
 
 from blip_diffusion.control_characters import print_text
 
@@ -29,9 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     folder = arguments.out or Path("runs") / arguments.config.stem
     overrides = [*arguments.set, *([f"train.minutes={arguments.minutes}"] if arguments.minutes is not None else [])]
-    resume: bool | Literal["latest"] | Path = False
-    if arguments.resume:
-        resume = "latest" if arguments.resume == "latest" else Path(arguments.resume)
+    resume = False if arguments.resume is None else arguments.resume
     hooks = []
     if arguments.eval_during_training:
         from blip_diffusion.evaluation.callback import EvalCallback

@@ -6,10 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from blip_diffusion.argument_checks import flag, whole_number
 from blip_diffusion.data.synthetic.assets import AssetLibrary
+from blip_diffusion.devices import present_device
 from blip_diffusion.errors import InputError
 from blip_diffusion.evaluation.blip2.captions import (
     CONDITIONS,
+    MAX_COMPOSITES,
     CaptionScores,
     HeldOut,
     caption_sheet,
@@ -20,11 +23,19 @@ from blip_diffusion.evaluation.blip2.category_probe import probe_accuracy
 from blip_diffusion.evaluation.blip2.questions import score_answers
 from blip_diffusion.evaluation.blip2.retrieval import KS, RetrievalScores, score_retrieval
 from blip_diffusion.evaluation.metrics.statistics import Estimate
-from blip_diffusion.fileio import atomic_file, check_writable, write_text
+from blip_diffusion.fileio import as_path, atomic_file, check_writable, write_text
 from blip_diffusion.pipelines.captioner import Captioner
 from blip_diffusion.pipelines.image_search import ImageSearch
 
 SHEET = 24
+LIMITS = {
+    "num_images": (2, MAX_COMPOSITES),
+    "num_beams": (1, 64),
+    "probe_images": (0, MAX_COMPOSITES),
+    "rerank": (0, MAX_COMPOSITES),
+    "seed": (0, 2**63 - 1),
+}
+"""The lowest and the highest value of numbers."""
 
 
 def evaluate_captions(
@@ -68,6 +79,9 @@ def evaluate_captions(
     """
     if model is None and search_model is None:
         raise InputError("There is nothing to score: give a model for captions, one for retrieval, or both.")
+    dataset, out, device = as_path("dataset", dataset), as_path("out", out), str(present_device(device))
+    flag("vqa", vqa)
+    _check_counts(num_images=num_images, num_beams=num_beams, probe_images=probe_images, rerank=rerank, seed=seed)
     check_writable(out)
     captioner = None if model is None else Captioner.from_pretrained(model).to(device)
     search = None if search_model is None else ImageSearch.from_pretrained(search_model).to(device)
@@ -96,6 +110,11 @@ def evaluate_captions(
     write_text(out / "report.json", json.dumps(table, indent=2) + "\n")
     write_text(out / "report.md", text)
     return text
+
+
+def _check_counts(**counts: Any) -> None:
+    for name, value in counts.items():
+        whole_number(name, value, *LIMITS[name])
 
 
 def _write_sheet(scores: CaptionScores, held: HeldOut, path: Path) -> None:

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from PIL import Image
 
+from blip_diffusion.argument_checks import function, instance, number, whole_number
+from blip_diffusion.config import check_types
 from blip_diffusion.data.benchmarks.pie_bench import read_pie_bench
 from blip_diffusion.data.benchmarks.registry import MINI, load_benchmark
+from blip_diffusion.devices import present_device
 from blip_diffusion.errors import InputError
 from blip_diffusion.evaluation.editing import editbench, pie_bench
 from blip_diffusion.evaluation.editing.report import EditScores, row, write_report
@@ -20,7 +23,7 @@ from blip_diffusion.evaluation.generators.cache import IMAGES, LogFn, claim_outp
 from blip_diffusion.evaluation.generators.conditions import GeneratorSet
 from blip_diffusion.evaluation.generators.model import autoencoder_reconstruction
 from blip_diffusion.evaluation.metrics.statistics import bootstrap_ci
-from blip_diffusion.fileio import save_image
+from blip_diffusion.fileio import as_path, save_image
 from blip_diffusion.images import grid, open_image, to_pil
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import Engine, preset_on_engine
@@ -56,6 +59,9 @@ class EditEvaluationConfig:
     lpips: Path | None = None
 
     def __post_init__(self) -> None:
+        check_types(self, InputError)
+        number("strength", self.strength, 0.01, 1)
+        whole_number("steps", 1 if self.steps is None else self.steps, 1, 1000)
         if self.edits is not None and self.edits < 2:
             raise InputError(f"--edits is {self.edits}: use a number from 2.")
         check_conditions(self.conditions)
@@ -127,6 +133,9 @@ def evaluate_edits(
     Example:
         >>> evaluate_edits(EditEvaluationConfig(edits=4, conditions=("copy", "direct/difference")), Path("edits"))
     """
+    instance("config", config, EditEvaluationConfig)
+    out, device = as_path("out", out), present_device(device)
+    function("log", log, "a line", optional=False)
     pipe = BlipDiffusionPipeline.from_pretrained(config.model).to(device)
     pipe.set_progress_bar_config(disable=True)
     benchmark = load_edits(config, pipe)
@@ -171,7 +180,7 @@ def sheet(tasks: Sequence[EditTask], files: Mapping[str, Sequence[Path]], *, row
     """Return a contact sheet with a row per edit: photo, reference, the edit of each condition, and the target."""
     count = min(rows, len(tasks))
     cells: list[Image.Image] = []
-    for i in (number * len(tasks) // count for number in range(count)):
+    for i in (place * len(tasks) // count for place in range(count)):
         task = tasks[i]
         photo = to_pil(task.photo[None])[0]
         cells.append(photo)

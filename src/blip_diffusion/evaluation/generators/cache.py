@@ -14,6 +14,7 @@ from uuid import uuid4
 
 from PIL import Image
 
+from blip_diffusion.argument_checks import whole_number
 from blip_diffusion.checkpoint.weights import read_json
 from blip_diffusion.errors import CheckpointError, DataError, InputError, reason
 from blip_diffusion.evaluation.generators.model import ImageGenerator
@@ -31,12 +32,18 @@ def silent(_line: str) -> None:
     """Log nothing."""
 
 
+MAX_SHARDS = 999_999
+
+
 @dataclass(frozen=True)
 class Shard:
     """Part `index` of `count`, from 1. The parts are disjoint and cover all instances."""
 
     index: int = 1
     count: int = 1
+
+    def __post_init__(self) -> None:
+        whole_number("index", self.index, 1, whole_number("count", self.count, 1, MAX_SHARDS))
 
     @staticmethod
     def parse(text: str) -> "Shard":

@@ -5,14 +5,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
+from blip_diffusion.argument_checks import choice, function, instance, listed
 from blip_diffusion.checkpoint.adapter_refs import EmbeddingRef, LoraRef
 from blip_diffusion.checkpoint.subject_file import check_category, check_name
+from blip_diffusion.config import check_types
 from blip_diffusion.data.photos import IMAGE_SUFFIXES
 from blip_diffusion.data.segmentation import saliency
 from blip_diffusion.errors import BlipDiffusionError, InputError
-from blip_diffusion.fileio import check_writable, path_exists
+from blip_diffusion.fileio import as_path, check_writable, path_exists
 from blip_diffusion.ray_pool import Backend, worker_pool
 from blip_diffusion.training.personalize.api import tune
 from blip_diffusion.training.personalize.artifacts import FinishedError, is_begun
@@ -51,6 +53,9 @@ class ManyConfig:
     embeddings: tuple[EmbeddingRef, ...] = ()
     masks: Literal["auto", "none"] = "auto"
 
+    def __post_init__(self) -> None:
+        check_types(self, InputError)
+
 
 def subjects_in(folder: Path) -> list[SubjectPhotos]:
     """Return the subjects of a folder whose subfolders are `CATEGORY/NAME/`, sorted.
@@ -58,7 +63,7 @@ def subjects_in(folder: Path) -> list[SubjectPhotos]:
     Raises:
         InputError: If there are none, a name occurs twice, a name or category can't be used, or a folder has no images.
     """
-    if not path_exists(folder, Path.is_dir):
+    if not path_exists(folder := as_path("folder", folder), Path.is_dir):
         raise InputError(f"There is no folder of subjects at {folder}: check the path.")
     subjects = [
         SubjectPhotos(photos.resolve(), photos.name, category.name)
@@ -108,7 +113,11 @@ def tune_many(
     Raises:
         InputError: If nothing can be written, or the settings can't be used for a file.
     """
-    check_writable(settings.out)
+    choice("backend", backend, get_args(Backend))
+    function("on_ended", on_ended, "an outcome", optional=False)
+    for subject in listed("subjects", subjects, "SubjectPhotos"):
+        instance("a subject", subject, SubjectPhotos)
+    check_writable(instance("settings", settings, ManyConfig).out)
     if settings.config.method == "dreambooth":
         raise InputError("dreambooth writes a folder of some GB for each subject: choose another method.")
     outcomes: list[Outcome] = []
