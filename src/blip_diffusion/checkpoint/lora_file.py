@@ -10,6 +10,7 @@ from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # whichev
 from safetensors import SafetensorError
 from torch import nn
 
+from blip_diffusion.checkpoint.hub_files import OPTIONS, local_file
 from blip_diffusion.checkpoint.locate import check_source
 from blip_diffusion.checkpoint.lora import check_lora, in_pefts_names, peft_settings
 from blip_diffusion.checkpoint.lora_source import check_lora_source, check_settings
@@ -21,6 +22,11 @@ UNREADABLE = (
     httpx.HTTPError,
 )  # fmt: skip
 """What the libraries raise for a file that is missing, damaged, or something else."""
+
+
+FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
+PLACE = ("weight_name", "subfolder", *OPTIONS)
+"""Options that say where a file is."""
 
 
 class Lora(NamedTuple):
@@ -44,6 +50,9 @@ def read_lora(source: Any, parts: Mapping[str, nn.Module], **options: Any) -> Lo
     """
     if isinstance(source, str | Path):
         check_source(source, "LoRA")
+        file = local_file(source, FILES, "LoRA", listing=True, **options)
+        if file is not source:
+            source, options = file, {name: options[name] for name in options if name not in PLACE}
     check_lora_source(source, options.get("weight_name"), options.get("subfolder"))
     try:
         table = dict(source) if isinstance(source, dict) else source

@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def check_lora_source(source: Any, weight_name: str | None = None, subfolder: str | None = None) -> None:
-    """Raise `CheckpointError` for a state dict, file or folder that is another kind of adapter. A hub id passes."""
+    """Raise `CheckpointError` for a state dict, file or folder that is another kind of adapter."""
     if isinstance(source, Mapping):
         check_lora_names(source)
         return

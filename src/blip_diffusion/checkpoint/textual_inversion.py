@@ -45,13 +45,11 @@ def add_word(tokenizer: Tokenizer, text_encoder: Any, word: str, vectors: Tensor
         table[tokenizer.convert_tokens_to_ids(tokens)] = vectors.to(table)
 
 
-def find_embeddings(source: str | Path, subfolder: str | None = None, weight_name: str | None = None) -> Path | None:
-    """Return the file of a local source; `None` for a hub id. Raises `CheckpointError` if a folder has none."""
+def find_embeddings(source: str | Path, subfolder: str | None = None, weight_name: str | None = None) -> Path:
+    """Return the file of a file or folder. Raises `CheckpointError` if there is none."""
     path = Path(source)
     if path.is_file():
         return path
-    if not path.is_dir():
-        return None
     folder = path / subfolder if subfolder else path
     for name in (weight_name,) if weight_name else FILES:
         if (folder / name).is_file():

@@ -13,6 +13,7 @@ from diffusers import AutoencoderTiny, LCMScheduler
 from torch import nn
 
 from blip_diffusion.checkpoint.components import read_config
+from blip_diffusion.checkpoint.hub_files import local_folder
 from blip_diffusion.checkpoint.locate import check_source
 from blip_diffusion.checkpoint.lora_file import UNREADABLE
 from blip_diffusion.errors import CheckpointError, reason
@@ -138,6 +139,7 @@ class AccelerationMixin(PipelineHost):
 def _load_tiny_vae(path: str, vae: VAE) -> Any:
     """Load an `AutoencoderTiny` for the latents of `vae`. Raises `CheckpointError` if it is missing or doesn't fit."""
     check_source(path, "AutoencoderTiny")
+    path = local_folder(path)
     if path_exists(Path(path), Path.is_dir):
         read_config(Path(path) / "config.json", "the AutoencoderTiny")  # which checks its numbers
         check_pickles(Path(path))

@@ -1,14 +1,22 @@
 """diffusers' public methods for LoRAs and textual inversions, each loaded completely or not at all."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from diffusers.loaders import StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
 
+from blip_diffusion.checkpoint.hub_files import local_file
 from blip_diffusion.checkpoint.locate import check_source
 from blip_diffusion.checkpoint.lora_file import UNREADABLE
-from blip_diffusion.checkpoint.textual_inversion import check_word, find_embeddings, parse_embeddings, read_embeddings
+from blip_diffusion.checkpoint.textual_inversion import (
+    FILES,
+    check_word,
+    find_embeddings,
+    parse_embeddings,
+    read_embeddings,
+)
 from blip_diffusion.errors import CheckpointError, InputError, reason
 from blip_diffusion.fileio import as_path
 from blip_diffusion.nn_utils import mark_modified
@@ -124,10 +132,7 @@ class LoraLoadersMixin(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMix
         if len(tokens) != len(sources):
             raise InputError(f"There are {len(tokens)} tokens for {len(sources)} textual inversions: give one each.")
         width = int(self.text_encoder.config.hidden_size)
-        read = [
-            _embeddings(source, word, width, options.get("subfolder"), options.get("weight_name"))
-            for source, word in zip(sources, tokens, strict=True)
-        ]
+        read = [_embeddings(source, word, width, options) for source, word in zip(sources, tokens, strict=True)]
         words, vectors = [word for word, _ in read], [source for _, source in read]
         try:
             with LIBRARY_LOCK:
@@ -136,16 +141,14 @@ class LoraLoadersMixin(StableDiffusionLoraLoaderMixin, TextualInversionLoaderMix
             raise CheckpointError(f"The textual inversion can't be loaded: {reason(error)}.") from error
 
 
-def _embeddings(source: Any, token: str | None, width: int, *place: str | None) -> tuple[str | None, Any]:
-    """Return the word and the vectors (N, D) of a textual inversion; a hub id is left to diffusers."""
+def _embeddings(source: Any, token: str | None, width: int, options: Mapping[str, Any]) -> tuple[str | None, Any]:
+    """Return the word and the vectors (N, D) of a textual inversion."""
     if token is not None:
         check_word(token)
     if isinstance(source, str | Path):
         check_source(source, "textual inversion")
-        path = find_embeddings(source, *place)
-        if path is None:
-            return token, source
-        word, vectors = read_embeddings(path)
+        file = local_file(source, FILES, "textual inversion", **options)
+        word, vectors = read_embeddings(find_embeddings(file, options.get("subfolder"), options.get("weight_name")))
     else:
         word, vectors = parse_embeddings(source, token)
     if vectors.shape[1] != width:

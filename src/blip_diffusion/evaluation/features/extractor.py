@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion.checkpoint.components import read_config
+from blip_diffusion.checkpoint.hub_files import local_folder
 from blip_diffusion.checkpoint.locate import check_source
 from blip_diffusion.checkpoint.weights import check_loaded
 from blip_diffusion.errors import CheckpointError, reason
@@ -80,6 +81,7 @@ def _load(kind: Any, source: str, **options: Any) -> Any:
 
 
 def _load_network(kind: Any, source: str, **options: Any) -> Any:
+    source = local_folder(source)
     if path_exists(Path(source), Path.is_dir):
         read_config(Path(source) / "config.json", "the network")  # which checks its numbers
         check_pickles(Path(source))
