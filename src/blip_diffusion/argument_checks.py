@@ -100,8 +100,8 @@ def function(name: str, value: Any, *arguments: str, optional: bool = True) -> N
         if accepts is not None:
             accepts.bind(*arguments)
     except TypeError as error:
-        wanted = f"{', '.join(arguments[:-1])} and {arguments[-1]}" if arguments[1:] else arguments[0]
-        raise InputError(f"{name} can't be called ({reason(error)}): use a function of {wanted}.") from error
+        listing = f"{', '.join(arguments[:-1])} and {arguments[-1]}" if arguments[1:] else arguments[0]
+        raise InputError(f"{name} can't be called ({reason(error)}): use a function of {listing}.") from error
 
 
 def instance(name: str, value: Any, kind: type[T]) -> T:

@@ -74,7 +74,7 @@ def test_damaged_checkpoint_is_skipped(tmp_path: Path) -> None:
     assert checkpointing.latest(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "step-00000006"
 
 
-def test_resuming_an_empty_folder_starts_a_run_and_says_so(tmp_path: Path) -> None:
+def test_resuming_an_empty_folder_starts_with_a_warning(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=f"^{tmp_path} holds no checkpoint: the run starts from the beginning"):
         assert train({"folder": tmp_path, "config": CONFIG, "resume": "latest"}).step == 6
 

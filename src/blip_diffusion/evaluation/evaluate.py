@@ -277,7 +277,7 @@ def evaluate(
     """
     instance("config", config, EvalConfig)
     out, device = as_path("out", out), present_device(device)
-    whole_number("batch_size", batch_size, 1)
+    whole_number("--batch-size", batch_size, 1)
     choice("backend", backend, get_args(Backend))
     whole_number("actors", 1 if actors is None else actors, 1)
     if shard is not None:

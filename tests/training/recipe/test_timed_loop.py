@@ -66,7 +66,7 @@ def test_loop_resumes_where_it_stopped(tmp_path: Path) -> None:
         pass
 
 
-def test_a_folder_without_a_checkpoint_starts_and_says_so(tmp_path: Path) -> None:
+def test_resuming_without_a_checkpoint_warns(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="holds no checkpoint: the run starts"), claimed(tmp_path, resume=True):
         pass
 

@@ -198,9 +198,9 @@ def claimed(folder: Path, *, resume: bool) -> Iterator[None]:
     with locked_run(folder):
         for place in folder.glob("*/checkpoints"):
             checkpointing.recover(place)
-        begun = any(folder.glob("*/checkpoints/step-*"))
-        if resume and not begun:
+        existing = any(folder.glob("*/checkpoints/step-*"))
+        if resume and not existing:
             warn(f"{folder} holds no checkpoint: the run starts from the beginning.", stacklevel=4)
-        if begun and not resume:
+        if existing and not resume:
             raise CheckpointError(f"{folder} holds a run: continue it with --resume, or choose another --out.")
         yield
