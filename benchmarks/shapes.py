@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
-from blip_diffusion.checkpoint.components import ASSETS
 from blip_diffusion.checkpoint.diffusers_export import save_lora
 from blip_diffusion.checkpoint.lavis import clip_tokenizer, published_scheduler
+from blip_diffusion.checkpoint.locate import ASSETS
 from blip_diffusion.checkpoint.lora import ALL_UNET_LAYERS
 from blip_diffusion.checkpoint.model_folder import CONSISTENCY_LORA, save_model
 from blip_diffusion.checkpoint.tokenizers import bert_tokenizer

@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from blip_diffusion import config as configuration
-from blip_diffusion.checkpoint.components import ASSETS
+from blip_diffusion.checkpoint.locate import ASSETS
 from blip_diffusion.checkpoint.model_folder import assemble, read_parts
 from blip_diffusion.data.photos import read_photos
 from blip_diffusion.data.synthetic.assets import AssetLibrary
