@@ -85,12 +85,29 @@ def load_language_model(folder: Path, *, dtype: torch.dtype | None = None) -> tu
     """
     folder = _source_of(find_gguf(folder))
     if folder.suffix == SUFFIX and folder.is_file():
-        return load_gguf(folder, dtype=dtype)
+        model, tokenizer = load_gguf(folder, dtype=dtype)
+        _check_ids(model, tokenizer, folder)
+        return model, tokenizer
     table = read_config(folder / "config.json", "the language model")
     with config_errors("the language model"), meta_init():
         model = build_language_model(table)
     load_tied(model, read_state(folder), where="the language model", dtype=dtype)
-    return model, load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
+    _check_ids(model, tokenizer, folder)
+    return model, tokenizer
+
+
+def _check_ids(model: Any, tokenizer: Any, place: Path) -> None:
+    """Raise `CheckpointError` for a tokenizer or special tokens that the model has no embeddings of."""
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    words = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+    config = model.config
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list | tuple) else [config.eos_token_id]
+    given = [*ends, *(one for one in (config.bos_token_id, config.pad_token_id) if one is not None)]
+    if not ends or not all(type(one) is int and 0 <= one < rows for one in given):
+        raise CheckpointError(f"The special tokens of {place} are {given}: its language model has 0 to {rows - 1}.")
+    if max(words.values(), default=rows) >= rows:
+        raise CheckpointError(f"The tokenizer of {place} doesn't fit its language model of {rows} tokens.")
 
 
 def build_language_model(table: Mapping[str, Any]) -> Any:
