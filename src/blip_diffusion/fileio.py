@@ -199,8 +199,11 @@ MAX_HEADER = 2**20
 EXTENDED_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
                     tarfile.GNUTYPE_LONGLINK)  # fmt: skip
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_SPACE_WORDS = ("No space left on device", "File too large", "os error 28", "os error 27", "PytorchStreamWriter")
-"""Messages of libraries that don't raise errors with Python's error numbers."""
+NO_SPACE_WORDS = (
+    "No space left on device", "File too large", "os error 28", "os error 27", "PytorchStreamWriter",
+    "enforce fail at inline_container", "No usable temporary directory",
+)  # fmt: skip
+"""Messages of libraries that don't raise errors with Python's error numbers; torch looks for a temporary directory."""
 
 
 def is_full(error: BaseException | None) -> bool:

@@ -5,6 +5,7 @@ A limit of the size of files stands for the disk: writes beyond it fail, as they
 
 import os
 import resource
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,6 +110,29 @@ def test_a_full_disk_is_one_sentence(
             assert_whole(path)
     if name == "caption":  # are printed instead
         assert [line.partition(":")[0] for line in output.out.splitlines()] == [f"photos/{i}.png" for i in range(3)]
+
+
+def test_a_checkpoint_that_is_cut_off_is_one_sentence(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    """PyTorch's writer finds that it is at another place than it should be, which names no full disk."""
+    for size in range(20_000, 200_000, 20_000):
+        with disk_of(size):
+            code = main(command("tune"))
+        error = capsys.readouterr().err
+        assert code == 0 or (code == 1 and "blip-diffusion: The disk is full" in error), error
+        shutil.rmtree("out")
+
+
+def test_no_place_for_temporary_files_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch looks for one when it is imported, which fails on a full disk."""
+
+    def importing(_: object) -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr("blip_diffusion.cli.commands.doctor.run", importing)
+    assert main(["doctor"]) == 1
+    assert capsys.readouterr().err.startswith("blip-diffusion: The disk is full ([Errno 2] No usable temporary")
 
 
 def test_evaluation_continues_where_the_disk_was_full(command: Command) -> None:

@@ -98,3 +98,16 @@ def test_invalid_inversions_are_refused(
         pipe.load_textual_inversion(given, token)
     assert "\n" not in str(caught.value)
     assert len(pipe.tokenizer) == words and torch.equal(sample(pipe), plain)
+
+
+@pytest.mark.parametrize("word", [None, True, 1.5, ("a",), "<rex>\u202e", "\u200b", "x" * 201, "a b", "", "\x1b[2J"])
+def test_words_that_are_no_text_are_refused(pipe: BlipDiffusionPipeline, tmp_path: Path, word: Any) -> None:
+    torch.save({word: torch.ones(2, 32)}, tmp_path / "rex.pt")
+    with pytest.raises(BlipDiffusionError, match=r"has the word .*: give one with token="):
+        pipe.load_textual_inversion(tmp_path / "rex.pt")
+
+
+@pytest.mark.parametrize("number", [3e38, -1e5])
+def test_numbers_that_no_embedding_has_are_refused(pipe: BlipDiffusionPipeline, number: float) -> None:
+    with pytest.raises(BlipDiffusionError, match="numbers above 10000: it is damaged"):
+        pipe.load_textual_inversion(torch.full((2, 32), number), token="<rex>")

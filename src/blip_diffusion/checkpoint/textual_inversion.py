@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from blip_diffusion.checkpoint.weights import SAFE, read_file
-from blip_diffusion.control_characters import first_control
 from blip_diffusion.errors import CheckpointError, quoted
 from blip_diffusion.nn_utils import is_finite
 from blip_diffusion.pickles import PICKLES, read_pickle
@@ -17,6 +16,10 @@ from blip_diffusion.protocols import Tokenizer
 TENSOR_NAMES = {"emb_params", "embedding", "embeddings", "learned_embeds", "vector", "vectors", "weight", "tensor"}
 """Tensor names that don't name a word: the file's name is used instead."""
 FILES = ("learned_embeds.safetensors", "learned_embeds.bin")
+MAX_WORD = 200
+"""Most letters of a word."""
+MAX_NUMBER = 1e4
+"""Largest number of a vector; embeddings of text encoders are below 10."""
 MAX_VECTORS = 75
 """Most vectors of a word: the words of a prompt."""
 
@@ -83,12 +86,15 @@ def parse_embeddings(table: Any, fallback: str | None) -> tuple[str, Tensor]:
         raise CheckpointError(f"The textual inversion is {tuple(vectors.shape)}: use (1 to {MAX_VECTORS}, width).")
     if not is_finite(vectors):
         raise CheckpointError("The textual inversion has numbers that are not finite (NaN or infinity).")
+    if float(vectors.detach().abs().max()) > MAX_NUMBER:
+        raise CheckpointError(f"The textual inversion has numbers above {MAX_NUMBER:g}: it is damaged.")
     return word, vectors.detach().to("cpu", torch.float32).contiguous()
 
 
 def check_word(word: Any) -> None:
     """Raise `CheckpointError` for a value that can't be a new word of a prompt."""
-    if not isinstance(word, str) or word.split() != [word] or first_control(word):
+    usable = isinstance(word, str) and word.split() == [word] and word.isprintable() and len(word) <= MAX_WORD
+    if not usable:
         raise CheckpointError(
             f"The textual inversion has the word {quoted(word)}: give one with token=, for example <rex>."
         )
@@ -103,10 +109,11 @@ def _word_and_vectors(table: Any, fallback: str | None) -> tuple[Any, Any]:
         params = list(table["string_to_param"].values())
         name = table.get("name")
         return name if isinstance(name, str) and name.strip() else fallback, params[0] if len(params) == 1 else None
-    tensors = {str(name): value for name, value in table.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in table.items() if isinstance(value, Tensor)}
     names = list(tensors)
     if len(names) != 1:
         known = "is for Stable Diffusion XL" if "clip_g" in names else f"holds {len(names)} tensors"
-        raise CheckpointError(f"The textual inversion {known} ({', '.join(names[:4])}), not the embedding of one word.")
+        listed = ", ".join(str(name) for name in names[:4])
+        raise CheckpointError(f"The textual inversion {known} ({listed}), not the embedding of one word.")
     word = fallback if names[0] in TENSOR_NAMES and fallback else names[0]
     return word, tensors[names[0]]
