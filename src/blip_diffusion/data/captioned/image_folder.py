@@ -122,15 +122,15 @@ def _decoded(data: bytes, where: str) -> str:
 
 def _row_of_line(table: dict[str, Any], folder: Path, where: str) -> CaptionedImage:
     image = _named(table.get("file_name"), folder, where)
-    mask = _named(table["mask"], folder, where) if table.get("mask") else None
+    mask = None if table.get("mask") in (None, "") else _named(table["mask"], folder, where, "mask")
     table = {"text": _text_beside(image), **table}
     return row_of(str(image), table, *_readers(image, mask))
 
 
-def _named(name: Any, folder: Path, where: str) -> Path:
-    """Return a file that a line names, within the folder."""
+def _named(name: Any, folder: Path, where: str, key: str = "file_name") -> Path:
+    """Return a file that a line names under a key, within the folder."""
     if not name or not isinstance(name, str):
-        raise DataError(f'{where} has no file_name, the name of an image: write {{"file_name": "1.jpg", ...}}.')
+        raise DataError(f'{where} has no {key}, the name of an image: write {{"{key}": "1.jpg", ...}}.')
     path = folder / name
     if not path_exists(path, Path.is_file):
         raise DataError(f"{where} names the file {str(name)[:200]!r}, which is not in {folder}.")

@@ -74,10 +74,10 @@ def row_of(name: str, table: Mapping[str, Any], read: Read, read_mask: Read | No
     Raises:
         DataError: If it has no caption, or a value that is no text.
     """
-    key = next((key for key in CAPTION_KEYS if table.get(key)), None)
-    if key is None:
-        raise DataError(f"{name} has no caption: write one under {CAPTION_KEYS[0]!r}, or into a .txt file beside it.")
+    key = next((key for key in CAPTION_KEYS if table.get(key)), CAPTION_KEYS[0])
     caption = _words(table, key, name, MAX_CAPTION)
+    if not any(letter.isprintable() and not letter.isspace() for letter in caption):
+        raise DataError(f"{name} has no caption: write one under {CAPTION_KEYS[0]!r}, or into a .txt file beside it.")
     category, subject, split = (_words(table, key, name, MAX_NAME) for key in ("category", "subject", "split"))
     if split and split.lower() not in TRAINED + HELD_OUT:
         raise DataError(f"{name} has the split {split!r}: use {TRAINED[0]}, or {', '.join(HELD_OUT)} to hold it out.")
@@ -86,8 +86,8 @@ def row_of(name: str, table: Mapping[str, Any], read: Read, read_mask: Read | No
 
 def _words(table: Mapping[str, Any], key: str, name: str, limit: int) -> str:
     """Return the text under a key with single spaces; empty without that key."""
-    value = table.get(key, "")
-    if not isinstance(value, str | int):
+    value = "" if table.get(key) is None else table[key]
+    if not isinstance(value, str | int) or isinstance(value, bool):
         raise DataError(f"{name} has a {key} that is no text: {str(value)[:60]!r}.")
     text = " ".join(str(value).split())
     if len(text) > limit:
