@@ -106,7 +106,7 @@ def test_callback_receives_the_requested_tensors(pipe: BlipDiffusionPipeline, sa
     }  # fmt: skip
     with pytest.raises(InputError, match="no callback_on_step_end_tensor_inputs 'noise'"):
         sample(pipe, callback_on_step_end=note, callback_on_step_end_tensor_inputs=["noise"])
-    with pytest.raises(InputError, match="callback_on_step_end is a int"):
+    with pytest.raises(InputError, match="callback_on_step_end is 3: use a function"):
         sample(pipe, callback_on_step_end=3)
 
 

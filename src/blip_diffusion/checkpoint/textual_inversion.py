@@ -82,7 +82,7 @@ def parse_embeddings(table: Any, fallback: str | None) -> tuple[str, Tensor]:
     if not isinstance(vectors, Tensor) or vectors.is_meta or not vectors.is_floating_point():
         raise CheckpointError("The textual inversion holds no tensor of floats.")
     vectors = vectors[None] if vectors.ndim == 1 else vectors
-    if vectors.ndim != 2 or not 1 <= len(vectors) <= MAX_VECTORS or vectors.shape[1] > 2**16:
+    if vectors.ndim != 2 or not 1 <= len(vectors) <= MAX_VECTORS or not 1 <= vectors.shape[1] <= 2**16:
         raise CheckpointError(f"The textual inversion is {tuple(vectors.shape)}: use (1 to {MAX_VECTORS}, width).")
     if not is_finite(vectors):
         raise CheckpointError("The textual inversion has numbers that are not finite (NaN or infinity).")
