@@ -111,3 +111,12 @@ def test_words_that_are_no_text_are_refused(pipe: BlipDiffusionPipeline, tmp_pat
 def test_numbers_that_no_embedding_has_are_refused(pipe: BlipDiffusionPipeline, number: float) -> None:
     with pytest.raises(BlipDiffusionError, match="numbers above 10000: it is damaged"):
         pipe.load_textual_inversion(torch.full((2, 32), number), token="<rex>")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_vectors_of_any_float_type_are_read(
+    fresh_pipe: BlipDiffusionPipeline, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    save_file({"<rex>": torch.ones(2, 32).to(dtype)}, tmp_path / "rex.safetensors")
+    fresh_pipe.load_textual_inversion(tmp_path / "rex.safetensors")
+    assert "<rex>" in fresh_pipe.tokenizer.get_added_vocab()

@@ -86,9 +86,10 @@ def parse_embeddings(table: Any, fallback: str | None) -> tuple[str, Tensor]:
         raise CheckpointError(f"The textual inversion is {tuple(vectors.shape)}: use (1 to {MAX_VECTORS}, width).")
     if not is_finite(vectors):
         raise CheckpointError("The textual inversion has numbers that are not finite (NaN or infinity).")
-    if float(vectors.detach().abs().max()) > MAX_NUMBER:
+    vectors = vectors.detach().to("cpu", torch.float32).contiguous()
+    if float(vectors.abs().max()) > MAX_NUMBER:
         raise CheckpointError(f"The textual inversion has numbers above {MAX_NUMBER:g}: it is damaged.")
-    return word, vectors.detach().to("cpu", torch.float32).contiguous()
+    return word, vectors
 
 
 def check_word(word: Any) -> None:
