@@ -118,10 +118,12 @@ def config_page() -> str:
     )
     training = list(sections_of("RunConfig", "", tables))
     recipe = list(sections_of("RecipeConfig", "", tables))
+    control = list(sections_of("ControlRecipeConfig", "", tables))
     tuning = list(sections_of("TuneConfig", "", tables))
     parts = [
         *("## Training: the TOML file of `train`\n", *training),
         *("## Training mini: the TOML file of `train-mini`\n", *recipe),
+        *("## Training adapters: the TOML file of `train-control`\n", *control),
         *("## Personalization: `TuneConfig`\n", *tuning),
     ]
     return "\n".join([intro, *parts])

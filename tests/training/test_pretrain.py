@@ -271,9 +271,9 @@ def test_every_configuration_is_valid(path: Path) -> None:
     assert header[0].startswith("# ") and any(str(path.relative_to(CONFIGS.parent)) in line for line in header[:5])
 
 
-@pytest.mark.parametrize(("folder", "more"), [("debug", []), ("mini", ["latent-upscale", "retrieval"])])
+@pytest.mark.parametrize(("folder", "more"), [("debug", []), ("mini", ["contrast", "latent-upscale", "retrieval"])])
 def test_every_stage_has_a_configuration(folder: str, more: list[str]) -> None:
-    """Retrieval is the representation once more, of other images; latent-upscale upscales with an autoencoder."""
+    """Contrast and retrieval are the representation of other images; latent-upscale upscales with an autoencoder."""
     assert sorted(path.stem for path in STAGE_CONFIGS if path.parent.name == folder) == sorted([*STAGES, *more])
 
 

@@ -98,6 +98,8 @@ def test_a_report_of_captions_and_retrieval(pipe: BlipDiffusionPipeline, tmp_pat
         assert list(direction.values()) == sorted(direction.values())
     assert report["category_probe"]["images"] == 32 and "linear probe of the image encoder" in text
     assert (tmp_path / "out/sheet.png").is_file()
+    text = evaluate_captions(WORLD, tmp_path / "itc", search_model=str(folder), num_images=6, rerank=0)
+    assert "| image to text, ITC |" in text and "ITM" not in text
     with pytest.raises(InputError, match="nothing to score"):
         evaluate_captions(WORLD, tmp_path / "none")
     assert not (tmp_path / "none").exists()

@@ -25,7 +25,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="also name categories by a linear probe of the image encoder, fitted to N images (default: 0, no probe)",
     )  # fmt: skip
     parser.add_argument(
-        "--rerank", type=int, default=32, metavar="N", help="candidates that matching ranks again (default: 32)"
+        "--rerank",
+        type=int,
+        default=32,
+        metavar="N",
+        help="candidates that matching ranks again (default: 32; 0: none)",
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed of the composites (default: 0)")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")

@@ -64,7 +64,7 @@ def evaluate_captions(
         vqa: Ask for each fact of the captions too, and score exactly right answers.
         probe_images: Number of composites to which a linear probe of the category is fitted, to compare captions with;
             0: no probe.
-        rerank: Number of candidates of each query that matching ranks again.
+        rerank: Number of candidates of each query that matching ranks again; 0 for none.
         device: Device of the models.
         seed: Seed of the composites.
 
@@ -158,4 +158,6 @@ def _retrieval_table(scores: RetrievalScores) -> str:
 
 
 def _stages(scores: RetrievalScores) -> Mapping[str, Any]:
+    if scores.matching is None:
+        return {"ITC": scores.contrast}
     return {"ITC": scores.contrast, f"ITC, then ITM of the best {scores.reranked}": scores.matching}

@@ -26,7 +26,7 @@ class RetrievalScores:
     sentences: int
     reranked: int
     contrast: Recalls
-    matching: Recalls
+    matching: Recalls | None  # `None` without reranking
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def score_retrieval(model: Blip2, held: HeldOut, *, rerank: int = 32) -> Retriev
     Args:
         model: A model with the heads of ITC and ITM.
         held: Images and captions.
-        rerank: Number of candidates of each query that are reranked.
+        rerank: Number of candidates of each query that are reranked; 0 for none.
 
     Returns:
         The recalls.
@@ -48,9 +48,11 @@ def score_retrieval(model: Blip2, held: HeldOut, *, rerank: int = 32) -> Retriev
     words = model.sentence_words(sentences)
     cosines = model.itc(vectors, model.sentence_vectors(words)).cpu()  # (N, T)
     before = {"image to text": (cosines, relevant), "text to image": (cosines.T, relevant.T)}
-    to_text, to_image = _reranked(model, features, words, cosines, rerank)
-    after = {"image to text": (to_text, relevant), "text to image": (to_image, relevant.T)}
-    return RetrievalScores(len(held), len(sentences), rerank, _recalls(before), _recalls(after))
+    after = None
+    if rerank:
+        to_text, to_image = _reranked(model, features, words, cosines, rerank)
+        after = _recalls({"image to text": (to_text, relevant), "text to image": (to_image, relevant.T)})
+    return RetrievalScores(len(held), len(sentences), rerank, _recalls(before), after)
 
 
 def _recalls(tables: dict[str, tuple[Tensor, Tensor]]) -> Recalls:
