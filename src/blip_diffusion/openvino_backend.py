@@ -85,8 +85,10 @@ class OpenVino:
         core = _core()
         model = core.read_model(path)
         model.reshape({port: list(tensor.shape) for port, tensor in zip(model.inputs, tensors, strict=True)})
-        threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
-        self._compiled[tuple(tensor.shape for tensor in tensors)] = core.compile_model(model, "CPU", threads)
+        options: dict[str, Any] = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        if next(self._network.parameters()).dtype == torch.float32:  # by default, bfloat16 where the CPU has it
+            options["INFERENCE_PRECISION_HINT"] = "f32"
+        self._compiled[tuple(tensor.shape for tensor in tensors)] = core.compile_model(model, "CPU", options)
 
 
 @cache
