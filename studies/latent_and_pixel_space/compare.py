@@ -30,7 +30,7 @@ from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler
 from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
 from blip_diffusion.diffusion.resizing import enlarged, shrunk
-from blip_diffusion.errors import BlipDiffusionError, InputError
+from blip_diffusion.errors import InputError
 from blip_diffusion.evaluation.metrics.statistics import Estimate, bootstrap_ci
 from blip_diffusion.fileio import atomic_file, write_text
 from blip_diffusion.images import column_page
@@ -39,8 +39,10 @@ from blip_diffusion.sampling import sample_images, sample_upscaled
 from blip_diffusion.training.builders import OBJECTIVES, BuildContext
 from blip_diffusion.training.objective import StepContext
 from blip_diffusion.training.pretrain import run
+from blip_diffusion.training.run import CHECKPOINTS
 from blip_diffusion.training.run_config import RunConfig
 from blip_diffusion.training.training_data import open_data
+from studies import print_result
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "mini"
 TFLOP = 1e12
@@ -116,7 +118,8 @@ def train_stage(stage: Stage, dataset: Path, out: Path, tflop: float, further: S
     overrides += [f'data.path="{dataset}"', "train.minutes=100000", *further]
     step = step_flops(stage.config, overrides) / TFLOP
     steps = max(1, round(stage.share * tflop / step))
-    run(stage.config, out, overrides=[*overrides, f"train.steps={steps}"], resume="latest")
+    begun = any((out / CHECKPOINTS).glob("*"))
+    run(stage.config, out, overrides=[*overrides, f"train.steps={steps}"], resume=begun)
     return steps * step
 
 
@@ -303,12 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--train-tflop", required=True, type=float, help="operations of each system, in 10^12")
     parser.add_argument("--images", type=int, default=64, help="held-out images (default: 64)")
     flags = parser.parse_args(arguments)
-    try:
-        print(compare(flags.dataset, flags.out, flags.train_tflop, count=flags.images))
-    except BlipDiffusionError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return print_result(lambda: compare(flags.dataset, flags.out, flags.train_tflop, count=flags.images))
 
 
 if __name__ == "__main__":

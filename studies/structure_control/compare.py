@@ -22,7 +22,7 @@ from blip_diffusion.checkpoint.components import load_diffusers
 from blip_diffusion.checkpoint.locate import find_model
 from blip_diffusion.checkpoint.model_folder import assemble, read_parts
 from blip_diffusion.data.synthetic.assets import AssetLibrary
-from blip_diffusion.errors import BlipDiffusionError, InputError
+from blip_diffusion.errors import InputError
 from blip_diffusion.evaluation.metrics.statistics import Estimate, bootstrap_ci
 from blip_diffusion.fileio import atomic_file, write_text
 from blip_diffusion.images import column_page
@@ -34,9 +34,11 @@ from blip_diffusion.training.recipe.control_metrics import (
     frames_of_hints,
     hint_images,
     sample_controlled,
+    text_states,
 )
 from blip_diffusion.training.recipe.control_run import CAPTION_TOKENS, CONTROL_PAIRS, held_out_rows
 from blip_diffusion.training.recipe.packing import Rows, packer_of, to_pixels
+from studies import print_result
 
 CHUNK, SHEET_ROWS = 16, 8
 Frame = Literal["default", "found in the control image", "true"]
@@ -90,41 +92,39 @@ def load(model: str, hint: Hint, adapter: Path | None) -> PackedControl:
     return objective.eval()
 
 
-def images_of(objective: PackedControl, rows: Rows, setting: Setting) -> Tensor:
+def states_by_frame(objective: PackedControl, rows: Rows) -> dict[Frame, Tensor]:
+    """Return the text states (B, L, D) of the pairs with each kind of frame."""
+    frames: dict[Frame, Tensor] = {
+        "default": with_default_frames(rows["frames"], 1.0, torch.Generator()),
+        "found in the control image": frames_of_hints(objective, rows),
+        "true": rows["frames"],
+    }
+    return {name: text_states(objective, rows | {"frames": value}) for name, value in frames.items()}
+
+
+def images_of(objective: PackedControl, states: Tensor, hints: Tensor, setting: Setting) -> Tensor:
     """Sample the images (B, 3, H, W) of a setting, in chunks; the seed of a pair is its index."""
-    frames = {
-        "default": lambda: with_default_frames(rows["frames"], 1.0, torch.Generator()),
-        "found in the control image": lambda: frames_of_hints(objective, rows),
-        "true": lambda: rows["frames"],
-    }[setting.frame]()
-    parts = rows | {"frames": frames}
-    hints = None if setting.acts_on == "none: no adapter" else hint_images(objective, rows)
-    return torch.cat(
-        [
-            sample_controlled(
-                objective,
-                {name: value[start : start + CHUNK] for name, value in parts.items()},
-                range(start, min(start + CHUNK, len(frames))),
-                None if hints is None else hints[start : start + CHUNK],
-                scale=setting.scale,
-                guess_mode=setting.acts_on == "the conditional prediction",
-            )
-            for start in range(0, len(frames), CHUNK)
-        ]
-    )
+    images = []
+    for start in range(0, len(hints), CHUNK):
+        text, hint = (one[start : start + CHUNK] for one in (states, hints))
+        used = None if setting.acts_on == "none: no adapter" else hint
+        guess = setting.acts_on == "the conditional prediction"
+        seeds = range(start, start + len(hint))
+        images.append(sample_controlled(objective, text, seeds, used, scale=setting.scale, guess_mode=guess))
+    return torch.cat(images)
 
 
 @torch.no_grad()
 def compare(objective: PackedControl, rows: Rows, out: Path, settings: Sequence[Setting] = SETTINGS) -> str:
     """Measure every setting, write the table and a sheet, and return the table."""
     target, model = to_pixels(rows["target"]), objective.model
-    images = {setting: images_of(objective, rows, setting) for setting in settings}
+    hints, states = hint_images(objective, rows), states_by_frame(objective, rows)
+    images = {setting: images_of(objective, states[setting.frame], hints, setting) for setting in settings}
     results = {setting: _result(objective, rows, one) for setting, one in images.items()}
     bound = _result(objective, rows, model.latents.decode(model.latents.encode(target)).float())
     table = markdown(objective.config.hint, results, bound, len(target))
     write_text(out / "report.md", table + "\n")
-    hints = hint_images(objective, rows).expand(-1, 3, -1, -1)
-    columns = [to_pixels(rows["reference"]), hints, *images.values(), target]
+    columns = [to_pixels(rows["reference"]), hints.expand(-1, 3, -1, -1), *images.values(), target]
     with atomic_file(out / "sheet.png") as partial:
         column_page([column[:SHEET_ROWS] for column in columns]).save(partial, "PNG")
     return table
@@ -164,12 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--adapter", type=Path, help="the adapter's folder (default: the model's)")
     parser.add_argument("--pairs", type=int, default=32, help="held-out pairs (default: 32)")
     flags = parser.parse_args(arguments)
-    try:
-        print(compare(*_inputs(flags), flags.out))
-    except BlipDiffusionError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return print_result(lambda: compare(*_inputs(flags), flags.out))
 
 
 def _inputs(flags: Any) -> tuple[PackedControl, Rows]:

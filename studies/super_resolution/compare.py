@@ -20,13 +20,14 @@ from blip_diffusion.checkpoint.model_folder import assemble, read_parts
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.diffusion.resizing import enlarged, shrunk
-from blip_diffusion.errors import BlipDiffusionError, InputError
+from blip_diffusion.errors import InputError
 from blip_diffusion.evaluation.metrics.statistics import Estimate, bootstrap_ci
 from blip_diffusion.fileio import atomic_file, write_text
 from blip_diffusion.images import column_page
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.sampling import sample_upscaled
 from blip_diffusion.training.initialization import perceptual_distance
+from studies import print_result
 from studies.latent_and_pixel_space.compare import HeldOut, fidelity
 
 CHUNK, SHEET_ROWS = 16, 8
@@ -116,18 +117,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scale", type=int, default=2, help="sides of the image over the small one's (default: 2)")
     parser.add_argument("--images", type=int, default=64, help="held-out images (default: 64)")
     flags = parser.parse_args(arguments)
-    try:
-        if flags.scale < 2 or flags.images < 2:
-            raise InputError("--scale and --images must be at least 2.")
-        folder = find_model(flags.model)
-        model = assemble(read_parts(folder, dtype=torch.float32), folder).eval()
-        if not model.upscales:
-            raise InputError(f"{flags.model} does not upscale: use a model of the objective upscale.")
-        print(compare(model, AssetLibrary.load(flags.dataset), flags.out, count=flags.images, scale=flags.scale))
-    except BlipDiffusionError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return print_result(lambda: _compare(flags))
+
+
+def _compare(flags: argparse.Namespace) -> str:
+    if flags.scale < 2 or flags.images < 2:
+        raise InputError("--scale and --images must be at least 2.")
+    folder = find_model(flags.model)
+    model = assemble(read_parts(folder, dtype=torch.float32), folder).eval()
+    if not model.upscales:
+        raise InputError(f"{flags.model} does not upscale: use a model of the objective upscale.")
+    return compare(model, AssetLibrary.load(flags.dataset), flags.out, count=flags.images, scale=flags.scale)
 
 
 if __name__ == "__main__":

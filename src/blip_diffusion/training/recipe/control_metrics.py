@@ -95,7 +95,7 @@ def _errors(objective: PackedControl, rows: Rows, latents: Tensor, noise: Tensor
     noised = objective.noising.noised(latents, noise, timesteps)
     hint = hint_images(objective, rows)
     with autocast(latents.device):
-        states = _states(objective, rows)
+        states = text_states(objective, rows)
         denoisers = {
             name: control_denoiser(objective.model, objective.network, states, given)
             for name, given in (("right", hint), ("wrong", hint.roll(1, 0)), ("black", torch.zeros_like(hint)))
@@ -123,13 +123,14 @@ def _samples(objective: PackedControl, rows: Rows, hint: Tensor, seed: int) -> d
     """Return images (B, 3, H, W) by condition from the same noise, and the VAE reconstructions of the targets."""
     model, seeds = objective.model, range(seed, seed + len(hint))
     default = rows | {"frames": with_default_frames(rows["frames"], 1.0, torch.Generator(hint.device))}
+    states, default_states = text_states(objective, rows), text_states(objective, default)
     with autocast(hint.device):
         reconstructed = model.latents.decode(model.latents.encode(to_pixels(rows["target"]))).float()
     return {
-        "right": sample_controlled(objective, rows, seeds, hint),
-        "wrong": sample_controlled(objective, rows, seeds, hint.roll(1, 0)),
-        "box": sample_controlled(objective, rows, seeds),
-        "none": sample_controlled(objective, default, seeds),
+        "right": sample_controlled(objective, states, seeds, hint),
+        "wrong": sample_controlled(objective, states, seeds, hint.roll(1, 0)),
+        "box": sample_controlled(objective, states, seeds),
+        "none": sample_controlled(objective, default_states, seeds),
         "ceiling": reconstructed,
     }
 
@@ -137,18 +138,18 @@ def _samples(objective: PackedControl, rows: Rows, hint: Tensor, seed: int) -> d
 @torch.no_grad()
 def sample_controlled(
     objective: PackedControl,
-    rows: Rows,
+    states: Tensor,
     seeds: Sequence[int],
     hint: Tensor | None = None,
     *,
     scale: float = 1.0,
     guess_mode: bool | None = None,
 ) -> Tensor:
-    """Sample images of pairs with hints.
+    """Sample images with hints.
 
     Args:
         objective: Model and network.
-        rows: B pairs; `frames` decides the subject's frame.
+        states: Text states (B, L, D) of `text_states`.
         seeds: One seed per image.
         hint: Control images (B, 1, H, W) in [0, 1]; default: the network is not used.
         scale: Scale of the network's features.
@@ -159,8 +160,7 @@ def sample_controlled(
     """
     controls = [] if hint is None else [Control(objective.network, hint, scale)]
     guess = is_adapter(objective.network) if guess_mode is None else guess_mode
-    with autocast(rows["target"].device):
-        states = _states(objective, rows)
+    with autocast(states.device):
         return sample_images(objective.model, states, seeds, controls=controls, guess_mode=guess)
 
 
@@ -169,10 +169,11 @@ def hint_images(objective: PackedControl, rows: Rows) -> Tensor:
     return to_pixels(rows[f"{HINT}_{objective.config.hint}"])
 
 
-def _states(objective: PackedControl, rows: Rows) -> Tensor:
-    """Return text states (B, L, D) without dropout."""
+def text_states(objective: PackedControl, rows: Rows) -> Tensor:
+    """Return text states (B, L, D) of pairs without dropout; `frames` decides the subject's frame."""
     none = torch.zeros(len(rows["target"]), dtype=torch.bool, device=rows["target"].device)
-    return objective.subject.states_of(rows | {"bare": none, "empty": none})
+    with autocast(none.device):
+        return objective.subject.states_of(rows | {"bare": none, "empty": none})
 
 
 def _edge_score(_model: BlipDiffusion, images: Tensor, hint: Tensor) -> Tensor:
