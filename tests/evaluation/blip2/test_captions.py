@@ -16,7 +16,9 @@ from blip_diffusion.errors import InputError
 from blip_diffusion.evaluation.blip2.captions import BATCH, SYNTHETIC, HeldOut, held_out
 from blip_diffusion.evaluation.blip2.category_probe import probe_accuracy
 from blip_diffusion.evaluation.blip2.report import evaluate_captions
+from blip_diffusion.evaluation.blip2.retrieval import zero_shot_accuracy
 from blip_diffusion.evaluation.metrics.retrieval import recall_at
+from blip_diffusion.pipelines.image_search import ImageSearch
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from tests.conftest import WORLD
 from tests.models import save_blip2
@@ -82,6 +84,23 @@ def test_a_probe_names_the_categories_that_it_was_fitted_to(pipe: BlipDiffusionP
     assert probe_accuracy(model, world, shuffled, images=BATCH, seed=4).value < 0.5
 
 
+def test_zero_shot_categories_are_ranked_by_itc(
+    pipe: BlipDiffusionPipeline, world: AssetLibrary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The true category has the best cosine, then the second best."""
+    model = ImageSearch.from_pretrained(str(save_blip2(pipe.model, tmp_path / "model"))).model
+    held = held_out(world, 6)
+    parse = CaptionParser(scene_words(world))
+    categories = sorted({cutout.category for cutout in world.cutouts})
+    true = torch.tensor([categories.index(parse(caption).category) for caption in held.captions])
+    for shift, first in ((0, 1.0), (1, 0.0)):
+        cosines = torch.zeros(len(held), len(categories)).scatter(1, ((true + shift) % len(categories))[:, None], 1.0)
+        cosines = cosines.scatter(1, true[:, None], 1.0 if not shift else 0.5)
+        monkeypatch.setattr(model, "itc", lambda images, sentences, table=cosines: table)
+        accuracy = zero_shot_accuracy(model, world, held)
+        assert accuracy[1].value == first and accuracy[10].value == 1
+
+
 def test_a_report_of_captions_and_retrieval(pipe: BlipDiffusionPipeline, tmp_path: Path) -> None:
     folder = save_blip2(pipe.model, tmp_path / "model")
     models = {"model": str(folder), "search_model": str(folder)}
@@ -100,6 +119,8 @@ def test_a_report_of_captions_and_retrieval(pipe: BlipDiffusionPipeline, tmp_pat
     assert (tmp_path / "out/sheet.png").is_file()
     text = evaluate_captions(WORLD, tmp_path / "itc", search_model=str(folder), num_images=6, rerank=0)
     assert "| image to text, ITC |" in text and "ITM" not in text
+    zero_shot = json.loads((tmp_path / "itc/report.json").read_text())["zero_shot_category"]
+    assert f"zero-shot: top 1 {zero_shot['1']['value']:.3f}" in text and zero_shot["1"]["value"] < 0.5
     with pytest.raises(InputError, match="nothing to score"):
         evaluate_captions(WORLD, tmp_path / "none")
     assert not (tmp_path / "none").exists()

@@ -21,7 +21,7 @@ from blip_diffusion.evaluation.blip2.captions import (
 )
 from blip_diffusion.evaluation.blip2.category_probe import probe_accuracy
 from blip_diffusion.evaluation.blip2.questions import score_answers
-from blip_diffusion.evaluation.blip2.retrieval import KS, RetrievalScores, score_retrieval
+from blip_diffusion.evaluation.blip2.retrieval import KS, RetrievalScores, score_retrieval, zero_shot_accuracy
 from blip_diffusion.evaluation.metrics.statistics import Estimate
 from blip_diffusion.fileio import as_path, atomic_file, check_writable, write_text
 from blip_diffusion.pipelines.captioner import Captioner
@@ -106,6 +106,11 @@ def evaluate_captions(
         retrieval = score_retrieval(search.model, held, rerank=rerank)
         table["retrieval"] = asdict(retrieval)
         sections.append(_retrieval_table(retrieval))
+        zero_shot = zero_shot_accuracy(search.model, world, held)
+        table["zero_shot_category"] = {k: asdict(one) for k, one in zero_shot.items()}
+        sections.append(
+            "Category by ITC, zero-shot: " + ", ".join(f"top {k} {one}" for k, one in zero_shot.items()) + "."
+        )
     text = "\n\n".join(sections) + "\n"
     write_text(out / "report.json", json.dumps(table, indent=2) + "\n")
     write_text(out / "report.md", text)

@@ -1,6 +1,6 @@
-"""Retrieval in both directions among held-out composites, before and after reranking by matching.
+"""Retrieval in both directions among held-out composites, before and after reranking by matching; zero-shot categories.
 
-Letters: `N` images, `T` different captions.
+Letters: `N` images, `T` different captions, `C` categories.
 """
 
 from dataclasses import dataclass
@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from blip_diffusion.blip2 import Blip2
-from blip_diffusion.evaluation.blip2.captions import HeldOut, slices
+from blip_diffusion.data.synthetic.assets import AssetLibrary
+from blip_diffusion.data.synthetic.caption_parser import CaptionParser, scene_words
+from blip_diffusion.evaluation.blip2.captions import HeldOut, over_subjects, slices
 from blip_diffusion.evaluation.metrics.retrieval import recall_at
+from blip_diffusion.evaluation.metrics.statistics import Estimate
 from blip_diffusion.prompts import Words
 
 KS = (1, 5, 10)
@@ -43,7 +46,7 @@ def score_retrieval(model: Blip2, held: HeldOut, *, rerank: int = 32) -> Retriev
     """
     sentences = sorted(set(held.captions))
     relevant = torch.tensor([[caption == other for other in sentences] for caption in held.captions])  # (N, T)
-    features = torch.cat([model.features(held.pixels[rows].to(model.device)) for rows in slices(len(held))])
+    features = _features(model, held)
     vectors = torch.cat([model.image_vectors(features[rows]) for rows in slices(len(held))])
     words = model.sentence_words(sentences)
     cosines = model.itc(vectors, model.sentence_vectors(words)).cpu()  # (N, T)
@@ -53,6 +56,36 @@ def score_retrieval(model: Blip2, held: HeldOut, *, rerank: int = 32) -> Retriev
         to_text, to_image = _reranked(model, features, words, cosines, rerank)
         after = _recalls({"image to text": (to_text, relevant), "text to image": (to_image, relevant.T)})
     return RetrievalScores(len(held), len(sentences), rerank, _recalls(before), after)
+
+
+@torch.no_grad()
+def zero_shot_accuracy(model: Blip2, world: AssetLibrary, held: HeldOut) -> dict[int, Estimate]:
+    """Return the share of images whose category is among the k best by ITC (Radford et al. 2021, 3.1).
+
+    The candidates are the sentences "a {category}".
+
+    Args:
+        model: A model with the head of ITC.
+        world: The asset library, whose categories are the candidates.
+        held: Images and captions.
+
+    Returns:
+        By k of `KS`, accuracy in [0, 1] with its 95 % bootstrap interval over subjects.
+    """
+    categories = sorted({cutout.category for cutout in world.cutouts})
+    parse = CaptionParser(scene_words(world))
+    truth = [parse(caption).category for caption in held.captions]
+    relevant = torch.tensor([[category == true for category in categories] for true in truth])  # (N, C)
+    words = model.sentence_words([f"a {category}" for category in categories])
+    features = _features(model, held)
+    vectors = torch.cat([model.image_vectors(features[rows]) for rows in slices(len(held))])
+    cosines = model.itc(vectors, model.sentence_vectors(words)).cpu()  # (N, C)
+    return {k: over_subjects(recall_at(cosines, relevant, k), held.subjects) for k in KS}
+
+
+def _features(model: Blip2, held: HeldOut) -> Tensor:
+    """Return the frozen image encoder's features (N, P, V)."""
+    return torch.cat([model.features(held.pixels[rows].to(model.device)) for rows in slices(len(held))])
 
 
 def _recalls(tables: dict[str, tuple[Tensor, Tensor]]) -> Recalls:
