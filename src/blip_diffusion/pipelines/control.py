@@ -4,15 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from diffusers import ControlNetModel, MultiControlNetModel, T2IAdapter
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from blip_diffusion import images
 from blip_diffusion.argument_checks import number
+from blip_diffusion.checkpoint.control_fit import check_control_fit
 from blip_diffusion.diffusion.controlnet import Control
 from blip_diffusion.errors import InputError
+from blip_diffusion.nn_utils import uncompiled
 from blip_diffusion.pipelines.control_arrays import as_tensor, per_net
-from blip_diffusion.pipelines.control_nets import as_nets, check_fit
 from blip_diffusion.protocols import UNet
 
 Images: TypeAlias = Image.Image | Tensor | Sequence[Image.Image]
@@ -43,7 +45,7 @@ class ControlRequest:
             if not 0 <= start < end <= 1:
                 raise InputError(f"A ControlNet can't be active from {start} to {end}: use fractions from 0 to 1.")
         for net in self.nets:
-            check_fit(net, unet, factor)
+            check_control_fit(net, unet, factor)
 
     @property
     def guess_mode(self) -> bool:
@@ -72,6 +74,21 @@ def control_request(
     starts = _numbers("control_guidance_start", start, len(nets))
     ends = _numbers("control_guidance_end", end, len(nets))
     return ControlRequest(nets, net_images, scales, starts, ends, guess_mode, resample)
+
+
+def as_nets(given: Any) -> list[Any]:
+    """Return one net, or a list of them, as a list. Raises `InputError` for anything else."""
+    nets = list(given.nets) if isinstance(given, MultiControlNetModel) else given
+    nets = list(nets) if isinstance(nets, list | tuple) else [nets]
+    for net in nets:
+        if not isinstance(net, nn.Module) or not isinstance(uncompiled(net), ControlNetModel | T2IAdapter):
+            raise InputError(
+                f"controlnet is a {type(net).__name__}: use a ControlNetModel or T2IAdapter of diffusers, or a list of "
+                "them; load_controlnet reads a folder, a file or a hub id."
+            )
+    if not nets:
+        raise InputError("controlnet is an empty list: give a ControlNet, or leave it out.")
+    return nets
 
 
 def _numbers(name: str, value: Numbers, size: int) -> list[float]:

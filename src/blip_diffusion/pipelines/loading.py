@@ -9,6 +9,7 @@ import torch
 from diffusers.utils import logging
 from torch import nn
 
+from blip_diffusion.checkpoint.control_fit import check_control_fit
 from blip_diffusion.checkpoint.locate import find_model
 from blip_diffusion.checkpoint.model_folder import (
     Parts,
@@ -26,7 +27,7 @@ from blip_diffusion.errors import InputError
 from blip_diffusion.fileio import as_path
 from blip_diffusion.model import BlipDiffusion, InferenceConfig
 from blip_diffusion.pipelines.adapters import set_bundled_lora
-from blip_diffusion.pipelines.control_nets import as_nets, check_fit
+from blip_diffusion.pipelines.control import as_nets
 from blip_diffusion.pipelines.host import PipelineHost
 from blip_diffusion.pipelines.load_options import check_load_options, check_save_options, placement
 from blip_diffusion.pipelines.locking import exclusive
@@ -64,7 +65,7 @@ class LoadingMixin(PipelineHost):
         if not isinstance(model, BlipDiffusion):
             raise InputError(f"model is a {type(model).__name__}: use a BlipDiffusion; from_pretrained loads a name.")
         for net in [] if controlnet is None else as_nets(controlnet):
-            check_fit(net, model.unet, model.latents.factor)
+            check_control_fit(net, model.unet, model.latents.factor)
         create: Callable[..., Self] = cls
         return create(
             model.tokenizer,

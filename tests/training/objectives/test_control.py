@@ -9,7 +9,7 @@ from diffusers import ControlNetModel, T2IAdapter
 
 from blip_diffusion.checkpoint.model_folder import read_parts
 from blip_diffusion.data.batches import SubjectBatch
-from blip_diffusion.errors import ConfigError
+from blip_diffusion.errors import CheckpointError, ConfigError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.training.initialization import noising_from
@@ -98,3 +98,20 @@ def test_a_controlnet_of_a_model_with_placed_tokens_is_refused(placed: BlipDiffu
 
 def test_loss_is_finite_in_eval_mode(model: BlipDiffusion, batch: SubjectBatch) -> None:
     assert make_objective(model).eval()(batch, context())["loss"].isfinite()
+
+
+@pytest.mark.parametrize(
+    ("network", "other", "message"),
+    [
+        ("adapter", {"channels": [32, 32]}, "its channels are"),
+        ("adapter", {"downscale_factor": 16}, "its downscale_factor is 16"),
+        ("controlnet", {"cross_attention_dim": 64}, "its cross_attention_dim is 64"),
+    ],
+)
+def test_a_trained_network_of_another_model_is_refused(
+    model: BlipDiffusion, tmp_path: Path, network: str, other: dict[str, Any], message: str
+) -> None:
+    fitting = make_objective(model, network=network).network
+    type(fitting).from_config({**fitting.config, **other}).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=f"doesn't fit the model .The .* is for another .*: {message}"):
+        make_objective(model, network=network, init_from=tmp_path)

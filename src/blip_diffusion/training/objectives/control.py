@@ -15,13 +15,14 @@ from diffusers import ControlNetModel, T2IAdapter
 from torch import Tensor, nn
 
 from blip_diffusion.checkpoint.components import load_diffusers
+from blip_diffusion.checkpoint.control_fit import check_control_fit
 from blip_diffusion.checkpoint.model_folder import save_model
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.diffusion.controlnet import Control, controlled_denoiser, is_adapter
 from blip_diffusion.diffusion.forward_process import Noising, denoising_loss
 from blip_diffusion.diffusion.guidance import Denoiser
 from blip_diffusion.edges import canny_edges
-from blip_diffusion.errors import CheckpointError, ConfigError
+from blip_diffusion.errors import CheckpointError, ConfigError, InputError, reason
 from blip_diffusion.framing import box_of_mask, default_boxes, frames_of
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
@@ -191,14 +192,10 @@ def new_network(model: BlipDiffusion, config: ControlConfig) -> Any:
 def _trained_network(model: BlipDiffusion, kind: Literal["adapter", "controlnet"], folder: Path) -> Any:
     """Load a network in single precision. Raises `CheckpointError` unless it fits the model."""
     network = load_diffusers("t2i_adapter" if kind == "adapter" else kind, folder, dtype=torch.float32)
-    key = "channels" if kind == "adapter" else "block_out_channels"
-    theirs, ours = tuple(network.config[key]), tuple(model.unet.config.block_out_channels)
-    if theirs != ours:
-        raise CheckpointError(f"{folder} is for another U-Net: its {key} are {theirs}, this model's are {ours}.")
-    if kind == "adapter" and network.config.downscale_factor != model.latents.factor:
-        raise CheckpointError(
-            f"{folder} is for another VAE: its downscale_factor is {network.config.downscale_factor}."
-        )
+    try:
+        check_control_fit(network, model.unet, model.latents.factor)
+    except InputError as error:
+        raise CheckpointError(f"{folder} doesn't fit the model ({reason(error)}).") from error
     return network
 
 

@@ -2,14 +2,10 @@
 
 from typing import Any
 
-from diffusers import ControlNetModel, MultiControlNetModel, T2IAdapter
-from torch import nn
-
 from blip_diffusion.diffusion.concatenation import inpainting_channels
 from blip_diffusion.diffusion.controlnet import is_adapter
 from blip_diffusion.errors import InputError
 from blip_diffusion.modules.placed_unet import is_placed
-from blip_diffusion.nn_utils import uncompiled
 from blip_diffusion.protocols import UNet
 
 SHAPES = ("cross_attention_dim", "in_channels", "block_out_channels", "layers_per_block")
@@ -18,31 +14,25 @@ CONDITIONS = ("class_embed_type", "addition_embed_type", "encoder_hid_dim_type")
 """Keys of configurations of ControlNets that need more conditions than the text, as those of SDXL."""
 
 
-def as_nets(given: Any) -> list[Any]:
-    """Return one net, or a list of them, as a list. Raises `InputError` for anything else."""
-    nets = list(given.nets) if isinstance(given, MultiControlNetModel) else given
-    nets = list(nets) if isinstance(nets, list | tuple) else [nets]
-    for net in nets:
-        if not isinstance(net, nn.Module) or not isinstance(uncompiled(net), ControlNetModel | T2IAdapter):
-            raise InputError(
-                f"controlnet is a {type(net).__name__}: use a ControlNetModel or T2IAdapter of diffusers, or a list of "
-                "them; load_controlnet reads a folder, a file or a hub id."
-            )
-    if not nets:
-        raise InputError("controlnet is an empty list: give a ControlNet, or leave it out.")
-    return nets
+def check_control_fit(net: Any, unet: UNet, factor: int) -> None:
+    """Check that a network for structure control fits a model.
 
+    Args:
+        net: A ControlNet or a T2I-Adapter.
+        unet: The model's U-Net.
+        factor: How many times smaller the model's latents are than images.
 
-def check_fit(net: Any, unet: UNet, factor: int) -> None:
-    """Raise `InputError` unless a net fits a U-Net over latents that are `factor` times smaller than images."""
+    Raises:
+        InputError: If the network is for another U-Net or VAE.
+    """
     if is_adapter(net):
         _check_adapter(net, unet, factor)
     else:
-        check_not_placed(unet)
+        _check_not_placed(unet)
         _check_controlnet(net, unet, factor)
 
 
-def check_not_placed(unet: UNet) -> None:
+def _check_not_placed(unet: UNet) -> None:
     """Raise `InputError` for a U-Net with placed tokens, whose position codes a ControlNet doesn't read."""
     if is_placed(unet.config):
         raise InputError(
