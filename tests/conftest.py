@@ -21,6 +21,7 @@ from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
 from blip_diffusion.model import BlipDiffusion, InferenceConfig
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.training.initialization import InitConfig, init_model
+from tests.data.synthetic.synthetic_world import pack_geometric_world
 
 WORLD = Path(__file__).parent / "fixtures" / "world.zip"
 INFERENCE = InferenceConfig(prompt_reps=1, num_inference_steps=3, guidance_scale=3.0, guidance_rescale=0.6)
@@ -43,6 +44,12 @@ def _one_thread() -> None:
 def world() -> AssetLibrary:
     """A small part of the real training set: 58 images of subjects and seven scenes, some of each held out."""
     return AssetLibrary.load(WORLD)
+
+
+@pytest.fixture(scope="session")
+def geometric_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a small training set with depth and normals."""
+    return pack_geometric_world(tmp_path_factory.mktemp("geometric") / "world.zip")
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,8 @@
 An adapter (Mou et al. 2023) adds features of a control image to the U-Net. Where the subject tokens have a frame, that
 frame is a choice too: the default one, that of the box in the control image, or the true one. With guidance, the
 adapter acts on both predictions or on the conditional one only (`guess_mode`). Every setting generates the same pairs
-of held-out subjects from the same noise, and the result's edges or mask are compared with the control image's.
+of held-out subjects from the same noise, and the result's edges or mask are compared with those of the true image. For
+depth and normals, all pairs are of 3D models.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from blip_diffusion.evaluation.metrics.statistics import Estimate, bootstrap_ci
 from blip_diffusion.fileio import atomic_file, write_text
 from blip_diffusion.images import column_page
 from blip_diffusion.training import initialization
-from blip_diffusion.training.objectives.control import ControlConfig, Hint, with_default_frames
+from blip_diffusion.training.objectives.control import GEOMETRIC, ControlConfig, Hint, with_default_frames
 from blip_diffusion.training.recipe.control import HintPacker, PackedControl
 from blip_diffusion.training.recipe.control_metrics import (
     METRICS,
@@ -49,7 +50,12 @@ class Setting:
     """How the adapter is used."""
 
     frame: Frame
-    acts_on: Literal["none: no adapter", "both predictions", "the conditional prediction"]
+    acts_on: Literal[
+        "none: no adapter",
+        "both predictions",
+        "the conditional prediction",
+        "the conditional prediction, with another pair's control image",
+    ]
     scale: float = 1.0
 
     @property
@@ -63,6 +69,7 @@ SETTINGS = (
     Setting("default", "both predictions"),
     Setting("default", "the conditional prediction"),
     Setting("found in the control image", "none: no adapter"),
+    Setting("found in the control image", "the conditional prediction, with another pair's control image"),
     Setting("found in the control image", "both predictions"),
     Setting("found in the control image", "the conditional prediction"),
     Setting("found in the control image", "the conditional prediction", 1.4),
@@ -72,9 +79,9 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Result:
-    """Agreement with the control image, and the squared error of the pixels."""
+    """Agreement with the true image by each metric, and the squared error of the pixels."""
 
-    score: Estimate
+    scores: Mapping[str, Estimate]
     error: Estimate
 
 
@@ -105,10 +112,12 @@ def states_by_frame(objective: PackedControl, rows: Rows) -> dict[Frame, Tensor]
 def images_of(objective: PackedControl, states: Tensor, hints: Tensor, setting: Setting) -> Tensor:
     """Sample the images (B, 3, H, W) of a setting, in chunks; the seed of a pair is its index."""
     images = []
+    if setting.acts_on.endswith("another pair's control image"):
+        hints = hints.roll(1, 0)
     for start in range(0, len(hints), CHUNK):
         text, hint = (one[start : start + CHUNK] for one in (states, hints))
         used = None if setting.acts_on == "none: no adapter" else hint
-        guess = setting.acts_on == "the conditional prediction"
+        guess = setting.acts_on.startswith("the conditional prediction")
         seeds = range(start, start + len(hint))
         images.append(sample_controlled(objective, text, seeds, used, scale=setting.scale, guess_mode=guess))
     return torch.cat(images)
@@ -131,27 +140,29 @@ def compare(objective: PackedControl, rows: Rows, out: Path, settings: Sequence[
 
 
 def _result(objective: PackedControl, rows: Rows, images: Tensor) -> Result:
-    _, metric = METRICS[objective.config.hint]
     errors = (images - to_pixels(rows["target"])).square().mean(dim=(1, 2, 3))
-    scores = metric(objective.model, images, hint_images(objective, rows))
-    return Result(bootstrap_ci(scores[None]), bootstrap_ci(errors[None]))
+    metrics = METRICS[objective.config.hint]
+    scores = {name: bootstrap_ci(metric(objective.model, images, rows)[None]) for name, metric in metrics.items()}
+    return Result(scores, bootstrap_ci(errors[None]))
 
 
 def markdown(hint: Hint, results: Mapping[Setting, Result], bound: Result, pairs: int) -> str:
     """Write the table."""
-    score = METRICS[hint][0].replace("_", " ").replace("iou", "IoU").replace("f1", "F1")
+    names = [name.replace("_", " ").replace("iou", "IoU").replace("f1", "F1") for name in METRICS[hint]]
     lines = [
         f"{pairs} pairs of held-out subjects; 95 % bootstrap intervals over pairs.",
         "",
-        f"| frame | adapter acts on | {score} | squared error of the pixels |",
-        "|---|---|---|---|",
+        f"| frame | adapter acts on | {' | '.join(names)} | squared error of the pixels |",
+        "|---|---|" + "---|" * len(names) + "---|",
     ]
     lines += [f"| {one.name} | {one.acts_on} | {_cells(result)} |" for one, result in results.items()]
     return "\n".join([*lines, f"| upper bound: the autoencoder's reconstruction | | {_cells(bound)} |"])
 
 
 def _cells(result: Result) -> str:
-    return " | ".join(f"{one.value:.3f} ({one.low:.3f} to {one.high:.3f})" for one in (result.score, result.error))
+    return " | ".join(
+        f"{one.value:.3f} ({one.low:.3f} to {one.high:.3f})" for one in (*result.scores.values(), result.error)
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -173,8 +184,9 @@ def _inputs(flags: Any) -> tuple[PackedControl, Rows]:
     objective = load(flags.model, flags.hint, flags.adapter)
     size = objective.model.image_size
     packer = HintPacker.over(packer_of(objective.model, size, CAPTION_TOKENS), [flags.hint])
-    synthetic = replace(CONTROL_PAIRS, size=size)
-    world = AssetLibrary.load(flags.dataset)
+    geometry = flags.hint in GEOMETRIC
+    synthetic = replace(CONTROL_PAIRS, size=size, geometry=geometry)
+    world = AssetLibrary.load(flags.dataset, geometry=geometry)
     return objective, held_out_rows(world, synthetic, packer, count=flags.pairs, seed=1)
 
 

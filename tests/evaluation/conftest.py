@@ -10,7 +10,7 @@ from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
 from blip_diffusion.data.benchmarks.dreambench import Bench
 from blip_diffusion.data.benchmarks.minibench import build_bench
-from blip_diffusion.data.synthetic.assets import pack
+from blip_diffusion.data.synthetic.assets import CutOutImage, pack
 from tests.evaluation.fakes import SIZE, WORLD
 
 
@@ -18,7 +18,7 @@ from tests.evaluation.fakes import SIZE, WORLD
 def bench_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`world.zip` and, beside it, `bench`: three of the four held-out subjects, so that one is left to learn from."""
     folder = tmp_path_factory.mktemp("world")
-    cutouts = [(row, _image(pixels)) for row, pixels in zip(WORLD.cutouts, WORLD.pixels, strict=True)]
+    cutouts = [CutOutImage(row, _image(pixels)) for row, pixels in zip(WORLD.cutouts, WORLD.pixels, strict=True)]
     scenes = [(row, _image(pixels)) for row, pixels in zip(WORLD.scenes, WORLD.scene_pixels, strict=True)]
     pack(folder / "world.zip", cutouts, scenes, "drawn by the tests")
     return folder

@@ -105,6 +105,17 @@ def test_frozen_weights_do_not_change(
         assert gone and sum(not torch.equal(old[name], new[name]) for name in gone) > 0.9 * len(gone), part
 
 
+@pytest.mark.parametrize("network", ["adapter", "controlnet"])
+def test_normals_are_trained_without_further_settings(
+    runs: Path, network: str, geometric_world: Path, tmp_path: Path
+) -> None:
+    changes = [*overrides("control", runs)[1:], 'control.hint="normal"', f'control.network="{network}"']
+    config = CONFIGS / "debug" / "control.toml"
+    assert run(config, tmp_path / "run", overrides=[*changes, f"data.path={geometric_world}"]).step == 4
+    with pytest.raises(DataError, match="has no depth and normals of 3D models"):
+        run(config, tmp_path / "flat", overrides=[*changes, f"data.path={WORLD}"])
+
+
 def test_first_folder_with_a_component_is_used(runs: Path) -> None:
     """Stage 2 names the text-to-image folder first, which has a subject encoder too: an untrained one."""
     first, second = (weights(runs / stage / "export") for stage in ("text_to_image", "representation"))

@@ -1,7 +1,7 @@
 """The format of training batches. Letters: `B` batch, `S` image size, `C` size of the object crop."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -24,6 +24,10 @@ class SubjectBatch(TypedDict):
     target_alpha: Tensor  # (B, 1, S, S) mask of the subject in the target
     frames: Tensor  # (B, K, 4) the reference's square in the target, for each copy (`framing`)
     identity: Tensor  # (B,) int64, equal for two images of one subject
+    target_depth: NotRequired[Tensor]  # (B, 1, S, S) inverse depth: 1 at the subject's nearest point, 0 behind it
+    target_normals: NotRequired[
+        Tensor
+    ]  # (B, 3, S, S) unit vectors: x right, y up, z to the viewer; (0, 0, 1) behind it
 
 
 DescribedImage = Literal["reference", "target"]

@@ -19,6 +19,7 @@ from blip_diffusion.fileio import as_path, atomic_dir, check_writable, locked_ru
 from blip_diffusion.training import checkpointing
 from blip_diffusion.training.builders import OBJECTIVES, BuildContext
 from blip_diffusion.training.objective import Objective
+from blip_diffusion.training.objectives.control import GEOMETRIC
 from blip_diffusion.training.objectives.language import LanguageStage
 from blip_diffusion.training.objectives.representation import Representation
 from blip_diffusion.training.objectives.sentences import Sentences
@@ -26,7 +27,7 @@ from blip_diffusion.training.pooled_batches import PooledBatches
 from blip_diffusion.training.run import CHECKPOINTS, Result
 from blip_diffusion.training.run_config import RunConfig
 from blip_diffusion.training.trainer import Hook, fit
-from blip_diffusion.training.training_data import open_data
+from blip_diffusion.training.training_data import DataConfig, open_data
 from blip_diffusion.training.worker_batches import WorkerBatches
 
 PRIOR_REFERENCES = 256
@@ -96,7 +97,7 @@ def _run(
     resumed = bool(checkpointing.complete(folder / CHECKPOINTS)) and (folder / START).is_dir()
     if resumed:  # tokenizers must not change with the asset library
         config = replace(config, model=replace(config.model, init_from=(folder / START,)))
-    composed = replace(config.data, batch_size=_composed_size(config))
+    composed = _composed(config)
     data = open_data(composed, config.objective, seed=config.train.seed, device=_batch_device(config))
     if extra_hooks and data.library is None:
         raise ConfigError("--eval-during-training needs the asset library that MiniBench is made of as data.path.")
@@ -126,9 +127,12 @@ def _calibration_batches(config: RunConfig) -> int:
     return -(-PRIOR_REFERENCES // config.data.batch_size) if config.objective == "prior" else 1
 
 
-def _composed_size(config: RunConfig) -> int:
-    """Return the number of pairs that are composed at once."""
-    return (config.data.pool and config.data.pool_batch_size) or config.data.batch_size
+def _composed(config: RunConfig) -> DataConfig:
+    """Return the settings of the pairs that are composed at once, with depth and normals if the hint is one of them."""
+    size = (config.data.pool and config.data.pool_batch_size) or config.data.batch_size
+    geometric = config.objective == "control" and config.control.hint in GEOMETRIC
+    synthetic = replace(config.data.synthetic, geometry=config.data.synthetic.geometry or geometric)
+    return replace(config.data, batch_size=size, synthetic=synthetic)
 
 
 def _batches(config: RunConfig, objective: Objective, batches: Batches) -> Callable[[int], Any]:

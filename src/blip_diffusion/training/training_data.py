@@ -98,6 +98,10 @@ def open_data(config: DataConfig, objective: str, *, seed: int, device: torch.de
         return _of_library(config, seed, device)
     if config.licences != "all":
         raise ConfigError("data.licences has no effect on images of your own: remove it.")
+    if config.synthetic.geometry:
+        raise ConfigError(
+            "Images of your own have no depth and normals: use the asset library, or another control.hint."
+        )
     rows = read_shards(shards) if shards else read_folder(config.path)
     rows = [replace(row, category=row.category or config.category) for row in rows]
     if objective in (*WITH_SUBJECT, "representation"):
@@ -106,7 +110,7 @@ def open_data(config: DataConfig, objective: str, *, seed: int, device: torch.de
 
 
 def _of_library(config: DataConfig, seed: int, device: torch.device) -> TrainingData:
-    whole = AssetLibrary.load(config.path)
+    whole = AssetLibrary.load(config.path, geometry=config.synthetic.geometry)
     world = whole.subset(permissive=config.licences == "permissive")
     batches = PairSampler(world, config.synthetic, batch_size=config.batch_size, seed=seed, device=device)
 

@@ -11,7 +11,7 @@ from blip_diffusion.data.benchmarks.minibench import SUBJECTS
 from blip_diffusion.data.build import build as module
 from blip_diffusion.data.build.build import build, distinct, fit, split
 from blip_diffusion.data.build.sources import chosen
-from blip_diffusion.data.synthetic.assets import AssetLibrary, CutOut
+from blip_diffusion.data.synthetic.assets import AssetLibrary, CutOut, CutOutImage
 from blip_diffusion.errors import DataError
 
 SHAPES = {
@@ -102,7 +102,7 @@ def test_unknown_source_is_refused(out: Path) -> None:
 def test_image_quality_is_reduced_to_fit_the_size_limit(tmp_path: Path) -> None:
     noise = Image.effect_noise((128, 128), 90).convert("RGBA")
     noise.putalpha(255)
-    images = [(row("a"), noise)]
+    images = [CutOutImage(row("a"), noise)]
     messages: list[str] = []
     fit(tmp_path / "w.zip", images, [], "", 40, messages.append)
     best = (tmp_path / "w.zip").stat().st_size
@@ -115,35 +115,39 @@ def test_image_quality_is_reduced_to_fit_the_size_limit(tmp_path: Path) -> None:
 
 
 def test_subject_is_in_one_split_only() -> None:
-    images = [(row(f"s{i}", f"c{i % 7}", view), image("red")) for i in range(900) for view in ("front", "back", "side")]
+    images = [
+        CutOutImage(row(f"s{i}", f"c{i % 7}", view), image("red"))
+        for i in range(900)
+        for view in ("front", "back", "side")
+    ]
     marked = split(images)
     sides: dict[str, set[str]] = {}
-    for cutout, _ in marked:
-        sides.setdefault(cutout.identity, set()).add(cutout.split)
+    for one in marked:
+        sides.setdefault(one.row.identity, set()).add(one.row.split)
     assert all(len(side) == 1 for side in sides.values())
     held = sum(side == {"heldout"} for side in sides.values())
     assert 9 <= held <= 54  # 3 % of 900, give or take four standard deviations
-    assert [cutout.split for cutout, _ in split(images)] == [cutout.split for cutout, _ in marked]
+    assert [one.row.split for one in split(images)] == [one.row.split for one in marked]
 
 
 def test_last_two_subjects_of_a_category_are_for_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HELD_OUT", 1.0)
-    marked = split([(row(f"s{i}", "dog" if i < 5 else "cat"), image("red")) for i in range(7)])
-    trained = [cutout.category for cutout, _ in marked if cutout.split == "train"]
+    marked = split([CutOutImage(row(f"s{i}", "dog" if i < 5 else "cat"), image("red")) for i in range(7)])
+    trained = [one.row.category for one in marked if one.row.split == "train"]
     assert sorted(trained) == ["cat", "cat", "dog", "dog"]
 
 
 def test_benchmark_subjects_are_always_held_out() -> None:
-    assert [cutout.split for cutout, _ in split([(row(SUBJECTS[0]), image("red"))])] == ["heldout"]
+    assert [one.row.split for one in split([CutOutImage(row(SUBJECTS[0]), image("red"))])] == ["heldout"]
 
 
 def test_duplicate_subject_is_removed_with_all_views() -> None:
     images = [
-        (row("first", view="a"), image("red")),
-        (row("first", view="b"), image("red")),  # the same subject may look the same twice
-        (row("copy", view="a"), image("#fd0202")),
-        (row("copy", view="b"), image("blue", 20)),
-        (row("other", "cat"), image("red")),  # another category
-        (row("different"), image("green", 30)),
+        CutOutImage(row("first", view="a"), image("red")),
+        CutOutImage(row("first", view="b"), image("red")),  # the same subject may look the same twice
+        CutOutImage(row("copy", view="a"), image("#fd0202")),
+        CutOutImage(row("copy", view="b"), image("blue", 20)),
+        CutOutImage(row("other", "cat"), image("red")),  # another category
+        CutOutImage(row("different"), image("green", 30)),
     ]
-    assert [cutout.identity for cutout, _ in distinct(images)] == ["first", "first", "other", "different"]
+    assert [one.row.identity for one in distinct(images)] == ["first", "first", "other", "different"]

@@ -96,11 +96,11 @@ def test_broken_svg_is_skipped() -> None:
 
 
 def test_emoji_have_names_and_kinds(flat: Path) -> None:
-    result = {row.category: row for row, _ in emoji("noto", flat, flat, "Apache-2.0")}
+    result = {one.row.category: one.row for one in emoji("noto", flat, flat, "Apache-2.0")}
     assert set(result) == {"owl", "rose", "teapot"}
     assert result["owl"].animate and not result["rose"].animate and not result["teapot"].animate
     assert result["teapot"].identity == "noto:teapot" and result["teapot"].licence == "Apache-2.0"
-    assert {row.kind for row, _ in emoji("openmoji", flat, flat, "x")} == {"outline"}
+    assert {one.row.kind for one in emoji("openmoji", flat, flat, "x")} == {"outline"}
 
 
 def test_fluent_styles_are_one_subject_but_vendors_are_separate(flat: Path, tmp_path: Path) -> None:
@@ -108,9 +108,9 @@ def test_fluent_styles_are_one_subject_but_vendors_are_separate(flat: Path, tmp_
     assets.mkdir(parents=True)
     disc().save(assets / "1f989.webp")
     disc().save(assets / "1fad6-fe0f.webp")
-    shaded = {row.category: row for row, _ in fluent_3d(tmp_path / "shaded", flat, "MIT")}
-    plain = {row.category: row for row, _ in emoji("fluent-emoji-flat", flat, flat, "MIT")}
-    other = {row.category: row for row, _ in emoji("noto", flat, flat, "Apache-2.0")}
+    shaded = {one.row.category: one.row for one in fluent_3d(tmp_path / "shaded", flat, "MIT")}
+    plain = {one.row.category: one.row for one in emoji("fluent-emoji-flat", flat, flat, "MIT")}
+    other = {one.row.category: one.row for one in emoji("noto", flat, flat, "Apache-2.0")}
     for category in ("owl", "teapot"):
         assert shaded[category].identity == plain[category].identity != other[category].identity
         assert {shaded[category].view, plain[category].view} == {"shaded", "flat"}
@@ -129,7 +129,7 @@ def test_stamps(tmp_path: Path) -> None:
         disc().save(root / f"{key}.png")
     write(root / "household/teapot.svg", f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">{CIRCLE}</svg>')
     disc().save(root / "household/mute.png")
-    result = {row.identity: row for row, _ in stamps(tmp_path, "GPL-2.0-only")}
+    result = {one.row.identity: one.row for one in stamps(tmp_path, "GPL-2.0-only")}
     assert set(result) == {"tux:animals/camel", "tux:household/teapot"}
     assert result["tux:animals/camel"].kind == "photo" and result["tux:animals/camel"].animate
     assert result["tux:household/teapot"].kind == "drawing" and not result["tux:household/teapot"].animate
@@ -146,7 +146,7 @@ def test_poses_of_a_costume_are_one_subject(tmp_path: Path) -> None:
     ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         disc().save(root / name)
-    rows = [row for row, _ in costumes(tmp_path, "CC-BY-SA-3.0")]
+    rows = [one.row for one in costumes(tmp_path, "CC-BY-SA-3.0")]
     assert [(row.identity, row.view) for row in rows] == [
         ("scratch:dog1", "a"),
         ("scratch:dog2", "a"),

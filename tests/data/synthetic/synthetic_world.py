@@ -1,11 +1,14 @@
 """A tiny training set of drawn shapes and simple scenes. No files, no network."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from blip_diffusion.data.synthetic.assets import AssetLibrary, CutOut, Scene
+from blip_diffusion.data.synthetic.assets import AssetLibrary, CutOut, CutOutImage, Scene, is_3d, pack
 
 COLOURS = {"red": (215, 40, 40), "blue": (40, 80, 215), "black": (18, 18, 20), "grey": (128, 128, 130)}
 
@@ -27,6 +30,30 @@ def make_world() -> AssetLibrary:
     rng = torch.Generator().manual_seed(0)
     scene_pixels = [_scene_pixels(scene, rng) for scene in scenes]
     return AssetLibrary(tuple(cutouts), torch.stack(pixels), tuple(scenes), torch.stack(scene_pixels))
+
+
+def pack_geometric_world(path: Path) -> Path:
+    """Write `make_world()` with the depth and normals of ellipsoids; one 3D model is held out."""
+    world = make_world()
+    rows = [replace(row, split="heldout") if row.identity == "pot3" else row for row in world.cutouts]
+    images = [Image.fromarray(pixels.permute(1, 2, 0).numpy()) for pixels in world.pixels]
+    shapes = [ellipsoid(image.getchannel("A")) if is_3d(row) else None for row, image in zip(rows, images, strict=True)]
+    scenes = [Image.fromarray(pixels.permute(1, 2, 0).numpy()) for pixels in world.scene_pixels]
+    pack(path, list(map(CutOutImage, rows, images, shapes)), list(zip(world.scenes, scenes, strict=True)), "")
+    return path
+
+
+def ellipsoid(alpha: Image.Image) -> Image.Image:
+    """The geometry of the surface z = sqrt(1 - (x/a)² - (y/b)²), in longest sides, over an alpha channel's ellipse."""
+    left, top, right, bottom = alpha.getbbox() or (0, 0, 0, 0)
+    half = torch.tensor([right - left, bottom - top]) / 2
+    y, x = torch.meshgrid(torch.arange(128.0) + 0.5, torch.arange(128.0) + 0.5, indexing="ij")
+    u, v = (x - (left + right) / 2) / half[0], ((top + bottom) / 2 - y) / half[1]
+    z = (1 - u**2 - v**2).clamp(min=1e-3).sqrt()
+    normal = torch.stack([u / half[0], v / half[1], z / (2 * half.max())])
+    normal /= normal.norm(dim=0)
+    planes = torch.stack([128 + 127 * normal[0], 128 + 127 * normal[1], 255 / (2 - z)], dim=-1)
+    return Image.fromarray((planes * (u**2 + v**2 < 1)[..., None]).round().byte().numpy())
 
 
 def _row(identity: str, category: str, name: str, kind: str, *, view: str = "", animate: bool = False,

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from blip_diffusion.data.synthetic.assets import CUTOUT_SIZE, PERMISSIVE, AssetLibrary, CutOut, Scene, pack
+from blip_diffusion.data.synthetic.assets import CUTOUT_SIZE, PERMISSIVE, AssetLibrary, CutOut, CutOutImage, Scene, pack
 from blip_diffusion.errors import DataError
 
 FIXTURE = Path(__file__).parents[2] / "fixtures/world.zip"
@@ -24,7 +24,10 @@ BEACH = Scene(("on the beach", "at the beach"), "beach", "a beach", "CC-BY-SA-3.
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    images = [(RED, Image.new("RGBA", (60, 40), "red")), (TALL, Image.new("RGBA", (150, 300), "blue"))]
+    images = [
+        CutOutImage(RED, Image.new("RGBA", (60, 40), "red")),
+        CutOutImage(TALL, Image.new("RGBA", (150, 300), "blue")),
+    ]
     pack(tmp_path / "world.zip", images, [(BEACH, Image.new("RGB", (400, 400), "yellow"))], "# Licences")
     return tmp_path / "world.zip"
 
@@ -41,7 +44,10 @@ def test_packed_assets_are_loaded(path: Path) -> None:
 
 
 def test_the_same_rows_give_the_same_bytes(path: Path, tmp_path: Path) -> None:
-    images = [(RED, Image.new("RGBA", (60, 40), "red")), (TALL, Image.new("RGBA", (150, 300), "blue"))]
+    images = [
+        CutOutImage(RED, Image.new("RGBA", (60, 40), "red")),
+        CutOutImage(TALL, Image.new("RGBA", (150, 300), "blue")),
+    ]
     pack(tmp_path / "again.zip", images, [(BEACH, Image.new("RGB", (400, 400), "yellow"))], "# Licences")
     assert (tmp_path / "again.zip").read_bytes() == path.read_bytes()
     assert {file.name for file in tmp_path.iterdir()} == {path.name, "again.zip"}
@@ -94,6 +100,19 @@ def webp(width: int, height: int) -> bytes:
 def test_corrupt_world_is_refused(path: Path, name: str, data: bytes | None) -> None:
     with pytest.raises(DataError, match="is not a packed dataset"):
         AssetLibrary.load(rewritten(path, name, data))
+
+
+@pytest.mark.parametrize("data", [None, b"", webp(64, 64)])
+def test_corrupt_geometry_is_refused(path: Path, data: bytes | None) -> None:
+    shape = Image.new("RGB", (60, 40), (128, 128, 255))
+    rows = [CutOutImage(RED, Image.new("RGBA", (60, 40), "red"), shape) for _ in range(65)]
+    pack(path, rows, [], "")
+    world = AssetLibrary.load(path, geometry=True)
+    assert world.geometry is not None and world.geometry.shape == (65, 3, 64, 64)
+    assert (world.geometry.int() - torch.tensor([128, 128, 255]).view(3, 1, 1)).abs().max() <= 2
+    with pytest.raises(DataError, match="is not a packed dataset"):
+        AssetLibrary.load(rewritten(path, "geometry/001.webp", data), geometry=True)
+    assert len(AssetLibrary.load(path).cutouts) == 65  # which reads no geometry
 
 
 def table(row: CutOut | Scene, **change: Any) -> bytes:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from blip_diffusion.checkpoint.model_folder import assemble, read_parts
 from blip_diffusion.data.benchmarks.minibench import first_rows
-from blip_diffusion.data.synthetic.assets import AssetLibrary, pack
+from blip_diffusion.data.synthetic.assets import AssetLibrary, CutOutImage, pack
 from blip_diffusion.errors import DataError, InputError
 from blip_diffusion.evaluation.features.efficientnet import EfficientNetLite2
 from blip_diffusion.evaluation.metrics.probe_data import ProbeSource, build_probe_data
@@ -179,7 +179,7 @@ def packed(world: AssetLibrary, path: Path) -> Path:
         [Image.fromarray(one.permute(1, 2, 0).numpy()) for one in pixels]
         for pixels in (world.pixels, world.scene_pixels)
     )
-    pack(path, list(zip(world.cutouts, cutouts, strict=True)), list(zip(scenes, places, strict=True)), "")
+    pack(path, list(map(CutOutImage, world.cutouts, cutouts)), list(zip(scenes, places, strict=True)), "")
     return path
 
 

@@ -27,18 +27,21 @@ def folder(world: AssetLibrary, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return root
 
 
-@pytest.mark.parametrize("hint", ["canny", "mask"])
-def test_every_setting_has_its_row(hint: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--dataset", str(WORLD), "--model", str(folder), "--adapter", str(folder / "adapter"), "--hint", hint]
+@pytest.mark.parametrize("hint", ["canny", "mask", "depth"])
+def test_every_setting_has_its_row(
+    hint: str, folder: Path, geometric_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = geometric_world if hint == "depth" else WORLD
+    flags = ["--dataset", str(dataset), "--model", str(folder), "--adapter", str(folder / "adapter"), "--hint", hint]
     assert study.main([*flags, "--pairs", "2", "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert text == (tmp_path / "report.md").read_text()
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith(("| default", "| found", "| true"))]
-    assert len(rows) == len(study.SETTINGS) and ("mask IoU" if hint == "mask" else "edge F1") in text
+    assert len(rows) == len(study.SETTINGS) and ("edge F1" if hint == "canny" else "mask IoU") in text
     scores = {setting: row[2:] for setting, row in zip(study.SETTINGS, rows, strict=True)}
     assert len({str(score) for score in scores.values()}) > len(scores) / 2  # settings change the images
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (11 * 32 + 10 * 2, 2 * 32 + 2)
+        assert sheet.size == (12 * 32 + 11 * 2, 2 * 32 + 2)
 
 
 def test_errors(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,9 @@ from diffusers import ControlNetModel, T2IAdapter
 
 from blip_diffusion.checkpoint.model_folder import read_parts
 from blip_diffusion.data.batches import SubjectBatch
+from blip_diffusion.data.synthetic.assets import AssetLibrary
+from blip_diffusion.data.synthetic.pair_sampler import PairSampler
+from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
 from blip_diffusion.errors import CheckpointError, ConfigError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
@@ -43,7 +46,7 @@ def test_overfits_one_batch_and_trains_only_the_network(
 def test_new_network_changes_nothing(model: BlipDiffusion, batch: SubjectBatch, network: str) -> None:
     objective, states = make_objective(model, network=network), model.text_states(batch["caption"])
     latents, timesteps = torch.randn(6, 4, 4, 4), torch.full((6,), 500)
-    hint = hint_of("mask", batch["target"], batch["target_alpha"])
+    hint = hint_of("mask", batch)
     result = control_denoiser(model, objective.network, states, hint)(latents, timesteps)
     torch.testing.assert_close(result, model.denoiser(states)(latents, timesteps))
 
@@ -62,9 +65,51 @@ def test_half_of_the_training_prompts_are_empty(model: BlipDiffusion, batch: Sub
 
 
 def test_control_images_are_edges_or_masks(batch: SubjectBatch) -> None:
-    edges = hint_of("canny", batch["target"], batch["target_alpha"])
+    edges = hint_of("canny", batch)
     assert edges.shape == batch["target_alpha"].shape and 0.01 < float(edges.mean()) < 0.6
-    assert torch.equal(hint_of("mask", batch["target"], batch["target_alpha"]), batch["target_alpha"])
+    assert torch.equal(hint_of("mask", batch), batch["target_alpha"])
+
+
+def test_control_images_of_depth_and_normals(geometric_world: Path) -> None:
+    world = AssetLibrary.load(geometric_world, geometry=True)
+    pairs = PairSampler(world, SyntheticConfig(size=32, object_crop_size=16, geometry=True), batch_size=8, seed=0)(0)
+    depth, normals = hint_of("depth", pairs), hint_of("normal", pairs)
+    beside, alpha = pairs["target_alpha"] == 0, pairs["target_alpha"]
+    assert depth.shape == (8, 1, 32, 32) and normals.shape == (8, 3, 32, 32)
+    assert depth[beside].max() == 0 and depth[alpha == 1].min() > 0.3 and depth.max() > 0.9  # near is bright
+    for i, shares in enumerate(((0.5, 0.5), (0.5, 0.5), (1.0, 1.0))):  # the background faces the viewer
+        assert (normals[:, i : i + 1][beside].aminmax()) == shares
+    x, y = torch.arange(32.0).view(1, 1, 1, 32), torch.arange(32.0).view(1, 1, 32, 1)
+    red, green, blue = (normals[:, i : i + 1] * alpha for i in range(3))
+    for weight, at, before in ((red, x, True), (green, y, True)):  # red at the left, green at the top
+        first, second = (float((at * w).sum() / w.sum()) for w in (weight, alpha))
+        assert (first < second) == before
+    assert blue[alpha == 1].min() >= 0.5
+
+
+@pytest.mark.parametrize("hint", ["depth", "normal"])
+def test_depth_and_normals_need_3d_models(model: BlipDiffusion, batch: SubjectBatch, hint: str) -> None:
+    with pytest.raises(ConfigError, match=f"The hint {hint} needs pairs of 3D models: set data.synthetic.geometry"):
+        make_objective(model, hint=hint)(batch, context())
+
+
+@NETWORKS
+@pytest.mark.parametrize("hint", ["depth", "normal"])
+def test_networks_are_trained_on_depth_and_normals(
+    model: BlipDiffusion, geometric_world: Path, hint: str, network: str
+) -> None:
+    world = AssetLibrary.load(geometric_world, geometry=True)
+    pairs = PairSampler(world, SyntheticConfig(size=32, object_crop_size=16, geometry=True), batch_size=4, seed=0)(0)
+    objective = make_objective(model, hint=hint, network=network)
+    objective(pairs, context())["loss"].backward()
+    assert any(value.grad is not None and value.grad.any() for value in objective.network.parameters())
+
+
+def test_an_adapter_of_one_channel_is_refused_for_normals(model: BlipDiffusion, tmp_path: Path) -> None:
+    make_objective(model, hint="mask").network.save_pretrained(tmp_path)
+    make_objective(model, hint="depth", init_from=tmp_path)
+    with pytest.raises(CheckpointError, match="reads hints of one channel, and normal has 3"):
+        make_objective(model, hint="normal", init_from=tmp_path)
 
 
 def test_export_is_loaded_by_diffusers(model: BlipDiffusion, batch: SubjectBatch, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def objective(placed: BlipDiffusion) -> PackedControl:
 def rows(placed: BlipDiffusion, world: AssetLibrary, objective: PackedControl) -> Rows:
     batch = PairSampler(world, CONFIG.synthetic, batch_size=6, seed=0)(1)
     packed = HintPacker.over(packer_of(placed, 32, 24), ("canny", "mask"))(batch)
-    assert torch.equal(packed["hint_canny"], 255 * hint_of("canny", batch["target"], batch["target_alpha"]).byte())
+    assert torch.equal(packed["hint_canny"], 255 * hint_of("canny", batch).byte())
     assert torch.equal(packed["hint_mask"], to_bytes(batch["target_alpha"]))
     packed |= latent_column(placed, packed) | {HINT: packed["hint_canny"]}
     noised = random_rows(packed[FULL], objective.drops, objective.noising, torch.Generator().manual_seed(0))
@@ -120,7 +120,8 @@ def test_each_adapter_is_loaded_by_diffusers(folder: Path) -> None:
         assert {value.dtype for value in stored.values()} == {torch.float16}
         metrics = json.loads((export / "metrics.json").read_text())
         errors = {f"x0_error_{case}" for case in ("right", "wrong", "black", "box")}
-        scores = {f"{METRICS[kind][0]}_{case}" for case in ("right", "wrong", "box", "none", "ceiling")}
+        cases = ("right", "wrong", "box", "none", "ceiling")
+        scores = {f"{name}_{case}" for name in METRICS[kind] for case in cases}
         assert metrics.keys() == errors | scores
         assert all(0 <= metrics[name] <= 1 for name in scores)
         assert (folder / kind / "log.jsonl").is_file()
@@ -141,6 +142,22 @@ def test_training_continues_from_another_adapter(folder: Path, placed: BlipDiffu
     larger.save_pretrained(tmp_path / "larger")
     with pytest.raises(CheckpointError, match="is for another U-Net: its channels are"):
         new_network(placed, ControlConfig(init_from=tmp_path / "larger"))
+
+
+def test_adapters_of_depth_and_normals(folder: Path, geometric_world: Path, tmp_path: Path) -> None:
+    flags = [word for value in SMALL for word in ("--set", value)]
+    flags += ["--model", str(folder / "model"), "--data", str(geometric_world), "--hint", "depth", "normal"]
+    flags += ["--out", str(tmp_path), "--minutes", "0.02", "--device", "cpu", "--workers", "0"]
+    assert main(["train-control", *flags]) == 0
+    for kind, channels in (("depth", 1), ("normal", 3)):
+        adapter = T2IAdapter.from_pretrained(tmp_path / kind / "export")
+        assert adapter.config.in_channels == channels
+        metrics = json.loads((tmp_path / kind / "export" / "metrics.json").read_text())
+        scores = {name for name in metrics if name.startswith(("mask_iou", "subject_edge_f1"))}
+        assert len(scores) == 10 and metrics.keys() - scores == {
+            f"x0_error_{case}" for case in ("right", "wrong", "black", "box")
+        }
+        assert all(0 <= metrics[name] <= 1 for name in scores)
 
 
 def test_frames_are_those_of_the_subject_found(objective: PackedControl, rows: Rows) -> None:
@@ -211,7 +228,7 @@ def test_default_frames_take_the_place_of_single_ones() -> None:
 @pytest.mark.parametrize("hints", [[], ["edges"], ["mask", "mask"]])
 def test_unknown_control_kinds_are_refused(hints: list[str], tmp_path: Path) -> None:
     options = {"minutes": 1.0, "device": torch.device("cpu"), "workers": 0}
-    with pytest.raises(InputError, match="use canny or mask, each once"):
+    with pytest.raises(InputError, match="use canny, mask, depth or normal, each once"):
         run_control(read_control_recipe(None), hints, tmp_path / "run", **options)  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
     assert main(["train-control", "--workers", "-1"]) == 2

@@ -15,7 +15,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, metavar="FILE", help="the training data (default: world/world.zip)")
     parser.add_argument(
         "--hint", nargs="+", default=["canny"], metavar="KIND",
-        help="control images of the adapters: canny (edges, the default), mask (of the subject), or both",
+        help="control images of the adapters: canny (edges, the default), mask (of the subject), depth, normal; "
+        "with one of the last two, all subjects are 3D models",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("runs/control"), metavar="DIR", help="folder of the run")
     parser.add_argument("--minutes", type=float, default=10, help="training time of all adapters (default: 10)")

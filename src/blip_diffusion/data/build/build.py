@@ -12,11 +12,10 @@ from PIL import Image
 
 from blip_diffusion.data.benchmarks.minibench import SUBJECTS
 from blip_diffusion.data.build import cutouts
-from blip_diffusion.data.build.cutouts import CutOutImage
 from blip_diffusion.data.build.render_pool import Pool, process_pool
 from blip_diffusion.data.build.scenes import scenes
 from blip_diffusion.data.build.sources import NAMED, NAMER, Source, check_readable, chosen, fetch
-from blip_diffusion.data.synthetic.assets import CutOut, Scene, pack
+from blip_diffusion.data.synthetic.assets import CutOut, CutOutImage, Scene, pack
 from blip_diffusion.errors import DataError
 
 QUALITIES = (88, 84, 80, 75, 70, 60, 50)  # of WebP: the first that fits the size limit
@@ -56,9 +55,9 @@ def build(
         images += source_cutouts
         scene_images += source_scenes
     kept = split(distinct(images))
-    progress(f"{len(kept)} cut-outs of {len({row.identity for row, _ in kept})} subjects, {len(scene_images)} scenes")
+    progress(f"{len(kept)} cut-outs of {len({one.row.identity for one in kept})} subjects, {len(scene_images)} scenes")
     path = fit(out / "world.zip", kept, scene_images, licences(packages, folders), size_limit_mib, progress)
-    progress(summary([row for row, _ in kept]))
+    progress(summary([one.row for one in kept]))
     return path
 
 
@@ -82,19 +81,19 @@ def _cutouts(
 
 def distinct(images: Sequence[CutOutImage]) -> list[CutOutImage]:
     """Leave out every subject with an image nearly equal to one of an earlier subject of its category."""
-    signatures = [_signature(image) for _, image in images]
+    signatures = [_signature(one.image) for one in images]
     by_category: dict[str, list[int]] = defaultdict(list)
-    for i, (row, _) in enumerate(images):
-        by_category[row.category].append(i)
+    for i, one in enumerate(images):
+        by_category[one.row.category].append(i)
     dropped: set[str] = set()
     for rows in by_category.values():
         table = np.stack([signatures[i] for i in rows])
-        identities = [images[i][0].identity for i in rows]
+        identities = [images[i].row.identity for i in rows]
         for j in range(1, len(rows)):
             near = np.abs(table[:j] - table[j]).mean(1) < ALIKE
             if any(identities[i] != identities[j] and identities[i] not in dropped for i in np.flatnonzero(near)):
                 dropped.add(identities[j])
-    return [(row, image) for row, image in images if row.identity not in dropped]
+    return [one for one in images if one.row.identity not in dropped]
 
 
 def _signature(image: Image.Image) -> NDArray[np.float32]:
@@ -107,17 +106,19 @@ def _signature(image: Image.Image) -> NDArray[np.float32]:
 def split(images: Sequence[CutOutImage]) -> list[CutOutImage]:
     """Mark the benchmark's subjects and some others as held out; two of each category stay for training."""
     subjects: dict[str, set[str]] = defaultdict(set)
-    for row, _ in images:
+    rows = [one.row for one in images]
+    for row in rows:
         subjects[row.category].add(row.identity)
-    held = {row.identity for row, _ in images} & set(SUBJECTS)
+    held = {row.identity for row in rows} & set(SUBJECTS)
     for names in subjects.values():
         names -= held
-    for row, _ in images:
+    for row in rows:
         names = subjects[row.category]
         if row.identity not in held and _chance(row.identity) < HELD_OUT and len(names) > 2:
             held.add(row.identity)
             names.discard(row.identity)
-    return [(replace(row, split="heldout" if row.identity in held else "train"), image) for row, image in images]
+    sides = ["heldout" if row.identity in held else "train" for row in rows]
+    return [one._replace(row=replace(one.row, split=side)) for one, side in zip(images, sides, strict=True)]
 
 
 def _chance(text: str) -> float:

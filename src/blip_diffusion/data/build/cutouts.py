@@ -14,11 +14,9 @@ from PIL import Image
 from blip_diffusion.data.build import naming, render
 from blip_diffusion.data.build.naming import Name
 from blip_diffusion.data.build.render_pool import Pool, render_all
-from blip_diffusion.data.synthetic.assets import CutOut
+from blip_diffusion.data.synthetic.assets import CutOut, CutOutImage
 from blip_diffusion.images import open_lazily
 from blip_diffusion.strict_json import parse_json
-
-CutOutImage = tuple[CutOut, Image.Image]
 
 SVG_SIZE = 160  # width in pixels of rasterised SVGs; 128 are kept
 SMALLEST = 40  # least pixels of the longer side; smaller images are too coarse for training
@@ -40,17 +38,23 @@ def trim(image: Image.Image, *, solid: bool = True) -> Image.Image | None:
 
     `solid=False` lets a full rectangle pass: an envelope or the front of a cupboard is one.
     """
-    pixels = np.array(image.convert("RGBA"))
+    image = image.convert("RGBA")
+    pixels = np.array(image)
     alpha = pixels[..., 3]
     alpha[alpha < 12], alpha[alpha > 243] = 0, 255
-    rows, columns = np.flatnonzero((alpha > 20).any(1)), np.flatnonzero((alpha > 20).any(0))
-    if not len(rows):
+    left, top, right, bottom = visible_box(image)
+    box = pixels[top:bottom, left:right]
+    if not box.size:
         return None
-    box = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     cover = float((box[..., 3] > 128).mean())
     if max(box.shape[:2]) < SMALLEST or cover < 0.03 or (solid and cover > 0.97):
         return None
     return Image.fromarray(box, "RGBA")
+
+
+def visible_box(image: Image.Image) -> tuple[int, int, int, int]:
+    """Return left, top, right and bottom of the part of an RGBA image that `trim` keeps; zeros for none."""
+    return image.getchannel("A").point(lambda value: 255 * (value > 20)).getbbox() or (0, 0, 0, 0)
 
 
 def opened(path: Path) -> Image.Image | None:
@@ -118,7 +122,8 @@ def emoji(vendor: str, folder: Path, flat: Path, licence: str) -> Iterator[CutOu
     for slug, (name, animate) in sorted(emoji_names(flat).items()):
         drawing = icon(icons, slug)
         if drawing and (image := trim(drawing, solid=False)):
-            yield CutOut(f"{family}:{slug}", *name, kind, f"{vendor} {slug}", licence, view, animate), image
+            row = CutOut(f"{family}:{slug}", *name, kind, f"{vendor} {slug}", licence, view, animate)
+            yield CutOutImage(row, image)
 
 
 def fluent_3d(folder: Path, flat: Path, licence: str) -> Iterator[CutOutImage]:
@@ -133,7 +138,8 @@ def fluent_3d(folder: Path, flat: Path, licence: str) -> Iterator[CutOutImage]:
         drawing, (name, animate) = opened(path), names[slug]
         if drawing and (image := trim(drawing, solid=False)):
             source = f"fluent-emoji-3d {code}"
-            yield CutOut(f"fluent:{slug}", *name, "emoji", source, licence, "shaded", animate), image
+            row = CutOut(f"fluent:{slug}", *name, "emoji", source, licence, "shaded", animate)
+            yield CutOutImage(row, image)
 
 
 def stamps(folder: Path, licence: str) -> Iterator[CutOutImage]:
@@ -151,7 +157,8 @@ def stamps(folder: Path, licence: str) -> Iterator[CutOutImage]:
         if name and drawing and (image := trim(drawing)):
             kind = "drawing" if path.suffix == ".svg" or "cartoon" in key else "photo"
             animate = key.startswith(("animals", "people")) or name.category in ALIVE
-            yield CutOut(f"tux:{key}", *name, kind, f"tuxpaint-stamps {key}", licence, "", animate), image
+            row = CutOut(f"tux:{key}", *name, kind, f"tuxpaint-stamps {key}", licence, "", animate)
+            yield CutOutImage(row, image)
 
 
 def costumes(folder: Path, licence: str) -> Iterator[CutOutImage]:
@@ -166,7 +173,8 @@ def costumes(folder: Path, licence: str) -> Iterator[CutOutImage]:
                 kind = "photo" if path.stem in naming.COSTUME_PHOTOS else "drawing"
                 animate = group in ("Animals", "Fantasy", "People")
                 identity = f"scratch:{subject}"
-                yield CutOut(identity, *name, kind, f"scratch {group}/{path.name}", licence, pose, animate), image
+                row = CutOut(identity, *name, kind, f"scratch {group}/{path.name}", licence, pose, animate)
+                yield CutOutImage(row, image)
 
 
 def furniture_models(folder: Path) -> list[tuple[render.Model, Name, str]]:
@@ -189,9 +197,11 @@ def furniture(
     for model, images in render_all(only, cache, views, pool=pool, progress=progress):
         name, licence = facts[model.key]
         for azimuth, path in images:
-            image = trim(open_lazily(path), solid=False)
-            if image:
+            whole = open_lazily(path)
+            if image := trim(whole, solid=False):
+                geometry = open_lazily(render.geometry_file(path)).crop(visible_box(whole))
                 source = f"sweethome3d-furniture {model.member}"
                 animate = model.group == "Characters"
                 identity = f"sweethome:{model.key}"
-                yield CutOut(identity, *name, "3d", source, licence, str(azimuth), animate), image
+                row = CutOut(identity, *name, "3d", source, licence, str(azimuth), animate)
+                yield CutOutImage(row, image, geometry)

@@ -23,7 +23,7 @@ from blip_diffusion.data.benchmarks.minibench import (
 )
 from blip_diffusion.data.benchmarks.registry import DRAWINGS
 from blip_diffusion.data.build.sources import Source, fetch
-from blip_diffusion.data.synthetic.assets import AssetLibrary, CutOut, pack
+from blip_diffusion.data.synthetic.assets import AssetLibrary, CutOut, CutOutImage, pack
 from blip_diffusion.data.synthetic.prompt_templates import PromptSpec
 from blip_diffusion.errors import DataError
 from blip_diffusion.images import open_lazily
@@ -66,7 +66,8 @@ def build_drawings(out: Path, cache: Path, *, progress: Callable[[str], None] = 
 
 def write_drawings(package: Path, drawings: list[Drawing], out: Path) -> Bench:
     """Build the benchmark of the drawings in an unpacked package."""
-    cutouts = [(_row(drawing), _cutout(package / "usr/share/openclipart/png" / drawing.file)) for drawing in drawings]
+    folder = package / "usr/share/openclipart/png"
+    cutouts = [CutOutImage(_row(drawing), _cutout(folder / drawing.file)) for drawing in drawings]
     assets = out.parent / f".{out.name}-{ASSETS}"
     try:
         pack(assets, cutouts, [], LICENCE, quality=95)

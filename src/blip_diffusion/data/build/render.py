@@ -1,7 +1,8 @@
 """Views of textured 3D models without a GPU or OpenGL: points on the surface, a z-buffer and one lamp.
 
 The models are the OBJ files of Sweet Home 3D furniture catalogues (`.sh3f`, a zip with a properties file). One model is
-a subject; its views from several sides are what a training pair of "same thing, other view" is made from.
+a subject; its views from several sides are what a training pair of "same thing, other view" is made from. Beside its
+image, each view has the depth and the normals of its surface.
 """
 
 import re
@@ -10,7 +11,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +24,11 @@ from blip_diffusion.fileio import atomic_dir
 Floats = NDArray[np.float32]
 
 Views = list[tuple[int, Path]]
-"""The azimuth in degrees and the PNG file of each view of a model."""
+"""The azimuth in degrees and the PNG file of each view of a model; `geometry_file` is the file beside it."""
 
 POINTS = 260_000  # a 256-pixel view has few holes if every point covers 2 x 2 pixels
 TEXTURE = 512  # longest side of a texture; finer ones alias in a view of 128 pixels
-VERSION = 2  # part of the cache's name; increase it when images change
+VERSION = 3  # part of the cache's name; increase it when images change
 BIAS = 0.008  # share of the model's depth: of coinciding surfaces, the one that faces the viewer is visible
 GAP = 2600  # 4 % of 65535 levels of depth: usually more than the slope of a surface over two pixels
 LAMP = np.array([-0.45, 0.75, 0.6], np.float32) / np.float32(1.0607)
@@ -55,6 +56,13 @@ class Cloud:
     position: Floats  # (3, N)
     normal: Floats  # (3, N), unit or zero
     colour: Floats  # (4, N) in 0..255, straight alpha
+
+
+class View(NamedTuple):
+    """A model from one side."""
+
+    image: Image.Image  # RGBA
+    geometry: Image.Image  # RGB, as `_geometry` encodes it; black beside the model
 
 
 def catalogue(archive: Path) -> list[Model]:
@@ -157,8 +165,8 @@ def _colours(mesh: Any, face: NDArray[np.int64], weight: Floats) -> Floats:
     return colour
 
 
-def view(cloud: Cloud, azimuth: float, elevation: float, size: int = 128) -> Image.Image:
-    """Render an RGBA view that fills `size` pixels, from `azimuth` degrees right of the front and `elevation` above."""
+def view(cloud: Cloud, azimuth: float, elevation: float, size: int = 128) -> View:
+    """Render a view that fills `size` pixels, from `azimuth` degrees right of the front and `elevation` above."""
     a, e = np.radians(azimuth), np.radians(elevation)
     turn = np.array([[np.cos(a), 0, -np.sin(a)], [0, 1, 0], [np.sin(a), 0, np.cos(a)]])
     tilt = np.array([[1, 0, 0], [0, np.cos(e), -np.sin(e)], [0, np.sin(e), np.cos(e)]])
@@ -167,13 +175,14 @@ def view(cloud: Cloud, azimuth: float, elevation: float, size: int = 128) -> Ima
     pixel, level = _project(cloud, rotation, frame)
     solid = cloud.colour[3] >= 250
     owner = _splat(pixel, level, np.flatnonzero(solid), frame)
-    image = _shade(cloud, owner, rotation)
+    image, nearest = _shade(cloud, owner, rotation), owner
     glass = np.flatnonzero(~solid & (cloud.colour[3] >= 12))
     if len(glass):
         pane = _splat(pixel, level, glass, frame)
         hidden = (owner >= 0) & (level[pane] <= level[owner])
-        image = _over(_shade(cloud, np.where(hidden, -1, pane), rotation), image)
-    return _shrink(_despeckle(image), size)
+        pane = np.where(hidden, -1, pane)
+        image, nearest = _over(_shade(cloud, pane, rotation), image), np.where(pane >= 0, pane, owner)
+    return View(_shrink(_despeckle(image), size), _geometry(cloud, nearest, rotation, size))
 
 
 def _turned(points: Floats, rotation: Floats) -> Floats:
@@ -213,13 +222,39 @@ def _shade(cloud: Cloud, owner: NDArray[np.int32], rotation: Floats) -> Floats:
     """Return colours (H, W, 4) under a lamp above the viewer's left shoulder; both sides of a surface are lit."""
     visible = owner >= 0
     index = owner[visible]
-    normal = _turned(cloud.normal[:, index], rotation)
-    normal = np.where(normal[2] < 0, -normal, normal)
+    normal = _facing_normals(cloud, index, rotation)
     light = 0.55 + 0.12 * normal[1] + 0.48 * np.maximum(_turned(normal, LAMP[None])[0], 0)
     image = np.zeros((*owner.shape, 4), np.float32)
     image[visible, :3] = np.minimum(cloud.colour[:3, index] * light, 255).T
     image[visible, 3] = cloud.colour[3, index]
     return image
+
+
+def _facing_normals(cloud: Cloud, index: NDArray[np.int32], rotation: Floats) -> Floats:
+    """Return the normals (3, N) of points, x right, y up, z to the viewer; both sides of a surface face the viewer."""
+    normal = _turned(cloud.normal[:, index], rotation)
+    return np.where(normal[2] < 0, -normal, normal)
+
+
+def _geometry(cloud: Cloud, owner: NDArray[np.int32], rotation: Floats, size: int) -> Image.Image:
+    """Return normals and depth of the nearest points, glass included, as an RGB image of `size` pixels.
+
+    Red and green are the normal's x (right) and y (up) as 128 + 127 n; z is positive. Blue is 255 / (1 + d), where d is
+    the distance behind the model's nearest point in longest sides of the view: the inverse depth seen by a camera one
+    side before that point.
+    """
+    visible = owner >= 0
+    index = owner[visible]
+    x, y, z = _turned(cloud.position, rotation)
+    planes = np.zeros((*owner.shape, 4), np.float32)
+    planes[visible, :3] = _facing_normals(cloud, index, rotation).T
+    planes[visible, 3] = 1 / (1 + (z.max() - z[index]) / max(np.ptp(x), np.ptp(y), 1e-6))
+    sums = planes.reshape(size, 2, size, 2, 4).sum((1, 3))
+    normal = sums[..., :2] / np.maximum(np.linalg.norm(sums[..., :3], axis=2, keepdims=True), 1e-6)
+    covered = visible.reshape(size, 2, size, 2).sum((1, 3))[..., None]
+    depth = sums[..., 3:] / np.maximum(covered, 1)
+    encoded = np.concatenate([128 + 127 * normal, 255 * depth], axis=2) * (covered > 0)
+    return Image.fromarray(encoded.round().astype(np.uint8), "RGB")
 
 
 def _fill(owner: NDArray[np.int32], level: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -288,5 +323,12 @@ def render(model: Model, folder: Path, views: int) -> Views:
         cloud = sample(model)
         with atomic_dir(target) as partial:
             for (azimuth, path), (_, elevation) in zip(files, angles(model, views), strict=True):
-                view(cloud, azimuth, elevation).save(partial / path.name)
+                image, geometry = view(cloud, azimuth, elevation)
+                image.save(partial / path.name)
+                geometry.save(geometry_file(partial / path.name))
     return files
+
+
+def geometry_file(image: Path) -> Path:
+    """Return the file of a view's geometry, beside that of its image."""
+    return image.with_name(f"{image.stem}-geometry.png")

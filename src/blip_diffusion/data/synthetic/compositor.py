@@ -13,6 +13,7 @@ from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.data.synthetic import backgrounds, prompt_templates, styles
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.backgrounds import RGB, Background
+from blip_diffusion.data.synthetic.geometry import read_planes
 from blip_diffusion.data.synthetic.pair_spec import PairSpec, SyntheticConfig
 from blip_diffusion.data.synthetic.placement import (
     CutoutGeometry,
@@ -27,6 +28,7 @@ from blip_diffusion.data.synthetic.placement import (
 )
 from blip_diffusion.data.synthetic.resample import read_windows, resample_matrix
 from blip_diffusion.data.synthetic.subject_index import SubjectIndex
+from blip_diffusion.errors import DataError
 
 
 class Compositor:
@@ -39,6 +41,7 @@ class Compositor:
         self._subjects = subjects
         self._pixels = world.pixels.to(device)
         self._scenes = world.scene_pixels.to(device)
+        self._planes = _planes(world, device) if config.geometry else None
         self.geometry = measure(self._pixels)
         names = sorted({cutout.identity for cutout in world.cutouts})
         self._identities = {name: i for i, name in enumerate(names)}
@@ -53,12 +56,13 @@ class Compositor:
         noise.manual_seed(rng.getrandbits(62))
         target_placements = [self._place(row, spec, rng) for row, spec in enumerate(specs)]
         reference_placements = [self._place_reference(row, spec, rng) for row, spec in enumerate(specs)]
-        target, target_alpha = self._targets(specs, [p for row in target_placements for p in row], noise)
+        placed = [p for row in target_placements for p in row]
+        target, target_alpha = self._targets(specs, placed, noise)
         reference = self._references(specs, reference_placements, noise)
         cutouts = [self.world.cutouts[spec.target] for spec in specs]
         prompts = [spec.prompt or prompt_templates.prompt(spec.request) for spec in specs]
         identities = [self._identities[cutout.identity] for cutout in cutouts]
-        return SubjectBatch(
+        batch = SubjectBatch(
             reference=reference,
             reference_caption=[
                 prompt_templates.caption(cutout.category, spec.reference_background.phrase)
@@ -73,6 +77,9 @@ class Compositor:
             frames=_frames(target_placements, reference_placements).to(self.device),
             identity=torch.tensor(identities, device=self.device),
         )
+        if self._planes is not None:
+            batch["target_depth"], batch["target_normals"] = self._target_geometry(self._planes, placed, len(specs))
+        return batch
 
     def _targets(
         self, specs: Sequence[PairSpec], placements: Sequence[Placement], noise: Generator
@@ -85,6 +92,24 @@ class Compositor:
             if rows := [i for i, spec in enumerate(specs) if spec.request.style == style]:
                 canvas[rows] = apply(canvas[rows])
         return canvas.clamp_(0, 1), alpha
+
+    def _target_geometry(self, planes: Tensor, placements: Sequence[Placement], images: int) -> tuple[Tensor, Tensor]:
+        """Return depth (B, 1, S, S) and normals (B, 3, S, S) of targets, which are never rotated.
+
+        The background is infinitely far, and faces the viewer.
+        """
+        size = self.config.size
+        depth = torch.zeros(images, 1, size, size, device=self.device)
+        normals = torch.tensor([0.0, 0.0, 1.0], device=self.device).view(1, 3, 1, 1).repeat(images, 1, size, size)
+        for layer in layers_of(placements, images):
+            chosen = [placements[i] for i in layer]
+            rows = torch.tensor([p.row for p in chosen], device=self.device)
+            cutouts, windows = self._windows(chosen)
+            alpha = self._read(cutouts, windows, size)[:, 3:].clamp(0, 1)
+            near, facing = read_planes(planes[cutouts], windows / self._pixels.shape[-1], size)
+            depth[rows] = torch.lerp(depth[rows], near, alpha)
+            normals[rows] = torch.lerp(normals[rows], facing, alpha)
+        return depth, F.normalize(normals, dim=1)
 
     def _place(self, row: int, spec: PairSpec, rng: random.Random) -> list[Placement]:
         request, shape = spec.request, self.geometry[spec.target]
@@ -146,8 +171,7 @@ class Compositor:
 
     def _cut(self, placements: Sequence[Placement], size: int) -> tuple[Tensor, Tensor]:
         """Return premultiplied colour and alpha of cut-outs with the size, position, light and paint of placements."""
-        windows = torch.tensor([_window(p, self.geometry[p.cutout]) for p in placements], device=self.device)
-        image = self._read([p.cutout for p in placements], windows, size)
+        image = self._read(*self._windows(placements), size)
         rotated = [i for i, p in enumerate(placements) if p.angle]
         if rotated:
             image[rotated] = _rotate(image[rotated], [placements[i] for i in rotated])
@@ -172,9 +196,15 @@ class Compositor:
         if shaded:
             yield shaded, styles.silhouette
 
-    def _read(self, cutouts: Sequence[int], windows: Tensor, size: int) -> Tensor:
+    def _windows(self, placements: Sequence[Placement]) -> tuple[Tensor, Tensor]:
+        """Return the cut-outs (P,) of placements and the frames of their images in them (P, 3), as `_read` takes it."""
+        windows = [_window(p, self.geometry[p.cutout]) for p in placements]
+        cutouts = [p.cutout for p in placements]
+        return torch.tensor(cutouts, device=self.device), torch.tensor(windows, device=self.device)
+
+    def _read(self, cutouts: Tensor, windows: Tensor, size: int) -> Tensor:
         """Read windows (P, 3: left, top, side), in pixels of cut-outs, to premultiplied images (P, 4, size, size)."""
-        image = self._pixels[torch.tensor(cutouts, device=self.device)].float()  # (P, 4, 128, 128)
+        image = self._pixels[cutouts].float()  # (P, 4, 128, 128)
         image[:, :3] *= image[:, 3:] / 255
         left, top, side = windows.T
         rows = resample_matrix(top, side, image.shape[2], size)
@@ -189,6 +219,13 @@ class Compositor:
         across = torch.exp(-(((at - x) / wide) ** 2))  # (P, S)
         down = torch.exp(-(((at - y) / high) ** 2)) * strength
         return (1 - down[:, :, None] * across[:, None, :])[:, None]
+
+
+def _planes(world: AssetLibrary, device: torch.device) -> Tensor:
+    """Return the planes of all cut-outs. Raises `DataError` for a library that was loaded without them."""
+    if world.geometry is None:
+        raise DataError("The asset library has no depth and normals: load it with geometry=True.")
+    return world.geometry.to(device)
 
 
 def _frames(target_placements: Sequence[Sequence[Placement]], reference_placements: Sequence[Placement]) -> Tensor:

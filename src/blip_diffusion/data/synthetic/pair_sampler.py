@@ -19,6 +19,7 @@ from blip_diffusion.data.synthetic import backgrounds, prompt_templates
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.backgrounds import RGB, Background
 from blip_diffusion.data.synthetic.compositor import Compositor
+from blip_diffusion.data.synthetic.geometry import mirror_normals, warp_normals
 from blip_diffusion.data.synthetic.pair_spec import PairSpec, SyntheticConfig
 from blip_diffusion.data.synthetic.prompt_templates import PromptSpec
 from blip_diffusion.data.synthetic.resample import elastic_grid, warp_images
@@ -54,6 +55,9 @@ class PairSampler:
             grid = elastic_grid(self.batch_size, self.config.size, self.config.warp, rng)
             batch["target"] = warp_images(batch["target"], grid)
             batch["target_alpha"] = warp_images(batch["target_alpha"], grid)
+            if self.config.geometry:
+                batch["target_depth"] = warp_images(batch["target_depth"], grid)
+                batch["target_normals"] = warp_normals(batch["target_normals"], grid)
         if share := self.config.mirror:
             _mirror(batch, [i for i, spec in enumerate(specs) if rng.random() < share and _sideless(spec)])
         return batch
@@ -202,6 +206,9 @@ def _mirror(batch: SubjectBatch, rows: list[int]) -> None:
     """Mirror all images of these rows, in place."""
     for images in (batch["reference"], batch["object_crop"], batch["target"], batch["target_alpha"]):
         images[rows] = images[rows].flip(-1)
+    if "target_depth" in batch:
+        batch["target_depth"][rows] = batch["target_depth"][rows].flip(-1)
+        batch["target_normals"][rows] = mirror_normals(batch["target_normals"][rows])
     left, width = batch["frames"][rows, :, 0], batch["frames"][rows, :, 2]
     batch["frames"][rows, :, 0] = 1 - left - width
 

@@ -38,6 +38,7 @@ class SyntheticConfig:
     positions: float = 0.06  # share: at the left ...; a third of them with a size
     accessories: float = 0.04  # share: wearing a hat, next to an apple, if the library has such cut-outs
     styles: float = 0.06  # share: as pixel art ...
+    geometry: bool = False  # only subjects that are 3D models, with depth and normals of their targets
 
     def __post_init__(self) -> None:
         for name, step in (("size", 16), ("object_crop_size", 4)):

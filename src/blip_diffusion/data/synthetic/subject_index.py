@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from blip_diffusion.data.synthetic import prompt_templates
-from blip_diffusion.data.synthetic.assets import CutOut
+from blip_diffusion.data.synthetic.assets import CutOut, is_3d
 from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
 from blip_diffusion.errors import DataError
 from blip_diffusion.framing import WORN
@@ -21,11 +21,13 @@ class SubjectIndex:
     def __init__(self, cutouts: Sequence[CutOut], config: SyntheticConfig) -> None:
         self.cutouts, self.config = cutouts, config
         in_split = [cutout.split == config.split for cutout in cutouts]
-        self.views = rows_by(
-            [cutout.identity if keep else None for cutout, keep in zip(cutouts, in_split, strict=True)]
-        )
+        chosen = [
+            keep and (not config.geometry or is_3d(cutout)) for cutout, keep in zip(cutouts, in_split, strict=True)
+        ]
+        self.views = rows_by([cutout.identity if keep else None for cutout, keep in zip(cutouts, chosen, strict=True)])
         if not self.views:
-            raise DataError(f"The dataset has no {config.split} subjects.")
+            models = " that are 3D models" if config.geometry else ""
+            raise DataError(f"The dataset has no {config.split} subjects{models}.")
         self.names = list(self.views)
         kinds = [cutouts[rows[0]].kind for rows in self.views.values()]
         weight_of = {kind: kinds.count(kind) ** (config.kind_temperature - 1) for kind in set(kinds)}

@@ -28,7 +28,10 @@ from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
 from blip_diffusion.training.text_dropout import check_dropout, dropped_text_states
 
-Hint = Literal["canny", "mask"]
+Hint = Literal["canny", "mask", "depth", "normal"]
+GEOMETRIC: tuple[Hint, ...] = ("depth", "normal")
+"""Hints of 3D subjects, for which `SyntheticConfig.geometry` adds depth and normals to the batches."""
+HINT_CHANNELS: Mapping[Hint, int] = {"canny": 1, "mask": 1, "depth": 1, "normal": 3}
 CONDITIONING_CHANNELS = (16, 32, 96, 256)
 """Channels of the layers that reduce a ControlNet's hint to the latents' size; each but the first halves it."""
 
@@ -37,7 +40,7 @@ CONDITIONING_CHANNELS = (16, 32, 96, 256)
 class ControlConfig:
     """The hint, the network that reads it, and dropout of conditions."""
 
-    hint: Hint = "canny"  # Canny edges of the image, or the subject's mask
+    hint: Hint = "canny"  # Canny edges of the image; or the subject's mask, depth, or normals (of 3D models)
     network: Literal["adapter", "controlnet"] = "adapter"
     init_from: Path | None = None  # folder of a trained network to continue from, which may be of another hint
     res_blocks: int = 1  # per level of a new adapter
@@ -100,7 +103,7 @@ class StructureControl(Objective):
         return {"denoising": loss, "loss": loss}
 
     def _hint(self, batch: SubjectBatch) -> Tensor:
-        return hint_of(self.config.hint, batch["target"], batch["target_alpha"])
+        return hint_of(self.config.hint, batch)
 
     def _text_states(self, batch: SubjectBatch, rng: torch.Generator) -> Tensor:
         """Encode prompts; in training mode, some without their subject and some empty."""
@@ -155,18 +158,29 @@ def with_mask_frames(frames: Tensor, masks: Tensor) -> Tensor:
     return result
 
 
-def hint_of(kind: Hint, pixels: Tensor, alpha: Tensor) -> Tensor:
-    """Return the hints of images.
+def hint_of(kind: Hint, batch: SubjectBatch) -> Tensor:
+    """Return the hints of a batch's targets, in the colours that the published ControlNets read.
+
+    Depth is bright at the nearest point and black behind the subject. Normals are (n + 1) / 2 with red to the left,
+    green up and blue to the viewer, as of `control_v11p_sd15_normalbae`; the background faces the viewer.
 
     Args:
-        kind: "canny" or "mask".
-        pixels: (B, 3, H, W) in [0, 1].
-        alpha: (B, 1, H, W) in [0, 1], the subject's mask.
+        kind: The kind of hint.
+        batch: Pairs, with depth and normals if the hint is one of them.
 
     Returns:
-        (B, 1, H, W) in [0, 1], as `blip_diffusion.annotators` computes them.
+        (B, 1, H, W), or (B, 3, H, W) of normals, in [0, 1].
+
+    Raises:
+        ConfigError: If the batch has no depth and normals.
     """
-    return canny_edges(pixels) if kind == "canny" else alpha
+    if kind in GEOMETRIC and "target_depth" not in batch:
+        raise ConfigError(f"The hint {kind} needs pairs of 3D models: set data.synthetic.geometry to true.")
+    if kind == "depth":
+        return batch["target_depth"]
+    if kind == "normal":
+        return (batch["target_normals"] * batch["target"].new_tensor([-1.0, 1.0, 1.0]).view(3, 1, 1) + 1) / 2
+    return canny_edges(batch["target"]) if kind == "canny" else batch["target_alpha"]
 
 
 def new_network(model: BlipDiffusion, config: ControlConfig) -> Any:
@@ -175,12 +189,12 @@ def new_network(model: BlipDiffusion, config: ControlConfig) -> Any:
     if config.network == "controlnet" and model.place_width:
         raise ConfigError('A ControlNet can\'t read the tokens that this model places: set network = "adapter".')
     if config.init_from is not None:
-        return _trained_network(model, config.network, config.init_from)
+        return _trained_network(model, config)
     if config.network == "controlnet":
         layers = CONDITIONING_CHANNELS[: factor.bit_length()]
         return ControlNetModel.from_unet(model.unet, conditioning_embedding_out_channels=layers)
     adapter = T2IAdapter(
-        in_channels=1,
+        in_channels=HINT_CHANNELS[config.hint],
         channels=list(model.unet.config.block_out_channels),
         num_res_blocks=config.res_blocks,
         downscale_factor=factor,
@@ -189,13 +203,18 @@ def new_network(model: BlipDiffusion, config: ControlConfig) -> Any:
     return adapter
 
 
-def _trained_network(model: BlipDiffusion, kind: Literal["adapter", "controlnet"], folder: Path) -> Any:
-    """Load a network in single precision. Raises `CheckpointError` unless it fits the model."""
+def _trained_network(model: BlipDiffusion, config: ControlConfig) -> Any:
+    """Load `config.init_from` in single precision. Raises `CheckpointError` unless it fits the model and the hint."""
+    kind, folder = config.network, config.init_from
+    assert folder is not None
     network = load_diffusers("t2i_adapter" if kind == "adapter" else kind, folder, dtype=torch.float32)
     try:
         check_control_fit(network, model.unet, model.latents.factor)
     except InputError as error:
         raise CheckpointError(f"{folder} doesn't fit the model ({reason(error)}).") from error
+    channels = HINT_CHANNELS[config.hint]
+    if kind == "adapter" and network.config.in_channels not in (channels, 3):
+        raise CheckpointError(f"{folder} reads hints of one channel, and {config.hint} has {channels}.")
     return network
 
 
@@ -216,5 +235,5 @@ def init_zero(adapter: Any) -> None:
 
 
 def control_denoiser(model: BlipDiffusion, network: Any, states: Tensor, hint: Tensor) -> Denoiser:
-    """Return the denoiser for text states (B, L, D) and hints (B / copies, 1, H, W); it can be called once."""
+    """Return the denoiser for text states (B, L, D) and hints (B / copies, 1 or 3, H, W); it can be called once."""
     return controlled_denoiser(model.unet, states, [Control(network, hint)], steps=1)

@@ -13,6 +13,7 @@ from blip_diffusion.diffusion.forward_process import Noising, denoising_error
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
 from blip_diffusion.training.objectives.control import (
+    GEOMETRIC,
     ControlConfig,
     Hint,
     control_denoiser,
@@ -30,7 +31,7 @@ from blip_diffusion.training.recipe.timed_loop import NextRows
 
 COLUMNS = ("reference", "frames", "prompt", "category", "category_mask")
 HINT = "hint"
-"""The hint's column in a batch; the pool has a column for each kind, `hint_canny` and `hint_mask`."""
+"""The hint's column in a batch; the pool has a column for each kind, such as `hint_canny`."""
 
 FRAMES = "mask_frames"
 """The column of the frames of the subjects' masks; `frames` are those of the composites."""
@@ -50,7 +51,10 @@ class HintPacker(Packer):
     def __call__(self, batch: SubjectBatch) -> Rows:
         rows = super().__call__(batch)
         columns = {name: rows[name] for name in (*COLUMNS, "target")}
-        hints = {kind: hint_of(kind, batch["target"], batch["target_alpha"]) for kind in self.hints}
+        kinds: set[Hint] = {*self.hints}
+        if kinds & {*GEOMETRIC}:
+            kinds.add("mask")  # for the metrics
+        hints = {kind: hint_of(kind, batch) for kind in sorted(kinds)}
         columns[FRAMES] = with_mask_frames(batch["frames"], batch["target_alpha"])
         return columns | {f"{HINT}_{kind}": to_bytes(hint) for kind, hint in hints.items()}
 

@@ -34,10 +34,10 @@ def control_metrics(objective: PackedControl, rows: Rows, samples: int) -> dict[
         samples: Number of pairs for which images are sampled; 0 for no metrics of samples.
 
     Returns:
-        `x0_error_*`, the mean squared error of the predicted x0, averaged over `held_out.TIMESTEPS`; and `edge_f1_*` or
-        `mask_iou_*` of sampled images. The suffix is the condition: the right hint, another image's (`wrong`), the
-        frame without the network (`box`), for samples neither (`none`), for the error a `black` hint. `ceiling` is the
-        upper bound, the VAE reconstruction of the target.
+        `x0_error_*`, the mean squared error of the predicted x0, averaged over `held_out.TIMESTEPS`; and the metrics
+        `METRICS` of sampled images. The suffix is the condition: the right hint, another image's (`wrong`), the frame
+        without the network (`box`), for samples neither (`none`), for the error a `black` hint. `ceiling` is the upper
+        bound, the VAE reconstruction of the target.
     """
     rng = torch.Generator(rows["target"].device).manual_seed(NOISE_SEED)
     rows = rows | {"frames": frames_of_hints(objective, rows)}
@@ -48,8 +48,8 @@ def control_metrics(objective: PackedControl, rows: Rows, samples: int) -> dict[
 
 
 def frames_of_hints(objective: PackedControl, rows: Rows) -> Tensor:
-    """Return the frames (B, K, 4) of the subjects' boxes in masks, or in the images whose edges are the hints."""
-    if objective.config.hint == "mask":
+    """Return the frames (B, K, 4) of the subjects' boxes in the hints, or in the images whose edges are the hints."""
+    if objective.config.hint != "canny":
         return rows[FRAMES]
     boxes = [find_subject(objective.model, image) for image in to_pil(to_pixels(rows["target"]))]
     frames = torch.zeros_like(rows["frames"])
@@ -108,14 +108,13 @@ def _errors(objective: PackedControl, rows: Rows, latents: Tensor, noise: Tensor
 
 
 def _sample_metrics(objective: PackedControl, rows: Rows) -> dict[str, float]:
-    kind = objective.config.hint
-    name, metric = METRICS[kind]
     scores: dict[str, list[Tensor]] = {}
     for start in range(0, len(rows["target"]), SAMPLE_CHUNK):
         part = {key: value[start : start + SAMPLE_CHUNK] for key, value in rows.items()}
         hint = hint_images(objective, part)
         for condition, images in _samples(objective, part, hint, start).items():
-            scores.setdefault(f"{name}_{condition}", []).append(metric(objective.model, images, hint))
+            for name, metric in METRICS[objective.config.hint].items():
+                scores.setdefault(f"{name}_{condition}", []).append(metric(objective.model, images, part))
     return {key: float(torch.cat(values).mean()) for key, values in scores.items()}
 
 
@@ -151,7 +150,7 @@ def sample_controlled(
         objective: Model and network.
         states: Text states (B, L, D) of `text_states`.
         seeds: One seed per image.
-        hint: Control images (B, 1, H, W) in [0, 1]; default: the network is not used.
+        hint: Control images (B, 1 or 3, H, W) in [0, 1]; default: the network is not used.
         scale: Scale of the network's features.
         guess_mode: Whether the network acts on the conditional prediction only; default: for adapters.
 
@@ -165,7 +164,7 @@ def sample_controlled(
 
 
 def hint_images(objective: PackedControl, rows: Rows) -> Tensor:
-    """Return the pairs' control images (B, 1, H, W) in [0, 1]."""
+    """Return the pairs' control images (B, 1 or 3, H, W) in [0, 1]."""
     return to_pixels(rows[f"{HINT}_{objective.config.hint}"])
 
 
@@ -176,21 +175,33 @@ def text_states(objective: PackedControl, rows: Rows) -> Tensor:
         return objective.subject.states_of(rows | {"bare": none, "empty": none})
 
 
-def _edge_score(_model: BlipDiffusion, images: Tensor, hint: Tensor) -> Tensor:
-    return edge_f1(canny_edges(images), hint.round())
+def _edge_score(_model: BlipDiffusion, images: Tensor, rows: Rows) -> Tensor:
+    return edge_f1(canny_edges(images), canny_edges(to_pixels(rows["target"])))
 
 
-def _mask_score(model: BlipDiffusion, images: Tensor, hint: Tensor) -> Tensor:
-    """Return the IoU of the mask that the model's subject finder predicts for an image with the hint's."""
+def _subject_edge_score(_model: BlipDiffusion, images: Tensor, rows: Rows) -> Tensor:
+    """Return the F1 score of the edges inside the target's mask and on its outline."""
+    near = F.max_pool2d((to_pixels(rows[f"{HINT}_mask"]) > 0).float(), 3, stride=1, padding=1)
+    return edge_f1(canny_edges(images) * near, canny_edges(to_pixels(rows["target"])) * near)
+
+
+def _mask_score(model: BlipDiffusion, images: Tensor, rows: Rows) -> Tensor:
+    """Return the IoU of the mask that the model's subject finder predicts for an image with the target's."""
     reference = model.reference
     pixels = preprocess(images, reference.size, reference.mean, reference.std)
     mask = model.subject_finder(model.subject_encoder.image_encoder.features(pixels)).sigmoid()  # type: ignore[misc]
-    small = F.interpolate(hint, mask.shape[2:], mode="area")
+    small = F.interpolate(to_pixels(rows[f"{HINT}_mask"]), mask.shape[2:], mode="area")
     return iou(mask[:, 0].float(), small[:, 0])
 
 
-METRICS: Mapping[str, tuple[str, Callable[[BlipDiffusion, Tensor, Tensor], Tensor]]] = {
-    "canny": ("edge_f1", _edge_score),
-    "mask": ("mask_iou", _mask_score),
+Metric = Callable[[BlipDiffusion, Tensor, Rows], Tensor]
+"""A function of a model, images (B, 3, H, W) and their pairs that returns scores (B,)."""
+
+_SHAPE: Mapping[str, Metric] = {"mask_iou": _mask_score, "subject_edge_f1": _subject_edge_score}
+METRICS: Mapping[str, Mapping[str, Metric]] = {
+    "canny": {"edge_f1": _edge_score},
+    "mask": {"mask_iou": _mask_score},
+    "depth": _SHAPE,
+    "normal": _SHAPE,
 }
-"""By hint: name and function of the metric, from a model, images (B, 3, H, W) and hints (B, 1, H, W) to (B,)."""
+"""The metrics of each hint. An image's depth isn't known: its outline and its inner edges are compared instead."""

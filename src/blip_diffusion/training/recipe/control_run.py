@@ -24,7 +24,7 @@ from blip_diffusion.errors import InputError
 from blip_diffusion.fileio import write_text
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training import initialization
-from blip_diffusion.training.objectives.control import ControlConfig, Hint
+from blip_diffusion.training.objectives.control import GEOMETRIC, ControlConfig, Hint
 from blip_diffusion.training.optim import OptimConfig
 from blip_diffusion.training.recipe import control, held_out
 from blip_diffusion.training.recipe.config import PAIRS, PhaseConfig, SizesConfig, read_over
@@ -63,7 +63,7 @@ def _loop() -> PhaseConfig:
 class ControlRecipeConfig:
     """Configuration of training for structure control; the kind of hint is an argument of the call.
 
-    `control.default_frames` applies to edges only: in a mask, `generate` always finds the subject's frame.
+    `control.default_frames` applies to edges only: in masks, depth and normals, `generate` finds the subject's frame.
     """
 
     model: str = "mini"  # or a folder
@@ -115,7 +115,8 @@ def run_control(
 
     Args:
         config: Model, data, batch sizes and optimizer.
-        hints: "canny", "mask", or both, which share the training pairs and the time equally.
+        hints: Kinds, which share the training pairs and the time equally; with "depth" or "normal", all pairs are of 3D
+            models.
         folder: Where checkpoints, logs and exports are written.
         minutes: Total training time of all networks over all calls, without the time for data and metrics.
         device: Device to train on.
@@ -132,7 +133,7 @@ def run_control(
     check_minutes(minutes)
     known = get_args(Hint)
     if not hints or not {*hints} <= {*known} or len({*hints}) < len(hints):
-        raise InputError(f"The hints are {', '.join(hints)}: use {' or '.join(known)}, each once.")
+        raise InputError(f"The hints are {', '.join(hints)}: use {', '.join(known[:-1])} or {known[-1]}, each once.")
     kinds = cast(Sequence[Hint], hints)
     with claimed(folder, resume=resume):
         warn_if_finished(folder, kinds)
@@ -149,7 +150,9 @@ def _context(
     source_folder = find_model(config.model)
     model = assemble(read_parts(source_folder, dtype=torch.float32), source_folder)
     size = model.image_size
-    world, synthetic = AssetLibrary.load(config.data), replace(config.synthetic, size=size)
+    geometry = bool({*hints} & {*GEOMETRIC})
+    world = AssetLibrary.load(config.data, geometry=geometry)
+    synthetic = replace(config.synthetic, size=size, geometry=geometry)
     sizes = config.cuda if device.type == "cuda" else config.cpu
     packer = HintPacker.over(packer_of(model, size, CAPTION_TOKENS), hints)
     sampler = PairSampler(world, synthetic, batch_size=sizes.worker_batch, seed=config.seed)
@@ -193,7 +196,7 @@ def _train(context: _Context, hint: Hint, folder: Path, seconds: float) -> dict[
         return metrics
     torch.manual_seed(context.config.seed)
     config = replace(context.config.control, hint=hint)
-    if hint == "mask":
+    if hint != "canny":
         config = replace(config, default_frames=0.0)
     objective = PackedControl(context.model, initialization.noising_from(context.model.scheduler), config)
     objective = objective.to(context.settings.device)

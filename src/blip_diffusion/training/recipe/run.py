@@ -106,7 +106,7 @@ def run(
 @contextmanager
 def _started(config: RecipeConfig, folder: Path, device: torch.device, workers: int) -> Iterator[Recipe]:
     """Load the asset library, start the workers, then use the device: CUDA can't be used before a fork."""
-    world = AssetLibrary.load(config.data)
+    world = AssetLibrary.load(config.data, geometry=config.synthetic.geometry)
     sizes = config.cuda if device.type == "cuda" else config.cpu
     sampler = PairSampler(world, config.synthetic, batch_size=sizes.worker_batch, seed=config.seed)
     _keep_start(config, world, sampler, folder / START)
