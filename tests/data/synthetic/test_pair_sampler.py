@@ -109,6 +109,20 @@ def test_reference_has_another_background() -> None:
                 assert not backgrounds.is_close(backgrounds.PALETTE[background.names[0]], shapes[cutout].colour)
 
 
+def test_targets_without_a_scene_have_a_plain_background() -> None:
+    config = replace(BUSY, no_scene=0.5)
+    pairs = pair_sampler(config)
+    phrases = {pairs.background(random.Random(seed)).phrase for seed in range(200)}
+    sampled = specs(config, 200)
+    unnamed = [spec for spec in sampled if not spec.request.scene and spec.request.style != "sketch"]
+    assert 60 < len(unnamed) < 140
+    assert all(spec.background.kind == "plain" for spec in unnamed)
+    assert not any(phrase in spec.prompt for spec in unnamed for phrase in phrases)
+    batch = pairs.render([replace(unnamed[0], request=PromptSpec(), accessory=-1, anywhere=False)], random.Random(0))
+    corners = batch["target"][0, :, [0, 0, -1, -1], [0, -1, 0, -1]]  # (3, 4)
+    assert (corners - corners[:, :1]).abs().max() < 0.1, "one colour, but for its shading"
+
+
 def test_heldout_assets_are_not_in_training_pairs() -> None:
     for spec in specs(BUSY):
         assert WORLD.cutouts[spec.reference].split == WORLD.cutouts[spec.target].split == "train"

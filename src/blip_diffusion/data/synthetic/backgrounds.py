@@ -159,6 +159,11 @@ def plain_reference(rng: random.Random, away_from: RGB | None = None) -> Backgro
     return plain(rng.choice(_far(usual, away_from)), rng)
 
 
+def unnamed(background: Background) -> Background:
+    """Return a background without words for it and without ground."""
+    return replace(background, phrase="", word="", horizon=None)
+
+
 def photograph(
     index: int, scene: Scene, height: int, width: int, rng: random.Random, *, phrase: str | None = None
 ) -> Background:

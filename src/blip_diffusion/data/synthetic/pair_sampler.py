@@ -66,9 +66,7 @@ class PairSampler:
         """Sample a random pair of the configured split."""
         reference, target = self._subjects.pair(rng)
         request, accessory = self._property(target, rng)
-        background = self.background(rng, away_from=self._colour(target, request))
-        if request.style == "sketch":
-            background = replace(background, phrase="", word="", horizon=None)  # paper
+        background = self._target_background(self._colour(target, request), request, rng)
         request = replace(request, scene=background.phrase)
         reference_background = self._reference_background(reference, background.word, rng)
         prompt = prompt_templates.prompt(request, rng)
@@ -142,6 +140,13 @@ class PairSampler:
         if request.style == "silhouette":
             return backgrounds.PALETTE["black"]
         return backgrounds.PALETTE[request.colour] if request.colour else self._compositor.geometry[cutout].colour
+
+    def _target_background(self, colour: RGB, request: PromptSpec, rng: random.Random) -> Background:
+        """Sample a background; a sketch's, which is paper, and a share of the others are not named in the prompt."""
+        if self.config.no_scene and rng.random() < self.config.no_scene:
+            return backgrounds.unnamed(backgrounds.plain_reference(rng, colour))
+        background = self.background(rng, away_from=colour)
+        return backgrounds.unnamed(background) if request.style == "sketch" else background
 
     def _reference_background(self, reference: int, word: str, rng: random.Random) -> Background:
         colour = self._compositor.geometry[reference].colour

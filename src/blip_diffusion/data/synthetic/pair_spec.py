@@ -18,6 +18,7 @@ class SyntheticConfig:
     object_crop_size: int = 32  # side of the object crop
     split: str = "train"  # of identities and of scenes
     procedural: float = 0.4  # share of targets on procedural backgrounds instead of photographs
+    no_scene: float = 0.0  # share of targets on a plain colour, mostly white, whose prompt names no scene
     reference_plain: float = 0.5  # share of references on a plain colour instead of another scene
     same_view: float = 0.5  # share of pairs of one image of the subject, if it has several
     azimuth: float = 45.0  # degrees: usual angle between the two views of a 3D model; at most 90

@@ -44,10 +44,10 @@ ACCESSORIES = {
 class PromptSpec:
     """Properties of an image of a subject. Every field except the scene is a key of the table in its comment.
 
-    A sketch is drawn on bare paper, so its scene is empty.
+    A sketch is drawn on bare paper, so its scene is empty. Without a scene the background is plain.
     """
 
-    scene: str = ""  # the phrase itself: "on the beach"; empty for a sketch on bare paper
+    scene: str = ""  # the phrase itself: "on the beach"; empty for a plain background or a sketch
     accessory: str = ""  # ACCESSORIES
     colour: str = ""  # PAINTS: what the subject is painted
     count: int = 1  # COUNTS
