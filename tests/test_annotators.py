@@ -69,6 +69,18 @@ def test_control_map_is_unchanged(dog: Image.Image) -> None:
     assert annotate(dog, "canny").size == dog.size
 
 
+def test_depth_and_normal_maps_are_used_as_they_are(dog: Image.Image) -> None:
+    depth = Image.linear_gradient("L").resize((40, 30))
+    assert annotate(depth, "depth").tobytes() == depth.convert("RGB").tobytes()
+    slopes = np.mgrid[-0.6:0.6:40j, -0.6:0.6:40j]
+    normals = np.stack([*slopes, np.sqrt(1 - (slopes**2).sum(0))], axis=2)
+    encoded = Image.fromarray(((normals + 1) * 127.5).round().astype(np.uint8))
+    assert annotate(encoded, "normal").tobytes() == encoded.tobytes()
+    for image, kind in ((encoded, "depth"), (depth, "normal"), (dog, "depth"), (dog, "normal")):
+        with pytest.raises(InputError, match=f"{kind} needs controlnet_aux.* or give a ready-made map[.]$"):
+            annotate(image, kind)
+
+
 def test_unknown_kinds_are_refused(dog: Image.Image) -> None:
     with pytest.raises(InputError, match="no control 'edges': use map, canny, mask, depth"):
         annotate(dog, "edges")
@@ -87,6 +99,8 @@ def test_unavailable_weights_raise_an_error(dog: Image.Image, monkeypatch: pytes
     library = ModuleType("controlnet_aux")
     vars(library)["MidasDetector"] = MidasDetector
     monkeypatch.setitem(sys.modules, "controlnet_aux", library)
-    with pytest.raises(InputError, match=r"can't be loaded from lllyasviel/Annotators .* give it as map") as caught:
+    with pytest.raises(
+        InputError, match=r"can't be loaded from lllyasviel/Annotators .* give a ready-made map"
+    ) as caught:
         annotate(dog, "depth")
     assert "\n" not in str(caught.value)

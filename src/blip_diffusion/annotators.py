@@ -20,12 +20,16 @@ WEIGHTS = "lllyasviel/Annotators"
 """Hub repository of their weights."""
 KINDS = ("map", "canny", "mask", *NETWORKS)
 """`map` is an image that is already a control map, `mask` the mask of a subject."""
+GEOMETRY = ("depth", "normal")
+"""Maps of geometry, which 3D programs render too."""
 MAX_GREY = 0.25
 """Largest share of a mask's pixels that may be neither dark nor bright."""
+MIN_UNIT, MAX_TINT = 0.9, 4
+"""Least share of a normal map's pixels of length 0.9 to 1.1, and largest difference of a depth map's channels."""
 
 
 def annotate(image: Image.Image, kind: str) -> Image.Image:
-    """Return the control map of an image.
+    """Return the control map of an image. A depth map or a normal map is returned as it is.
 
     Raises:
         InputError: If the annotator is unknown or unavailable, or the image is no mask where one is needed.
@@ -37,9 +41,22 @@ def annotate(image: Image.Image, kind: str) -> Image.Image:
         return image
     if kind == "canny":
         return canny(image)
+    if kind in GEOMETRY and _is_map(image, kind):
+        return image
     if kind in NETWORKS:
         return _detector(kind)(image).convert("RGB").resize(image.size, Image.Resampling.BICUBIC)
     raise InputError(f"There is no control {kind!r}: use {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
+
+
+def _is_map(image: Image.Image, kind: str) -> bool:
+    """Return whether an RGB image already is a depth map, which is grey, or a normal map, of vectors of length 1."""
+    import numpy as np
+
+    pixels = np.asarray(image, np.float32)
+    if kind == "depth":
+        return bool(np.ptp(pixels, axis=2).max() <= MAX_TINT)
+    lengths = np.linalg.norm(pixels / 127.5 - 1, axis=2)
+    return bool((np.abs(lengths - 1) < 0.1).mean() >= MIN_UNIT)
 
 
 def _detector(kind: str) -> Callable[[Image.Image], Image.Image]:
@@ -47,8 +64,8 @@ def _detector(kind: str) -> Callable[[Image.Image], Image.Image]:
         import controlnet_aux  # type: ignore[import-not-found]
     except ImportError as error:
         raise InputError(
-            f"The control {kind} needs controlnet_aux: pip install 'blip-diffusion[control]', or draw the map yourself "
-            "and give it as map."
+            f"The control {kind} needs controlnet_aux: pip install 'blip-diffusion[control]', or give a ready-made map"
+            + ("." if kind in GEOMETRY else " as map.")
         ) from error
     try:
         detector: Callable[[Image.Image], Image.Image] = getattr(controlnet_aux, NETWORKS[kind]).from_pretrained(
@@ -56,8 +73,8 @@ def _detector(kind: str) -> Callable[[Image.Image], Image.Image]:
         )
     except Exception as error:  # its networks are fetched from the hub and built by several libraries
         raise InputError(
-            f"The control {kind} can't be loaded from {WEIGHTS} ({reason(error)}): draw the map yourself and give it "
-            "as map."
+            f"The control {kind} can't be loaded from {WEIGHTS} ({reason(error)}): give a ready-made map"
+            + ("." if kind in GEOMETRY else " as map.")
         ) from error
     return detector
 

@@ -1,11 +1,13 @@
 """`generate --control`: ControlNets and invalid values."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
+from PIL import Image
 
 from blip_diffusion.cli.main import main
 from blip_diffusion.generation.request import control_map, read_control
@@ -48,6 +50,26 @@ def test_control_image_changes_the_result_and_is_reproduced(generate: Run, contr
     reference.rename(reference.with_name("gone.png"))
     assert main(["generate", "--reproduce", str(held), "--out", "again"]) == 0
     assert held.read_bytes() == Path("again/on-the-beach-0.png").read_bytes()
+
+
+@pytest.mark.parametrize(("kind", "channels"), [("depth", 1), ("normal", 3)])
+def test_ready_made_maps_are_read_by_the_models_adapter(
+    generate: Run, tiny_folder: Path, tmp_path: Path, kind: str, channels: int
+) -> None:
+    model = shutil.copytree(tiny_folder, tmp_path / "model")
+    widths = list(UNet2DConditionModel.from_pretrained(tiny_folder / "unet").config.block_out_channels)
+    torch.manual_seed(0)
+    adapter = T2IAdapter(channels, widths, num_res_blocks=1, downscale_factor=8)
+    adapter.save_pretrained(model / "t2i_adapter" / kind)
+    background, subject = ((0, 0, 0), (200, 200, 200)) if kind == "depth" else ((128, 128, 255), (230, 128, 204))
+    image = Image.new("RGB", (32, 32), background)
+    image.save("flat.png")
+    image.paste(subject, (8, 8, 24, 24))
+    image.save("solid.png")
+    for name in ("flat", "solid"):
+        assert generate("--model", model, "--control", f"{kind}={name}.png", "--out", name) == 0
+    pixels = [read_pixels(f"{name}/on-the-beach-0.png") for name in ("flat", "solid")]
+    assert not np.array_equal(*pixels)
 
 
 @pytest.mark.parametrize(

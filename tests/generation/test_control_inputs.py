@@ -41,6 +41,24 @@ def test_the_subject_of_a_photo_for_edges_gives_the_subjects_box(placed: BlipDif
     assert _subject_arguments(pipe, request)["box"] is None  # without positions
 
 
+@pytest.mark.parametrize(("kind", "background"), [("depth", (0, 0, 0)), ("normal", (128, 128, 255))])
+def test_depth_and_normals_before_a_plain_background_give_the_subjects_box(
+    kind: str, background: tuple[int, int, int], placed: BlipDiffusionPipeline, pipe: Any
+) -> None:
+    image = Image.new("RGB", (64, 64), background)
+    image.paste((200, 200, 200) if kind == "depth" else (200, 90, 200), (16, 8, 48, 56))
+    request = GenerationRequest(**REQUEST, controls=(ControlInput(kind, png_bytes(image)),))
+    assert _subject_arguments(placed, request)["box"] == pytest.approx((0.25, 0.125, 0.75, 0.875), abs=0.04)
+    filled = replace(request, controls=(ControlInput(kind, PNG),))
+    assert _subject_arguments(placed, filled)["box"] is None  # of a photo, with a background
+    assert _subject_arguments(pipe, request)["box"] is None  # without positions
+    placed.t2i_adapters = {kind: T2IAdapter(1, list(placed.unet.config.block_out_channels), num_res_blocks=1)}
+    try:
+        assert control_arguments(placed, request)["controlnet"] is placed.t2i_adapters[kind]
+    finally:
+        placed.t2i_adapters = {}
+
+
 def test_adapters_of_the_model_act_on_the_conditional_prediction_only(fresh_pipe: Any) -> None:
     channels = list(fresh_pipe.unet.config.block_out_channels)
     fresh_pipe.t2i_adapters = {"canny": T2IAdapter(3, channels, num_res_blocks=1)}

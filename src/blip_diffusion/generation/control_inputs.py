@@ -5,9 +5,10 @@ from functools import partial
 from typing import Any
 
 from blip_diffusion import images
+from blip_diffusion.annotators import GEOMETRY
 from blip_diffusion.checkpoint.single_component import load_controlnet
 from blip_diffusion.errors import InputError
-from blip_diffusion.framing import Box, box_of_mask
+from blip_diffusion.framing import Box, box_before_plain_border, box_of_mask
 from blip_diffusion.generation.request import CONTROLNETS, ControlInput, GenerationRequest, control_map
 from blip_diffusion.references import find_subject
 
@@ -22,23 +23,27 @@ def short_side(pipe: Any, request: GenerationRequest) -> int:
 
 
 def box_of_controls(pipe: Any, request: GenerationRequest) -> Box | None:
-    """Return the subject's box in the first control image that shows it: a mask, or a photo whose edges are used.
+    """Return the subject's box in the first control image that shows it.
 
-    `None` without such an image, or for a model whose subject tokens have no positions. Edits use the box in the
-    edited photo.
+    These are masks, photos whose edges are used, and depth or normals of a subject before a plain background. `None`
+    without such an image, or for a model whose subject tokens have no positions. Edits use the box in the edited photo.
     """
     if not pipe.model.place_width:
         return None
     photos = request.edit is None
-    shown = [one for one in request.controls if one.kind == "mask" or (photos and not one.is_map)]
+    shown = [one for one in request.controls if one.kind == "mask" or (photos and _shows_subject(one))]
     return next((box for one in shown if (box := _box_of_control(pipe, one)) is not None), None)
+
+
+def _shows_subject(control: ControlInput) -> bool:
+    return not control.is_map or control.kind in GEOMETRY
 
 
 def _box_of_control(pipe: Any, control: ControlInput) -> Box | None:
     if not control.is_map:
         return images.read_image(io.BytesIO(control.image), partial(find_subject, pipe.model))
-    mask = images.as_rgb(images.open_image(io.BytesIO(control.image)))
-    return box_of_mask(images.to_tensor([mask])[0].mean(dim=0))
+    pixels = images.to_tensor([images.as_rgb(images.open_image(io.BytesIO(control.image)))])[0]
+    return box_of_mask(pixels.mean(dim=0)) if control.kind == "mask" else box_before_plain_border(pixels)
 
 
 def control_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:

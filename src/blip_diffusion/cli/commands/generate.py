@@ -166,7 +166,7 @@ def control_flags(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KIND=FILE[:SCALE]",
         help="keep the structure of an image, for example canny=room.png:0.8; mask=FILE is the mask of the subject, "
-        "map=FILE a ready-made control map",
+        "depth=FILE and normal=FILE a map of it or a photo, map=FILE any ready-made control map",
     )
     parser.add_argument(
         "--controlnet", action="append", default=[], metavar="KIND=MODEL", help="the ControlNet for a kind of control"
