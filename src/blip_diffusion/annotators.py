@@ -21,7 +21,7 @@ WEIGHTS = "lllyasviel/Annotators"
 KINDS = ("map", "canny", "mask", *NETWORKS)
 """`map` is an image that is already a control map, `mask` the mask of a subject."""
 GEOMETRY = ("depth", "normal")
-"""Maps of geometry, which 3D programs render too."""
+"""Maps of geometry, which 3D programs render, and the training data have of 3D models."""
 MAX_GREY = 0.25
 """Largest share of a mask's pixels that may be neither dark nor bright."""
 MIN_UNIT, MAX_TINT = 0.9, 4

@@ -173,6 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="mini", help="a model folder (default: mini)")
     parser.add_argument("--hint", default="canny", choices=sorted(METRICS), help="control images (default: canny)")
     parser.add_argument("--adapter", type=Path, help="the adapter's folder (default: the model's)")
+    parser.add_argument("--only-3d", action="store_true", help="pairs of 3D models, as for depth and normals")
     parser.add_argument("--pairs", type=int, default=32, help="held-out pairs (default: 32)")
     flags = parser.parse_args(arguments)
     return print_result(lambda: compare(*_inputs(flags), flags.out))
@@ -184,7 +185,7 @@ def _inputs(flags: Any) -> tuple[PackedControl, Rows]:
     objective = load(flags.model, flags.hint, flags.adapter)
     size = objective.model.image_size
     packer = HintPacker.over(packer_of(objective.model, size, CAPTION_TOKENS), [flags.hint])
-    geometry = flags.hint in GEOMETRIC
+    geometry = flags.only_3d or flags.hint in GEOMETRIC
     synthetic = replace(CONTROL_PAIRS, size=size, geometry=geometry)
     world = AssetLibrary.load(flags.dataset, geometry=geometry)
     return objective, held_out_rows(world, synthetic, packer, count=flags.pairs, seed=1)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
 from blip_diffusion.errors import ConfigError, DataError
 from blip_diffusion.training.pretrain import run
 from blip_diffusion.training.training_data import DataConfig, open_data
@@ -48,6 +49,7 @@ def test_stage_two_goes_on_from_a_model_and_resumes_exactly(tiny_folder: Path, t
     ("config", "error", "sentence"),
     [
         ({"licences": "permissive"}, ConfigError, "data.licences has no effect"),
+        ({"synthetic": SyntheticConfig(geometry=True)}, ConfigError, "Images of your own have no depth and normals"),
         ({"batch_size": 1}, DataError, "has no category"),
     ],
 )

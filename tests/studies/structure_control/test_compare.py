@@ -48,4 +48,6 @@ def test_errors(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     flags = ["--dataset", str(WORLD), "--model", str(folder), "--out", str(tmp_path / "out")]
     assert study.main(flags) == 2 and "has no adapter for canny: name one with --adapter" in capsys.readouterr().err
     assert study.main([*flags, "--pairs", "1"]) == 2 and "--pairs must be at least 2" in capsys.readouterr().err
+    assert study.main([*flags, "--adapter", str(folder / "adapter"), "--only-3d"]) == 2
+    assert "has no depth and normals of 3D models" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

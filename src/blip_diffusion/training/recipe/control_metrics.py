@@ -197,11 +197,11 @@ def _mask_score(model: BlipDiffusion, images: Tensor, rows: Rows) -> Tensor:
 Metric = Callable[[BlipDiffusion, Tensor, Rows], Tensor]
 """A function of a model, images (B, 3, H, W) and their pairs that returns scores (B,)."""
 
-_SHAPE: Mapping[str, Metric] = {"mask_iou": _mask_score, "subject_edge_f1": _subject_edge_score}
+_SUBJECT: Mapping[str, Metric] = {"mask_iou": _mask_score, "subject_edge_f1": _subject_edge_score}
 METRICS: Mapping[str, Mapping[str, Metric]] = {
     "canny": {"edge_f1": _edge_score},
-    "mask": {"mask_iou": _mask_score},
-    "depth": _SHAPE,
-    "normal": _SHAPE,
+    "mask": _SUBJECT,
+    "depth": _SUBJECT,
+    "normal": _SUBJECT,
 }
 """The metrics of each hint. An image's depth isn't known: its outline and its inner edges are compared instead."""
