@@ -10,6 +10,7 @@ from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.training.ema import Ema
 from blip_diffusion.training.initialization import noising_from
 from blip_diffusion.training.metric_logger import MetricLogger
+from blip_diffusion.training.objectives.control import ControlConfig, StructureControl
 from blip_diffusion.training.objectives.subject import SubjectConfig, SubjectRepresentation
 from blip_diffusion.training.sample_callback import SampleCallback, sample_with_same_noise, shuffled_conditions
 from blip_diffusion.training.trainer import HookContext
@@ -52,3 +53,13 @@ def test_sample_callback_writes_a_page_and_metrics(model: BlipDiffusion, batch: 
     assert set(logged) == {"step", "heldout/loss", *(key for key in logged if key.startswith("heldout/denoising"))}
     assert len({right, reference, scene}) == 3 and logged["heldout/loss"] == right
     assert right == pytest.approx(scene, rel=0.2)  # the same noise: only the words differ
+
+
+@torch.no_grad()
+def test_sample_callback_logs_losses_by_hint(model: BlipDiffusion, batch: SubjectBatch, tmp_path: Path) -> None:
+    objective = StructureControl(model, noising_from(model.scheduler), ControlConfig()).eval()
+    with MetricLogger(tmp_path, console=False) as metric_logger:
+        SampleCallback(batch, [batch, batch])(HookContext(3, objective, metric_logger, Ema({}, 0.0)))
+    logged = json.loads((tmp_path / "log.jsonl").read_text())
+    untrained = [logged[f"heldout/denoising {name}"] for name in ("wrong hint", "empty hint", "no control")]
+    assert untrained == pytest.approx([logged["heldout/denoising"]] * 3, rel=1e-5)

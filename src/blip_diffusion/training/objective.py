@@ -82,6 +82,13 @@ class Objective(nn.Module):
         """
         return None
 
+    def comparison_losses(self, batch: Any, context: StepContext) -> Losses:
+        """Return held-out losses under wrong or missing conditions of the objective's own; empty by default.
+
+        They are comparable with the losses of `forward` for the same batch and generator.
+        """
+        return {}
+
     def sample_images(self, batch: Any) -> list[Tensor]:
         """Return columns of images (B, 3, H, W) in [0, 1] for inspection; empty by default."""
         return []

@@ -41,14 +41,19 @@ class SampleCallback:
                 for name, shuffled in shuffled_conditions(batch).items():
                     wrong = _losses(objective, shuffled, number).items()
                     values |= {f"heldout/{key} {name}": value for key, value in wrong if "denoising" in key}
+            comparison = objective.comparison_losses(batch, _context(batch, number))
+            values |= {f"heldout/{key}": float(value) for key, value in comparison.items()}
             for label, value in values.items():
                 sums[label] = sums.get(label, 0.0) + value / len(self.probes)
         return sums
 
 
 def _losses(objective: Objective, batch: SubjectBatch, number: int) -> dict[str, float]:
-    rng = torch.Generator(batch["target"].device).manual_seed(number)
-    return {key: float(value) for key, value in objective(batch, StepContext(step=0, rng=rng)).items()}
+    return {key: float(value) for key, value in objective(batch, _context(batch, number)).items()}
+
+
+def _context(batch: SubjectBatch, number: int) -> StepContext:
+    return StepContext(step=0, rng=torch.Generator(batch["target"].device).manual_seed(number))
 
 
 def shuffled_conditions(batch: SubjectBatch) -> dict[str, SubjectBatch]:

@@ -160,3 +160,18 @@ def test_a_trained_network_of_another_model_is_refused(
     type(fitting).from_config({**fitting.config, **other}).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=f"doesn't fit the model .The .* is for another .*: {message}"):
         make_objective(model, network=network, init_from=tmp_path)
+
+
+@torch.no_grad()
+def test_losses_by_hint_differ_only_once_the_network_uses_it(model: BlipDiffusion, batch: SubjectBatch) -> None:
+    objective = make_objective(model, hint="mask", noise_samples_per_pair=2).eval()
+
+    def losses() -> list[float]:
+        compared = objective.comparison_losses(batch, context())
+        assert list(compared) == ["denoising wrong hint", "denoising empty hint", "denoising no control"]
+        return [float(loss) for loss in (objective(batch, context())["loss"], *compared.values())]
+
+    assert losses() == pytest.approx([losses()[0]] * 4, rel=1e-5)
+    for parameter in objective.network.parameters():
+        parameter.normal_(std=0.2)
+    assert len(set(losses())) == 4 and losses() == losses()

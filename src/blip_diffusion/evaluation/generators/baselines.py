@@ -6,12 +6,12 @@ training images are. Other benchmarks have photos only: their ground truth is th
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from PIL import Image
 
+from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.data.benchmarks.dreambench import Bench, BenchSubject
 from blip_diffusion.data.benchmarks.minibench import bench_sampler, first_rows, pair_spec_of, same_category
 from blip_diffusion.data.synthetic.assets import AssetLibrary
@@ -22,19 +22,22 @@ from blip_diffusion.images import to_pil
 
 def composite(world: AssetLibrary, *, size: int, other: bool = False) -> ImageGenerator:
     """Compose MiniBench's ground truth; or, with `other`, another subject of the same category in its place."""
+    compose = composer(world, size=size, other=other)
+    return lambda instances: to_pil(torch.cat([compose(instance)["target"] for instance in instances]))
+
+
+def composer(world: AssetLibrary, *, size: int, other: bool = False) -> Callable[[Instance], SubjectBatch]:
+    """Return a function that composes the ground truth of one instance, with its mask, as a batch of one."""
     sampler, first = bench_sampler(world, size), first_rows(world)
 
-    def compose(instance: Instance) -> torch.Tensor:
+    def compose(instance: Instance) -> SubjectBatch:
         rng = random.Random(f"truth {instance.subject.identity} {instance.prompt_index} {instance.sample_index}")
         row = first[instance.subject.identity]
         row = rng.choice(same_category(world, row)) if other else row
         assert instance.prompt.request is not None
-        return sampler.render([pair_spec_of(sampler, row, instance.prompt.request, rng)], rng)["target"]
+        return sampler.render([pair_spec_of(sampler, row, instance.prompt.request, rng)], rng)
 
-    def generate(instances: Sequence[Instance]) -> list[Image.Image]:
-        return to_pil(torch.cat([compose(instance) for instance in instances]))
-
-    return generate
+    return compose
 
 
 def reference_copy(instance: Instance) -> Path:

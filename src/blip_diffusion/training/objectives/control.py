@@ -88,19 +88,36 @@ class StructureControl(Objective):
 
     def forward(self, batch: SubjectBatch, context: StepContext) -> Losses:
         """Return the denoising loss of the targets, given references, prompts and hints."""
+        loss = self._losses(batch, context, {"right": self._hint(batch)})["right"]
+        return {"denoising": loss, "loss": loss}
+
+    def comparison_losses(self, batch: SubjectBatch, context: StepContext) -> Losses:
+        """Return the losses with another image's hint, with an empty one, and without the network.
+
+        Their difference from the loss with the right hint shows how much the network uses it.
+        """
+        hint = self._hint(batch)
+        hints = {"wrong hint": hint.roll(1, dims=0), "empty hint": torch.zeros_like(hint), "no control": None}
+        return {f"denoising {name}": loss for name, loss in self._losses(batch, context, hints).items()}
+
+    def _losses(self, batch: SubjectBatch, context: StepContext, hints: Mapping[str, Tensor | None]) -> Losses:
+        """Return the denoising loss by hint, all with the same noise; `None`: without the network."""
         with torch.no_grad():
             latents = self.model.latents.encode(batch["target"]).float()
             states = self._text_states(batch, context.rng)
-        copies = self.config.noise_samples_per_pair
-        loss = denoising_loss(
-            control_denoiser(self.model, self.network, states.repeat(copies, 1, 1), self._hint(batch)),
-            latents.repeat(copies, 1, 1, 1),
-            self.noising,
-            context.rng,
-            gamma=self.config.min_snr,
-            timestep_shift=self.config.timestep_shift,
-        )
-        return {"denoising": loss, "loss": loss}
+        copies, random_state = self.config.noise_samples_per_pair, context.rng.get_state()
+        states, latents = states.repeat(copies, 1, 1), latents.repeat(copies, 1, 1, 1)
+        settings = {"gamma": self.config.min_snr, "timestep_shift": self.config.timestep_shift}
+        losses = {}
+        for name, hint in hints.items():
+            context.rng.set_state(random_state)
+            losses[name] = denoising_loss(self._denoiser(states, hint), latents, self.noising, context.rng, **settings)
+        return losses
+
+    def _denoiser(self, states: Tensor, hint: Tensor | None) -> Denoiser:
+        if hint is None:
+            return self.model.denoiser(states)
+        return control_denoiser(self.model, self.network, states, hint)
 
     def _hint(self, batch: SubjectBatch) -> Tensor:
         return hint_of(self.config.hint, batch)
