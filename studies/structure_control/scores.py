@@ -83,6 +83,7 @@ class ScoresConfig:
     """What is measured, and how much of MiniBench."""
 
     hints: tuple[Hint, ...] = ("canny", "mask")
+    structures: tuple[Structure, ...] = ("own", "another")
     subjects: int | None = None  # default: all
     prompts: int | None = None
     probe_images: int = 24  # per scene, to fit the probes of `text` to
@@ -91,7 +92,7 @@ class ScoresConfig:
     @property
     def conditions(self) -> list[Controlled]:
         """The conditions with control."""
-        return [Controlled(hint, structure) for hint in self.hints for structure in STRUCTURES]
+        return [Controlled(hint, structure) for hint in self.hints for structure in self.structures]
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def controlled(pipe: BlipDiffusionPipeline, world: AssetLibrary, bench: Bench, c
     def generate(instances: Sequence[Instance]) -> list[Image.Image]:
         shown = instances if condition.structure == "own" else with_other_subject(instances, bench)
         batches = [compose(instance) for instance in shown]
-        hints = torch.cat([hint_of(hint, batch["target"], batch["target_alpha"]) for batch in batches])
+        hints = torch.cat([hint_of(hint, batch) for batch in batches])
         control = {"image": hints.expand(-1, 3, -1, -1), "controlnet": network, "guess_mode": True}
         if pipe.model.place_width:
             control["box"] = [subject_box(pipe, batch, hint) for batch in batches]
@@ -241,6 +242,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--model", default="mini", help="a model folder (default: mini)")
     parser.add_argument("--hint", nargs="+", default=sorted(KINDS), choices=sorted(KINDS), help="default: all")
+    known = list(STRUCTURES)
+    parser.add_argument(
+        "--structure", nargs="+", default=known, choices=known, help="whose ground truth (default: all)"
+    )
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="precision of the model (default: float32)")
     parser.add_argument("--subjects", type=int, help="only this many subjects (default: all)")
     parser.add_argument("--prompts", type=int, help="only this many prompts (default: all)")
@@ -252,7 +257,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(flags: Any) -> str:
     if flags.probe_images < 1:
         raise InputError("--probe-images must be at least 1.")
-    config = ScoresConfig(tuple(dict.fromkeys(flags.hint)), flags.subjects, flags.prompts, flags.probe_images)
+    hints, structures = (tuple(dict.fromkeys(values)) for values in (flags.hint, flags.structure))
+    config = ScoresConfig(hints, structures, flags.subjects, flags.prompts, flags.probe_images)
     pipe = BlipDiffusionPipeline.from_pretrained(flags.model, torch_dtype=getattr(torch, flags.dtype))
     if missing := [hint for hint in config.hints if hint not in pipe.t2i_adapters]:
         raise InputError(f"{flags.model} has no adapter for {missing[0]}: name other control images with --hint.")

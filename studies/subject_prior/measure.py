@@ -34,6 +34,7 @@ from blip_diffusion.fileio import atomic_file, write_text
 from blip_diffusion.generation.invent import PREVIEW, SubjectInventor, load_inventor
 from blip_diffusion.images import column_page, to_pil
 from blip_diffusion.sampling import sample_images, sample_subject_tokens
+from blip_diffusion.training.recipe.cuda_graph import autocast
 from studies import print_result
 from studies.subject_prior.subjects import RealSubjects, chosen_categories, real_subjects
 
@@ -90,8 +91,9 @@ def generated(
     for start in range(0, len(categories), CHUNK):
         part = slice(start, start + CHUNK)
         prompts = [PREVIEW.format(category) for category in categories[part]]
-        states = model.text_states(prompts, None if tokens is None else tokens[part])
-        images.append(sample_images(model, states, seeds[part]))
+        with autocast(inventor.prior.device):
+            states = model.text_states(prompts, None if tokens is None else tokens[part])
+            images.append(sample_images(model, states, seeds[part]))
     standardized = None if tokens is None else inventor.prior.standardized(tokens)
     return ImageSet(list(categories), torch.cat(images), standardized)
 

@@ -107,11 +107,17 @@ class StructureControl(Objective):
             states = self._text_states(batch, context.rng)
         copies, random_state = self.config.noise_samples_per_pair, context.rng.get_state()
         states, latents = states.repeat(copies, 1, 1), latents.repeat(copies, 1, 1, 1)
-        settings = {"gamma": self.config.min_snr, "timestep_shift": self.config.timestep_shift}
         losses = {}
         for name, hint in hints.items():
             context.rng.set_state(random_state)
-            losses[name] = denoising_loss(self._denoiser(states, hint), latents, self.noising, context.rng, **settings)
+            losses[name] = denoising_loss(
+                self._denoiser(states, hint),
+                latents,
+                self.noising,
+                context.rng,
+                gamma=self.config.min_snr,
+                timestep_shift=self.config.timestep_shift,
+            )
         return losses
 
     def _denoiser(self, states: Tensor, hint: Tensor | None) -> Denoiser:
