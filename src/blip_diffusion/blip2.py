@@ -87,14 +87,23 @@ class Blip2(nn.Module):
         return self.language
 
     @property
-    def heads(self) -> tuple[ContrastiveHead, MatchingHead]:
-        """The heads of ITC and ITM. Raises `CheckpointError` if the model has none."""
-        if self.contrastive is None or self.matching is None:
+    def itc_head(self) -> ContrastiveHead:
+        """The head of ITC. Raises `CheckpointError` if the model has none."""
+        if self.contrastive is None:
             raise CheckpointError(
                 "This model has no heads that compare images with words: use one with heads.safetensors, as stage 1 of "
                 "BLIP-2 exports it."
             )
-        return self.contrastive, self.matching
+        return self.contrastive
+
+    @property
+    def itm_head(self) -> MatchingHead:
+        """The head of ITM. Raises `CheckpointError` if the model has none."""
+        if self.matching is None:
+            raise CheckpointError(
+                "This model was trained without matching (ITM), so it can't rerank: use rerank=0 (--rerank 0)."
+            )
+        return self.matching
 
     def pixels(self, images: Tensor) -> Tensor:
         """Return images (B, 3, H, W) in [0, 1], resized and normalised for the image encoder."""
@@ -113,21 +122,21 @@ class Blip2(nn.Module):
 
     def image_vectors(self, features: Tensor) -> Tensor:
         """Return unit vectors (B, Q, E) of features (B, N, V), one for each query."""
-        return self.heads[0].images(self.queries(features))
+        return self.itc_head.images(self.queries(features))
 
     def sentence_vectors(self, words: Words) -> Tensor:
         """Return unit vectors (C, E) of sentences, token ids (C, L) of the Q-Former's tokenizer."""
         states = self.qformer(None, words.input_ids, words.attention_mask, AttentionPattern.UNIMODAL)
-        return self.heads[0].sentences(states.words)
+        return self.itc_head.sentences(states.words)
 
     def itc(self, images: Tensor, sentences: Tensor) -> Tensor:
         """Return cosines (B, C) of vectors (B, Q, E) and (C, E), each of the best query."""
-        return self.heads[0].cosines(images, sentences)
+        return self.itc_head.cosines(images, sentences)
 
     def itm(self, features: Tensor, words: Words) -> Tensor:
         """Return matching logits (B, 2) of B images with B sentences; the second is that of a match."""
         states = self.qformer(features, words.input_ids, words.attention_mask, AttentionPattern.BIDIRECTIONAL)
-        logits: Tensor = self.heads[1](states.queries)
+        logits: Tensor = self.itm_head(states.queries)
         return logits
 
     def sentence_words(self, sentences: Sequence[str]) -> Words:

@@ -173,6 +173,11 @@ def test_what_does_not_fit_is_named(folders: dict[str, Path], tiny_folder: Path,
         load_blip2(folders["opt"], base=folders["opt"])
     with pytest.raises(CheckpointError, match="its own image encoder"):
         save_blip2(load_blip2(tiny_folder), tmp_path / "none")
+    without_itm = load_blip2(folders["retrieval"])
+    without_itm.matching = None
+    with pytest.raises(CheckpointError, match="heads of ITC and of ITM, and this model has one"):
+        save_blip2(without_itm, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="no BLIP-2"):
         load_blip2(tmp_path / "empty")
@@ -183,4 +188,4 @@ def test_missing_parts_are_refused(tiny_folder: Path, folders: dict[str, Path]) 
     with pytest.raises(CheckpointError, match="no language model"):
         load_blip2(tiny_folder).language_prefix  # noqa: B018
     with pytest.raises(CheckpointError, match="no heads"):
-        load_blip2(folders["opt"]).heads  # noqa: B018
+        load_blip2(folders["opt"]).itc_head  # noqa: B018

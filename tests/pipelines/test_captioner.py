@@ -105,6 +105,16 @@ def test_models_without_the_needed_parts_are_refused(tiny_folder: Path) -> None:
         ImageSearch.from_pretrained(tiny_folder)
 
 
+def test_a_model_without_matching_ranks_by_contrast_alone(folder: Path, photos: list[Path]) -> None:
+    """`contrast.toml` makes such a model."""
+    search = ImageSearch.from_pretrained(folder)
+    plain = search("a dog on the beach", photos, rerank=0)
+    search.model.matching = None
+    assert ImageSearch(search.model)("a dog on the beach", photos, rerank=0) == plain
+    with pytest.raises(CheckpointError, match="--rerank 0"):
+        search("a dog on the beach", photos)
+
+
 def test_the_commands(folder: Path, photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "captions.jsonl"
     flags = ["--model", str(folder), "--num-beams", "1", "--max-new-tokens", "3"]

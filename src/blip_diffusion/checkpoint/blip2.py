@@ -214,6 +214,10 @@ def save_blip2(model: Blip2, folder: Path, *, dtype: torch.dtype | None = None) 
         raise CheckpointError(f"transformers' BLIP-2 has its own image encoder, and this model has {vision.tower}.")
     if (model.language is None) == (model.contrastive is None):
         raise CheckpointError("transformers has a class for a language model and one for the heads, none for both.")
+    if (model.contrastive is None) != (model.matching is None):
+        raise CheckpointError(
+            "transformers' class for retrieval has the heads of ITC and of ITM, and this model has one."
+        )
     if vision.norm_eps not in (None, vision.eps):
         warnings.warn(f"transformers has no place for the last layer norm's eps {vision.norm_eps}: it becomes "
                       f"{vision.eps}.", stacklevel=2)  # fmt: skip

@@ -41,10 +41,10 @@ class ImageSearch(Blip2Pipeline):
     `.pth` of LAVIS' stage 1.
 
     Args:
-        model: A model with the heads of ITC and ITM.
+        model: A model with the head of ITC, and for reranking that of ITM.
 
     Raises:
-        CheckpointError: If the model has no such heads.
+        CheckpointError: If the model has no head of ITC.
 
     Example:
         >>> search = ImageSearch.from_pretrained("Salesforce/blip2-itm-vit-g")
@@ -54,7 +54,7 @@ class ImageSearch(Blip2Pipeline):
 
     def __init__(self, model: Blip2) -> None:
         super().__init__(model)
-        self.heads = model.heads
+        _ = model.itc_head  # which raises if there is none
 
     def __call__(self, sentence: str, images: Sequence[Source], *, rerank: int = RERANKED) -> list[Match]:
         """Rank images, the best first.
@@ -69,6 +69,7 @@ class ImageSearch(Blip2Pipeline):
 
         Raises:
             InputError: For an empty sentence, no images, or an image that can't be read.
+            CheckpointError: For `rerank` above 0 and a model without the head of ITM.
 
         Example:
             >>> [match.index for match in search("a dog on the beach", paths, rerank=16)[:3]]
@@ -77,6 +78,8 @@ class ImageSearch(Blip2Pipeline):
         images = listed("images", images, "images or paths")
         if not one_text("sentence", sentence).strip():
             raise InputError("The sentence is empty: describe an image, for example a red teapot.")
+        if rerank:
+            _ = self.model.itm_head  # which raises if there is none, before images are encoded
         words = self.model.sentence_words([sentence])
         features: dict[int, Tensor] = {}
         cosines = self._cosines(images, words, features, rerank)

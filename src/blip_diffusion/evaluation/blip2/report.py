@@ -58,7 +58,7 @@ def evaluate_captions(
         dataset: The asset library, `world.zip`.
         out: Folder of `report.json`, `report.md` and `sheet.png`.
         model: A model with a language model; `None`: captions are not scored.
-        search_model: A model with the heads of ITC and ITM; `None`: retrieval is not scored.
+        search_model: A model with the head of ITC, and for `rerank` that of ITM; `None`: retrieval is not scored.
         num_images: Number of composites, at least 2.
         num_beams: Width of the beam search.
         vqa: Ask for each fact of the captions too, and score exactly right answers.

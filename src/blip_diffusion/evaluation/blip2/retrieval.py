@@ -37,13 +37,18 @@ def score_retrieval(model: Blip2, held: HeldOut, *, rerank: int = 32) -> Retriev
     """Score retrieval by ITC, and after reranking the best candidates of each query by ITM's logit plus cosine.
 
     Args:
-        model: A model with the heads of ITC and ITM.
+        model: A model with the head of ITC, and for reranking that of ITM.
         held: Images and captions.
         rerank: Number of candidates of each query that are reranked; 0 for none.
 
     Returns:
         The recalls.
+
+    Raises:
+        CheckpointError: If the model has no such head.
     """
+    if rerank:
+        _ = model.itm_head  # which raises if there is none, before images are encoded
     sentences = sorted(set(held.captions))
     relevant = torch.tensor([[caption == other for other in sentences] for caption in held.captions])  # (N, T)
     features = _features(model, held)
