@@ -27,6 +27,7 @@ class PooledBatches:
         seed: Seed of the draws.
         device: Returns where features are computed and kept.
         dtype: Data type in which floating-point tensors are kept.
+        autocast: Data type in which `prepare` computes, as `torch.autocast` has it; float32: no autocast.
     """
 
     def __init__(
@@ -40,11 +41,12 @@ class PooledBatches:
         seed: int = 0,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        autocast: torch.dtype = torch.float32,
     ) -> None:
         self.batches = batches if isinstance(batches, WorkerBatches) else WorkerBatches(batches, 0)
         self.prepare, self.size, self.seed = prepare, size, seed
         self.batch_size, self.every = batch_size, every
-        self.device, self.dtype = torch.device(device), dtype
+        self.device, self.dtype, self.autocast = torch.device(device), dtype, autocast
         self._composed: Iterator[Any] | None = None
         self._rows: dict[str, Any] = {}
         self._composed_size = 0  # rows of a composed batch
@@ -68,7 +70,8 @@ class PooledBatches:
     def _add(self) -> None:
         if self._composed is None:
             self._composed = self.batches.sequence(range(self._count, self.size))
-        with torch.no_grad():
+        enabled = self.autocast != torch.float32
+        with torch.no_grad(), torch.autocast(self.device.type, self.autocast if enabled else None, enabled=enabled):
             prepared = self.prepare(to_device(next(self._composed), self.device))
         self._composed_size = len(prepared["caption"])
         start = self._count * self._composed_size

@@ -24,7 +24,7 @@ from blip_diffusion.training.objectives.language import LanguageStage
 from blip_diffusion.training.objectives.representation import Representation
 from blip_diffusion.training.objectives.sentences import Sentences
 from blip_diffusion.training.pooled_batches import PooledBatches
-from blip_diffusion.training.run import CHECKPOINTS, Result
+from blip_diffusion.training.run import CHECKPOINTS, DTYPES, Result, accelerate_precision
 from blip_diffusion.training.run_config import RunConfig
 from blip_diffusion.training.trainer import Hook, fit
 from blip_diffusion.training.training_data import DataConfig, open_data
@@ -149,6 +149,7 @@ def _batches(config: RunConfig, objective: Objective, batches: Batches) -> Calla
             seed=config.train.seed,
             device=device,
             dtype=torch.float16,
+            autocast=DTYPES[accelerate_precision(device, config.train)],
         )
     if isinstance(objective, Sentences) and isinstance(batches, PairSampler):
         return CaptionSampler(batches)  # without images
