@@ -49,14 +49,18 @@ def test_features_are_kept_in_half_precision() -> None:
     torch.testing.assert_close(batch["features"], exact, rtol=0.01, atol=0)
 
 
-def test_features_are_computed_in_the_autocast_type() -> None:
+def test_features_are_computed_in_the_autocast_type_and_batches_composed_without() -> None:
     """1 + 2⁻⁹ is not a bfloat16 number: a product in bfloat16 rounds it to 1, one in float32 keeps it."""
 
-    def features(autocast: torch.dtype) -> float:
-        def prepare(batch: Any) -> Any:
-            return batch | {"features": torch.full((4, 1), 1 + 2**-9) @ torch.ones(1, 1)}
+    def product() -> torch.Tensor:
+        return torch.full((4, 1), 1 + 2**-9) @ torch.ones(1, 1)
 
-        batches = PooledBatches(compose, prepare, 3, autocast=autocast)
+    def composed(index: int) -> Any:
+        assert float(product()[0]) == 1 + 2**-9
+        return compose(index)
+
+    def features(autocast: torch.dtype) -> float:
+        batches = PooledBatches(composed, lambda batch: batch | {"features": product()}, 3, autocast=autocast)
         return float(batches(0)["features"][0])
 
     assert features(torch.float32) == 1 + 2**-9

@@ -70,9 +70,10 @@ class PooledBatches:
     def _add(self) -> None:
         if self._composed is None:
             self._composed = self.batches.sequence(range(self._count, self.size))
+        batch = to_device(next(self._composed), self.device)
         enabled = self.autocast != torch.float32
         with torch.no_grad(), torch.autocast(self.device.type, self.autocast if enabled else None, enabled=enabled):
-            prepared = self.prepare(to_device(next(self._composed), self.device))
+            prepared = self.prepare(batch)
         self._composed_size = len(prepared["caption"])
         start = self._count * self._composed_size
         for name, value in prepared.items():
