@@ -57,11 +57,13 @@ class Setting:
         "the conditional prediction, with another pair's control image",
     ]
     scale: float = 1.0
+    end: float = 1.0  # share of the steps after which the adapter is not used
 
     @property
     def name(self) -> str:
         """The row's first cell."""
-        return self.frame if self.scale == 1 else f"{self.frame}, scale {self.scale:g}"
+        scale = "" if self.scale == 1 else f", scale {self.scale:g}"
+        return self.frame + scale + ("" if self.end == 1 else f", in the first {self.end:.0%} of the steps")
 
 
 SETTINGS = (
@@ -73,6 +75,9 @@ SETTINGS = (
     Setting("found in the control image", "both predictions"),
     Setting("found in the control image", "the conditional prediction"),
     Setting("found in the control image", "the conditional prediction", 1.4),
+    Setting("found in the control image", "the conditional prediction", end=0.8),
+    Setting("found in the control image", "the conditional prediction", end=0.7),
+    Setting("found in the control image", "the conditional prediction", end=0.5),
     Setting("true", "the conditional prediction"),
 )
 
@@ -119,7 +124,9 @@ def images_of(objective: PackedControl, states: Tensor, hints: Tensor, setting: 
         used = None if setting.acts_on == "none: no adapter" else hint
         guess = setting.acts_on.startswith("the conditional prediction")
         seeds = range(start, start + len(hint))
-        images.append(sample_controlled(objective, text, seeds, used, scale=setting.scale, guess_mode=guess))
+        images.append(
+            sample_controlled(objective, text, seeds, used, scale=setting.scale, end=setting.end, guess_mode=guess)
+        )
     return torch.cat(images)
 
 

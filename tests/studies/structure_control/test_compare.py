@@ -41,7 +41,8 @@ def test_every_setting_has_its_row(
     scores = {setting: row[2:] for setting, row in zip(study.SETTINGS, rows, strict=True)}
     assert len({str(score) for score in scores.values()}) > len(scores) / 2  # settings change the images
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (12 * 32 + 11 * 2, 2 * 32 + 2)
+        columns = len(study.SETTINGS) + 3  # reference, control image and target
+        assert sheet.size == (columns * 32 + (columns - 1) * 2, 2 * 32 + 2)
 
 
 def test_errors(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

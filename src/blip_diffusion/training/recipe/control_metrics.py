@@ -142,6 +142,7 @@ def sample_controlled(
     hint: Tensor | None = None,
     *,
     scale: float = 1.0,
+    end: float = 1.0,
     guess_mode: bool | None = None,
 ) -> Tensor:
     """Sample images with hints.
@@ -152,12 +153,13 @@ def sample_controlled(
         seeds: One seed per image.
         hint: Control images (B, 1 or 3, H, W) in [0, 1]; default: the network is not used.
         scale: Scale of the network's features.
+        end: Share of the steps after which the network is not used, in (0, 1].
         guess_mode: Whether the network acts on the conditional prediction only; default: for adapters.
 
     Returns:
         Images (B, 3, H, W) in [0, 1].
     """
-    controls = [] if hint is None else [Control(objective.network, hint, scale)]
+    controls = [] if hint is None else [Control(objective.network, hint, scale, end=end)]
     guess = is_adapter(objective.network) if guess_mode is None else guess_mode
     with autocast(states.device):
         return sample_images(objective.model, states, seeds, controls=controls, guess_mode=guess)
