@@ -145,6 +145,7 @@ PAIRS = SyntheticConfig(
     rotation=0.0,
     mirror=0.5,
     same_view=0.95,
+    no_scene=0.1,
     anywhere=0.3,
     hue_rotation=0.3,
     colours=0.05,
@@ -152,7 +153,7 @@ PAIRS = SyntheticConfig(
     sizes=0.04,
     positions=0.08,
     accessories=0.16,
-    styles=0.03,
+    styles=0.06,
 )
 
 

@@ -41,7 +41,16 @@ CUDA = SizesConfig(pool=100_000, fill=2048, worker_batch=32, slots=96, pairs=64)
 CPU = SizesConfig(pool=4096, fill=256, worker_batch=16, slots=8, pairs=4)
 
 CONTROL_PAIRS = replace(
-    PAIRS, anywhere=1.0, same_view=0.5, warp=0.12, counts=0.0, sizes=0.0, positions=0.0, accessories=0.0
+    PAIRS,
+    anywhere=1.0,
+    same_view=0.5,
+    warp=0.12,
+    no_scene=0.0,
+    counts=0.0,
+    sizes=0.0,
+    positions=0.0,
+    accessories=0.0,
+    styles=0.03,
 )
 """Subjects vary in size, position, view and shape, which only the hint shows."""
 
