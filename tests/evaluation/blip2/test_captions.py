@@ -16,7 +16,7 @@ from blip_diffusion.errors import InputError
 from blip_diffusion.evaluation.blip2.captions import BATCH, SYNTHETIC, HeldOut, held_out
 from blip_diffusion.evaluation.blip2.category_probe import probe_accuracy
 from blip_diffusion.evaluation.blip2.report import evaluate_captions
-from blip_diffusion.evaluation.blip2.retrieval import zero_shot_accuracy
+from blip_diffusion.evaluation.blip2.retrieval import image_features, zero_shot_accuracy
 from blip_diffusion.evaluation.metrics.retrieval import recall_at
 from blip_diffusion.pipelines.image_search import ImageSearch
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
@@ -97,7 +97,7 @@ def test_zero_shot_categories_are_ranked_by_itc(
         cosines = torch.zeros(len(held), len(categories)).scatter(1, ((true + shift) % len(categories))[:, None], 1.0)
         cosines = cosines.scatter(1, true[:, None], 1.0 if not shift else 0.5)
         monkeypatch.setattr(model, "itc", lambda images, sentences, table=cosines: table)
-        accuracy = zero_shot_accuracy(model, world, held)
+        accuracy = zero_shot_accuracy(model, world, held, image_features(model, held))
         assert accuracy[1].value == first and accuracy[10].value == 1
 
 

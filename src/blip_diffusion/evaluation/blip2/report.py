@@ -21,7 +21,13 @@ from blip_diffusion.evaluation.blip2.captions import (
 )
 from blip_diffusion.evaluation.blip2.category_probe import probe_accuracy
 from blip_diffusion.evaluation.blip2.questions import score_answers
-from blip_diffusion.evaluation.blip2.retrieval import KS, RetrievalScores, score_retrieval, zero_shot_accuracy
+from blip_diffusion.evaluation.blip2.retrieval import (
+    KS,
+    RetrievalScores,
+    image_features,
+    score_retrieval,
+    zero_shot_accuracy,
+)
 from blip_diffusion.evaluation.metrics.statistics import Estimate
 from blip_diffusion.fileio import as_path, atomic_file, check_writable, write_text
 from blip_diffusion.pipelines.captioner import Captioner
@@ -85,6 +91,8 @@ def evaluate_captions(
     check_writable(out)
     captioner = None if model is None else Captioner.from_pretrained(model).to(device)
     search = None if search_model is None else ImageSearch.from_pretrained(search_model).to(device)
+    if search is not None and rerank:
+        _ = search.model.itm_head  # which raises if there is none, before anything is computed
     world = AssetLibrary.load(dataset)
     held = held_out(world, num_images, seed=seed)
     table: dict[str, Any] = {"images": len(held), "subjects": len(set(held.subjects.tolist())), "seed": seed}
@@ -103,10 +111,11 @@ def evaluate_captions(
         table["category_probe"] = {"images": probe_images} | asdict(probe)
         sections.append(f"Category by a linear probe of the image encoder, fitted to {probe_images} images: {probe}.")
     if search is not None:
-        retrieval = score_retrieval(search.model, held, rerank=rerank)
+        features = image_features(search.model, held)
+        retrieval = score_retrieval(search.model, held, features, rerank=rerank)
         table["retrieval"] = asdict(retrieval)
         sections.append(_retrieval_table(retrieval))
-        zero_shot = zero_shot_accuracy(search.model, world, held)
+        zero_shot = zero_shot_accuracy(search.model, world, held, features)
         table["zero_shot_category"] = {k: asdict(one) for k, one in zero_shot.items()}
         sections.append(
             "Category by ITC, zero-shot: " + ", ".join(f"top {k} {one}" for k, one in zero_shot.items()) + "."

@@ -33,12 +33,19 @@ class RetrievalScores:
 
 
 @torch.no_grad()
-def score_retrieval(model: Blip2, held: HeldOut, *, rerank: int = 32) -> RetrievalScores:
+def image_features(model: Blip2, held: HeldOut) -> Tensor:
+    """Return the image encoder's features (N, P, V) of held-out images, after the layer norm."""
+    return torch.cat([model.features(held.pixels[rows].to(model.device)) for rows in slices(len(held))])
+
+
+@torch.no_grad()
+def score_retrieval(model: Blip2, held: HeldOut, features: Tensor, *, rerank: int = 32) -> RetrievalScores:
     """Score retrieval by ITC, and after reranking the best candidates of each query by ITM's logit plus cosine.
 
     Args:
         model: A model with the head of ITC, and for reranking that of ITM.
         held: Images and captions.
+        features: The images' `image_features` (N, P, V).
         rerank: Number of candidates of each query that are reranked; 0 for none.
 
     Returns:
@@ -47,12 +54,9 @@ def score_retrieval(model: Blip2, held: HeldOut, *, rerank: int = 32) -> Retriev
     Raises:
         CheckpointError: If the model has no such head.
     """
-    if rerank:
-        _ = model.itm_head  # which raises if there is none, before images are encoded
     sentences = sorted(set(held.captions))
     relevant = torch.tensor([[caption == other for other in sentences] for caption in held.captions])  # (N, T)
-    features = _features(model, held)
-    vectors = torch.cat([model.image_vectors(features[rows]) for rows in slices(len(held))])
+    vectors = _vectors(model, features)
     words = model.sentence_words(sentences)
     cosines = model.itc(vectors, model.sentence_vectors(words)).cpu()  # (N, T)
     before = {"image to text": (cosines, relevant), "text to image": (cosines.T, relevant.T)}
@@ -64,7 +68,7 @@ def score_retrieval(model: Blip2, held: HeldOut, *, rerank: int = 32) -> Retriev
 
 
 @torch.no_grad()
-def zero_shot_accuracy(model: Blip2, world: AssetLibrary, held: HeldOut) -> dict[int, Estimate]:
+def zero_shot_accuracy(model: Blip2, world: AssetLibrary, held: HeldOut, features: Tensor) -> dict[int, Estimate]:
     """Return the share of images whose category is among the k best by ITC (Radford et al. 2021, 3.1).
 
     The candidates are the sentences "a {category}".
@@ -73,6 +77,7 @@ def zero_shot_accuracy(model: Blip2, world: AssetLibrary, held: HeldOut) -> dict
         model: A model with the head of ITC.
         world: The asset library, whose categories are the candidates.
         held: Images and captions.
+        features: The images' `image_features` (N, P, V).
 
     Returns:
         By k of `KS`, accuracy in [0, 1] with its 95 % bootstrap interval over subjects.
@@ -82,15 +87,13 @@ def zero_shot_accuracy(model: Blip2, world: AssetLibrary, held: HeldOut) -> dict
     truth = [parse(caption).category for caption in held.captions]
     relevant = torch.tensor([[category == true for category in categories] for true in truth])  # (N, C)
     words = model.sentence_words([f"a {category}" for category in categories])
-    features = _features(model, held)
-    vectors = torch.cat([model.image_vectors(features[rows]) for rows in slices(len(held))])
-    cosines = model.itc(vectors, model.sentence_vectors(words)).cpu()  # (N, C)
+    cosines = model.itc(_vectors(model, features), model.sentence_vectors(words)).cpu()  # (N, C)
     return {k: over_subjects(recall_at(cosines, relevant, k), held.subjects) for k in KS}
 
 
-def _features(model: Blip2, held: HeldOut) -> Tensor:
-    """Return the frozen image encoder's features (N, P, V)."""
-    return torch.cat([model.features(held.pixels[rows].to(model.device)) for rows in slices(len(held))])
+def _vectors(model: Blip2, features: Tensor) -> Tensor:
+    """Return the unit vectors (N, Q, E) of all queries."""
+    return torch.cat([model.image_vectors(features[rows]) for rows in slices(len(features))])
 
 
 def _recalls(tables: dict[str, tuple[Tensor, Tensor]]) -> Recalls:
