@@ -16,7 +16,15 @@ from blip_diffusion.errors import CheckpointError, ConfigError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.training.initialization import noising_from
-from blip_diffusion.training.objectives.control import ControlConfig, StructureControl, control_denoiser, hint_of
+from blip_diffusion.training.objectives.control import (
+    GEOMETRIC,
+    ControlConfig,
+    Hint,
+    StructureControl,
+    control_denoiser,
+    empty_hint,
+    hint_of,
+)
 
 from .overfit import context, ids, moved_parameters, overfit
 
@@ -85,6 +93,16 @@ def test_control_images_of_depth_and_normals(geometric_world: Path) -> None:
         first, second = (float((at * w).sum() / w.sum()) for w in (weight, alpha))
         assert (first < second) == before
     assert blue[alpha == 1].min() >= 0.5
+
+
+@pytest.mark.parametrize("kind", ["mask", *GEOMETRIC])
+def test_an_empty_hint_is_that_of_the_background(kind: Hint, geometric_world: Path) -> None:
+    world = AssetLibrary.load(geometric_world, geometry=True)
+    pairs = PairSampler(world, SyntheticConfig(size=32, object_crop_size=16, geometry=True), batch_size=2, seed=0)(0)
+    hint, beside = hint_of(kind, pairs), pairs["target_alpha"] == 0
+    empty = empty_hint(kind, hint)
+    assert empty.shape == hint.shape and beside.any()
+    torch.testing.assert_close(empty * beside, hint * beside)
 
 
 @pytest.mark.parametrize("hint", ["depth", "normal"])

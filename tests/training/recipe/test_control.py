@@ -88,7 +88,7 @@ def test_loss_decreases(objective: PackedControl, rows: Rows) -> None:
         step(rows | random_rows(rows[FULL], objective.drops, objective.noising, context.rng))
         optimizer.step()
     metrics = control_metrics(objective.eval(), rows, 0)
-    assert list(metrics) == ["x0_error_right", "x0_error_wrong", "x0_error_black", "x0_error_box"]
+    assert list(metrics) == ["x0_error_right", "x0_error_wrong", "x0_error_empty", "x0_error_box"]
     assert metrics["x0_error_right"] < 0.9 * metrics["x0_error_box"]
 
 
@@ -119,7 +119,7 @@ def test_each_adapter_is_loaded_by_diffusers(folder: Path) -> None:
         stored = load_file(export / "diffusion_pytorch_model.safetensors")
         assert {value.dtype for value in stored.values()} == {torch.float16}
         metrics = json.loads((export / "metrics.json").read_text())
-        errors = {f"x0_error_{case}" for case in ("right", "wrong", "black", "box")}
+        errors = {f"x0_error_{case}" for case in ("right", "wrong", "empty", "box")}
         cases = ("right", "wrong", "box", "none", "ceiling")
         scores = {f"{name}_{case}" for name in METRICS[kind] for case in cases}
         assert metrics.keys() == errors | scores
@@ -155,7 +155,7 @@ def test_adapters_of_depth_and_normals(folder: Path, geometric_world: Path, tmp_
         metrics = json.loads((tmp_path / kind / "export" / "metrics.json").read_text())
         scores = {name for name in metrics if name.startswith(("mask_iou", "subject_edge_f1"))}
         assert len(scores) == 10 and metrics.keys() - scores == {
-            f"x0_error_{case}" for case in ("right", "wrong", "black", "box")
+            f"x0_error_{case}" for case in ("right", "wrong", "empty", "box")
         }
         assert all(0 <= metrics[name] <= 1 for name in scores)
 

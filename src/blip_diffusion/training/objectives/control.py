@@ -97,7 +97,8 @@ class StructureControl(Objective):
         Their difference from the loss with the right hint shows how much the network uses it.
         """
         hint = self._hint(batch)
-        hints = {"wrong hint": hint.roll(1, dims=0), "empty hint": torch.zeros_like(hint), "no control": None}
+        empty = empty_hint(self.config.hint, hint)
+        hints = {"wrong hint": hint.roll(1, dims=0), "empty hint": empty, "no control": None}
         return {f"denoising {name}": loss for name, loss in self._losses(batch, context, hints).items()}
 
     def _losses(self, batch: SubjectBatch, context: StepContext, hints: Mapping[str, Tensor | None]) -> Losses:
@@ -204,6 +205,13 @@ def hint_of(kind: Hint, batch: SubjectBatch) -> Tensor:
     if kind == "normal":
         return (batch["target_normals"] * batch["target"].new_tensor([-1.0, 1.0, 1.0]).view(3, 1, 1) + 1) / 2
     return canny_edges(batch["target"]) if kind == "canny" else batch["target_alpha"]
+
+
+def empty_hint(kind: Hint, hint: Tensor) -> Tensor:
+    """Return hints of images without a subject, of the shape of a hint: black, or normals that all face the viewer."""
+    if kind != "normal":
+        return torch.zeros_like(hint)
+    return hint.new_tensor([0.5, 0.5, 1.0]).view(3, 1, 1).expand_as(hint)
 
 
 def new_network(model: BlipDiffusion, config: ControlConfig) -> Any:

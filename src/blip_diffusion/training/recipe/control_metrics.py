@@ -13,7 +13,7 @@ from blip_diffusion.images import preprocess, to_pil
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.references import find_subject
 from blip_diffusion.sampling import sample_images
-from blip_diffusion.training.objectives.control import control_denoiser, with_default_frames
+from blip_diffusion.training.objectives.control import control_denoiser, empty_hint, with_default_frames
 from blip_diffusion.training.recipe.control import FRAMES, HINT, PackedControl
 from blip_diffusion.training.recipe.cuda_graph import autocast
 from blip_diffusion.training.recipe.held_out import NOISE_SEED, TIMESTEPS, chunks, iou
@@ -36,7 +36,7 @@ def control_metrics(objective: PackedControl, rows: Rows, samples: int) -> dict[
     Returns:
         `x0_error_*`, the mean squared error of the predicted x0, averaged over `held_out.TIMESTEPS`; and the metrics
         `METRICS` of sampled images. The suffix is the condition: the right hint, another image's (`wrong`), the frame
-        without the network (`box`), for samples neither (`none`), for the error a `black` hint. `ceiling` is the upper
+        without the network (`box`), for samples neither (`none`), for the error an `empty` hint. `ceiling` is the upper
         bound, the VAE reconstruction of the target.
     """
     rng = torch.Generator(rows["target"].device).manual_seed(NOISE_SEED)
@@ -94,11 +94,12 @@ def _errors(objective: PackedControl, rows: Rows, latents: Tensor, noise: Tensor
     timesteps = torch.full((len(latents),), timestep, device=latents.device)
     noised = objective.noising.noised(latents, noise, timesteps)
     hint = hint_images(objective, rows)
+    empty = empty_hint(objective.config.hint, hint)
     with autocast(latents.device):
         states = text_states(objective, rows)
         denoisers = {
             name: control_denoiser(objective.model, objective.network, states, given)
-            for name, given in (("right", hint), ("wrong", hint.roll(1, 0)), ("black", torch.zeros_like(hint)))
+            for name, given in (("right", hint), ("wrong", hint.roll(1, 0)), ("empty", empty))
         } | {"box": objective.model.denoiser(states)}
         predictions = {name: denoiser(noised, timesteps).float() for name, denoiser in denoisers.items()}
     return {
