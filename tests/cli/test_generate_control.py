@@ -10,6 +10,7 @@ from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
 from PIL import Image
 
 from blip_diffusion.cli.main import main
+from blip_diffusion.generation.png_metadata import decode
 from blip_diffusion.generation.request import control_map, read_control
 
 from .commands import Run, output_files, read_pixels
@@ -52,6 +53,23 @@ def test_control_image_changes_the_result_and_is_reproduced(generate: Run, contr
     assert held.read_bytes() == Path("again/on-the-beach-0.png").read_bytes()
 
 
+def test_a_control_ends_after_a_share_of_the_steps(generate: Run, controlnet: Path, reference: Path) -> None:
+    """One number is for all controls; the PNG keeps the end of each."""
+    flags = ["--steps", "4", "--control", f"canny={reference}", "--controlnet", f"canny={controlnet}"]
+    reference_map = ["--control", f"map={reference}", "--controlnet", f"map={controlnet}"]
+    for name, ends in (("all", []), ("half", [0.5]), ("each", [0.5, 1]), ("both", [0.5, 0.5])):
+        more = [f"--control-guidance-end={end}" for end in ends]
+        assert generate(*flags, *(reference_map if len(ends) > 1 else []), *more, "--out", name) == 0
+    assert generate(*flags, *reference_map, "--control-guidance-end=0.5", "--out", "one") == 0
+    files = {name: Path(name, "on-the-beach-0.png") for name in ("all", "half", "each", "both", "one")}
+    assert files["both"].read_bytes() == files["one"].read_bytes()
+    assert [one.end for one in decode(files["each"])[0].controls] == [0.5, 1.0]
+    assert not np.array_equal(read_pixels(files["all"]), read_pixels(files["half"]))
+    assert not np.array_equal(read_pixels(files["each"]), read_pixels(files["both"]))
+    assert main(["generate", "--reproduce", str(files["half"]), "--out", "again"]) == 0
+    assert files["half"].read_bytes() == Path("again/on-the-beach-0.png").read_bytes()
+
+
 @pytest.mark.parametrize(("kind", "channels"), [("depth", 1), ("normal", 3)])
 def test_ready_made_maps_are_read_by_the_models_adapter(
     generate: Run, tiny_folder: Path, tmp_path: Path, kind: str, channels: int
@@ -83,6 +101,16 @@ def test_ready_made_maps_are_read_by_the_models_adapter(
         (["--control", "depth={image}"], "pip install 'blip-diffusion[control]'"),
         (["--control", "canny={image}"], "no ControlNet for canny and this model"),
         (["--controlnet", "canny=x"], "add --control canny=FILE"),
+        (["--control-guidance-end", "0.7"], "--control-guidance-end has no effect: add --control KIND=FILE."),
+        (["--control", "canny={image}", "--control-guidance-end", "0"], "-end is 0.0: use a number above 0, up to 1."),
+        (
+            ["--control", "canny={image}", "--control-guidance-end", "nan"],
+            "-end is nan: use a number above 0",
+        ),
+        (
+            ["--control", "canny={image}", "--control-guidance-end", "0.5", "--control-guidance-end", "1"],
+            "There are 2 --control-guidance-end for 1 --control: give one, or one each.",
+        ),
         (["--control", "canny={image}", "--controlnet", "canny=nowhere"], "There is no model nowhere"),
         (["--control", "canny={image}", "--controlnet", "canny={image}"], "is not a file of weights"),
     ],

@@ -196,9 +196,10 @@ def test_tuned_subjects_are_mixed_as_on_the_command_line(comfy: Comfy, sd_folder
 
 def test_controls_and_loras_are_those_of_the_command_line(comfy: Comfy, sd_folder: Path, tmp_path: Path) -> None:
     net = comfy.folder / "controlnet"
-    graph = workflow("structure_and_style", Load={"path": str(sd_folder)}, Control={"controlnet": str(net)})
+    graph = workflow("structure_and_style", Load={"path": str(sd_folder)}, Control={"controlnet": str(net), "end": 0.6})
     command = ["in a living room", "--reference", ROOT / "examples/dog.png", "--category", "dog", "--preset", "fast"]
     command += ["--control", f"canny={ROOT}/examples/armchair.png:0.8", "--controlnet", f"canny={net}"]
+    command += ["--control-guidance-end", "0.6"]
     command += ["--lora", f"{comfy.folder}/models/loras/style.safetensors:0.7", "--model", sd_folder, "--device", "cpu"]
     (file,) = generate(tmp_path, *command)
     outcome = comfy.run(graph)

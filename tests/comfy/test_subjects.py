@@ -71,7 +71,7 @@ def test_what_cannot_be_mixed(subjects: list[SubjectInput], weights: list[float]
 
 
 def test_a_control_map_is_computed(dog: Image.Image) -> None:
-    control = control_from_image(from_pil([dog]), "canny", 0.5, " folder ")
-    assert control.kind == "canny" and control.scale == 0.5 and control.controlnet == "folder"
+    control = control_from_image(from_pil([dog]), "canny", 0.5, " folder ", 0.7)
+    assert control.kind == "canny" and control.scale == 0.5 and control.controlnet == "folder" and control.end == 0.7
     with pytest.raises(InputError, match="2 control images"):
         control_from_image(from_pil([dog, dog]), "canny")

@@ -121,6 +121,7 @@ def test_valid_metadata_values_are_accepted(tmp_path: Path) -> None:
     }
     request = read_request(carrying(table, tmp_path / "good.png"))
     assert (request.dtype, request.steps, request.guidance_scale) == ("bfloat16", 2, 3.0)
+    assert request.controls[0].end == 1  # an older file
     assert request.controls[0].image == PNG and request.subjects[0].path == "rex.safetensors"
 
 
@@ -142,6 +143,9 @@ def test_valid_metadata_values_are_accepted(tmp_path: Path) -> None:
         {"resize_mode": "stretch"},
         {"controls": 3},
         {"controls": [{**CONTROL, "scale": "1"}]},
+        {"controls": [{**CONTROL, "end": "1"}]},
+        {"controls": [{**CONTROL, "end": 0}]},
+        {"controls": [{**CONTROL, "end": 1.5}]},
         {"controls": [{**CONTROL, "image": base64.b64encode(b"junk").decode()}]},
         {"controls": [{**CONTROL, "controlnet": 3}]},
         {"controls": [{**CONTROL, "scale": float("nan")}]},

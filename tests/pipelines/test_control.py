@@ -255,6 +255,13 @@ def test_invalid_control_inputs_are_refused(
         generate(**{"image": room.resize((40, 40)), "controlnet": nets[0], **options})
 
 
+def test_a_control_that_acts_in_no_step_is_announced(nets: list[Any], room: Image.Image, generate: Generate) -> None:
+    given = {"image": room, "controlnet": nets[0], "num_inference_steps": 2}
+    with pytest.warns(UserWarning, match="None of the 2 steps lies between 0 and 0.4 of the sampling: the control has"):
+        result = generate(**given, control_guidance_end=0.4)
+    assert torch.equal(result, generate(num_inference_steps=2))
+
+
 def test_nested_lists_have_one_row_per_prompt(nets: list[Any], room: Image.Image, generate: Generate) -> None:
     other = room.transpose(Image.Transpose.ROTATE_90)
     assert torch.equal(generate(image=[[room, other]], controlnet=nets), generate(image=[room, other], controlnet=nets))

@@ -60,10 +60,9 @@ def test_control_images_are_stored_at_the_size_of_the_images_as_on_the_command_l
 ) -> None:
     fresh_pipe.controlnet = ControlNetModel.from_unet(fresh_pipe.unet, conditioning_embedding_out_channels=(8, 8, 8, 8))
     fresh_pipe.save_pretrained(tmp_path / "model")
-    edges = read_control("canny", io.BytesIO(owl_png), 0.5, side=32)  # at the size of the images
-    requests = [
-        replace(request_of_dog, controls=(one,)) for one in (read_control("canny", io.BytesIO(owl_png), 0.5), edges)
-    ]
+    edges = read_control("canny", io.BytesIO(owl_png), 0.5, end=0.7, side=32)  # at the size of the images
+    uploaded = read_control("canny", io.BytesIO(owl_png), 0.5, end=0.7)
+    requests = [replace(request_of_dog, controls=(one,)) for one in (uploaded, edges)]
     batches = [Batch("dog", one, str(tmp_path / "model"), (), (("on the beach", 1),)) for one in requests]
     made, ready = (worker.run(JointBatch((batch,))) for batch in batches)
     assert np.array_equal(pixels(made), pixels(ready))

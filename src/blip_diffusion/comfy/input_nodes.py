@@ -225,13 +225,18 @@ class AddControl(io.ComfyNode):
                 io.String.Input("controlnet", default="", optional=True,
                                 tooltip="A folder or a hub id; empty: the model's own for this kind."),
                 CONTROLS.Input("controls", optional=True, tooltip="Controls that this one is added to."),
+                io.Float.Input("end", default=1.0, min=0.01, max=1.0, step=0.01, optional=True,
+                               tooltip="Share of the steps after which it no longer acts: 0.7 keeps more of the "
+                               "subject."),
             ],
             outputs=[CONTROLS.Output(display_name="controls"), io.Image.Output(display_name="map")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, image: Any, kind: str, scale: float, controlnet: str = "", controls: Any = ()) -> Any:
+    def execute(
+        cls, image: Any, kind: str, scale: float, controlnet: str = "", controls: Any = (), end: float = 1.0
+    ) -> Any:
         with node_rules():
-            control = control_from_image(image, kind, scale, controlnet)
+            control = control_from_image(image, kind, scale, controlnet, end)
             shown = from_pil([control_map(control)])
         return io.NodeOutput((*controls, control), shown, ui=ui.PreviewImage(shown, cls=cls))

@@ -94,16 +94,18 @@ def mix(subjects: Sequence[SubjectInput], weights: Sequence[float]) -> SubjectIn
     return SubjectInput(max(refs, key=lambda ref: ref.weight).category, tuned=tuple(refs))
 
 
-def control_from_image(image: Tensor, kind: str, scale: float = 1.0, controlnet: str = "") -> ControlInput:
+def control_from_image(
+    image: Tensor, kind: str, scale: float = 1.0, controlnet: str = "", end: float = 1.0
+) -> ControlInput:
     """Compute the control map of an IMAGE (1, H, W, 3); see `read_control`.
 
     Raises:
-        InputError: If there are several images, or the annotator is not installed.
+        InputError: If there are several images, `end` is out of range, or the annotator is not installed.
     """
     files = reference_files(image)
     if len(files) != 1:
         raise InputError(f"There are {len(files)} control images: connect one.")
-    return read_control(kind, files[0], scale, controlnet.strip())
+    return read_control(kind, files[0], scale, controlnet.strip(), end=end)
 
 
 def check_category(category: str) -> None:

@@ -62,6 +62,7 @@ def control_arguments(pipe: Any, request: GenerationRequest) -> dict[str, Any]:
         "image": maps[0] if single else maps,
         "controlnet": nets[0] if single else nets,
         "controlnet_conditioning_scale": [control.scale for control in controls],
+        "control_guidance_end": [control.end for control in controls],
         "guess_mode": _allows_guess_mode(request) and all(net in pipe.t2i_adapters.values() for net in nets),
     }
 

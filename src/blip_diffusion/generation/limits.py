@@ -32,6 +32,12 @@ def check_limits(
     check_range("--guidance-scale", guidance_scale, 0, MAX_GUIDANCE)
 
 
+def check_control_end(value: float) -> None:
+    """Raise `InputError` for the end of a control that is no share of the steps."""
+    if not 0 < value <= 1:
+        raise InputError(f"--control-guidance-end is {value}: use a number above 0, up to 1.")
+
+
 def check_letters(**texts: str) -> None:
     """Raise `InputError` for a text by its name, such as a negative prompt, that is too long or has an escape."""
     for name, text in texts.items():

@@ -13,7 +13,7 @@ from blip_diffusion.config import check_types
 from blip_diffusion.errors import InputError
 from blip_diffusion.framing import check_box
 from blip_diffusion.generation.edit_request import EditInput
-from blip_diffusion.generation.limits import check_letters, check_limits
+from blip_diffusion.generation.limits import check_control_end, check_letters, check_limits
 from blip_diffusion.generation.subject_inputs import SubjectInput, check_subjects
 from blip_diffusion.generation.subject_refs import SubjectRef
 from blip_diffusion.pipelines.presets import Dtype, Engine, get_preset
@@ -39,9 +39,10 @@ class ControlInput:
         controlnet: A folder, a file, or a hub id. Empty: the model's ControlNet for edges and ready-made maps, else the
             one in `CONTROLNETS`.
         is_map: Whether `image` is the map. `False`: `control_map` computes it, at the size of the generated images.
+        end: Share of the steps after which it no longer acts, above 0, up to 1; diffusers' `control_guidance_end`.
 
     Raises:
-        InputError: If `scale` is not finite.
+        InputError: If `scale` is not finite, or `end` is out of range.
     """
 
     kind: str
@@ -49,9 +50,11 @@ class ControlInput:
     scale: float = 1.0
     controlnet: str = ""
     is_map: bool = True
+    end: float = 1.0
 
     def __post_init__(self) -> None:
         check_types(self, InputError)
+        check_control_end(self.end)
 
 
 @dataclass(frozen=True)
@@ -222,7 +225,13 @@ def read_region_mask(source: images.Source) -> bytes:
 
 
 def read_control(
-    kind: str, source: images.Source, scale: float = 1.0, controlnet: str = "", *, side: int | None = None
+    kind: str,
+    source: images.Source,
+    scale: float = 1.0,
+    controlnet: str = "",
+    *,
+    end: float = 1.0,
+    side: int | None = None,
 ) -> ControlInput:
     """Read an image file and compute its control map; for edges, keep the image, whose map `control_map` computes.
 
@@ -233,11 +242,13 @@ def read_control(
         source: The path of an image file, or an open file.
         scale: Conditioning scale.
         controlnet: See `ControlInput`.
+        end: See `ControlInput`.
         side: Short side in pixels of the image to be generated, at which the map is computed: edges of a much larger
             photo are too many, and too thin, for a small image. `None`: the photo's own, at most 1024.
 
     Raises:
-        InputError: If the kind is unknown, its extra is not installed, or the file is not an image.
+        InputError: If the kind is unknown, its extra is not installed, `end` is out of range, or the file is not an
+            image.
     """
     side, is_map = min(side or CONTROL_SIDE, CONTROL_SIDE), kind != "canny"
     if kind == "mask":  # read first, since transparency is not kept
@@ -245,7 +256,7 @@ def read_control(
     else:
         made = _at_most(images.open_image(source), side)
         made = annotate(made, kind) if is_map else made
-    return ControlInput(kind, images.png_bytes(made), scale, controlnet, is_map)
+    return ControlInput(kind, images.png_bytes(made), scale, controlnet, is_map, end)
 
 
 def control_map(control: ControlInput) -> Image.Image:

@@ -1,7 +1,8 @@
 """The denoise step: set the timesteps, build the guided denoiser, and sample."""
 
 import itertools
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from blip_diffusion.diffusion.concatenation import concatenated
-from blip_diffusion.diffusion.controlnet import controlled_denoiser
+from blip_diffusion.diffusion.controlnet import Control, controlled_denoiser
 from blip_diffusion.diffusion.deepcache import ShallowUNet, WholeUNet, deepcache
 from blip_diffusion.diffusion.guidance import Denoiser, guided, on_interval, split_batch, unet_denoiser
 from blip_diffusion.diffusion.multidiffusion import averaged_regions
@@ -92,6 +93,7 @@ class DenoisingMixin(SubjectScaleMixin, AccelerationMixin):
         Call it with `doubled=True` if the first half of the text states are those of the negative prompts.
         """
         counter = itertools.count(first)
+        _warn_of_unused_controls(inputs.controls, first, steps)
 
         def run(text: Tensor, *, doubled: bool = False) -> Denoiser:
             if not inputs.controls:
@@ -122,6 +124,17 @@ class DenoisingMixin(SubjectScaleMixin, AccelerationMixin):
         whole = self._on_engine("whole U-Net", unet, lambda: WholeUNet(unet, layers))
         shallow = None if interval == 1 else self._on_engine("shallow U-Net", unet, lambda: ShallowUNet(unet, layers))
         return deepcache(whole, shallow, text, interval)
+
+
+def _warn_of_unused_controls(controls: Sequence[Control], first: int, steps: int) -> None:
+    for one in controls:
+        if not any(one.is_active(step, steps) for step in range(first, steps)):
+            sampled = steps - first
+            warnings.warn(
+                f"None of the {sampled} steps lies between {one.start:g} and {one.end:g} of the sampling: the control "
+                "has no effect.",
+                stacklevel=2,
+            )
 
 
 def _conditioned(network: Denoiser, condition: Tensor | None) -> Denoiser:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from blip_diffusion.errors import InputError
 from blip_diffusion.generation.request import ControlInput, GenerationRequest
-from blip_diffusion.serving.page.form import Form, from_request, to_request
+from blip_diffusion.serving.page.form import Form, from_request, settings_of, to_request
 
 
 @pytest.fixture
@@ -44,8 +44,11 @@ def test_control_images(service: Any, form: Form, tmp_path: Path, dog: Image.Ima
     cutout.save(tmp_path / "cutout.png")
     path = str(tmp_path / "cutout.png")
     (mask,) = to_request(replace(form, control="mask of the subject", control_image=path), service).controls
-    (edges,) = to_request(replace(form, control="edges", control_image=path, control_scale=0.5), service).controls
-    assert (mask.kind, mask.is_map, edges.kind, edges.is_map, edges.scale) == ("mask", True, "canny", False, 0.5)
+    chosen = replace(form, control="edges", control_image=path, control_scale=0.5, control_end=0.7)
+    (edges,) = (request := to_request(chosen, service)).controls
+    assert (mask.kind, mask.is_map, edges.kind, edges.is_map) == ("mask", True, "canny", False)
+    assert (mask.scale, mask.end, edges.scale, edges.end) == (1, 1, 0.5, 0.7)
+    assert dict(settings_of(request))["Control"] == "canny, scale 0.5, until 0.7 of the steps"
     with pytest.raises(InputError, match="There is no control image: upload one"):
         to_request(replace(form, control="edges"), service)
     with pytest.raises(InputError, match="is no mask: use one that is black and white"):

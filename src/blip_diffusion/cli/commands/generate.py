@@ -159,7 +159,7 @@ def output_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def control_flags(parser: argparse.ArgumentParser) -> None:
-    """Add --control and --controlnet."""
+    """Add --control, --controlnet and --control-guidance-end."""
     parser.add_argument(
         "--control",
         action="append",
@@ -170,6 +170,15 @@ def control_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--controlnet", action="append", default=[], metavar="KIND=MODEL", help="the ControlNet for a kind of control"
+    )
+    parser.add_argument(
+        "--control-guidance-end",
+        type=float,
+        action="append",
+        default=[],
+        metavar="SHARE",
+        help="share of the steps after which the control no longer acts (default: 1); 0.7 keeps more of the subject; "
+        "repeat for one for each --control",
     )
 
 
@@ -289,6 +298,7 @@ def check_values(arguments: argparse.Namespace) -> None:
         check_file("subject", path_and_number("--subject", text, "weight")[0])
     check_adapters(arguments)
     _controlnets(arguments.controlnet)
+    _control_ends(arguments)
 
 
 def _check_subject(arguments: argparse.Namespace) -> None:
@@ -327,6 +337,20 @@ def _controlnets(texts: list[str]) -> dict[str, str]:
     return dict(pairs)
 
 
+def _control_ends(arguments: argparse.Namespace) -> list[float]:
+    """Return the end of each --control; one number is for all of them."""
+    from blip_diffusion.generation.limits import check_control_end
+
+    ends, count = arguments.control_guidance_end, len(arguments.control)
+    if ends and not count:
+        raise InputError("--control-guidance-end has no effect: add --control KIND=FILE.")
+    if len(ends) > 1 and len(ends) != count:
+        raise InputError(f"There are {len(ends)} --control-guidance-end for {count} --control: give one, or one each.")
+    for end in ends:
+        check_control_end(end)
+    return list(ends) if len(ends) > 1 else (ends or [1.0]) * count
+
+
 def _model_of(arguments: argparse.Namespace) -> str:
     return "mini" if arguments.model is None else str(arguments.model)
 
@@ -339,10 +363,10 @@ def _controls(arguments: argparse.Namespace, controlnets: dict[str, str]) -> tup
     controls, side = [], None
     if arguments.control:
         side = min(arguments.size) if arguments.size else default_side(_model_of(arguments))
-    for text in arguments.control:
+    for text, end in zip(arguments.control, _control_ends(arguments), strict=True):
         kind, rest = kind_and_value("--control", text, "FILE")
         path, scale = path_and_number("--control", rest, "scale")
-        controls.append(read_control(kind, path, scale, controlnets.get(kind, ""), side=side))
+        controls.append(read_control(kind, path, scale, controlnets.get(kind, ""), end=end, side=side))
     for unused in controlnets.keys() - {control.kind for control in controls}:
         raise InputError(f"--controlnet {unused} has no effect: add --control {unused}=FILE.")
     return tuple(controls)

@@ -24,6 +24,7 @@ FIELDS = {
     "--seed": "seed",
     "--steps": "steps",
     "--guidance-scale": "guidance_scale",
+    "--control-guidance-end": "end",
     "--from": "source_category",
     "--mask FILE": "a mask",
     "--strength": "strength",

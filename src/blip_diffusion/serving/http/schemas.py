@@ -37,6 +37,7 @@ class ControlBody(BaseModel):
     )
     image: str = Field(description=CONTROL_URL)
     scale: float = Field(1.0, ge=0, le=2, allow_inf_nan=False)
+    end: float = Field(1.0, gt=0, le=1, description="Share of the steps after which it no longer acts.")
 
 
 class ImageOptions(BaseModel):

@@ -57,6 +57,7 @@ class Form:
         control: One of `CONTROLS`, or `NO_CONTROL`.
         control_image: Path of the uploaded control image, if there is one.
         control_scale: How strongly it acts.
+        control_end: Share of the steps after which it no longer acts.
     """
 
     prompts: str
@@ -75,6 +76,7 @@ class Form:
     control: str = NO_CONTROL
     control_image: str | None = None
     control_scale: float = 1.0
+    control_end: float = 1.0
 
 
 def to_request(form: Form, service: JobService) -> GenerationRequest:
@@ -121,7 +123,8 @@ def _controls(form: Form) -> tuple[ControlInput, ...]:
         return ()
     if not form.control_image:
         raise InputError("There is no control image: upload one in More settings, or set Structure control to none.")
-    return (read_control(CONTROLS[form.control], Path(form.control_image), form.control_scale),)
+    path = Path(form.control_image)
+    return (read_control(CONTROLS[form.control], path, form.control_scale, end=form.control_end),)
 
 
 def from_request(request: GenerationRequest, service: JobService) -> Form:
@@ -181,12 +184,17 @@ def settings_of(request: GenerationRequest) -> list[tuple[str, str]]:
         "Guidance scale": request.guidance_scale,
         "Negative prompt": request.negative_prompt,
         "Resize mode": request.resize_mode,
-        "Control": ", ".join(f"{control.kind}, scale {control.scale:g}" for control in request.controls),
+        "Control": ", ".join(map(_control_text, request.controls)),
         "Box": request.box and ", ".join(f"{side:g}" for side in request.box),
         "Size": request.width and f"{request.width} x {request.height}",
         "Precision": request.dtype,
     }
     return shown + [(name, str(value)) for name, value in optional.items() if value]
+
+
+def _control_text(control: ControlInput) -> str:
+    end = "" if control.end == 1 else f", until {control.end:g} of the steps"
+    return f"{control.kind}, scale {control.scale:g}{end}"
 
 
 def _bounded(name: str, value: float, highest: int) -> int:

@@ -62,6 +62,7 @@ class FormFields:
     control: gr.Radio
     control_image: gr.Image
     control_scale: gr.Slider
+    control_end: gr.Slider
     subjects: tuple[gr.Dropdown, ...]
     weights: tuple[gr.Slider, ...]
 
@@ -105,6 +106,7 @@ def values_of(form: Form, request: GenerationRequest) -> list[Any]:
         form.control,
         form.control_image,
         form.control_scale,
+        form.control_end,
     ]
     rows = [*form.mixture, *[("", 1.0)] * (MAX_SUBJECTS - len(form.mixture))]
     return [*single, *(name for name, _ in rows), *(weight for _, weight in rows)]
@@ -219,16 +221,18 @@ def _form(service: JobService) -> tuple[FormFields, gr.Image]:
     return form, crop
 
 
-def _control_fields() -> tuple[gr.Radio, gr.Image, gr.Slider]:
+def _control_fields() -> tuple[gr.Radio, gr.Image, gr.Slider, gr.Slider]:
     """Build the fields of a control image; those of the image are shown once a kind is chosen."""
     kind = gr.Radio([NO_CONTROL, *CONTROLS], value=NO_CONTROL, label="Structure control", elem_id="control",
                     info="mask: where the subject is, white on black. edges: outlines, from any image.")  # fmt: skip
     image = widgets.upload("Control image", height=200, sources=["upload", "clipboard"], visible=False,
                            elem_id="control-image")  # fmt: skip
     scale = gr.Slider(0, 2, value=1.0, step=0.05, label="Control scale", visible=False)
-    kind.change(lambda kind: [gr.update(visible=kind != NO_CONTROL)] * 2, kind, [image, scale],
+    end = gr.Slider(0.05, 1, value=1.0, step=0.05, label="Control end", visible=False, elem_id="control-end",
+                    info="The share of the steps in which it acts: 0.7 keeps more of the subject.")  # fmt: skip
+    kind.change(lambda kind: [gr.update(visible=kind != NO_CONTROL)] * 3, kind, [image, scale, end],
                 api_name=False, show_progress="hidden")  # fmt: skip
-    return kind, image, scale
+    return kind, image, scale, end
 
 
 def _subject_row(service: JobService, number: int) -> tuple[gr.Dropdown, gr.Slider]:
