@@ -165,7 +165,8 @@ def print_progress(line: str) -> None:
 
 def _settings(pipe: BlipDiffusionPipeline, bench: Bench, model: str) -> dict[str, Any]:
     subjects, prompts = [subject.name for subject in bench.subjects], list(bench.prompt_ids)
-    digests = {"weights": weights_digest(pipe), "benchmark_digest": bench.digest}
+    adapters = {hint: weights_digest(network) for hint, network in sorted(pipe.t2i_adapters.items())}
+    digests = {"weights": weights_digest(pipe.model), "adapters": adapters, "benchmark_digest": bench.digest}
     return {"model": model, "dtype": str(pipe.dtype), **digests, "subjects": subjects, "prompts": prompts}
 
 

@@ -116,7 +116,7 @@ def run_settings(
         "protocol": PROTOCOL,
         "condition": config.condition,
         "model": config.model,
-        "weights": weights_digest(pipe),
+        "weights": weights_digest(pipe.model),
         **_adapters(config),
         "benchmark": bench.name,
         "benchmark_digest": bench.digest,

@@ -7,6 +7,7 @@ from diffusers import T2IAdapter
 
 from blip_diffusion.data.benchmarks.dreambench import Bench
 from blip_diffusion.data.benchmarks.minibench import build_bench
+from blip_diffusion.errors import DataError
 from blip_diffusion.evaluation.features.extractor import CachedFeatures
 from blip_diffusion.evaluation.metrics.attributes import AttributeMetric
 from blip_diffusion.evaluation.metrics.probe_data import ProbeSource, build_probe_data
@@ -55,6 +56,9 @@ def test_every_condition_has_its_row(
     assert [bool(row[2] and row[4]) for row in rows] == [False, True, True, True, True, False]
     again = study.compare(pipe, tmp_path, tmp_path / "out", config, model="tiny")  # from the images on disk
     assert again == table
+    torch.nn.init.zeros_(pipe.t2i_adapters["mask"].adapter.conv_in.weight)
+    with pytest.raises(DataError, match="images of another run, whose adapters"):
+        study.compare(pipe, tmp_path, tmp_path / "out", config, model="tiny")
 
 
 def test_structure_changes_the_images(pipe: BlipDiffusionPipeline, bench: Bench) -> None:

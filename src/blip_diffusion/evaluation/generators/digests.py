@@ -3,9 +3,10 @@
 import hashlib
 import json
 
+from torch import nn
+
 from blip_diffusion.fileio import sha256_of
 from blip_diffusion.nn_utils import tensor_bytes
-from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.protocols import Scheduler
 
 
@@ -15,10 +16,10 @@ def scheduler_digest(scheduler: Scheduler) -> str:
     return sha256_of(json.dumps(public, sort_keys=True, default=str).encode())[:16]
 
 
-def weights_digest(pipe: BlipDiffusionPipeline) -> str:
-    """Identify the weights of a model."""
+def weights_digest(module: nn.Module) -> str:
+    """Identify the weights of a network."""
     digest = hashlib.sha256()
-    for name, value in sorted(pipe.model.state_dict().items()):
+    for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor_bytes(value))
     return digest.hexdigest()[:16]
