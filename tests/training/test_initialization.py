@@ -20,6 +20,7 @@ from blip_diffusion.training.initialization import (
     InitConfig,
     init_heads,
     init_model,
+    init_reconstruction_head,
     init_vae,
     load_parts,
     noising_from,
@@ -113,6 +114,25 @@ def test_each_head_is_loaded_from_the_first_folder_with_it(tmp_path: Path) -> No
     for name in ("contrastive", "matching", "language"):
         given, theirs = heads[name].state_dict(), saved[name].state_dict()
         assert all(torch.equal(given[key], theirs[key]) for key in theirs)
+
+
+def test_reconstruction_head_of_stage_2_is_loaded(tmp_path: Path) -> None:
+    shapes = SHAPES["tiny"].qformer
+    saved = ReconstructionHead(shapes.width, size=16)
+    save_heads({"reconstruction": saved}, tmp_path)
+    head = init_reconstruction_head(shapes, 16, [tmp_path / "nowhere", tmp_path], grid=False, trained=True)
+    assert isinstance(head, ReconstructionHead) and torch.equal(head.places, saved.places)
+
+
+def test_a_new_qformer_gets_a_new_reconstruction_head() -> None:
+    assert init_reconstruction_head(SHAPES["tiny"].qformer, 16, [], grid=False, trained=False) is not None
+
+
+def test_a_trained_qformer_gets_no_new_reconstruction_head(tmp_path: Path) -> None:
+    """Its gradients would change subject tokens that the U-Net uses."""
+    with pytest.warns(UserWarning, match="has no reconstruction head"):
+        head = init_reconstruction_head(SHAPES["tiny"].qformer, 16, [tmp_path], grid=False, trained=True)
+    assert head is None
 
 
 def test_noise_schedule_has_zero_terminal_snr() -> None:

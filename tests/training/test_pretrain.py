@@ -189,6 +189,17 @@ def test_published_layout_can_be_trained(tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
+def test_a_model_without_a_reconstruction_head_continues_with_the_denoising_loss(runs: Path, tmp_path: Path) -> None:
+    """As `mini` is: a new head's gradients would change its subject tokens."""
+    start = shutil.copytree(runs / "subject/export", tmp_path / "model")
+    (start / "heads.safetensors").unlink()
+    options = [*overrides("subject", runs), f'model.init_from=["{start}"]']
+    with pytest.warns(UserWarning, match="model has no reconstruction head"):
+        result = run(CONFIGS / "debug/subject.toml", tmp_path / "run", overrides=options)
+    assert result.step == 4 and "reconstruction" not in result.losses
+    assert "heads.safetensors" not in parts(tmp_path / "run/export")
+
+
 def test_untrained_teacher_is_refused(runs: Path, tmp_path: Path) -> None:
     options = [*overrides("consistency", runs), f'model.init_from=["{runs / "decoder/export"}"]']
     with pytest.raises(CheckpointError, match="needs a trained subject_encoder and text_encoder and unet"):

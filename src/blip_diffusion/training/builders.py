@@ -75,13 +75,24 @@ def representation(material: BuildContext) -> Objective:
 def subject(material: BuildContext) -> Objective:
     """Build the objective of stage 2 of BLIP-Diffusion."""
     config = material.config
-    model = initialization.init_model(
-        initialization.load_parts(config.model), config.model, material.corpus, material.pixels
-    )
+    parts = initialization.load_parts(config.model)
+    trained = parts.subject_encoder is not None
+    model = initialization.init_model(parts, config.model, material.corpus, material.pixels)
     check_size(config, model)
-    heads = _heads(config, model.subject_encoder.qformer.config, grid=bool(model.place_width))
     noising = initialization.noising_from(model.scheduler)
-    return SubjectRepresentation(model, noising, heads["reconstruction"], config.subject)
+    return SubjectRepresentation(model, noising, _reconstruction(config, model, trained=trained), config.subject)
+
+
+def _reconstruction(config: RunConfig, model: BlipDiffusion, *, trained: bool) -> nn.Module | None:
+    if not config.subject.reconstruction_weight:
+        return None
+    return initialization.init_reconstruction_head(
+        model.subject_encoder.qformer.config,
+        config.data.synthetic.object_crop_size,
+        config.model.init_from,
+        grid=bool(model.place_width),
+        trained=trained,
+    )
 
 
 def _heads(config: RunConfig, shapes: QFormerConfig, *, grid: bool) -> nn.ModuleDict:

@@ -16,6 +16,7 @@ from blip_diffusion.checkpoint.tokenizers import bert_tokenizer
 from blip_diffusion.data.synthetic.tokenizers import category_tokenizer, prompt_tokenizer
 from blip_diffusion.diffusion.forward_process import Noising
 from blip_diffusion.errors import CheckpointError
+from blip_diffusion.escaping import warn
 from blip_diffusion.images import preprocess
 from blip_diffusion.model import (
     BlipDiffusion,
@@ -211,18 +212,13 @@ def init_heads(
         folders: Model folders.
         grid: Whether the queries lie on a square grid and each reconstructs its cell.
     """
-    width, size = encoder_config.width, object_crop_size
-    reconstruction: nn.Module = (
-        GridReconstructionHead(width, tokens=encoder_config.queries, size=size)
-        if grid
-        else ReconstructionHead(width, size=size)
-    )
+    width = encoder_config.width
     heads = nn.ModuleDict(
         {
             "contrastive": ContrastiveHead(width),
             "matching": MatchingHead(width),
             "language": LanguageHead(encoder_config),
-            "reconstruction": reconstruction,
+            "reconstruction": _new_reconstruction_head(encoder_config, object_crop_size, grid=grid),
         }
     )
     missing = dict(heads.items())
@@ -230,6 +226,39 @@ def init_heads(
         for name in load_heads(missing, folder):
             del missing[name]
     return heads
+
+
+def init_reconstruction_head(
+    encoder_config: QFormerConfig, object_crop_size: int, folders: Sequence[Path], *, grid: bool, trained: bool
+) -> nn.Module | None:
+    """Return the head for stage 2, from the first folder that has it.
+
+    Args:
+        encoder_config: Shapes of the Q-Former.
+        object_crop_size: Side in pixels of the reconstructed object crop.
+        folders: Model folders.
+        grid: Whether the queries lie on a square grid and each reconstructs its cell.
+        trained: Whether the Q-Former is trained already.
+
+    Returns:
+        The head; a new one for a new Q-Former. `None`, with a warning, for a trained Q-Former without its head: the
+        gradients of a new head would change subject tokens that the U-Net already uses.
+    """
+    head = _new_reconstruction_head(encoder_config, object_crop_size, grid=grid)
+    if any(load_heads({"reconstruction": head}, folder) for folder in folders) or not trained:
+        return head
+    warn(
+        f"{folders[0]} has no reconstruction head: stage 2 continues with the denoising loss alone, as with "
+        "subject.reconstruction_weight=0.",
+        stacklevel=3,
+    )
+    return None
+
+
+def _new_reconstruction_head(encoder_config: QFormerConfig, size: int, *, grid: bool) -> nn.Module:
+    if grid:
+        return GridReconstructionHead(encoder_config.width, tokens=encoder_config.queries, size=size)
+    return ReconstructionHead(encoder_config.width, size=size)
 
 
 def init_language_model(parts: Parts, config: InitConfig, corpus: Sequence[str]) -> tuple[Any, Any]:

@@ -69,6 +69,16 @@ def losses_of(objective: Objective, rows: Rows, steps: int) -> list[float]:
     return losses
 
 
+def test_subject_phase_without_a_reconstruction_head_has_the_denoising_loss_alone(model: BlipDiffusion) -> None:
+    objective = PackedSubject(model, noising_from(model.scheduler), None, CONFIG.subject)
+    rows = packed(model)[1]
+    rows |= latent_columns(objective, rows)
+    rows["latents"] = rows[FULL]
+    rows |= random_rows(rows[FULL], CONFIG.subject, objective.noising, torch.Generator().manual_seed(0))
+    losses = objective(rows, StepContext(0, torch.Generator().manual_seed(0)))
+    assert set(losses) == {"denoising", "loss"} and losses["loss"] == losses["denoising"]
+
+
 def test_subject_phase_reduces_the_loss(model: BlipDiffusion) -> None:
     objective, (_, rows) = subject(model), packed(model)
     rows |= latent_columns(objective, rows)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from blip_diffusion.checkpoint.components import save_diffusers
 from blip_diffusion.data.batches import SubjectBatch
@@ -65,7 +64,7 @@ class PackedControl(Objective):
     def __init__(self, model: BlipDiffusion, noising: Noising, config: ControlConfig) -> None:
         super().__init__()
         self.config, self.drops = config, _drops(config)
-        self.subject = PackedSubject(model, noising, nn.Identity(), self.drops)  # computes the text states
+        self.subject = PackedSubject(model, noising, None, self.drops)  # computes the text states
         self.network = new_network(model, config)
 
     @property

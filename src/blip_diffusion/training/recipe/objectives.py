@@ -104,11 +104,12 @@ def finder_loss(logits: Tensor, mask: Tensor) -> Tensor:
 class PackedSubject(Objective):
     """`SubjectRepresentation` on rows with latents, noise, timesteps and dropped prompts.
 
-    Without random numbers, its forward and backward pass can be captured as one CUDA graph.
+    Without random numbers, its forward and backward pass can be captured as one CUDA graph. Without a reconstruction
+    head, its loss is the denoising loss alone.
     """
 
     def __init__(
-        self, model: BlipDiffusion, noising: Noising, reconstruction: nn.Module, config: SubjectConfig
+        self, model: BlipDiffusion, noising: Noising, reconstruction: nn.Module | None, config: SubjectConfig
     ) -> None:
         super().__init__()
         self.model, self.reconstruction, self.config = model, reconstruction, config
@@ -135,19 +136,19 @@ class PackedSubject(Objective):
         copies = len(rows["noise"]) // len(rows["latents"])
         latents = rows["latents"].float()
         weights = subject_importance(to_pixels(rows["mask"]), latents, self.config.subject_weight)
-        losses = {
-            "denoising": denoising_error(
-                self.model.denoiser(states.repeat(copies, 1, 1)),
-                latents.repeat(copies, 1, 1, 1),
-                rows["noise"],
-                rows["timesteps"],
-                self.noising,
-                gamma=self.config.min_snr,
-                importance=weights.repeat(copies, 1, 1, 1),
-            ),
-            "reconstruction": reconstruction_loss(self.reconstruction(tokens), to_pixels(rows["object_crop"])),
-        }
-        losses["loss"] = losses["denoising"] + self.config.reconstruction_weight * losses["reconstruction"]
+        loss = denoising_error(
+            self.model.denoiser(states.repeat(copies, 1, 1)),
+            latents.repeat(copies, 1, 1, 1),
+            rows["noise"],
+            rows["timesteps"],
+            self.noising,
+            gamma=self.config.min_snr,
+            importance=weights.repeat(copies, 1, 1, 1),
+        )
+        losses = {"denoising": loss, "loss": loss}
+        if self.reconstruction is not None:
+            losses["reconstruction"] = reconstruction_loss(self.reconstruction(tokens), to_pixels(rows["object_crop"]))
+            losses["loss"] = loss + self.config.reconstruction_weight * losses["reconstruction"]
         return losses
 
     def states_of(self, rows: Rows) -> Tensor:

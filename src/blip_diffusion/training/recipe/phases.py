@@ -113,18 +113,25 @@ def representation(folders: Sequence[Path], config: RecipeConfig) -> PackedRepre
 
 def subject(folders: Sequence[Path], config: RecipeConfig) -> PackedSubject:
     """Return the objective of the fourth phase."""
-    init = InitConfig(preset=config.preset, init_from=tuple(folders), inference=config.inference)
-    parts = initialization.load_parts(init)
-    initialization.require_parts(parts, "subject_encoder", "text_encoder", "unet", "vae", "tokenizer", "scheduler")
-    model = initialization.init_model(parts, init, (), torch.empty(0))
-    shapes = model.subject_encoder.qformer.config
-    heads = initialization.init_heads(shapes, config.synthetic.object_crop_size, folders, grid=True)
-    return PackedSubject(model, initialization.noising_from(model.scheduler), heads["reconstruction"], config.subject)
+    model, head = _trained_model(folders, config), None
+    if config.subject.reconstruction_weight:
+        shapes, size = model.subject_encoder.qformer.config, config.synthetic.object_crop_size
+        head = initialization.init_reconstruction_head(shapes, size, folders, grid=True, trained=True)
+    return PackedSubject(model, initialization.noising_from(model.scheduler), head, config.subject)
 
 
 def consistency(folders: Sequence[Path], config: RecipeConfig, device: torch.device) -> PackedConsistency:
     """Return the objective of the last phase: a consistency LoRA for two to four sampling steps."""
-    return PackedConsistency(subject(folders, config).to(device), config.consistency)
+    model = _trained_model(folders, config)
+    core = PackedSubject(model, initialization.noising_from(model.scheduler), None, config.subject)
+    return PackedConsistency(core.to(device), config.consistency)
+
+
+def _trained_model(folders: Sequence[Path], config: RecipeConfig) -> BlipDiffusion:
+    init = InitConfig(preset=config.preset, init_from=tuple(folders), inference=config.inference)
+    parts = initialization.load_parts(init)
+    initialization.require_parts(parts, "subject_encoder", "text_encoder", "unet", "vae", "tokenizer", "scheduler")
+    return initialization.init_model(parts, init, (), torch.empty(0))
 
 
 # ----------------------------------------------------------------------------------------------------- rows of a step
