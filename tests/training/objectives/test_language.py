@@ -3,6 +3,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import T5Config, T5ForConditionalGeneration
 
 from blip_diffusion.checkpoint.language import load_language, load_language_model, save_language
@@ -12,10 +13,10 @@ from blip_diffusion.data.synthetic.pair_sampler import CaptionSampler, PairSampl
 from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
 from blip_diffusion.errors import CheckpointError, ConfigError
 from blip_diffusion.model import BlipDiffusion
-from blip_diffusion.modules.language import LanguagePrefix, build_language_model
-from blip_diffusion.prompts import SpecialIds, caption_words
+from blip_diffusion.modules.language import IGNORED, LanguagePrefix, build_language_model
+from blip_diffusion.prompts import SpecialIds, Words, caption_words
 from blip_diffusion.training.objectives.language import LanguageConfig, LanguageStage, blip2_of
-from blip_diffusion.training.objectives.sentences import Sentences, SentencesConfig, with_context
+from blip_diffusion.training.objectives.sentences import Sentences, SentencesConfig, context_accuracy, with_context
 from blip_diffusion.training.pooled_batches import PooledBatches
 from blip_diffusion.training.pretrain import run
 from blip_diffusion.training.shapes import LANGUAGE_MODELS
@@ -116,6 +117,15 @@ def test_a_context_has_only_tokens_of_its_caption(model: BlipDiffusion, batch: S
         assert {*ids_of_row} <= {*caption}
     shares = longer.attention_mask[:, :6].float().mean(1)
     assert shares.max() == 1 and shares.min() < 1
+
+
+def test_context_accuracy_is_of_the_tokens_that_the_context_shows() -> None:
+    """The second token of the context is masked, so the wrong prediction of 8 does not count."""
+    words = Words(torch.tensor([[7, 8, 1, 7, 8, 7]]), torch.tensor([[1, 0, 1, 1, 1, 1]]))
+    labels = torch.tensor([[IGNORED, IGNORED, 1, 7, 8, 7]])
+    predicted = torch.tensor([[0, 0, 7, 0, 0, 0]])  # each of the next token
+    accuracy = context_accuracy(F.one_hot(predicted, 10).float(), labels, words, 2)
+    assert accuracy == 0.5
 
 
 def test_absurd_context_is_refused() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from blip_diffusion.checkpoint.language import save_language
 from blip_diffusion.data.batches import SubjectBatch
@@ -53,7 +54,7 @@ class Sentences(Objective):
         self.config = config
 
     def forward(self, batch: SubjectBatch, context: StepContext) -> Losses:
-        """Return the cross-entropy of the captions."""
+        """Return the cross-entropy of the captions and, with a context, the accuracy of the tokens that it shows."""
         special = SpecialIds.of(self.language_model.config)
         words, labels = caption_words(self.tokenizer, batch["caption"], special, limit=self.config.max_caption_tokens)
         if count := self.config.context_tokens:
@@ -61,7 +62,10 @@ class Sentences(Objective):
             labels = F.pad(labels, (count, 0), value=IGNORED)
         words, labels = words.to(self.language_model.device), labels.to(self.language_model.device)
         output = self.language_model(input_ids=words.input_ids, attention_mask=words.attention_mask, labels=labels)
-        return {"loss": output.loss}
+        losses = {"loss": output.loss}
+        if count:
+            losses["context_accuracy"] = context_accuracy(output.logits.detach(), labels, words, count)
+        return losses
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return all parameters of the language model."""
@@ -70,6 +74,27 @@ class Sentences(Objective):
     def export(self, folder: Path) -> None:
         """Write `language/`, without a projection."""
         save_language(self.language_model, self.tokenizer, folder / "language")
+
+
+def context_accuracy(logits: Tensor, labels: Tensor, words: Words, count: int) -> Tensor:
+    """Return the share of correct predictions among the tokens that the context shows.
+
+    A language model with a low accuracy can't use a prefix: it has to be trained longer.
+
+    Args:
+        logits: (B, C + L, V) of the language model.
+        labels: (B, C + L) target ids, or `IGNORED`.
+        words: Contexts of C tokens, each followed by its caption (B, C + L).
+        count: Number of tokens C.
+
+    Returns:
+        A scalar in [0, 1].
+    """
+    shown = words.input_ids[:, :count].masked_fill(words.attention_mask[:, :count] == 0, -1)
+    targets = labels[:, 1:]
+    in_context = (targets[..., None] == shown[:, None]).any(dim=-1)
+    correct = logits[:, :-1].argmax(dim=-1) == targets
+    return (correct & in_context).sum() / in_context.sum().clamp(min=1)
 
 
 def with_context(words: Words, special: SpecialIds, count: int, rng: torch.Generator) -> Words:
