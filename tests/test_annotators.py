@@ -77,6 +77,8 @@ def test_depth_and_normal_maps_are_used_as_they_are(dog: Image.Image) -> None:
     encoded = Image.fromarray(((normals + 1) * 127.5).round().astype(np.uint8))
     assert annotate(encoded, "normal").tobytes() == encoded.tobytes()
     for image, kind in ((encoded, "depth"), (depth, "normal"), (dog, "depth"), (dog, "normal")):
+        with pytest.raises(InputError, match=f"The control image is no {kind} map: use "):
+            annotate(image, kind, networks=False)
         with pytest.raises(InputError, match=f"{kind} needs controlnet_aux.* or give a ready-made map[.]$"):
             annotate(image, kind)
 

@@ -85,7 +85,7 @@ MAY_IMPORT = {
     "evaluation": MODEL | {"data", "pipelines", "ray_pool", "references", "sampling", "training"},
     "generation": MODEL | {"annotators", "pipelines", "ray_pool", "references", "sampling"},
     "comfy": MODEL | {"annotators", "generation", "pipelines"},
-    "serving": MODEL | {"generation", "pipelines", "references"},
+    "serving": MODEL | {"annotators", "generation", "pipelines", "references"},
     "cli": MODEL
     | {"annotators", "data", "generation", "optional_packages", "pipelines", "serving", "training", "evaluation"},
 }

@@ -1,6 +1,7 @@
 """Control maps of images. Canny edges are computed by this library, the others by `controlnet_aux`'s networks."""
 
 from collections.abc import Callable
+from typing import Literal
 
 from PIL import Image
 
@@ -20,19 +21,29 @@ WEIGHTS = "lllyasviel/Annotators"
 """Hub repository of their weights."""
 KINDS = ("map", "canny", "mask", *NETWORKS)
 """`map` is an image that is already a control map, `mask` the mask of a subject."""
-GEOMETRY = ("depth", "normal")
-"""Maps of geometry, which 3D programs render, and the training data have of 3D models."""
+GEOMETRY = {
+    "depth": "a grey image, bright where it is near",
+    "normal": "an image of unit vectors, as 3D programs render it",
+}
+"""Maps of geometry, which 3D programs render, and the training data have of 3D models; and what they look like."""
+UploadKind = Literal["mask", "canny", "depth", "normal", "map"]
+"""The kinds that the server and the page take: those without a network, and geometry as a ready-made map."""
 MAX_GREY = 0.25
 """Largest share of a mask's pixels that may be neither dark nor bright."""
 MIN_UNIT, MAX_TINT = 0.9, 4
 """Least share of a normal map's pixels of length 0.9 to 1.1, and largest difference of a depth map's channels."""
 
 
-def annotate(image: Image.Image, kind: str) -> Image.Image:
+def annotate(image: Image.Image, kind: str, *, networks: bool = True) -> Image.Image:
     """Return the control map of an image. A depth map or a normal map is returned as it is.
 
+    Args:
+        image: The image.
+        kind: One of `KINDS`; without networks, one of `UploadKind`.
+        networks: Whether networks, which the hub provides, may compute depth and normals of other images.
+
     Raises:
-        InputError: If the annotator is unknown or unavailable, or the image is no mask where one is needed.
+        InputError: If the annotator is unknown or unavailable, or the image is no mask or map where one is needed.
     """
     if kind == "mask":
         return subject_mask(image)
@@ -43,6 +54,8 @@ def annotate(image: Image.Image, kind: str) -> Image.Image:
         return canny(image)
     if kind in GEOMETRY and _is_map(image, kind):
         return image
+    if kind in GEOMETRY and not networks:
+        raise InputError(f"The control image is no {kind} map: use {GEOMETRY[kind]}.")
     if kind in NETWORKS:
         return _detector(kind)(image).convert("RGB").resize(image.size, Image.Resampling.BICUBIC)
     raise InputError(f"There is no control {kind!r}: use {', '.join(KINDS[:-1])} or {KINDS[-1]}.")

@@ -7,8 +7,9 @@ from PIL import Image
 
 from blip_diffusion.annotators import KINDS, NETWORKS
 from blip_diffusion.errors import InputError
-from blip_diffusion.generation.control_inputs import control_arguments
-from blip_diffusion.generation.request import CONTROLNETS, ControlInput, GenerationRequest
+from blip_diffusion.generation.control_inputs import control_arguments, control_kinds
+from blip_diffusion.generation.control_kinds import CONTROLNETS
+from blip_diffusion.generation.request import ControlInput, GenerationRequest
 from blip_diffusion.generation.run import _subject_arguments
 from blip_diffusion.images import png_bytes
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
@@ -65,6 +66,24 @@ def test_adapters_of_the_model_act_on_the_conditional_prediction_only(fresh_pipe
     request = GenerationRequest(**REQUEST, controls=(ControlInput("canny", PNG, 0.5),))
     assert control_arguments(fresh_pipe, request)["guess_mode"]
     assert not control_arguments(fresh_pipe, replace(request, region_mode="multidiffusion"))["guess_mode"]
+
+
+def test_a_kind_that_the_model_does_not_serve_is_refused_by_the_kinds_that_it_does(fresh_pipe: Any) -> None:
+    request = GenerationRequest(**REQUEST, controls=(ControlInput("depth", PNG),))
+    assert control_kinds(fresh_pipe) == ()
+    with pytest.raises(InputError, match=r"for depth and this model: use another model or ControlNet\.$"):
+        control_arguments(fresh_pipe, request)
+    adapter = T2IAdapter(1, list(fresh_pipe.unet.config.block_out_channels), num_res_blocks=1)
+    fresh_pipe.t2i_adapters = {"normal": adapter, "canny": adapter}
+    assert control_kinds(fresh_pipe) == ("canny", "normal")
+    with pytest.raises(InputError, match="for depth and this model: use canny, normal, or another model or Contr"):
+        control_arguments(fresh_pipe, request)
+    fresh_pipe.controlnet = object()
+    assert control_kinds(fresh_pipe) == ("map", "canny", "normal")
+
+
+def test_placed_tokens_serve_masks(placed: BlipDiffusionPipeline) -> None:
+    assert control_kinds(placed) == ("mask",)
 
 
 def test_default_controlnets_match_their_annotators() -> None:

@@ -11,8 +11,9 @@ from PIL import Image, PngImagePlugin
 
 from blip_diffusion import __version__
 from blip_diffusion.errors import InputError
+from blip_diffusion.generation.control_kinds import CONTROLNETS
 from blip_diffusion.generation.png_metadata import METADATA, read_request
-from blip_diffusion.generation.request import CONTROLNETS, ControlInput, GenerationRequest, read_reference
+from blip_diffusion.generation.request import ControlInput, GenerationRequest, read_reference
 from blip_diffusion.generation.run import run
 from blip_diffusion.images import png_bytes
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
@@ -205,7 +206,7 @@ def test_bundled_controlnet_is_used_for_edges_only(fresh_pipe: BlipDiffusionPipe
         return run(request, tmp_path / "out", device="cpu")
 
     assert annotated("canny") and annotated("map") and annotated("depth", str(tmp_path / "model"))
-    with pytest.raises(InputError, match="no ControlNet for depth and this model: use a model that has one"):
+    with pytest.raises(InputError, match="no ControlNet for depth and this model: use map, canny, or another model"):
         annotated("depth")
 
 

@@ -56,11 +56,19 @@ def service(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture(scope="session")
 def address(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of `blip-diffusion app`, in a process of its own; for tests with the marker faces."""
+    """The address of `blip-diffusion app`, in a process of its own; for tests with the marker faces.
+
+    The model has an adapter for depth.
+    """
     pytest.importorskip("gradio")
+    from diffusers import T2IAdapter, UNet2DConditionModel
+
     folder, port = tmp_path_factory.mktemp("app"), free_port()
+    model = shutil.copytree(tiny_folder, folder / "model")
+    channels = list(UNet2DConditionModel.from_pretrained(model / "unet").config.block_out_channels)
+    T2IAdapter(1, channels, num_res_blocks=1).save_pretrained(model / "t2i_adapter" / "depth")
     command = [sys.executable, "-m", "blip_diffusion", "app", "--port", str(port), "--device", "cpu"]
-    command += ["--model", f"tiny={tiny_folder}", "--out", str(folder)]
+    command += ["--model", f"tiny={model}", "--out", str(folder / "out")]
     with served(command, port, folder / "errors.txt", wait_for="/readyz") as (address, _):
         yield address
 

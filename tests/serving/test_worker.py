@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from diffusers import ControlNetModel
+import torch
+from diffusers import ControlNetModel, T2IAdapter
 from PIL import Image
 
 from blip_diffusion.generation.png_metadata import decode
 from blip_diffusion.generation.request import GenerationRequest, read_control
+from blip_diffusion.images import png_bytes
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.safety import SafetyChecker
-from blip_diffusion.serving.messages import Batch, Finished, JointBatch
+from blip_diffusion.serving.messages import Batch, Finished, JointBatch, Ready
 from blip_diffusion.serving.worker import _Worker
 
 
@@ -67,6 +69,25 @@ def test_control_images_are_stored_at_the_size_of_the_images_as_on_the_command_l
     made, ready = (worker.run(JointBatch((batch,))) for batch in batches)
     assert np.array_equal(pixels(made), pixels(ready))
     assert decode(io.BytesIO(made.files[0]))[0].controls == (edges,)
+
+
+def test_depth_maps_reach_the_models_adapter(
+    worker: _Worker, fresh_pipe: BlipDiffusionPipeline, request_of_dog: GenerationRequest, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    channels = list(fresh_pipe.unet.config.block_out_channels)
+    fresh_pipe.t2i_adapters = {"depth": T2IAdapter(1, channels, num_res_blocks=1)}
+    fresh_pipe.save_pretrained(tmp_path / "model")
+    assert worker.preload(str(tmp_path / "model")) == Ready(control_kinds=("depth",))
+    results = []
+    for colour in ("black", "white"):
+        depth = read_control("depth", io.BytesIO(png_bytes(Image.new("RGB", (32, 32), colour))), networks=False)
+        request = replace(request_of_dog, controls=(depth,))
+        batch = Batch("dog", request, str(tmp_path / "model"), (), (("on the beach", 1),))
+        results.append(pixels(worker.run(JointBatch((batch,)))))
+    assert not np.array_equal(*results)
+    missing = worker.preload(str(tmp_path / "nowhere"))
+    assert "There is no model" in missing.problem and missing.control_kinds is None
 
 
 def test_requests_that_load_something_have_a_batch_of_their_own(request_of_dog: GenerationRequest) -> None:

@@ -5,15 +5,15 @@ from functools import partial
 from typing import Any
 
 from blip_diffusion import images
-from blip_diffusion.annotators import GEOMETRY
+from blip_diffusion.annotators import GEOMETRY, KINDS
 from blip_diffusion.checkpoint.single_component import load_controlnet
-from blip_diffusion.errors import InputError
 from blip_diffusion.framing import Box, box_before_plain_border, box_of_mask
-from blip_diffusion.generation.request import CONTROLNETS, ControlInput, GenerationRequest, control_map
+from blip_diffusion.generation.control_kinds import BUNDLED_KINDS, CONTROLNETS, check_served
+from blip_diffusion.generation.request import ControlInput, GenerationRequest, control_map
 from blip_diffusion.references import find_subject
 
-BUNDLED_KINDS = ("canny", "map")
-"""Control maps that a model's bundled ControlNet reads: the published one reads Canny edges."""
+SD15_WIDTH = 768
+"""Width of the text states of Stable Diffusion 1.5, whose ControlNets fit a model of its shapes."""
 
 
 def short_side(pipe: Any, request: GenerationRequest) -> int:
@@ -78,16 +78,24 @@ def _gives_only_the_box(control: ControlInput, pipe: Any) -> bool:
     return control.kind == "mask" and no_network and bool(pipe.model.place_width)
 
 
+def control_kinds(pipe: Any) -> tuple[str, ...]:
+    """Return the kinds of control that a model serves without a ControlNet of the request, in the order of `KINDS`."""
+    kinds = {*pipe.t2i_adapters}
+    if pipe.controlnet is not None:
+        kinds.update(BUNDLED_KINDS)
+    if pipe.model.place_width:
+        kinds.add("mask")  # which gives the box
+    if pipe.unet.config.cross_attention_dim == SD15_WIDTH:
+        kinds.update(CONTROLNETS)
+    return tuple(kind for kind in KINDS if kind in kinds)
+
+
 def _load_controlnet(control: ControlInput, pipe: Any) -> Any:
     """Return the ControlNet or adapter of a control. A ControlNet is downloaded only for a model that it fits."""
-    if not control.controlnet and pipe.controlnet is not None and control.kind in BUNDLED_KINDS:
-        return pipe.controlnet
-    if not control.controlnet and control.kind in pipe.t2i_adapters:
-        return pipe.t2i_adapters[control.kind].to(pipe.device)
-    is_sd15 = pipe.unet.config.cross_attention_dim == 768
-    if not control.controlnet and (not is_sd15 or control.kind not in CONTROLNETS):
-        raise InputError(
-            f"There is no ControlNet for {control.kind} and this model: use a model that has one, or name one with "
-            "--controlnet."
-        )
+    if not control.controlnet:
+        check_served(control.kind, control_kinds(pipe))
+        if pipe.controlnet is not None and control.kind in BUNDLED_KINDS:
+            return pipe.controlnet
+        if control.kind in pipe.t2i_adapters:
+            return pipe.t2i_adapters[control.kind].to(pipe.device)
     return load_controlnet(control.controlnet or CONTROLNETS[control.kind], dtype=pipe.unet.dtype).to(pipe.device)

@@ -21,12 +21,6 @@ from blip_diffusion.pipelines.presets import Dtype, Engine, get_preset
 REFERENCE_SIDE, CONTROL_SIDE = 512, 1024
 """Longest allowed short side in pixels: larger images are scaled down."""
 
-CONTROLNETS = {
-    **{kind: f"lllyasviel/sd-controlnet-{kind}" for kind in ("canny", "depth", "hed", "openpose")},
-    "normal": "lllyasviel/control_v11p_sd15_normalbae",  # sd-controlnet-normal reads MiDaS normals, not NormalBae's
-}
-"""ControlNets of Stable Diffusion 1.5 for the maps that `annotators` makes, by kind."""
-
 
 @dataclass(frozen=True)
 class ControlInput:
@@ -37,7 +31,7 @@ class ControlInput:
         image: The control map as PNG bytes, or the image from which it is made.
         scale: Conditioning scale; 1 is usual.
         controlnet: A folder, a file, or a hub id. Empty: the model's ControlNet for edges and ready-made maps, else the
-            one in `CONTROLNETS`.
+            one in `control_kinds.CONTROLNETS`.
         is_map: Whether `image` is the map. `False`: `control_map` computes it, at the size of the generated images.
         end: Share of the steps after which it no longer acts, above 0, up to 1; diffusers' `control_guidance_end`.
 
@@ -232,30 +226,32 @@ def read_control(
     *,
     end: float = 1.0,
     side: int | None = None,
+    networks: bool = True,
 ) -> ControlInput:
     """Read an image file and compute its control map; for edges, keep the image, whose map `control_map` computes.
 
     Edges are computed by a process that has torch, and the image also shows the position of its subject.
 
     Args:
-        kind: One of `annotators.KINDS`.
+        kind: One of `annotators.KINDS`; without networks, one of `annotators.UploadKind`.
         source: The path of an image file, or an open file.
         scale: Conditioning scale.
         controlnet: See `ControlInput`.
         end: See `ControlInput`.
         side: Short side in pixels of the image to be generated, at which the map is computed: edges of a much larger
             photo are too many, and too thin, for a small image. `None`: the photo's own, at most 1024.
+        networks: See `annotators.annotate`.
 
     Raises:
         InputError: If the kind is unknown, its extra is not installed, `end` is out of range, or the file is not an
-            image.
+            image, or no mask or map where one is needed.
     """
     side, is_map = min(side or CONTROL_SIDE, CONTROL_SIDE), kind != "canny"
     if kind == "mask":  # read first, since transparency is not kept
         made = _at_most(images.read_image(source, subject_mask), side)
     else:
         made = _at_most(images.open_image(source), side)
-        made = annotate(made, kind) if is_map else made
+        made = annotate(made, kind, networks=networks) if is_map else made
     return ControlInput(kind, images.png_bytes(made), scale, controlnet, is_map, end)
 
 

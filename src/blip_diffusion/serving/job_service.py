@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from blip_diffusion.errors import InputError
 from blip_diffusion.fileio import sha256_of
+from blip_diffusion.generation.control_kinds import check_served
 from blip_diffusion.generation.request import GenerationRequest
 from blip_diffusion.generation.subject_refs import SubjectRef, thumbnail_png
 from blip_diffusion.serving.errors import JobFailed, KeyReused, QueueFull, UnknownId
@@ -111,6 +112,10 @@ class JobService:
         """Why the default model can't be loaded, or empty."""
         return self.pool.problem
 
+    def control_kinds(self, model: str) -> tuple[str, ...] | None:
+        """Return the kinds of control that a model serves; `None` if that isn't known, as of one that isn't loaded."""
+        return self.pool.control_kinds if model == self.settings.default_model else None
+
     # ---------------------------------------------------------------------------------------------------- jobs
 
     def submit(
@@ -132,13 +137,14 @@ class JobService:
             auto_dtype: Use the fastest precision of the preset and the device. `False`: the request's.
 
         Raises:
-            InputError: If the model is not one of the settings'.
+            InputError: If the model is not one of the settings', or is known not to serve a kind of control.
             UnknownId: If a subject, or the photo or the mask of an edit, is not in the store.
             QueueFull: If too many jobs are waiting.
             KeyReused: If the key was used with another request.
         """
         if request.model not in self.settings.models:
             raise InputError(f"There is no model {request.model!r} here: use {', '.join(self.settings.models)}.")
+        self._check_controls(request)
         check_files(request, self.store)
         request = self._screened(request)
         table = to_table(request, self.store)
@@ -153,6 +159,13 @@ class JobService:
         if queued.table != table:
             raise KeyReused("This idempotency key was used with another request: use a new key.")
         return self._job(queued)
+
+    def _check_controls(self, request: GenerationRequest) -> None:
+        """Raise `InputError` for a control that the request's model is known not to serve."""
+        served = self.control_kinds(request.model)
+        if served is not None:
+            for control in request.controls:
+                check_served(control.kind, served)
 
     def _screened(self, request: GenerationRequest) -> GenerationRequest:
         """Return a request with the safety checker and the watermark of the settings, beside its own."""

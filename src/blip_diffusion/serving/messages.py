@@ -73,9 +73,15 @@ class Cancel:
 
 @dataclass(frozen=True)
 class Ready:
-    """From a worker: the model is loaded, or `problem` is the error."""
+    """From a worker: the model is loaded, or `problem` is the error.
+
+    Args:
+        problem: The error of loading it, or empty.
+        control_kinds: The kinds of control that it serves; `None` without a model.
+    """
 
     problem: str = ""
+    control_kinds: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import multiprocessing
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -44,8 +45,8 @@ class Worker:
         """The process's id; `None` without a process."""
         return self._process.pid if self._process is not None else None
 
-    def start(self) -> str:
-        """Start a new process, wait until its model is loaded, and return the error of loading it, if any."""
+    def start(self) -> Ready:
+        """Start a new process, wait until its model is loaded, and return what it reports."""
         self.stop()
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
@@ -54,7 +55,7 @@ class Worker:
         self._process.start()
         theirs.close()  # so that the pipe closes when the process ends
         ready = self._receive()
-        return ready.problem if isinstance(ready, Ready) else ""
+        return ready if isinstance(ready, Ready) else Ready()
 
     def do(self, task: Task, on_progress: OnProgress) -> Finished:
         """Do a task. Raises `WorkerDied`."""
@@ -122,6 +123,8 @@ class WorkerPool:
         self.restarts = 0
         self.problem = ""
         """The error of loading the first model, or empty."""
+        self.control_kinds: tuple[str, ...] | None = None
+        """The kinds of control that the first model serves; `None` until it is loaded."""
         self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         self._max_attempts = max_attempts
         self._stopping = False
@@ -138,11 +141,8 @@ class WorkerPool:
             threading.Thread(target=self._start, args=(worker,), daemon=True).start()
 
     def _start(self, worker: Worker) -> None:
-        try:
-            self.problem = worker.start()
-            self._ready.set()
-        except WorkerDied:  # the first task starts it again, with a limit of attempts
-            pass
+        with suppress(WorkerDied):  # the first task starts it again, with a limit of attempts
+            self._report(worker.start())
         if self.problem:
             LOGGER.error("The worker can't load its model. %s", escaped(self.problem))
         self._idle.put(worker)
@@ -185,11 +185,12 @@ class WorkerPool:
         if self._stopping:
             raise ServiceStopping
         self.restarts += 1
-        try:
-            self.problem = worker.start()
-            self._ready.set()
-        except WorkerDied:  # the next attempt fails too and restarts it
-            return
+        with suppress(WorkerDied):  # the next attempt fails too and restarts it
+            self._report(worker.start())
+
+    def _report(self, ready: Ready) -> None:
+        self.problem, self.control_kinds = ready.problem, ready.control_kinds
+        self._ready.set()
 
     def cancel(self, job: str) -> None:
         """Interrupt a job at its next sampling step, if a worker is running it."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from blip_diffusion import images
 from blip_diffusion.errors import BlipDiffusionError
+from blip_diffusion.generation.control_inputs import control_kinds
 from blip_diffusion.generation.output import png_with_metadata
 from blip_diffusion.generation.png_metadata import encode
 from blip_diffusion.generation.previews import preview_image, preview_steps
@@ -43,7 +44,7 @@ def main(connection: Connection, device: str, model: str) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # exits with clean-up, unlike the default handler
     worker = _Worker(connection, device)
     try:
-        connection.send(Ready(worker.preload(model)))
+        connection.send(worker.preload(model))
         while True:
             task = connection.recv()
             if not isinstance(task, Cancel):  # else its job has just ended
@@ -59,13 +60,12 @@ class _Worker:
         self.connection, self.device = connection, device
         self.pipes: OrderedDict[tuple[str, Dtype], BlipDiffusionPipeline] = OrderedDict()
 
-    def preload(self, model: str) -> str:
-        """Load a model and return the error of loading it, or an empty string."""
+    def preload(self, model: str) -> Ready:
+        """Load a model and return what to report of it."""
         try:
-            self.pipe(model, "float32")
+            return Ready(control_kinds=control_kinds(self.pipe(model, "float32")))
         except BlipDiffusionError as error:
-            return str(error)
-        return ""
+            return Ready(str(error))
 
     def pipe(self, model: str, dtype: Dtype) -> BlipDiffusionPipeline:
         """Return a model, after loading it if necessary; the least recently used one is dropped."""

@@ -3,6 +3,7 @@ import io
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -155,15 +156,35 @@ def test_no_engine_is_compiled_for_a_reproduced_png(client: TestClient, service:
     assert service.wait(job["id"], timeout=60).state == "done"
 
 
-def test_control_images_reach_the_model(client: TestClient, service: Any, body: dict[str, Any]) -> None:
-    mask = png_bytes(Image.new("L", (32, 32), 255))
-    controls = [{"kind": "mask", "image": "data:image/png;base64," + base64.b64encode(mask).decode()}]
-    job = service.wait(client.post("/v1/jobs", json=body | {"controls": controls}).json()["id"], timeout=60)
-    assert job.state == "failed" and "There is no ControlNet for mask and this model" in job.problem  # nor positions
-    grey = png_bytes(Image.new("L", (32, 32), 128))
-    controls[0]["image"] = "data:image/png;base64," + base64.b64encode(grey).decode()
+@pytest.mark.parametrize(
+    ("kind", "colour", "sentence"),
+    [
+        *((kind, "white", f"There is no ControlNet for {kind} and this model") for kind in ("mask", "canny", "map")),
+        ("depth", "grey", "There is no ControlNet for depth and this model"),
+        ("normal", "#8080ff", "There is no ControlNet for normal and this model"),
+        ("mask", "grey", "is no mask: use one that is black and white"),
+        ("depth", "red", "The control image is no depth map: use a grey image, bright where it is near."),
+        ("normal", "grey", "The control image is no normal map: use an image of unit vectors"),
+    ],
+)
+def test_controls_that_cannot_be_served_are_refused_at_once(
+    client: TestClient, service: Any, body: dict[str, Any], kind: str, colour: str, sentence: str
+) -> None:
+    while not service.is_ready:
+        time.sleep(0.05)
+    png = png_bytes(Image.new("RGB", (32, 32), colour))
+    controls = [{"kind": kind, "image": "data:image/png;base64," + base64.b64encode(png).decode()}]
     response = client.post("/v1/jobs", json=body | {"controls": controls})
-    assert response.status_code == 422 and "is no mask: use one that is black and white" in response.json()["detail"]
+    assert response.status_code == 422 and sentence in response.json()["detail"]
+
+
+def test_controls_of_a_model_that_is_not_loaded_are_accepted(
+    client: TestClient, service: Any, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.pool, "control_kinds", None)
+    controls = [{"kind": "map", "image": f"data:image/png;base64,{PNG}"}]
+    job = service.wait(client.post("/v1/jobs", json=body | {"controls": controls}).json()["id"], timeout=60)
+    assert job.state == "failed" and "There is no ControlNet for map and this model" in job.problem
 
 
 def with_metadata(png: bytes, change: dict[str, Any]) -> bytes:
@@ -184,7 +205,7 @@ def with_metadata(png: bytes, change: dict[str, Any]) -> bytes:
         ({"reference": "data:image/png;base64,AAAA"}, None),
         ({"controls": [{"kind": "canny", "image": "http://169.254.169.254/latest"}]}, "controls"),
         ({"controls": [{"kind": "canny", "image": "data:image/png;base64,AAAA"}]}, "controls"),
-        ({"controls": [{"kind": "depth", "image": "data:image/png;base64,AAAA"}]}, None),
+        ({"controls": [{"kind": "hed", "image": "data:image/png;base64,AAAA"}]}, "controls.0.kind"),
         ({"controls": [{"kind": "canny", "image": "data:image/png;base64,AAAA", "end": 0}]}, "controls.0.end"),
         ({"reference": None}, None),
         ({"steps": 1000}, "steps"),

@@ -1,13 +1,23 @@
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import pytest
 from PIL import Image
 
+from blip_diffusion.annotators import UploadKind
 from blip_diffusion.errors import InputError
 from blip_diffusion.generation.request import ControlInput, GenerationRequest
-from blip_diffusion.serving.page.form import Form, from_request, settings_of, to_request
+from blip_diffusion.serving.page.form import (
+    CONTROLS,
+    NO_CONTROL,
+    Form,
+    control_choices,
+    from_request,
+    settings_of,
+    to_request,
+)
 
 
 @pytest.fixture
@@ -53,3 +63,14 @@ def test_control_images(service: Any, form: Form, tmp_path: Path, dog: Image.Ima
         to_request(replace(form, control="edges"), service)
     with pytest.raises(InputError, match="is no mask: use one that is black and white"):
         to_request(replace(form, control="mask of the subject", control_image=form.reference), service)
+    with pytest.raises(InputError, match="is no depth map: use a grey image"):
+        to_request(replace(form, control="depth map", control_image=form.reference), service)
+
+
+def test_the_kinds_that_the_model_serves_are_offered() -> None:
+    served: dict[str, tuple[str, ...]] = {"mini": ("canny", "mask"), "plain": ()}
+    service: Any = SimpleNamespace(control_kinds=served.get)
+    assert control_choices(service, "mini") == [NO_CONTROL, "mask of the subject", "edges"]
+    assert control_choices(service, "plain") == [NO_CONTROL]
+    assert control_choices(service, "not loaded") == [NO_CONTROL, *CONTROLS]
+    assert sorted(CONTROLS.values()) == sorted(get_args(UploadKind))

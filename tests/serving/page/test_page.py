@@ -82,13 +82,24 @@ def test_generate_reload_cancel_and_reproduce(page: Any, reference: Path) -> Non
 
 def test_control_image(page: Any, reference: Path) -> None:
     fill(page, reference)
-    page.get_by_label("edges").check()
+    assert page.get_by_label("edges").count() == 0  # the model has an adapter for depth alone
+    page.get_by_label("depth map").check()
+    page.get_by_label("number input for Control end").fill("0.5")
     page.locator("#generate").click()
     page.get_by_text("There is no control image").wait_for()
     page.locator("#control-image input[type=file]").set_input_files(reference)
     page.locator("#control-image img").wait_for()
     page.locator("#generate").click()
-    expect_text(page, "#status", "There is no ControlNet for canny and this model", timeout=JOB)
+    page.get_by_text("The control image is no depth map").wait_for()
+    Image.linear_gradient("L").save(reference.with_name("depth.png"))
+    page.locator("#control-image").get_by_label("Remove").click()
+    page.locator("#control-image input[type=file]").set_input_files(reference.with_name("depth.png"))
+    page.locator("#control-image img").wait_for()
+    page.locator("#generate").click()
+    expect_text(page, "#status", "Done: 4 images", timeout=JOB)
+    open_tab(page, "Gallery")
+    page.locator("#gallery button img").first.click()
+    page.locator("#settings").get_by_text("depth, scale 1, until 0.5 of the steps").wait_for()
 
 
 def test_edit_with_a_brush(page: Any, reference: Path) -> None:

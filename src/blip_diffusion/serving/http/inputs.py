@@ -123,7 +123,7 @@ def _control(body: ControlBody) -> ControlInput:
     data = decode_data_url(body.image, "controls") or b""
     if not data.startswith(MAGIC):
         raise Problem(422, "invalid_input", "controls: the image is not a PNG, JPEG or WebP file.", param="controls")
-    return read_control(body.kind, io.BytesIO(data), body.scale, end=body.end)
+    return read_control(body.kind, io.BytesIO(data), body.scale, end=body.end, networks=False)
 
 
 def build_edit(

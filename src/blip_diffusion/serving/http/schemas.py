@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from blip_diffusion.annotators import UploadKind
 from blip_diffusion.serving.jobs import Job
 
 MAX_IMAGES, MAX_STEPS = 10, 100
@@ -31,9 +32,9 @@ class ControlBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    kind: Literal["canny", "mask", "map"] = Field(
+    kind: UploadKind = Field(
         description="canny: the edges of the image are made. mask: the subject's mask, which gives its box. "
-        "map: the image is a control map."
+        "depth, normal: the image is a depth map or a normal map. map: it is a control map of another kind."
     )
     image: str = Field(description=CONTROL_URL)
     scale: float = Field(1.0, ge=0, le=2, allow_inf_nan=False)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from blip_diffusion.annotators import UploadKind
 from blip_diffusion.errors import InputError
 from blip_diffusion.generation.request import ControlInput, GenerationRequest, read_control, read_reference
 
@@ -17,7 +18,13 @@ MODEL_DEFAULT, NO_PRESET = "model's default", "default"
 """Choices that leave a setting to the model."""
 MAX_SUBJECTS = 3
 NO_CONTROL = "none"
-CONTROLS = {"mask of the subject": "mask", "edges": "canny"}
+CONTROLS: dict[str, UploadKind] = {
+    "mask of the subject": "mask",
+    "edges": "canny",
+    "depth map": "depth",
+    "normal map": "normal",
+    "other map": "map",
+}
 """Kinds of control images, by their names on the page."""
 WITHOUT_FIELD = {
     "width": "a size",
@@ -124,7 +131,14 @@ def _controls(form: Form) -> tuple[ControlInput, ...]:
     if not form.control_image:
         raise InputError("There is no control image: upload one in More settings, or set Structure control to none.")
     path = Path(form.control_image)
-    return (read_control(CONTROLS[form.control], path, form.control_scale, end=form.control_end),)
+    kind = CONTROLS[form.control]
+    return (read_control(kind, path, form.control_scale, end=form.control_end, networks=False),)
+
+
+def control_choices(service: JobService, model: str) -> list[str]:
+    """Return the names of the kinds of control that a model serves, and `NO_CONTROL`; of all if that isn't known."""
+    served = service.control_kinds(model)
+    return [NO_CONTROL, *(name for name, kind in CONTROLS.items() if served is None or kind in served)]
 
 
 def from_request(request: GenerationRequest, service: JobService) -> Form:

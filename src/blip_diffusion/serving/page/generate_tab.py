@@ -17,7 +17,6 @@ from blip_diffusion.serving.errors import UnknownId
 from blip_diffusion.serving.page import widgets
 from blip_diffusion.serving.page.follow import View, follow
 from blip_diffusion.serving.page.form import (
-    CONTROLS,
     MAX_IMAGES,
     MAX_PROMPTS,
     MAX_STEPS,
@@ -26,6 +25,7 @@ from blip_diffusion.serving.page.form import (
     NO_CONTROL,
     NO_PRESET,
     Form,
+    control_choices,
     to_request,
 )
 
@@ -154,6 +154,7 @@ def build(service: JobService, page: gr.Blocks) -> FormFields:
     page.load(watch, job, shown, api_name=False, show_progress="hidden", concurrency_limit=None)
     _crop_events(service, form, crop)
     page.load(lambda: _choices(service), None, list(form.subjects), **widgets.QUICK)
+    _control_events(service, form, page)
     return form
 
 
@@ -210,7 +211,7 @@ def _form(service: JobService) -> tuple[FormFields, gr.Image]:
                                   info="How the reference becomes square.", elem_id="resize-mode")  # fmt: skip
         steps = gr.Slider(0, MAX_STEPS, value=0, step=1, label="Steps", info="0: the model's or the preset's.")
         guidance = gr.Slider(0, 20, value=0, step=0.5, label="Guidance scale", info="0: the model's.")
-        controls = _control_fields()
+        controls = _control_fields(service)
     source.change(
         lambda choice: (gr.update(visible=choice == REFERENCE), gr.update(visible=choice == SUBJECT)),
         source, [by_reference, by_subject], api_name=False, show_progress="hidden",
@@ -221,9 +222,10 @@ def _form(service: JobService) -> tuple[FormFields, gr.Image]:
     return form, crop
 
 
-def _control_fields() -> tuple[gr.Radio, gr.Image, gr.Slider, gr.Slider]:
+def _control_fields(service: JobService) -> tuple[gr.Radio, gr.Image, gr.Slider, gr.Slider]:
     """Build the fields of a control image; those of the image are shown once a kind is chosen."""
-    kind = gr.Radio([NO_CONTROL, *CONTROLS], value=NO_CONTROL, label="Structure control", elem_id="control",
+    choices = control_choices(service, service.settings.default_model)
+    kind = gr.Radio(choices, value=NO_CONTROL, label="Structure control", elem_id="control",
                     info="mask: where the subject is, white on black. edges: outlines, from any image.")  # fmt: skip
     image = widgets.upload("Control image", height=200, sources=["upload", "clipboard"], visible=False,
                            elem_id="control-image")  # fmt: skip
@@ -248,6 +250,17 @@ def _choices(service: JobService) -> list[Any]:
     """Return updates of the lists of subjects."""
     choices = widgets.subject_choices(service)
     return [gr.update(choices=choices) for _ in range(MAX_SUBJECTS)]
+
+
+def _control_events(service: JobService, form: FormFields, page: gr.Blocks) -> None:
+    """Offer the kinds of control that the chosen model serves, once it is loaded."""
+
+    def offered(model: str, kind: str) -> Any:
+        choices = control_choices(service, model)
+        return gr.update(choices=choices, value=kind if kind in choices else NO_CONTROL)
+
+    for event in (page.load, form.model.change):
+        event(offered, [form.model, form.control], form.control, **widgets.QUICK)
 
 
 def _crop_events(service: JobService, form: FormFields, crop: gr.Image) -> None:
