@@ -110,7 +110,7 @@ class Worker:
     """The process of a variant."""
 
     def __init__(self, contender: Contender, size: str, folder: Path, flags: argparse.Namespace) -> None:
-        spec = {"kind": contender.kind, "dtype": contender.dtype, "choices": choices(contender, folder)}
+        spec: dict[str, Any] = {"kind": contender.kind, "dtype": contender.dtype, "choices": choices(contender, folder)}
         spec |= {"model": str(folder), "threads": flags.threads, "pixels": PIXELS[size], "latents": latent_shape(size)}
         paths = [str(flags.peers.absolute())] if contender.kind == "peer" else [str(HERE.parent / "src")]
         paths += [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]

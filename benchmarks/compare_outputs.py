@@ -18,6 +18,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,9 +59,7 @@ class Cases:
             pipe.set_preset(preset)
         return pipe
 
-    def call(
-        self, pipe: BlipDiffusionPipeline, *, seed: int = 7, reference: bool = True, **options: object
-    ) -> list[str]:
+    def call(self, pipe: BlipDiffusionPipeline, *, seed: int = 7, reference: bool = True, **options: Any) -> list[str]:
         options.setdefault("num_inference_steps", 4)
         if options["num_inference_steps"] == 0:
             del options["num_inference_steps"]
@@ -187,7 +186,7 @@ def find_main() -> Callable[[list[str]], int]:
     try:
         from blip_diffusion.cli.main import main
     except ModuleNotFoundError:  # before 0.5
-        from blip_diffusion.interfaces.cli import main
+        from blip_diffusion.interfaces.cli import main  # type: ignore[import-not-found, no-redef]
     return main
 
 

@@ -12,7 +12,6 @@ import os
 import random
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +20,7 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
-import blip_diffusion.data.segmentation
-import blip_diffusion.pipelines.pipeline
-import blip_diffusion.training.personalize.api
-import blip_diffusion.training.pretrain  # imported once, before runs are forked
-from blip_diffusion.cli.main import main as blip_diffusion
+from blip_diffusion.cli.main import main as run_command
 
 ROOT = Path(__file__).parents[1]
 WORLD = ROOT / "tests" / "fixtures" / "world.zip"
@@ -59,7 +54,7 @@ def started(words: list[str], log: Path) -> int:
     os.dup2(descriptor, 2)
     code = 1
     try:
-        code = blip_diffusion(words)
+        code = run_command(words)
     finally:
         os._exit(code)
 
@@ -163,4 +158,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -101,7 +101,7 @@ def generate(model: str, preset: Preset, inputs: Inputs, *, first: int = 0) -> t
 
 def embed(focus: DinoV2Saliency, pixels: Tensor) -> Tensor:
     """Return DINOv2 features of whole images as unit vectors (B, F)."""
-    return F.normalize(masked_mean(focus.see(pixels)[0], None), dim=-1)
+    return F.normalize(masked_mean(focus.features_and_mask(pixels)[0], None), dim=-1)
 
 
 def _row(name: str, generated: Tensor, exact: Tensor, references: Tensor, focus: DinoV2Saliency, seconds: float) -> str:

@@ -138,7 +138,7 @@ def outcomes(names: Tensor, truth: Tensor) -> Tensor:
 def scored(namer: Namer, pages: list[Image.Image], truth: Tensor) -> dict[str, Tensor]:
     """Return the outcomes of images among all subjects and among the two."""
     crops = [page.crop(_pixels(box, page)) for page in pages for box in BOXES]
-    cosines = namer.cosines(crops).unflatten(0, (-1, 2))  # (P, 2, N)
+    cosines = namer.cosines(crops).unflatten(0, (-1, 2))  # type: ignore[no-untyped-call]  # (P, 2, N)
     own = cosines.gather(2, truth[:, None].expand(-1, 2, -1))  # (P, 2, 2)
     among_two = truth.gather(1, own.argmax(dim=2))
     return {"among all": outcomes(cosines.argmax(dim=2), truth), "among the two": outcomes(among_two, truth)}

@@ -59,7 +59,7 @@ def ours(spec: dict[str, Any]) -> Generate:
     from blip_diffusion import BlipDiffusionPipeline
     from blip_diffusion.pipelines.presets import Preset, resolve_dtype
 
-    choices = {k: tuple(v) if isinstance(v, list) else v for k, v in spec["choices"].items()}
+    choices: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in spec["choices"].items()}
     preset = Preset(**choices)
     dtype = resolve_dtype(preset.dtype, torch.device("cpu"))
     pipe = BlipDiffusionPipeline.from_pretrained(

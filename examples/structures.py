@@ -27,9 +27,9 @@ def main() -> None:
     arguments = parser.parse_args()
     controls = {name: control_image(name, arguments.kind, arguments.out) for name in STRUCTURES}
     blank = Image.new("RGB", (CELL, CELL), "white")
-    rows = [[blank, *(Image.open(path) for path in controls.values())]]
+    rows: list[list[Image.Image]] = [[blank, *(Image.open(path) for path in controls.values())]]
     for subject in SUBJECTS:
-        row = [Image.open(EXAMPLES / f"{subject}.png")]
+        row: list[Image.Image] = [Image.open(EXAMPLES / f"{subject}.png")]
         for (structure, path), scene in zip(controls.items(), SCENES, strict=True):
             folder = arguments.out / f"{subject}-{structure}"
             row.append(generate(subject, f"{arguments.kind}={path}", scene, arguments.seed, folder))
