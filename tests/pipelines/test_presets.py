@@ -1,5 +1,6 @@
 """Presets: their values, solvers, guidance and cached features."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image
 from blip_diffusion.checkpoint.lavis import published_scheduler
 from blip_diffusion.devices import fastest_dtype
 from blip_diffusion.errors import InputError
+from blip_diffusion.images import to_pil
 from blip_diffusion.pipelines import presets
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import EXACT, FAST, PRESETS, TURBO, Preset, get_preset, lcm_preset, resolve_dtype
@@ -89,6 +91,15 @@ def test_exact_generates_the_same_image(fresh_pipe: BlipDiffusionPipeline, dog: 
     fresh_pipe.set_preset(replace(EXACT, dtype="bfloat16"))
     assert fresh_pipe.unet.dtype == fresh_pipe.vae.dtype == fresh_pipe.text_encoder.dtype == torch.bfloat16
     assert mean_difference(sample_images(fresh_pipe, dog), plain) < 0.1 * mean_difference(other, plain)
+
+
+def test_a_preset_casts_the_subject_finder(placed: BlipDiffusionPipeline) -> None:
+    """It is needed for references without transparency or a plain border."""
+    pipe = copy.deepcopy(placed)
+    pipe.set_preset(replace(EXACT, dtype="bfloat16"))
+    photo = to_pil(torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0)))[0]
+    assert pipe.subject_finder.mask.weight.dtype == torch.bfloat16
+    assert pipe("on the beach", photo, "dog", "dog", num_inference_steps=1).images[0].size == (32, 32)
 
 
 def test_presets_can_be_reset(fresh_pipe: BlipDiffusionPipeline, dog: Image.Image) -> None:

@@ -98,7 +98,7 @@ class AccelerationMixin(PipelineHost):
         self.adapters.set_preset_lora(self.preset.lcm_lora)
 
     def _cast(self, dtype: torch.dtype | None, *, channels_last: bool) -> None:
-        for part in (self.unet, self.vae, self.text_encoder, self.qformer, self.controlnet):
+        for part in (self.unet, self.vae, self.text_encoder, self.qformer, self.subject_finder, self.controlnet):
             if dtype is not None and part is not None:
                 nn.Module.to(part, dtype)  # diffusers' `to` warns about float32 modules even without any
         if channels_last:
