@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,14 +8,16 @@ import torch
 from diffusers import DDIMScheduler, LCMScheduler
 from torch import Tensor
 
+from blip_diffusion.checkpoint.model_folder import CONSISTENCY_LORA
 from blip_diffusion.data.batches import SubjectBatch
 from blip_diffusion.diffusion.guidance import guided, unet_denoiser
 from blip_diffusion.diffusion.sampler import sample
-from blip_diffusion.errors import ConfigError
+from blip_diffusion.errors import CheckpointError, ConfigError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from blip_diffusion.pipelines.presets import TURBO
 from blip_diffusion.training.initialization import noising_from
+from blip_diffusion.training.lora import lora_state
 from blip_diffusion.training.objectives.consistency import Consistency, ConsistencyConfig
 
 from .overfit import context, ids, moved_parameters, overfit, with_gradient
@@ -174,7 +177,7 @@ def test_export_samples_in_few_steps(model: BlipDiffusion, batch: SubjectBatch, 
 
 
 def with_lora(model: BlipDiffusion, **config: Any) -> Consistency:
-    return make_objective(model, lora=True, rank=2, **config)
+    return make_objective(model, **{"lora": True, "rank": 2, **config})
 
 
 def test_lora_overfits_one_batch(model: BlipDiffusion, batch: SubjectBatch) -> None:
@@ -217,6 +220,19 @@ def test_lora_is_exported_with_the_unchanged_model(model: BlipDiffusion, batch: 
         pipe.set_preset(replace(TURBO, dtype="float32"))
         assert isinstance(pipe.scheduler, DDIMScheduler) and pipe.scheduler.config.timestep_spacing == "trailing"
         torch.testing.assert_close(pipe.model.denoiser(text_states)(noised, times), target_value, atol=1e-5, rtol=1e-5)
+
+
+def test_a_lora_continues_from_a_file(model: BlipDiffusion, batch: SubjectBatch, tmp_path: Path) -> None:
+    fresh = copy.deepcopy(model)
+    first = with_lora(model, steps=3, num_levels=10)
+    overfit(first, batch, steps=3, lr=1e-2)
+    first.export(tmp_path)
+    more = with_lora(copy.deepcopy(fresh), steps=3, num_levels=10, init_from=tmp_path / CONSISTENCY_LORA)
+    torch.testing.assert_close(lora_state(more.model.unet), lora_state(first.model.unet))
+    with pytest.raises(CheckpointError, match="consistency_lora"):
+        with_lora(fresh, steps=3, num_levels=10, rank=3, init_from=tmp_path / CONSISTENCY_LORA)
+    with pytest.raises(ConfigError, match=r"set consistency\.lora to true"):
+        ConsistencyConfig(init_from=tmp_path / CONSISTENCY_LORA)
 
 
 def test_errors(model: BlipDiffusion) -> None:

@@ -28,7 +28,7 @@ from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.protocols import Scheduler
 from blip_diffusion.sampling import sample_images
-from blip_diffusion.training.lora import add_lora, lora_state
+from blip_diffusion.training.lora import add_lora, load_lora, lora_state
 from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
 
 SIGMA_DATA, TIMESTEP_SCALING = 0.5, 10.0
@@ -47,6 +47,7 @@ class ConsistencyConfig:
     steps: int = 4  # sampling steps during training and by default of an exported whole model
     lora: bool = False  # train a LoRA instead of the whole U-Net
     rank: int = 64
+    init_from: Path | None = None  # LoRA file to continue from, of the same rank and layers; None: a new LoRA
     layers: tuple[str, ...] = ALL_UNET_LAYERS  # layers with a LoRA, by the ends of their names
     huber_c: float = 1e-3  # c / √dim of the pseudo-Huber loss
 
@@ -57,6 +58,8 @@ class ConsistencyConfig:
             raise ConfigError(f"solver_steps is {self.solver_steps}: use 1 or more.")
         if self.rank < 1:
             raise ConfigError(f"rank is {self.rank}: use 1 or more, 64 is usual.")
+        if self.init_from is not None and not self.lora:
+            raise ConfigError("consistency.init_from is a LoRA file: set consistency.lora to true, or remove it.")
         if not self.huber_c > 0:
             raise ConfigError(f"huber_c is {self.huber_c}: use a positive number.")
 
@@ -75,6 +78,7 @@ class Consistency(Objective):
 
     Raises:
         ConfigError: If `num_levels` or `solver_steps` do not fit the timesteps.
+        CheckpointError: If the LoRA of `init_from` can't be read, or has another rank or other layers.
     """
 
     def __init__(self, model: BlipDiffusion, noising: Noising, config: ConsistencyConfig) -> None:
@@ -92,6 +96,8 @@ class Consistency(Objective):
         self._trainable = (
             add_lora(model.unet, config.rank, config.layers) if config.lora else [*model.unet.parameters()]
         )
+        if config.init_from is not None:
+            load_lora(model.unet, config.init_from)
         self.model = model
         self.noising = noising
         self.config = config
