@@ -89,11 +89,7 @@ class SubjectRepresentation(Objective):
             timestep_shift=self.config.timestep_shift,
             importance=importance.repeat(copies, 1, 1, 1),
         )
-        losses = {"denoising": loss, "loss": loss}
-        if self.reconstruction is not None:
-            losses["reconstruction"] = reconstruction_loss(self.reconstruction(tokens), batch["object_crop"])
-            losses["loss"] = loss + self.config.reconstruction_weight * losses["reconstruction"]
-        return losses
+        return subject_losses(loss, self.reconstruction, tokens, batch["object_crop"], self.config)
 
     def _text_states(self, batch: SubjectBatch, tokens: Tensor, rng: torch.Generator) -> Tensor:
         """Encode prompts; the first of the batch become empty, the next lose their subject tokens."""
@@ -131,6 +127,24 @@ class SubjectRepresentation(Objective):
     def export(self, folder: Path) -> None:
         """Write the model and the reconstruction head."""
         export_subject_model(self.model, self.reconstruction, folder)
+
+
+def subject_losses(
+    denoising: Tensor, reconstruction: nn.Module | None, tokens: Tensor, object_crop: Tensor, config: SubjectConfig
+) -> Losses:
+    """Return the denoising loss and, with a head, the reconstruction loss and their weighted sum.
+
+    Args:
+        denoising: Scalar.
+        reconstruction: The head that reconstructs the object crop, or `None`.
+        tokens: (B, Q, D) subject tokens.
+        object_crop: (B, 4, C, C) RGB times alpha, and alpha, in [0, 1].
+        config: The weight.
+    """
+    if reconstruction is None:
+        return {"denoising": denoising, "loss": denoising}
+    error = reconstruction_loss(reconstruction(tokens), object_crop)
+    return {"denoising": denoising, "reconstruction": error, "loss": denoising + config.reconstruction_weight * error}
 
 
 def subject_parameter_groups(

@@ -21,6 +21,7 @@ from blip_diffusion.training.objectives.representation import Representation
 from blip_diffusion.training.objectives.subject import (
     SubjectConfig,
     export_subject_model,
+    subject_losses,
     subject_parameter_groups,
 )
 from blip_diffusion.training.recipe.config import FinderConfig
@@ -145,11 +146,7 @@ class PackedSubject(Objective):
             gamma=self.config.min_snr,
             importance=weights.repeat(copies, 1, 1, 1),
         )
-        losses = {"denoising": loss, "loss": loss}
-        if self.reconstruction is not None:
-            losses["reconstruction"] = reconstruction_loss(self.reconstruction(tokens), to_pixels(rows["object_crop"]))
-            losses["loss"] = loss + self.config.reconstruction_weight * losses["reconstruction"]
-        return losses
+        return subject_losses(loss, self.reconstruction, tokens, to_pixels(rows["object_crop"]), self.config)
 
     def states_of(self, rows: Rows) -> Tensor:
         """Return the text states (B, L, D + P) of references and prompts."""
