@@ -16,7 +16,13 @@ from blip_diffusion.model import BlipDiffusion
 from blip_diffusion.modules.language import IGNORED, LanguagePrefix, build_language_model
 from blip_diffusion.prompts import SpecialIds, Words, caption_words
 from blip_diffusion.training.objectives.language import LanguageConfig, LanguageStage, blip2_of
-from blip_diffusion.training.objectives.sentences import Sentences, SentencesConfig, context_accuracy, with_context
+from blip_diffusion.training.objectives.sentences import (
+    Sentences,
+    SentencesConfig,
+    context_accuracy,
+    with_context,
+    with_noise,
+)
 from blip_diffusion.training.pooled_batches import PooledBatches
 from blip_diffusion.training.pretrain import run
 from blip_diffusion.training.shapes import LANGUAGE_MODELS
@@ -99,9 +105,9 @@ def test_captions_alone_are_those_of_the_pairs(world: AssetLibrary) -> None:
     assert CaptionSampler(pairs)(5)["caption"] == pairs(5)["caption"]
 
 
-@pytest.mark.parametrize("context_tokens", [0, 6])
-def test_a_language_model_learns_sentences(model: BlipDiffusion, batch: SubjectBatch, context_tokens: int) -> None:
-    own = Sentences(causal(model.tokenizer), model.tokenizer, SentencesConfig(context_tokens=context_tokens))
+@pytest.mark.parametrize("config", [{}, {"context_tokens": 6}, {"context_tokens": 6, "context_noise": 2.0}])
+def test_a_language_model_learns_sentences(model: BlipDiffusion, batch: SubjectBatch, config: dict[str, Any]) -> None:
+    own = Sentences(causal(model.tokenizer), model.tokenizer, SentencesConfig(**config))
     before, after = overfit(own, batch, steps=30, lr=1e-2)
     assert after < 0.5 * before
 
@@ -128,9 +134,26 @@ def test_context_accuracy_is_of_the_tokens_that_the_context_shows() -> None:
     assert accuracy == 0.5
 
 
-def test_absurd_context_is_refused() -> None:
-    with pytest.raises(ConfigError, match="context_tokens is -1"):
-        SentencesConfig(context_tokens=-1)
+def test_only_a_context_gets_noise_and_each_row_its_own_share() -> None:
+    embeds = torch.randn(64, 9, 16, generator=torch.Generator().manual_seed(1)) * 3
+    noisy = with_noise(embeds, 4, 2.0, torch.Generator().manual_seed(0))
+    assert torch.equal(noisy[:, 4:], embeds[:, 4:])
+    shares = (noisy - embeds)[:, :4].flatten(1).std(1) / embeds.std()
+    assert shares.min() < 0.3 and 1.5 < shares.max() < 2.4
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"context_tokens": -1}, "context_tokens is -1"),
+        ({"context_tokens": 4, "context_noise": -1.0}, "context_noise is -1"),
+        ({"context_tokens": 4, "context_noise": float("nan")}, "context_noise is nan"),
+        ({"context_noise": 1.0}, "needs sentences.context_tokens"),
+    ],
+)
+def test_absurd_contexts_are_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SentencesConfig(**config)
 
 
 def test_the_debug_runs_follow_each_other(tmp_path: Path, tiny_folder: Path) -> None:

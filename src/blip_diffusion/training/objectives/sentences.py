@@ -17,6 +17,7 @@ from blip_diffusion.protocols import Tokenizer
 from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
 
 MAX_CONTEXT = 64
+MAX_NOISE = 10
 MAX_VISIBLE = 1.5
 """The visible share of a context is uniform in [0, 1.5], cut at 1: a third of the rows has a whole context."""
 
@@ -29,6 +30,9 @@ class SentencesConfig:
     context_tokens: int = 0
     """At most this many of a caption's tokens stand before [BOS], in random order and repeated, so that the model is
     trained to continue from a context, as the language stage's prefix is one; 0: no context."""
+    context_noise: float = 0.0
+    """The largest standard deviation of the Gaussian noise on a context's embeddings, in units of theirs; each caption
+    has its own, uniform from 0. A projected query is never exactly the embedding of a word."""
     lr_scale: float = 1.0  # factor of the learning rate
 
     def __post_init__(self) -> None:
@@ -36,6 +40,10 @@ class SentencesConfig:
             raise ConfigError(f"sentences.max_caption_tokens is {self.max_caption_tokens}: use 2 or more.")
         if not 0 <= self.context_tokens <= MAX_CONTEXT:
             raise ConfigError(f"sentences.context_tokens is {self.context_tokens}: use 0 to {MAX_CONTEXT}.")
+        if not 0 <= self.context_noise <= MAX_NOISE:
+            raise ConfigError(f"sentences.context_noise is {self.context_noise}: use 0 to {MAX_NOISE}.")
+        if self.context_noise and not self.context_tokens:
+            raise ConfigError("sentences.context_noise needs sentences.context_tokens: there is no context without.")
 
 
 class Sentences(Objective):
@@ -61,7 +69,10 @@ class Sentences(Objective):
             words = with_context(words, special, count, context.rng)
             labels = F.pad(labels, (count, 0), value=IGNORED)
         words, labels = words.to(self.language_model.device), labels.to(self.language_model.device)
-        output = self.language_model(input_ids=words.input_ids, attention_mask=words.attention_mask, labels=labels)
+        embeds = self.language_model.get_input_embeddings()(words.input_ids)
+        if self.config.context_noise:
+            embeds = with_noise(embeds, count, self.config.context_noise, context.rng)
+        output = self.language_model(inputs_embeds=embeds, attention_mask=words.attention_mask, labels=labels)
         losses = {"loss": output.loss}
         if count:
             losses["context_accuracy"] = context_accuracy(output.logits.detach(), labels, words, count)
@@ -116,3 +127,22 @@ def with_context(words: Words, special: SpecialIds, count: int, rng: torch.Gener
     ids = words.input_ids.gather(1, first + (draws[0] * lengths).long())
     visible = (draws[1] < MAX_VISIBLE * visible_share).to(words.attention_mask.dtype)
     return Words(torch.cat([ids, words.input_ids], 1), torch.cat([visible, words.attention_mask], 1))
+
+
+def with_noise(embeds: Tensor, count: int, largest: float, rng: torch.Generator) -> Tensor:
+    """Add Gaussian noise to the embeddings of a context.
+
+    Args:
+        embeds: (B, C + L, W) embeddings of a context of C tokens and a caption.
+        count: Number of tokens C.
+        largest: Largest standard deviation, in units of that of the embeddings; each row's is uniform from 0.
+        rng: Chooses the standard deviations and the noise.
+
+    Returns:
+        (B, C + L, W): the embeddings, those of the caption unchanged.
+    """
+    shape = (len(embeds), count, embeds.shape[-1])
+    scale = torch.rand(len(embeds), 1, 1, generator=rng, device=rng.device) * largest
+    noise = torch.randn(shape, generator=rng, device=rng.device) * scale
+    noise = noise.to(embeds) * embeds.detach().std()
+    return embeds + F.pad(noise, (0, 0, 0, embeds.shape[1] - count))
