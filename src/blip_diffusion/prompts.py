@@ -152,7 +152,7 @@ class SpecialIds:
         """Return the ids in a configuration of transformers; without a padding id, the last token's is used."""
         eos = config.eos_token_id[0] if isinstance(config.eos_token_id, list | tuple) else config.eos_token_id
         pad = config.pad_token_id if config.pad_token_id is not None else eos
-        return cls(config.bos_token_id, eos, pad)
+        return cls(getattr(config, "bos_token_id", None), eos, pad)  # T5 has no first token
 
 
 def caption_words(

@@ -3,6 +3,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from blip_diffusion.data.synthetic.pair_sampler import PairSampler
 from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
 from blip_diffusion.data.synthetic.prompt_templates import caption
 from blip_diffusion.errors import InputError
-from blip_diffusion.evaluation.blip2.captions import BATCH, SYNTHETIC, HeldOut, held_out
+from blip_diffusion.evaluation.blip2.captions import BATCH, SYNTHETIC, HeldOut, caption_sheet, held_out
 from blip_diffusion.evaluation.blip2.category_probe import probe_accuracy
 from blip_diffusion.evaluation.blip2.report import evaluate_captions
 from blip_diffusion.evaluation.blip2.retrieval import image_features, zero_shot_accuracy
@@ -124,3 +125,15 @@ def test_a_report_of_captions_and_retrieval(pipe: BlipDiffusionPipeline, tmp_pat
     with pytest.raises(InputError, match="nothing to score"):
         evaluate_captions(WORLD, tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_a_sheet_shows_whole_captions() -> None:
+    """A long caption makes every row taller, and ink is below each image only."""
+    pixels = torch.zeros(2, 3, 16, 16) - 1
+    short = caption_sheet(pixels, ["a dog"] * 2, ["a cat"] * 2, columns=2)
+    long = caption_sheet(pixels, ["a dog", "a dog beside a candle, " * 4], ["a cat"] * 2, columns=2)
+    assert long.width == short.width == 400
+    assert long.height == short.height + 2 * 13
+    below = np.asarray(long.convert("L"))[192:]
+    assert (below[30:, :190] == 255).all()  # the short one
+    assert (below[30:, 200:] < 128).any()

@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -196,9 +197,32 @@ def test_a_language_stage_needs_a_language_model(tmp_path: Path, tiny_folder: Pa
 def test_a_share_of_the_captions_is_the_category_alone(model: BlipDiffusion, batch: SubjectBatch) -> None:
     short = cast(SubjectBatch, {**batch, "caption": [f"a {category}" for category in batch["category"]]})
     own, plain = stage(model, causal, category_captions=1.0).train(), stage(model, causal)
-    assert torch.equal(own(batch, context())["loss"], plain(short, context())["loss"])
+    queries = plain.blip2.queries(plain.blip2.image_encoder.norm(plain.encode(batch)["features"]))
+    cut = plain.loss(queries, short["caption"], context().rng, cut=[True] * len(short["caption"]))
+    assert torch.equal(own(batch, context())["loss"], cut)
     assert torch.equal(own.eval()(batch, context())["loss"], plain(batch, context())["loss"])
     assert not torch.equal(plain(short, context())["loss"], plain(batch, context())["loss"])
+
+
+@pytest.mark.parametrize("make", [causal, encoder_decoder])
+def test_the_end_of_a_caption_that_is_cut_is_no_target(
+    model: BlipDiffusion, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, seen = stage(model, make), []
+
+    def keep(queries: Any, ids: Any, mask: Any, labels: torch.Tensor) -> Any:
+        seen.append(labels)
+        return SimpleNamespace(loss=labels.float().mean())
+
+    monkeypatch.setattr(own.blip2.language_prefix, "forward", keep)
+    captions, cut = ["a dog", "a dog"], [True, False]
+    own.loss(None, captions, torch.Generator().manual_seed(0), cut=cut)
+    own.loss(None, captions, torch.Generator().manual_seed(0))
+    with_cut, without = seen
+    ends = without == own.blip2.special.eos
+    assert ends.sum(1).tolist() == [1, 1]
+    assert torch.equal(with_cut != without, ends & torch.tensor(cut)[:, None])
+    assert (with_cut[0][ends[0]] == IGNORED).all()
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])

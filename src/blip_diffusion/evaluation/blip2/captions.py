@@ -3,6 +3,7 @@
 Each metric is also computed without the image, and with an image of another subject, as lower bounds.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
@@ -25,6 +26,8 @@ from blip_diffusion.pipelines.captioner import Captioner
 from blip_diffusion.prompts import caption_words
 
 BATCH = 32
+CAPTION_LINE = 34
+"""Letters of a line of a sheet."""
 MAX_COMPOSITES = 20_000
 """Images of a report: all are in memory."""
 CONDITIONS = ("right image", "wrong image", "no image")
@@ -184,12 +187,15 @@ def _of_sums(columns: Tensor, subjects: Tensor, statistic: Statistic) -> Estimat
 
 def caption_sheet(pixels: Tensor, captions: Sequence[str], truth: Sequence[str], *, columns: int = 4) -> Image.Image:
     """Return a contact sheet of images, each with its generated caption, and below it the true one in grey."""
-    side, bar = 192, 30
-    page = Image.new("RGB", (columns * (side + 8), -(-len(captions) // columns) * (side + bar + 8)), "white")
+    side, gap, line = 192, 8, 13
+    texts = [[textwrap.wrap(text, CAPTION_LINE) or [""] for text in pair] for pair in zip(captions, truth, strict=True)]
+    bar = line * max(sum(len(lines) for lines in pair) for pair in texts) + 4
+    page = Image.new("RGB", (columns * (side + gap), -(-len(captions) // columns) * (side + bar + gap)), "white")
     draw = ImageDraw.Draw(page)
-    for i, image in enumerate(to_pil(pixels)):
-        left, top = i % columns * (side + 8), i // columns * (side + bar + 8)
+    for i, (image, (caption, true_caption)) in enumerate(zip(to_pil(pixels), texts, strict=True)):
+        left, top = i % columns * (side + gap), i // columns * (side + bar + gap)
         page.paste(image.resize((side, side), Image.Resampling.BICUBIC), (left, top))
-        draw.text((left + 1, top + side + 1), captions[i][:38], fill="black")
-        draw.text((left + 1, top + side + 14), truth[i][:38], fill="grey")
+        colours = ["black"] * len(caption) + ["grey"] * len(true_caption)
+        for row, (text, colour) in enumerate(zip([*caption, *true_caption], colours, strict=True)):
+            draw.text((left + 1, top + side + 1 + line * row), text, fill=colour)
     return page

@@ -34,7 +34,9 @@ class LanguageConfig:
     image: DescribedImage = "target"
     prompt: str = ""  # words before each caption, not in the loss
     max_caption_tokens: int = 32  # longer captions are truncated
-    category_captions: float = 0.0  # share of captions replaced by "a {category}" in training
+    category_captions: float = 0.0
+    """Share of captions that are cut to "a {category}" in training, without a target for their end: a model that is
+    trained to stop there stops there in captions too."""
     qformer_lr_scale: float = 1.0  # factor of the learning rate; 0 freezes the Q-Former
     projection_lr_scale: float = 1.0  # factor of the learning rate
 
@@ -83,7 +85,8 @@ class LanguageStage(Objective):
         if self.training and self.config.category_captions:
             share = self.config.category_captions
             captions = with_category_captions(captions, encoded["category"], share, context.rng)
-        return {"loss": self.loss(self._queries(encoded["features"]), captions, context.rng)}
+        cut = [short != caption for short, caption in zip(captions, encoded["caption"], strict=True)]
+        return {"loss": self.loss(self._queries(encoded["features"]), captions, context.rng, cut=cut)}
 
     @torch.no_grad()
     def encode(self, batch: SubjectBatch) -> EncodedImages:
@@ -99,9 +102,20 @@ class LanguageStage(Objective):
             return features
         return self.blip2.queries(self.blip2.image_encoder.norm(features))
 
-    def loss(self, queries: Tensor | None, captions: Sequence[str], rng: torch.Generator) -> Tensor:
-        """Return the mean cross-entropy of captions after a prefix, or without one if `queries` is `None`."""
+    def loss(
+        self, queries: Tensor | None, captions: Sequence[str], rng: torch.Generator, *, cut: Sequence[bool] = ()
+    ) -> Tensor:
+        """Return the mean cross-entropy of captions after a prefix, or without one if `queries` is `None`.
+
+        Args:
+            queries: (B, Q, D), or `None`.
+            captions: B captions.
+            rng: Chooses where captions are split for an encoder-decoder.
+            cut: Whether a caption goes on after its last word, so that its end is no target; empty for none.
+        """
         words, labels = self._split(captions, rng) if self.language.is_encoder_decoder else self._unsplit(captions)
+        if any(cut):
+            labels = _without_end(labels, cut, self.blip2.special.eos)
         device = self.blip2.device
         words = words.to(device)
         output = self.language(queries, words.input_ids, words.attention_mask, labels.to(device))
@@ -165,6 +179,11 @@ class LanguageStage(Objective):
         save_subject_model(self.encoder, self.blip2.qformer_tokenizer, self.blip2.reference, folder)
         source = self.config.language_model  # which may be large, and is frozen
         save_language(self.language, self.blip2.tokenizer, folder / "language", source=source)
+
+
+def _without_end(labels: Tensor, cut: Sequence[bool], eos: int) -> Tensor:
+    """Return labels (B, L) that ignore the end tokens of the captions that are cut."""
+    return labels.masked_fill(torch.tensor(cut)[:, None] & (labels == eos), IGNORED)
 
 
 def blip2_of(encoder: SubjectEncoder, language: LanguagePrefix, **more: Any) -> Blip2:
