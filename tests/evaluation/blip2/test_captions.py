@@ -14,8 +14,8 @@ from blip_diffusion.data.synthetic.pair_sampler import PairSampler
 from blip_diffusion.data.synthetic.pair_spec import SyntheticConfig
 from blip_diffusion.data.synthetic.prompt_templates import caption
 from blip_diffusion.errors import InputError
+from blip_diffusion.evaluation.blip2.caption_probe import probe_accuracy
 from blip_diffusion.evaluation.blip2.captions import BATCH, SYNTHETIC, HeldOut, caption_sheet, held_out
-from blip_diffusion.evaluation.blip2.category_probe import probe_accuracy
 from blip_diffusion.evaluation.blip2.report import evaluate_captions
 from blip_diffusion.evaluation.blip2.retrieval import image_features, zero_shot_accuracy
 from blip_diffusion.evaluation.metrics.retrieval import recall_at
@@ -75,14 +75,16 @@ def test_wrong_images_show_other_subjects(world: AssetLibrary) -> None:
             held_out(world, count)
 
 
-def test_a_probe_names_the_categories_that_it_was_fitted_to(pipe: BlipDiffusionPipeline, world: AssetLibrary) -> None:
+def test_a_probe_names_what_it_was_fitted_to(pipe: BlipDiffusionPipeline, world: AssetLibrary) -> None:
     batch = PairSampler(world, replace(SYNTHETIC, split="train"), batch_size=BATCH, seed=4)(0)
     fitted = HeldOut(batch["target"], batch["caption"], batch["identity"])
     encoder = pipe.model.subject_encoder
     model = Blip2(encoder.image_encoder, encoder.qformer, reference=pipe.model.reference)
-    assert probe_accuracy(model, world, fitted, images=BATCH, seed=4).value > 0.8
+    accuracy = probe_accuracy(model, world, fitted, images=BATCH, seed=4)
+    assert accuracy["category"].value > 0.8 and accuracy["scene"].value > 0.8
     shuffled = replace(fitted, captions=fitted.captions[1:] + fitted.captions[:1])
-    assert probe_accuracy(model, world, shuffled, images=BATCH, seed=4).value < 0.5
+    accuracy = probe_accuracy(model, world, shuffled, images=BATCH, seed=4)
+    assert accuracy["category"].value < 0.5 and accuracy["scene"].value < 0.5
 
 
 def test_zero_shot_categories_are_ranked_by_itc(
@@ -116,7 +118,7 @@ def test_a_report_of_captions_and_retrieval(pipe: BlipDiffusionPipeline, tmp_pat
     assert report["answers"]["category"].keys() == {"right image", "wrong image", "no image"}
     for direction in report["retrieval"]["matching"].values():
         assert list(direction.values()) == sorted(direction.values())
-    assert report["category_probe"]["images"] == 32 and "linear probe of the image encoder" in text
+    assert report["probe"].keys() == {"images", "category", "scene"} and "linear probe of the image encoder" in text
     assert (tmp_path / "out/sheet.png").is_file()
     text = evaluate_captions(WORLD, tmp_path / "itc", search_model=str(folder), num_images=6, rerank=0)
     assert "| image to text, ITC |" in text and "ITM" not in text

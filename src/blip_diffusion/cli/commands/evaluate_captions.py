@@ -22,7 +22,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vqa", action="store_true", help="also score answers to questions about each image")
     parser.add_argument(
         "--probe-images", type=int, default=0, metavar="N",
-        help="also name categories by a linear probe of the image encoder, fitted to N images (default: 0, no probe)",
+        help="also name categories and scenes by linear probes of the image encoder, fitted to N images (default: 0)",
     )  # fmt: skip
     parser.add_argument(
         "--rerank",

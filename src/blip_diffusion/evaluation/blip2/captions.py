@@ -151,11 +151,14 @@ def _accuracy(
     field: str, truth: Sequence[CaptionFacts], predicted: Sequence[CaptionFacts], subjects: Tensor
 ) -> Estimate:
     """Return the accuracy of a field among the images whose caption mentions it."""
-    correct = [
-        float(getattr(a, field) == getattr(b, field)) if getattr(a, field) else torch.nan
-        for a, b in zip(truth, predicted, strict=True)
-    ]
-    return over_subjects(torch.tensor(correct), subjects)
+    values = ([getattr(facts, field) for facts in captions] for captions in (truth, predicted))
+    return over_subjects(caption_correct(*values), subjects)
+
+
+def caption_correct(truth: Sequence[str], predicted: Sequence[str]) -> Tensor:
+    """Return 1 where a predicted value is the true one, else 0 (N,); NaN where the true caption has none."""
+    pairs = zip(truth, predicted, strict=True)
+    return torch.tensor([float(true == value) if true else torch.nan for true, value in pairs])
 
 
 def _similarity(

@@ -10,6 +10,7 @@ from blip_diffusion.argument_checks import flag, whole_number
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.devices import present_device
 from blip_diffusion.errors import InputError
+from blip_diffusion.evaluation.blip2.caption_probe import probe_accuracy
 from blip_diffusion.evaluation.blip2.captions import (
     CONDITIONS,
     MAX_COMPOSITES,
@@ -19,7 +20,6 @@ from blip_diffusion.evaluation.blip2.captions import (
     held_out,
     score_captions,
 )
-from blip_diffusion.evaluation.blip2.category_probe import probe_accuracy
 from blip_diffusion.evaluation.blip2.questions import score_answers
 from blip_diffusion.evaluation.blip2.retrieval import (
     KS,
@@ -68,8 +68,8 @@ def evaluate_captions(
         num_images: Number of composites, at least 2.
         num_beams: Width of the beam search.
         vqa: Ask for each fact of the captions too, and score exactly right answers.
-        probe_images: Number of composites to which a linear probe of the category is fitted, to compare captions with;
-            0: no probe.
+        probe_images: Number of composites to which linear probes of category and scene are fitted, to compare captions
+            with; 0: no probe.
         rerank: Number of candidates of each query that matching ranks again; 0 for none.
         device: Device of the models.
         seed: Seed of the composites.
@@ -108,8 +108,9 @@ def evaluate_captions(
         sections.append(_condition_table("exactly right answers", answers))
     if captioner is not None and probe_images:
         probe = probe_accuracy(captioner.model, world, held, images=probe_images, seed=seed)
-        table["category_probe"] = {"images": probe_images} | asdict(probe)
-        sections.append(f"Category by a linear probe of the image encoder, fitted to {probe_images} images: {probe}.")
+        table["probe"] = {"images": probe_images} | {field: asdict(one) for field, one in probe.items()}
+        named = ", ".join(f"{field} {one}" for field, one in probe.items())
+        sections.append(f"By a linear probe of the image encoder, fitted to {probe_images} images: {named}.")
     if search is not None:
         features = image_features(search.model, held)
         retrieval = score_retrieval(search.model, held, features, rerank=rerank)
