@@ -2,6 +2,7 @@ import warnings
 from typing import Any
 
 import pytest
+import torch
 
 from blip_diffusion.errors import InputError
 from blip_diffusion.prompts import (
@@ -13,6 +14,7 @@ from blip_diffusion.prompts import (
     subject_prompt,
     warn_of_dropped,
     warn_of_weighted_words,
+    without_end,
 )
 
 
@@ -37,6 +39,13 @@ def test_repetitions(strength: float, repetitions: int, times: int) -> None:
     """At least one repetition. (The published code gives an empty prompt for a strength of 0.)"""
     full = subject_prompt("on the beach", "dog", strength=strength, repetitions=repetitions)
     assert full == ", ".join(["a dog on the beach"] * times)
+
+
+def test_only_the_end_of_shortened_captions_is_no_target() -> None:
+    """In OPT the beginning has the id of the end (2)."""
+    labels = torch.tensor([[2, 11, 13, 2, -100], [2, 11, 12, 13, 2], [2, 11, 2, -100, -100]])
+    expected = torch.tensor([[2, 11, 13, -100, -100], [2, 11, 12, 13, 2], [2, 11, -100, -100, -100]])
+    assert torch.equal(without_end(labels, [True, False, True]), expected)
 
 
 def test_subject_tokens_follow_the_first_word(clip: Any) -> None:

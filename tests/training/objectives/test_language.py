@@ -135,6 +135,16 @@ def test_context_accuracy_is_of_the_tokens_that_the_context_shows() -> None:
     assert accuracy == 0.5
 
 
+def test_noise_on_the_context_changes_the_loss(model: BlipDiffusion, batch: SubjectBatch) -> None:
+    losses = [
+        Sentences(causal(model.tokenizer), model.tokenizer, SentencesConfig(context_tokens=6, context_noise=noise))(
+            batch, context()
+        )["loss"]
+        for noise in (0.0, 5.0)
+    ]
+    assert not torch.equal(*losses)
+
+
 def test_only_a_context_gets_noise_and_each_row_its_own_share() -> None:
     embeds = torch.randn(64, 9, 16, generator=torch.Generator().manual_seed(1)) * 3
     noisy = with_noise(embeds, 4, 2.0, torch.Generator().manual_seed(0))
@@ -198,14 +208,14 @@ def test_a_share_of_the_captions_is_the_category_alone(model: BlipDiffusion, bat
     short = cast(SubjectBatch, {**batch, "caption": [f"a {category}" for category in batch["category"]]})
     own, plain = stage(model, causal, category_captions=1.0).train(), stage(model, causal)
     queries = plain.blip2.queries(plain.blip2.image_encoder.norm(plain.encode(batch)["features"]))
-    cut = plain.loss(queries, short["caption"], context().rng, cut=[True] * len(short["caption"]))
+    cut = plain.loss(queries, short["caption"], context().rng, shortened=[True] * len(short["caption"]))
     assert torch.equal(own(batch, context())["loss"], cut)
     assert torch.equal(own.eval()(batch, context())["loss"], plain(batch, context())["loss"])
     assert not torch.equal(plain(short, context())["loss"], plain(batch, context())["loss"])
 
 
 @pytest.mark.parametrize("make", [causal, encoder_decoder])
-def test_the_end_of_a_caption_that_is_cut_is_no_target(
+def test_the_end_of_a_shortened_caption_is_no_target(
     model: BlipDiffusion, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own, seen = stage(model, make), []
@@ -215,13 +225,13 @@ def test_the_end_of_a_caption_that_is_cut_is_no_target(
         return SimpleNamespace(loss=labels.float().mean())
 
     monkeypatch.setattr(own.blip2.language_prefix, "forward", keep)
-    captions, cut = ["a dog", "a dog"], [True, False]
-    own.loss(None, captions, torch.Generator().manual_seed(0), cut=cut)
+    captions, shortened = ["a dog", "a dog"], [True, False]
+    own.loss(None, captions, torch.Generator().manual_seed(0), shortened=shortened)
     own.loss(None, captions, torch.Generator().manual_seed(0))
     with_cut, without = seen
     ends = without == own.blip2.special.eos
     assert ends.sum(1).tolist() == [1, 1]
-    assert torch.equal(with_cut != without, ends & torch.tensor(cut)[:, None])
+    assert torch.equal(with_cut != without, ends & torch.tensor(shortened)[:, None])
     assert (with_cut[0][ends[0]] == IGNORED).all()
 
 

@@ -78,17 +78,34 @@ def test_cached_features_give_the_same_losses(make_objective: Make, pairs: Subje
 def test_a_share_of_the_captions_is_the_category_alone(make_objective: Make, pairs: SubjectBatch) -> None:
     """In training only, equally for the shared negatives and for the step itself, and others in the next step."""
     objective = make_objective(category_captions=0.5)
-    encoded, whole = objective.encode(pairs), make_objective()._words(make_objective().encode(pairs), context())
-    assert torch.equal(objective.eval()._words(encoded, context()).input_ids, whole.input_ids)
+    encoded, whole = objective.encode(pairs), pairs["reference_caption"]
+    assert objective.eval()._captions(encoded, context()) == whole
     objective.train()
-    ids = objective._words(encoded, context()).input_ids
-    short = [(row == other).all().item() for row, other in zip(ids, whole.input_ids, strict=True)].count(False)
-    assert 0 < short < 6
-    assert torch.equal(ids, objective._shared(pairs, context()).input_ids)
-    assert any(not torch.equal(ids, objective._words(encoded, context(step=step)).input_ids) for step in range(1, 5))
-    everything = make_objective(category_captions=1.0).train()._words(encoded, context())
-    decoded = objective.tokenizer.batch_decode(everything.input_ids, skip_special_tokens=True)
-    assert decoded == [f"a {category}" for category in pairs["category"]]
+    captions = objective._captions(encoded, context())
+    assert 0 < sum(short != caption for short, caption in zip(captions, whole, strict=True)) < 6
+    assert torch.equal(objective._tokenize(captions).input_ids, objective._shared(pairs, context()).input_ids)
+    assert any(captions != objective._captions(encoded, context(step=step)) for step in range(1, 5))
+    everything = make_objective(category_captions=1.0).train()._captions(encoded, context())
+    assert everything == [f"a {category}" for category in pairs["category"]]
+
+
+def test_itg_has_no_target_for_the_end_of_a_shortened_caption(
+    make_objective: Make, pairs: SubjectBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+
+    def keep(logits: torch.Tensor, labels: torch.Tensor, **more: Any) -> torch.Tensor:
+        if logits.shape[1] > 2:  # of words, not of ITM
+            seen.append(labels.view(len(pairs["category"]), -1))
+        return F.log_softmax(logits, dim=1).mean()
+
+    monkeypatch.setattr("blip_diffusion.training.objectives.representation.F.cross_entropy", keep)
+    for share in (0.0, 1.0):
+        make_objective(category_captions=share).train()(pairs, context())
+    end = make_objective().tokenizer.sep_token_id
+    whole, short = seen
+    assert ((whole == end).sum(1) == 1).all() and not (short == end).any()
+    assert ((short != -100).sum(1) > 0).all()  # the words of the category
 
 
 # ------------------------------------------------------------------------------------------------------------ contrast
@@ -100,7 +117,7 @@ def test_itc_loss_is_symmetric_cross_entropy(make_objective: Make, pairs: Subjec
     objective = make_objective()
     objective.eval()
     image_features = objective.encoder.image_encoder(objective._pixels(pairs))
-    images, sentences = objective._embedded(image_features, objective._words(objective.encode(pairs), context()))
+    images, sentences = objective._embedded(image_features, objective._tokenize(objective.encode(pairs)["caption"]))
     scores = objective.heads["contrastive"].similarity(images, sentences)
     labels = torch.arange(6)
     both = [F.cross_entropy(rows, labels, label_smoothing=0.1) for rows in (scores, scores.T)]

@@ -20,7 +20,7 @@ from blip_diffusion.data.batches import DescribedImage, SubjectBatch, described,
 from blip_diffusion.errors import ConfigError
 from blip_diffusion.model import SubjectEncoder
 from blip_diffusion.modules.language import IGNORED, LanguagePrefix
-from blip_diffusion.prompts import Words, caption_words
+from blip_diffusion.prompts import Words, caption_words, without_end
 from blip_diffusion.training.objective import Losses, Objective, ParameterGroup, StepContext
 
 
@@ -85,8 +85,8 @@ class LanguageStage(Objective):
         if self.training and self.config.category_captions:
             share = self.config.category_captions
             captions = with_category_captions(captions, encoded["category"], share, context.rng)
-        cut = [short != caption for short, caption in zip(captions, encoded["caption"], strict=True)]
-        return {"loss": self.loss(self._queries(encoded["features"]), captions, context.rng, cut=cut)}
+        shortened = [short != caption for short, caption in zip(captions, encoded["caption"], strict=True)]
+        return {"loss": self.loss(self._queries(encoded["features"]), captions, context.rng, shortened=shortened)}
 
     @torch.no_grad()
     def encode(self, batch: SubjectBatch) -> EncodedImages:
@@ -103,7 +103,7 @@ class LanguageStage(Objective):
         return self.blip2.queries(self.blip2.image_encoder.norm(features))
 
     def loss(
-        self, queries: Tensor | None, captions: Sequence[str], rng: torch.Generator, *, cut: Sequence[bool] = ()
+        self, queries: Tensor | None, captions: Sequence[str], rng: torch.Generator, *, shortened: Sequence[bool] = ()
     ) -> Tensor:
         """Return the mean cross-entropy of captions after a prefix, or without one if `queries` is `None`.
 
@@ -111,11 +111,11 @@ class LanguageStage(Objective):
             queries: (B, Q, D), or `None`.
             captions: B captions.
             rng: Chooses where captions are split for an encoder-decoder.
-            cut: Whether a caption goes on after its last word, so that its end is no target; empty for none.
+            shortened: Whether each caption is a shortened one, so that its end is no target; empty for none.
         """
         words, labels = self._split(captions, rng) if self.language.is_encoder_decoder else self._unsplit(captions)
-        if any(cut):
-            labels = _without_end(labels, cut, self.blip2.special.eos)
+        if any(shortened):
+            labels = without_end(labels, shortened)
         device = self.blip2.device
         words = words.to(device)
         output = self.language(queries, words.input_ids, words.attention_mask, labels.to(device))
@@ -179,11 +179,6 @@ class LanguageStage(Objective):
         save_subject_model(self.encoder, self.blip2.qformer_tokenizer, self.blip2.reference, folder)
         source = self.config.language_model  # which may be large, and is frozen
         save_language(self.language, self.blip2.tokenizer, folder / "language", source=source)
-
-
-def _without_end(labels: Tensor, cut: Sequence[bool], eos: int) -> Tensor:
-    """Return labels (B, L) that ignore the end tokens of the captions that are cut."""
-    return labels.masked_fill(torch.tensor(cut)[:, None] & (labels == eos), IGNORED)
 
 
 def blip2_of(encoder: SubjectEncoder, language: LanguagePrefix, **more: Any) -> Blip2:

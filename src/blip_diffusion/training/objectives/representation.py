@@ -22,7 +22,7 @@ from blip_diffusion.images import preprocess
 from blip_diffusion.model import ReferenceConfig, SubjectEncoder
 from blip_diffusion.modules.heads import ContrastiveHead, LanguageHead, MatchingHead, reconstruction_loss
 from blip_diffusion.modules.qformer import AttentionPattern
-from blip_diffusion.prompts import Words, category_words
+from blip_diffusion.prompts import Words, category_words, without_end
 from blip_diffusion.protocols import Tokenizer
 from blip_diffusion.training.objective import Gather, Losses, Objective, ParameterGroup, StepContext
 
@@ -116,8 +116,12 @@ class Representation(Objective):
         normed = self.encoder.image_encoder.norm(encoded["features"])
         losses: Losses = {}
         if context.step % self.config.multimodal_every == 0:
-            words = self._words(encoded, context)
-            losses |= self.multimodal_losses(normed, encoded["features"], words, encoded["identity"], context)
+            captions = self._captions(encoded, context)
+            shortened = [short != caption for short, caption in zip(captions, encoded["caption"], strict=True)]
+            words = self._tokenize(captions).to(normed.device)
+            losses |= self.multimodal_losses(
+                normed, encoded["features"], words, encoded["identity"], context, shortened=shortened
+            )
         if self.config.reconstruction_weight:
             pairs = cast(SubjectBatch, batch)
             reconstructions = self.reconstruct(normed, self._categories(pairs))
@@ -149,7 +153,14 @@ class Representation(Objective):
     # ------------------------------------------------------------------------------------------- the three of BLIP-2
 
     def multimodal_losses(
-        self, normed: Tensor, features: Tensor, words: Words, identity: Tensor, context: StepContext
+        self,
+        normed: Tensor,
+        features: Tensor,
+        words: Words,
+        identity: Tensor,
+        context: StepContext,
+        *,
+        shortened: Sequence[bool] = (),
     ) -> Losses:
         """Return ITC, ITM and ITG of images and their captions.
 
@@ -159,10 +170,11 @@ class Representation(Objective):
             words: The tokenized captions.
             identity: (B,), equal for images of one subject.
             context: The context of the step.
+            shortened: Whether each caption is a shortened one, whose end is no target of ITG; empty for none.
         """
         losses = self._contrast_and_match(normed, features, words, identity, context)
         if self.config.itg_weight:
-            losses["generation"] = self._generation(normed, words)
+            losses["generation"] = self._generation(normed, words, shortened)
         return losses
 
     def _contrast_and_match(
@@ -220,7 +232,7 @@ class Representation(Objective):
         labels[: len(normed)] = 1
         return F.cross_entropy(self._matching_head(states.queries).float(), labels)
 
-    def _generation(self, normed: Tensor, words: Words) -> Tensor:
+    def _generation(self, normed: Tensor, words: Words, shortened: Sequence[bool]) -> Tensor:
         """Return ITG, the loss of each next word given the queries and the words before it, from `[DEC]` on."""
         ids = words.input_ids.clone()
         ids[:, 0] = self.tokenizer.bos_token_id
@@ -229,6 +241,8 @@ class Representation(Objective):
         assert embeddings is not None  # a Q-Former with words
         logits = self._language(states.words[:, :-1], embeddings.weight)
         labels = ids[:, 1:].masked_fill(words.attention_mask[:, 1:] == 0, -100)
+        if any(shortened):
+            labels = without_end(labels, shortened)
         return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), label_smoothing=self.config.smoothing)
 
     # ----------------------------------------------------------------------------------------------- reconstruction
@@ -247,15 +261,18 @@ class Representation(Objective):
         pixels, _ = described(batch, self.config.image)
         return preprocess(pixels, self.reference.size, self.reference.mean, self.reference.std)
 
-    def _words(self, pairs: EncodedPairs, context: StepContext) -> Words:
-        length, captions = self.config.max_caption_tokens, pairs["caption"]
-        if self.training and self.config.category_captions:
-            rng = torch.Generator().manual_seed(1009 * context.step + context.position)  # equal in `_shared`
-            captions = with_category_captions(captions, pairs["category"], self.config.category_captions, rng)
+    def _captions(self, pairs: EncodedPairs, context: StepContext) -> list[str]:
+        if not (self.training and self.config.category_captions):
+            return pairs["caption"]
+        rng = torch.Generator().manual_seed(1009 * context.step + context.position)  # equal in `_shared`
+        return with_category_captions(pairs["caption"], pairs["category"], self.config.category_captions, rng)
+
+    def _tokenize(self, captions: Sequence[str]) -> Words:
+        length = self.config.max_caption_tokens
         encoded = self.tokenizer(
-            captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+            list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         )
-        return Words(encoded.input_ids, encoded.attention_mask).to(pairs["features"].device)
+        return Words(encoded.input_ids, encoded.attention_mask)
 
     def _embedded(self, normed: Tensor, words: Words) -> tuple[Tensor, Tensor]:
         states = self.encoder.qformer(normed, words.input_ids, words.attention_mask, AttentionPattern.UNIMODAL)
@@ -309,7 +326,8 @@ class Representation(Objective):
 
     def _shared(self, batch: SubjectBatch | EncodedPairs, context: StepContext) -> Shared:
         encoded = self._encoded(batch)
-        features, words = encoded["features"], self._words(encoded, context)
+        features = encoded["features"]
+        words = self._tokenize(self._captions(encoded, context)).to(features.device)
         images, sentences = self._embedded(self.encoder.image_encoder.norm(features), words)
         return Shared(images, sentences, features, words.input_ids, words.attention_mask, encoded["identity"])
 

@@ -31,8 +31,8 @@ class SentencesConfig:
     """At most this many of a caption's tokens stand before [BOS], in random order and repeated, so that the model is
     trained to continue from a context, as the language stage's prefix is one; 0: no context."""
     context_noise: float = 0.0
-    """The largest standard deviation of the Gaussian noise on a context's embeddings, in units of theirs; each caption
-    has its own, uniform from 0. A projected query is never exactly the embedding of a word."""
+    """The largest standard deviation of the Gaussian noise on the context's embeddings, in units of their standard
+    deviation; each caption has its own, uniform from 0. A projected query is never exactly the embedding of a word."""
     lr_scale: float = 1.0  # factor of the learning rate
 
     def __post_init__(self) -> None:
@@ -90,7 +90,8 @@ class Sentences(Objective):
 def context_accuracy(logits: Tensor, labels: Tensor, words: Words, count: int) -> Tensor:
     """Return the share of correct predictions among the tokens that the context shows.
 
-    A language model with a low accuracy can't use a prefix: it has to be trained longer.
+    A language model with a low accuracy can't use a prefix: it has to be trained longer. With `context_noise`, part of
+    the context can't be recognised, so the accuracy stays below 1.
 
     Args:
         logits: (B, C + L, V) of the language model.
@@ -135,7 +136,7 @@ def with_noise(embeds: Tensor, count: int, largest: float, rng: torch.Generator)
     Args:
         embeds: (B, C + L, W) embeddings of a context of C tokens and a caption.
         count: Number of tokens C.
-        largest: Largest standard deviation, in units of that of the embeddings; each row's is uniform from 0.
+        largest: Largest standard deviation, in units of that of the context's embeddings; each row's is uniform from 0.
         rng: Chooses the standard deviations and the noise.
 
     Returns:
@@ -144,5 +145,5 @@ def with_noise(embeds: Tensor, count: int, largest: float, rng: torch.Generator)
     shape = (len(embeds), count, embeds.shape[-1])
     scale = torch.rand(len(embeds), 1, 1, generator=rng, device=rng.device) * largest
     noise = torch.randn(shape, generator=rng, device=rng.device) * scale
-    noise = noise.to(embeds) * embeds.detach().std()
+    noise = noise.to(embeds) * embeds[:, :count].detach().std()
     return embeds + F.pad(noise, (0, 0, 0, embeds.shape[1] - count))
