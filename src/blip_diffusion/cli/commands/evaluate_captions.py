@@ -19,10 +19,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the report and the sheet")
     parser.add_argument("--num-images", type=int, default=1000, metavar="N", help="composites (default: 1000)")
     parser.add_argument("--num-beams", type=int, default=5, metavar="N", help="width of the beam search (default: 5)")
-    parser.add_argument("--vqa", action="store_true", help="also score answers to questions about each image")
+    parser.add_argument(
+        "--vqa", action="store_true", help="also score answers to questions about each image (needs --model)"
+    )
     parser.add_argument(
         "--probe-images", type=int, default=0, metavar="N",
-        help="also name categories and scenes by linear probes of the image encoder, fitted to N images (default: 0)",
+        help="also name categories and scenes by linear probes of the image encoder of --model, fitted to N images "
+        "(default: 0; 0: none)",
     )  # fmt: skip
     parser.add_argument(
         "--rerank",

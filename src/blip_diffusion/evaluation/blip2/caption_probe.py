@@ -11,7 +11,7 @@ from blip_diffusion.data.synthetic.caption_parser import CaptionParser, scene_wo
 from blip_diffusion.data.synthetic.pair_sampler import PairSampler
 from blip_diffusion.evaluation.blip2.captions import BATCH, SYNTHETIC, HeldOut, caption_correct, over_subjects, slices
 from blip_diffusion.evaluation.features.linear_probe import fit_classifier
-from blip_diffusion.evaluation.metrics.statistics import Estimate
+from blip_diffusion.evaluation.metrics.statistics import UNDEFINED, Estimate
 
 PROBED = ("category", "scene")
 
@@ -32,19 +32,26 @@ def probe_accuracy(
 
     Returns:
         Accuracy in [0, 1] of each of `PROBED`, among captions that mention it, with 95 % bootstrap intervals over
-        subjects.
+        subjects; `UNDEFINED` for a field that no fitted caption mentions.
     """
     sampler = PairSampler(world, replace(SYNTHETIC, split="train"), batch_size=BATCH, seed=seed)
-    batches = [sampler(index) for index in range(-(-images // BATCH))]
-    features = torch.cat([pooled_features(model, batch["target"]) for batch in batches])
+    pooled, captions = [], []
+    for index in range(-(-images // BATCH)):
+        batch = sampler(index)
+        pooled.append(pooled_features(model, batch["target"]))
+        captions += batch["caption"]
+    features = torch.cat(pooled)[:images]
     held_features = torch.cat([pooled_features(model, held.pixels[rows]) for rows in slices(len(held))])
     parse = CaptionParser(scene_words(world))
-    fitted = [parse(caption) for batch in batches for caption in batch["caption"]]
+    fitted = [parse(caption) for caption in captions[:images]]
     truth = [parse(caption) for caption in held.captions]
     accuracy = {}
     for field in PROBED:
         labels = [getattr(facts, field) for facts in fitted]
         known = torch.tensor([bool(label) for label in labels])
+        if not known.any():
+            accuracy[field] = UNDEFINED
+            continue
         probe = fit_classifier(features[known], [label for label in labels if label])
         correct = caption_correct([getattr(facts, field) for facts in truth], probe(held_features))
         accuracy[field] = over_subjects(correct, held.subjects)

@@ -27,7 +27,7 @@ from blip_diffusion.prompts import caption_words
 
 BATCH = 32
 CAPTION_LINE = 34
-"""Letters of a line of a sheet."""
+"""Characters in a line of a caption on a contact sheet."""
 MAX_COMPOSITES = 20_000
 """Images of a report: all are in memory."""
 CONDITIONS = ("right image", "wrong image", "no image")
@@ -191,7 +191,10 @@ def _of_sums(columns: Tensor, subjects: Tensor, statistic: Statistic) -> Estimat
 def caption_sheet(pixels: Tensor, captions: Sequence[str], truth: Sequence[str], *, columns: int = 4) -> Image.Image:
     """Return a contact sheet of images, each with its generated caption, and below it the true one in grey."""
     side, gap, line = 192, 8, 13
-    texts = [[textwrap.wrap(text, CAPTION_LINE) or [""] for text in pair] for pair in zip(captions, truth, strict=True)]
+    texts = [
+        [textwrap.wrap(text.replace(" ,", ","), CAPTION_LINE) or [""] for text in pair]
+        for pair in zip(captions, truth, strict=True)
+    ]
     bar = line * max(sum(len(lines) for lines in pair) for pair in texts) + 4
     page = Image.new("RGB", (columns * (side + gap), -(-len(captions) // columns) * (side + bar + gap)), "white")
     draw = ImageDraw.Draw(page)
