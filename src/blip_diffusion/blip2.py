@@ -7,11 +7,12 @@ Letters: `B` images, `C` sentences, `Q` queries, `D` query width, `E` width of t
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from blip_diffusion.argument_checks import choice
 from blip_diffusion.errors import CheckpointError
 from blip_diffusion.images import preprocess
 from blip_diffusion.model import ReferenceConfig
@@ -23,6 +24,8 @@ from blip_diffusion.prompts import SpecialIds, Words
 
 MAX_SENTENCE = 35
 """Tokens of a sentence in retrieval, as in the published code."""
+RerankScore = Literal["published", "posterior"]
+"""How ITM and ITC are added: `Blip2.rerank_scores` defines both."""
 
 
 class Blip2(nn.Module):
@@ -38,6 +41,7 @@ class Blip2(nn.Module):
         matching: Head of ITM.
         qformer_tokenizer: The Q-Former's tokenizer.
         image_token: Placeholder id of a query in transformers' prompts; only saved with the model.
+        has_temperature: Whether the temperature of `contrastive` is a trained one.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Blip2(nn.Module):
         matching: MatchingHead | None = None,
         qformer_tokenizer: Any = None,
         image_token: int | None = None,
+        has_temperature: bool = True,
     ) -> None:
         super().__init__()
         self.image_encoder = image_encoder
@@ -63,6 +68,7 @@ class Blip2(nn.Module):
         self.matching = matching
         self.qformer_tokenizer = qformer_tokenizer
         self.image_token = image_token
+        self.has_temperature = has_temperature
 
     @property
     def special(self) -> SpecialIds:
@@ -138,6 +144,39 @@ class Blip2(nn.Module):
         states = self.qformer(features, words.input_ids, words.attention_mask, AttentionPattern.BIDIRECTIONAL)
         logits: Tensor = self.itm_head(states.queries)
         return logits
+
+    def rerank_scores(self, logits: Tensor, cosines: Tensor, kind: RerankScore = "published") -> Tensor:
+        """Return scores (P,) of P pairs of an image and a sentence, by which candidates of ITC are ranked again.
+
+        "published" is ITM's logit of a match plus ITC's cosine, as in LAVIS. "posterior" is ITM's log odds of a match
+        plus cosine / τ. ITM is trained to tell pairs p from hard negatives, which are sampled from ITC's
+        q = softmax(cosine / τ). The odds of the best classifier are p / q up to a factor, so log odds + log q is log p
+        (noise-contrastive estimation, Gutmann & Hyvärinen 2012, section 2).
+
+        Args:
+            logits: (P, 2) of `itm`.
+            cosines: (P,) of `itc`.
+            kind: The formula.
+
+        Returns:
+            Scores, higher is better. Those of one image or of one sentence can be compared.
+
+        Raises:
+            InputError: For another kind.
+            CheckpointError: For "posterior" and a folder of transformers, which doesn't contain τ.
+
+        Example:
+            >>> model.rerank_scores(model.itm(features, words), cosines, "posterior")
+        """
+        if choice("rerank_score", kind, get_args(RerankScore)) == "published":
+            return logits[:, 1].float() + cosines.float()
+        if not self.has_temperature:
+            raise CheckpointError(
+                "This folder of transformers doesn't contain ITC's temperature, which the score posterior divides by: "
+                "use published."
+            )
+        logits, cosines = logits.float(), cosines.float()
+        return logits[:, 1] - logits[:, 0] + cosines / self.itc_head.clamped_temperature.to(cosines)
 
     def sentence_words(self, sentences: Sequence[str]) -> Words:
         """Return token ids of C sentences, truncated to `MAX_SENTENCE` tokens, on the model's device."""

@@ -158,6 +158,7 @@ def test_lavis_files_go_both_ways(folders: dict[str, Path], tmp_path: Path, name
     assert expected in names and not [n for n in names if "model" in n]
     read = load_blip2(tmp_path / "own.pth", base=folders[name])
     assert read.image_encoder.norm.eps == 1e-5
+    assert read.has_temperature and not load_blip2(folders[name]).has_temperature  # which transformers leaves out
     for key, tensor in own.state_dict().items():
         if tower or not key.endswith("qkv.bias"):
             assert torch.equal(tensor, read.state_dict()[key]), key

@@ -90,12 +90,17 @@ def test_a_search_ranks_by_contrast_and_the_best_again_by_matching(folder: Path,
     for match in again[:3]:
         assert match.matching is not None
         assert match.score == pytest.approx(match.matching + match.cosine)
+    posterior = search("a dog on the beach", photos, rerank=3, rerank_score="posterior")
+    assert [match.score for match in posterior[:3]] == sorted((match.score for match in posterior[:3]), reverse=True)
+    assert {match.score for match in posterior[:3]}.isdisjoint(match.score for match in again[:3])
     with pytest.raises(InputError, match="empty"):
         search(" ", photos)
     with pytest.raises(InputError, match="is not Unicode text"):
         search("a dog \ud800", photos)
     with pytest.raises(InputError, match="no images"):
         search("a dog", [])
+    with pytest.raises(InputError, match="no rerank_score"):
+        search("a dog", photos, rerank_score="sum")  # type: ignore[arg-type]
 
 
 def test_models_without_the_needed_parts_are_refused(tiny_folder: Path) -> None:

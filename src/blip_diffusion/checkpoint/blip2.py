@@ -195,6 +195,7 @@ def _build(config: Any, *, has_language: bool, compares: bool) -> Blip2:
         contrastive=ContrastiveHead(width, config.image_text_hidden_size) if compares else None,
         matching=MatchingHead(width) if compares else None,
         image_token=config.image_token_index,
+        has_temperature=False,
     )
 
 
@@ -299,6 +300,7 @@ def read_lavis_blip2(path: Path, base: Blip2) -> Blip2:
     encoder = base.image_encoder
     encoder.config = replace(encoder.config, norm_eps=LAVIS_EPS)
     encoder.norm.eps = LAVIS_EPS
+    base.has_temperature = True
     return base
 
 

@@ -36,11 +36,13 @@ class ContrastiveHead(nn.Module):
         return torch.einsum("bqe,ce->bqc", images, sentences).amax(dim=1)
 
     def similarity(self, images: Tensor, sentences: Tensor) -> Tensor:
-        """Return the highest cosine over the queries, divided by the temperature: (B, Q, E) and (C, E) to (B, C).
+        """Return the highest cosine over the queries, divided by the temperature: (B, Q, E) and (C, E) to (B, C)."""
+        return self.cosines(images, sentences) / self.clamped_temperature
 
-        The temperature is clamped to [0.001, 0.5].
-        """
-        return self.cosines(images, sentences) / self.temperature.clamp(0.001, 0.5)
+    @property
+    def clamped_temperature(self) -> Tensor:
+        """The temperature, clamped to [0.001, 0.5]."""
+        return self.temperature.clamp(0.001, 0.5)
 
 
 class MatchingHead(nn.Linear):

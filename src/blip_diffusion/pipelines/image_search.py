@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip_diffusion.argument_checks import listed, one_text, whole_number
-from blip_diffusion.blip2 import Blip2
+from blip_diffusion.blip2 import Blip2, RerankScore
 from blip_diffusion.errors import InputError
 from blip_diffusion.images import open_image
 from blip_diffusion.pipelines.blip2_pipeline import Blip2Pipeline
@@ -29,7 +29,7 @@ class Match:
     """The scores of one image for the sentence."""
 
     index: int  # of the image in the list
-    score: float  # cosine, plus the logit of matching if it was computed
+    score: float  # `Blip2.rerank_scores` if matching was computed, else the cosine
     cosine: float  # of ITC, in [-1, 1]
     matching: float | None = None  # of ITM: the logit of a match
 
@@ -56,20 +56,30 @@ class ImageSearch(Blip2Pipeline):
         super().__init__(model)
         _ = model.itc_head  # which raises if there is none
 
-    def __call__(self, sentence: str, images: Sequence[Source], *, rerank: int = RERANKED) -> list[Match]:
+    def __call__(
+        self,
+        sentence: str,
+        images: Sequence[Source],
+        *,
+        rerank: int = RERANKED,
+        rerank_score: RerankScore = "published",
+    ) -> list[Match]:
         """Rank images, the best first.
 
         Args:
             sentence: A description such as "a red teapot"; it is truncated to 35 tokens.
             images: N images, or their paths, which are opened in batches.
             rerank: Number of the best images that matching reranks; 0 for none.
+            rerank_score: How matching and the cosine are added (`Blip2.rerank_scores`). "posterior" suits models that
+                this project trained.
 
         Returns:
             N matches, the reranked ones first.
 
         Raises:
-            InputError: For an empty sentence, no images, or an image that can't be read.
-            CheckpointError: For `rerank` above 0 and a model without the head of ITM.
+            InputError: For an empty sentence, no images, an image that can't be read, or another `rerank_score`.
+            CheckpointError: For `rerank` above 0 and a model without the head of ITM, or, for "posterior", without a
+                temperature.
 
         Example:
             >>> [match.index for match in search("a dog on the beach", paths, rerank=16)[:3]]
@@ -78,16 +88,17 @@ class ImageSearch(Blip2Pipeline):
         images = listed("images", images, "images or paths")
         if not one_text("sentence", sentence).strip():
             raise InputError("The sentence is empty: describe an image, for example a red teapot.")
-        if rerank:
-            _ = self.model.itm_head  # which raises if there is none, before images are encoded
+        if rerank:  # which raises if the model can't, before images are encoded
+            _ = self.model.itm_head, self.model.rerank_scores(torch.zeros(0, 2), torch.zeros(0), rerank_score)
         words = self.model.sentence_words([sentence])
         features: dict[int, Tensor] = {}
         cosines = self._cosines(images, words, features, rerank)
         order = cosines.argsort(descending=True).tolist()
         first = order[:rerank]
         logits = self._logits([features[index] for index in first], words)
-        best = [Match(i, cosines[i].item() + logit, cosines[i].item(), logit)
-                for i, logit in zip(first, logits, strict=True)]  # fmt: skip
+        scores = self.model.rerank_scores(logits, cosines[first], rerank_score).tolist()
+        best = [Match(i, total, cosines[i].item(), logit)
+                for i, total, logit in zip(first, scores, logits[:, 1].tolist(), strict=True)]  # fmt: skip
         others = [Match(index, cosines[index].item(), cosines[index].item()) for index in order[rerank:]]
         return sorted(best, key=lambda match: -match.score) + others
 
@@ -109,14 +120,14 @@ class ImageSearch(Blip2Pipeline):
         return cosines
 
     @torch.no_grad()
-    def _logits(self, encoded: Sequence[Tensor], words: Words) -> list[float]:
-        """Return ITM's logits of a match of each image, given its features, with the sentence."""
-        logits: list[float] = []
+    def _logits(self, encoded: Sequence[Tensor], words: Words) -> Tensor:
+        """Return ITM's logits (N, 2) of N images, given their features, with the sentence."""
+        logits = [torch.zeros(0, 2)]
         for first in range(0, len(encoded), BATCH):
             features = torch.stack(list(encoded[first : first + BATCH]))
             same = Words(*(t.expand(len(features), -1) for t in (words.input_ids, words.attention_mask)))
-            logits += self.model.itm(features, same)[:, 1].float().tolist()
-        return logits
+            logits.append(self.model.itm(features, same).float().cpu())
+        return torch.cat(logits)
 
     def _features_of(self, sources: Sequence[Source]) -> Tensor:
         opened = [source if isinstance(source, Image.Image) else open_image(source) for source in sources]

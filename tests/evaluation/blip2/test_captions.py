@@ -17,9 +17,6 @@ from blip_diffusion.errors import InputError
 from blip_diffusion.evaluation.blip2.caption_probe import probe_accuracy
 from blip_diffusion.evaluation.blip2.captions import BATCH, SYNTHETIC, HeldOut, caption_sheet, held_out
 from blip_diffusion.evaluation.blip2.report import evaluate_captions
-from blip_diffusion.evaluation.blip2.retrieval import image_features, zero_shot_accuracy
-from blip_diffusion.evaluation.metrics.retrieval import recall_at
-from blip_diffusion.pipelines.image_search import ImageSearch
 from blip_diffusion.pipelines.pipeline import BlipDiffusionPipeline
 from tests.conftest import WORLD
 from tests.models import save_blip2
@@ -59,14 +56,6 @@ def test_paraphrases_have_the_same_facts(world: AssetLibrary) -> None:
         assert {parse(one) for one in same} == {parse(sentence)}
 
 
-def test_recall() -> None:
-    scores = torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]])
-    relevant = torch.tensor([[False, True, False], [False, False, True]])
-    assert recall_at(scores, relevant, 1).tolist() == [0, 1]
-    assert recall_at(scores, relevant, 2).tolist() == [1, 1]
-    assert recall_at(scores, relevant, 10).tolist() == [1, 1]
-
-
 def test_wrong_images_show_other_subjects(world: AssetLibrary) -> None:
     held = held_out(world, 8)
     assert all(held.subjects[i] != held.subjects[j] for i, j in enumerate(held.mismatched))
@@ -87,23 +76,6 @@ def test_a_probe_names_what_it_was_fitted_to(pipe: BlipDiffusionPipeline, world:
     assert accuracy["category"].value < 0.5 and accuracy["scene"].value < 0.5
 
 
-def test_zero_shot_categories_are_ranked_by_itc(
-    pipe: BlipDiffusionPipeline, world: AssetLibrary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The true category has the best cosine, then the second best."""
-    model = ImageSearch.from_pretrained(str(save_blip2(pipe.model, tmp_path / "model"))).model
-    held = held_out(world, 6)
-    parse = CaptionParser(scene_words(world))
-    categories = sorted({cutout.category for cutout in world.cutouts})
-    true = torch.tensor([categories.index(parse(caption).category) for caption in held.captions])
-    for shift, first in ((0, 1.0), (1, 0.0)):
-        cosines = torch.zeros(len(held), len(categories)).scatter(1, ((true + shift) % len(categories))[:, None], 1.0)
-        cosines = cosines.scatter(1, true[:, None], 1.0 if not shift else 0.5)
-        monkeypatch.setattr(model, "itc", lambda images, sentences, table=cosines: table)
-        accuracy = zero_shot_accuracy(model, world, held, image_features(model, held))
-        assert accuracy[1].value == first and accuracy[10].value == 1
-
-
 def test_a_report_of_captions_and_retrieval(pipe: BlipDiffusionPipeline, tmp_path: Path) -> None:
     folder = save_blip2(pipe.model, tmp_path / "model")
     models = {"model": str(folder), "search_model": str(folder)}
@@ -116,8 +88,13 @@ def test_a_report_of_captions_and_retrieval(pipe: BlipDiffusionPipeline, tmp_pat
     assert report["captions"]["advantage"].keys() == {"wrong image", "no image"}
     assert report["captions"]["similarity"].keys() == {"CIDEr-D", "BLEU-4"}
     assert report["answers"]["category"].keys() == {"right image", "wrong image", "no image"}
-    for direction in report["retrieval"]["matching"].values():
-        assert list(direction.values()) == sorted(direction.values())
+    assert report["retrieval"]["recalls"].keys() == {"ITC", "published", "posterior"}
+    for recalls in report["retrieval"]["recalls"].values():
+        for direction in recalls.values():
+            values = [one["value"] for one in direction.values()]
+            assert values == sorted(values)
+    assert "| image to text, ITC, then ITM of the best 2, score posterior |" in text
+    assert "| text to image, published above ITC |" in text
     assert report["probe"].keys() == {"images", "category", "scene"} and "linear probe of the image encoder" in text
     assert (tmp_path / "out/sheet.png").is_file()
     text = evaluate_captions(WORLD, tmp_path / "itc", search_model=str(folder), num_images=6, rerank=0)
@@ -126,6 +103,9 @@ def test_a_report_of_captions_and_retrieval(pipe: BlipDiffusionPipeline, tmp_pat
     assert f"zero-shot: top 1 {zero_shot['1']['value']:.3f}" in text and zero_shot["1"]["value"] < 0.5
     with pytest.raises(InputError, match="nothing to score"):
         evaluate_captions(WORLD, tmp_path / "none")
+    for more in ({"vqa": True}, {"probe_images": 32}):
+        with pytest.raises(InputError, match="give one \\(--model\\)"):
+            evaluate_captions(WORLD, tmp_path / "none", search_model=str(folder), **more)  # type: ignore[arg-type]
     assert not (tmp_path / "none").exists()
 
 

@@ -25,6 +25,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--rerank", type=int, default=128, metavar="N",
         help="how many of the best are ranked again by matching; 0 for none (default: 128)",
     )  # fmt: skip
+    parser.add_argument(
+        "--rerank-score", default="published", choices=("published", "posterior"),
+        help="how matching and contrast are added: published (default), as in LAVIS; posterior, for models that this "
+        "project trained",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print a JSON object for each image")
     device_flags(parser)
 
@@ -42,7 +47,9 @@ def run(arguments: argparse.Namespace) -> None:
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
     device = device_of(arguments.device)
     search = ImageSearch.from_pretrained(arguments.model, base=arguments.base, torch_dtype=dtype).to(device)
-    for match in search(arguments.sentence, paths, rerank=arguments.rerank)[: arguments.num_images]:
+    for match in search(arguments.sentence, paths, rerank=arguments.rerank, rerank_score=arguments.rerank_score)[
+        : arguments.num_images
+    ]:
         path = str(paths[match.index])
         if arguments.json:
             print_json({"path": path, "score": match.score, "cosine": match.cosine, "matching": match.matching})

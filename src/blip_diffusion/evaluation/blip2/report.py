@@ -85,6 +85,8 @@ def evaluate_captions(
     """
     if model is None and search_model is None:
         raise InputError("There is nothing to score: give a model for captions, one for retrieval, or both.")
+    if model is None and (vqa or probe_images):
+        raise InputError("vqa and probe_images (--vqa, --probe-images) score a model for captions: give one (--model).")
     dataset, out, device = as_path("dataset", dataset), as_path("out", out), str(present_device(device))
     flag("vqa", vqa)
     _check_counts(num_images=num_images, num_beams=num_beams, probe_images=probe_images, rerank=rerank, seed=seed)
@@ -163,16 +165,19 @@ def _cells(row: Mapping[str, Estimate]) -> str:
 
 
 def _retrieval_table(scores: RetrievalScores) -> str:
-    rows = [
-        f"| {name}, {stage} | " + " | ".join(f"{recalls[name][k]:.3f}" for k in KS) + " |"
-        for name in scores.contrast
-        for stage, recalls in _stages(scores).items()
-    ]
     head = f"| {scores.images} images, {scores.sentences} sentences | {' | '.join(f'R@{k}' for k in KS)} |"
+    rows = [
+        f"| {direction}, {_ranking(name, scores.reranked)} | {' | '.join(str(recalls[direction][k]) for k in KS)} |"
+        for direction in ("image to text", "text to image")
+        for name, recalls in scores.recalls.items()
+    ]
+    rows += [
+        f"| {direction}, {name} above ITC | {' | '.join(str(gain[direction][k]) for k in KS)} |"
+        for direction in ("image to text", "text to image")
+        for name, gain in scores.gain.items()
+    ]
     return "\n".join([head, "|---|---|---|---|", *rows])
 
 
-def _stages(scores: RetrievalScores) -> Mapping[str, Any]:
-    if scores.matching is None:
-        return {"ITC": scores.contrast}
-    return {"ITC": scores.contrast, f"ITC, then ITM of the best {scores.reranked}": scores.matching}
+def _ranking(name: str, reranked: int) -> str:
+    return name if name == "ITC" else f"ITC, then ITM of the best {reranked}, score {name}"

@@ -4,11 +4,12 @@ Letters: `N` images, `T` different captions, `C` categories.
 """
 
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from blip_diffusion.blip2 import Blip2
+from blip_diffusion.blip2 import Blip2, RerankScore
 from blip_diffusion.data.synthetic.assets import AssetLibrary
 from blip_diffusion.data.synthetic.caption_parser import CaptionParser, scene_words
 from blip_diffusion.evaluation.blip2.captions import HeldOut, over_subjects, slices
@@ -17,19 +18,21 @@ from blip_diffusion.evaluation.metrics.statistics import Estimate
 from blip_diffusion.prompts import Words
 
 KS = (1, 5, 10)
-Recalls = dict[str, dict[int, float]]
+Recalls = dict[str, dict[int, Estimate]]
 """Recalls by direction, "image to text" and "text to image", and by k."""
+Hits = dict[str, dict[int, Tensor]]  # recall of each query, by direction and k
+Directions = dict[str, tuple[Tensor, Tensor]]  # relevant candidates (N, M), and the subject of each query (N,)
 
 
 @dataclass(frozen=True)
 class RetrievalScores:
-    """Recall at `KS`. All images with one caption are relevant for it."""
+    """Recall at `KS` of ITC and of each `RerankScore`. All images with one caption are relevant for it."""
 
     images: int
     sentences: int
     reranked: int
-    contrast: Recalls
-    matching: Recalls | None  # `None` without reranking
+    recalls: dict[str, Recalls]
+    gain: dict[str, Recalls]  # of each reranking over ITC
 
 
 @torch.no_grad()
@@ -40,7 +43,7 @@ def image_features(model: Blip2, held: HeldOut) -> Tensor:
 
 @torch.no_grad()
 def score_retrieval(model: Blip2, held: HeldOut, features: Tensor, *, rerank: int = 32) -> RetrievalScores:
-    """Score retrieval by ITC, and after reranking the best candidates of each query by ITM's logit plus cosine.
+    """Score retrieval by ITC, and after reranking the best candidates of each query with ITM.
 
     Args:
         model: A model with the head of ITC, and for reranking that of ITM.
@@ -49,7 +52,7 @@ def score_retrieval(model: Blip2, held: HeldOut, features: Tensor, *, rerank: in
         rerank: Number of candidates of each query that are reranked; 0 for none.
 
     Returns:
-        The recalls.
+        The recalls, with 95 % bootstrap intervals over subjects.
 
     Raises:
         CheckpointError: If the model has no such head.
@@ -59,12 +62,15 @@ def score_retrieval(model: Blip2, held: HeldOut, features: Tensor, *, rerank: in
     vectors = _vectors(model, features)
     words = model.sentence_words(sentences)
     cosines = model.itc(vectors, model.sentence_vectors(words)).cpu()  # (N, T)
-    before = {"image to text": (cosines, relevant), "text to image": (cosines.T, relevant.T)}
-    after = None
+    rankings = {"ITC": (cosines, cosines.T)}
     if rerank:
-        to_text, to_image = _reranked(model, features, words, cosines, rerank)
-        after = _recalls({"image to text": (to_text, relevant), "text to image": (to_image, relevant.T)})
-    return RetrievalScores(len(held), len(sentences), rerank, _recalls(before), after)
+        rankings |= _reranked(model, features, words, cosines, rerank)
+    subject_of = [held.subjects[held.captions.index(sentence)] for sentence in sentences]
+    directions = {"image to text": (relevant, held.subjects), "text to image": (relevant.T, torch.stack(subject_of))}
+    hits = {name: _hits(scores, directions) for name, scores in rankings.items()}
+    gains = {name: _difference(hits[name], hits["ITC"]) for name in list(hits)[1:]}
+    estimated = [{name: _estimates(one, directions) for name, one in table.items()} for table in (hits, gains)]
+    return RetrievalScores(len(held), len(sentences), rerank, *estimated)
 
 
 @torch.no_grad()
@@ -96,33 +102,49 @@ def _vectors(model: Blip2, features: Tensor) -> Tensor:
     return torch.cat([model.image_vectors(features[rows]) for rows in slices(len(features))])
 
 
-def _recalls(tables: dict[str, tuple[Tensor, Tensor]]) -> Recalls:
+def _hits(scores: tuple[Tensor, Tensor], directions: Directions) -> Hits:
+    """Return the recall of each query (N,) or (T,), by direction and k."""
     return {
-        name: {k: float(recall_at(scores, relevant, k).mean()) for k in KS}
-        for name, (scores, relevant) in tables.items()
+        direction: {k: recall_at(table, relevant, k) for k in KS}
+        for table, (direction, (relevant, _)) in zip(scores, directions.items(), strict=True)
     }
 
 
-def _reranked(model: Blip2, features: Tensor, words: Words, cosines: Tensor, rerank: int) -> tuple[Tensor, Tensor]:
-    """Return scores (N, T) and (T, N): ITM's logit + cosine for the best candidates of each row, -100 for others."""
-    n, t = cosines.shape
-    by_image = cosines.topk(min(rerank, t), dim=1).indices
-    by_text = cosines.T.topk(min(rerank, n), dim=1).indices
-    rows = torch.arange(n)[:, None].expand_as(by_image).flatten()
-    columns = torch.arange(t)[:, None].expand_as(by_text).flatten()
-    needed = {*zip(rows.tolist(), by_image.flatten().tolist(), strict=True)}
-    needed |= {*zip(by_text.flatten().tolist(), columns.tolist(), strict=True)}
-    pairs = torch.tensor(sorted(needed))
+def _difference(a: Hits, b: Hits) -> Hits:
+    return {direction: {k: a[direction][k] - b[direction][k] for k in KS} for direction in a}
+
+
+def _estimates(hits: Hits, directions: Directions) -> Recalls:
+    return {
+        direction: {k: over_subjects(one, directions[direction][1]) for k, one in row.items()}
+        for direction, row in hits.items()
+    }
+
+
+def _reranked(
+    model: Blip2, features: Tensor, words: Words, cosines: Tensor, rerank: int
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return scores (N, T) and (T, N) by `RerankScore`: the best candidates of each row, then the others by ITC."""
+    by_image, by_text = _best(cosines, rerank), _best(cosines.T, rerank)
+    pairs = (by_image | by_text.T).nonzero()  # (P, 2)
     logits = torch.cat([_logits(model, features, words, pairs[some]) for some in slices(len(pairs))]).cpu()
-    table = torch.full((n, t), -torch.inf)
-    table[pairs[:, 0], pairs[:, 1]] = logits
-    to_text, to_image = (torch.full_like(scores, -100.0) for scores in (cosines, cosines.T))
-    to_text.scatter_(1, by_image, (table + cosines).gather(1, by_image))
-    to_image.scatter_(1, by_text, (table + cosines).T.gather(1, by_text))
-    return to_text, to_image
+    rows, columns = pairs.unbind(1)
+    others = cosines.double() - 1e6
+    tables = {}
+    for kind in get_args(RerankScore):
+        scores = others.clone()
+        scores[rows, columns] = model.rerank_scores(logits, cosines[rows, columns], kind).double()
+        tables[kind] = torch.where(by_image, scores, others), torch.where(by_text, scores.T, others.T)
+    return tables
+
+
+def _best(scores: Tensor, count: int) -> Tensor:
+    """Return the mask of the `count` highest scores of each row."""
+    highest = scores.topk(min(count, scores.shape[1]), dim=1).indices
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(1, highest, True)
 
 
 def _logits(model: Blip2, features: Tensor, words: Words, pairs: Tensor) -> Tensor:
     images, texts = pairs.unbind(1)
     chosen = Words(words.input_ids[texts], words.attention_mask[texts])
-    return model.itm(features[images], chosen)[:, 1].float()
+    return model.itm(features[images], chosen).float()
