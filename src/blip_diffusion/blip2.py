@@ -168,14 +168,14 @@ class Blip2(nn.Module):
         Example:
             >>> model.rerank_scores(model.itm(features, words), cosines, "posterior")
         """
+        logits, cosines = logits.float(), cosines.float()
         if choice("rerank_score", kind, get_args(RerankScore)) == "published":
-            return logits[:, 1].float() + cosines.float()
+            return logits[:, 1] + cosines
         if not self.has_temperature:
             raise CheckpointError(
                 "This folder of transformers doesn't contain ITC's temperature, which the score posterior divides by: "
                 "use published."
             )
-        logits, cosines = logits.float(), cosines.float()
         return logits[:, 1] - logits[:, 0] + cosines / self.itc_head.clamped_temperature.to(cosines)
 
     def sentence_words(self, sentences: Sequence[str]) -> Words:

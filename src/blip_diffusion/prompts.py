@@ -185,8 +185,10 @@ def without_end(labels: Tensor, shortened: Sequence[bool]) -> Tensor:
     """Return labels (B, L) in which -100 replaces the last target of each caption that is shortened.
 
     A target for the end of "a dog", shortened from "a dog on the beach", would teach a model to stop there. Only the
-    last target is replaced: the token of the end may be that of the beginning too, as in OPT.
+    last target is replaced: the token of the end may be that of the beginning too, as in OPT. No flags: all are whole.
     """
+    if not any(shortened):
+        return labels
     last = (labels != -100) & ((labels != -100).flip(1).cumsum(1).flip(1) == 1)
     return labels.masked_fill(last & torch.tensor(shortened, device=labels.device)[:, None], -100)
 

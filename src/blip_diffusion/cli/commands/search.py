@@ -47,9 +47,8 @@ def run(arguments: argparse.Namespace) -> None:
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
     device = device_of(arguments.device)
     search = ImageSearch.from_pretrained(arguments.model, base=arguments.base, torch_dtype=dtype).to(device)
-    for match in search(arguments.sentence, paths, rerank=arguments.rerank, rerank_score=arguments.rerank_score)[
-        : arguments.num_images
-    ]:
+    matches = search(arguments.sentence, paths, rerank=arguments.rerank, rerank_score=arguments.rerank_score)
+    for match in matches[: arguments.num_images]:
         path = str(paths[match.index])
         if arguments.json:
             print_json({"path": path, "score": match.score, "cosine": match.cosine, "matching": match.matching})

@@ -114,8 +114,7 @@ class LanguageStage(Objective):
             shortened: Whether each caption is a shortened one, so that its end is no target; empty for none.
         """
         words, labels = self._split(captions, rng) if self.language.is_encoder_decoder else self._unsplit(captions)
-        if any(shortened):
-            labels = without_end(labels, shortened)
+        labels = without_end(labels, shortened)
         device = self.blip2.device
         words = words.to(device)
         output = self.language(queries, words.input_ids, words.attention_mask, labels.to(device))

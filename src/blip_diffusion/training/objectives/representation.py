@@ -241,8 +241,7 @@ class Representation(Objective):
         assert embeddings is not None  # a Q-Former with words
         logits = self._language(states.words[:, :-1], embeddings.weight)
         labels = ids[:, 1:].masked_fill(words.attention_mask[:, 1:] == 0, -100)
-        if any(shortened):
-            labels = without_end(labels, shortened)
+        labels = without_end(labels, shortened)
         return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), label_smoothing=self.config.smoothing)
 
     # ----------------------------------------------------------------------------------------------- reconstruction
